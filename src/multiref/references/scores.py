@@ -1,0 +1,239 @@
+"""Scores: log-probabilities of completions under K references. The one door between models and mathematics.
+
+Two levels, two types that cannot be confused. `SequenceScores` holds one number per completion and reference, summed over the tokens of
+that reference's own tokenizer, so it works across tokenizers. `TokenScores` holds one number per token and exists only where all
+vocabularies are the same mapping.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from json.encoder import encode_basestring
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
+
+__all__ = ["SequenceScores", "TokenScores", "content_key", "content_keys", "same_vocabulary"]
+
+KEY_BYTES = 16
+_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def content_key(prompt: Any, completion: Any) -> bytes:
+    """Text, Text → 16 bytes: what a score is filed under. Depends on the text and on nothing else.
+
+    key = blake2b-128( canonical JSON of [prompt, completion] ), canonical: UTF-8, keys sorted, no spaces, messages as objects.
+    A string and a one-message conversation with the same words are different texts, because a chat template treats them differently.
+    """
+    return hashlib.blake2b(
+        f"[{_canonical(prompt)},{_canonical(completion)}]".encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES
+    ).digest()
+
+
+def content_keys(prompts: Iterable[Any], completions: Iterable[Any]) -> np.ndarray:
+    """The content keys of N completions, [N] of 16 bytes each (numpy dtype V16)."""
+    return _as_keys(b"".join(content_key(p, c) for p, c in zip(prompts, completions, strict=True)))
+
+
+def _canonical(text: Any) -> str:
+    if isinstance(text, str):
+        return encode_basestring(text)  # what the JSON encoder does for a string, without its overhead
+    return _json([dict(message) for message in text])
+
+
+def _as_keys(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw, dtype=f"V{KEY_BYTES}")
+
+
+def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two 64-bit halves of each key, big-endian, so that comparing them compares the bytes."""
+    pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
+    return pairs[:, 0].astype(np.uint64), pairs[:, 1].astype(np.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceScores:
+    """Log-probabilities of N completions under K references, each summed over the completion.
+
+    Args:
+        names: K different names of the references.
+        keys: [N] content keys (dtype V16), all different, in any order.
+        logps: [K, N] float64, natural log of π_k(completion | prompt), end token included unless the scorer was told otherwise.
+        lengths: [K, N] int64, how many tokens were scored, in each reference's own tokenizer.
+        truncated: [K, N] bool, where the reference's context did not hold the whole text.
+
+    Joined to data by content key, never by position: `of` and `of_pairs`.
+    """
+
+    names: tuple[str, ...]
+    keys: np.ndarray
+    logps: Tensor
+    lengths: Tensor
+    truncated: Tensor
+
+    def __post_init__(self) -> None:
+        _check_names(self.names)
+        expected = (len(self.names), len(self.keys))
+        for what in ("logps", "lengths", "truncated"):
+            found = tuple(getattr(self, what).shape)
+            if found != expected:
+                raise ArgumentError(
+                    f"{what} has shape {found}; expected [K, N] = {expected} from {expected[0]} names and {expected[1]} keys."
+                )
+        first, second = self._sorted[1:]
+        if bool(np.any((first[1:] == first[:-1]) & (second[1:] == second[:-1]))):
+            raise ArgumentError(
+                "A content key occurs twice in these scores; each completion has one score per reference. Drop the duplicates."
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"SequenceScores({len(self.keys):,} completions × {len(self.names)} references: {', '.join(self.names)})"
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first, second = _halves(self.keys)
+        ascending = (first[1:] > first[:-1]) | ((first[1:] == first[:-1]) & (second[1:] >= second[:-1]))
+        order = np.arange(len(first)) if ascending.all() else np.lexsort((second, first))
+        return order, first[order], second[order]
+
+    def locate(self, keys: np.ndarray) -> np.ndarray:
+        """[M] keys → [M] columns of `logps`; −1 where there is no score."""
+        order, first, second = self._sorted
+        wanted_first, wanted_second = _halves(keys)
+        if len(order) == 0:
+            return np.full(len(wanted_first), -1)
+        place = np.searchsorted(first, wanted_first, side="left")
+        place = np.minimum(place, len(order) - 1)
+        # Equal first halves of different keys are next to each other; 2^-64 per pair of keys, but an oracle should not err.
+        while True:
+            behind = (first[place] == wanted_first) & (second[place] < wanted_second) & (place + 1 < len(order))
+            if not behind.any():
+                break
+            place = np.where(behind, place + 1, place)
+        found = (first[place] == wanted_first) & (second[place] == wanted_second)
+        return np.where(found, order[place], -1)
+
+    def columns(self, prompts: Sequence[Any], completions: Sequence[Any]) -> np.ndarray:
+        """Texts [M] → columns [M]. Raises `StoreError` where a text has no score: how many, an example, and what to do."""
+        columns = self.locate(content_keys(prompts, completions))
+        missing = np.flatnonzero(columns < 0)
+        if len(missing):
+            at = int(missing[0])
+            raise StoreError(
+                f"{len(missing):,} of {len(columns):,} completions have no score under {', '.join(self.names)}; the first is row {at + 1}, prompt "
+                f"{_excerpt(prompts[at])}, completion {_excerpt(completions[at])}. Expected one score each. Score this data first "
+                "(References(...).score(pairs, store=...), or `multiref score`); a changed text, even by a space, is another text."
+            )
+        return columns
+
+    def of(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Tensor:
+        """Texts [M] → [K, M] float64: their scores, in the order asked."""
+        return self.logps[:, torch.from_numpy(self.columns(prompts, completions))]
+
+    def of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """P pairs → (chosen [K, P], rejected [K, P]), in the order of the pairs."""
+        prompts = [pair.prompt for pair in pairs]
+        return self.of(prompts, [pair.chosen for pair in pairs]), self.of(prompts, [pair.rejected for pair in pairs])
+
+    def lengths_of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """P pairs → token counts (chosen [K, P], rejected [K, P])."""
+        prompts = [pair.prompt for pair in pairs]
+        chosen, rejected = (self.columns(prompts, [getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected"))
+        return self.lengths[:, torch.from_numpy(chosen)], self.lengths[:, torch.from_numpy(rejected)]
+
+    def select(self, names: Sequence[str]) -> "SequenceScores":
+        """The scores of these references only, in this order."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise ArgumentError(
+                f"No reference is called {unknown[0]!r} in these scores; there are {', '.join(map(repr, self.names))}."
+            )
+        rows = [self.names.index(name) for name in names]
+        return SequenceScores(tuple(names), self.keys, self.logps[rows], self.lengths[rows], self.truncated[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """Log-probabilities of the tokens of N completions under K references that share one vocabulary.
+
+    Completion n has the tokens offsets[n] : offsets[n + 1] of the last axis.
+
+    Args:
+        names: K different names.
+        keys: [N] content keys (dtype V16).
+        offsets: [N + 1] int64, from 0 to T.
+        token_logps: [K, T] float, log π_k(token | prompt and earlier tokens).
+
+    Make it with `TokenScores.checked`, which compares the vocabularies; they must be the same mapping, not merely of the same size.
+    """
+
+    names: tuple[str, ...]
+    keys: np.ndarray
+    offsets: Tensor
+    token_logps: Tensor
+
+    def __post_init__(self) -> None:
+        _check_names(self.names)
+        if len(self.offsets) != len(self.keys) + 1:
+            raise ArgumentError(f"offsets has {len(self.offsets)} entries; expected N + 1 = {len(self.keys) + 1}.")
+        expected = (len(self.names), int(self.offsets[-1]))
+        if tuple(self.token_logps.shape) != expected:
+            raise ArgumentError(f"token_logps has shape {tuple(self.token_logps.shape)}; expected [K, T] = {expected}.")
+
+    @classmethod
+    def checked(
+        cls,
+        names: Sequence[str],
+        vocabularies: Sequence[Mapping[str, int]],
+        keys: np.ndarray,
+        offsets: Tensor,
+        token_logps: Tensor,
+    ) -> "TokenScores":
+        """Token scores of references whose vocabularies are the same mapping; otherwise `VocabularyMismatch`."""
+        same_vocabulary(names, vocabularies)
+        return cls(tuple(names), keys, offsets, token_logps)
+
+    def summed(self) -> Tensor:
+        """[K, N] float64: the sums over each completion."""
+        totals = torch.zeros(len(self.names), 1 + int(self.offsets[-1]), dtype=torch.float64)
+        totals[:, 1:] = self.token_logps.double().cumsum(-1)
+        return totals[:, self.offsets[1:]] - totals[:, self.offsets[:-1]]
+
+
+def same_vocabulary(names: Sequence[str], vocabularies: Sequence[Mapping[str, int]]) -> None:
+    """Raise `VocabularyMismatch`, naming the first difference, unless all vocabularies are the same mapping from token to id.
+
+    Rows of an embedding that no token uses (padding of the matrix, as in Qwen2.5 7B against 3B) are not part of the mapping and do not matter.
+    """
+    first_name, first = names[0], vocabularies[0]
+    for name, vocabulary in zip(names[1:], vocabularies[1:], strict=True):
+        if vocabulary == first:
+            continue
+        by_id, other = ({index: token for token, index in v.items()} for v in (first, vocabulary))
+        index = min(i for i in by_id.keys() | other.keys() if by_id.get(i) != other.get(i))
+        raise VocabularyMismatch(
+            f"References {first_name!r} and {name!r} have different vocabularies: id {index} is {by_id.get(index)!r} in the first and "
+            f"{other.get(index)!r} in the second. Token-level scores need the same mapping; sequence-level scores work across tokenizers."
+        )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ArgumentError(f"Two references are called {repeated[0]!r}; expected different names. Rename one of them.")
+    if not names:
+        raise ArgumentError("No reference was given; expected at least one name.")
+
+
+def _excerpt(text: Any, width: int = 60) -> str:
+    shown = text if isinstance(text, str) else _canonical(text)
+    return repr(shown if len(shown) <= width else shown[: width - 1] + "…")
