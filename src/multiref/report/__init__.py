@@ -1,0 +1,25 @@
+"""What a run shows to people: one self-contained HTML page (`write_page` of blocks), tables with errors, figures, a model card.
+
+Nothing here computes a result: numbers come in, pages and pictures go out; only `paired` judges, whether a difference is within noise."""
+
+from multiref.report.card import ModelCard
+from multiref.report.noise import Difference, Measure, paired
+from multiref.report.page import Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
+from multiref.report.versions import versions
+
+__all__ = [
+    "Difference",
+    "Formula",
+    "Measure",
+    "ModelCard",
+    "Note",
+    "Picture",
+    "Prose",
+    "Section",
+    "Settings",
+    "Table",
+    "page",
+    "paired",
+    "versions",
+    "write_page",
+]

@@ -1,0 +1,95 @@
+"""The model card that goes with trained weights: Markdown under the YAML head that model hubs read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import yaml
+
+from multiref.report.versions import versions
+
+__all__ = ["ModelCard"]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What was trained, against what, on what, with which result.
+
+    `references` maps each name to (where it came from, its weight as text); `metrics` are plain numbers, reported as given;
+    `limits` are sentences on what the numbers do not show. Every value is shown as text: nothing in it is read as Markdown markup.
+    """
+
+    title: str
+    base_model: str
+    objective: str
+    formula: str
+    references: Mapping[str, tuple[str, str]]
+    beta: float
+    data: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    limits: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """The whole card."""
+        parts = [self._head(), f"# {_plain(self.title)}", self._objective(), self._references(), self._metrics()]
+        if self.limits:
+            parts.append("## Limits\n\n" + "\n".join(f"- {_plain(line)}" for line in self.limits))
+        if self.settings:
+            parts.append("## Settings\n\n" + _fenced(yaml.safe_dump(_safe(self.settings), sort_keys=False, allow_unicode=True)))
+        parts.append("## Versions\n\n" + _rows(("package", "version"), sorted(versions().items())))
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _head(self) -> str:
+        head = {
+            "library_name": "transformers",
+            "base_model": self.base_model,
+            "tags": ["multiref", "preference-learning", "multi-reference"],
+        }
+        return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+
+    def _objective(self) -> str:
+        return (
+            f"Trained with `multiref` from {_code(self.base_model)} on {_code(self.data)}.\n\n"
+            f"## Objective\n\n{_plain(self.objective)}, β = {self.beta:g}\n\n{_fenced(self.formula)}"
+        )
+
+    def _references(self) -> str:
+        rows = [(name, source, weight) for name, (source, weight) in self.references.items()]
+        return "## References\n\n" + _rows(("name", "source", "weight"), rows)
+
+    def _metrics(self) -> str:
+        if not self.metrics:
+            return ""
+        return "## Metrics\n\n" + _rows(("metric", "value"), [(name, f"{value:.6g}") for name, value in self.metrics.items()])
+
+
+def _plain(text: str) -> str:
+    """One line in which Markdown's and HTML's marks are only characters."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in line)
+
+
+def _code(text: str) -> str:
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
+
+
+def _fenced(text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _safe(value: object) -> object:
+    """Only what plain YAML knows; anything else becomes its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_safe(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

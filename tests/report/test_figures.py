@@ -1,0 +1,69 @@
+"""What a figure draws is what it was given; the same figure gives the same bytes."""
+
+import math
+
+import pytest
+
+from multiref.errors import ArgumentError
+from multiref.report.figures import Method, Point, Series, curves, frontier, log_log, objective_by_method, save, svg
+from multiref.report.figures.curves import slope
+from multiref.report.noise import Measure
+
+
+def labels(figure) -> set[str]:  # type: ignore[no-untyped-def]
+    return {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+
+
+def test_frontier_draws_each_policy_at_its_place() -> None:
+    points = [
+        Point("exact", Measure(0.5, 0.1, 3), Measure(0.9, 0.02, 3)),
+        Point("base", Measure(0.1), Measure(0.2), given=True),
+    ]
+    figure = frontier(points, [(0.6, 1.0), (0.0, 0.1)], optimum=(0.55, 0.95), beta=0.2)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines["exact optima, every β"].get_xdata()) == [0.0, 0.6]
+    assert (lines["base"].get_xdata()[0], lines["base"].get_ydata()[0]) == (0.1, 0.2)
+    assert (lines["π* (exact optimum)"].get_xdata()[0], lines["π* (exact optimum)"].get_ydata()[0]) == (0.55, 0.95)
+    assert {"exact", "base"} <= labels(figure)
+    assert lines["J as at π* (slope β)"].get_slope() == 0.2
+
+
+def test_methods_stand_in_the_order_given_with_means_and_the_optimum() -> None:
+    figure = objective_by_method([Method("a", [1.0, 3.0]), Method("b", [5.0], given=True)], optimum=6.0)
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b"]
+    means = [tuple(container[0].get_xdata()) for container in axes.containers]
+    assert means == [(2.0,), (5.0,)]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+def test_curves_show_mean_and_one_standard_error() -> None:
+    """Seeds 1 and 3: mean 2, standard error sqrt(2/2) = 1, so the band runs from 1 to 3."""
+    figure = curves([Series("a", [0, 1], [[1.0, 3.0], [2.0, 2.0]])], x="x", y="y")
+    axes = figure.axes[0]
+    assert list(axes.lines[0].get_ydata()) == [2.0, 2.0]
+    box = axes.collections[0].get_paths()[0].get_extents()
+    assert (box.y0, box.y1) == (1.0, 3.0)
+
+
+def test_slopes_are_those_of_power_laws() -> None:
+    x = [1.0, 10.0, 100.0]
+    assert slope(x, [3 * v**-0.5 for v in x]) == pytest.approx(-0.5, abs=1e-12)
+    assert math.isnan(slope([1.0], [2.0]))
+    assert math.isnan(slope([1.0, 2.0], [0.0, 2.0]))
+    figure = log_log([Series("gap", x, [[v**-1.0] for v in x])], x="n", y="gap")
+    assert labels(figure) == {"gap  (slope −1.00)"}
+    assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    make = lambda: objective_by_method([Method("a", [1.0, 3.0]), Method("b", [2.0, 2.5])], optimum=6.0)  # noqa: E731
+    assert svg(make()) == svg(make())
+    written = save(make(), tmp_path / "figures" / "objective")
+    assert [path.name for path in written] == ["objective.svg", "objective.png"]
+    assert written[0].read_bytes() == svg(make())
+
+
+def test_a_series_must_have_a_value_for_each_place() -> None:
+    with pytest.raises(ArgumentError, match="2 places and 1 values"):
+        Series("a", [1, 2], [[1.0]])

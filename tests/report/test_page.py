@@ -1,0 +1,133 @@
+"""The page is whole, escaped, and needs nothing from outside itself. Read back with the standard HTML parser."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from multiref.errors import ArgumentError, OutputError
+from multiref.report import Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
+from multiref.report.figures import Series, curves, png, svg
+
+VOID = {"meta", "img", "br", "link", "hr"}
+NASTY = """<script>alert("1")</script> & 'x' <img src=http://evil.example/x>"""
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes, text, table cells; notices a tag that is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+        if self.open and self.open[-1] in ("th", "td"):
+            self.rows[-1][-1] += data
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def everything() -> str:
+    figure = curves([Series("a < b", [1, 2], [[1.0, 2.0], [2.0, 3.0]])], x="pairs", y="loss")
+    return page(
+        NASTY,
+        Section(
+            NASTY,
+            [
+                Prose(NASTY),
+                Note(NASTY),
+                Formula("J(π) = E[r] − β Σ KL(π‖π_k)  " + NASTY),
+                Table(("method", NASTY), [(NASTY, "1 < 2")], caption=NASTY),
+                Settings({"beta": 0.1, "nested": {"key": NASTY}}),
+                Picture(svg(figure), NASTY, NASTY),
+                Picture(png(figure), "png", "a PNG"),
+            ],
+        ),
+        subtitle=NASTY,
+    )
+
+
+def test_every_text_comes_back_as_it_went_in_and_nothing_becomes_markup() -> None:
+    """Title, heading, subtitle, section, prose, note, formula, head cell, cell, table caption, setting, figure caption: twelve places."""
+    reader = read(everything())
+    assert "".join(reader.text).count(NASTY) == 12
+    assert not [tag for tag, _ in reader.tags if tag in ("script", "link", "iframe", "object")]
+    assert [attrs["alt"] for tag, attrs in reader.tags if tag == "img"] == [NASTY, "png"]
+
+
+def test_nothing_is_loaded_from_outside() -> None:
+    """No attribute but a data: address, no url() or @import in the style; the SVG inside refers only to its own parts."""
+    text = everything()
+    reader = read(text)
+    for tag, attrs in reader.tags:
+        assert not {"href", "srcset", "action", "onload", "onerror"} & attrs.keys()
+        if "src" in attrs:
+            assert tag == "img" and str(attrs["src"]).startswith("data:image/")
+    style = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert style and "url(" not in style.group(1) and "@import" not in style.group(1)
+    embedded = [str(a["src"]) for t, a in reader.tags if t == "img"]
+    drawing = base64.b64decode(embedded[0].removeprefix("data:image/svg+xml;base64,")).decode()
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', drawing))
+    assert base64.b64decode(embedded[1].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+    policy = [a["content"] for t, a in reader.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_a_table_keeps_its_cells_in_place() -> None:
+    table = Table(("method", "J", "KL"), [("exact", "1.0", "0.1"), ("base", "0.2", "2")], quiet=frozenset({1}))
+    reader = read(table.html())
+    assert reader.rows == [["method", "J", "KL"], ["exact", "1.0", "0.1"], ["base", "0.2", "2"]]
+    assert [attrs.get("class") for tag, attrs in reader.tags if tag == "tr"] == [None, None, "quiet"]
+    with pytest.raises(ArgumentError, match="row 0 has 1 cells"):
+        Table(("a", "b"), [("x",)]).html()
+
+
+def test_settings_are_flattened_by_dots() -> None:
+    assert read(Settings({"a": {"b": {"c": 1}}, "d": "e"}).html()).rows == [["a.b.c", "1"], ["d", "e"]]
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old page survives a failure in the middle, and no temporary file is left."""
+    target = tmp_path / "deep" / "report.html"
+    write_page(target, "first", Prose("one"))
+    before = target.read_text(encoding="utf-8")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OutputError, match="No space left"):
+        write_page(target, "second", Prose("two"))
+    assert target.read_text(encoding="utf-8") == before
+    assert [path.name for path in target.parent.iterdir()] == ["report.html"]
+
+
+def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot write the report"):
+        write_page(tmp_path / "file" / "report.html", "t")
