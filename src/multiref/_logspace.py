@@ -1,0 +1,108 @@
+"""Zero mass, zero weight and the simplex, decided once.
+
+A reference may give a completion probability zero (log-probability −inf) and may itself have weight zero. Three rules, and everything above
+calls them by name:
+
+- a reference of weight zero is absent: 0 · log 0 = 0, whatever it says;
+- an expectation does not see what has probability zero: 0 · (±inf) = 0;
+- a log-probability is −inf or finite and not above zero; NaN is refused where it enters, with the name of the argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError, WeightsError
+
+NEG_INF = -math.inf
+SIMPLEX_TOLERANCE = 1e-6
+LOGPS_TOLERANCE = 1e-4  # float32 log-softmax rounds a certain event to a few 1e-7 above zero, a sum of them to more
+
+
+def check_logps(logps: Tensor, argument: str) -> Tensor:
+    """Refuse NaN and log-probabilities above zero; −inf is a legitimate value. One pass over the array."""
+    if not isinstance(logps, Tensor) or not logps.is_floating_point():
+        raise ArgumentError(f"{argument}: expected a floating-point tensor of log-probabilities, found {_kind(logps)}.")
+    if logps.numel() and not bool((largest := logps.detach().amax()) <= LOGPS_TOLERANCE):
+        found = "NaN" if torch.isnan(largest) else f"a largest entry of {float(largest):.6g}"
+        raise ArgumentError(f"{argument}: log-probabilities are at most zero, found {found}. Were probabilities passed?")
+    return logps
+
+
+def check_beta(beta: float | Tensor) -> float | Tensor:
+    """Refuse a strength that is not positive and finite."""
+    value = torch.as_tensor(beta, dtype=torch.float64)
+    if not bool(((value > 0) & torch.isfinite(value)).all()):
+        raise ArgumentError(f"beta: the strength of the regularizer is positive and finite, found {beta}.")
+    return beta
+
+
+def check_weights(weights: Any, n_references: int) -> Tensor:
+    """None, a sequence or a tensor → float64 weights [K, …] on the simplex along the first axis.
+
+    None is uniform. Sums within 1e-6 of one are normalised (float32 weights are), others refused.
+
+    Raises:
+        WeightsError: NaN, negative, of the wrong length, or off the simplex.
+    """
+    if weights is None:
+        return torch.full((n_references,), 1.0 / n_references, dtype=torch.float64)
+    try:
+        tensor = weights if isinstance(weights, Tensor) else torch.tensor(list(weights), dtype=torch.float64)
+        tensor = tensor.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"weights: expected {n_references} numbers, found {weights!r}.") from error
+    if tensor.ndim == 0 or tensor.shape[0] != n_references:
+        raise WeightsError(f"weights: {n_references} references need {n_references} weights, found shape {tuple(tensor.shape)}.")
+    values = tensor.detach()
+    if bool(torch.isnan(values).any()) or bool((values < 0).any()):
+        raise WeightsError(f"weights: expected numbers of at least zero, found {_short(values)}.")
+    total = values.sum(0)
+    if bool(((total - 1).abs() > SIMPLEX_TOLERANCE).any()):
+        raise WeightsError(f"weights: expected a sum of one, found {_short(total)} from {_short(values)}. Divide them by their sum?")
+    return tensor / tensor.sum(0)
+
+
+def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
+    """[K] or [K, *E] → broadcastable to `like` [K, *E, …]: axes are matched from the left, so [K, B] weighs prompts of a [K, B, Y]."""
+    if weights.ndim > like.ndim:
+        raise WeightsError(f"weights: shape {tuple(weights.shape)} has more axes than the log-probabilities {tuple(like.shape)}.")
+    shaped = weights.reshape(*weights.shape, *([1] * (like.ndim - weights.ndim)))
+    if any(w not in (1, n) for w, n in zip(shaped.shape[1:], like.shape[1:])):
+        raise WeightsError(f"weights: shape {tuple(weights.shape)} does not match log-probabilities of shape {tuple(like.shape)}.")
+    return shaped.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def weighted_sum(logps: Tensor, weights: Tensor) -> Tensor:
+    r"""[K, *E], [K, …] → [*E]: Σ_k w_k log p_k with 0 · (−inf) = 0; gradients are finite wherever the value is."""
+    if logps.ndim and weights.numel() == logps.shape[0] and not bool((weights == 0).any()) and not weights.requires_grad:
+        return torch.tensordot(weights.reshape(-1).to(logps.dtype), logps, dims=1)
+    absent = weights == 0
+    return (weights * torch.where(absent, 0.0, logps)).sum(0)
+
+
+def expectation(log_p: Tensor, values: Tensor, dim: int = -1) -> Tensor:
+    r"""Σ_y p(y) v(y) over `dim`, where 0 · (±inf) = 0."""
+    p = log_p.exp()
+    return (p * torch.where(p > 0, values, 0.0)).sum(dim)
+
+
+def log_difference(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """log p − log q with (−inf) − (−inf) = 0: to be weighed by p or q, which are both zero there."""
+    both = (log_p == NEG_INF) & (log_q == NEG_INF)
+    return torch.where(both, 0.0, log_p) - torch.where(both, 0.0, log_q)
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+
+
+def _short(values: Tensor | Sequence[float]) -> str:
+    numbers = torch.as_tensor(values).reshape(-1)
+    shown = ", ".join(f"{float(x):.6g}" for x in numbers[:6])
+    return f"[{shown}{', …' if numbers.numel() > 6 else ''}]" if numbers.numel() != 1 else f"{float(numbers[0]):.6g}"

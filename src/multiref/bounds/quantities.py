@@ -1,0 +1,97 @@
+"""What each named quantity of a bound must satisfy, decided once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+
+__all__ = ["check_quantities", "check_reward_range", "describe"]
+
+_Rule = tuple[Callable[[float], bool], str, str]
+
+
+def _positive(meaning: str) -> _Rule:
+    return (lambda v: v > 0, "a positive number", meaning)
+
+
+def _not_negative(meaning: str) -> _Rule:
+    return (lambda v: v >= 0, "a number that is not negative", meaning)
+
+
+def _at_least_one(meaning: str) -> _Rule:
+    return (lambda v: v >= 1, "a number of at least 1", meaning)
+
+
+RULES: Mapping[str, _Rule] = {
+    "samples": _positive("n: preference pairs, or prompts for the stability statements"),
+    "iterations": _positive("T: steps of gradient ascent"),
+    "beta": _positive("β: strength of the regularisation, the papers' 1/γ"),
+    "delta": (lambda v: 0 < v < 1, "a probability strictly between 0 and 1", "δ: the chance that the bound fails"),
+    "coverage": _at_least_one("C: the largest ratio of policy to sampling law (forward KL F2: of policy to arithmetic pool)"),
+    "sampling_coverage": _at_least_one("the largest ratio of the arithmetic pool to the law that pairs are drawn from"),
+    "reward_max": _positive("R: rewards lie in [0, R]"),
+    "class_size": _at_least_one("|R|: number of candidate rewards"),
+    "disagreement": _not_negative("−log F: the price of references that differ, in nats"),
+    "log_comparator": _not_negative("log of the largest ratio of the comparator policy to the geometric pool"),
+    "comparator_kl": _not_negative("KL(arithmetic pool ‖ comparator policy)"),
+    "radius": _positive("R of the stability paper: parameters within this norm, three times the true one's"),
+    "feature_norm": _positive("C of the stability paper: largest norm of a feature vector"),
+    "dimension": _at_least_one("d: number of features"),
+    "curvature": _positive("σ: least eigenvalue of the expected feature covariance"),
+    "residual": _not_negative("ε_n: largest part of a feature outside the span of the training prompts' features"),
+    "sigma_max": _positive("largest eigenvalue of V_S"),
+    "sigma_min": _positive("least positive eigenvalue of V_S"),
+    "sigma_min_other": _positive("least positive eigenvalue of V_S', the neighbouring sample's"),
+    "gradient_norm": _not_negative("‖∇J_S‖ at the returned parameter"),
+    "distance": _not_negative("‖θ_S − θ*‖"),
+    "smoothness": _positive("L_f: Lipschitz constant of ∇f"),
+    "mixing": _positive("λ of the stochastic gradient statement"),
+    "condition": _positive("√Γ_SS + √Γ_SS' of the gradient-ascent statements"),
+    "pair_curvature": _positive("least eigenvalue of the covariance of feature differences of pairs"),
+}
+
+
+def check_quantities(name: str, quantities: Mapping[str, float]) -> dict[str, float]:
+    """The quantities as floats.
+
+    Raises:
+        ArgumentError: one is not a finite number, or outside its range.
+    """
+    checked = {}
+    for quantity, value in quantities.items():
+        holds, expected, meaning = RULES[quantity]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or not holds(number):
+            raise ArgumentError(f"{name}: found {quantity} = {value!r}, expected {expected}; {quantity} is {meaning}")
+        checked[quantity] = number
+    return checked
+
+
+def describe(quantity: str) -> str:
+    """One line on what a quantity is."""
+    return RULES[quantity][2]
+
+
+def check_reward_range(reward: Tensor, reward_max: float) -> None:
+    """Nothing, where every finite reward lies in [0, reward_max] (padding with −inf is allowed).
+
+    Raises:
+        ArgumentError: a reward lies outside, with the shift and range that would fit.
+    """
+    finite = reward[reward != -torch.inf]
+    if finite.numel() == 0:
+        return
+    low, high = float(finite.min()), float(finite.max())
+    if low < 0 or high > reward_max or not math.isfinite(high):
+        raise ArgumentError(
+            f"reward: found values from {low:.4g} to {high:.4g}, expected them in [0, {reward_max:.4g}]; "
+            f"subtract {low:.4g} and use reward_max {high - low:.4g}, or clip"
+        )

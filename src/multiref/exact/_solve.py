@@ -1,0 +1,156 @@
+"""The optimum of the regularised objective under K references, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import NEG_INF, check_beta, check_logps
+from multiref.exact._objective import value as objective_value
+from multiref.exact._problem import check_mass, check_reward, check_shapes
+from multiref.exact._root import Family, find_root
+from multiref.regularizers import Regularizer
+
+__all__ = ["Solution", "solve"]
+
+NO_MASS = 600.0  # a mass P^|α−1| below e^−600 of the largest is outside the support for the root, so that no base underflows
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The optimum, per prompt.
+
+    Attributes:
+        log_policy: [*B, Y], log π*; −inf where the optimum has no mass.
+        value: [*B], J(π*), in units of the reward.
+        multiplier: [*B], λ of r − β f'(π*/P) = λ: β log Σ P_0 e^{r/β} for reverse KL; Z = λ + β of the papers for forward KL.
+        log_partition: [*B], log Σ_y P e^{r/β} = log F + log Z of the papers; None but for reverse KL and PooledKL.
+    """
+
+    log_policy: Tensor
+    value: Tensor
+    multiplier: Tensor
+    log_partition: Tensor | None = None
+
+    @property
+    def policy(self) -> Tensor:
+        """[*B, Y], π*."""
+        return self.log_policy.exp()
+
+    def __str__(self) -> str:
+        n = self.value.numel()
+        support = (self.log_policy > NEG_INF).sum(-1).double().mean()
+        return (
+            f"Solution over {tuple(self.log_policy.shape)}: mean value {float(self.value.double().mean()):.6g} over {n} prompt{'s' if n != 1 else ''}, "
+            f"support {float(support):.1f} completions, best {float(self.log_policy.detach().amax().exp()):.4g}"
+        )
+
+
+def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: float = 0.1) -> Solution:
+    r"""[*B, Y], [K, *B, Y] → the policy that maximises E_π[r] − β Σ_k w_k D(π‖π_k), prompt by prompt.
+
+        r(y) − β f'(π*(y)/P(y)) = λ      for every y with π*(y) > 0
+
+    Reverse KL and PooledKL in closed form, π* ∝ P e^{r/β}; the α-family by a root per row (`_root`), truncated for α > 1, and for α < 1 with the corner
+    λ = max r − β/(1 − α) where a reward outside every reference's support is worth its price: the left-over mass sits there, split evenly among ties.
+
+    Ragged supports are padded with reward −inf and log-probability −inf. Differentiable in reward, ref_logps and weights (implicit function theorem).
+    Exact means float64: pass float64.
+
+    Args:
+        reward: [*B, Y].
+        ref_logps: [K, *B, Y], log-probabilities of each reference over the same completions.
+        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence` or `PooledKL`, with its weights.
+        beta: strength β > 0, in units of the reward.
+
+    Raises:
+        ArgumentError: NaN, +inf, log-probabilities above zero, shapes that do not match, β ≤ 0.
+        EmptyPoolError: rows in which the pool has no mass, named.
+
+    Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED (design section 1).
+
+    >>> import multiref as mr
+    >>> refs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]).double().log()
+    >>> mr.exact.solve(torch.tensor([0.0, 1.0, 0.0]).double(), refs, mr.ReverseKL(), beta=1.0).policy
+    tensor([0.2466, 0.5068, 0.2466], dtype=torch.float64)
+    """
+    check_beta(beta)
+    shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    log_pool = regularizer.pool(ref_logps).expand(shape)
+    reward = reward.expand(shape)
+    check_mass(log_pool, reward, regularizer.name)
+    if regularizer.alpha == 1:
+        return _tilted(reward, log_pool, beta)
+    rows = (reward.reshape(-1, shape[-1]), log_pool.reshape(-1, shape[-1]))
+    log_policy, multiplier = _by_root(*rows, alpha=regularizer.alpha, beta=beta)
+    log_policy = log_policy.reshape(shape)
+    value = objective_value(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward), ref_logps, regularizer, beta=beta)
+    return Solution(log_policy, value, multiplier.reshape(shape[:-1]))
+
+
+def _tilted(reward: Tensor, log_pool: Tensor, beta: float) -> Solution:
+    """α = 1: π* = P e^{r/β} / Σ P e^{r/β}, with rewards measured from the best one that has mass."""
+    best = torch.where(log_pool == NEG_INF, NEG_INF, reward).detach().amax(-1, keepdim=True)
+    tilted = log_pool + (reward - best) / beta
+    log_mass = torch.logsumexp(tilted, -1, keepdim=True)
+    multiplier = (best + beta * log_mass)[..., 0]
+    return Solution(tilted - log_mass, multiplier, multiplier, multiplier / beta)
+
+
+def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """[R, Y], [R, Y] → log π* [R, Y] and λ [R] for α ≠ 1."""
+    family = Family.of(alpha)
+    allowed = (log_pool > NEG_INF) & (reward > NEG_INF)
+    inside = allowed & (log_pool > torch.where(allowed, log_pool, NEG_INF).amax(-1, keepdim=True) - NO_MASS / abs(family.a))
+    best = torch.where(inside, reward, NEG_INF).amax(-1, keepdim=True)
+    gap = torch.where(allowed, (best - reward) / beta, 0.0)
+    masked_pool, masked_gap = torch.where(inside, log_pool, NEG_INF), torch.where(inside, gap, 0.0)
+    with torch.no_grad():
+        x = find_root(masked_pool.detach().double(), masked_gap.detach().double(), alpha)
+    x = _attached(x, masked_pool, masked_gap, family)
+    leftover = None
+    if alpha < 1:
+        x, leftover = _corner(x, reward, inside, best, masked_pool, masked_gap, family, beta)
+    log_base = family.log_base(x[:, None], gap)
+    positive = allowed & (log_base.detach() > NEG_INF)
+    log_policy = torch.where(positive, log_pool, NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
+    if leftover is not None:
+        log_policy = torch.where(leftover > NEG_INF, leftover, log_policy)
+    return log_policy, best[:, 0] - beta * family.to_c(x)
+
+
+def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tensor:
+    """The root with its derivatives: a Newton step at the root changes nothing but the graph (twice: second derivatives too)."""
+    if not (torch.is_grad_enabled() and (log_pool.requires_grad or gap.requires_grad)):
+        return x.to(log_pool.dtype)
+    x = x.to(log_pool.dtype)
+    for _ in range(2):
+        log_base = family.log_base(x[:, None], gap)
+        alive = (log_pool > NEG_INF) & (log_base > NEG_INF)
+        safe = torch.where(alive, log_base, 0.0)
+        terms = torch.where(alive, log_pool, NEG_INF) + safe / family.a
+        h, p = torch.logsumexp(terms, -1), terms.softmax(-1)
+        step = torch.expm1(-family.a * h) / (p * (-safe).exp()).sum(-1)
+        x = x + (step / family.a if family.near else step)
+    return x
+
+
+def _corner(x, reward, inside, best, log_pool, gap, family: Family, beta) -> tuple[Tensor, Tensor | None]:
+    """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward outside the support."""
+    outside = torch.where(inside, NEG_INF, reward)
+    best_outside = outside.amax(-1, keepdim=True)
+    pole = -family.a * (best_outside - best)[:, 0] / beta  # the top base b at which the outside completion's own base is zero
+    floor = (pole - 1) / family.a if family.near else pole
+    binds = (x.detach() > floor.detach()) if family.near else (x.detach() < floor.detach())
+    if not bool(binds.any()):
+        return x, None
+    x = torch.where(binds, floor, x)
+    log_base = family.log_base(torch.where(binds, floor, 1.0)[:, None], gap)
+    inside_mass = torch.logsumexp(log_pool + torch.where(log_pool > NEG_INF, log_base, 0.0) / family.a, -1).exp()
+    ties = (outside == best_outside) & binds[:, None]
+    share = torch.where(binds, 1 - inside_mass, 1.0)[:, None] / ties.sum(-1, keepdim=True).clamp_min(1)
+    return x, torch.where(ties, share.clamp_min(torch.finfo(share.dtype).tiny).log(), NEG_INF)
+
+

@@ -1,0 +1,61 @@
+"""Losses: numbers in, one value per example out. Where the rewards came from is another room's work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from multiref.errors import ArgumentError
+
+__all__ = ["bradley_terry", "hinge", "ipo", "robust"]
+
+
+def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    r"""[*E], [*E] → [*E]: cross-entropy of a preference label smoothed by ε, under Bradley–Terry.
+
+        L = −(1 − ε) log σ(m) − ε log σ(−m),      m = reward(chosen) − reward(rejected)
+
+    With implicit rewards this is DPO (ε = 0) and conservative DPO (ε > 0).
+
+    Reference: Rafailov et al., 2023, eq. 7; Mitchell, 2023 (conservative DPO).
+    """
+    epsilon = _flip_rate(label_smoothing)
+    margin = chosen_reward - rejected_reward
+    return -(1 - epsilon) * logsigmoid(margin) - epsilon * logsigmoid(-margin)
+
+
+def robust(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    r"""[*E], [*E] → [*E]: unbiased under labels flipped with probability ε: its mean over flips is the Bradley–Terry loss of the clean label.
+
+        L = (−(1 − ε) log σ(m) + ε log σ(−m)) / (1 − 2ε)
+
+    Reference: Chowdhury et al., 2024 (robust DPO), eq. 8.
+    """
+    epsilon = _flip_rate(label_smoothing)
+    margin = chosen_reward - rejected_reward
+    return (-(1 - epsilon) * logsigmoid(margin) + epsilon * logsigmoid(-margin)) / (1 - 2 * epsilon)
+
+
+def ipo(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    r"""[*E], [*E] → [*E]: (m − ½)², m = reward(chosen) − reward(rejected).
+
+    With implicit rewards r = β ℓ this is β² (Δℓ − 1/(2β))²: IPO with τ = β, times the constant β² that keeps it in units of reward.
+
+    Reference: Azar et al., 2023, eq. 17.
+    """
+    return (chosen_reward - rejected_reward - 0.5) ** 2
+
+
+def hinge(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    r"""[*E], [*E] → [*E]: max(0, 1 − m), m = reward(chosen) − reward(rejected).
+
+    Reference: Zhao et al., 2023 (SLiC), eq. 1, with implicit rewards as in Liu et al., 2023 (RSO).
+    """
+    return torch.relu(1 - (chosen_reward - rejected_reward))
+
+
+def _flip_rate(label_smoothing: float) -> float:
+    if not 0 <= label_smoothing < 0.5:
+        raise ArgumentError(f"label_smoothing: expected a flip rate in [0, 0.5), found {label_smoothing}.")
+    return label_smoothing

@@ -1,0 +1,195 @@
+"""Regularizers: the one choice that a user states, as a small value, and hands to every room above.
+
+Each is β times a divergence of the policy π to K weighted references, which collapses *exactly* into one to a pool P of them. A member
+states two numbers, α (which f) and ρ (which pool); the formulas are shared:
+
+    pool            P = power mean of order ρ of the references
+    implicit reward r = β f'(π/P),  f'(t) = (t^(α−1) − 1)/(α − 1),  log t at α = 1          (up to a constant per prompt)
+    tilt            π* = P · (1 + (α−1)(r − λ)/β)_+^{1/(α−1)},      P · e^{(r − λ)/β} at α = 1
+    penalty         Σ_k w_k D_α(π‖π_k)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_beta, check_weights, expectation, log_difference
+from multiref.divergences import f_prime, weighted_alpha_divergence
+from multiref.errors import ArgumentError
+from multiref.pools import power_pool
+
+__all__ = ["AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL"]
+
+Weights = Sequence[float] | Tensor | None
+R = TypeVar("R", bound="Regularizer")
+
+
+@dataclass(frozen=True, eq=False)
+class Regularizer(ABC):
+    """Abstract: a divergence to K weighted references. Its members are final values: hashable, comparable, printable.
+
+    Args:
+        weights: [K] on the simplex, or a tensor [K, *E] where weights differ per example; None is uniform over however many references come.
+    """
+
+    weights: Weights = None
+
+    def __post_init__(self):
+        if self.weights is None:
+            return
+        n = self.weights.shape[0] if isinstance(self.weights, Tensor) and self.weights.ndim else len(self.weights)
+        checked = check_weights(self.weights, n)
+        object.__setattr__(self, "weights", tuple(checked.tolist()) if checked.ndim == 1 else checked)
+
+    @property
+    @abstractmethod
+    def alpha(self) -> float:
+        """Which f: 1 for reverse KL(π‖π_k), 0 for forward KL(π_k‖π)."""
+
+    @property
+    @abstractmethod
+    def order(self) -> float:
+        """ρ, the order of the power mean that pools the references."""
+
+    @property
+    @abstractmethod
+    def formula(self) -> str:
+        """The penalty, in one line."""
+
+    @property
+    @abstractmethod
+    def citation(self) -> str:
+        """Where it comes from, and whether that is a paper's statement or ours."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class, as in `ReverseKL`."""
+        return type(self).__name__
+
+    def pool(self, ref_logps: Tensor) -> Tensor:
+        r"""[K, *E] → [*E]: log P, the references as one unnormalised log-mass."""
+        return power_pool(ref_logps, self.weights, self.order)
+
+    def implicit_reward(self, policy_logps: Tensor, ref_logps: Tensor, *, beta: float) -> Tensor:
+        r"""[*E], [K, *E] → [*E]: the reward for which this policy is optimal, up to a constant per prompt.
+
+            r = β f'(π/P)
+
+        The constant cancels in a preference margin, so the pool need not be normalised. Exact wherever π* > 0. Where α ≠ 1 the ratio enters as a power, so the result
+        is float64 and spans e^{±|α−1|·log-ratio}: finite for log-ratios of whole completions up to ±700/|α−1|.
+
+        Args:
+            policy_logps: log π of completions (summed over tokens), nats.
+            ref_logps: the references' log-probabilities of the same completions.
+            beta: strength β > 0.
+
+        Reference: Rafailov et al., 2023, eq. 5, with the reference replaced by the pool; DERIVED (design section 1).
+        """
+        check_beta(beta)
+        return beta * f_prime(policy_logps - self.pool(ref_logps), self.alpha)
+
+    def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
+        r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β. References are distributions over it."""
+        if self.alpha == 0:
+            return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=0.0)
+        log_ratio = log_difference(log_policy, self.pool(ref_logps))
+        if self.alpha == 1:
+            return expectation(log_policy, log_ratio)
+        if self.alpha < 0.05:  # the pool's form would cancel: reference by reference
+            return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
+        return expectation(log_policy, torch.expm1((self.alpha - 1) * log_ratio)) / (self.alpha * (self.alpha - 1))
+
+    def with_weights(self: R, weights: Weights) -> R:
+        """The same regularizer under other weights: of a sweep, or of a batch whose weights differ per example."""
+        changed = object.__new__(type(self))
+        for field, value in self.__dict__.items():
+            object.__setattr__(changed, field, value)
+        object.__setattr__(changed, "weights", weights)
+        changed.__post_init__()
+        return changed
+
+    def _key(self) -> tuple:
+        weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
+        return (type(self), weights, self.alpha, self.order)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Regularizer) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        return f"{self!r}: {self.formula}; pool of order {self.order:g}. {self.citation}"
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseKL(Regularizer):
+    """Σ_k w_k KL(π‖π_k): geometric pool, π* ∝ P_0 e^{r/β}. A reference's zero is a veto.
+
+    >>> ReverseKL([0.25, 0.75])
+    ReverseKL(weights=(0.25, 0.75))
+    """
+
+    alpha = 1.0
+    order = 0.0
+    formula = "Σ_k w_k KL(π‖π_k)"
+    citation = "arXiv 2502.01203, Theorem 5.1 (FOUND)."
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardKL(Regularizer):
+    """Σ_k w_k KL(π_k‖π): arithmetic pool, π* = β P_1/(Z − r), Z the root that normalises. Covers whatever any reference covers."""
+
+    alpha = 0.0
+    order = 1.0
+    formula = "Σ_k w_k KL(π_k‖π)"
+    citation = "arXiv 2502.01203, Theorem 6.1 (FOUND); bracket, value and corner DERIVED."
+
+
+@dataclass(frozen=True, eq=False)
+class AlphaDivergence(Regularizer):
+    """Σ_k w_k D_α(π‖π_k): pool of order 1 − α. α = 1 is reverse KL, 0 forward KL, ½ (four times) squared Hellinger, 2 half of χ².
+
+    For α > 1 the optimum may truncate (π* = 0 where the reward is low); for α < 1 a completion outside every reference's support costs only β/(1 − α).
+    """
+
+    alpha: float = 0.5  # type: ignore[assignment,misc]  # a field here, a constant in the named members
+
+    def __post_init__(self):
+        if not math.isfinite(self.alpha):
+            raise ArgumentError(f"alpha: expected a finite number, found {self.alpha}.")
+        super().__post_init__()
+
+    @property
+    def order(self) -> float:
+        """1 − α."""
+        return 1.0 - self.alpha
+
+    formula = "Σ_k w_k D_α(π‖π_k), f'(t) = (t^(α−1) − 1)/(α − 1)"
+    citation = "DERIVED (design section 1): the α-family's pool is the power mean of order 1 − α."
+
+
+@dataclass(frozen=True, eq=False)
+class PooledKL(Regularizer):
+    """Reverse KL to a pool that one names: E_π[log π/P_ρ]. Order −1 is MRPO's objective; it is Σ_k w_k KL(π‖π_k) only at order 0.
+
+    For ρ < 0 the pool lies below the geometric one, so the penalty is an upper bound of Σ_k w_k KL(π‖π_k) and the optimum is another policy.
+    """
+
+    order: float = -1.0  # type: ignore[assignment,misc]
+
+    def __post_init__(self):
+        if not math.isfinite(self.order):
+            raise ArgumentError(f"order: expected a finite number, found {self.order}.")
+        super().__post_init__()
+
+    alpha = 1.0
+    formula = "E_π[log π − log P_ρ], P_ρ not normalised"
+    citation = "MRPO, arXiv 2405.16388, for order −1 (reconstructed from code: theory 7.1)."

@@ -1,0 +1,158 @@
+"""The marks: against fifty digits, values to 1e-12 · max(1, β, max|r|), probabilities to 1e-12, in float64.
+
+One widening, where the number itself forbids the mark: with α > 1 and references that exclude each other the best value is as low as −1e90, and a
+float64 of that size is not known to 1e-12. There the mark is relative: 1e-12 · |value|.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import multiref as mr
+
+from . import witness
+from .instances import NAMED_ALPHAS, Instance, instances, log_normalised, random_instance
+
+MARK = 1e-12
+
+
+def unit(instance: Instance, *numbers: float) -> float:
+    return max(1.0, instance.beta, instance.scale, *(abs(float(x)) for x in numbers))
+
+
+def check_optimum(instance: Instance, solution, truth: witness.Optimum) -> None:
+    """Value, multiplier and probabilities to the mark; log-probabilities too, so that a tail of 1e-200 counts as well."""
+    value_error = abs(witness.MP.mpf(solution.value.item()) - truth.value)
+    assert value_error <= MARK * unit(instance, truth.value), f"value of {instance}: off by {float(value_error):.2g}"
+    multiplier_error = abs(witness.MP.mpf(solution.multiplier.item()) - truth.multiplier)
+    assert multiplier_error <= MARK * unit(instance, truth.multiplier), f"λ of {instance}: off by {float(multiplier_error):.2g}"
+    policy = solution.log_policy.exp().numpy()
+    expected = np.array([float(p) for p in truth.policy])
+    error = np.abs(policy - expected)
+    assert error.max() <= MARK, f"probabilities of {instance}: off by {error.max():.2g}"
+    seen = expected > 1e-290
+    log_error = np.abs(solution.log_policy.numpy()[seen] - np.log(expected[seen])) / np.maximum(
+        1, np.abs(np.log(expected[seen]))
+    )
+    sound = log_error <= 1e-10 * np.maximum(1, 2 * instance.scale / instance.beta * 1e-4)
+    assert (sound | _at_the_edge(instance, truth)[seen]).all(), f"log-probabilities of {instance}: off by {log_error.max():.2g}"
+
+
+def _at_the_edge(instance: Instance, truth: witness.Optimum) -> np.ndarray:
+    """Where α > 1 has all but truncated a completion, its logarithm is as ill-conditioned as log x at x → 0."""
+    if instance.alpha <= 1:
+        return np.zeros(len(instance.reward), bool)
+    slope = (instance.alpha - 1) / instance.beta
+    x = 1 + slope * (instance.reward - float(truth.multiplier))
+    return np.abs(x) < 1e-4 * (1 + slope * (instance.scale + abs(float(truth.multiplier))))
+
+
+def check_instance(instance: Instance) -> None:
+    truth = witness.optimum(instance.reward, instance.ref_logps, instance.weights, instance.alpha, instance.beta)
+    check_optimum(instance, instance.solve(), truth)
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_the_optimum(batch):
+    for instance in instances(20, seed=batch):
+        check_instance(instance)
+
+
+@pytest.mark.parametrize("alpha", NAMED_ALPHAS)
+def test_the_optimum_of_every_named_alpha_in_every_corner(alpha):
+    rng = np.random.default_rng(7)
+    for kind in ("plain", "peaked", "vetoed", "outside", "padded", "zero weight", "disjoint"):
+        check_instance(random_instance(rng, alpha, kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(8))
+def test_the_optimum_at_length(batch):
+    for instance in instances(500, seed=1000 + batch):
+        check_instance(instance)
+
+
+@pytest.mark.parametrize("order", [-1, 0, 1, 0.5, -2.5])
+def test_the_pooled_objective(order):
+    """PooledKL: reverse KL to a pool of any order; its penalty is to the unnormalised pool, a bound on Σ_k w_k KL at order −1."""
+    rng = np.random.default_rng(3)
+    for instance in (random_instance(rng, 1.0) for _ in range(12)):
+        weights = instance.weights.tolist()
+        reward, ref_logps = instance.tensors
+        solution = mr.exact.solve(reward, ref_logps, mr.PooledKL(tuple(weights), order=order), beta=instance.beta)
+        truth = witness.pooled_optimum(instance.reward, instance.ref_logps, weights, order, instance.beta)
+        check_optimum(instance, solution, truth)
+        assert abs(float(truth.multiplier) / instance.beta - solution.log_partition.item()) <= MARK * unit(
+            instance, truth.multiplier / instance.beta
+        )
+
+
+def test_the_log_partition_is_of_the_unnormalised_pool():
+    """log Σ_y P_0 e^{r/β}, that is log F + log Z of the papers."""
+    for instance in (random_instance(np.random.default_rng(5), 1.0) for _ in range(10)):
+        truth = witness.optimum(instance.reward, instance.ref_logps, instance.weights, 1.0, instance.beta)
+        expected = float(truth.multiplier / witness.MP.mpf(instance.beta))
+        assert instance.solve().log_partition.item() == pytest.approx(expected, rel=1e-13, abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", NAMED_ALPHAS)
+def test_the_objective_at_any_policy(alpha):
+    """exact.value against E_π[r] − β Σ_k w_k D_α(π‖π_k) summed reference by reference, at policies with and without zeros."""
+    rng = np.random.default_rng(11)
+    for kind in ("plain", "zero weight", "outside", "padded", "plain"):
+        instance = random_instance(rng, alpha, kind)
+        log_policy = log_normalised(np.where(np.isfinite(instance.reward), rng.normal(size=instance.reward.shape) * 2, -np.inf))
+        dropped = rng.integers(len(log_policy))
+        if alpha > 0 and kind == "plain" and np.isfinite(log_policy).sum() > 2:
+            log_policy[dropped] = -np.inf
+            log_policy = log_normalised(log_policy)
+        policy = [witness.MP.exp(v) for v in witness.exact(log_policy)]
+        truth = witness.objective(policy, instance.reward, instance.ref_logps, instance.weights, alpha, instance.beta)
+        reward, ref_logps = instance.tensors
+        found = mr.exact.value(torch.from_numpy(log_policy), reward, ref_logps, instance.regularizer, beta=instance.beta).item()
+        if not np.isfinite(float(truth)):
+            assert found == float(truth), f"{instance}: expected {truth}, found {found}"
+        else:
+            assert abs(witness.MP.mpf(found) - truth) <= MARK * unit(instance, truth), str(instance)
+
+
+def test_the_witness_itself():
+    """Stationarity per reference at the witness's optimum, r − β Σ_k w_k f'(π/π_k) = λ on its support and ≤ λ off it, and nothing near it is better."""
+    mp, rng = witness.MP, np.random.default_rng(2)
+    for instance in instances(40, seed=99):
+        truth = witness.optimum(instance.reward, instance.ref_logps, instance.weights, instance.alpha, instance.beta)
+        assert abs(mp.fsum(truth.policy) - 1) < mp.mpf(10) ** -30
+        for y, p in enumerate(truth.policy):
+            if not np.isfinite(instance.reward[y]):
+                assert p == 0
+                continue
+            gain = mp.mpf(instance.reward[y]) - instance.beta * _marginal(instance, y, p)
+            gap = (gain - truth.multiplier) / max(1, abs(truth.multiplier), instance.beta)
+            assert (abs(gap) if p > 0 else gap) < mp.mpf(10) ** -25, f"{instance}: {y}, {mp.nstr(gap)}"
+        nudged = [p * mp.mpf(1 + 0.01 * rng.normal()) for p in truth.policy]
+        nudged = [p / mp.fsum(nudged) for p in nudged]
+        assert (
+            witness.objective(nudged, instance.reward, instance.ref_logps, instance.weights, instance.alpha, instance.beta)
+            <= truth.value
+        )
+
+
+def _marginal(instance: Instance, y: int, p):
+    """Σ_k w_k f'(p/π_k(y)), with the limits at π_k(y) = 0 and p = 0."""
+    mp, total = witness.MP, witness.ZERO
+    a = mp.mpf(instance.alpha)
+    for w, lp in zip(witness.simplex(instance.weights), witness.exact(instance.ref_logps[:, y])):
+        if w == 0:
+            continue
+        if lp == -mp.inf:
+            if a >= 1:
+                assert p == 0  # vetoed
+                return mp.inf
+            total += w / (1 - a)
+        elif p == 0:
+            total += w * (-mp.inf if a <= 1 else -1 / (a - 1))
+        else:
+            total += w * (mp.log(p) - lp if a == 1 else (mp.exp((a - 1) * (mp.log(p) - lp)) - 1) / (a - 1))
+    return total
