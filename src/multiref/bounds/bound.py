@@ -20,7 +20,8 @@ _MEANING = {
     "derived": "derived here, with proof",
     "provisional": "form found, constants not: read the rate, not the number",
 }
-_INTEGERS = {"samples", "iterations"}
+_COUNTS = {"samples", "iterations"}
+_CELLS = 400
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Bound:
     def solve_for(self, quantity: str, *, target: float) -> float:
         """The value of one quantity at which the bound equals `target`, all others held (rounded up for counts).
 
-        For a count this is the least one that reaches the target. The bound must be monotone in the quantity.
+        For a count this is the least one from which on the bound stays at or below the target; for a quantity that makes the bound grow, the
+        largest up to which it does.
 
         Raises:
             ArgumentError: the statement has no such quantity, or no value of it between 1e-12 and 1e300 reaches the target.
@@ -70,9 +72,11 @@ class Bound:
                 f"{self.statement.name}: found no quantity {quantity!r}, expected one of {', '.join(self.quantities)}; name one of these"
             )
         if not (isinstance(target, int | float) and math.isfinite(target) and target > 0):
-            raise ArgumentError(f"target: found {target!r}, expected a positive number; give the value that the bound should reach")
+            raise ArgumentError(
+                f"target: found {target!r}, expected a positive number; give the value that the bound should reach"
+            )
         solution = _root(self, quantity, math.log(target))
-        if quantity not in _INTEGERS:
+        if quantity not in _COUNTS:
             return solution
         count = math.ceil(solution * (1 - 1e-12))  # a closed form that is an integer must not be rounded up to the next one
         return float(count) if self.at(**{quantity: float(count)}).value <= target * (1 + 1e-9) else float(count + 1)
@@ -82,7 +86,8 @@ class Bound:
         lines = [
             f"{self.statement.name}: {self.statement.title}",
             f"  {self.statement.formula}",
-            f"  value    {_short(self.value)}" + (f"   VACUOUS: the trivial range is {_short(self.trivial)}" if self.vacuous else ""),
+            f"  value    {_short(self.value)}"
+            + (f"   VACUOUS: the trivial range is {_short(self.trivial)}" if self.vacuous else ""),
             *(f"    {name:<28} {_short(value)}" for name, value in self.terms.items() if len(self.terms) > 1),
             f"  trivial  {_short(self.trivial)}",
             f"  rate     {self.rate}",
@@ -106,10 +111,10 @@ def _log_value(bound: Bound, quantity: str, log_x: float) -> float:
 
 
 def _domain(bound: Bound, quantity: str) -> tuple[float, float]:
-    """The largest interval of log(quantity) around the present one, within [1e-12, 1e300], where the statement is defined."""
+    """The largest interval of log(quantity) around the present one, within [1e-12, 1e300] (counts: from 1), where the statement is defined."""
     here = math.log(bound.quantities[quantity]) if bound.quantities[quantity] > 0 else 0.0
     edges = []
-    for far in (math.log(1e-12), math.log(1e300)):
+    for far in (0.0 if quantity in _COUNTS else math.log(1e-12), math.log(1e300)):
         inside, outside = here, far
         if _defined(bound, quantity, far):
             edges.append(far)
@@ -129,19 +134,21 @@ def _defined(bound: Bound, quantity: str, log_x: float) -> bool:
 
 
 def _root(bound: Bound, quantity: str, log_target: float) -> float:
-    """Bisection for log value = log target on log(quantity)."""
+    """Bisection on log(quantity), in the last cell of a grid where the bound crosses the target on its way down, or the first on its way up."""
     low, high = _domain(bound, quantity)
-    at_low, at_high = _log_value(bound, quantity, low), _log_value(bound, quantity, high)
-    middle_value = _log_value(bound, quantity, 0.5 * (low + high))
-    if not (min(at_low, at_high) <= middle_value <= max(at_low, at_high)) or not min(at_low, at_high) <= log_target <= max(at_low, at_high):
-        reach = f"between {math.exp(min(at_low, 700)):.4g} and {math.exp(min(at_high, 700)):.4g}"
+    grid = [low + (high - low) * i / _CELLS for i in range(_CELLS)] + [high]
+    above = [_log_value(bound, quantity, x) > log_target for x in grid]
+    crossings = [i for i in range(_CELLS) if above[i] != above[i + 1]]
+    if not crossings:
+        values = [math.exp(min(_log_value(bound, quantity, x), 700.0)) for x in grid]
         raise ArgumentError(
-            f"{bound.statement.name}: found target {math.exp(log_target):.4g}, but {quantity} moves the bound only {reach} "
-            f"(or not monotonically); choose another target or another quantity"
+            f"{bound.statement.name}: found target {math.exp(log_target):.4g}, but {quantity} moves the bound only between "
+            f"{min(values):.4g} and {max(values):.4g}; choose another target or another quantity"
         )
-    falls = at_low > at_high
-    for _ in range(400):
+    falls = not above[-1]
+    cell = crossings[-1] if falls else crossings[0]
+    low, high = grid[cell], grid[cell + 1]
+    for _ in range(200):
         middle = 0.5 * (low + high)
-        above = _log_value(bound, quantity, middle) > log_target
-        low, high = (middle, high) if above == falls else (low, middle)
+        low, high = (middle, high) if (_log_value(bound, quantity, middle) > log_target) == falls else (low, middle)
     return math.exp(high if falls else low)

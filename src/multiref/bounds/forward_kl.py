@@ -25,7 +25,10 @@ _TWO = "coverage: π* ≤ C μ and π_r̂ ≤ C μ"
     title="Theorem 6.2, sub-optimality in the regularised objective, as printed",
     formula="J(π*) − J(π_r̂) ≤ 16 C e^{2R} R √(L / n)",
     rate="1/√n",
-    assumptions=(*_CLASS, "coverage C over a KL ball around the arithmetic pool (the definition's text is not available; this is our reading)"),
+    assumptions=(
+        *_CLASS,
+        "coverage C over a KL ball around the arithmetic pool (the definition's text is not available; this is our reading)",
+    ),
     citation=f"{_PAPER}, Theorem 6.2",
     status="found",
 )

@@ -52,7 +52,10 @@ def maximum_likelihood(*, samples: float, reward_max: float, class_size: float, 
     title="Theorem 5.2, sub-optimality in the regularised objective, as printed",
     formula="J(π*) − J(π_r̂) ≤ γ C · 128 e^{4R} R² · L / n",
     rate="γ/n",
-    assumptions=(*_CLASS, "coverage C over a KL ball around the geometric pool (the definition's text is not available; this is our reading)"),
+    assumptions=(
+        *_CLASS,
+        "coverage C over a KL ball around the geometric pool (the definition's text is not available; this is our reading)",
+    ),
     citation=f"{_PAPER}, Theorem 5.2",
     status="found",
 )

@@ -57,7 +57,7 @@ class Statement:
             found = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
             raise ArgumentError(f"{self.name}: found {found}, expected {', '.join(self.parameters)}; give these by name")
         defaults = {q: p.default for q, p in self.parameters.items() if q not in quantities}
-        given = check_quantities(self.name, {q: quantities.get(q, defaults.get(q)) for q in self.parameters})
+        given = check_quantities(self.name, {q: quantities[q] if q in quantities else defaults[q] for q in self.parameters})
         try:
             result = self._function(**given)
         except OverflowError:

@@ -1,0 +1,154 @@
+"""Coverage constants: what the bounds call C, computed exactly on finite supports, and estimated from scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import NEG_INF, check_weights, expectation, log_difference
+from multiref.divergences import disagreement
+from multiref.errors import ArgumentError
+from multiref.pools import power_pool
+
+__all__ = ["CoverageEstimate", "ball_coverage", "coverage", "coverage_from_scores", "path_coverage", "sampling_coverage"]
+
+_STEPS = 60  # bisection; the maximum is flat in its argument, so its value is exact long before
+
+
+def coverage(policy_logps: Tensor, sampling_logps: Tensor) -> Tensor:
+    r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y), over completions that the policy can produce; +inf where μ misses one of them."""
+    return log_difference(policy_logps, sampling_logps).masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
+
+
+def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling_logps: Tensor, *, beta: float) -> Tensor:
+    r"""[*B, Y] four times → [*B]: the coverage that R1, R2 and R3 need, C = max_{0≤s≤1} max_y π_s(y) / μ(y).
+
+        π_s ∝ pool · exp((r + s g) / β),   g = estimate − reward
+
+    For each y, log π_s(y) is concave in s with slope (g(y) − E_{π_s} g)/β: bisected on its sign, so the maximum is exact.
+
+    Args:
+        pool_logps: the geometric pool, normalised or not.
+        sampling_logps: the law μ that pairs were drawn from.
+    """
+    shape = torch.broadcast_shapes(reward.shape, estimate.shape, pool_logps.shape, sampling_logps.shape)
+    r, g = reward.expand(shape), (estimate - reward).expand(shape)
+    alive = pool_logps.expand(shape) > NEG_INF
+    base = pool_logps + torch.where(alive, r, 0.0) / beta
+    g = torch.where(alive, g, 0.0)
+    low, high = torch.zeros_like(g), torch.ones_like(g)
+    for _ in range(_STEPS):
+        middle = 0.5 * (low + high)
+        rising = g > expectation(_tilted(base, g, middle, beta), g.unsqueeze(-2))
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    best = torch.diagonal(_tilted(base, g, low, beta), dim1=-2, dim2=-1)  # entry y: log π_{s(y)}(y)
+    return coverage(best, sampling_logps.expand(shape))
+
+
+def _tilted(base: Tensor, g: Tensor, s: Tensor, beta: float) -> Tensor:
+    """[*B, Y] three times → [*B, Y', Y]: log π_s with one s for each y'."""
+    return (base.unsqueeze(-2) + s.unsqueeze(-1) * g.unsqueeze(-2) / beta).log_softmax(-1)
+
+
+def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reverse", "forward"] = "reverse") -> Tensor:
+    r"""[*B, Y] → [*B]: the smallest C with π ≤ C · pool for every π in a KL ball around the normalised pool.
+
+    Reverse: KL(π‖pool) ≤ radius. Forward: KL(pool‖π) ≤ radius. The worst π moves mass to one completion y and keeps the others'
+    proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes; the largest q is found by bisection.
+
+    Our reading of the papers' local coverage constants, whose definition's text is not available.
+    """
+    if not radius >= 0:
+        raise ArgumentError(
+            f"radius: found {radius!r}, expected a number that is not negative; give the KL ball's radius in nats"
+        )
+    p = pool_logps.log_softmax(-1).exp()
+    low, high = p.clone(), torch.ones_like(p)
+    for _ in range(_STEPS):
+        middle = 0.5 * (low + high)
+        divergence = _binary_kl(middle, p) if direction == "reverse" else _binary_kl(p, middle)
+        inside = divergence <= radius
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return torch.where(p > 0, low / p, 1.0).amax(-1)
+
+
+def _binary_kl(q: Tensor, p: Tensor) -> Tensor:
+    return torch.special.xlogy(q, q / p) + torch.special.xlogy(1 - q, (1 - q) / (1 - p))
+
+
+def sampling_coverage(ref_logps: Tensor, weights=None) -> Tensor:
+    r"""[K, *B, Y] → [*B]: max_y escort(y) / Σ_k w_k π_k(y), the price of drawing pairs from the references; at most 1/F."""
+    geometric = power_pool(ref_logps, weights, order=0.0) + disagreement(ref_logps, weights).unsqueeze(-1)
+    return coverage(geometric, power_pool(ref_logps, weights, order=1.0))
+
+
+@dataclass(frozen=True)
+class CoverageEstimate:
+    """What scores alone say about K references; every number supposes completions drawn from Σ_k w_k π_k.
+
+    Attributes:
+        references: K.
+        weights: the weights used.
+        disagreement: −log F, estimated as −log mean(geometric pool / mixture).
+        disagreement_error: its standard error, by the delta method.
+        coverage_at_least: the largest escort / mixture among the scored completions: a *lower* bound on C without reward tilt.
+        effective_samples: (Σ w)² / Σ w² of the importance weights; a small share of N means that the estimate rests on few completions.
+        completions: N.
+    """
+
+    references: int
+    weights: tuple[float, ...]
+    disagreement: float
+    disagreement_error: float
+    coverage_at_least: float
+    effective_samples: float
+    completions: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"K = {self.references} references, weights {', '.join(f'{w:.3g}' for w in self.weights)}, {self.completions} completions",
+                f"  disagreement −log F   {self.disagreement:.4g} ± {self.disagreement_error:.2g} nats a completion",
+                f"  coverage at least     {self.coverage_at_least:.4g}",
+                f"  effective samples     {self.effective_samples:.1f} of {self.completions}",
+                "  supposes completions drawn from the mixture of the references; for other data read it as the references' own estimate",
+            )
+        )
+
+
+def coverage_from_scores(ref_logps: Tensor, weights=None) -> CoverageEstimate:
+    r"""[K, N] summed log-probabilities of N completions → estimates of disagreement and coverage.
+
+        F = Σ_y Π_k π_k^{w_k} = E_{y ~ Σ w_k π_k}[ exp(log P_0(y) − log P_1(y)) ]
+
+    Every importance weight is at most 1 (arithmetic–geometric means), so that the error bar of F is honest; that of −log F is not when F is
+    far below 1/N.
+
+    Raises:
+        ArgumentError: not [K, N], or no completion.
+    """
+    if ref_logps.ndim != 2 or ref_logps.shape[1] == 0:
+        raise ArgumentError(
+            f"ref_logps: found shape {tuple(ref_logps.shape)}, expected [K, N] with N ≥ 1; give one row per reference"
+        )
+    w = check_weights(weights, ref_logps.shape[0])
+    log_ratio = (power_pool(ref_logps.double(), w, order=0.0) - power_pool(ref_logps.double(), w, order=1.0)).nan_to_num(
+        neginf=NEG_INF
+    )
+    count = log_ratio.numel()
+    log_f = float(torch.logsumexp(log_ratio, 0)) - math.log(count)
+    relative = (log_ratio - log_f).exp()
+    error = float(relative.std() / math.sqrt(count)) if count > 1 else math.inf
+    return CoverageEstimate(
+        references=ref_logps.shape[0],
+        weights=tuple(float(x) for x in w.reshape(-1)),
+        disagreement=max(-log_f, 0.0),
+        disagreement_error=error,
+        coverage_at_least=max(float(relative.max()), 1.0),
+        effective_samples=float(relative.sum() ** 2 / (relative**2).sum()),
+        completions=count,
+    )

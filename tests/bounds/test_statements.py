@@ -1,0 +1,181 @@
+"""Every statement against its constants worked out by hand, its inversion against the closed form, and its refusals."""
+
+import itertools
+import math
+
+import pytest
+
+from multiref import bounds
+from multiref.errors import ArgumentError
+
+GIVEN = {"samples": 1e4, "beta": 0.5, "coverage": 3.0, "reward_max": 1.0, "class_size": 2000, "delta": 0.05}
+LOG = math.log(2000 / 0.05)
+E = math.e
+
+
+def given(*names):
+    return {name: GIVEN[name] for name in names}
+
+
+FULL = ("samples", "beta", "coverage", "reward_max", "class_size", "delta")
+NO_BETA = ("samples", "coverage", "reward_max", "class_size", "delta")
+HAND_WORKED = [
+    (bounds.maximum_likelihood(**given("samples", "reward_max", "class_size", "delta")), 16 * E**2 * LOG / 1e4),
+    (bounds.reverse_kl_5_2(**given(*FULL)), 2 * 3 * 128 * E**4 * LOG / 1e4),
+    (bounds.reverse_kl_suboptimality(**given(*FULL)), 8 * 2 * 3 * E**2 * LOG / 1e4),
+    (bounds.reverse_kl_plain_reward(**given(*FULL)), 2 * 2 * E * math.sqrt(3 * LOG / 1e4)),
+    (bounds.reverse_kl_versus_comparator(**given(*FULL), log_comparator=2.0), 48 * E**2 * LOG / 1e4 + 0.5 * 2),
+    (
+        bounds.reverse_kl_from_references(**given("samples", "beta", "reward_max", "class_size", "delta"), disagreement=0.7),
+        16 * math.exp(2 + 0.7) * E**2 * LOG / 1e4,
+    ),
+    (bounds.forward_kl_6_2(**given(*NO_BETA)), 16 * 3 * E**2 * math.sqrt(LOG / 1e4)),
+    (bounds.forward_kl_slow(**given(*NO_BETA)), 8 * E * math.sqrt(3 * LOG / 1e4)),
+    (bounds.forward_kl_versus_comparator(**given(*FULL), comparator_kl=0.3), 8 * E * math.sqrt(3 * LOG / 1e4) + 0.15),
+    (bounds.forward_kl_fast(**given(*FULL), sampling_coverage=2.0), 2 * 9 * (1 + 9 * 3) * 2 * 16 * E**2 * LOG / 1e4),
+]
+
+
+@pytest.mark.parametrize("bound, expected", HAND_WORKED, ids=lambda x: x.statement.name if isinstance(x, bounds.Bound) else "")
+def test_value_is_the_formula_worked_by_hand(bound, expected):
+    assert bound.value == pytest.approx(expected, rel=1e-12)
+    assert sum(bound.terms.values()) == pytest.approx(bound.value, rel=1e-12)
+
+
+def test_the_two_printed_constants_follow_from_one_lemma():
+    """128 = 256/2 and 16 = √256: with MSE = 256 e^{4R} R² L/n, Theorem 5.2 is (γ/2) C MSE and Theorem 6.2 is C √MSE."""
+    mse = 256 * math.exp(4) * LOG / 1e4
+    assert bounds.reverse_kl_5_2(**given(*FULL)).value == pytest.approx(2 / 2 * 3 * mse, rel=1e-12)
+    assert bounds.forward_kl_6_2(**given(*NO_BETA)).value == pytest.approx(3 * math.sqrt(mse), rel=1e-12)
+
+
+def test_stability_theorem_3_in_the_reference_toy():
+    """C = 1, R = 6, σ_max = .2, σ⁺_min = .02, ε_n = 0 give Γ₁ = 24,000: 714 at 10⁴ prompts, 96 at 10⁶, 12.7 at 10⁸, against 3RC = 18."""
+    toy = {"radius": 6, "feature_norm": 1, "sigma_max": 0.2, "sigma_min": 0.02, "sigma_min_other": 0.02}
+    for samples, printed in ((1e4, 714), (1e6, 96), (1e8, 12.7)):
+        bound = bounds.stability_theorem_3(samples=samples, **toy)
+        assert bound.value == pytest.approx(printed, rel=6e-3)
+        assert bound.trivial == 18 and bound.vacuous == (samples < 1e8)
+    assert bounds.stability_theorem_2(samples=1e4, **toy).value == pytest.approx(2.4 + 12 * math.sqrt(2.4), rel=1e-12)
+    threshold = bounds.stability_theorem_3(samples=1e4, **toy).solve_for("samples", target=18)
+    assert 4e7 < threshold < 6e7
+
+
+def test_stability_statements_worked_by_hand():
+    two = {"radius": 6.0, "feature_norm": 2.0}
+    assert bounds.stability_lemma_1(samples=100, delta=0.1, **two).value == pytest.approx(
+        36 * math.sqrt(2 * math.log(20) / 100)
+    )
+    corollary = bounds.stability_corollary_1(
+        gradient_norm=1e-3, sigma_max=1, sigma_min=0.5, sigma_min_other=0.25, residual=1e-4, **two
+    )
+    q = 4 * 6 * 1e-4 + 2 * 2 * 1e-3 / 0.125
+    assert corollary.value == pytest.approx(q + 24 * math.sqrt(q))
+    assert bounds.stability_gradient_ascent_norm(iterations=50, smoothness=3, **two).value == pytest.approx(12 * 3 * 12 / 50)
+    stochastic = bounds.stability_stochastic_ascent_norm(iterations=100, smoothness=3, mixing=0.5, delta=0.05, **two)
+    noise = 2 * 36 * 16 / 3
+    assert stochastic.value == pytest.approx(18 / 10 * (72 + noise + noise * math.log(100) + math.log(20) / 0.5))
+    assert bounds.stability_gradient_ascent(
+        samples=100, iterations=16, condition=3, residual=0.04, **two
+    ).value == pytest.approx(0.2 + 3 * (0.5 + 0.1))
+    assert bounds.stability_stochastic_ascent(samples=100, iterations=256, condition=3, **two).value == pytest.approx(
+        3 * (0.5 + 0.1)
+    )
+    derived = bounds.interpolation(gradient_norm=0.1, sigma_min=0.5, feature_norm=2, distance=3, radius=6, residual=0.2)
+    assert derived.value == pytest.approx(0.5 * (2 * 0.1 / 0.5 + 3 * 0.2) ** 2)
+    assert bounds.interpolation_optimum(residual=0.01, **two).value == pytest.approx(8 / 9 * 36 * 1e-4)
+    ascent = bounds.interpolation_gradient_ascent(iterations=1e6, sigma_min=0.5, residual=0.01, **two)
+    smooth = 4 + 8 / 3 * 6 * 8
+    assert ascent.value == pytest.approx(0.5 * (2 / 0.5 * math.sqrt(12 * smooth * 12 / 1e6) + 4 / 3 * 6 * 0.01) ** 2)
+    mu = 0.3 * math.exp(-4) / (1 + math.exp(-4)) ** 2 / 2
+    learned = {"samples": 1000, "feature_norm": 2, "radius": 1, "pair_curvature": 0.3}
+    assert bounds.learned_reward_parameter(**learned).value == pytest.approx(8 / (mu * 1000))
+    assert bounds.learned_reward_value(**learned, distance=0.1).value == pytest.approx(4 * 0.1 * 8 / (mu * 1000))
+
+
+def test_theorem_1_inverts_to_the_printed_sample_size():
+    """n > (128C⁴/σ²)(log(1/ρ) + d log(432RC⁵/σ²))."""
+    bound = bounds.stability_theorem_1(samples=1e6, radius=6, feature_norm=1, dimension=24, curvature=0.1)
+    printed = 128 / 0.01 * (math.log(1 / 0.05) + 24 * math.log(432 * 6 / 0.01))
+    assert bound.solve_for("samples", target=0.05) == pytest.approx(printed, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bound, target, expected",
+    [
+        (HAND_WORKED[1][0], 0.01, 128 * 2 * 3 * E**4 * LOG / 0.01),
+        (HAND_WORKED[2][0], 0.01, 8 * 2 * 3 * E**2 * LOG / 0.01),
+        (HAND_WORKED[6][0], 0.01, 256 * 9 * E**4 * LOG / 1e-4),
+    ],
+)
+def test_solving_for_samples_gives_the_sample_complexity(bound, target, expected):
+    samples = bound.solve_for("samples", target=target)
+    assert samples == math.ceil(expected)
+    assert bound.at(samples=samples).value <= target * (1 + 1e-9) < bound.at(samples=samples - 2).value * (1 + 1e-9)
+
+
+def test_solving_for_another_quantity_reaches_the_target():
+    bound = HAND_WORKED[2][0]
+    for quantity, target in (("beta", 0.3), ("coverage", 0.5), ("reward_max", 1.0), ("delta", 0.3), ("class_size", 0.3)):
+        assert bound.at(**{quantity: bound.solve_for(quantity, target=target)}).value == pytest.approx(target, rel=1e-9), (
+            quantity
+        )
+
+
+@pytest.mark.parametrize("name", list(bounds.statements()))
+def test_every_statement_prints_on_one_screen_and_says_where_it_comes_from(name):
+    statement = bounds.statements()[name]
+    bound = statement(**{q: 0.5 if q in ("delta", "residual", "sigma_min") else 4.0 for q in statement.parameters})
+    text = str(bound)
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 200
+    assert name in text and bound.citation in text and bound.status in text and all(a in text for a in bound.assumptions)
+    assert bound.status == "found" or "derived" in bound.citation or bound.status == "provisional"
+    assert bound.vacuous == (not bound.value < bound.trivial) == ("VACUOUS" in text)
+
+
+@pytest.mark.parametrize("name", [n for n, s in bounds.statements().items() if "samples" in s.parameters])
+def test_every_bound_falls_with_samples(name):
+    statement = bounds.statements()[name]
+    at = {
+        q: 0.01 if q in ("delta", "residual", "sigma_min", "sigma_min_other", "curvature") else 2.0
+        for q in statement.parameters
+    }
+    at["residual"] = 0.0
+    at = {q: at[q] for q in statement.parameters}
+    values = [statement(**{**at, "samples": n}).value for n in (1e3, 1e5, 1e7, 1e9)]
+    assert all(a > b for a, b in itertools.pairwise(values) if a < math.inf)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"samples": 0}, "samples"),
+        ({"samples": -5}, "positive"),
+        ({"delta": 0.0}, "strictly between"),
+        ({"delta": 1.0}, "strictly between"),
+        ({"coverage": 0.9}, "at least 1"),
+        ({"reward_max": float("nan")}, "reward_max"),
+        ({"beta": 0}, "beta"),
+        ({"class_size": "many"}, "class_size"),
+        ({"wrong": 1.0}, "unknown wrong"),
+    ],
+)
+def test_bad_quantities_are_refused_by_name(change, words):
+    with pytest.raises(ArgumentError, match=words):
+        bounds.reverse_kl_suboptimality(**{**GIVEN, **change})
+
+
+def test_missing_quantity_and_hopeless_targets_are_refused():
+    with pytest.raises(ArgumentError, match="no coverage"):
+        bounds.reverse_kl_suboptimality(**given("samples", "beta", "reward_max", "class_size"))
+    bound = HAND_WORKED[2][0]
+    with pytest.raises(ArgumentError, match="target"):
+        bound.solve_for("samples", target=-1.0)
+    with pytest.raises(ArgumentError, match="no quantity"):
+        bound.solve_for("prompts", target=0.1)
+    with pytest.raises(ArgumentError, match="moves the bound only"):
+        bounds.reverse_kl_versus_comparator(**GIVEN, log_comparator=2.0).solve_for("samples", target=0.5)
+
+
+def test_values_too_large_for_a_float_are_vacuous_not_a_crash():
+    assert bounds.reverse_kl_suboptimality(**{**GIVEN, "reward_max": 1e4}).vacuous
