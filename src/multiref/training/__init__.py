@@ -1,0 +1,34 @@
+"""Training: a policy from preference pairs and stored scores, as a `transformers.Trainer` whose objective is a small value.
+
+`PreferenceTrainer(model, regularizer, beta=…, scores=…, args=…)`; what it minimises is an `Objective`: `Preference`, or one of the published
+rivals (`MultiDPO`, and the wrappers `TrustRegion`, `AdaptiveWeights`, `LengthNormalised`) under the same trainer.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "PreferenceTrainer": "multiref.training.preference",
+    "PreferenceData": "multiref.training.dataset",
+    "Objective": "multiref.training.objectives",
+    "PairLogps": "multiref.training.objectives",
+    "Preference": "multiref.training.objectives",
+    "MultiDPO": "multiref.training.objectives",
+    "mrpo": "multiref.training.rivals",
+    "AdaptiveWeights": "multiref.training.rivals",
+    "LengthNormalised": "multiref.training.rivals",
+    "TrustRegion": "multiref.training.rivals",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used, so that `import multiref` does not load transformers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,106 @@
+"""Which pairs go together. An optimizer step always holds the same number of pairs, drawn at random; inside a step they are sorted by length.
+
+Batches filled up to a token budget would weigh a pair by the length of its neighbours (a step of few long pairs counts each of them more).
+So the budget never decides *which* pairs make a step, only into how many passes a micro-batch is cut (`passes`), and the loss is averaged
+over the pairs of the whole step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from multiref.errors import ArgumentError
+
+__all__ = ["StepBatches", "passes"]
+
+
+class StepBatches(Sampler[list[int]]):
+    """Micro-batches of one rank: lists of indices, as many on every rank, in an order that (seed, epoch) decides.
+
+    A step takes `per_device × accumulation × world` pairs, the last one of an epoch what is left (or drops it). The pairs of a step
+    are sorted by length and dealt so that micro-batches are homogeneous and ranks balanced. Where a rank would have nothing to do it gets a pair
+    that fills without counting, index −1 − i.
+
+    Args:
+        lengths: [P] tokens of each pair.
+        shuffle: a new random order in each epoch; otherwise the order of the data, also within a step.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        per_device: int,
+        *,
+        accumulation: int = 1,
+        world: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        if per_device < 1 or accumulation < 1:
+            raise ArgumentError(f"batch: expected at least one pair a batch, found {per_device} × {accumulation}.")
+        if drop_last and len(lengths) < per_device * accumulation * world:
+            raise ArgumentError(
+                f"dataloader_drop_last leaves nothing of {len(lengths)} pairs at {per_device * accumulation * world} a step; "
+                "use smaller batches or keep the last one."
+            )
+        self.lengths, self.per_device, self.accumulation = list(lengths), per_device, accumulation
+        self.world, self.rank, self.seed, self.shuffle, self.drop_last = world, rank, seed, shuffle, drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        per_step = self.per_device * self.accumulation * self.world
+        whole, rest = divmod(len(self.lengths), per_step)
+        return whole * self.accumulation + (0 if self.drop_last else -(-rest // (self.per_device * self.world)))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(len(self.lengths)))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+            order = torch.randperm(len(order), generator=generator).tolist()
+        per_step = self.per_device * self.accumulation * self.world
+        for start in range(0, len(order), per_step):
+            step = order[start : start + per_step]
+            if len(step) < per_step and self.drop_last:
+                return
+            yield from self._micro_batches(step)
+
+    def _micro_batches(self, step: list[int]) -> list[list[int]]:
+        """This rank's share of one step's pairs."""
+        if self.shuffle:
+            step = sorted(step, key=lambda i: -self.lengths[i])
+        count = -(-len(step) // (self.per_device * self.world))
+        bounds = [len(step) * c // count for c in range(count + 1)]
+        groups = [step[a:b] for a, b in itertools.pairwise(bounds)]
+        return [group[self.rank :: self.world] or [-1 - group[-1]] for group in groups]
+
+
+def passes(lengths: Sequence[int], token_budget: int | None, *, at_least: int = 1) -> list[list[int]]:
+    """Indices into `lengths`, cut into forward passes of rows × longest row ≤ token_budget, longest first; never fewer than `at_least`.
+
+    None: one pass. A row above the budget is a pass of its own. Every rank must make as many passes, hence `at_least`.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    for index in order:
+        fits = groups and (token_budget is None or (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget)
+        if fits:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    while len(groups) < at_least:
+        widest = max(range(len(groups)), key=lambda g: len(groups[g]))
+        group = groups[widest]
+        if len(group) == 1:
+            raise ArgumentError(f"{len(order)} pairs cannot be cut into {at_least} passes.")
+        groups[widest : widest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
+    return groups

@@ -1,0 +1,156 @@
+"""Pairs made ready for training, once: token ids under the policy's tokenizer, joined by content with the stored scores of the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from multiref.data import Pair, as_pair
+from multiref.errors import ArgumentError, DataError
+from multiref.models.encoding import Encoded, encode
+from multiref.references.scores import SequenceScores
+
+__all__ = ["PairBatch", "PreferenceData", "collate"]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs on their way to the model. Not a tensor on purpose: what casts batches to half precision must not touch scores.
+
+    encoded: B prompts with their two completions (chosen first); references [K, B, 2] float64; ref_lengths [K, B, 2];
+    shares [B] float64: how much each pair counts in the average; 0 for one that only fills a rank's last batch.
+    """
+
+    encoded: tuple[Encoded, ...]
+    references: Tensor
+    ref_lengths: Tensor
+    shares: Tensor
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B, 2]: tokens of each completion in the policy's tokenizer."""
+        return torch.tensor([[len(ids) for ids in item.completions] for item in self.encoded])
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each pair's row: the prompt once, both completions."""
+        return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
+
+    def take(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs at these positions."""
+        at = torch.tensor(list(indices), dtype=torch.long)
+        encoded = tuple(self.encoded[i] for i in indices)
+        return PairBatch(encoded, self.references[:, at], self.ref_lengths[:, at], self.shares[at])
+
+
+class PreferenceData(Dataset):
+    """P pairs, encoded and joined with their scores. Build it once and hand it to several trainers: it depends on no objective.
+
+    Args:
+        pairs: `Pair`s or rows in TRL's preference format.
+        scores: `SequenceScores` that cover them, joined by content key; the order of `scores.names` is the order of K.
+        tokenizer: the policy's.
+        end: score the end token, as the scores must have been.
+        max_length, truncation: as of `models.encode`; must be what the scores were made with.
+        counts: [P] how much each pair counts in the average, at least zero; None: one each. A preference known as a probability p is the pair
+            with count p and the reversed pair with count 1 − p.
+
+    Raises:
+        StoreError: pairs without scores (how many, an example, what to do).
+        ArgumentError: scores made with another truncation.
+        DataError: a row that cannot be encoded, named.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Any],
+        scores: SequenceScores,
+        tokenizer: Any,
+        *,
+        end: bool = True,
+        max_length: int | None = None,
+        truncation: str = "keep_start",
+        counts: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
+        if not self.pairs:
+            raise DataError("No pair was given; expected at least one.")
+        self.names = scores.names
+        prompts = [pair.prompt for pair in self.pairs]
+        columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
+        at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
+        self.references = scores.logps[:, at]
+        self.ref_lengths = scores.lengths[:, at]
+        self.encoded = [_encoded(pair, tokenizer, end, max_length, truncation) for pair in self.pairs]
+        self.counts = _counts(counts, len(self.pairs))
+        _same_truncation(self, scores.truncated[:, at])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[PreferenceData, int]:
+        """The pair at `index`; at −1 − index the same pair, to fill a batch without counting."""
+        return self, index
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """[P] tokens of each pair's row."""
+        return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
+
+    def batch(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
+        places = [i if i >= 0 else -1 - i for i in indices]
+        at = torch.tensor(places, dtype=torch.long)
+        shares = self.counts[at] * torch.tensor([i >= 0 for i in indices])
+        encoded = tuple(self.encoded[i] for i in places)
+        return PairBatch(encoded, self.references[:, at], self.ref_lengths[:, at], shares)
+
+
+def collate(items: Sequence[tuple[PreferenceData, int]]) -> dict[str, Any]:
+    """Items of one `PreferenceData` → {"index": [B] int64, "pairs": PairBatch}."""
+    data = items[0][0]
+    indices = [index for _, index in items]
+    return {"index": torch.tensor(indices), "pairs": data.batch(indices)}
+
+
+def _counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
+    if counts is None:
+        return torch.ones(pairs, dtype=torch.float64)
+    checked = torch.as_tensor(counts, dtype=torch.float64)
+    if checked.shape != (pairs,) or not bool((checked >= 0).all()) or not bool(checked.sum() > 0):
+        raise ArgumentError(
+            f"counts: expected {pairs} numbers of at least zero, not all zero; found shape {tuple(checked.shape)}."
+        )
+    return checked
+
+
+def _encoded(pair: Pair, tokenizer: Any, end: bool, max_length: int | None, truncation: str) -> Encoded:
+    try:
+        return encode(
+            tokenizer, pair.prompt, (pair.chosen, pair.rejected), end=end, max_length=max_length, truncation=truncation
+        )
+    except DataError as error:
+        raise DataError(f"{pair.origin or 'a pair'}: {error}") from error
+
+
+def _same_truncation(data: PreferenceData, of_scores: Tensor) -> None:
+    """A cut completion and a whole one are different texts: their log-probabilities do not belong in one ratio."""
+    of_policy = torch.tensor([item.truncated for item in data.encoded])
+    differs = (of_scores != of_policy).any(-1)
+    if not bool(differs.any()):
+        return
+    k, row = (int(i) for i in differs.nonzero()[0])
+    cut, whole = ("the policy", f"reference {data.names[k]!r}")[:: 1 if bool(of_policy[row].any()) else -1]
+    raise ArgumentError(
+        f"{int(differs.any(0).sum()):,} of {len(data):,} pairs are cut differently by the policy and by the references' scores; the first is "
+        f"{data.pairs[row].origin or f'pair {row + 1}'}, cut for {cut} and not for {whole}. Expected the same texts on both sides. Score again with the "
+        "max_length and truncation of this run, or leave these rows out."
+    )

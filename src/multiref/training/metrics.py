@@ -1,0 +1,71 @@
+"""What a training run reports, from log-probabilities alone. Apart from the losses on purpose: a metric never changes a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_weights
+from multiref.training.objectives import Objective, PairLogps, Preference
+
+__all__ = ["Averages", "pair_metrics"]
+
+
+@torch.no_grad()
+def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -> dict[str, Tensor]:
+    """One value per pair, [B] each, under the names that TRL's users read.
+
+    rewards/chosen, /rejected      implicit rewards of the whole completion
+    rewards/margins, /accuracies   chosen − rejected; 1 where that is positive (½ at a tie)
+    logps/chosen, /rejected        log π of the whole completion
+    kl/<reference>                 log π − log π_k, averaged over the pair's two completions: the k1 estimator *on the data*. It is the
+                                   reverse KL(π‖π_k) only where the completions are samples of π; on other data it is a log-ratio, and may be negative
+    weights/<reference>            the weight in use
+    log_ratio_clipped              share of the two completions beyond the objective's `log_ratio_limit` (only where there is one)
+    """
+    rewards = objective.rewards(pairs)
+    margin = rewards[:, 0] - rewards[:, 1]
+    values = {
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+        "rewards/margins": margin,
+        "rewards/accuracies": (torch.sign(margin) + 1) / 2,
+        "logps/chosen": pairs.policy[:, 0],
+        "logps/rejected": pairs.policy[:, 1],
+    }
+    weights = check_weights(objective.weights, len(names))
+    for k, name in enumerate(names):
+        values[f"kl/{name}"] = (pairs.policy - pairs.references[k]).mean(-1)
+        values[f"weights/{name}"] = weights[k].to(margin).expand_as(margin)
+    if isinstance(objective, Preference) and objective.log_ratio_limit < math.inf:
+        beyond = objective.log_ratios(pairs).abs() > objective.log_ratio_limit
+        values["log_ratio_clipped"] = beyond.to(margin.dtype).mean(-1)
+    return {name: value.detach() for name, value in values.items()}
+
+
+class Averages:
+    """Running averages over pairs, kept on the device and read when logged."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count: Tensor | None = None
+
+    def add(self, values: dict[str, Tensor], shares: Tensor) -> None:
+        """Values [B] of each name, and how much each pair counts, [B]."""
+        for name, value in values.items():
+            total = (value * shares).sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        count = shares.sum()
+        self._count = count if self._count is None else self._count + count
+
+    def take(self, reduce) -> dict[str, float]:
+        """The averages so far, over all ranks (`reduce` sums a tensor over them), and start again."""
+        if self._count is None:
+            return {}
+        totals = reduce(torch.stack([self._count, *self._sums.values()]))
+        names = list(self._sums)
+        self._sums, self._count = {}, None
+        return {name: float(total / totals[0]) for name, total in zip(names, totals[1:])}

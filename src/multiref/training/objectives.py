@@ -1,0 +1,174 @@
+"""Objectives: what preference training minimises, as small values. Arrays in, one loss per pair out; no model, no file.
+
+Axes: `B` pairs, then the two sides of a pair (0 chosen, 1 rejected); references first, `K`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from multiref import losses as preference_losses
+from multiref._logspace import check_weights, expand_weights
+from multiref.errors import ArgumentError
+
+__all__ = ["Loss", "MultiDPO", "Objective", "PairLogps", "Preference", "checked_beta"]
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Weights: TypeAlias = Any  # None (uniform), K numbers, or a tensor [K] or [K, B]
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """What an objective knows of B pairs: log-probabilities of whole completions (nats), and how many tokens each has.
+
+    Args:
+        policy: [B, 2] under the policy; carries the gradient.
+        references: [K, B, 2] under the frozen references.
+        lengths: [B, 2] tokens in the policy's tokenizer.
+        ref_lengths: [K, B, 2] tokens in each reference's own.
+    """
+
+    policy: Tensor
+    references: Tensor
+    lengths: Tensor
+    ref_lengths: Tensor
+
+
+class Objective(Protocol):
+    """One choice of what to minimise. New ones are new values that answer these, not new branches in a trainer."""
+
+    @property
+    def weights(self) -> Weights: ...
+
+    def rewards(self, pairs: PairLogps) -> Tensor:
+        """[B, 2]: the implicit rewards, up to a constant per prompt."""
+        ...
+
+    def losses(self, pairs: PairLogps) -> Tensor:
+        """[B]: one loss per pair."""
+        ...
+
+    def reweighted(self, weights: Weights) -> Objective:
+        """The same objective at other weights, [K] or [K, B]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preference:
+    r"""loss(r_chosen, r_rejected) with the implicit rewards that the regularizer gives.
+
+        r = β f'(π / P),     ℓ = log π − log P,     P the regularizer's pool over the references, of whole completions
+
+    Reverse KL: r = β ℓ, and this is DPO on the geometric pool, Σ_k w_k log π_k. Log-normalisers depend on the prompt alone and cancel
+    in the margin. Forward KL: r = β (1 − e^{−ℓ}); in general r = β (e^{(α−1)ℓ} − 1)/(α − 1).
+
+    **What is exact.** Whole completions differ by hundreds of nats, so for α ≠ 1 the slope dr/dℓ = β e^{(α−1)ℓ} spans e^{±300}: it is
+    zero, or infinite, in any floating-point format. We keep r exact while its slope lies in [β²/(β+R), β+R], R = `reward_range`; that is,
+    where |ℓ| ≤ log(1 + R/β)/|1 − α|; beyond, r goes on along its tangent in ℓ. It stays strictly increasing and its gradient stays finite and
+    away from zero, so a policy that starts far away is pulled back. The optimum is that of the exact objective if, at that optimum, every completion
+    in the data has |ℓ| within the limit; the metric `log_ratio_clipped` is the share that is outside. Reverse KL is linear in ℓ, so
+    nothing is ever clipped. `reward_range=math.inf` is the exact map everywhere.
+
+    For α > 1 implicit rewards cannot fall below −β/(α − 1): where the exact optimum truncates (π* = 0), the preference optimum
+    is another point (theory 1, design section 1).
+
+    Args:
+        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence` or `PooledKL`, with its weights.
+        beta: strength β > 0 (the papers' 1/γ).
+        loss: two rewards [B] → losses [B]: `losses.bradley_terry`, `robust`, `ipo`, `hinge`, or a partial of one.
+        reward_range: R above, in units of reward (nats of preference).
+
+    Reference: Rafailov et al., 2023, eq. 7, with the reference replaced by the pool (arXiv 2502.01203, appendix F: FOUND that it exists, the
+    losses are DERIVED); f-DPO, Wang et al., 2023; the tangent continuation is DERIVED.
+    """
+
+    regularizer: Any
+    beta: float
+    loss: Loss = preference_losses.bradley_terry
+    reward_range: float = 10.0
+
+    def __post_init__(self) -> None:
+        checked_beta(self.beta)
+        if not self.reward_range > 0:
+            raise ArgumentError(f"reward_range: expected a number above zero, found {self.reward_range}.")
+
+    @property
+    def weights(self) -> Weights:
+        return self.regularizer.weights
+
+    @property
+    def log_ratio_limit(self) -> float:
+        """|ℓ| up to which the implicit reward is exact: log(1 + R/β)/|1 − α|; infinite for reverse KL."""
+        bend = abs(1 - self.regularizer.alpha)
+        return math.inf if bend == 0 else math.log1p(self.reward_range / self.beta) / bend
+
+    def log_ratios(self, pairs: PairLogps) -> Tensor:
+        """[B, 2]: ℓ = log π − log P, of whole completions; P is not normalised."""
+        return pairs.policy - self.regularizer.pool(pairs.references)
+
+    def rewards(self, pairs: PairLogps) -> Tensor:
+        """[B, 2]: β f'(e^ℓ), continued along its tangent beyond `log_ratio_limit`."""
+        if self.log_ratio_limit == math.inf:
+            return self.regularizer.implicit_reward(pairs.policy, pairs.references, beta=self.beta)
+        log_ratio = self.log_ratios(pairs)
+        kept = log_ratio.clamp(-self.log_ratio_limit, self.log_ratio_limit)
+        bend = self.regularizer.alpha - 1
+        slope = self.beta * torch.exp(bend * kept.detach())
+        return self.beta * torch.expm1(bend * kept) / bend + slope * (log_ratio - kept)
+
+    def losses(self, pairs: PairLogps) -> Tensor:
+        """[B]: loss(r_chosen, r_rejected)."""
+        rewards = self.rewards(pairs)
+        return self.loss(rewards[:, 0], rewards[:, 1])
+
+    def reweighted(self, weights: Weights) -> Preference:
+        return replace(self, regularizer=self.regularizer.with_weights(weights))
+
+
+@dataclass(frozen=True)
+class MultiDPO:
+    r"""The weighted sum of K single-reference DPO losses, a published rival.
+
+        L = Σ_k w_k loss(β (log π − log π_k) chosen, the same rejected)
+
+    By Jensen L ≥ the loss of the geometric pool at the same weights, with equality where the references agree on the pair. Its optimum is
+    that of no weighted-KL objective. The rewards that it reports are those of the geometric pool.
+
+    Reference: theory 7.4 and 8.1 (CODE of arXiv 2405.16388 and 2512.10040), there with clipped or length-normalised log-probabilities:
+    wrap it in `TrustRegion` or `LengthNormalised` for those.
+    """
+
+    beta: float
+    weights: Weights = None
+    loss: Loss = preference_losses.bradley_terry
+
+    def __post_init__(self) -> None:
+        checked_beta(self.beta)
+
+    def rewards(self, pairs: PairLogps) -> Tensor:
+        """[B, 2]: β Σ_k w_k (log π − log π_k)."""
+        return self.beta * (self._weights(pairs)[..., None] * (pairs.policy - pairs.references)).sum(0)
+
+    def losses(self, pairs: PairLogps) -> Tensor:
+        """[B]: Σ_k w_k loss_k."""
+        rewards = self.beta * (pairs.policy - pairs.references)
+        return (self._weights(pairs) * self.loss(rewards[..., 0], rewards[..., 1])).sum(0)
+
+    def reweighted(self, weights: Weights) -> MultiDPO:
+        return replace(self, weights=weights)
+
+    def _weights(self, pairs: PairLogps) -> Tensor:
+        return expand_weights(check_weights(self.weights, len(pairs.references)), pairs.references[..., 0])
+
+
+def checked_beta(beta: float) -> float:
+    """β, or `ArgumentError` unless it is a finite number above zero."""
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < math.inf:
+        raise ArgumentError(f"beta: expected a finite number above zero, found {beta!r}.")
+    return float(beta)

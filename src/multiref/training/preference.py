@@ -1,0 +1,287 @@
+"""`PreferenceTrainer`: preference training under several references, as a `transformers.Trainer` that overrides documented methods only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from multiref import losses as preference_losses
+from multiref._logspace import check_weights
+from multiref.errors import ArgumentError, ModelError
+from multiref.models import completion_logps
+from multiref.references.scores import SequenceScores
+from multiref.training.batching import StepBatches, passes
+from multiref.training.dataset import PairBatch, PreferenceData, collate
+from multiref.training.metrics import Averages, pair_metrics
+from multiref.training.objectives import Loss, Objective, PairLogps, Preference
+from multiref.training.strategies import WeightStrategy
+
+__all__ = ["PreferenceTrainer"]
+
+
+class PreferenceTrainer(Trainer):
+    r"""Minimises the average over pairs of loss(r_chosen, r_rejected), r the implicit reward under K frozen references.
+
+        L = (1/n) Σ_pairs loss(r(x, y_w), r(x, y_l)),     r = β f'(π / P),   P the regularizer's pool of the K references
+
+    No reference model is in memory: their log-probabilities of whole completions come as stored scores, joined by content, so a step costs
+    the same for every K. Chosen and rejected share their prompt in one row. The average is over the pairs of an optimizer step, whatever
+    its micro-batches, passes and ranks are: gradient accumulation, a token budget and more processes change nothing but the rounding.
+
+    Args:
+        model: the policy, a transformers causal language model (or a PEFT model on one, or `Tabular`). Its dropout is set to zero.
+        regularizer: `ReverseKL`, `ForwardKL`, …; or an `Objective` (a rival, or `Preference` with its options), which brings its own β and loss.
+        beta: strength β > 0, with a regularizer.
+        scores: `SequenceScores` that cover the training and evaluation pairs; their order of names is the order of the weights. Not needed
+            where both datasets are `PreferenceData`.
+        args: `transformers.TrainingArguments`; `per_device_train_batch_size` counts pairs.
+        train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format), or `PreferenceData`; evaluation also a mapping from names to those.
+        processing_class: the policy's tokenizer.
+        loss: two rewards [B] → losses [B], with a regularizer.
+        strategy: where weights come from while training: a `WeightStrategy`; None keeps the objective's.
+        end: score the end token, as the scores do.
+        max_length, truncation: in tokens of the policy, prompt and completion together; as the scores were made.
+        token_budget: rows × longest row of one forward pass; a micro-batch above it is cut into several. None: one pass.
+        callbacks, optimizers: as of `transformers.Trainer`.
+
+    Metrics: the names of `metrics.pair_metrics`, averaged over pairs, `eval_` before those of the evaluation set; and with an evaluation set
+    `reward_gap`, the last training `rewards/margins` minus that of evaluation: the gap that overfitting opens.
+
+    Raises: ArgumentError, WeightsError, StoreError, DataError, ModelError; all at construction.
+
+    Reference: Rafailov et al., 2023; arXiv 2502.01203, appendix F, for several references (losses DERIVED).
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
+
+    def __init__(
+        self,
+        model: nn.Module,
+        regularizer: Any,
+        *,
+        args: TrainingArguments,
+        train_dataset: Sequence[Any] | PreferenceData,
+        processing_class: Any,
+        beta: float | None = None,
+        scores: SequenceScores | None = None,
+        eval_dataset: Sequence[Any] | PreferenceData | Mapping[str, Any] | None = None,
+        loss: Loss | None = None,
+        strategy: WeightStrategy | None = None,
+        end: bool = True,
+        max_length: int | None = None,
+        truncation: str = "keep_start",
+        token_budget: int | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.objective = _objective(regularizer, beta, loss)
+        self.token_budget = token_budget
+        self.strategy = strategy
+        _checked_policy(model, args)
+
+        def ready(data: Any) -> PreferenceData:
+            if isinstance(data, PreferenceData):
+                return data
+            if scores is None:
+                raise ArgumentError(
+                    "scores: expected SequenceScores that cover the pairs, found None. Make them: References(...).score(pairs)."
+                )
+            return PreferenceData(data, scores, processing_class, end=end, max_length=max_length, truncation=truncation)
+
+        train = ready(train_dataset)
+        held_out = {name: ready(d) for name, d in eval_dataset.items()} if isinstance(eval_dataset, Mapping) else None
+        if eval_dataset is not None and held_out is None:
+            held_out = ready(eval_dataset)  # type: ignore[assignment]
+        check_weights(self.objective.weights, len(train.names))
+        self.names = train.names
+        self._averages = {"train": Averages(), "eval": Averages()}
+        self._train_margin: float | None = None
+        if strategy is not None:
+            strategy.start(self.names)
+            callbacks = [*(callbacks or []), strategy]
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=processing_class,
+            compute_metrics=self._averaged,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
+
+    # ---- batches ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
+        args, data = self.args, self.train_dataset
+        batches = StepBatches(
+            data.row_lengths,
+            args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            world=args.world_size,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle=args.train_sampling_strategy != "sequential",
+            drop_last=args.dataloader_drop_last,
+        )
+        return _EpochLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=args.dataloader_num_workers)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
+        """The micro-batches of one step, and how many pairs they hold over all ranks."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        count = torch.stack([sample["pairs"].shares.sum() for sample in samples]).sum().float().to(device)
+        return samples, self.accelerator.reduce(count, reduction="sum")
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations a parameter and token, forward and backward."""
+        return 6 * sum(inputs["pairs"].row_lengths) * _parameters(self.model)
+
+    # ---- the loss ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, in as many passes as the token budget asks; every rank makes equally many."""
+        groups = self._passes(inputs["pairs"])
+        if len(groups) == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        losses = []
+        for group in groups[:-1]:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, _part(inputs, group), num_items_in_batch))
+        losses.append(super().training_step(model, _part(inputs, groups[-1]), num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Σ losses of these pairs / pairs of the step. Gradients are averaged over ranks, hence the number of ranks."""
+        pairs, logps = inputs["pairs"], self._pair_logps(model, inputs["pairs"])
+        shares = pairs.shares.to(logps.policy)
+        objective = self._current(logps)
+        losses = objective.losses(logps)
+        values = pair_metrics(objective, logps, self.names)
+        if model.training:
+            self._averages["train"].add(values, shares)
+            if self.strategy is not None:
+                self.strategy.observe(logps, objective)
+        count = shares.sum() if num_items_in_batch is None else num_items_in_batch
+        ranks = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = ((losses * shares).sum() / count * ranks).float()
+        return (loss, {"loss": losses.detach(), **values}) if return_outputs else loss
+
+    def _pair_logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
+        with self.accelerator.autocast():
+            policy = completion_logps(model, pairs.encoded).reshape(-1, 2)
+        return PairLogps(
+            policy,
+            pairs.references.to(policy),
+            pairs.lengths.to(policy.device),
+            pairs.ref_lengths.to(policy.device),
+        )
+
+    def _current(self, logps: PairLogps) -> Objective:
+        if self.strategy is None:
+            return self.objective
+        return self.objective.reweighted(self.strategy.weights(logps))
+
+    def _passes(self, pairs: PairBatch) -> list[list[int]]:
+        groups = passes(pairs.row_lengths, self.token_budget)
+        if self.token_budget is None or self.args.world_size == 1:
+            return groups
+        counts = torch.tensor([len(groups)], device=self.args.device)
+        most = int(self.accelerator.gather(counts).max())
+        fewest = int(-self.accelerator.gather(torch.tensor([-len(pairs)], device=self.args.device)).max())
+        return (
+            passes(pairs.row_lengths, self.token_budget, at_least=most) if most <= fewest else passes(pairs.row_lengths, None)
+        )
+
+    # ---- evaluation and logs ----
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Tensor, Tensor]:
+        """(no loss, [B, M] metrics of each pair, [B] labels): averaged over pairs, not over batches, by `compute_metrics`."""
+        rows = []
+        with torch.no_grad():
+            groups = passes(inputs["pairs"].row_lengths, self.token_budget)
+            for group in groups:
+                _, values = self.compute_loss(model, _part(inputs, group), return_outputs=True)
+                rows.append(torch.stack([value.float() for value in values.values()], dim=-1))
+        self._eval_names = list(values)
+        back = torch.tensor([i for group in groups for i in group]).argsort()
+        table = torch.cat(rows)[back.to(rows[0].device)]
+        return None, table, torch.zeros(len(table), device=table.device)
+
+    def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
+        table = torch.as_tensor(prediction.predictions, dtype=torch.float64)
+        values = dict(zip(self._eval_names, table.mean(0).tolist()))
+        if self._train_margin is not None:
+            values["reward_gap"] = self._train_margin - values["rewards/margins"]
+        return values
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The loss's line also carries the metrics of its pairs, over all ranks."""
+        if "loss" in logs:
+            values = self._averages["train"].take(lambda t: self.accelerator.reduce(t, reduction="sum"))
+            self._train_margin = values.get("rewards/margins", self._train_margin)
+            logs.update(values)
+        super().log(logs, start_time)
+
+
+class _EpochLoader(DataLoader):
+    """A data loader that tells its batch sampler which epoch it is; already sharded, so it is not to be prepared again."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def _part(inputs: dict[str, Any], group: list[int]) -> dict[str, Any]:
+    return {**inputs, "index": inputs["index"][group], "pairs": inputs["pairs"].take(group)}
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _objective(regularizer: Any, beta: float | None, loss: Loss | None) -> Objective:
+    if hasattr(regularizer, "losses") and hasattr(regularizer, "rewards"):
+        if beta is not None or loss is not None:
+            raise ArgumentError("beta, loss: an objective brings its own; found one beside it. Leave beta and loss out.")
+        return regularizer
+    if beta is None:
+        raise ArgumentError("beta: expected a number above zero beside a regularizer, found None.")
+    return Preference(regularizer, beta, loss or preference_losses.bradley_terry)
+
+
+def _checked_policy(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuse what would train something else, and make the policy deterministic."""
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise ModelError(
+            f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes layers. Use LoRA."
+        )
+    if args.n_gpu > 1:
+        raise ArgumentError(
+            f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one device a process. "
+            "Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
+        )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    config = getattr(model, "config", None)
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0

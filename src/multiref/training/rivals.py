@@ -1,0 +1,135 @@
+"""Published rivals as wrappers of an objective: each changes what the inner objective sees, and nothing else. They compose.
+
+MRPO as published is `AdaptiveWeights(TrustRegion(Preference(PooledKL(order=-1), β)))`: `mrpo(β, trust_region=0.1, adaptive=True)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref import losses as preference_losses
+from multiref.errors import ArgumentError
+from multiref.training.objectives import Loss, Objective, PairLogps, Preference, Weights
+
+__all__ = ["AdaptiveWeights", "LengthNormalised", "TrustRegion", "adaptive_weights", "clipped_references", "mrpo"]
+
+
+def mrpo(
+    beta: float,
+    *,
+    weights: Weights = None,
+    trust_region: float | None = None,
+    anchor: int = 0,
+    adaptive: bool = False,
+    loss: Loss = preference_losses.bradley_terry,
+) -> Objective:
+    """MRPO: reverse KL to the harmonic pool, with its clipped trust region and adaptive weights if asked.
+
+    A lower bound of the weighted reverse KL, not that objective (theory 7.1). The weight of a reference multiplies 1/π_k, as in the paper; the
+    released code has them swapped (theory 7.7), which we do not copy.
+
+    Args:
+        trust_region: η, the relative half-width of the clip (0.1 in the released example); None leaves the references as they are.
+        anchor: which reference the others are clipped around (the policy's initial model, there).
+        adaptive: weights per pair from how strongly each reference discriminates (ARWC).
+    """
+    from multiref.regularizers import PooledKL
+
+    objective: Objective = Preference(PooledKL(weights, order=-1), beta, loss)
+    if trust_region is not None:
+        objective = TrustRegion(objective, trust_region, anchor)
+    return AdaptiveWeights(objective) if adaptive else objective
+
+
+@dataclass(frozen=True)
+class _Wrapper:
+    inner: Any
+
+    @property
+    def weights(self) -> Weights:
+        return self.inner.weights
+
+    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+        """The inner objective and the pairs it is shown."""
+        raise NotImplementedError
+
+    def rewards(self, pairs: PairLogps) -> Tensor:
+        objective, shown = self.seen(pairs)
+        return objective.rewards(shown)
+
+    def losses(self, pairs: PairLogps) -> Tensor:
+        objective, shown = self.seen(pairs)
+        return objective.losses(shown)
+
+    def reweighted(self, weights: Weights) -> Any:
+        return replace(self, inner=self.inner.reweighted(weights))
+
+
+@dataclass(frozen=True)
+class LengthNormalised(_Wrapper):
+    r"""Every log-probability divided by its number of tokens before the inner objective sees it, policy included.
+
+    Not exact for any objective on whole completions: a *named variant*, because released code uses it (theory 8.1) and because for
+    α ≠ 1 it brings the ratios of long completions into range. Each model's own token count is used.
+    """
+
+    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+        policy = pairs.policy / pairs.lengths
+        return self.inner, replace(pairs, policy=policy, references=pairs.references / pairs.ref_lengths)
+
+
+@dataclass(frozen=True)
+class TrustRegion(_Wrapper):
+    """The other references clipped around an anchor before the inner objective sees them: MRPO's CTRO, `clipped_references`."""
+
+    rate: float = 0.1
+    anchor: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ArgumentError(f"trust region: expected a relative half-width between 0 and 1, found {self.rate}.")
+
+    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+        return self.inner, replace(pairs, references=clipped_references(pairs.references, self.rate, self.anchor))
+
+
+@dataclass(frozen=True)
+class AdaptiveWeights(_Wrapper):
+    """Weights per pair from the raw references, `adaptive_weights`: MRPO's ARWC. Outermost, so that they are computed before any clipping."""
+
+    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+        return self.inner.reweighted(adaptive_weights(pairs.references)), pairs
+
+
+def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
+    r"""[K, B, 2] → [K, B, 2]: each reference within a window around the anchor's log-probability, proportional to that log-probability.
+
+        m_s = mean_k log π_k(y_s),   share_s = |m_s| / (|m_w| + |m_l|),   η_s = η · share_s
+        log π_k(y_s) ← clip(log π_k(y_s), (1 + η_s) log π_a(y_s), (1 − η_s) log π_a(y_s))
+
+    Log-probabilities are negative, so (1 + η) is the lower end. The window grows with the length of the completion (theory 7.7).
+
+    Reference: theory 7.2 (CODE of arXiv 2405.16388, for K = 2); for K > 2 every reference but the anchor is clipped, DERIVED.
+    """
+    if not 0 <= anchor < len(ref_logps):
+        raise ArgumentError(
+            f"anchor: expected one of the {len(ref_logps)} references, 0 to {len(ref_logps) - 1}, found {anchor}."
+        )
+    size = ref_logps.mean(0).abs()
+    eta = rate * size / size.sum(-1, keepdim=True).clamp_min(1e-12)
+    centre = ref_logps[anchor]
+    return torch.minimum(torch.maximum(ref_logps, (1 + eta) * centre), (1 - eta) * centre)
+
+
+def adaptive_weights(ref_logps: Tensor) -> Tensor:
+    r"""[K, B, 2] → [K, B]: w_k ∝ |log π_k(y_w) − log π_k(y_l)|, per pair; uniform where no reference discriminates.
+
+    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (theory 7.3; kept, because it is the rival).
+    """
+    size = (ref_logps[..., 0] - ref_logps[..., 1]).abs()
+    total = size.sum(0)
+    return torch.where(total > 0, size / total.clamp_min(1e-300), 1 / len(ref_logps))
