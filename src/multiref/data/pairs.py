@@ -58,7 +58,9 @@ def as_pair(row: Mapping[str, Any] | Pair, *, origin: str = "") -> Pair:
 def _side(row: Mapping[str, Any], name: str, where: str) -> Text:
     if row.get(name) is None:
         known = ", ".join(map(str, list(row)[:8])) or "nothing"
-        raise DataError(f"{where}: no `{name}`; found {known}. A preference row needs chosen and rejected (and usually prompt).")
+        raise DataError(
+            f"{where}: no `{name}`; found {known}. A preference row needs chosen and rejected (and usually prompt)."
+        )
     return _text(row[name], name, where)
 
 
@@ -83,7 +85,7 @@ def _split_common(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
         length += 1
-    if isinstance(chosen, str) and 0 < length and chosen[length - 1] == " ":
+    if isinstance(chosen, str) and length > 0 and chosen[length - 1] == " ":
         length -= 1
     return chosen[:length], chosen[length:], rejected[length:]
 

@@ -1,0 +1,50 @@
+"""Language models and tables with one interface: load, encode text, log-probabilities of completions. Heavy imports on first use.
+
+Public: Encoded, LanguageModel, Tabular, completion_logps, encode, load, tabular_tokenizer, token_budget_batches, token_logps.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiref.models.batching import token_budget_batches
+    from multiref.models.encoding import Encoded, encode
+    from multiref.models.loading import LanguageModel, best_device, load
+    from multiref.models.logps import completion_logps, token_logps
+    from multiref.models.tabular import Tabular, TabularConfig, tabular_tokenizer
+
+_HOMES = {
+    "token_budget_batches": "batching",
+    "Encoded": "encoding",
+    "encode": "encoding",
+    "LanguageModel": "loading",
+    "best_device": "loading",
+    "load": "loading",
+    "completion_logps": "logps",
+    "token_logps": "logps",
+    "Tabular": "tabular",
+    "TabularConfig": "tabular",
+    "tabular_tokenizer": "tabular",
+}
+
+__all__ = [
+    "Encoded",
+    "LanguageModel",
+    "Tabular",
+    "TabularConfig",
+    "best_device",
+    "completion_logps",
+    "encode",
+    "load",
+    "tabular_tokenizer",
+    "token_budget_batches",
+    "token_logps",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,154 @@
+"""A language model and its tokenizer from a folder or hub id, with an adapter or quantised if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref.errors import ArgumentError, ModelError
+
+__all__ = ["LanguageModel", "best_device", "load"]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in evaluation mode, its tokenizer, and the name under which it was asked for."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+
+def best_device() -> torch.device:
+    """CUDA if there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Loads a model for scoring, sampling or training.
+
+    Args:
+        path_or_id: a model folder, an adapter folder (its base is loaded too), or a hub id (downloaded as transformers does).
+        dtype: of the weights: "float32", "bfloat16", "float16", "float64" or a torch.dtype.
+        device: None takes `best_device()`.
+        adapter: a PEFT adapter to put on the model.
+        quantization: "int8" (torch dynamic int8 on the CPU; bitsandbytes on CUDA) or "int4" (bitsandbytes on CUDA).
+
+    Only safetensors are read, never pickle. Errors: ModelError saying what is missing; ArgumentError for an unknown option.
+    """
+    import transformers
+
+    name = str(path_or_id)
+    kind = _dtype(dtype)
+    device = torch.device(device) if device is not None else best_device()
+    path, adapter = _base_of(path_or_id, adapter)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    quantized = _quantization_options(quantization, device)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=kind, use_safetensors=True, **options, **quantized
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' own, …: all mean the same here
+        raise ModelError(_explain(path, error)) from error
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    if not quantized:
+        model = model.to(device)
+    if quantization == "int8" and device.type == "cpu":
+        model = _dynamic_int8(model)
+    return LanguageModel(model.eval(), tokenizer, name)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ArgumentError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64.")
+    return kind
+
+
+def _base_of(path: str | Path, adapter: str | Path | None) -> tuple[str, str | None]:
+    """An adapter folder names its base."""
+    if adapter is None and (Path(path) / "adapter_config.json").is_file():
+        import json
+
+        base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise ModelError(
+                f"{path} is an adapter that does not name its base model; give the base, and this folder as adapter."
+            )
+        return str(base), str(path)
+    return str(path), None if adapter is None else str(adapter)
+
+
+def _quantization_options(quantization: str | None, device: torch.device) -> dict[str, Any]:
+    if quantization is None:
+        return {}
+    if quantization not in ("int8", "int4"):
+        raise ArgumentError(f"quantization is {quantization!r}; expected None, 'int8' or 'int4'.")
+    if device.type != "cuda":
+        if quantization == "int8" and device.type == "cpu":
+            return {}
+        raise ModelError(
+            f"quantization {quantization!r} needs CUDA and bitsandbytes; on {device.type} use 'int8' on the CPU or none."
+        )
+    import importlib.util
+
+    import transformers
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("quantization on CUDA needs the package bitsandbytes; install it, or use quantization=None.")
+    config = transformers.BitsAndBytesConfig(load_in_8bit=quantization == "int8", load_in_4bit=quantization == "int4")
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _dynamic_int8(model: Any) -> Any:
+    """Linear layers but the head to int8, activations quantised as they come (so a score may depend on what is beside it)."""
+    import warnings
+
+    head = model.get_output_embeddings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head}
+        spec = dict.fromkeys(names, torch.ao.quantization.default_dynamic_qconfig)
+        return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8)
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    import peft
+
+    try:
+        return peft.PeftModel.from_pretrained(model, adapter)
+    except Exception as error:
+        raise ModelError(f"The adapter {adapter} cannot be put on this model: {error}") from error
+
+
+def _explain(path: str, error: Exception) -> str:
+    folder = Path(path)
+    if folder.is_dir():
+        missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+        if not list(folder.glob("*.safetensors")):
+            missing.append("*.safetensors (pickled weights are not read)")
+        lack = (
+            f" Missing: {', '.join(missing)}."
+            if missing
+            else " Its files are all there, so one of them is damaged or unsuited."
+        )
+        return f"The model folder {path} cannot be loaded.{lack} ({type(error).__name__}: {error})"
+    return f"No model folder {path}, and it could not be had from the hub either. ({type(error).__name__}: {str(error).splitlines()[0]})"

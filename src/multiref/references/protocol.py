@@ -1,0 +1,54 @@
+"""What a reference is: something that says who it is, and scores text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from multiref.data import Text
+
+__all__ = ["SCORING_VERSION", "Item", "Reference", "Scored"]
+
+SCORING_VERSION = 1  # rises whenever the same model and text would get another number; part of every identity
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and all completions of it that are wanted: they share its row where the model can do that."""
+
+    prompt: Text
+    completions: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of n completions, in the order in which the items name them.
+
+    logps:     [n] float64, log π(completion | prompt) in nats, summed over the completion's tokens
+    lengths:   [n] int64, number of tokens summed (with the end token where it is scored)
+    truncated: [n] bool, True where the context or `max_length` cut something off the prompt or the completion
+    """
+
+    logps: Tensor
+    lengths: Tensor
+    truncated: Tensor
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Two methods. A reference that holds something large may also have `release()`, which frees it until the next `score`."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """All that the scores depend on beside the text, and nothing else; JSON-able.
+
+        Weights, configuration, tokenizer, chat template, adapter, dtype, truncation, end, scoring version; not the path, the
+        batch size or the shape of a device batch. Scores are stored under it: two references with equal identities share them.
+        """
+        ...
+
+    def score(self, items: Sequence[Item]) -> Scored:
+        """The scores of every completion of every item. The same text gets the same score in any company (to rounding)."""
+        ...
