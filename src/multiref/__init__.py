@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from multiref.references import References
 
 __version__ = "0.1.0"
-_ROOMS = ("bounds", "data", "demo", "evaluation", "integrations", "lab", "models", "references", "report", "training", "weighting")
 
 __all__ = [
     "AlphaDivergence",
@@ -23,19 +22,29 @@ __all__ = [
     "References",
     "Regularizer",
     "ReverseKL",
+    "bounds",
+    "data",
+    "demo",
     "divergences",
     "errors",
+    "evaluation",
     "exact",
+    "integrations",
+    "lab",
     "losses",
+    "models",
     "pools",
-    *_ROOMS,
+    "references",
+    "report",
+    "training",
+    "weighting",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "References":
         return import_module("multiref.references").References
-    if name in _ROOMS:
+    if name in __all__:
         return import_module(f"multiref.{name}")
     raise AttributeError(f"module 'multiref' has no attribute {name!r}")
 

@@ -58,23 +58,31 @@ def check_weights(weights: Any, n_references: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"weights: expected {n_references} numbers, found {weights!r}.") from error
     if tensor.ndim == 0 or tensor.shape[0] != n_references:
-        raise WeightsError(f"weights: {n_references} references need {n_references} weights, found shape {tuple(tensor.shape)}.")
+        raise WeightsError(
+            f"weights: {n_references} references need {n_references} weights, found shape {tuple(tensor.shape)}."
+        )
     values = tensor.detach()
     if bool(torch.isnan(values).any()) or bool((values < 0).any()):
         raise WeightsError(f"weights: expected numbers of at least zero, found {_short(values)}.")
     total = values.sum(0)
     if bool(((total - 1).abs() > SIMPLEX_TOLERANCE).any()):
-        raise WeightsError(f"weights: expected a sum of one, found {_short(total)} from {_short(values)}. Divide them by their sum?")
+        raise WeightsError(
+            f"weights: expected a sum of one, found {_short(total)} from {_short(values)}. Divide them by their sum?"
+        )
     return tensor / tensor.sum(0)
 
 
 def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
     """[K] or [K, *E] → broadcastable to `like` [K, *E, …]: axes are matched from the left, so [K, B] weighs prompts of a [K, B, Y]."""
     if weights.ndim > like.ndim:
-        raise WeightsError(f"weights: shape {tuple(weights.shape)} has more axes than the log-probabilities {tuple(like.shape)}.")
+        raise WeightsError(
+            f"weights: shape {tuple(weights.shape)} has more axes than the log-probabilities {tuple(like.shape)}."
+        )
     shaped = weights.reshape(*weights.shape, *([1] * (like.ndim - weights.ndim)))
     if any(w not in (1, n) for w, n in zip(shaped.shape[1:], like.shape[1:])):
-        raise WeightsError(f"weights: shape {tuple(weights.shape)} does not match log-probabilities of shape {tuple(like.shape)}.")
+        raise WeightsError(
+            f"weights: shape {tuple(weights.shape)} does not match log-probabilities of shape {tuple(like.shape)}."
+        )
     return shaped.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 

@@ -12,9 +12,22 @@ from multiref._logspace import check_logps, check_weights, expand_weights, expec
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 
-__all__ = ["alpha_divergence", "disagreement", "f_prime", "forward_kl", "k1", "k2", "k3", "kl", "reverse_kl", "weighted_alpha_divergence"]
+__all__ = [
+    "alpha_divergence",
+    "disagreement",
+    "f_prime",
+    "forward_kl",
+    "k1",
+    "k2",
+    "k3",
+    "kl",
+    "reverse_kl",
+    "weighted_alpha_divergence",
+]
 
-NEAR_ZERO = 0.05  # below it Σ π^α q^(1−α) − 1 is summed around q instead of around π: exact as α → 0, and infinite where it must be
+NEAR_ZERO = (
+    0.05  # below it Σ π^α q^(1−α) − 1 is summed around q instead of around π: exact as α → 0, and infinite where it must be
+)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -128,5 +141,3 @@ def _weighted(per_reference: Tensor, weights) -> Tensor:
     """Σ_k w_k x_k where an absent reference is not looked at, not even at its infinities."""
     w = expand_weights(check_weights(weights, per_reference.shape[0]), per_reference)
     return (w * torch.where(w > 0, per_reference, 0.0)).sum(0)
-
-

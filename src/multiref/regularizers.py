@@ -160,7 +160,7 @@ class AlphaDivergence(Regularizer):
     For α > 1 the optimum may truncate (π* = 0 where the reward is low); for α < 1 a completion outside every reference's support costs only β/(1 − α).
     """
 
-    alpha: float = 0.5  # type: ignore[assignment,misc]  # a field here, a constant in the named members
+    alpha: float = 0.5  # a field here, a constant in the named members
 
     def __post_init__(self):
         if not math.isfinite(self.alpha):
@@ -183,7 +183,7 @@ class PooledKL(Regularizer):
     For ρ < 0 the pool lies below the geometric one, so the penalty is an upper bound of Σ_k w_k KL(π‖π_k) and the optimum is another policy.
     """
 
-    order: float = -1.0  # type: ignore[assignment,misc]
+    order: float = -1.0
 
     def __post_init__(self):
         if not math.isfinite(self.order):

@@ -12,7 +12,9 @@ from multiref.errors import ArgumentError, EmptyPoolError
 def check_reward(reward: Tensor) -> Tensor:
     """A floating-point [*B, Y], finite or −inf (padding)."""
     if not isinstance(reward, Tensor) or not reward.is_floating_point() or reward.ndim == 0:
-        raise ArgumentError(f"reward: expected a floating-point tensor [*B, Y], found {getattr(reward, 'dtype', type(reward).__name__)}.")
+        raise ArgumentError(
+            f"reward: expected a floating-point tensor [*B, Y], found {getattr(reward, 'dtype', type(reward).__name__)}."
+        )
     if reward.numel() and not bool((largest := reward.detach().amax()) < float("inf")):
         raise ArgumentError(f"reward: expected finite numbers (−inf pads), found {'NaN' if largest != largest else '+inf'}.")
     return reward
@@ -21,7 +23,9 @@ def check_reward(reward: Tensor) -> Tensor:
 def check_shapes(reward: Tensor, ref_logps: Tensor) -> torch.Size:
     """reward [*B, Y] broadcasts to ref_logps [K, *B, Y]; returns [*B, Y]."""
     if ref_logps.ndim < 2:
-        raise ArgumentError(f"ref_logps: expected references first and completions last, [K, *B, Y], found shape {tuple(ref_logps.shape)}.")
+        raise ArgumentError(
+            f"ref_logps: expected references first and completions last, [K, *B, Y], found shape {tuple(ref_logps.shape)}."
+        )
     try:
         shape = torch.broadcast_shapes(reward.shape, ref_logps.shape[1:])
     except RuntimeError:

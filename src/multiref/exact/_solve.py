@@ -10,7 +10,7 @@ from torch import Tensor
 from multiref._logspace import NEG_INF, check_beta, check_logps
 from multiref.exact._objective import value as objective_value
 from multiref.exact._problem import check_mass, check_reward, check_shapes
-from multiref.exact._root import Family, find_root
+from multiref.exact._root import LARGEST, Family, find_root, normalise
 from multiref.regularizers import Regularizer
 
 __all__ = ["Solution", "solve"]
@@ -106,19 +106,22 @@ def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> 
     inside = allowed & (log_pool > torch.where(allowed, log_pool, NEG_INF).amax(-1, keepdim=True) - NO_MASS / abs(family.a))
     best = torch.where(inside, reward, NEG_INF).amax(-1, keepdim=True)
     gap = torch.where(allowed, (best - reward) / beta, 0.0)
-    masked_pool, masked_gap = torch.where(inside, log_pool, NEG_INF), torch.where(inside, gap, 0.0)
+    masked_pool, masked_gap, log_mass = normalise(
+        torch.where(inside, log_pool, NEG_INF), torch.where(inside, gap, 0.0), family.a
+    )
     with torch.no_grad():
         x = find_root(masked_pool.detach().double(), masked_gap.detach().double(), alpha)
     x = _attached(x, masked_pool, masked_gap, family)
     leftover = None
     if alpha < 1:
-        x, leftover = _corner(x, reward, inside, best, masked_pool, masked_gap, family, beta)
-    log_base = family.log_base(x[:, None], gap)
+        x, leftover = _corner(x, reward, inside, best, masked_pool, masked_gap, log_mass, family, beta)
+    stretch = (family.a * log_mass[:, None]).clamp(-LARGEST, LARGEST).exp()
+    log_base = family.log_base(x[:, None], gap * stretch)
     positive = allowed & (log_base.detach() > NEG_INF)
-    log_policy = torch.where(positive, log_pool, NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
+    log_policy = torch.where(positive, log_pool - log_mass[:, None], NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
     if leftover is not None:
         log_policy = torch.where(leftover > NEG_INF, leftover, log_policy)
-    return log_policy, best[:, 0] - beta * family.to_c(x)
+    return log_policy, best[:, 0] - beta * family.to_c(x, log_mass)
 
 
 def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tensor:
@@ -137,11 +140,14 @@ def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tenso
     return x
 
 
-def _corner(x, reward, inside, best, log_pool, gap, family: Family, beta) -> tuple[Tensor, Tensor | None]:
+def _corner(x, reward, inside, best, log_pool, gap, log_mass, family: Family, beta) -> tuple[Tensor, Tensor | None]:
     """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward outside the support."""
     outside = torch.where(inside, NEG_INF, reward)
     best_outside = outside.amax(-1, keepdim=True)
-    pole = -family.a * (best_outside - best)[:, 0] / beta  # the top base b at which the outside completion's own base is zero
+    stretch = (family.a * log_mass).clamp(-LARGEST, LARGEST).exp()
+    pole = (
+        -family.a * stretch * (best_outside - best)[:, 0] / beta
+    )  # the top base at which the outside completion's own base is zero
     floor = (pole - 1) / family.a if family.near else pole
     binds = (x.detach() > floor.detach()) if family.near else (x.detach() < floor.detach())
     if not bool(binds.any()):
@@ -152,5 +158,3 @@ def _corner(x, reward, inside, best, log_pool, gap, family: Family, beta) -> tup
     ties = (outside == best_outside) & binds[:, None]
     share = torch.where(binds, 1 - inside_mass, 1.0)[:, None] / ties.sum(-1, keepdim=True).clamp_min(1)
     return x, torch.where(ties, share.clamp_min(torch.finfo(share.dtype).tiny).log(), NEG_INF)
-
-
