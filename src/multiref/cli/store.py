@@ -1,18 +1,109 @@
 """`multiref store`: look after a store of scores."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a store of scores.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a store of scores: ls, verify, prune, export.")
+
+Folder = Annotated[Path, typer.Argument(help="The folder given to `multiref score --store`.", show_default=False)]
 
 
 @app.command()
-def ls(folder: str) -> None:
-    """List."""
-    from multiref.errors import StoreError
+def ls(folder: Folder) -> None:
+    """What is stored: references, the names they were used under, completions, shards, bytes.
 
-    raise StoreError("not yet")
+    Example: multiref store ls scores/
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from multiref.references.store import Store
+
+    store = Store(folder, create=False)
+    held = store.manifest()
+    table = Table("reference", "address", "completions", "shards", "MB", "scored from", title=str(folder))
+    for address, note in store.references().items():
+        mine = [entry for name, entry in held.items() if name.startswith(f"{address}/")]
+        rows, size = sum(entry["rows"] for entry in mine), sum(entry["bytes"] for entry in mine)
+        names, places = (", ".join(dict.fromkeys(seen[what] for seen in note["seen"])) or "?" for what in ("name", "location"))
+        table.add_row(names, address[:8], f"{rows:,}", f"{len(mine):,}", f"{size / 1e6:.1f}", places)
+    Console().print(table)
 
 
 @app.command()
-def verify(folder: str) -> None:
-    """Verify."""
+def verify(folder: Folder) -> None:
+    """Read every shard and compare its checksum; name what is damaged or gone. Exit code 1 if anything is.
+
+    Example: multiref store verify scores/
+    """
+    from multiref.references.store import Store
+
+    store = Store(folder, create=False)
+    damage = store.verify()
+    for damaged in damage:
+        typer.echo(damaged.what)
+    held = store.manifest()
+    sound = len(held) - sum(damaged.path.exists() for damaged in damage)
+    typer.echo(f"{sound:,} of {len(held):,} shards are sound." if damage else f"All {len(held):,} shards are sound.")
+    raise typer.Exit(1 if damage else 0)
+
+
+@app.command()
+def prune(
+    folder: Folder,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Also all scores of this reference: its name, or how its address begins. Repeatable."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only say what would go.")] = False,
+) -> None:
+    """Remove leftovers of killed runs, damaged shards, and references that are no longer wanted.
+
+    Example: multiref store prune scores/ --reference old-base --yes
+    """
+    from multiref.references.store import Store
+    from multiref.references.store.prune import prunable, remove
+
+    store = Store(folder, create=False)
+    files = prunable(store, references=reference or [])
+    size = sum(path.stat().st_size for path in files)
+    for path, why in files.items():
+        typer.echo(f"{path} ({why})")
+    if not files:
+        typer.echo("Nothing to remove.")
+    elif yes:
+        remove(store, list(files))
+        typer.echo(f"Removed {len(files):,} files, {size / 1e6:.1f} MB.")
+    else:
+        typer.echo(f"{len(files):,} files, {size / 1e6:.1f} MB, would be removed. Add --yes to remove them.")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Argument(help="The Parquet file to write.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="A file of pairs: write one row per pair, with its text and its scores.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Only this reference (name, or beginning of its address). Repeatable.")
+    ] = None,
+) -> None:
+    """Write scores to one Parquet file with plain columns: one row per completion and reference, or (with --data) one row per pair.
+
+    Example: multiref store export scores/ scores.parquet --data pairs.jsonl
+    """
+    from multiref.references.store import Store
+    from multiref.references.store.export import export as export_scores
+    from multiref.references.store.export import export_pairs
+
+    store = Store(folder, create=False)
+    if data is None:
+        count = export_scores(store, output, references=reference or [])
+    else:
+        from multiref.data import read_pairs
+
+        count = export_pairs(store, output, read_pairs(data), references=reference or [])
+    typer.echo(f"Wrote {count:,} rows to {output}.")

@@ -5,12 +5,9 @@ that reference's own tokenizer, so it works across tokenizers. `TokenScores` hol
 vocabularies are the same mapping.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
@@ -18,43 +15,9 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
+from multiref.references.keys import KeyIndex, content_key, content_keys, text_of
 
 __all__ = ["SequenceScores", "TokenScores", "content_key", "content_keys", "same_vocabulary"]
-
-KEY_BYTES = 16
-_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
-
-
-def content_key(prompt: Any, completion: Any) -> bytes:
-    """Text, Text → 16 bytes: what a score is filed under. Depends on the text and on nothing else.
-
-    key = blake2b-128( canonical JSON of [prompt, completion] ), canonical: UTF-8, keys sorted, no spaces, messages as objects.
-    A string and a one-message conversation with the same words are different texts, because a chat template treats them differently.
-    """
-    return hashlib.blake2b(
-        f"[{_canonical(prompt)},{_canonical(completion)}]".encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES
-    ).digest()
-
-
-def content_keys(prompts: Iterable[Any], completions: Iterable[Any]) -> np.ndarray:
-    """The content keys of N completions, [N] of 16 bytes each (numpy dtype V16)."""
-    return _as_keys(b"".join(content_key(p, c) for p, c in zip(prompts, completions, strict=True)))
-
-
-def _canonical(text: Any) -> str:
-    if isinstance(text, str):
-        return encode_basestring(text)  # what the JSON encoder does for a string, without its overhead
-    return _json([dict(message) for message in text])
-
-
-def _as_keys(raw: bytes) -> np.ndarray:
-    return np.frombuffer(raw, dtype=f"V{KEY_BYTES}")
-
-
-def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two 64-bit halves of each key, big-endian, so that comparing them compares the bytes."""
-    pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
-    return pairs[:, 0].astype(np.uint64), pairs[:, 1].astype(np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +49,7 @@ class SequenceScores:
                 raise ArgumentError(
                     f"{what} has shape {found}; expected [K, N] = {expected} from {expected[0]} names and {expected[1]} keys."
                 )
-        first, second = self._sorted[1:]
-        if bool(np.any((first[1:] == first[:-1]) & (second[1:] == second[:-1]))):
+        if self._index.repeated.any():
             raise ArgumentError(
                 "A content key occurs twice in these scores; each completion has one score per reference. Drop the duplicates."
             )
@@ -99,28 +61,12 @@ class SequenceScores:
         return f"SequenceScores({len(self.keys):,} completions × {len(self.names)} references: {', '.join(self.names)})"
 
     @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        first, second = _halves(self.keys)
-        ascending = (first[1:] > first[:-1]) | ((first[1:] == first[:-1]) & (second[1:] >= second[:-1]))
-        order = np.arange(len(first)) if ascending.all() else np.lexsort((second, first))
-        return order, first[order], second[order]
+    def _index(self) -> KeyIndex:
+        return KeyIndex(self.keys)
 
     def locate(self, keys: np.ndarray) -> np.ndarray:
         """[M] keys → [M] columns of `logps`; −1 where there is no score."""
-        order, first, second = self._sorted
-        wanted_first, wanted_second = _halves(keys)
-        if len(order) == 0:
-            return np.full(len(wanted_first), -1)
-        place = np.searchsorted(first, wanted_first, side="left")
-        place = np.minimum(place, len(order) - 1)
-        # Equal first halves of different keys are next to each other; 2^-64 per pair of keys, but an oracle should not err.
-        while True:
-            behind = (first[place] == wanted_first) & (second[place] < wanted_second) & (place + 1 < len(order))
-            if not behind.any():
-                break
-            place = np.where(behind, place + 1, place)
-        found = (first[place] == wanted_first) & (second[place] == wanted_second)
-        return np.where(found, order[place], -1)
+        return self._index.locate(keys)
 
     def columns(self, prompts: Sequence[Any], completions: Sequence[Any]) -> np.ndarray:
         """Texts [M] → columns [M]. Raises `StoreError` where a text has no score: how many, an example, and what to do."""
@@ -235,5 +181,5 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _excerpt(text: Any, width: int = 60) -> str:
-    shown = text if isinstance(text, str) else _canonical(text)
+    shown = text if isinstance(text, str) else text_of(text)
     return repr(shown if len(shown) <= width else shown[: width - 1] + "…")

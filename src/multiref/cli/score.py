@@ -1,0 +1,113 @@
+"""`multiref score`: a file of preference pairs under K references, once, into a store."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    data: Annotated[
+        Path, typer.Argument(help="Pairs in TRL's preference format: .jsonl, .jsonl.gz, .json or .parquet.", show_default=False)
+    ],
+    reference: Annotated[
+        list[str],
+        typer.Option(
+            "--reference",
+            "-r",
+            help="name=PATH: a model folder, a hub id, or a server's URL. Once per reference.",
+            show_default=False,
+        ),
+    ],
+    store: Annotated[
+        Path, typer.Option("--store", "-s", help="The folder of scores; made if it is not there.", show_default=False)
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what there is to do, how many tokens and bytes and how long; store nothing.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: one pool of workers per reference on a Ray cluster.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="ray: workers per reference; default as many as there is room for.")
+    ] = None,
+    gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="ray: the cluster's address, such as auto; default a local Ray.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; part of a score's identity. Default float32.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
+    ] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
+) -> None:
+    """Score pairs under K references, one after another. What is stored already is not scored again; a killed run goes on where it was.
+
+    Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
+    """
+    from multiref.data import read_pairs
+    from multiref.references import References
+
+    options = {"dtype": dtype, "device": device, "max_length": max_length}
+    references = References(
+        [named(text) for text in reference], **{key: value for key, value in options.items() if value is not None}
+    )
+    runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
+    pairs = read_pairs(data, limit=limit)
+    if dry_run:
+        _show(references.outlook(pairs, store=store, shard_size=shard_size))
+        return
+    from multiref.references.progress import Bar
+
+    with Bar() as bar:
+        scores = references.score(pairs, store=store, engine=runner, progress=bar, shard_size=shard_size)
+    for name in references.names:
+        typer.echo(f"{name}: {bar.summary(name)}")
+    typer.echo(f"{len(pairs):,} pairs, {len(scores):,} different completions, {len(references.names)} references in {store}")
+
+
+def named(text: str) -> tuple[str, str]:
+    """'name=PATH' → (name, PATH)."""
+    from multiref.errors import ArgumentError
+
+    name, equals, where = text.partition("=")
+    if not equals or not name.strip() or not where.strip():
+        raise ArgumentError(f"--reference {text!r}: expected name=PATH, such as base=./models/base.")
+    return name.strip(), where.strip()
+
+
+def _engine(name: str, *, workers: int | None, gpus: float, address: str | None) -> Any:
+    from multiref.errors import ArgumentError
+
+    if name == "ray":
+        from multiref.references.engines.ray import RayEngine
+
+        return RayEngine(workers=workers, gpus=gpus, address=address)
+    if workers is not None or gpus or address is not None:
+        raise ArgumentError("--workers, --gpus-per-worker and --address are of --engine ray. Add it, or leave them out.")
+    return name
+
+
+def _show(outlooks: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "reference",
+        "wanted",
+        "already there",
+        "to score",
+        "shards",
+        "MB",
+        "completion tokens",
+        "time",
+        title="Nothing is stored: --dry-run",
+    )
+    for o in outlooks:
+        minutes = "" if o.seconds is None else f"{o.seconds:.0f} s" if o.seconds < 120 else f"{o.seconds / 60:.0f} min"
+        tokens = "" if o.tokens is None else f"{o.tokens:,}"
+        table.add_row(
+            o.name, f"{o.wanted:,}", f"{o.stored:,}", f"{o.missing:,}", f"{o.shards:,}", f"{o.bytes / 1e6:.1f}", tokens, minutes
+        )
+    Console().print(table)
+    typer.echo("Tokens and time are scaled up from a few completions on this machine: right to within a factor of two or so.")

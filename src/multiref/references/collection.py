@@ -1,0 +1,227 @@
+"""`References`: K frozen models under their names, and one call that scores with all of them, once, into a store."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from multiref.errors import ArgumentError, ModelError
+from multiref.references.engines import Engine
+from multiref.references.engines import engine as engine_named
+from multiref.references.keys import KeyIndex, as_bytes, content_keys, unique_keys
+from multiref.references.opening import Opener, location
+from multiref.references.outlook import Outlook, look_ahead
+from multiref.references.plan import Block, plan, wanted
+from multiref.references.progress import Listener, Silent
+from multiref.references.protocol import Reference, Scored
+from multiref.references.scores import SequenceScores
+from multiref.references.store import Rows, Store
+from multiref.references.store.memory import MemoryStore
+
+__all__ = ["References"]
+
+
+class References:
+    """K references by name.
+
+        refs = References({"base": "path-or-hub-id", "math": {"model": "path", "adapter": "path"}, "mine": an_object})
+        scores = refs.score(pairs, store="scores/")
+
+    Args:
+        references: name → a model folder or hub id; a mapping of `open_reference`'s arguments; the URL of a completion server; or an
+            object with `identity()` and `score(items)`. A list of (name, reference) does too.
+        options: given to every reference that is opened here (dtype, device, max_length, end, token_budget, …).
+
+    One reference is in memory at a time, unless they are objects that are there already. Errors: `ArgumentError` for two references
+    with one name; `ModelError` for one that cannot be opened.
+    """
+
+    def __init__(self, references: Mapping[str, Any] | Iterable[tuple[str, Any]], **options: Any):
+        named = list(references.items()) if isinstance(references, Mapping) else [(name, what) for name, what in references]
+        names = [name for name, _ in named]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ArgumentError(f"Two references are called {repeated[0]!r}. Expected different names; rename one of them.")
+        if not named:
+            raise ArgumentError("No reference was given. Expected at least one, as {name: path, hub id, URL or object}.")
+        self.named = dict(named)
+        self.options = options
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.named)
+
+    def __repr__(self) -> str:
+        return f"References({', '.join(f'{name}={location(what)}' for name, what in self.named.items())})"
+
+    def open(self, name: str) -> Reference:
+        """The reference of this name, opened."""
+        return Opener(self.named[name], self.options)()
+
+    def score(
+        self,
+        data: Iterable[Any],
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        engine: str | Engine = "local",
+        progress: Listener | None = None,
+        shard_size: int | None = None,
+    ) -> SequenceScores:
+        """Every completion of `data` under every reference: what is stored is read, what is missing is scored and stored.
+
+        Args:
+            data: pairs, rows of TRL's preference format, or (prompt, completion) tuples.
+            store: a folder (made if it is not there) or a `Store`; None keeps nothing.
+            engine: "local", "ray", or an engine with settings of its own.
+            progress: told what happens; None is silent, notices being Python warnings.
+            shard_size: completions per shard, about; None: 1/64 of the job, between 256 and 8,192. A killed run loses at most the open
+                shard, and a run of the same job ends with the same bits.
+
+        Returns: the unique completions of `data` in the order of their content keys, [K, N].
+        """
+        keeper = MemoryStore() if store is None else store if isinstance(store, Store) else Store(store)
+        listener = progress or Silent()
+        job = _Job(_texts(data), shard_size)
+        columns = [self._one(name, job, keeper, engine_named(engine), listener) for name in self.names]
+        keeper.manifest()
+        return SequenceScores(
+            self.names,
+            job.keys,
+            torch.stack([torch.from_numpy(rows.logps) for rows in columns]),
+            torch.stack([torch.from_numpy(rows.lengths.astype(np.int64)) for rows in columns]),
+            torch.stack([torch.from_numpy(rows.truncated) for rows in columns]),
+        )
+
+    def outlook(
+        self,
+        data: Iterable[Any],
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        shard_size: int | None = None,
+        measure: bool = True,
+    ) -> list[Outlook]:
+        """What `score` would do with the same arguments, per reference. Nothing is written; with `measure`, a few completions are timed."""
+        keeper = MemoryStore() if store is None else store if isinstance(store, Store) else Store(store)
+        job = _Job(_texts(data), shard_size)
+        outlooks = []
+        for name in self.names:
+            reference = self.open(name)
+            blocks = job.missing(keeper.read(keeper.address(reference.identity()))[0].keys)
+            outlooks.append(look_ahead(name, reference, wanted=len(job.keys), blocks=blocks, measure=measure))
+            getattr(reference, "release", lambda: None)()
+        return outlooks
+
+    def _one(self, name: str, job: "_Job", keeper: Store | MemoryStore, engine: Engine, listener: Listener) -> Rows:
+        """One reference's turn: its rows for the job's keys, in their order."""
+        opener = Opener(self.named[name], self.options)
+        reference = opener()
+        address = _introduce(name, reference, location(self.named[name]), keeper, listener)
+        rows = _sound_rows(address, keeper, listener)
+        missing = job.missing(rows.keys)
+        stored = len(job.keys) - sum(map(len, missing))
+        listener.begin(name, completions=len(job.keys), stored=stored, characters=sum(block.size() for block in missing))
+        parts = [rows]
+        if missing:
+            keeper.check_writable()
+            for index, scored in engine.run(opener, missing):
+                part = _as_rows(name, missing[index], scored)
+                keeper.append(address, part)
+                parts.append(part)
+                listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size())
+        getattr(reference, "release", lambda: None)()
+        rows = Rows.concatenate(parts)
+        rows = rows.take(KeyIndex(rows.keys).locate(job.keys))
+        if rows.truncated.any():
+            listener.notice(
+                f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in its scores."
+            )
+        listener.end(name)
+        return rows
+
+
+class _Job:
+    """The texts of one call: their unique keys, and (only if something is missing) the plan."""
+
+    def __init__(self, texts: list[tuple[Any, Any]], shard_size: int | None):
+        self.texts, self.shard_size = texts, shard_size
+        self.keys = unique_keys(content_keys((prompt for prompt, _ in texts), (completion for _, completion in texts)))
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return plan(self.texts, shard_size=self.shard_size)
+
+    def missing(self, stored: np.ndarray) -> list[Block]:
+        """The blocks, less what is stored. What remains of a block depends on the store only through these texts' own keys."""
+        there = KeyIndex(stored).locate(self.keys) >= 0
+        if there.all():
+            return []
+        have = frozenset(as_bytes(self.keys[there]))
+        left = (block.without(have) for block in self.blocks)
+        return [block for block in left if len(block)]
+
+
+def _texts(data: Iterable[Any]) -> list[tuple[Any, Any]]:
+    texts = list(wanted(data))
+    if not texts:
+        raise ArgumentError("There is nothing to score: the data has no rows. Expected at least one pair or completion.")
+    return texts
+
+
+def _introduce(name: str, reference: Reference, where: str, keeper: Store | MemoryStore, listener: Listener) -> str:
+    """Register a reference with the store, and say so if something else was once scored from the same place."""
+    identity = reference.identity()
+    address = keeper.address(identity)
+    elsewhere = (
+        {} if where.startswith("<") else keeper.predecessors(address, location=where)
+    )  # objects have no place of their own
+    for other, note in elsewhere.items():
+        changed = sorted(
+            key for key in identity.keys() | note["identity"].keys() if identity.get(key) != note["identity"].get(key)
+        )
+        listener.notice(
+            f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): {', '.join(changed)} changed. "
+            f"It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
+        )
+    keeper.register(identity, name=name, location=where)
+    return address
+
+
+def _sound_rows(address: str, keeper: Store | MemoryStore, listener: Listener) -> Rows:
+    """What the store has of a reference. Damaged shards are named, set aside, and count as missing."""
+    rows, damage = keeper.read(address)
+    for damaged in damage:
+        listener.notice(f"{damaged} It was set aside as {keeper.set_aside(damaged)}.")
+    return rows
+
+
+def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
+    """A block's scores as rows to store, after checking that they can be scores at all."""
+    logps, lengths, truncated = (
+        np.asarray(part.detach().cpu().numpy()) for part in (scored.logps, scored.lengths, scored.truncated)
+    )
+    if not (logps.shape == lengths.shape == truncated.shape == (len(block),)):
+        raise ModelError(
+            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in the order of the items."
+        )
+    bad = np.flatnonzero(np.isnan(logps) | (logps > 1e-3) | (lengths < 0))
+    if len(bad):
+        at = int(bad[0])
+        item = next(item for item, upto in _upto(block) if at < upto)
+        raise ModelError(
+            f"Reference {name!r} gave {float(logps[at])} over {int(lengths[at])} tokens for a completion of the prompt {item.prompt!r:.80}; expected "
+            "a log-probability, at most 0. Check the model's weights and dtype (float16 overflows to NaN)."
+        )
+    return Rows(
+        np.frombuffer(b"".join(block.keys), "V16"), logps.astype(np.float64), lengths.astype(np.int32), truncated.astype(bool)
+    )
+
+
+def _upto(block: Block) -> Iterator[tuple[Any, int]]:
+    """The items of a block, each with the number of completions up to its end."""
+    total = 0
+    for item in block.items:
+        total += len(item.completions)
+        yield item, total

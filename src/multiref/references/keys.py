@@ -1,0 +1,83 @@
+"""What a score is filed under: the content of prompt and completion, as 16 bytes; and finding many of them among many, fast."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from json.encoder import encode_basestring
+from typing import Any
+
+import numpy as np
+
+__all__ = ["KeyIndex", "as_bytes", "content_key", "content_keys", "text_of", "unique_keys"]
+
+KEY_BYTES = 16
+_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def content_key(prompt: Any, completion: Any) -> bytes:
+    """Text, Text → 16 bytes: what a score is filed under. Depends on the text and on nothing else.
+
+    key = blake2b-128( canonical JSON of [prompt, completion] ), canonical: UTF-8, keys sorted, no spaces, messages as objects.
+    A string and a one-message conversation with the same words are different texts, because a chat template treats them differently.
+    """
+    text = f"[{text_of(prompt)},{text_of(completion)}]"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
+def content_keys(prompts: Iterable[Any], completions: Iterable[Any]) -> np.ndarray:
+    """The content keys of N completions, [N] of 16 bytes each (numpy dtype V16)."""
+    raw = b"".join(content_key(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True))
+    return np.frombuffer(raw, dtype=f"V{KEY_BYTES}")
+
+
+def text_of(text: Any) -> str:
+    """Canonical JSON of a text: a string, or chat messages."""
+    if isinstance(text, str):
+        return encode_basestring(text)  # what the JSON encoder does for a string, without its overhead
+    return _json([dict(message) for message in text])
+
+
+def as_bytes(keys: np.ndarray) -> list[bytes]:
+    """[N] keys (V16) → N byte strings."""
+    raw = np.ascontiguousarray(keys).tobytes()
+    return [raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES)]
+
+
+def unique_keys(keys: np.ndarray) -> np.ndarray:
+    """The different keys among these, ascending."""
+    index = KeyIndex(keys)
+    return keys[index.order[~index.repeated]]
+
+
+class KeyIndex:
+    """A sorted view of N keys, for finding M others in it: O((N + M) log N) and no Python loop.
+
+    order [N] sorts the keys; repeated [N] marks, in that order, a key that is equal to the one before it. Where a key occurs more than once,
+    `locate` finds the occurrence that comes first.
+    """
+
+    def __init__(self, keys: np.ndarray):
+        first, second = _halves(keys)
+        ascending = (first[1:] > first[:-1]) | ((first[1:] == first[:-1]) & (second[1:] >= second[:-1]))
+        self.order = np.arange(len(first)) if ascending.all() else np.lexsort((second, first))
+        self.first, self.second = first[self.order], second[self.order]
+        self.repeated = np.zeros(len(first), bool)
+        self.repeated[1:] = (self.first[1:] == self.first[:-1]) & (self.second[1:] == self.second[:-1])
+
+    def locate(self, wanted: np.ndarray) -> np.ndarray:
+        """[M] keys → [M] positions among the N keys, −1 where a key is not there."""
+        if len(self.order) == 0:
+            return np.full(len(wanted), -1)
+        first, second = _halves(wanted)
+        last = len(self.order) - 1
+        place = np.minimum(np.searchsorted(self.first, first), last)
+        # Different keys with equal first halves lie next to each other. It takes 2^32 keys to expect one; an index should not err even then.
+        while (behind := (self.first[place] == first) & (self.second[place] < second) & (place < last)).any():
+            place = place + behind
+        return np.where((self.first[place] == first) & (self.second[place] == second), self.order[place], -1)
+
+
+def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two 64-bit halves of each key, read big-endian, so that comparing numbers compares bytes."""
+    pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
+    return pairs[:, 0].astype(np.uint64), pairs[:, 1].astype(np.uint64)

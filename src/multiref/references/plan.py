@@ -1,0 +1,127 @@
+"""Which completions are scored together. Planned from sorted content keys alone, so that every run of a job plans the same.
+
+    completions → unique keys → groups by prompt, sorted → blocks of about `shard_size` completions → one shard each
+
+What is in a block depends on the texts asked for and on the shard size; not on row order, on what was scored before, or on where a run
+was killed. Batches are made inside a block, never across, so a block that is scored again gets the same bits (same device, thread count
+and versions).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from multiref.data import as_pair
+from multiref.errors import ArgumentError, DataError
+from multiref.references.keys import content_key
+from multiref.references.protocol import Item
+
+__all__ = ["Block", "plan", "shard_size_for", "wanted"]
+
+TOGETHER = (
+    8  # completions of one prompt in one item: they share a row, and a row's attention grows with the square of its length
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What becomes one shard: items, and the keys [n] of their completions in the same order."""
+
+    items: tuple[Item, ...]
+    keys: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def size(self) -> int:
+        """UTF-8-ish size of the text, for estimating time: characters of prompts and completions."""
+        return sum(_length(item.prompt) + sum(map(_length, item.completions)) for item in self.items)
+
+    def without(self, stored: Iterable[bytes]) -> "Block":
+        """The part that is not stored yet. Items keep their order; a half-stored one keeps the completions that are missing."""
+        have = frozenset(stored)
+        keys = iter(self.keys)
+        kept, left = [], []
+        for item in self.items:
+            mine = [(completion, next(keys)) for completion in item.completions]
+            missing = [(completion, key) for completion, key in mine if key not in have]
+            if missing:
+                kept.append(Item(item.prompt, tuple(completion for completion, _ in missing)))
+                left += [key for _, key in missing]
+        return Block(tuple(kept), tuple(left))
+
+
+def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Pairs, rows of TRL's preference format, or (prompt, completion) tuples → (prompt, completion), two for a pair."""
+    for number, row in enumerate(data, 1):
+        if isinstance(row, tuple) and len(row) == 2:
+            prompt, completion = row
+            if not all(isinstance(part, str | tuple | list) for part in row):
+                raise DataError(
+                    f"row {number}: expected (prompt, completion) as text, found ({type(prompt).__name__}, {type(completion).__name__})."
+                )
+            yield (
+                tuple(prompt) if isinstance(prompt, list) else prompt,
+                tuple(completion) if isinstance(completion, list) else completion,
+            )
+        elif hasattr(row, "chosen"):
+            yield row.prompt, row.chosen
+            yield row.prompt, row.rejected
+        elif isinstance(row, Mapping):
+            pair = as_pair(row, origin=f"row {number}")
+            yield pair.prompt, pair.chosen
+            yield pair.prompt, pair.rejected
+        else:
+            raise DataError(
+                f"row {number}: found {type(row).__name__}; expected a pair (prompt, chosen, rejected) or a tuple (prompt, completion)."
+            )
+
+
+def shard_size_for(completions: int) -> int:
+    """Completions per shard, when the user does not say: about 64 shards a job, at least 256 and at most 8,192 completions each."""
+    return max(256, min(8192, completions // 64))
+
+
+def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> list[Block]:
+    """(prompt, completion) … → blocks. Repeated texts count once; the order of the texts does not matter.
+
+    Completions of one prompt stay together (at most `TOGETHER` in an item), so that a scorer can share the prompt. An empty prompt is
+    nothing to share: its completions are items of their own.
+    """
+    if shard_size is not None and shard_size < 1:
+        raise ArgumentError(f"shard_size is {shard_size}; expected at least 1 completion per shard.")
+    unique: dict[bytes, tuple[bytes, Any, Any]] = {}
+    for prompt, completion in texts:
+        key = content_key(prompt, completion)
+        if key not in unique:
+            unique[key] = (_prompt_key(prompt), prompt, completion)
+    size = shard_size or shard_size_for(len(unique))
+    ordered = sorted((prompt_key, key) for key, (prompt_key, _, _) in unique.items())
+    blocks: list[Block] = []
+    items: list[Item] = []
+    keys: list[bytes] = []
+    for _, group in groupby(ordered, key=lambda entry: entry[0]):
+        mine = [key for _, key in group]
+        for part in _parts(mine, TOGETHER if unique[mine[0]][1] else 1):
+            items.append(Item(unique[part[0]][1], tuple(unique[key][2] for key in part)))
+            keys += part
+            if len(keys) >= size:
+                blocks.append(Block(tuple(items), tuple(keys)))
+                items, keys = [], []
+    if keys:
+        blocks.append(Block(tuple(items), tuple(keys)))
+    return blocks
+
+
+def _parts(keys: Sequence[bytes], most: int) -> Iterator[list[bytes]]:
+    for start in range(0, len(keys), most):
+        yield list(keys[start : start + most])
+
+
+def _prompt_key(prompt: Any) -> bytes:
+    return content_key(prompt, "")
+
+
+def _length(text: Any) -> int:
+    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)

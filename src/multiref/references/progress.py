@@ -1,0 +1,98 @@
+"""What a run says while it works: a listener with four calls, one that is silent and one that draws a bar."""
+
+import time
+import warnings
+from typing import Any, Protocol
+
+__all__ = ["Bar", "Listener", "Silent"]
+
+
+class Listener(Protocol):
+    """Told what happens. Counts are of completions, tokens (of the reference's own tokenizer) and characters of text."""
+
+    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
+        """A reference's turn: how many completions are wanted, how many of them are stored already, and the text left to score."""
+
+    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
+        """A shard was scored and stored."""
+
+    def end(self, name: str) -> None:
+        """The reference's turn is over."""
+
+    def notice(self, message: str) -> None:
+        """Something the user should know: a damaged shard, a model that changed in its place, truncated texts."""
+
+
+class Silent:
+    """Says nothing but notices, which are Python warnings."""
+
+    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None: ...
+
+    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None: ...
+
+    def end(self, name: str) -> None: ...
+
+    def notice(self, message: str) -> None:
+        warnings.warn(message, stacklevel=4)
+
+
+class Bar:
+    """A rich progress bar per reference: tokens so far and tokens per second, what was there already, time left.
+
+    The time left follows the share of the text that is done; the number of tokens is known only once the text is tokenised.
+    """
+
+    def __init__(self, console: Any = None):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = console or Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[done]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.tallies: dict[str, dict[str, float]] = {}
+
+    def __enter__(self) -> "Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
+        self.tallies[name] = {
+            "completions": completions,
+            "stored": stored,
+            "scored": 0,
+            "tokens": 0,
+            "since": time.monotonic(),
+            "seconds": 0.0,
+        }
+        note = f"{stored:,} of {completions:,} already there" if stored else f"0 of {completions:,} completions"
+        self.tasks[name] = self.bar.add_task(name, total=max(characters, 1), completed=0 if characters else 1, done=note)
+
+    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
+        tally = self.tallies[name]
+        tally["scored"] += completions
+        tally["tokens"] += tokens
+        tally["seconds"] = time.monotonic() - tally["since"]
+        self.bar.update(self.tasks[name], advance=characters, done=self.summary(name))
+
+    def end(self, name: str) -> None:
+        self.bar.update(self.tasks[name], done=self.summary(name))
+
+    def notice(self, message: str) -> None:
+        self.console.print(f"Note: {message}", style="yellow", markup=False, highlight=False)
+
+    def summary(self, name: str) -> str:
+        """One line: tokens, tokens per second, completions scored now and before."""
+        tally = self.tallies[name]
+        rate = f", {tally['tokens'] / tally['seconds']:,.0f}/s" if tally["seconds"] > 0 else ""
+        return f"{tally['tokens']:,.0f} completion tokens{rate}; {tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"

@@ -1,0 +1,188 @@
+"""The folder of a store: what is there, under which reference, and whether it is sound."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiref.errors import StoreError
+from multiref.references.store import atomic, manifest, shards
+from multiref.references.store.shards import Rows
+
+__all__ = ["Damage", "Store"]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of the store that is not as it was written: its path and what is wrong with it, in a sentence."""
+
+    path: Path
+    what: str
+
+    def __str__(self) -> str:
+        return self.what
+
+
+class Store:
+    """A folder of scores. Several processes may read and write it at once; nothing that is in it is ever changed.
+
+        store = Store("scores/")
+        identity = store.register(reference.identity(), name="base", location="…")
+        rows, damage = store.read(identity)
+        store.append(identity, rows)
+
+    Every public method raises `StoreError`, and leaves the store as it was, when the folder cannot be used.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, create: bool = True):
+        self.folder = Path(folder)
+        if not create and not (self.folder / "shards").is_dir():
+            there = "is no store of scores (it has no folder `shards`)" if self.folder.is_dir() else "does not exist"
+            raise StoreError(f"{self.folder} {there}. Expected the folder given to `multiref score --store`.")
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.folder)!r})"
+
+    # -- references ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def address(identity: Mapping[str, Any]) -> str:
+        """Identity → 32 hex digits: the folder of a reference's shards. blake2b-128 of its canonical JSON; nothing else enters."""
+        text = json.dumps(_plain(identity), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def register(self, identity: Mapping[str, Any], *, name: str, location: str) -> str:
+        """Note who a reference is, under which name and from where it was used; returns its address.
+
+        Name and location are for people (`ls`, and to notice a model that changed in its place); no score depends on them.
+        """
+        address = self.address(identity)
+        known = self.references().get(address, {"identity": _plain(identity), "seen": []})
+        seen = {"name": name, "location": location}
+        if seen not in known["seen"]:
+            known["seen"].append(seen)
+            text = json.dumps(known, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+            atomic.write(self.folder / "references" / f"{address}.json", text.encode())
+        return address
+
+    def references(self) -> dict[str, dict[str, Any]]:
+        """Address → {"identity": {…}, "seen": [{"name", "location"}, …]} of every reference noted here."""
+        notes = {}
+        for path in sorted((self.folder / "references").glob("*.json")):
+            try:
+                note = json.loads(path.read_text())
+                notes[path.stem] = {"identity": dict(note["identity"]), "seen": list(note["seen"])}
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # notes are for people; `verify` reports them, reading scores does not need them
+        for folder in sorted((self.folder / "shards").glob("*/")):
+            notes.setdefault(folder.name, {"identity": {}, "seen": []})
+        return notes
+
+    def predecessors(self, address: str, *, location: str) -> dict[str, dict[str, Any]]:
+        """References with other content that were once used from this location: the model there has changed since."""
+        return {
+            other: note
+            for other, note in self.references().items()
+            if other != address and any(seen["location"] == location for seen in note["seen"])
+        }
+
+    def named(self, name: str) -> str:
+        """The address of the reference that was used under this name, or whose address begins with it."""
+        notes = self.references()
+        found = [address for address, note in notes.items() if any(seen["name"] == name for seen in note["seen"])]
+        found = found or [address for address in notes if len(name) >= 4 and address.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        there = (
+            ", ".join(f"{'/'.join(sorted({s['name'] for s in n['seen']})) or '?'} ({a[:8]})" for a, n in notes.items())
+            or "none"
+        )
+        problem = f"{len(found)} references are called {name!r}" if found else f"no reference is called {name!r}"
+        raise StoreError(f"In {self.folder} {problem}; there are: {there}. Name one by the beginning of its address.")
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def shards(self, address: str) -> list[Path]:
+        """The shards of one reference, in a fixed order."""
+        return sorted((self.folder / "shards" / address).glob("*.parquet"))
+
+    def read(self, address: str) -> tuple[Rows, list[Damage]]:
+        """All sound scores of one reference, and the shards that are damaged (left where they are, not read).
+
+        A completion may occur twice if two processes scored it at once; the first in the order of the shards counts, always.
+        """
+        paths = self.shards(address)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            parts = list(pool.map(lambda path: _attempt(path, address), paths))
+        return Rows.concatenate([part for part in parts if isinstance(part, Rows)]), [p for p in parts if isinstance(p, Damage)]
+
+    def append(self, address: str, rows: Rows) -> Path:
+        """Add a shard. Atomic; the same rows twice are one file."""
+        return shards.append(self.folder / "shards" / address, rows, address)
+
+    def check_writable(self) -> None:
+        """Raise `StoreError` now rather than after an hour of work, if nothing can be written here."""
+        probe = self.folder / "shards" / f".probe-{os.getpid()}{atomic.TEMPORARY}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(atomic.unwritable(self.folder, error)) from error
+
+    # -- looking after it ------------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Shard → {"rows", "bytes"}, brought in line with what is there."""
+        return manifest.rebuild(self.folder)
+
+    def verify(self) -> list[Damage]:
+        """Read everything, compare every checksum, and name what is damaged, lost or unreadable. Empty: the store is sound."""
+        damage = []
+        for note in sorted((self.folder / "references").glob("*.json")):
+            try:
+                identity = json.loads(note.read_text())["identity"]
+                if self.address(identity) != note.stem:
+                    damage.append(Damage(note, f"{note} was changed: its identity does not have the address in its name."))
+            except (OSError, ValueError, KeyError, TypeError):
+                damage.append(Damage(note, f"{note} is damaged: it is not the note of a reference. Scoring again rewrites it."))
+        for address in self.references():
+            damage += self.read(address)[1]
+        for name in manifest.read(self.folder):
+            path = self.folder / "shards" / name
+            if not path.exists():
+                damage.append(
+                    Damage(path, f"The shard {path} is listed in the manifest but is gone. Score the same data again.")
+                )
+        return damage
+
+    def set_aside(self, damage: Damage) -> Path:
+        """Move a damaged file out of the way (to `damaged/`), for whoever wants to look at it; returns where it is now."""
+        target = self.folder / "damaged" / damage.path.name
+        try:
+            target.parent.mkdir(exist_ok=True)
+            os.replace(damage.path, target)
+        except OSError as error:
+            raise StoreError(atomic.unwritable(target, error)) from error
+        return target
+
+
+def _attempt(path: Path, address: str) -> Rows | Damage:
+    try:
+        return shards.read(path, address)
+    except StoreError as error:
+        return Damage(path, str(error))
+
+
+def _plain(identity: Mapping[str, Any]) -> Any:
+    """The identity as JSON holds it (tuples become lists), so that a note read back is the note written."""
+    try:
+        return json.loads(json.dumps(identity, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"The identity of this reference cannot be written as JSON ({error}); expected a mapping of plain values."
+        ) from error

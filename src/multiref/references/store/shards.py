@@ -1,0 +1,126 @@
+"""One shard: a Parquet file of scores of one reference, named by the checksum of its own bytes."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from multiref.errors import StoreError
+from multiref.references.store import atomic
+
+__all__ = ["Rows", "append", "read", "sound"]
+
+FORMAT = "1"  # of the shard's columns; a reader refuses a later one
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.binary(16), nullable=False),
+        pa.field("logp", pa.float64(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Scores of N completions under one reference: keys [N] (V16), logps [N] float64, lengths [N] int32, truncated [N] bool."""
+
+    keys: np.ndarray
+    logps: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, where: np.ndarray) -> "Rows":
+        return Rows(self.keys[where], self.logps[where], self.lengths[where], self.truncated[where])
+
+    @staticmethod
+    def concatenate(parts: "list[Rows]") -> "Rows":
+        """All rows of all parts, in order; N = 0 for no part."""
+        if not parts:
+            return Rows(np.empty(0, "V16"), np.empty(0), np.empty(0, np.int32), np.empty(0, bool))
+        return Rows(
+            *(np.concatenate([getattr(part, what) for part in parts]) for what in ("keys", "logps", "lengths", "truncated"))
+        )
+
+
+def encode(rows: Rows, identity: str) -> bytes:
+    """The bytes of a shard. The same rows of the same reference give the same bytes, so the name addresses the content."""
+    if not np.isfinite(rows.logps).all() and np.isnan(rows.logps).any():
+        raise StoreError(
+            f"{int(np.isnan(rows.logps).sum())} of {len(rows)} scores to be stored are not numbers. Expected log-probabilities."
+        )
+    columns = [
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(16), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows.keys).tobytes())]
+        ),
+        pa.array(np.asarray(rows.logps, np.float64)),
+        pa.array(np.asarray(rows.lengths, np.int32)),
+        pa.array(np.asarray(rows.truncated, bool)),
+    ]
+    schema = SCHEMA.with_metadata({"multiref.format": FORMAT, "multiref.reference": identity})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema), sink, compression="none", use_dictionary=False, write_statistics=False
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def append(folder: Path, rows: Rows, identity: str) -> Path:
+    """Write a shard into `folder` (atomically) and return its path. Writing the same rows twice writes the same file."""
+    content = encode(rows, identity)
+    path = folder / f"{hashlib.sha256(content).hexdigest()}.parquet"
+    if not sound(path):
+        atomic.write(path, content)
+    return path
+
+
+def sound(path: Path) -> bool:
+    """Whether the file is there and its bytes still have the checksum that is its name."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
+    except FileNotFoundError:
+        return False
+
+
+def read(path: Path, identity: str) -> Rows:
+    """The rows of a shard, after checking its checksum. `StoreError` names a shard that is damaged or belongs to something else."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"Cannot read the shard {path}: {error.strerror or error}.") from error
+    if hashlib.sha256(content).hexdigest() != path.stem:
+        raise StoreError(
+            f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same data again: only "
+            "this shard's completions are scored anew. (Or restore the file from a copy.)"
+        )
+    table = pq.read_table(pa.BufferReader(content))
+    metadata = table.schema.metadata or {}
+    found = metadata.get(b"multiref.format", b"none").decode()
+    if found != FORMAT:
+        raise StoreError(
+            f"The shard {path} has format {found}; this version reads {FORMAT}. Use the version of multiref that wrote it."
+        )
+    if metadata.get(b"multiref.reference", b"").decode() != identity:
+        raise StoreError(
+            f"The shard {path} lies under another reference than the one it was written for. Move it back, or remove it."
+        )
+    table = table.combine_chunks()
+    return Rows(
+        _keys(table["key"]),
+        table["logp"].to_numpy(),
+        table["length"].to_numpy(),
+        table["truncated"].to_numpy(),
+    )
+
+
+def _keys(column: pa.ChunkedArray) -> np.ndarray:
+    if column.num_chunks == 0 or len(column) == 0:
+        return np.empty(0, "V16")
+    array = column.chunk(0)
+    return np.frombuffer(array.buffers()[1], dtype="V16")[array.offset : array.offset + len(array)]
