@@ -1,10 +1,8 @@
 """Trained on a table under known preferences, each objective settles where theory says it does."""
 
 import pytest
-import torch
 
 import multiref as mr
-from multiref.training import MultiDPO, Preference, mrpo
 from tests.training.world import random_world, train_to_the_end
 
 BETA = 0.5

@@ -70,10 +70,10 @@ class Preference:
 
     **What is exact.** Whole completions differ by hundreds of nats, so for α ≠ 1 the slope dr/dℓ = β e^{(α−1)ℓ} spans e^{±300}: it is
     zero, or infinite, in any floating-point format. We keep r exact while its slope lies in [β²/(β+R), β+R], R = `reward_range`; that is,
-    where |ℓ| ≤ log(1 + R/β)/|1 − α|; beyond, r goes on along its tangent in ℓ. It stays strictly increasing and its gradient stays finite and
-    away from zero, so a policy that starts far away is pulled back. The optimum is that of the exact objective if, at that optimum, every completion
-    in the data has |ℓ| within the limit; the metric `log_ratio_clipped` is the share that is outside. Reverse KL is linear in ℓ, so
-    nothing is ever clipped. `reward_range=math.inf` is the exact map everywhere.
+    where |ℓ| ≤ log(1 + R/β)/|1 − α|; beyond, r goes on with slope β in ℓ, as reverse KL would. It stays continuous and strictly increasing,
+    and a policy that starts far away is pulled back as firmly as by DPO. The optimum is that of the exact objective if, at that optimum, every
+    completion in the data has |ℓ| within the limit; the metric `log_ratio_clipped` is the share that is outside. Reverse KL is
+    linear in ℓ: nothing is ever clipped. `reward_range=math.inf` is the exact map everywhere, with the gradients that it has.
 
     For α > 1 implicit rewards cannot fall below −β/(α − 1): where the exact optimum truncates (π* = 0), the preference optimum
     is another point (theory 1, design section 1).
@@ -85,7 +85,7 @@ class Preference:
         reward_range: R above, in units of reward (nats of preference).
 
     Reference: Rafailov et al., 2023, eq. 7, with the reference replaced by the pool (arXiv 2502.01203, appendix F: FOUND that it exists, the
-    losses are DERIVED); f-DPO, Wang et al., 2023; the tangent continuation is DERIVED.
+    losses are DERIVED); f-DPO, Wang et al., 2023; the continuation is ours.
     """
 
     regularizer: Any
@@ -113,14 +113,13 @@ class Preference:
         return pairs.policy - self.regularizer.pool(pairs.references)
 
     def rewards(self, pairs: PairLogps) -> Tensor:
-        """[B, 2]: β f'(e^ℓ), continued along its tangent beyond `log_ratio_limit`."""
+        """[B, 2]: β f'(e^ℓ), continued with slope β beyond `log_ratio_limit`."""
         if self.log_ratio_limit == math.inf:
             return self.regularizer.implicit_reward(pairs.policy, pairs.references, beta=self.beta)
         log_ratio = self.log_ratios(pairs)
         kept = log_ratio.clamp(-self.log_ratio_limit, self.log_ratio_limit)
         bend = self.regularizer.alpha - 1
-        slope = self.beta * torch.exp(bend * kept.detach())
-        return self.beta * torch.expm1(bend * kept) / bend + slope * (log_ratio - kept)
+        return self.beta * (torch.expm1(bend * kept) / bend + (log_ratio - kept))
 
     def losses(self, pairs: PairLogps) -> Tensor:
         """[B]: loss(r_chosen, r_rejected)."""

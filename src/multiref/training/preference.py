@@ -100,8 +100,7 @@ class PreferenceTrainer(Trainer):
             held_out = ready(eval_dataset)  # type: ignore[assignment]
         check_weights(self.objective.weights, len(train.names))
         self.names = train.names
-        self._averages = {"train": Averages(), "eval": Averages()}
-        self._train_margin: float | None = None
+        self._averages = Averages()
         if strategy is not None:
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
@@ -171,7 +170,7 @@ class PreferenceTrainer(Trainer):
         losses = objective.losses(logps)
         values = pair_metrics(objective, logps, self.names)
         if model.training:
-            self._averages["train"].add(values, shares)
+            self._averages.add(values, shares)
             if self.strategy is not None:
                 self.strategy.observe(logps, objective)
         count = shares.sum() if num_items_in_batch is None else num_items_in_batch
@@ -225,16 +224,15 @@ class PreferenceTrainer(Trainer):
     def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
         table = torch.as_tensor(prediction.predictions, dtype=torch.float64)
         values = dict(zip(self._eval_names, table.mean(0).tolist()))
-        if self._train_margin is not None:
-            values["reward_gap"] = self._train_margin - values["rewards/margins"]
+        trained = [line["rewards/margins"] for line in self.state.log_history if "rewards/margins" in line]
+        if trained:
+            values["reward_gap"] = trained[-1] - values["rewards/margins"]
         return values
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks."""
         if "loss" in logs:
-            values = self._averages["train"].take(lambda t: self.accelerator.reduce(t, reduction="sum"))
-            self._train_margin = values.get("rewards/margins", self._train_margin)
-            logs.update(values)
+            logs.update(self._averages.take(lambda totals: self.accelerator.reduce(totals, reduction="sum")))
         super().log(logs, start_time)
 
 
@@ -284,4 +282,4 @@ def _checked_policy(model: nn.Module, args: TrainingArguments) -> None:
             setattr(config, name, 0.0)
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # a plain attribute, which mypy takes for a parameter
