@@ -171,8 +171,7 @@ def _stationary(r: list[Number], log_base: list[Number], a: Number, beta: Number
     base = [log_base[y] for y in inside]
     total, alone = MP.log(MP.fsum(MP.exp(lp) for lp in base)), max(lp for lp, g in zip(base, gaps) if g == 0)
     low, high = sorted((MP.log(beta / s) + (1 - a) * total, MP.log(beta / s) + (1 - a) * alone))
-    logs = _root(gaps, base, low, high, below=a < 1, power=1 / s, scale=MP.log(s / beta))
-    t, masses = logs
+    t, masses = _root(gaps, base, low, high, below=a < 1, power=1 / s, scale=MP.log(s / beta))
     multiplier = best - beta / s + t if a < 1 else best + beta / s - t
     policy = [ZERO] * len(r)
     for y, m in zip(inside, masses):
@@ -200,8 +199,8 @@ def _masses(
 def _root(
     gaps: list[Number], base: list[Number], low: Number, high: Number, *, below: bool, power: Number, scale: Number
 ) -> tuple[Number, list[Number]]:
-    """Newton in u = log t on log Σ masses = 0, kept inside a bracket that every evaluation shrinks; bisection when it strays."""
-    u = (low + high) / 2
+    """Newton in u = log t on log Σ masses = 0, in a bracket that every evaluation shrinks; bisection when it strays or stalls."""
+    u, last = (low + high) / 2, MP.inf
     tiny = MP.mpf(10) ** (5 - MP.dps)
     for _ in range(600):
         masses, slope = _masses(MP.exp(u), gaps, base, below, power, scale)
@@ -211,12 +210,12 @@ def _root(
         else:
             high = u
         step = error / slope
-        ahead = u - step
-        if not low <= ahead <= high:
-            ahead = (low + high) / 2
         if abs(step) <= tiny * max(ONE, abs(u)) or abs(error) < tiny:
             break
-        u = ahead
+        ahead = u - step
+        if not low <= ahead <= high or 2 * abs(step) > last:
+            ahead, step = (low + high) / 2, MP.inf
+        u, last = ahead, abs(step)
     total = MP.fsum(masses)
     assert abs(total - 1) < MP.mpf(10) ** -30, f"the witness did not converge: mass {MP.nstr(total, 20)}"
     return MP.exp(u), masses
