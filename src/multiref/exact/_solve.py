@@ -121,7 +121,8 @@ def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> 
     log_policy = torch.where(positive, log_pool - log_mass[:, None], NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
     if leftover is not None:
         log_policy = torch.where(leftover > NEG_INF, leftover, log_policy)
-    return log_policy, best[:, 0] - beta * family.to_c(x, log_mass)
+    # the root leaves a mass of 1 ± (rounding of x − a·g): what it is short of, the value would be off by to first order
+    return log_policy - torch.logsumexp(log_policy, -1, keepdim=True), best[:, 0] - beta * family.to_c(x, log_mass)
 
 
 def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tensor:
