@@ -83,12 +83,13 @@ class Store:
         return notes
 
     def predecessors(self, address: str, *, location: str) -> dict[str, dict[str, Any]]:
-        """References with other content that were once used from this location: the model there has changed since."""
-        return {
+        """References with other content that were used from this location, if this one was not yet: the model there has changed."""
+        here = {
             other: note
             for other, note in self.references().items()
-            if other != address and any(seen["location"] == location for seen in note["seen"])
+            if any(seen["location"] == location for seen in note["seen"])
         }
+        return {} if address in here else here
 
     def named(self, name: str) -> str:
         """The address of the reference that was used under this name, or whose address begins with it."""
