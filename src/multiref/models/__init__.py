@@ -1,6 +1,7 @@
 """Language models and tables with one interface: load, encode text, log-probabilities of completions. Heavy imports on first use.
 
-Public: Encoded, LanguageModel, Tabular, completion_logps, encode, load, tabular_tokenizer, token_budget_batches, token_logps.
+Public: Encoded, LanguageModel, Tabular, TabularConfig, best_device, completion_logps, encode, encode_many, load, score_completions, score_tokens,
+tabular_tokenizer, token_budget_batches, token_logps.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiref.models.batching import token_budget_batches
-    from multiref.models.encoding import Encoded, encode
+    from multiref.models.encoding import Encoded, encode, encode_many
     from multiref.models.loading import LanguageModel, best_device, load
     from multiref.models.logps import completion_logps, token_logps
+    from multiref.models.scoring import score_completions, score_tokens
     from multiref.models.tabular import Tabular, TabularConfig, tabular_tokenizer
 
 _HOMES = {
     "token_budget_batches": "batching",
     "Encoded": "encoding",
     "encode": "encoding",
+    "encode_many": "encoding",
+    "score_completions": "scoring",
+    "score_tokens": "scoring",
     "LanguageModel": "loading",
     "best_device": "loading",
     "load": "loading",
@@ -37,7 +42,10 @@ __all__ = [
     "best_device",
     "completion_logps",
     "encode",
+    "encode_many",
     "load",
+    "score_completions",
+    "score_tokens",
     "tabular_tokenizer",
     "token_budget_batches",
     "token_logps",

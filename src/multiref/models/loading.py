@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 
-__all__ = ["LanguageModel", "best_device", "load"]
+__all__ = ["LanguageModel", "adapter_base", "as_dtype", "best_device", "load", "load_config", "load_tokenizer", "local_folder"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def load(
     Args:
         path_or_id: a model folder, an adapter folder (its base is loaded too), or a hub id (downloaded as transformers does).
         dtype: of the weights: "float32", "bfloat16", "float16", "float64" or a torch.dtype.
-        device: None takes `best_device()`.
+        device: None takes `best_device()`; "auto" spreads the layers over all devices.
         adapter: a PEFT adapter to put on the model.
         quantization: "int8" (torch dynamic int8 on the CPU; bitsandbytes on CUDA) or "int4" (bitsandbytes on CUDA).
 
@@ -54,47 +55,78 @@ def load(
     """
     import transformers
 
-    name = str(path_or_id)
-    kind = _dtype(dtype)
-    device = torch.device(device) if device is not None else best_device()
-    path, adapter = _base_of(path_or_id, adapter)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    quantized = _quantization_options(quantization, device)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=kind, use_safetensors=True, **options, **quantized
-        )
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' own, …: all mean the same here
-        raise ModelError(_explain(path, error)) from error
-    if adapter is not None:
-        model = _with_adapter(model, adapter)
-    if not quantized:
-        model = model.to(device)
-    if quantization == "int8" and device.type == "cpu":
+    kind = as_dtype(dtype)
+    spread = device == "auto"
+    place = torch.device(device) if device is not None and not spread else best_device()
+    path, worn = adapter_base(path_or_id, adapter)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(path, **options)
+    options |= {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place)}
+    if spread:
+        options["device_map"] = "auto"
+    model = _loaded(transformers.AutoModelForCausalLM, path, **options)
+    if worn is not None:
+        model = _with_adapter(model, worn)
+    if "device_map" not in options:
+        model = model.to(place)
+    if quantization == "int8" and place.type == "cpu":
         model = _dynamic_int8(model)
-    return LanguageModel(model.eval(), tokenizer, name)
+    return LanguageModel(model.eval(), tokenizer, str(path_or_id))
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """ "float32" → torch.float32, and so on. Errors: ArgumentError for what is no floating-point dtype."""
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ArgumentError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64.")
     return kind
 
 
-def _base_of(path: str | Path, adapter: str | Path | None) -> tuple[str, str | None]:
-    """An adapter folder names its base."""
+def adapter_base(path: str | Path, adapter: str | Path | None) -> tuple[str, str | None]:
+    """(base model, adapter or None): an adapter folder given as the model names its base itself."""
     if adapter is None and (Path(path) / "adapter_config.json").is_file():
-        import json
-
-        base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
         if not base:
             raise ModelError(
                 f"{path} is an adapter that does not name its base model; give the base, and this folder as adapter."
             )
         return str(base), str(path)
     return str(path), None if adapter is None else str(adapter)
+
+
+def local_folder(path_or_id: str | Path, *, revision: str | None = None) -> Path:
+    """The folder itself, or the hub's snapshot of the safetensors, configuration and tokenizer on this machine."""
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    import huggingface_hub
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path_or_id), revision=revision, allow_patterns=wanted))
+    except Exception as error:  # offline, unknown, gated, …: the hub's own errors say which
+        raise ModelError(_explain(str(path_or_id), error)) from error
+
+
+def load_tokenizer(path_or_id: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone."""
+    import transformers
+
+    return _loaded(transformers.AutoTokenizer, str(path_or_id), revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_config(path_or_id: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The configuration alone."""
+    import transformers
+
+    return _loaded(transformers.AutoConfig, str(path_or_id), revision=revision, trust_remote_code=trust_remote_code)
+
+
+def _loaded(kind: Any, path: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(path, **options)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' own, …: all mean the same here
+        raise ModelError(_explain(path, error)) from error
 
 
 def _quantization_options(quantization: str | None, device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from multiref.models.encoding import Encoded
 from multiref.models.head import label_logps
 from multiref.models.rows import Rows, lay_out
 
-__all__ = ["LOGITS_BUDGET", "completion_logps", "token_logps"]
+__all__ = ["LOGITS_BUDGET", "completion_logps", "forward_logps", "token_logps"]
 
 LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 
@@ -58,14 +58,15 @@ def token_logps(
 
 def _run(model: nn.Module, batch: Sequence[Encoded], shared: bool | None, budget: int) -> tuple[Tensor, Tensor, int]:
     """Token log-probabilities [n], the completion that each belongs to [n], and the number of completions."""
-    layout = layout_of(model, _forward_logps)
+    layout = layout_of(model, forward_logps)
     rows = lay_out(batch, shared=layout.shared_prompt if shared is None else shared, device=_device(model))
     if not len(rows.labels):
         return torch.zeros(0, device=rows.labels.device), rows.owner, rows.completions
-    return _forward_logps(model, rows, layout, budget), rows.owner, rows.completions
+    return forward_logps(model, rows, layout, budget), rows.owner, rows.completions
 
 
-def _forward_logps(model: nn.Module, rows: Rows, layout: Layout, budget: int) -> Tensor:
+def forward_logps(model: nn.Module, rows: Rows, layout: Layout, budget: int) -> Tensor:
+    """[n] token log-probabilities of rows as laid out, by the way that the layout names."""
     if layout.head:
         return _captured_logps(model, rows, budget)
     return _plain_logps(model, rows, layout, budget)

@@ -1,0 +1,131 @@
+"""Many completions under one model: rows planned, batched, run without gradients, put back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.models.architecture import layout_of
+from multiref.models.batching import token_budget_batches
+from multiref.models.encoding import Encoded
+from multiref.models.logps import LOGITS_BUDGET, completion_logps, forward_logps, token_logps
+from multiref.models.rows import row_length
+
+__all__ = ["score_completions", "score_tokens"]
+
+ROW_LIMIT = 1024  # attention grows with the square of a row: completions beyond this start another row with the prompt again
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What stays together: one row, and where its completions' scores go."""
+
+    encoded: Encoded
+    places: tuple[int, ...]
+    shared: bool
+
+
+def score_completions(
+    model: Any,
+    encoded: Sequence[Encoded],
+    *,
+    token_budget: int | None = None,
+    logits_budget: int = LOGITS_BUDGET,
+    alone: bool = False,
+) -> Tensor:
+    """log π(completion | prompt) of every completion in order: [n] float64 on the CPU; evaluation mode, no gradient.
+
+    Args:
+        token_budget: tokens of one forward pass, padding counted; None: what suits the device.
+        logits_budget: elements of one block of logits (see `completion_logps`).
+        alone: one completion a forward pass, without padding, for models in which what is beside a row changes its score
+            (activations quantised over the batch).
+    """
+    sums = torch.zeros(sum(len(item.completions) for item in encoded), dtype=torch.float64)
+    for places, values in _run(model, encoded, completion_logps, token_budget, logits_budget, alone):
+        sums[places] = values.double().cpu()
+    return sums
+
+
+def score_tokens(
+    model: Any,
+    encoded: Sequence[Encoded],
+    *,
+    token_budget: int | None = None,
+    logits_budget: int = LOGITS_BUDGET,
+    alone: bool = False,
+) -> list[Tensor]:
+    """log π(y_t | x, y_<t) of every token: for each completion, in order, a tensor on the CPU. Otherwise as `score_completions`."""
+    logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
+    for places, values in _run(model, encoded, token_logps, token_budget, logits_budget, alone):
+        for place, value in zip(places.tolist(), values):
+            logps[place] = value.cpu()
+    return logps
+
+
+def _run(
+    model: Any,
+    encoded: Sequence[Encoded],
+    compute: Callable[..., Any],
+    token_budget: int | None,
+    logits_budget: int,
+    alone: bool,
+) -> Iterator[tuple[Tensor, Any]]:
+    training = model.training
+    model.eval()
+    try:
+        shares = layout_of(model, forward_logps).shared_prompt and not alone
+        units = list(_units(encoded, shares))
+        for shared in (True, False):
+            kind = [unit for unit in units if unit.shared == shared]
+            lengths = [row_length(unit.encoded, shared=shared) for unit in kind]
+            for indices in token_budget_batches(lengths, 1 if alone else token_budget or _token_budget(model)):
+                with torch.inference_mode():
+                    batch = [kind[i].encoded for i in indices]
+                    values = compute(model, batch, shared_prompt=shared, logits_budget=logits_budget)
+                yield torch.tensor([place for i in indices for place in kind[i].places]), values
+    finally:
+        model.train(training)
+
+
+def _units(encoded: Sequence[Encoded], shares: bool) -> Iterator[_Unit]:
+    """Rows with a shared prompt where that saves something, rows of one completion elsewhere. Depends on the item alone."""
+    first = 0
+    for item in encoded:
+        count = len(item.completions)
+        groups = _groups(item) if shares and _worth_sharing(item) else [(i,) for i in range(count)]
+        for group in groups:
+            part = Encoded(
+                item.prompt_ids,
+                tuple(item.completions[i] for i in group),
+                tuple(item.truncated[i] for i in group),
+                tuple(item.contexts[i] for i in group) if item.contexts else (),
+            )
+            yield _Unit(part, tuple(first + i for i in group), len(group) > 1)
+        first += count
+
+
+def _worth_sharing(item: Encoded) -> bool:
+    """Whether sharing leaves out at least a tenth of the tokens; a mask of its own costs more attention than that saves below."""
+    saved = len(item.prompt_ids) * (len(item.completions) - 1)
+    return not item.contexts and saved > 0.1 * (saved + len(item.prompt_ids) + sum(map(len, item.completions)))
+
+
+def _groups(item: Encoded) -> Iterator[tuple[int, ...]]:
+    group: list[int] = []
+    length = len(item.prompt_ids)
+    for index, ids in enumerate(item.completions):
+        if group and length + len(ids) > ROW_LIMIT:
+            yield tuple(group)
+            group, length = [], len(item.prompt_ids)
+        group.append(index)
+        length += len(ids)
+    yield tuple(group)
+
+
+def _token_budget(model: Any) -> int:
+    return 4096 if next(model.parameters()).device.type == "cpu" else 32768
