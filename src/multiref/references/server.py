@@ -1,0 +1,215 @@
+"""A reference behind an OpenAI-compatible completion server (vLLM, SGLang, llama.cpp, …)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
+from multiref.models.encoding import TRUNCATIONS, Encoded, encode_many
+from multiref.models.fingerprint import text_digest, tokenizer_fingerprint
+from multiref.models.loading import load_tokenizer
+from multiref.references.completion_api import CompletionApi, Refused, token_logps_of_echo, token_logps_of_prompt
+from multiref.references.protocol import SCORING_VERSION, Item, Scored
+
+__all__ = ["ServerReference"]
+
+MODES = ("auto", "prompt_logprobs", "echo")
+_OF_LOCAL_MODELS = {"dtype", "device", "quantization", "token_budget", "logits_budget", "trust_remote_code", "adapter"}
+
+
+class ServerReference:
+    """Scores completions by asking a server for the log-probabilities of a prompt (prompt and completion in one).
+
+    Args:
+        endpoint: "http://host:8000/v1".
+        model: its name there; None: the first one that /models lists.
+        tokenizer: the model's tokenizer (folder, hub id, or the object). With it, token ids are sent, and split exactly as for a local
+            reference. Without it text is sent and split where the server's tokens say, if a token ends at the boundary; the end
+            token cannot be scored (`end=False`) and conversations cannot be written.
+        mode: "prompt_logprobs" (vLLM, SGLang's vLLM-compatible servers), "echo" (with `logprobs`), or "auto": the first if the server does it.
+        weights: your own label for what the server serves. Scores are stored under endpoint, model name and this label, for a server
+            does not tell a fingerprint: change the label when the weights change.
+        timeout, attempts, pause, api_key: see `CompletionApi`. concurrency: requests at a time.
+        of_local_models: options that concern references on this machine (dtype, device, …) are taken and have no effect.
+
+    Errors: ReferenceUnavailable for a server that does not answer, or answers what is no score.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        model: str | None = None,
+        tokenizer: Any = None,
+        mode: str = "auto",
+        weights: str | None = None,
+        end: bool = True,
+        max_length: int | None = None,
+        truncation: str = "keep_start",
+        timeout: float = 60.0,
+        attempts: int = 5,
+        pause: float = 0.5,
+        api_key: str | None = None,
+        concurrency: int = 8,
+        revision: str | None = None,
+        **of_local_models: Any,
+    ) -> None:
+        if unknown := sorted(of_local_models.keys() - _OF_LOCAL_MODELS):
+            raise ArgumentError(f"A server reference has no option {unknown[0]!r}.")
+        for name, value, known in (("mode", mode, MODES), ("truncation", truncation, TRUNCATIONS)):
+            if value not in known:
+                raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
+        if end and tokenizer is None:
+            raise ArgumentError(
+                f"To score the end token under {endpoint}, its tokenizer must be known here: give tokenizer=…, or score without it (end=False)."
+            )
+        self.endpoint, self.mode, self.weights, self.end, self.truncation = endpoint, mode, weights, end, truncation
+        self._api = CompletionApi(endpoint, timeout, attempts, pause, api_key)
+        self._concurrency, self._revision = concurrency, revision
+        self._tokenizer, self._model, self._max_length = tokenizer, model, max_length
+        self._served: dict[str, Any] | None = None
+
+    def identity(self) -> Mapping[str, Any]:
+        template = getattr(self.tokenizer, "chat_template", None)
+        return {
+            "kind": "server",
+            "scoring_version": SCORING_VERSION,
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "weights": self.weights,
+            "tokenizer": None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer),
+            "chat_template": None if not template else text_digest(str(template)),
+            "end": self.end,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+        }
+
+    def score(self, items: Sequence[Item]) -> Scored:
+        """As every reference; requests run side by side, results keep the order of the items."""
+        if self.tokenizer is None:
+            return self._score_text(items)
+        texts = [(item.prompt, item.completions) for item in items]
+        options: dict[str, Any] = {"end": self.end, "max_length": self.max_length, "truncation": self.truncation}
+        encoded = encode_many(self.tokenizer, texts, **options)
+        jobs = [(item, index) for item in encoded for index in range(len(item.completions))]
+        sums = self._side_by_side(lambda job: self._score_ids(*job), jobs)
+        lengths = [len(item.completions[index]) for item, index in jobs]
+        return _scored(sums, lengths, [item.truncated[index] for item, index in jobs])
+
+    @property
+    def tokenizer(self) -> Any:
+        if isinstance(self._tokenizer, str | Path):
+            self._tokenizer = load_tokenizer(self._tokenizer, revision=self._revision)
+        return self._tokenizer
+
+    @property
+    def model(self) -> str:
+        """The model's name on the server."""
+        return self._model or str(self._served_model()["id"])
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of prompt and completion together: what was asked for, at most the context that the server states (vLLM does)."""
+        context = self._served_model().get("max_model_len")
+        limits = [limit for limit in (self._max_length, context) if isinstance(limit, int)]
+        return min(limits) if limits else None
+
+    def _served_model(self) -> dict[str, Any]:
+        if self._served is None:
+            try:
+                listed = self._api.models()
+            except Refused as error:
+                raise ReferenceUnavailable(
+                    f"{error}. Expected a list of models; is this an OpenAI-compatible server?"
+                ) from None
+            matching = [entry for entry in listed if self._model in (None, entry["id"])]
+            if not matching:
+                served = ", ".join(entry["id"] for entry in listed) or "nothing"
+                raise ReferenceUnavailable(f"{self.endpoint} does not serve {self._model!r}; it serves {served}.")
+            self._served = matching[0]
+        return self._served
+
+    def _score_ids(self, item: Encoded, index: int) -> float:
+        """Σ log p of the last tokens of context + completion."""
+        ids = [*item.context(index), *item.completions[index]]
+        count = len(item.completions[index])
+        return _sum(self._token_logps(ids)[len(ids) - count : len(ids)])
+
+    def _token_logps(self, ids: list[int]) -> list[float | None]:
+        if self.mode in ("auto", "prompt_logprobs"):
+            try:
+                choice = self._api.complete(model=self.model, prompt=ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
+            except Refused as error:
+                if self.mode == "prompt_logprobs":
+                    raise ReferenceUnavailable(f"{error}. The server refuses prompt_logprobs.") from None
+                choice = {}
+            if self.mode == "prompt_logprobs" or choice.get("prompt_logprobs") is not None:
+                self.mode = "prompt_logprobs"
+                return token_logps_of_prompt(choice, ids)
+        tokens, logps = token_logps_of_echo(self._echo(ids))
+        self.mode = "echo"
+        if len(logps) < len(ids):
+            raise ReferenceUnavailable(f"The server echoed {len(tokens)} tokens of {len(ids)} that were sent.")
+        return logps[: len(ids)]
+
+    def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
+        try:
+            return self._api.complete(model=self.model, prompt=prompt, max_tokens=1, temperature=1.0, echo=True, logprobs=1)
+        except Refused as error:
+            raise ReferenceUnavailable(
+                f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference."
+            ) from None
+
+    def _score_text(self, items: Sequence[Item]) -> Scored:
+        jobs = [(item.prompt, completion) for item in items for completion in item.completions]
+        if not all(isinstance(prompt, str) and isinstance(completion, str) for prompt, completion in jobs):
+            raise ModelError(
+                f"Conversations are written by a chat template: give the tokenizer of {self.endpoint} (tokenizer=…)."
+            )
+        parts = self._side_by_side(lambda job: self._completion_logps(*job), jobs)
+        return _scored([_sum(part) for part in parts], [len(part) for part in parts], [False] * len(parts))
+
+    def _completion_logps(self, prompt: str, completion: str) -> list[float | None]:
+        """The log-probabilities of the echoed tokens that spell the completion."""
+        tokens, logps = token_logps_of_echo(self._echo(prompt + completion))
+        ends = list(accumulate(map(len, tokens)))
+        spelt = "".join(tokens)
+        at = spelt.find(prompt + completion)  # a start token may stand before it, a generated one after
+        inside = [i for i, stop in enumerate(ends) if at + len(prompt) < stop <= at + len(prompt + completion)]
+        clean = at >= 0 and inside and ends[inside[0]] - len(tokens[inside[0]]) == at + len(prompt)
+        if not clean or ends[inside[-1]] != at + len(prompt + completion) or inside[0] == 0:
+            raise ReferenceUnavailable(
+                f"The tokens of {self.endpoint} do not split prompt from completion ({tokens[:4]}…); give its tokenizer (tokenizer=…)."
+            )
+        return logps[inside[0] : inside[-1] + 1]
+
+    def _side_by_side(self, work: Any, jobs: list[Any]) -> list[Any]:
+        if not jobs:
+            return []
+        first = work(jobs[0])  # alone: finds out what the server can do
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            futures = [pool.submit(work, job) for job in jobs[1:]]
+            try:
+                return [first, *(future.result() for future in futures)]
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sum(logps: Sequence[float | None]) -> float:
+    if any(value is None for value in logps):
+        raise ReferenceUnavailable("The server gave null for a token of the completion; expected a log-probability.")
+    return sum(value for value in logps if value is not None)
+
+
+def _scored(sums: list[float], lengths: list[int], truncated: list[bool]) -> Scored:
+    return Scored(
+        torch.tensor(sums, dtype=torch.float64),
+        torch.tensor(lengths, dtype=torch.int64),
+        torch.tensor(truncated, dtype=torch.bool),
+    )
