@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError, DataError
-from multiref.models.encoding import Encoded, encode
+from multiref.models.encoding import Encoded, encode, encode_many
 from multiref.references.scores import SequenceScores
 
 __all__ = ["PairBatch", "PreferenceData", "collate"]
@@ -89,7 +89,7 @@ class PreferenceData(Dataset):
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
         self.references = scores.logps[:, at]
         self.ref_lengths = scores.lengths[:, at]
-        self.encoded = [_encoded(pair, tokenizer, end, max_length, truncation) for pair in self.pairs]
+        self.encoded = _encoded(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
         self.counts = _counts(counts, len(self.pairs))
         _same_truncation(self, scores.truncated[:, at])
 
@@ -132,13 +132,17 @@ def _counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
     return checked
 
 
-def _encoded(pair: Pair, tokenizer: Any, end: bool, max_length: int | None, truncation: str) -> Encoded:
+def _encoded(pairs: Sequence[Pair], tokenizer: Any, options: dict[str, Any]) -> list[Encoded]:
+    texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     try:
-        return encode(
-            tokenizer, pair.prompt, (pair.chosen, pair.rejected), end=end, max_length=max_length, truncation=truncation
-        )
-    except DataError as error:
-        raise DataError(f"{pair.origin or 'a pair'}: {error}") from error
+        return encode_many(tokenizer, texts, **options)
+    except DataError:
+        for pair, (prompt, completions) in zip(pairs, texts):  # which one was it?
+            try:
+                encode(tokenizer, prompt, completions, **options)
+            except DataError as error:
+                raise DataError(f"{pair.origin or 'a pair'}: {error}") from None
+        raise
 
 
 def _same_truncation(data: PreferenceData, of_scores: Tensor) -> None:

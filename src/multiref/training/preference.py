@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +83,6 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         self.objective = _objective(regularizer, beta, loss)
         self.token_budget = token_budget
-        self.strategy = strategy
         _checked_policy(model, args)
 
         def ready(data: Any) -> PreferenceData:
@@ -101,7 +101,13 @@ class PreferenceTrainer(Trainer):
         check_weights(self.objective.weights, len(train.names))
         self.names = train.names
         self._averages = Averages()
+        self._strategy = strategy
         if strategy is not None:
+            if args.world_size > 1:
+                raise ArgumentError(
+                    "strategy: weights that change while training work in one process only, for now; found several."
+                )
+            args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
         super().__init__(
@@ -116,6 +122,16 @@ class PreferenceTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
+
+    @property
+    def strategy(self) -> WeightStrategy | None:
+        """Where weights come from, if they change. A resumed run has another object here than the one that was given: the saved one."""
+        given = self._strategy
+        for callback in self.callback_handler.callbacks if given is not None else ():
+            if isinstance(callback, WeightStrategy) and given is not None and callback is not given:
+                callback.succeed(given)
+                self._strategy = callback
+        return self._strategy
 
     # ---- batches ----
 
@@ -171,8 +187,8 @@ class PreferenceTrainer(Trainer):
         values = pair_metrics(objective, logps, self.names)
         if model.training:
             self._averages.add(values, shares)
-            if self.strategy is not None:
-                self.strategy.observe(logps, objective)
+            if (strategy := self.strategy) is not None:
+                strategy.observe(logps, objective)
         count = shares.sum() if num_items_in_batch is None else num_items_in_batch
         ranks = 1 if num_items_in_batch is None else self.accelerator.num_processes
         loss = ((losses * shares).sum() / count * ranks).float()
@@ -189,9 +205,8 @@ class PreferenceTrainer(Trainer):
         )
 
     def _current(self, logps: PairLogps) -> Objective:
-        if self.strategy is None:
-            return self.objective
-        return self.objective.reweighted(self.strategy.weights(logps))
+        strategy = self.strategy
+        return self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
 
     def _passes(self, pairs: PairBatch) -> list[list[int]]:
         groups = passes(pairs.row_lengths, self.token_budget)
@@ -228,6 +243,12 @@ class PreferenceTrainer(Trainer):
         if trained:
             values["reward_gap"] = trained[-1] - values["rewards/margins"]
         return values
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks."""

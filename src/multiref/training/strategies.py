@@ -1,4 +1,7 @@
-"""Weights that change while training, as callbacks whose state is saved in every checkpoint."""
+"""Weights that change while training, as callbacks whose state is saved in every checkpoint. One process; weights change between steps only.
+
+They are the online strategies of arXiv 2512.10040 with the defects of the released code (theory 8.6) repaired; each says which.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,22 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from multiref.errors import ArgumentError
+from multiref.models import completion_logps
+from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.objectives import Objective, PairLogps
 
-__all__ = ["WeightStrategy"]
+__all__ = ["SlidingWindow", "ThompsonSampling", "WeightStrategy"]
 
 
 class WeightStrategy(TrainerCallback, ExportableState):
     """Where a step's weights come from. A `TrainerCallback` with state: a resumed run goes on with the same weights.
 
-    The trainer calls `start(names)` once, `weights(pairs)` before each loss and `observe(pairs, objective)` after it.
+    The trainer calls `start(names)` once, `weights(pairs)` before each loss and `observe(pairs, objective)` after it; what is
+    observed takes effect at the next step, so that micro-batches of one step share their weights.
     """
+
+    names: tuple[str, ...] = ()
 
     def start(self, names: Sequence[str]) -> None:
         """The names of the K references, in order."""
@@ -29,9 +38,148 @@ class WeightStrategy(TrainerCallback, ExportableState):
         """[K], or [K, B] for each pair its own."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def observe(self, pairs: PairLogps, objective: Objective) -> None:
         """See the pairs of a training pass; by default, nothing."""
 
+    def succeed(self, predecessor: WeightStrategy) -> None:
+        """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""
+
+
+class SlidingWindow(WeightStrategy):
+    r"""w_k ∝ the average over the pairs of the last `window` steps of how reference k judged them. Uniform at first.
+
+        statistic "discrimination": |Δ_k|,   Δ_k = log π_k(y_w)/T_w − log π_k(y_l)/T_l  (per token, each in its own tokenizer)
+        statistic "accuracy":       1[Δ_k > 0],  ½ at a tie
+
+    Repaired against the released SWCW: it averages over a window of whole steps instead of giving row j of this batch the weights of row j of the last
+    one; weights are one vector; the same pairs in other micro-batches give the same weights; the state survives a restart. Not repaired, because it
+    is what "discrimination" means: the sign of Δ_k is ignored there. "accuracy" minds it.
+    """
+
+    def __init__(self, window: int = 16, statistic: str = "discrimination") -> None:
+        if window < 1:
+            raise ArgumentError(f"window: expected at least one step, found {window}.")
+        if statistic not in ("discrimination", "accuracy"):
+            raise ArgumentError(f"statistic: expected discrimination or accuracy, found {statistic!r}.")
+        self.window, self.statistic = window, statistic
+        self.steps: list[list[float]] = []  # per step: Σ over pairs of each reference's statistic, then the number of pairs
+        self._open: list[float] = []
+
+    def weights(self, pairs: PairLogps) -> Tensor:
+        like = pairs.policy.detach()
+        total = like.new_tensor(self.steps).sum(0)[:-1] if self.steps else like.new_zeros(len(self.names))
+        return total / total.sum() if float(total.sum()) > 0 else like.new_full((len(self.names),), 1 / len(self.names))
+
+    @torch.no_grad()
+    def observe(self, pairs: PairLogps, objective: Objective) -> None:
+        per_token = pairs.references / pairs.ref_lengths
+        delta = per_token[..., 0] - per_token[..., 1]
+        judged = delta.abs() if self.statistic == "discrimination" else (torch.sign(delta) + 1) / 2
+        seen = [*judged.sum(1).tolist(), float(judged.shape[1])]
+        self._open = [a + b for a, b in zip(self._open, seen)] if self._open else seen
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._open:
+            self.steps = [*self.steps, self._open][-self.window :]
+            self._open = []
+
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {}}
+        return {
+            "args": {"window": self.window, "statistic": self.statistic},
+            "attributes": {"names": list(self.names), "steps": self.steps},
+        }
+
+
+class ThompsonSampling(WeightStrategy):
+    r"""One reference at a time, chosen by a bandit: θ_k ~ Beta(a_k, b_k), the largest is used alone for `hold` steps.
+
+    After them the arm is credited (a += 1) if the loss on `validation` fell, and b += 1 if it rose; a tie counts for neither. The loss is the objective's
+    at uniform weights, the same yardstick for every arm, on the same pairs before and after.
+
+    Repaired against the released TSW: it judges `hold` steps rather than one, by a loss rather than by a strict gain in accuracy on a random subset
+    (there "no change" counts as failure, and posterior means stay under ½ whatever the arm does). It is still not a mixture: each
+    step follows one reference.
+
+    Args:
+        validation: `PreferenceData` with the same references, not trained on.
+        hold: steps before an arm is judged.
+        prior: a and b of every arm at the start.
+        seed: of the draws; they do not depend on torch's global generator.
+    """
+
+    def __init__(
+        self, validation: PreferenceData | None = None, hold: int = 8, prior: float = 1.0, seed: int = 0, pairs: int = 64
+    ) -> None:
+        if hold < 1 or not prior > 0 or pairs < 1:
+            raise ArgumentError(f"ThompsonSampling: expected hold, pairs ≥ 1 and prior > 0, found {hold}, {pairs}, {prior}.")
+        self.hold, self.prior, self.seed, self.pairs = hold, prior, seed, pairs
+        self.counts: list[list[float]] = []  # per arm [a, b]
+        self.arm, self.draws, self.held = 0, 0, 0
+        self.before: float | None = None
+        self._validation = validation
+        self._objective: Objective | None = None
+
+    def start(self, names: Sequence[str]) -> None:
+        super().start(names)
+        if self._validation is None:
+            raise ArgumentError("ThompsonSampling: expected `validation`, pairs to judge an arm by, found None.")
+        if self._validation.names != tuple(names):
+            raise ArgumentError(
+                f"ThompsonSampling: validation has references {self._validation.names}, training has {tuple(names)}."
+            )
+        self.counts = [[self.prior, self.prior] for _ in names]
+        self._choose()
+
+    def weights(self, pairs: PairLogps) -> Tensor:
+        vertex = pairs.policy.new_zeros(len(self.names)).detach()
+        vertex[self.arm] = 1
+        return vertex
+
+    def observe(self, pairs: PairLogps, objective: Objective) -> None:
+        self._objective = objective.reweighted(None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.held += 1
+        if self.held < self.hold or self._objective is None:
+            return
+        now = self._loss(model)
+        if self.before is not None and now != self.before:
+            self.counts[self.arm][0 if now < self.before else 1] += 1
+        self.before, self.held = now, 0
+        self._choose()
+
+    def _choose(self) -> None:
+        a, b = torch.tensor(self.counts, dtype=torch.float64).T
+        generator = torch.Generator().manual_seed(self.seed + 7_919 * self.draws)
+        gamma = [torch._standard_gamma(shape, generator=generator) for shape in (a, b)]
+        self.arm, self.draws = int((gamma[0] / (gamma[0] + gamma[1])).argmax()), self.draws + 1
+
+    @torch.no_grad()
+    def _loss(self, model: Any) -> float:
+        assert self._validation is not None and self._objective is not None
+        batch: PairBatch = self._validation.batch(list(range(min(self.pairs, len(self._validation)))))
+        was_training = model.training
+        model.eval()
+        policy = completion_logps(model, batch.encoded).reshape(-1, 2)
+        model.train(was_training)
+        logps = PairLogps(
+            policy, batch.references.to(policy), batch.lengths.to(policy.device), batch.ref_lengths.to(policy.device)
+        )
+        return float(self._objective.losses(logps).mean())
+
+    def succeed(self, predecessor: WeightStrategy) -> None:
+        if isinstance(predecessor, ThompsonSampling):
+            self._validation, self._objective = predecessor._validation, predecessor._objective
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "args": {"hold": self.hold, "prior": self.prior, "seed": self.seed, "pairs": self.pairs},
+            "attributes": {
+                "names": list(self.names),
+                "counts": self.counts,
+                "arm": self.arm,
+                "draws": self.draws,
+                "held": self.held,
+                "before": self.before,
+            },
+        }

@@ -1,0 +1,29 @@
+"""`multiref train --config run.yaml`: a policy from preference pairs against K references. The same command again resumes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The run as one YAML file; recipes/ has examples.")],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Lay a value over the file: --set training.learning_rate=1e-5")
+    ] = None,
+) -> None:
+    """Train a policy on preference pairs against K references.
+
+    Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card), report.html.
+    Interrupted, the same command goes on exactly where the last checkpoint stands.
+    """
+    from multiref.cli.training_run.config import build, override, read_yaml
+    from multiref.cli.training_run.execute import execute
+    from multiref.cli.training_run.settings import Run
+    from multiref.training.arguments import quiet
+
+    run = build(Run, override(read_yaml(config), assignments or []), str(config))
+    quiet()
+    execute(run, say=lambda text: print(text, flush=True))

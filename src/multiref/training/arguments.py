@@ -1,0 +1,66 @@
+"""What a run needs from transformers and peft beside the trainer: arguments by name, a listener to its log lines, a LoRA adapter, silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+__all__ = ["LogLines", "argument_names", "quiet", "silence", "training_arguments", "with_lora"]
+
+DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+    "learning_rate": 1e-6,
+    "restore_callback_states_from_checkpoint": True,
+}
+
+
+def argument_names() -> set[str]:
+    """The fields of `transformers.TrainingArguments`."""
+    return {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def training_arguments(output_dir: str, given: Mapping[str, Any]) -> TrainingArguments:
+    """`TrainingArguments` with our defaults under what is given."""
+    given = {"dataloader_pin_memory": torch.cuda.is_available(), **given}
+    return TrainingArguments(output_dir=output_dir, **(DEFAULTS | dict(given)))
+
+
+class LogLines(TrainerCallback):
+    """Calls `listener(step, last step, line)` for every log line, on the main process."""
+
+    def __init__(self, listener: Callable[[int, int, dict[str, Any]], None]) -> None:
+        self.listener = listener
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs is not None:
+            self.listener(state.global_step, state.max_steps, logs)
+
+
+def with_lora(model: Any, options: Mapping[str, Any]) -> Any:
+    """A new LoRA adapter on the model; only it trains. ValueError where it does not fit."""
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+
+
+def silence(trainer: Any) -> None:
+    """No raw dictionaries on the terminal: the run has lines of its own."""
+    trainer.remove_callback(PrinterCallback)
+
+
+def quiet() -> None:
+    """Our lines, not every library's."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,246 @@
+"""Penalties: where a rule puts its divergence from the references, and hence which optimum it has.
+
+The user names a regularizer and β; a `Penalty` is the estimator. Two places exist: in the reward (`reward_terms`, no gradient through them) or in
+the loss (`loss_terms`, differentiated on samples whose distribution is held fixed). The same word, "KL to the reference", means another
+objective in each, and each member says which, in its docstring, in `optimum` and through `fixed_point`, which computes it without sampling.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from multiref import exact
+from multiref._logspace import weighted_sum
+from multiref.divergences import f_prime
+from multiref.errors import ArgumentError
+from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
+from multiref.training.online.samples import Samples
+from multiref.training.online.tree import backward, conditionals, disagreements, renormalised, sequence_logps
+
+__all__ = ["PENALTIES", "InReward", "K2Loss", "K3Loss", "K3PoolLoss", "K3RenormalisedLoss", "Penalty", "RatioK3", "RenormalisedInReward", "ToGo"]
+
+Levels = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Penalty(ABC):
+    """Abstract. `needs` says which scores: of whole "completions", of "tokens" (one vocabulary), or the whole "vocabulary" at each token.
+
+    exact: whether the rule's expected update is the gradient of E_π[r] − β Σ_k w_k D(π‖π_k), for every policy.
+    """
+
+    regularizer: Regularizer = ReverseKL()
+
+    needs: ClassVar[str] = "tokens"
+    exact: ClassVar[bool] = False
+    optimum: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.needs != "completions" and not isinstance(self.regularizer, ReverseKL):
+            raise ArgumentError(
+                f"{type(self).__name__}: expected ReverseKL, found {self.regularizer!r}. Penalties at tokens exist for reverse KL only; other "
+                "regularizers use InReward, the exact rule."
+            )
+
+    def reward_terms(self, samples: Samples) -> Tensor | None:
+        """[N] or, as penalty-to-go, [N, T]: what is taken off the reward, times β. None: nothing."""
+        return None
+
+    def loss_terms(self, samples: Samples) -> Tensor | None:
+        """[N, T], differentiable: what is added to the loss, times β; zero where padded. None: nothing."""
+        return None
+
+    @abstractmethod
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        """[*B, V^L] rewards, levels [K, *B, V^t, V] → levels [*B, V^t, V]: the policy at which the expected update is zero. See `tree`."""
+
+
+@dataclass(frozen=True)
+class InReward(Penalty):
+    r"""β f'(π/P) of the whole completion, in the reward: the exact gradient, for every regularizer.
+
+        ∇ Σ_k w_k D(π‖π_k) = E_π[f'(π/P) ∇ log π],      f' = log for reverse KL (k1 of the weighted log-ratio)
+
+    Note the derivative: the divergence's integrand in the reward would be another objective. π is the policy being updated, also when an older
+    one sampled. For α < 1 the term is an importance weight (forward KL: 1 − P/π); where P is not close to π, train forward KL on samples of the
+    references instead (`ForwardKL` in the loop does).
+
+    Reference: DERIVED (theory 6.3 for reverse KL).
+    """
+
+    needs = "completions"
+    exact = True
+    optimum = "the optimum of the stated objective (P · e^{r/β} for reverse KL)"
+
+    def reward_terms(self, samples: Samples) -> Tensor:
+        regularizer = self.regularizer if samples.weights is None else self.regularizer.with_weights(samples.weights)
+        return f_prime(samples.logps.detach() - regularizer.pool(samples.ref_logps.double()), regularizer.alpha)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        log_policy = exact.solve(reward, sequence_logps(ref_levels), self.regularizer, beta=beta).log_policy
+        return conditionals(log_policy, ref_levels[0].shape[-1])
+
+
+@dataclass(frozen=True)
+class ToGo(InReward):
+    """Reverse KL in the reward, credited from each token on: Σ_{s ≥ t} (log π_s − Σ_k w_k log π_{k,s}). The same expectation as `InReward`, less variance."""
+
+    needs = "tokens"
+
+    def reward_terms(self, samples: Samples) -> Tensor:
+        log_ratio = _token_log_ratio(samples.detached())
+        return log_ratio.double().flip(-1).cumsum(-1).flip(-1)
+
+
+@dataclass(frozen=True)
+class RatioK3(Penalty):
+    """Σ_t ρ_t Σ_k w_k k3(ℓ_{k,t}) as loss, ρ_t = π/π_old of the token, differentiated.
+
+    Per-sample gradient ρ_t ℓ_t ∇ log π_t: that of Σ_k w_k KL(π‖π_k) at each visited state, *with the visited states held fixed*. It ignores that a
+    token leads to states where the references disagree more. Exact for completions of one token; elsewhere it settles where each token
+    balances the expected reward against the divergence at its own state.
+
+    Reference: DeepSeek-V3.2 eq. 7 for one reference; several: DERIVED (theory 6.3).
+    """
+
+    optimum = "state by state ∏ π_k^{w_k} e^{Q/β}, Q the expected reward of the token: the optimum only where completions have one token"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        ratio = (samples.token_logps - samples.old).exp()
+        return ratio * _k3(samples)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, self.regularizer, beta=beta)
+
+
+@dataclass(frozen=True)
+class K2Loss(RatioK3):
+    """Σ_t ½ ℓ_t² as loss on fresh samples: the expected gradient of `RatioK3`, without a ratio."""
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        return 0.5 * _token_log_ratio(samples) ** 2
+
+
+@dataclass(frozen=True)
+class K3Loss(Penalty):
+    """Σ_t Σ_k w_k k3(ℓ_{k,t}) as loss, no ratio: the usual habit of GRPO, for several references.
+
+    Its gradient is that of the *forward* KL(Σ_k w_k π_k‖π) to the *arithmetic* mixture at each visited state, states held fixed.
+
+    Reference: DERIVED (theory 6.3).
+    """
+
+    optimum = "state by state β m/(Z − Q), m the arithmetic mixture: forward KL, not the reverse KL that k3 estimates"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        return _k3(samples)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, ForwardKL(self.regularizer.weights), beta=beta)
+
+
+@dataclass(frozen=True)
+class K3PoolLoss(Penalty):
+    """Σ_t k3(log π − Σ_k w_k log π_k) as loss: k3 on the (unnormalised) geometric pool.
+
+    Its gradient is F_t times that of forward KL to the renormalised pool at each state: the penalty is weakest where references disagree.
+
+    Reference: DERIVED (theory 6.3).
+    """
+
+    optimum = "state by state forward KL to the renormalised tokens, of strength β F_t"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        log_ratio = _token_log_ratio(samples)
+        return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        weights = self.regularizer.weights
+        scale = [(-price).exp() for price in disagreements(ref_levels, weights)]
+        return backward(reward, renormalised(ref_levels, weights), ForwardKL(), beta=beta, scale=scale)
+
+
+@dataclass(frozen=True)
+class K3RenormalisedLoss(Penalty):
+    """k3 to the mixture renormalised at each token, as loss: the recipe of the authors' code (theory H1, H4)."""
+
+    needs = "vocabulary"
+    optimum = "state by state forward KL to the renormalised tokens, of strength β"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        log_ratio = _token_log_ratio(samples) - _disagreements(samples)
+        return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        return backward(reward, renormalised(ref_levels, self.regularizer.weights), ForwardKL(), beta=beta)
+
+
+@dataclass(frozen=True)
+class RenormalisedInReward(Penalty):
+    """k1 to the mixture renormalised at each token, in the reward: an exact gradient, of KL(π‖∏_t ĝ_t), which forgets Σ_t −log F_t."""
+
+    needs = "vocabulary"
+    optimum = "(renormalised tokens) · e^{r/β} = the optimum · e^{Σ_t −log F_t}: a bonus for long completions and for disagreement"
+
+    def reward_terms(self, samples: Samples) -> Tensor:
+        return (_token_log_ratio(samples.detached()) - _disagreements(samples)).double().sum(-1)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        mixed = sequence_logps(renormalised(ref_levels, self.regularizer.weights))
+        return conditionals(exact.solve(reward, mixed, ReverseKL(), beta=beta).log_policy, ref_levels[0].shape[-1])
+
+
+# the names of configuration files
+PENALTIES: dict[str, type[Penalty]] = {
+    "reward": InReward,
+    "reward_to_go": ToGo,
+    "ratio_k3": RatioK3,
+    "k2": K2Loss,
+    "k3": K3Loss,
+    "k3_pool": K3PoolLoss,
+    "k3_renormalised": K3RenormalisedLoss,
+    "reward_renormalised": RenormalisedInReward,
+}
+
+
+def _token_log_ratio(samples: Samples) -> Tensor:
+    """[N, T]: log π − Σ_k w_k log π_k of each token; zero where padded."""
+    refs = _ref_tokens(samples)
+    return torch.where(samples.mask, samples.token_logps - weighted_sum(refs, samples.token_weights().expand_as(refs[:, :, :1])), 0.0)
+
+
+def _k3(samples: Samples) -> Tensor:
+    """[N, T]: Σ_k w_k (e^{−ℓ_k} − 1 + ℓ_k); zero where padded."""
+    log_ratio = samples.token_logps - _ref_tokens(samples)
+    w = samples.token_weights()
+    each = torch.where(w > 0, torch.expm1(-log_ratio) + log_ratio, 0.0)
+    return torch.where(samples.mask, (w * each).sum(0), 0.0)
+
+
+def _ref_tokens(samples: Samples) -> Tensor:
+    if samples.ref_token_logps is None:
+        raise ArgumentError(
+            "This penalty is computed token by token and needs references with the policy's vocabulary; found scores of whole completions only. "
+            "Use the penalty `reward` (InReward), which is exact and works across tokenizers."
+        )
+    return samples.ref_token_logps.detach()
+
+
+def _disagreements(samples: Samples) -> Tensor:
+    if samples.disagreements is None:
+        raise ArgumentError("This penalty renormalises at each token and needs −log F_t of each state; found none in the samples.")
+    return torch.where(samples.mask, samples.disagreements, 0.0)
+
+
+def penalty_named(name: str, regularizer: Regularizer) -> Penalty:
+    """A penalty by its name in a configuration. ArgumentError for a name that is none."""
+    if name not in PENALTIES:
+        known: Any = ", ".join(PENALTIES)
+        raise ArgumentError(f"penalty: found {name!r}, expected one of {known}.")
+    return PENALTIES[name](regularizer)

@@ -1,0 +1,81 @@
+"""What a rule may look at: the log-probabilities of sampled completions under the policy and the K references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_weights
+from multiref.errors import ArgumentError
+
+__all__ = ["Samples"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N completions, padded to T tokens.
+
+    Attributes:
+        token_logps: [N, T], log π(y_t | x, y_<t) under the policy as it is now; zero where padded.
+        mask: [N, T] bool, True on the tokens of the completion.
+        ref_logps: [K, N], log π_k(y | x) of whole completions. Their tokenizers need not be the policy's.
+        weights: [K] or [K, N] on the simplex; None is uniform. [K, N]: each completion its own (its prompt's), as in routing.
+        old_token_logps: [N, T], log-probabilities under the policy that sampled; None: the same policy.
+        ref_token_logps: [K, N, T], where all vocabularies are the same mapping; else None.
+        disagreements: [N, T], −log F_t ≥ 0 at the state before each token, F_t = Σ_v Π_k π_k(v | x, y_<t)^{w_k}; else None.
+    """
+
+    token_logps: Tensor
+    mask: Tensor
+    ref_logps: Tensor
+    weights: Any = None
+    old_token_logps: Tensor | None = None
+    ref_token_logps: Tensor | None = None
+    disagreements: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = self.token_logps.shape[0]
+        if self.mask.shape != self.token_logps.shape or self.ref_logps.ndim != 2 or self.ref_logps.shape[1] != n:
+            raise ArgumentError(
+                f"samples: expected token_logps [N, T], mask [N, T] and ref_logps [K, N], found {tuple(self.token_logps.shape)}, "
+                f"{tuple(self.mask.shape)} and {tuple(self.ref_logps.shape)}."
+            )
+
+    @property
+    def logps(self) -> Tensor:
+        """[N], log π(y | x) of whole completions, float64."""
+        return self.token_logps.double().sum(-1)
+
+    @property
+    def old_logps(self) -> Tensor:
+        """[N], of the policy that sampled."""
+        old = self.token_logps if self.old_token_logps is None else self.old_token_logps
+        return old.detach().double().sum(-1)
+
+    @property
+    def old(self) -> Tensor:
+        """[N, T], token log-probabilities of the policy that sampled, without gradient."""
+        return (self.token_logps if self.old_token_logps is None else self.old_token_logps).detach()
+
+    def token_weights(self) -> Tensor:
+        """[K, N or 1, 1] weights beside `ref_token_logps`."""
+        w = check_weights(self.weights, self.ref_logps.shape[0]).to(self.token_logps)
+        return w.reshape(*w.shape, *([1] * (3 - w.ndim)))
+
+    def detached(self) -> Samples:
+        """The same without gradient."""
+        return replace(self, token_logps=self.token_logps.detach())
+
+    def take(self, index: Tensor) -> Samples:
+        """The completions at `index`, in that order."""
+        parts: dict[str, Any] = {"token_logps": self.token_logps[index], "mask": self.mask[index], "ref_logps": self.ref_logps[:, index]}
+        for name in ("old_token_logps", "disagreements"):
+            value = getattr(self, name)
+            parts[name] = None if value is None else value[index]
+        parts["ref_token_logps"] = None if self.ref_token_logps is None else self.ref_token_logps[:, index]
+        w = self.weights
+        parts["weights"] = w[:, index] if isinstance(w, torch.Tensor) and w.ndim == 2 else w
+        return Samples(**parts)

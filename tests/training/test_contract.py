@@ -1,0 +1,247 @@
+"""The average is over pairs: micro-batches, passes, lengths and restarts change nothing but the rounding."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+import multiref as mr
+from multiref.data import Pair
+from multiref.errors import ArgumentError, ModelError, StoreError, WeightsError
+from multiref.models import completion_logps, encode
+from multiref.references.scores import SequenceScores, content_keys
+from multiref.training import MultiDPO, PreferenceData, PreferenceTrainer
+from tests.training.letters import letter_tokenizer
+from tests.training.world import arguments
+
+BETA = 0.3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return letter_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def policy(tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config).double()
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """23 pairs (a prime: no batch size divides it) of lengths 1 to 20."""
+    generator = torch.Generator().manual_seed(1)
+
+    def word(low, high):
+        size = int(torch.randint(low, high, (1,), generator=generator))
+        return "".join("abcdefgh"[int(i)] for i in torch.randint(0, 8, (size,), generator=generator))
+
+    return [Pair(word(1, 12), f"{word(1, 20)}a", f"{word(1, 20)}b", f"pairs:{n}") for n in range(1, 24)]
+
+
+@pytest.fixture(scope="module")
+def scores(pairs):
+    prompts = [p.prompt for p in pairs for _ in range(2)]
+    sides = [side for p in pairs for side in (p.chosen, p.rejected)]
+    generator = torch.Generator().manual_seed(2)
+    logps = -20 * torch.rand(3, len(sides), generator=generator, dtype=torch.float64)
+    lengths = torch.tensor([[len(side) + 1 for side in sides]] * 3)
+    keys = content_keys(prompts, sides)
+    return SequenceScores(("a", "b", "c"), keys, logps, lengths, torch.zeros_like(lengths, dtype=torch.bool))
+
+
+class Losses(TrainerCallback):
+    """Every logged line with a loss."""
+
+    def __init__(self):
+        self.lines = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.lines.append({"step": state.global_step, **logs})
+
+
+def train(policy, tokenizer, pairs, scores, folder, objective=None, **options):
+    passed = {key: options.pop(key) for key in ("token_budget", "strategy", "eval_dataset") if key in options}
+    resume = options.pop("resume", None)
+    settings = {"logging_strategy": "steps", "logging_steps": 1, "learning_rate": 0.02, "num_train_epochs": 2, "seed": 7}
+    losses = Losses()
+    trainer = PreferenceTrainer(
+        copy.deepcopy(policy),
+        objective or mr.ReverseKL((0.5, 0.25, 0.25)),
+        beta=None if objective is not None else BETA,
+        scores=scores,
+        args=arguments(folder, **(settings | options)),
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        callbacks=[losses],
+        **passed,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return losses.lines, trainer
+
+
+def test_the_first_loss_is_the_textbook_formula_averaged_over_pairs(policy, tokenizer, pairs, scores, tmp_path):
+    """−log σ(β [Δ log π − Σ_k w_k Δ log π_k]) by hand, from one forward pass a completion."""
+    lines, _ = train(policy, tokenizer, pairs, scores, tmp_path, per_device_train_batch_size=23, max_steps=1)
+    total = 0.0
+    for pair in pairs:
+        logps = [
+            completion_logps(policy, [encode(tokenizer, pair.prompt, (side,))])[0] for side in (pair.chosen, pair.rejected)
+        ]
+        chosen, rejected = scores.of([pair.prompt] * 2, [pair.chosen, pair.rejected]).T
+        reference = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64) @ (chosen - rejected)
+        total += -torch.nn.functional.logsigmoid(BETA * (logps[0] - logps[1] - reference)).item()
+    assert lines[0]["loss"] == pytest.approx(total / len(pairs), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("per_device", "accumulation", "token_budget"), [(2, 4, None), (1, 8, None), (8, 1, 60), (4, 2, 25), (3, 3, 40)]
+)
+def test_micro_batches_and_passes_do_not_change_the_curve(
+    per_device, accumulation, token_budget, policy, tokenizer, pairs, scores, tmp_path
+):
+    """Steps of 8 (or 9) pairs out of 23, whatever they are cut into; the last step of an epoch has fewer, and averages over those."""
+    together = per_device * accumulation
+    plain, _ = train(policy, tokenizer, pairs, scores, tmp_path, per_device_train_batch_size=together)
+    cut, _ = train(
+        policy,
+        tokenizer,
+        pairs,
+        scores,
+        tmp_path,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        token_budget=token_budget,
+    )
+    assert len(plain) == 6
+    assert [line["loss"] for line in cut] == pytest.approx([line["loss"] for line in plain], rel=1e-6)
+    for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "kl/b", "weights/a"):
+        assert [line[name] for line in cut] == pytest.approx([line[name] for line in plain], rel=1e-6), name
+
+
+def test_a_killed_run_resumes_with_the_same_losses(policy, tokenizer, pairs, scores, tmp_path):
+    """Checkpoint in the middle of an epoch; what comes after is what an uninterrupted run shows, to 1e-6."""
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    whole, _ = train(policy, tokenizer, pairs, scores, tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
+    resumed, _ = train(
+        policy, tokenizer, pairs, scores, tmp_path / "killed", resume=str(tmp_path / "killed/checkpoint-4"), **options
+    )
+    after = [line for line in whole if line["step"] > 4]
+    assert [line["step"] for line in resumed] == [line["step"] for line in after]
+    assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in after], rel=1e-6)
+    assert not list((tmp_path / "killed").rglob("training_args.bin"))
+
+
+def test_evaluation_averages_over_pairs_and_reports_the_gap(policy, tokenizer, pairs, scores, tmp_path):
+    held_out = pairs[:7]
+    lines, trainer = train(
+        policy,
+        tokenizer,
+        pairs,
+        scores,
+        tmp_path,
+        eval_dataset=held_out,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=3,
+    )
+    metrics = trainer.evaluate()
+    data = PreferenceData(held_out, scores, tokenizer)
+    batch = data.batch(range(7))
+    policy_logps = completion_logps(trainer.model, batch.encoded).reshape(-1, 2)
+    rewards = mr.ReverseKL((0.5, 0.25, 0.25)).implicit_reward(policy_logps, batch.references, beta=BETA)
+    losses = mr.losses.bradley_terry(rewards[:, 0], rewards[:, 1])
+    assert metrics["eval_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert metrics["eval_rewards/margins"] == pytest.approx(float((rewards[:, 0] - rewards[:, 1]).mean()), rel=1e-5)
+    assert metrics["eval_reward_gap"] == pytest.approx(lines[-1]["rewards/margins"] - metrics["eval_rewards/margins"], rel=1e-6)
+
+
+def test_one_reference_among_several_is_that_reference_alone(policy, tokenizer, pairs, scores, tmp_path):
+    """Weight one on b: the curve of a run that knows b only; Multi-DPO agrees at a vertex."""
+    curves = []
+    for objective, chosen in (
+        (None, scores.select(["b"])),
+        (MultiDPO(BETA, (0.0, 1.0, 0.0)), scores),
+    ):
+        lines, _ = train(
+            policy,
+            tokenizer,
+            pairs,
+            chosen,
+            tmp_path,
+            objective=objective or mr.training.Preference(mr.ReverseKL(), BETA),
+            per_device_train_batch_size=8,
+        )
+        curves.append([line["loss"] for line in lines])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+
+
+def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
+    """A pair of count 2 is that pair twice; a pair of count 0 is not there."""
+    once = PreferenceData([*pairs[:3], pairs[0]], scores, tokenizer)
+    counted = PreferenceData(pairs[:4], scores, tokenizer, counts=[2, 1, 1, 0])
+    curves = [
+        [line["loss"] for line in train(policy, tokenizer, data, None, tmp_path, per_device_train_batch_size=4)[0]]
+        for data in (once, counted)
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"beta": 0.0}, ArgumentError, "beta"),
+        ({"regularizer": (0.5, 0.5)}, WeightsError, "3"),
+        ({"extra": Pair("zz", "unseen", "seen")}, StoreError, "no score"),
+        ({"prompt_tuning": True}, ModelError, "virtual"),
+        ({"max_length": 16}, ArgumentError, "cut differently"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(options, error, words, policy, tokenizer, pairs, scores, tmp_path):
+    model = copy.deepcopy(policy)
+    if options.pop("prompt_tuning", False):
+        from peft import PromptTuningConfig, get_peft_model
+
+        model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    weights = options.pop("regularizer", (0.5, 0.25, 0.25))
+    data = [*pairs, options.pop("extra")] if "extra" in options else pairs
+    with pytest.raises(error, match=words):
+        PreferenceTrainer(
+            model,
+            mr.ReverseKL(weights),
+            args=arguments(tmp_path),
+            train_dataset=data,
+            scores=scores,
+            processing_class=tokenizer,
+            **{"beta": 0.1, **options},
+        )
+
+
+def test_the_saved_state_of_a_run_is_plain(policy, tokenizer, pairs, scores, tmp_path):
+    train(policy, tokenizer, pairs, scores, tmp_path, per_device_train_batch_size=8, save_strategy="epoch")
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+    assert {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "kl/a",
+        "weights/c",
+    } <= set(state["log_history"][0])
