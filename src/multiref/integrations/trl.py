@@ -1,0 +1,65 @@
+"""Several references under TRL's `DPOTrainer`: the pooled log-probabilities as the two columns that it already reads.
+
+    dataset = with_reference_columns(dataset, scores, mr.ReverseKL([0.5, 0.5]))
+    trainer = ReferenceColumnsDPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, …), train_dataset=dataset, …)
+
+Columns alone cannot do it (TRL 1.16): with `precompute_ref_log_probs=True` TRL computes the columns again and refuses the duplicates, with
+`False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the one method that computes them. TRL reports the construction of a trainer
+over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from multiref.data import as_pair
+from multiref.errors import ArgumentError
+from multiref.references.scores import SequenceScores
+
+if TYPE_CHECKING:
+    from multiref.integrations.trl_dpo import ReferenceColumnsDPOTrainer
+
+__all__ = ["ReferenceColumnsDPOTrainer", "with_reference_columns"]
+
+COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: Any) -> Any:
+    r"""A `datasets.Dataset` in TRL's preference format, with log P of both sides: `ref_chosen_logps`, `ref_rejected_logps`.
+
+    P is the regularizer's pool, not normalised: its normaliser depends on the prompt alone and cancels in DPO's margin.
+
+    * `ReverseKL(w)`: TRL's logistic loss is then exactly ours, −log σ(β [Δ log π − Σ_k w_k Δ log π_k]).
+    * `PooledKL(w, order=-1)`: MRPO.
+    * `ForwardKL(w)`, `AlphaDivergence(w, alpha)`: also needs `f_divergence_type` "forward_kl" or "alpha_divergence" in `DPOConfig`. TRL
+      exponentiates ratios of whole completions there: its gradient is zero, infinite or NaN where they differ by tens of nats, so with foreign
+      references use `PreferenceTrainer`.
+
+    Args:
+        dataset: columns prompt (or implicit), chosen, rejected; strings or conversations.
+        scores: `SequenceScores` that cover it, joined by content.
+        regularizer: with its weights, in the order of `scores.names`.
+
+    Raises: ArgumentError where the columns are there already; StoreError, DataError as elsewhere.
+    """
+    there = [name for name in COLUMNS if name in (dataset.column_names or ())]
+    if there:
+        raise ArgumentError(f"The dataset already has a column {there[0]!r}; remove it first (dataset.remove_columns).")
+    pairs = [as_pair(row, origin=f"row {number}") for number, row in enumerate(_rows(dataset), 1)]
+    for name, ref_logps in zip(COLUMNS, scores.of_pairs(pairs)):
+        dataset = dataset.add_column(name, regularizer.pool(ref_logps).tolist())
+    return dataset
+
+
+def _rows(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    wanted = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+    yield from dataset.select_columns(wanted)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ReferenceColumnsDPOTrainer":
+        from multiref.integrations.trl_dpo import ReferenceColumnsDPOTrainer
+
+        return ReferenceColumnsDPOTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
