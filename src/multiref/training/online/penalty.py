@@ -23,7 +23,18 @@ from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.online.samples import Samples
 from multiref.training.online.tree import backward, conditionals, disagreements, renormalised, sequence_logps
 
-__all__ = ["PENALTIES", "InReward", "K2Loss", "K3Loss", "K3PoolLoss", "K3RenormalisedLoss", "Penalty", "RatioK3", "RenormalisedInReward", "ToGo"]
+__all__ = [
+    "PENALTIES",
+    "InReward",
+    "K2Loss",
+    "K3Loss",
+    "K3PoolLoss",
+    "K3RenormalisedLoss",
+    "Penalty",
+    "RatioK3",
+    "RenormalisedInReward",
+    "ToGo",
+]
 
 Levels = Sequence[Tensor]
 
@@ -186,7 +197,9 @@ class RenormalisedInReward(Penalty):
     """k1 to the mixture renormalised at each token, in the reward: an exact gradient, of KL(π‖∏_t ĝ_t), which forgets Σ_t −log F_t."""
 
     needs = "vocabulary"
-    optimum = "(renormalised tokens) · e^{r/β} = the optimum · e^{Σ_t −log F_t}: a bonus for long completions and for disagreement"
+    optimum = (
+        "(renormalised tokens) · e^{r/β} = the optimum · e^{Σ_t −log F_t}: a bonus for long completions and for disagreement"
+    )
 
     def reward_terms(self, samples: Samples) -> Tensor:
         return (_token_log_ratio(samples.detached()) - _disagreements(samples)).double().sum(-1)
@@ -212,7 +225,7 @@ PENALTIES: dict[str, type[Penalty]] = {
 def _token_log_ratio(samples: Samples) -> Tensor:
     """[N, T]: log π − Σ_k w_k log π_k of each token; zero where padded."""
     refs = _ref_tokens(samples)
-    return torch.where(samples.mask, samples.token_logps - weighted_sum(refs, samples.token_weights().expand_as(refs[:, :, :1])), 0.0)
+    return torch.where(samples.mask, samples.token_logps - weighted_sum(refs, samples.token_weights()), 0.0)
 
 
 def _k3(samples: Samples) -> Tensor:
@@ -234,7 +247,9 @@ def _ref_tokens(samples: Samples) -> Tensor:
 
 def _disagreements(samples: Samples) -> Tensor:
     if samples.disagreements is None:
-        raise ArgumentError("This penalty renormalises at each token and needs −log F_t of each state; found none in the samples.")
+        raise ArgumentError(
+            "This penalty renormalises at each token and needs −log F_t of each state; found none in the samples."
+        )
     return torch.where(samples.mask, samples.disagreements, 0.0)
 
 

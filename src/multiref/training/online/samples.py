@@ -71,7 +71,11 @@ class Samples:
 
     def take(self, index: Tensor) -> Samples:
         """The completions at `index`, in that order."""
-        parts: dict[str, Any] = {"token_logps": self.token_logps[index], "mask": self.mask[index], "ref_logps": self.ref_logps[:, index]}
+        parts: dict[str, Any] = {
+            "token_logps": self.token_logps[index],
+            "mask": self.mask[index],
+            "ref_logps": self.ref_logps[:, index],
+        }
         for name in ("old_token_logps", "disagreements"):
             value = getattr(self, name)
             parts[name] = None if value is None else value[index]

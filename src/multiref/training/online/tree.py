@@ -54,7 +54,9 @@ def levels_of(rows: Tensor, vocabulary: int) -> list[Tensor]:
 def path_tokens(levels: Levels) -> Tensor:
     """Levels [*S, V^t, V] → [*S, V^L, L]: along each completion, the log-probability of each of its tokens."""
     length, vocabulary = len(levels), levels[0].shape[-1]
-    return torch.stack([level.flatten(-2).repeat_interleave(vocabulary ** (length - 1 - t), -1) for t, level in enumerate(levels)], -1)
+    return torch.stack(
+        [level.flatten(-2).repeat_interleave(vocabulary ** (length - 1 - t), -1) for t, level in enumerate(levels)], -1
+    )
 
 
 def disagreements(ref_levels: Levels, weights=None) -> list[Tensor]:

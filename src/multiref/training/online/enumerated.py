@@ -1,0 +1,77 @@
+"""Rules without sampling: every completion of an enumerable policy as a sample, and the expected update by autograd through the rule itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multiref.training.online.penalty import Penalty
+from multiref.training.online.samples import Samples
+from multiref.training.online.tree import disagreements, path_tokens, sequence_logps
+
+__all__ = ["enumerated_samples", "expected_surrogate", "standardised_fixed_point"]
+
+Levels = Sequence[Tensor]
+
+
+def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None) -> Samples:
+    """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each."""
+    tokens = path_tokens(levels)
+    refs = path_tokens(ref_levels)
+    vocabulary, length = levels[0].shape[-1], len(levels)
+    prices = [
+        price.repeat_interleave(vocabulary ** (length - t), -1) for t, price in enumerate(disagreements(ref_levels, weights))
+    ]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    return Samples(tokens, mask, refs.sum(-1), weights, ref_token_logps=refs, disagreements=torch.stack(prices, -1))
+
+
+def expected_surrogate(
+    penalty: Penalty, levels: Levels, ref_levels: Levels, reward: Tensor, *, beta: float, standardise: bool = False
+) -> Tensor:
+    r"""A scalar whose gradient is the rule's expected update at the policy `levels` (which may require a gradient): samples of π, no baseline needed.
+
+        Σ_y ⌊π(y)⌋ [ Σ_t ⌊R_t(y)⌋ log π_t(y) − β Σ_t loss_t(y) ],      R = r − β · (terms in the reward),  ⌊·⌋ without gradient
+
+    Args:
+        standardise: divide R − E R by its standard deviation under π: GRPO's usual habit, in the limit of large groups.
+    """
+    samples = enumerated_samples(levels, ref_levels, penalty.regularizer.weights)
+    probability = samples.logps.exp().detach()
+    ret = reward[:, None].expand_as(samples.token_logps)
+    terms = penalty.reward_terms(samples)
+    if terms is not None:
+        ret = ret - beta * (terms[:, None] if terms.ndim == 1 else terms)
+    if standardise:
+        mean = (probability[:, None] * ret).sum(0)
+        ret = (ret - mean) / (probability[:, None] * (ret - mean) ** 2).sum(0).sqrt()
+    total = (probability[:, None] * ret * samples.token_logps).sum()
+    loss = penalty.loss_terms(samples)
+    return total if loss is None else total - beta * (probability[:, None] * loss).sum()
+
+
+def standardised_fixed_point(
+    penalty: Penalty, reward: Tensor, ref_levels: Levels, *, beta: float, steps: int = 400
+) -> tuple[list[Tensor], float] | None:
+    r"""Where a rule with the penalty as loss settles if advantages are divided by their standard deviation: (levels, σ), or None if nowhere inside.
+
+        π = fixed point of the rule at strength β σ,      σ = standard deviation of r under π
+
+    The largest σ that solves it, found by iterating downwards from the largest that the reward allows: σ ↦ sd_r(π_{βσ}) grows with σ in all that
+    we have seen. None: σ falls to zero, that is the rule has no interior fixed point and collapses onto the best completion: with small β dividing by
+    the deviation makes the penalty vanish just as the policy becomes certain.
+
+    Reference: DERIVED, after theory M2.
+    """
+    sigma = float(reward.max() - reward.min()) / 2
+    for _ in range(steps):
+        if beta * sigma < 1e-6:
+            return None
+        levels = penalty.fixed_point(reward, ref_levels, beta=beta * sigma)
+        p = sequence_logps(levels).exp()
+        before, sigma = sigma, float(((p * reward**2).sum() - (p * reward).sum() ** 2).clamp_min(0).sqrt())
+        if abs(before - sigma) < 1e-15:
+            break
+    return levels, sigma

@@ -1,0 +1,122 @@
+"""Policy-gradient methods as small values: group, baseline, ratio, clipping, how tokens are averaged. What they may change beside the variance, they say."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+from multiref.training.online.advantages import leave_one_out, standardised
+from multiref.training.online.penalty import Penalty
+
+__all__ = ["GRPO", "RLOO", "Method", "Reinforce", "describe"]
+
+NORMALISATIONS = {
+    "sum": "a completion's tokens are summed: the gradient of the objective",
+    "dr_grpo": "a completion's tokens are summed and divided by a constant: the gradient of the objective up to that constant",
+    "completion_mean": "each completion's tokens are averaged: long completions count less per token, which is no gradient of the objective",
+    "token_mean": "the tokens of the batch are averaged: prompts with long completions count more",
+}
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Abstract.
+
+    Args:
+        group: completions of each prompt.
+        updates: optimizer steps on each batch of completions. More than one is off-policy and weighted by ratio.
+        clip: ε of PPO's clipped ratio, no gradient beyond 1 ± ε in the direction of the advantage; None: not clipped, unbiased.
+    """
+
+    group: int = 4
+    updates: int = 1
+    clip: float | None = None
+
+    ratio: ClassVar[str] = "completion"
+    normalisation = "sum"
+
+    def __post_init__(self) -> None:
+        least = 1 if isinstance(self, Reinforce) else 2
+        if self.group < least or self.updates < 1 or (self.clip is not None and not self.clip > 0):
+            raise ArgumentError(
+                f"{type(self).__name__}: expected group ≥ {least}, updates ≥ 1 and clip > 0 or None, found group={self.group}, "
+                f"updates={self.updates}, clip={self.clip}."
+            )
+        if self.normalisation not in NORMALISATIONS:
+            raise ArgumentError(f"normalisation: found {self.normalisation!r}, expected one of {', '.join(NORMALISATIONS)}.")
+
+    def advantages(self, returns: Tensor) -> Tensor:
+        """[P, G, *T] → [P, G, *T]."""
+        return leave_one_out(returns)
+
+    def notes(self) -> list[str]:
+        """What this method does to the objective, one line each; empty where it leaves it alone."""
+        lines = []
+        if self.clip is not None and self.updates > 1:
+            lines.append(
+                f"ratios are clipped at {self.clip}: updates after the first of a batch are biased towards staying close"
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class RLOO(Method):
+    """Leave-one-out baseline, one ratio π/π_old a completion. Unbiased, on- and off-policy, while `clip` is None."""
+
+
+@dataclass(frozen=True)
+class Reinforce(Method):
+    """REINFORCE with the mean return of all other completions of the pass as baseline; works with one completion a prompt."""
+
+    group: int = 1
+
+    def advantages(self, returns: Tensor) -> Tensor:
+        flat = returns.flatten(0, 1)[None]
+        return (leave_one_out(flat) if flat.shape[1] > 1 else flat)[0].reshape(returns.shape)
+
+
+@dataclass(frozen=True)
+class GRPO(Method):
+    """A ratio at each token, clipped, advantages of the group.
+
+    Defaults are those of Dr. GRPO (arXiv 2503.20783), no division by the standard deviation nor by the length, with the leave-one-out factor G/(G − 1).
+    `standardise=True` and `normalisation="completion_mean"` are the habits of the first GRPO; see `standardised` for what they do to the optimum.
+    """
+
+    group: int = 8
+    clip: float | None = 0.2
+    standardise: bool = False
+    normalisation: str = "dr_grpo"
+
+    ratio: ClassVar[str] = "token"
+
+    def advantages(self, returns: Tensor) -> Tensor:
+        return standardised(returns) if self.standardise else leave_one_out(returns)
+
+    def notes(self) -> list[str]:
+        lines = super().notes()
+        if self.standardise:
+            lines.append(
+                "advantages are divided by each group's standard deviation: β means β · deviation, another for every prompt; with the penalty in "
+                "the loss and β small the only fixed point is the greedy policy, with it in the reward the noise grows as the optimum is neared"
+            )
+        if self.normalisation not in ("sum", "dr_grpo"):
+            lines.append(NORMALISATIONS[self.normalisation])
+        if self.updates > 1:
+            lines.append("ratios are of single tokens: after the first update of a batch the gradient is approximate")
+        return lines
+
+
+def describe(method: Method, penalty: Penalty, beta: float) -> str:
+    """What a run optimises, in a few lines for its start and its log."""
+    lines = [
+        f"{type(method).__name__}, group {method.group}; penalty {type(penalty).__name__} of β = {beta:g} times {penalty.regularizer.formula}.",
+        f"Optimum of this rule: {penalty.optimum}.",
+    ]
+    if not penalty.exact:
+        lines.append("This is not the optimum of the regularizer as stated; the exact rule is the penalty `reward`.")
+    return "\n".join(lines + [f"Note: {note}." for note in method.notes()])
