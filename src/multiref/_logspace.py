@@ -3,7 +3,7 @@
 A reference may give a completion probability zero (log-probability −inf) and may itself have weight zero. Three rules, and everything above
 calls them by name:
 
-- a reference of weight zero is absent: 0 · log 0 = 0, whatever it says;
+- a reference of weight zero is absent: 0 · log 0 = 0 (what it says elsewhere still counts in the derivative by its weight);
 - an expectation does not see what has probability zero: 0 · (±inf) = 0;
 - a log-probability is −inf or finite and not above zero; NaN is refused where it enters, with the name of the argument.
 """
@@ -90,8 +90,14 @@ def weighted_sum(logps: Tensor, weights: Tensor) -> Tensor:
     r"""[K, *E], [K, …] → [*E]: Σ_k w_k log p_k with 0 · (−inf) = 0; gradients are finite wherever the value is."""
     if logps.ndim and weights.numel() == logps.shape[0] and not bool((weights == 0).any()) and not weights.requires_grad:
         return torch.tensordot(weights.reshape(-1).to(logps.dtype), logps, dims=1)
-    absent = weights == 0
-    return (weights * torch.where(absent, 0.0, logps)).sum(0)
+    no_mass = logps == NEG_INF
+    vetoed = (no_mass & (weights > 0)).any(0)
+    return torch.where(vetoed, NEG_INF, (weights * torch.where(no_mass, 0.0, logps)).sum(0))
+
+
+def weighted_average(values: Tensor, weights: Tensor) -> Tensor:
+    r"""[K, *B], [K, …] → [*B]: Σ_k w_k v_k, where an absent reference is not looked at in its infinities (it keeps its derivative elsewhere)."""
+    return (weights * torch.where(torch.isinf(values) & (weights == 0), 0.0, values)).sum(0)
 
 
 def expectation(log_p: Tensor, values: Tensor, dim: int = -1) -> Tensor:
@@ -100,10 +106,10 @@ def expectation(log_p: Tensor, values: Tensor, dim: int = -1) -> Tensor:
     return (p * torch.where(p > 0, values, 0.0)).sum(dim)
 
 
-def log_difference(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """log p − log q with (−inf) − (−inf) = 0: to be weighed by p or q, which are both zero there."""
-    both = (log_p == NEG_INF) & (log_q == NEG_INF)
-    return torch.where(both, 0.0, log_p) - torch.where(both, 0.0, log_q)
+def log_ratio(log_p: Tensor, log_q: Tensor, under: Tensor) -> Tensor:
+    """log p − log q, set to 0 where `under` (the log-mass that it will be averaged over) is −inf, so that neither value nor gradient sees it."""
+    nothing = under == NEG_INF
+    return torch.where(nothing, 0.0, log_p) - torch.where(nothing, 0.0, log_q)
 
 
 def _kind(value: Any) -> str:

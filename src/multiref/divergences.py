@@ -8,7 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_logps, check_weights, expand_weights, expectation, log_difference, weighted_sum
+from multiref._logspace import (
+    check_logps,
+    check_weights,
+    expand_weights,
+    expectation,
+    log_ratio,
+    weighted_average,
+    weighted_sum,
+)
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 
@@ -32,7 +40,7 @@ NEAR_ZERO = (
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""[*B, Y], [*B, Y] → [*B]: KL(p‖q) = Σ_y p (log p − log q), in nats; +inf where q has no mass and p has."""
-    return expectation(log_p, log_difference(log_p, log_q))
+    return expectation(log_p, log_ratio(log_p, log_q, under=log_p))
 
 
 def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
@@ -50,8 +58,8 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
     if alpha == 0:
         return kl(log_q, log_p)
     if alpha < NEAR_ZERO:
-        return expectation(log_q, torch.expm1(alpha * log_difference(log_p, log_q))) / (alpha * (alpha - 1))
-    return expectation(log_p, torch.expm1((alpha - 1) * log_difference(log_p, log_q))) / (alpha * (alpha - 1))
+        return expectation(log_q, torch.expm1(alpha * log_ratio(log_p, log_q, under=log_q))) / (alpha * (alpha - 1))
+    return expectation(log_p, torch.expm1((alpha - 1) * log_ratio(log_p, log_q, under=log_p))) / (alpha * (alpha - 1))
 
 
 def reverse_kl(log_policy: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
@@ -76,10 +84,13 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights=Non
         raise ArgumentError(
             f"ref_logps: expected [K, *B, Y] against log_policy {tuple(log_policy.shape)}, found {tuple(ref_logps.shape)}."
         )
-    w = check_weights(weights, ref_logps.shape[0])
-    per_reference = alpha_divergence(log_policy.expand_as(ref_logps[0]), ref_logps, alpha)
-    w = expand_weights(w, per_reference)
-    return (w * torch.where(w > 0, per_reference, 0.0)).sum(0)
+    log_policy = log_policy.expand(torch.broadcast_shapes(log_policy.shape, ref_logps.shape[1:]))
+    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps[..., 0])
+    if bool((w == 0).any()):  # an absent reference at infinite distance is not to be looked at, not even by the gradient
+        with torch.no_grad():
+            far = (w == 0) & torch.isinf(alpha_divergence(log_policy, ref_logps, alpha))
+        ref_logps = torch.where(far[..., None], log_policy, ref_logps)
+    return (w * alpha_divergence(log_policy, ref_logps, alpha)).sum(0)
 
 
 def disagreement(ref_logps: Tensor, weights=None) -> Tensor:
@@ -93,11 +104,11 @@ def disagreement(ref_logps: Tensor, weights=None) -> Tensor:
     return -torch.logsumexp(power_pool(ref_logps, weights, order=0.0), -1)
 
 
-def f_prime(log_ratio: Tensor, alpha: float) -> Tensor:
-    r"""[*E] → [*E]: f'(t) = (t^(α−1) − 1)/(α − 1) at t = e^{log_ratio}; f' = log at α = 1. In float64, so that ratios of e^{±700} have a value."""
+def f_prime(log_t: Tensor, alpha: float) -> Tensor:
+    r"""[*E] → [*E]: f'(t) = (t^(α−1) − 1)/(α − 1) at t = e^{log_t}; f' = log at α = 1. In float64, so that ratios of e^{±700} have a value."""
     if alpha == 1:
-        return log_ratio
-    return torch.expm1((alpha - 1) * log_ratio.double()) / (alpha - 1)
+        return log_t
+    return torch.expm1((alpha - 1) * log_t.double()) / (alpha - 1)
 
 
 def k1(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
@@ -121,7 +132,7 @@ def k2(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
 
     Reference: Schulman's k2; DERIVED for several references (theory 6.3).
     """
-    return _weighted(0.5 * (policy_logps - ref_logps) ** 2, weights)
+    return _average(0.5 * (policy_logps - ref_logps) ** 2, weights)
 
 
 def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
@@ -133,11 +144,9 @@ def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
 
     Reference: Schulman's k3; DERIVED for several references (theory 6.3).
     """
-    log_ratio = policy_logps - ref_logps
-    return _weighted(torch.expm1(-log_ratio) + log_ratio, weights)
+    ratio = policy_logps - ref_logps
+    return _average(torch.expm1(-ratio) + ratio, weights)
 
 
-def _weighted(per_reference: Tensor, weights) -> Tensor:
-    """Σ_k w_k x_k where an absent reference is not looked at, not even at its infinities."""
-    w = expand_weights(check_weights(weights, per_reference.shape[0]), per_reference)
-    return (w * torch.where(w > 0, per_reference, 0.0)).sum(0)
+def _average(per_reference: Tensor, weights) -> Tensor:
+    return weighted_average(per_reference, expand_weights(check_weights(weights, per_reference.shape[0]), per_reference))

@@ -10,6 +10,7 @@ from multiref.errors import ArgumentError
 
 __all__ = ["power_pool"]
 
+LARGEST = 600.0  # an absent reference may lie further above the others than any float: its weight is zero, and stays so
 NEAR_GEOMETRIC = 0.05  # below this |order| the plain formula loses more than a digit: eps / order
 
 
@@ -51,21 +52,24 @@ def power_pool(ref_logps: Tensor, weights=None, order: float = 0.0) -> Tensor:
 
 def _power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
     """The plain formula. Zero mass is taken out before the exponent so that no inf − inf can arise, and put back as the rule for ρ demands."""
-    none = (logps == NEG_INF) & (w > 0)
-    log_w = torch.where(w > 0, w, 1.0).log().masked_fill(w == 0, NEG_INF)
-    safe = torch.where(logps == NEG_INF, 0.0, logps)
-    terms = (log_w + order * safe).masked_fill(none, NEG_INF)
-    alive = ~none.all(0) if order > 0 else ~none.any(0)
-    pooled = torch.logsumexp(torch.where(alive, terms, 0.0), 0) / order
-    return torch.where(alive, pooled, NEG_INF)
+    no_mass = logps == NEG_INF
+    present = w > 0
+    alive = (present & ~no_mass).any(0) if order > 0 else ~(present & no_mass).any(0)
+    exponent = order * torch.where(no_mass, 0.0, logps)
+    top = torch.where(present & ~no_mass, exponent, NEG_INF).detach().amax(0)
+    top = torch.where(alive, top, 0.0)
+    powers = torch.where(no_mass, 0.0, torch.exp((exponent - top).clamp_max(LARGEST)))
+    total = torch.where(alive, (w * powers).sum(0), 1.0)
+    return torch.where(alive, (top + total.log()) / order, NEG_INF)
 
 
 def _power_mean_near_geometric(logps: Tensor, w: Tensor, order: float) -> Tensor:
     """Around the geometric mean, where the first order cancels: log P_ρ = m + log1p(Σ_k w_k expm1(ρ (log π_k − m))) / ρ."""
     mean = weighted_sum(logps, w)
-    finite = mean > NEG_INF
-    centre = torch.where(finite, mean, 0.0)
-    spread = torch.where((w > 0) & finite, logps, centre) - centre
-    close = finite & ((order * spread).detach().abs().amax(0) <= 1)
-    series = centre + torch.log1p((w * torch.expm1(order * torch.where(close, spread, 0.0))).sum(0)) / order
+    centre = torch.where(mean > NEG_INF, mean, 0.0)
+    spread = torch.where((logps > NEG_INF) & (mean > NEG_INF), logps, centre) - centre
+    bent = order * spread
+    close = (mean > NEG_INF) & ((bent.detach().abs() <= 1) | (w == 0)).all(0)
+    bent = torch.where(close, bent, 0.0).clamp_max(LARGEST)
+    series = centre + torch.log1p((w * torch.expm1(bent)).sum(0)) / order
     return torch.where(close, series, _power_mean(logps, w, order))

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_beta, check_weights, expectation, log_difference
+from multiref._logspace import check_beta, check_weights, expectation, log_ratio
 from multiref.divergences import f_prime, weighted_alpha_divergence
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -37,6 +37,7 @@ class Regularizer(ABC):
 
     Args:
         weights: [K] on the simplex, or a tensor [K, *E] where weights differ per example; None is uniform over however many references come.
+            A tensor that requires a gradient stays one, so that weights can be learned.
     """
 
     weights: Weights = None
@@ -46,7 +47,8 @@ class Regularizer(ABC):
             return
         n = self.weights.shape[0] if isinstance(self.weights, Tensor) and self.weights.ndim else len(self.weights)
         checked = check_weights(self.weights, n)
-        object.__setattr__(self, "weights", tuple(checked.tolist()) if checked.ndim == 1 else checked)
+        plain = checked.ndim == 1 and not checked.requires_grad
+        object.__setattr__(self, "weights", tuple(checked.tolist()) if plain else checked)
 
     @property
     @abstractmethod
@@ -99,12 +101,12 @@ class Regularizer(ABC):
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β. References are distributions over it."""
         if self.alpha == 0:
             return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=0.0)
-        log_ratio = log_difference(log_policy, self.pool(ref_logps))
+        ratio = log_ratio(log_policy, self.pool(ref_logps), under=log_policy)
         if self.alpha == 1:
-            return expectation(log_policy, log_ratio)
+            return expectation(log_policy, ratio)
         if self.alpha < 0.05:  # the pool's form would cancel: reference by reference
             return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
-        return expectation(log_policy, torch.expm1((self.alpha - 1) * log_ratio)) / (self.alpha * (self.alpha - 1))
+        return expectation(log_policy, torch.expm1((self.alpha - 1) * ratio)) / (self.alpha * (self.alpha - 1))
 
     def with_weights(self: R, weights: Weights) -> R:
         """The same regularizer under other weights: of a sweep, or of a batch whose weights differ per example."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_weights, expectation, log_difference
+from multiref._logspace import NEG_INF, check_weights, expectation, log_ratio
 from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -21,7 +21,7 @@ _STEPS = 60  # bisection; the maximum is flat in its argument, so its value is e
 
 def coverage(policy_logps: Tensor, sampling_logps: Tensor) -> Tensor:
     r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y), over completions that the policy can produce; +inf where μ misses one of them."""
-    return log_difference(policy_logps, sampling_logps).masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
+    return log_ratio(policy_logps, sampling_logps, under=policy_logps).masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
 
 
 def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling_logps: Tensor, *, beta: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from multiref._logspace import check_beta, check_logps, expectation
-from multiref.exact._problem import check_reward, check_shapes
+from multiref.exact._problem import check_policy_shape, check_reward, check_shapes
 from multiref.regularizers import Regularizer
 
 __all__ = ["value"]
@@ -23,5 +23,6 @@ def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Re
     """
     check_beta(beta)
     check_logps(log_policy, "log_policy")
-    check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    check_policy_shape(log_policy, shape)
     return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, ref_logps)

@@ -37,6 +37,15 @@ def check_shapes(reward: Tensor, ref_logps: Tensor) -> torch.Size:
     return shape
 
 
+def check_policy_shape(log_policy: Tensor, shape: torch.Size) -> None:
+    """log_policy broadcasts to [*B, Y] and has Y completions."""
+    matches = log_policy.ndim <= len(shape) and log_policy.ndim > 0 and log_policy.shape[-1] == shape[-1]
+    if not (matches and all(n in (1, m) for n, m in zip(reversed(log_policy.shape), reversed(shape)))):
+        raise ArgumentError(
+            f"log_policy: expected the completions of the problem, {tuple(shape)}, found shape {tuple(log_policy.shape)}."
+        )
+
+
 def check_mass(log_pool: Tensor, reward: Tensor, name: str) -> None:
     """Refuse rows in which no completion has both pooled mass and a reward."""
     empty = ((log_pool.detach() == NEG_INF) | (reward.detach() == NEG_INF)).all(-1)

@@ -145,12 +145,14 @@ def _corner(x, reward, inside, best, log_pool, gap, log_mass, family: Family, be
     """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward outside the support."""
     outside = torch.where(inside, NEG_INF, reward)
     best_outside = outside.amax(-1, keepdim=True)
+    any_outside = (best_outside > NEG_INF)[:, 0]
     stretch = (family.a * log_mass).clamp(-LARGEST, LARGEST).exp()
     pole = (
-        -family.a * stretch * (best_outside - best)[:, 0] / beta
+        -family.a * stretch * (torch.where(any_outside[:, None], best_outside, best) - best)[:, 0] / beta
     )  # the top base at which the outside completion's own base is zero
     floor = (pole - 1) / family.a if family.near else pole
     binds = (x.detach() > floor.detach()) if family.near else (x.detach() < floor.detach())
+    binds &= any_outside
     if not bool(binds.any()):
         return x, None
     x = torch.where(binds, floor, x)
