@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["label_logps"]
 
+CACHED = 2**20  # elements of a block on a CPU: 4 MiB in float32
+
 
 def label_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, budget: int) -> Tensor:
     """[n, D], [V, D], [V] or None, [n] → [n]: log-probability of each label; float32 or wider.
@@ -28,17 +30,34 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _blocks(tokens: int, vocabulary: int, budget: int) -> tuple[int, int]:
-    """Tokens and vocabulary entries in a block of at most `budget` logits: the vocabulary is cut before 256 tokens are."""
+def _blocks(hidden: Tensor, vocabulary: int, budget: int) -> tuple[int, int]:
+    """Tokens and vocabulary entries of a block of at most `budget` logits; on a CPU small enough to stay in its cache."""
+    tokens = max(len(hidden), 1)
+    if hidden.device.type == "cpu":
+        budget = min(budget, CACHED)
     rows = max(1, min(tokens, 256, budget))
     columns = max(1, min(vocabulary, budget // rows))
-    rows = max(rows, min(tokens, budget // columns))
-    return rows, columns
+    return max(rows, min(tokens, budget // columns)), columns
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype) -> Tensor:
-    logits = (hidden @ weight.T.to(hidden.dtype)).to(wide)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, room: Tensor) -> Tensor:
+    """[n, v] in `wide`, in the memory of `room` where the dtypes allow."""
+    weight = weight.T.to(hidden.dtype)
+    if hidden.dtype == wide:
+        logits = torch.mm(hidden, weight, out=room[: len(hidden) * weight.shape[1]].view(len(hidden), -1))
+    elif hidden.device.type == "cuda":
+        logits = torch.mm(hidden, weight, out_dtype=wide)  # not rounded to half precision on the way
+    else:
+        logits = (hidden @ weight).to(wide)
     return logits if bias is None else logits.add_(bias.to(wide))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, the product in the dtype of `right`."""
+    if left.dtype == right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left.to(right.dtype) @ right
 
 
 class _LabelLogps(torch.autograd.Function):
@@ -46,23 +65,28 @@ class _LabelLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, budget: int) -> Tensor:
         dtype = _compute_dtype(hidden)
         wide = torch.promote_types(dtype, torch.float32)
-        hidden = hidden.to(dtype)
-        rows, columns = _blocks(len(labels), len(weight), budget)
+        hidden = hidden.detach().to(dtype)
+        rows, columns = _blocks(hidden, len(weight), budget)
+        room = hidden.new_empty(rows * columns, dtype=wide)
         log_normaliser = hidden.new_empty(len(labels), dtype=wide)
-        chosen = hidden.new_empty(len(labels), dtype=wide)
+        chosen = hidden.new_zeros(len(labels), dtype=wide)
         for a in range(0, len(labels), rows):
             h, here = hidden[a : a + rows], labels[a : a + rows]
-            running = hidden.new_full((len(h),), -torch.inf, dtype=wide)
+            top = hidden.new_full((len(h),), -torch.inf, dtype=wide)
+            mass = hidden.new_zeros(len(h), dtype=wide)
             for v in range(0, len(weight), columns):
-                logits = _logits(h, weight[v : v + columns], None if bias is None else bias[v : v + columns], wide)
+                logits = _logits(h, weight[v : v + columns], None if bias is None else bias[v : v + columns], wide, room)
                 inside = (here >= v) & (here < v + columns)
                 picked = logits.gather(1, (here - v).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
                 chosen[a : a + rows] = torch.where(inside, picked, chosen[a : a + rows])
-                running = torch.logaddexp(running, logits.logsumexp(1))
-            log_normaliser[a : a + rows] = running
+                higher = torch.maximum(top, logits.amax(1))
+                mass = mass * (top - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(1)
+                top = higher
+            log_normaliser[a : a + rows] = top + mass.log()
+            chosen[a : a + rows] = (chosen[a : a + rows] - top) - mass.log()  # in this order nothing large is rounded
         ctx.save_for_backward(hidden, weight, bias, labels, log_normaliser)
         ctx.budget, ctx.wide = budget, wide
-        return chosen - log_normaliser
+        return chosen
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -73,20 +97,20 @@ class _LabelLogps(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=ctx.wide) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=ctx.wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=ctx.wide) if needs_bias and bias is not None else None
-        rows, columns = _blocks(len(labels), len(weight), ctx.budget)
-        for a in range(0, len(labels), rows):
-            h, here, g = hidden[a : a + rows], labels[a : a + rows], grad[a : a + rows, None]
-            for v in range(0, len(weight), columns):
-                w = weight[v : v + columns].to(h.dtype)
-                logits = _logits(h, w, None if bias is None else bias[v : v + columns], ctx.wide)
+        rows, columns = _blocks(hidden, len(weight), ctx.budget)
+        room = hidden.new_empty(rows * columns, dtype=ctx.wide)
+        for v in range(0, len(weight), columns):
+            w = weight[v : v + columns].to(hidden.dtype)
+            for a in range(0, len(labels), rows):
+                h, here, g = hidden[a : a + rows], labels[a : a + rows], grad[a : a + rows, None]
+                logits = _logits(h, w, None if bias is None else bias[v : v + columns], ctx.wide, room)
                 signal = logits.sub_(log_normaliser[a : a + rows, None]).exp_().mul_(-g)
                 inside = (here >= v) & (here < v + columns)
                 signal.scatter_add_(1, (here - v).clamp(0, signal.shape[1] - 1)[:, None], g * inside[:, None])
-                narrow = signal.to(h.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[a : a + rows] += narrow @ w
+                    _add_product(grad_hidden[a : a + rows], signal, w)
                 if grad_weight is not None:
-                    grad_weight[v : v + columns] += narrow.T @ h
+                    _add_product(grad_weight[v : v + columns], signal.T, h)
                 if grad_bias is not None:
                     grad_bias[v : v + columns] += signal.sum(0)
         return (
