@@ -1,0 +1,52 @@
+"""The fused head against log_softmax and gather, values and gradients, whatever the budget."""
+
+import pytest
+import torch
+
+from multiref.models.head import label_logps
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7, 20, 10_000])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradcheck(budget, with_bias):
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if with_bias else None
+    labels = torch.tensor([0, 10, 3, 3, 7, 5])
+
+    def plain(h, w, b=None):
+        return torch.nn.functional.linear(h, w, b).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+    def fused(h, w, b=None):
+        return label_logps(h, w, b, labels, budget=budget)
+
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    assert torch.allclose(fused(*inputs), plain(*inputs), atol=1e-12)
+    assert torch.autograd.gradcheck(fused, inputs)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    label_logps(hidden, weight, None, torch.tensor([0, 1, 2]), budget=100).sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_large_logits_do_not_overflow():
+    """Logits of ±400: exp would overflow, and the shift must come from the largest of all blocks, not of the first."""
+    weight = torch.tensor([[-400.0], [0.0], [400.0], [399.0]])
+    for budget in (1, 2, 100):
+        logps = label_logps(torch.ones(4, 1), weight, None, torch.arange(4), budget=budget)
+        assert torch.allclose(logps, weight[:, 0].log_softmax(0))
+
+
+def test_autocast_multiplies_in_half_precision_and_returns_single():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8, 16, requires_grad=True), torch.randn(20, 16, requires_grad=True)
+    labels = torch.arange(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = label_logps(hidden, weight, None, labels, budget=50)
+    logps.sum().backward()
+    assert logps.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+    expected = torch.nn.functional.linear(hidden, weight).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    assert torch.allclose(logps, expected, atol=0.1) and not torch.equal(logps, expected)

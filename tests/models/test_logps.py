@@ -1,0 +1,225 @@
+"""Log-probabilities against one completion at a time in float64: every model, layout, order, padding and budget gives the same."""
+
+import copy
+import random
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from multiref.models import completion_logps, score_completions, score_tokens, token_logps
+from multiref.models.encoding import Encoded
+from tests.conftest import make_gpt2, make_llama
+from tests.models.naive import naive_logps, naive_token_logps
+
+VOCABULARY = 97
+
+
+def random_batch(seed: int = 0, items: int = 7, longest: int = 12) -> list[Encoded]:
+    """Prompts of 1 to 12 tokens with one to four completions of 1 to 12 tokens."""
+    rng = random.Random(seed)
+
+    def ids() -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, longest)))
+
+    batch = []
+    for _ in range(items):
+        completions = tuple(ids() for _ in range(rng.randint(1, 4)))
+        batch.append(Encoded(ids(), completions, (False,) * len(completions)))
+    return batch
+
+
+MODELS = {
+    "llama": lambda: make_llama(VOCABULARY),
+    "llama, eager attention": lambda: make_llama(VOCABULARY, attn_implementation="eager"),
+    "llama, tied": lambda: make_llama(VOCABULARY, tie_word_embeddings=True),
+    "gpt2": lambda: make_gpt2(VOCABULARY),
+}
+
+
+def make_qwen(**options):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, initializer_range=0.3, **options,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def make_gemma2():
+    """Logits are squashed by a tanh after the head (final_logit_softcapping), and every second layer's attention slides."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=128, initializer_range=0.3, final_logit_softcapping=2.0, sliding_window=5, attn_implementation="eager",
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config).eval()
+
+
+def make_cohere():
+    """Logits are multiplied by logit_scale after the head."""
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    config = CohereConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, initializer_range=0.3, logit_scale=0.5, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return CohereForCausalLM(config).eval()
+
+
+MODELS |= {"qwen2": make_qwen, "gemma2: softcap and sliding window": make_gemma2, "cohere: scaled logits": make_cohere}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_agrees_with_one_completion_at_a_time(name):
+    model, batch = MODELS[name](), random_batch()
+    expected = naive_logps(model, batch)
+    with torch.inference_mode():
+        assert torch.allclose(completion_logps(model, batch), expected, atol=1e-4, rtol=0)
+        assert torch.allclose(completion_logps(model, batch, shared_prompt=False), expected, atol=1e-4, rtol=0)
+    assert torch.allclose(score_completions(model, batch), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2: softcap and sliding window"])
+def test_token_logps_are_the_terms_of_the_sum(name):
+    model, batch = MODELS[name](), random_batch(1)
+    expected = [naive_token_logps(model, item.prompt_ids, ids) for item in batch for ids in item.completions]
+    for found in (token_logps(model, batch), score_tokens(model, batch, token_budget=30)):
+        assert [len(x) for x in found] == [len(x) for x in expected]
+        assert torch.allclose(torch.cat([x.double() for x in found]), torch.cat(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("token_budget", [1, 17, 64, 10_000])
+def test_scores_do_not_depend_on_batches_or_order(token_budget):
+    model, batch = make_llama(VOCABULARY), random_batch(2, items=11)
+    expected = naive_logps(model, batch)
+    assert torch.allclose(score_completions(model, batch, token_budget=token_budget), expected, atol=1e-4, rtol=0)
+    order = list(range(len(batch)))
+    random.Random(3).shuffle(order)
+    shuffled = score_completions(model, [batch[i] for i in order], token_budget=token_budget)
+    place = torch.cumsum(torch.tensor([0] + [len(item.completions) for item in batch]), 0)
+    expected_shuffled = torch.cat([expected[place[i] : place[i + 1]] for i in order])
+    assert torch.allclose(shuffled, expected_shuffled, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_left_padded_rows_of_the_model_itself_give_the_same(name):
+    """The scorer pads on the right; a reader who pads on the left, with mask and positions, must find the same numbers."""
+    model, batch = MODELS[name](), [item for item in random_batch(4) if len(item.completions) == 1]
+    rows = [item.prompt_ids + item.completions[0] for item in batch]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    with torch.inference_mode():
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logps = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits.log_softmax(-1)
+        picked = logps[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
+        padded = torch.stack([picked[k, -len(item.completions[0]) :].sum() for k, item in enumerate(batch)])
+        assert torch.allclose(completion_logps(model, batch), padded, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("budget", [1, 50, VOCABULARY, 1000, 2**24])
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradients_are_those_of_plain_logits(budget, shared):
+    """Σ_i c_i log π(y_i) with fixed random c, against autograd through full logits (float64, but for Llama's own float32 norms)."""
+    model, batch = make_llama(VOCABULARY).double(), random_batch(5, items=4)
+    weights = torch.randn(sum(len(item.completions) for item in batch), dtype=torch.float64)
+    (completion_logps(model, batch, shared_prompt=shared, logits_budget=budget) * weights).sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total, k = torch.zeros((), dtype=torch.float64), 0
+    for item in batch:
+        for completion in item.completions:
+            logps = model(input_ids=torch.tensor([item.prompt_ids + completion])).logits[0].log_softmax(-1)
+            start = len(item.prompt_ids) - 1
+            total = total + weights[k] * sum(logps[start + t, token] for t, token in enumerate(completion))
+            k += 1
+    total.backward()
+    for name, p in model.named_parameters():
+        assert torch.allclose(found[name], p.grad, atol=1e-4, rtol=1e-4), name
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, batch = make_llama(VOCABULARY).double().train(), random_batch(6, items=3)
+    completion_logps(model, batch).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    completion_logps(model, batch).sum().backward()
+    assert all(torch.allclose(p.grad, expected[name], atol=1e-8) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
+def test_adapters_are_scored_and_trained(targets):
+    """LoRA on the body, and on the head itself (which then is no plain linear layer)."""
+    import peft
+
+    model = peft.get_peft_model(
+        make_llama(VOCABULARY), peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    ).eval()
+    batch = random_batch(7, items=3)
+    merged = copy.deepcopy(model).merge_and_unload()
+    with torch.inference_mode():
+        assert torch.allclose(completion_logps(model, batch), naive_logps(merged, batch), atol=1e-4, rtol=0)
+        assert torch.allclose(completion_logps(model, batch, logits_budget=150), naive_logps(merged, batch), atol=1e-4, rtol=0)
+    completion_logps(model, batch, logits_budget=150).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert gradients and all(g is not None and g.abs().sum() > 0 for g in gradients.values())
+
+
+class LargestArray(TorchDispatchMode):
+    """Remembers the most elements of any array made while it is on."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.most = max(self.most, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_array_of_logits_exceeds_the_budget(training):
+    """A vocabulary of 5,000 on 120 completion tokens is 600,000 logits; with a budget of 2,000 nothing grows past the head's weight."""
+    model = make_llama(5000, hidden=8, layers=1)
+    batch = [Encoded((1, 2, 3), (tuple(range(10)), tuple(range(10))), (False, False))] * 6
+    completion_logps(model, batch)  # the layout is tried at the first call, on a batch of its own
+    watch = LargestArray()
+    with watch, torch.set_grad_enabled(training):
+        sums = completion_logps(model, batch, logits_budget=2000)
+        if training:
+            sums.sum().backward()
+    assert watch.most <= 5000 * 8  # the head's weight, and its gradient
+
+
+def test_half_precision_accumulates_in_single():
+    """bfloat16 weights: the sum is over float32 log-probabilities, near the float64 sum of the same rounded weights."""
+    model, batch = make_llama(VOCABULARY, std=0.1).bfloat16(), random_batch(8)
+    with torch.inference_mode():
+        parts = token_logps(model, batch)
+        sums = completion_logps(model, batch)
+    assert {part.dtype for part in parts} == {torch.float32} and sums.dtype == torch.float64
+    assert torch.equal(sums, torch.stack([part.double().sum() for part in parts]))
+    assert torch.allclose(sums, naive_logps(model, batch), atol=0.2)
+
+
+def test_dropout_and_mode_are_left_as_found():
+    model, batch = make_gpt2(VOCABULARY, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train(), random_batch(9)
+    scores = score_completions(model, batch)
+    assert model.training
+    assert torch.allclose(scores, naive_logps(model, batch), atol=1e-4)
+
+
+def test_empty_batch_and_empty_completion():
+    model = make_llama(VOCABULARY)
+    assert completion_logps(model, []).shape == (0,) and score_completions(model, []).shape == (0,)
+    batch = [Encoded((1, 2), ((), (3,)), (False, False))]
+    sums = completion_logps(model, batch)
+    assert sums[0] == 0 and torch.allclose(sums[1:], naive_logps(model, [Encoded((1, 2), ((3,),), (False,))]), atol=1e-4)
