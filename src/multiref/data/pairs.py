@@ -48,10 +48,11 @@ def as_pair(row: Mapping[str, Any] | Pair, *, origin: str = "") -> Pair:
     prompt = _text(row["prompt"], "prompt", where) if row.get("prompt") is not None else None
     if isinstance(prompt, tuple) and isinstance(chosen, str):
         raise DataError(f"{where}: the prompt is a list of messages but the completions are strings; make all three the same.")
-    if prompt is None or isinstance(prompt, str) != isinstance(chosen, str):
+    implicit = prompt is None or isinstance(prompt, str) != isinstance(chosen, str)
+    if prompt is None or implicit:
         prompt, chosen, rejected = _split_common(chosen, rejected)
     pair = Pair(prompt, chosen, rejected, origin)
-    _check_sides(pair, where)
+    _check_sides(pair, where, implicit)
     return pair
 
 
@@ -90,13 +91,13 @@ def _split_common(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _check_sides(pair: Pair, where: str) -> None:
+def _check_sides(pair: Pair, where: str, implicit: bool) -> None:
     if pair.chosen == pair.rejected:
         raise DataError(f"{where}: chosen and rejected are the same; such a row says nothing about preference, remove it.")
     for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         empty = not side.strip() if isinstance(side, str) else not any(message["content"].strip() for message in side)
         if empty:
             raise DataError(
-                f"{where}: `{name}` is empty{'' if side else ' (after the part that both sides share)'}; "
-                "expected a completion. Remove the row, or give a `prompt` column."
+                f"{where}: `{name}` is empty{' after the part that both sides share' if implicit else ''}; expected a completion. "
+                f"Remove the row{', or give a `prompt` column' if implicit else ''}."
             )

@@ -1,0 +1,128 @@
+"""Rows of TRL's preference format, in every file that holds them, and every row that cannot be one."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from multiref.data import Pair, as_pair, read_pairs
+from multiref.errors import DataError
+
+ROWS = [{"prompt": f"q{k}", "chosen": f" yes {k}", "rejected": f" no {k}"} for k in range(3)]
+USER, YES, NO = (
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "assistant", "content": "no"},
+)
+
+
+def write(folder, name, rows=ROWS):
+    path = folder / name
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(json.dumps(rows) if name == "list.json" else lines, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "list.json", "lines.json", "a.parquet"])
+def test_every_format_gives_the_same_pairs(tmp_path, name):
+    path = write(tmp_path, name)
+    expected = [Pair(row["prompt"], row["chosen"], row["rejected"], f"{name}:{k}") for k, row in enumerate(ROWS, 1)]
+    assert read_pairs(path) == expected
+    assert read_pairs(path, limit=2) == expected[:2]
+
+
+def test_conversations_in_parquet_and_jsonl_agree(tmp_path):
+    rows = [{"prompt": [USER], "chosen": [YES], "rejected": [NO]}]
+    for name in ("a.parquet", "a.jsonl"):
+        (pair,) = read_pairs(write(tmp_path, name, rows))
+        assert (pair.prompt, pair.chosen, pair.rejected) == ((USER,), (YES,), (NO,))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        # TRL's extract_prompt: the longest common beginning, a space before the difference belonging to the completions
+        ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, ("The sky is", " blue.", " green.")),
+        ({"chosen": "abc", "rejected": "abd"}, ("ab", "c", "d")),
+        ({"chosen": "yes", "rejected": "no"}, ("", "yes", "no")),
+        ({"chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
+        ({"prompt": None, "chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
+        ({"prompt": "?", "chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
+        ({"prompt": [USER], "chosen": [{**YES, "name": "x"}], "rejected": [NO]}, ((USER,), (YES,), (NO,))),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, ("", "a", "b")),
+    ],
+)
+def test_implicit_and_conversational_prompts(row, expected):
+    pair = as_pair(row)
+    assert (pair.prompt, pair.chosen, pair.rejected) == expected
+    assert as_pair(pair) is pair
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "q", "rejected": "a"}, ["no `chosen`", "prompt, rejected"]),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, ["the same"]),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, ["`rejected` is empty"]),
+        ({"prompt": "q", "chosen": " \n", "rejected": "a"}, ["`chosen` is empty"]),
+        ({"chosen": "abc", "rejected": "abcd"}, ["`chosen` is empty", "both sides share"]),
+        ({"prompt": "q", "chosen": True, "rejected": "a"}, ["`chosen` is True", "bool"]),
+        ({"prompt": 3, "chosen": "b", "rejected": "a"}, ["`prompt` is 3"]),
+        ({"prompt": "q", "chosen": [YES], "rejected": "a"}, ["one of chosen and rejected is a string"]),
+        ({"prompt": [USER], "chosen": "b", "rejected": "a"}, ["the prompt is a list of messages"]),
+        ({"prompt": [USER], "chosen": [{"role": "assistant"}], "rejected": [NO]}, ["`chosen[0]`", "content"]),
+        ({"prompt": [USER], "chosen": [{"role": "assistant", "content": ""}], "rejected": [NO]}, ["`chosen` is empty"]),
+        ([1, 2], ["found list"]),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, words):
+    with pytest.raises(DataError) as error:
+        as_pair(row, origin="pairs.jsonl:12")
+    assert all(word in str(error.value) for word in ["pairs.jsonl:12", *words])
+    path = write(tmp_path, "rows.jsonl", [ROWS[0], row])
+    with pytest.raises(DataError, match="rows.jsonl:2"):
+        read_pairs(path)
+
+
+def test_bad_files(tmp_path):
+    (tmp_path / "bytes.jsonl").write_bytes(json.dumps(ROWS[0]).encode() + b'\n{"prompt": "\xff"}\n')
+    (tmp_path / "broken.jsonl").write_text(json.dumps(ROWS[0]) + '\n\n{"prompt": ')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "no.parquet").write_text("nothing of the kind")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() * 99)[:40])
+    (tmp_path / "pairs.csv").write_text("a,b")
+    for name, words in {
+        "bytes.jsonl": r"bytes.jsonl:2: byte 13 .*UTF-8",
+        "broken.jsonl": r"broken.jsonl:3: not valid JSON",
+        "empty.jsonl": "no rows",
+        "no.parquet": "no readable Parquet",
+        "cut.jsonl.gz": "cannot be read",
+        "pairs.csv": "unknown kind of file",
+        "absent.jsonl": "does not exist",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            read_pairs(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode())
+    assert read_pairs(tmp_path / "bom.jsonl")[0].prompt == "q0"
+
+
+@pytest.mark.shared
+def test_real_files(shared):
+    """The uniform files read whole; the traps that data-and-models.md names are errors with their row."""
+    data = shared / "data"
+    assert len(read_pairs(data / "gsm8k" / "pairs.jsonl")) == 1168
+    assert len(read_pairs(data / "qa-feedback" / "pairs.jsonl")) == 2080
+    assert len(read_pairs(data / "hh-rlhf" / "harmless-base-test.jsonl.gz", limit=50)) == 50
+    with pytest.raises(DataError, match=r"pairs.jsonl:\d+: .*(empty|bool)"):
+        read_pairs(data / "pandalm" / "pairs.jsonl")
