@@ -95,11 +95,6 @@ def weighted_sum(logps: Tensor, weights: Tensor) -> Tensor:
     return torch.where(vetoed, NEG_INF, (weights * torch.where(no_mass, 0.0, logps)).sum(0))
 
 
-def weighted_average(values: Tensor, weights: Tensor) -> Tensor:
-    r"""[K, *B], [K, …] → [*B]: Σ_k w_k v_k, where an absent reference is not looked at in its infinities (it keeps its derivative elsewhere)."""
-    return (weights * torch.where(torch.isinf(values) & (weights == 0), 0.0, values)).sum(0)
-
-
 def expectation(log_p: Tensor, values: Tensor, dim: int = -1) -> Tensor:
     r"""Σ_y p(y) v(y) over `dim`, where 0 · (±inf) = 0."""
     p = log_p.exp()

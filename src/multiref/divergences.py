@@ -14,7 +14,6 @@ from multiref._logspace import (
     expand_weights,
     expectation,
     log_ratio,
-    weighted_average,
     weighted_sum,
 )
 from multiref.errors import ArgumentError
@@ -132,7 +131,8 @@ def k2(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
 
     Reference: Schulman's k2; DERIVED for several references (theory 6.3).
     """
-    return _average(0.5 * (policy_logps - ref_logps) ** 2, weights)
+    ratio, w = _log_ratios(policy_logps, ref_logps, weights)
+    return (w * 0.5 * ratio**2).sum(0)
 
 
 def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
@@ -144,9 +144,11 @@ def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
 
     Reference: Schulman's k3; DERIVED for several references (theory 6.3).
     """
-    ratio = policy_logps - ref_logps
-    return _average(torch.expm1(-ratio) + ratio, weights)
+    ratio, w = _log_ratios(policy_logps, ref_logps, weights)
+    return (w * (torch.expm1(-ratio) + ratio)).sum(0)
 
 
-def _average(per_reference: Tensor, weights) -> Tensor:
-    return weighted_average(per_reference, expand_weights(check_weights(weights, per_reference.shape[0]), per_reference))
+def _log_ratios(policy_logps: Tensor, ref_logps: Tensor, weights) -> tuple[Tensor, Tensor]:
+    """ℓ_k [K, *E] and weights; an absent reference that gives no mass is not looked at, not even by the gradient."""
+    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
+    return policy_logps - torch.where((w == 0) & torch.isinf(ref_logps), policy_logps.detach(), ref_logps), w
