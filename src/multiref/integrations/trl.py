@@ -19,8 +19,9 @@ from multiref.references.scores import SequenceScores
 
 if TYPE_CHECKING:
     from multiref.integrations.trl_dpo import ReferenceColumnsDPOTrainer
+    from multiref.integrations.trl_rloo import reference_reward, rloo
 
-__all__ = ["ReferenceColumnsDPOTrainer", "with_reference_columns"]
+__all__ = ["ReferenceColumnsDPOTrainer", "reference_reward", "rloo", "with_reference_columns"]
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -62,4 +63,8 @@ def __getattr__(name: str) -> Any:
         from multiref.integrations.trl_dpo import ReferenceColumnsDPOTrainer
 
         return ReferenceColumnsDPOTrainer
+    if name in ("reference_reward", "rloo"):
+        from multiref.integrations import trl_rloo
+
+        return getattr(trl_rloo, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +22,7 @@ NORMALISATIONS = {
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method:
     """Abstract.
 
     Args:

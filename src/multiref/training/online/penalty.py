@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +46,7 @@ class Penalty(ABC):
     exact: whether the rule's expected update is the gradient of E_π[r] − β Σ_k w_k D(π‖π_k), for every policy.
     """
 
-    regularizer: Regularizer = ReverseKL()
+    regularizer: Regularizer = field(default_factory=ReverseKL)
 
     needs: ClassVar[str] = "tokens"
     exact: ClassVar[bool] = False

@@ -44,7 +44,8 @@ def conditionals(sequence_logps: Tensor, vocabulary: int) -> list[Tensor]:
 
 def levels_of(rows: Tensor, vocabulary: int) -> list[Tensor]:
     """[*S, (V^L − 1)/(V − 1), V] logits, one row per prefix (as in `Tabular.table`) → levels of log-probabilities."""
-    sizes, size = [], 1
+    sizes: list[int] = []
+    size = 1
     while sum(sizes) < rows.shape[-2]:
         sizes.append(size)
         size *= vocabulary

@@ -1,0 +1,114 @@
+"""When TRL's RLOO plus one reward function is the objective under K references, and when it is not: each condition refused with one message."""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from multiref.errors import ArgumentError, ModelError
+
+__all__ = ["SUPPORTED", "check_arguments", "check_reference", "check_version"]
+
+SUPPORTED = "trl>=1.3,!=1.15.0"
+
+
+def check_version() -> None:
+    """ArgumentError unless an installed TRL is in the range that this was tested for."""
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        found = version("trl")
+    except PackageNotFoundError:
+        raise ArgumentError(f"TRL is not installed; expected {SUPPORTED}. Install it: pip install 'multiref[trl]'.") from None
+    if not SpecifierSet(SUPPORTED.removeprefix("trl"), prereleases=True).contains(found):
+        raise ArgumentError(
+            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.16.0). Install one of these."
+        )
+
+
+def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
+    """An `RLOOConfig` under which TRL's own penalty and the added reward sum to the objective. ArgumentError naming the first that does not."""
+    if not math.isclose(args.beta, beta, rel_tol=1e-12):
+        raise ArgumentError(
+            f"beta: TRL's own penalty has {args.beta}, the reference reward {beta}; they are two parts of one penalty. Set RLOOConfig(beta={beta})."
+        )
+    if not math.isclose(args.temperature, temperature, rel_tol=1e-12):
+        raise ArgumentError(
+            f"temperature: TRL samples and scores at {args.temperature}, the references at {temperature}. Give reference_reward "
+            f"temperature={args.temperature}, or set RLOOConfig(temperature={temperature})."
+        )
+    wrong = {
+        "reward_clip_range": "clips the reference reward with the task's, which is log-ratios of any size, but not TRL's own penalty",
+        "mask_truncated_completions": "drops truncated completions from TRL's penalty but not from the reference reward",
+        "normalize_advantages": "divides by the batch's deviation, so that β means another strength at every step",
+        "sync_ref_model": "moves TRL's reference, so that it is no longer the policy reference",
+        "min_p": "samples another policy than the one whose log-probabilities are taken",
+        "generation_kwargs": "may change the distribution that is sampled",
+    }
+    for name, why in wrong.items():
+        if getattr(args, name, None):
+            raise ArgumentError(f"{name}: found {getattr(args, name)!r}, expected it unset: it {why}. Remove it.")
+    for name, neutral in {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}.items():
+        if getattr(args, name, neutral) not in (neutral, None, -1):
+            raise ArgumentError(
+                f"{name}: found {getattr(args, name)}, expected {neutral}: completions would be sampled from another policy than the one whose "
+                "log-probabilities are taken. Remove it."
+            )
+
+
+def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
+    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight (under LoRA: the same base folder).
+
+    Raises: ArgumentError. TRL reloads its reference from the policy's `_name_or_path`: a policy that was edited, or made in memory, gets another.
+    """
+    theirs = getattr(trainer, "ref_model", None)
+    ours = scorer.weights(policy_reference)
+    if theirs is None:
+        _check_adapter(trainer, scorer, policy_reference)
+        return
+    if ours is None:
+        return  # a server: its weights cannot be compared
+    unwrapped = trainer.accelerator.unwrap_model(theirs)
+    for name, value in unwrapped.named_parameters():
+        mine = ours.get(name)
+        if mine is None or mine.shape != value.shape or not bool((mine.detach().to(value).cpu() == value.detach().cpu()).all()):
+            where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
+            raise ArgumentError(
+                f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {name} is not that of "
+                f"{policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that folder as {policy_reference!r}."
+            )
+
+
+def _check_adapter(trainer: Any, scorer: Any, policy_reference: str) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "peft_config"):
+        raise ArgumentError(
+            "beta: TRL has no reference model (its beta is 0), so there is nothing that the reference reward could complete."
+        )
+    if "ref" in model.peft_config:
+        raise ArgumentError(
+            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can be. Merge the adapter "
+            "into its base, and pass a peft_config for a new one."
+        )
+    ours = scorer.weights(policy_reference)
+    if ours is None:
+        return
+    base = {_plain(name): value for name, value in model.named_parameters() if "lora_" not in name}
+    name = next((n for n in ours if n in base), None)
+    if name is None:
+        raise ModelError(
+            f"policy_reference: {policy_reference!r} has no weight in common with the policy's base model; expected the same model."
+        )
+    for each in ours.keys() & base.keys():
+        if ours[each].shape != base[each].shape or not bool(
+            (ours[each].detach().to(base[each]).cpu() == base[each].detach().cpu()).all()
+        ):
+            raise ArgumentError(
+                f"policy_reference: under LoRA TRL's reference is the policy's base, whose weight {each} is not that of {policy_reference!r}. Name the "
+                "base model as the policy reference."
+            )
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")

@@ -1,0 +1,216 @@
+"""K references under TRL's `RLOOTrainer`, through its public door: the others are one more reward function (TRL 1.3 to 1.16, not 1.15.0).
+
+    Σ_k w_k KL(π‖π_k) = KL(π‖π_0) − E_π[Σ_k w_k log(π_k/π_0)],      Σ_k w_k = 1
+
+TRL keeps its own single reference π_0 with its own β in the reward (k1, whole completions); `reference_reward` adds β Σ_k w_k log(π_k/π_0). The sum is the
+exact rule for all K, for any tokenizer, LoRA, vLLM server or colocated generation. TRL reports the construction of a trainer over the
+network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_beta, check_weights
+from multiref.errors import ArgumentError
+from multiref.integrations.trl_conditions import check_arguments, check_reference, check_version
+from multiref.references import References
+from multiref.references.rollouts import Rollout, RolloutScorer
+from multiref.regularizers import ReverseKL
+
+__all__ = ["ReferenceReward", "reference_reward", "rloo"]
+
+
+class ReferenceReward:
+    """β Σ_k w_k (log π_k(y|x) − log π_0(y|x)) of each completion, as TRL calls its reward functions. Made by `reference_reward`.
+
+    At its first call it finds the trainer that called it and refuses settings under which the sum would be another objective
+    (`trl_conditions`). `check(trainer)` does the same at once.
+    """
+
+    def __init__(self, scorer: RolloutScorer, weights: Tensor, beta: float, policy_reference: str, tokenizer: Any):
+        self.scorer, self.weights, self.beta, self.policy_reference, self.tokenizer = (
+            scorer,
+            weights,
+            beta,
+            policy_reference,
+            tokenizer,
+        )
+        self.__name__ = "reference_reward"
+        self._checked = False
+
+    def check(self, trainer: Any) -> None:
+        """ArgumentError where this reward and that trainer do not add up to the objective."""
+        check_arguments(trainer.args, beta=self.beta, temperature=self.scorer.temperature)
+        weights = getattr(trainer, "reward_weights", None)
+        functions = getattr(trainer, "reward_funcs", [])
+        for index, function in enumerate(functions):
+            if getattr(function, "reward", function) is self and weights is not None and float(weights[index]) != 1:
+                raise ArgumentError(
+                    f"reward_weights: expected 1 for reference_reward, found {float(weights[index])}; β already scales it."
+                )
+        check_reference(trainer, self.scorer, self.policy_reference)
+        self._checked = True
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any] | None = None, **columns: Any
+    ) -> list[float]:
+        """[N] prompts (repeated as TRL does), completions and their token ids → N rewards."""
+        caller = getattr(columns.get("log_metric"), "__self__", None)
+        if not self._checked and hasattr(caller, "args") and hasattr(caller, "reward_funcs"):
+            self.check(caller)
+        if completion_ids is None:
+            raise ArgumentError(
+                "completion_ids: TRL passes the token ids of completions to reward functions; found none. Use TRL 1.3 or newer."
+            )
+        return self.log_ratios(self.rollouts(prompts, completions, completion_ids)).mul(self.beta).tolist()
+
+    def log_ratios(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """[N] float64: Σ_k w_k log π_k − log π_0. References of weight zero are not asked."""
+        names = [name for name, w in zip(self.scorer.names, self.weights.tolist()) if w > 0 or name == self.policy_reference]
+        coefficients = torch.tensor(
+            [float(self.weights[self.scorer.names.index(name)]) - (name == self.policy_reference) for name in names],
+            dtype=torch.float64,
+        )
+        return coefficients @ self.scorer.completions(rollouts, names)
+
+    def rollouts(self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any]) -> list[Rollout]:
+        """TRL's batch as rollouts; neighbours with the same prompt share it."""
+        made: list[Rollout] = []
+        ends = _end_ids(self.tokenizer)
+        for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
+            prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+            completion = completion if isinstance(completion, str) else tuple(dict(message) for message in completion)
+            ids = tuple(int(i) for i in ids)
+            here = ((completion,), (ids,), (bool(ids) and ids[-1] in ends,))
+            if made and made[-1].prompt == prompt:
+                last = made.pop()
+                here = (last.completions + here[0], last.completion_ids + here[1], last.ended + here[2])
+                made.append(Rollout(prompt, here[0], last.prompt_ids, here[1], here[2]))
+            else:
+                made.append(Rollout(prompt, here[0], _prompt_ids(self.tokenizer, prompt), here[1], here[2]))
+        return made
+
+
+def reference_reward(
+    references: References | Mapping[str, Any],
+    regularizer: ReverseKL,
+    *,
+    beta: float,
+    policy_reference: str,
+    tokenizer: Any = None,
+    temperature: float = 1.0,
+    asynchronous: bool = False,
+    **options: Any,
+) -> Any:
+    """A TRL reward function that turns RLOO with one reference into RLOO with K: pass it in `reward_funcs` beside the task's own, with `RLOOConfig(beta=beta)`.
+
+    Args:
+        references: all K, by name: folders, hub ids, objects. Give one weight zero to have it as TRL's reference only.
+        regularizer: `ReverseKL`; the identity holds for no other.
+        beta: TRL's `beta`, the strength for all K together.
+        policy_reference: the name of the one that TRL has as its reference: what it reloads from the policy's `_name_or_path`, or the base model under LoRA.
+        tokenizer: the policy's; None: that of `policy_reference`.
+        temperature: TRL's sampling temperature, at which TRL takes log-probabilities too.
+        asynchronous: an async function, scored in a thread beside other async rewards.
+        options: for opening references (dtype="float32", device, …). float32 where advantages are to be equal to direct pooling.
+
+    Raises: ArgumentError here for what is wrong by itself, and at the first call for settings of the trainer that would make another objective.
+    """
+    check_version()
+    if not isinstance(regularizer, ReverseKL):
+        raise ArgumentError(
+            f"regularizer: expected ReverseKL, found {regularizer!r}. Only reverse KL splits into one reference and a reward; train others with "
+            "multiref.training.online."
+        )
+    check_beta(beta)
+    collection = references if isinstance(references, References) else References(references, **{"dtype": "float32", **options})
+    if policy_reference not in collection.names:
+        raise ArgumentError(f"policy_reference: found {policy_reference!r}, expected one of {', '.join(collection.names)}.")
+    weights = check_weights(regularizer.weights, len(collection.names))
+    if weights.ndim != 1:
+        raise ArgumentError(
+            "weights: expected one weight a reference, found weights per example, which TRL's batches do not carry."
+        )
+    tokenizer = tokenizer if tokenizer is not None else getattr(collection.open(policy_reference), "tokenizer", None)
+    if tokenizer is None:
+        raise ArgumentError("tokenizer: expected the policy's tokenizer, for its reference is no local model.")
+    reward = ReferenceReward(
+        RolloutScorer(collection, tokenizer, temperature=temperature), weights, beta, policy_reference, tokenizer
+    )
+    return _in_a_thread(reward) if asynchronous else reward
+
+
+def rloo(
+    model: Any,
+    references: References | Mapping[str, Any],
+    regularizer: ReverseKL,
+    *,
+    beta: float,
+    policy_reference: str,
+    reward_funcs: Any,
+    train_dataset: Any,
+    args: Any = None,
+    processing_class: Any = None,
+    asynchronous: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **trainer_options: Any,
+) -> Any:
+    """An `RLOOTrainer` under K references, ready to `.train()`: its arguments, its reference and the reward made and checked in one call.
+
+    Args:
+        model: the policy, as TRL takes it.
+        args: an `RLOOConfig` whose beta and temperature are checked, or its keyword arguments as a mapping (beta is filled in).
+        options: for opening references. trainer_options: for `RLOOTrainer`.
+        Others as of `reference_reward`.
+    """
+    check_version()
+    from trl import RLOOConfig, RLOOTrainer
+
+    if args is None or isinstance(args, Mapping):
+        args = RLOOConfig(**{"output_dir": "rloo", "beta": beta, **(args or {})})
+    check_arguments(args, beta=beta, temperature=args.temperature)
+    reward = reference_reward(
+        references, regularizer, beta=beta, policy_reference=policy_reference, tokenizer=processing_class, temperature=args.temperature,
+        asynchronous=asynchronous, **(options or {}),
+    )  # fmt: skip
+    functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    if args.reward_weights is not None and len(args.reward_weights) == len(functions):
+        args.reward_weights = [*args.reward_weights, 1.0]
+    trainer = RLOOTrainer(
+        model,
+        reward_funcs=[*functions, reward],
+        args=args,
+        train_dataset=train_dataset,
+        processing_class=processing_class,
+        **trainer_options,
+    )
+    getattr(reward, "reward", reward).check(trainer)
+    return trainer
+
+
+def _in_a_thread(reward: ReferenceReward) -> Callable[..., Any]:
+    async def reference_reward(**batch: Any) -> list[float]:
+        return await asyncio.to_thread(reward, **batch)
+
+    reference_reward.reward = reward  # type: ignore[attr-defined]
+    return reference_reward
+
+
+def _prompt_ids(tokenizer: Any, prompt: Any) -> tuple[int, ...]:
+    """As TRL makes them: plain text by the tokenizer, conversations by its template with the generation prompt."""
+    if isinstance(prompt, str):
+        return tuple(tokenizer(text=[prompt])["input_ids"][0])
+    made = tokenizer.apply_chat_template(
+        conversation=[list(prompt)], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return tuple(made["input_ids"][0])
+
+
+def _end_ids(tokenizer: Any) -> set[int]:
+    return {index for index in (tokenizer.eos_token_id, tokenizer.pad_token_id) if index is not None}

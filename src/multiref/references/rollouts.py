@@ -1,0 +1,165 @@
+"""K references scoring completions that were sampled a moment ago: held open, no store, in token ids where a reference shares the policy's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError, VocabularyMismatch
+from multiref.models.encoding import Encoded, encode_many
+from multiref.models.rows import lay_out
+from multiref.models.scoring import score_tokens
+from multiref.references.collection import References
+from multiref.references.local import LocalReference
+from multiref.references.protocol import Item
+
+__all__ = ["Rollout", "RolloutScorer"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended)."""
+
+    prompt: Any
+    completions: tuple[Any, ...]
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[tuple[int, ...], ...]
+    ended: tuple[bool, ...]
+
+    def encoded(self) -> Encoded:
+        """The ids, as models score them."""
+        return Encoded(self.prompt_ids, self.completion_ids, (False,) * len(self.completion_ids))
+
+
+class RolloutScorer:
+    """log π_k of sampled completions under K references.
+
+    A local reference whose vocabulary is the policy's mapping scores the very token ids that were sampled. Any other scores the text, in its own
+    tokens: with the end token where the completion ended, without where it was cut off.
+
+    Args:
+        references: as of `References`, or one.
+        tokenizer: the policy's.
+        temperature: of the policy that is trained: log-probabilities are of softmax(logits / temperature). Other than 1 only with the policy's
+            vocabulary.
+        options: given to every reference that is opened.
+    """
+
+    def __init__(self, references: References | Mapping[str, Any], tokenizer: Any, *, temperature: float = 1.0, **options: Any):
+        if not temperature > 0:
+            raise ArgumentError(f"temperature: expected a positive number, found {temperature}.")
+        collection = references if isinstance(references, References) else References(references, **options)
+        self.names, self.temperature = collection.names, temperature
+        self.opened = {name: collection.open(name) for name in self.names}
+        self._vocabulary = tokenizer.get_vocab()
+        self.aligned = {name: self._shares(reference) for name, reference in self.opened.items()}
+        for name in self.names:
+            if temperature != 1 and not self.aligned[name]:
+                raise ArgumentError(
+                    f"temperature: {temperature} with reference {name!r}, which has another vocabulary and is scored as text, at temperature 1. "
+                    "Sample at temperature 1, or use references with the policy's vocabulary."
+                )
+
+    def check_context(self, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> None:
+        """ArgumentError for a reference (of the policy's vocabulary) whose context cannot hold the longest prompt and completion."""
+        longest = max(map(len, prompts)) + new_tokens
+        for name, reference in self.opened.items():
+            limit = getattr(reference, "max_length", None)
+            if self.aligned[name] and limit is not None and limit < longest:
+                raise ArgumentError(
+                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} ({longest - new_tokens} of the longest prompt and "
+                    f"{new_tokens} new ones). Shorten the prompts or max_new_tokens, or use another reference."
+                )
+
+    def completions(self, rollouts: Sequence[Rollout], names: Sequence[str] | None = None) -> Tensor:
+        """[K, N] float64: log π_k(y|x) of every completion, in order."""
+        rows = []
+        for name in names or self.names:
+            if self.aligned[name]:
+                rows.append(torch.stack([logps.double().sum() for logps in self._tokens(name, rollouts)]))
+            else:
+                rows.append(self._of_text(name, rollouts))
+        return torch.stack(rows)
+
+    def tokens(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """[K, N, T]: log-probabilities of the tokens, zero where padded. VocabularyMismatch where a reference has another vocabulary."""
+        self.require_aligned()
+        return torch.stack(
+            [torch.nn.utils.rnn.pad_sequence(self._tokens(name, rollouts), batch_first=True) for name in self.names]
+        )
+
+    def require_aligned(self) -> None:
+        """VocabularyMismatch unless every reference has the policy's vocabulary."""
+        for name, aligned in self.aligned.items():
+            if not aligned:
+                raise VocabularyMismatch(
+                    f"Reference {name!r} has another vocabulary than the policy, or is no local model, so it has no score for the policy's tokens. "
+                    "Use the penalty `reward` (whole completions), which works across tokenizers."
+                )
+
+    def weights(self, name: str) -> dict[str, Tensor] | None:
+        """The parameters of a local reference, to compare with a model; None for what is not local."""
+        reference = self.opened[name]
+        if not isinstance(reference, LocalReference):
+            return None
+        return reference._with_model(lambda model, *_, **__: dict(model.named_parameters()), [])
+
+    def _shares(self, reference: Any) -> bool:
+        return isinstance(reference, LocalReference) and dict(reference.vocabulary) == self._vocabulary
+
+    def _tokens(self, name: str, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        encoded = [rollout.encoded() for rollout in rollouts]
+        reference: Any = self.opened[name]
+        if self.temperature == 1:
+            return reference._with_model(score_tokens, encoded, alone=reference._alone)
+        return reference._with_model(lambda model, items, **_: _tempered(model, items, self.temperature), encoded)
+
+    def _of_text(self, name: str, rollouts: Sequence[Rollout]) -> Tensor:
+        total = torch.zeros(sum(len(rollout.completions) for rollout in rollouts), dtype=torch.float64)
+        for ended in (True, False):
+            places, items, first = [], [], 0
+            for rollout in rollouts:
+                inside = [i for i, end in enumerate(rollout.ended) if end == ended]
+                if inside:
+                    places += [first + i for i in inside]
+                    items.append((rollout.prompt, tuple(rollout.completions[i] for i in inside)))
+                first += len(rollout.completions)
+            if items:
+                total[places] = self._scored(name, items, ended)
+        return total
+
+    def _scored(self, name: str, items: list[tuple[Any, tuple[Any, ...]]], end: bool) -> Tensor:
+        reference: Any = self.opened[name]
+        if not isinstance(reference, LocalReference):
+            scored = reference.score([Item(prompt, completions) for prompt, completions in items])
+            logps, cut = scored.logps.double(), scored.truncated
+        else:
+            encoded = encode_many(reference.tokenizer, items, end=end, max_length=reference.max_length)
+            logps = torch.stack(
+                [x.double().sum() for x in reference._with_model(score_tokens, encoded, alone=reference._alone)]
+            )
+            cut = torch.tensor([cut for item in encoded for cut in item.truncated])
+        if bool(cut.any()):
+            raise ArgumentError(
+                f"references: {int(cut.sum())} of {len(cut)} completions do not fit the context of {name!r} with their prompt. Shorten the prompts or "
+                "max_new_tokens, or use another reference."
+            )
+        return logps
+
+
+@torch.inference_mode()
+def _tempered(model: Any, encoded: Sequence[Encoded], temperature: float) -> list[Tensor]:
+    """Token log-probabilities of softmax(logits / temperature), from plain logits, one prompt at a time."""
+    device = next(model.parameters()).device
+    logps: list[Tensor] = []
+    for item in encoded:
+        rows = lay_out([item], shared=False, device=device)
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+        wanted = logits.flatten(0, 1)[rows.where].to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        values = wanted.log_softmax(-1).gather(-1, rows.labels[:, None])[:, 0].cpu()
+        logps += values.split(torch.bincount(rows.owner, minlength=rows.completions).tolist())
+    return logps
