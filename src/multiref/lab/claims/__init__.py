@@ -1,0 +1,81 @@
+"""The claims, one idea a file, in the order of the ledger.
+
+A claim says what is stated, where (found in a paper, or derived by us), the number it predicts, how that is measured and by which rule it is decided.
+"""
+
+from multiref.lab.claim import Claim
+from multiref.lab.claims.bounds_hold import FORWARD_KL_BOUNDS, REVERSE_KL_BOUNDS
+from multiref.lab.claims.conventions import SEVEN_HALVES
+from multiref.lab.claims.exact_optima import ALPHA_FAMILY, FORWARD_KL_OPTIMUM, REVERSE_KL_OPTIMUM
+from multiref.lab.claims.exponential_regime import EXPONENTIAL_REGIME
+from multiref.lab.claims.identities import CONVEXITY, DISAGREEMENT, ESCORT, MERGE, POOL_ORDER, REGRET
+from multiref.lab.claims.known_reward import DERIVED_BOUND, GRADIENT_ASCENT, INTERPOLATES, PROMPT_NOISE
+from multiref.lab.claims.learned_stability import LEARNED_PARAMETER, LEARNED_VALUE
+from multiref.lab.claims.mrpo import MRPO_LOSS, MRPO_LOWER_BOUND, MRPO_WEIGHTS
+from multiref.lab.claims.one_or_several import MIXING_HELPS, MIXING_HURTS
+from multiref.lab.claims.online_fixed_points import ONLINE_FIXED_POINTS
+from multiref.lab.claims.overfitting import DIVERSITY, OVERFITTING
+from multiref.lab.claims.price_in_length import PRICE_IN_LENGTH
+from multiref.lab.claims.printed_theorem_3 import PRINTED_THEOREM_3
+from multiref.lab.claims.rates import (
+    FORWARD_KL_PLAIN,
+    FORWARD_KL_PROCEDURE,
+    FORWARD_KL_RATE,
+    FORWARD_KL_SLOWER,
+    REVERSE_KL_PLAIN,
+    REVERSE_KL_PROCEDURE,
+    REVERSE_KL_RATE,
+)
+from multiref.lab.claims.stability_figures import FIGURE_ITERATIONS, FIGURE_POSITIVE_DEFINITE, FIGURE_SUBOPTIMALITY
+from multiref.lab.claims.untestable import FIGURE_1, TABLE_7B
+from multiref.lab.claims.worst_case import CROSSOVER, WORST_CASE
+from multiref.lab.claims.zipf import ZIPF
+
+__all__ = ["CLAIMS"]
+
+CLAIMS: tuple[Claim, ...] = (
+    REVERSE_KL_OPTIMUM,
+    FORWARD_KL_OPTIMUM,
+    ALPHA_FAMILY,
+    MERGE,
+    CONVEXITY,
+    REGRET,
+    DISAGREEMENT,
+    ESCORT,
+    POOL_ORDER,
+    ONLINE_FIXED_POINTS,
+    REVERSE_KL_RATE,
+    REVERSE_KL_PLAIN,
+    REVERSE_KL_BOUNDS,
+    REVERSE_KL_PROCEDURE,
+    EXPONENTIAL_REGIME,
+    WORST_CASE,
+    CROSSOVER,
+    FORWARD_KL_RATE,
+    FORWARD_KL_PLAIN,
+    FORWARD_KL_BOUNDS,
+    FORWARD_KL_PROCEDURE,
+    FORWARD_KL_SLOWER,
+    MIXING_HELPS,
+    MIXING_HURTS,
+    PRICE_IN_LENGTH,
+    OVERFITTING,
+    DIVERSITY,
+    MRPO_LOWER_BOUND,
+    MRPO_LOSS,
+    MRPO_WEIGHTS,
+    LEARNED_PARAMETER,
+    LEARNED_VALUE,
+    INTERPOLATES,
+    DERIVED_BOUND,
+    ZIPF,
+    PROMPT_NOISE,
+    PRINTED_THEOREM_3,
+    GRADIENT_ASCENT,
+    FIGURE_POSITIVE_DEFINITE,
+    FIGURE_SUBOPTIMALITY,
+    FIGURE_ITERATIONS,
+    SEVEN_HALVES,
+    TABLE_7B,
+    FIGURE_1,
+)

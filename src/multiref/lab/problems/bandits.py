@@ -1,0 +1,74 @@
+"""Contextual bandits with finitely many completions and K references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_weights
+from multiref.divergences import disagreement
+from multiref.errors import ArgumentError
+from multiref.pools import power_pool
+
+__all__ = ["Bandits", "random_bandits", "random_logps"]
+
+
+@dataclass(frozen=True)
+class Bandits:
+    """S problems side by side; prompts are equally likely.
+
+    Attributes:
+        reward: [S, X, Y].
+        ref_logps: [K, S, X, Y].
+        weights: [K] on the simplex.
+    """
+
+    reward: Tensor
+    ref_logps: Tensor
+    weights: Tensor
+
+    def law(self, name: str | Tensor) -> Tensor:
+        """[S, X, Y]: a sampling law by name (`escort`, `mixture`, `uniform`, `reference 0`, …) or as given log-probabilities, normalised.
+
+        Raises:
+            ArgumentError: a name that is none of these.
+        """
+        if isinstance(name, Tensor):
+            return name.log_softmax(-1).expand_as(self.reward)
+        if name == "escort":
+            return power_pool(self.ref_logps, self.weights, order=0.0) + disagreement(self.ref_logps, self.weights).unsqueeze(
+                -1
+            )
+        if name == "mixture":
+            return power_pool(self.ref_logps, self.weights, order=1.0)
+        if name == "uniform":
+            return torch.zeros_like(self.reward).log_softmax(-1)
+        if name.startswith("reference ") and name[10:].isdigit() and int(name[10:]) < len(self.ref_logps):
+            return self.ref_logps[int(name[10:])]
+        raise ArgumentError(
+            f"law: found {name!r}, expected escort, mixture, uniform, 'reference k' or a tensor of log-probabilities"
+        )
+
+
+def random_logps(*shape: int, generator: torch.Generator, spread: float = 1.0) -> Tensor:
+    """[*shape]: log-probabilities along the last axis, logits spread · N(0, 1)."""
+    return (spread * torch.randn(*shape, generator=generator, dtype=torch.float64)).log_softmax(-1)
+
+
+def random_bandits(
+    seeds: int,
+    *,
+    prompts: int = 1,
+    completions: int = 8,
+    references: int = 2,
+    weights=None,
+    spread: float = 1.0,
+    reward_max: float = 1.0,
+    generator: torch.Generator,
+) -> Bandits:
+    """Random references (logits spread · N(0, 1)) and uniform rewards in [0, reward_max]."""
+    ref_logps = random_logps(references, seeds, prompts, completions, generator=generator, spread=spread)
+    reward = reward_max * torch.rand(seeds, prompts, completions, generator=generator, dtype=torch.float64)
+    return Bandits(reward, ref_logps, check_weights(weights, references))
