@@ -53,8 +53,6 @@ def load(
 
     Only safetensors are read, never pickle. Errors: ModelError saying what is missing; ArgumentError for an unknown option.
     """
-    import transformers
-
     kind = as_dtype(dtype)
     spread = device == "auto"
     place = torch.device(device) if device is not None and not spread else best_device()
@@ -64,7 +62,7 @@ def load(
     options |= {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place)}
     if spread:
         options["device_map"] = "auto"
-    model = _loaded(transformers.AutoModelForCausalLM, path, **options)
+    model = _loaded(_classes(path)[1], path, **options)
     if worn is not None:
         model = _with_adapter(model, worn)
     if "device_map" not in options:
@@ -117,9 +115,19 @@ def load_tokenizer(path_or_id: str | Path, *, revision: str | None = None, trust
 
 def load_config(path_or_id: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The configuration alone."""
+    return _loaded(_classes(str(path_or_id))[0], str(path_or_id), revision=revision, trust_remote_code=trust_remote_code)
+
+
+def _classes(path: str) -> tuple[Any, Any]:
+    """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table."""
     import transformers
 
-    return _loaded(transformers.AutoConfig, str(path_or_id), revision=revision, trust_remote_code=trust_remote_code)
+    config = Path(path) / "config.json"
+    if config.is_file() and '"multiref_tabular"' in config.read_text(encoding="utf-8", errors="replace"):
+        from multiref.models.tabular import Tabular, TabularConfig
+
+        return TabularConfig, Tabular
+    return transformers.AutoConfig, transformers.AutoModelForCausalLM
 
 
 def _loaded(kind: Any, path: str, **options: Any) -> Any:

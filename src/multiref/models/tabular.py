@@ -81,7 +81,9 @@ class Tabular(PreTrainedModel, GenerationMixin):
             loss = nn.functional.cross_entropy(stacked[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return CausalLMOutput(loss=loss, logits=stacked)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         return {"input_ids": input_ids}
 
     def answers(self) -> Tensor:

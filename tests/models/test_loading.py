@@ -1,0 +1,126 @@
+"""Loading a model: what a folder must hold, adapters, quantisation, and one clear error for everything else."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from multiref.errors import ArgumentError, ModelError
+from multiref.models import Tabular, completion_logps, encode, load, tabular_tokenizer
+from multiref.models.shared_base import SharedBase
+from tests.conftest import make_llama
+
+
+@pytest.fixture(scope="module")
+def adapter_folders(tiny_folder, tmp_path_factory):
+    """Two LoRA adapters on the tiny model, that name it as their base."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        folders.append(tmp_path_factory.mktemp(f"adapter{seed}"))
+        peft.get_peft_model(base, config).save_pretrained(folders[-1])
+    return folders
+
+
+def scores(model, tokenizer):
+    with torch.inference_mode():
+        return completion_logps(model, [encode(tokenizer, "the dog", [" sat", " on the log"])])
+
+
+def test_a_folder(tiny_folder, tiny_llama, tiny_tokenizer):
+    loaded = load(tiny_folder)
+    assert not loaded.model.training and loaded.name == str(tiny_folder)
+    assert torch.allclose(scores(loaded.model, loaded.tokenizer), scores(tiny_llama, tiny_tokenizer), atol=1e-5)
+    assert load(tiny_folder, dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load(tiny_folder, dtype=torch.float64).model.dtype == torch.float64
+
+
+def test_an_adapter_folder_brings_its_base(tiny_folder, adapter_folders):
+    given, found = load(tiny_folder, adapter=adapter_folders[0]), load(adapter_folders[0])
+    plain = load(tiny_folder)
+    assert torch.allclose(scores(given.model, given.tokenizer), scores(found.model, found.tokenizer))
+    assert (scores(given.model, given.tokenizer) - scores(plain.model, plain.tokenizer)).abs().min() > 0.01
+
+
+def test_adapters_share_one_base(tiny_folder, adapter_folders):
+    """The same object under both adapters and bare, each scoring as when loaded alone, in any order; freed with the last user."""
+    base = SharedBase.of(str(tiny_folder), dtype=torch.float32, device="cpu")
+    assert SharedBase.of(str(tiny_folder), dtype=torch.float32, device="cpu") is base
+    assert SharedBase.of(str(tiny_folder), dtype=torch.float64, device="cpu") is not base
+    tokenizer = base.language_model().tokenizer
+    first, second = object.__new__(type("User", (), {})), object.__new__(type("User", (), {}))
+    base.claim(first)
+    base.claim(second)
+    bodies = set()
+    for adapter in (None, *adapter_folders, None, adapter_folders[0]):
+        alone = load(tiny_folder, adapter=adapter)
+        with base.wearing(adapter and str(adapter)) as model:
+            assert torch.allclose(scores(model, tokenizer), scores(alone.model, alone.tokenizer), atol=1e-5)
+            bodies.add(id(base.language_model().model))
+    assert len(bodies) == 1
+    base.release(first)
+    assert base._loaded is not None
+    base.release(second)
+    assert base._loaded is None and base._peft is None
+
+
+def test_a_table_in_a_folder(tmp_path):
+    model = Tabular(2, 2).assign(torch.randn(4))
+    model.save_pretrained(tmp_path)
+    tabular_tokenizer(model).save_pretrained(tmp_path)
+    assert torch.equal(load(tmp_path, dtype="float64").model.table, model.table)
+
+
+def test_dynamic_int8_is_near(tiny_folder):
+    exact, rounded = load(tiny_folder), load(tiny_folder, quantization="int8", device="cpu")
+    kinds = {type(module).__module__ for module in rounded.model.modules()}
+    difference = (scores(exact.model, exact.tokenizer) - scores(rounded.model, rounded.tokenizer)).abs()
+    assert any("quantized.dynamic" in kind for kind in kinds) and type(rounded.model.get_output_embeddings()) is torch.nn.Linear
+    assert 0 < difference.max() < 1.5
+
+
+def test_what_cannot_be_loaded(tiny_folder, tmp_path):
+    def copy(name):
+        return shutil.copytree(tiny_folder, tmp_path / name)
+
+    (copy("cut") / "model.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes()[:1000])
+    (copy("no-config") / "config.json").unlink()
+    pickled = copy("pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    adapter = copy("adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    for folder, words in {
+        "cut": r"cannot be loaded.*damaged",
+        "no-config": r"Missing: config.json",
+        "pickled": r"Missing: \*.safetensors \(pickled weights are not read\)",
+        "adapter": r"does not name its base",
+        "absent": r"No model folder .*absent.*hub",
+    }.items():
+        with pytest.raises(ModelError, match=words):
+            load(tmp_path / folder)
+    with pytest.raises(ModelError, match=r"adapter .* cannot be put on"):
+        load(tiny_folder, adapter=tmp_path / "absent")
+    with pytest.raises(ArgumentError, match=r"float32"):
+        load(tiny_folder, dtype="int7")
+    with pytest.raises(ArgumentError, match=r"int8"):
+        load(tiny_folder, quantization="fp3")
+    with pytest.raises(ModelError, match=r"needs CUDA and bitsandbytes"):
+        load(tiny_folder, quantization="int4", device="cpu")
+
+
+def test_custom_code_is_not_run(tmp_path):
+    """A folder whose configuration asks for its own code is refused, and the code does not run."""
+    make_llama(100).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
