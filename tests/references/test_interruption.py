@@ -37,13 +37,13 @@ def scored_by(log):
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def kill_at(moment, folder):
-    """Start the job, let it score for `moment` seconds, and end it with SIGKILL. Returns how many completions it had scored."""
+def kill_after(completions, delay, folder):
+    """Start the job, and end it with SIGKILL `delay` seconds after it scored so many. Returns how many it had scored by then."""
     log = folder / "log"
     process = start(folder / "store", log)
-    while not scored_by(log) and process.poll() is None:
-        time.sleep(0.001)
-    time.sleep(moment)
+    while scored_by(log) < completions and process.poll() is None:
+        time.sleep(0.0005)
+    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return scored_by(log)
@@ -52,7 +52,8 @@ def kill_at(moment, folder):
 def check_kill(seed, folder):
     uninterrupted, total = finish(folder / "whole")
     assert total == 2 * 2 * COUNT
-    before = kill_at(random.Random(seed).uniform(0, 0.6), folder)
+    dice = random.Random(seed)
+    before = kill_after(dice.randrange(1, 4 * COUNT), dice.uniform(0, 2 * PAUSE), folder)
     assert Store(folder / "store").verify() == []
     scores, after = finish(folder / "store")
     assert torch.equal(scores.logps, uninterrupted.logps) and torch.equal(scores.lengths, uninterrupted.lengths)

@@ -113,8 +113,8 @@ def read(path: Path, identity: str) -> Rows:
     table = table.combine_chunks()
     return Rows(
         _keys(table["key"]),
-        table["logp"].to_numpy(),
-        table["length"].to_numpy(),
+        table["logp"].to_numpy().copy(),  # copies, so that Arrow's buffers go with the table
+        table["length"].to_numpy().copy(),
         table["truncated"].to_numpy(),
     )
 
@@ -123,4 +123,4 @@ def _keys(column: pa.ChunkedArray) -> np.ndarray:
     if column.num_chunks == 0 or len(column) == 0:
         return np.empty(0, "V16")
     array = column.chunk(0)
-    return np.frombuffer(array.buffers()[1], dtype="V16")[array.offset : array.offset + len(array)]
+    return np.frombuffer(array.buffers()[1], dtype="V16")[array.offset : array.offset + len(array)].copy()

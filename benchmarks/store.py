@@ -1,0 +1,96 @@
+"""Opening a large store and joining it to a data set: `python benchmarks/store.py [--pairs 1000000] [--references 4]`.
+
+Makes a synthetic store once (in a temporary folder, or --folder), then measures in a process of its own, so that the peak of memory is
+that of opening and joining alone. Mark: 1,000,000 pairs × 4 references in under 10 s and 1 GiB.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def text(number: int) -> tuple[str, str, str]:
+    return f"question number {number}", f"the good answer to {number}", f"the bad answer to {number}"
+
+
+def make(folder: Path, pairs: int, references: int) -> None:
+    """A store as `References.score` would leave it, with random scores; and the data set as Parquet."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from multiref.references.keys import content_keys
+    from multiref.references.plan import shard_size_for
+    from multiref.references.store import Rows, Store
+
+    prompts, chosen, rejected = zip(*map(text, range(pairs)), strict=True)
+    keys = np.concatenate([content_keys(prompts, chosen), content_keys(prompts, rejected)])
+    random = np.random.default_rng(0)
+    store = Store(folder / "scores")
+    for number in range(references):
+        address = store.register({"kind": "synthetic", "number": number}, name=f"ref{number}", location=f"<synthetic {number}>")
+        order = random.permutation(len(keys))
+        for start in range(0, len(keys), shard_size_for(len(keys))):
+            at = order[start : start + shard_size_for(len(keys))]
+            n = len(at)
+            store.append(address, Rows(keys[at], -random.gamma(50, 2, n), np.full(n, 55, np.int32), np.zeros(n, bool)))
+    store.manifest()
+    pq.write_table(pa.table({"prompt": prompts, "chosen": chosen, "rejected": rejected}), folder / "pairs.parquet")
+
+
+def measure(folder: Path, references: int) -> dict[str, float]:
+    """Open, verify checksums, compute the data's content keys, join: chosen and rejected [K, P]."""
+    import pyarrow.parquet as pq
+
+    from multiref.references.stored import read_scores
+
+    baseline = peak()
+    start = time.perf_counter()
+    table = pq.read_table(folder / "pairs.parquet")
+    scores = read_scores(folder / "scores", [f"ref{number}" for number in range(references)])
+    opened = time.perf_counter() - start
+    prompts = table["prompt"].to_pylist()
+    chosen, rejected = (scores.of(prompts, table[side].to_pylist()) for side in ("chosen", "rejected"))
+    total = time.perf_counter() - start
+    assert chosen.shape == rejected.shape == (references, table.num_rows)
+    return {"opened_s": opened, "total_s": total, "peak_gib": peak(), "imports_gib": baseline}
+
+
+def peak() -> float:
+    """GiB. Linux's VmHWM is of this program alone; ru_maxrss also remembers the process that it was forked from."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--references", type=int, default=4)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--measure", action="store_true", help="only measure a folder that was made before")
+    given = parser.parse_args()
+    if given.measure:
+        print(json.dumps(measure(given.folder, given.references)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        if not (folder / "pairs.parquet").exists():
+            make(folder, given.pairs, given.references)
+        command = [sys.executable, __file__, "--measure", "--folder", str(folder), "--references", str(given.references)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(
+        f"{given.pairs:,} pairs × {given.references} references: opened in {found['opened_s']:.1f} s, opened and joined in {found['total_s']:.1f} s,"
+    )
+    print(f"peak memory {found['peak_gib']:.2f} GiB, of which {found['imports_gib']:.2f} GiB are imports. Mark: 10 s, 1 GiB.")
+    sys.exit(0 if found["total_s"] < 10 and found["peak_gib"] < 1 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Scores straight from a store, with no reference at hand: for training, inspecting and plotting on a machine without the models."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from multiref.errors import StoreError
+from multiref.references.keys import KeyIndex
+from multiref.references.scores import SequenceScores
+from multiref.references.store import Store
+from multiref.references.store.shards import Rows
+
+__all__ = ["read_scores"]
+
+
+def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | None = None) -> SequenceScores:
+    """The completions that every named reference has a score for, [K, N].
+
+    Args:
+        store: a folder of scores that exists, or a `Store`.
+        names: names under which the references were scored, or the beginnings of their addresses; None: all that are there.
+
+    Errors: `StoreError` for a name that is unknown or ambiguous, for a damaged shard, and where no completion has all scores.
+    """
+    store = store if isinstance(store, Store) else Store(store, create=False)
+    named = _named(store, names)
+    keys, there = np.empty(0, "V16"), np.empty(0, bool)
+    logps, lengths, truncated = np.empty((len(named), 0)), np.empty((len(named), 0), np.int64), np.empty((len(named), 0), bool)
+    for k, address in enumerate(named.values()):
+        rows = _sound(store, address)
+        index = KeyIndex(rows.keys)
+        if k == 0:
+            keys = rows.keys[index.order[~index.repeated]]
+            there = np.ones(len(keys), bool)
+            logps, lengths, truncated = (np.empty((len(named), len(keys)), kind.dtype) for kind in (logps, lengths, truncated))
+        at = index.locate(keys)
+        there &= at >= 0
+        if not there.any():
+            names_all = ", ".join(named)
+            raise StoreError(
+                f"In {store.folder} no completion has a score under all of {names_all}. Score the same data under each of them."
+            )
+        logps[k], lengths[k], truncated[k] = rows.logps[at], rows.lengths[at], rows.truncated[at]
+        del rows, index  # one reference's rows at a time
+    if not there.all():
+        keys, logps, lengths, truncated = keys[there], logps[:, there], lengths[:, there], truncated[:, there]
+    return SequenceScores(tuple(named), keys, torch.from_numpy(logps), torch.from_numpy(lengths), torch.from_numpy(truncated))
+
+
+def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:
+    """Name → address, in the order asked."""
+    if names is not None:
+        return {name: store.named(name) for name in names}
+    named: dict[str, str] = {}
+    for address, note in store.references().items():
+        name = note["seen"][-1]["name"] if note["seen"] else address[:8]
+        named[f"{name}-{address[:8]}" if name in named else name] = address
+    if not named:
+        raise StoreError(f"{store.folder} holds no scores yet. Fill it with `multiref score`.")
+    return named
+
+
+def _sound(store: Store, address: str) -> Rows:
+    rows, damage = store.read(address)
+    if damage:
+        raise StoreError(f"{damage[0]} ({len(damage)} damaged in all; `multiref store verify` lists them.)")
+    return rows

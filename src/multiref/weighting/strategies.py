@@ -1,0 +1,68 @@
+"""Weighting strategies of the literature: functions of the margins alone."""
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+
+__all__ = ["arwc", "uniform", "vaw", "vdw"]
+
+
+def uniform(margins: Tensor) -> Tensor:
+    """[K, P] → [K]: w_k = 1/K."""
+    _check(margins)
+    return (
+        torch.full_like(margins[:, 0], 1 / len(margins))
+        if margins.shape[1]
+        else margins.new_full((len(margins),), 1 / len(margins))
+    )
+
+
+def vdw(margins: Tensor) -> Tensor:
+    """[K, P] → [K]: validation-discrepancy weights, w_k ∝ Σ_j |m_kj|.
+
+    The sign is ignored, so a reference whose margins are large because it is broken gets the largest weight.
+
+    Reference: arXiv 2512.10040 (VDW), with the margins per token; pass them divided by length to have that.
+    """
+    _check(margins)
+    return _shares(margins.abs().sum(-1))
+
+
+def vaw(margins: Tensor) -> Tensor:
+    """[K, P] → [K]: validation-accuracy weights, w_k ∝ Σ_j 1[m_kj > 0]. Uniform if no reference is ever right.
+
+    Reference: arXiv 2512.10040 (VAW).
+    """
+    _check(margins)
+    return _shares((margins > 0).to(margins.dtype).sum(-1))
+
+
+def arwc(margins: Tensor) -> Tensor:
+    """[K, P] → [K, P]: adaptive weights per example, w_kj = |m_kj| / Σ_i |m_ij|; uniform where all margins are zero.
+
+    The sign is ignored: a reference that confidently prefers the rejected completion gets a large weight. Given MRPO's margins, its released
+    code multiplies these weights by the *other* reference's term; here weight k belongs to reference k.
+
+    Reference: arXiv 2405.16388 (ARWC), for any K.
+    """
+    _check(margins)
+    return _shares(margins.abs())
+
+
+def _shares(parts: Tensor) -> Tensor:
+    """[K, …] ≥ 0 → divided by the sum over K; uniform where the sum is zero."""
+    total = parts.sum(0, keepdim=True)
+    return torch.where(
+        total > 0, parts / torch.where(total > 0, total, torch.ones_like(total)), torch.full_like(parts, 1 / len(parts))
+    )
+
+
+def _check(margins: Tensor) -> None:
+    if margins.ndim != 2 or not len(margins):
+        raise ArgumentError(f"margins has shape {tuple(margins.shape)}; expected [K, P], at least one reference.")
+    if not torch.isfinite(margins).all():
+        count = int((~torch.isfinite(margins)).sum())
+        raise ArgumentError(
+            f"{count} of {margins.numel()} margins are not finite; expected differences of finite log-probabilities. Leave those pairs out."
+        )
