@@ -1,0 +1,113 @@
+"""A test double: a server on loopback that speaks the completion protocol over a small model, and misbehaves on request.
+
+It is no product. `multiref serve` is; this one exists so that a client can be tested against bytes on a socket: it computes with
+plain logits, one prompt at a time, and shares no code with the client.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+
+class CompletionServer(ThreadingHTTPServer):
+    """supports: of "prompt_logprobs" and "echo", what it does. script: misbehaviour of the next requests, one word each."""
+
+    daemon_threads = True
+
+    def __init__(self, model: Any, tokenizer: Any, supports: tuple[str, ...], context: int | None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.model, self.tokenizer, self.supports, self.context = model, tokenizer, supports, context
+        self.script: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is part of the test."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: CompletionServer
+
+    def log_message(self, *args: Any) -> None:
+        """Silence."""
+
+    def do_GET(self) -> None:
+        self.answer(200, {"data": [{"id": "tiny", "max_model_len": self.server.context}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append(body)
+            mischief = self.server.script.pop(0) if self.server.script else ""
+            reply = None if mischief else completion(self.server, body)
+        if reply is not None:
+            self.answer(400 if "error" in reply else 200, reply)
+        elif mischief == "nothing":
+            self.close_connection = True
+        elif mischief == "slow":
+            time.sleep(1.0)
+            self.answer(200, {})
+        elif mischief.isdigit():
+            self.answer(int(mischief), {"error": "as asked"})
+        else:
+            self.write(200, mischief.encode())
+
+    def answer(self, status: int, body: Any) -> None:
+        self.write(status, json.dumps(body).encode())
+
+    def write(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]:
+    """One choice: the prompt's log-probabilities in the form that was asked for, and one greedy token after it."""
+    ids = body["prompt"] if isinstance(body["prompt"], list) else server.tokenizer(body["prompt"])["input_ids"]
+    if "prompt_logprobs" in body and "prompt_logprobs" not in server.supports and "strict" in server.supports:
+        return {"error": "unknown field prompt_logprobs"}
+    if body.get("echo") and "echo" not in server.supports:
+        return {"error": "echo is not supported"}
+    with torch.inference_mode():
+        logps = server.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    values = [None] + [logps[t, token].item() for t, token in enumerate(ids[1:])]
+    choice: dict[str, Any] = {"text": "…"}
+    if "prompt_logprobs" in body and "prompt_logprobs" in server.supports:
+        choice["prompt_logprobs"] = [
+            None if value is None else {str(token): {"logprob": value, "rank": 1}, "999": {"logprob": -0.5}}
+            for token, value in zip(ids, values)
+        ]
+    if body.get("echo"):
+        ids, values = [*ids, int(logps[-1].argmax())], [*values, logps[-1].max().item()]
+        texts = [server.tokenizer.decode(ids[: t + 1]) for t in range(len(ids))]
+        tokens = [after[len(before) :] for before, after in zip(["", *texts], texts)]
+        choice["logprobs"] = {"tokens": tokens, "token_logprobs": values}
+    return {"choices": [choice]}
+
+
+@contextmanager
+def serving(
+    model: Any, tokenizer: Any, *, supports: tuple[str, ...] = ("prompt_logprobs", "echo"), context: int | None = None
+) -> Iterator[CompletionServer]:
+    server = CompletionServer(model, tokenizer, supports, context)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,145 @@
+"""A reference behind a server scores as the model itself does, and a server that misbehaves ends in one clear error."""
+
+import json
+
+import pytest
+import torch
+from tests.conftest import make_llama, make_tokenizer
+from tests.references.completion_server import serving
+
+from multiref.errors import ArgumentError, DataError, ModelError, ReferenceUnavailable
+from multiref.models import LanguageModel
+from multiref.references.local import LocalReference
+from multiref.references.protocol import Item, Reference
+from multiref.references.server import ServerReference
+
+ITEMS = [
+    Item("the dog", (" sat on the log", " and the cat")),
+    Item("", ("Once upon a time",)),
+    Item("what is two plus three? ", ("five", "two plus")),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    tokenizer = make_tokenizer(chat=True)
+    return LanguageModel(make_llama(len(tokenizer)), tokenizer, "tiny")
+
+
+@pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",), ("echo", "strict"), ("prompt_logprobs", "echo")])
+def test_scores_are_those_of_the_model(tiny, supports):
+    expected = LocalReference(tiny).score(ITEMS)
+    with serving(tiny.model, tiny.tokenizer, supports=supports) as server:
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
+        found = reference.score(ITEMS)
+        assert isinstance(reference, Reference) and json.dumps(dict(reference.identity()))
+        assert reference.mode == supports[0]
+    assert torch.allclose(found.logps, expected.logps, atol=1e-4, rtol=0)
+    assert torch.equal(found.lengths, expected.lengths) and torch.equal(found.truncated, expected.truncated)
+
+
+def test_without_a_tokenizer_the_server_splits():
+    """Text in, and its own tokens say where the completion begins; a byte-level tokenizer, whose tokens spell the text."""
+    tokenizer = make_tokenizer("bytelevel")
+    model = LanguageModel(make_llama(len(tokenizer)), tokenizer, "tiny")
+    items = [Item("the dog", (" sat on the log", " and the cat")), Item("what is two", (" plus three?",))]
+    expected = LocalReference(model, end=False).score(items)
+    with serving(model.model, tokenizer) as server:
+        reference = ServerReference(server.endpoint, end=False)
+        found = reference.score(items)
+        with pytest.raises(ReferenceUnavailable, match=r"do not split.*tokenizer="):
+            reference.score([Item("the do", ("g",))])
+        with pytest.raises(ModelError, match=r"chat template"):
+            reference.score([Item(({"role": "user", "content": "?"},), (({"role": "assistant", "content": "!"},),))])
+    assert torch.allclose(found.logps, expected.logps, atol=1e-4) and torch.equal(found.lengths, expected.lengths)
+    with pytest.raises(ArgumentError, match=r"end token.*tokenizer="):
+        ServerReference("http://127.0.0.1:1/v1")
+
+
+def test_the_servers_context_is_kept(tiny):
+    with serving(tiny.model, tiny.tokenizer, context=6) as server:
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
+        found = reference.score([ITEMS[0]])
+        assert max(len(request["prompt"]) for request in server.requests) <= 6
+        expected = LocalReference(tiny, max_length=6).score([ITEMS[0]])
+        assert torch.equal(found.truncated, expected.truncated) and found.truncated.any()
+        assert torch.allclose(found.logps, expected.logps, atol=1e-4)
+        with pytest.raises(DataError, match=r"context of 6"):
+            reference.score([ITEMS[2]])
+
+
+@pytest.mark.parametrize("mischief", ["500", "503", "429", "nothing", "slow"])
+def test_passing_trouble_is_waited_out(tiny, mischief):
+    """Twice in trouble, then well: the score is right, and the pauses have grown."""
+    pauses = []
+    with serving(tiny.model, tiny.tokenizer) as server:
+        server.script = [mischief, mischief]
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, timeout=0.4, pause=0.25)
+        object.__setattr__(reference._api, "sleep", pauses.append)
+        found = reference.score([ITEMS[1]])
+    assert torch.allclose(found.logps, LocalReference(tiny).score([ITEMS[1]]).logps, atol=1e-4)
+    assert pauses == [0.25, 0.5]
+
+
+PROMPT_LOGPROBS = '{"choices": [{"prompt_logprobs": %s}]}'
+GARBAGE = {
+    "no JSON": ("<html>busy</html>", r"answered '<html>busy</html>'.*JSON object"),
+    "a list": ("[1]", r"JSON object"),
+    "no choices": ("{}", r"without choices"),
+    "too few": (PROMPT_LOGPROBS % "[null]", r"1 entries.*one for each"),
+    "above zero": (
+        PROMPT_LOGPROBS % '[null, {"378": {"logprob": 0.5}}, null, null, null, null]',
+        r"0\.5; expected a log-probability",
+    ),
+    "NaN": (PROMPT_LOGPROBS % '[null, {"378": {"logprob": NaN}}, null, null, null, null]', r"nan; expected"),
+    "another token": (PROMPT_LOGPROBS % '[null, {"1": {"logprob": -1}}, null, null, null, null]', r"None; expected"),
+    "null": (PROMPT_LOGPROBS % "[null, null, null, null, null, null]", r"null for a token"),
+    "text": (PROMPT_LOGPROBS % '"lots"', r"str; expected one for each"),
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_is_no_score(tiny, kind):
+    answer, words = GARBAGE[kind]
+    assert tiny.tokenizer("Once upon a time")["input_ids"][:2] == [1, 378]
+    with serving(tiny.model, tiny.tokenizer) as server:
+        server.script = [answer]
+        with pytest.raises(ReferenceUnavailable, match=words):
+            ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score([ITEMS[1]])
+
+
+def test_lasting_trouble_ends_in_one_error(tiny):
+    with serving(tiny.model, tiny.tokenizer) as server:
+        for mischief, words in (("500", r"4 attempts.*HTTP 500"), ("nothing", r"4 attempts"), ("slow", r"longer `timeout`")):
+            server.script = [mischief] * 4
+            reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, timeout=0.3, attempts=4, pause=0.001)
+            with pytest.raises(ReferenceUnavailable, match=words):
+                reference.score([ITEMS[1]])
+        server.script = ["404"]
+        with pytest.raises(ReferenceUnavailable, match=r"404"):  # asking again is no use: one request, no pause
+            ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode="prompt_logprobs").score([ITEMS[1]])
+        assert not server.script
+        with pytest.raises(ReferenceUnavailable, match=r"does not serve 'other'; it serves tiny"):
+            ServerReference(server.endpoint, model="other", tokenizer=tiny.tokenizer).score([ITEMS[1]])
+        endpoint = server.endpoint
+    with pytest.raises(ReferenceUnavailable, match=r"2 attempts.*refused"):
+        ServerReference(endpoint, tokenizer=tiny.tokenizer, attempts=2, pause=0.001).identity()
+
+
+def test_a_server_that_can_do_neither(tiny):
+    with (
+        serving(tiny.model, tiny.tokenizer, supports=()) as server,
+        pytest.raises(ReferenceUnavailable, match=r"`echo` with `logprobs`"),
+    ):
+        ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score([ITEMS[1]])
+
+
+def test_identity_and_options(tiny):
+    with serving(tiny.model, tiny.tokenizer) as server:
+        make = lambda **options: ServerReference(server.endpoint, tokenizer=tiny.tokenizer, **options).identity()  # noqa: E731
+        assert make() == make(timeout=3, concurrency=2, dtype="bfloat16", device="cpu")  # nothing that moves a score
+        assert len({json.dumps(dict(x)) for x in (make(), make(end=False), make(weights="v2"), make(max_length=9))}) == 4
+    with pytest.raises(ArgumentError, match=r"no option 'colour'"):
+        ServerReference(server.endpoint, tokenizer=tiny.tokenizer, colour="red")
+    with pytest.raises(ArgumentError, match=r"mode is 'guess'"):
+        ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode="guess")
