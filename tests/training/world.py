@@ -14,20 +14,36 @@ from multiref.training import PreferenceData, PreferenceTrainer
 
 @dataclass
 class World:
-    """answers: Y texts; ref_logps [K, Y]; reward [Y]; pairs in both orders with the probability of each."""
+    """answers: Y texts; ref_logps [K, Y]; reward [Y]; pairs in both orders with the probability of each.
+
+    support: which of the table's V^L answers the Y are; None: all of them.
+    """
 
     vocabulary: int
     length: int
     ref_logps: Tensor
     reward: Tensor
+    support: Tensor | None = None
 
     @property
     def answers(self) -> list[str]:
-        return ["".join(f"y{int(t)}" for t in row) for row in Tabular(self.vocabulary, self.length).answers()]
+        rows = Tabular(self.vocabulary, self.length).answers()
+        rows = rows if self.support is None else rows[self.support]
+        return ["".join(f"y{t}" for t in row) for row in rows.tolist()]
 
     def policy(self) -> Tabular:
         """The first reference, as a table."""
-        return Tabular(self.vocabulary, self.length).assign(self.ref_logps[0])
+        logps = self.ref_logps[0]
+        if self.support is not None:
+            logps = torch.full((self.vocabulary**self.length,), -torch.inf, dtype=torch.float64).index_put(
+                (self.support,), logps
+            )
+        return Tabular(self.vocabulary, self.length).assign(logps)
+
+    def logps(self, policy: Tabular) -> Tensor:
+        """[Y]: the policy's log-probabilities of the answers."""
+        logps = policy.sequence_logps()[0].detach()
+        return logps if self.support is None else logps[self.support]
 
     def scores(self) -> SequenceScores:
         answers = self.answers
@@ -56,7 +72,7 @@ class World:
 
     def kl_to(self, policy: Tabular, log_target: Tensor) -> float:
         """KL(π‖target) over all answers."""
-        logps = policy.sequence_logps()[0].detach()
+        logps = self.logps(policy)
         return float((logps.exp() * (logps - log_target)).sum())
 
 
