@@ -27,7 +27,7 @@ class Opener:
 
 
 def open_reference(what: Any, **options: Any) -> Reference:
-    """A model folder or hub id, a mapping of arguments, the URL of a completion server, or an object with the protocol's two methods."""
+    """A model folder or hub id, a mapping of arguments, a server's URL, a `LanguageModel`, or an object with the protocol's two methods."""
     if isinstance(what, Reference):
         return what
     if isinstance(what, Mapping):
@@ -37,10 +37,11 @@ def open_reference(what: Any, **options: Any) -> Reference:
         from multiref.references.server import ServerReference
 
         return ServerReference(what, **options)
-    if isinstance(what, str | os.PathLike) and str(what):
+    in_memory = hasattr(what, "model") and hasattr(what, "tokenizer")  # a `LanguageModel`
+    if in_memory or (isinstance(what, str | os.PathLike) and str(what)):
         from multiref.references.local import LocalReference
 
-        return LocalReference(what, **options)
+        return LocalReference(what if in_memory else str(what), **options)
     raise ArgumentError(
         f"A reference is given as {type(what).__name__}; expected a model folder or hub id, the URL of a completion server, a mapping with "
         "`model` or `endpoint`, or an object with the methods identity() and score(items)."

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from multiref.errors import ArgumentError
-from multiref.weighting.strategies import _check
+from multiref.weighting.strategies import check_margins
 
 __all__ = ["PreferenceFit", "fit_preferences"]
 
@@ -54,7 +54,7 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
 
     Reference: DERIVED; logistic regression with a sign constraint; projected Newton: Bertsekas, 1982.
     """
-    _check(margins)
+    check_margins(margins)
     if not ridge > 0:
         raise ArgumentError(f"ridge is {ridge}; expected a positive number.")
     margins = margins.double()

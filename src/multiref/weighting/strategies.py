@@ -5,17 +5,13 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 
-__all__ = ["arwc", "uniform", "vaw", "vdw"]
+__all__ = ["arwc", "check_margins", "uniform", "vaw", "vdw"]
 
 
 def uniform(margins: Tensor) -> Tensor:
     """[K, P] → [K]: w_k = 1/K."""
-    _check(margins)
-    return (
-        torch.full_like(margins[:, 0], 1 / len(margins))
-        if margins.shape[1]
-        else margins.new_full((len(margins),), 1 / len(margins))
-    )
+    check_margins(margins)
+    return margins.new_full((len(margins),), 1 / len(margins))
 
 
 def vdw(margins: Tensor) -> Tensor:
@@ -25,7 +21,7 @@ def vdw(margins: Tensor) -> Tensor:
 
     Reference: arXiv 2512.10040 (VDW), with the margins per token; pass them divided by length to have that.
     """
-    _check(margins)
+    check_margins(margins)
     return _shares(margins.abs().sum(-1))
 
 
@@ -34,7 +30,7 @@ def vaw(margins: Tensor) -> Tensor:
 
     Reference: arXiv 2512.10040 (VAW).
     """
-    _check(margins)
+    check_margins(margins)
     return _shares((margins > 0).to(margins.dtype).sum(-1))
 
 
@@ -46,7 +42,7 @@ def arwc(margins: Tensor) -> Tensor:
 
     Reference: arXiv 2405.16388 (ARWC), for any K.
     """
-    _check(margins)
+    check_margins(margins)
     return _shares(margins.abs())
 
 
@@ -58,7 +54,8 @@ def _shares(parts: Tensor) -> Tensor:
     )
 
 
-def _check(margins: Tensor) -> None:
+def check_margins(margins: Tensor) -> None:
+    """Raise unless margins is [K, P], finite, with at least one reference."""
     if margins.ndim != 2 or not len(margins):
         raise ArgumentError(f"margins has shape {tuple(margins.shape)}; expected [K, P], at least one reference.")
     if not torch.isfinite(margins).all():
