@@ -38,7 +38,13 @@ def test_names_shapes_and_dtypes_count(tmp_path):
         return file_weights_fingerprint(tmp_path / folder)
 
     zeros = torch.zeros(4, 2)
-    prints = [{"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 4)}, {"a": zeros.view(torch.int32)}, {"a": zeros, "b": zeros.clone()}]
+    prints = [
+        {"a": zeros},
+        {"b": zeros},
+        {"a": zeros.view(2, 4)},
+        {"a": zeros.view(torch.int32)},
+        {"a": zeros, "b": zeros.clone()},
+    ]
     assert len({digest(tensors, str(k)) for k, tensors in enumerate(prints)}) == len(prints)
 
 

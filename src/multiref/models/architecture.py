@@ -15,7 +15,7 @@ from multiref.errors import ModelError
 from multiref.models.encoding import Encoded
 from multiref.models.rows import Rows, lay_out
 
-__all__ = ["Layout", "layout_of"]
+__all__ = ["Layout", "layout_of", "unwrapped"]
 
 _log = logging.getLogger("multiref")
 _known: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
@@ -41,6 +41,7 @@ def layout_of(model: nn.Module, forward: Forward) -> Layout:
     `forward(model, rows, layout, budget)` computes token log-probabilities [n]. What does not agree is not used, and a log
     message says so. Errors: ModelError for a model that is no causal language model.
     """
+    model = unwrapped(model)
     if model not in _known:
         training = model.training
         model.eval()
@@ -52,6 +53,17 @@ def layout_of(model: nn.Module, forward: Forward) -> Layout:
         if _known[model].why:
             _log.warning("%s: %s", type(model).__name__, _known[model].why)
     return _known[model]
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or (
+            model.module if type(model).__name__ == "DistributedDataParallel" else None
+        )
+        if inner is None:
+            return model
+        model = inner
 
 
 def _probe(model: Any, forward: Forward) -> Layout:

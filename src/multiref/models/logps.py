@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multiref.models.architecture import Layout, layout_of
+from multiref.models.architecture import Layout, layout_of, unwrapped
 from multiref.models.encoding import Encoded
 from multiref.models.head import label_logps
 from multiref.models.rows import Rows, lay_out
@@ -156,23 +156,12 @@ def _replaced_head(
             head.forward = saved
 
 
-def _unwrapped(model: Any) -> Any:
-    """The model inside DistributedDataParallel and compiled modules."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or (
-            model.module if type(model).__name__ == "DistributedDataParallel" else None
-        )
-        if inner is None:
-            return model
-        model = inner
-
-
 def _head(model: nn.Module) -> Any:
-    return _unwrapped(model).get_output_embeddings()
+    return unwrapped(model).get_output_embeddings()
 
 
 def _config(model: nn.Module) -> Any:
-    return getattr(_unwrapped(model), "config", None)
+    return getattr(unwrapped(model), "config", None)
 
 
 def _vocabulary(model: nn.Module) -> int:
