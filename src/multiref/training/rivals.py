@@ -14,6 +14,7 @@ from torch import Tensor
 from multiref import losses as preference_losses
 from multiref.errors import ArgumentError
 from multiref.training.objectives import Loss, Objective, PairLogps, Preference, Weights
+from multiref.weighting import arwc
 
 __all__ = ["AdaptiveWeights", "LengthNormalised", "TrustRegion", "adaptive_weights", "clipped_references", "mrpo"]
 
@@ -130,6 +131,4 @@ def adaptive_weights(ref_logps: Tensor) -> Tensor:
 
     The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (theory 7.3; kept, because it is the rival).
     """
-    size = (ref_logps[..., 0] - ref_logps[..., 1]).abs()
-    total = size.sum(0)
-    return torch.where(total > 0, size / total.clamp_min(1e-300), 1 / len(ref_logps))
+    return arwc(ref_logps[..., 0] - ref_logps[..., 1])

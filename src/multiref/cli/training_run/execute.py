@@ -47,6 +47,7 @@ def execute(run: Run, *, say: Any = print) -> Path:
 
 def _prepare(run: Run, folder: RunFolder, arguments: Any, say: Any) -> tuple[Any, dict[str, Any]]:
     """The trainer, and what the card and the report need to know."""
+    from multiref.cli.training_run.objective import weighting_of
     from multiref.training import PreferenceData, PreferenceTrainer
     from multiref.training.arguments import silence
 
@@ -59,9 +60,7 @@ def _prepare(run: Run, folder: RunFolder, arguments: Any, say: Any) -> tuple[Any
     ready = partial(PreferenceData, tokenizer=tokenizer, end=run.end, max_length=max_length, truncation=run.truncation)
     data = ready(train, scores)
     evaluation = ready(held_out, scores) if held_out else None
-    strategy, weights = _weighting(run, data, evaluation)
-    if weights is not None:
-        objective = objective.reweighted(weights)
+    objective, strategy = weighting_of(run, objective, data, evaluation)
     trainer = PreferenceTrainer(
         policy,
         objective,
@@ -243,12 +242,6 @@ def _objective(run: Run, scores: Any, pairs: list[Any], max_length: int | None) 
     if run.objective.kind == "renormalised_tokens":  # type: ignore[union-attr]
         return renormalised(run, pairs, max_length)
     return objective_of(run), scores
-
-
-def _weighting(run: Run, data: Any, evaluation: Any) -> tuple[Any, Any]:
-    from multiref.cli.training_run.objective import weighting_of
-
-    return weighting_of(run, data, evaluation)
 
 
 def _lines(folder: RunFolder, say: Any) -> Any:

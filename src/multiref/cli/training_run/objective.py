@@ -92,10 +92,10 @@ def renormalised(run: Run, pairs: list[Any], max_length: int | None) -> tuple[An
     return Preference(ReverseKL(), run.beta, _loss(spec)), scores
 
 
-def weighting_of(run: Run, data: Any, evaluation: Any) -> tuple[Any, Any]:
-    """(a strategy that changes weights while training, or None; weights to train with, or None for the references')."""
+def weighting_of(run: Run, objective: Any, data: Any, evaluation: Any) -> tuple[Any, Any]:
+    """(the objective at the weights that were chosen; a strategy that changes them while training, or None)."""
     if run.weighting is None:
-        return None, None
+        return objective, None
     spec = dict(run.weighting) if isinstance(run.weighting, dict) else {"kind": run.weighting}
     kind = spec.pop("kind", None)
     if kind not in STRATEGIES:
@@ -105,23 +105,41 @@ def weighting_of(run: Run, data: Any, evaluation: Any) -> tuple[Any, Any]:
             f"weighting: {kind} chooses the weights, and references have weights of their own; remove one or the other."
         )
     try:
-        return _strategy(kind, spec, data, evaluation, run)
+        return _weighted(kind, spec, objective, evaluation)
     except TypeError as error:
         raise ConfigError(f"weighting: {error}") from None
 
 
-def _strategy(kind: str, spec: dict[str, Any], data: Any, evaluation: Any, run: Run) -> tuple[Any, Any]:
+def _weighted(kind: str, spec: dict[str, Any], objective: Any, evaluation: Any) -> tuple[Any, Any]:
+    from multiref import weighting
+    from multiref.training.rivals import AdaptiveWeights
     from multiref.training.strategies import SlidingWindow, ThompsonSampling
 
-    if kind == "uniform":
-        return None, None
     if kind == "sliding_window":
-        return SlidingWindow(**spec), None
+        return objective, SlidingWindow(**spec)
+    if kind == "thompson":
+        return objective, ThompsonSampling(_needed(kind, evaluation), **spec)
+    if spec:
+        raise ConfigError(f"weighting: {kind} has no option {next(iter(spec))!r}.")
+    if kind == "arwc":
+        return AdaptiveWeights(objective), None
+    if kind == "uniform":
+        return objective, None
+    held_out = _needed(kind, evaluation)
+    if kind == "convex_fit":
+        return objective.reweighted(weighting.fit_preferences(_margins(held_out.references)).weights), None
+    per_token = _margins(held_out.references / held_out.ref_lengths)
+    return objective.reweighted((weighting.vdw if kind == "vdw" else weighting.vaw)(per_token)), None
+
+
+def _needed(kind: str, evaluation: Any) -> Any:
     if evaluation is None:
         raise ConfigError(f"weighting: {kind} looks at held-out pairs; set `evaluation`.")
-    if kind == "thompson":
-        return ThompsonSampling(evaluation, **spec), None
-    raise ConfigError(f"weighting: {kind} is not available yet.")
+    return evaluation
+
+
+def _margins(logps: Any) -> Any:
+    return logps[..., 0] - logps[..., 1]
 
 
 def _loss(spec: Any) -> Any:

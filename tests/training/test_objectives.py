@@ -1,0 +1,152 @@
+"""Objectives as arrays: formulas by hand, laws, and what happens where ratios span e^{±300}."""
+
+import math
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import ArgumentError
+from multiref.training import AdaptiveWeights, LengthNormalised, MultiDPO, PairLogps, Preference, TrustRegion, mrpo
+
+BETA = 0.3
+
+
+def random_pairs(k=3, count=40, scale=30.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return -scale * torch.rand(*shape, generator=generator, dtype=torch.float64) - 0.01
+
+    lengths = torch.randint(1, 30, (k + 1, count, 2), generator=generator)
+    return PairLogps(draw(count, 2), draw(k, count, 2), lengths[0], lengths[1:])
+
+
+def shifted(pairs, policy):
+    return PairLogps(policy, pairs.references, pairs.lengths, pairs.ref_lengths)
+
+
+def test_multi_dpo_is_at_least_the_loss_of_the_geometric_pool():
+    """Jensen: −log σ is convex, so Σ_k w_k loss_k ≥ loss of the average margin; equal where the references agree on the pair (theory 11)."""
+    weights, pairs = (0.2, 0.5, 0.3), random_pairs()
+    many, one = MultiDPO(BETA, weights).losses(pairs), Preference(mr.ReverseKL(weights), BETA).losses(pairs)
+    assert bool((many >= one - 1e-12).all()) and float((many - one).max()) > 0.1
+    agreeing = PairLogps(pairs.policy, pairs.references[:1].expand(3, -1, -1), pairs.lengths, pairs.ref_lengths)
+    torch.testing.assert_close(
+        MultiDPO(BETA, weights).losses(agreeing), Preference(mr.ReverseKL(weights), BETA).losses(agreeing)
+    )
+
+
+@pytest.mark.parametrize(
+    "objective", [Preference(mr.ReverseKL(), BETA), MultiDPO(BETA), mrpo(BETA)], ids=["dpo", "mdpo", "mrpo"]
+)
+def test_a_constant_per_prompt_and_reference_changes_no_loss(objective):
+    """log F, log Z and a reference's normaliser depend on the prompt alone. True for reverse KL and Multi-DPO; not for the harmonic pool."""
+    pairs = random_pairs()
+    constants = torch.linspace(-3, 0, 3, dtype=torch.float64)[:, None, None]
+    moved = PairLogps(pairs.policy, pairs.references + constants, pairs.lengths, pairs.ref_lengths)
+    same = torch.allclose(objective.losses(pairs), objective.losses(moved), atol=1e-10)
+    assert same != (objective == mrpo(BETA))
+
+
+def test_mrpo_weights_sit_on_their_own_reference():
+    """−log(0.25/p_1 + 0.75/p_2) with p_1 = ½, p_2 = ⅛: −log(0.5 + 6) = −log 6.5. Swapped weights would give −log 3.5."""
+    references = torch.tensor([0.5, 0.125], dtype=torch.float64).log()[:, None, None].expand(2, 1, 2)
+    pairs = PairLogps(torch.zeros(1, 2, dtype=torch.float64), references, torch.ones(1, 2), torch.ones(2, 1, 2))
+    rewards = mrpo(1.0, weights=(0.25, 0.75)).rewards(pairs)
+    torch.testing.assert_close(rewards, torch.full((1, 2), math.log(6.5), dtype=torch.float64))
+
+
+def test_the_trust_region_clips_around_the_anchor_by_hand():
+    """K = 2, anchor second. log π: chosen (−40, −10), rejected (−12, −30); η = 0.1.
+
+    means 25 and 21, shares 25/46 and 21/46; windows 0.1 · share of the anchor: chosen [−10 (1 + 0.0543), −10 (1 − 0.0543)] → −10.543 for −40;
+    rejected [−30 (1.04565), −30 (0.95435)] → −28.630 for −12. The anchor stays.
+    """
+    references = torch.tensor([[[-40.0, -12.0]], [[-10.0, -30.0]]], dtype=torch.float64)
+    from multiref.training.rivals import clipped_references
+
+    clipped = clipped_references(references, 0.1, anchor=1)
+    expected = torch.tensor([[[-10 * (1 + 0.1 * 25 / 46), -30 * (1 - 0.1 * 21 / 46)]], [[-10.0, -30.0]]], dtype=torch.float64)
+    torch.testing.assert_close(clipped, expected)
+
+
+def test_adaptive_weights_come_from_the_raw_references_before_any_clip():
+    """Margins 28 and 20 in size: weights 28/48 and 20/48 per pair, whatever the inner trust region then does."""
+    references = torch.tensor([[[-40.0, -12.0]], [[-10.0, -30.0]]], dtype=torch.float64)
+    pairs = PairLogps(torch.zeros(1, 2, dtype=torch.float64) - 20, references, torch.ones(1, 2), torch.ones(2, 1, 2))
+    inner = Preference(mr.PooledKL(torch.tensor([[28 / 48], [20 / 48]], dtype=torch.float64), order=-1), BETA)
+    expected = TrustRegion(inner, 0.1, 1).losses(pairs)
+    torch.testing.assert_close(mrpo(BETA, trust_region=0.1, anchor=1, adaptive=True).losses(pairs), expected)
+    assert isinstance(mrpo(BETA, adaptive=True), AdaptiveWeights)
+
+
+def test_length_normalisation_divides_each_by_its_own_tokens():
+    pairs = random_pairs(k=1)
+    margin = pairs.policy / pairs.lengths - pairs.references[0] / pairs.ref_lengths[0]
+    expected = mr.losses.bradley_terry(BETA * margin[:, 0], BETA * margin[:, 1])
+    torch.testing.assert_close(LengthNormalised(Preference(mr.ReverseKL(), BETA)).losses(pairs), expected)
+
+
+@pytest.mark.parametrize("regularizer", [mr.ForwardKL(), mr.AlphaDivergence(alpha=0.5), mr.AlphaDivergence(alpha=2.0)], ids=str)
+def test_within_the_stated_range_the_reward_is_exact(regularizer):
+    """|ℓ| ≤ log(1 + R/β)/|1 − α|: the same numbers as the regularizer's own implicit reward."""
+    objective = Preference(regularizer, BETA)
+    pairs = random_pairs()
+    near = shifted(
+        pairs,
+        regularizer.pool(pairs.references) + torch.linspace(-1, 1, 80).double().reshape(40, 2) * objective.log_ratio_limit,
+    )
+    torch.testing.assert_close(
+        objective.rewards(near), regularizer.implicit_reward(near.policy, near.references, beta=BETA), rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("far", [-300.0, -95.0, -25.0, 25.0, 95.0, 300.0])
+def test_far_from_the_pool_there_is_a_finite_gradient_of_the_right_sign(alpha, far):
+    """Both completions `far` nats from the pool, the rejected one a nat better: raise chosen, lower rejected, at DPO's strength. float32.
+
+    TRL 1.16's forward_kl has no gradient, or NaN, on such pairs.
+    """
+    regularizer = mr.ForwardKL() if alpha == 0 else mr.AlphaDivergence(alpha=alpha)
+    policy = torch.tensor([[-400.0 + far, -399.0 + far]], requires_grad=True)
+    references = torch.full((2, 1, 2), -400.0)
+    Preference(regularizer, 0.1).losses(PairLogps(policy, references, torch.ones(1, 2), torch.ones(2, 1, 2))).sum().backward()
+    chosen, rejected = policy.grad[0].tolist()
+    assert -0.1 < chosen < -0.01 and 0.01 < rejected < 0.1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+def test_the_continued_reward_is_strictly_increasing_and_continuous(alpha):
+    regularizer = mr.ForwardKL() if alpha == 0 else mr.AlphaDivergence(alpha=alpha)
+    objective = Preference(regularizer, BETA)
+    grid = torch.linspace(-300, 300, 120_001, dtype=torch.float64).reshape(-1, 1).expand(-1, 2)
+    references = torch.full((1, len(grid), 2), -350.0, dtype=torch.float64)
+    rewards = objective.rewards(PairLogps(grid - 350, references, torch.ones(len(grid), 2), torch.ones(1, len(grid), 2)))[:, 0]
+    steps = rewards.diff()
+    assert float(steps.min()) > 0
+    assert float(steps.max()) < 1.01 * (10 + BETA) * 0.005  # the steepest slope is β + R: no jump anywhere
+
+
+@pytest.mark.parametrize("beta", [0, -1.0, math.nan, math.inf, "0.1", True])
+def test_beta_is_checked(beta):
+    with pytest.raises(ArgumentError, match="beta"):
+        Preference(mr.ReverseKL(), beta)
+
+
+def test_weights_per_pair_travel_with_the_batch():
+    """[K, B] weights: pair by pair the objective at those weights."""
+    pairs = random_pairs(k=2, count=5)
+    weights = torch.rand(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = weights / weights.sum(0)
+    for made in (Preference(mr.ReverseKL(), BETA), Preference(mr.ForwardKL(), BETA), MultiDPO(BETA)):
+        together = made.reweighted(weights).losses(pairs)
+        for b in range(5):
+            one = PairLogps(
+                pairs.policy[b : b + 1],
+                pairs.references[:, b : b + 1],
+                pairs.lengths[b : b + 1],
+                pairs.ref_lengths[:, b : b + 1],
+            )
+            torch.testing.assert_close(together[b : b + 1], made.reweighted(tuple(weights[:, b].tolist())).losses(one))
