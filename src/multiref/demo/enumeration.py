@@ -1,0 +1,49 @@
+"""All answers to a prompt with their exact probabilities: V first words times V second words, real softmax probabilities, nothing renormalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ModelError
+
+__all__ = ["answer_logps", "answer_texts"]
+
+
+def answer_texts(vocabulary: Sequence[str]) -> list[str]:
+    """The V² answers in the order of `answer_logps`: the second word runs fastest. Each begins with a space, as it follows the prompt."""
+    return [f" {first} {second}" for first in vocabulary for second in vocabulary]
+
+
+@torch.no_grad()
+def answer_logps(model: Any, prompt_ids: Tensor, *, prompts_at_once: int = 128) -> Tensor:
+    r"""[N, T] prompts of one length → [N, V²] float64: log π(y₁ y₂ | x) of every answer of two tokens.
+
+        log π(y₁ y₂ | x) = log π(y₁ | x) + log π(y₂ | x, y₁)
+
+    The prompt is read once, then each of the V first tokens after it; log-softmax in float64, so that the V² probabilities sum to one to rounding.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([_block(model, block) for block in prompt_ids.split(prompts_at_once)])
+    finally:
+        model.train(training)
+
+
+def _block(model: Any, prompt_ids: Tensor) -> Tensor:
+    read = model(input_ids=prompt_ids, use_cache=True)
+    first = read.logits[:, -1].double().log_softmax(-1)
+    count, size = first.shape
+    memory = read.past_key_values
+    if memory is None:
+        raise ModelError(
+            "this model keeps no memory of its prompt; expected one that returns past_key_values with use_cache=True"
+        )
+    memory.batch_repeat_interleave(size)
+    tokens = torch.arange(size, device=prompt_ids.device).repeat(count)[:, None]
+    second = model(input_ids=tokens, past_key_values=memory, use_cache=True).logits[:, -1].double().log_softmax(-1)
+    return (first[:, :, None] + second.view(count, size, size)).reshape(count, size * size)
