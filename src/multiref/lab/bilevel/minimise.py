@@ -11,7 +11,7 @@ __all__ = ["minimise"]
 
 
 def minimise(
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *, steps: int = 200, tolerance: float = 1e-9
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *, steps: int = 120, tolerance: float = 1e-9
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BFGS with Armijo halving, row by row; ends when every row is flat, or has failed to go down three times.
 
@@ -34,7 +34,7 @@ def minimise(
         direction = torch.where(uphill[:, None], -gradient, direction)
         slope = torch.where(uphill, -gradient.square().sum(-1), slope)
         step = (10.0 / direction.norm(dim=-1).clamp_min(1e-30)).clamp_max(1.0)
-        for _ in range(30):
+        for _ in range(10):
             tried_value, tried_gradient = evaluate(point + step[:, None] * direction)
             enough = tried_value <= value + 1e-4 * step * slope + 1e-15
             if bool(enough.all()):
