@@ -7,6 +7,8 @@ import typer
 
 __all__ = ["command"]
 
+_COLOURS = {"verified": "green", "refuted": "red", "vacuous": "yellow", "convention-dependent": "yellow"}
+
 
 def command(
     names: Annotated[list[str] | None, typer.Argument(help="Claims to run; all of them if none is named.")] = None,
@@ -25,33 +27,43 @@ def command(
 
     from multiref import lab
 
-    console = Console()
+    console = Console(highlight=False)
     chosen = lab.find(names or [])
     if show:
         for claim in chosen:
-            console.print(f"[bold]{claim.name}[/bold] ({claim.status}): {claim.statement}", highlight=False)
+            console.print(f"[bold]{claim.name}[/bold] ({claim.status}): {claim.statement}")
         return
     ledger = lab.Ledger(out)
     for i, claim in enumerate(chosen, 1):
         if not again and ledger.has(claim.name, full=full):
-            console.print(f"[{i}/{len(chosen)}] {claim.name}: in the ledger", style="dim", highlight=False, markup=False)
+            console.print(f"({i}/{len(chosen)}) {claim.name}: in the ledger", style="dim")
             continue
-        with console.status(f"[{i}/{len(chosen)}] {claim.name}".replace("[", r"\[")):
+        with console.status(f"({i}/{len(chosen)}) {claim.name}"):
             outcome = lab.verify(claim.name, full=full)
         ledger.record(outcome)
-        line = f"[{i}/{len(chosen)}] {claim.name}: {outcome.verdict} ({outcome.seconds:.1f} s)"
-        console.print(line, highlight=False, markup=False)
-    console.print(_table(ledger, [claim.name for claim in chosen]))
-    console.print(f"Ledger: {ledger.folder / 'claims.md'}, {ledger.path}", highlight=False, markup=False)
+        console.print(f"({i}/{len(chosen)}) [bold]{claim.name}[/bold]: {_coloured(outcome.verdict)}, {outcome.seconds:.1f} s")
+        for check in outcome.measurement.checks:
+            console.print(
+                f"      {check.what}: predicted {check.predicted}, measured {check.shown}",
+                style="" if check.holds else "red",
+                markup=False,
+            )
+    _summary(console, ledger, [claim.name for claim in chosen])
 
 
-def _table(ledger, names: list[str]):
+def _coloured(verdict: str) -> str:
+    colour = _COLOURS.get(verdict)
+    return f"[{colour}]{verdict}[/{colour}]" if colour else verdict
+
+
+def _summary(console, ledger, names: list[str]) -> None:
     from rich.table import Table
 
-    table = Table("claim", "who", "predicted", "measured", "verdict", show_lines=False)
+    table = Table()
+    for heading in ("claim", "who", "predicted", "verdict"):
+        table.add_column(heading, no_wrap=heading != "predicted", overflow="fold")
     for name in names:
         entry = ledger.entries[name]
-        first = next((c for c in entry["checks"] if not c["holds"]), entry["checks"][0] if entry["checks"] else None)
-        measured = "" if first is None else f"{first['what']}: {first['shown']}"
-        table.add_row(name, entry["status"], entry["predicted"], measured, entry["verdict"])
-    return table
+        table.add_row(name, entry["status"], entry["predicted"], _coloured(entry["verdict"]))
+    console.print(table)
+    console.print(f"Ledger: {ledger.folder / 'claims.md'}, {ledger.path}", markup=False)

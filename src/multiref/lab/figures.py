@@ -26,7 +26,7 @@ def draw(figure: Figure, path: str | Path, *, title: str = "") -> None:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas = Canvas(figsize=(6.6, 4.2), dpi=110, layout="constrained")
+    canvas = Canvas(figsize=(6.6, 5.0), dpi=110, layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots()
     for i, curve in enumerate(figure.curves):
@@ -39,7 +39,7 @@ def draw(figure: Figure, path: str | Path, *, title: str = "") -> None:
     axes.set_ylabel(figure.y_label)
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
-    axes.legend(fontsize=7, framealpha=0.85)
+    canvas.legend(loc="outside lower center", fontsize=7, ncols=2, frameon=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     canvas.savefig(temporary, format="png", metadata={"Software": None})
     os.replace(temporary, path)

@@ -134,7 +134,7 @@ def _forward_pairs(batch: _Batch) -> dict[str, tuple[Tensor, list[float]]]:
 
 
 def _measure(effort: Effort, pairs: Callable[[_Batch], dict], axis: str) -> Measurement:
-    instances, per_batch = effort.choose((300, 25), (4000, 50))
+    instances, per_batch = effort.choose((300, 25), (10_000, 100))
     ratios: dict[str, list[Tensor]] = {}
     sizes: dict[str, list[Tensor]] = {}
     for batch in _batches(instances, per_batch, seed=31):

@@ -17,7 +17,7 @@ _CLASS_SIZE, _COMPLETIONS = 2000, 12
 
 def _measure(effort: Effort) -> Measurement:
     generator = torch.Generator().manual_seed(41)
-    runs = effort.choose(200, 9000)
+    runs = effort.choose(200, 10_000)
     problem = random_bandits(1, completions=_COMPLETIONS, generator=generator)
     candidates = random_class(problem.reward, _CLASS_SIZE, generator=generator)[0]
     reward = problem.reward.expand(runs, -1, -1)

@@ -32,7 +32,7 @@ def replace_one(problem: LinearBandits, counts: PairCounts, law_logps: Tensor, *
 
 def _curves(effort: Effort) -> tuple[list[int], dict[str, Tensor], LinearBandits]:
     generator = torch.Generator().manual_seed(91)
-    problem = linear_bandits(effort.choose(60, 600), prompts=4, completions=6, dimension=5, generator=generator)
+    problem = linear_bandits(effort.choose(60, 2000), prompts=4, completions=6, dimension=5, generator=generator)
     law = problem.law("uniform")
     sizes = log_spaced(effort.choose(1_000, 100), 10_000, effort.choose(4, 9))
     columns: dict[str, list[Tensor]] = {"parameter": [], "sup": [], "mean": [], "error": []}

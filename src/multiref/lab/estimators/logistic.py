@@ -15,6 +15,7 @@ __all__ = ["LogisticFit", "logistic_mle"]
 
 _STEPS = 60
 _TOLERANCE = 1e-13
+_FLAT = 1e-10  # least curvature per pair; separable data run away until there is none
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def logistic_mle(features: Tensor, counts: PairCounts, *, ridge: float = 0.0, st
         loss = loss_of(theta, margin)
         if bool((converged | worse).all()):
             break
-    finite = (theta.abs().amax(-1) < 1e3) & ((step.abs().amax(-1) < 1e-6) | converged)
-    return LogisticFit(theta, finite)
+    curved = torch.linalg.eigvalsh(hessian)[:, 0] > _FLAT
+    return LogisticFit(theta, (converged | worse) & (curved | (ridge > 0)))
 
 
 def _apply(difference: Tensor, theta: Tensor) -> Tensor:

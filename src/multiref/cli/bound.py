@@ -1,0 +1,178 @@
+"""`multiref bound`: a theorem of the papers, or of ours, on your numbers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bound(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="The statement; leave it out to list them all.")] = None,
+    solve: Annotated[
+        str | None, typer.Option(help="Find the value of this quantity (samples, say) at which the bound equals --target.")
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="What the bound should equal.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the bound against samples (or iterations) into this PNG.")] = None,
+    from_scores: Annotated[
+        Path | None, typer.Option(help="A store of scores: fills in disagreement and coverage, estimated from its references.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the references for --from-scores, as 0.5,0.5; uniform by default.")
+    ] = None,
+) -> None:
+    """Evaluate a bound: value, terms, rate, assumptions, source, and whether it says anything.
+
+    The statement's quantities are options of the same name: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1
+    --coverage 4 --reward-max 1 --class-size 2000. Leave them out to see which there are.
+    """
+    from multiref import bounds
+
+    estimate = _estimate(from_scores, weights) if from_scores else None
+    if estimate:
+        print(estimate, end="\n\n")
+    if name is None:
+        if not estimate:
+            print(_listing())
+        return
+    statement = _statement(name)
+    given = _quantities(statement, context.args)
+    if estimate:
+        for quantity, value in (("disagreement", estimate.disagreement), ("coverage", estimate.coverage_at_least)):
+            if quantity in statement.parameters:
+                given.setdefault(quantity, value)
+    if not given:
+        print(_usage(statement))
+        return
+    if solve and solve not in given and solve in statement.parameters:
+        given[solve] = 0.5 if solve == "delta" else 1.0  # a place to start from; the solution does not depend on it
+    result: bounds.Bound = statement(**given)
+    if solve:
+        result = _solved(result, solve, target)
+    print(result)
+    if plot:
+        _plot(result, plot)
+        print(f"  figure   {plot}")
+
+
+def _listing() -> str:
+    from multiref import bounds
+
+    lines = ["Statements (multiref bound NAME shows the quantities of one):", ""]
+    for name, statement in bounds.statements().items():
+        lines.append(f"  {name:<36} {statement.status:<12} {statement.title}")
+    return "\n".join(lines)
+
+
+def _statement(name: str):
+    import difflib
+
+    from multiref import bounds
+    from multiref.errors import ArgumentError
+
+    known = bounds.statements()
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "none"
+        raise ArgumentError(
+            f"bound: found {name!r}, expected the name of a statement (nearest: {close}); `multiref bound` lists them"
+        )
+    return known[name]
+
+
+def _quantities(statement, arguments: list[str]) -> dict[str, float]:
+    """`--samples 1e5 --class-size=2000` as numbers by name."""
+    from multiref.errors import ArgumentError
+
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])]
+    expected = ", ".join("--" + q.replace("_", "-") for q in statement.parameters)
+    given: dict[str, float] = {}
+    for option, value in zip(words[::2], [*words[1::2], ""]):
+        quantity = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or quantity not in statement.parameters:
+            raise ArgumentError(f"{statement.name}: found {option!r}, expected one of {expected}")
+        try:
+            given[quantity] = float(value)
+        except ValueError:
+            raise ArgumentError(
+                f"{statement.name}: found {option} {value!r}, expected a number after it, as in {option} 1e4"
+            ) from None
+    return given
+
+
+def _usage(statement) -> str:
+    from multiref import bounds
+
+    lines = [
+        f"{statement.name}: {statement.title}",
+        f"  {statement.formula}",
+        f"  source  {statement.citation}",
+        "",
+        "  quantities",
+    ]
+    for quantity, parameter in statement.parameters.items():
+        default = "" if parameter.default is parameter.empty else f" (default {parameter.default:g})"
+        lines.append(f"    --{quantity.replace('_', '-'):<18} {bounds.describe(quantity)}{default}")
+    return "\n".join(lines)
+
+
+def _solved(result, quantity: str, target: float | None):
+    from multiref.errors import ArgumentError
+
+    if target is None:
+        raise ArgumentError("--solve: found no --target, expected the value that the bound should reach, as in --target 0.01")
+    quantity = quantity.replace("-", "_")
+    solution = result.solve_for(quantity, target=target)
+    print(f"{quantity} = {solution:,.6g} for a bound of {target:g}", end="\n\n")
+    return result.at(**{quantity: solution})
+
+
+def _plot(result, path: Path) -> None:
+    from multiref.errors import ArgumentError, OutputError
+    from multiref.lab.claim import Curve, Figure
+    from multiref.lab.figures import draw
+    from multiref.lab.slopes import log_spaced
+
+    axis = next((q for q in ("samples", "iterations") if q in result.quantities), None)
+    if axis is None:
+        raise ArgumentError(f"--plot: {result.statement.name} depends neither on samples nor on iterations; leave --plot out")
+    centre = max(result.quantities[axis], 100.0)
+    x = tuple(float(n) for n in log_spaced(max(centre / 1e3, 2), centre * 1e3, 61))
+    curves = (
+        Curve(f"{result.statement.name} ({result.status})", x, tuple(result.at(**{axis: n}).value for n in x), "bound"),
+        Curve("trivial range", x, (result.trivial,) * len(x), "trivial"),
+        Curve("here", (result.quantities[axis],), (result.value,), "measured"),
+    )
+    try:
+        draw(Figure(axis, "bound", curves), path, title=result.statement.formula)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path}: cannot write the figure ({error}); give a path that ends in .png in a writable folder"
+        ) from error
+
+
+def _estimate(store: Path, weights: str | None):
+    """What the stored scores say about their references, completions that some reference truncated left out."""
+    from multiref import bounds
+    from multiref.errors import StoreError, WeightsError
+    from multiref.references.stored import read_scores
+
+    scores = read_scores(store)
+    whole = ~scores.truncated.any(0)
+    if not bool(whole.any()):
+        raise StoreError(
+            f"{store}: every completion was truncated by some reference, expected whole ones; score with a longer context"
+        )
+    try:
+        given = None if weights is None else tuple(float(w) for w in weights.split(","))
+    except ValueError:
+        raise WeightsError(f"--weights: found {weights!r}, expected numbers with commas between, as 0.5,0.5") from None
+    estimate = bounds.coverage_from_scores(scores.logps[:, whole], given)
+    tokens = float(scores.lengths[:, whole].double().mean())
+    print(f"{store}: {', '.join(scores.names)}; {int(whole.sum()):,} whole completions, {tokens:.1f} tokens on average")
+    print(f"  disagreement a token  {estimate.disagreement / tokens:.4g} nats")
+    return estimate

@@ -1,0 +1,75 @@
+"""`multiref verify` and `multiref bound`, as a user types them."""
+
+import math
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from multiref import bounds
+from multiref.cli import app
+
+
+def run(*arguments: str):
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_verify_writes_a_ledger_and_goes_on_where_it_stopped(tmp_path):
+    first = run("verify", "merge-identity", "bilevel-seven-halves", "--out", str(tmp_path))
+    assert first.exit_code == 0
+    assert "merge-identity: verified" in first.output and "bilevel-seven-halves: convention-dependent" in first.output
+    assert (tmp_path / "claims.md").exists() and (tmp_path / "claims.json").exists()
+    second = run("verify", "merge-identity", "regret-identity", "--out", str(tmp_path))
+    assert "merge-identity: in the ledger" in second.output and "regret-identity: verified" in second.output
+    assert "merge-identity: verified, " in run("verify", "merge-identity", "--again", "--out", str(tmp_path)).output
+    assert (tmp_path / "claims.md").read_text().count("\n### ") == 3
+
+
+def test_verify_lists_and_refuses(tmp_path):
+    assert "found" in run("verify", "--list").output
+    refused = run("verify", "no-such-claim", "--out", str(tmp_path))
+    assert refused.exit_code == 2 and "no-such-claim" in refused.stderr and not list(tmp_path.iterdir())
+
+
+QUANTITIES = ("--beta", "0.1", "--coverage", "4", "--reward-max", "1", "--class-size", "2000")
+
+
+def test_bound_prints_the_value_and_solves(tmp_path):
+    shown = run("bound", "reverse-kl-suboptimality", "--samples", "1e5", *QUANTITIES)
+    expected = bounds.reverse_kl_suboptimality(samples=1e5, beta=0.1, coverage=4, reward_max=1, class_size=2000)
+    assert shown.output.strip() == str(expected)
+    figure = tmp_path / "bound.png"
+    solved = run(
+        "bound", "reverse-kl-suboptimality", *QUANTITIES, "--solve", "samples", "--target", "0.01", "--plot", str(figure)
+    )
+    printed = float(re.search(r"samples = (\S+)", solved.output).group(1).replace(",", ""))
+    closed = 8 * 10 * 4 * math.e**2 * math.log(2000 / 0.05) / 0.01
+    assert printed == pytest.approx(closed, rel=1e-5) and figure.stat().st_size > 5_000
+
+
+def test_bound_explains_itself():
+    listing = run("bound").output
+    assert all(name in listing for name in bounds.statements())
+    usage = run("bound", "stability-theorem-3").output
+    assert "--sigma-min-other" in usage and "(default 0.05)" in usage
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("no-such-bound",), "expected the name of a statement"),
+        (("maximum-likelihood", "--sample", "3"), "--samples"),
+        (("maximum-likelihood", "--samples", "many"), "expected a number"),
+        (("maximum-likelihood", "--samples"), "expected a number"),
+        (("maximum-likelihood", "--samples", "10", "--reward-max", "1", "--class-size", "9", "--delta", "1"), "delta"),
+        (("maximum-likelihood", "--samples", "10"), "no reward_max"),
+        (("maximum-likelihood", "--reward-max", "1", "--class-size", "9", "--solve", "samples"), "--target"),
+        (("interpolation-optimum", "--radius", "6", "--feature-norm", "1", "--residual", "0.1", "--plot", "x.png"), "--plot"),
+    ],
+)
+def test_bound_refuses_with_one_message(arguments, words):
+    result = run("bound", *arguments)
+    assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") <= 2

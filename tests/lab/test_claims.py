@@ -1,0 +1,104 @@
+"""Every claim in its quick form, with the verdict that the ledger carries; slopes; refusals; the ledger resumes."""
+
+import json
+
+import pytest
+import torch
+
+from multiref import lab
+from multiref.errors import ArgumentError, OutputError
+from multiref.lab.claim import Claim, Effort, Measurement, exactly, near
+from multiref.lab.slopes import bootstrap_mean, fit_slope
+
+NOT_VERIFIED = {
+    "forward-kl-learns-slower": "refuted",
+    "several-references-reduce-overfitting": "refuted",
+    "several-references-increase-diversity": "convention-dependent",
+    "stability-theorem-3-at-practical-n": "vacuous",
+    "figure-suboptimality-against-n": "convention-dependent",
+    "bilevel-seven-halves": "convention-dependent",
+    "table-7b-win-rates": "not testable here",
+    "figure-1-exact-beats-mrpo-and-single": "not testable here",
+}
+
+
+@pytest.mark.parametrize("claim", lab.claims(), ids=lambda claim: claim.name)
+def test_claim_has_the_verdict_of_the_ledger(claim: Claim):
+    outcome = lab.verify(claim.name)
+    assert outcome.verdict == NOT_VERIFIED.get(claim.name, "verified"), str(outcome)
+    assert claim.name in str(outcome) and claim.source in str(outcome)
+
+
+def test_claims_are_told_apart_by_name_and_by_who_says_them():
+    names = [claim.name for claim in lab.claims()]
+    assert len(names) == len(set(names)) >= 40
+    assert {claim.status for claim in lab.claims()} == {"found", "derived"}
+
+
+def test_a_claim_is_decided_by_its_numbers():
+    """The same experiment with the printed rate of forward KL predicted is refuted."""
+    right = Measurement((near("slope", -1.0, -0.97, 0.1),))
+    wrong = Measurement((near("slope", -0.5, -0.97, 0.1),))
+    from multiref.lab.claim import all_hold
+
+    assert all_hold(right) == "verified" and all_hold(wrong) == "refuted"
+    assert all_hold(Measurement((exactly("violations", 0, 1),))) == "refuted"
+
+
+def test_slopes_are_recovered_with_their_uncertainty():
+    """y = 3 x^{−3/2} times lognormal noise: slope −1.5, and an interval of the size that the noise predicts (σ/√(S Σ(log x − mean)²))."""
+    x = torch.logspace(2, 5, 16, dtype=torch.float64)
+    noise = torch.randn(400, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = 3 * x**-1.5 * (0.3 * noise).exp()
+    slope = fit_slope(x.tolist(), y)
+    top = x[x >= 1e4 * (1 - 1e-9)].log()
+    error = 0.3 / (400 * ((top - top.mean()) ** 2).sum()) ** 0.5
+    assert abs(slope.value + 1.5) < 4 * error and slope.low < -1.5 < slope.high
+    assert 2 * 1.5 * error < slope.high - slope.low < 2 * 2.6 * error
+    with_knee = torch.where(x < 9_000, torch.full_like(x, 100.0), x**-1.0).expand(30, -1)
+    assert fit_slope(x.tolist(), with_knee).value == pytest.approx(-1, abs=1e-9)
+    with pytest.raises(ArgumentError, match="slope"):
+        fit_slope([1.0, 100.0], torch.ones(5, 2))
+    mean = bootstrap_mean(noise[:, 0])
+    assert mean.low < noise[:, 0].mean() < mean.high and 0.15 < mean.high - mean.low < 0.25
+
+
+def test_unknown_claims_are_refused_with_the_nearest():
+    with pytest.raises(ArgumentError, match="merge-identity"):
+        lab.verify("merge-idntity")
+
+
+def test_ledger_resumes_replaces_and_tells_older_code(tmp_path):
+    ledger = lab.Ledger(tmp_path)
+    assert not ledger.has("merge-identity", full=False)
+    ledger.record(lab.verify("merge-identity"))
+    ledger.record(lab.verify("prompt-sampling-noise"))
+    again = lab.Ledger(tmp_path)
+    assert again.has("merge-identity", full=False) and not again.has("merge-identity", full=True)
+    page = (tmp_path / "claims.md").read_text()
+    assert page.index("### merge-identity") < page.index("### prompt-sampling-noise")
+    assert (
+        "**verified**" in page
+        and "quick form" in page
+        and (tmp_path / "figures/claims/prompt-sampling-noise.png").stat().st_size > 5_000
+    )
+    stored = json.loads((tmp_path / "claims.json").read_text())
+    assert stored["claims"]["merge-identity"]["checks"][0]["holds"] is True
+    stored["claims"]["merge-identity"]["fingerprint"] = "older"
+    (tmp_path / "claims.json").write_text(json.dumps(stored))
+    older = lab.Ledger(tmp_path)
+    assert not older.has("merge-identity", full=False) and older.has("prompt-sampling-noise", full=False)
+    assert not [f for f in tmp_path.rglob(".*") if f.is_file()]
+    (tmp_path / "claims.json").write_text("{")
+    with pytest.raises(OutputError, match="no ledger"):
+        lab.Ledger(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "claim", [c for c in lab.claims() if c.group in ("reverse KL", "forward KL", "stability")], ids=lambda c: c.name
+)
+def test_claim_in_full(claim: Claim):
+    expected = {**NOT_VERIFIED, "kl-regularised-crossover": "refuted"}
+    measurement = claim.measure(Effort(full=True))
+    assert claim.decide(measurement) == expected.get(claim.name, "verified"), [c for c in measurement.checks if not c.holds]

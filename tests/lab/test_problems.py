@@ -1,0 +1,54 @@
+"""The worlds: enumeration against brute force, the stability world against finite differences and long gradient ascent."""
+
+import itertools
+
+import torch
+
+from multiref.lab.claims.known_reward import ascend
+from multiref.lab.claims.zipf import missing_mass, zipf_draws
+from multiref.lab.problems import known_reward, random_language
+
+
+def test_language_completions_are_products_along_the_tree():
+    language, levels = random_language(3, 3, 2, generator=torch.Generator().manual_seed(0))
+    logps = language.logps(levels)
+    assert logps.shape == (2, 27)
+    torch.testing.assert_close(logps.exp().sum(-1), torch.ones(2, dtype=torch.float64))
+    for i, (a, b, c) in enumerate(itertools.product(range(3), repeat=3)):
+        expected = levels[0][:, 0, a] + levels[1][:, a, b] + levels[2][:, 3 * a + b, c]
+        torch.testing.assert_close(logps[:, i], expected)
+    along = language.accumulate([level.sum(-1) for level in levels])
+    expected = levels[0][:, 0].sum(-1) + levels[1][:, 1].sum(-1) + levels[2][:, 5].sum(-1)
+    torch.testing.assert_close(along[:, 1 * 9 + 2 * 3 + 0], expected)
+
+
+def test_gradient_of_the_empirical_value_is_v_times_the_error():
+    """∇J_S(θ) = V_S(θ)(θ* − θ), against autograd through the value."""
+    problem = known_reward(3, prompts=5, actions=4, dimension=6, generator=torch.Generator().manual_seed(1))
+    counts = torch.tensor([1.0, 0, 2, 0, 1]).double().expand(3, 5)
+    theta = (0.3 * torch.randn(3, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).requires_grad_(True)
+    objective = (counts / 4 * problem.value(theta)).sum()
+    (gradient,) = torch.autograd.grad(objective, theta)
+    formula = torch.einsum("sde,se->sd", problem.covariance(theta.detach(), counts), problem.theta - theta.detach())
+    torch.testing.assert_close(gradient, formula, atol=1e-12, rtol=1e-9)
+
+
+def test_regret_is_the_difference_of_values_and_the_empirical_optimum_is_where_ascent_ends():
+    problem = known_reward(5, prompts=8, actions=4, dimension=9, generator=torch.Generator().manual_seed(3))
+    counts = (torch.arange(8) < 2).double().expand(5, 8)
+    optimum = problem.empirical_optimum(counts)
+    torch.testing.assert_close(
+        problem.regret(optimum), problem.value(problem.theta) - problem.value(optimum), atol=1e-12, rtol=0
+    )
+    assert (problem.regret(optimum)[:, :2].amax() < 1e-20) and (problem.regret(optimum)[:, 2:].mean(-1) > 1e-5).all()
+    end = ascend(problem, counts, 6000, step=4.0)
+    torch.testing.assert_close(end, optimum, atol=1e-5, rtol=0)
+
+
+def test_zipf_draws_follow_the_law_and_missing_mass_counts_what_is_unseen():
+    draws = zipf_draws(2.0, 1, 200_000, generator=torch.Generator().manual_seed(4))
+    for j in (1, 2, 3, 10):
+        expected = j**-2 / (torch.pi**2 / 6)
+        assert abs((draws == j).double().mean().item() - expected) < 4 * (expected / 200_000) ** 0.5
+    seen = torch.tensor([[1.0, 3.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
+    torch.testing.assert_close(missing_mass(seen, 2.0), torch.tensor([1 - (1 + 1 / 4 + 1 / 9) / (torch.pi**2 / 6)]).double())
