@@ -69,19 +69,21 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
 
 
 def _solve(x: Tensor, counts: Tensor, ridge: float) -> tuple[Tensor, int]:
+    """Projected Newton: coefficients at (or next to) zero that want to go below it are held, the others take a Newton step."""
     c = x.new_zeros(len(x))
     value = _value(c, x, counts, ridge)
+    tolerance = 1e-12 * max(1.0, float(counts.sum()))
     for step in range(MAX_STEPS):
         wrong = torch.sigmoid(-(c @ x)) * counts
         gradient = ridge * c - x @ wrong
-        free = (c > 0) | (gradient < 0)
-        if not free.any() or float(gradient[free].abs().max()) <= 1e-12 * max(1.0, float(counts.sum())):
+        unmet = (c - (c - gradient).clamp_min(0)).abs()  # zero at the optimum, whichever coefficients are zero there
+        if float(unmet.max()) <= tolerance:
             return c, step
+        held = (c <= min(1e-3, float(unmet.max()))) & (gradient > 0)
         curvature = (x * (wrong * torch.sigmoid(c @ x))) @ x.T + ridge * torch.eye(len(x), dtype=x.dtype)
-        direction = torch.zeros_like(c)
-        direction[free] = -torch.linalg.solve(curvature[free][:, free], gradient[free])
-        following, lower = _search(c, direction, value, gradient, x, counts, ridge)
-        if lower >= value:  # nothing left but rounding
+        curvature = torch.where(held[:, None] | held[None], torch.diag(curvature.diagonal()), curvature)
+        following, lower = _search(c, -torch.linalg.solve(curvature, gradient), value, gradient, x, counts, ridge)
+        if torch.equal(following, c):  # rounding is all that is left
             return c, step
         c, value = following, lower
     return c, MAX_STEPS
@@ -90,12 +92,12 @@ def _solve(x: Tensor, counts: Tensor, ridge: float) -> tuple[Tensor, int]:
 def _search(
     c: Tensor, direction: Tensor, value: float, gradient: Tensor, x: Tensor, counts: Tensor, ridge: float
 ) -> tuple[Tensor, float]:
-    """Halve the step, projected onto c ≥ 0, until the value falls enough (Armijo)."""
-    length = 1.0
-    while length > 1e-12:
+    """Halve the step, projected onto c ≥ 0, until the value falls enough (Armijo, with room for the value's own rounding)."""
+    length, rounding = 1.0, 1e-14 * abs(value)
+    while length > 1e-9:
         trial = (c + length * direction).clamp_min(0)
         lower = _value(trial, x, counts, ridge)
-        if lower <= value + 1e-4 * float(gradient @ (trial - c)):
+        if lower <= value + 1e-4 * float(gradient @ (trial - c)) + rounding:
             return trial, lower
         length /= 2
     return c, value

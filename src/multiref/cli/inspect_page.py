@@ -1,0 +1,81 @@
+"""An inspection as one self-contained page with figures."""
+
+from pathlib import Path
+from typing import Any
+
+from multiref.cli.inspect_tables import coverage_lines, tables
+from multiref.report import Formula, Note, Picture, Prose, Section, Settings, Table, versions, write_page
+from multiref.report.figures.canvas import GREY, MARKERS, PALETTE, canvas, svg
+
+__all__ = ["write"]
+
+MODEL = """P(chosen ≻ rejected) = σ( s · Σ_k w_k [log π_k(chosen) − log π_k(rejected)] ),   w on the simplex, s ≥ 0
+convex in c = s · w ≥ 0 and solved exactly; every figure of merit is on prompts that the fit did not see"""
+
+
+def write(path: Path, found: Any, *, data: str, store: str) -> None:
+    """Write the page."""
+    blocks: list[Any] = [Section("Verdict", (Note(*found.verdict.sentences),))]
+    titled = tables(found)
+    own: list[Any] = [_table(titled[0]), _calibration(found)]
+    own += (
+        [Note(*(f"{q.name}: {sign}" for q in found.references for sign in q.faults))]
+        if any(q.faults for q in found.references)
+        else []
+    )
+    blocks.append(Section("Each reference by itself", tuple(own)))
+    mixture: list[Any] = [Formula(MODEL), _table(titled[1])]
+    if found.contenders:
+        mixture += [_table(titled[2]), _gains(found)]
+    if found.weighting is not None and len(found.weighting.names) > 1:
+        mixture.append(_weights(found.weighting))
+    blocks.append(Section("Mixtures", tuple(mixture)))
+    tokens: list[Any] = [_table(titled[3])] if found.token_level is not None else []
+    blocks.append(Section("Token by token", (*tokens, Prose(*coverage_lines(found)))))
+    settings = {"data": data, "store": store, "pairs": found.pairs, "prompts": found.prompts, **versions()}
+    blocks.append(Section("Settings", (Settings(settings),)))
+    write_page(
+        path, "Does a second reference help?", *blocks, subtitle=f"{', '.join(q.name for q in found.references)} on {data}"
+    )
+
+
+def _table(titled: Any) -> Table:
+    title, header, rows = titled
+    return Table(header, rows, caption=title)
+
+
+def _calibration(found: Any) -> Picture:
+    figure, axes = canvas(6.0, 4.0)
+    axes.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1)
+    for number, q in enumerate(found.references):
+        claimed, right = [bin[0] for bin in q.calibration], [bin[1] for bin in q.calibration]
+        axes.plot(claimed, right, color=PALETTE[number % 6], marker=MARKERS[number % 6], label=q.name, linewidth=1)
+    axes.set_xlabel("confidence σ(|margin|)")
+    axes.set_ylabel("share of pairs where it is right")
+    axes.legend(frameon=False, fontsize=9)
+    caption = "Calibration of σ(margin): on the line, a reference is right as often as it claims. Below it, overconfident."
+    return Picture(svg(figure), "share of pairs ranked rightly against claimed confidence, per reference", caption)
+
+
+def _gains(found: Any) -> Picture:
+    rows = sorted(found.contenders, key=lambda c: -c.gain)
+    figure, axes = canvas(6.0, 1.2 + 0.36 * len(rows))
+    for number, c in enumerate(rows):
+        axes.errorbar(c.gain, number, xerr=1.96 * c.gain_error, color=PALETTE[0], marker="o", capsize=3, linestyle="none")
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(rows)), [c.name for c in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("held-out log-likelihood per pair against the best single reference (95 %)")
+    return Picture(svg(figure), "gain of each way to weigh references over the best single one", "Right of the line is better.")
+
+
+def _weights(weighting: Any) -> Picture:
+    figure, axes = canvas(6.0, 1.2 + 0.4 * len(weighting.names))
+    for number, (weight, (low, high)) in enumerate(zip(weighting.weights, weighting.intervals, strict=True)):
+        axes.plot([low, high], [number, number], color=PALETTE[0])
+        axes.plot(weight, number, "o", color=PALETTE[0])
+    axes.set_yticks(range(len(weighting.names)), weighting.names)
+    axes.set_xlim(-0.02, 1.02)
+    axes.invert_yaxis()
+    axes.set_xlabel("weight, with its 95 % bootstrap interval over prompts")
+    return Picture(svg(figure), "fitted weights with intervals", "Weights of the references that the evidence supports.")

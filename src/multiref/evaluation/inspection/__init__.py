@@ -1,0 +1,8 @@
+"""Does a second reference help me? What stored scores say about K references on preference pairs, and a verdict in words.
+
+`inspect(pairs, scores)` → `Inspection`. Held-out pairs decide, clustered by prompt; broken references are named, not weighted."""
+
+from multiref.evaluation.inspection.inspection import Inspection, inspect
+from multiref.evaluation.inspection.verdict import Verdict
+
+__all__ = ["Inspection", "Verdict", "inspect"]

@@ -1,0 +1,90 @@
+"""The evidence that stored scores hold about preferences: margins, lengths, rates, and which pairs belong together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import DataError
+from multiref.references.keys import text_of
+from multiref.references.scores import SequenceScores
+
+__all__ = ["Evidence", "gather", "standard_error"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """K references on P pairs.
+
+    logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]: pairs of one prompt have one number, 0 … G−1;
+    they are never split between fitting and testing, and count as one cluster in every standard error. left_out: pairs with a score of −inf.
+    """
+
+    names: tuple[str, ...]
+    logps: Tensor
+    lengths: Tensor
+    truncated: Tensor
+    characters: Tensor
+    groups: Tensor
+    left_out: int
+
+    @property
+    def margins(self) -> Tensor:
+        """[K, P]: log π_k(chosen) − log π_k(rejected), summed over completions."""
+        return self.logps[..., 0] - self.logps[..., 1]
+
+    @property
+    def longer(self) -> Tensor:
+        """[K, P]: tokens of chosen less tokens of rejected."""
+        return (self.lengths[..., 0] - self.lengths[..., 1]).double()
+
+    @property
+    def rates(self) -> Tensor:
+        """[K, 2P]: nats per token of each completion."""
+        return (-self.logps / self.lengths.clamp_min(1)).flatten(1)
+
+    @property
+    def pairs(self) -> int:
+        return self.logps.shape[1]
+
+
+def gather(pairs: Sequence[Any], scores: SequenceScores) -> Evidence:
+    """Pairs and their scores → evidence. `StoreError` for a pair without scores, `DataError` where nothing is left."""
+    prompts = [pair.prompt for pair in pairs]
+    sides = [[getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
+    columns = torch.stack([torch.from_numpy(scores.columns(prompts, side)) for side in sides], dim=-1)
+    logps = scores.logps[:, columns].double()
+    finite = torch.isfinite(logps).all(-1).all(0)
+    if not finite.any():
+        raise DataError(
+            f"None of the {len(pairs)} pairs has finite scores under all of {', '.join(scores.names)}. Look at each reference alone."
+        )
+    number: dict[str, int] = {}
+    groups = torch.tensor([number.setdefault(text_of(prompt), len(number)) for prompt in prompts])
+    if len(number) == 1:  # data without prompts: every pair stands for itself
+        groups = torch.arange(len(prompts))
+    characters = torch.tensor([[_length(text) for text in side] for side in sides]).T
+    return Evidence(
+        scores.names,
+        logps[:, finite],
+        scores.lengths[:, columns][:, finite],
+        scores.truncated[:, columns][:, finite],
+        characters[finite],
+        torch.unique(groups[finite], return_inverse=True)[1],
+        int((~finite).sum()),
+    )
+
+
+def standard_error(values: Tensor, groups: Tensor) -> float:
+    """Of the mean of `values` [P], clusters `groups` [P] being independent: √(Σ_g (Σ_{j∈g} (v_j − v̄))² · G/(G−1)) / P."""
+    clusters = int(groups.max()) + 1 if len(groups) else 0
+    if clusters < 2:
+        return float("inf")
+    sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, groups, values.double() - values.double().mean())
+    return float((sums.square().sum() * clusters / (clusters - 1)).sqrt()) / len(values)
+
+
+def _length(text: Any) -> int:
+    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)

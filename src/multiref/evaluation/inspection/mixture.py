@@ -1,0 +1,161 @@
+"""Which references, at which weights, predict preferences that were held out; and whether more than one is supported at all."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from multiref.evaluation.inspection.evidence import Evidence, standard_error
+from multiref.weighting import arwc, fit_preferences, uniform, vaw, vdw
+
+__all__ = ["Contender", "Step", "Weighting", "contenders", "select", "weigh"]
+
+SIGNIFICANCE = 0.01  # one-sided, for each question "does one more reference help?", shared among the candidates
+Rule = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the selection: the candidate that did best, the gain in held-out log-likelihood per pair, its standard error, accepted or not."""
+
+    name: str
+    gain: float
+    error: float
+    needed: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to weigh references: held-out log-likelihood per pair (mean, standard error), accuracy, and the difference to the best single one."""
+
+    name: str
+    log_likelihood: float
+    error: float
+    accuracy: float
+    gain: float
+    gain_error: float
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Weights on the simplex with 95 % bootstrap intervals, and the scale: P(chosen ≻ rejected) = σ(scale · Σ_k w_k margin_k)."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+    scale: float
+    scale_interval: tuple[float, float]
+
+
+def folds_of(groups: Tensor, folds: int, seed: int) -> Tensor:
+    """[P] → [P] fold numbers; pairs of one prompt are in one fold."""
+    clusters = int(groups.max()) + 1
+    order = torch.randperm(clusters, generator=torch.Generator().manual_seed(seed))
+    return (torch.argsort(order) % folds)[groups]
+
+
+def held_out(pooled: Callable[[Tensor, Tensor], Tensor], margins: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-likelihoods [P], logits [P]), each pair's from a fit that did not see its prompt. pooled(training margins, margins) → logits."""
+    logits = torch.zeros_like(margins[0])
+    for fold in folds.unique():
+        inside = folds == fold
+        logits[inside] = pooled(margins[:, ~inside], margins[:, inside])
+    return -softplus(-logits), logits
+
+
+def _fitted(training: Tensor, testing: Tensor) -> Tensor:
+    return fit_preferences(training).coefficients @ testing
+
+
+def _scaled(rule: Rule) -> Callable[[Tensor, Tensor], Tensor]:
+    """Weights by a rule, scale by fitting: so that a rule is judged by its weights and not by the unit of margins."""
+
+    def pooled(training: Tensor, testing: Tensor) -> Tensor:
+        weights = rule(training)
+        scale = fit_preferences((weights[:, None] * training).sum(0, keepdim=True)).scale
+        return scale * (weights[:, None] * testing).sum(0)
+
+    return pooled
+
+
+def _adaptive(training: Tensor, testing: Tensor) -> Tensor:
+    scale = fit_preferences((arwc(training) * training).sum(0, keepdim=True)).scale
+    return scale * (arwc(testing) * testing).sum(0)
+
+
+def _best_single(training: Tensor, testing: Tensor) -> Tensor:
+    fits = [fit_preferences(row[None]) for row in training]
+    best = min(range(len(fits)), key=lambda k: fits[k].loss)
+    return fits[best].coefficients[0] * testing[best]
+
+
+def select(evidence: Evidence, allowed: list[int], folds: Tensor) -> tuple[list[int], list[Step]]:
+    """Forward selection by held-out log-likelihood. It starts from no reference at all (a fair coin), so that "none" and "one" are answers too.
+
+    The best candidate joins if its gain over what is chosen exceeds z standard errors (clustered by prompt), z the normal quantile of
+    SIGNIFICANCE divided by the number of candidates.
+    """
+    margins = evidence.margins
+    chosen: list[int] = []
+    steps: list[Step] = []
+    current = torch.full((evidence.pairs,), -math.log(2), dtype=torch.float64)
+    while candidates := [k for k in allowed if k not in chosen]:
+        trials = {k: held_out(_fitted, margins[[*chosen, k]], folds)[0] for k in candidates}
+        best = max(candidates, key=lambda k: float(trials[k].mean()))
+        gain = trials[best] - current
+        error = standard_error(gain, evidence.groups)
+        needed = NormalDist().inv_cdf(1 - SIGNIFICANCE / len(candidates))
+        accepted = bool(gain.mean() > needed * error)
+        steps.append(Step(evidence.names[best], float(gain.mean()), error, needed, accepted))
+        if not accepted:
+            break
+        chosen.append(best)
+        current = trials[best]
+    return sorted(chosen), steps
+
+
+def contenders(evidence: Evidence, allowed: list[int], folds: Tensor) -> list[Contender]:
+    """Single references, uniform weights, the convex fit and the strategies of the literature, on the same held-out pairs."""
+    margins = evidence.margins[allowed]
+    rules: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"best single (chosen in training)": _best_single}
+    rules |= {f"{evidence.names[k]} alone": _single(position) for position, k in enumerate(allowed)}
+    rules |= {"uniform": _scaled(uniform), "convex fit": _fitted, "VDW": _scaled(vdw), "VAW": _scaled(vaw), "ARWC": _adaptive}
+    results = {name: held_out(rule, margins, folds) for name, rule in rules.items()}
+    base = results["best single (chosen in training)"][0]
+    found = []
+    for name, (likelihood, logits) in results.items():
+        gain = likelihood - base
+        accuracy = float(((logits > 0).double() + 0.5 * (logits == 0).double()).mean())
+        errors = standard_error(likelihood, evidence.groups), standard_error(gain, evidence.groups)
+        found.append(Contender(name, float(likelihood.mean()), errors[0], accuracy, float(gain.mean()), errors[1]))
+    return found
+
+
+def _single(position: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda training, testing: _fitted(training[position : position + 1], testing[position : position + 1])
+
+
+def weigh(evidence: Evidence, chosen: list[int], *, resamples: int, seed: int) -> Weighting:
+    """The convex fit on all pairs, with percentile intervals from resampling prompts."""
+    margins = evidence.margins[chosen]
+    fit = fit_preferences(margins)
+    generator = torch.Generator().manual_seed(seed)
+    clusters = int(evidence.groups.max()) + 1
+    draws = []
+    for _ in range(resamples):
+        drawn = torch.bincount(torch.randint(clusters, (clusters,), generator=generator), minlength=clusters)
+        again = fit_preferences(margins, counts=drawn[evidence.groups].double())
+        draws.append(torch.cat([again.weights, torch.tensor([again.scale]).double()]))
+    low, high = torch.quantile(torch.stack(draws), torch.tensor([0.025, 0.975]).double(), dim=0).tolist()
+    return Weighting(
+        tuple(evidence.names[k] for k in chosen),
+        tuple(fit.weights.tolist()),
+        tuple(zip(low[:-1], high[:-1], strict=True)),
+        fit.scale,
+        (low[-1], high[-1]),
+    )

@@ -1,0 +1,103 @@
+"""One reference by itself: does its margin agree with the preferences, is it honest about it, does it go by length."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from multiref.evaluation.inspection.evidence import Evidence, standard_error
+from multiref.weighting import fit_preferences
+
+__all__ = ["Quality", "quality"]
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one reference's scores show.
+
+    accuracy: share of pairs with margin > 0 (a tie counts one half), with its 95 % interval (Wilson, for as many independent pairs as the
+        clustered standard error is worth). Nothing is fitted, so every pair is held out.
+    log_loss: mean −log σ(margin); tempered_log_loss: mean −log σ(t · margin) at the best t ≥ 0, `temperature`. A temperature far from 1 says
+        that the margin is over- (t < 1) or underconfident as a probability of preference.
+    calibration: per bin of equal size (mean σ(margin), share preferred, count); calibration_error: mean absolute difference, by count.
+    length_correlation: of the margin with the difference of lengths in tokens; nats_per_extra_token: the slope.
+    shorter_accuracy: what "prefer the shorter" would score, for comparison.
+    nats_per_token: over all tokens; spread: standard deviation over completions; nats_per_character.
+    """
+
+    name: str
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    log_loss: float
+    tempered_log_loss: float
+    temperature: float
+    calibration: tuple[tuple[float, float, int], ...]
+    calibration_error: float
+    length_correlation: float
+    nats_per_extra_token: float
+    shorter_accuracy: float
+    nats_per_token: float
+    spread: float
+    nats_per_character: float
+    truncated: float
+    faults: tuple[str, ...]
+
+
+def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
+    """The k-th reference's quality on this evidence."""
+    margins, longer = evidence.margins[k], evidence.longer[k]
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    shorter = (longer < 0).double() + 0.5 * (longer == 0).double()
+    fit = fit_preferences(margins[None])
+    bins = _bins(margins)
+    tokens = evidence.lengths[k].double()
+    slope = float(
+        (longer - longer.mean()) @ (margins - margins.mean()) / (longer - longer.mean()).square().sum().clamp_min(1e-12)
+    )
+    return Quality(
+        name=evidence.names[k],
+        accuracy=float(right.mean()),
+        accuracy_interval=_wilson(
+            float(right.mean()), standard_error(right, evidence.groups), len(torch.unique(evidence.groups))
+        ),
+        log_loss=float(-logsigmoid(margins).mean()),
+        tempered_log_loss=fit.loss,
+        temperature=fit.scale,
+        calibration=bins,
+        calibration_error=sum(abs(claimed - found) * count for claimed, found, count in bins) / len(margins),
+        length_correlation=_correlation(margins, longer),
+        nats_per_extra_token=slope,
+        shorter_accuracy=float(shorter.mean()),
+        nats_per_token=float(-evidence.logps[k].sum() / tokens.sum().clamp_min(1)),
+        spread=float(evidence.rates[k].std()) if evidence.pairs else 0.0,
+        nats_per_character=float(-evidence.logps[k].sum() / evidence.characters.sum().clamp_min(1)),
+        truncated=float(evidence.truncated[k].double().mean()),
+        faults=faults,
+    )
+
+
+def _bins(margins: Tensor) -> tuple[tuple[float, float, int], ...]:
+    """Bins of claimed confidence. A pair is looked at from its confident side: claim σ(|m|), right if m > 0 (half a point at m = 0)."""
+    order = margins.abs().argsort()
+    claims, right = torch.sigmoid(margins.abs()), (margins > 0).double() + 0.5 * (margins == 0).double()
+    parts = [part for part in order.chunk(BINS) if len(part)]
+    return tuple((float(claims[part].mean()), float(right[part].mean()), len(part)) for part in parts)
+
+
+def _wilson(p: float, error: float, clusters: int) -> tuple[float, float]:
+    """95 % interval for a share, with as many independent trials as a standard error of this size is worth."""
+    trials = p * (1 - p) / error**2 if 0 < error < math.inf and 0 < p < 1 else float(max(clusters, 1))
+    z2 = 1.96**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm > 0 else 0.0

@@ -1,0 +1,139 @@
+"""How far references are apart token by token: full next-token distributions on a sample, where the vocabularies are the same."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.divergences import disagreement
+from multiref.errors import ModelError
+from multiref.models import Encoded
+from multiref.references.collection import References
+from multiref.references.keys import content_key
+from multiref.references.local import LocalReference
+from multiref.references.plan import wanted
+from multiref.references.protocol import Item
+from multiref.references.scores import same_vocabulary
+
+__all__ = ["TokenLevel", "measure_token_level"]
+
+BUDGET = 2**28  # numbers in memory at once, K × tokens × vocabulary: 1 GiB of float32
+
+
+@dataclass(frozen=True)
+class TokenLevel:
+    """Means over the tokens of sampled completions, at the contexts that these completions pass through (not contexts that a policy visits).
+
+    kl[i][j]: KL(π_i ‖ π_j) in nats per token, over the whole vocabulary; kl_error its standard error (completions are clusters).
+    disagreement: −log F_t = −log Σ_v Π_k π_k(v)^{w_k} in nats per token, at `weights`.
+    """
+
+    names: tuple[str, ...]
+    completions: int
+    tokens: int
+    kl: tuple[tuple[float, ...], ...]
+    kl_error: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    disagreement: float
+    disagreement_error: float
+
+
+def measure_token_level(
+    references: References, data: Iterable[Any], *, completions: int = 64, weights: Sequence[float] | None = None
+) -> TokenLevel:
+    """Score a sample's tokens under every reference, one reference in memory after another, keeping their distributions.
+
+    Args:
+        references: models on this machine with one vocabulary.
+        data: as for `References.score`; the sample is the first so many completions in the order of content keys, whatever the row order.
+        completions: how many, less where K × tokens × vocabulary would exceed 2^28 numbers.
+        weights: of the disagreement; None: uniform.
+
+    Errors: `VocabularyMismatch` naming the first difference; `ModelError` for references that are no model on this machine.
+    """
+    opened = [_local(name, references.open(name)) for name in references.names]
+    vocabularies = [reference.vocabulary for reference in opened]
+    same_vocabulary(references.names, vocabularies)
+    width = max(vocabularies[0].values()) + 1
+    encoded = _sample(opened[0], data, completions, BUDGET // (len(opened) * width))
+    texts = [item.completions[0] for item in encoded]
+    logps = []
+    for name, reference in zip(references.names, opened, strict=True):
+        logps.append(reference._with_model(_distributions, encoded, width=width))
+        reference.release()
+        if logps[-1].shape != (sum(map(len, texts)), width):
+            raise ModelError(
+                f"Reference {name!r} gave {tuple(logps[-1].shape)} for {sum(map(len, texts))} tokens × {width} entries."
+            )
+    w = torch.full((len(opened),), 1 / len(opened)) if weights is None else torch.tensor(weights)
+    return _measured(references.names, torch.stack(logps), torch.tensor([len(ids) for ids in texts]), w.double())
+
+
+def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: Tensor) -> TokenLevel:
+    """[K, T, V] → means and errors; a block of tokens at a time, in float64."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    blocks = logps.split(max(1, 2**22 // logps.shape[-1]), dim=1)
+    apart = torch.cat([disagreement(block.double(), weights) for block in blocks])
+    kl = torch.cat([_kl_matrix(block.double()) for block in blocks], dim=-1)
+    error = [[_error(kl[i, j], owner) for j in range(len(names))] for i in range(len(names))]
+    return TokenLevel(
+        names,
+        len(lengths),
+        int(lengths.sum()),
+        tuple(tuple(row) for row in kl.mean(-1).tolist()),
+        tuple(tuple(row) for row in error),
+        tuple(weights.tolist()),
+        float(apart.mean()),
+        _error(apart, owner),
+    )
+
+
+def _kl_matrix(logps: Tensor) -> Tensor:
+    """[K, t, V] → [K, K, t]: KL(π_i ‖ π_j) at each token."""
+    entropy = (logps.exp() * logps).sum(-1)
+    cross = torch.einsum("itv,jtv->ijt", logps.exp(), logps)
+    return (entropy[:, None] - cross).clamp_min(0)
+
+
+def _error(values: Tensor, owner: Tensor) -> float:
+    """Standard error of the mean over tokens, completions being independent."""
+    clusters = int(owner.max()) + 1
+    sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, owner, values - values.mean())
+    return float((sums.square().sum() * clusters / max(clusters - 1, 1)).sqrt()) / len(values)
+
+
+def _distributions(model: Any, encoded: Sequence[Encoded], *, width: int, **_: Any) -> Tensor:
+    """[T, width] float32 on the CPU: log π(· | prompt, y_<t) over the common vocabulary at each scored position; one completion a pass."""
+    device = next(model.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for item in encoded:
+            context = item.contexts[0] if item.contexts else item.prompt_ids
+            ids = torch.tensor([[*context, *item.completions[0]]], device=device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1, :width]
+            parts.append(torch.log_softmax(logits.float(), dim=-1).cpu())
+    return torch.cat(parts)
+
+
+def _sample(reference: LocalReference, data: Iterable[Any], completions: int, tokens: int) -> list[Encoded]:
+    unique = {content_key(*text): text for text in wanted(data)}
+    items = [Item(prompt, (completion,)) for _, (prompt, completion) in sorted(unique.items())[:completions]]
+    encoded: list[Encoded] = []
+    room = tokens
+    for item in reference.encode(items):
+        room -= len(item.completions[0])
+        if room < 0 and encoded:
+            break
+        encoded.append(item)
+    return encoded
+
+
+def _local(name: str, reference: Any) -> LocalReference:
+    if isinstance(reference, LocalReference):
+        return reference
+    raise ModelError(
+        f"Reference {name!r} is no model on this machine ({type(reference).__name__}); whole next-token distributions need one. "
+        "Sequence-level scores are unaffected."
+    )
