@@ -21,7 +21,9 @@ _STEPS = 60  # bisection; the maximum is flat in its argument, so its value is e
 
 def coverage(policy_logps: Tensor, sampling_logps: Tensor) -> Tensor:
     r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y), over completions that the policy can produce; +inf where μ misses one of them."""
-    return log_ratio(policy_logps, sampling_logps, under=policy_logps).masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
+    return (
+        log_ratio(policy_logps, sampling_logps, under=policy_logps).masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
+    )
 
 
 def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling_logps: Tensor, *, beta: float) -> Tensor:

@@ -43,7 +43,7 @@ def forward_kl_6_2(*, samples: float, coverage: float, reward_max: float, class_
     formula="J(π*) − J(π_r̂) ≤ (E_π_r̂ − E_π*)[r̂ − r*] ≤ 8 e^{R} √(C L / n)",
     rate="1/√n",
     assumptions=(*_CLASS, _TWO),
-    citation="derived; theory, multi-reference section 3.2, F1",
+    citation="derived; proof F1 in docs/bounds.md",
     status="derived",
 )
 def forward_kl_slow(*, samples: float, coverage: float, reward_max: float, class_size: float, delta: float = 0.05) -> Terms:
@@ -57,7 +57,7 @@ def forward_kl_slow(*, samples: float, coverage: float, reward_max: float, class
     formula="E_q r* − E_π_r̂ r* ≤ 8 e^{R} √(C L / n) + β KL(π̄ ‖ q)",
     rate="1/√n at β = 1/n",
     assumptions=(*_CLASS, "coverage: q ≤ C μ and π_r̂ ≤ C μ", "q > 0 wherever the arithmetic pool is"),
-    citation=f"rate found: {_PAPER}, Theorem 6.3; constants derived: theory, multi-reference section 3.2, F1",
+    citation=f"rate found: {_PAPER}, Theorem 6.3; constants derived: proof F1 in docs/bounds.md",
     status="derived",
 )
 def forward_kl_versus_comparator(
@@ -80,7 +80,7 @@ def forward_kl_versus_comparator(
     formula="J(π*) − J(π_r̂) ≤ γ C² (1 + C² (1 + γR)) Var_π̄(r̂ − r*),  Var_π̄ ≤ C_μ · 16 e^{2R} L / n",
     rate="1/n at fixed β",
     assumptions=(*_CLASS, "coverage: π* ≤ C π̄ and π_r̂ ≤ C π̄", "sampling coverage: π̄ ≤ C_μ μ"),
-    citation="derived; theory, multi-reference section 3.2, F2 (independently: arXiv 2605.09214)",
+    citation="derived; proof F2 in docs/bounds.md (independently: arXiv 2605.09214)",
     status="derived",
 )
 def forward_kl_fast(

@@ -12,7 +12,7 @@ from multiref.bounds.statement import Terms, statement
 
 __all__ = ["interpolation", "interpolation_gradient_ascent", "interpolation_optimum"]
 
-_SOURCE = "derived; theory, online-and-generalisation section 5.5"
+_SOURCE = "derived; proof I in docs/bounds.md"
 _LINEAR = ("features of norm at most C", "reward linear in them, known, without noise, ‖θ*‖ ≤ R/3", "parameters within norm R")
 _SPAN = "every feature is within ε_n of the column space of V_S(θ_S)"
 

@@ -8,7 +8,7 @@ from multiref.bounds.statement import Terms, statement
 
 __all__ = ["learned_reward_parameter", "learned_reward_value"]
 
-_SOURCE = "derived; theory, online-and-generalisation section 5.6"
+_SOURCE = "derived; proof S in docs/bounds.md"
 _SETTING = (
     "features of norm at most L, parameters within norm R",
     "reward linear in the features and learned by maximum likelihood from n Bradley–Terry pairs",

@@ -39,7 +39,7 @@ def _regularised_range(reward_max: float, beta: float) -> float:
     formula="E_x Var_μ(r̂ − r*) ≤ 16 e^{2R} L / n",
     rate="1/n",
     assumptions=_CLASS,
-    citation="derived; theory, multi-reference section 3.2",
+    citation="derived; proof M in docs/bounds.md",
     status="derived",
 )
 def maximum_likelihood(*, samples: float, reward_max: float, class_size: float, delta: float = 0.05) -> Terms:
@@ -72,7 +72,7 @@ def reverse_kl_5_2(
     formula="J(π*) − J(π_r̂) = γ ∫₀¹ s Var_{π_s}(r̂ − r*) ds ≤ 8 γ C e^{2R} L / n",
     rate="γ/n",
     assumptions=(*_CLASS, _PATH),
-    citation="derived; theory, multi-reference section 3.2, R1",
+    citation="derived; proof R1 in docs/bounds.md",
     status="derived",
 )
 def reverse_kl_suboptimality(
@@ -88,7 +88,7 @@ def reverse_kl_suboptimality(
     formula="|E_π* r* − E_π_r̂ r*| ≤ 2 γ R e^{R} √(C L / n)",
     rate="γ/√n",
     assumptions=(*_CLASS, _PATH),
-    citation=f"rate found: {_PAPER}, Theorem 5.3; constants derived: theory, multi-reference section 3.2, R2",
+    citation=f"rate found: {_PAPER}, Theorem 5.3; constants derived: proof R2 in docs/bounds.md",
     status="derived",
 )
 def reverse_kl_plain_reward(
@@ -104,7 +104,7 @@ def reverse_kl_plain_reward(
     formula="E_q r* − E_π_r̂ r* ≤ 8 γ C e^{2R} L / n + β log sup(q / pool)",
     rate="1/√n where β ∝ 1/√n and C stays bounded as β falls (it need not)",
     assumptions=(*_CLASS, _PATH, "q has no mass where the geometric pool has none"),
-    citation="derived; theory, multi-reference section 3.2, R3",
+    citation="derived; proof R3 in docs/bounds.md",
     status="derived",
 )
 def reverse_kl_versus_comparator(
@@ -127,7 +127,7 @@ def reverse_kl_versus_comparator(
     formula="J(π*) − J(π_r̂) ≤ 8 γ (e^{γR} / F) e^{2R} L / n",
     rate="γ/n, times 1/F, which grows exponentially with completion length",
     assumptions=(*_CLASS, "μ = Σ_k w_k π_k, so that pool ≤ μ / F (arithmetic–geometric means)"),
-    citation="derived; theory, multi-reference section 3.4",
+    citation="derived; proof P in docs/bounds.md",
     status="derived",
 )
 def reverse_kl_from_references(
