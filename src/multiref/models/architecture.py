@@ -67,31 +67,56 @@ def unwrapped(model: Any) -> Any:
 
 
 def _probe(model: Any, forward: Forward) -> Layout:
-    vocabulary = _logit_width(model)
-    plain = Layout(head=False, shared_prompt=False, vocabulary=vocabulary)
-    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
-        return plain
-    batch, unmasked = _probe_batch(vocabulary)
+    layout = Layout(head=False, shared_prompt=False, vocabulary=_logit_width(model))
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        return layout
+    batch, unmasked = _probe_batch(layout.vocabulary)
     device = next(model.parameters()).device
-    separate, shared = (lay_out(batch, shared=share, device=device) for share in (False, True))
-    truth = forward(model, separate, plain, 2**24)
-    noise = 8 * torch.finfo(next(model.parameters()).dtype).eps * truth.abs().max().item()
 
-    layout = replace(plain, head=True)
-    error = _distance(forward, model, separate, layout, truth)
-    if not error <= noise:
-        layout = replace(plain, why="its logits are not one linear map of the last hidden state; full logits are computed.")
+    def run(items: list[Encoded], layout: Layout, *, shared: bool = False) -> Tensor:
+        return forward(model, lay_out(items, shared=shared, device=device), layout, 2**24)
 
-    # A prompt is shared only if what remains is small beside what the mask and the positions are there to prevent.
-    wrong = forward(model, lay_out(unmasked, shared=False, device=device), plain, 2**24)
-    effect = (wrong - truth[-len(wrong) :]).abs().max().item()
-    error = _distance(forward, model, shared, layout, truth)
+    truth = run(batch, layout)
+    if _logits_are_of(model, head, batch):
+        layout = replace(layout, head=True)
+    else:
+        layout = replace(layout, why="its logits are not the head's output as it is; full logits are computed.")
     if _has_sliding_window(model):
-        return replace(layout, why="its attention window slides; prompts are not shared between completions.")
-    if not error <= max(noise, 0.01 * effect):
+        return replace(
+            layout, why=f"{layout.why} Its attention window slides; prompts are not shared between completions.".strip()
+        )
+    if any("quantized.dynamic" in type(module).__module__ for module in model.modules()):
+        return layout  # what is beside a row changes its activations' scale, and so its score
+    # Sharing may move a score by what batching moves it anyway, or by little beside what mask and positions are there to prevent.
+    one_by_one = torch.cat([run([item], layout) for item in batch])
+    effect = _largest(run(unmasked, layout) - truth[-len(unmasked[0].completions[0]) :])
+    floor = 0.05 if next(model.parameters()).dtype.itemsize == 2 else 1e-4
+    tolerance = max(4 * _largest(one_by_one - truth), min(floor, 0.01 * effect))
+    try:
+        error = _largest(run(batch, layout, shared=True) - truth)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError):
+        error = float("inf")
+    if not error <= tolerance:
         why = f"{layout.why} It does not honour position ids with a 4-D mask; prompts are not shared between completions."
         return replace(layout, why=why.strip())
     return replace(layout, shared_prompt=True)
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def _logits_are_of(model: Any, head: nn.Module, batch: list[Encoded]) -> bool:
+    """Whether the model's logits are what its head gives, bit for bit: no scaling, no squashing after it."""
+    seen: list[Tensor] = []
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        rows = lay_out(batch, shared=False, device=next(model.parameters()).device)
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+    finally:
+        handle.remove()
+    return len(seen) == 1 and seen[0].shape == logits.shape and torch.equal(seen[0].to(logits), logits)
 
 
 def _probe_batch(vocabulary: int) -> tuple[list[Encoded], list[Encoded]]:
@@ -100,13 +125,6 @@ def _probe_batch(vocabulary: int) -> tuple[list[Encoded], list[Encoded]]:
     first = Encoded(tuple(ids[:3]), (tuple(ids[3:5]), tuple(ids[5:9])), (False, False))
     prompt, one, two = tuple(ids[10:16]), tuple(ids[16:20]), tuple(ids[20:25])
     return [first, Encoded(prompt, (one, two), (False, False))], [Encoded(prompt + one, (two,), (False,))]
-
-
-def _distance(forward: Forward, model: nn.Module, rows: Rows, layout: Layout, truth: Tensor) -> float:
-    try:
-        return (forward(model, rows, layout, 2**24).to(truth) - truth).abs().max().item()
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError):
-        return float("inf")
 
 
 def _logit_width(model: Any) -> int:

@@ -84,7 +84,10 @@ def encode_many(
     for item, body in zip(written, prompts):
         ids = tuple(_continuation(tokenizer, next(joints), rest, body) + item.tail for rest in item.completions)
         context = start + body if item.plain else body
-        encoded.append(_fit(context or _start_token(tokenizer), ids, start, max_length, truncation))
+        try:
+            encoded.append(_fit(context or _start_token(tokenizer), ids, start, max_length, truncation))
+        except DataError as error:
+            raise DataError(f"{error} The prompt begins {item.prompt[:50]!r}.") from None
     return encoded
 
 
@@ -137,7 +140,10 @@ def _plain_ids(tokenizer: Any, texts: list[str]) -> list[Ids]:
     """Token ids of texts, nothing added."""
     if not texts:
         return []
-    return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
+    return [
+        tuple(ids)
+        for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ]
 
 
 def _continuation(tokenizer: Any, joint: Ids, rest: str, body: Ids) -> Ids:

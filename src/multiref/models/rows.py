@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded
 
 __all__ = ["Rows", "lay_out", "row_length"]
@@ -60,6 +61,10 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: tor
     count = 0
     for encoded in batch:
         for prompt, indices in _contexts(encoded):
+            if not prompt:
+                raise ArgumentError(
+                    "A prompt has no token; expected at least a start token, from which the first token is predicted."
+                )
             members = [(count + index, encoded.completions[index]) for index in indices]
             rows += [(prompt, members)] if shared else [(prompt, [member]) for member in members]
         count += len(encoded.completions)

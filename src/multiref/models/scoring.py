@@ -17,7 +17,7 @@ from multiref.models.rows import row_length
 
 __all__ = ["score_completions", "score_tokens"]
 
-ROW_LIMIT = 1024  # attention grows with the square of a row: completions beyond this start another row with the prompt again
+ROW_LIMIT = 2048  # attention grows with the square of a row: completions beyond this start another row with the prompt again
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def score_completions(
     """
     sums = torch.zeros(sum(len(item.completions) for item in encoded), dtype=torch.float64)
     for places, values in _run(model, encoded, completion_logps, token_budget, logits_budget, alone):
-        sums[places] = values.double().cpu()
+        sums[places] = values.cpu().double()
     return sums
 
 
