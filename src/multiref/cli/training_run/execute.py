@@ -22,9 +22,11 @@ __all__ = ["execute"]
 
 def execute(run: Run, *, say: Any = print) -> Path:
     """Do the run; returns its folder. Finished already: says so and does nothing."""
+    from multiref.cli.training_run.objective import checked
     from multiref.report import versions
 
     arguments = _arguments(run)
+    checked(run)
     folder = RunFolder(run.output)
     main = arguments.process_index == 0
     began = folder.claim(plain(run)) if main else True
@@ -51,8 +53,9 @@ def _prepare(run: Run, folder: RunFolder, arguments: Any, say: Any) -> tuple[Any
     from multiref.training import PreferenceData, PreferenceTrainer
     from multiref.training.arguments import silence
 
+    train, held_out = _read(run)
     policy, tokenizer, max_length = _policy(run)
-    train, held_out = _pairs(run, tokenizer, max_length, say)
+    train, held_out = (_fitting(run, pairs, tokenizer, max_length, say) for pairs in (train, held_out))
     with arguments.main_process_first(desc="scoring under the references"):
         scores = _scores(run, folder, [*train, *held_out], max_length, say)
     train, held_out = (_untruncated(run, pairs, scores, say) for pairs in (train, held_out))
@@ -128,7 +131,8 @@ def _policy(run: Run) -> tuple[Any, Any, int | None]:
     return policy, loaded.tokenizer, min(limits) if limits else None
 
 
-def _pairs(run: Run, tokenizer: Any, max_length: int | None, say: Any) -> tuple[list[Any], list[Any]]:
+def _read(run: Run) -> tuple[list[Any], list[Any]]:
+    """Pairs to train on, and held out."""
     from multiref.data import read_pairs
 
     source: Any = run.data
@@ -143,7 +147,7 @@ def _pairs(run: Run, tokenizer: Any, max_length: int | None, say: Any) -> tuple[
             _warn_of_overlap(train, held_out)
         else:
             train, held_out = _split(train, evaluation.fraction or 0.0, int(run.training.get("seed", 42)))
-    return (_fitting(run, pairs, tokenizer, max_length, say) for pairs in (train, held_out))  # type: ignore[return-value]
+    return train, held_out
 
 
 def _split(pairs: list[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:

@@ -23,6 +23,15 @@ LOSSES: dict[str, Any] = {
 STRATEGIES = ("uniform", "vdw", "vaw", "arwc", "convex_fit", "sliding_window", "thompson")
 
 
+def checked(run: Run) -> None:
+    """What can be refused before anything is read: at the start, not at step 1."""
+    objective_of(run)
+    for reference in run.references:
+        reference.options()
+    if run.weighting is not None:
+        _kind(run)
+
+
 def weights_of(run: Run) -> tuple[float, ...] | None:
     """The references' weights, checked; None where none is given."""
     given = [reference.weight for reference in run.references]
@@ -70,6 +79,8 @@ def objective_of(run: Run) -> Any:
             raise ConfigError(f"objective.anchor: no reference is called {spec.anchor!r}{nearest(spec.anchor, names)}.")
         anchor = names.index(spec.anchor) if spec.anchor else 0
         made = mrpo(run.beta, weights=weights, trust_region=spec.trust_region, anchor=anchor, adaptive=spec.adaptive, loss=loss)
+    elif spec.kind == "renormalised_tokens":
+        made = Preference(ReverseKL(), run.beta, loss)
     else:
         kinds = ("preference", "multi_dpo", "mrpo", "renormalised_tokens")
         raise ConfigError(f"objective.kind: unknown {spec.kind!r}{nearest(spec.kind, kinds)}.")
@@ -79,35 +90,39 @@ def objective_of(run: Run) -> Any:
 def renormalised(run: Run, pairs: list[Any], max_length: int | None) -> tuple[Any, Any]:
     """The token-level mixture as one reference, and DPO against it."""
     from multiref.models import load
-    from multiref.training import Preference
     from multiref.training.renormalised import renormalised_scores
 
-    spec: Any = run.objective
     models = []
     for reference in run.references:
         if reference.model is None:
             raise ConfigError(f"objective.kind: renormalised_tokens needs models here; {reference.name!r} is an endpoint.")
         models.append(load(reference.model, revision=reference.revision, adapter=reference.adapter))
     scores = renormalised_scores(models, weights_of(run), pairs, end=run.end, max_length=max_length)
-    return Preference(ReverseKL(), run.beta, _loss(spec)), scores
+    return objective_of(run), scores
 
 
 def weighting_of(run: Run, objective: Any, data: Any, evaluation: Any) -> tuple[Any, Any]:
     """(the objective at the weights that were chosen; a strategy that changes them while training, or None)."""
     if run.weighting is None:
         return objective, None
-    spec = dict(run.weighting) if isinstance(run.weighting, dict) else {"kind": run.weighting}
-    kind = spec.pop("kind", None)
-    if kind not in STRATEGIES:
-        raise ConfigError(f"weighting: unknown kind {kind!r}{nearest(str(kind), STRATEGIES)}.")
-    if any(reference.weight is not None for reference in run.references):
-        raise ConfigError(
-            f"weighting: {kind} chooses the weights, and references have weights of their own; remove one or the other."
-        )
+    kind, spec = _kind(run)
     try:
         return _weighted(kind, spec, objective, evaluation)
     except TypeError as error:
         raise ConfigError(f"weighting: {error}") from None
+
+
+def _kind(run: Run) -> tuple[str, dict[str, Any]]:
+    """The strategy that `weighting` names, and its options."""
+    spec = dict(run.weighting) if isinstance(run.weighting, dict) else {"kind": run.weighting}
+    kind = str(spec.pop("kind", None))
+    if kind not in STRATEGIES:
+        raise ConfigError(f"weighting: unknown kind {kind!r}{nearest(kind, STRATEGIES)}.")
+    if any(reference.weight is not None for reference in run.references):
+        raise ConfigError(
+            f"weighting: {kind} chooses the weights, and references have weights of their own; remove one or the other."
+        )
+    return kind, spec
 
 
 def _weighted(kind: str, spec: dict[str, Any], objective: Any, evaluation: Any) -> tuple[Any, Any]:

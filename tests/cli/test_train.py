@@ -1,0 +1,236 @@
+"""`multiref train`: a run folder from one YAML file, resumable, and one clear message for what cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from multiref.cli import app
+from multiref.cli.training_run.config import build, override, read_yaml
+from multiref.cli.training_run.execute import execute
+from multiref.cli.training_run.settings import Run
+from tests.conftest import make_llama
+
+WORDS = [
+    "the cat",
+    "a dog",
+    "two plus three",
+    "the log",
+    "a little dog",
+    "it is five",
+    "Max",
+    "the mat",
+    "on a log",
+    "yes",
+    "no it",
+    "a mat",
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_tokenizer):
+    """Three tiny model folders and a file of pairs."""
+    folder = tmp_path_factory.mktemp("world")
+    for seed, name in enumerate(("policy", "first", "second")):
+        make_llama(len(tiny_tokenizer), seed=seed, std=0.1).save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
+    rows = [{"prompt": f"what is {w}?", "chosen": f" {w} is raining", "rejected": f" the {w} sat"} for w in WORDS]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    return {
+        "model": str(world / "policy"),
+        "references": [
+            {"name": "first", "model": str(world / "first"), "weight": 0.25},
+            {"name": "second", "model": str(world / "second"), "weight": 0.75},
+        ],
+        "beta": 0.2,
+        "data": str(world / "pairs.jsonl"),
+        "evaluation": {"fraction": 0.25},
+        "output": str(tmp_path / "run"),
+        "training": {
+            "learning_rate": 1e-3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4, "logging_steps": 1,
+            "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "use_cpu": True,
+        },
+    }  # fmt: skip
+
+
+def run(config, **options):
+    return execute(build(Run, config, "test"), **options)
+
+
+def written(config, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {(line["step"], key): line[key] for line in lines for key in ("loss", "eval_loss", "rewards/margins") if key in line}
+
+
+class Killed(Exception):
+    pass
+
+
+def killing(at):
+    def say(text):
+        if text.startswith(f"step {at}/") and "held out" not in text:
+            raise Killed
+
+    return say
+
+
+def test_a_run_leaves_a_folder_that_says_everything(config, tmp_path, world):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = CliRunner().invoke(app, ["train", "--config", str(written(config, tmp_path)), "--set", "beta=0.5"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "run"
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["beta"] == 0.5 and resolved["truncation"] == "keep_start"
+    assert json.loads((folder / "versions.json").read_text())["torch"]
+    AutoTokenizer.from_pretrained(folder / "model")
+    trained = AutoModelForCausalLM.from_pretrained(folder / "model")
+    start = AutoModelForCausalLM.from_pretrained(world / "policy")
+    assert any(not a.equal(b) for a, b in zip(trained.parameters(), start.parameters()))
+    card = (folder / "model" / "README.md").read_text()
+    for word in ("first", "second", "0.25", "0.75", "ReverseKL", "0.5", "pairs.jsonl", "rewards/accuracies"):
+        assert word in card, word
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page or "data:image" in page
+    assert not list(folder.rglob("training_args.bin")) and not list(folder.rglob("*.pkl"))
+    names = {key for line in (folder / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert {"kl/first", "weights/second", "eval_reward_gap", "eval_rewards/accuracies"} <= names
+
+
+def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(config, tmp_path):
+    whole = run({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    with pytest.raises(Killed):
+        run(config, say=killing(at=8))
+    folder = tmp_path / "run"
+    assert not (folder / "model").exists()
+    (folder / "checkpoints" / "checkpoint-8").mkdir()  # a checkpoint that the kill cut short
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 8, "lo')
+    run(config, say=lambda _: None)
+    expected, found = losses(whole), losses(folder)
+    assert found.keys() == expected.keys() and len(expected) > 20
+    assert found == pytest.approx(expected, abs=1e-6)
+    before = (folder / "model" / "model.safetensors").stat().st_mtime_ns
+    said = []
+    run(config, say=said.append)
+    assert "nothing to do" in said[0]
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_outright_goes_on_exactly(config, tmp_path):
+    """SIGKILL once the first checkpoint is there; the same command again."""
+    config["training"]["num_train_epochs"] = 40
+    whole = run({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    command = [sys.executable, "-m", "multiref.cli", "train", "--config", str(written(config, tmp_path))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    folder = tmp_path / "run"
+    while process.poll() is None and not (folder / "checkpoints" / "checkpoint-6").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "model").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"betta": 0.1}, ["run.yaml", "betta", "did you mean `beta`"]),
+        ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "learning_rate"]),
+        ({"training": {"output_dir": "x"}}, ["output"]),
+        ({"references": [{"name": "a"}]}, ["'a'", "model or an endpoint"]),
+        ({"references": [{"model": "a"}]}, ["references[0].name", "missing"]),
+        ({"references": [{"name": "a", "model": "x", "wieght": 1}]}, ["references[0].wieght", "weight"]),
+        ({"beta": "much"}, ["beta", "'much'", "a number"]),
+        ({"beta": -1}, ["beta", "-1"]),
+        ({"regularizer": "ReversKL"}, ["ReversKL", "ReverseKL"]),
+        ({"objective": "mropo"}, ["mropo", "mrpo"]),
+        ({"weighting": "vdw"}, ["weighting", "weights of their own"]),
+        ({"model": "/nowhere/at/all"}, ["/nowhere/at/all"]),
+        ({"data": "/nowhere.jsonl"}, ["/nowhere.jsonl"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_work_is_one_message_and_exit_code_two(change, words, config, tmp_path, world):
+    result = CliRunner().invoke(app, ["train", "--config", str(written({**config, **change}, tmp_path))])
+    assert result.exit_code == 2, result.output
+    text = result.output
+    assert text.startswith("Error: ") and text.count("\n") == 1
+    for word in words:
+        assert word in text, text
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_weights_off_the_simplex_and_an_unwritable_folder(config, tmp_path):
+    config["references"][0]["weight"] = 0.5
+    result = CliRunner().invoke(app, ["train", "--config", str(written(config, tmp_path))])
+    assert result.exit_code == 2 and "1.25" in result.output
+    (tmp_path / "file").write_text("")
+    config["references"][0]["weight"] = 0.25
+    result = CliRunner().invoke(
+        app, ["train", "-c", str(written({**config, "output": str(tmp_path / "file" / "run")}, tmp_path))]
+    )
+    assert result.exit_code == 2 and "cannot write" in result.output
+
+
+def test_a_folder_of_another_run_is_not_overwritten(config, tmp_path):
+    with pytest.raises(Killed):
+        run(config, say=killing(at=1))
+    result = CliRunner().invoke(app, ["train", "-c", str(written(config, tmp_path)), "--set", "training.seed=3"])
+    assert result.exit_code == 2
+    assert "training.seed was None and is now 3" in result.output
+
+
+def test_an_evaluation_set_that_overlaps_is_warned_of_with_the_count(config, world):
+    config["evaluation"] = {"path": config["data"], "limit": 5}
+    config["training"]["max_steps"] = 1
+    with pytest.warns(UserWarning, match="5 of 5 held-out pairs"):
+        run(config, say=lambda _: None)
+
+
+@pytest.mark.parametrize("weighting", ["vdw", "vaw", "arwc", "convex_fit", {"kind": "sliding_window", "window": 2}, {"kind": "thompson", "hold": 1}], ids=str)  # fmt: skip
+def test_strategies_choose_the_weights_and_survive_a_restart(weighting, config, tmp_path):
+    """The weights that are reported stay on the simplex, and a killed run goes on with the same ones."""
+    for reference in config["references"]:
+        del reference["weight"]
+    config |= {"weighting": weighting}
+    config["training"] |= {"num_train_epochs": 2, "save_steps": 2}
+    whole = run({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    with pytest.raises(Killed):
+        run(config, say=killing(at=4))
+    folder = run(config, say=lambda _: None)
+    assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    sums = [line["weights/first"] + line["weights/second"] for line in lines if "weights/first" in line]
+    assert sums == pytest.approx([1.0] * len(sums))
+
+
+def test_settings_laid_over_and_numbers_read_as_numbers(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("beta: 1e-1\nreferences:\n- {name: a, model: x}\ntraining: {learning_rate: 5e-7}\n", encoding="utf-8")
+    found = override(read_yaml(path), ["training.learning_rate=1e-5", "references.0.model=y", "lora.r=4"])
+    assert found == {
+        "beta": 0.1,
+        "references": [{"name": "a", "model": "y"}],
+        "training": {"learning_rate": 1e-5},
+        "lora": {"r": 4},
+    }
