@@ -167,3 +167,15 @@ def test_bad_shapes():
         weighted_alpha_divergence(policy, refs, alpha=0.5)
     with pytest.raises(ArgumentError, match="log_policy"):
         weighted_alpha_divergence(policy.exp() + 1, refs, alpha=0.5)
+
+
+@every_alpha
+def test_gradients_where_probabilities_underflow(alpha):
+    """log p = −1500 is probability zero to float64, and no reason for a NaN."""
+    for far_p, far_q in ((-1500.0, -0.5), (-0.5, -1500.0), (-1500.0, -1600.0)):
+        p = torch.tensor([-0.1, -3.0, far_p], dtype=torch.float64, requires_grad=True)
+        q = torch.tensor([-0.2, -4.0, far_q], dtype=torch.float64, requires_grad=True)
+        value = alpha_divergence(p, q, alpha)
+        assert not torch.isnan(value)
+        if torch.isfinite(value):
+            assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, (p, q)))
