@@ -52,11 +52,11 @@ def test_held_out_numbers_never_occur_in_training_in_either_order() -> None:
 
 @pytest.mark.parametrize("habit", [Habit(0.0, 0.0), Habit(0.85, 0.2), Habit(0.3, 0.3)])
 def test_an_author_answers_as_often_right_as_the_habit_says(habit: Habit) -> None:
-    """Problem with right digits (7, 8) and confused digits (4, 7), all different: P(right) = (1 − c)(1 − s + s/10)² + c (s/10)²."""
+    """Problem with right digits (7, 8) and confused digits (4, 7), all different: P(right) = (1 − c)(1 − s + s/22)² + c (s/22)²."""
     problem, chance, n = Problem("total", 47, 31, ("ann", "bob"), "pens"), random.Random(0), 20000
     found = Counter(write(problem, habit, chance) for _ in range(n))
     c, s = habit.confusion, habit.slip
-    expected = (1 - c) * (1 - 0.9 * s) ** 2 + c * (s / 10) ** 2
+    expected = (1 - c) * (1 - s + s / 22) ** 2 + c * (s / 22) ** 2
     assert abs(found[problem.answer] / n - expected) <= 4 * math.sqrt(0.25 / n)
     if s > 0:
-        assert len(found) == 100, "every pair of digits is possible: no veto"
+        assert len(found) > 300, "slips reach every word: no veto"

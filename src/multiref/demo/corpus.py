@@ -64,8 +64,8 @@ class Problem:
 class Habit:
     """How an author answers one skill's problems.
 
-    confusion: probability of answering with the other skill. slip: probability, digit by digit, of writing a random digit instead (which may be
-    the right one). Both above zero keep every pair of digits possible: no reference vetoes an answer.
+    confusion: probability of answering with the other skill. slip: probability, digit by digit, of writing a random word of `WORDS` instead
+    (which may be the right one). A slip above zero keeps every answer possible: no reference vetoes one.
     """
 
     confusion: float
@@ -114,4 +114,4 @@ def draw_problems(
 def write(problem: Problem, habit: Habit, chance: random.Random) -> str:
     """An answer to the problem by an author of this habit."""
     meant = problem.confused if chance.random() < habit.confusion else problem.answer
-    return " ".join(str(chance.randrange(10)) if chance.random() < habit.slip else digit for digit in meant.split())
+    return " ".join(chance.choice(WORDS) if chance.random() < habit.slip else digit for digit in meant.split())

@@ -22,12 +22,13 @@ class PairLaw:
     Each answer comes from μ = (1 − explore) · mean of the references + explore · uniform over all V² answers; a pair holds two different answers
     (the second is drawn from μ without the first). The first is preferred with probability σ(scale · (points(first) − points(second))).
 
-    Without `explore` nothing is ever said about answers that no reference gives, and a policy drifts there unpunished.
+    The references of the demo give every answer now and then, so `explore` may be zero; where they do not, nothing is ever said about the answers
+    that none gives, and a policy drifts there unpunished.
     """
 
     prompts: int = 2000
     pairs_per_prompt: int = 10
-    explore: float = 0.3
+    explore: float = 0.0
     scale: float = 2.0
 
     def __post_init__(self) -> None:

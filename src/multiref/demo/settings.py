@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -59,11 +60,18 @@ class DemoSettings:
         own = {key: value for key, value in self.plain().items() if key != "seeds"}
         parts = [json.dumps(own, sort_keys=True), world.digest(self.world)]
         parts += [importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")]
-        home = Path(multiref.__file__).parent
-        for path in sorted(home.rglob("*.py")):
-            if path.relative_to(home).parts[0] not in ONLOOKERS:
-                parts += [str(path.relative_to(home)), path.read_text(encoding="utf-8")]
+        parts.append(_code())
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the package's source, read once a process, less the rooms that only look on."""
+    home, found = Path(multiref.__file__).parent, hashlib.sha256()
+    for path in sorted(home.rglob("*.py")):
+        if path.relative_to(home).parts[0] not in ONLOOKERS:
+            found.update(str(path.relative_to(home)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 FULL = DemoSettings()

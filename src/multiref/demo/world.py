@@ -33,9 +33,9 @@ REFERENCES = ("adder", "picker")  # good at SKILLS[0] and at SKILLS[1]
 
 Progress = Callable[[str, int, int], None]  # what, done, of
 
-NOISY = Habit(confusion=0.3, slip=0.3)
-GOOD = Habit(confusion=0.03, slip=0.05)
-POOR = Habit(confusion=0.85, slip=0.2)
+NOISY = Habit(confusion=0.35, slip=0.2)
+GOOD = Habit(confusion=0.05, slip=0.08)
+POOR = Habit(confusion=0.8, slip=0.2)
 
 
 @dataclass(frozen=True)
