@@ -1,19 +1,37 @@
 """multiref: align a language model against several reference models at once, under an objective one can check.
 
-The quiet half (tensors in, tensors out) is imported here; rooms that know models and files load at first use.
+Everything loads at first use, so that `import multiref` (and `multiref --help`) does not wait for torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from multiref import divergences, errors, exact, losses, pools
-from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
-
 if TYPE_CHECKING:
-    from multiref import bounds, data, demo, evaluation, integrations, lab, models, references, report, training, weighting
+    from multiref import (
+        bounds,
+        data,
+        demo,
+        divergences,
+        errors,
+        evaluation,
+        exact,
+        integrations,
+        lab,
+        losses,
+        models,
+        pools,
+        references,
+        report,
+        training,
+        weighting,
+    )
     from multiref.references import References
+    from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 
 __version__ = "0.1.0"
+_HOMES = {"References": "references"} | dict.fromkeys(
+    ("AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL"), "regularizers"
+)
 
 __all__ = [
     "AlphaDivergence",
@@ -42,8 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "References":
-        return import_module("multiref.references").References
+    if name in _HOMES:
+        return getattr(import_module(f"multiref.{_HOMES[name]}"), name)
     if name in __all__:
         return import_module(f"multiref.{name}")
     raise AttributeError(f"module 'multiref' has no attribute {name!r}")

@@ -43,7 +43,12 @@ def world(kind, seed, count=800):
     return pairs, scores, *ANSWERS[kind]
 
 
-ANSWERS = {"one": ({"good"}, set()), "two": ({"first", "second"}, set()), "padded": ({"good"}, {"padded"}), "none": (set(), set())}
+ANSWERS = {
+    "one": ({"good"}, set()),
+    "two": ({"first", "second"}, set()),
+    "padded": ({"good"}, {"padded"}),
+    "none": (set(), set()),
+}
 
 
 def _score(name, opinion, lengths, difficulty, random):
@@ -54,7 +59,9 @@ def _score(name, opinion, lengths, difficulty, random):
         prompt = random.gamma(1.0, 2.0, random.integers(*PROMPT))
         for side in range(2):
             tokens = random.gamma(1.0, difficulty[n, side], lengths[n, side]) + random.normal(0, 0.05)
-            sums[n, side] = -tokens.sum() / 4 - 0.75 * difficulty[n, side] * lengths[n, side]  # mostly the text's own difficulty
+            sums[n, side] = (
+                -tokens.sum() / 4 - 0.75 * difficulty[n, side] * lengths[n, side]
+            )  # mostly the text's own difficulty
             if opinion is not None:
                 sums[n, side] += (5.0 if side == 0 else -5.0) * opinion[n]
             rows.append((prompt, -sums[n, side] * tokens / tokens.sum()))

@@ -1,11 +1,13 @@
 """Honest doubles of a reference: instant, deterministic, and with the one vice of real models that matters to the store."""
 
 import hashlib
+import os
 import time
 from pathlib import Path
 
 import torch
 
+from multiref.errors import ModelError
 from multiref.references.keys import content_key
 from multiref.references.protocol import Scored
 
@@ -45,6 +47,29 @@ class Companion:
 
     def _unit(self, raw):
         return int.from_bytes(hashlib.sha256(self.name.encode() + raw).digest()[:6], "big") / 2**48
+
+
+class Traced(Companion):
+    """A companion that writes down which process scored: one line per block in `<log>.<process id>`."""
+
+    def score(self, items):
+        with open(f"{self.log}.{os.getpid()}", "a") as file:
+            file.write(f"{len(items)}\n")
+        return super().score(items)
+
+
+class Refusing(Companion):
+    """Raises one of our errors."""
+
+    def score(self, items):
+        raise ModelError("no such weights")
+
+
+class Dying(Companion):
+    """Takes its process with it."""
+
+    def score(self, items):
+        os._exit(1)
 
 
 def pairs(count, *, start=0):

@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from tests.references.doubles import pairs
 
 from multiref.errors import ArgumentError, DataError
 from multiref.references.keys import content_key
 from multiref.references.plan import TOGETHER, plan, shard_size_for, wanted
+from tests.references.doubles import pairs
 
 
 def contents(blocks):
@@ -62,7 +62,7 @@ def test_rows_of_every_kind_are_understood_and_others_named():
     assert list(wanted(rows)) == [("p", "c"), ("q", "a"), ("q", "b"), ("prompt 0", "chosen 0"), ("prompt 0", "rejected 0")]
     with pytest.raises(DataError, match="row 2: found int"):
         list(wanted([("p", "c"), 3]))
-    with pytest.raises(DataError, match="row 1: .*NoneType"):
+    with pytest.raises(DataError, match=r"row 1: .*NoneType"):
         list(wanted([("p", None)]))
     with pytest.raises(ArgumentError, match="shard_size is 0"):
         plan([("p", "c")], shard_size=0)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.references.doubles import Companion, pairs
 
 from multiref.errors import StoreError
 from multiref.references import References, Store
 from multiref.references.store import Rows, atomic
 from multiref.references.store.prune import prunable, remove
+from tests.references.doubles import Companion, pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*did not fit")
 
@@ -196,7 +196,7 @@ def test_prune_removes_what_is_named_and_nothing_that_is_sound(tmp_path):
     with pytest.raises(StoreError, match=r"2 references are called 'a'.*beginning of its address"):
         prunable(store, references=["a"])
     remove(store, list(prunable(store, references=[address[:8]])))
-    again, reference = score(tmp_path)
+    _, reference = score(tmp_path)
     assert reference.scored() == 0 and list(store.references()) == [Store.address(Companion().identity())]
 
 

@@ -55,22 +55,15 @@ def _references(found: Any) -> Rows:
     rows = []
     for q in found.references:
         low, high = q.accuracy_interval
-        rows.append(
-            [
-                q.name,
-                f"{q.accuracy:.3f} [{low:.3f}, {high:.3f}]",
-                f"{q.log_loss:.3f}",
-                f"{q.tempered_log_loss:.4f}",
-                f"{q.temperature:.3g}",
-            ]
-            + [
-                f"{q.calibration_error:.3f}",
-                f"{q.length_correlation:+.2f}",
-                f"{q.shorter_accuracy:.3f}",
-                f"{q.nats_per_token:.2f}",
-            ]
-            + [f"{q.spread:.2f}", f"{q.truncated:.1%}", "BROKEN?" if q.faults else "sound"]
-        )
+        itself = [q.name, f"{q.accuracy:.3f} [{low:.3f}, {high:.3f}]", f"{q.log_loss:.3f}", f"{q.tempered_log_loss:.4f}"]
+        calibrated = [
+            f"{q.temperature:.3g}",
+            f"{q.calibration_error:.3f}",
+            f"{q.length_correlation:+.2f}",
+            f"{q.shorter_accuracy:.3f}",
+        ]
+        text = [f"{q.nats_per_token:.2f}", f"{q.spread:.2f}", f"{q.truncated:.1%}", "BROKEN?" if q.faults else "sound"]
+        rows.append([*itself, *calibrated, *text])
     left = f"; {found.left_out:,} left out (a score of −∞)" if found.left_out else ""
     return f"Each reference by itself ({found.pairs:,} pairs, {found.prompts:,} prompts{left})", header, rows
 
@@ -87,7 +80,11 @@ def _contenders(found: Any) -> Rows:
         [c.name, f"{c.log_likelihood:.4f} ± {c.error:.4f}", f"{c.accuracy:.3f}", f"{c.gain:+.4f} ± {c.gain_error:.4f}"]
         for c in sorted(found.contenders, key=lambda c: -c.log_likelihood)
     ]
-    return f"Mixtures, each with its scale fitted on other prompts (a fair coin: {-math.log(2):.4f})", header, rows
+    return (
+        f"Mixtures, each with its scale fitted on other prompts; ± one standard error (a fair coin: {-math.log(2):.4f})",
+        header,
+        rows,
+    )
 
 
 def _token_level(found: Any) -> Rows:
@@ -96,4 +93,8 @@ def _token_level(found: Any) -> Rows:
         [f"KL({name} ‖ ·)", *("" if i == j else f"{t.kl[i][j]:.4f} ± {t.kl_error[i][j]:.4f}" for j in range(len(t.names)))]
         for i, name in enumerate(t.names)
     ]
-    return f"KL in nats per token, {t.tokens:,} tokens of {t.completions:,} completions", ["", *t.names], rows
+    return (
+        f"KL in nats per token, {t.tokens:,} tokens of {t.completions:,} completions; ± one standard error",
+        ["", *t.names],
+        rows,
+    )

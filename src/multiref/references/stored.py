@@ -20,7 +20,7 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
 
     Args:
         store: a folder of scores that exists, or a `Store`.
-        names: names under which the references were scored, or the beginnings of their addresses; None: all that are there.
+        names: names under which the references were scored, or the beginnings of their addresses; None: all that are there, by the alphabet.
 
     Errors: `StoreError` for a name that is unknown or ambiguous, for a damaged shard, and where no completion has all scores.
     """
@@ -54,8 +54,8 @@ def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:
     if names is not None:
         return {name: store.named(name) for name in names}
     named: dict[str, str] = {}
-    for address, note in store.references().items():
-        name = note["seen"][-1]["name"] if note["seen"] else address[:8]
+    last = {address: note["seen"][-1]["name"] if note["seen"] else address[:8] for address, note in store.references().items()}
+    for address, name in sorted(last.items(), key=lambda entry: entry[1]):
         named[f"{name}-{address[:8]}" if name in named else name] = address
     if not named:
         raise StoreError(f"{store.folder} holds no scores yet. Fill it with `multiref score`.")

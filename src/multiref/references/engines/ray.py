@@ -70,9 +70,10 @@ class RayEngine:
         try:
             logps, lengths, truncated = ray.get(done)
         except ray.exceptions.RayActorError as error:
+            last = str(error).strip().splitlines()[-1].strip()
             raise ModelError(
-                f"A Ray worker died {self.retries + 1} times on block {index + 1} of {total} (out of memory?): {error}. What was stored is "
-                "intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command again."
+                f"Ray workers died on block {index + 1} of {total}, {self.retries + 1} times in a row or before they could start: {last} "
+                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command again."
             ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MultirefError):
@@ -108,18 +109,14 @@ class RayEngine:
 
 
 class _Worker:
-    """Lives in a Ray actor: opens the reference once, then scores block after block. Arrays travel, models do not."""
+    """Lives in a Ray actor: opens the reference at the first block, then scores block after block. Arrays travel, models do not."""
 
     def __init__(self, open_reference: Callable[[], Reference], threads: int):
         torch.set_num_threads(threads)
-        self.reference = open_reference()
+        self.open_reference = open_reference
+        self.reference: Reference | None = None
 
     def score(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.reference = self.reference or self.open_reference()
         scored = self.reference.score(block.items)
         return scored.logps.cpu().numpy(), scored.lengths.cpu().numpy(), scored.truncated.cpu().numpy()
-
-    def process(self) -> int:
-        """The process id, for the test that ends one."""
-        import os
-
-        return os.getpid()

@@ -1,0 +1,142 @@
+"""`multiref score`, `multiref store`, `multiref inspect`: from a file of pairs to a verdict, and one message for what cannot work."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from multiref.cli import app
+from multiref.references import Store
+from tests.references.doubles import Companion, pairs
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}) + "\n" for p in pairs(40))
+    )
+    return path
+
+
+@pytest.fixture
+def doubles(monkeypatch):
+    """`name=./path` opens a double: what the command line does with models is another test's business."""
+    from multiref.references import opening
+
+    opened = []
+
+    def open_reference(what, **options):
+        opened.append(Companion(what))
+        return opened[-1]
+
+    monkeypatch.setattr(opening, "open_reference", open_reference)
+    return opened
+
+
+def test_help_answers_without_loading_what_is_heavy():
+    """Neither torch nor transformers is imported to print the help."""
+    code = "import sys; from multiref.cli import main\ntry: main()\nexcept SystemExit: pass\nprint([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    for arguments in (["--help"], ["score", "--help"], ["store", "ls", "--help"], ["inspect", "--help"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        assert result.stdout.splitlines()[-1] == "[]", result.stdout[-500:] + result.stderr[-500:]
+        assert "Usage" in result.stdout
+
+
+def test_scored_once_then_read(tmp_path, data, doubles):
+    command = ("score", data, "-r", "base=./base", "--reference", "math=./math", "--store", tmp_path / "scores")
+    first = run(*command)
+    assert first.exit_code == 0, first.output
+    assert "80 scored, 0 already there" in first.output and "40 pairs, 80 different completions, 2 references" in first.output
+    second = run(*command)
+    assert "0 scored, 80 already there" in second.output
+    assert sum(double.scored() for double in doubles[2:]) == 0
+
+
+def test_a_dry_run_counts_and_stores_nothing(tmp_path, data, doubles):
+    result = run("score", data, "-r", "base=./base", "--store", tmp_path / "scores", "--dry-run", "--limit", 30)
+    assert result.exit_code == 0 and "60" in result.output and "Nothing is stored" in result.output
+    assert not (tmp_path / "scores").exists()
+
+
+def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, doubles):
+    scores = tmp_path / "scores"
+    run("score", data, "-r", "base=./base", "-r", "math=./math", "--store", scores)
+    listed = run("store", "ls", scores).output
+    assert "base" in listed and "math" in listed and listed.count("80") >= 2
+    assert run("store", "verify", scores).exit_code == 0
+    assert "Nothing to remove" in run("store", "prune", scores).output
+
+    exported = tmp_path / "long.parquet"
+    assert run("store", "export", scores, exported).exit_code == 0
+    table = pq.read_table(exported)
+    assert table.num_rows == 160 and set(table["reference"].to_pylist()) == {"base", "math"}
+    wide = tmp_path / "wide.parquet"
+    assert run("store", "export", scores, wide, "--data", data, "--reference", "math").exit_code == 0
+    row = pq.read_table(wide).to_pylist()[7]
+    expected = Companion("./math").score([type("Item", (), {"prompt": row["prompt"], "completions": (row["chosen"],)})()])
+    assert row["math/chosen_logps"] == pytest.approx(float(expected.logps[0]), abs=1e-8) and row["chosen"] == "chosen 7"
+
+    asked = run("store", "prune", scores, "--reference", "math")
+    assert "would be removed" in asked.output and len(Store(scores).references()) == 2
+    assert run("store", "prune", scores, "--reference", "math", "--yes").exit_code == 0
+    assert len(Store(scores).references()) == 1
+
+    shard = next((scores / "shards").rglob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    broken = run("store", "verify", scores)
+    assert broken.exit_code == 1 and shard.name in broken.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-r", "base=./a", "-r", "base=./b"), "Two references are called 'base'"),
+        (("-r", "./a"), "expected name=PATH"),
+        (("-r", "base="), "expected name=PATH"),
+        (("-r", "base=./nowhere"), "nowhere"),
+        (("-r", "base=./a", "--workers", "2"), "--engine ray"),
+        (("-r", "base=./a", "--engine", "spark"), "There is no engine 'spark'"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_two(tmp_path, data, arguments, words):
+    result = run("score", data, "--store", tmp_path / "scores", *arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.output and "Traceback" not in result.output
+    assert not (tmp_path / "scores" / "shards").exists() or not list((tmp_path / "scores" / "shards").rglob("*"))
+
+
+def test_folders_that_are_no_store(tmp_path):
+    for verb in ("ls", "verify", "prune"):
+        result = run("store", verb, tmp_path)
+        assert result.exit_code == 2 and "no store of scores" in result.output
+    assert "does not exist" in run("store", "ls", tmp_path / "nowhere").output
+
+
+def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
+    scores = tmp_path / "scores"
+    run("score", data, "-r", "base=./base", "-r", "math=./math", "--store", scores)
+    page = tmp_path / "page.html"
+    result = run("inspect", data, "--store", scores, "--html", page)
+    assert result.exit_code == 0, result.output
+    assert "Verdict" in result.output and "No reference predicts these preferences better than a coin" in " ".join(
+        result.output.split()
+    )
+    text = page.read_text()
+    assert (
+        "<svg" not in text
+        and text.count("data:image/svg+xml;base64,") >= 2
+        and "http" not in text.split("</style>")[1].split("base64")[0]
+    )
+    found = json.loads(run("inspect", data, "--store", scores, "--json").stdout)
+    assert found["verdict"]["answer"] == "none" and [q["name"] for q in found["references"]] == ["base", "math"]
+    assert "--reference name=PATH" in found["not_measured"]
+    missing = run("inspect", data, "--store", scores, "--name", "nobody")
+    assert missing.exit_code == 2 and "no reference is called 'nobody'" in missing.output

@@ -1,0 +1,100 @@
+"""The engine of many workers against the engine of one: the same shards to the bit, also when a worker is ended in the middle."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from multiref.errors import ArgumentError, ModelError
+from multiref.references import References, Store
+from tests.references.doubles import Companion, Dying, Refusing, Traced, pairs
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="the engine 'ray' needs Ray: pip install 'multiref[ray]'")
+    doubles = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=doubles)
+    yield ray
+    ray.shutdown()
+
+
+def shards_of(folder):
+    return {path.name for path in (folder / "shards").rglob("*.parquet")}
+
+
+def test_two_workers_write_the_shards_of_one(cluster, tmp_path):
+    from multiref.references.engines.ray import RayEngine
+
+    one = References({"a": Companion()}).score(pairs(200), store=tmp_path / "local", shard_size=20)
+    two = References({"a": Traced(log=str(tmp_path / "log"), pause=0.05)}).score(
+        pairs(200), store=tmp_path / "ray", shard_size=20, engine=RayEngine(workers=2)
+    )
+    assert torch.equal(one.logps, two.logps) and shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
+    assert len(list(tmp_path.glob("log.*"))) == 2, "both workers worked"
+
+
+def test_a_worker_ended_in_the_middle_changes_nothing(cluster, tmp_path):
+    from multiref.references.engines.ray import RayEngine
+
+    log = tmp_path / "log"
+    ended = []
+
+    def end_one():
+        while True:
+            workers = sorted(tmp_path.glob("log.*"))
+            if len(workers) == 2 and all(len(worker.read_text().splitlines()) >= 2 for worker in workers):
+                ended.append(int(workers[0].suffix[1:]))
+                os.kill(ended[0], signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=end_one, daemon=True)
+    killer.start()
+    whole = References({"a": Companion()}).score(pairs(200), store=tmp_path / "local", shard_size=20)
+    scores = References({"a": Traced(log=str(log), pause=0.2)}).score(
+        pairs(200), store=tmp_path / "ray", shard_size=20, engine=RayEngine(workers=2)
+    )
+    killer.join(timeout=5)
+    assert ended and len(list(tmp_path.glob("log.*"))) == 3, "one worker was ended and another took its place"
+    assert torch.equal(whole.logps, scores.logps) and shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
+    assert Store(tmp_path / "ray").verify() == []
+
+
+def test_an_error_of_ours_comes_back_as_itself(cluster, tmp_path):
+    from multiref.references.engines.ray import RayEngine
+
+    with pytest.raises(ModelError, match="no such weights"):
+        References({"a": Refusing()}).score(pairs(5), store=tmp_path, engine=RayEngine(workers=1))
+
+
+def test_a_worker_that_always_dies_is_one_clear_error_and_the_store_is_sound(cluster, tmp_path):
+    from multiref.references.engines.ray import RayEngine
+
+    with pytest.raises(ModelError, match=r"died on block 1 of 1, 2 times.*intact"):
+        References({"a": Dying()}).score(pairs(5), store=tmp_path, engine=RayEngine(workers=1, retries=1))
+    assert Store(tmp_path).verify() == []
+
+
+def test_a_model_folder_on_two_workers_gives_the_bits_of_one(cluster, tmp_path, tiny_folder):
+    """A real (tiny) model with float32 rounding: same device, same thread count, same bits."""
+    from multiref.references.engines.ray import RayEngine
+
+    one = References({"a": str(tiny_folder)}).score(pairs(40), store=tmp_path / "local", shard_size=16)
+    two = References({"a": str(tiny_folder)}).score(
+        pairs(40), store=tmp_path / "ray", shard_size=16, engine=RayEngine(workers=2)
+    )
+    assert torch.equal(one.logps, two.logps) and shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
+
+
+def test_settings_that_cannot_work(cluster, tmp_path):
+    from multiref.references.engines.ray import RayEngine
+
+    with pytest.raises(ArgumentError, match="workers is 0"):
+        References({"a": Companion()}).score(pairs(5), store=tmp_path, engine=RayEngine(workers=0))
