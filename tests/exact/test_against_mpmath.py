@@ -102,6 +102,20 @@ def test_the_pooled_objective(order):
         )
 
 
+@pytest.mark.parametrize("order", [-1, 0, 1, 0.5])
+def test_the_pooled_objective_at_any_policy(order):
+    """E_π[r] − β E_π[log π/P_ρ], at policies with and without zeros."""
+    rng = np.random.default_rng(13)
+    for kind in ("plain", "zero weight", "padded"):
+        instance = random_instance(rng, 1.0, kind)
+        log_policy = log_normalised(np.where(np.isfinite(instance.reward), rng.normal(size=instance.reward.shape) * 2, -np.inf))
+        policy, weights = [witness.MP.exp(v) for v in witness.exact(log_policy)], tuple(instance.weights.tolist())
+        truth = witness.pooled_objective(policy, instance.reward, instance.ref_logps, weights, order, instance.beta)
+        regularizer = mr.PooledKL(weights, order=order)
+        found = mr.exact.value(torch.from_numpy(log_policy), *instance.tensors, regularizer, beta=instance.beta).item()
+        assert abs(witness.MP.mpf(found) - truth) <= MARK * unit(instance, truth), str(instance)
+
+
 def test_the_log_partition_is_of_the_unnormalised_pool():
     """log Σ_y P_0 e^{r/β}, that is log F + log Z of the papers."""
     for instance in (random_instance(np.random.default_rng(5), 1.0) for _ in range(10)):

@@ -106,6 +106,19 @@ def test_weights_per_prompt(family):
 
 
 @every_family
+def test_weights_of_zero_in_some_rows(family):
+    """A reference absent from one prompt and present in the next, veto and all."""
+    reward, ref_logps = problem(4, 6, seed=2)
+    ref_logps = ref_logps.clamp_min(-60).log_softmax(-1)
+    ref_logps[0, :2, :5] = -math.inf
+    weights = torch.tensor([[0.0, 0.0, 0.5, 0.2], [0.4, 1.0, 0.5, 0.3], [0.6, 0.0, 0.0, 0.5]], dtype=torch.float64)
+    whole = mr.exact.solve(reward, ref_logps, family(weights), beta=0.3)
+    for i in range(4):
+        kept = weights[:, i] > 0
+        assert_row(whole, i, mr.exact.solve(reward[i], ref_logps[kept, i], family(tuple(weights[kept, i].tolist())), beta=0.3))
+
+
+@every_family
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
 def test_no_rows(family, shape):
     """An empty batch has an empty solution."""
@@ -122,6 +135,12 @@ def test_one_completion(family):
     )
     assert solution.log_policy.tolist() == pytest.approx([0.0], abs=1e-15)
     assert solution.value.item() == pytest.approx(1.5, abs=1e-15)
+
+
+def test_a_solution_prints_on_one_line():
+    solution = mr.exact.solve(*problem(3, 6), mr.AlphaDivergence(WEIGHTS, alpha=2.0), beta=0.3)
+    assert "(3, 6)" in str(solution) and "3 prompts" in str(solution) and "\n" not in str(solution)
+    torch.testing.assert_close(solution.policy, solution.log_policy.exp(), rtol=0, atol=0)
 
 
 @every_family
