@@ -13,6 +13,7 @@ _HOMES = {
     "TokenScores": "multiref.references.scores",
     "content_key": "multiref.references.scores",
     "Store": "multiref.references.store",
+    "token_scores": "multiref.references.token_scoring",
     "read_scores": "multiref.references.stored",
     "Item": "multiref.references.protocol",
     "Reference": "multiref.references.protocol",

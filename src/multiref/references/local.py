@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +168,20 @@ class LocalReference:
         device = torch.device(self._base.options["device"]) if self._base and self._base.options["device"] != "auto" else None
         return "torch dynamic" if device is not None and device.type == "cpu" else "bitsandbytes"
 
-    def _with_model(self, compute: Any, encoded: list[Encoded], **options: Any) -> Any:
-        options = {**options, "token_budget": self._token_budget, "logits_budget": self._logits_budget}
+    @contextmanager
+    def loaded(self) -> Iterator[Any]:
+        """The model as it scores, its adapter on: `with reference.loaded() as model`. In memory until `release`."""
         if self._base is None:
             assert self._memory is not None
-            return compute(self._memory.model, encoded, **options)
+            yield self._memory.model
+            return
         self._base.claim(self)
         with self._base.wearing(self.adapter) as model:
-            return compute(model, encoded, **options)
+            yield model
+
+    def _with_model(self, compute: Any, encoded: list[Encoded], **options: Any) -> Any:
+        with self.loaded() as model:
+            return compute(model, encoded, token_budget=self._token_budget, logits_budget=self._logits_budget, **options)
 
     def _config(self) -> Any:
         return self._memory.model.config if self._memory is not None else load_config(self.name, **self._loading)
