@@ -41,7 +41,7 @@ def test_printable_and_says_what_it_is(member):
     assert regularizer.name == member.__name__
     assert regularizer.formula in str(regularizer) and regularizer.citation in str(regularizer)
     assert any(tag in regularizer.citation for tag in ("FOUND", "DERIVED", "reconstructed"))
-    assert eval(repr(regularizer), vars(mr).copy()) == regularizer
+    assert eval(repr(regularizer), {member.__name__: member}) == regularizer
 
 
 @every_member
