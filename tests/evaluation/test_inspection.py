@@ -133,6 +133,61 @@ def test_a_merely_foreign_reference_is_not_broken():
     assert find_faults(evidence) == ((), (), ())
 
 
+def test_a_specialist_among_strangers_is_not_broken():
+    """Found on real data: the model trained on this text finds easy what the two others find hard, and is by far the best of the three."""
+    pairs, scores, _, _ = world("none", 0)
+    rates = -scores.logps / scores.lengths
+    logps = -(torch.stack([1.5 - 0.2 * (rates[0] - rates[0].mean()), rates[1] + 4, rates[2] + 5])) * scores.lengths
+    evidence = gather(pairs, SequenceScores(scores.names, scores.keys, logps, scores.lengths, scores.truncated))
+    faults = find_faults(evidence)
+    assert faults == ((), (), ()) and doubts(evidence, faults) == []
+    stranger = (
+        -(torch.stack([rates[0], rates[1], 9 - rates[2]])) * scores.lengths
+    )  # sees no worse, but otherwise: a doubt, not a fault
+    evidence = gather(pairs, SequenceScores(scores.names, scores.keys, stranger, scores.lengths, scores.truncated))
+    faults = find_faults(evidence)
+    assert faults == ((), (), ()) and "'third' finds other texts hard" in doubts(evidence, faults)[0]
+
+
+@pytest.mark.shared
+def test_real_left_padding_is_found_and_real_specialists_are_not(shared):
+    """The bug of theory 8.6 on a real model: a tokenizer that pads on the left, and a scorer that slices [prompt : total]."""
+    import itertools
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from multiref.references import References
+
+    lines = itertools.islice((shared / "data/tinystories/stories.jsonl").open(), 120)
+    stories = [next(value for value in json.loads(line).values() if isinstance(value, str)) for line in lines]
+    texts = [" ".join(story.split()) for story in stories]
+    texts = [text for text in texts if len(text) > 400]
+    cuts = np.random.default_rng(0).integers(40, 250, len(texts))
+    pairs = [Pair(a[:cut], a[cut : cut + 90], b[100:200]) for a, b, cut in zip(texts, texts[1:], cuts)]
+    folders = {"stories": "stories260K", "small": "stories-xs-280K", "math": "stories260K-gsm8k"}
+    good = References({name: str(shared / "models" / folder) for name, folder in folders.items()}).score(pairs)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260K", padding_side="left", pad_token="</s>")
+    model = AutoModelForCausalLM.from_pretrained(shared / "models/stories260K").eval()
+    sums = torch.zeros(len(good), dtype=torch.float64)
+    rows = [(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)]
+    for start in range(0, len(rows), 32):
+        batch = rows[start : start + 32]
+        inputs = tokenizer([a + b for a, b in batch], return_tensors="pt", padding=True)
+        with torch.no_grad():
+            logps = torch.log_softmax(
+                model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1], -1
+            )
+        taken = logps.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+        for row, (prompt, completion) in enumerate(batch):
+            first, total = len(tokenizer(prompt)["input_ids"]), int(inputs["attention_mask"][row].sum())
+            sums[good.columns([prompt], [completion])[0]] = taken[row, first - 1 : total - 1].double().sum()
+    both = SequenceScores(
+        (*good.names, "padded"), good.keys, torch.cat([good.logps, sums[None]]),
+        torch.cat([good.lengths, good.lengths[:1]]), torch.cat([good.truncated, good.truncated[:1]]),
+    )  # fmt: skip
+    assert inspect(pairs, both, resamples=2).verdict.broken == ("padded",)
+
+
 def test_two_references_that_find_other_texts_hard_raise_a_doubt():
     random = np.random.default_rng(0)
     pairs, scores = made(-20 - 5 * random.random((2, 400, 2)))

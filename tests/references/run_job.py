@@ -3,9 +3,8 @@
 import sys
 import warnings
 
-from tests.references.doubles import Companion, pairs
-
 from multiref.references import References
+from tests.references.doubles import Companion, pairs
 
 
 def main(store, log, shard_size, pause, count):

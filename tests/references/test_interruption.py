@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.references.doubles import Companion, pairs
 
 from multiref.references import References, Store
+from tests.references.doubles import Companion, pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*did not fit")
 COUNT, SHARD, PAUSE = 150, 20, 0.01  # 300 completions in 15 shards per reference, 10 ms of work each

@@ -16,6 +16,7 @@ __all__ = ["doubts", "find_faults"]
 GUESS = math.log(2**18)  # nats per token of a uniform guess over 262,144 tokens, more than vocabularies have: 12.5
 AWAY = 8.0  # nats per token above the best other reference; good and merely foreign models differ by less than log V, in practice by 5
 WILD = 0.02  # share of completions worse than a guess
+UNEVEN = 2.5  # relative spread of nats per token over completions, against the median of the others
 SHORT = 4  # completions of fewer tokens are too noisy for a rate
 ADVICE = "check template, tokenizer, padding"
 
@@ -41,28 +42,44 @@ def _signs(k: int, rates: Tensor, means: Tensor, agreement: Tensor, names: tuple
     wild = float((rates[k] > GUESS).double().mean())
     if wild > WILD and means[k] <= GUESS:
         signs.append(f"{wild:.0%} of completions are less likely than under a uniform guess over 262,144 tokens: {ADVICE}")
-    if len(others) >= 2:
-        mine = max(float(agreement[k, i]) for i in others)
-        theirs = max(float(agreement[i, j]) for i in others for j in others if i < j)
-        if mine < 0.3 and theirs > 0.6:
-            signs.append(
-                f"finds other texts hard than the other references do (rank correlation of nats per token at most {mine:.2f}, theirs up to "
-                f"{theirs:.2f}): it may not see the text it is asked about; {ADVICE}"
-            )
+    uneven = rates.std(-1) / means.clamp_min(1e-9)
+    if _alone(k, agreement, means) and uneven[k] > UNEVEN * uneven[others].median():
+        signs.append(
+            f"its nats per token do not follow the text (rank correlation with another reference at most {_best(k, agreement):.2f}) and vary "
+            f"{uneven[k] / uneven[others].median():.1f} times as much as the others': {ADVICE}"
+        )
     return signs
 
 
+def _alone(k: int, agreement: Tensor, means: Tensor) -> bool:
+    """Whether the others agree on what is hard and this one does not. The best of all is never alone: it plainly sees the text, as a
+    specialist among strangers does."""
+    others = [i for i in range(len(means)) if i != k]
+    if len(others) < 2 or means[k] <= means[others].min():
+        return False
+    return _best(k, agreement) < 0.3 and max(float(agreement[i, j]) for i in others for j in others if i < j) > 0.6
+
+
+def _best(k: int, agreement: Tensor) -> float:
+    return max(float(agreement[k, i]) for i in range(len(agreement)) if i != k)
+
+
 def doubts(evidence: Evidence, faults: tuple[tuple[str, ...], ...]) -> list[str]:
-    """What two references alone cannot settle: they disagree on what is hard, and either may be the broken one."""
-    if len(evidence.names) != 2 or any(faults):
-        return []
-    agreement = float(_rank_correlations(evidence.rates)[0, 1])
-    if agreement > 0.2:
-        return []
-    a, b = evidence.names
-    return [
-        f"{a!r} and {b!r} find different texts hard (rank correlation of nats per token {agreement:.2f}): one of them may be broken; {ADVICE}."
+    """What the scores alone cannot settle: a reference that finds other texts hard is broken, or at home in other text."""
+    rates, names = evidence.rates, evidence.names
+    agreement, means = _rank_correlations(rates), rates.mean(-1)
+    found = [
+        f"{names[k]!r} finds other texts hard than the other references do (rank correlation of nats per token at most "
+        f"{_best(k, agreement):.2f}): it is at home in other text, or it does not see the text; {ADVICE}."
+        for k in range(len(names))
+        if not faults[k] and _alone(k, agreement, means)
     ]
+    if len(names) == 2 and not any(faults) and agreement[0, 1] < 0.2:
+        found.append(
+            f"{names[0]!r} and {names[1]!r} find different texts hard (rank correlation of nats per token {agreement[0, 1]:.2f}): they are at "
+            f"home in different text, or one of them may be broken; {ADVICE}."
+        )
+    return found
 
 
 def _rank_correlations(rates: Tensor) -> Tensor:
