@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multiref.errors import ArgumentError
 from multiref.models import completion_logps, score_completions, score_tokens, token_logps
 from multiref.models.encoding import Encoded
 from tests.conftest import make_gpt2, make_llama
@@ -223,3 +224,20 @@ def test_empty_batch_and_empty_completion():
     batch = [Encoded((1, 2), ((), (3,)), (False, False))]
     sums = completion_logps(model, batch)
     assert sums[0] == 0 and torch.allclose(sums[1:], naive_logps(model, [Encoded((1, 2), ((3,),), (False,))]), atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_completions_with_contexts_of_their_own(shared):
+    """Truncation may cut a prompt differently for each completion (here the first and third alike): every term finds its place."""
+    model = make_llama(VOCABULARY)
+    long, short = tuple(range(9)), (0, *range(5, 9))
+    item = Encoded(long, ((11, 12), (13,), (14, 15, 16)), (False, True, False), (long, short, long))
+    expected = [naive_token_logps(model, item.context(i), ids) for i, ids in enumerate(item.completions)]
+    for found in (token_logps(model, [item], shared_prompt=shared), score_tokens(model, [item])):
+        assert [len(x) for x in found] == [2, 1, 3]
+        assert torch.allclose(torch.cat([x.double() for x in found]), torch.cat(expected), atol=1e-4)
+
+
+def test_a_context_without_tokens_is_refused():
+    with pytest.raises(ArgumentError, match=r"at least a start token"):
+        completion_logps(make_llama(VOCABULARY), [Encoded((), ((1,),), (False,))])

@@ -73,32 +73,41 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: tor
     input_ids = torch.full((len(rows), width), pad, dtype=torch.long)
     position_ids = torch.zeros_like(input_ids)
     attention_mask = torch.zeros_like(input_ids)
-    mask = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(rows), 1, 1, 1) if shared else None
-    tokens: list[tuple[int, int, int]] = []  # owner, where, label
+    segments = torch.zeros_like(input_ids)  # 0 in the prompt, k in the row's k-th completion
+    parts: list[tuple[int, Tensor, Tensor]] = []  # owner, where, labels
     for row, (prompt, members) in enumerate(rows):
         start = len(prompt)
         input_ids[row, :start] = torch.tensor(prompt)
         position_ids[row, :start] = torch.arange(start)
         last, column = row * width + start - 1, start
-        for owner, ids in members:
-            stop = column + len(ids)
-            input_ids[row, column:stop] = torch.tensor(ids, dtype=torch.long)
+        for number, (owner, ids) in enumerate(members, 1):
+            stop, labels = column + len(ids), torch.tensor(ids, dtype=torch.long)
+            input_ids[row, column:stop] = labels
             position_ids[row, column:stop] = torch.arange(start, start + len(ids))
-            if mask is not None:
-                mask[row, 0, column:stop, start:column] = False
-            before = [last, *range(row * width + column, row * width + stop - 1)]
-            tokens += [(owner, position, label) for position, label in zip(before, ids)]
+            segments[row, column:stop] = number
+            where = torch.arange(row * width + column - 1, row * width + stop - 1)
+            where[:1] = last
+            parts.append((owner, where, labels))
             column = stop
         attention_mask[row, :column] = 1
-    tokens.sort(key=lambda token: token[0])  # stable: the order of the completions, whatever shares a row
-    owner_, where, labels = torch.tensor(tokens, dtype=torch.long).reshape(-1, 3).unbind(1)
+    parts.sort(key=lambda part: part[0])  # the order of the completions, whatever shares a row
+    lengths = torch.tensor([len(labels) for _, _, labels in parts], dtype=torch.long)
+    none = torch.zeros(0, dtype=torch.long)
     return Rows(
         input_ids=input_ids.to(device),
         position_ids=position_ids.to(device),
         attention_mask=attention_mask.to(device),
-        mask=None if mask is None else mask.to(device),
-        where=where.to(device),
-        labels=labels.to(device),
-        owner=owner_.to(device),
+        mask=_mask(segments.to(device)) if shared else None,
+        where=torch.cat([none, *(where for _, where, _ in parts)]).to(device),
+        labels=torch.cat([none, *(labels for _, _, labels in parts)]).to(device),
+        owner=torch.arange(count).repeat_interleave(lengths).to(device),
         completions=count,
     )
+
+
+def _mask(segments: Tensor) -> Tensor:
+    """[B, T] → [B, 1, T, T] bool: a position sees what is before it in its own segment, and the prompt (segment 0)."""
+    keys, queries = segments[:, None, None, :], segments[:, None, :, None]
+    width = segments.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
+    return ((keys == queries) | (keys == 0)) & before
