@@ -93,6 +93,11 @@ class LocalReference:
         self._base = SharedBase.of(self.name, dtype=self.dtype, device=device, quantization=quantization, **self._loading)
         self._base.claim(self)
         self._tokenizer: Any = None
+        self._file_config: Any = None
+
+    def __repr__(self) -> str:
+        worn = f" + {self.adapter}" if self.adapter else ""
+        return f"LocalReference({self.name}{worn}, {str(self.dtype).removeprefix('torch.')})"
 
     def identity(self) -> Mapping[str, Any]:
         """What the scores depend on beside the text. See `models.fingerprint` for what is hashed, and how."""
@@ -184,7 +189,11 @@ class LocalReference:
             return compute(model, encoded, token_budget=self._token_budget, logits_budget=self._logits_budget, **options)
 
     def _config(self) -> Any:
-        return self._memory.model.config if self._memory is not None else load_config(self.name, **self._loading)
+        if self._memory is not None:
+            return self._memory.model.config
+        if self._file_config is None:
+            self._file_config = load_config(self.name, **self._loading)
+        return self._file_config
 
     def _memory_weights(self) -> dict[str, Any]:
         assert self._memory is not None
