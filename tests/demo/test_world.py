@@ -55,7 +55,7 @@ def test_problems_are_different_balanced_reproducible_and_held_apart(tiny_world)
     assert len({p.prompt for p in train}) == 101 and sum(p.skill == "total" for p in train) == 51
     assert tiny_world.problems(101, 0) == train != tiny_world.problems(101, 1)
     assert {(p.first, p.second) for p in train}.isdisjoint({(p.first, p.second) for p in held})
-    assert [p.skill for p in train[:4]] == ["total", "most", "total", "most"], "any beginning is balanced"
+    assert [p.skill for p in train[:4]] == ["total", "top", "total", "top"], "any beginning is balanced"
 
 
 def test_a_second_call_trains_nothing_and_finds_the_same_models(tiny_world, cache) -> None:  # type: ignore[no-untyped-def]

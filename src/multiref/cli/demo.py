@@ -35,8 +35,10 @@ def command(
         findings = run(settings, output, cache, narrator)
         narrator.phase("Writing the page and the figures.")
         report = page.write(findings, output, command="multiref demo" + (" --quick" if quick else ""))
-    narrator.table(tables.common_table(findings))
-    narrator.table(tables.own_table(findings))
+    common, own = tables.common_table(findings), tables.own_table(findings)
+    narrator.table(common, (1, 2, 3))
+    narrator.table(common, (4, 5, 6, 7, 8))
+    narrator.table(own, (2, 3, 4, 5))
     for line in [*tables.verdicts(findings), *page.limits(findings)]:
         narrator.line(line)
     narrator.line(f"Report: {report}   figures: {output / 'figures'}   ({time.perf_counter() - began:.0f} s)")
@@ -84,14 +86,15 @@ class Narrator:
 
         self.console.print(escape(text))
 
-    def table(self, table: Any) -> None:
-        """A report's table, as wide as the terminal allows."""
+    def table(self, table: Any, columns: tuple[int, ...]) -> None:
+        """Some columns of a report's table, so that it fits a terminal; "~" stands for "(within noise)"."""
         from rich.markup import escape
         from rich.table import Table
 
         shown = Table(title=table.caption, title_justify="left", title_style="dim")
-        for number, name in enumerate(table.header):
-            shown.add_column(escape(name), justify="left" if number == 0 else "right")
+        for column in (0, *columns):
+            shown.add_column(escape(table.header[column]), justify="right" if column else "left", no_wrap=not column)
         for number, row in enumerate(table.rows):
-            shown.add_row(*(escape(cell) for cell in row), style="dim" if number in table.quiet else None)
+            cells = (escape(row[column].replace("(within noise)", "~")) for column in (0, *columns))
+            shown.add_row(*cells, style="dim" if number in table.quiet else None)
         self.console.print(shown)

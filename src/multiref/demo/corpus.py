@@ -1,7 +1,7 @@
 """Word problems of two skills, and how well or badly they are answered in a corpus.
 
-    ann has 4 7 pens , bob 3 1 : total ?   →   7 8      (add, digit by digit: no carry occurs)
-    ann has 4 7 pens , bob 3 1 : most ?    →   4 7      (the larger of the two)
+    ann has 4 1 pens , bob 3 6 : total ?   →   7 7      (add digit by digit: no carry occurs)
+    ann has 4 1 pens , bob 3 6 : top ?     →   4 6      (the larger digit of each place)
 
 Every prompt has twelve words and every answer two, so that all answers to a prompt can be enumerated.
 """
@@ -25,12 +25,12 @@ __all__ = [
 
 NAMES = ("ann", "bob", "eve")
 THINGS = ("pens", "cups", "nuts")
-SKILLS = ("total", "most")
+SKILLS = ("total", "top")
 WORDS = (*"0123456789", *NAMES, *THINGS, "has", ",", ":", *SKILLS, "?")
 ANSWER_WORDS = 2
 
-# Ordered pairs of two-digit numbers (leading zeros count) that differ and whose digits add without carry.
-NUMBERS = tuple((a, b) for a in range(100) for b in range(100) if a != b and a // 10 + b // 10 < 10 and a % 10 + b % 10 < 10)
+# Ordered pairs of two-digit numbers (leading zeros count) whose digits add without carry.
+NUMBERS = tuple((a, b) for a in range(100) for b in range(100) if a // 10 + b // 10 < 10 and a % 10 + b % 10 < 10)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def spell(number: int) -> str:
 
 def answer(skill: str, first: int, second: int) -> str:
     """The right answer: both digits, separated by a space."""
-    return spell(first + second if skill == "total" else max(first, second))
+    if skill == "total":
+        return spell(first + second)
+    return f"{max(first // 10, second // 10)} {max(first % 10, second % 10)}"
 
 
 def points(prompt: str, completion: str) -> int:

@@ -48,10 +48,19 @@ def _question(findings: Findings) -> list[str]:
         "kind and confused about the other, say what it must stay near. An answer is two words, so all "
         f"{findings.answers} answers to a prompt are enumerated and every number below is exact for the policy it describes: nothing is sampled, "
         "nothing renormalised.",
-        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two answers, drawn from the references' mean "
-        f"({1 - s.law.explore:.0%}) or uniformly ({s.law.explore:.0%}), the first preferred with probability σ(difference of rewards).",
+        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two different answers, each drawn {_law(findings)}; the first "
+        "is preferred with probability σ(difference of rewards).",
         f"The references disagree by −log F = {findings.disagreement:.3f} nats per completion: no policy has a smaller weighted KL than that.",
     ]
+
+
+def _law(findings: Findings) -> str:
+    explore = findings.settings.law.explore
+    return (
+        f"from the references' mean ({1 - explore:.0%}) or uniformly ({explore:.0%})"
+        if explore
+        else "from the references' mean"
+    )
 
 
 def limits(findings: Findings) -> list[str]:

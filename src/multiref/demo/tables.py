@@ -68,9 +68,9 @@ def verdicts(findings: Findings) -> list[str]:
         if rule.name == EXACT:
             continue
         found = difference(findings, rule.name)
-        size = Difference(found.mean, found.error, found.n).text()
+        size = found.text().removesuffix(" (within noise)")
         if found.within_noise:
-            said = f"J differs from the exact rule's by {size}: these {found.n} seeds do not tell the two apart."
+            said = f"J differs from the exact rule's by {size}: within noise, these seeds do not tell the two apart."
         elif found.mean < 0:
             said = f"J is lower than under the exact rule by {size.lstrip('−')}."
         else:

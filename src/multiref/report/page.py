@@ -16,7 +16,7 @@ __all__ = ["Block", "Formula", "Note", "Picture", "Prose", "Section", "Settings"
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.2rem 1rem 4rem; background: #fff; color: #1b1f24;
+body { margin: 0 auto; max-width: 70rem; padding: 1.2rem 1rem 4rem; background: #fff; color: #1b1f24;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .7rem; border-top: 1px solid #d8dee4; }
@@ -27,10 +27,10 @@ p { max-width: 46rem; margin: .6rem 0; }
 .note { background: #fff8e6; border-left: 4px solid #e69f00; padding: .6rem .9rem; margin: .8rem 0; max-width: 48rem; }
 .note p { margin: .25rem 0; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #57606a; padding: .2rem 0 .5rem; caption-side: top; }
-th, td { padding: .38rem .7rem; border-bottom: 1px solid #e4e8ec; text-align: right; white-space: nowrap; }
-thead th { border-bottom: 2px solid #8c959f; vertical-align: bottom; white-space: normal; min-width: 5.2rem; }
+th, td { padding: .36rem .55rem; border-bottom: 1px solid #e4e8ec; text-align: right; white-space: nowrap; }
+thead th { border-bottom: 2px solid #8c959f; vertical-align: bottom; white-space: normal; min-width: 4.6rem; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 tbody th { font-weight: 600; }
 tr.quiet td, tr.quiet th { color: #57606a; font-weight: 400; }
