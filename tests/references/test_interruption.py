@@ -1,5 +1,6 @@
 """Killed at any moment, out of disk, or two at once: the store ends as if nothing had happened."""
 
+import os
 import random
 import resource
 import signal
@@ -19,9 +20,9 @@ COUNT, SHARD, PAUSE = 150, 20, 0.01  # 300 completions in 15 shards per referenc
 ROOT = Path(__file__).parents[2]
 
 
-def start(store, log, *, pause=PAUSE, limit=None):
+def start(store, log, *, pause=PAUSE, limit=None, model=()):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT)],
+        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT), *map(str, model)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit,
     )  # fmt: skip
 
@@ -75,6 +76,25 @@ def test_killed_at_twenty_moments(tmp_path):
     assert len(set(moments)) > 5, "the kills were not spread over the job"
 
 
+@pytest.mark.slow
+def test_a_real_model_killed_at_five_moments(tmp_path, tiny_folder):
+    """A (tiny) Llama in float32, one thread: the process is ended once so many shards are there, and another one finishes."""
+    whole = tmp_path / "whole"
+    assert start(whole, "-", model=[tiny_folder]).wait(timeout=300) == 0
+    expected = {path.name for path in whole.rglob("*.parquet")}
+    for moment in (1, 4, 7, 10, 13):
+        store = tmp_path / str(moment)
+        process = start(store, "-", model=[tiny_folder])
+        while len(list(store.rglob("*.parquet"))) < moment and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        there = {path.name for path in store.rglob("*.parquet")}
+        assert there < expected, "what was stored before the kill is what an uninterrupted run stores"
+        assert start(store, "-", model=[tiny_folder]).wait(timeout=300) == 0
+        assert {path.name for path in store.rglob("*.parquet")} == expected  # names are checksums: the same bits
+
+
 def test_two_processes_at_once(tmp_path):
     """Both finish, the store is sound, and reading it is unambiguous."""
     processes = [start(tmp_path / "store", tmp_path / f"log{n}", pause=0.002) for n in range(2)]
@@ -86,6 +106,29 @@ def test_two_processes_at_once(tmp_path):
     whole, _ = finish(tmp_path / "whole")
     assert after == 0 and torch.equal(scores.logps, whole.logps)
     assert sum(entry["rows"] for entry in Store(tmp_path / "store").manifest().values()) == 4 * COUNT
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to drop the right to write, which takes root")
+def test_a_folder_that_may_only_be_read(tmp_path):
+    """In a process without root's rights: a complete store is read, an incomplete one is one clear error."""
+    _, total = finish(tmp_path / "store")
+    code = (
+        "import os, tempfile, warnings; warnings.simplefilter('ignore')\n"
+        "from multiref.references import References; from tests.references.doubles import Companion, pairs\n"
+        f"refs, store = References({{n: Companion(n) for n in 'ab'}}), {str(tmp_path / 'store')!r}\n"
+        "refs.score(pairs(1), store=tempfile.mkdtemp()); os.setuid(65534)\n"  # everything is imported before the rights go
+        f"print(len(refs.score(pairs({COUNT}), store=store)))\n"
+        f"refs.score(pairs({COUNT + 1}), store=store)"
+    )
+    for folder in [tmp_path, *tmp_path.parents][:3]:
+        folder.chmod(0o755)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == str(total // 2), result.stderr
+    assert (
+        result.stderr.strip().splitlines()[-1].startswith("multiref.errors.StoreError: Cannot write")
+        and "permission is denied" in result.stderr
+    )
+    assert Store(tmp_path / "store").verify() == []
 
 
 def test_a_real_write_that_fails_halfway_leaves_a_sound_store(tmp_path):

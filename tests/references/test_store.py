@@ -140,6 +140,24 @@ def test_a_model_that_changed_in_its_place_is_scored_anew_and_said_so(tmp_path, 
     assert at["./model"].scored() == 0 and same_bits(old, back)
 
 
+def test_new_weights_in_an_old_folder_are_noticed(tmp_path, tiny_folder):
+    """A real model folder, its safetensors overwritten by another seed: not one old score is taken for a new one."""
+    from tests.conftest import make_llama
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    old = References({"a": str(folder)}).score(pairs(3), store=tmp_path / "scores")
+    shutil.copytree(tiny_folder, tmp_path / "moved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same_bits(old, References({"b": str(tmp_path / "moved")}).score(pairs(3), store=tmp_path / "scores"))
+    width = json.loads((folder / "config.json").read_text())["vocab_size"]
+    make_llama(width, seed=5).save_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"is not what was scored from there before.*weights changed"):
+        new = References({"a": str(folder)}).score(pairs(3), store=tmp_path / "scores")
+    assert (new.logps != old.logps).all()
+
+
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
 """Evaluation: policies under one yardstick, with errors. `compare` where the support can be enumerated, `compare_samples` where it cannot.
+`inspect` says what reference scores are worth on preference pairs, before any training.
 
 Numbers out, a value per method, metric and unit (a seed, or a prompt); `report` shows them."""
 
@@ -7,9 +8,13 @@ from typing import Any
 
 from multiref.evaluation.compare import Comparison, compare
 
-_HOMES = {"compare_samples": "multiref.evaluation.sampled"}
+_HOMES = {
+    "compare_samples": "multiref.evaluation.sampled",
+    "Inspection": "multiref.evaluation.inspection",
+    "inspect": "multiref.evaluation.inspection",
+}
 
-__all__ = ["Comparison", "compare", "compare_samples"]
+__all__ = ["Comparison", "Inspection", "compare", "compare_samples", "inspect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,73 @@
+"""KL and disagreement per token against the definition, one position at a time in float64."""
+
+import math
+
+import pytest
+import torch
+
+from multiref.errors import ModelError, VocabularyMismatch
+from multiref.models import LanguageModel
+from multiref.references import References
+from multiref.references.token_level import measure_token_level
+from tests.conftest import make_llama, make_tokenizer
+from tests.references.doubles import Companion
+
+TEXTS = [("the cat sat", " on the mat"), ("what is two", " plus three? five."), ("", "Once upon a time"), ("the dog", " sat")]
+
+
+@pytest.fixture(scope="module")
+def models():
+    tokenizer = make_tokenizer()
+    size = len(tokenizer)
+    return {
+        "a": LanguageModel(make_llama(size, seed=0), tokenizer, "a"),
+        "b": LanguageModel(make_llama(size + 7, seed=1), tokenizer, "b"),  # seven rows that no token uses
+    }
+
+
+def oracle(models, weights):
+    """For every scored position of every text: π_k(· | what came before), then sums written out over the vocabulary."""
+    kl, apart = [[[], []], [[], []]], []
+    tokenizer = models["a"].tokenizer
+    size = len(tokenizer)
+    for prompt, completion in TEXTS:
+        context, whole = tokenizer(prompt)["input_ids"], [*tokenizer(prompt + completion)["input_ids"], tokenizer.eos_token_id]
+        for place in range(len(context), len(whole)):
+            p = []
+            for model in models.values():
+                logits = model.model(torch.tensor([whole[:place]])).logits[0, -1, :size].double()
+                p.append(torch.softmax(logits, -1).detach())
+            for i in range(2):
+                for j in range(2):
+                    kl[i][j].append(float((p[i] * (p[i] / p[j]).log()).sum()))
+            apart.append(-math.log(float((p[0] ** weights[0] * p[1] ** weights[1]).sum())))
+    return [[sum(kl[i][j]) / len(apart) for j in range(2)] for i in range(2)], sum(apart) / len(apart), len(apart)
+
+
+@pytest.mark.parametrize("weights", [None, (0.8, 0.2)])
+def test_against_the_definition(models, weights):
+    found = measure_token_level(References(models), TEXTS, weights=weights)
+    kl, apart, tokens = oracle(models, weights or (0.5, 0.5))
+    assert found.tokens == tokens and found.completions == len(TEXTS)
+    for i in range(2):
+        assert found.kl[i] == pytest.approx(kl[i], abs=1e-5)
+    assert found.disagreement == pytest.approx(apart, abs=1e-5)
+
+
+def test_a_reference_agrees_with_itself(models):
+    found = measure_token_level(References([("x", models["a"]), ("y", models["a"])]), TEXTS)
+    assert found.disagreement == pytest.approx(0, abs=1e-6) and found.kl[0][1] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_sample_does_not_depend_on_the_order_of_rows(models):
+    one, other = (measure_token_level(References(models), rows, completions=2) for rows in (TEXTS, TEXTS[::-1]))
+    assert one == other and one.completions == 2
+
+
+def test_other_vocabularies_and_other_kinds_are_refused(models):
+    stranger = make_tokenizer("bytelevel")
+    mixed = {"a": models["a"], "c": LanguageModel(make_llama(len(stranger)), stranger, "c")}
+    with pytest.raises(VocabularyMismatch, match="'a' and 'c' have different vocabularies"):
+        measure_token_level(References(mixed), TEXTS)
+    with pytest.raises(ModelError, match="'c' is no model on this machine"):
+        measure_token_level(References({"a": models["a"], "c": Companion()}), TEXTS)
