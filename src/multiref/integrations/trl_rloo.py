@@ -87,13 +87,14 @@ class ReferenceReward:
             prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
             completion = completion if isinstance(completion, str) else tuple(dict(message) for message in completion)
             ids = tuple(int(i) for i in ids)
-            here = ((completion,), (ids,), (bool(ids) and ids[-1] in ends,))
+            ended = bool(ids) and ids[-1] in ends
             if made and made[-1].prompt == prompt:
-                last = made.pop()
-                here = (last.completions + here[0], last.completion_ids + here[1], last.ended + here[2])
-                made.append(Rollout(prompt, here[0], last.prompt_ids, here[1], here[2]))
+                last = made[-1]
+                made[-1] = Rollout(
+                    prompt, (*last.completions, completion), last.prompt_ids, (*last.completion_ids, ids), (*last.ended, ended)
+                )
             else:
-                made.append(Rollout(prompt, here[0], _prompt_ids(self.tokenizer, prompt), here[1], here[2]))
+                made.append(Rollout(prompt, (completion,), _prompt_ids(self.tokenizer, prompt), (ids,), (ended,)))
         return made
 
 

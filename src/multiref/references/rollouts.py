@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,18 @@ class RolloutScorer:
                     f"Reference {name!r} has another vocabulary than the policy, or is no local model, so it has no score for the policy's tokens. "
                     "Use the penalty `reward` (whole completions), which works across tokenizers."
                 )
+
+    @contextmanager
+    def models(self) -> Iterator[list[Any]]:
+        """The K models, in order, for sums over the vocabulary and for sampling. VocabularyMismatch as `require_aligned`."""
+        self.require_aligned()
+        opened: list[Any] = list(self.opened.values())
+        bases = [reference._base for reference in opened if reference.adapter is not None]
+        if bases and len({id(reference._base) for reference in opened if reference._base is not None}) < len(opened):
+            raise ArgumentError(
+                "references: adapters that share one base cannot be worn at the same time, which sums over the vocabulary need. Merge them into their base."
+            )
+        yield [reference._with_model(lambda model, *_, **__: model, []) for reference in opened]
 
     def weights(self, name: str) -> dict[str, Tensor] | None:
         """The parameters of a local reference, to compare with a model; None for what is not local."""

@@ -6,6 +6,7 @@ import torch
 import multiref as mr
 from multiref.training.online.enumerated import expected_surrogate, standardised_fixed_point
 from multiref.training.online.penalty import (
+    FullVocabulary,
     InReward,
     K2Loss,
     K3Loss,
@@ -13,6 +14,7 @@ from multiref.training.online.penalty import (
     K3RenormalisedLoss,
     RatioK3,
     RenormalisedInReward,
+    StateByState,
     ToGo,
 )
 from multiref.training.online.tree import conditionals, path_tokens, sequence_logps
@@ -34,6 +36,8 @@ RULES = [
     ("k1 in reward, renormalised tokens", RenormalisedInReward(), 0.08900),
     ("k1 in reward, harmonic pool", InReward(mr.PooledKL(order=-1.0)), 0.16345),
     ("k1 in reward, reference 0 alone", InReward(mr.ReverseKL((1.0, 0.0))), 2.18633),
+    ("full vocabulary", FullVocabulary(), 0.0),
+    ("full vocabulary, state by state", StateByState(), 0.10706),
     ("forward KL in reward", InReward(mr.ForwardKL()), None),
     ("α = ½ in reward", InReward(mr.AlphaDivergence(alpha=0.5)), None),
     ("weights 0.2, 0.8", InReward(mr.ReverseKL((0.2, 0.8))), None),

@@ -8,7 +8,7 @@ import torch
 import multiref as mr
 from multiref.training.online.enumerated import enumerated_samples, expected_surrogate
 from multiref.training.online.methods import GRPO, RLOO, Reinforce
-from multiref.training.online.penalty import InReward, K2Loss, K3Loss, K3RenormalisedLoss, RatioK3, ToGo
+from multiref.training.online.penalty import FullVocabulary, InReward, K2Loss, K3Loss, K3RenormalisedLoss, RatioK3, ToGo
 from multiref.training.online.surrogate import surrogate
 from multiref.training.online.tree import levels_of, path_tokens
 from tests.training.online.language import small_world
@@ -39,7 +39,8 @@ def sampled_gradients(method, penalty, rows, behaviour, groups):
         table = rows.clone().requires_grad_()
         now = path_tokens(levels_of(table, 3))[index]
         old = path_tokens(levels_of(behaviour, 3))[index]
-        samples = replace(everything.take(index), token_logps=now, old_token_logps=old)
+        divergences = enumerated_samples(levels_of(table, 3), WORLD.refs, WEIGHTS).divergences[index]
+        samples = replace(everything.take(index), token_logps=now, old_token_logps=old, divergences=divergences)
         losses = surrogate(samples, WORLD.reward[index], method=method, penalty=penalty, beta=WORLD.beta, longest=1).losses
         gradients.append(torch.autograd.grad(losses.mean(), table)[0])
     return torch.stack(gradients)
@@ -64,6 +65,7 @@ CASES = [
     (GRPO(group=4), RatioK3(mr.ReverseKL(WEIGHTS))),
     (GRPO(group=4, clip=None), K3Loss(mr.ReverseKL(WEIGHTS))),
     (GRPO(group=4, clip=None), K3RenormalisedLoss(mr.ReverseKL(WEIGHTS))),
+    (RLOO(group=4), FullVocabulary(mr.ReverseKL(WEIGHTS))),
     (RLOO(group=4), K2Loss(mr.ReverseKL(WEIGHTS))),
 ]
 NAMES = [f"{type(m).__name__}{m.group}-{type(p).__name__}-{type(p.regularizer).__name__}-{m.clip}" for m, p in CASES]

@@ -27,6 +27,15 @@ _HOMES = {
     "GRPO": "methods",
     "describe": "methods",
     "surrogate": "surrogate",
+    "FullVocabulary": "penalty",
+    "StateByState": "penalty",
+    "FromReferences": "penalty",
+    "OnlineTrainer": "loop",
+    "OnlineArguments": "arguments",
+    "AdaptiveBeta": "arguments",
+    "Reward": "rewards",
+    "RewardModel": "rewards",
+    "sample": "rollout",
 }
 
 __all__ = sorted(_HOMES)

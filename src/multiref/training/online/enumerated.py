@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from multiref._logspace import expectation
+from multiref.pools import power_pool
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.tree import disagreements, path_tokens, sequence_logps
@@ -24,8 +26,14 @@ def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None) -> Samp
     prices = [
         price.repeat_interleave(vocabulary ** (length - t), -1) for t, price in enumerate(disagreements(ref_levels, weights))
     ]
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    return Samples(tokens, mask, refs.sum(-1), weights, ref_token_logps=refs, disagreements=torch.stack(prices, -1))
+    divergences = [
+        expectation(level, level - power_pool(ref, weights, order=0.0)).repeat_interleave(vocabulary ** (length - t), -1)
+        for t, (level, ref) in enumerate(zip(levels, ref_levels))
+    ]
+    return Samples(
+        tokens, torch.ones_like(tokens, dtype=torch.bool), refs.sum(-1), weights, ref_token_logps=refs,
+        disagreements=torch.stack(prices, -1), divergences=torch.stack(divergences, -1),
+    )  # fmt: skip
 
 
 def expected_surrogate(

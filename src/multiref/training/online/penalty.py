@@ -209,6 +209,79 @@ class RenormalisedInReward(Penalty):
         return conditionals(exact.solve(reward, mixed, ReverseKL(), beta=beta).log_policy, ref_levels[0].shape[-1])
 
 
+@dataclass(frozen=True)
+class FullVocabulary(InReward):
+    r"""Σ_k w_k KL(π_t‖π_{k,t}) summed over the vocabulary at each sampled state, differentiated, and what follows the token in the reward.
+
+        ∇ Σ_k w_k KL(π‖π_k) = E_π Σ_t [∇ D_t(s_t) + (Σ_{s > t} D_s) ∇ log π(y_t|s_t)],      D_t = Σ_v π(v|s_t) log(π(v|s_t)/∏_k π_k(v|s_t)^{w_k})
+
+    The same expectation as `ToGo` with each token's own noise summed out: the exact gradient, and the estimator for distillation. Needs
+    all logits of all references.
+
+    Reference: DERIVED (Rao–Blackwell over the token; chain rule of theory 6.3).
+    """
+
+    needs = "vocabulary"
+
+    def reward_terms(self, samples: Samples) -> Tensor:
+        each = _divergences(samples).detach().double()
+        return each.flip(-1).cumsum(-1).flip(-1) - each
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        log_ratio = (samples.token_logps.detach() - samples.old).double()
+        visited = (
+            log_ratio.cumsum(-1) - log_ratio
+        ).exp()  # of the state, under the policy as it is now against the one that sampled
+        return visited.to(samples.token_logps) * _divergences(samples)
+
+
+@dataclass(frozen=True)
+class StateByState(FullVocabulary):
+    """The first half of `FullVocabulary`: what on-policy distillation usually is. Least variance, but it does not charge a token for where it leads."""
+
+    exact = False
+    optimum = "state by state ∏ π_k^{w_k} e^{Q/β}; without a reward the tokens renormalised one by one, not the normalised pool of completions"
+
+    def reward_terms(self, samples: Samples) -> None:  # type: ignore[override]
+        return None
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, self.regularizer, beta=beta)
+
+
+@dataclass(frozen=True)
+class FromReferences(Penalty):
+    """Forward KL on samples of the references: −β Σ_k w_k E_{π_k}[log π(y|x)], the exact gradient without an importance weight.
+
+    The terms are of other completions than the policy's; the loop draws them (see `OnlineTrainer`), and adds them to a loss that has the reward alone.
+    """
+
+    regularizer: Regularizer = field(default_factory=ForwardKL)
+
+    needs = "references"
+    exact = True
+    optimum = "the optimum of the stated objective, β P/(Z − r), P the arithmetic mixture"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.regularizer, ForwardKL):
+            raise ArgumentError(f"FromReferences: expected ForwardKL, found {self.regularizer!r}. Others use InReward.")
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        return InReward(self.regularizer).fixed_point(reward, ref_levels, beta=beta)
+
+
+@dataclass(frozen=True)
+class NoPenalty(Penalty):
+    """β = 0: the reward alone."""
+
+    needs = "completions"
+    optimum = "the completions of largest reward"
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+        best = (reward == reward.amax(-1, keepdim=True)).to(reward.dtype)
+        return conditionals((best / best.sum(-1, keepdim=True)).log(), ref_levels[0].shape[-1])
+
+
 # the names of configuration files
 PENALTIES: dict[str, type[Penalty]] = {
     "reward": InReward,
@@ -219,6 +292,9 @@ PENALTIES: dict[str, type[Penalty]] = {
     "k3_pool": K3PoolLoss,
     "k3_renormalised": K3RenormalisedLoss,
     "reward_renormalised": RenormalisedInReward,
+    "full_vocabulary": FullVocabulary,
+    "state_by_state": StateByState,
+    "reference_samples": FromReferences,
 }
 
 
@@ -251,6 +327,12 @@ def _disagreements(samples: Samples) -> Tensor:
             "This penalty renormalises at each token and needs −log F_t of each state; found none in the samples."
         )
     return torch.where(samples.mask, samples.disagreements, 0.0)
+
+
+def _divergences(samples: Samples) -> Tensor:
+    if samples.divergences is None:
+        raise ArgumentError("This penalty is summed over the vocabulary at each token; found no such sums in the samples.")
+    return torch.where(samples.mask, samples.divergences, 0.0)
 
 
 def penalty_named(name: str, regularizer: Regularizer) -> Penalty:

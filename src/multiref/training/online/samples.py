@@ -26,6 +26,7 @@ class Samples:
         old_token_logps: [N, T], log-probabilities under the policy that sampled; None: the same policy.
         ref_token_logps: [K, N, T], where all vocabularies are the same mapping; else None.
         disagreements: [N, T], −log F_t ≥ 0 at the state before each token, F_t = Σ_v Π_k π_k(v | x, y_<t)^{w_k}; else None.
+        divergences: [N, T], Σ_k w_k KL(π_t‖π_{k,t}) at the same states, summed over the vocabulary, differentiable; else None.
     """
 
     token_logps: Tensor
@@ -35,6 +36,7 @@ class Samples:
     old_token_logps: Tensor | None = None
     ref_token_logps: Tensor | None = None
     disagreements: Tensor | None = None
+    divergences: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = self.token_logps.shape[0]
@@ -76,7 +78,7 @@ class Samples:
             "mask": self.mask[index],
             "ref_logps": self.ref_logps[:, index],
         }
-        for name in ("old_token_logps", "disagreements"):
+        for name in ("old_token_logps", "disagreements", "divergences"):
             value = getattr(self, name)
             parts[name] = None if value is None else value[index]
         parts["ref_token_logps"] = None if self.ref_token_logps is None else self.ref_token_logps[:, index]

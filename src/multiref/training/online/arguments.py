@@ -1,0 +1,89 @@
+"""The numbers of an online run, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from multiref.errors import ArgumentError
+
+__all__ = ["AdaptiveBeta", "OnlineArguments"]
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass
+class OnlineArguments:
+    """How long, how fast, how much at once.
+
+    Args:
+        steps: batches of completions; each is followed by as many optimizer steps as the method has `updates`.
+        prompts_per_step: prompts of a batch, on each process.
+        max_new_tokens: where a completion is cut.
+        learning_rate, schedule, warmup: AdamW's peak rate; constant, linear or cosine to zero after `warmup` of the steps (a share).
+        token_budget: rows × longest row of one forward and backward pass; the completions of a prompt stay together.
+        generation_batch: completions sampled side by side; None: all of a step.
+        cache: transformers' cache implementation for sampling, such as "static".
+        save_every: steps between checkpoints, 0: none; `keep`: how many of them stay.
+        log_every: steps between lines of metrics, which are averages over them.
+        temperature: only 1. Log-probabilities are of the model's own distribution, so sampling from another would be another objective.
+    """
+
+    steps: int = 100
+    prompts_per_step: int = 8
+    max_new_tokens: int = 64
+    learning_rate: float = 1e-5
+    schedule: str = "linear"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = 1.0
+    token_budget: int = 4096
+    generation_batch: int | None = None
+    cache: str | None = None
+    save_every: int = 0
+    keep: int = 2
+    log_every: int = 1
+    seed: int = 0
+    mixed_precision: str = "no"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
+        if self.temperature != 1:
+            raise ArgumentError(
+                f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their log-probabilities are taken at "
+                "optimise another objective. (TRL's RLOO under multiref.integrations.trl takes both at its temperature.)"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ArgumentError(f"schedule: found {self.schedule!r}, expected one of {', '.join(SCHEDULES)}.")
+        for name in ("steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}: expected at least 1, found {getattr(self, name)}.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        warm = self.warmup * self.steps
+        if step < warm:
+            return self.learning_rate * (step + 1) / max(warm, 1)
+        done = (step - warm) / max(self.steps - warm, 1)
+        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
+        return self.learning_rate * factor
+
+
+@dataclass
+class AdaptiveBeta:
+    """β that seeks a target Σ_k w_k KL(π‖π_k) per completion: β ← β (1 + rate · clip(KL/target − 1, ±0.2)) after each step.
+
+    The optimum is then that of the β at which it comes to rest, which is in the log and in every checkpoint. Reference: Ziegler et al., 2019, section 2.2.
+    """
+
+    target: float
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.target > 0 or not self.rate > 0:
+            raise ArgumentError(f"AdaptiveBeta: expected target > 0 and rate > 0, found {self.target} and {self.rate}.")
+
+    def next(self, beta: float, kl: float) -> float:
+        return beta * (1 + self.rate * max(-0.2, min(0.2, kl / self.target - 1)))

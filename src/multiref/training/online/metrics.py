@@ -1,0 +1,56 @@
+"""What a batch of completions tells: the names of TRL's users, and for K references one `kl` each, their disagreement, and how near the optimum is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_weights
+from multiref.regularizers import Regularizer
+
+__all__ = ["rollout_metrics"]
+
+
+def rollout_metrics(
+    logps: Tensor,
+    ref_logps: Tensor,
+    reward: Tensor,
+    *,
+    regularizer: Regularizer,
+    weights,
+    beta: float,
+    group: int,
+    names: tuple[str, ...],
+) -> dict[str, float]:
+    r"""Of N = P · G completions of the policy, whole-completion quantities, in nats:
+
+        reward, reward_std    of the task's reward, without the penalty
+        kl/<name>             log π − log π_k: unbiased for KL(π‖π_k)
+        kl                    Σ_k w_k of these
+        objective             r − β Σ_k w_k (log π − log π_k): for reverse KL unbiased for J(π)
+        disagreement          −log of the group's mean of e^{−ℓ}, ℓ = log π − Σ_k w_k log π_k: consistent for −log F, too large on average for small groups
+        ess                   effective sample size, as a share of the group, of the completions as samples of the optimum (weights P e^{r/β}/π): 1 at the optimum
+        regret                β (log mean − mean log) of those weights, a consistent estimate of J* − J(π), too small on average for small groups
+
+    The last two for pools of reverse KL (α = 1) only.
+    """
+    values = {"reward": float(reward.mean()), "reward_std": float(reward.std(unbiased=False))}
+    if not len(ref_logps):
+        return values
+    w = check_weights(weights, len(ref_logps))
+    w = w if w.ndim == 2 else w[:, None]
+    each = logps.double() - ref_logps.double()
+    log_ratio = (w * torch.where(w > 0, each, 0.0)).sum(0)
+    values["kl"] = float(log_ratio.mean())
+    values |= {f"kl/{name}": float(each[k].mean()) for k, name in enumerate(names)}
+    values["objective"] = float((reward - beta * log_ratio).mean())
+    values["disagreement"] = float(-(torch.logsumexp(-log_ratio.reshape(-1, group), 1) - math.log(group)).mean())
+    if regularizer.alpha == 1 and beta > 0:
+        pool = regularizer.with_weights(weights).pool(ref_logps.double())
+        log_weight = (reward.double() / beta + pool - logps.double()).reshape(-1, group)
+        total = torch.logsumexp(log_weight, 1)
+        values["ess"] = float((2 * total - torch.logsumexp(2 * log_weight, 1)).exp().mean() / group)
+        values["regret"] = float(beta * (total - math.log(group) - log_weight.mean(1)).mean())
+    return values

@@ -1,0 +1,139 @@
+"""Rewards: functions of prompts and completions, several with weights, and what happens when one misbehaves."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+
+__all__ = ["Reward", "RewardModel", "as_rewards", "total_reward"]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function under its name, with its weight in the sum.
+
+    function(prompts, completions, **columns) → N numbers, as TRL calls its reward functions: texts (strings or messages), and each column of the
+    prompts' rows as a list of N. A function that takes no **columns gets only those it names.
+    """
+
+    function: Callable[..., Sequence[float]]
+    name: str = ""
+    weight: float = 1.0
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Tensor:
+        """[N] float64. ArgumentError, naming the function and showing the completion, where it raises, returns another length or no finite number."""
+        try:
+            values = self.function(prompts=prompts, completions=completions, **_accepted(self.function, columns))
+        except Exception as error:
+            raise ArgumentError(
+                f"The reward {self.name!r} raised {type(error).__name__}: {error}. It was given {len(completions)} completions, the first "
+                f"{_shown(completions[0])}. The last checkpoint is kept; mend the function and run again."
+            ) from error
+        values = values.tolist() if isinstance(values, Tensor) else list(values)
+        if len(values) != len(completions):
+            raise ArgumentError(
+                f"The reward {self.name!r} returned {len(values)} numbers for {len(completions)} completions; expected one each. The last checkpoint is kept."
+            )
+        for completion, value in zip(completions, values):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ArgumentError(
+                    f"The reward {self.name!r} is {value!r} for the completion {_shown(completion)}; expected a finite number. The last checkpoint is kept."
+                )
+        return torch.tensor(values, dtype=torch.float64)
+
+
+class RewardModel:
+    """A sequence classifier with one output as a reward: r(x, y) is its logit on prompt and completion.
+
+    Args:
+        path_or_id: a model folder or hub id of a sequence classification model (num_labels = 1, as TRL's RewardTrainer writes).
+        batch: texts in one pass.
+    """
+
+    def __init__(self, path_or_id: str, *, device: Any = None, batch: int = 16, dtype: str = "float32") -> None:
+        import transformers
+
+        from multiref.errors import ModelError
+        from multiref.models.loading import as_dtype, best_device, load_tokenizer
+
+        try:
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                path_or_id, num_labels=1, dtype=as_dtype(dtype), use_safetensors=True
+            )
+        except Exception as error:
+            raise ModelError(f"The reward model {path_or_id} cannot be loaded: {type(error).__name__}: {error}") from error
+        self.tokenizer = load_tokenizer(path_or_id)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model, self.batch = model.to(device or best_device()).eval(), batch
+        self.__name__ = str(path_or_id).rstrip("/").rpartition("/")[2]
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        texts = [
+            p + c if isinstance(p, str) else self.tokenizer.apply_chat_template([*p, *c], tokenize=False)
+            for p, c in zip(prompts, completions)
+        ]
+        values: list[float] = []
+        for start in range(0, len(texts), self.batch):
+            inputs = self.tokenizer(texts[start : start + self.batch], return_tensors="pt", padding=True, padding_side="right")
+            values += self.model(**inputs.to(self.model.device)).logits[:, 0].float().tolist()
+        return values
+
+
+def as_rewards(rewards: Any) -> tuple[Reward, ...]:
+    """A function, a list of functions or `Reward`s, or {name: function or Reward} → `Reward`s with different names."""
+    items = (
+        list(rewards.items())
+        if isinstance(rewards, Mapping)
+        else [("", r) for r in (rewards if isinstance(rewards, Sequence) else [rewards])]
+    )
+    made = []
+    for name, reward in items:
+        if not isinstance(reward, Reward):
+            reward = Reward(reward)
+        if not callable(reward.function):
+            raise ArgumentError(f"rewards: expected functions of prompts and completions, found {reward.function!r}.")
+        made.append(
+            Reward(reward.function, name or reward.name or getattr(reward.function, "__name__", "reward"), reward.weight)
+        )
+    names = [reward.name for reward in made]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ArgumentError(f"rewards: two are called {repeated[0]!r}; give them different names as {{name: function}}.")
+    return tuple(made)
+
+
+def total_reward(
+    rewards: Sequence[Reward], prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """([N] weighted sum, {name: [N]}), float64. No reward at all is zero: distillation."""
+    each = {reward.name: reward(prompts, completions, columns) for reward in rewards}
+    total = torch.zeros(len(completions), dtype=torch.float64)
+    for reward in rewards:
+        total = total + reward.weight * each[reward.name]
+    return total, each
+
+
+def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return dict(columns)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(columns)
+    return {name: values for name, values in columns.items() if name in parameters}
+
+
+def _shown(completion: Any, width: int = 200) -> str:
+    text = completion if isinstance(completion, str) else " ".join(message["content"] for message in completion)
+    return repr(text if len(text) <= width else text[: width - 1] + "…")

@@ -1,0 +1,132 @@
+"""GSM8K: the answer in a solution, rewards that are bounded, pass rates with intervals."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multiref.data.gsm8k import (
+    HIGHEST_REWARD,
+    extract_answer,
+    pass_at_k,
+    pass_rate,
+    prompts,
+    read_gsm8k,
+    rewards,
+    same_number,
+)
+from multiref.errors import ArgumentError, DataError
+
+GOOD = "<reasoning>\n16 - 3 = 13\nso 13 are left\n</reasoning>\n<answer>\n18\n</answer>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so 9 * 2 = $<<9*2=18>>18 a day.\n#### 18", "18"),
+        ("profit of 70,000\n#### $70,000.00", "70000.00"),
+        ("first 3\nA: 3 + 4 = 7", "7"),
+        ("A: 5\nno, wait\nA: -6", "-6"),
+        ("<answer>\n18\n</answer> see 99", "18"),
+        (r"thus \boxed{3/4}", "3/4"),
+        ("The answer is 12 apples, not 15.", "12"),
+        ("She has 4 and then 5.", "5"),
+        ("<<48/2=24>>", None),
+        ("none at all", None),
+        ("", None),
+    ],
+)
+def test_the_answer_is_found(text, number):
+    assert extract_answer(text) == number
+
+
+def test_numbers_are_compared_as_numbers():
+    assert same_number("18.00", "18") and same_number("1/2", "0.5")
+    assert not same_number("1/0", "1") and not same_number(None, "1") and not same_number("-3", "3")
+
+
+@given(st.integers(-(10**9), 10**9), st.booleans())
+def test_any_integer_survives_its_writing(value, thousands):
+    written = f"{value:,}" if thousands else str(value)
+    assert same_number(extract_answer(f"1 + 1 = 2\n#### {written}"), str(value))
+
+
+def total(text, answer="18"):
+    return sum(f([text], [answer])[0] if name == "correctness" else f([text])[0] for name, f in rewards().items())
+
+
+def test_a_perfect_solution_has_the_highest_reward_also_over_several_lines():
+    """The script's patterns lack DOTALL, so reasoning of two lines never matches there (theory M4)."""
+    assert total(GOOD) == HIGHEST_REWARD
+    message = ({"role": "assistant", "content": GOOD},)
+    assert sum(f([message], ["18"])[0] if name == "correctness" else f([message])[0] for name, f in rewards().items()) == 4
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["<reasoning>\n", "\n</reasoning>\n", "<answer>\n", "\n</answer>", "\n<answer>\n", "18", "x" * 900, "\n"]
+        ),
+        max_size=9,
+    )
+)
+def test_rewards_are_bounded(parts):
+    """The script's count of marks falls without bound behind the last mark."""
+    assert 0 <= total("".join(parts)) <= HIGHEST_REWARD
+
+
+@given(st.integers(1, 7), st.data())
+def test_pass_at_k_counts_subsets(n, data):
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    right = [i < c for i in range(n)]
+    subsets = list(itertools.combinations(right, k))
+    assert pass_at_k(c, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_rates_have_intervals():
+    """Wilson's interval of 8 of 10 at 95 %: (0.4902, 0.9433)."""
+    mean, low, high = pass_rate([[True]] * 8 + [[False]] * 2, 1)
+    assert (mean, low, high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    mean, low, high = pass_rate([[True, False, False, False], [True, True, False, False]], 2)
+    assert mean == pytest.approx((0.5 + 5 / 6) / 2) and low < mean < high
+    with pytest.raises(ArgumentError):
+        pass_at_k(1, 3, 4)
+
+
+def test_files_are_read_and_bad_rows_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "How many?", "answer": "1+1=<<1+1=2>>2\n#### 1,002"}) + "\n\n")
+    (problem,) = read_gsm8k(path)
+    assert problem.answer == "1002" and problem.origin == "a.jsonl:1"
+    assert prompts([problem], style="plain") == [{"prompt": "How many?\n", "answer": "1002"}]
+    assert [m["role"] for m in prompts([problem])[0]["prompt"]] == ["system", "user"]
+    path.write_text('{"question": "How many?", "answer": "two"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1.*####"):
+        read_gsm8k(path)
+    path.write_text('{"question": "How many?"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: found question"):
+        read_gsm8k(path)
+    with pytest.raises(ArgumentError, match="style"):
+        prompts([problem], style="fancy")
+
+
+@pytest.mark.shared
+def test_the_extractor_agrees_with_the_labels_of_real_solutions(shared):
+    """2,640 solutions of four models, labelled right or wrong by their authors. The mark is 99 %; every one agrees."""
+    rows = [json.loads(line) for line in (shared / "data/gsm8k/example_model_solutions.jsonl").read_text().splitlines()]
+    wrong, count = [], 0
+    for number, row in enumerate(rows, 1):
+        truth = extract_answer(row["ground_truth"])
+        for name in row.keys() - {"question", "ground_truth"}:
+            count += 1
+            if same_number(extract_answer(row[name]["solution"]), truth) != row[name]["is_correct"]:
+                wrong.append((number, name))
+    assert count == 2640 and wrong == []
+
+
+@pytest.mark.shared
+def test_every_real_problem_is_read(shared):
+    assert len(read_gsm8k(shared / "data/gsm8k/train.jsonl")) == 7473
+    assert len(read_gsm8k(shared / "data/gsm8k/test.jsonl")) == 660

@@ -1,0 +1,258 @@
+"""The loop on tables: it samples, scores, steps, and settles where its rule says; it resumes exactly; it refuses what cannot work."""
+
+import json
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import ArgumentError, VocabularyMismatch
+from multiref.references.local import LocalReference
+from multiref.training.online import (
+    GRPO,
+    RLOO,
+    AdaptiveBeta,
+    InReward,
+    K3Loss,
+    OnlineArguments,
+    RatioK3,
+    Reinforce,
+    StateByState,
+)
+from multiref.training.online.tree import levels_of, sequence_logps
+from tests.training.online.tables import (
+    as_reference,
+    kl_to,
+    make_trainer,
+    random_table,
+    reward_function,
+    reward_table,
+    table_sampler,
+)
+
+TABLES = [random_table(1, spread=0.7), random_table(2, spread=0.7)]
+W = (0.3, 0.7)
+
+
+def whole(tables=TABLES):
+    return torch.stack([table.sequence_logps().detach() for table in tables])
+
+
+def levels(tables=TABLES):
+    return [torch.stack(level) for level in zip(*(levels_of(table.table.detach(), 3) for table in tables))]
+
+
+def settled(regularizer, penalty, target, *, steps=80, method=None, lr=0.2, beta=0.5, **options):
+    """KL(policy‖target) before and after."""
+    policy = random_table(1, spread=0.7)
+    method = method or RLOO(group=96)
+    trainer = make_trainer(
+        policy, TABLES, regularizer, rewards=reward_function(policy, reward_table(policy)), steps=steps, penalty=penalty, beta=beta,
+        method=method,
+        sampler=table_sampler(method.group), args={"learning_rate": lr, "max_grad_norm": None}, **options,
+    )  # fmt: skip
+    before = kl_to(policy, target)
+    trainer.train()
+    return before, kl_to(policy, target), trainer
+
+
+def optimum(regularizer, beta=0.5):
+    return mr.exact.solve(reward_table(TABLES[0]), whole(), regularizer, beta=beta).log_policy
+
+
+def test_the_exact_rule_ends_at_the_optimum():
+    regularizer = mr.ReverseKL(W)
+    before, after, trainer = settled(regularizer, None, optimum(regularizer))
+    assert before > 0.3 and after <= 1e-3
+    assert trainer.history[-1]["ess"] > 0.99 and trainer.history[-1]["regret"] < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("regularizer", "penalty", "method"),
+    [
+        (mr.ReverseKL(W), "reward_to_go", None),
+        (mr.ReverseKL(W), "full_vocabulary", None),
+        (mr.ReverseKL(W), None, GRPO(group=96)),
+        (mr.ReverseKL(W), None, RLOO(group=96, updates=2)),
+        (mr.ReverseKL(W), None, Reinforce(group=96)),
+        (mr.ForwardKL(W), None, None),
+        (mr.AlphaDivergence(W, alpha=0.5), None, None),
+        (mr.PooledKL(W, order=-1.0), None, None),
+    ],
+    ids=str,
+)
+def test_every_exact_rule_ends_at_its_optimum(regularizer, penalty, method):
+    before, after, _ = settled(regularizer, penalty, optimum(regularizer), method=method, steps=200, lr=0.15)
+    assert before > 0.2 and after <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RatioK3, K3Loss, StateByState], ids=lambda kind: kind.__name__)
+def test_other_rules_end_at_their_own_fixed_points(kind):
+    """And not at the optimum, which is 0.02 to 0.1 nats away."""
+    penalty = kind(mr.ReverseKL(W))
+    target = sequence_logps(penalty.fixed_point(reward_table(TABLES[0]), levels(), beta=0.5))
+    far = float((target.exp() * (target - optimum(mr.ReverseKL(W)))).sum(-1).mean())
+    _, after, _ = settled(mr.ReverseKL(W), penalty, target, steps=200, lr=0.15, method=RLOO(group=96))
+    assert after <= 2e-3 < far
+
+
+def test_weights_per_prompt_route():
+    """Prompt 0 to reference 0, prompt 1 to reference 1: with reward zero the policy becomes that teacher."""
+    policy = random_table(3)
+    rows = [{"prompt": "x0", "weights": [1.0, 0.0]}, {"prompt": "x1", "weights": [0.0, 1.0]}]
+    trainer = make_trainer(
+        policy,
+        TABLES,
+        mr.ReverseKL(),
+        prompts=rows,
+        beta=1.0,
+        steps=60,
+        penalty="full_vocabulary",
+        method=RLOO(group=32),
+        args={"learning_rate": 0.2},
+    )
+    trainer.train()
+    target = torch.stack([whole()[0, 0], whole()[1, 1]])
+    assert kl_to(policy, target) < 1e-2
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path):
+    def run(steps_now, folder, resume=False):
+        policy = random_table(1)
+        trainer = make_trainer(
+            policy, TABLES, mr.ReverseKL(W), rewards=reward_function(policy, reward_table(policy)), steps=8, output=folder,
+            args={"save_every": 3, "log_every": 2, "prompts_per_step": 1}, adaptive_beta=AdaptiveBeta(target=0.3),
+        )  # fmt: skip
+        if steps_now < 8:
+            # killed while sampling, at a step
+            calls = {"n": 0}
+            inner = trainer.sampler
+
+            def dies(*arguments):
+                calls["n"] += 1
+                if calls["n"] > steps_now:
+                    raise KeyboardInterrupt
+                return inner(*arguments)
+
+            trainer.sampler = dies
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+            return None
+        return trainer.train(resume=resume), policy.table.detach().clone()
+
+    lines, table = run(8, tmp_path / "whole")
+    run(5, tmp_path / "cut")
+    torch.rand(17)
+    resumed, again = run(8, tmp_path / "cut", resume=True)
+    assert torch.equal(table, again)
+    assert resumed == lines[-len(resumed) :] and resumed[-1]["beta"] != 0.5
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    assert json.loads((tmp_path / "cut" / "checkpoint-6" / "state.json").read_text())["step"] == 6
+
+
+def test_passes_do_not_change_a_step():
+    """A token budget that holds one prompt at a time gives the same step as one that holds all, to rounding."""
+    ends = []
+    for budget in (1, 10_000):
+        policy = random_table(1)
+        trainer = make_trainer(
+            policy, TABLES, mr.ReverseKL(W), rewards=reward_function(policy, reward_table(policy)), steps=2, penalty="ratio_k3",
+            method=GRPO(group=4, updates=2), args={"token_budget": budget},
+        )  # fmt: skip
+        trainer.train()
+        ends.append(policy.table.detach())
+    torch.testing.assert_close(*ends, atol=1e-10, rtol=0)
+
+
+def test_metrics_and_description():
+    policy = random_table(1)
+    trainer = make_trainer(
+        policy,
+        TABLES,
+        mr.ReverseKL(W),
+        rewards=reward_function(policy, reward_table(policy)),
+        steps=1,
+        method=GRPO(standardise=True),
+        penalty="k3",
+    )
+    line = trainer.train()[0]
+    assert {
+        "kl",
+        "kl/ref0",
+        "kl/ref1",
+        "disagreement",
+        "ess",
+        "regret",
+        "clip_fraction",
+        "reward",
+        "rewards/reward/mean",
+        "beta",
+    } <= set(line)
+    assert line["kl"] == pytest.approx(0.3 * line["kl/ref0"] + 0.7 * line["kl/ref1"])
+    said = trainer.describe()
+    assert "arithmetic mixture" in said and "standard deviation" in said and "not the optimum" in said
+    assert "not the optimum" not in make_trainer(policy, TABLES, mr.ReverseKL(W)).describe()
+
+
+def test_beta_zero_says_that_the_references_are_ignored():
+    with pytest.warns(UserWarning, match="references are ignored"):
+        trainer = make_trainer(
+            random_table(1), TABLES, mr.ReverseKL(W), rewards=lambda completions, **_: [0.0] * len(completions), beta=0.0
+        )
+    assert not any(name.startswith("kl") for name in trainer.train()[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda completions, **_: [float("nan")] * len(completions), r"'<lambda>' is nan for the completion 'y"),
+        (lambda completions, **_: [0.0], "returned 1 numbers for 8"),
+        (lambda completions, **_: [1 / 0], "raised ZeroDivisionError.*'y"),
+    ],
+)
+def test_a_reward_that_misbehaves_is_named_and_the_checkpoint_kept(function, words, tmp_path):
+    policy = random_table(1)
+    good = reward_function(policy, reward_table(policy))
+    make_trainer(policy, TABLES, mr.ReverseKL(W), rewards=good, steps=1, output=tmp_path, args={"save_every": 1}).train()
+    with pytest.raises(ArgumentError, match=words):
+        make_trainer(policy, TABLES, mr.ReverseKL(W), rewards=function, steps=2, output=tmp_path, args={"save_every": 1}).train(
+            resume=True
+        )
+    assert (tmp_path / "checkpoint-1" / "state.json").exists()
+
+
+def test_bad_input():
+    policy = random_table(1)
+    with pytest.raises(ArgumentError, match="temperature"):
+        OnlineArguments(temperature=0.9)
+    with pytest.raises(ArgumentError, match="reverse KL only"):
+        RatioK3(mr.ForwardKL(W))
+    with pytest.raises(ArgumentError, match="group"):
+        RLOO(group=1)
+    with pytest.raises(ArgumentError, match="penalty: found 'kl'"):
+        make_trainer(policy, TABLES, mr.ReverseKL(W), penalty="kl")
+    with pytest.raises(ArgumentError, match="no `prompt`"):
+        make_trainer(policy, TABLES, mr.ReverseKL(W), prompts=[{"text": "x0"}])
+    with pytest.raises(ArgumentError, match="in the regularizer alone"):
+        make_trainer(policy, TABLES, mr.ReverseKL(W), prompts=[{"prompt": "x0", "weights": [1.0, 0.0]}])
+    other = [random_table(1), random_table(2, vocabulary=4)]
+    with pytest.raises(VocabularyMismatch, match="another vocabulary"):
+        make_trainer(policy, other, mr.ReverseKL(W), penalty="ratio_k3")
+    short = as_reference(random_table(2))
+    assert isinstance(short, LocalReference)
+    short._max_length = 3
+    with pytest.raises(ArgumentError, match="'ref1' holds 3 tokens, but a rollout may have 4"):
+        from multiref.models import tabular_tokenizer
+        from multiref.training.online import OnlineTrainer
+
+        OnlineTrainer(
+            policy, mr.ReverseKL(W), beta=1.0, references={"ref0": as_reference(TABLES[0]), "ref1": short}, prompts=["x0"],
+            tokenizer=tabular_tokenizer(policy), args=OnlineArguments(max_new_tokens=3),
+        )  # fmt: skip
+
+
+def test_in_reward_is_the_default_and_is_exact():
+    trainer = make_trainer(random_table(1), TABLES, mr.AlphaDivergence(W, alpha=0.5))
+    assert type(trainer.penalty) is InReward and trainer.penalty.exact
