@@ -100,10 +100,12 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
         "no-config": r"Missing: config.json",
         "pickled": r"Missing: \*.safetensors \(pickled weights are not read\)",
         "adapter": r"does not name its base",
-        "absent": r"No model folder .*absent.*hub",
+        "absent": r"no model folder .*absent; expected",
     }.items():
         with pytest.raises(ModelError, match=words):
             load(tmp_path / folder)
+    with pytest.raises(ModelError, match=r"No model folder owner/absent.*hub"):
+        load("owner/absent")
     with pytest.raises(ModelError, match=r"adapter .* cannot be put on"):
         load(tiny_folder, adapter=tmp_path / "absent")
     with pytest.raises(ArgumentError, match=r"float32"):

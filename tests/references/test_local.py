@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.conftest import make_llama, make_tokenizer
 
 from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.models import LanguageModel, Tabular, tabular_tokenizer
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
+from tests.conftest import make_llama, make_tokenizer
 
 MAX = "Once upon a time, there was a little dog named Max."
 GOLDEN = {  # tokens, sum of log p in float64, from data-and-models.md
@@ -222,7 +222,7 @@ def test_what_cannot_be_scored(tiny_folder, tmp_path):
         LocalReference(tiny_folder, truncation="left")
     with pytest.raises(ArgumentError, match=r"max_length"):
         LocalReference(tiny_folder, max_length=1)
-    with pytest.raises(ModelError, match=r"No model folder"):
+    with pytest.raises(ModelError, match=r"no model folder"):
         LocalReference(tmp_path / "absent").identity()
     empty = LocalReference(tiny_folder).score([])
     assert empty.logps.shape == empty.lengths.shape == empty.truncated.shape == (0,)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +132,24 @@ def _classes(path: str) -> tuple[Any, Any]:
     return transformers.AutoConfig, transformers.AutoModelForCausalLM
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Reading weights takes a moment and has its bar in transformers; ours are the bars that count texts."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _loaded(kind: Any, path: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(path, **options)
+        with _no_progress_bar():
+            return kind.from_pretrained(path, **options)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' own, …: all mean the same here
         raise ModelError(_explain(path, error)) from error
 
@@ -191,4 +208,6 @@ def _explain(path: str, error: Exception) -> str:
             else " Its files are all there, so one of them is damaged or unsuited."
         )
         return f"The model folder {path} cannot be loaded.{lack} ({type(error).__name__}: {error})"
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        return f"There is no model folder {path}; expected one, or a hub id such as owner/name."
     return f"No model folder {path}, and it could not be had from the hub either. ({type(error).__name__}: {str(error).splitlines()[0]})"
