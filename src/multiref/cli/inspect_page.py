@@ -1,5 +1,6 @@
 """An inspection as one self-contained page with figures."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,20 @@ def _table(titled: Any) -> Table:
 
 def _calibration(found: Any) -> Picture:
     figure, axes = canvas(6.0, 4.0)
-    axes.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1)
+    reach = max(part[0] for q in found.references for part in q.calibration)
+    steps = [reach * n / 200 for n in range(201)]
+    axes.plot(steps, [1 / (1 + math.exp(-step)) for step in steps], color=GREY, linewidth=1)
     for number, q in enumerate(found.references):
-        claimed, right = [bin[0] for bin in q.calibration], [bin[1] for bin in q.calibration]
-        axes.plot(claimed, right, color=PALETTE[number % 6], marker=MARKERS[number % 6], label=q.name, linewidth=1)
-    axes.set_xlabel("confidence σ(|margin|)")
+        sizes, right = [part[0] for part in q.calibration], [part[2] for part in q.calibration]
+        style = {"color": PALETTE[number % 6], "marker": MARKERS[number % 6], "label": q.name}
+        axes.plot(sizes, right, linewidth=1, **style)
+    axes.set_xlabel("|margin| in nats, ten bins of equal size")
     axes.set_ylabel("share of pairs where it is right")
     axes.legend(frameon=False, fontsize=9)
-    caption = "Calibration of σ(margin): on the line, a reference is right as often as it claims. Below it, overconfident."
-    return Picture(svg(figure), "share of pairs ranked rightly against claimed confidence, per reference", caption)
+    caption = (
+        "Is a larger margin more often right? The grey line is what σ(|margin|) claims; below it, a reference is overconfident."
+    )
+    return Picture(svg(figure), "share of pairs ranked rightly against the size of the margin, per reference", caption)
 
 
 def _gains(found: Any) -> Picture:
@@ -65,7 +71,7 @@ def _gains(found: Any) -> Picture:
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(rows)), [c.name for c in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("held-out log-likelihood per pair against the best single reference (95 %)")
+    axes.set_xlabel("nats per held-out pair over the best single reference (95 %)")
     return Picture(svg(figure), "gain of each way to weigh references over the best single one", "Right of the line is better.")
 
 
@@ -76,6 +82,6 @@ def _weights(weighting: Any) -> Picture:
         axes.plot(weight, number, "o", color=PALETTE[0])
     axes.set_yticks(range(len(weighting.names)), weighting.names)
     axes.set_xlim(-0.02, 1.02)
-    axes.invert_yaxis()
+    axes.set_ylim(len(weighting.names) - 0.5, -0.5)
     axes.set_xlabel("weight, with its 95 % bootstrap interval over prompts")
     return Picture(svg(figure), "fitted weights with intervals", "Weights of the references that the evidence supports.")

@@ -23,7 +23,8 @@ class Quality:
         clustered standard error is worth). Nothing is fitted, so every pair is held out.
     log_loss: mean −log σ(margin); tempered_log_loss: mean −log σ(t · margin) at the best t ≥ 0, `temperature`. A temperature far from 1 says
         that the margin is over- (t < 1) or underconfident as a probability of preference.
-    calibration: per bin of equal size (mean σ(margin), share preferred, count); calibration_error: mean absolute difference, by count.
+    calibration: per bin of equal size (mean |margin|, mean σ(|margin|), share where it is right, count); calibration_error: mean absolute
+        difference of the middle two, by count.
     length_correlation: of the margin with the difference of lengths in tokens; nats_per_extra_token: the slope.
     shorter_accuracy: what "prefer the shorter" would score, for comparison.
     nats_per_token: over all tokens; spread: standard deviation over completions; nats_per_character.
@@ -35,7 +36,7 @@ class Quality:
     log_loss: float
     tempered_log_loss: float
     temperature: float
-    calibration: tuple[tuple[float, float, int], ...]
+    calibration: tuple[tuple[float, float, float, int], ...]
     calibration_error: float
     length_correlation: float
     nats_per_extra_token: float
@@ -68,7 +69,7 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
         tempered_log_loss=fit.loss,
         temperature=fit.scale,
         calibration=bins,
-        calibration_error=sum(abs(claimed - found) * count for claimed, found, count in bins) / len(margins),
+        calibration_error=sum(abs(claimed - found) * count for _, claimed, found, count in bins) / len(margins),
         length_correlation=_correlation(margins, longer),
         nats_per_extra_token=slope,
         shorter_accuracy=float(shorter.mean()),
@@ -80,12 +81,15 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
     )
 
 
-def _bins(margins: Tensor) -> tuple[tuple[float, float, int], ...]:
+def _bins(margins: Tensor) -> tuple[tuple[float, float, float, int], ...]:
     """Bins of claimed confidence. A pair is looked at from its confident side: claim σ(|m|), right if m > 0 (half a point at m = 0)."""
     order = margins.abs().argsort()
-    claims, right = torch.sigmoid(margins.abs()), (margins > 0).double() + 0.5 * (margins == 0).double()
+    sizes, right = margins.abs(), (margins > 0).double() + 0.5 * (margins == 0).double()
+    claims = torch.sigmoid(sizes)
     parts = [part for part in order.chunk(BINS) if len(part)]
-    return tuple((float(claims[part].mean()), float(right[part].mean()), len(part)) for part in parts)
+    return tuple(
+        (float(sizes[part].mean()), float(claims[part].mean()), float(right[part].mean()), len(part)) for part in parts
+    )
 
 
 def _wilson(p: float, error: float, clusters: int) -> tuple[float, float]:
