@@ -15,7 +15,7 @@ from multiref.models import completion_logps
 from multiref.models.encoding import Encoded, encode_many
 from multiref.references.scores import same_vocabulary
 
-__all__ = ["compare_samples"]
+__all__ = ["compare_samples", "drawn", "scored"]
 
 
 @torch.inference_mode()
@@ -52,11 +52,10 @@ def compare_samples(
     same_vocabulary(list(models), [each.tokenizer.get_vocab() for each in models.values()])
     w = check_weights(weights, len(references)).double()
     columns: dict[str, list[list[float]]] = {}
-    for name, policy in policies.items():
+    for policy in policies.values():
         figures = _of_policy(policy, references, prompts, reward, w, beta, samples, max_new_tokens, correct, seed)
         for metric, values in figures.items():
             columns.setdefault(metric, []).append(values)
-        del name
     return Comparison(
         tuple(policies), "prompt", {metric: torch.tensor(rows, dtype=torch.float64) for metric, rows in columns.items()}
     )
@@ -75,24 +74,22 @@ def _of_policy(
     seed: int,
 ) -> dict[str, list[float]]:
     """metric → one value a prompt."""
-    drawn = [_drawn(policy, prompt, samples, limit, seed + 7_919 * n) for n, prompt in enumerate(prompts)]
-    items = [Encoded(context, completions, (False,) * samples) for context, completions in drawn]
-    logps = {name: _scored(model.model, items) for name, model in {"": policy, **references}.items()}  # [prompts, samples] each
+    draws = [drawn(policy, prompt, samples, limit, seed + 7_919 * n) for n, prompt in enumerate(prompts)]
+    items = [Encoded(context, completions, (False,) * samples) for context, completions in draws]
+    logps = {name: scored(model.model, items) for name, model in {"": policy, **references}.items()}  # [prompts, samples] each
     end = policy.tokenizer.eos_token_id
-    text = [[policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions] for _, completions in drawn]
+    text = [[policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions] for _, completions in draws]
     rewards = torch.tensor([[reward(prompt, t) for t in row] for prompt, row in zip(prompts, text)], dtype=torch.float64)
     gaps = torch.stack([logps[""] - logps[name] for name in references])
     figures = {"J": rewards - beta * (w[:, None, None] * gaps).sum(0), "reward": rewards}
     figures |= {f"KL(π‖{name})": gap for name, gap in zip(references, gaps)}
-    figures["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in completions] for _, completions in drawn])
+    figures["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in completions] for _, completions in draws])
     if correct is not None:
         figures["accuracy"] = torch.tensor([[correct(p, t) for t in row] for p, row in zip(prompts, text)], dtype=torch.float64)
     return {metric: values.double().mean(-1).tolist() for metric, values in figures.items()}
 
 
-def _drawn(
-    policy: Any, prompt: Any, samples: int, limit: int, seed: int
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+def drawn(policy: Any, prompt: Any, samples: int, limit: int, seed: int) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """The context's ids and `samples` completions drawn from π, cut after the end token."""
     context = encode_many(policy.tokenizer, [(prompt, ())])[0].prompt_ids
     device = next(policy.model.parameters()).device
@@ -111,5 +108,7 @@ def _drawn(
     return context, tuple(completions)
 
 
-def _scored(model: Any, items: Sequence[Encoded]) -> Tensor:
+@torch.inference_mode()
+def scored(model: Any, items: Sequence[Encoded]) -> Tensor:
+    """[prompts, samples] log-probabilities, as many samples of every prompt."""
     return torch.stack([completion_logps(model, [item]) for item in items]).cpu()

@@ -1,0 +1,82 @@
+"""`multiref sweep`: re-weighted samples of K policies follow the exact merge; runs that cannot be merged are refused."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import multiref as mr
+from multiref.cli import app
+from multiref.cli.training_run.sweeping import importance_weights, weight_grid
+from tests.conftest import make_llama
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)])
+def test_reweighted_samples_are_distributed_as_the_exact_merge(weights):
+    """20,000 samples of each of two tables of 12: every probability within 5 binomial errors (at the effective sample size) of `exact.merge`."""
+    generator = torch.Generator().manual_seed(0)
+    tables = torch.randn(2, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
+    drawn = torch.cat([torch.multinomial(t.exp(), 20_000, replacement=True, generator=generator) for t in tables])
+    u, ess = importance_weights(tables[:, drawn][:, None], torch.tensor(weights, dtype=torch.float64))
+    found = torch.zeros(12, dtype=torch.float64).index_add(0, drawn, u[0])
+    expected = mr.exact.merge(tables, weights).exp()
+    error = (expected * (1 - expected) / ess[0]).sqrt()
+    assert bool(((found - expected).abs() < 5 * error).all())
+    assert float(ess[0]) > 10_000
+
+
+def test_equal_policies_need_no_weights_and_a_vertex_never_exceeds_k():
+    """π_1 = π_2: every u is 1/n, ESS = n. At a vertex π_1/q ≤ K, so the ESS is at least n/K² whatever the other policy is."""
+    logps = torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u, ess = importance_weights(logps.expand(2, -1, -1), torch.tensor([0.3, 0.7], dtype=torch.float64))
+    torch.testing.assert_close(u, torch.full_like(u, 1 / 50))
+    torch.testing.assert_close(ess, torch.full_like(ess, 50.0))
+
+
+def test_the_grid_has_its_ends():
+    assert weight_grid(2, 3) == [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]
+    assert weight_grid(3, 9)[:3] == [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_tokenizer):
+    """Two finished runs as `multiref train` leaves them, as far as a sweep reads them."""
+    for seed, name in enumerate(("one", "two")):
+        folder = tmp_path / name
+        make_llama(len(tiny_tokenizer), seed=seed, std=0.1).save_pretrained(folder / "model")
+        tiny_tokenizer.save_pretrained(folder / "model")
+        reference = {"name": name, "model": "m", "weight": None}
+        config = {
+            "references": [reference],
+            "beta": 0.1,
+            "data": {"path": "p"},
+            "regularizer": {"kind": "ReverseKL"},
+            "objective": {"kind": "preference"},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "the cat", "chosen": " sat", "rejected": " on"}) + "\n")
+    return tmp_path
+
+
+def invoke(folder, *options):
+    return CliRunner().invoke(app, ["sweep", *(str(folder / n) for n in ("one", "two")), "--prompts", str(folder / "pairs.jsonl"), "--out", str(folder / "out"), *options])  # fmt: skip
+
+
+def test_a_sweep_writes_its_curve(runs):
+    result = invoke(runs, "--points", "3", "--samples", "6", "--max-new-tokens", "5")
+    assert result.exit_code == 0, result.output
+    points = json.loads((runs / "out" / "sweep.json").read_text())["points"]
+    assert [p["weights"]["one"] for p in points] == [0.0, 0.5, 1.0]
+    assert all(0.999 <= p["ess"] <= 12.001 and 0.999 <= p["tokens"] <= 5.001 for p in points)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"), [("beta", 0.2, "same reward"), ("regularizer", {"kind": "ForwardKL"}, "reverse KL only")]
+)
+def test_runs_that_cannot_be_merged_are_refused(key, value, words, runs):
+    path = runs / "two" / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), key: value}))
+    result = invoke(runs)
+    assert result.exit_code == 2 and words in result.output

@@ -1,0 +1,47 @@
+"""One training run, in as many processes as it was launched with; the main one writes its curve. Started by test_features.py."""
+
+import json
+import sys
+import tempfile
+
+import torch
+from transformers import TrainingArguments
+
+import multiref as mr
+from multiref.data import Pair
+from multiref.training import PreferenceTrainer
+from tests.conftest import make_llama, make_tokenizer
+from tests.training.test_features import scored
+
+WORDS = ["the cat", "a dog", "two", "the log", "a little dog", "five", "Max", "the mat", "on a log", "yes", "no it"]
+
+
+def main(how: str, out: str) -> None:
+    tokenizer = make_tokenizer()
+    pairs = [Pair(f"what is {w}?", f" {w} is raining", f" the {w} sat", w) for w in WORDS]
+    model = make_llama(len(tokenizer), std=0.1)
+    per_device = 4 if how == "one" else 2
+    sharded = {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, per_device_train_batch_size=per_device,
+            num_train_epochs=2, learning_rate=1e-2, lr_scheduler_type="constant", max_grad_norm=0.0, seed=5, ddp_backend=None if how == "one" else "gloo",
+            per_device_eval_batch_size=2, **(sharded if how == "fsdp2" else {}),
+        )  # fmt: skip
+        trainer = PreferenceTrainer(
+            model, mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=args, train_dataset=pairs, eval_dataset=pairs[:5],
+            processing_class=tokenizer, token_budget=None if how == "one" else 40,
+        )  # fmt: skip
+        trainer.train()
+        evaluated = trainer.evaluate()["eval_loss"]
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    if args.process_index == 0:
+        with open(out, "w") as stream:
+            curves = {"losses": [line["loss"] for line in lines], "margins": [line["rewards/margins"] for line in lines]}
+            json.dump({**curves, "eval_loss": evaluated}, stream)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
