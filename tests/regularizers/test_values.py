@@ -26,6 +26,13 @@ def test_members_differ_from_one_another():
     assert mr.ReverseKL() != mr.ForwardKL()
     assert mr.AlphaDivergence(alpha=0.5) != mr.AlphaDivergence(alpha=2)
     assert mr.PooledKL(order=-1) != mr.PooledKL(order=0)
+    assert mr.AlphaDivergence(alpha=1) != mr.ReverseKL() != mr.PooledKL(order=0)  # the same numbers under another name
+
+
+def test_what_is_not_said():
+    """Uniform weights, α = ½, MRPO's pool."""
+    assert all(member().weights is None for member in MEMBERS)
+    assert mr.AlphaDivergence().alpha == 0.5 and mr.PooledKL().order == -1
 
 
 @every_member
