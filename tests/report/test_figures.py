@@ -35,6 +35,7 @@ def test_methods_stand_in_the_order_given_with_means_and_the_optimum() -> None:
     means = [tuple(container[0].get_xdata()) for container in axes.containers]
     assert means == [(2.0,), (5.0,)]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
+    assert objective_by_method([Method("a", [1.0, 3.0])], scale="log").axes[0].get_xscale() == "log"
 
 
 def test_curves_show_mean_and_one_standard_error() -> None:

@@ -82,9 +82,10 @@ def limits(findings: Findings) -> list[str]:
 def _pictures(findings: Findings, folder: Path) -> list[Picture]:
     """Draws, saves and embeds the figures."""
     drawn = {
-        "objective": (objective_by_method(_methods(findings), optimum=findings.given[OPTIMUM]["J"], axis="objective as asked, J(π)  (higher is better)", optimum_label="J*"),
-            "The objective as asked, by rule: mean and standard error over seeds, each seed a tick.",
-            "The objective as asked. Large marks: mean and standard error over seeds; ticks: each seed; grey: models that were not trained here."),
+        "objective": (objective_by_method(_methods(findings), axis="J* − J(π) = β KL(π‖π*), as asked  (log; lower is better)", scale="log"),
+            "What each rule's policy misses of the best objective as asked: mean and standard error over seeds, each seed a tick.",
+            "What is missing to the best value of the objective as asked. Large marks: mean and standard error over seeds; ticks: each seed; "
+            "grey: models that were not trained here."),
         "gap": (curves(_curves(findings, "gap"), x="preference pairs seen", y="KL(π‖π*), nats per completion  (log)", log_y=True),
             "Distance to the exact optimum while training, by rule.",
             "Distance to the optimum of the objective as asked, while training. Only the exact rule is pulled to zero; the others settle at a distance."),
@@ -103,8 +104,9 @@ def _pictures(findings: Findings, folder: Path) -> list[Picture]:
 
 
 def _methods(findings: Findings) -> list[Method]:
-    trained = [Method(rule.name, values(findings, rule.name, "J")) for rule in findings.rules]
-    return trained + [Method(name, [row["J"]], given=True) for name, row in findings.given.items() if name != OPTIMUM]
+    best = findings.given[OPTIMUM]["J"]
+    trained = [Method(rule.name, [best - j for j in values(findings, rule.name, "J")]) for rule in findings.rules]
+    return trained + [Method(name, [best - row["J"]], given=True) for name, row in findings.given.items() if name != OPTIMUM]
 
 
 def _curves(findings: Findings, number: str) -> list[Series]:

@@ -35,9 +35,9 @@ class DemoSettings:
     weights: tuple[float, ...] = (0.7, 0.3)
     seeds: int = 3
     law: PairLaw = LAW
-    epochs: int = 2
+    epochs: int = 1
     pairs_per_step: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     held_out_prompts: int = 200
     curve_points: int = 10
     world: WorldSettings = WORLD
@@ -75,4 +75,12 @@ def _code() -> str:
 
 
 FULL = DemoSettings()
-QUICK = dataclasses.replace(FULL, law=PairLaw(prompts=500, pairs_per_prompt=8), epochs=1, held_out_prompts=80, curve_points=4)
+QUICK = dataclasses.replace(
+    FULL,
+    law=PairLaw(prompts=400),
+    pairs_per_step=64,
+    learning_rate=1e-3,
+    held_out_prompts=80,
+    curve_points=4,
+    world=WorldSettings(base_steps=350, specialist_steps=150),
+)

@@ -16,7 +16,7 @@ __all__ = ["Block", "Formula", "Note", "Picture", "Prose", "Section", "Settings"
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1.2rem 1rem 4rem; background: #fff; color: #1b1f24;
+body { margin: 0 auto; max-width: 80rem; padding: 1.2rem 1rem 4rem; background: #fff; color: #1b1f24;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .7rem; border-top: 1px solid #d8dee4; }

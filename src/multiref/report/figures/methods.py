@@ -26,8 +26,9 @@ def objective_by_method(
     optimum: float | None = None,
     axis: str = "objective J(π)  (higher is better)",
     optimum_label: str = "optimum J*",
+    scale: str = "linear",
 ) -> Figure:
-    """Horizontal rows in the order given, first on top; bars are one standard error of the mean over seeds."""
+    """Horizontal rows in the order given, first on top; bars are one standard error of the mean over seeds. `scale`: linear or log."""
     figure, axes = canvas(6.0, 1.3 + 0.42 * len(methods))
     trained = 0
     for row, method in enumerate(methods):
@@ -54,5 +55,5 @@ def objective_by_method(
     axes.tick_params(axis="y", labelcolor="#1b1f24", length=0)
     axes.grid(False, axis="y")
     axes.set_ylim(len(methods) - 0.5, -0.6)
-    axes.set_xlabel(axis)
+    axes.set(xlabel=axis, xscale=scale)
     return figure
