@@ -1,0 +1,163 @@
+"""`References`: names, kinds, what a reference may answer, and what the user is told."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from rich.console import Console
+
+from multiref.errors import ArgumentError, DataError, ModelError
+from multiref.models import LanguageModel
+from multiref.references import References, Store, read_scores
+from multiref.references.opening import Opener, location, open_reference
+from multiref.references.progress import Bar
+from multiref.references.protocol import Scored
+from tests.conftest import make_llama
+from tests.references.doubles import Companion, pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*did not fit")
+
+
+class Answering(Companion):
+    """Answers what it is told to."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def score(self, items):
+        scored = super().score(items)
+        parts = {"logps": scored.logps.clone(), "lengths": scored.lengths, "truncated": scored.truncated}
+        self.change(parts)
+        return Scored(**parts)
+
+
+def test_every_reference_gets_its_own_row_in_the_order_given():
+    scores = References([("b", Companion("two")), ("a", Companion("one"))]).score(pairs(9))
+    assert scores.names == ("b", "a") and len(scores) == 18
+    alone = References({"a": Companion("one")}).score(pairs(9))
+    assert torch.equal(scores.select(["a"]).logps, alone.logps)
+
+
+def test_one_reference_is_held_at_a_time():
+    """The first is released before the second is asked for its first score."""
+    events = []
+
+    class Watched(Companion):
+        def score(self, items):
+            events.append(("score", self.name))
+            return super().score(items)
+
+        def release(self):
+            events.append(("release", self.name))
+
+    References({name: Watched(name) for name in ("a", "b")}).score(pairs(3))
+    assert events == [("score", "a"), ("release", "a"), ("score", "b"), ("release", "b")]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: p.update(logps=p["logps"][:-1]), r"\(5,\) scores for 6 completions"),
+        (lambda p: p["logps"].__setitem__(2, float("nan")), r"gave nan over .* expected a log-probability"),
+        (lambda p: p["logps"].__setitem__(2, 3.0), r"gave 3.0 over"),
+        (lambda p: p.update(lengths=p["lengths"] * 0 - 1), r"over -1 tokens"),
+    ],
+)
+def test_an_answer_that_is_no_score_is_refused_and_not_stored(tmp_path, change, words):
+    with pytest.raises(ModelError, match=words):
+        References({"a": Answering(change)}).score(pairs(3), store=tmp_path)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_completion_that_a_reference_excludes_is_a_score(tmp_path):
+    veto = Answering(lambda parts: parts["logps"].__setitem__(0, -float("inf")))
+    scores = References({"a": veto}).score(pairs(3), store=tmp_path)
+    assert int(torch.isinf(scores.logps).sum()) == 1
+    assert torch.equal(read_scores(tmp_path).logps, scores.logps)
+
+
+def test_names_and_kinds():
+    with pytest.raises(ArgumentError, match="Two references are called 'a'"):
+        References([("a", Companion()), ("a", Companion("other"))])
+    with pytest.raises(ArgumentError, match="No reference was given"):
+        References({})
+    with pytest.raises(ArgumentError, match="given as int; expected a model folder"):
+        References({"a": 3}).score(pairs(1))
+    with pytest.raises(ArgumentError, match="nothing to score"):
+        References({"a": Companion()}).score([])
+    with pytest.raises(DataError, match="row 1"):
+        References({"a": Companion()}).score([7])
+    with pytest.raises(ArgumentError, match="no engine 'spark'"):
+        References({"a": Companion()}).score(pairs(1), engine="spark")
+    with pytest.raises(ModelError):
+        References({"a": "./no/such/folder"}).score(pairs(1))
+
+
+def test_a_model_in_memory_and_the_same_on_disk_agree(tiny_folder, tiny_tokenizer):
+    memory = LanguageModel(make_llama(len(tiny_tokenizer)), tiny_tokenizer, "memory")
+    scores = References(
+        {"disk": str(tiny_folder), "memory": memory, "mapping": {"model": str(tiny_folder)}}, dtype="float32"
+    ).score(pairs(4))
+    assert torch.allclose(scores.logps[0], scores.logps[1], atol=1e-4) and torch.equal(scores.logps[0], scores.logps[2])
+
+
+def test_an_opener_travels_as_a_description():
+    opener = Opener("./somewhere", {"dtype": "float32"})
+    opener.opened = Companion()  # stands for a large model
+    assert opener.__reduce__() == (Opener, ("./somewhere", {"dtype": "float32"}))
+
+
+def test_locations(tmp_path):
+    assert location(tmp_path) == str(tmp_path) and location("org/model") == "org/model"
+    assert location({"model": "org/model", "adapter": tmp_path}) == f"org/model + {tmp_path}"
+    assert location("http://host:8000/v1") == "http://host:8000/v1" and location(Companion()).startswith("<")
+    assert open_reference(Companion("x")).name == "x"
+
+
+def test_stored_scores_need_no_model(tmp_path):
+    """Names are found, other data sets' completions are in it too, and only what all named references have is returned."""
+    both = References({"a": Companion("one"), "b": Companion("two")}).score(pairs(5), store=tmp_path)
+    References({"a": Companion("one")}).score(pairs(5, start=5), store=tmp_path)
+    scores = read_scores(tmp_path)
+    assert scores.names == ("a", "b") and len(scores) == 10
+    assert torch.equal(scores.of_pairs(pairs(5))[0], both.of_pairs(pairs(5))[0])
+    assert len(read_scores(tmp_path, ["a"])) == 20
+    assert read_scores(tmp_path, [Store.address(Companion("two").identity())[:8]]).logps.shape == (1, 10)
+
+
+def test_the_bar_counts_tokens_and_what_was_there_already(tmp_path):
+    """The summary's numbers are those of the scores: tokens of what was scored now, completions now and before."""
+    References({"a": Companion()}).score(pairs(5), store=tmp_path)
+    with Bar(Console(file=io.StringIO())) as bar:
+        scores = References({"a": Companion()}).score(pairs(12), store=tmp_path, progress=bar)
+    new = scores.columns(
+        [p.prompt for p in pairs(7, start=5)] * 2,
+        [p.chosen for p in pairs(7, start=5)] + [p.rejected for p in pairs(7, start=5)],
+    )
+    tokens = int(scores.lengths[0, new].sum())
+    assert bar.summary("a").startswith(f"{tokens:,} completion tokens") and bar.summary("a").endswith(
+        "14 scored, 10 already there"
+    )
+    assert bar.bar.tasks[0].finished
+
+
+def test_truncated_texts_are_said(recwarn):
+    warnings.simplefilter("always")
+    scores = References({"a": Companion()}).score(pairs(900))
+    cut = int(scores.truncated.sum())
+    assert cut > 0 and any(f"{cut} of 1,800 texts did not fit 'a'" in str(w.message) for w in recwarn)
+
+
+def test_what_a_run_would_cost(tmp_path):
+    references = References({"a": Companion()})
+    references.score(pairs(30), store=tmp_path)
+    (before,) = references.outlook(pairs(100), store=tmp_path, shard_size=20)
+    assert (before.wanted, before.stored, before.missing) == (200, 60, 140) and before.shards > 5
+    scores = references.score(pairs(100), store=tmp_path, shard_size=20)
+    assert before.tokens == pytest.approx(int(scores.lengths.sum()) * 0.7, rel=0.5)
+    size = sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.parquet"))
+    assert before.bytes == pytest.approx(size, rel=0.6)
+    (after,) = references.outlook(pairs(100), store=tmp_path)
+    assert (after.missing, after.tokens, after.seconds) == (0, 0, 0.0)
