@@ -130,3 +130,8 @@ def test_the_extractor_agrees_with_the_labels_of_real_solutions(shared):
 def test_every_real_problem_is_read(shared):
     assert len(read_gsm8k(shared / "data/gsm8k/train.jsonl")) == 7473
     assert len(read_gsm8k(shared / "data/gsm8k/test.jsonl")) == 660
+
+
+def test_rewards_are_called_as_trl_and_the_loop_call_theirs():
+    for function in rewards().values():
+        assert len(function(prompts=["q", "q"], completions=[GOOD, ""], answer=["18", "18"], completion_ids=[[1], [2]])) == 2

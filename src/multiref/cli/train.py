@@ -19,11 +19,17 @@ def command(
     Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card), report.html.
     Interrupted, the same command goes on exactly where the last checkpoint stands.
     """
+    from multiref.cli.online_run.execute import execute_online, is_online
     from multiref.cli.training_run.config import build, override, read_yaml
     from multiref.cli.training_run.execute import execute
     from multiref.cli.training_run.settings import Run
     from multiref.training.arguments import quiet
 
-    run = build(Run, override(read_yaml(config), assignments or []), str(config))
+    settings = override(read_yaml(config), assignments or [])
+    if is_online(settings):
+        quiet()
+        execute_online(settings, str(config), say=lambda text: print(text, flush=True))
+        return
+    run = build(Run, settings, str(config))
     quiet()
     execute(run, say=lambda text: print(text, flush=True))

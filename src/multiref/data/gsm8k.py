@@ -114,31 +114,31 @@ def same_number(found: str | None, expected: str) -> bool:
 # ---- rewards: each takes completions (strings or messages) and, as a column, the answers; each is bounded ----
 
 
-def correctness(completions: Sequence[Any], answer: Sequence[str]) -> list[float]:
+def correctness(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
     """2 where the completion's number is the answer, else 0."""
     return [2.0 * same_number(extract_answer(_text(c)), a) for c, a in zip(completions, answer, strict=True)]
 
 
-def integer(completions: Sequence[Any]) -> list[float]:
+def integer(completions: Sequence[Any], **_: Any) -> list[float]:
     """½ where what is between <answer> marks is a whole number (sign and thousands allowed)."""
     inside = [re.search(r"<answer>(.*?)</answer>", _text(c), re.DOTALL) for c in completions]
     return [0.5 * bool(found and re.fullmatch(r"\s*[-+]?\$?\d[\d,]*\s*", found[1])) for found in inside]
 
 
-def strict_format(completions: Sequence[Any]) -> list[float]:
+def strict_format(completions: Sequence[Any], **_: Any) -> list[float]:
     """½ for exactly <reasoning>, lines, </reasoning>, <answer>, lines, </answer>, each mark on its own line."""
     pattern = r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?"
     return [0.5 * bool(re.fullmatch(pattern, _text(c), re.DOTALL)) for c in completions]
 
 
-def soft_format(completions: Sequence[Any]) -> list[float]:
+def soft_format(completions: Sequence[Any], **_: Any) -> list[float]:
     """½ for <reasoning>…</reasoning> and then <answer>…</answer>, at the start."""
     return [
         0.5 * bool(re.match(r"\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", _text(c), re.DOTALL)) for c in completions
     ]
 
 
-def marks(completions: Sequence[Any]) -> list[float]:
+def marks(completions: Sequence[Any], **_: Any) -> list[float]:
     """⅛ for each of the four marks that occurs once, less 0.001 for each character behind the last; never below zero."""
     return [_marks(_text(c)) for c in completions]
 

@@ -26,6 +26,7 @@ class OnlineArguments:
         cache: transformers' cache implementation for sampling, such as "static".
         save_every: steps between checkpoints, 0: none; `keep`: how many of them stay.
         log_every: steps between lines of metrics, which are averages over them.
+        mixed_precision: "none", "bf16" or "fp16": autocast of the policy's passes.
         temperature: only 1. Log-probabilities are of the model's own distribution, so sampling from another would be another objective.
     """
 
@@ -45,11 +46,13 @@ class OnlineArguments:
     keep: int = 2
     log_every: int = 1
     seed: int = 0
-    mixed_precision: str = "no"
+    mixed_precision: str = "none"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
+        if self.mixed_precision not in ("none", "bf16", "fp16"):
+            raise ArgumentError(f"mixed_precision: found {self.mixed_precision!r}, expected none, bf16 or fp16.")
         if self.temperature != 1:
             raise ArgumentError(
                 f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their log-probabilities are taken at "

@@ -76,7 +76,10 @@ class OnlineTrainer:
 
         self.args, self.regularizer, self.beta = args, regularizer, float(beta)
         self.method = method or RLOO()
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=next(model.parameters()).device.type == "cpu")
+        self.accelerator = Accelerator(
+            mixed_precision="no" if args.mixed_precision == "none" else args.mixed_precision,
+            cpu=next(model.parameters()).device.type == "cpu",
+        )
         if str(self.accelerator.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             raise ArgumentError(
                 f"OnlineTrainer runs in one process or data parallel, found {self.accelerator.distributed_type}. Use integrations.trl.rloo for FSDP and DeepSpeed."

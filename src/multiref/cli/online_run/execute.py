@@ -1,0 +1,222 @@
+"""An online run from its settings: prompts, rewards, trainer, figures before and after, model. The same call again goes on where a killed one stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from multiref.cli.online_run.settings import OnlineEvaluation, OnlineRun, Prompts
+from multiref.cli.training_run.config import build, nearest
+from multiref.cli.training_run.folder import RunFolder
+from multiref.errors import ConfigError, DataError
+
+__all__ = ["execute_online", "is_online"]
+
+
+def is_online(config: Mapping[str, Any]) -> bool:
+    """Whether a run's file is one of these: it names its task."""
+    return "task" in config
+
+
+def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str], None] = print) -> Path:
+    """Do the run; returns its folder: config.yaml, metrics.jsonl, checkpoints/, evaluation.json, model/."""
+    run: OnlineRun = build(OnlineRun, config, where)
+    folder = RunFolder(run.output)
+    began = folder.claim(run.plain())
+    if (folder.model / "config.json").exists() or (folder.model / "adapter_config.json").exists():
+        say(f"{folder.path} holds a finished run; nothing to do.")
+        return folder.path
+    trainer, tokenizer = _trainer(run, folder, say)
+    say(trainer.describe())
+    figures: dict[str, Any] = _figures(folder)
+    if run.evaluation is not None and "before" not in figures:
+        figures["before"] = _evaluated(run, run.evaluation, trainer, tokenizer, say, "before")
+        folder.write("evaluation.json", json.dumps(figures, indent=1))
+    if began:
+        from multiref.training.online.checkpoint import last_checkpoint
+
+        checkpoint = last_checkpoint(folder.checkpoints)
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        folder.keep_metrics_until(step)
+        say(f"Going on from step {step}.")
+    trainer.train(resume=began)
+    if run.evaluation is not None:
+        figures["after"] = _evaluated(run, run.evaluation, trainer, tokenizer, say, "after")
+        folder.write("evaluation.json", json.dumps(figures, indent=1))
+
+    def save(target: Path) -> None:
+        trainer.model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    folder.write_model(save)
+    say(f"Model: {folder.model}")
+    return folder.path
+
+
+def _trainer(run: OnlineRun, folder: RunFolder, say: Callable[[str], None]) -> tuple[Any, Any]:
+    from multiref.models import load
+    from multiref.training.online import AdaptiveBeta, OnlineArguments, OnlineTrainer
+
+    spec: Any = run.model
+    loaded = load(
+        spec.path, dtype=spec.dtype, revision=spec.revision, adapter=spec.adapter, quantization=spec.quantization, trust_remote_code=spec.trust_remote_code
+    )  # fmt: skip
+    policy = loaded.model
+    if run.lora is not None:
+        from multiref.training.arguments import with_lora
+
+        policy = with_lora(policy, dataclasses.asdict(run.lora))
+    rows = [row for source in run.prompts for row in _rows(source, [r.name for r in run.references])]
+    say(f"{len(rows):,} prompts; references: {', '.join(r.name for r in run.references)}.")
+
+    def listen(step: int, line: dict[str, float]) -> None:
+        folder.append_metrics(line)
+        shown = {"reward": "reward", "kl": "kl", "objective": "objective", "ess": "ess"}
+        say(
+            f"step {step}/{trainer.args.steps}  "
+            + "  ".join(f"{label} {line[key]:.4g}" for key, label in shown.items() if key in line)
+        )
+
+    trainer = OnlineTrainer(
+        policy, _regularizer(run, rows), beta=run.beta, references={r.name: r.options() for r in run.references}, prompts=rows,
+        tokenizer=loaded.tokenizer, args=_made(OnlineArguments, run.training, "training"), rewards=_rewards(run), method=_method(run),
+        penalty=run.penalty, adaptive_beta=_made(AdaptiveBeta, run.adaptive_beta, "adaptive_beta") if run.adaptive_beta else None,
+        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype},
+    )  # fmt: skip
+    return trainer, loaded.tokenizer
+
+
+def _regularizer(run: OnlineRun, rows: list[dict[str, Any]]) -> Any:
+    import multiref as mr
+
+    options = dict(run.regularizer)  # type: ignore[arg-type]
+    kind = str(options.pop("kind", "ReverseKL"))
+    kinds: dict[str, type[mr.Regularizer]] = {
+        "ReverseKL": mr.ReverseKL, "ForwardKL": mr.ForwardKL, "AlphaDivergence": mr.AlphaDivergence, "PooledKL": mr.PooledKL,
+    }  # fmt: skip
+    if kind not in kinds:
+        raise ConfigError(f"regularizer.kind: found {kind!r}{nearest(kind, kinds)}.")
+    given = [reference.weight for reference in run.references]
+    if any(w is not None for w in given) and any(w is None for w in given):
+        raise ConfigError("references: weights for all of them or for none.")
+    routed = any("weights" in row for row in rows)
+    if routed and given[0] is not None:
+        raise ConfigError("prompts.weights: expected weights of the references or of the prompts, found both.")
+    return _made(
+        kinds[kind],
+        {**options, "weights": None if given[0] is None else [float(w) for w in given if w is not None]},
+        "regularizer",
+    )
+
+
+def _rows(source: Prompts, names: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]]
+    if source.kind == "gsm8k":
+        from multiref.data.gsm8k import prompts, read_gsm8k
+
+        rows = prompts(read_gsm8k(source.path, split=source.split, limit=source.limit), style=source.style)
+    elif source.kind == "text":
+        rows = [{"prompt": text} for text in _texts(source)]
+    else:
+        raise ConfigError(f"prompts.kind: found {source.kind!r}, expected text or gsm8k.")
+    if source.weights is not None:
+        unknown = [name for name in source.weights if name not in names]
+        if unknown:
+            raise ConfigError(f"prompts.weights: {unknown[0]!r} is no reference{nearest(str(unknown[0]), names)}.")
+        each = [float(source.weights.get(name, 0.0)) for name in names]
+        rows = [{**row, "weights": each} for row in rows]
+    return rows
+
+
+def _texts(source: Prompts) -> list[str]:
+    path = Path(source.path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
+    texts: list[str] = []
+    if path.suffix == ".txt":
+        texts = [part.strip() for part in content.split("\n\n") if part.strip()]
+    else:
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                texts.append(row.get("prompt") or row["text"])
+            except (ValueError, KeyError, AttributeError):
+                raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
+            if source.limit is not None and len(texts) >= source.limit:
+                break
+    texts = texts[: source.limit]
+    return [" ".join(text.split()[: source.words]) for text in texts] if source.words else texts
+
+
+def _rewards(run: OnlineRun) -> list[Any]:
+    from multiref.training.online import Reward, RewardModel
+
+    made: list[Any] = []
+    for setting in run.rewards:
+        if setting.kind == "gsm8k":
+            from multiref.data.gsm8k import rewards
+
+            made += [Reward(function, name, setting.weight) for name, function in rewards().items()]
+        elif setting.kind == "length":
+            made.append(Reward(_length(setting.target), "length", setting.weight))
+        elif setting.kind in ("lexicon", "model"):
+            if setting.path is None:
+                raise ConfigError(f"rewards: {setting.kind} needs a path.")
+            from multiref.training.bilevel.lexicon import lexicon_reward
+
+            function: Any = lexicon_reward(setting.path) if setting.kind == "lexicon" else RewardModel(setting.path)
+            made.append(Reward(function, setting.kind, setting.weight))
+        else:
+            raise ConfigError(f"rewards.kind: found {setting.kind!r}, expected gsm8k, lexicon, length or model.")
+    return made
+
+
+def _length(target: int) -> Callable[..., list[float]]:
+    def length(prompts: Any, completions: Any) -> list[float]:
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        return [-abs(len(text.split()) - target) / target for text in texts]
+
+    return length
+
+
+def _method(run: OnlineRun) -> Any:
+    from multiref.training.online import GRPO, RLOO, Reinforce
+
+    options = dict(run.method)
+    name = str(options.pop("name", "rloo")).lower()
+    kinds: dict[str, Any] = {"rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce}
+    if name not in kinds:
+        raise ConfigError(f"method.name: found {name!r}{nearest(name, kinds)}.")
+    return _made(kinds[name], options, "method")
+
+
+def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: unknown key{nearest(str(key), known)}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}.") from None
+
+
+def _figures(folder: RunFolder) -> dict[str, Any]:
+    path = folder.path / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _evaluated(
+    run: OnlineRun, setting: OnlineEvaluation, trainer: Any, tokenizer: Any, say: Callable[[str], None], when: str
+) -> dict[str, Any]:
+    from multiref.training.online.evaluate import evaluate_online
+
+    rows = _rows(setting.prompts, list(trainer.names))
+    figures = evaluate_online(trainer, rows, samples=setting.samples, ks=setting.k)
+    say(f"{when}: " + "  ".join(f"{name} {value[0]:.4g} [{value[1]:.4g}, {value[2]:.4g}]" for name, value in figures.items()))
+    return figures

@@ -1,0 +1,79 @@
+"""What an online run's YAML file can say. These dataclasses are the documentation of the format (docs/online.md, docs/distillation.md)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from multiref.cli.training_run.settings import Lora, Model, Reference
+from multiref.errors import ConfigError
+
+__all__ = ["OnlineEvaluation", "OnlineRun", "Prompts", "RewardSetting"]
+
+
+@dataclass
+class Prompts:
+    """A source of prompts. kind: "text" (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph; `words`: only the first so many)
+    or "gsm8k" (a file or hub id; `style`: chat or plain; `split`). `weights`: {reference: weight} for these prompts: routing."""
+
+    path: str
+    kind: str = "text"
+    words: int | None = None
+    style: str = "chat"
+    split: str = "train"
+    limit: int | None = None
+    weights: dict | None = None
+
+
+@dataclass
+class RewardSetting:
+    """kind: gsm8k (the five rewards of the paper's script), lexicon (`path`), length (−|words − `target`|/`target`), model (`path`: a reward model)."""
+
+    kind: str
+    weight: float = 1.0
+    path: str | None = None
+    target: int = 50
+
+
+@dataclass
+class OnlineEvaluation:
+    """Held-out prompts: `samples` completions of each before and after; pass@k for each of `k` where the reward is gsm8k."""
+
+    prompts: Prompts
+    samples: int = 4
+    k: list[int] = field(default_factory=lambda: [1])
+
+
+@dataclass
+class OnlineRun:
+    """`task`: online, or distill (no rewards). `method`: {name: rloo | reinforce | grpo, …its arguments}. `penalty`: a name of
+    `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. `training`: arguments of `OnlineArguments`."""
+
+    task: str
+    model: str | Model
+    references: list[Reference]
+    beta: float
+    prompts: list[Prompts]
+    output: str
+    regularizer: str | dict = "ReverseKL"
+    rewards: list[RewardSetting] = field(default_factory=list)
+    method: dict = field(default_factory=lambda: {"name": "rloo"})
+    penalty: str | None = None
+    adaptive_beta: dict | None = None
+    evaluation: OnlineEvaluation | None = None
+    training: dict = field(default_factory=dict)
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        self.model = Model(self.model) if isinstance(self.model, str) else self.model
+        self.regularizer = {"kind": self.regularizer} if isinstance(self.regularizer, str) else self.regularizer
+        if self.task not in ("online", "distill"):
+            raise ConfigError(f"task: found {self.task!r}, expected online or distill.")
+        if self.task == "distill" and self.rewards:
+            raise ConfigError("rewards: distillation has none; use task: online.")
+        if self.task == "online" and not self.rewards:
+            raise ConfigError("rewards: expected at least one; without a reward it is distillation, task: distill.")
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved configuration, defaults written out."""
+        return asdict(self)
