@@ -210,6 +210,8 @@ def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
         ({"extra": Pair("zz", "unseen", "seen")}, StoreError, "no score"),
         ({"prompt_tuning": True}, ModelError, "virtual"),
         ({"max_length": 16}, ArgumentError, "cut differently"),
+        ({"sampling": "group_by_length"}, ArgumentError, "sorted by length"),
+        ({"endless": True}, ModelError, "end token"),
     ],
 )
 def test_what_cannot_work_is_refused_at_construction(options, error, words, policy, tokenizer, pairs, scores, tmp_path):
@@ -219,12 +221,15 @@ def test_what_cannot_work_is_refused_at_construction(options, error, words, poli
 
         model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     weights = options.pop("regularizer", (0.5, 0.25, 0.25))
+    if options.pop("endless", False):
+        tokenizer = letter_tokenizer()
+        tokenizer.eos_token = None
     data = [*pairs, options.pop("extra")] if "extra" in options else pairs
     with pytest.raises(error, match=words):
         PreferenceTrainer(
             model,
             mr.ReverseKL(weights),
-            args=arguments(tmp_path),
+            args=arguments(tmp_path, train_sampling_strategy=options.pop("sampling", "random")),
             train_dataset=data,
             scores=scores,
             processing_class=tokenizer,

@@ -145,7 +145,7 @@ class PreferenceTrainer(Trainer):
             world=args.world_size,
             rank=args.process_index,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=args.train_sampling_strategy != "sequential",
+            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
             drop_last=args.dataloader_drop_last,
         )
         return _EpochLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=args.dataloader_num_workers)
@@ -293,6 +293,12 @@ def _checked_policy(model: nn.Module, args: TrainingArguments) -> None:
         raise ArgumentError(
             f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one device a process. "
             "Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
+        )
+    sampling = getattr(args, "train_sampling_strategy", "random")
+    if sampling not in ("random", "sequential"):
+        raise ArgumentError(
+            f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by length anyway; grouping "
+            "whole steps by length would weigh a pair by the length of its neighbours."
         )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
