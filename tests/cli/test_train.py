@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 from multiref.cli import app
 from multiref.cli.training_run.config import build, override, read_yaml
 from multiref.cli.training_run.execute import execute
+from multiref.cli.training_run.objective import checked
 from multiref.cli.training_run.settings import Run
+from multiref.training.arguments import argument_names
 from tests.conftest import make_llama
 
 WORDS = [
@@ -234,3 +237,34 @@ def test_settings_laid_over_and_numbers_read_as_numbers(tmp_path):
         "training": {"learning_rate": 1e-5},
         "lora": {"r": 4},
     }
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+OURS = ["two-references", "three-tokenizers", "adapters", "single-reference", "ultrafeedback-0.5b", "ultrafeedback-7b"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_recipes_say_only_what_a_run_knows(name):
+    run = build(Run, read_yaml(RECIPES / f"{name}.yaml"), name)
+    checked(run)
+    assert not set(run.training) - argument_names()
+
+
+def test_the_ultrafeedback_recipe_runs_on_small_folders(config, tmp_path, world):
+    """The same file with `--set` to local folders: conversations without a prompt column, bf16, a cut at max_length."""
+
+    def talk(word, answer):
+        return [{"role": "user", "content": f"what is {word}?"}, {"role": "assistant", "content": answer}]
+
+    rows = [{"chosen": talk(w, f"{w} is raining"), "rejected": talk(w, "no")} for w in WORDS]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changes = {
+        "model.path": world / "policy", "references.0.model": world / "first", "references.1.model": world / "second", "data": tmp_path / "talks.jsonl",
+        "evaluation.path": tmp_path / "talks.jsonl", "output": tmp_path / "run", "training.max_steps": 2, "training.eval_steps": 2,
+        "training.logging_steps": 1, "training.use_cpu": "true",
+    }  # fmt: skip
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    with pytest.warns(UserWarning, match="held-out pairs"):
+        result = CliRunner().invoke(app, ["train", "--config", str(RECIPES / "ultrafeedback-0.5b.yaml"), *options])
+    assert result.exit_code == 0, result.output
+    assert "held out  loss" in result.output and (tmp_path / "run" / "model" / "model.safetensors").exists()
