@@ -113,6 +113,54 @@ def test_bad_input_is_one_message_and_exit_code_two(tmp_path, data, arguments, w
     assert not (tmp_path / "scores" / "shards").exists() or not list((tmp_path / "scores" / "shards").rglob("*"))
 
 
+def saved(folder, **tokenizer):
+    from tests.conftest import make_llama, make_tokenizer
+
+    made = make_tokenizer(**tokenizer)
+    make_llama(len(made), context=32).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_a_conversation_under_a_tokenizer_without_a_template_is_one_message(tmp_path):
+    data = tmp_path / "chat.jsonl"
+    user, assistant = {"role": "user", "content": "hi"}, [{"role": "assistant", "content": "hello"}]
+    other = [{"role": "assistant", "content": "go away"}]
+    data.write_text(json.dumps({"prompt": [user], "chosen": assistant, "rejected": other}))
+    result = run("score", data, "-r", f"base={saved(tmp_path / 'model')}", "--store", tmp_path / "scores")
+    assert (
+        result.exit_code == 2
+        and "chat template" in result.output
+        and str(tmp_path / "model") in result.output.replace("\n", "")
+    )
+    assert not list(tmp_path.rglob("*.parquet"))
+    chatty = run("score", data, "-r", f"base={saved(tmp_path / 'chatty', chat=True)}", "--store", tmp_path / "scores")
+    assert chatty.exit_code == 0, chatty.output
+
+
+def test_a_completion_longer_than_the_context_is_marked_and_said(tmp_path):
+    from multiref.references import read_scores
+
+    data = tmp_path / "long.jsonl"
+    rows = [
+        {"prompt": "the cat", "chosen": " sat on the mat" * 40, "rejected": " sat"},
+        {"prompt": "a", "chosen": " b", "rejected": " c"},
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    result = run("score", data, "-r", f"base={saved(tmp_path / 'model')}", "--store", tmp_path / "scores")
+    assert result.exit_code == 0 and "1 of 4 texts did not fit 'base'" in " ".join(result.output.split())
+    assert int(read_scores(tmp_path / "scores").truncated.sum()) == 1
+
+
+def test_a_model_folder_cut_short_is_one_message(tmp_path, data):
+    folder = saved(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = run("score", data, "-r", f"base={folder}", "--store", tmp_path / "scores")
+    assert result.exit_code == 2 and "model.safetensors" in result.output.replace("\n", ""), result.output
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
 def test_folders_that_are_no_store(tmp_path):
     for verb in ("ls", "verify", "prune"):
         result = run("store", verb, tmp_path)

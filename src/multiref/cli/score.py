@@ -39,6 +39,14 @@ def command(
     max_length: Annotated[
         int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
     ] = None,
+    truncation: Annotated[
+        str | None, typer.Option(help="keep_start or keep_end: what stays when a text is too long. Default keep_start.")
+    ] = None,
+    end: Annotated[
+        bool | None,
+        typer.Option("--end/--no-end", help="Score the end token too, as TRL does. Default --end.", show_default=False),
+    ] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
 ) -> None:
     """Score pairs under K references, one after another. What is stored already is not scored again; a killed run goes on where it was.
@@ -48,7 +56,14 @@ def command(
     from multiref.data import read_pairs
     from multiref.references import References
 
-    options = {"dtype": dtype, "device": device, "max_length": max_length}
+    options = {
+        "dtype": dtype,
+        "device": device,
+        "max_length": max_length,
+        "truncation": truncation,
+        "end": end,
+        "quantization": quantization,
+    }
     references = References(
         [named(text) for text in reference], **{key: value for key, value in options.items() if value is not None}
     )
