@@ -61,6 +61,30 @@ def test_stability_theorem_3_in_the_reference_toy():
     assert 4e7 < threshold < 6e7
 
 
+def test_theorems_2_and_3_term_by_term_with_a_residual():
+    """n = 400, R = 2, C = 1.5, ε_n = 0.01, σ's 0.5, 0.2, 0.1, ρ = 0.1: Γ₁ = 4·400·2·0.01 + 8·2·3.375·0.5/0.02 = 32 + 1350."""
+    at = {
+        "samples": 400,
+        "radius": 2,
+        "feature_norm": 1.5,
+        "sigma_max": 0.5,
+        "sigma_min": 0.2,
+        "sigma_min_other": 0.1,
+        "residual": 0.01,
+    }
+    gamma = 32 + 1350
+    stable = gamma / 400 + 6 * math.sqrt(gamma / 400)
+    assert bounds.stability_theorem_2(**at).value == pytest.approx(stable, rel=1e-12)
+    gap = bounds.stability_theorem_2_gap(**at, delta=0.1)
+    assert gap.terms["stability"] == pytest.approx(stable * math.log(400) * math.log(10), rel=1e-12)
+    assert gap.terms["sampling"] == pytest.approx(18 * math.sqrt(math.log(10) / 400), rel=1e-12)
+    third = bounds.stability_theorem_3(**at, delta=0.1)
+    assert third.terms["stability"] == pytest.approx(stable * math.log(400) * math.log(20), rel=1e-12)
+    assert third.terms["sampling"] == pytest.approx(18 * math.sqrt(math.log(20) / 400), rel=1e-12)
+    assert third.terms["concentration"] == pytest.approx(9 * math.sqrt(2 * math.log(40) / 400), rel=1e-12)
+    assert third.value == pytest.approx(sum(third.terms.values())) and third.trivial == 9
+
+
 def test_stability_statements_worked_by_hand():
     two = {"radius": 6.0, "feature_norm": 2.0}
     assert bounds.stability_lemma_1(samples=100, delta=0.1, **two).value == pytest.approx(

@@ -2,12 +2,16 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from multiref import bounds
 from multiref.cli import app
+from multiref.references import References
+from multiref.references.stored import read_scores
+from tests.references.doubles import Companion, pairs
 
 
 def run(*arguments: str):
@@ -73,3 +77,41 @@ def test_bound_explains_itself():
 def test_bound_refuses_with_one_message(arguments, words):
     result = run("bound", *arguments)
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") <= 2
+
+
+class Short(Companion):
+    """Says of its likeliest completions that they did not fit."""
+
+    def score(self, items):
+        scored = super().score(items)
+        return replace(scored, truncated=scored.logps > -2)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not fit")
+def test_a_store_fills_in_disagreement_and_coverage(tmp_path):
+    """Two doubles score 40 pairs; completions that one of them truncated are left out of the estimate."""
+    References({"a": Short("a"), "b": Companion("b")}).score(pairs(40), store=tmp_path)
+    scores = read_scores(tmp_path)
+    whole = ~scores.truncated.any(0)
+    assert 0 < whole.sum() < len(scores)
+    estimate = bounds.coverage_from_scores(scores.logps[:, whole], (0.25, 0.75))
+    quantities = ("--samples", "1e6", "--beta", "1", "--reward-max", "1", "--class-size", "100")
+    shown = run("bound", "reverse-kl-from-references", "--from-scores", str(tmp_path), "--weights", "0.25,0.75", *quantities)
+    assert str(estimate) in shown.output and "a, b" in shown.output
+    expected = bounds.reverse_kl_from_references(
+        samples=1e6, beta=1, reward_max=1, class_size=100, disagreement=estimate.disagreement
+    )
+    assert str(expected) in shown.output
+    covered = run("bound", "reverse-kl-suboptimality", "--from-scores", str(tmp_path), "--weights", "0.25,0.75", *quantities)
+    assert (
+        str(
+            bounds.reverse_kl_suboptimality(
+                samples=1e6, beta=1, reward_max=1, class_size=100, coverage=estimate.coverage_at_least
+            )
+        )
+        in covered.output
+    )
+    refused = run("bound", "--from-scores", str(tmp_path), "--weights", "0.25;0.75")
+    assert refused.exit_code == 2 and "--weights" in refused.stderr
+    nothing = run("bound", "--from-scores", str(tmp_path / "absent"))
+    assert nothing.exit_code == 2 and "absent" in nothing.stderr

@@ -102,3 +102,16 @@ def test_claim_in_full(claim: Claim):
     expected = {**NOT_VERIFIED, "kl-regularised-crossover": "refuted"}
     measurement = claim.measure(Effort(full=True))
     assert claim.decide(measurement) == expected.get(claim.name, "verified"), [c for c in measurement.checks if not c.holds]
+
+
+def test_a_verdict_depends_on_the_files_it_reaches_and_on_no_others():
+    """`online-fixed-points` reaches the exact solver through its imports, and no other claim's file; the hash follows their bytes."""
+    from multiref.lab.fingerprint import dependencies, fingerprint
+
+    (claim,) = lab.find(["online-fixed-points"])
+    reached = {"/".join(file.parts[-2:]) for file in dependencies(claim.measure.__module__)}
+    assert {"claims/online_fixed_points.py", "exact/_solve.py", "multiref/pools.py", "problems/language.py"} <= reached
+    assert not {"claims/zipf.py", "claims/__init__.py", "lab/ledger.py", "lab/figures.py"} & reached
+    (other,) = lab.find(["figure-suboptimality-against-n"])
+    assert "claims/zipf.py" in {"/".join(file.parts[-2:]) for file in dependencies(other.measure.__module__)}
+    assert fingerprint(claim) == fingerprint(claim) != fingerprint(other)

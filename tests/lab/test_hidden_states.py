@@ -5,8 +5,9 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.lab.estimators import logistic_mle
+from multiref.lab.hidden_states import hidden_state_features, principal_features
 from multiref.lab.preferences import sample_pairs
-from multiref.lab.problems import hidden_state_features, linear_bandits, principal_features
+from multiref.lab.problems import linear_bandits
 
 
 def test_principal_features_are_centred_uncorrelated_and_keep_the_largest_directions():

@@ -6,6 +6,7 @@
 from multiref.lab import problems
 from multiref.lab.claim import Check, Claim, Curve, Effort, Estimate, Figure, Measurement, Verdict
 from multiref.lab.estimators import LogisticFit, finite_class_mle, logistic_mle
+from multiref.lab.hidden_states import hidden_state_features, principal_features
 from multiref.lab.ledger import Ledger
 from multiref.lab.preferences import PairCounts, sample_pairs
 from multiref.lab.procedure import Loss, plug_in
@@ -31,8 +32,10 @@ __all__ = [
     "find",
     "finite_class_mle",
     "fit_slope",
+    "hidden_state_features",
     "logistic_mle",
     "plug_in",
+    "principal_features",
     "problems",
     "sample_pairs",
     "verify",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -14,22 +13,12 @@ import multiref
 from multiref.errors import OutputError
 from multiref.lab.claim import Check, Estimate
 from multiref.lab.figures import draw
+from multiref.lab.fingerprint import fingerprint
 from multiref.lab.verify import Outcome, claims
 
-__all__ = ["Ledger", "fingerprint"]
+__all__ = ["Ledger"]
 
 _VERDICTS = ("verified", "vacuous", "convention-dependent", "refuted", "not testable here")
-_SOURCES = ("_logspace.py", "pools.py", "divergences.py", "regularizers.py", "exact", "bounds", "lab")
-
-
-def fingerprint() -> str:
-    """A hash of every source file that a verdict depends on, so that a resumed run repeats what changed."""
-    root = Path(multiref.__file__).parent
-    files = [f for name in _SOURCES for f in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 class Ledger:
@@ -42,12 +31,12 @@ class Ledger:
         self.folder = Path(folder)
         self.path = self.folder / "claims.json"
         self.entries: dict[str, dict[str, Any]] = _read(self.path)
-        self.fingerprint = fingerprint()
+        self.current = {claim.name: fingerprint(claim) for claim in claims()}
 
     def has(self, name: str, *, full: bool) -> bool:
-        """Whether this claim was decided by the present code with at least this effort."""
+        """Whether this claim was decided by the present code, with at least this effort."""
         entry = self.entries.get(name)
-        return entry is not None and entry["fingerprint"] == self.fingerprint and entry["full"] >= full
+        return entry is not None and entry["fingerprint"] == self.current[name] and entry["full"] >= full
 
     def record(self, outcome: Outcome) -> None:
         """Store an outcome and its figure, and write the ledger and the page anew.
@@ -60,13 +49,13 @@ class Ledger:
         try:
             if outcome.measurement.figure:
                 draw(outcome.measurement.figure, self.folder / f"figures/claims/{name}.png", title=name)
-            self.entries[name] = {**_entry(outcome), "figure": picture, "fingerprint": self.fingerprint}
+            self.entries[name] = {**_entry(outcome), "figure": picture, "fingerprint": self.current[name]}
             ordered = {claim.name: self.entries[claim.name] for claim in claims() if claim.name in self.entries}
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(
                 self.path, json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False) + "\n"
             )
-            _replace(self.folder / "claims.md", page(ordered, self.fingerprint))
+            _replace(self.folder / "claims.md", page(ordered, self.current))
         except OSError as error:
             raise OutputError(
                 f"{self.folder}: cannot write the ledger ({error.strerror}); choose another folder with --out"
@@ -127,7 +116,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def page(entries: Mapping[str, Mapping[str, Any]], current: str) -> str:
+def page(entries: Mapping[str, Mapping[str, Any]], current: Mapping[str, str]) -> str:
     """The ledger as Markdown: a table, then one section a claim."""
     tally = {verdict: sum(e["verdict"] == verdict for e in entries.values()) for verdict in _VERDICTS}
     full = all(e["full"] for e in entries.values())
@@ -140,6 +129,7 @@ def page(entries: Mapping[str, Mapping[str, Any]], current: str) -> str:
         "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
         "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the source allows, false in another.",
         "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the top decade.",
+        "- Sources that begin with *theory*, *design* or *issue* are the project's notes; proofs of the derived bounds are in [bounds](bounds.md).",
         "- A slope on random instances is evidence about those instances, not a minimax rate.",
         "",
         ", ".join(f"{count} {verdict}" for verdict, count in tally.items() if count) + ".",
@@ -156,7 +146,7 @@ def page(entries: Mapping[str, Mapping[str, Any]], current: str) -> str:
         if entry["group"] != group:
             group = entry["group"]
             lines += ["", f"## {group[0].upper()}{group[1:]}"]
-        lines += ["", *_section(name, entry, current)]
+        lines += ["", *_section(name, entry, current[name])]
     return "\n".join(lines) + "\n"
 
 

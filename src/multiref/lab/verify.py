@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from multiref.errors import ArgumentError
 from multiref.lab.claim import Claim, Effort, Measurement, Verdict
@@ -58,6 +61,17 @@ def find(names: Sequence[str]) -> tuple[Claim, ...]:
     return tuple(claim for claim in CLAIMS if not names or claim.name in names)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small arrays: more threads save little on an idle machine, and on a busy one they wait for each other for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def verify(name: str, full: bool = False) -> Outcome:
     """Measure one claim and decide it: quickly (a test), or in full (the ledger).
 
@@ -66,5 +80,6 @@ def verify(name: str, full: bool = False) -> Outcome:
     """
     (claim,) = find([name])
     begin = time.perf_counter()
-    measurement = claim.measure(Effort(full))
+    with _one_thread():
+        measurement = claim.measure(Effort(full))
     return Outcome(claim, claim.decide(measurement), measurement, full, time.perf_counter() - begin)

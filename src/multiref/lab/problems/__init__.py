@@ -5,7 +5,6 @@ Tabular and log-linear contextual bandits under K references, finite reward clas
 
 from multiref.lab.problems.bandits import Bandits, random_bandits, random_logps
 from multiref.lab.problems.finite_class import random_class, refined_class
-from multiref.lab.problems.hidden_states import hidden_state_features, principal_features
 from multiref.lab.problems.language import Language, random_language
 from multiref.lab.problems.linear import LinearBandits, linear_bandits
 from multiref.lab.problems.prompts import KnownReward, known_reward
@@ -15,10 +14,8 @@ __all__ = [
     "KnownReward",
     "Language",
     "LinearBandits",
-    "hidden_state_features",
     "known_reward",
     "linear_bandits",
-    "principal_features",
     "random_bandits",
     "random_class",
     "random_language",
