@@ -98,3 +98,19 @@ def test_settings_that_cannot_work(cluster, tmp_path):
 
     with pytest.raises(ArgumentError, match="workers is 0"):
         References({"a": Companion()}).score(pairs(5), store=tmp_path, engine=RayEngine(workers=0))
+
+
+def test_the_command_line_on_two_workers(cluster, tmp_path, tiny_folder):
+    import json
+
+    from typer.testing import CliRunner
+
+    from multiref.cli import app
+
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected}) for p in pairs(20)))
+    command = ["score", str(data), "-r", f"a={tiny_folder}", "--shard-size", "8"]
+    for engine in (["--engine", "ray", "--workers", "2"], []):
+        result = CliRunner().invoke(app, [*command, "--store", str(tmp_path / f"store{len(engine)}"), *engine])
+        assert result.exit_code == 0, result.output
+    assert shards_of(tmp_path / "store4") == shards_of(tmp_path / "store0")
