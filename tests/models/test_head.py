@@ -6,14 +6,14 @@ import torch
 from multiref.models.head import label_logps
 
 
-@pytest.mark.parametrize("budget", [1, 3, 7, 20, 10_000])
+@pytest.mark.parametrize("budget", [1, 5, 20, 10_000])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_gradcheck(budget, with_bias):
     torch.manual_seed(0)
-    hidden = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if with_bias else None
-    labels = torch.tensor([0, 10, 3, 3, 7, 5])
+    hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(7, dtype=torch.float64, requires_grad=True) if with_bias else None
+    labels = torch.tensor([0, 6, 3, 3])
 
     def plain(h, w, b=None):
         return torch.nn.functional.linear(h, w, b).log_softmax(-1).gather(1, labels[:, None])[:, 0]

@@ -124,11 +124,11 @@ def test_left_padded_rows_of_the_model_itself_give_the_same(name):
         assert torch.allclose(completion_logps(model, batch), padded, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("budget", [1, 50, VOCABULARY, 1000, 2**24])
+@pytest.mark.parametrize("budget", [13, VOCABULARY, 2**24])
 @pytest.mark.parametrize("shared", [True, False])
 def test_gradients_are_those_of_plain_logits(budget, shared):
     """Σ_i c_i log π(y_i) with fixed random c, against autograd through full logits (float64, but for Llama's own float32 norms)."""
-    model, batch = make_llama(VOCABULARY).double(), random_batch(5, items=4)
+    model, batch = make_llama(VOCABULARY).double(), random_batch(5, items=3, longest=8)
     weights = torch.randn(sum(len(item.completions) for item in batch), dtype=torch.float64)
     (completion_logps(model, batch, shared_prompt=shared, logits_budget=budget) * weights).sum().backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
