@@ -226,3 +226,9 @@ def test_what_cannot_be_scored(tiny_folder, tmp_path):
         LocalReference(tmp_path / "absent").identity()
     empty = LocalReference(tiny_folder).score([])
     assert empty.logps.shape == empty.lengths.shape == empty.truncated.shape == (0,)
+
+
+def test_layers_spread_over_devices(tiny_folder):
+    """device="auto" goes through accelerate's dispatch, hooks on the layers and all (here onto one CPU)."""
+    spread = LocalReference(tiny_folder, device="auto", dtype="float32")
+    assert torch.allclose(spread.score(ITEMS).logps, LocalReference(tiny_folder).score(ITEMS).logps, atol=1e-5)
