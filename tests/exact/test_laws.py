@@ -114,6 +114,24 @@ def test_a_shift_of_the_reward_shifts_the_value(instance, shift):
     same(dataclasses.replace(instance, reward=reward), dataclasses.replace(instance, reward=reward + shift), shift)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1 + 1e-8, 1.3, 2.0, 3.0])
+def test_what_is_vetoed_is_not_there(alpha):
+    """α ≥ 1: a completion that one reference excludes changes nothing, to the last digits, however large its reward."""
+    for seed in range(5):
+        instance = random_instance(np.random.default_rng(seed), alpha, "plain")
+        column = np.full((len(instance.weights), 1), -1.0)
+        column[0] = -np.inf
+        with_it = dataclasses.replace(
+            instance, reward=np.append(instance.reward, 1e12), ref_logps=np.concatenate([instance.ref_logps, column], 1)
+        )
+        a, b = instance.solve(), with_it.solve()
+        assert b.log_policy[-1] == -np.inf
+        np.testing.assert_allclose(b.log_policy[:-1], a.log_policy, rtol=1e-13, atol=1e-13)
+        assert b.value.item() == pytest.approx(a.value.item(), rel=1e-13) and b.multiplier.item() == pytest.approx(
+            a.multiplier.item(), rel=1e-13
+        )
+
+
 @law
 @given(problems(kinds=("plain", "peaked", "outside")), st.sampled_from([2.0**-5, 0.5, 4.0, 64.0]))
 def test_reward_and_beta_in_other_units(instance, c):
