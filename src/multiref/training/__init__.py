@@ -20,11 +20,13 @@ _HOMES = {
     "TrustRegion": "multiref.training.rivals",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "online"])
 
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used, so that `import multiref` does not load transformers."""
+    if name == "online":
+        return importlib.import_module("multiref.training.online")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -25,11 +25,12 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     """Do the run; returns its folder: config.yaml, metrics.jsonl, checkpoints/, evaluation.json, model/."""
     run: OnlineRun = build(OnlineRun, config, where)
     folder = RunFolder(run.output)
+    parts = _parts(run)  # before the folder is claimed: a mistake leaves nothing behind
     began = folder.claim(run.plain())
     if (folder.model / "config.json").exists() or (folder.model / "adapter_config.json").exists():
         say(f"{folder.path} holds a finished run; nothing to do.")
         return folder.path
-    trainer, tokenizer = _trainer(run, folder, say)
+    trainer, tokenizer = _trainer(run, parts, folder, say)
     say(trainer.describe())
     figures: dict[str, Any] = _figures(folder)
     if run.evaluation is not None and "before" not in figures:
@@ -56,9 +57,20 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     return folder.path
 
 
-def _trainer(run: OnlineRun, folder: RunFolder, say: Callable[[str], None]) -> tuple[Any, Any]:
+def _parts(run: OnlineRun) -> dict[str, Any]:
+    """The trainer's arguments that need no model."""
+    from multiref.training.online import AdaptiveBeta, OnlineArguments
+
+    rows = [row for source in run.prompts for row in _rows(source, [r.name for r in run.references])]
+    return {
+        "prompts": rows, "regularizer": _regularizer(run, rows), "args": _made(OnlineArguments, run.training, "training"), "rewards": _rewards(run),
+        "method": _method(run), "adaptive_beta": _made(AdaptiveBeta, run.adaptive_beta, "adaptive_beta") if run.adaptive_beta else None,
+    }  # fmt: skip
+
+
+def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Callable[[str], None]) -> tuple[Any, Any]:
     from multiref.models import load
-    from multiref.training.online import AdaptiveBeta, OnlineArguments, OnlineTrainer
+    from multiref.training.online import OnlineTrainer
 
     spec: Any = run.model
     loaded = load(
@@ -69,8 +81,7 @@ def _trainer(run: OnlineRun, folder: RunFolder, say: Callable[[str], None]) -> t
         from multiref.training.arguments import with_lora
 
         policy = with_lora(policy, dataclasses.asdict(run.lora))
-    rows = [row for source in run.prompts for row in _rows(source, [r.name for r in run.references])]
-    say(f"{len(rows):,} prompts; references: {', '.join(r.name for r in run.references)}.")
+    say(f"{len(parts['prompts']):,} prompts; references: {', '.join(r.name for r in run.references)}.")
 
     def listen(step: int, line: dict[str, float]) -> None:
         folder.append_metrics(line)
@@ -81,10 +92,8 @@ def _trainer(run: OnlineRun, folder: RunFolder, say: Callable[[str], None]) -> t
         )
 
     trainer = OnlineTrainer(
-        policy, _regularizer(run, rows), beta=run.beta, references={r.name: r.options() for r in run.references}, prompts=rows,
-        tokenizer=loaded.tokenizer, args=_made(OnlineArguments, run.training, "training"), rewards=_rewards(run), method=_method(run),
-        penalty=run.penalty, adaptive_beta=_made(AdaptiveBeta, run.adaptive_beta, "adaptive_beta") if run.adaptive_beta else None,
-        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype},
+        policy, beta=run.beta, references={r.name: r.options() for r in run.references}, tokenizer=loaded.tokenizer, penalty=run.penalty,
+        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, **parts,
     )  # fmt: skip
     return trainer, loaded.tokenizer
 

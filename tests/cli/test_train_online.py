@@ -1,0 +1,131 @@
+"""`multiref train` with `task: online` and `task: distill`: a folder with everything, resumed exactly, mistakes named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multiref.cli.online_run.execute import execute_online
+from multiref.errors import ConfigError, DataError
+from tests.conftest import make_llama, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    tokenizer, made = make_tokenizer(chat=True), {}
+    for seed, name in enumerate(("policy", "other")):
+        folder = tmp_path_factory.mktemp(name)
+        make_llama(len(tokenizer), seed=seed, std=0.1).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made[name] = str(folder)
+    return made
+
+
+@pytest.fixture
+def config(folders, tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(
+        "".join(json.dumps({"question": f"what is {n} plus {n}?", "answer": f"it is\n#### {2 * n}"}) + "\n" for n in range(4))
+    )
+    return {
+        "task": "online", "model": folders["policy"], "beta": 0.1, "output": str(tmp_path / "run"),
+        "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
+        "prompts": [{"path": str(problems), "kind": "gsm8k", "style": "plain"}], "rewards": [{"kind": "gsm8k"}, {"kind": "length", "target": 3}],
+        "method": {"name": "rloo", "group": 2}, "evaluation": {"prompts": {"path": str(problems), "kind": "gsm8k", "style": "plain"}, "samples": 2, "k": [1, 2]},
+        "training": {"steps": 4, "prompts_per_step": 2, "max_new_tokens": 4, "learning_rate": 1e-3, "save_every": 1},
+    }  # fmt: skip
+
+
+def test_a_run_leaves_a_folder_and_a_killed_one_goes_on_to_the_same_end(config, tmp_path, monkeypatch):
+    said = []
+    folder = execute_online(config, "run.yaml", say=said.append)
+    assert "Optimum of this rule" in "\n".join(said)
+    assert {"config.yaml", "metrics.jsonl", "evaluation.json", "model", "checkpoints"} <= {
+        path.name for path in folder.iterdir()
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and {"kl/policy", "kl/other", "rewards/length/mean"} <= set(
+        lines[0]
+    )
+    figures = json.loads((folder / "evaluation.json").read_text())
+    assert set(figures) == {"before", "after"} and {"pass@1", "pass@2", "reward"} <= set(figures["after"])
+
+    from multiref.training.online import OnlineTrainer
+
+    step = OnlineTrainer._one_step
+
+    def dies(self):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return step(self)
+
+    again = {**config, "output": str(tmp_path / "killed")}
+    monkeypatch.setattr(OnlineTrainer, "_one_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        execute_online(again, "run.yaml", say=said.append)
+    monkeypatch.setattr(OnlineTrainer, "_one_step", step)
+    killed = execute_online(again, "run.yaml", say=said.append)
+    assert (killed / "model" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
+    assert [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()] == lines
+    execute_online(again, "run.yaml", say=said.append)
+    assert "nothing to do" in said[-1]
+
+
+def test_distillation_with_routed_prompts(config, folders, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("the cat sat on the mat\n\nOnce upon a time there was\n")
+    for reference in config["references"]:
+        del reference["weight"]
+    run = {key: value for key, value in config.items() if key not in ("rewards", "evaluation")} | {
+        "task": "distill", "penalty": "state_by_state", "prompts": [{"path": str(words), "words": 3, "weights": {"other": 1.0}}],
+    }  # fmt: skip
+    folder = execute_online(run, "run.yaml", say=lambda text: None)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["kl"] == pytest.approx(line["kl/other"]) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "offline"}, "expected online or distill"),
+        ({"rewards": []}, "task: distill"),
+        ({"task": "distill"}, "distillation has none"),
+        ({"rewards": [{"kind": "gsm9k"}]}, "rewards.kind: found 'gsm9k'"),
+        ({"method": {"name": "rlo"}}, "did you mean `rloo`"),
+        ({"method": {"name": "rloo", "grp": 4}}, "did you mean `group`"),
+        ({"training": {"lr": 1e-3}}, "training.lr: unknown key"),
+        ({"regularizer": "ReversKL"}, "did you mean `ReverseKL`"),
+        ({"rewards": [{"kind": "lexicon"}]}, "needs a path"),
+    ],
+)
+def test_mistakes_are_named(config, change, words):
+    with pytest.raises(ConfigError, match=words):
+        execute_online({**config, **change}, "run.yaml", say=lambda text: None)
+
+
+def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\nnot json\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:2"):
+        execute_online({**config, "prompts": [{"path": str(bad)}]}, "run.yaml", say=lambda text: None)
+    with pytest.raises(DataError, match="cannot be read"):
+        execute_online({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, "run.yaml", say=lambda text: None)
+
+
+@pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill"])
+def test_recipes_are_complete(name):
+    from multiref.cli.online_run.settings import OnlineRun
+    from multiref.cli.training_run.config import build
+
+    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
+    run = build(OnlineRun, yaml.safe_load(path.read_text()), str(path))
+    from multiref.cli.online_run.execute import _made, _method
+    from multiref.training.online import OnlineArguments
+
+    _made(
+        OnlineArguments,
+        {k: float(v) if isinstance(v, str) and k == "learning_rate" else v for k, v in run.training.items()},
+        "training",
+    )
+    assert _method(run).group >= 1
