@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,18 @@ from torch.nn.functional import cross_entropy
 
 from multiref.demo.corpus import ANSWER_WORDS, Habit, draw_problems, write
 
-__all__ = ["Author", "teach"]
+__all__ = ["Author", "one_thread", "teach"]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch inside: these models are too small to share, a busy machine does not stall them, and sums come in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

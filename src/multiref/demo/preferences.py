@@ -26,7 +26,7 @@ class PairLaw:
     that none gives, and a policy drifts there unpunished.
     """
 
-    prompts: int = 3000
+    prompts: int = 2400
     pairs_per_prompt: int = 10
     explore: float = 0.0
     scale: float = 2.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from multiref.demo.authors import one_thread
 from multiref.demo.preferences import draw_pairs
 from multiref.demo.rules import Rule, rules
 from multiref.demo.settings import DemoSettings
@@ -66,6 +67,11 @@ def run(settings: DemoSettings, output: Path, cache: Path | None, told: Listener
     """
     quiet()
     results = _folder(output / "results")
+    with one_thread():
+        return _run(settings, output, results, cache, told)
+
+
+def _run(settings: DemoSettings, output: Path, results: Path, cache: Path | None, told: Listener) -> Findings:
     told.phase(
         "Making the world: a base model that answers two kinds of word problems badly, and two specialists, each good at one kind "
         "(kept for the next time)."

@@ -61,7 +61,7 @@ def own_table(findings: Findings) -> Table:
 
 
 def verdicts(findings: Findings) -> list[str]:
-    """One sentence a rule: better, worse, or not told apart from the exact rule by J, and what its own optimum says."""
+    """One line a rule: better, worse, or not told apart from the exact rule by J; what it gains in reward and pays in KL; and its own optimum."""
     best = findings.ends[EXACT]["J"]
     lines = []
     for rule in findings.rules:
@@ -76,5 +76,8 @@ def verdicts(findings: Findings) -> list[str]:
         else:
             said = f"J is HIGHER than under the exact rule by {size.lstrip('+')}: here the rule that aims elsewhere was trained better."
         lost = best - findings.ends[rule.name]["J"]
-        lines.append(f"{rule.name}: {said} Trained perfectly, it would lose {lost:.3f}.")
+        reward, price = (difference(findings, rule.name, number).text() for number in ("reward", "price"))
+        lines.append(
+            f"{rule.name}: {said} Reward {reward}, weighted KL {price}. Trained perfectly, the rule would lose {lost:.3f} of J."
+        )
     return lines

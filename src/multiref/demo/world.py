@@ -166,7 +166,9 @@ def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
         ) from error
     try:
         tokenizer = small.word_tokenizer(WORDS)
-        for name, model in _train(tokenizer, settings, progress).items():
+        with authors.one_thread():
+            models = _train(tokenizer, settings, progress)
+        for name, model in models.items():
             model.save_pretrained(building / name)
             tokenizer.save_pretrained(building / name)
         (building / "world.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
