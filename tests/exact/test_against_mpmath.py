@@ -7,6 +7,8 @@ float64 of that size is not known to 1e-12. There the mark is relative: 1e-12 ·
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,21 @@ def test_the_optimum_of_every_named_alpha_in_every_corner(alpha):
     rng = np.random.default_rng(7)
     for kind in ("plain", "peaked", "vetoed", "outside", "padded", "zero weight", "disjoint"):
         check_instance(random_instance(rng, alpha, kind))
+
+
+@pytest.mark.parametrize("alpha", [a for a in NAMED_ALPHAS if a < 1] + [0.9, 0.997])
+def test_the_corner(alpha):
+    """The best reward outside every reference's support, from just better to far better than the price β/(1 − α) of a unit of mass there."""
+    corners = 0
+    for seed, lift in enumerate((0.01, 0.3, 0.9, 1.1, 3.0, 100.0)):
+        instance = random_instance(np.random.default_rng(seed), alpha, "outside")
+        outside = np.isneginf(instance.ref_logps).all(0)
+        reward = np.where(outside, instance.reward - 2 * instance.scale, instance.reward)
+        reward[outside.argmax()] = instance.reward[~outside].max() + lift * instance.beta / (1 - alpha)
+        instance = dataclasses.replace(instance, reward=reward)
+        check_instance(instance)
+        corners += bool(instance.solve().log_policy[outside.argmax()] > -np.inf)
+    assert corners >= 2
 
 
 @pytest.mark.slow
