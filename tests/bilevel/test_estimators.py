@@ -16,7 +16,7 @@ from multiref.bilevel import (
 from multiref.errors import ArgumentError
 from tests.bilevel.worlds import small
 
-ROLLOUTS = 2000
+ROLLOUTS = 400
 
 
 def draw(log_policy, n, repeats, generator):

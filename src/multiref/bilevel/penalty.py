@@ -39,14 +39,14 @@ def perturbed_policy(problem: Problem, reward: Tensor, upper: Upper, *, sigma: f
     """
     check_sigma(sigma)
     log_policy = problem.lower(reward)
-    damping, before = 0.5, math.inf
+    damping, before = 1.0, math.inf
     for _ in range(_STEPS):
         target = problem.lower(reward - sigma * upper.payoff(problem, log_policy, reward))
         change = float((target.exp() - log_policy.exp()).abs().max())
         if change <= tolerance:
             return target
         if change > before:
-            damping = max(0.5 * damping, 1e-3)
+            damping = max(0.7 * damping, 0.05)
         before = change
         log_policy = ((1 - damping) * log_policy + damping * target).log_softmax(-1)
     raise ArgumentError(

@@ -91,7 +91,7 @@ def _newton(world: LinearReward, law, steps: int, tolerance: float) -> Audit:
     return Audit(phi, value, field.norm(dim=-1), policy)
 
 
-def on_policy_fit(world: LinearReward, *, steps: int = 2000, tolerance: float = 1e-11) -> Audit:
+def on_policy_fit(world: LinearReward, *, steps: int = 300, tolerance: float = 1e-11) -> Audit:
     """U1's fixed point: maximum likelihood on pairs of the policy that it induces."""
     return _newton(world, lambda phi: world.problem.lower(world.reward_of(phi)), steps, tolerance)
 
