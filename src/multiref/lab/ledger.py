@@ -158,7 +158,7 @@ def _section(name: str, entry: Mapping[str, Any], current: str) -> list[str]:
         "",
         f"**{entry['verdict']}** · {entry['statement']}",
         "",
-        f"*{entry['status']}*: {entry['source']}. Rule: {entry['rule']}. ({effort}, {entry['seconds']:.1f} s{older})",
+        f"*{entry['status']}*: {entry['source']}. Rule: {entry['rule']}. ({effort}, {entry['seconds']:.1f} s of one core{older})",
     ]
     if entry["checks"]:
         lines += ["", "| measured | predicted | found | |", "|---|---|---|---|"]

@@ -29,11 +29,13 @@ class Loss:
         regularised: [S], J(π*) − J(π_r̂) ≥ 0.
         plain: [S], |E_π* r* − E_π_r̂ r*|, same strength.
         log_policy: [S, X, Y], log π_r̂.
+        estimate: [S, X, Y], r̂.
     """
 
     regularised: Tensor
     plain: Tensor
     log_policy: Tensor
+    estimate: Tensor
 
 
 def plug_in(problem: Bandits, estimate: Tensor, regularizer: Regularizer, *, beta: float) -> Loss:
@@ -48,7 +50,7 @@ def plug_in(problem: Bandits, estimate: Tensor, regularizer: Regularizer, *, bet
     else:
         regularised = best.value - exact.value(used, problem.reward, problem.ref_logps, regularizer, beta=beta)
     plain = ((best.policy - used.exp()) * problem.reward).sum(-1)
-    return Loss(regularised.mean(-1), plain.mean(-1).abs(), used)
+    return Loss(regularised.mean(-1), plain.mean(-1).abs(), used, estimate)
 
 
 def linear_curve(
@@ -72,11 +74,11 @@ def finite_class_curve(
     beta: float,
     law: str,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """The same with one finite class [S, M, X, Y] per number of pairs."""
+) -> list[Loss]:
+    """What is lost at each number of pairs, with one finite class [S, M, X, Y] for each."""
     losses = []
     for size, candidates in zip(sizes, classes):
         counts = sample_pairs(problem.reward, problem.law(law), size, generator=generator)
         chosen = finite_class_mle(candidates, counts)
         losses.append(plug_in(problem, candidates[torch.arange(len(chosen)), chosen], regularizer, beta=beta))
-    return torch.stack([x.regularised for x in losses], -1), torch.stack([x.plain for x in losses], -1)
+    return losses

@@ -19,7 +19,7 @@ __all__ = ["Outcome", "claims", "find", "verify"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim with its verdict."""
+    """A claim with its verdict; `seconds` is processor time."""
 
     claim: Claim
     verdict: Verdict
@@ -79,7 +79,7 @@ def verify(name: str, full: bool = False) -> Outcome:
         ArgumentError: a name that is no claim's.
     """
     (claim,) = find([name])
-    begin = time.perf_counter()
+    begin = time.process_time()
     with _one_thread():
         measurement = claim.measure(Effort(full))
-    return Outcome(claim, claim.decide(measurement), measurement, full, time.perf_counter() - begin)
+    return Outcome(claim, claim.decide(measurement), measurement, full, time.process_time() - begin)
