@@ -56,6 +56,31 @@ def test_one_reference_is_held_at_a_time():
     assert events == [("score", "a"), ("release", "a"), ("score", "b"), ("release", "b")]
 
 
+def test_it_is_released_when_it_fails():
+    released = []
+
+    class Failing(Companion):
+        def score(self, items):
+            raise ModelError("out of memory")
+
+        def release(self):
+            released.append(self.name)
+
+    with pytest.raises(ModelError, match="out of memory"):
+        References({"a": Failing()}).score(pairs(3))
+    assert released == ["companion"]
+
+
+def test_an_engine_that_loses_a_block_is_found_out():
+    class Lossy:
+        def run(self, open_reference, blocks):
+            for index, block in list(enumerate(blocks))[1:]:
+                yield index, open_reference().score(block.items)
+
+    with pytest.raises(ModelError, match=r"no score for \d+ of 120 completions under 'a'"):
+        References({"a": Companion()}).score(pairs(60), engine=Lossy(), shard_size=20)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

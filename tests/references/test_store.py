@@ -278,6 +278,17 @@ def test_a_complete_store_can_be_read_where_nothing_can_be_written(tmp_path, mon
     assert reference.scored() == 0 and same_bits(first, again)
 
 
+def test_a_store_that_can_only_be_read_serves_another_name_too(tmp_path, monkeypatch):
+    first, _ = score(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(os, "replace", full)
+    other = References({"another name": Companion()}).score(pairs(60), store=tmp_path)
+    assert torch.equal(other.logps, first.logps)
+
+
 def test_what_is_no_store_is_not_taken_for_one(tmp_path):
     with pytest.raises(StoreError, match="does not exist"):
         Store(tmp_path / "nowhere", create=False)

@@ -124,16 +124,19 @@ class References:
         stored = len(job.keys) - sum(map(len, missing))
         listener.begin(name, completions=len(job.keys), stored=stored, characters=sum(block.size() for block in missing))
         parts = [rows]
-        if missing:
-            keeper.check_writable()
-            for index, scored in engine.run(opener, missing):
-                part = _as_rows(name, missing[index], scored)
-                keeper.append(address, part)
-                parts.append(part)
-                listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size())
-        getattr(reference, "release", lambda: None)()
-        rows = Rows.concatenate(parts)
-        rows = rows.take(KeyIndex(rows.keys).locate(job.keys))
+        try:
+            if missing:
+                keeper.check_writable()
+                for index, scored in engine.run(opener, missing):
+                    part = _as_rows(name, missing[index], scored)
+                    keeper.append(address, part)
+                    parts.append(part)
+                    listener.advance(
+                        name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size()
+                    )
+        finally:
+            getattr(reference, "release", lambda: None)()
+        rows = _in_order(Rows.concatenate(parts), job.keys, name)
         if rows.truncated.any():
             listener.notice(
                 f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in its scores."
@@ -195,6 +198,16 @@ def _sound_rows(address: str, keeper: Store | MemoryStore, listener: Listener) -
     for damaged in damage:
         listener.notice(f"{damaged} It was set aside as {keeper.set_aside(damaged)}.")
     return rows
+
+
+def _in_order(rows: Rows, keys: np.ndarray, name: str) -> Rows:
+    """The rows of these keys, in their order."""
+    at = KeyIndex(rows.keys).locate(keys)
+    if (at < 0).any():
+        raise ModelError(
+            f"The engine handed back no score for {int((at < 0).sum()):,} of {len(keys):,} completions under {name!r}; expected all."
+        )
+    return rows.take(at)
 
 
 def _as_rows(name: str, block: Block, scored: Scored) -> Rows:

@@ -61,12 +61,16 @@ class Store:
         Name and location are for people (`ls`, and to notice a model that changed in its place); no score depends on them.
         """
         address = self.address(identity)
+        note = self.folder / "references" / f"{address}.json"
         known = self.references().get(address, {"identity": _plain(identity), "seen": []})
         seen = {"name": name, "location": location}
         if seen not in known["seen"]:
             known["seen"].append(seen)
-            text = json.dumps(known, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-            atomic.write(self.folder / "references" / f"{address}.json", text.encode())
+            try:
+                atomic.write(note, (json.dumps(known, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
+            except StoreError:
+                if not note.exists():  # a name that could not be noted is no loss where scores are only read
+                    raise
         return address
 
     def references(self) -> dict[str, dict[str, Any]]:
@@ -79,7 +83,7 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # notes are for people; `verify` reports them, reading scores does not need them
         for folder in sorted((self.folder / "shards").glob("*/")):
-            notes.setdefault(folder.name, {"identity": {}, "seen": []})
+            notes.setdefault(folder.name, {"identity": {}, "seen": []})  # a lost note loses no score
         return notes
 
     def predecessors(self, address: str, *, location: str) -> dict[str, dict[str, Any]]:
