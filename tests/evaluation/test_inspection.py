@@ -13,9 +13,10 @@ from multiref.evaluation.inspection import inspect
 from multiref.evaluation.inspection.coverage import coverage
 from multiref.evaluation.inspection.evidence import gather, standard_error
 from multiref.evaluation.inspection.faults import doubts, find_faults
-from multiref.evaluation.inspection.mixture import folds_of
+from multiref.evaluation.inspection.mixture import folds_of, held_out
 from multiref.evaluation.inspection.quality import quality
 from multiref.references.scores import SequenceScores, content_keys
+from multiref.weighting import fit_preferences
 from tests.evaluation.worlds import world
 
 
@@ -96,6 +97,36 @@ def test_pairs_of_one_prompt_are_never_split_between_fitting_and_testing():
     groups = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7] * 5)
     folds = folds_of(groups, 4, seed=3)
     assert all(len(folds[groups == g].unique()) == 1 for g in range(8)) and len(folds.unique()) == 4
+
+
+def test_held_out_means_held_out():
+    """Each pair is predicted once, from a fit that saw no pair of its prompt. Columns are told apart by their values."""
+    groups = torch.tensor([0, 0, 1, 2, 2, 3, 4, 5])
+    margins = torch.arange(8).double()[None]
+    predicted = []
+
+    def watching(training, testing):
+        seen, asked = training[0].long().tolist(), testing[0].long().tolist()
+        assert sorted(seen + asked) == list(range(8)), "nothing is wasted"
+        assert not {int(groups[n]) for n in seen} & {int(groups[n]) for n in asked}
+        predicted.extend(asked)
+        return testing[0]
+
+    likelihood, logits = held_out(watching, margins, folds_of(groups, 3, seed=0))
+    assert sorted(predicted) == list(range(8)) and torch.equal(logits, margins[0])
+    assert torch.allclose(likelihood, -torch.log1p(torch.exp(-logits)))
+
+
+def test_an_overfitted_mixture_gains_nothing_on_held_out_pairs():
+    """Twelve useless references on forty pairs: fitted on all pairs they look good, held out they are worse than a coin."""
+    random = np.random.default_rng(3)
+    margins = torch.from_numpy(random.normal(size=(12, 40)))
+    groups = torch.arange(40)
+    assert fit_preferences(margins).loss < math.log(2) - 0.05
+    likelihood, _ = held_out(
+        lambda training, testing: fit_preferences(training).coefficients @ testing, margins, folds_of(groups, 5, seed=0)
+    )
+    assert float(likelihood.mean()) < -math.log(2)
 
 
 def test_repeating_every_pair_does_not_make_evidence():
