@@ -154,6 +154,21 @@ def test_a_process_that_is_killed_outright_goes_on_exactly(config, tmp_path):
     assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_two_processes_leave_the_same_run(config, tmp_path):
+    """The command under a launcher: one folder, one curve, one model; half the batch on each of two processes."""
+    one = run({**config, "output": str(tmp_path / "one")}, say=lambda _: None)
+    config["training"] |= {"per_device_train_batch_size": 1, "ddp_backend": "gloo"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    command = [*launch, "-m", "multiref.cli", "train", "--config", str(written(config, tmp_path))]
+    said = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ).stdout
+    assert said.count("Model:") == 1 and said.count("held out; references") == 1
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), abs=1e-5)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists() and (tmp_path / "run" / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -210,7 +225,17 @@ def test_an_evaluation_set_that_overlaps_is_warned_of_with_the_count(config, wor
         run(config, say=lambda _: None)
 
 
-@pytest.mark.parametrize("weighting", ["vdw", "vaw", "arwc", "convex_fit", {"kind": "sliding_window", "window": 2}, {"kind": "thompson", "hold": 1}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        {"kind": "sliding_window", "window": 2},
+        *(
+            pytest.param(w, marks=pytest.mark.slow)
+            for w in ("vdw", "vaw", "arwc", "convex_fit", {"kind": "thompson", "hold": 1})
+        ),
+    ],
+    ids=str,
+)
 def test_strategies_choose_the_weights_and_survive_a_restart(weighting, config, tmp_path):
     """The weights that are reported stay on the simplex, and a killed run goes on with the same ones."""
     for reference in config["references"]:

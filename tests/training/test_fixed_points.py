@@ -119,7 +119,7 @@ def test_on_real_references_cut_at_two_letters(regularizer, shared, tmp_path):
     world = names_world([load(shared / "models" / name).model for name in ("names-a", "names-b")])
     assert len(world.reward) == 703
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=BETA).log_policy
-    policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=600, lr=0.1, data=world.population(partners=4))
+    policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=300, lr=0.1, data=world.population(partners=2))
     reached = world.kl_to(policy, optimum)
     print(f"{regularizer.name}: KL(π‖π*) from {world.kl_to(world.policy(), optimum):.4f} to {reached:.2e}")
     assert reached < 1e-3

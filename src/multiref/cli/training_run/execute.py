@@ -29,6 +29,8 @@ def execute(run: Run, *, say: Any = print) -> Path:
     checked(run)
     folder = RunFolder(run.output)
     main = arguments.process_index == 0
+    if not main:
+        say = _nothing
     began = folder.claim(plain(run)) if main else True
     if (folder.model / "config.json").exists() or (folder.model / "adapter_config.json").exists():
         say(f"{folder.path} holds a finished run; nothing to do.")
@@ -45,6 +47,10 @@ def execute(run: Run, *, say: Any = print) -> Path:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(run, folder, trainer, facts, say)
     return folder.path
+
+
+def _nothing(_: str) -> None:
+    """What processes other than the main one say."""
 
 
 def _prepare(run: Run, folder: RunFolder, arguments: Any, say: Any) -> tuple[Any, dict[str, Any]]:
