@@ -32,7 +32,7 @@ def config(folders, tmp_path):
         "task": "online", "model": folders["policy"], "beta": 0.1, "output": str(tmp_path / "run"),
         "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
         "prompts": [{"path": str(problems), "kind": "gsm8k", "style": "plain"}], "rewards": [{"kind": "gsm8k"}, {"kind": "length", "target": 3}],
-        "method": {"name": "rloo", "group": 2}, "evaluation": {"prompts": {"path": str(problems), "kind": "gsm8k", "style": "plain"}, "samples": 2, "k": [1, 2]},
+        "method": {"name": "rloo", "group": 2}, "evaluation": {"prompts": [{"path": str(problems), "kind": "gsm8k", "style": "plain"}], "samples": 2, "k": [1, 2]},
         "training": {"steps": 4, "prompts_per_step": 2, "max_new_tokens": 4, "learning_rate": 1e-3, "save_every": 1},
     }  # fmt: skip
 
@@ -82,6 +82,15 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
     }  # fmt: skip
     folder = execute_online(run, "run.yaml", say=lambda text: None)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    half = {
+        "method": {"name": "reinforce"},
+        "text_share": 0.5,
+        "output": str(tmp_path / "half"),
+        "evaluation": {"prompts": run["prompts"]},
+    }
+    figures = json.loads((execute_online({**run, **half}, "run.yaml", say=lambda text: None) / "evaluation.json").read_text())
+    assert set(figures["after"]) == {"words/student", "words/policy", "words/other"}
+    assert figures["before"]["words/student"] == pytest.approx(figures["before"]["words/policy"])
     assert all(line["kl"] == pytest.approx(line["kl/other"]) for line in lines)
 
 
@@ -91,6 +100,7 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"task": "offline"}, "expected online or distill"),
         ({"rewards": []}, "task: distill"),
         ({"task": "distill"}, "distillation has none"),
+        ({"text_share": 0.5}, "text_share"),
         ({"rewards": [{"kind": "gsm9k"}]}, "rewards.kind: found 'gsm9k'"),
         ({"method": {"name": "rlo"}}, "did you mean `rloo`"),
         ({"method": {"name": "rloo", "grp": 4}}, "did you mean `group`"),

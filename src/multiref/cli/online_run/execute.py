@@ -34,7 +34,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     say(trainer.describe())
     figures: dict[str, Any] = _figures(folder)
     if run.evaluation is not None and "before" not in figures:
-        figures["before"] = _evaluated(run, run.evaluation, trainer, tokenizer, say, "before")
+        figures["before"] = _evaluated(run, run.evaluation, trainer, say, "before")
         folder.write("evaluation.json", json.dumps(figures, indent=1))
     if began:
         from multiref.training.online.checkpoint import last_checkpoint
@@ -45,7 +45,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
         say(f"Going on from step {step}.")
     trainer.train(resume=began)
     if run.evaluation is not None:
-        figures["after"] = _evaluated(run, run.evaluation, trainer, tokenizer, say, "after")
+        figures["after"] = _evaluated(run, run.evaluation, trainer, say, "after")
         folder.write("evaluation.json", json.dumps(figures, indent=1))
 
     def save(target: Path) -> None:
@@ -93,9 +93,18 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
 
     trainer = OnlineTrainer(
         policy, beta=run.beta, references={r.name: r.options() for r in run.references}, tokenizer=loaded.tokenizer, penalty=run.penalty,
-        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, **parts,
+        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts), **parts,
     )  # fmt: skip
     return trainer, loaded.tokenizer
+
+
+def _sampler(run: OnlineRun, parts: dict[str, Any]) -> Any:
+    if not run.text_share:
+        return None
+    from multiref.training.online.distill import TextStates
+
+    texts = {row["prompt"]: row["text"] for row in parts["prompts"] if row.get("text") and isinstance(row["prompt"], str)}
+    return TextStates(texts, share=run.text_share, max_new_tokens=parts["args"].max_new_tokens)
 
 
 def _regularizer(run: OnlineRun, rows: list[dict[str, Any]]) -> Any:
@@ -126,9 +135,10 @@ def _rows(source: Prompts, names: list[str]) -> list[dict[str, Any]]:
     if source.kind == "gsm8k":
         from multiref.data.gsm8k import prompts, read_gsm8k
 
-        rows = prompts(read_gsm8k(source.path, split=source.split, limit=source.limit), style=source.style)
+        problems = read_gsm8k(source.path, split=source.split, limit=_end(source))[source.skip :]
+        rows = [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=source.style), problems)]
     elif source.kind == "text":
-        rows = [{"prompt": text} for text in _texts(source)]
+        rows = [_split(text, source.words) for text in _texts(source)]
     else:
         raise ConfigError(f"prompts.kind: found {source.kind!r}, expected text or gsm8k.")
     if source.weights is not None:
@@ -156,10 +166,22 @@ def _texts(source: Prompts) -> list[str]:
                 texts.append(row.get("prompt") or row["text"])
             except (ValueError, KeyError, AttributeError):
                 raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
-            if source.limit is not None and len(texts) >= source.limit:
+            if len(texts) == _end(source):
                 break
-    texts = texts[: source.limit]
-    return [" ".join(text.split()[: source.words]) for text in texts] if source.words else texts
+    return texts[source.skip : _end(source)]
+
+
+def _end(source: Prompts) -> int | None:
+    return None if source.limit is None else source.skip + source.limit
+
+
+def _split(text: str, words: int | None) -> dict[str, Any]:
+    """The first words as prompt, the rest as the text that follows it."""
+    if words is None:
+        return {"prompt": text}
+    parts = text.split(" ")
+    rest = " ".join(parts[words:])
+    return {"prompt": " ".join(parts[:words]), **({"text": " " + rest} if rest else {})}
 
 
 def _rewards(run: OnlineRun) -> list[Any]:
@@ -221,11 +243,21 @@ def _figures(folder: RunFolder) -> dict[str, Any]:
 
 
 def _evaluated(
-    run: OnlineRun, setting: OnlineEvaluation, trainer: Any, tokenizer: Any, say: Callable[[str], None], when: str
+    run: OnlineRun, setting: OnlineEvaluation, trainer: Any, say: Callable[[str], None], when: str
 ) -> dict[str, Any]:
-    from multiref.training.online.evaluate import evaluate_online
+    from multiref.training.online.evaluate import evaluate_online, text_losses
 
-    rows = _rows(setting.prompts, list(trainer.names))
-    figures = evaluate_online(trainer, rows, samples=setting.samples, ks=setting.k)
+    figures: dict[str, Any] = {}
+    if run.task == "distill":
+        for source in setting.prompts:
+            rows = [row for row in _rows(source, list(trainer.names)) if row.get("text")]
+            figures |= {f"{Path(source.path).stem}/{name}": value for name, value in text_losses(trainer, rows).items()}
+    else:
+        figures = evaluate_online(
+            trainer,
+            [row for source in setting.prompts for row in _rows(source, list(trainer.names))],
+            samples=setting.samples,
+            ks=setting.k,
+        )
     say(f"{when}: " + "  ".join(f"{name} {value[0]:.4g} [{value[1]:.4g}, {value[2]:.4g}]" for name, value in figures.items()))
     return figures

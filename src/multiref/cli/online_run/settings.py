@@ -14,13 +14,15 @@ __all__ = ["OnlineEvaluation", "OnlineRun", "Prompts", "RewardSetting"]
 @dataclass
 class Prompts:
     """A source of prompts. kind: "text" (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph; `words`: only the first so many)
-    or "gsm8k" (a file or hub id; `style`: chat or plain; `split`). `weights`: {reference: weight} for these prompts: routing."""
+    or "gsm8k" (a file or hub id; `style`: chat or plain; `split`). `skip`, `limit`: so many are left out at the start, and
+    at most so many taken. `weights`: {reference: weight} for these prompts: routing."""
 
     path: str
     kind: str = "text"
     words: int | None = None
     style: str = "chat"
     split: str = "train"
+    skip: int = 0
     limit: int | None = None
     weights: dict | None = None
 
@@ -37,9 +39,10 @@ class RewardSetting:
 
 @dataclass
 class OnlineEvaluation:
-    """Held-out prompts: `samples` completions of each before and after; pass@k for each of `k` where the reward is gsm8k."""
+    """Held-out prompts, before and after. Online: `samples` completions of each, their rewards, and pass@k for each of `k` where the reward is gsm8k.
+    Distillation: nats per token of the texts that follow the prompts, under the student and under each teacher."""
 
-    prompts: Prompts
+    prompts: list[Prompts]
     samples: int = 4
     k: list[int] = field(default_factory=lambda: [1])
 
@@ -47,7 +50,8 @@ class OnlineEvaluation:
 @dataclass
 class OnlineRun:
     """`task`: online, or distill (no rewards). `method`: {name: rloo | reinforce | grpo, …its arguments}. `penalty`: a name of
-    `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. `training`: arguments of `OnlineArguments`."""
+    `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. `training`: arguments of `OnlineArguments`.
+    `text_share`: in distillation with one completion a prompt, the share of prompts whose states are those of the text that follows them (`TextStates`)."""
 
     task: str
     model: str | Model
@@ -61,6 +65,7 @@ class OnlineRun:
     penalty: str | None = None
     adaptive_beta: dict | None = None
     evaluation: OnlineEvaluation | None = None
+    text_share: float = 0.0
     training: dict = field(default_factory=dict)
     lora: Lora | None = None
 
@@ -71,6 +76,10 @@ class OnlineRun:
             raise ConfigError(f"task: found {self.task!r}, expected online or distill.")
         if self.task == "distill" and self.rewards:
             raise ConfigError("rewards: distillation has none; use task: online.")
+        if self.text_share and (self.task != "distill" or self.penalty != "state_by_state"):
+            raise ConfigError(
+                "text_share: completions that the policy did not sample are for task: distill with penalty: state_by_state alone; other rules would be biased."
+            )
         if self.task == "online" and not self.rewards:
             raise ConfigError("rewards: expected at least one; without a reward it is distillation, task: distill.")
 

@@ -53,7 +53,14 @@ class TextStates:
 
 @torch.inference_mode()
 def floor_by_smc(
-    models: Sequence[Any], tokenizer: Any, prompt: Any, *, new_tokens: int, weights: Any = None, particles: int = 64, seed: int = 0
+    models: Sequence[Any],
+    tokenizer: Any,
+    prompt: Any,
+    *,
+    new_tokens: int,
+    weights: Any = None,
+    particles: int = 64,
+    seed: int = 0,
 ) -> tuple[float, float]:
     r"""(−log F, its standard error) for completions of exactly `new_tokens` tokens or an end token before, by sequential Monte Carlo.
 

@@ -10,7 +10,7 @@ import torch
 from multiref.training.online.rewards import total_reward
 from multiref.training.online.rollout import sample
 
-__all__ = ["evaluate_online"]
+__all__ = ["evaluate_online", "text_losses"]
 
 Interval = tuple[float, float, float]
 
@@ -50,6 +50,20 @@ def evaluate_online(
         right = (each["correctness"].reshape(-1, samples) > 0).tolist()
         figures |= {f"pass@{k}": pass_rate(right, k) for k in ks if k <= samples}
     return figures
+
+
+def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]], *, max_tokens: int = 256) -> dict[str, Interval]:
+    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at `max_tokens` together, mean over rows with a 95 % interval."""
+    from multiref.models import encode_many, score_tokens
+
+    encoded = encode_many(trainer.tokenizer, [(row["prompt"], (row["text"],)) for row in rows], max_length=max_tokens)
+    models = {"student": trainer.model}
+    with trainer.scorer.models() as references:
+        models |= dict(zip(trainer.names, references))
+        return {
+            name: _interval(torch.stack([-x.double().mean() for x in score_tokens(model, encoded)]))
+            for name, model in models.items()
+        }
 
 
 def _interval(values: torch.Tensor) -> Interval:
