@@ -102,8 +102,8 @@ def expectation(log_p: Tensor, values: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_ratio(log_p: Tensor, log_q: Tensor, under: Tensor) -> Tensor:
-    """log p − log q, set to 0 where `under` (the log-mass that it will be averaged over) is −inf, so that neither value nor gradient sees it."""
-    nothing = under == NEG_INF
+    """log p − log q, set to 0 where `under` (the log-mass that it will be averaged over) has no mass, so that neither value nor gradient sees it."""
+    nothing = under.exp() == 0
     return torch.where(nothing, 0.0, log_p) - torch.where(nothing, 0.0, log_q)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import check_beta, check_weights, expectation, log_ratio
-from multiref.divergences import f_prime, weighted_alpha_divergence
+from multiref.divergences import NEAR_ZERO, f_prime, weighted_alpha_divergence
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 
@@ -99,13 +99,15 @@ class Regularizer(ABC):
 
     def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β. References are distributions over it."""
-        if self.alpha == 0:
-            return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=0.0)
-        ratio = log_ratio(log_policy, self.pool(ref_logps), under=log_policy)
+        return self.penalty_given_pool(log_policy, None if self.alpha < NEAR_ZERO else self.pool(ref_logps), ref_logps)
+
+    def penalty_given_pool(self, log_policy: Tensor, log_pool: Tensor | None, ref_logps: Tensor) -> Tensor:
+        r"""`penalty` for who holds the pool [*B, Y] already. For α < 0.05 the pool's form would cancel: there it is summed reference by reference."""
+        if log_pool is None or self.alpha < NEAR_ZERO:
+            return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
+        ratio = log_ratio(log_policy, log_pool, under=log_policy)
         if self.alpha == 1:
             return expectation(log_policy, ratio)
-        if self.alpha < 0.05:  # the pool's form would cancel: reference by reference
-            return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
         return expectation(log_policy, torch.expm1((self.alpha - 1) * ratio)) / (self.alpha * (self.alpha - 1))
 
     def with_weights(self: R, weights: Weights) -> R:

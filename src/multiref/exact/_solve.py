@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_beta, check_logps
-from multiref.exact._objective import value as objective_value
+from multiref._logspace import NEG_INF, check_beta, check_logps, expectation
 from multiref.exact._problem import check_mass, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
 from multiref.regularizers import Regularizer
 
 __all__ = ["Solution", "solve"]
 
+BLOCK = 2**17  # numbers in an array [rows, Y] that is worked on at once
 NO_MASS = 600.0  # a mass P^|α−1| below e^−600 of the largest is outside the support for the root, so that no base underflows
 
 
@@ -83,11 +85,39 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     check_mass(log_pool, reward, regularizer.name)
     if regularizer.alpha == 1:
         return _tilted(reward, log_pool, beta)
+    if len(shape) == 1:
+        return _rooted(reward, log_pool, ref_logps, regularizer, beta)
+    n = max(1, BLOCK // max(1, reward[:1].numel()))
+    refs = ref_logps.expand(ref_logps.shape[0], *shape)
+    blocks = zip(reward.split(n), log_pool.split(n), refs.split(n, dim=1), _split(regularizer, n, shape[0]))
+    parts = [_rooted(*block, beta) for block in blocks]
+    return Solution(*(torch.cat([getattr(part, name) for part in parts]) for name in ("log_policy", "value", "multiplier")))
+
+
+def _split(regularizer: Regularizer, n: int, rows: int) -> Iterator[Regularizer]:
+    """The regularizer of each block of n prompts: another one only where weights differ per prompt."""
+    if not isinstance(regularizer.weights, Tensor) or regularizer.weights.ndim == 1:
+        return repeat(regularizer)
+    weights = (
+        regularizer.weights
+        if regularizer.weights.shape[1] == rows
+        else regularizer.weights.expand(-1, rows, *regularizer.weights.shape[2:])
+    )
+    return (regularizer.with_weights(part) for part in weights.split(n, dim=1))
+
+
+def _rooted(reward: Tensor, log_pool: Tensor, ref_logps: Tensor, regularizer: Regularizer, beta: float) -> Solution:
+    """α ≠ 1: a block of prompts, small enough for its temporaries to stay in the cache."""
+    shape = reward.shape
     rows = (reward.reshape(-1, shape[-1]), log_pool.reshape(-1, shape[-1]))
     log_policy, multiplier = _by_root(*rows, alpha=regularizer.alpha, beta=beta)
     log_policy = log_policy.reshape(shape)
-    value = objective_value(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward), ref_logps, regularizer, beta=beta)
-    return Solution(log_policy, value, multiplier.reshape(shape[:-1]))
+    received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
+    return Solution(
+        log_policy,
+        received - beta * regularizer.penalty_given_pool(log_policy, log_pool, ref_logps),
+        multiplier.reshape(shape[:-1]),
+    )
 
 
 def _tilted(reward: Tensor, log_pool: Tensor, beta: float) -> Solution:
