@@ -98,3 +98,5 @@ def test_samples_agree_with_enumeration():
     for metric in ("J", "reward", "KL(π‖a)", "KL(π‖b)"):
         assert abs(sampled.mean(metric)[0] - truth.mean(metric)[0]) < 4 * sampled.error(metric)[0], metric
         assert float(sampled.error(metric)[0]) < 0.05
+    v = sampled.values
+    torch.testing.assert_close(v["J"], v["reward"] - BETA * (0.3 * v["KL(π‖a)"] + 0.7 * v["KL(π‖b)"]))
