@@ -1,6 +1,7 @@
 """Pairs come from the law they state, and labels from Bradley–Terry."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,12 +29,16 @@ def test_answers_come_from_the_mixture_stated(tiny_world) -> None:  # type: igno
     """One prompt, many pairs: how often each answer occurs is P(y first) + P(y second) = μ(y) + Σ_{z ≠ y} μ(z) μ(y) / (1 − μ(z))."""
     law = PairLaw(prompts=1, pairs_per_prompt=4000, explore=0.4)
     (problem,) = tiny_world.problems(1, 9)
-    mixture = 0.6 * tiny_world.ref_logps([problem]).exp().mean(0)[0] + 0.4 / len(tiny_world.answers)
+    peaked = (3 * torch.randn(2, 1, 529, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).log_softmax(-1)
+    world = SimpleNamespace(
+        problems=tiny_world.problems, rewards=tiny_world.rewards, answers=tiny_world.answers, ref_logps=lambda problems: peaked
+    )
+    mixture = 0.6 * (peaked[0, 0].exp() + peaked[1, 0].exp()) / 2 + 0.4 / 529
     ratio = mixture / (1 - mixture)
     expected = mixture + mixture * (ratio.sum() - ratio)
     place = {text: i for i, text in enumerate(tiny_world.answers)}
     found = torch.zeros_like(mixture)
-    for pair in draw_pairs(tiny_world, law, 9):
+    for pair in draw_pairs(world, law, 9):  # type: ignore[arg-type]
         assert pair.prompt == problem.prompt and pair.chosen != pair.rejected
         found[place[pair.chosen]] += 1 / 4000
         found[place[pair.rejected]] += 1 / 4000

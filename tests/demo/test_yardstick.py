@@ -73,3 +73,18 @@ def test_the_frontier_is_what_it_says(bench) -> None:  # type: ignore[no-untyped
     assert (r0 - r2) / (p0 - p2) == pytest.approx(1.001, rel=1e-5)
     floor = yardstick.disagreement
     assert floor <= yardstick.frontier([1e6])[0][0] <= floor + 1e-6
+
+
+def test_no_policy_has_more_reward_than_its_price_can_buy(bench) -> None:  # type: ignore[no-untyped-def]
+    """best_reward(price(π)) ≥ reward(π) for any π, with equality on the frontier (Lagrange: the optimum at β is best for its price)."""
+    yardstick, log_policy, *_ = bench
+    for rule in rules(WEIGHTS):
+        numbers = yardstick.measure(yardstick.solution(rule.regularizer).log_policy)
+        assert yardstick.best_reward(numbers["price"]) >= numbers["reward"] - 1e-9
+    for beta in (0.5, BETA, 10.0):
+        ((price, reward),) = yardstick.frontier([beta])
+        assert yardstick.best_reward(price) == pytest.approx(reward, abs=1e-9)
+    numbers = yardstick.measure(log_policy)
+    assert yardstick.best_reward(numbers["price"]) > numbers["reward"] + 1e-4
+    assert np.isnan(yardstick.best_reward(0.9 * yardstick.disagreement))
+    assert yardstick.best_reward(1e3) == pytest.approx(2 * SCALE, abs=1e-3)

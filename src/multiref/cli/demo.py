@@ -23,13 +23,13 @@ def command(
 
     Example: multiref demo --quick --output demo-quick
     """
+    began = time.perf_counter()
     import dataclasses
 
     from multiref.demo import page, tables
     from multiref.demo.run import run
     from multiref.demo.settings import FULL, QUICK
 
-    began = time.perf_counter()
     settings = dataclasses.replace(QUICK if quick else FULL, seeds=seeds)
     with Narrator() as narrator:
         findings = run(settings, output, cache, narrator)
@@ -37,7 +37,7 @@ def command(
         report = page.write(findings, output, command="multiref demo" + (" --quick" if quick else ""))
     common, own = tables.common_table(findings), tables.own_table(findings)
     narrator.table(common, (1, 2, 3))
-    narrator.table(common, (4, 5, 6, 7, 8))
+    narrator.table(common, (4, 5, 6, 7, 8, 9))
     narrator.table(own, (2, 3, 4, 5))
     for line in [*tables.verdicts(findings), *page.limits(findings)]:
         narrator.line(line)

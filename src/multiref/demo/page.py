@@ -25,7 +25,7 @@ def write(findings: Findings, output: Path, *, command: str = "multiref demo") -
     optimum = Formula("π*(y|x) ∝ Π_k π_k(y|x)^w_k · exp(r(x, y) / β),     J* − J(π) = β KL(π ‖ π*)")
     blocks = [
         Section("What was asked", [Prose(*_question(findings)), asked, optimum]),
-        Section("What came out", [Note(*verdicts(findings), *limits(findings)), common_table(findings)]),
+        Section("What came out", [Note(EXACT_RULE, *verdicts(findings), *limits(findings)), common_table(findings)]),
         Section("What each rule itself asks for", [Prose(*OWN), own_table(findings)]),
         Section("Figures", pictures),
         Section("The rules", [Settings({rule.name: f"{rule.formula}   ({rule.why})" for rule in findings.rules})]),
@@ -35,6 +35,7 @@ def write(findings: Findings, output: Path, *, command: str = "multiref demo") -
     return write_page(output / "report.html", "Two references, five rules, one yardstick", *blocks, subtitle="multiref demo")
 
 
+EXACT_RULE = "reverse KL, both, is the exact rule: it aims at J itself."
 OWN = (
     "Each rule is also held to its own standard: its own objective, the best value that objective can have, and the difference (own regret), "
     "which is what training left undone. The last columns say where the rule would lead if training were perfect, by the yardstick above.",

@@ -48,13 +48,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report shows. `given`: untouched models and the exact optimum; `ends`: each rule's own exact optimum, on the common yardstick."""
+    """All that the report shows. `given`: untouched models and the exact optimum; `ends`: each rule's own exact optimum, on the common yardstick;
+    `missed`: by rule and seed, the reward that the same weighted KL could have bought less the reward reached."""
 
     settings: DemoSettings
     rules: list[Rule]
     runs: dict[str, list[Run]]
     given: dict[str, dict[str, float]]
     ends: dict[str, dict[str, float]]
+    missed: dict[str, list[float]]
     frontier: list[tuple[float, float]]
     disagreement: float
     answers: int
@@ -186,9 +188,13 @@ def _findings(
         given[f"{name}, untouched"] = yardstick.measure(logps)
     given["π* (exact optimum)"] = yardstick.measure(yardstick.optimum.log_policy)
     ends = {rule.name: yardstick.measure(yardstick.solution(rule.regularizer).log_policy) for rule in compared}
+    missed = {
+        name: [yardstick.best_reward(run.numbers["price"]) - run.numbers["reward"] for run in found]
+        for name, found in runs.items()
+    }
     betas = [settings.beta * 2 ** (step / 4) for step in range(-10, 21)]
     answers = len(world.answers)
-    return Findings(settings, compared, runs, given, ends, yardstick.frontier(betas), yardstick.disagreement, answers)
+    return Findings(settings, compared, runs, given, ends, missed, yardstick.frontier(betas), yardstick.disagreement, answers)
 
 
 def _kept(path: Path, rule: Rule, seed: int) -> Run | None:

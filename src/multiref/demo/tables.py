@@ -25,15 +25,19 @@ def common_table(findings: Findings) -> Table:
     """Every policy on the one yardstick: the objective as stated."""
     numbers = ["J", "gap", "reward", *(f"kl/{name}" for name in REFERENCES), *(f"accuracy/{skill}" for skill in SKILLS)]
     header = ["trained under", "J as asked", "KL(π‖π*)", "J − J of the exact rule, paired", "reward E_π[r]"]
-    header += [*(f"KL(π‖{name})" for name in REFERENCES), *(f"accuracy “{skill}”" for skill in SKILLS)]
+    header += [
+        *(f"KL(π‖{name})" for name in REFERENCES),
+        *(f"accuracy “{skill}”" for skill in SKILLS),
+        "reward missed at its own KL",
+    ]
     rows = []
     for rule in findings.rules:
         cells = [Measure.of(values(findings, rule.name, number)).text() for number in numbers]
         against = "" if rule.name == EXACT else difference(findings, rule.name).text()
-        rows.append([rule.name, *cells[:2], against, *cells[2:]])
+        rows.append([rule.name, *cells[:2], against, *cells[2:], Measure.of(findings.missed[rule.name]).text()])
     for name, measured in findings.given.items():
         cells = [Measure(measured[number]).text() for number in numbers]
-        rows.append([name, *cells[:2], "", *cells[2:]])
+        rows.append([name, *cells[:2], "", *cells[2:], ""])
     seeds = findings.settings.seeds
     caption = f"Means over {seeds} seeds ± one standard error; exact on {findings.settings.held_out_prompts} held-out prompts. KL in nats per completion."
     return Table(header, rows, caption, frozenset(range(len(findings.rules), len(rows))))
@@ -77,7 +81,8 @@ def verdicts(findings: Findings) -> list[str]:
             said = f"J is HIGHER than under the exact rule by {size.lstrip('+')}: here the rule that aims elsewhere was trained better."
         lost = best - findings.ends[rule.name]["J"]
         reward, price = (difference(findings, rule.name, number).text() for number in ("reward", "price"))
+        missed = Measure.of(findings.missed[rule.name]).text()
         lines.append(
-            f"{rule.name}: {said} Reward {reward}, weighted KL {price}. Trained perfectly, the rule would lose {lost:.3f} of J."
+            f"{rule.name}: {said} Against it: reward {reward}, weighted KL {price}; it misses {missed} of the reward that this KL could buy. Trained perfectly, the rule would lose {lost:.3f} of J."
         )
     return lines

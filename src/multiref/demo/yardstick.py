@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +84,21 @@ class Yardstick:
         """(price, reward) of the exact optima of the objective as stated, for each β."""
         found: list[Mapping[str, float]] = [self.measure(self.solution(self.asked, beta=beta).log_policy) for beta in betas]
         return [(numbers["price"], numbers["reward"]) for numbers in found]
+
+    def best_reward(self, price: float) -> float:
+        """The largest mean reward of any policy whose weighted KL is `price`, averaged over prompts: on the frontier, by bisection of log β.
+
+        Below the disagreement no policy exists (NaN); above the price of the best reward, that reward.
+        """
+        if price < self.disagreement:
+            return math.nan
+        low, high = math.log(self.beta) - 12.0, math.log(self.beta) + 20.0  # price falls as β grows
+        for _ in range(50):
+            middle = (low + high) / 2
+            ((found, _reward),) = self.frontier([math.exp(middle)])
+            low, high = (middle, high) if found > price else (low, middle)
+        ((_price, reward),) = self.frontier([math.exp(high)])
+        return reward
 
     def _of(self, skill: str) -> Tensor:
         return torch.tensor([found == skill for found in self.skills])

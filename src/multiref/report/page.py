@@ -22,7 +22,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .7rem; border-top: 1px solid #d8dee4; }
 p { max-width: 46rem; margin: .6rem 0; }
 .subtitle { color: #57606a; margin-top: 0; }
-.formula { display: block; overflow-x: auto; white-space: pre; background: #f6f8fa; border-left: 4px solid #0072b2;
+.formula { display: block; overflow-x: auto; white-space: pre-wrap; background: #f6f8fa; border-left: 4px solid #0072b2;
   padding: .7rem .9rem; margin: .8rem 0; font: 15px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 .note { background: #fff8e6; border-left: 4px solid #e69f00; padding: .6rem .9rem; margin: .8rem 0; max-width: 48rem; }
 .note p { margin: .25rem 0; }
