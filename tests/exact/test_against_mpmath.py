@@ -97,6 +97,16 @@ def test_the_corner(alpha):
     assert corners >= 2
 
 
+def test_a_best_reward_of_tiny_mass():
+    """The mode has the least reward, the best reward 1e-27 of the mass: the multiplier is far from what decides, and mass and value still hold to the mark."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        logits = np.append(rng.uniform(-69, -60, size=29), 0.0)
+        reward = np.append(rng.uniform(-9, 9, size=29), -8.7862515945598)
+        alpha, beta = float(rng.uniform(1.1, 1.2)), float(rng.uniform(0.01, 0.02))
+        check_instance(Instance(reward, log_normalised(logits[None]), np.ones(1), beta, alpha, "tiny"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", range(8))
 def test_the_optimum_at_length(batch):

@@ -93,11 +93,12 @@ def test_the_pooled_objective(order):
 def test_second_derivatives(alpha):
     """Needed by bilevel methods."""
 
-    def value(reward, logits):
-        return mr.exact.solve(reward, logits.log_softmax(-1), regularizer(alpha, (0.2, 0.3, 0.5)), beta=0.8).value
+    def solution(reward, logits):
+        found = mr.exact.solve(reward, logits.log_softmax(-1), regularizer(alpha, (0.2, 0.3, 0.5)), beta=0.8)
+        return found.value, found.log_policy.exp()
 
     reward, logits, _ = problem(seed=5, rows=1, y=4)
-    assert gradgradcheck(value, (reward, logits), atol=1e-5, rtol=1e-4)
+    assert gradgradcheck(solution, (reward, logits), atol=1e-5, rtol=1e-4)
 
 
 @every_alpha

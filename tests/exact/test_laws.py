@@ -114,6 +114,15 @@ def test_a_shift_of_the_reward_shifts_the_value(instance, shift):
     same(dataclasses.replace(instance, reward=reward), dataclasses.replace(instance, reward=reward + shift), shift)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0, 0.999])
+def test_ties_at_the_corner_share_evenly(alpha):
+    """Two completions that no reference supports, equally rewarded: half of the left-over mass each, and the policy sums to one."""
+    logps = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]], dtype=torch.float64).log()
+    reward = torch.tensor([0.0, 1.0, 9.0, 9.0, 2.0], dtype=torch.float64) / (1 - alpha)
+    policy = mr.exact.solve(reward, logps, mr.AlphaDivergence(alpha=alpha), beta=1.0).policy
+    assert policy[2] == policy[3] > 0.1 and policy[4] == 0 and policy.sum().item() == pytest.approx(1.0, abs=1e-14)
+
+
 @pytest.mark.parametrize("alpha", [1.0, 1 + 1e-8, 1.3, 2.0, 3.0])
 def test_what_is_vetoed_is_not_there(alpha):
     """α ≥ 1: a completion that one reference excludes changes nothing, to the last digits, however large its reward."""
