@@ -17,6 +17,7 @@ NOT_VERIFIED = {
     "stability-theorem-3-at-practical-n": "vacuous",
     "figure-suboptimality-against-n": "convention-dependent",
     "bilevel-seven-halves": "convention-dependent",
+    "bilevel-win-rate": "refuted",
     "table-7b-win-rates": "not testable here",
     "figure-1-exact-beats-mrpo-and-single": "not testable here",
 }

@@ -4,6 +4,14 @@ A claim says what is stated, where (found in a paper, or derived by us), the num
 """
 
 from multiref.lab.claim import Claim
+from multiref.lab.claims.bilevel_hypergradients import BILEVEL_CLOSED_FORM, BILEVEL_CONJUGATE_GRADIENTS, BILEVEL_PENALTY_BIAS
+from multiref.lab.claims.bilevel_objectives import (
+    BILEVEL_LIKELIHOOD_LOSES,
+    BILEVEL_MISSPECIFIED,
+    BILEVEL_STOP_GRADIENT,
+    BILEVEL_TWO_LABELS,
+    BILEVEL_WIN_RATE,
+)
 from multiref.lab.claims.bounds_hold import FORWARD_KL_BOUNDS, REVERSE_KL_BOUNDS
 from multiref.lab.claims.conventions import SEVEN_HALVES
 from multiref.lab.claims.exact_optima import ALPHA_FAMILY, FORWARD_KL_OPTIMUM, REVERSE_KL_OPTIMUM
@@ -75,6 +83,14 @@ CLAIMS: tuple[Claim, ...] = (
     FIGURE_POSITIVE_DEFINITE,
     FIGURE_SUBOPTIMALITY,
     FIGURE_ITERATIONS,
+    BILEVEL_CLOSED_FORM,
+    BILEVEL_PENALTY_BIAS,
+    BILEVEL_CONJUGATE_GRADIENTS,
+    BILEVEL_LIKELIHOOD_LOSES,
+    BILEVEL_STOP_GRADIENT,
+    BILEVEL_TWO_LABELS,
+    BILEVEL_WIN_RATE,
+    BILEVEL_MISSPECIFIED,
     SEVEN_HALVES,
     TABLE_7B,
     FIGURE_1,

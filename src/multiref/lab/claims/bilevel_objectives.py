@@ -37,7 +37,7 @@ def _lost(name: str, beta: float, effort: Effort, *, starts: int | None = None, 
 
 def _bars(label: str, shares: list[Estimate], betas: tuple[float, ...] = _BETAS) -> Curve:
     return Curve(
-        label, _BETAS, tuple(s.value for s in shares), "measured", tuple(s.low for s in shares), tuple(s.high for s in shares)
+        label, betas, tuple(s.value for s in shares), "measured", tuple(s.low for s in shares), tuple(s.high for s in shares)
     )
 
 
