@@ -90,7 +90,7 @@ def test_the_clustered_error_is_that_of_the_cluster_means():
     values = torch.tensor([1.0, 2.0, 4.0, 7.0]).double()
     alone = standard_error(values, torch.arange(4))
     assert alone == pytest.approx(float(values.std()) / 2)
-    assert standard_error(values.repeat(3), torch.arange(4).repeat(3)) == pytest.approx(alone)
+    assert standard_error(values.repeat_interleave(3), torch.arange(4).repeat_interleave(3)) == pytest.approx(alone)
 
 
 def test_pairs_of_one_prompt_are_never_split_between_fitting_and_testing():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from multiref.errors import ArgumentError
 from multiref.weighting import arwc, uniform, vaw, vdw
 
-MARGINS = torch.tensor([[1.0, -2.0, 3.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
+MARGINS = torch.tensor([[1.0, -2.0, 4.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
 matrices = st.integers(1, 4).flatmap(
     lambda k: st.lists(st.lists(st.floats(-50, 50), min_size=5, max_size=5), min_size=k, max_size=k).map(
         lambda m: torch.tensor(m).double()
@@ -17,10 +17,10 @@ matrices = st.integers(1, 4).flatmap(
 
 
 def test_on_paper():
-    """|m| sums to 6 and 3; right 2 and 2 times; per example |1|:|-1|, 2:1, 3:1."""
-    assert torch.allclose(vdw(MARGINS), torch.tensor([2 / 3, 1 / 3]).double())
+    """|m| sums to 7 and 3; right 2 and 2 times; per example |1|:|-1|, 2:1, 4:1."""
+    assert torch.allclose(vdw(MARGINS), torch.tensor([0.7, 0.3]).double())
     assert torch.allclose(vaw(MARGINS), torch.tensor([0.5, 0.5]).double())
-    assert torch.allclose(arwc(MARGINS), torch.tensor([[1 / 2, 2 / 3, 3 / 4], [1 / 2, 1 / 3, 1 / 4]]).double())
+    assert torch.allclose(arwc(MARGINS), torch.tensor([[1 / 2, 2 / 3, 4 / 5], [1 / 2, 1 / 3, 1 / 5]]).double())
     assert torch.allclose(uniform(MARGINS), torch.tensor([0.5, 0.5]).double())
 
 
