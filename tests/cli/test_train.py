@@ -293,3 +293,45 @@ def test_the_ultrafeedback_recipe_runs_on_small_folders(config, tmp_path, world)
         result = CliRunner().invoke(app, ["train", "--config", str(RECIPES / "ultrafeedback-0.5b.yaml"), *options])
     assert result.exit_code == 0, result.output
     assert "held out  loss" in result.output and (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_an_adapter_run_leaves_an_adapter_on_its_base(config, tmp_path):
+    from multiref.models import load
+
+    config |= {"lora": {"r": 2, "lora_alpha": 4}}
+    config["training"] |= {"max_steps": 2}
+    folder = run(config, say=lambda _: None)
+    assert (folder / "model" / "adapter_model.safetensors").exists() and not (folder / "model" / "model.safetensors").exists()
+    again = load(folder / "model").model
+    assert any("lora" in name for name, _ in again.named_parameters())
+    said = []
+    run(config, say=said.append)
+    assert "nothing to do" in said[0]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "multi_dpo",
+        {"kind": "mrpo", "trust_region": 0.1, "anchor": "second", "adaptive": True},
+        {"kind": "renormalised_tokens"},
+        {"kind": "preference", "length_normalised": True, "loss": "robust", "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_every_objective_runs_from_the_file_and_is_named_in_the_card(objective, config):
+    """Two steps each; the first loss is that of the objective itself on the same pairs at the start (not one loss for all of them)."""
+    config |= {"objective": objective}
+    config["training"] |= {"max_steps": 2}
+    folder = run(config, say=lambda _: None)
+    kind = objective if isinstance(objective, str) else objective["kind"]
+    words = {
+        "multi_dpo": "Multi-DPO",
+        "mrpo": "MRPO",
+        "renormalised_tokens": "token-renormalised",
+        "preference": "length-normalised",
+    }
+    assert words[kind] in (folder / "model" / "README.md").read_text()
+    first = losses(folder)[1, "loss"]
+    plain = run({**config, "objective": "preference", "output": config["output"] + "-plain"}, say=lambda _: None)
+    assert abs(first - losses(plain)[1, "loss"]) > 1e-4

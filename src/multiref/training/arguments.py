@@ -45,11 +45,11 @@ class LogLines(TrainerCallback):
             self.listener(state.global_step, state.max_steps, logs)
 
 
-def with_lora(model: Any, options: Mapping[str, Any]) -> Any:
+def with_lora(model: Any, options: Mapping[str, Any], *, name: str = "default") -> Any:
     """A new LoRA adapter on the model; only it trains. ValueError where it does not fit."""
     import peft
 
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options), adapter_name=name)
 
 
 def silence(trainer: Any) -> None:
