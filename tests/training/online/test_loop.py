@@ -42,7 +42,7 @@ def levels(tables=TABLES):
     return [torch.stack(level) for level in zip(*(levels_of(table.table.detach(), 3) for table in tables))]
 
 
-def settled(regularizer, penalty, target, *, steps=80, method=None, lr=0.2, beta=0.5, **options):
+def settled(regularizer, penalty, target, *, steps=150, method=None, lr=0.15, beta=0.5, **options):
     """KL(policy‖target) before and after."""
     policy = random_table(1, spread=0.7)
     method = method or RLOO(group=96)

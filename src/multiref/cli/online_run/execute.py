@@ -81,11 +81,19 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
         from multiref.training.arguments import with_lora
 
         policy = with_lora(policy, dataclasses.asdict(run.lora))
+    if run.too_long == "drop":
+        parts["prompts"] = _fitting(parts["prompts"], loaded, parts["args"].max_new_tokens, say)
     say(f"{len(parts['prompts']):,} prompts; references: {', '.join(r.name for r in run.references)}.")
 
     def listen(step: int, line: dict[str, float]) -> None:
         folder.append_metrics(line)
-        shown = {"reward": "reward", "kl": "kl", "objective": "objective", "ess": "ess"}
+        shown = {
+            "reward": "reward",
+            "divergence/per_token": "divergence per token",
+            "kl": "kl",
+            "objective": "objective",
+            "ess": "ess",
+        }
         say(
             f"step {step}/{trainer.args.steps}  "
             + "  ".join(f"{label} {line[key]:.4g}" for key, label in shown.items() if key in line)
@@ -96,6 +104,24 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
         output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts), **parts,
     )  # fmt: skip
     return trainer, loaded.tokenizer
+
+
+def _fitting(rows: list[dict[str, Any]], loaded: Any, new_tokens: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    from multiref.training.online.rollout import prompt_ids
+
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    if context is None:
+        return rows
+    fits = [len(ids) + new_tokens <= context for ids in prompt_ids(loaded.tokenizer, [row["prompt"] for row in rows])]
+    if not any(fits):
+        raise ConfigError(
+            f"max_new_tokens: no prompt leaves room for {new_tokens} new tokens in a context of {context}. Make it smaller."
+        )
+    if not all(fits):
+        say(
+            f"Left out {fits.count(False):,} of {len(fits):,} prompts that leave no room for {new_tokens} new tokens in a context of {context}."
+        )
+    return [row for row, fit in zip(rows, fits) if fit]
 
 
 def _sampler(run: OnlineRun, parts: dict[str, Any]) -> Any:

@@ -51,7 +51,8 @@ class OnlineEvaluation:
 class OnlineRun:
     """`task`: online, or distill (no rewards). `method`: {name: rloo | reinforce | grpo, …its arguments}. `penalty`: a name of
     `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. `training`: arguments of `OnlineArguments`.
-    `text_share`: in distillation with one completion a prompt, the share of prompts whose states are those of the text that follows them (`TextStates`)."""
+    `text_share`: in distillation with one completion a prompt, the share of prompts whose states are those of the text that follows them (`TextStates`).
+    `too_long`: prompts that leave no room for `max_new_tokens` in the policy's context: "drop" or "error"."""
 
     task: str
     model: str | Model
@@ -66,6 +67,7 @@ class OnlineRun:
     adaptive_beta: dict | None = None
     evaluation: OnlineEvaluation | None = None
     text_share: float = 0.0
+    too_long: str = "drop"
     training: dict = field(default_factory=dict)
     lora: Lora | None = None
 
@@ -74,6 +76,8 @@ class OnlineRun:
         self.regularizer = {"kind": self.regularizer} if isinstance(self.regularizer, str) else self.regularizer
         if self.task not in ("online", "distill"):
             raise ConfigError(f"task: found {self.task!r}, expected online or distill.")
+        if self.too_long not in ("drop", "error"):
+            raise ConfigError(f"too_long: found {self.too_long!r}, expected drop or error.")
         if self.task == "distill" and self.rewards:
             raise ConfigError("rewards: distillation has none; use task: online.")
         if self.text_share and (self.task != "distill" or self.penalty != "state_by_state"):

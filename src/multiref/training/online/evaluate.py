@@ -52,11 +52,15 @@ def evaluate_online(
     return figures
 
 
-def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]], *, max_tokens: int = 256) -> dict[str, Interval]:
-    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at `max_tokens` together, mean over rows with a 95 % interval."""
+def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at the student's context, mean over rows with a 95 % interval."""
     from multiref.models import encode_many, score_tokens
+    from multiref.training.online.rollout import prompt_ids
 
-    encoded = encode_many(trainer.tokenizer, [(row["prompt"], (row["text"],)) for row in rows], max_length=max_tokens)
+    context = getattr(trainer.model.config, "max_position_embeddings", None)
+    lengths = map(len, prompt_ids(trainer.tokenizer, [row["prompt"] for row in rows]))
+    items = [(row["prompt"], (row["text"],)) for row, length in zip(rows, lengths) if context is None or length < context]
+    encoded = encode_many(trainer.tokenizer, items, max_length=context)
     models = {"student": trainer.model}
     with trainer.scorer.models() as references:
         models |= dict(zip(trainer.names, references))

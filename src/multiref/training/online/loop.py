@@ -112,6 +112,8 @@ class OnlineTrainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._lines: list[dict[str, float]] = []
+        self._divergence: float | None = None  # Σ_k w_k KL(π_t‖π_{k,t}) over the states of a batch, where it is computed
+        self._norm = 0.0
 
     # ---- what is optimised ----
 
@@ -222,6 +224,7 @@ class OnlineTrainer:
         width = max(len(ids) for rollout in rollouts for ids in rollout.completion_ids)
         seen = torch.zeros(n, width, dtype=torch.float64)
         clipped = 0.0
+        self._divergence = None
         self.optimizer.zero_grad()
         for part in passes(rollouts, self.args.token_budget):
             index = torch.tensor([i * group + j for i in part for j in range(group)])
@@ -234,6 +237,8 @@ class OnlineTrainer:
                 )  # fmt: skip
             self.accelerator.backward(result.losses.sum() / n)
             seen[index] = samples.token_logps.detach().double().cpu()
+            if samples.divergences is not None:
+                self._divergence = (self._divergence or 0.0) + float(samples.divergences.detach().sum())
             clipped += float(result.clipped.sum()) / n
         for share, rollout in own:
             tokens, _ = policy_tokens(self.model, [rollout])
@@ -384,6 +389,8 @@ class OnlineTrainer:
         line["completions/mean_length"] = float(lengths.mean())
         line["completions/clipped_ratio"] = float(1 - ended.mean())
         line["logps/per_token"] = float(token_logps.sum() / lengths.sum())
+        if self._divergence is not None:
+            line["divergence/per_token"] = self._divergence / float(lengths.sum())
         return line
 
     def _log(self) -> None:
