@@ -89,9 +89,9 @@ def _code() -> str:
 FULL = DemoSettings()
 QUICK = dataclasses.replace(
     FULL,
-    law=PairLaw(prompts=400),
+    law=PairLaw(prompts=300),
     pairs_per_step=64,
-    held_out_prompts=80,
-    curve_points=4,
-    world=WorldSettings(base_steps=350, specialist_steps=150),
+    held_out_prompts=60,
+    curve_points=3,
+    world=WorldSettings(base_steps=250, specialist_steps=120),
 )
