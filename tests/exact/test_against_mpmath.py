@@ -97,6 +97,16 @@ def test_the_corner(alpha):
     assert corners >= 2
 
 
+@pytest.mark.parametrize("alpha", [0.5, 0.75, 0.9, 0.997, 1 - 1e-8, 1.0, 1 + 1e-8, 1.1, 1.25, 2.0])
+def test_references_hundreds_of_nats_apart(alpha):
+    """Whole completions: log-probabilities spread over 300 nats, the best reward where there is least mass."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        logps = log_normalised(rng.uniform(-300, 0, size=(2, 12)))
+        reward = np.sort(rng.normal(size=12))[np.argsort(np.argsort(-logps.sum(0)))] * 5
+        check_instance(Instance(reward, logps, np.array([0.3, 0.7]), float(10 ** rng.uniform(-2, 1)), alpha, "deep"))
+
+
 def test_a_best_reward_of_tiny_mass():
     """The mode has the least reward, the best reward 1e-27 of the mass: the multiplier is far from what decides, and mass and value still hold to the mark."""
     for seed in range(40):
