@@ -44,6 +44,8 @@ def test_answers_come_from_the_mixture_stated(tiny_world) -> None:  # type: igno
         found[place[pair.rejected]] += 1 / 4000
     error = (expected / 4000).sqrt()
     assert float(((found - expected) / error).abs().max()) < 5
+    rare = peaked.exp().mean(0)[0] < 1e-3  # what exploration alone brings: together, where one answer at a time tells little
+    assert abs(float((found - expected)[rare].sum())) < 4 * float((expected[rare].sum() / 4000).sqrt())
 
 
 def test_the_seed_decides_everything(tiny_world) -> None:  # type: ignore[no-untyped-def]
