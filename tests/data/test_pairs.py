@@ -87,7 +87,7 @@ def test_a_bad_row_is_named(tmp_path, row, words):
         as_pair(row, origin="pairs.jsonl:12")
     assert all(word in str(error.value) for word in ["pairs.jsonl:12", *words])
     path = write(tmp_path, "rows.jsonl", [ROWS[0], row])
-    with pytest.raises(DataError, match="rows.jsonl:2"):
+    with pytest.raises(DataError, match=r"rows.jsonl:2"):
         read_pairs(path)
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.conftest import make_llama, make_tokenizer
 
 from multiref.models import LanguageModel
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
+from tests.conftest import make_llama, make_tokenizer
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.slow

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from tests.conftest import make_llama, make_tokenizer
-from tests.references.completion_server import serving
 
 from multiref.errors import ArgumentError, DataError, ModelError, ReferenceUnavailable
 from multiref.models import LanguageModel
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
 from multiref.references.server import ServerReference
+from tests.conftest import make_llama, make_tokenizer
+from tests.references.completion_server import serving
 
 ITEMS = [
     Item("the dog", (" sat on the log", " and the cat")),
