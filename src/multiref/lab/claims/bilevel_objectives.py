@@ -73,7 +73,7 @@ def _two_labels(effort: Effort) -> Measurement:
     note = "; ".join(f"β = {beta:g}: {share:.0%} of problems end degenerate" for beta, share in zip(_BETAS, own))
     return Measurement(
         tuple(checks),
-        note=f"Own pairs, best of searches from far starts: {note}. A degenerate end has objective below 1e-6: a collapsed policy hides its errors.",
+        note=f"Own pairs, best of a search from zero and searches from afar: {note} (more than 5 % lost): a collapsed policy hides its errors.",
     )
 
 
@@ -176,7 +176,7 @@ BILEVEL_TWO_LABELS = Claim(
     statement="Two labels a pair make the upper level consistent (U2), but on its own pairs it has degenerate minima at small β; pairs against the pool have not.",
     status="derived",
     source="theory 3.6",
-    predicted="mixed pairs lose nothing; own pairs end degenerate from far starts at β = 0.1",
+    predicted="mixed pairs lose nothing; own pairs end degenerate at β = 0.1 once searches start afar",
     rule="verified if mixed pairs lose at most 1e-9 (median) and at least 10 % of the problems end degenerate with own pairs, at most 5 % with mixed ones",
     measure=_two_labels,
     decide=all_hold,
