@@ -83,14 +83,17 @@ def test_the_exact_rule_ends_at_the_optimum():
     ids=str,
 )
 def test_every_exact_rule_ends_at_its_optimum(regularizer, penalty, method):
+    """To 1e-3. The noise of the whole completion's penalty vanishes at the optimum, where all returns of a prompt are equal; that of the vocabulary's sums and
+    of samples of the references does not, and 200 steps leave 0.002 of it."""
+    mark = 3e-3 if penalty == "full_vocabulary" or isinstance(regularizer, mr.ForwardKL) else 1e-3
     before, after, _ = settled(regularizer, penalty, optimum(regularizer), method=method, steps=200, lr=0.15)
-    assert before > 0.2 and after <= 1e-3
+    assert before > 0.2 and after <= mark
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [RatioK3, K3Loss, StateByState], ids=lambda kind: kind.__name__)
 def test_other_rules_end_at_their_own_fixed_points(kind):
-    """And not at the optimum, which is 0.02 to 0.1 nats away."""
+    """And not at the optimum, which is 0.0045 (state by state) and 0.016 nats (k3) away."""
     penalty = kind(mr.ReverseKL(W))
     target = sequence_logps(penalty.fixed_point(reward_table(TABLES[0]), levels(), beta=0.5))
     far = float((target.exp() * (target - optimum(mr.ReverseKL(W)))).sum(-1).mean())
