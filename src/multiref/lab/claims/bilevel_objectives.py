@@ -32,7 +32,7 @@ def _lost(name: str, beta: float, effort: Effort, *, starts: int | None = None, 
     world = _realisable(beta)
     starts = starts or effort.choose(1, 3)
     found = audit(world, upper_named(name), starts=starts, scale=scale, generator=torch.Generator().manual_seed(1))
-    return world.gap(found.log_policy) / world.gap(world.problem.comparator_logps)  # type: ignore[arg-type]
+    return world.gap(found.log_policy) / world.gap(world.problem.comparator_logps)
 
 
 def _bars(label: str, shares: list[Estimate], betas: tuple[float, ...] = _BETAS) -> Curve:
@@ -90,7 +90,7 @@ def _win_rate(effort: Effort) -> Measurement:
             name: upper.value(world.problem, each.log_policy, world.reward_of(each.phi)).mean(-1)
             for name, each in found.items()
         }
-        lost = world.gap(found["U3"].log_policy) / world.gap(world.problem.comparator_logps)  # type: ignore[arg-type]
+        lost = world.gap(found["U3"].log_policy) / world.gap(world.problem.comparator_logps)
         checks.append(
             at_least(
                 f"β = {beta:g}: least advantage over U1 in its own measure (win rate less penalty)",
@@ -107,7 +107,7 @@ def _gains(beta: float, effort: Effort) -> dict[str, Tensor]:
     world = linear_world(_SEEDS, beta=beta, prompts=8, dimension=8, seen=3, generator=torch.Generator().manual_seed(6))
     generator = torch.Generator().manual_seed(1)
     starts = effort.choose(1, 3)
-    base = world.true_value(world.problem.comparator_logps)  # type: ignore[arg-type]
+    base = world.true_value(world.problem.comparator_logps)
     best = world.true_value(best_in_class(world, starts=starts, generator=generator).log_policy) - base
     ends = {
         name: audit(world, upper_named(name), starts=starts, generator=generator) for name in ("U0", "U1", "U2-mixed", "U3")
