@@ -11,6 +11,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 CORPUS = (
     "Once upon a time there was a little dog named Max.",
@@ -32,6 +34,18 @@ def shared() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MULTIREF_SHARED is unset or no folder")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps the precision of the first trainer of a process for good; a test is to find none."""
+    yield
+    import sys
+
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_tokenizer(

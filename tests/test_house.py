@@ -34,7 +34,9 @@ def test_every_public_function_of_the_quiet_half_says_what_it_does(room):
 
 def test_imports_point_down():
     """The contracts of the house (pyproject.toml, tool.importlinter), so that `make test` alone notices a wall broken."""
-    found = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert found.returncode == 0, found.stdout
 
 

@@ -107,7 +107,9 @@ def _gains(beta: float, effort: Effort) -> dict[str, Tensor]:
     world = linear_world(_SEEDS, beta=beta, prompts=8, dimension=8, seen=3, generator=torch.Generator().manual_seed(6))
     generator = torch.Generator().manual_seed(1)
     starts = effort.choose(1, 3)
-    base = world.true_value(world.problem.comparator_logps)
+    comparator = world.problem.comparator_logps
+    assert comparator is not None  # linear worlds have one
+    base = world.true_value(comparator)
     best = world.true_value(best_in_class(world, starts=starts, generator=generator).log_policy) - base
     ends = {
         name: audit(world, upper_named(name), starts=starts, generator=generator) for name in ("U0", "U1", "U2-mixed", "U3")
