@@ -71,6 +71,24 @@ def test_it_is_released_when_it_fails():
     assert released == ["companion"]
 
 
+def test_an_engine_is_told_when_a_run_fails():
+    """Found with Ray: workers that were not let go kept the cluster's room, and the next run waited for ever."""
+    closed = []
+
+    class Watched:
+        def run(self, open_reference, blocks):
+            try:
+                for index, block in enumerate(blocks):
+                    yield index, open_reference().score(block.items)
+            finally:
+                closed.append(True)
+
+    broken = Answering(lambda parts: parts["logps"].fill_(1.0))
+    with pytest.raises(ModelError) as kept:  # holds the traceback, and with it every frame
+        References({"a": broken}).score(pairs(60), engine=Watched(), shard_size=20)
+    assert closed == [True] and kept
+
+
 def test_an_engine_that_loses_a_block_is_found_out():
     class Lossy:
         def run(self, open_reference, blocks):

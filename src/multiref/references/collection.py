@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from functools import cached_property
 from typing import Any
 
@@ -124,18 +125,18 @@ class References:
         stored = len(job.keys) - sum(map(len, missing))
         listener.begin(name, completions=len(job.keys), stored=stored, characters=sum(block.size() for block in missing))
         parts = [rows]
-        try:
+        with ExitStack() as stack:  # whatever happens, workers are let go and the model is released
+            stack.callback(getattr(reference, "release", lambda: None))
             if missing:
                 keeper.check_writable()
-                for index, scored in engine.run(opener, missing):
+                results = stack.enter_context(closing(engine.run(opener, missing)))
+                for index, scored in results:
                     part = _as_rows(name, missing[index], scored)
                     keeper.append(address, part)
                     parts.append(part)
                     listener.advance(
                         name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size()
                     )
-        finally:
-            getattr(reference, "release", lambda: None)()
         rows = _in_order(Rows.concatenate(parts), job.keys, name)
         if rows.truncated.any():
             listener.notice(

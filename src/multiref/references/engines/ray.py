@@ -4,7 +4,7 @@ Only the driver touches the store, so the workers need no shared disk. A worker 
 scored again by whoever is free; the block, and so its batches and its bits, are the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,9 @@ class RayEngine:
     retries: int = 3
     address: str | None = None
 
-    def run(self, open_reference: Callable[[], Reference], blocks: Sequence[Block]) -> Iterator[tuple[int, Scored]]:
+    def run(
+        self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
+    ) -> Generator[tuple[int, Scored], None, None]:
         ray = self._connected()
         count = min(self._workers(ray), max(len(blocks), 1))
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": -1, "max_task_retries": self.retries}
@@ -49,7 +51,7 @@ class RayEngine:
             for actor in pool:
                 ray.kill(actor)
 
-    def _scored(self, ray: Any, pool: list[Any], blocks: Sequence[Block]) -> Iterator[tuple[int, Scored]]:
+    def _scored(self, ray: Any, pool: list[Any], blocks: Sequence[Block]) -> Generator[tuple[int, Scored], None, None]:
         """Keep every worker busy with one block; hand a block back when it is done."""
         queue = list(range(len(blocks)))[::-1]
         busy: dict[Any, tuple[int, Any]] = {}
