@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def cluster():
     ray = pytest.importorskip("ray", reason="the engine 'ray' needs Ray: pip install 'multiref[ray]'")
     doubles = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # Ray's workers give way to everybody else; on a busy machine a test would take for ever
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=doubles)
     yield ray
     ray.shutdown()
