@@ -31,7 +31,7 @@ VERBS = {
     "frontier": "Trace reward against divergence for several rules.",
     "bound": "Evaluate a bound of the theory on your numbers.",
     "verify": "Run the claims of the papers as experiments, each with a verdict.",
-    "stability": "How far scores move with batch shape, dtype and device.",
+    "stability": "How far RLHF variants move when one example is replaced.",
 }
 
 
