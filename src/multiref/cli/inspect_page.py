@@ -71,7 +71,7 @@ def _gains(found: Any) -> Picture:
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(rows)), [c.name for c in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("nats per held-out pair over the best single reference (95 %)")
+    axes.set_xlabel("gain over the best single, nats per pair (95 %)")
     return Picture(svg(figure), "gain of each way to weigh references over the best single one", "Right of the line is better.")
 
 
