@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded
 
 __all__ = ["Rows", "lay_out", "row_length"]
+
+_Row = tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]  # a prompt, and which completions follow it
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: tor
     Shared: a row is prompt, completion 1, completion 2, …; a completion's positions restart after the prompt, and it sees the
     prompt and itself. The prompt's last hidden state predicts the first token of each. Separate: a row is prompt, completion.
     """
-    rows: list[tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]] = []
+    rows: list[_Row] = []
     count = 0
     for encoded in batch:
         for prompt, indices in _contexts(encoded):
@@ -69,40 +73,77 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: tor
             rows += [(prompt, members)] if shared else [(prompt, [member]) for member in members]
         count += len(encoded.completions)
 
-    width = max((len(prompt) + sum(len(ids) for _, ids in members) for prompt, members in rows), default=0)
-    input_ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    position_ids = torch.zeros_like(input_ids)
-    attention_mask = torch.zeros_like(input_ids)
-    segments = torch.zeros_like(input_ids)  # 0 in the prompt, k in the row's k-th completion
-    parts: list[tuple[int, Tensor, Tensor]] = []  # owner, where, labels
-    for row, (prompt, members) in enumerate(rows):
-        start = len(prompt)
-        input_ids[row, :start] = torch.tensor(prompt)
-        position_ids[row, :start] = torch.arange(start)
-        last, column = row * width + start - 1, start
-        for number, (owner, ids) in enumerate(members, 1):
-            stop, labels = column + len(ids), torch.tensor(ids, dtype=torch.long)
-            input_ids[row, column:stop] = labels
-            position_ids[row, column:stop] = torch.arange(start, start + len(ids))
-            segments[row, column:stop] = number
-            where = torch.arange(row * width + column - 1, row * width + stop - 1)
-            where[:1] = last
-            parts.append((owner, where, labels))
-            column = stop
-        attention_mask[row, :column] = 1
-    parts.sort(key=lambda part: part[0])  # the order of the completions, whatever shares a row
-    lengths = torch.tensor([len(labels) for _, _, labels in parts], dtype=torch.long)
-    none = torch.zeros(0, dtype=torch.long)
+    pieces = _Pieces.of(rows)
+    width = int(pieces.widths.max(initial=0))
+    shape = (len(rows), width)
+    input_ids, position_ids, attention_mask, segments = (np.full(shape, fill, dtype=np.int64) for fill in (pad, 0, 0, 0))
+    at = (pieces.row, pieces.column)
+    input_ids[at], position_ids[at], attention_mask[at], segments[at] = pieces.ids, pieces.position, 1, pieces.segment
+
+    chosen = np.flatnonzero(pieces.segment)
+    chosen = chosen[np.argsort(pieces.owner[chosen], kind="stable")]  # the order of the completions, whatever shares a row
+    before = np.where(pieces.first, pieces.prompt_length, pieces.column) - 1  # the column whose hidden state predicts the token
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
     return Rows(
-        input_ids=input_ids.to(device),
-        position_ids=position_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        mask=_mask(segments.to(device)) if shared else None,
-        where=torch.cat([none, *(where for _, where, _ in parts)]).to(device),
-        labels=torch.cat([none, *(labels for _, _, labels in parts)]).to(device),
-        owner=torch.arange(count).repeat_interleave(lengths).to(device),
+        input_ids=tensor(input_ids),
+        position_ids=tensor(position_ids),
+        attention_mask=tensor(attention_mask),
+        mask=_mask(tensor(segments)) if shared else None,
+        where=tensor((pieces.row * width + before)[chosen]),
+        labels=tensor(pieces.ids[chosen]),
+        owner=tensor(pieces.owner[chosen]),
         completions=count,
     )
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Every token of every row, row after row, as arrays: no Python work per token or per completion.
+
+    A piece is a prompt (segment 0) or the row's k-th completion (segment k). first: the first token of its piece.
+    """
+
+    ids: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    position: np.ndarray
+    segment: np.ndarray
+    owner: np.ndarray
+    first: np.ndarray
+    prompt_length: np.ndarray
+    widths: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[_Row]) -> _Pieces:
+        texts = [ids for prompt, members in rows for ids in (prompt, *(ids for _, ids in members))]
+        owners = [owner for _, members in rows for owner in (-1, *(owner for owner, _ in members))]
+        members = np.array([len(members) for _, members in rows], dtype=np.int64)
+        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        heads = np.cumsum(members + 1) - (members + 1)  # the prompt's place among the pieces of its row
+        row_of = np.repeat(np.arange(len(rows)), members + 1)
+        segment_of = np.arange(len(texts)) - heads[row_of]
+        starts = np.cumsum(lengths) - lengths
+        prompt_of = lengths[heads][row_of]
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            return np.repeat(values, lengths)
+
+        total = int(lengths.sum())
+        within = np.arange(total) - spread(starts)
+        return cls(
+            ids=np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int64, count=total),
+            row=spread(row_of),
+            column=np.arange(total) - spread(starts[heads][row_of]),
+            position=within + spread(np.where(segment_of > 0, prompt_of, 0)),
+            segment=spread(segment_of),
+            owner=spread(np.array(owners, dtype=np.int64)),
+            first=within == 0,
+            prompt_length=spread(prompt_of),
+            widths=np.bincount(row_of, weights=lengths, minlength=len(rows)).astype(np.int64),
+        )
 
 
 def _mask(segments: Tensor) -> Tensor:
