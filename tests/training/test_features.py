@@ -122,16 +122,18 @@ def test_conversations_of_several_turns(tiny_tokenizer, talks, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_follow_the_curve_of_one(how, tmp_path):
-    """gloo on the CPU: 11 pairs, steps of 4, so that the last step has an odd share; losses equal to 1e-5."""
+@pytest.mark.parametrize(("how", "strategy"), [("ddp", "fixed"), ("fsdp2", "fixed"), ("ddp", "window"), ("ddp", "thompson")])
+def test_two_processes_follow_the_curve_of_one(how, strategy, tmp_path):
+    """gloo on the CPU: 11 pairs, steps of 4, so that the last step has an odd share; losses equal to 1e-5, changing weights too."""
     script = Path(__file__).parent / "two_processes.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
-    subprocess.run([sys.executable, str(script), "one", str(tmp_path / "one.json")], check=True, env=environment)
-    subprocess.run([*launch, str(script), how, str(tmp_path / "two.json")], check=True, env=environment)
+    subprocess.run([sys.executable, str(script), "one", str(tmp_path / "one.json"), strategy], check=True, env=environment)
+    subprocess.run([*launch, str(script), how, str(tmp_path / "two.json"), strategy], check=True, env=environment)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert len(one["losses"]) == 6 and max(one["losses"]) - min(one["losses"]) > 0.05
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert two["margins"] == pytest.approx(one["margins"], abs=1e-4)
+    assert two["weights"] == pytest.approx(one["weights"], abs=1e-6)
+    assert (len(set(one["weights"])) > 1) == (strategy != "fixed")
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-5)

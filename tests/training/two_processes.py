@@ -9,14 +9,22 @@ from transformers import TrainingArguments
 
 import multiref as mr
 from multiref.data import Pair
-from multiref.training import PreferenceTrainer
+from multiref.training import PreferenceData, PreferenceTrainer, SlidingWindow, ThompsonSampling
 from tests.conftest import make_llama, make_tokenizer
 from tests.training.test_features import scored
 
 WORDS = ["the cat", "a dog", "two", "the log", "a little dog", "five", "Max", "the mat", "on a log", "yes", "no it"]
 
 
-def main(how: str, out: str) -> None:
+def strategy_of(name: str, pairs, tokenizer):
+    if name == "window":
+        return SlidingWindow(window=2, statistic="accuracy")
+    if name == "thompson":
+        return ThompsonSampling(PreferenceData(pairs[:5], scored(pairs), tokenizer), hold=1)
+    return None
+
+
+def main(how: str, out: str, strategy: str = "fixed") -> None:
     tokenizer = make_tokenizer()
     pairs = [Pair(f"what is {w}?", f" {w} is raining", f" the {w} sat", w) for w in WORDS]
     model = make_llama(len(tokenizer), std=0.1)
@@ -30,14 +38,15 @@ def main(how: str, out: str) -> None:
         )  # fmt: skip
         trainer = PreferenceTrainer(
             model, mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=args, train_dataset=pairs, eval_dataset=pairs[:5],
-            processing_class=tokenizer, token_budget=None if how == "one" else 40,
+            processing_class=tokenizer, token_budget=None if how == "one" else 40, strategy=strategy_of(strategy, pairs, tokenizer),
         )  # fmt: skip
         trainer.train()
         evaluated = trainer.evaluate()["eval_loss"]
     lines = [line for line in trainer.state.log_history if "loss" in line]
     if args.process_index == 0:
         with open(out, "w") as stream:
-            curves = {"losses": [line["loss"] for line in lines], "margins": [line["rewards/margins"] for line in lines]}
+            columns = {"losses": "loss", "margins": "rewards/margins", "weights": "weights/a"}
+            curves = {name: [line[column] for line in lines] for name, column in columns.items()}
             json.dump({**curves, "eval_loss": evaluated}, stream)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

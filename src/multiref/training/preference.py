@@ -103,10 +103,6 @@ class PreferenceTrainer(Trainer):
         self._averages = Averages()
         self._strategy = strategy
         if strategy is not None:
-            if args.world_size > 1:
-                raise ArgumentError(
-                    "strategy: weights that change while training work in one process only, for now; found several."
-                )
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
@@ -188,7 +184,7 @@ class PreferenceTrainer(Trainer):
         if model.training:
             self._averages.add(values, shares)
             if (strategy := self.strategy) is not None:
-                strategy.observe(logps, objective)
+                strategy.observe(logps, objective, shares)
         count = shares.sum() if num_items_in_batch is None else num_items_in_batch
         ranks = 1 if num_items_in_batch is None else self.accelerator.num_processes
         loss = ((losses * shares).sum() / count * ranks).float()

@@ -1,4 +1,4 @@
-"""Weights that change while training, as callbacks whose state is saved in every checkpoint. One process; weights change between steps only.
+"""Weights that change while training, as callbacks whose state is saved in every checkpoint. They change between steps only, alike on every rank.
 
 They are the online strategies of arXiv 2512.10040 with the defects of the released code (theory 8.6) repaired; each says which.
 """
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -18,14 +20,24 @@ from multiref.models import completion_logps
 from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.objectives import Objective, PairLogps
 
-__all__ = ["SlidingWindow", "ThompsonSampling", "WeightStrategy"]
+__all__ = ["SlidingWindow", "ThompsonSampling", "WeightStrategy", "over_ranks"]
+
+
+def over_ranks(values: Sequence[float], how: str) -> list[float]:
+    """The sum or mean of each number over the processes of the run, the same on all of them; without others, the numbers."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return list(values)
+    wide = torch.float32 if state.device.type == "mps" else torch.float64
+    return reduce(torch.tensor(values, dtype=wide, device=state.device), reduction=how).tolist()
 
 
 class WeightStrategy(TrainerCallback, ExportableState):
     """Where a step's weights come from. A `TrainerCallback` with state: a resumed run goes on with the same weights.
 
-    The trainer calls `start(names)` once, `weights(pairs)` before each loss and `observe(pairs, objective)` after it; what is
-    observed takes effect at the next step, so that micro-batches of one step share their weights.
+    The trainer calls `start(names)` once, `weights(pairs)` before each loss and `observe(pairs, objective, shares)` after it; what is
+    observed takes effect at the next step, so that micro-batches of one step share their weights. Each rank observes its own pairs:
+    what decides the next weights goes through `over_ranks`.
     """
 
     names: tuple[str, ...] = ()
@@ -38,8 +50,8 @@ class WeightStrategy(TrainerCallback, ExportableState):
         """[K], or [K, B] for each pair its own."""
         raise NotImplementedError
 
-    def observe(self, pairs: PairLogps, objective: Objective) -> None:
-        """See the pairs of a training pass; by default, nothing."""
+    def observe(self, pairs: PairLogps, objective: Objective, shares: Tensor) -> None:
+        """See the pairs of a training pass and how much each counts, [B] (0: it only fills a rank's batch); by default, nothing."""
 
     def succeed(self, predecessor: WeightStrategy) -> None:
         """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""
@@ -71,17 +83,18 @@ class SlidingWindow(WeightStrategy):
         return total / total.sum() if float(total.sum()) > 0 else like.new_full((len(self.names),), 1 / len(self.names))
 
     @torch.no_grad()
-    def observe(self, pairs: PairLogps, objective: Objective) -> None:
+    def observe(self, pairs: PairLogps, objective: Objective, shares: Tensor) -> None:
         per_token = pairs.references / pairs.ref_lengths
         delta = per_token[..., 0] - per_token[..., 1]
         judged = delta.abs() if self.statistic == "discrimination" else (torch.sign(delta) + 1) / 2
-        seen = [*judged.sum(1).tolist(), float(judged.shape[1])]
+        seen = [*(judged * shares).sum(1).tolist(), float(shares.sum())]
         self._open = [a + b for a, b in zip(self._open, seen)] if self._open else seen
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._open:
-            self.steps = [*self.steps, self._open][-self.window :]
-            self._open = []
+        seen = over_ranks(self._open or [0.0] * (len(self.names) + 1), "sum")
+        self._open = []
+        if seen[-1]:
+            self.steps = [*self.steps, seen][-self.window :]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -135,14 +148,14 @@ class ThompsonSampling(WeightStrategy):
         vertex[self.arm] = 1
         return vertex
 
-    def observe(self, pairs: PairLogps, objective: Objective) -> None:
+    def observe(self, pairs: PairLogps, objective: Objective, shares: Tensor) -> None:
         self._objective = objective.reweighted(None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.held += 1
         if self.held < self.hold or self._objective is None:
             return
-        now = self._loss(model)
+        now = over_ranks([self._loss(model)], "mean")[0]  # the same pairs on every rank: the mean only settles the rounding
         if self.before is not None and now != self.before:
             self.counts[self.arm][0 if now < self.before else 1] += 1
         self.before, self.held = now, 0
