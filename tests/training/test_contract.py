@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 import multiref as mr
 from multiref.data import Pair
 from multiref.errors import ArgumentError, ModelError, StoreError, WeightsError
-from multiref.models import completion_logps, encode
+from multiref.models import LanguageModel, completion_logps, encode
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.training import MultiDPO, PreferenceData, PreferenceTrainer
 from tests.training.letters import letter_tokenizer
@@ -197,6 +197,16 @@ def test_one_reference_among_several_is_that_reference_alone(policy, tokenizer, 
         )
         curves.append([line["loss"] for line in lines])
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+
+
+def test_the_policys_context_cuts_as_a_references_does(policy, tokenizer, tmp_path):
+    """A pair longer than the context: scored by `References` and trained on, both cut at the context, with nothing said about lengths."""
+    long = [Pair("a", "b" * 80, "c" * 70, "long"), Pair("a", "b", "c", "short")]
+    scores = mr.References({"base": LanguageModel(policy, tokenizer, "base")}).score(long)
+    lines, trainer = train(policy, tokenizer, long, scores, tmp_path, mr.training.Preference(mr.ReverseKL(), BETA))
+    assert trainer.train_dataset.encoded[0].truncated == (True, True)
+    assert [len(ids) for ids in trainer.train_dataset.encoded[0].completions] == [62, 62]
+    assert lines[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-6)  # the policy is its own reference
 
 
 def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.models.conversation import write_conversation
 
-__all__ = ["Encoded", "encode", "encode_many", "start_ids"]
+__all__ = ["Encoded", "context_limit", "encode", "encode_many", "start_ids"]
 
 Text = Any  # str | tuple of chat messages: `multiref.data.Text`, which this room must not import
 Ids = tuple[int, ...]
@@ -34,6 +34,12 @@ class Encoded:
     def context(self, index: int) -> Ids:
         """The token ids before completion `index`."""
         return self.contexts[index] if self.contexts else self.prompt_ids
+
+
+def context_limit(config: Any, asked: int | None = None) -> int | None:
+    """Tokens of prompt and completion together: what is asked for, at most the context that a model's configuration names; None: no limit known."""
+    limits = [limit for limit in (asked, getattr(config, "max_position_embeddings", None)) if limit]
+    return min(limits) if limits else None
 
 
 def encode(

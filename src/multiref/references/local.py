@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, DataError, ModelError
-from multiref.models.encoding import TRUNCATIONS, Encoded, encode_many
+from multiref.models.encoding import TRUNCATIONS, Encoded, context_limit, encode_many
 from multiref.models.fingerprint import (
     config_fingerprint,
     file_weights_fingerprint,
@@ -160,10 +160,7 @@ class LocalReference:
     @property
     def max_length(self) -> int | None:
         """Tokens of prompt and completion together: what was asked for, at most the model's context."""
-        config = self._config()
-        context = getattr(config, "max_position_embeddings", None)
-        limits = [limit for limit in (self._max_length, context) if limit]
-        return min(limits) if limits else None
+        return context_limit(self._config(), self._max_length)
 
     @property
     def _alone(self) -> bool:

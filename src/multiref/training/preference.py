@@ -16,6 +16,7 @@ from multiref import losses as preference_losses
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import completion_logps
+from multiref.models.encoding import context_limit
 from multiref.references.scores import SequenceScores
 from multiref.training.batching import StepBatches, passes
 from multiref.training.dataset import PairBatch, PreferenceData, collate
@@ -47,7 +48,7 @@ class PreferenceTrainer(Trainer):
         loss: two rewards [B] → losses [B], with a regularizer.
         strategy: where weights come from while training: a `WeightStrategy`; None keeps the objective's.
         end: score the end token, as the scores do.
-        max_length, truncation: in tokens of the policy, prompt and completion together; as the scores were made.
+        max_length, truncation: in tokens of the policy, prompt and completion together, at most its context; as the scores were made.
         token_budget: rows × longest row of one forward pass; a micro-batch above it is cut into several. None: one pass.
         callbacks, optimizers: as of `transformers.Trainer`.
 
@@ -82,6 +83,7 @@ class PreferenceTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         self.objective = _objective(regularizer, beta, loss)
+        max_length = context_limit(getattr(model, "config", None), max_length)
         self.token_budget = token_budget
         _checked_policy(model, args)
 

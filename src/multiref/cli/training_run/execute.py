@@ -111,6 +111,7 @@ def _arguments(run: Run) -> Any:
 
 def _policy(run: Run) -> tuple[Any, Any, int | None]:
     from multiref.models import load
+    from multiref.models.encoding import context_limit
 
     spec: Any = run.model
     loaded = load(
@@ -122,8 +123,7 @@ def _policy(run: Run) -> tuple[Any, Any, int | None]:
         trust_remote_code=spec.trust_remote_code,
     )
     policy = loaded.model
-    context = getattr(policy.config, "max_position_embeddings", None)
-    limits = [limit for limit in (run.max_length, context) if limit is not None]
+    max_length = context_limit(policy.config, run.max_length)
     if run.lora is not None:
         from multiref.training.arguments import with_lora
 
@@ -134,7 +134,7 @@ def _policy(run: Run) -> tuple[Any, Any, int | None]:
     elif spec.adapter is not None:
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in name)
-    return policy, loaded.tokenizer, min(limits) if limits else None
+    return policy, loaded.tokenizer, max_length
 
 
 def _read(run: Run) -> tuple[list[Any], list[Any]]:
