@@ -23,13 +23,17 @@ __all__ = ["Rollout", "RolloutScorer"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended)."""
+    """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended).
+
+    sampled_logps: each completion's token log-probabilities under whoever sampled it, where that may not be the policy as it is; else None.
+    """
 
     prompt: Any
     completions: tuple[Any, ...]
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[tuple[int, ...], ...]
     ended: tuple[bool, ...]
+    sampled_logps: tuple[tuple[float, ...], ...] | None = None
 
     def encoded(self) -> Encoded:
         """The ids, as models score them."""

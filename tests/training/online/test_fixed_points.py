@@ -6,6 +6,7 @@ import torch
 import multiref as mr
 from multiref.training.online.enumerated import expected_surrogate, standardised_fixed_point
 from multiref.training.online.penalty import (
+    ForwardStateByState,
     FullVocabulary,
     InReward,
     K2Loss,
@@ -38,6 +39,7 @@ RULES = [
     ("k1 in reward, reference 0 alone", InReward(mr.ReverseKL((1.0, 0.0))), 2.18633),
     ("full vocabulary", FullVocabulary(), 0.0),
     ("full vocabulary, state by state", StateByState(), 0.10706),
+    ("full vocabulary, forward, state by state", ForwardStateByState(), 0.11766),
     ("forward KL in reward", InReward(mr.ForwardKL()), None),
     ("α = ½ in reward", InReward(mr.AlphaDivergence(alpha=0.5)), None),
     ("weights 0.2, 0.8", InReward(mr.ReverseKL((0.2, 0.8))), None),

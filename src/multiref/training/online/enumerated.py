@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multiref._logspace import expectation
 from multiref.pools import power_pool
-from multiref.training.online.penalty import Penalty
+from multiref.training.online.penalty import FullVocabulary, Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.tree import disagreements, path_tokens, sequence_logps
 
@@ -18,8 +17,8 @@ __all__ = ["enumerated_samples", "expected_surrogate", "standardised_fixed_point
 Levels = Sequence[Tensor]
 
 
-def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None) -> Samples:
-    """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each."""
+def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None, divergence=FullVocabulary.at_state) -> Samples:
+    """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each. divergence: (log π_t, Σ_k w_k log π_{k,t}) → D_t."""
     tokens = path_tokens(levels)
     refs = path_tokens(ref_levels)
     vocabulary, length = levels[0].shape[-1], len(levels)
@@ -27,7 +26,7 @@ def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None) -> Samp
         price.repeat_interleave(vocabulary ** (length - t), -1) for t, price in enumerate(disagreements(ref_levels, weights))
     ]
     divergences = [
-        expectation(level, level - power_pool(ref, weights, order=0.0)).repeat_interleave(vocabulary ** (length - t), -1)
+        divergence(level, power_pool(ref, weights, order=0.0)).repeat_interleave(vocabulary ** (length - t), -1)
         for t, (level, ref) in enumerate(zip(levels, ref_levels))
     ]
     return Samples(
@@ -46,7 +45,8 @@ def expected_surrogate(
     Args:
         standardise: divide R − E R by its standard deviation under π: GRPO's usual habit, in the limit of large groups.
     """
-    samples = enumerated_samples(levels, ref_levels, penalty.regularizer.weights)
+    divergence = getattr(penalty, "at_state", FullVocabulary.at_state)
+    samples = enumerated_samples(levels, ref_levels, penalty.regularizer.weights, divergence)
     probability = samples.logps.exp().detach()
     ret = reward[:, None].expand_as(samples.token_logps)
     terms = penalty.reward_terms(samples)

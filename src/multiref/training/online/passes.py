@@ -23,10 +23,21 @@ def encoded_group(rollout: Rollout) -> Encoded:
     return rollout.encoded()
 
 
-def passes(rollouts: Sequence[Rollout], token_budget: int) -> list[list[int]]:
-    """Indices of prompts that go through the model together, groups whole, (rows) × (longest row) within the budget where a group allows."""
+def passes(rollouts: Sequence[Rollout], token_budget: int, weights: Tensor | None = None) -> list[list[int]]:
+    """Indices of prompts that go through the model together, groups whole, (rows) × (longest row) within the budget where a group allows.
+
+    weights: [K, prompts] where prompts are routed: those with the same references go together, so that no reference runs on what it has no part in.
+    """
     lengths = [len(r.completion_ids) * (len(r.prompt_ids) + max(map(len, r.completion_ids))) for r in rollouts]
-    return token_budget_batches(lengths, token_budget)
+    routes: dict[Any, list[int]] = {}
+    for i in range(len(rollouts)):
+        route = tuple((weights[:, i] > 0).tolist()) if weights is not None and weights.ndim == 2 else None
+        routes.setdefault(route, []).append(i)
+    return [
+        [members[i] for i in part]
+        for members in routes.values()
+        for part in token_budget_batches([lengths[m] for m in members], token_budget)
+    ]
 
 
 def policy_tokens(model: Any, batch: Sequence[Rollout]) -> tuple[Tensor, Tensor]:

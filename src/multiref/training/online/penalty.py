@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref._logspace import weighted_sum
-from multiref.divergences import f_prime
+from multiref._logspace import expectation, weighted_sum
+from multiref.divergences import f_prime, kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.online.samples import Samples
@@ -25,6 +25,7 @@ from multiref.training.online.tree import backward, conditionals, disagreements,
 
 __all__ = [
     "PENALTIES",
+    "ForwardStateByState",
     "InReward",
     "K2Loss",
     "K3Loss",
@@ -223,6 +224,11 @@ class FullVocabulary(InReward):
 
     needs = "vocabulary"
 
+    @staticmethod
+    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
+        return expectation(logps, logps - pool)
+
     def reward_terms(self, samples: Samples) -> Tensor:
         each = _divergences(samples).detach().double()
         return each.flip(-1).cumsum(-1).flip(-1) - each
@@ -247,6 +253,25 @@ class StateByState(FullVocabulary):
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
         return backward(reward, ref_levels, self.regularizer, beta=beta)
+
+
+@dataclass(frozen=True)
+class ForwardStateByState(K3RenormalisedLoss):
+    """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state: `K3RenormalisedLoss` with the token summed out.
+
+    Without a reward it has the fixed point of `StateByState` (both are zero at ĝ_t), and its gradient, that of a cross-entropy, does not fade where
+    the student gives no mass to what the teachers say: the warm-up for a student that is far from them.
+    """
+
+    optimum = "state by state forward KL to the renormalised tokens, of strength β; without a reward the renormalised tokens themselves"
+
+    @staticmethod
+    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: KL(ĝ_t‖π_t)."""
+        return kl(pool.log_softmax(-1), logps)
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        return _divergences(samples)
 
 
 @dataclass(frozen=True)
@@ -294,6 +319,7 @@ PENALTIES: dict[str, type[Penalty]] = {
     "reward_renormalised": RenormalisedInReward,
     "full_vocabulary": FullVocabulary,
     "state_by_state": StateByState,
+    "forward_state_by_state": ForwardStateByState,
     "reference_samples": FromReferences,
 }
 

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multiref._logspace import check_weights, weighted_sum
+from multiref._logspace import check_weights, expectation, weighted_sum
 from multiref.models.architecture import layout_of
 from multiref.models.encoding import Encoded
 from multiref.models.logps import LOGITS_BUDGET, forward_logps
 from multiref.models.rows import Rows, lay_out
 
-__all__ = ["vocabulary_terms"]
+__all__ = ["reverse_to_pool", "vocabulary_terms"]
 
 Features = tuple[Tensor, Callable[[Tensor], Tensor]]
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
+    """[n, V] log π, [n, V] Σ_k w_k log π_k → [n]: Σ_k w_k KL(π‖π_k)."""
+    return expectation(logps, logps - pool)
 
 
 def vocabulary_terms(
@@ -26,6 +32,7 @@ def vocabulary_terms(
     batch: Sequence[Encoded],
     weights: Any = None,
     *,
+    divergence: Divergence = reverse_to_pool,
     logits_budget: int = LOGITS_BUDGET,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""At each token of the N completions of `batch`, [n] each, in order:
@@ -36,11 +43,15 @@ def vocabulary_terms(
     exists, forward or backward (blocks are recomputed). Where models pad the rows of one vocabulary differently, the columns that all have count.
 
     Args:
-        weights: [K], or [K, N] for each completion its own; None is uniform.
+        weights: [K], or [K, N] for each completion its own; None is uniform. A reference without weight in the whole batch is not run.
+        divergence: D_t of (log π(·|s_t), Σ_k w_k log π_k(·|s_t)); by default the one above.
     """
     layout = layout_of(policy, forward_logps)
-    rows = lay_out(batch, shared=layout.shared_prompt, device=next(policy.parameters()).device)
+    shared = layout.shared_prompt and any(len(item.completions) > 1 for item in batch)
+    rows = lay_out(batch, shared=shared, device=next(policy.parameters()).device)
     w = check_weights(weights, len(references)).to(rows.labels.device)
+    present = [k for k in range(len(references)) if bool((w[k] > 0).any())]
+    references, w = [references[k] for k in present], w[present]
     own = _features(policy, rows)
     with torch.no_grad():
         others = [_features(reference, _rows_for(reference, rows, batch)) for reference in references]
@@ -51,31 +62,30 @@ def vocabulary_terms(
         each = w[:, rows.owner[here]] if w.ndim == 2 else w[:, None]
 
         def block(hidden: Tensor, *theirs: Tensor, each: Tensor = each, labels: Tensor = rows.labels[here]) -> Tensor:
-            return _terms(own[1](hidden), [head(h) for (_, head), h in zip(others, theirs)], each, labels)
+            return _terms(own[1](hidden), [head(h) for (_, head), h in zip(others, theirs)], each, labels, divergence)
 
         inputs = (own[0][here], *(features[here] for features, _ in others))
-        parts.append(checkpoint(block, *inputs, use_reentrant=False) if torch.is_grad_enabled() else block(*inputs))
+        again = torch.is_grad_enabled() and step < len(rows.labels)  # one block is within the budget anyway
+        parts.append(checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs))
     terms = torch.cat(parts) if parts else torch.zeros(0, 3, device=rows.labels.device)
     return terms[:, 0], terms[:, 1], terms[:, 2]
 
 
-def _terms(logits: Tensor, theirs: Sequence[Tensor], weights: Tensor, labels: Tensor) -> Tensor:
+def _terms(logits: Tensor, theirs: Sequence[Tensor], weights: Tensor, labels: Tensor, divergence: Divergence) -> Tensor:
     width = min(logits.shape[-1], *(other.shape[-1] for other in theirs))
     wide = torch.promote_types(logits.dtype, torch.float32)
     logps = logits[..., :width].to(wide).log_softmax(-1)
     with torch.no_grad():
         refs = torch.stack([other[..., :width].to(wide).log_softmax(-1) for other in theirs])
         pool = weighted_sum(refs, weights[..., None].to(wide))
-    divergence = (logps.exp() * (logps - pool)).sum(-1)
-    return torch.stack([logps.gather(-1, labels[:, None])[:, 0], divergence, -pool.logsumexp(-1)], -1)
+    return torch.stack([logps.gather(-1, labels[:, None])[:, 0], divergence(logps, pool), -pool.logsumexp(-1)], -1)
 
 
 def _rows_for(reference: nn.Module, rows: Rows, batch: Sequence[Encoded]) -> Rows:
     """The rows as this model can take them: with the prompt shared where it honours that."""
-    shares = layout_of(reference, forward_logps).shared_prompt
-    return (
-        rows if shares == (rows.mask is not None) else lay_out(batch, shared=shares, device=next(reference.parameters()).device)
-    )
+    if rows.mask is None or layout_of(reference, forward_logps).shared_prompt:
+        return rows
+    return lay_out(batch, shared=False, device=next(reference.parameters()).device)
 
 
 def _features(model: Any, rows: Rows) -> Features:

@@ -1,0 +1,53 @@
+"""A first part of a distillation under another penalty, at states of given texts: for a student that is far from its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multiref.errors import ArgumentError
+from multiref.references.rollouts import Rollout
+from multiref.regularizers import Regularizer
+from multiref.training.online.penalty import ForwardStateByState, Penalty, StateByState, penalty_named
+
+__all__ = ["Sampler", "WarmUp"]
+
+Sampler = Callable[[Any, Any, Sequence[Any]], list[Rollout]]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The first `share` of the steps at states that `sampler` gives (`TextStates(texts, share=1.0, …)`), under `penalty`.
+
+    Where a run ends is decided by what follows; this is where it starts from. At states of a text the student's own mistakes do not compound.
+
+    Args:
+        share: of the steps, from 0 to 1.
+        penalty: "forward_state_by_state", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "state_by_state". Others look at how likely the
+            policy was to sample what it sees, and these states are not its samples.
+    """
+
+    share: float
+    sampler: Sampler
+    penalty: str = "forward_state_by_state"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ArgumentError(f"warm_up: share: expected a number from 0 to 1, found {self.share}.")
+        if self.penalty not in ("forward_state_by_state", "state_by_state"):
+            raise ArgumentError(
+                f"warm_up: penalty: found {self.penalty!r}, expected forward_state_by_state or state_by_state: the states are no samples of the policy."
+            )
+
+    def covers(self, step: int, steps: int) -> bool:
+        """Whether this step, from 0, is one of the warm-up."""
+        return step < round(self.share * steps)
+
+    def penalty_of(self, regularizer: Regularizer) -> Penalty:
+        made = penalty_named(self.penalty, regularizer)
+        assert isinstance(made, StateByState | ForwardStateByState)
+        return made
+
+    def describe(self, steps: int) -> str:
+        return f"Warm-up: {round(self.share * steps)} of {steps} steps under {self.penalty}, at states of given texts."
