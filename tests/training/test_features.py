@@ -122,11 +122,15 @@ def test_conversations_of_several_turns(tiny_tokenizer, talks, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "strategy"), [("ddp", "fixed"), ("fsdp2", "fixed"), ("ddp", "window"), ("ddp", "thompson")])
+@pytest.mark.parametrize(
+    ("how", "strategy"), [("ddp", "fixed"), ("fsdp2", "fixed"), ("deepspeed", "fixed"), ("ddp", "window"), ("ddp", "thompson")]
+)
 def test_two_processes_follow_the_curve_of_one(how, strategy, tmp_path):
     """gloo on the CPU: 11 pairs, steps of 4, so that the last step has an odd share; losses equal to 1e-5, changing weights too."""
+    if how == "deepspeed":
+        pytest.importorskip("deepspeed")
     script = Path(__file__).parent / "two_processes.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
     subprocess.run([sys.executable, str(script), "one", str(tmp_path / "one.json"), strategy], check=True, env=environment)
     subprocess.run([*launch, str(script), how, str(tmp_path / "two.json"), strategy], check=True, env=environment)

@@ -167,10 +167,12 @@ class PreferenceTrainer(Trainer):
         groups = self._passes(inputs["pairs"])
         if len(groups) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        losses = []
+        losses, last = [], self.accelerator.sync_gradients
+        self.accelerator.sync_gradients = False  # DeepSpeed's engine steps within backward, when this is set
         for group in groups[:-1]:
             with self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, _part(inputs, group), num_items_in_batch))
+        self.accelerator.sync_gradients = last
         losses.append(super().training_step(model, _part(inputs, groups[-1]), num_items_in_batch))
         return torch.stack(losses).sum()
 
