@@ -1,0 +1,144 @@
+"""What an experiment shows: figures, one table, one JSON. Means over seeds with their standard errors, slopes with bootstrap intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref.lab.claim import Estimate
+from multiref.lab.slopes import fit_slope
+from multiref.lab.stability.experiment import Experiment, write_text
+from multiref.lab.stability.grid import Axis
+from multiref.report.figures import Series, curves, log_log, save
+from multiref.report.noise import Measure
+
+__all__ = ["Page", "write_page"]
+
+METHODS = {"dpo": "DPO", "gibbs": "reward model, Gibbs", "ppo": "reward model, PPO", "rloo": "reward model, RLOO"}
+MEASURES = {
+    "replace/parameter": "‖w − w'‖ when one pair is replaced",
+    "replace/value": "|f(x) − f'(x)|, mean over fresh prompts",
+    "replace/worst_value": "|f(x) − f'(x)|, largest over fresh prompts",
+    "replace/tv": "total variation to the policy with one pair replaced",
+    "replace/kl": "KL(π‖π') to the policy with one pair replaced",
+    "leave_out/tv": "total variation to the policy with one pair left out",
+    "rerun/tv": "total variation to a rerun on the same pairs",
+    "regret": "β KL(π‖π*) on fresh prompts",
+    "regret_gap": "β KL(π‖π*), fresh less training prompts",
+    "loss_gap": "preference loss, fresh less training pairs",
+}
+DRAWN = ("replace/tv", "replace/value", "regret")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was written: `path` the table as Markdown, `json` all numbers, `seconds` spent measuring."""
+
+    path: Path
+    json: Path
+    seconds: float
+    text: str
+
+    def table(self) -> str:
+        """The table as Markdown."""
+        return self.text
+
+
+def write_page(experiment: Experiment, folder: str | Path) -> Page:
+    """stability.md, stability.json and figures/ in the folder, from the records that are there."""
+    folder = Path(folder)
+    for axis in experiment.axes:
+        _draw(experiment, axis, folder / "figures")
+    entries = [entry for axis in experiment.axes for entry in _entries(experiment, axis)]
+    seconds = sum(record.seconds for cell in experiment.cells if (record := experiment.record(cell)))
+    text = _markdown(entries)
+    write_text(
+        folder / "stability.json",
+        json.dumps({"axes": entries, "seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n",
+    )
+    write_text(folder / "stability.md", text + "\n")
+    return Page(folder / "stability.md", folder / "stability.json", seconds, text)
+
+
+def _columns(experiment: Experiment, axis: Axis) -> dict[str, dict[str, list[list[float]]]]:
+    """{method/K: {measure: [points][seeds]}}, only what every point has."""
+    records = [experiment.record(cell) for cell in axis.cells]
+    measured = [record.measured for record in records if record is not None]
+    if len(measured) < len(axis.cells):
+        return {}
+    keys = [key for key in measured[0] if all(key in one for one in measured)]
+    return {
+        key: {
+            name: [one[key][name] for one in measured]
+            for name in measured[0][key]
+            if all(one[key].get(name) for one in measured)
+        }
+        for key in keys
+    }
+
+
+def _entries(experiment: Experiment, axis: Axis) -> Iterator[dict[str, Any]]:
+    """One entry a measure and method of an axis: the points, mean and standard error at each, the slope on the top decade."""
+    x = [float(axis.x(cell.settings)) for cell in axis.cells]
+    for method, measures in _columns(experiment, axis).items():
+        for name, values in measures.items():
+            points = [Measure.of(one) for one in values]
+            slope = _slope(x, values) if axis.logarithmic else None
+            yield {
+                "axis": axis.title, "method": method, "measure": name, "x": x,
+                "mean": [p.mean for p in points], "error": [p.error for p in points],
+                "slope": None if slope is None else [slope.value, slope.low, slope.high],
+            }  # fmt: skip
+
+
+def _slope(x: list[float], values: list[list[float]]) -> Estimate | None:
+    """None where the means aren't positive, or fewer than three points lie in the top decade."""
+    table = torch.tensor(values, dtype=torch.float64).T
+    if not bool((table.mean(0) > 0).all()) or sum(v >= max(x) / 10 for v in x) < 3:
+        return None
+    return fit_slope(x, table)
+
+
+def _draw(experiment: Experiment, axis: Axis, folder: Path) -> None:
+    columns = _columns(experiment, axis)
+    if not columns:
+        return
+    x = [float(axis.x(cell.settings)) for cell in axis.cells]
+
+    def series(name: str) -> list[Series]:
+        return [
+            Series(f"{METHODS[method]}, K = {count}", x, columns[f"{method}/{count}"][name])
+            for method in METHODS
+            for count in (1, 2)
+            if name in columns.get(f"{method}/{count}", {})
+        ]
+
+    for name in DRAWN:
+        lines = series(name)
+        if lines:
+            plot = log_log if axis.logarithmic else curves
+            save(plot(lines, x=axis.label, y=MEASURES[name]), folder / f"{axis.title}-{name.replace('/', '-')}")
+
+
+def _markdown(entries: list[dict[str, Any]]) -> str:
+    """For each axis: the methods' total variation, value stability and regret at both ends, and slopes."""
+    parts = []
+    for title in dict.fromkeys(entry["axis"] for entry in entries):
+        rows = ["| method | measure | first | last | slope (95 %) |", "|---|---|---|---|---|"]
+        for entry in entries:
+            if entry["axis"] == title and entry["measure"] in DRAWN:
+                slope = "" if entry["slope"] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*entry["slope"])
+                first, last = (_number(entry["mean"][i], entry["error"][i]) for i in (0, -1))
+                rows.append(f"| {entry['method']} | {entry['measure']} | {first} | {last} | {slope} |")
+        ends = next(entry["x"] for entry in entries if entry["axis"] == title)
+        parts.append(f"## {title} ({ends[0]:g} to {ends[-1]:g})\n\n" + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _number(mean: float, error: float | None) -> str:
+    return f"{mean:.3g}" if error is None else f"{mean:.3g} ± {error:.1g}"
