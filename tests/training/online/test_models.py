@@ -9,7 +9,8 @@ from multiref.models import LanguageModel, encode_many
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, sample
-from multiref.training.online.distill import TextStates, floor_by_smc
+from multiref.training.online.distill import TextStates
+from multiref.training.online.floor import floor_by_smc
 from multiref.training.online.vocabulary import vocabulary_terms
 from tests.conftest import make_gpt2, make_llama, make_tokenizer
 

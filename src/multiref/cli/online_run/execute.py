@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiref.cli.online_run.settings import OnlineEvaluation, OnlineRun, Prompts
+from multiref.cli.online_run.prompts import rows_of
+from multiref.cli.online_run.settings import OnlineEvaluation, OnlineRun
 from multiref.cli.training_run.config import build, nearest
 from multiref.cli.training_run.folder import RunFolder
-from multiref.errors import ConfigError, DataError
+from multiref.errors import ConfigError
 
 __all__ = ["execute_online", "is_online"]
 
@@ -61,7 +62,7 @@ def _parts(run: OnlineRun) -> dict[str, Any]:
     """The trainer's arguments that need no model."""
     from multiref.training.online import AdaptiveBeta, OnlineArguments
 
-    rows = [row for source in run.prompts for row in _rows(source, [r.name for r in run.references])]
+    rows = [row for source in run.prompts for row in rows_of(source, [r.name for r in run.references])]
     return {
         "prompts": rows, "regularizer": _regularizer(run, rows), "args": _made(OnlineArguments, run.training, "training"), "rewards": _rewards(run),
         "method": _method(run), "adaptive_beta": _made(AdaptiveBeta, run.adaptive_beta, "adaptive_beta") if run.adaptive_beta else None,
@@ -101,7 +102,7 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
 
     trainer = OnlineTrainer(
         policy, beta=run.beta, references={r.name: r.options() for r in run.references}, tokenizer=loaded.tokenizer, penalty=run.penalty,
-        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts), **parts,
+        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts), warm_up=_warm_up(run, parts), **parts,
     )  # fmt: skip
     return trainer, loaded.tokenizer
 
@@ -125,12 +126,31 @@ def _fitting(rows: list[dict[str, Any]], loaded: Any, new_tokens: int, say: Call
 
 
 def _sampler(run: OnlineRun, parts: dict[str, Any]) -> Any:
-    if not run.text_share:
-        return None
-    from multiref.training.online.distill import TextStates
+    return _states(parts, run.text_share) if run.text_share else None
 
-    texts = {row["prompt"]: row["text"] for row in parts["prompts"] if row.get("text") and isinstance(row["prompt"], str)}
-    return TextStates(texts, share=run.text_share, max_new_tokens=parts["args"].max_new_tokens)
+
+def _warm_up(run: OnlineRun, parts: dict[str, Any]) -> Any:
+    if run.warm_up is None:
+        return None
+    from multiref.training.online import WarmUp
+
+    return WarmUp(run.warm_up.share, _states(parts, 1.0), run.warm_up.penalty)
+
+
+def _states(parts: dict[str, Any], share: float) -> Any:
+    """States along the texts of the prompts, for a share of them."""
+    from multiref.training.online import TextStates
+
+    texts: dict[Any, list[str]] = {}
+    for row in parts["prompts"]:
+        if row.get("text") and isinstance(row["prompt"], str):
+            texts.setdefault(row["prompt"], []).append(row["text"])
+    if not texts:
+        raise ConfigError(
+            "prompts: warm_up and text_share need texts that follow the prompts: kind gsm8k with style plain, or `words`."
+        )
+    unfinished = {row["prompt"] for row in parts["prompts"] if row.get("unfinished")}
+    return TextStates(texts, share=share, max_new_tokens=parts["args"].max_new_tokens, unfinished=unfinished)
 
 
 def _regularizer(run: OnlineRun, rows: list[dict[str, Any]]) -> Any:
@@ -154,60 +174,6 @@ def _regularizer(run: OnlineRun, rows: list[dict[str, Any]]) -> Any:
         {**options, "weights": None if given[0] is None else [float(w) for w in given if w is not None]},
         "regularizer",
     )
-
-
-def _rows(source: Prompts, names: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]]
-    if source.kind == "gsm8k":
-        from multiref.data.gsm8k import prompts, read_gsm8k
-
-        problems = read_gsm8k(source.path, split=source.split, limit=_end(source))[source.skip :]
-        rows = [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=source.style), problems)]
-    elif source.kind == "text":
-        rows = [_split(text, source.words) for text in _texts(source)]
-    else:
-        raise ConfigError(f"prompts.kind: found {source.kind!r}, expected text or gsm8k.")
-    if source.weights is not None:
-        unknown = [name for name in source.weights if name not in names]
-        if unknown:
-            raise ConfigError(f"prompts.weights: {unknown[0]!r} is no reference{nearest(str(unknown[0]), names)}.")
-        each = [float(source.weights.get(name, 0.0)) for name in names]
-        rows = [{**row, "weights": each} for row in rows]
-    return rows
-
-
-def _texts(source: Prompts) -> list[str]:
-    path = Path(source.path)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
-    texts: list[str] = []
-    if path.suffix == ".txt":
-        texts = [part.strip() for part in content.split("\n\n") if part.strip()]
-    else:
-        for number, line in enumerate(content.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                texts.append(row.get("prompt") or row["text"])
-            except (ValueError, KeyError, AttributeError):
-                raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
-            if len(texts) == _end(source):
-                break
-    return texts[source.skip : _end(source)]
-
-
-def _end(source: Prompts) -> int | None:
-    return None if source.limit is None else source.skip + source.limit
-
-
-def _split(text: str, words: int | None) -> dict[str, Any]:
-    """The first words as prompt, the rest as the text that follows it."""
-    if words is None:
-        return {"prompt": text}
-    parts = text.split(" ")
-    rest = " ".join(parts[words:])
-    return {"prompt": " ".join(parts[:words]), **({"text": " " + rest} if rest else {})}
 
 
 def _rewards(run: OnlineRun) -> list[Any]:
@@ -271,17 +237,20 @@ def _figures(folder: RunFolder) -> dict[str, Any]:
 def _evaluated(
     run: OnlineRun, setting: OnlineEvaluation, trainer: Any, say: Callable[[str], None], when: str
 ) -> dict[str, Any]:
-    from multiref.training.online.evaluate import evaluate_online, text_losses
+    from multiref.training.online.evaluate import evaluate_online, floor_figures, text_losses
 
     figures: dict[str, Any] = {}
     if run.task == "distill":
         for source in setting.prompts:
-            rows = [row for row in _rows(source, list(trainer.names)) if row.get("text")]
-            figures |= {f"{Path(source.path).stem}/{name}": value for name, value in text_losses(trainer, rows).items()}
+            rows = [row for row in rows_of(source, list(trainer.names)) if row.get("text")]
+            found = text_losses(trainer, rows)
+            if setting.floor:
+                found |= floor_figures(trainer, rows[: setting.floor], samples=setting.samples, particles=setting.particles)
+            figures |= {f"{Path(source.path).stem}/{name}": value for name, value in found.items()}
     else:
         figures = evaluate_online(
             trainer,
-            [row for source in setting.prompts for row in _rows(source, list(trainer.names))],
+            [row for source in setting.prompts for row in rows_of(source, list(trainer.names))],
             samples=setting.samples,
             ks=setting.k,
         )

@@ -8,18 +8,20 @@ from typing import Any
 from multiref.cli.training_run.settings import Lora, Model, Reference
 from multiref.errors import ConfigError
 
-__all__ = ["OnlineEvaluation", "OnlineRun", "Prompts", "RewardSetting"]
+__all__ = ["OnlineEvaluation", "OnlineRun", "Prompts", "RewardSetting", "WarmUpSetting"]
 
 
 @dataclass
 class Prompts:
     """A source of prompts. kind: "text" (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph; `words`: only the first so many)
     or "gsm8k" (a file or hub id; `style`: chat or plain; `split`). `skip`, `limit`: so many are left out at the start, and
-    at most so many taken. `weights`: {reference: weight} for these prompts: routing."""
+    at most so many taken. `weights`: {reference: weight} for these prompts: routing. `words` with gsm8k: question and solution are one text, and the prompt its
+    first words. `pieces`: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that do not end."""
 
     path: str
     kind: str = "text"
     words: int | None = None
+    pieces: int | None = None
     style: str = "chat"
     split: str = "train"
     skip: int = 0
@@ -38,13 +40,24 @@ class RewardSetting:
 
 
 @dataclass
+class WarmUpSetting:
+    """Distillation's first `share` of the steps at the states of the texts that follow the prompts, under `penalty` (docs/distillation.md)."""
+
+    share: float = 0.8
+    penalty: str = "forward_state_by_state"
+
+
+@dataclass
 class OnlineEvaluation:
     """Held-out prompts, before and after. Online: `samples` completions of each, their rewards, and pass@k for each of `k` where the reward is gsm8k.
-    Distillation: nats per token of the texts that follow the prompts, under the student and under each teacher."""
+    Distillation: nats per token of the texts that follow the prompts, cut at `max_new_tokens`, under the student and under each teacher; and where `floor` is
+    above 0, on that many prompts of each source Σ_k w_k KL(π‖π_k) of sampled completions beside its floor −log F by sequential Monte Carlo."""
 
     prompts: list[Prompts]
     samples: int = 4
     k: list[int] = field(default_factory=lambda: [1])
+    floor: int = 0
+    particles: int = 256
 
 
 @dataclass
@@ -52,6 +65,7 @@ class OnlineRun:
     """`task`: online, or distill (no rewards). `method`: {name: rloo | reinforce | grpo, …its arguments}. `penalty`: a name of
     `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. `training`: arguments of `OnlineArguments`.
     `text_share`: in distillation with one completion a prompt, the share of prompts whose states are those of the text that follows them (`TextStates`).
+    `warm_up`: distillation from a student that is far from its teachers: first at states of the texts, with completions of one a prompt.
     `too_long`: prompts that leave no room for `max_new_tokens` in the policy's context: "drop" or "error"."""
 
     task: str
@@ -67,6 +81,7 @@ class OnlineRun:
     adaptive_beta: dict | None = None
     evaluation: OnlineEvaluation | None = None
     text_share: float = 0.0
+    warm_up: WarmUpSetting | None = None
     too_long: str = "drop"
     training: dict = field(default_factory=dict)
     lora: Lora | None = None
@@ -83,6 +98,15 @@ class OnlineRun:
         if self.text_share and (self.task != "distill" or self.penalty != "state_by_state"):
             raise ConfigError(
                 "text_share: completions that the policy did not sample are for task: distill with penalty: state_by_state alone; other rules would be biased."
+            )
+        if self.warm_up is not None and self.task != "distill":
+            raise ConfigError(
+                "warm_up: expected only with task: distill; its states are no samples of the policy, and a reward on them is biased."
+            )
+        one = str(self.method.get("name", "rloo")).lower() == "reinforce" and self.method.get("group", 1) == 1
+        if (self.warm_up is not None or self.text_share) and not one:
+            raise ConfigError(
+                "method: expected one completion a prompt with warm_up or text_share (there is one text a prompt): method: {name: reinforce}."
             )
         if self.task == "online" and not self.rewards:
             raise ConfigError("rewards: expected at least one; without a reward it is distillation, task: distill.")

@@ -32,7 +32,7 @@ _HOMES = {
     "ForwardStateByState": "penalty",
     "WarmUp": "warm_up",
     "TextStates": "distill",
-    "floor_by_smc": "distill",
+    "floor_by_smc": "floor",
     "FromReferences": "penalty",
     "OnlineTrainer": "loop",
     "OnlineArguments": "arguments",

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from multiref._logspace import check_weights, weighted_sum
+from multiref.models.encoding import Encoded, encode_many
 from multiref.training.online.rewards import total_reward
 from multiref.training.online.rollout import sample
 
-__all__ = ["evaluate_online", "text_losses"]
+__all__ = ["evaluate_online", "floor_figures", "text_losses"]
 
 Interval = tuple[float, float, float]
 
@@ -53,14 +55,16 @@ def evaluate_online(
 
 
 def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
-    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at the student's context, mean over rows with a 95 % interval."""
-    from multiref.models import encode_many, score_tokens
-    from multiref.training.online.rollout import prompt_ids
+    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at `max_new_tokens` as completions are; mean over rows, 95 % interval.
+
+    A row whose text is `unfinished` is not scored on an end token. Prompts that leave no room in the student's context are left out.
+    """
+    from multiref.models import score_tokens
 
     context = getattr(trainer.model.config, "max_position_embeddings", None)
-    lengths = map(len, prompt_ids(trainer.tokenizer, [row["prompt"] for row in rows]))
-    items = [(row["prompt"], (row["text"],)) for row, length in zip(rows, lengths) if context is None or length < context]
-    encoded = encode_many(trainer.tokenizer, items, max_length=context)
+    encoded = [
+        e for row in rows for e in _cut(trainer, row) if context is None or len(e.prompt_ids) + len(e.completions[0]) <= context
+    ]
     models = {"student": trainer.model}
     with trainer.scorer.models() as references:
         models |= dict(zip(trainer.names, references))
@@ -68,6 +72,48 @@ def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, In
             name: _interval(torch.stack([-x.double().mean() for x in score_tokens(model, encoded)]))
             for name, model in models.items()
         }
+
+
+def floor_figures(
+    trainer: Any, rows: Sequence[Mapping[str, Any]], *, samples: int, particles: int, seed: int = 0
+) -> dict[str, Interval]:
+    """{"kl": Σ_k w_k KL(π‖π_k) of whole completions cut at `max_new_tokens`, by sampling; "floor": −log F of the same; "kl/floor": their ratio}, 95 % intervals.
+
+    Over prompts; that of the ratio from both, to first order. The student and its teachers share one vocabulary.
+    """
+    from multiref.models.scoring import score_completions
+    from multiref.training.online.floor import floor_by_smc
+
+    limit, count = trainer.args.max_new_tokens, len(trainer.names)
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    rollouts = sample(trainer.model, trainer.tokenizer, [row["prompt"] for row in rows], group=samples, max_new_tokens=limit)
+    torch.set_rng_state(state)
+    weights = [check_weights(row.get("weights", trainer.regularizer.weights), count) for row in rows]
+    with torch.no_grad(), trainer.scorer.models() as models:
+        own = score_completions(trainer.model, [rollout.encoded() for rollout in rollouts])
+        log_ratio = own - weighted_sum(
+            trainer.scorer.completions(rollouts), torch.stack(weights, 1).repeat_interleave(samples, 1)
+        )
+        kls = log_ratio.reshape(-1, samples).mean(1)
+        found = [
+            floor_by_smc(
+                models, trainer.tokenizer, row["prompt"], new_tokens=limit, weights=w, particles=particles, seed=seed + i
+            )
+            for i, (row, w) in enumerate(zip(rows, weights))
+        ]
+    floors = torch.tensor([value for value, _ in found], dtype=torch.float64)
+    ratio = float(kls.mean() / floors.mean())
+    residual = (kls - ratio * floors) / floors.mean()  # the delta method of a ratio of means
+    error = 1.959964 * float(residual.std()) / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
+    return {"kl": _interval(kls), "floor": _interval(floors), "kl/floor": (ratio, ratio - error, ratio + error)}
+
+
+def _cut(trainer: Any, row: Mapping[str, Any]) -> list[Encoded]:
+    items = encode_many(trainer.tokenizer, [(row["prompt"], (row["text"],))], end=not row.get("unfinished", False))
+    return [
+        Encoded(e.prompt_ids, (e.completions[0][: trainer.args.max_new_tokens],), (False,)) for e in items if e.completions[0]
+    ]
 
 
 def _interval(values: torch.Tensor) -> Interval:
