@@ -12,9 +12,10 @@ import torch
 
 import multiref as mr
 from multiref.data import Pair
-from multiref.models import completion_logps, encode
+from multiref.models import completion_logps, encode, load
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.training import PreferenceTrainer
+from multiref.training.arguments import with_lora
 from tests.conftest import make_llama
 from tests.training.world import arguments
 
@@ -94,6 +95,29 @@ def test_an_adapter_trains_and_its_base_does_not(tiny_tokenizer, pairs, tmp_path
     assert any(float(p.abs().max()) > 0 for n, p in adapted.named_parameters() if "lora_B" in n)
     assert (tmp_path / "checkpoint-3" / "adapter_model.safetensors").exists()
     del trainer
+
+
+def test_an_adapter_on_a_quantised_base_trains_as_on_the_same_numbers_unquantised(tiny_tokenizer, pairs, tmp_path):
+    """NF4 by bitsandbytes; the witness is a float32 model that holds the dequantised weights. The packed weights do not move."""
+    bnb = pytest.importorskip("bitsandbytes")
+    plain = make_llama(len(tiny_tokenizer), std=0.1)
+    plain.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    packed = load(tmp_path / "base", quantization="int4", device="cpu").model
+    layers = {name: module for name, module in packed.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    assert len(layers) == 14 and packed.get_output_embeddings() not in layers.values()
+    for name, module in layers.items():
+        whole = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        assert not torch.equal(whole, plain.get_submodule(name).weight)
+        plain.get_submodule(name).weight.data = whole
+    before = {name: module.weight.detach().clone() for name, module in layers.items()}
+    curves = []
+    for model in (plain, packed):
+        torch.manual_seed(0)
+        adapted = with_lora(model, {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]})
+        curves.append(curve(adapted, tiny_tokenizer, pairs, tmp_path / "run", max_steps=5)[0])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert all(torch.equal(module.weight, before[name]) for name, module in layers.items())
 
 
 def test_half_precision_follows_single_precision(tiny_tokenizer, pairs, tmp_path):

@@ -51,7 +51,8 @@ def load(
         dtype: of the weights: "float32", "bfloat16", "float16", "float64" or a torch.dtype.
         device: None takes `best_device()`; "auto" spreads the layers over all devices.
         adapter: a PEFT adapter to put on the model.
-        quantization: "int8" (torch dynamic int8 on the CPU; bitsandbytes on CUDA) or "int4" (bitsandbytes on CUDA).
+        quantization: "int8" (torch dynamic int8 on the CPU, for scoring only; bitsandbytes on CUDA) or "int4" (bitsandbytes, NF4, on either).
+            A quantised base trains through an adapter.
 
     Only safetensors are read, never pickle. Errors: ModelError saying what is missing; ArgumentError for an unknown option.
     """
@@ -61,7 +62,7 @@ def load(
     path, worn = adapter_base(path_or_id, adapter)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(path, **options)
-    options |= {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place)}
+    options |= {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place, kind)}
     if spread:
         options["device_map"] = "auto"
     model = _loaded(_classes(path)[1], path, **options)
@@ -71,6 +72,8 @@ def load(
         model = model.to(place)
     if quantization == "int8" and place.type == "cpu":
         model = _dynamic_int8(model)
+    if quantization == "int4" and place.type == "cpu":
+        _never_repacked(model)
     return LanguageModel(model.eval(), tokenizer, str(path_or_id))
 
 
@@ -154,25 +157,31 @@ def _loaded(kind: Any, path: str, **options: Any) -> Any:
         raise ModelError(_explain(path, error)) from error
 
 
-def _quantization_options(quantization: str | None, device: torch.device) -> dict[str, Any]:
+def _quantization_options(quantization: str | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     if quantization is None:
         return {}
     if quantization not in ("int8", "int4"):
         raise ArgumentError(f"quantization is {quantization!r}; expected None, 'int8' or 'int4'.")
-    if device.type != "cuda":
-        if quantization == "int8" and device.type == "cpu":
-            return {}
-        raise ModelError(
-            f"quantization {quantization!r} needs CUDA and bitsandbytes; on {device.type} use 'int8' on the CPU or none."
-        )
+    if quantization == "int8" and device.type == "cpu":
+        return {}
+    if device.type not in ("cuda", "cpu"):
+        raise ModelError(f"quantization {quantization!r} needs a CUDA device or the CPU, found {device.type}; load without it.")
     import importlib.util
 
     import transformers
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("quantization on CUDA needs the package bitsandbytes; install it, or use quantization=None.")
-    config = transformers.BitsAndBytesConfig(load_in_8bit=quantization == "int8", load_in_4bit=quantization == "int4")
+        raise ModelError(f"quantization {quantization!r} needs the package bitsandbytes; install it, or load without it.")
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = transformers.BitsAndBytesConfig(**(four if quantization == "int4" else {"load_in_8bit": True}))
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _never_repacked(model: Any) -> None:
+    """On some processors bitsandbytes repacks 4-bit layers in their first evaluation pass, and rounds their scales to bfloat16 for good."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _dynamic_int8(model: Any) -> Any:
