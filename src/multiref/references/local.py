@@ -168,7 +168,8 @@ class LocalReference:
 
     def _quantizer(self) -> str:
         device = torch.device(self._base.options["device"]) if self._base and self._base.options["device"] != "auto" else None
-        return "torch dynamic" if device is not None and device.type == "cpu" else "bitsandbytes"
+        on_cpu = device is not None and device.type == "cpu"
+        return "torch dynamic" if on_cpu and self.quantization == "int8" else "bitsandbytes"
 
     @contextmanager
     def loaded(self) -> Iterator[Any]:
