@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.cli.training_run.sweeping import importance_weights, weight_grid
+from multiref.cli.training_run.sweeping import _point, importance_weights, weight_grid
 from tests.conftest import make_llama
 
 
@@ -70,6 +70,44 @@ def test_a_sweep_writes_its_curve(runs):
     points = json.loads((runs / "out" / "sweep.json").read_text())["points"]
     assert [p["weights"]["one"] for p in points] == [0.0, 0.5, 1.0]
     assert all(0.999 <= p["ess"] <= 12.001 and 0.999 <= p["tokens"] <= 5.001 for p in points)
+
+
+def test_each_point_reports_the_reward_of_the_merge(runs):
+    """Two tables of 12 and a reward that a table looks up: Σ u r over 40,000 samples is E_merge[r] to 5 errors, at both ends and inside."""
+    generator = torch.Generator().manual_seed(3)
+    tables = torch.randn(2, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
+    values = torch.randn(12, generator=generator, dtype=torch.float64)
+    drawn = torch.cat([torch.multinomial(t.exp(), 20_000, replacement=True, generator=generator) for t in tables])
+    configs = [{"references": [{"name": name}]} for name in ("one", "two")]
+    for weights in ((0.0, 1.0), (0.3, 0.7), (1.0, 0.0)):
+        row = _point(
+            tables[:, drawn][:, None], torch.ones(1, 40_000).double(), weights, configs, {"reward": values[drawn][None]}
+        )
+        merged = mr.exact.merge(tables, weights).exp()
+        expected, spread = (
+            float((merged * values).sum()),
+            float((merged * values**2).sum() - (merged * values).sum() ** 2) ** 0.5,
+        )
+        assert abs(row["reward"] - expected) < 5 * spread / row["ess"] ** 0.5
+
+
+def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):
+    (runs / "words.txt").write_text("sat\t3\non\t-1\n")
+    (runs / "online.yaml").write_text(f"rewards: [{{kind: lexicon, path: {runs / 'words.txt'}}}, {{kind: length, target: 4}}]")
+    small = ("--points", "2", "--samples", "4", "--max-new-tokens", "4")
+    assert invoke(runs, *small, "--reward", f"lexicon={runs / 'words.txt'}").exit_code == 0
+    points = json.loads((runs / "out" / "sweep.json").read_text())["points"]
+    assert all(p["reward"] is not None and p["ess"] >= 0.999 for p in points)
+    result = invoke(runs, *small, "--reward", str(runs / "online.yaml"))
+    assert result.exit_code == 0 and "reward" in result.output
+    for point in json.loads((runs / "out" / "sweep.json").read_text())["points"]:
+        assert point["reward"] == pytest.approx(point["rewards/lexicon"] + point["rewards/length"])
+
+
+@pytest.mark.parametrize("given", ["lexicon", "judge=somebody", "length=long", "none.yaml"])
+def test_a_reward_that_is_none_is_refused_by_name(given, runs):
+    result = invoke(runs, "--reward", given)
+    assert result.exit_code == 2 and given in result.output and "expected" in result.output
 
 
 @pytest.mark.parametrize(

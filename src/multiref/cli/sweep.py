@@ -21,13 +21,24 @@ def command(
     limit: Annotated[int, typer.Option(help="How many prompts.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, or a YAML file with `rewards:` as an "
+            "online run has. Repeatable; several add up.",
+        ),
+    ] = None,
 ) -> None:
     """The optimum at weights w is the normalised geometric mean of the K single-reference optima: drawn here by importance weights.
 
     For each prompt, samples of all K policies are one pool of proposals; at weights w a sample weighs Π_k π_k^{w_k} over the mixture it was drawn
-    from. Each point states its effective sample size. Exact as far as the runs have converged; never a merge per token.
+    from. Each point states its effective sample size, and with --reward E_π[r] with its standard error over prompts. Exact as far as the runs have
+    converged; never a merge per token.
+
+    Example: multiref sweep runs/base-alone runs/math-alone --prompts pairs.jsonl --out runs/sweep --reward lexicon=AFINN-en-165.txt
     """
-    from multiref.cli.training_run.sweeping import sweep
+    from multiref.cli.training_run.sweeping import rewards_named, sweep
     from multiref.training.arguments import quiet
 
     quiet()
@@ -40,5 +51,6 @@ def command(
         limit=limit,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        rewards=rewards_named(reward or []),
         say=lambda t: print(t, flush=True),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from multiref.cli.training_run.folder import RunFolder
 from multiref.errors import ConfigError
 
-__all__ = ["importance_weights", "sweep", "weight_grid"]
+__all__ = ["importance_weights", "rewards_named", "sweep", "weight_grid"]
 
 
 def importance_weights(log_policies: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,8 +55,12 @@ def sweep(
     max_new_tokens: int,
     seed: int,
     say: Any,
+    rewards: Any = (),
 ) -> list[dict[str, Any]]:
-    """Writes sweep.json; returns its rows: weights, effective sample size, KL to each reference's run, and mean length."""
+    """Writes sweep.json; returns its rows: weights, effective sample size, mean length, and with `rewards` E_π[r] of each and of their sum.
+
+    rewards: functions of prompts and completions, `Reward`s, or {name: function}, as of `OnlineTrainer`.
+    """
     from multiref.data import read_pairs
     from multiref.evaluation.sampled import drawn, scored
     from multiref.models import load
@@ -75,18 +80,80 @@ def sweep(
         items.append(Encoded(each[0][0], completions, (False,) * len(completions)))
     logps = torch.stack([scored(model.model, items) for model in models]).double()
     lengths = torch.tensor([[float(len(ids)) for ids in item.completions] for item in items], dtype=torch.float64)
-    rows = [_point(logps, lengths, weights, configs) for weights in weight_grid(len(models), points)]
+    values = _rewarded(rewards, texts, items, models[0].tokenizer)
+    rows = [_point(logps, lengths, weights, configs, values) for weights in weight_grid(len(models), points)]
     out.mkdir(parents=True, exist_ok=True)
     RunFolder(out).write(
         "sweep.json", json.dumps({"runs": [str(run) for run in runs], "points": rows}, indent=1, ensure_ascii=False)
     )
     for row in rows:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in row["weights"].items())
-        say(f"{shown}: effective sample size {row['ess']:.1f} of {row['samples']}, {row['tokens']:.1f} tokens a completion")
+        gained = (
+            f", reward {row['reward']:.3f}" + (f" ± {row['reward_error']:.3f}" if row["reward_error"] is not None else "")
+            if "reward" in row
+            else ""
+        )
+        say(
+            f"{shown}: effective sample size {row['ess']:.1f} of {row['samples']}, {row['tokens']:.1f} tokens a completion{gained}"
+        )
     return rows
 
 
-def _point(logps: Tensor, lengths: Tensor, weights: tuple[float, ...], configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def rewards_named(given: Sequence[str]) -> list[Any]:
+    """`lexicon=FILE`, `model=FOLDER`, `length=WORDS`, or a YAML file with `rewards:` → rewards. ConfigError for what is none of these."""
+    from multiref.cli.online_run.execute import _rewards
+    from multiref.cli.online_run.settings import RewardSetting
+    from multiref.cli.training_run.config import build, read_yaml
+
+    settings: list[RewardSetting] = []
+    for text in given:
+        kind, equals, value = text.partition("=")
+        if not equals and text.endswith((".yaml", ".yml")):
+            rows = read_yaml(text).get("rewards") or []
+            if not isinstance(rows, list) or not rows:
+                raise ConfigError(f"{text}: no `rewards:` there; expected a list such as [{{kind: lexicon, path: words.txt}}].")
+            settings += [build(RewardSetting, row, f"{text}: rewards[{n}]") for n, row in enumerate(rows)]
+        elif equals and kind == "length" and value.isdigit() and int(value) > 0:
+            settings.append(RewardSetting("length", target=int(value)))
+        elif equals and kind in ("lexicon", "model") and value:
+            settings.append(RewardSetting(kind, path=value))
+        else:
+            raise ConfigError(
+                f"--reward {text}: expected lexicon=FILE, model=FOLDER, length=WORDS, or a YAML file with `rewards:`."
+            )
+    if any(setting.kind == "gsm8k" for setting in settings):
+        raise ConfigError(
+            "rewards: gsm8k needs each problem's answer, which pairs do not have; use `multiref evaluate` on the runs."
+        )
+    return _rewards(SimpleNamespace(rewards=settings))  # type: ignore[arg-type]
+
+
+def _rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Any], tokenizer: Any) -> dict[str, Tensor]:
+    """{"reward": [B, K·n], and each reward's own where there are several} of the samples; empty without rewards."""
+    from multiref.training.online.rewards import as_rewards, total_reward
+
+    each_one = as_rewards(rewards)
+    if not each_one:
+        return {}
+    asked: list[Any] = []
+    said: list[Any] = []
+    for prompt, item in zip(prompts, items, strict=True):
+        words = tokenizer.batch_decode([list(ids) for ids in item.completions], skip_special_tokens=True)
+        said += words if isinstance(prompt, str) else [({"role": "assistant", "content": text},) for text in words]
+        asked += [prompt] * len(words)
+    total, parts = total_reward(each_one, asked, said, {})
+    values = {"reward": total} | ({f"rewards/{name}": value for name, value in parts.items()} if len(parts) > 1 else {})
+    return {name: value.reshape(len(items), -1) for name, value in values.items()}
+
+
+def _point(
+    logps: Tensor,
+    lengths: Tensor,
+    weights: tuple[float, ...],
+    configs: Sequence[dict[str, Any]],
+    values: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """One point of the curve: every mean is Σ_i u_i v_i of a prompt's samples, averaged over prompts; `_error` its standard error over prompts."""
     u, ess = importance_weights(logps, torch.tensor(weights, dtype=torch.float64))
     names = [config["references"][0]["name"] for config in configs]
     return {
@@ -95,7 +162,12 @@ def _point(logps: Tensor, lengths: Tensor, weights: tuple[float, ...], configs: 
         "ess_least": float(ess.min()),
         "samples": u.shape[-1],
         "tokens": float((u * lengths).sum(-1).mean()),
-    }
+    } | {name: number for key, value in values.items() for name, number in _mean(key, (u * value).sum(-1)).items()}
+
+
+def _mean(name: str, prompts: Tensor) -> dict[str, float | None]:
+    error = float(prompts.std()) / len(prompts) ** 0.5 if len(prompts) > 1 else None
+    return {name: float(prompts.mean()), f"{name}_error": error}
 
 
 def _single(run: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from multiref._logspace import expectation
 from multiref.divergences import disagreement, kl
 from multiref.lab.frontier.ends import optimum
 from multiref.lab.frontier.generated import GeneratedBench
-from multiref.lab.frontier.grid import SINGLE, Cell, cell_at
+from multiref.lab.frontier.grid import Cell, cell_at, rule_at
 from multiref.lab.frontier.records import Record
 from multiref.lab.frontier.settings import FrontierSettings, Generated
 from multiref.lab.frontier.work import bench_of
@@ -132,7 +132,7 @@ class Findings:
         reward, refs = bench.reward[few], bench.ref_logps[:, few]
         size = len(bench.world.vocabulary)
         training = self.settings.training
-        log_policy = optimum(training, SINGLE if alpha in (0, 1) else rule, alpha, reward, refs, beta=beta, vocabulary=size)
+        log_policy = optimum(training, rule_at(rule, alpha), alpha, reward, refs, beta=beta, vocabulary=size)
         best = exact.solve(reward, refs, ReverseKL((alpha, 1 - alpha)), beta=beta)
         value = exact.value(log_policy, reward, refs, ReverseKL((alpha, 1 - alpha)), beta=beta)
         return Place(

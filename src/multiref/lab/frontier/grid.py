@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from multiref.lab.frontier.settings import FrontierSettings
 
-__all__ = ["SINGLE", "Cell", "cell_at", "cells"]
+__all__ = ["SINGLE", "Cell", "cell_at", "cells", "rule_at"]
 
-SINGLE = "single"  # the rule of every curve's ends
+SINGLE = "single"
+OWN_ENDS = ("authors",)  # with one reference this rule is still not the objective as stated: it is trained at its ends too
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Cell:
         return self.alpha, 1 - self.alpha
 
 
+def rule_at(rule: str, alpha: float) -> str:
+    """The rule of the run that a curve passes at α: at both ends the single reference's own, which every rule is there but those of `OWN_ENDS`."""
+    return SINGLE if alpha in (0, 1) and rule not in OWN_ENDS else rule
+
+
 def cell_at(task: str, training: str, rule: str, alpha: float, beta: float, pairs: int, seed: int) -> Cell:
-    """The cell that a rule's curve passes at α: at both ends the single reference's own run."""
-    return Cell(task, training, SINGLE if alpha in (0, 1) else rule, alpha, beta, pairs, seed)
+    """The cell that a rule's curve passes at α."""
+    return Cell(task, training, rule_at(rule, alpha), alpha, beta, pairs, seed)
 
 
 def cells(settings: FrontierSettings) -> list[Cell]:
@@ -47,5 +53,5 @@ def _all(settings: FrontierSettings) -> Iterator[Cell]:
             for pairs in sizes:
                 for beta in task.betas:
                     for alpha in (1.0, 0.0, *settings.weights):
-                        for rule in settings.chosen:
+                        for rule in settings.chosen:  # exact among them, whose ends are the single references
                             yield cell_at(name, settings.training, rule, float(alpha), float(beta), pairs, seed)

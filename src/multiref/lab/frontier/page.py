@@ -55,7 +55,7 @@ def _question(findings: Findings) -> list[str]:
     s = findings.settings
     lines = [
         f"Two references and one weight α, {len(findings.alphas)} values of it from 0 to 1, {s.seeds} seeds. Every rule is trained at each α and measured by "
-        "the objective of that α, beside both single references, which are trained once and are the ends of every curve."
+        "the objective of that α, beside both single references, which are trained once and are the ends of the curves."
     ]
     if isinstance(s.generated, Generated):
         lines.append(

@@ -30,7 +30,7 @@ class Offline:
 class Online:
     """RLOO: `steps` batches of `prompts_per_step` prompts with `group` completions each, out of `prompts` different prompts; the rate falls to zero."""
 
-    steps: int = 300
+    steps: int = 200
     prompts: int = 1200
     prompts_per_step: int = 32
     group: int = 8
@@ -102,7 +102,8 @@ Task = Generated | Stories
 class FrontierSettings:
     """A sweep: rules × weights × seeds on each task that is given. `weights` are α, the weight of the first reference.
 
-    α = 1 and α = 0 are the single references themselves: whatever the rule, K = 1 is left, so each is trained once and stands at the end of every curve.
+    α = 1 and α = 0 are the single references themselves: K = 1 is left, so each is trained once and stands at the end of every curve (but the authors' recipe:
+    with one reference it is still another objective, and is trained at its ends too).
     """
 
     training: str = "offline"

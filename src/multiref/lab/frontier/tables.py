@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multiref.lab.frontier.findings import Findings, Plane
+from multiref.lab.frontier.grid import OWN_ENDS
 from multiref.lab.frontier.rules import LABELS, label
 from multiref.report.noise import Difference, Measure
 from multiref.report.page import Table
@@ -93,14 +94,13 @@ def sentences(findings: Findings, plane: Plane) -> list[str]:
     """What came out, one line a rule and α; then what theory says of the best value."""
     lines = []
     for alpha in findings.alphas:
-        if not 0 < alpha < 1:
-            continue
         for name, rule, trained in _rows(findings, plane, alpha):
-            if rule != "exact" or trained != alpha:
-                value, gain = (findings.against_exact(plane, rule, trained, number, at=alpha) for number in ("J", "reward"))
-                lines.append(
-                    f"α = {alpha:g}, {name}: J_α is {_word(value)} ({value.text()}); reward is {_word(gain)} ({gain.text()})."
-                )
+            if rule == "exact" and (trained == alpha or alpha in (0, 1)):
+                continue
+            value, gain = (findings.against_exact(plane, rule, trained, number, at=alpha) for number in ("J", "reward"))
+            lines.append(
+                f"α = {alpha:g}, {name}: J_α is {_word(value)} ({_size(value)}); reward is {_word(gain)} ({_size(gain)})."
+            )
     return lines + _convexity(findings, plane)
 
 
@@ -116,11 +116,11 @@ def _convexity(findings: Findings, plane: Plane) -> list[str]:
 
 
 def _rows(findings: Findings, plane: Plane, alpha: float) -> Iterator[tuple[str, str, float]]:
-    """(name, rule, α it was trained at) of everything measured at α: inside the rules and both single references, at an end that reference and the other."""
+    """(name, rule, α it was trained at) of everything measured at α: the rules inside, both single references everywhere."""
     names = findings.names(plane.task)
-    if 0 < alpha < 1:
-        for rule in findings.settings.chosen:
-            yield LABELS[rule], rule, alpha
+    for rule in findings.settings.chosen:
+        if 0 < alpha < 1 or rule in OWN_ENDS:
+            yield LABELS[rule] + ("" if 0 < alpha < 1 else ", one reference"), rule, alpha
     for end in (1.0, 0.0):
         yield label("single", end, names), "exact", end
 
@@ -153,6 +153,10 @@ def _gaps(findings: Findings, plane: Plane, rule: str, alpha: float) -> list[flo
 def _paired(mine: list[float], other: list[float]) -> tuple[float, float | None, int]:
     measure = Measure.of([a - b for a, b in zip(mine, other, strict=True)])
     return measure.mean, measure.error, measure.n
+
+
+def _size(found: Difference) -> str:
+    return found.text().removesuffix(" (within noise)")
 
 
 def _word(found: Difference) -> str:
