@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,13 +20,14 @@ class Pair:
     """A prompt, the completion that was preferred, and the one that was not.
 
     All three are strings, or all three are tuples of chat messages. `origin` ("pairs.jsonl:12", rows counted from 1) is for
-    error messages only: nothing is ever joined or cached by it.
+    error messages only: nothing is ever joined or cached by it. `margin`: by how much a reward model is to put chosen above rejected.
     """
 
     prompt: Text
     chosen: Text
     rejected: Text
     origin: str = ""
+    margin: float = 0.0
 
 
 def as_pair(row: Mapping[str, Any] | Pair, *, origin: str = "") -> Pair:
@@ -51,7 +53,7 @@ def as_pair(row: Mapping[str, Any] | Pair, *, origin: str = "") -> Pair:
     implicit = prompt is None or isinstance(prompt, str) != isinstance(chosen, str)
     if prompt is None or implicit:
         prompt, chosen, rejected = _split_common(chosen, rejected)
-    pair = Pair(prompt, chosen, rejected, origin)
+    pair = Pair(prompt, chosen, rejected, origin, _margin(row, where))
     _check_sides(pair, where, implicit)
     return pair
 
@@ -63,6 +65,15 @@ def _side(row: Mapping[str, Any], name: str, where: str) -> Text:
             f"{where}: no `{name}`; found {known}. A preference row needs chosen and rejected (and usually prompt)."
         )
     return _text(row[name], name, where)
+
+
+def _margin(row: Mapping[str, Any], where: str) -> float:
+    value = row.get("margin")
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: `margin` is {value!r}, expected a finite number, or no such column.")
+    return float(value)
 
 
 def _text(value: Any, name: str, where: str) -> Text:

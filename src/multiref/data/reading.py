@@ -86,7 +86,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        wanted = [name for name in ("prompt", "chosen", "rejected") if name in file.schema_arrow.names]
+        wanted = [name for name in ("prompt", "chosen", "rejected", "margin") if name in file.schema_arrow.names]
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=wanted):
             for row in batch.to_pylist():

@@ -92,8 +92,8 @@ class Shape:
         return steps.gather(-1, completions.unsqueeze(-1))[..., 0].sum(-1)
 
     def rewards(self, parameters: Tensor, content: Tensor, completions: Tensor) -> Tensor:
-        """[R, P], [R, B, c], [R, B, L] → [R, B]: the first output after the last token."""
-        return self.outputs_at(parameters, content, completions)[:, :, -1, 0]
+        """[R, P], [R, B, c], [R, B, L] → [R, B]: the first output, summed over the completion's tokens."""
+        return self.outputs_at(parameters, content, completions)[:, :, 1:, 0].sum(-1)
 
     def all_logps(self, parameters: Tensor, content: Tensor) -> Tensor:
         """[R, P], [R, F, c] → [R, F, V^L]: log π of every completion, from the V^(L−1) prefixes."""
@@ -105,7 +105,7 @@ class Shape:
 
     def all_rewards(self, parameters: Tensor, content: Tensor) -> Tensor:
         """[R, P], [R, F, c] → [R, F, V^L]."""
-        return self._each(parameters, content, self.completions())[..., -1, 0]
+        return self._each(parameters, content, self.completions())[..., 1:, 0].sum(-1)
 
     def _each(self, parameters: Tensor, content: Tensor, tokens: Tensor) -> Tensor:
         """Outputs at every prompt after each of the given token rows: [R, F, rows, 1 + T, outputs]."""

@@ -1,0 +1,91 @@
+"""A reward model in transformers' own format: `AutoModelForSequenceClassification` with one label, so that everything reads what we write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiref.errors import ArgumentError, ModelError
+from multiref.models.encoding import encode_many
+from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
+from multiref.training.reward.data import padded
+
+__all__ = ["MARK", "head_of", "open_reward_model", "rewards_of"]
+
+MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
+
+
+def open_reward_model(
+    path_or_id: str, *, dtype: str | torch.dtype = "float32", device: Any = None, revision: str | None = None, trust_remote_code: bool = False
+) -> LanguageModel:
+    """A reward model from a causal language model's folder, or one that was trained already.
+
+    The reward is a linear head on the last token's last hidden state. On a language model that head is new and zero: every reward is 0, the loss log 2,
+    and nothing depends on a draw. The padding token must not be the end token, for the last token that is not padding is the one that is scored: where
+    the tokenizer has none of its own, the unknown token pads, and else the end token.
+
+    Raises:
+        ModelError: a folder that cannot be loaded, an architecture without such a head, or a model with several labels.
+    """
+    import transformers
+
+    tokenizer = load_tokenizer(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) else tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{path_or_id}: the tokenizer has no padding, unknown or end token; set pad_token in its tokenizer_config.json.")
+    try:
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path_or_id, num_labels=1, dtype=as_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, …: all mean the same here
+        raise ModelError(f"{path_or_id} cannot be loaded as a reward model: {type(error).__name__}: {error}") from error
+    name, head = head_of(model)
+    missing = [key for key in report["missing_keys"] if not key.startswith(name)]
+    if missing:
+        raise ModelError(f"{path_or_id}: {len(missing)} weights are missing, the first {missing[0]}; expected all but the reward head's.")
+    if any(key.startswith(name) for key in report["missing_keys"]):
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.zero_()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return LanguageModel(model.to(device or best_device()).eval(), tokenizer, str(path_or_id))
+
+
+def head_of(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name and module of the linear head with one output. ModelError where there is none."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name in ("score", "classifier"):
+        head = getattr(inner, name, None)
+        if head is not None:
+            outputs = [m.out_features for m in head.modules() if isinstance(m, nn.Linear)]
+            if outputs and outputs[-1] != 1:
+                raise ModelError(f"The model's head has {outputs[-1]} outputs, expected one: a reward. Load it with num_labels=1.")
+            return name, head
+    raise ModelError(f"{type(inner).__name__} has no classification head; expected AutoModelForSequenceClassification with num_labels=1.")
+
+
+@torch.inference_mode()
+def rewards_of(
+    model: Any, tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], *, batch: int = 16, end: bool | None = None
+) -> Tensor:
+    """N prompts (texts or messages), N completions → [N] float64 rewards, encoded as the model was trained. Does not depend on what is beside a text.
+
+    Args:
+        end: close each completion with the end token; None: as the model's config says it was trained, else yes.
+    """
+    if len(prompts) != len(completions):
+        raise ArgumentError(f"completions: found {len(completions)} for {len(prompts)} prompts, expected one each.")
+    end = bool(getattr(model.config, MARK, {}).get("end", True)) if end is None else end
+    encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], end=end)
+    rows = [(*item.context(0), *item.completions[0]) for item in encoded]
+    values: list[Tensor] = []
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), batch):
+        ids, mask = padded(rows[start : start + batch], int(tokenizer.pad_token_id))
+        values.append(model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].double().cpu())
+    return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)

@@ -1,0 +1,215 @@
+"""`RewardTrainer`: a reward model from preference pairs, as a `transformers.Trainer` that overrides documented methods only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from multiref.errors import ArgumentError
+from multiref.losses import bradley_terry
+from multiref.training.batching import StepBatches
+from multiref.training.metrics import Averages
+from multiref.training.reward.calibration import Calibration, calibration
+from multiref.training.reward.data import RewardBatch, RewardData, collate
+from multiref.training.reward.model import MARK, head_of
+
+__all__ = ["RewardTrainer"]
+
+_EVALUATED = ("loss", "nll", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+
+class RewardTrainer(Trainer):
+    r"""Minimises the average over pairs of the Bradley–Terry loss of the rewards' difference, less the pair's margin, and keeps rewards centred.
+
+        L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },     d = r(x, y_w) − r(x, y_l) − margin
+
+    A pair says nothing about the sum of its two rewards; the last term, `centre` c, puts it at zero: the mean of r over each prompt's completions.
+    Both completions of a pair go through the model in one forward pass. The average is over the pairs of an optimizer step, whatever its micro-batches
+    and ranks are.
+
+    Args:
+        model: a sequence classification model with one label (`open_reward_model(folder).model`). Its dropout is set to zero.
+        args: `transformers.TrainingArguments`; batch sizes count pairs.
+        train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format, `margin` included), or `RewardData`; evaluation also a mapping
+            from names to those.
+        processing_class: the tokenizer, with a padding token.
+        label_smoothing: ε, the share of labels taken to be wrong.
+        centre: c ≥ 0; 0 leaves the sums alone.
+        end, max_length, truncation: as of `RewardData`.
+
+    Evaluation reports the means over pairs of `loss` (what is minimised), `nll` (−log σ of the bare difference), `rewards/chosen`, `/rejected`,
+    `/margins`, `/accuracies` (½ at a tie), and `calibration_error`; `reliability` holds the points of the last evaluation's reliability diagram.
+
+    Raises: ArgumentError, DataError, ModelError; all at construction.
+
+    Reference: Bradley and Terry, 1952; Ouyang et al., 2022; margin: Touvron et al., 2023; centring: Eisenstein et al., 2023.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        args: TrainingArguments,
+        train_dataset: Sequence[Any] | RewardData,
+        processing_class: Any,
+        eval_dataset: Sequence[Any] | RewardData | Mapping[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        centre: float = 0.0,
+        end: bool = True,
+        max_length: int | None = None,
+        truncation: str = "keep_start",
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        _checked(model, args, label_smoothing, centre)
+        self.label_smoothing, self.centre = label_smoothing, centre
+        self.reliability: Calibration | None = None
+        self._averages = Averages()
+
+        def ready(data: Any) -> RewardData:
+            if isinstance(data, RewardData):
+                return data
+            return RewardData(data, processing_class, end=end, max_length=max_length, truncation=truncation)
+
+        train = ready(train_dataset)
+        held_out: Any = eval_dataset
+        if eval_dataset is not None:
+            mapped = isinstance(eval_dataset, Mapping)
+            held_out = {k: ready(d) for k, d in eval_dataset.items()} if mapped else ready(eval_dataset)  # type: ignore[union-attr]
+        config: Any = model.config
+        config.pad_token_id = train.pad
+        setattr(config, MARK, {"end": train.end})
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=processing_class,
+            compute_metrics=self._averaged,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
+
+    # ---- batches ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
+        args, data = self.args, self.train_dataset
+        batches = StepBatches(
+            data.row_lengths,
+            args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            world=args.world_size,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        return _EpochLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=args.dataloader_num_workers)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
+        """The micro-batches of one step, and how many pairs they hold over all ranks."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        count = torch.stack([sample["pairs"].shares.sum() for sample in samples]).sum().float().to(device)
+        return samples, self.accelerator.reduce(count, reduction="sum")
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations a parameter and token, forward and backward."""
+        return 6 * int(inputs["pairs"].attention_mask.sum()) * sum(p.numel() for p in self.model.parameters())
+
+    # ---- the loss ----
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Σ losses of these pairs / pairs of the step. Gradients are averaged over ranks, hence the number of ranks."""
+        pairs: RewardBatch = inputs["pairs"].to(self.args.device)
+        chosen, rejected = self._rewards(model, pairs)
+        losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
+        losses = losses + self.centre * (chosen + rejected) ** 2
+        values = _values(losses, chosen, rejected)
+        shares = pairs.shares.to(losses)
+        if model.training:
+            self._averages.add({name: value for name, value in values.items() if name.startswith("rewards/")}, shares)
+        count = shares.sum() if num_items_in_batch is None else num_items_in_batch
+        ranks = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = ((losses * shares).sum() / count * ranks).float()
+        return (loss, {**values, "share": shares}) if return_outputs else loss
+
+    def _rewards(self, model: nn.Module, pairs: RewardBatch) -> tuple[Tensor, Tensor]:
+        """([B], [B]): rewards of chosen and rejected, at least float32."""
+        with self.accelerator.autocast():
+            rewards = model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits[:, 0]
+        chosen, rejected = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).chunk(2)
+        return chosen, rejected
+
+    # ---- evaluation and logs ----
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Tensor, Tensor]:
+        """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches, by `compute_metrics`."""
+        with torch.no_grad():
+            _, values = self.compute_loss(model, inputs, return_outputs=True)
+        return None, torch.stack([values[name].double() for name in _EVALUATED], dim=-1), values["share"].double()
+
+    def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
+        table, shares = (torch.as_tensor(x, dtype=torch.float64) for x in (prediction.predictions, prediction.label_ids))
+        means = (table * shares[:, None]).sum(0) / shares.sum()
+        self.reliability = calibration(table[:, _EVALUATED.index("rewards/margins")], shares)
+        return {**dict(zip(_EVALUATED, means.tolist(), strict=True)), "calibration_error": self.reliability.error}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The loss's line also carries the rewards of its pairs, over all ranks."""
+        if "loss" in logs:
+            logs.update(self._averages.take(lambda totals: self.accelerator.reduce(totals, reduction="sum")))
+        super().log(logs, start_time)
+
+
+class _EpochLoader(DataLoader):
+    """A data loader that tells its batch sampler which epoch it is; already sharded, so it is not to be prepared again."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """[B] each, by the names of `_EVALUATED`."""
+    margin = chosen - rejected
+    values = {
+        "loss": losses, "nll": bradley_terry(chosen, rejected), "rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": margin,
+        "rewards/accuracies": (torch.sign(margin) + 1) / 2,
+    }  # fmt: skip
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _checked(model: nn.Module, args: TrainingArguments, label_smoothing: float, centre: float) -> None:
+    """Refuse what would train something else, and make the model deterministic."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ArgumentError(f"label_smoothing: found {label_smoothing}, expected at least 0 and below 0.5.")
+    if not 0 <= centre < float("inf"):
+        raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
+    if args.n_gpu > 1:
+        raise ArgumentError(f"{args.n_gpu} devices are visible to one process, expected one; start it with `accelerate launch`.")
+    head_of(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # a plain attribute, which mypy takes for a parameter
