@@ -1,0 +1,42 @@
+"""A world made in a second, and the smallest sweeps on it."""
+
+from pathlib import Path
+
+import pytest
+
+from multiref.demo.world import WorldSettings
+from multiref.lab.frontier.generated import GeneratedBench
+from multiref.lab.frontier.settings import FrontierSettings, Generated, Offline, Online
+
+TINY = WorldSettings(base_steps=12, specialist_steps=12, batch=32, hidden=16, layers=1)
+TASK = Generated(
+    betas=[1.0], pairs=[64], pairs_per_prompt=2, held_out=6, offline=Offline(4, 16, 3e-3), online=Online(2, 8, 4, 2, 3e-3), world=TINY
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture(scope="session")
+def bench(cache: Path) -> GeneratedBench:
+    return GeneratedBench(TASK, cache)
+
+
+@pytest.fixture
+def settings() -> FrontierSettings:
+    return FrontierSettings(weights=[0.5], seeds=2, generated=TASK)
+
+
+class Silent:
+    """A listener that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+
+    def phase(self, sentence: str) -> None:
+        pass
+
+    def progress(self, what: str, done: int, of: int) -> None:
+        self.steps.append((what, done, of))

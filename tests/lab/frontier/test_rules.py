@@ -1,0 +1,113 @@
+"""What is compared is what is named: ends that are the single references, continuity, the exact rule's optimum, each rival's own."""
+
+import copy
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.demo.preferences import PairLaw, draw_pairs
+from multiref.lab.frontier.ends import multi_dpo_optimum, optimum
+from multiref.lab.frontier.grid import Cell
+from multiref.lab.frontier.rules import objective
+from multiref.lab.frontier.training import train_on_pairs
+from multiref.references import References
+from multiref.training import PreferenceData
+from tests.lab.frontier.conftest import TASK
+from tests.training.world import random_world, train_to_the_end
+
+RULES = ("exact", "mrpo", "multi-dpo")
+
+
+def cell(rule: str, alpha: float, training: str = "offline") -> Cell:
+    return Cell("generated", training, rule, alpha, 1.0, 64 if training == "offline" else 0, 0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+def test_every_rules_ends_are_the_single_reference_runs(rule, alpha, bench, monkeypatch):
+    """Trained at α = 1 (0) on scores of both references, a rule reaches, to rounding, the policy of plain DPO (K = 1) on the first (second) alone."""
+    pairs = draw_pairs(bench.world, PairLaw(prompts=32, pairs_per_prompt=2, scale=TASK.scale), 0)
+    folders = {name: str(bench.world.folder_of(name)) for name in bench.names}
+    scores = References({bench.names[alpha == 0]: folders[bench.names[alpha == 0]]}, end=False, device="cpu").score(pairs)
+    alone = copy.deepcopy(bench.world.base)
+    monkeypatch.setattr("multiref.lab.frontier.training.objective", lambda *_: mr.training.Preference(mr.ReverseKL(), 1.0))
+    train_on_pairs(
+        alone,
+        PreferenceData(pairs, scores, bench.world.tokenizer, end=False),
+        bench.world.tokenizer,
+        cell("single", alpha),
+        TASK.offline,
+    )
+    monkeypatch.undo()
+    expected = bench.measure(bench.world.logps(alone, bench.problems))
+    found = bench.train(cell(rule, alpha))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    other = bench.train(cell("single", 1 - alpha))
+    assert abs(other["kl/adder"] - expected["kl/adder"]) > 1e-3  # the two ends are different policies
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_curves_are_continuous_at_both_ends(rule, bench):
+    """As α → 0 and α → 1 a rule's numbers go to the single reference's: at 1e-7 from an end they are within 1e-4 (the authors' script jumps there)."""
+    for end, near in ((0.0, 1e-7), (1.0, 1 - 1e-7)):
+        at, beside = bench.train(cell("single", end)), bench.train(cell(rule, near))
+        assert {k: beside[k] for k in ("reward", "kl/adder", "kl/picker")} == pytest.approx({k: at[k] for k in ("reward", "kl/adder", "kl/picker")}, abs=1e-4)  # fmt: skip
+
+
+def test_online_ends_are_the_single_references_but_for_the_authors_recipe(bench):
+    """MRPO's pool with one reference is that reference; k3 as a loss is another objective even then, so its run at α = 1 is another one."""
+    alone = bench.train(cell("single", 1.0, "online"))
+    assert bench.train(cell("mrpo", 1.0, "online")) == pytest.approx(alone, abs=1e-5)
+    assert abs(bench.train(cell("authors", 1.0, "online"))["reward"] - alone["reward"]) > 1e-6
+
+
+def test_the_exact_rule_maximises_the_objective_among_the_rules(tmp_path):
+    """A table trained to convergence on all comparisons: the exact rule reaches J* = β log Σ Π π_k^{w_k} e^{r/β} to 1e-5; the others miss 5e-4 or more of it.
+    MRPO's ends at e^{r/β} / Σ_k (w_k / π_k), by hand."""
+    world, beta, weights = random_world(2, seed=5, spread=1.5), 0.7, (0.3, 0.7)
+    best = beta * float(((0.3 * world.ref_logps[0] + 0.7 * world.ref_logps[1]).exp() * (world.reward / beta).exp()).sum().log())
+    reached = {}
+    for rule in RULES:
+        policy = train_to_the_end(world, objective(rule, weights, beta), tmp_path / rule, steps=600)
+        logps = world.logps(policy)
+        price = sum(w * (logps.exp() * (logps - ref)).sum() for w, ref in zip(weights, world.ref_logps, strict=True))
+        if rule == "mrpo":
+            harmonic = -sum(w / ref.exp() for w, ref in zip(weights, world.ref_logps, strict=True)).log()
+            assert world.kl_to(policy, (harmonic + world.reward / beta).log_softmax(-1)) < 1e-6
+        reached[rule] = float((logps.exp() * world.reward).sum() - beta * price)
+    assert reached["exact"] == pytest.approx(best, abs=1e-5)
+    assert all(reached[rule] < best - 5e-4 for rule in ("mrpo", "multi-dpo")), reached
+
+
+def test_multi_dpos_computed_optimum_is_where_its_training_ends(tmp_path):
+    """The same loss, on a table, by Adam on the law of the pairs: m_ab σ(r_a − r_b) as counts."""
+    world, beta, weights = random_world(2, seed=1, spread=1.0), 0.8, (0.4, 0.6)
+    answers, mu = world.answers, world.ref_logps.exp().mean(0)
+    a, b = (i.flatten() for i in torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij"))
+    a, b = a[a != b], b[a != b]
+    mass = mu[a] * mu[b] * (1 / (1 - mu[a]) + 1 / (1 - mu[b])) / 2
+    assert float(mass.sum()) == pytest.approx(1.0)  # two different answers, the second drawn without the first
+    data = world.population()
+    pairs = [mr.data.Pair("x0", answers[i], answers[j]) for i, j in zip(a.tolist(), b.tolist(), strict=True)]
+    from multiref.models import tabular_tokenizer
+
+    counts = mass * torch.sigmoid(world.reward[a] - world.reward[b])
+    data = PreferenceData(pairs, world.scores(), tabular_tokenizer(world.policy()), end=False, counts=counts)
+    policy = train_to_the_end(world, objective("multi-dpo", weights, beta), tmp_path, steps=800, data=data)
+    computed = multi_dpo_optimum(world.reward[None], world.ref_logps[:, None], weights, beta=beta)[0]
+    assert world.kl_to(policy, computed) < 1e-7
+    exact = mr.exact.solve(world.reward, world.ref_logps, mr.ReverseKL(weights), beta=beta).log_policy
+    assert world.kl_to(policy, exact) > 1e-3
+
+
+def test_computed_ends_know_the_single_references(bench):
+    """At α = 1 every offline rule, and online all but the authors', comes to rest at π_1 e^{r/β} / Z, computed here by hand."""
+    by_hand = (bench.ref_logps[0] + bench.reward / 2.0).log_softmax(-1)
+    size = len(bench.world.vocabulary)
+    for training, rules in (("offline", ("exact", "mrpo", "multi-dpo")), ("online", ("exact", "mrpo"))):
+        for rule in rules:
+            found = optimum(training, rule, 1.0, bench.reward, bench.ref_logps, beta=2.0, vocabulary=size)
+            torch.testing.assert_close(found, by_hand, atol=1e-8, rtol=0)
+    other = optimum("online", "authors", 1.0, bench.reward, bench.ref_logps, beta=2.0, vocabulary=size)
+    assert float((other - by_hand).abs().max()) > 1e-2

@@ -1,0 +1,234 @@
+"""The sweep around the rules: which cells, what is kept, what is measured, what is said."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import multiref as mr
+from multiref.cli import app
+from multiref.errors import ConfigError, MultirefError
+from multiref.lab.frontier import page, tables
+from multiref.lab.frontier.execute import run
+from multiref.lab.frontier.findings import Findings
+from multiref.lab.frontier.generated import GeneratedBench
+from multiref.lab.frontier.grid import Cell, cells
+from multiref.lab.frontier.records import Record
+from multiref.lab.frontier.settings import FrontierSettings, Generated, Stories
+from tests.lab.frontier.conftest import TASK, Silent
+
+
+def test_no_run_is_made_twice_and_single_references_do_not_depend_on_the_weight():
+    """3 rules × 3 weights + 2 single references, 5 seeds: 55 runs, the ends of all three curves among them once."""
+    offline = FrontierSettings(generated=Generated())
+    assert len(cells(offline)) == len(set(cells(offline))) == 55
+    assert sum(cell.rule == "single" for cell in cells(offline)) == 10
+    online = cells(FrontierSettings(training="online", generated=Generated()))
+    assert len(online) == 65  # the authors' recipe is trained at its ends too
+    assert {cell.alpha for cell in online if cell.rule == "authors"} == {0.0, 0.25, 0.5, 0.75, 1.0}
+    inside = FrontierSettings(weights=[0.5], generated=Generated())
+    assert {cell.rule for cell in cells(inside) if cell.alpha in (0, 1)} == {"single"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"weights": [1.2]}, "from 0 to 1"),
+        ({"weights": [0.5, 0.5]}, "twice"),
+        ({"rules": ["mrpo"]}, "expected exact among them"),
+        ({"rules": ["exact", "authors"]}, "multi-dpo"),
+        ({"training": "both"}, "offline or online"),
+        ({"seeds": 0}, "at least 1"),
+        ({"generated": None}, "no task"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        FrontierSettings(**{"generated": Generated(), **given})
+
+
+def test_stories_are_offline_and_have_two_references():
+    paths = ("policy", {"a": "a", "b": "b"}, "stories", "lexicon")
+    with pytest.raises(ConfigError, match="offline only"):
+        FrontierSettings(training="online", stories=Stories(*paths))
+    with pytest.raises(ConfigError, match="expected two"):
+        Stories("policy", {"a": "a"}, "stories", "lexicon")
+
+
+# ---- what is measured ----
+
+
+def test_numbers_of_a_policy_give_j_at_every_weight(bench, settings):
+    """J is linear in α: from reward and two KL the findings give what `exact.value` computes from all 529 probabilities, for any policy and weight."""
+    log_policy = torch.randn(bench.reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(
+        -1
+    )
+    numbers = bench.measure(log_policy)
+    every = cells(settings)
+    found = Findings(settings, tuple(Record(cell, numbers, 0.0) for cell in every), None, None)
+    plane = found.planes[0]
+    for alpha in (0.0, 0.3, 1.0):
+        value = mr.exact.value(log_policy, bench.reward, bench.ref_logps, mr.ReverseKL((alpha, 1 - alpha)), beta=plane.beta)
+        assert found.values(plane, "mrpo", 0.5, "J", at=alpha)[0] == pytest.approx(float(value.mean()), abs=1e-10)
+    assert numbers["entropy"] == pytest.approx(float(-(log_policy.exp() * log_policy).sum(1).mean()))
+
+
+def test_distinct_answers_are_the_expected_number_among_eight(bench):
+    """20,000 draws of eight: the mean number of different answers is within 5 standard errors of the formula."""
+    logits = torch.full(bench.reward.shape, -torch.inf, dtype=torch.float64)
+    logits[:, :5] = torch.tensor([0.0, 1.0, 2.0, 0.5, -1.0], dtype=torch.float64)
+    log_policy = logits.log_softmax(-1)
+    draws = torch.multinomial(
+        log_policy[0].exp(), 160_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    ).reshape(-1, 8)
+    counts = torch.stack([(draws == answer).any(1) for answer in range(5)]).sum(0).double()
+    assert abs(bench.measure(log_policy)["distinct"] - float(counts.mean())) < 5 * float(counts.std()) / 20_000**0.5
+
+
+def test_pairs_are_measured_by_the_loss_that_trains(bench):
+    """The loss on enumerated pairs equals −log σ(β Δ) computed from the texts, for the untouched base model, at α = 0.3."""
+    shared = bench.shared(64, 0)
+    found = shared.train.measure(bench.world.base, Cell("generated", "offline", "exact", 0.3, 1.0, 64, 0), "train")
+    losses = []
+    for pair in shared.pairs:
+        problem = next(p for p in shared.train.problems if p.prompt == pair.prompt)
+        at = [bench.world.answers.index(side) for side in (pair.chosen, pair.rejected)]
+        policy = bench.world.logps(bench.world.base, [problem])[0, at]
+        refs = bench.world.ref_logps([problem])[:, 0, at]
+        score = policy - (0.3 * refs[0] + 0.7 * refs[1])
+        losses.append(float(-torch.nn.functional.logsigmoid(score[0] - score[1])))
+    assert found["loss/train"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    train, test = ({problem.prompt for problem in part.problems} for part in (shared.train, shared.test))
+    assert train != test and len(test) > len(train)
+
+
+# ---- resuming ----
+
+
+def test_a_cut_sweep_goes_on_and_ends_with_the_same_records(settings, cache, tmp_path, monkeypatch):
+    """Killed in its fifth run, then damaged: the second call trains what is missing or broken, nothing else, and the numbers are those of an uncut sweep."""
+    whole = run(settings, tmp_path / "whole", Silent(), cache=cache, workers=1)
+    train, made = GeneratedBench.train, []
+
+    def counted(bench, cell):
+        if len(made) == 4 and not (tmp_path / "cut" / "again").exists():
+            raise KeyboardInterrupt
+        made.append(cell)
+        return train(bench, cell)
+
+    monkeypatch.setattr(GeneratedBench, "train", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "cut", Silent(), cache=cache, workers=1)
+    files = sorted((tmp_path / "cut" / "records").glob("*.json"))
+    assert len(files) == 4
+    files[0].write_text(files[0].read_text()[:50])
+    (tmp_path / "cut" / "again").mkdir()
+    made.clear()
+    told = Silent()
+    again = run(settings, tmp_path / "cut", told, cache=cache, workers=1)
+    assert len(made) == 10 - 4 + 1 and told.steps[-1] == ("runs", 10, 10)
+    assert [(r.cell, r.numbers) for r in again.records] == [(r.cell, r.numbers) for r in whole.records]
+    made.clear()
+    run(settings, tmp_path / "cut", Silent(), cache=cache, workers=1)
+    assert not made
+    other = dataclasses.replace(settings, generated=dataclasses.replace(TASK, scale=1.0))
+    run(dataclasses.replace(other, seeds=1), tmp_path / "cut", Silent(), cache=cache, workers=1)
+    assert len(made) == 5  # other settings, other records
+
+
+@pytest.mark.slow
+def test_two_workers_leave_the_records_of_one(settings, cache, tmp_path):
+    one = run(settings, tmp_path / "one", Silent(), cache=cache, workers=1)
+    two = run(settings, tmp_path / "two", Silent(), cache=cache, workers=2)
+    assert [(r.cell, r.numbers) for r in one.records] == [(r.cell, r.numbers) for r in two.records]
+
+
+# ---- what is said ----
+
+
+def made_up(settings: FrontierSettings, j: dict[str, list[float]]) -> Findings:
+    """Findings with J = reward of these values (KL zero), by rule and seed."""
+    records = []
+    for cell in cells(settings):
+        numbers = {"reward": j[cell.rule][cell.seed], "kl/adder": 0.0, "kl/picker": 0.0, "entropy": 1.0, "distinct": 2.0}
+        records.append(Record(cell, numbers, 1.0))
+    return Findings(settings, tuple(records), None, None)
+
+
+def test_a_rival_that_wins_is_said_to_win(settings, bench, monkeypatch):
+    monkeypatch.setattr(Findings, "exact_place", lambda self, plane, alpha, beta=None: None)
+    found = made_up(settings, {"exact": [1.0, 1.1], "mrpo": [2.0, 2.1], "multi-dpo": [0.5, 0.6], "single": [0.0, 3.0]})
+    said = tables.sentences(found, found.planes[0])
+    assert "MRPO's pool: J_α is HIGHER than the exact rule's (+1.000 ± 0.000)" in said[0]
+    assert "Multi-DPO: J_α is lower than the exact rule's (−0.500 ± 0.000)" in said[1]
+    assert "adder alone: J_α is not told apart" in said[2]
+
+
+def config(folder: Path, **more: object) -> Path:
+    path = folder / "sweep.yaml"
+    task = {**dataclasses.asdict(TASK), **more}
+    path.write_text(json.dumps({"seeds": 2, "weights": [0.5], "generated": task, "full": {"weights": [0.25, 0.5]}}))
+    return path
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, ["frontier", *map(str, arguments)])
+
+
+def test_the_command_leaves_a_page_figures_and_numbers(cache, tmp_path):
+    options = ("--config", config(tmp_path), "--cache", cache, "--output", tmp_path / "out", "--workers", 1)
+    result = invoke(*options, "--set", "seeds=1")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "Multi-DPO" in text and "multiref inspect" in text and "<script" not in text
+    (plane,) = json.loads((tmp_path / "out" / "results.json").read_text())["planes"]
+    rows = {(row["rule"], row["alpha"]): row for row in plane["rows"]}
+    assert len(rows) == 9 and rows["exact", 0.5]["best_J"] >= rows["exact", 0.5]["seeds"]["J"][0]
+    assert rows["mrpo", 1.0]["seeds"] == rows["exact", 1.0]["seeds"]
+    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 4
+    full = invoke(*options, "--set", "seeds=1", "--full")
+    assert full.exit_code == 0 and len(list((tmp_path / "out" / "records").glob("*.json"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("weigths=[0.5]", "did you mean `weights`"),
+        ("generated.beta=2", "generated.beta"),
+        ("seeds=many", "seeds"),
+        ("rules=[mrpo]", "exact"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(change, words, tmp_path):
+    result = invoke("--config", config(tmp_path), "--set", change)
+    assert result.exit_code == 2 and words in result.output
+
+
+def test_full_without_a_full_grid_and_missing_models_are_named(tmp_path):
+    path = tmp_path / "no.yaml"
+    path.write_text("generated: {}\n")
+    assert "has no `full:`" in invoke("--config", path, "--full").output
+    path.write_text("stories: {policy: nowhere, references: {a: a, b: b}, stories: s, lexicon: l}\n")
+    result = invoke("--config", path, "--output", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 2 and "stories.references: 'a'" in result.output and "--shared" in result.output
+
+
+def test_help_has_an_example_and_the_recipes_are_settings(monkeypatch):
+    assert "multiref frontier --config recipes/figure1-small.yaml" in " ".join(invoke("--help").output.split())
+    from multiref.cli.frontier import _settings
+
+    folder = Path(__file__).parents[3] / "recipes"
+    one, two, three = (_settings(folder / f"figure{name}-small.yaml", False, []) for name in ("1", "2", "-overfitting"))
+    assert (len(cells(one)), len(cells(two)), len(cells(three))) == (55, 65, 100)
+    assert set(_settings(folder / "figure1-small.yaml", True, []).tasks) == {"generated", "stories"}
+    assert len(cells(_settings(folder / "figure2-small.yaml", True, []))) == 5 * 3 * (9 * 2 + 11 + 2)
+
+
+def test_findings_of_a_page_are_written_whole_or_not_at_all(settings, cache, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MultirefError, match="cannot write"):
+        run(settings, tmp_path / "file", Silent(), cache=cache, workers=1)
+    assert page.__all__ == ["write"]
