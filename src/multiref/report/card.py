@@ -14,7 +14,7 @@ __all__ = ["ModelCard"]
 class ModelCard:
     """What was trained, against what, on what, with which result.
 
-    `references` maps each name to (where it came from, its weight as text); `metrics` are plain numbers, reported as given;
+    `references` maps each name to (where it came from, its weight as text), empty for what has none, `beta` None then; `metrics` are plain numbers, reported as given;
     `limits` are sentences on what the numbers do not show. Every value is shown as text: nothing in it is read as Markdown markup.
     """
 
@@ -23,7 +23,7 @@ class ModelCard:
     objective: str
     formula: str
     references: Mapping[str, tuple[str, str]]
-    beta: float
+    beta: float | None
     data: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -48,12 +48,15 @@ class ModelCard:
         return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
 
     def _objective(self) -> str:
+        strength = "" if self.beta is None else f", β = {self.beta:g}"
         return (
             f"Trained with `multiref` from {_code(self.base_model)} on {_code(self.data)}.\n\n"
-            f"## Objective\n\n{_plain(self.objective)}, β = {self.beta:g}\n\n{_fenced(self.formula)}"
+            f"## Objective\n\n{_plain(self.objective)}{strength}\n\n{_fenced(self.formula)}"
         )
 
     def _references(self) -> str:
+        if not self.references:
+            return ""
         rows = [(name, source, weight) for name, (source, weight) in self.references.items()]
         return "## References\n\n" + _rows(("name", "source", "weight"), rows)
 

@@ -2,7 +2,7 @@
 
 `PreferenceTrainer(model, regularizer, beta=…, scores=…, args=…)`; what it minimises is an `Objective`: `Preference`, or one of the published
 rivals (`MultiDPO`, and the wrappers `TrustRegion`, `AdaptiveWeights`, `LengthNormalised`) under the same trainer. Weights that change while
-training are a `WeightStrategy`: `SlidingWindow`, `ThompsonSampling`.
+training are a `WeightStrategy`: `SlidingWindow`, `ThompsonSampling`. `RewardTrainer` makes reward models from pairs.
 """
 
 import importlib
@@ -22,6 +22,9 @@ _HOMES = {
     "WeightStrategy": "multiref.training.strategies",
     "SlidingWindow": "multiref.training.strategies",
     "ThompsonSampling": "multiref.training.strategies",
+    "RewardTrainer": "multiref.training.reward.trainer",
+    "RewardData": "multiref.training.reward.data",
+    "open_reward_model": "multiref.training.reward.model",
 }
 
 __all__ = sorted([*_HOMES, "online"])

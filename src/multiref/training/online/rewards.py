@@ -51,7 +51,7 @@ class Reward:
 
 
 class RewardModel:
-    """A sequence classifier with one output as a reward: r(x, y) is its logit on prompt and completion.
+    """A sequence classifier with one output as a reward: r(x, y) is its logit on prompt and completion, encoded as `RewardTrainer` did where that made it.
 
     Args:
         path_or_id: a model folder or hub id of a sequence classification model (num_labels = 1, as TRL's RewardTrainer writes).
@@ -79,6 +79,10 @@ class RewardModel:
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        if getattr(self.model.config, "multiref_reward", None) is not None:
+            from multiref.training.reward.model import rewards_of
+
+            return rewards_of(self.model, self.tokenizer, prompts, completions, batch=self.batch).tolist()
         texts = [
             p + c if isinstance(p, str) else self.tokenizer.apply_chat_template([*p, *c], tokenize=False)
             for p, c in zip(prompts, completions)

@@ -49,10 +49,17 @@ def calibration(margins: Tensor, counts: Tensor | None = None, *, bins: int = 10
     margins = margins.double().flatten()
     counts = torch.ones_like(margins) if counts is None else counts.double().flatten()
     if not len(margins) or bins < 1 or not bool(margins.isfinite().all()) or counts.shape != margins.shape:
-        raise ArgumentError(f"calibration: expected finite margins of at least one pair, as many counts and at least one bin; found {tuple(margins.shape)}, {tuple(counts.shape)}, {bins}")
+        raise ArgumentError(
+            f"calibration: expected finite margins of at least one pair, as many counts and at least one bin; found {tuple(margins.shape)}, {tuple(counts.shape)}, {bins}"
+        )
     confidence = torch.sigmoid(margins.abs())
     right = (torch.sign(margins) + 1) / 2
     place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
-    weight, sure, true = (torch.zeros(bins, dtype=torch.float64).index_add(0, place, counts * x) for x in (torch.ones_like(margins), confidence, right))
+    weight, sure, true = (
+        torch.zeros(bins, dtype=torch.float64).index_add(0, place, counts * x)
+        for x in (torch.ones_like(margins), confidence, right)
+    )
     error = ((true - sure).abs().sum() / weight.sum()).item()
-    return Calibration(error, tuple(Bin(*(float(x) for x in (s / w, t / w, w))) for s, t, w in zip(sure, true, weight, strict=True) if w > 0))
+    return Calibration(
+        error, tuple(Bin(*(float(x) for x in (s / w, t / w, w))) for s, t, w in zip(sure, true, weight, strict=True) if w > 0)
+    )

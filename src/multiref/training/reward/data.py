@@ -63,7 +63,9 @@ class RewardData(Dataset):
         if not self.pairs:
             raise DataError("No pair was given; expected at least one.")
         if tokenizer.pad_token_id is None:
-            raise ArgumentError("tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token.")
+            raise ArgumentError(
+                "tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token."
+            )
         self.pad, self.end = int(tokenizer.pad_token_id), end
         self.encoded = _encoded(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
         self.margins = torch.tensor([pair.margin for pair in self.pairs], dtype=torch.float64)
@@ -115,7 +117,9 @@ def _counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
         return torch.ones(pairs, dtype=torch.float64)
     checked = torch.as_tensor(counts, dtype=torch.float64)
     if checked.shape != (pairs,) or not bool((checked >= 0).all()) or not bool(checked.sum() > 0):
-        raise ArgumentError(f"counts: expected {pairs} numbers of at least zero, not all zero; found shape {tuple(checked.shape)}.")
+        raise ArgumentError(
+            f"counts: expected {pairs} numbers of at least zero, not all zero; found shape {tuple(checked.shape)}."
+        )
     return checked
 
 

@@ -13,13 +13,18 @@ from multiref.models.encoding import encode_many
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
 from multiref.training.reward.data import padded
 
-__all__ = ["MARK", "head_of", "open_reward_model", "rewards_of"]
+__all__ = ["MARK", "head_of", "open_reward_model", "rewards_of", "with_lora"]
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
 
 
 def open_reward_model(
-    path_or_id: str, *, dtype: str | torch.dtype = "float32", device: Any = None, revision: str | None = None, trust_remote_code: bool = False
+    path_or_id: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A reward model from a causal language model's folder, or one that was trained already.
 
@@ -34,9 +39,13 @@ def open_reward_model(
 
     tokenizer = load_tokenizer(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) else tokenizer.eos_token
+        tokenizer.pad_token = (
+            tokenizer.unk_token if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) else tokenizer.eos_token
+        )
     if tokenizer.pad_token_id is None:
-        raise ModelError(f"{path_or_id}: the tokenizer has no padding, unknown or end token; set pad_token in its tokenizer_config.json.")
+        raise ModelError(
+            f"{path_or_id}: the tokenizer has no padding, unknown or end token; set pad_token in its tokenizer_config.json."
+        )
     try:
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             path_or_id, num_labels=1, dtype=as_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True,
@@ -47,26 +56,34 @@ def open_reward_model(
     name, head = head_of(model)
     missing = [key for key in report["missing_keys"] if not key.startswith(name)]
     if missing:
-        raise ModelError(f"{path_or_id}: {len(missing)} weights are missing, the first {missing[0]}; expected all but the reward head's.")
+        raise ModelError(
+            f"{path_or_id}: {len(missing)} weights are missing, the first {missing[0]}; expected all but the reward head's."
+        )
     if any(key.startswith(name) for key in report["missing_keys"]):
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.zero_()
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return LanguageModel(model.to(device or best_device()).eval(), tokenizer, str(path_or_id))
+    opened: Any = model
+    opened.config.pad_token_id = tokenizer.pad_token_id
+    return LanguageModel(opened.to(device or best_device()).eval(), tokenizer, str(path_or_id))
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
     """The name and module of the linear head with one output. ModelError where there is none."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    outer: Any = model
+    inner: Any = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     for name in ("score", "classifier"):
-        head = getattr(inner, name, None)
+        head: Any = getattr(inner, name, None)
         if head is not None:
             outputs = [m.out_features for m in head.modules() if isinstance(m, nn.Linear)]
             if outputs and outputs[-1] != 1:
-                raise ModelError(f"The model's head has {outputs[-1]} outputs, expected one: a reward. Load it with num_labels=1.")
+                raise ModelError(
+                    f"The model's head has {outputs[-1]} outputs, expected one: a reward. Load it with num_labels=1."
+                )
             return name, head
-    raise ModelError(f"{type(inner).__name__} has no classification head; expected AutoModelForSequenceClassification with num_labels=1.")
+    raise ModelError(
+        f"{type(inner).__name__} has no classification head; expected AutoModelForSequenceClassification with num_labels=1."
+    )
 
 
 @torch.inference_mode()
@@ -89,3 +106,10 @@ def rewards_of(
         ids, mask = padded(rows[start : start + batch], int(tokenizer.pad_token_id))
         values.append(model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].double().cpu())
     return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)
+
+
+def with_lora(model: Any, options: dict[str, Any]) -> Any:
+    """A new LoRA adapter on the body, and the head trained whole. ValueError where it does not fit."""
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", modules_to_save=[head_of(model)[0]], **options))

@@ -30,7 +30,7 @@ class RewardTrainer(Trainer):
 
         L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },     d = r(x, y_w) − r(x, y_l) − margin
 
-    A pair says nothing about the sum of its two rewards; the last term, `centre` c, puts it at zero: the mean of r over each prompt's completions.
+    A pair says nothing about the sum of its two rewards; the last term, `centre` c, puts it near zero. It is not free: differences shrink by O(c).
     Both completions of a pair go through the model in one forward pass. The average is over the pairs of an optimizer step, whatever its micro-batches
     and ranks are.
 
@@ -131,7 +131,9 @@ class RewardTrainer(Trainer):
 
     # ---- the loss ----
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Σ losses of these pairs / pairs of the step. Gradients are averaged over ranks, hence the number of ranks."""
         pairs: RewardBatch = inputs["pairs"].to(self.args.device)
         chosen, rejected = self._rewards(model, pairs)
@@ -206,7 +208,9 @@ def _checked(model: nn.Module, args: TrainingArguments, label_smoothing: float, 
     if not 0 <= centre < float("inf"):
         raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
     if args.n_gpu > 1:
-        raise ArgumentError(f"{args.n_gpu} devices are visible to one process, expected one; start it with `accelerate launch`.")
+        raise ArgumentError(
+            f"{args.n_gpu} devices are visible to one process, expected one; start it with `accelerate launch`."
+        )
     head_of(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -1,0 +1,133 @@
+"""`multiref train` with `task: reward`: a folder that loads with transformers, that an interrupted run reaches too, and clear messages."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+from typer.testing import CliRunner
+
+from multiref.cli import app
+from multiref.cli.training_run import reward_execute
+from multiref.cli.training_run.config import build
+from multiref.cli.training_run.reward_settings import RewardRun
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
+WORDS = [
+    "the cat",
+    "a dog",
+    "two plus three",
+    "the log",
+    "a little dog",
+    "it is five",
+    "Max",
+    "the mat",
+    "on a log",
+    "yes",
+    "no it",
+    "a mat",
+]
+
+
+@pytest.fixture
+def config(tiny_folder, tmp_path):
+    rows = [
+        {"prompt": f"what is {w}?", "chosen": f" {w} is raining", "rejected": f" the {w} sat", "margin": 0.1} for w in WORDS
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    training = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 2e-3,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "use_cpu": True,
+        "seed": 1,
+    }
+    return {
+        "task": "reward", "model": str(tiny_folder), "data": str(tmp_path / "pairs.jsonl"), "evaluation": {"fraction": 0.25}, "centre": 0.01,
+        "output": str(tmp_path / "run"), "training": training,
+    }  # fmt: skip
+
+
+def train(config, tmp_path, *extra):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return CliRunner().invoke(app, ["train", "--config", str(tmp_path / "run.yaml"), *extra])
+
+
+def weights(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model")
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Killed(TrainerCallback):
+    """Stops a run in the way of a kill: an exception in the middle of a step."""
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_run_and_the_same_run_interrupted(config, tmp_path, monkeypatch):
+    assert train(config, tmp_path).exit_code == 0
+    folder = tmp_path / "run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(
+        math.log(2) + 0.05, abs=0.01
+    )  # rewards are 0 at first: −log σ(−0.1) = log 2 + 0.05 + …
+    assert "eval_calibration_error" in lines[-1] or any("eval_calibration_error" in line for line in lines)
+    points = json.loads((folder / "calibration.json").read_text())
+    assert sum(b["count"] for b in points["bins"]) == 3 and 0 <= points["error"] <= 1
+    card = (folder / "model" / "README.md").read_text()
+    assert "log σ(d)" in card and "expected calibration error" in card and "β =" not in card and "## References" not in card
+    assert (folder / "report.html").stat().st_size > 1000 and not list(folder.rglob("training_args.bin"))
+    again = train(config, tmp_path)
+    assert again.exit_code == 0 and "nothing to do" in again.output
+
+    other = {**config, "output": str(tmp_path / "other")}
+    made = reward_execute._trainer
+
+    def dying(*given):
+        trainer = made(*given)
+        trainer.add_callback(Killed())
+        return trainer
+
+    monkeypatch.setattr(reward_execute, "_trainer", dying)
+    with pytest.raises(KeyboardInterrupt):
+        reward_execute.run_reward(build(RewardRun, other, "here"), say=lambda text: None)
+    monkeypatch.setattr(reward_execute, "_trainer", made)
+    resumed = train(other, tmp_path)
+    assert resumed.exit_code == 0 and "Going on from step 4" in resumed.output
+    assert torch.equal(weights(folder), weights(tmp_path / "other"))
+
+
+def test_an_adapter_is_merged_into_what_is_written(config, tmp_path):
+    config |= {"lora": {"r": 2}, "evaluation": None}
+    assert train(config, tmp_path).exit_code == 0
+    found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert found.score.weight.abs().max() > 0 and not (tmp_path / "run" / "model" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"centre": -0.1}, "centre: found -0.1"),
+        ({"label_smoothing": 0.5}, "label_smoothing: found 0.5"),
+        ({"betta": 0.1}, "betta: unknown key"),
+        ({"model": {"path": "m", "adapter": "a"}}, "merge the adapter first"),
+        ({"training": {"learning_rat": 1.0}}, "did you mean `learning_rate`"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ({"model": "./nowhere"}, "no model folder"),
+    ],
+)
+def test_mistakes_are_one_message(config, tmp_path, change, words):
+    result = train(config | change, tmp_path)
+    assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_recipe_is_read(tmp_path):
+    run = build(RewardRun, yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | {"output": str(tmp_path)}, "recipe")
+    assert run.task == "reward" and run.centre == 0.01 and run.training["per_device_train_batch_size"] == 16
