@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
+from multiref.demo.yardstick import Yardstick
 from multiref.errors import ConfigError, MultirefError
 from multiref.lab.frontier import page, tables
 from multiref.lab.frontier.execute import run
@@ -74,6 +76,20 @@ def test_numbers_of_a_policy_give_j_at_every_weight(bench, settings):
         value = mr.exact.value(log_policy, bench.reward, bench.ref_logps, mr.ReverseKL((alpha, 1 - alpha)), beta=plane.beta)
         assert found.values(plane, "mrpo", 0.5, "J", at=alpha)[0] == pytest.approx(float(value.mean()), abs=1e-10)
     assert numbers["entropy"] == pytest.approx(float(-(log_policy.exp() * log_policy).sum(1).mean()))
+
+
+def test_the_reward_missed_is_that_of_the_demos_bisection(bench, settings, cache):
+    """The curve of exact optima, interpolated, against `Yardstick.best_reward`, which solves for the β of that price; at π* itself nothing is missed."""
+    asked = mr.ReverseKL((0.3, 0.7))
+    yardstick = Yardstick.on(bench.world, bench.problems, asked, 1.0, scale=TASK.scale)
+    mixed = torch.logaddexp(yardstick.optimum.log_policy, bench.ref_logps[0]) - math.log(2)
+    for log_policy, expected in ((yardstick.optimum.log_policy, 0.0), (mixed, None)):
+        numbers = bench.measure(log_policy)
+        found = Findings(settings, tuple(Record(cell, numbers, 0.0) for cell in cells(settings)), cache, None)
+        (missed, _) = found.missed(found.planes[0], "exact", 0.5, at=0.3)
+        price = 0.3 * numbers["kl/adder"] + 0.7 * numbers["kl/picker"]
+        best = yardstick.best_reward(price) - numbers["reward"] if expected is None else expected
+        assert missed == pytest.approx(best, abs=1e-3) and (expected == 0 or missed > 0.01)
 
 
 def test_distinct_answers_are_the_expected_number_among_eight(bench):

@@ -33,7 +33,7 @@ def objective(findings: Findings, plane: Plane) -> Figure:
         grid = [step / 20 for step in range(21)]
         best = [place.J for alpha in grid if (place := findings.exact_place(plane, alpha)) is not None]
         axes.plot(grid, best, color=INK, linewidth=1.2, label="best value J*_α (exact)")
-    return _finished(figure, axes, findings, plane, "J_α(π) = E_π[r] − β Σₖ wₖ KL(π‖πₖ)  (higher is better)")
+    return _finished(figure, axes, findings, plane, "J_α(π), the objective as asked  (higher is better)")
 
 
 def gap(findings: Findings, plane: Plane) -> Figure:
@@ -49,7 +49,7 @@ def gap(findings: Findings, plane: Plane) -> Figure:
                 inside, ends, color=colour, linestyle=(0, (4, 3)), linewidth=1, label=f"{LABELS[rule]}, if trained perfectly"
             )
     axes.set_yscale("log")
-    return _finished(figure, axes, findings, plane, "J*_α − J_α(π) = β KL(π‖π*_α)  (log; lower is better)")
+    return _finished(figure, axes, findings, plane, "J*_α − J_α(π) = β KL(π‖π*_α)  (log)")
 
 
 def reward(findings: Findings, plane: Plane) -> Figure:
@@ -61,7 +61,7 @@ def reward(findings: Findings, plane: Plane) -> Figure:
         ends = [place.reward for alpha in inside if (place := findings.end(plane, rule, alpha)) is not None]
         if ends:
             axes.plot(inside, ends, color=PALETTE[STYLES[rule]], linestyle=(0, (4, 3)), linewidth=1)
-    return _finished(figure, axes, findings, plane, "expected reward E_π[r]  (higher is better; dashed: if trained perfectly)")
+    return _finished(figure, axes, findings, plane, "E_π[r]  (dashed: if trained perfectly)")
 
 
 def plane_of_reward(findings: Findings, plane: Plane) -> Figure:

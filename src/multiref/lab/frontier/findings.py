@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +110,27 @@ class Findings:
         return paired(self.values(plane, rule, alpha, number, at=at), self.values(plane, "exact", at, number, at=at))
 
     # ---- computed, not trained; for the generated task ----
+
+    def missed(self, plane: Plane, rule: str, alpha: float, *, at: float) -> list[float]:
+        """By seed: the largest reward that any policy has at this one's Σ_k w_k KL (weight `at`), less its own. Empty where answers cannot be enumerated."""
+        if self.exact_place(plane, at) is None:
+            return []
+        prices, rewards = (self.values(plane, rule, alpha, number, at=at) for number in ("price", "reward"))
+        return [self._best_reward(plane, at, price) - reward for price, reward in zip(prices, rewards, strict=True)]
+
+    def _best_reward(self, plane: Plane, alpha: float, price: float) -> float:
+        """Reward of the exact optimum (over all β) whose price is this; linear between 80 values of β, so a little low (< 1e-3)."""
+        found = [self.exact_place(plane, alpha, beta=plane.beta * 2 ** (step / 8)) for step in range(-48, 33)]
+        places = [
+            (alpha * place.kl[0] + (1 - alpha) * place.kl[1], place.reward) for place in reversed(found) if place is not None
+        ]
+        above = bisect.bisect_left([x for x, _ in places], price)
+        if above == 0:
+            return math.nan
+        if above == len(places):
+            return places[-1][1]
+        (x0, y0), (x1, y1) = places[above - 1], places[above]
+        return y0 + (y1 - y0) * (price - x0) / (x1 - x0)
 
     def exact_place(self, plane: Plane, alpha: float, *, beta: float | None = None) -> Place | None:
         """π*_α; None where answers cannot be enumerated."""

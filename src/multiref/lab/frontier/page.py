@@ -115,6 +115,7 @@ def _answer(findings: Findings, plane: Plane, said: list[str]) -> dict[str, Any]
                     "seeds": numbers,
                     "best_J": None if best is None else best.J,
                     "end": None if end is None else dataclasses.asdict(end),
+                    "reward_missed": findings.missed(plane, rule, alpha, at=alpha),
                     "disagreement": findings.disagreement(plane.task, alpha),
                 }
             )

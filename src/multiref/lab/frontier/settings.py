@@ -30,7 +30,7 @@ class Offline:
 class Online:
     """RLOO: `steps` batches of `prompts_per_step` prompts with `group` completions each, out of `prompts` different prompts; the rate falls to zero."""
 
-    steps: int = 200
+    steps: int = 150
     prompts: int = 1200
     prompts_per_step: int = 32
     group: int = 8

@@ -27,7 +27,7 @@ def objective_table(findings: Findings, plane: Plane) -> Table:
         f"KL(π‖{one})",
         f"KL(π‖{two})",
     ]
-    header += ["J*_α − J_α", "the same at the rule's own optimum"] if exact else []
+    header += ["J*_α − J_α", "the same at the rule's own optimum", "reward missed at its own KL"] if exact else []
     rows: list[list[str]] = []
     quiet: set[int] = set()
     for alpha in findings.alphas:
@@ -138,7 +138,7 @@ def _to_the_best(findings: Findings, plane: Plane, rule: str, trained: float, al
     assert end is not None
     value = end.reward - plane.beta * (alpha * end.kl[0] + (1 - alpha) * end.kl[1])
     own = f"{plane.beta * end.gap:.3f}" if trained == alpha else f"{best.J - value:.3f}"
-    return [missing, own]
+    return [missing, own, Measure.of(findings.missed(plane, rule, trained, at=alpha)).text()]
 
 
 def _gaps(findings: Findings, plane: Plane, rule: str, alpha: float) -> list[float]:
