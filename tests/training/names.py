@@ -1,4 +1,4 @@
-"""The names-* models as an enumerable world: names of at most two letters, 703 of them."""
+"""The names-* models as an enumerable world: names of at most two letters, 703 of them; or three, 18,279."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +11,26 @@ LETTERS = 27  # token 0 is start, end and padding
 
 
 @torch.inference_mode()
-def names_world(models: Sequence[Any], seed: int = 0) -> World:
-    """ "" (0 0), one letter (x 0) and two (x y, the end forced): p(0), p(x) p(0|x), p(x) p(y|x). They sum to one, so nothing is cut off.
+def names_world(models: Sequence[Any], letters: int = 2, mixture: bool = False, seed: int = 0) -> World:
+    """ "" (0 0 …), one letter (x 0 …), …, `letters` letters, the end forced after the last; renormalised by what is left, which is nothing but rounding.
 
-    The reward of a name is a number in [0, 1] drawn for it.
+    The reward of a name is a number in [0, 1] drawn for it. mixture: one more reference, the even mixture of the models.
     """
-    logps = torch.stack([_pairs_of_tokens(model) for model in models])
-    support = torch.tensor([a * LETTERS + b for a in range(LETTERS) for b in range(LETTERS) if a > 0 or b == 0])
-    kept = logps[:, support]
+    answers = torch.cartesian_prod(*[torch.arange(LETTERS)] * letters)
+    ended = (answers == 0).cumsum(1) > 0
+    names = ~((answers != 0) & ended).any(1)
+    support = names.nonzero()[:, 0]
+    logps = torch.stack([_logps(model.double(), answers[support]) for model in models])
+    if mixture:
+        logps = torch.cat([logps, logps.logsumexp(0, keepdim=True)])
     reward = torch.rand(len(support), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return World(LETTERS, 2, kept - kept.logsumexp(-1, keepdim=True), reward, support)
+    return World(LETTERS, letters, logps - logps.logsumexp(-1, keepdim=True), reward, support)
 
 
-def _pairs_of_tokens(model: Any) -> torch.Tensor:
-    """[27 · 27]: log p of the first two tokens; after the end, the end again."""
-    model = model.double()
-    first = model(torch.tensor([[0]])).logits[0, 0].log_softmax(-1)
-    second = model(torch.tensor([[0, x] for x in range(LETTERS)])).logits[:, 1].log_softmax(-1)
-    second[0] = torch.where(torch.arange(LETTERS) == 0, 0.0, -torch.inf)
-    return (first[:, None] + second).flatten()
+def _logps(model: Any, answers: torch.Tensor) -> torch.Tensor:
+    """[Y]: Σ_t log p(a_t | start, a_<t) up to and with the first end; what follows it is certain."""
+    prefixed = torch.cat([torch.zeros_like(answers[:, :1]), answers], dim=1)
+    steps = torch.cat([model(rows[:, :-1]).logits.log_softmax(-1) for rows in prefixed.split(4096)])
+    each = steps.gather(-1, answers[..., None])[..., 0]
+    after = (answers == 0).cumsum(1) - (answers == 0).long() > 0
+    return each.masked_fill(after, 0.0).sum(1)

@@ -110,16 +110,27 @@ def test_with_finite_data_the_gap_falls_as_one_over_n(tmp_path):
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "regularizer",
-    [mr.ReverseKL((0.4, 0.6)), mr.ForwardKL((0.4, 0.6)), mr.AlphaDivergence((0.4, 0.6), alpha=0.5)],
-    ids=["reverse", "forward", "alpha ½"],
+    ("regularizer", "letters"),
+    [
+        pytest.param(mr.ReverseKL((0.4, 0.6)), 2, id="reverse"),
+        pytest.param(mr.ForwardKL((0.4, 0.6)), 2, id="forward"),
+        pytest.param(mr.AlphaDivergence((0.4, 0.6), alpha=0.5), 2, id="alpha ½"),
+        pytest.param(mr.ReverseKL((0.2, 0.5, 0.3)), 2, id="reverse, K = 3"),
+        pytest.param(mr.ForwardKL((0.2, 0.5, 0.3)), 2, id="forward, K = 3"),
+        pytest.param(mr.AlphaDivergence((0.2, 0.5, 0.3), alpha=0.5), 2, id="alpha ½, K = 3"),
+        pytest.param(mr.ReverseKL((0.7, 0.3)), 3, id="reverse, three letters"),
+    ],
 )
-def test_on_real_references_cut_at_two_letters(regularizer, shared, tmp_path):
-    """names-a and names-b: all 703 names of at most two letters, the end forced after the second, renormalised; a table as policy."""
-    world = names_world([load(shared / "models" / name).model for name in ("names-a", "names-b")])
-    assert len(world.reward) == 703
+def test_on_real_references_cut_after_a_few_letters(regularizer, letters, shared, tmp_path):
+    """names-a, names-b and, for K = 3, their even mixture: all names of at most two (three) letters, the end forced, renormalised; a table as policy."""
+    models = [load(shared / "models" / name).model for name in ("names-a", "names-b")]
+    world = names_world(models, letters, mixture=len(regularizer.weights) == 3)
+    assert len(world.reward) == sum(26**n for n in range(letters + 1))
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=BETA).log_policy
-    policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=300, lr=0.1, data=world.population(partners=2))
+    data, steps = world.population(partners=2), {2: 300, 3: 120}[letters]
+    policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=steps, lr=0.1, data=data)
     reached = world.kl_to(policy, optimum)
-    print(f"{regularizer.name}: KL(π‖π*) from {world.kl_to(world.policy(), optimum):.4f} to {reached:.2e}")
+    print(
+        f"{regularizer.name}, K = {len(world.ref_logps)}: KL(π‖π*) from {world.kl_to(world.policy(), optimum):.4f} to {reached:.2e}"
+    )
     assert reached < 1e-3
