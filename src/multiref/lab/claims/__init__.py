@@ -4,6 +4,7 @@ A claim says what is stated, where (found in a paper, or derived by us), the num
 """
 
 from multiref.lab.claim import Claim
+from multiref.lab.claims.bilevel_estimators import BILEVEL_ESTIMATOR_NOISE, BILEVEL_OFF_GIBBS, BILEVEL_RATES
 from multiref.lab.claims.bilevel_hypergradients import BILEVEL_CLOSED_FORM, BILEVEL_CONJUGATE_GRADIENTS, BILEVEL_PENALTY_BIAS
 from multiref.lab.claims.bilevel_objectives import (
     BILEVEL_LIKELIHOOD_LOSES,
@@ -86,6 +87,9 @@ CLAIMS: tuple[Claim, ...] = (
     BILEVEL_CLOSED_FORM,
     BILEVEL_PENALTY_BIAS,
     BILEVEL_CONJUGATE_GRADIENTS,
+    BILEVEL_ESTIMATOR_NOISE,
+    BILEVEL_OFF_GIBBS,
+    BILEVEL_RATES,
     BILEVEL_LIKELIHOOD_LOSES,
     BILEVEL_STOP_GRADIENT,
     BILEVEL_TWO_LABELS,

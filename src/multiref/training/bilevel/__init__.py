@@ -1,0 +1,52 @@
+"""Online alignment with labels as the budget: the bilevel trainer and its iterative peers, on tables, small transformers and Hugging Face models.
+
+`train(task, method, plan)` is the one loop; a method says which pairs to have labelled and how to learn from them; a task says what everything is.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Task": "task",
+    "Oracle": "task",
+    "Policy": "task",
+    "RewardModel": "task",
+    "Plan": "loop",
+    "train": "loop",
+    "History": "loop",
+    "State": "state",
+    "Bilevel": "bilevel",
+    "BilevelTrainer": "bilevel",
+    "OfflineDPO": "direct",
+    "OnlineDPO": "direct",
+    "XPO": "direct",
+    "SAIL": "sail",
+    "GSHF": "two_step",
+    "Iterative": "two_step",
+    "TwoStage": "two_step",
+    "METHODS": "methods",
+    "method_named": "methods",
+    "FunctionOracle": "oracles",
+    "RewardOracle": "oracles",
+    "Exchange": "exchange",
+    "SeededTransformer": "seeded",
+    "LabelsLate": "oracles",
+    "Diverged": "steps",
+    "TabularPolicy": "enumerable",
+    "LogLinearPolicy": "enumerable",
+    "TableReward": "enumerable",
+    "LinearReward": "enumerable",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used, so that `import multiref` does not load transformers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,115 @@
+"""Policies and reward models on completions that can be enumerated: one number for each, or linear in given features. Seeds on the first axis."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LinearReward", "LogLinearPolicy", "TableReward", "TabularPolicy", "completion_index", "every_completion"]
+
+
+def completion_index(completions: Tensor, vocabulary: int) -> Tensor:
+    """[*E, L] token ids → [*E]: the completion's place in lexicographic order."""
+    index = torch.zeros_like(completions[..., 0])
+    for token in completions.unbind(-1):
+        index = vocabulary * index + token
+    return index
+
+
+def every_completion(vocabulary: int, length: int) -> Tensor:
+    """[V^L, L] token ids in lexicographic order."""
+    return torch.cartesian_prod(*[torch.arange(vocabulary)] * length).reshape(-1, length)
+
+
+class LinearReward(nn.Module):
+    """r_φ(x, y) = ⟨φ, f(x, y)⟩, φ [S, d], from features [X, Y, d] of completions in lexicographic order; φ = 0 at first."""
+
+    def __init__(self, features: Tensor, vocabulary: int, seeds: int):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.register_buffer("table", features)
+        self.phi = nn.Parameter(torch.zeros(seeds, features.shape[-1], dtype=features.dtype))
+
+    def features(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n, d]."""
+        table: Tensor = self.table  # type: ignore[assignment]
+        return table[prompts[None, :, None], completion_index(completions, self.vocabulary)]
+
+    def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n]."""
+        return torch.einsum("sbnd,sd->sbn", self.features(prompts, completions), self.phi)
+
+
+class TableReward(nn.Module):
+    """One number per prompt and completion, [S, X, Y]; zero at first."""
+
+    def __init__(self, prompts: int, vocabulary: int, length: int, seeds: int):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.table = nn.Parameter(torch.zeros(seeds, prompts, vocabulary**length))
+
+    def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n]."""
+        seeds = torch.arange(len(self.table))[:, None, None]
+        return self.table[seeds, prompts[None, :, None], completion_index(completions, self.vocabulary)]
+
+
+class _Enumerated(nn.Module):
+    """What the two policies share: a differentiable table of log-probabilities, read at completions, sampled exactly."""
+
+    def __init__(self, vocabulary: int, length: int):
+        super().__init__()
+        self.vocabulary, self.completions = vocabulary, every_completion(vocabulary, length)
+
+    def law(self, prompts: Tensor) -> Tensor:
+        """[B] → [S, B, Y], differentiable log-probabilities."""
+        raise NotImplementedError
+
+    def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n]."""
+        return self.law(prompts).gather(-1, completion_index(completions, self.vocabulary))
+
+    @torch.no_grad()
+    def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """[B] → [S, B, n, L]."""
+        law = self.law(prompts).exp()
+        drawn = torch.multinomial(law.flatten(0, 1), n, replacement=True, generator=generator)
+        return self.completions[drawn.unflatten(0, law.shape[:2])]
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """[S, X, Y] float64."""
+        base: Tensor = self.base  # type: ignore[assignment]
+        return self.law(torch.arange(base.shape[-2])).double()
+
+    def copy(self):
+        """Independent, with the same parameters."""
+        return copy.deepcopy(self)
+
+
+class TabularPolicy(_Enumerated):
+    """A free softmax over the completions of each prompt: π ∝ e^θ, θ [S, X, Y], from log-probabilities `start` [X, Y]."""
+
+    def __init__(self, start: Tensor, vocabulary: int, length: int, seeds: int):
+        super().__init__(vocabulary, length)
+        self.base = nn.Parameter(start.expand(seeds, *start.shape).clone())
+
+    def law(self, prompts: Tensor) -> Tensor:
+        return self.base[:, prompts].log_softmax(-1)
+
+
+class LogLinearPolicy(_Enumerated):
+    """π_θ ∝ π_start e^{⟨θ, f⟩}, θ [S, d] from zero, features [X, Y, d]."""
+
+    def __init__(self, start: Tensor, features: Tensor, vocabulary: int, length: int, seeds: int):
+        super().__init__(vocabulary, length)
+        self.register_buffer("base", start)
+        self.register_buffer("features", features)
+        self.theta = nn.Parameter(torch.zeros(seeds, features.shape[-1], dtype=features.dtype))
+
+    def law(self, prompts: Tensor) -> Tensor:
+        start: Tensor = self.base  # type: ignore[assignment]
+        features: Tensor = self.features  # type: ignore[assignment]
+        return (start[prompts] + torch.einsum("byd,sd->sby", features[prompts], self.theta)).log_softmax(-1)
