@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from multiref import losses as preference_losses
@@ -18,16 +16,17 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models import completion_logps
 from multiref.models.encoding import context_limit
 from multiref.references.scores import SequenceScores
-from multiref.training.batching import StepBatches, passes
+from multiref.training.batching import passes
 from multiref.training.dataset import PairBatch, PreferenceData, collate
-from multiref.training.metrics import Averages, pair_metrics
+from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Loss, Objective, PairLogps, Preference
+from multiref.training.pair_trainer import PairTrainer, checked_devices, without_dropout
 from multiref.training.strategies import WeightStrategy
 
 __all__ = ["PreferenceTrainer"]
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(PairTrainer):
     r"""Minimises the average over pairs of loss(r_chosen, r_rejected), r the implicit reward under K frozen references.
 
         L = (1/n) Σ_pairs loss(r(x, y_w), r(x, y_l)),     r = β f'(π / P),   P the regularizer's pool of the K references
@@ -59,8 +58,6 @@ class PreferenceTrainer(Trainer):
 
     Reference: Rafailov et al., 2023; arXiv 2502.01203, appendix F, for several references (losses DERIVED).
     """
-
-    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
     def __init__(
         self,
@@ -102,7 +99,6 @@ class PreferenceTrainer(Trainer):
             held_out = ready(eval_dataset)  # type: ignore[assignment]
         check_weights(self.objective.weights, len(train.names))
         self.names = train.names
-        self._averages = Averages()
         self._strategy = strategy
         if strategy is not None:
             args.restore_callback_states_from_checkpoint = True
@@ -119,7 +115,6 @@ class PreferenceTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
 
     @property
     def strategy(self) -> WeightStrategy | None:
@@ -130,31 +125,6 @@ class PreferenceTrainer(Trainer):
                 callback.succeed(given)
                 self._strategy = callback
         return self._strategy
-
-    # ---- batches ----
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
-        args, data = self.args, self.train_dataset
-        batches = StepBatches(
-            data.row_lengths,
-            args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            world=args.world_size,
-            rank=args.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
-            drop_last=args.dataloader_drop_last,
-        )
-        return _EpochLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=args.dataloader_num_workers)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """The micro-batches of one step, and how many pairs they hold over all ranks."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not samples:
-            return samples, None
-        count = torch.stack([sample["pairs"].shares.sum() for sample in samples]).sum().float().to(device)
-        return samples, self.accelerator.reduce(count, reduction="sum")
 
     def floating_point_ops(self, inputs: Any) -> int:
         """6 operations a parameter and token, forward and backward."""
@@ -179,7 +149,7 @@ class PreferenceTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Σ losses of these pairs / pairs of the step. Gradients are averaged over ranks, hence the number of ranks."""
+        """`mean_of_step` of the objective's losses."""
         pairs, logps = inputs["pairs"], self._pair_logps(model, inputs["pairs"])
         shares = pairs.shares.to(logps.policy)
         objective = self._current(logps)
@@ -189,9 +159,7 @@ class PreferenceTrainer(Trainer):
             self._averages.add(values, shares)
             if (strategy := self.strategy) is not None:
                 strategy.observe(logps, objective, shares)
-        count = shares.sum() if num_items_in_batch is None else num_items_in_batch
-        ranks = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        loss = ((losses * shares).sum() / count * ranks).float()
+        loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {"loss": losses.detach(), **values}) if return_outputs else loss
 
     def _pair_logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
@@ -244,25 +212,6 @@ class PreferenceTrainer(Trainer):
             values["reward_gap"] = trained[-1] - values["rewards/margins"]
         return values
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The loss's line also carries the metrics of its pairs, over all ranks."""
-        if "loss" in logs:
-            logs.update(self._averages.take(lambda totals: self.accelerator.reduce(totals, reduction="sum")))
-        super().log(logs, start_time)
-
-
-class _EpochLoader(DataLoader):
-    """A data loader that tells its batch sampler which epoch it is; already sharded, so it is not to be prepared again."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
 
 def _part(inputs: dict[str, Any], group: list[int]) -> dict[str, Any]:
     return {**inputs, "index": inputs["index"][group], "pairs": inputs["pairs"].take(group)}
@@ -289,24 +238,5 @@ def _checked_policy(model: nn.Module, args: TrainingArguments) -> None:
         raise ModelError(
             f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes layers. Use LoRA."
         )
-    if args.n_gpu > 1:
-        raise ArgumentError(
-            f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one device a process. "
-            "Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
-        )
-    sampling = getattr(args, "train_sampling_strategy", "random")
-    if sampling not in ("random", "sequential"):
-        raise ArgumentError(
-            f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by length anyway; grouping "
-            "whole steps by length would weigh a pair by the length of its neighbours."
-        )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    config = getattr(model, "config", None)
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # a plain attribute, which mypy takes for a parameter
+    checked_devices(args)
+    without_dropout(model)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
-from multiref.training.batching import StepBatches
-from multiref.training.metrics import Averages
+from multiref.training.pair_trainer import PairTrainer, checked_devices, without_dropout
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.data import RewardBatch, RewardData, collate
 from multiref.training.reward.model import MARK, head_of
@@ -25,7 +22,7 @@ __all__ = ["RewardTrainer"]
 _EVALUATED = ("loss", "nll", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(PairTrainer):
     r"""Minimises the average over pairs of the Bradley–Terry loss of the rewards' difference, less the pair's margin, and keeps rewards centred.
 
         L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },     d = r(x, y_w) − r(x, y_l) − margin
@@ -52,8 +49,6 @@ class RewardTrainer(Trainer):
     Reference: Bradley and Terry, 1952; Ouyang et al., 2022; margin: Touvron et al., 2023; centring: Eisenstein et al., 2023.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
-
     def __init__(
         self,
         model: nn.Module,
@@ -73,7 +68,6 @@ class RewardTrainer(Trainer):
         _checked(model, args, label_smoothing, centre)
         self.label_smoothing, self.centre = label_smoothing, centre
         self.reliability: Calibration | None = None
-        self._averages = Averages()
 
         def ready(data: Any) -> RewardData:
             if isinstance(data, RewardData):
@@ -99,31 +93,6 @@ class RewardTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
-
-    # ---- batches ----
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
-        args, data = self.args, self.train_dataset
-        batches = StepBatches(
-            data.row_lengths,
-            args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            world=args.world_size,
-            rank=args.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        return _EpochLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=args.dataloader_num_workers)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """The micro-batches of one step, and how many pairs they hold over all ranks."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not samples:
-            return samples, None
-        count = torch.stack([sample["pairs"].shares.sum() for sample in samples]).sum().float().to(device)
-        return samples, self.accelerator.reduce(count, reduction="sum")
 
     def floating_point_ops(self, inputs: Any) -> int:
         """6 operations a parameter and token, forward and backward."""
@@ -134,7 +103,7 @@ class RewardTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Σ losses of these pairs / pairs of the step. Gradients are averaged over ranks, hence the number of ranks."""
+        """`mean_of_step` of the losses."""
         pairs: RewardBatch = inputs["pairs"].to(self.args.device)
         chosen, rejected = self._rewards(model, pairs)
         losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
@@ -143,9 +112,7 @@ class RewardTrainer(Trainer):
         shares = pairs.shares.to(losses)
         if model.training:
             self._averages.add({name: value for name, value in values.items() if name.startswith("rewards/")}, shares)
-        count = shares.sum() if num_items_in_batch is None else num_items_in_batch
-        ranks = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        loss = ((losses * shares).sum() / count * ranks).float()
+        loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {**values, "share": shares}) if return_outputs else loss
 
     def _rewards(self, model: nn.Module, pairs: RewardBatch) -> tuple[Tensor, Tensor]:
@@ -171,25 +138,6 @@ class RewardTrainer(Trainer):
         self.reliability = calibration(table[:, _EVALUATED.index("rewards/margins")], shares)
         return {**dict(zip(_EVALUATED, means.tolist(), strict=True)), "calibration_error": self.reliability.error}
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The loss's line also carries the rewards of its pairs, over all ranks."""
-        if "loss" in logs:
-            logs.update(self._averages.take(lambda totals: self.accelerator.reduce(totals, reduction="sum")))
-        super().log(logs, start_time)
-
-
-class _EpochLoader(DataLoader):
-    """A data loader that tells its batch sampler which epoch it is; already sharded, so it is not to be prepared again."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
 
 def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
     """[B] each, by the names of `_EVALUATED`."""
@@ -207,13 +155,6 @@ def _checked(model: nn.Module, args: TrainingArguments, label_smoothing: float, 
         raise ArgumentError(f"label_smoothing: found {label_smoothing}, expected at least 0 and below 0.5.")
     if not 0 <= centre < float("inf"):
         raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
-    if args.n_gpu > 1:
-        raise ArgumentError(
-            f"{args.n_gpu} devices are visible to one process, expected one; start it with `accelerate launch`."
-        )
+    checked_devices(args)
     head_of(model)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # a plain attribute, which mypy takes for a parameter
+    without_dropout(model)

@@ -1,0 +1,107 @@
+"""What trainers on pairs share: steps of equally many pairs on every rank, averages over the pairs of a step, safe files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from multiref.errors import ArgumentError
+from multiref.training.batching import StepBatches
+from multiref.training.metrics import Averages
+
+__all__ = ["PairTrainer", "checked_devices", "without_dropout"]
+
+
+class PairTrainer(Trainer):
+    """A `transformers.Trainer` on pairs; overrides documented methods only. Batches are mappings with "pairs", which has `shares` [B].
+
+    Its datasets have `row_lengths` [P], and items that `data_collator` turns into batches.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
+
+    def __init__(self, **options: Any) -> None:
+        self._averages = Averages()
+        super().__init__(**options)
+        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
+        args, data = self.args, self.train_dataset
+        batches = StepBatches(
+            data.row_lengths,
+            args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            world=args.world_size,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
+            drop_last=args.dataloader_drop_last,
+        )
+        return _EpochLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
+        """The micro-batches of one step, and how many pairs they hold over all ranks."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        count = torch.stack([sample["pairs"].shares.sum() for sample in samples]).sum().float().to(device)
+        return samples, self.accelerator.reduce(count, reduction="sum")
+
+    def mean_of_step(self, losses: Tensor, shares: Tensor, pairs_of_step: Any) -> Tensor:
+        """[B], [B] → Σ losses of these pairs / pairs of the step (None: of these). Gradients are averaged over ranks, hence the number of ranks."""
+        count = shares.sum() if pairs_of_step is None else pairs_of_step
+        ranks = 1 if pairs_of_step is None else self.accelerator.num_processes
+        return ((losses * shares).sum() / count * ranks).float()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The loss's line also carries the metrics of its pairs, over all ranks."""
+        if "loss" in logs:
+            logs.update(self._averages.take(lambda totals: self.accelerator.reduce(totals, reduction="sum")))
+        super().log(logs, start_time)
+
+
+class _EpochLoader(DataLoader):
+    """A data loader that tells its batch sampler which epoch it is; already sharded, so it is not to be prepared again."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def checked_devices(args: TrainingArguments) -> None:
+    """Refuse arguments under which a step would not be what it says. ArgumentError."""
+    if args.n_gpu > 1:
+        raise ArgumentError(
+            f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one device a process. "
+            "Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
+        )
+    sampling = getattr(args, "train_sampling_strategy", "random")
+    if sampling not in ("random", "sequential"):
+        raise ArgumentError(
+            f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by length anyway; grouping "
+            "whole steps by length would weigh a pair by the length of its neighbours."
+        )
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Make the model deterministic: every dropout rate becomes zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # a plain attribute, which mypy takes for a parameter
+    config = getattr(model, "config", None)
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
