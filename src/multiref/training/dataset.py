@@ -15,7 +15,7 @@ from multiref.errors import ArgumentError, DataError
 from multiref.models.encoding import Encoded, encode, encode_many
 from multiref.references.scores import SequenceScores
 
-__all__ = ["PairBatch", "PreferenceData", "collate"]
+__all__ = ["PairBatch", "PreferenceData", "checked_counts", "collate", "encoded_pairs"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class PreferenceData(Dataset):
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
         self.references = scores.logps[:, at]
         self.ref_lengths = scores.lengths[:, at]
-        self.encoded = _encoded(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
-        self.counts = _counts(counts, len(self.pairs))
+        self.encoded = encoded_pairs(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
+        self.counts = checked_counts(counts, len(self.pairs))
         _same_truncation(self, scores.truncated[:, at])
 
     def __len__(self) -> int:
@@ -121,7 +121,8 @@ def collate(items: Sequence[tuple[PreferenceData, int]]) -> dict[str, Any]:
     return {"index": torch.tensor(indices), "pairs": data.batch(indices)}
 
 
-def _counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
+def checked_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
+    """[P] float64: how much each pair counts; None: one each. ArgumentError where they are negative, all zero, or not as many."""
     if counts is None:
         return torch.ones(pairs, dtype=torch.float64)
     checked = torch.as_tensor(counts, dtype=torch.float64)
@@ -132,7 +133,8 @@ def _counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
     return checked
 
 
-def _encoded(pairs: Sequence[Pair], tokenizer: Any, options: dict[str, Any]) -> list[Encoded]:
+def encoded_pairs(pairs: Sequence[Pair], tokenizer: Any, options: dict[str, Any]) -> list[Encoded]:
+    """Each pair as `models.encode` has it; DataError names the pair that cannot be encoded."""
     texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     try:
         return encode_many(tokenizer, texts, **options)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError, DataError
-from multiref.models.encoding import Encoded, encode, encode_many
+from multiref.training.dataset import checked_counts, encoded_pairs
 
 __all__ = ["RewardBatch", "RewardData", "collate", "padded"]
 
@@ -67,9 +67,9 @@ class RewardData(Dataset):
                 "tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token."
             )
         self.pad, self.end = int(tokenizer.pad_token_id), end
-        self.encoded = _encoded(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
+        self.encoded = encoded_pairs(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
         self.margins = torch.tensor([pair.margin for pair in self.pairs], dtype=torch.float64)
-        self.counts = _counts(counts, len(self.pairs))
+        self.counts = checked_counts(counts, len(self.pairs))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -110,26 +110,3 @@ def collate(items: Sequence[tuple[RewardData, int]]) -> dict[str, Any]:
     data = items[0][0]
     indices = [index for _, index in items]
     return {"index": torch.tensor(indices), "pairs": data.batch(indices)}
-
-
-def _counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
-    if counts is None:
-        return torch.ones(pairs, dtype=torch.float64)
-    checked = torch.as_tensor(counts, dtype=torch.float64)
-    if checked.shape != (pairs,) or not bool((checked >= 0).all()) or not bool(checked.sum() > 0):
-        raise ArgumentError(
-            f"counts: expected {pairs} numbers of at least zero, not all zero; found shape {tuple(checked.shape)}."
-        )
-    return checked
-
-
-def _encoded(pairs: Sequence[Pair], tokenizer: Any, options: dict[str, Any]) -> list[Encoded]:
-    try:
-        return encode_many(tokenizer, [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs], **options)
-    except DataError:
-        for pair in pairs:  # which one was it?
-            try:
-                encode(tokenizer, pair.prompt, (pair.chosen, pair.rejected), **options)
-            except DataError as error:
-                raise DataError(f"{pair.origin or 'a pair'}: {error}") from None
-        raise
