@@ -26,7 +26,7 @@ def command(
         Path | None, typer.Option(help="Texts for the prompts: .jsonl with `prompt` or `text` a line, or .txt.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Independent data sets of each cell; by default 24 (transformer: 8).")
+        int | None, typer.Option(help="Independent data sets of each cell; by default 20 (transformer: 8).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Where the random numbers begin.")] = 0,
     quick: Annotated[

@@ -37,7 +37,7 @@ class LinearSettings:
     dimension: int = 8
     noise: float = 0.0
     curved: float = 0.0
-    seeds: int = 24
+    seeds: int = 20
     completions: int = 8
     replaced: int = 6
     left_out: int = 8

@@ -100,15 +100,16 @@ def linear_sample(
 ) -> Sample:
     r"""Gaussian features N(0, 1/d); the reward has variance one, of which the share `curved` no linear function can see.
 
-        r* = √(1 − c) √d ⟨θ, φ⟩/‖θ‖ + √c Σ_{k≤3} (z_k² − 1)/√6,     z_k = √d ⟨a_k, φ⟩, ‖a_k‖ = 1
+        r* = √(1 − c) √d ⟨θ, φ⟩/‖θ‖ + √c Σ_{k≤3} (z_k² − 1)/√6,     z_k = √d ⟨a_k, φ⟩, a_k orthonormal
 
     The second part is a Hermite polynomial of degree two: uncorrelated with everything linear. References: half of their logits' variance is linear in
     the same features, half is not; standard deviation one.
     """
     _checked_share(curved)
     theta, curves, tilt = (
-        torch.randn(seeds, count, dimension, generator=generator, dtype=torch.float64) for count in (1, 3, 2)
+        torch.randn(seeds, count, dimension, generator=generator, dtype=torch.float64) for count in (1, min(3, dimension), 2)
     )
+    curves = torch.linalg.qr(curves.mT)[0].mT
 
     def world(count: int) -> Prompts:
         features = torch.randn(seeds, count, completions, dimension, generator=generator, dtype=torch.float64)
@@ -116,7 +117,7 @@ def linear_sample(
         def along(directions: Tensor) -> Tensor:  # [S, k, d] → [S, F, Y, k], standard normal
             return torch.einsum("sfyd,skd->sfyk", features, directions / directions.norm(dim=-1, keepdim=True))
 
-        bent = (along(curves).square() - 1).sum(-1) / 6**0.5
+        bent = (along(curves).square() - 1).sum(-1) / (2 * curves.shape[1]) ** 0.5
         reward = (1 - curved) ** 0.5 * along(theta)[..., 0] + curved**0.5 * bent
         noise = torch.randn(2, *reward.shape, generator=generator, dtype=torch.float64)
         logits = (along(tilt).movedim(-1, 0) + noise) / 2**0.5

@@ -33,11 +33,11 @@ class TransformerSettings:
     noise: float = 0.0
     seeds: int = 8
     replaced: int = 3
-    left_out: int = 3
+    left_out: int = 2
     fresh: int = 32
     beta: float = 0.5
     fit_steps: int = 200
-    ascent_steps: int = 160
+    ascent_steps: int = 120
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -189,12 +189,7 @@ class _Trained:
 def _influence(
     settings: TransformerSettings, sample: Sample, parameters: Tensor, shape: Shape, beta: float | None, tilt: Tensor
 ) -> dict[str, list[float]]:
-    r"""Predicted against true changes of margins on fresh prompts when a pair is left out, by the Gauss–Newton curvature of the full run.
-
-        δm(z) = −σ(−m_i) k(z, i),   k = J (ridge·I + Σ_j σ'(m_j) J_jᵀ J_j)⁻¹ Jᵀ,   J the margins' gradient
-
-    Exact for a linear model at its optimum; a network that stopped before it is neither.
-    """
+    """Predicted against true changes of margins on fresh prompts when a pair is left out, by the Gauss–Newton curvature of the full run."""
     runs, n, completions = sample.runs, sample.runs.samples, shape.completions()
     gone = runs.changed[1 + runs.replaced : -1]
     margins = pair_margins(shape, beta=beta)
@@ -207,12 +202,7 @@ def _influence(
         pairs = (completions[sample.preferred[s, :n]], completions[sample.other[s, :n]], tilt[s, :n])
         m, jacobian = _per_pair(margins, parameters[s, 0], content[s], *pairs)
         _, across = _per_pair(margins, parameters[s, 0], fresh[s], first, last, none)
-        p = torch.sigmoid(-m)
-        kernel = jacobian @ jacobian.T
-        inner = kernel + torch.diag(settings.fit.ridge / (p * (1 - p)))
-        towards = across @ jacobian.T
-        solved = (towards - towards @ torch.linalg.solve(inner, kernel)) / settings.fit.ridge  # k(z, i) [F, n]
-        predicted.append(-(solved * p)[:, gone].T)
+        predicted.append(gauss_newton(jacobian, across, m, settings.fit.ridge)[:, gone].T)
         several = parameters[s, [0, *range(1 + runs.replaced, runs.count - 1)]]
         args = (fresh[s], first, last, none)
         with torch.no_grad():
@@ -220,6 +210,20 @@ def _influence(
         true.append(at[1:] - at[0])
     found = agreement(torch.stack(predicted), torch.stack(true))
     return {key: getattr(found, key).tolist() for key in ("correlation", "slope", "error")}
+
+
+def gauss_newton(jacobian: Tensor, across: Tensor, margins: Tensor, ridge: float) -> Tensor:
+    r"""[n, P], [F, P], [n] → [F, n]: how leaving pair i out would move margin z, to first order in a network linearised where it stands.
+
+        δm(z) = −σ(−m_i) J_z (ridge·I + Σ_j σ'(m_j) J_jᵀ J_j)⁻¹ J_iᵀ
+
+    Solved in the n pairs, not in the P parameters. Exact to first order for a linear model at its optimum; a network that stopped before it is neither.
+    """
+    p = torch.sigmoid(-margins)
+    kernel = jacobian @ jacobian.T
+    towards = across @ jacobian.T
+    solved = (towards - towards @ torch.linalg.solve(kernel + torch.diag(ridge / (p * (1 - p))), kernel)) / ridge
+    return -solved * p
 
 
 def _per_pair(margins: Any, parameters: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
