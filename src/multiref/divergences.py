@@ -50,7 +50,7 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
     It is Σ_y q f(p/q) with f'(t) = (t^(α−1) − 1)/(α − 1) and f(1) = f'(1) = 0. Summed where the cancellation is harmless, so that α = 1 ± 1e-8 and
     α = ±1e-8 keep all but the last digits.
 
-    Reference: Csiszár's family in the parametrisation of Cressie and Read; used by design section 1.
+    Reference: Csiszár's family in the parametrisation of Cressie and Read; docs/theory.md 3.
     """
     if alpha == 1:
         return kl(log_p, log_q)
@@ -98,7 +98,7 @@ def disagreement(ref_logps: Tensor, weights=None) -> Tensor:
     −log F = min_q Σ_k w_k KL(q‖π_k), reached by the normalised geometric pool; for K = 2 it is (1 − w_1) times the Rényi divergence of order w_1. Zero if and only
     if the weighted references agree; +inf if no completion has mass under all of them.
 
-    Reference: DERIVED (theory 2.1 b); F is the normaliser of arXiv 2502.01203, Definition 3.1.
+    Reference: DERIVED (docs/theory.md 1 b); F is the normaliser of arXiv 2502.01203, Definition 3.1.
     """
     return -torch.logsumexp(power_pool(ref_logps, weights, order=0.0), -1)
 
@@ -116,7 +116,7 @@ def k1(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
     As a value: unbiased for Σ_k w_k KL(π‖π_k) on samples of π, of any sign.
     As a reward (detached; return-to-go where E is tokens): the exact gradient of Σ_k w_k KL(π‖π_k). As a loss: expected gradient zero, pure noise.
 
-    Reference: Schulman's k1; the table for several references is DERIVED (theory 6.3).
+    Reference: Schulman's k1; the table for several references is DERIVED (docs/theory.md 6).
     """
     w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
     return policy_logps - weighted_sum(ref_logps, w)
@@ -129,7 +129,7 @@ def k2(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
     objective where E is completions), the same for each reference separately, for the pool and for the renormalised pool.
     In the reward: biased.
 
-    Reference: Schulman's k2; DERIVED for several references (theory 6.3).
+    Reference: Schulman's k2; DERIVED for several references (docs/theory.md 6).
     """
     ratio, w = _log_ratios(policy_logps, ref_logps, weights)
     return (w * 0.5 * ratio**2).sum(0)
@@ -142,7 +142,7 @@ def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
     mixture, KL(Σ_k w_k π_k‖π) at each visited state; times the ratio π/π_old kept differentiable it follows Σ_k w_k KL(π‖π_k) there.
     In the reward: biased. Where a completion is far likelier under a reference than under the policy, it overflows: e^{−ℓ_k} is the importance weight.
 
-    Reference: Schulman's k3; DERIVED for several references (theory 6.3).
+    Reference: Schulman's k3; DERIVED for several references (docs/theory.md 6).
     """
     ratio, w = _log_ratios(policy_logps, ref_logps, weights)
     return (w * (torch.expm1(-ratio) + ratio)).sum(0)

@@ -92,7 +92,7 @@ class Regularizer(ABC):
             ref_logps: the references' log-probabilities of the same completions.
             beta: strength β > 0.
 
-        Reference: Rafailov et al., 2023, eq. 5, with the reference replaced by the pool; DERIVED (design section 1).
+        Reference: Rafailov et al., 2023, eq. 5, with the reference replaced by the pool; DERIVED (docs/theory.md 3).
         """
         check_beta(beta)
         return beta * f_prime(policy_logps - self.pool(ref_logps), self.alpha)
@@ -177,7 +177,7 @@ class AlphaDivergence(Regularizer):
         return 1.0 - self.alpha
 
     formula = "Σ_k w_k D_α(π‖π_k), f'(t) = (t^(α−1) − 1)/(α − 1)"
-    citation = "DERIVED (design section 1): the α-family's pool is the power mean of order 1 − α."
+    citation = "DERIVED (docs/theory.md 3): the α-family's pool is the power mean of order 1 − α."
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,4 +196,4 @@ class PooledKL(Regularizer):
 
     alpha = 1.0
     formula = "E_π[log π − log P_ρ], P_ρ not normalised"
-    citation = "MRPO, arXiv 2405.16388, for order −1 (reconstructed from code: theory 7.1)."
+    citation = "MRPO, arXiv 2405.16388, for order −1 (reconstructed from code: docs/theory.md 7)."

@@ -65,7 +65,7 @@ def test_references_in_another_order_and_one_split_in_two_change_nothing():
 
 
 def test_at_the_true_reward_u1_and_u2_rest_and_u0_does_not():
-    """At φ* the second part of U0 and its derivative vanish; the entropy of the labels does not (theory 3.6)."""
+    """At φ* the second part of U0 and its derivative vanish; the entropy of the labels does not (docs/theory.md 9)."""
     problem, _ = small()
     true = torch.logit(problem.preference)[..., 0]
     for name in ("U1", "U2", "U2-mixed"):

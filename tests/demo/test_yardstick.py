@@ -19,7 +19,7 @@ def bench(tiny_world):  # type: ignore[no-untyped-def]
 
 
 def test_every_number_is_what_numpy_computes(bench) -> None:  # type: ignore[no-untyped-def]
-    """J, π*, KL(π‖π*), KL(π‖π_k), reward, accuracy: theory 2.1 written out per prompt."""
+    """J, π*, KL(π‖π*), KL(π‖π_k), reward, accuracy: docs/theory.md 1 written out per prompt."""
     yardstick, log_policy, problems, world = bench
     found = yardstick.measure(log_policy)
     refs, policy = yardstick.ref_logps.numpy(), log_policy.numpy()

@@ -126,7 +126,7 @@ def test_weighted_sums_over_references():
 
 
 def test_forward_kl_is_kl_to_the_mixture_plus_jensen_shannon():
-    """Σ_k w_k KL(π_k‖π) = KL(π̄‖π) + Σ_k w_k KL(π_k‖π̄), π̄ the arithmetic pool; reverse: KL(π‖escort) − log F (theory 2.1, 2.2)."""
+    """Σ_k w_k KL(π_k‖π) = KL(π̄‖π) + Σ_k w_k KL(π_k‖π̄), π̄ the arithmetic pool; reverse: KL(π‖escort) − log F (docs/theory.md 1 and 2)."""
     rng = np.random.default_rng(4)
     policy, refs = torch.from_numpy(random_logps(rng, 2, 5)), torch.from_numpy(random_logps(rng, 3, 2, 5))
     w = [0.2, 0.3, 0.5]

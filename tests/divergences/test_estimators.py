@@ -1,4 +1,4 @@
-"""k1, k2, k3 on a language model small enough to enumerate: what each is worth as a value, and where it leads as a loss or in the reward (theory 6.3).
+"""k1, k2, k3 on a language model small enough to enumerate: what each is worth as a value, and where it leads as a loss or in the reward (docs/theory.md 6).
 
 Three tokens, two steps: nine completions, four states. Expectations are sums over completions; every target gradient is a central difference of the
 target's own definition, so neither side shares a derivative with the other.

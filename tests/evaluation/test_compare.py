@@ -19,7 +19,7 @@ def policies(reward, count, seed):
 
 
 def test_the_gap_is_beta_times_the_divergence_to_the_optimum_and_never_negative():
-    """J* − J(π) = β KL(π‖π*) for reverse KL, in the table as in theory 2.1(a)."""
+    """J* − J(π) = β KL(π‖π*) for reverse KL, in the table as in docs/theory.md 1(a)."""
     world = random_world(3, vocabulary=4, length=2)
     regularizer = mr.ReverseKL((0.5, 0.3, 0.2))
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=BETA).log_policy

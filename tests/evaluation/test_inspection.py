@@ -182,7 +182,7 @@ def test_a_specialist_among_strangers_is_not_broken():
 
 @pytest.mark.shared
 def test_real_left_padding_is_found_and_real_specialists_are_not(shared):
-    """The bug of theory 8.6 on a real model: a tokenizer that pads on the left, and a scorer that slices [prompt : total]."""
+    """The bug of docs/theory.md 8 on a real model: a tokenizer that pads on the left, and a scorer that slices [prompt : total]."""
     import itertools
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

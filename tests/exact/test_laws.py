@@ -211,7 +211,7 @@ def test_harmonic_below_geometric_below_arithmetic(instance):
         assert (lower <= higher + 1e-12 * (1 + higher.abs())).all()
 
 
-# --- identities of reverse KL (theory 2.1) ------------------------------------------------------------------------------------------
+# --- identities of reverse KL (docs/theory.md 1) ------------------------------------------------------------------------------------------
 
 
 @law
@@ -231,7 +231,7 @@ def test_regret_is_a_divergence(instance, seed):
 @law
 @given(problems(kinds=("plain", "padded"), alpha=st.just(0.0)), st.integers(0, 1000))
 def test_the_gap_of_forward_kl(instance, seed):
-    """J* − J(π) = β E_P[φ(π/π*)], φ(u) = u − 1 − log u (theory 2.2)."""
+    """J* − J(π) = β E_P[φ(π/π*)], φ(u) = u − 1 − log u (docs/theory.md 2)."""
     reward, ref_logps = instance.tensors
     solution = instance.solve()
     other = torch.from_numpy(np.random.default_rng(seed).normal(size=len(reward)))

@@ -27,7 +27,7 @@ def shifted(pairs, policy):
 
 
 def test_multi_dpo_is_at_least_the_loss_of_the_geometric_pool():
-    """Jensen: −log σ is convex, so Σ_k w_k loss_k ≥ loss of the average margin; equal where the references agree on the pair (theory 11)."""
+    """Jensen: −log σ is convex, so Σ_k w_k loss_k ≥ loss of the average margin; equal where the references agree on the pair (docs/theory.md 3)."""
     weights, pairs = (0.2, 0.5, 0.3), random_pairs()
     many, one = MultiDPO(BETA, weights).losses(pairs), Preference(mr.ReverseKL(weights), BETA).losses(pairs)
     assert bool((many >= one - 1e-12).all()) and float((many - one).max()) > 0.1

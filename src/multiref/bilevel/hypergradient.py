@@ -16,7 +16,7 @@ def policy_response(problem: Problem, log_policy: Tensor, payoff: Tensor) -> Ten
 
         (∂π/∂r)ᵀ c = β⁻¹ h (c − Σ h c / Σ h),      h = π (π/P)^{1−α};   h = π for reverse KL: a covariance under the policy
 
-    Reverse KL: DERIVED (theory 3.5). The rest of the family: DERIVED from β f'(π/P) = r − λ, whose derivative is β dπ/h = dr − dλ with
+    Reverse KL: DERIVED (docs/theory.md 9). The rest of the family: DERIVED from β f'(π/P) = r − λ, whose derivative is β dπ/h = dr − dλ with
     Σ dπ = 0. Where the optimum is truncated (α > 1), completions without mass do not respond.
     """
     alpha = problem.regularizer.alpha

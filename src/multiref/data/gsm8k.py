@@ -144,7 +144,7 @@ def marks(completions: Sequence[Any], **_: Any) -> list[float]:
 
 
 def rewards() -> dict[str, Callable[..., list[float]]]:
-    """The five rewards of the paper's script, which are summed. Repaired (theory M4): the formats see over line breaks, and the count of marks is bounded, so that
+    """The five rewards of the paper's script, which are summed. Repaired: the formats see over line breaks, and the count of marks is bounded, so that
     their sum is in [0, 4]; correctness compares numbers, not strings."""
     return {
         "correctness": correctness,

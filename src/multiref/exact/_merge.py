@@ -16,12 +16,12 @@ def merge(log_policies: Tensor, weights=None) -> Tensor:
 
         π*_w ∝ Π_k (π*_k)^{w_k}
 
-    Holds for reverse KL and whole completions only: merging per token optimises another objective (theory 6.2).
+    Holds for reverse KL and whole completions only: merging per token optimises another objective (docs/theory.md 5).
 
     Raises:
         EmptyPoolError: rows in which no completion has mass under every weighted policy.
 
-    Reference: DERIVED (theory 2.1 c).
+    Reference: DERIVED (docs/theory.md 1 c).
     """
     pooled = power_pool(log_policies, weights, order=0.0)
     check_mass(pooled, torch.zeros_like(pooled), "merge")

@@ -16,7 +16,7 @@ def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Re
 
         J(π) = E_π[r] − β Σ_k w_k D(π‖π_k)
 
-    For reverse KL, J* − J(π) = β KL(π‖π*), whatever π is (theory 2.1 a).
+    For reverse KL, J* − J(π) = β KL(π‖π*), whatever π is (docs/theory.md 1 a).
 
     Raises:
         ArgumentError: NaN or +inf rewards, log-probabilities above zero, shapes that do not match, β ≤ 0.

@@ -71,7 +71,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
         ArgumentError: NaN, +inf, log-probabilities above zero, shapes that do not match, β ≤ 0.
         EmptyPoolError: rows in which the pool has no mass, named.
 
-    Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED (design section 1).
+    Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED (docs/theory.md 3).
 
     >>> import multiref as mr
     >>> refs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]).double().log()

@@ -76,7 +76,7 @@ class Preference:
     linear in ℓ: nothing is ever clipped. `reward_range=math.inf` is the exact map everywhere, with the gradients that it has.
 
     For α > 1 implicit rewards cannot fall below −β/(α − 1): where the exact optimum truncates (π* = 0), the preference optimum
-    is another point (theory 1, design section 1).
+    is another point (docs/theory.md 3).
 
     Args:
         regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence` or `PooledKL`, with its weights.
@@ -139,7 +139,7 @@ class MultiDPO:
     By Jensen L ≥ the loss of the geometric pool at the same weights, with equality where the references agree on the pair. Its optimum is
     that of no weighted-KL objective. The rewards that it reports are those of the geometric pool.
 
-    Reference: theory 7.4 and 8.1 (CODE of arXiv 2405.16388 and 2512.10040), there with clipped or length-normalised log-probabilities:
+    Reference: docs/theory.md 7 and 8 (CODE of arXiv 2405.16388 and 2512.10040), there with clipped or length-normalised log-probabilities:
     wrap it in `TrustRegion` or `LengthNormalised` for those.
     """
 

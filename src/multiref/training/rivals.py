@@ -30,8 +30,8 @@ def mrpo(
 ) -> Objective:
     """MRPO: reverse KL to the harmonic pool, with its clipped trust region and adaptive weights if asked.
 
-    A lower bound of the weighted reverse KL, not that objective (theory 7.1). The weight of a reference multiplies 1/π_k, as in the paper; the
-    released code has them swapped (theory 7.7), which we do not copy.
+    A lower bound of the weighted reverse KL, not that objective (docs/theory.md 7). The weight of a reference multiplies 1/π_k, as in the paper; the
+    released code has them swapped (docs/theory.md 7), which we do not copy.
 
     Args:
         trust_region: η, the relative half-width of the clip (0.1 in the released example); None leaves the references as they are.
@@ -74,7 +74,7 @@ class _Wrapper:
 class LengthNormalised(_Wrapper):
     r"""Every log-probability divided by its number of tokens before the inner objective sees it, policy included.
 
-    Not exact for any objective on whole completions: a *named variant*, because released code uses it (theory 8.1) and because for
+    Not exact for any objective on whole completions: a *named variant*, because released code uses it (docs/theory.md 8) and because for
     α ≠ 1 it brings the ratios of long completions into range. Each model's own token count is used.
     """
 
@@ -112,9 +112,9 @@ def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
         m_s = mean_k log π_k(y_s),   share_s = |m_s| / (|m_w| + |m_l|),   η_s = η · share_s
         log π_k(y_s) ← clip(log π_k(y_s), (1 + η_s) log π_a(y_s), (1 − η_s) log π_a(y_s))
 
-    Log-probabilities are negative, so (1 + η) is the lower end. The window grows with the length of the completion (theory 7.7).
+    Log-probabilities are negative, so (1 + η) is the lower end. The window grows with the length of the completion (docs/theory.md 7).
 
-    Reference: theory 7.2 (CODE of arXiv 2405.16388, for K = 2); for K > 2 every reference but the anchor is clipped, DERIVED.
+    Reference: docs/theory.md 7 (CODE of arXiv 2405.16388, for K = 2); for K > 2 every reference but the anchor is clipped, DERIVED.
     """
     if not 0 <= anchor < len(ref_logps):
         raise ArgumentError(
@@ -129,6 +129,6 @@ def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
 def adaptive_weights(ref_logps: Tensor) -> Tensor:
     r"""[K, B, 2] → [K, B]: w_k ∝ |log π_k(y_w) − log π_k(y_l)|, per pair; uniform where no reference discriminates.
 
-    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (theory 7.3; kept, because it is the rival).
+    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (docs/theory.md 7; kept, because it is the rival).
     """
     return arwc(ref_logps[..., 0] - ref_logps[..., 1])

@@ -1,6 +1,6 @@
 """Weights that change while training, as callbacks whose state is saved in every checkpoint. They change between steps only, alike on every rank.
 
-They are the online strategies of arXiv 2512.10040 with the defects of the released code (theory 8.6) repaired; each says which.
+They are the online strategies of arXiv 2512.10040 with the defects of the released code (docs/theory.md 8) repaired; each says which.
 """
 
 from __future__ import annotations

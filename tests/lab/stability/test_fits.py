@@ -1,4 +1,4 @@
-"""Fits of almost equal data sets, influence functions, and what rates they must have: against SciPy, finite differences and theory 5.6."""
+"""Fits of almost equal data sets, influence functions, and what rates they must have: against SciPy, finite differences and docs/theory.md 10."""
 
 import numpy as np
 import pytest

@@ -27,7 +27,7 @@ def importance_weights(log_policies: Tensor, weights: Tensor) -> tuple[Tensor, T
 
     Self-normalised: biased by O(1/n), consistent. At a vertex it is that policy, with u ≤ K before normalisation.
 
-    Reference: theory 2.1(c) (DERIVED) for the target; balance heuristic, Veach and Guibas, 1995.
+    Reference: docs/theory.md 1(c) (DERIVED) for the target; balance heuristic, Veach and Guibas, 1995.
     """
     mixture = torch.logsumexp(log_policies, 0) - torch.tensor(float(len(log_policies))).log()
     log_u = (weights[:, None, None] * log_policies).sum(0) - mixture

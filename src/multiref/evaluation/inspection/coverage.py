@@ -28,7 +28,7 @@ def coverage(disagreement: float, error: float, *, length: float) -> Coverage:
 
     F = E_{y∼pool}[exp(−Σ_t D_t)] with D_t = −log F_t ≥ 0; taken here as exp(−length · mean D_t), with D_t at the contexts of the data.
 
-    Reference: theory 3.4 and 6.1: C ≤ e^{R/β}/F for pairs drawn from the references. DERIVED.
+    Reference: docs/theory.md 4 and 5: C ≤ e^{R/β}/F for pairs drawn from the references. DERIVED.
     """
     mean = max(disagreement, 0.0)
     return Coverage(

@@ -180,13 +180,13 @@ REVERSE_KL_BOUNDS = _claim(
     "reverse-kl-bounds-hold",
     "reverse KL",
     "Theorem 5.2, R1, R2, R3, Lemma M and the 1/F price are never below the measured gap, at the instance's own coverage.",
-    "arXiv 2502.01203, Theorem 5.2; theory 3.2, 3.4",
+    "arXiv 2502.01203, Theorem 5.2; docs/theory.md 4",
     _reverse_pairs,
 )
 FORWARD_KL_BOUNDS = _claim(
     "forward-kl-bounds-hold",
     "forward KL",
     "Theorem 6.2, F1 and F2 are never below the measured gap, at the instance's own coverage.",
-    "arXiv 2502.01203, Theorem 6.2; theory 3.2",
+    "arXiv 2502.01203, Theorem 6.2; docs/theory.md 4",
     _forward_pairs,
 )

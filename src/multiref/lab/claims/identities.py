@@ -149,39 +149,39 @@ def _identity(
 MERGE = _identity(
     "merge-identity",
     "The reverse-KL optimum for any weights is the normalised geometric mean of the K single-reference optima.",
-    "theory 2.1 (c)",
+    "docs/theory.md 1 (c)",
     "error 0",
     _merge,
 )
 CONVEXITY = _identity(
     "convexity-in-weights",
     "The best attainable regularised value is convex in the weights: it never favours mixing over the best single reference.",
-    "theory 2.1 (d)",
+    "docs/theory.md 1 (d)",
     "no excess",
     _convexity,
     "verified if no excess is above rounding",
 )
 REGRET = _identity(
-    "regret-identity", "J* − J(π) = β KL(π‖π*) for every policy, under reverse KL.", "theory 2.1 (a)", "error 0", _regret
+    "regret-identity", "J* − J(π) = β KL(π‖π*) for every policy, under reverse KL.", "docs/theory.md 1 (a)", "error 0", _regret
 )
 DISAGREEMENT = _identity(
     "disagreement-identity",
     "−log F = min_q Σ w_k KL(q‖π_k), reached by the escort; Rényi for K = 2; F = E[e^{−D}] under the tokenwise pool.",
-    "theory 2.1 (b), 6.1",
+    "docs/theory.md 1 (b) and 5",
     "error 0, no q below",
     _disagreement,
 )
 ESCORT = _identity(
     "escort-as-k1-optimum",
     "With reward zero, k1 on the weighted log-ratio in the reward ends at the generalised escort.",
-    "theory 6.3; design fact 8",
+    "docs/theory.md 6",
     "KL 0, value −log F",
     _escort,
 )
 POOL_ORDER = _identity(
     "pool-order",
     "harmonic ≤ geometric ≤ arithmetic; at whole-completion log-probabilities the outer two are nearly the minimum and the maximum.",
-    "theory 6.5",
+    "docs/theory.md 3",
     "no entry out of order",
     _pool_order,
     "verified if nothing is out of order and the distance to minimum and maximum is at most −log min w",

@@ -86,7 +86,7 @@ def _claim(
         group="several references",
         statement=statement,
         status="derived",
-        source="theory 3.3–3.5; arXiv 2502.01203 argues the first half only",
+        source="docs/theory.md 4; arXiv 2502.01203 argues the first half only",
         predicted=predicted,
         rule="verified if coverage and loss order the same way, with an interval that excludes 0",
         measure=lambda effort: _compare(effort, probabilities, beta, mixing_wins),

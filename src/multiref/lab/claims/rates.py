@@ -188,7 +188,7 @@ FORWARD_KL_RATE = _claim(
     "forward-kl-suboptimality-rate",
     "derived",
     "Forward KL: sub-optimality in the regularised objective falls like 1/n at fixed β (the printed −½ is the proof's).",
-    "theory 3.2, F2",
+    "docs/theory.md 4, F2",
     "slope −1",
     lambda effort: _regularised("forward KL", effort),
 )

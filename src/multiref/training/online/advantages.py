@@ -30,7 +30,7 @@ def standardised(returns: Tensor, epsilon: float = 1e-4) -> Tensor:
     but the greedy policy (`standardised_fixed_point`); with the penalty in the reward the noise grows without bound as the optimum is neared, where
     all returns are equal.
 
-    Reference: arXiv 2402.03300 for the rule; its optimum DERIVED (theory M2).
+    Reference: arXiv 2402.03300 for the rule; its optimum DERIVED (docs/theory.md 6).
     """
     centred = returns - returns.mean(1, keepdim=True)
     return centred / (returns.std(1, keepdim=True) + epsilon)

@@ -71,7 +71,7 @@ def standardised_fixed_point(
     we have seen. None: σ falls to zero, that is the rule has no interior fixed point and collapses onto the best completion: with small β dividing by
     the deviation makes the penalty vanish just as the policy becomes certain.
 
-    Reference: DERIVED, after theory M2.
+    Reference: DERIVED, docs/theory.md 6.
     """
     sigma = float(reward.max() - reward.min()) / 2
     for _ in range(steps):

@@ -30,7 +30,7 @@ def floor_by_smc(
 
         propose v ∼ ∏_k π_k(v|s)^{w_k} / F_t(s),   weigh by F_t(s),   resample where the effective sample size falls under half
 
-    The product of the steps' mean weights is unbiased for F (theory 6.4), so that its −log is too large on average, by half its variance; the error is
+    The product of the steps' mean weights is unbiased for F (docs/theory.md 6), so that its −log is too large on average, by half its variance; the error is
     that of log F̂ from the spread of its particles' weights, of first order. The models share one vocabulary.
     """
     w = check_weights(weights, len(models))

@@ -83,7 +83,7 @@ class InReward(Penalty):
     one sampled. For α < 1 the term is an importance weight (forward KL: 1 − P/π); where P is not close to π, train forward KL on samples of the
     references instead (`ForwardKL` in the loop does).
 
-    Reference: DERIVED (theory 6.3 for reverse KL).
+    Reference: DERIVED (docs/theory.md 6 for reverse KL).
     """
 
     needs = "completions"
@@ -118,7 +118,7 @@ class RatioK3(Penalty):
     token leads to states where the references disagree more. Exact for completions of one token; elsewhere it settles where each token
     balances the expected reward against the divergence at its own state.
 
-    Reference: DeepSeek-V3.2 eq. 7 for one reference; several: DERIVED (theory 6.3).
+    Reference: DeepSeek-V3.2 eq. 7 for one reference; several: DERIVED (docs/theory.md 6).
     """
 
     optimum = "state by state ∏ π_k^{w_k} e^{Q/β}, Q the expected reward of the token: the optimum only where completions have one token"
@@ -145,7 +145,7 @@ class K3Loss(Penalty):
 
     Its gradient is that of the *forward* KL(Σ_k w_k π_k‖π) to the *arithmetic* mixture at each visited state, states held fixed.
 
-    Reference: DERIVED (theory 6.3).
+    Reference: DERIVED (docs/theory.md 6).
     """
 
     optimum = "state by state β m/(Z − Q), m the arithmetic mixture: forward KL, not the reverse KL that k3 estimates"
@@ -163,7 +163,7 @@ class K3PoolLoss(Penalty):
 
     Its gradient is F_t times that of forward KL to the renormalised pool at each state: the penalty is weakest where references disagree.
 
-    Reference: DERIVED (theory 6.3).
+    Reference: DERIVED (docs/theory.md 6).
     """
 
     optimum = "state by state forward KL to the renormalised tokens, of strength β F_t"
@@ -180,7 +180,7 @@ class K3PoolLoss(Penalty):
 
 @dataclass(frozen=True)
 class K3RenormalisedLoss(Penalty):
-    """k3 to the mixture renormalised at each token, as loss: the recipe of the authors' code (theory H1, H4)."""
+    """k3 to the mixture renormalised at each token, as loss: the recipe of the authors' code (docs/theory.md 5 and 6)."""
 
     needs = "vocabulary"
     optimum = "state by state forward KL to the renormalised tokens, of strength β"
@@ -219,7 +219,7 @@ class FullVocabulary(InReward):
     The same expectation as `ToGo` with each token's own noise summed out: the exact gradient, and the estimator for distillation. Needs
     all logits of all references.
 
-    Reference: DERIVED (Rao–Blackwell over the token; chain rule of theory 6.3).
+    Reference: DERIVED (Rao–Blackwell over the token; chain rule of docs/theory.md 6).
     """
 
     needs = "vocabulary"
