@@ -9,12 +9,14 @@ from typing import Any
 from multiref.evaluation.compare import Comparison, compare
 
 _HOMES = {
+    "PassAtK": "multiref.evaluation.pass_at_k",
+    "sampled_rewards": "multiref.evaluation.pass_at_k_samples",
     "compare_samples": "multiref.evaluation.sampled",
     "Inspection": "multiref.evaluation.inspection",
     "inspect": "multiref.evaluation.inspection",
 }
 
-__all__ = ["Comparison", "Inspection", "compare", "compare_samples", "inspect"]
+__all__ = ["Comparison", "Inspection", "PassAtK", "compare", "compare_samples", "inspect", "sampled_rewards"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multiref.cli.online_run.prompts import rows_of
+from multiref.cli.online_run.rewards import made_rewards
 from multiref.cli.online_run.settings import OnlineEvaluation, OnlineRun
 from multiref.cli.training_run.config import build, nearest
 from multiref.cli.training_run.folder import RunFolder
@@ -64,7 +65,7 @@ def _parts(run: OnlineRun) -> dict[str, Any]:
 
     rows = [row for source in run.prompts for row in rows_of(source, [r.name for r in run.references])]
     return {
-        "prompts": rows, "regularizer": _regularizer(run, rows), "args": _made(OnlineArguments, run.training, "training"), "rewards": _rewards(run),
+        "prompts": rows, "regularizer": _regularizer(run, rows), "args": _made(OnlineArguments, run.training, "training"), "rewards": made_rewards(run.rewards),
         "method": _method(run), "adaptive_beta": _made(AdaptiveBeta, run.adaptive_beta, "adaptive_beta") if run.adaptive_beta else None,
     }  # fmt: skip
 
@@ -134,7 +135,7 @@ def _warm_up(run: OnlineRun, parts: dict[str, Any]) -> Any:
         return None
     from multiref.training.online import WarmUp
 
-    return WarmUp(run.warm_up.share, _states(parts, 1.0), run.warm_up.penalty)
+    return WarmUp(run.warm_up.share, _states(parts, run.warm_up.text_share), run.warm_up.penalty)
 
 
 def _states(parts: dict[str, Any], share: float) -> Any:
@@ -174,37 +175,6 @@ def _regularizer(run: OnlineRun, rows: list[dict[str, Any]]) -> Any:
         {**options, "weights": None if given[0] is None else [float(w) for w in given if w is not None]},
         "regularizer",
     )
-
-
-def _rewards(run: OnlineRun) -> list[Any]:
-    from multiref.training.online import Reward, RewardModel
-
-    made: list[Any] = []
-    for setting in run.rewards:
-        if setting.kind == "gsm8k":
-            from multiref.data.gsm8k import rewards
-
-            made += [Reward(function, name, setting.weight) for name, function in rewards().items()]
-        elif setting.kind == "length":
-            made.append(Reward(_length(setting.target), "length", setting.weight))
-        elif setting.kind in ("lexicon", "model"):
-            if setting.path is None:
-                raise ConfigError(f"rewards: {setting.kind} needs a path.")
-            from multiref.training.online.lexicon import lexicon_reward
-
-            function: Any = lexicon_reward(setting.path) if setting.kind == "lexicon" else RewardModel(setting.path)
-            made.append(Reward(function, setting.kind, setting.weight))
-        else:
-            raise ConfigError(f"rewards.kind: found {setting.kind!r}, expected gsm8k, lexicon, length or model.")
-    return made
-
-
-def _length(target: int) -> Callable[..., list[float]]:
-    def length(prompts: Any, completions: Any) -> list[float]:
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [-abs(len(text.split()) - target) / target for text in texts]
-
-    return length
 
 
 def _method(run: OnlineRun) -> Any:

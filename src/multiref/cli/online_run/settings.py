@@ -41,9 +41,11 @@ class RewardSetting:
 
 @dataclass
 class WarmUpSetting:
-    """Distillation's first `share` of the steps at the states of the texts that follow the prompts, under `penalty` (docs/distillation.md)."""
+    """Distillation's first `share` of the steps at the states of the texts that follow the prompts, for a share `text_share` of them, and else at the student's
+    own, under `penalty` (docs/distillation.md)."""
 
     share: float = 0.8
+    text_share: float = 1.0
     penalty: str = "forward_state_by_state"
 
 
@@ -90,7 +92,7 @@ class OnlineRun:
         self.model = Model(self.model) if isinstance(self.model, str) else self.model
         self.regularizer = {"kind": self.regularizer} if isinstance(self.regularizer, str) else self.regularizer
         if self.task not in ("online", "distill"):
-            raise ConfigError(f"task: found {self.task!r}, expected online or distill.")
+            raise ConfigError(f"task: found {self.task!r}, expected online, distill or reward.")
         if self.too_long not in ("drop", "error"):
             raise ConfigError(f"too_long: found {self.too_long!r}, expected drop or error.")
         if self.task == "distill" and self.rewards:

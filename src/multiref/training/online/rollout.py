@@ -37,6 +37,7 @@ def sample(
     max_new_tokens: int,
     batch: int | None = None,
     cache: str | None = None,
+    temperature: float = 1.0,
 ) -> list[Rollout]:
     """`group` completions of each prompt from softmax(logits), ancestral: no top-k, no top-p, no penalties, whatever the model's settings say.
 
@@ -45,6 +46,7 @@ def sample(
         max_new_tokens: a completion without an end token is cut here, and is then an outcome of its own: its log-probability is that of its tokens.
         batch: completions sampled side by side; None: all.
         cache: transformers' cache implementation ("static" compiles well); None: the model's own.
+        temperature: of softmax(logits/temperature); 0: the likeliest token. For evaluation; training samples at 1.
     """
     contexts = prompt_ids(tokenizer, prompts)
     ends = end_ids(model, tokenizer)
@@ -54,7 +56,9 @@ def sample(
         rows: list[tuple[int, ...]] = []
         step = max(1, (batch or group * len(prompts)) // group)
         for start in range(0, len(prompts), step):
-            rows += _generated(model, tokenizer, contexts[start : start + step], group, max_new_tokens, ends, cache)
+            rows += _generated(
+                model, tokenizer, contexts[start : start + step], group, max_new_tokens, ends, cache, temperature
+            )
     finally:
         model.train(training)
     texts = _texts(tokenizer, contexts, rows, group)
@@ -74,6 +78,7 @@ def _generated(
     new: int,
     ends: tuple[int, ...],
     cache: str | None,
+    temperature: float,
 ) -> list[tuple[int, ...]]:
     from transformers import GenerationConfig
 
@@ -83,12 +88,19 @@ def _generated(
     ids = torch.tensor([[pad] * (width - len(context)) + list(context) for context in contexts], device=device)
     mask = torch.tensor([[0] * (width - len(context)) + [1] * len(context) for context in contexts], device=device)
     config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=group, max_new_tokens=new, pad_token_id=pad,
+        **_drawing(temperature, group), max_new_tokens=new, pad_token_id=pad,
         eos_token_id=list(ends) or None, bos_token_id=tokenizer.bos_token_id, cache_implementation=cache,
         use_cache=bool(getattr(model.config, "use_cache", True)),
     )  # fmt: skip
     out: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:]
-    return [_until_end(row, ends) for row in out.tolist()]
+    rows = [_until_end(row, ends) for row in out.tolist()]
+    return rows if temperature > 0 else [row for row in rows for _ in range(group)]
+
+
+def _drawing(temperature: float, group: int) -> dict[str, Any]:
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": group}
 
 
 def _until_end(ids: list[int], ends: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,81 @@
+"""Right or wrong, and how good on average: pass@k and mean reward of several policies on the same prompts, intervals by bootstrap over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.data.gsm8k import pass_at_k
+from multiref.errors import ArgumentError
+
+__all__ = ["PassAtK", "bootstrap_interval"]
+
+Interval = tuple[float, float, float]
+
+
+def bootstrap_interval(values: Tensor, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """[P] → (mean, low, high): percentile bootstrap over prompts, which are what a conclusion is to hold beyond. NaN bounds for a single prompt."""
+    if values.ndim != 1 or not len(values):
+        raise ArgumentError(f"bootstrap: expected one value a prompt, found an array of shape {tuple(values.shape)}.")
+    mean = float(values.double().mean())
+    if len(values) == 1:
+        return mean, float("nan"), float("nan")
+    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
+    means = values.double()[draws].mean(1)
+    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return mean, low, high
+
+
+@dataclass(frozen=True)
+class PassAtK:
+    """Policies under one yardstick: [P, n] per policy, n sampled completions of each of the same P prompts.
+
+    Attributes:
+        rewards: {policy: {reward's name: [P, n]}}.
+        correct: {policy: [P, n] bool}, or nothing where no reward says right or wrong.
+        settings: temperature, samples, seed, …: printed with every result.
+    """
+
+    rewards: Mapping[str, Mapping[str, Tensor]]
+    correct: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return tuple(self.rewards)
+
+    def values(self, ks: Sequence[int]) -> dict[str, Tensor]:
+        """{metric: [policies, P]}: "pass@k" (unbiased: 1 − C(n−c, k)/C(n, k) of c right ones), "reward/<name>" (mean over samples).
+
+        pass@k says whether one of k independent completions at the stated temperature is right, a number of the policy and not of n.
+        """
+        found: dict[str, Tensor] = {}
+        for k in ks if self.correct else ():
+            rows = [[pass_at_k(int(row.sum()), len(row), k) for row in self.correct[name]] for name in self.policies]
+            found[f"pass@{k}"] = torch.tensor(rows, dtype=torch.float64)
+        for reward in self.rewards[self.policies[0]]:
+            found[f"reward/{reward}"] = torch.stack([self.rewards[name][reward].double().mean(1) for name in self.policies])
+        return found
+
+    def summary(self, ks: Sequence[int], *, resamples: int = 2000) -> dict[str, Any]:
+        """{"settings", "policies": {name: {metric: [mean, low, high]}}, "differences": {"a − b": {metric: …}}}: paired, against the first policy."""
+        values = self.values(ks)
+        names = self.policies
+        return {
+            "settings": {**self.settings, "prompts": len(next(iter(values.values()))[0]), "resamples": resamples},
+            "policies": {
+                name: {metric: list(bootstrap_interval(each[i], resamples=resamples)) for metric, each in values.items()}
+                for i, name in enumerate(names)
+            },
+            "differences": {
+                f"{name} − {names[0]}": {
+                    metric: list(bootstrap_interval(each[i] - each[0], resamples=resamples)) for metric, each in values.items()
+                }
+                for i, name in enumerate(names)
+                if i
+            },
+        }

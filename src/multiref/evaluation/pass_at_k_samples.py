@@ -1,0 +1,104 @@
+"""Completions of a policy on prompts, with their rewards, kept on disk block by block, so that a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import OutputError
+from multiref.training.online.rewards import Reward, total_reward
+from multiref.training.online.rollout import sample
+
+__all__ = ["sampled_rewards"]
+
+CORRECTNESS = "correctness"  # the reward that says right or wrong: right above zero
+
+
+def sampled_rewards(
+    policy: Any,
+    rows: Sequence[Mapping[str, Any]],
+    rewards: Sequence[Reward],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    block: int = 8,
+    store: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Tensor]:
+    """{reward's name: [P, samples] float64, "total": their weighted sum}.
+
+    Args:
+        policy: a `LanguageModel`. rows: with `prompt` and whatever columns the rewards read.
+        block: prompts sampled side by side. Each block has its own seed, (seed, its place), so a resumed evaluation is the one that was not interrupted.
+        store: a file of one JSON line a prompt (completions, rewards), appended to; what it holds is not sampled again.
+
+    Errors: OutputError for a file that belongs to something else.
+    """
+    done = _read(store, samples, [reward.name for reward in rewards])
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        if len(done) >= start + len(part):
+            continue
+        torch.manual_seed(seed * 1_000_003 + start)
+        rollouts = sample(
+            policy.model, policy.tokenizer, [row["prompt"] for row in part], group=samples, max_new_tokens=max_new_tokens, temperature=temperature
+        )  # fmt: skip
+        del done[start:]  # a block is whole or not there
+        done += _rewarded(part, rollouts, rewards, samples)
+        _write(store, done, start)
+        say(f"{min(start + block, len(rows))}/{len(rows)} prompts")
+    names = [*(reward.name for reward in rewards), "total"]
+    return {name: torch.tensor([line["rewards"][name] for line in done[: len(rows)]], dtype=torch.float64) for name in names}
+
+
+def _rewarded(
+    rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Any], rewards: Sequence[Reward], samples: int
+) -> list[dict[str, Any]]:
+    names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
+    columns = {name: [row.get(name) for row in rows for _ in range(samples)] for name in names}
+    prompts = [rollout.prompt for rollout in rollouts for _ in range(samples)]
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    total, each = total_reward(rewards, prompts, completions, columns)
+    lines = []
+    for i, rollout in enumerate(rollouts):
+        here = slice(i * samples, (i + 1) * samples)
+        values = {name: found[here].tolist() for name, found in {**each, "total": total}.items()}
+        lines.append({"prompt": rollout.prompt, "completions": list(rollout.completions), "rewards": values})
+    return lines
+
+
+def _read(store: Path | None, samples: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    if store is None or not store.exists():
+        return []
+    done = []
+    for line in store.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            break  # the line at which it was killed
+        if set(found.get("rewards", {})) != {*names, "total"} or len(found["rewards"]["total"]) != samples:
+            raise OutputError(f"{store} holds samples of other settings; choose another folder, or remove it.")
+        done.append(found)
+    return done
+
+
+def _write(store: Path | None, done: Sequence[Mapping[str, Any]], start: int) -> None:
+    """The block from `start` on is appended; whatever a killed call left behind it is cut off first."""
+    if store is None:
+        return
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in done]
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with store.open("r+b" if store.exists() else "w+b") as stream:
+            stream.truncate(sum(len(line.encode()) for line in lines[:start]))
+            stream.seek(0, 2)
+            stream.write("".join(lines[start:]).encode())
+    except OSError as error:
+        raise OutputError(f"{store}: cannot be written: {error.strerror or error}.") from None
