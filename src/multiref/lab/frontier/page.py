@@ -79,7 +79,8 @@ def _plane(findings: Findings, plane: Plane, folder: Path) -> tuple[Section, dic
     )
     said, inspection = sentences(findings, plane), findings.inspection(plane)
     pictures = [
-        Picture(save(figure, folder / f"{stem}-{name}")[0].read_bytes(), alt) for name, figure, alt in _drawn(findings, plane)
+        Picture(save(figure, folder / f"{stem}-{name}")[0].read_bytes(), said_of_it, said_of_it)
+        for name, figure, said_of_it in _drawn(findings, plane)
     ]
     blocks: list[Any] = [Note(*said), objective_table(findings, plane), *pictures, diversity_table(findings, plane)]
     if inspection is not None:
@@ -90,11 +91,30 @@ def _plane(findings: Findings, plane: Plane, folder: Path) -> tuple[Section, dic
 
 
 def _drawn(findings: Findings, plane: Plane) -> list[tuple[str, Any, str]]:
-    drawn = [("objective", figures.objective(findings, plane), "The objective of each α, reached by each rule.")]
+    drawn = [
+        (
+            "objective",
+            figures.objective(findings, plane),
+            "The objective of each α, reached by each rule; bars are one standard error over seeds. A single reference is a straight line: J is linear in α.",
+        )
+    ]
     if findings.exact_place(plane, 0.5) is not None:
-        drawn.append(("gap", figures.gap(findings, plane), "What each rule misses of the best value, by α."))
+        drawn.append(
+            (
+                "gap",
+                figures.gap(findings, plane),
+                "What each rule misses of the best value, by α; dashed: what it would miss if it were trained perfectly.",
+            )
+        )
     drawn.append(("reward", figures.reward(findings, plane), "Expected reward by α."))
-    drawn.append(("plane", figures.plane_of_reward(findings, plane), "Reward against the mean KL to both references."))
+    drawn.append(
+        (
+            "plane",
+            figures.plane_of_reward(findings, plane),
+            "Reward against the mean KL to both references. A line joins a rule's weights, larger marks a larger α; the black curve is the best there is at α = ½, so rules "
+            "trained at another α aim beside it.",
+        )
+    )
     return drawn
 
 
