@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,10 +44,11 @@ class LinearSettings:
     fresh: int = 64
     beta: float = 0.5
     ridge: float = 0.1
+    ascent_steps: int = 160
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "dimension", "seeds", "fresh"):
+        for name in ("samples", "dimension", "seeds", "fresh", "ascent_steps"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a positive whole number")
         for name in ("beta", "ridge"):
@@ -79,11 +80,12 @@ def measure_linear(settings: LinearSettings, given: Given | None = None) -> dict
     sample, beta, ridge = draw(settings, given), settings.beta, settings.ridge
     theta = reward_model(sample, ridge=ridge)
     found: dict[str, Any] = {"influence/reward model": _influence(sample, theta, None, ridge)}
+    ascents = [replace(a, steps=settings.ascent_steps) for a in (PPO, RLOO)]
     for references in (1, 2):
         policies = {
             "dpo": dpo(sample, references, beta=beta, ridge=ridge),
             "gibbs": gibbs(theta, references, beta=beta),
-            **{a.name: climb(sample, theta, references, a, beta=beta, seed=settings.seed) for a in (PPO, RLOO)},
+            **{a.name: climb(sample, theta, references, a, beta=beta, seed=settings.seed) for a in ascents},
         }
         for name, policy in policies.items():
             found[f"{name}/{references}"] = _measured(sample, policy, references, beta)

@@ -1,0 +1,167 @@
+"""The experiment as a folder: what is there is not measured again, half a record is; the page; a real model's features; the command; refusals."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from multiref.cli import app
+from multiref.errors import ArgumentError, DataError, OutputError
+from multiref.lab import stability
+from multiref.lab.stability import Experiment, Given, LinearSettings, axes, measure_linear, read_prompts, write_page
+from multiref.lab.stability.grid import Axis, Cell
+from multiref.lab.stability.linear_cell import draw
+from multiref.report.noise import Measure
+
+SMALL = LinearSettings(samples=24, dimension=2, seeds=3, completions=4, replaced=2, left_out=2, fresh=6, ascent_steps=4)
+
+
+THREE = tuple(replace(SMALL, samples=n) for n in (24, 48, 96))
+
+
+def axis(world="linear", settings=THREE):
+    return Axis(world, "samples", "preference pairs n", lambda s: s.samples, tuple(Cell(world, s) for s in settings))
+
+
+def test_a_killed_experiment_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    measured = []
+    original = Cell.measure
+
+    def counting(cell, given=None):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(cell.name)
+        return original(cell, given)
+
+    monkeypatch.setattr(Cell, "measure", counting)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(tmp_path, [axis()]).run()
+    monkeypatch.setattr(Cell, "measure", original)
+    experiment = Experiment(tmp_path, [axis()])
+    assert [cell.name for cell in experiment.missing] == [axis().cells[2].name]
+    path = tmp_path / "cells" / f"{axis().cells[0].name}.json"
+    before = path.read_bytes()
+    told = []
+    experiment.run(watch=lambda cell, done: told.append((cell.settings.samples, done)))
+    assert told == [(24, True), (48, True), (96, False), (96, True)] and path.read_bytes() == before
+    path.write_text(path.read_text()[:100], encoding="utf-8")  # half a record
+    assert len(Experiment(tmp_path, [axis()]).missing) == 1
+    experiment.run()
+    again = json.loads(path.read_text())
+    assert again["measured"] == json.loads(before)["measured"]  # the same settings measure the same numbers
+    other = axis(settings=(replace(SMALL, seed=1),))
+    assert len(Experiment(tmp_path, [other]).missing) == 1  # records of other settings are not taken for these
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_two_axes_share_a_cell(tmp_path):
+    experiment = Experiment(tmp_path, [axis(), replace(axis(), name="twin")])
+    assert len(experiment.cells) == 3
+    base = [cell for a in axes(["linear", "features", "transformer"]) for cell in a.cells]
+    assert len({(c.world, c.settings) for c in base}) == len({c.name for c in base})  # a name stands for one cell
+
+
+def test_the_page_says_what_the_records_say(tmp_path):
+    experiment = Experiment(tmp_path, [axis()])
+    experiment.run()
+    page = write_page(experiment, tmp_path)
+    entries = {(e["method"], e["measure"]): e for e in json.loads(page.json.read_text())["axes"]}
+    record = json.loads((tmp_path / "cells" / f"{axis().cells[1].name}.json").read_text())
+    expected = Measure.of(record["measured"]["ppo/2"]["replace/tv"])
+    found = entries["ppo/2", "replace/tv"]
+    assert found["x"] == [24, 48, 96] and found["mean"][1] == expected.mean and found["error"][1] == expected.error
+    assert "slope" in page.text and f"{expected.mean:.3g}" not in page.text.split("\n")[0]
+    for name in ("replace-tv", "replace-value", "regret"):
+        assert (tmp_path / "figures" / f"linear-samples-{name}.png").stat().st_size > 5000
+
+
+def test_given_features_are_dealt_and_the_part_outside_the_class_is_outside():
+    generator = torch.Generator().manual_seed(0)
+    given = Given(
+        torch.randn(120, 4, 5, generator=generator, dtype=torch.float64),
+        torch.randn(2, 120, 4, generator=generator, dtype=torch.float64).log_softmax(-1),
+    )
+    sample = draw(replace(SMALL, curved=0.4), given)
+    assert sample.prompts.features.shape == (3, 26, 4, 2) and sample.fresh.features.shape == (3, 6, 4, 2)
+    seen = torch.cat((sample.prompts.features, sample.fresh.features), 1)[0, :, 0, 0]
+    assert len(seen.unique()) == 32  # every prompt once: fresh ones are fresh
+    whole = draw(replace(SMALL, samples=100, curved=1.0), given)
+    x, y = whole.prompts.features.flatten(1, 2)[0], whole.prompts.reward.flatten(1)[0]
+    fitted = x @ torch.linalg.lstsq(x, y).solution
+    assert fitted.var() < 0.1 * y.var()
+    inside = draw(replace(SMALL, samples=100), given)
+    x, y = inside.prompts.features.flatten(1, 2)[0], inside.prompts.reward.flatten(1)[0]
+    torch.testing.assert_close(x @ torch.linalg.lstsq(x, y).solution, y, rtol=0, atol=1e-9)
+    with pytest.raises(ArgumentError, match="232 different prompts are needed, found 120"):
+        draw(replace(SMALL, samples=224), given)
+    with pytest.raises(ArgumentError, match="all 5 directions"):
+        draw(replace(SMALL, dimension=5, curved=0.5), given)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"samples": 0}, "samples: found 0"),
+        ({"samples": 4}, "expected at least 5 samples"),
+        ({"noise": 0.5}, r"noise: found 0\.5"),
+        ({"noise": -0.1}, r"noise: found -0\.1"),
+        ({"curved": 1.5}, r"curved: found 1\.5"),
+        ({"beta": 0.0}, "beta: found 0"),
+        ({"seeds": 0}, "seeds: found 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, words):
+    with pytest.raises(ArgumentError, match=words):
+        measure_linear(replace(SMALL, **change))
+
+
+def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a b c d"}\n{"prompt": "a b e"}\n{"text": "a b c f"}\n', encoding="utf-8")
+    assert read_prompts(tmp_path / "texts.jsonl", 2, words=3) == ["a b c", "a b e"]
+    with pytest.raises(DataError, match="found 2 different prompts, expected at least 3"):
+        read_prompts(tmp_path / "texts.jsonl", 3, words=3)
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"texts\.jsonl:2"):
+        read_prompts(tmp_path / "texts.jsonl", 1)
+    with pytest.raises(ArgumentError, match="world: found 'moon'"):
+        axes(["moon"])
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError, match="with --out"):
+        Experiment(tmp_path / "file", [axis(settings=(SMALL,))]).run()
+
+
+def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr("multiref.lab.stability.axes", lambda worlds, **_: [axis()])
+    first = CliRunner().invoke(app, ["stability", "--world", "linear", "--out", str(tmp_path)])
+    assert first.exit_code == 0 and "linear-samples" in first.output and "3 cells" in first.output
+    monkeypatch.setattr(Cell, "measure", None)  # would fail if called
+    second = CliRunner().invoke(app, ["stability", "--world", "linear", "--out", str(tmp_path)])
+    assert second.exit_code == 0 and second.output == first.output
+    refused = CliRunner().invoke(app, ["stability", "--world", "features", "--out", str(tmp_path)])
+    assert refused.exit_code == 2 and "found no --model, --reference, --prompts" in refused.stderr
+    shown = CliRunner().invoke(app, ["stability", "--help"])
+    assert shown.exit_code == 0 and "Example" in shown.output
+
+
+@pytest.mark.slow
+def test_the_quick_form_of_the_default_runs(tmp_path):
+    ran = CliRunner().invoke(app, ["stability", "--quick", "--out", str(tmp_path)])
+    assert ran.exit_code == 0 and (tmp_path / "stability.json").exists()
+
+
+@pytest.mark.shared
+def test_real_models_give_a_world_and_it_is_kept(shared, tmp_path):
+    """Reference laws are the models' own scores up to one temperature; a second call reads what the first made."""
+    paths = [str(shared / "models" / name) for name in ("stories260K", "stories260K-shakespeare")]
+    texts = shared / "data" / "tinystories" / "stories.jsonl"
+    given, source = stability.kept_given(tmp_path, *paths, texts, 12)
+    assert given.states.shape == (12, 8, 48) and given.ref_logps.shape == (2, 12, 8)
+    torch.testing.assert_close(given.ref_logps.exp().sum(-1), torch.ones(2, 12, dtype=torch.float64))
+    again, same = stability.kept_given(tmp_path, *paths, texts, 12)
+    assert source == same and torch.equal(again.states, given.states) and len(list(tmp_path.glob("given-*"))) == 1
+    spread = (given.ref_logps - given.ref_logps.mean(-1, keepdim=True)).square().mean()
+    assert spread.item() == pytest.approx(1, abs=1e-9)
+    found = measure_linear(replace(SMALL, samples=4, replaced=1, left_out=1), given)
+    assert all(v > 0 for v in found["dpo/2"]["replace/tv"])
