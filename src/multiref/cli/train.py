@@ -22,6 +22,7 @@ def command(
     from multiref.cli.online_run.execute import execute_online, is_online
     from multiref.cli.training_run.config import build, override, read_yaml
     from multiref.cli.training_run.execute import execute
+    from multiref.cli.training_run.labelled import execute_labelled, is_labelled
     from multiref.cli.training_run.reward import execute_reward, is_reward
     from multiref.cli.training_run.settings import Run
     from multiref.training.arguments import quiet
@@ -29,6 +30,9 @@ def command(
     settings = override(read_yaml(config), assignments or [])
     if is_reward(settings):
         return execute_reward(settings, str(config), say=lambda text: print(text, flush=True))
+    if is_labelled(settings):
+        execute_labelled(settings, str(config), say=lambda text: print(text, flush=True))
+        return
     if is_online(settings):
         quiet()
         execute_online(settings, str(config), say=lambda text: print(text, flush=True))

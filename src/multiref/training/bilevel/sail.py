@@ -27,7 +27,7 @@ class SAIL:
     design DP: responses of the data set, the policy as judge; PP: responses of the policy, the policy as judge; PR: responses of the policy, the oracle
     as judge (all its labels are bought online). With the policy as judge the label's own score is added.
 
-    Reference: arXiv 2406.15567; names FOUND, equations DERIVED or RECALLED (theory 4.2). The objective inherits U0's inconsistency.
+    Reference: arXiv 2406.15567; names FOUND, equations DERIVED or RECALLED (docs/theory.md 9). The objective inherits U0's inconsistency.
     """
 
     design: Literal["DP", "PP", "PR"] = "PR"

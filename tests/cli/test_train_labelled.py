@@ -1,0 +1,117 @@
+"""`multiref train` with `task: labels`: a folder with everything, a person's labels through files, mistakes named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from multiref.cli import app
+from multiref.cli.training_run.labelled import execute_labelled
+from multiref.errors import ArgumentError, ConfigError, DataError
+from multiref.training.bilevel import LabelsLate
+from tests.conftest import make_llama, make_tokenizer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    tokenizer, made = make_tokenizer(), {}
+    for seed, name in enumerate(("policy", "other")):
+        folder = tmp_path_factory.mktemp(name)
+        make_llama(len(tokenizer), seed=seed, std=0.2).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made[name] = str(folder)
+    return made
+
+
+@pytest.fixture
+def config(folders, tmp_path):
+    prompts, words = tmp_path / "prompts.jsonl", tmp_path / "words.txt"
+    prompts.write_text("".join(json.dumps({"prompt": f"the cat sat {n}"}) + "\n" for n in range(3)))
+    words.write_text("dog\t2\ncat\t-1\nthe\t1\n")
+    return {
+        "task": "labels", "model": folders["policy"], "beta": 0.2, "output": str(tmp_path / "run"),
+        "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
+        "prompts": str(prompts), "oracle": {"kind": "lexicon", "path": str(words)}, "method": {"name": "bilevel", "objective": "U1"},
+        "labels": [8, 16], "plan": {"steps": 2, "prompts": 3, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 4, "held_out": 6,
+    }  # fmt: skip
+
+
+def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
+    path = execute_labelled(config, "run.yaml", say=lambda text: None)
+    assert {"config.yaml", "history.jsonl", "state.pt", "model", "report.html"} <= {file.name for file in path.iterdir()}
+    lines = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
+    assert [line["labels"] for line in lines] == [0, 8, 16] and {"kl/other", "true objective", "sigma"} <= set(lines[-1])
+    assert (path / "model" / "adapter_model.safetensors").exists()
+    page = (path / "report.html").read_text()
+    assert "true objective" in page and "16 labels" in page
+    before = (path / "history.jsonl").read_text()
+    execute_labelled(config, "run.yaml", say=lambda text: None)
+    assert (path / "history.jsonl").read_text() == before
+
+
+def test_a_person_labels_through_files(config, tmp_path):
+    """Each call stops where labels are missing and goes on once they are there; the labels of a round are asked for once."""
+    config["oracle"] = {"kind": "exchange", "folder": str(tmp_path / "labels")}
+    done: set[str] = set()
+    for expected in (1, 2):
+        with pytest.raises(LabelsLate, match="run again"):
+            execute_labelled(config, "run.yaml", say=lambda text: None)
+        asked = sorted(path.name for path in (tmp_path / "labels").glob("pairs-*.jsonl"))
+        assert len(asked) == expected
+        (fresh,) = set(asked) - done
+        done.add(fresh)
+        rows = [json.loads(line) for line in (tmp_path / "labels" / fresh).read_text().splitlines()]
+        assert len(rows) == 8 and rows[0]["prompt"].startswith("the cat sat")
+        answers = "".join(json.dumps({"id": row["id"], "preferred": "first"}) + "\n" for row in rows)
+        (tmp_path / "labels" / fresh.replace("pairs", "labels")).write_text(answers)
+    path = execute_labelled(config, "run.yaml", say=lambda text: None)
+    assert len((path / "history.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"method": {"name": "ppo"}}, ConfigError, "expected one of"),
+        ({"method": {"name": "bilevel", "sigma": 0}}, ArgumentError, "sigma"),
+        ({"method": {"name": "bilevel", "alpha": 1}}, ConfigError, "options"),
+        ({"oracle": {"kind": "coin"}}, ConfigError, "oracle.kind"),
+        ({"oracle": {"kind": "lexicon"}}, ConfigError, "expected path"),
+        ({"oracle": {"kind": "lexicon", "path": "nowhere.txt"}}, DataError, "nowhere.txt"),
+        ({"prompts": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
+        ({"labels": [16, 8]}, ArgumentError, "growing"),
+        ({"plan": {"epochs": 3}}, ConfigError, "plan"),
+        ({"regularizer": "ReversedKL"}, ConfigError, "regularizer"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(config, change, error, message):
+    with pytest.raises(error, match=message):
+        execute_labelled({**config, **change}, "run.yaml", say=lambda text: None)
+    assert not Path(config["output"]).exists()
+
+
+def test_a_prompt_file_with_a_bad_row_names_it(config):
+    Path(config["prompts"]).write_text('{"prompt": "good"}\n{"other": 1}\n')
+    with pytest.raises(DataError, match=r"prompts\.jsonl:2"):
+        execute_labelled(config, "run.yaml", say=lambda text: None)
+
+
+def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    result = CliRunner().invoke(app, ["train", "--config", str(file), "--set", "method.sigma=-1"])
+    assert result.exit_code != 0 and "sigma" in result.output + str(result.stderr) and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("name", ["bilevel", "iterative"])
+def test_the_recipes_are_readable(name):
+    from multiref.cli.training_run.config import build, read_yaml
+    from multiref.cli.training_run.labelled import LabelledRun
+    from multiref.training.bilevel import Plan, method_named
+
+    run = build(LabelledRun, read_yaml(RECIPES / f"{name}.yaml"), name)
+    options = dict(run.method)
+    assert method_named(options.pop("name"), **options) and Plan(labels=run.labels, **run.plan)
