@@ -50,12 +50,20 @@ class CompletionApi:
 
     def complete(self, **body: Any) -> dict[str, Any]:
         """The first choice of a completion."""
-        choices = self._request("completions", body).get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-            raise ReferenceUnavailable(f"{self.endpoint}/completions answered without choices[0]; expected a completion.")
-        return dict(choices[0])
+        return self.choices(**body)[0]
 
-    def _request(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def choices(self, **body: Any) -> list[dict[str, Any]]:
+        """All choices of a completion (as many as `n` asks for), at least one."""
+        choices = self._request("completions", body).get("choices")
+        if not isinstance(choices, list) or not choices or not all(isinstance(choice, Mapping) for choice in choices):
+            raise ReferenceUnavailable(f"{self.endpoint}/completions answered without choices[0]; expected a completion.")
+        return [dict(choice) for choice in choices]
+
+    def command(self, path: str, **body: Any) -> None:
+        """A request whose answer says nothing but that it was done, such as vLLM's load_lora_adapter."""
+        self._request(path, body, plain=True)
+
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False) -> dict[str, Any]:
         url = f"{self.endpoint.rstrip('/')}/{path}"
         trouble = ""
         for attempt in range(self.attempts):
@@ -70,7 +78,7 @@ class CompletionApi:
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
                 trouble = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
             else:
-                return _as_object(url, text)
+                return {} if plain else _as_object(url, text)
         raise ReferenceUnavailable(
             f"{url} gave no answer in {self.attempts} attempts of at most {self.timeout:g} s; the last ended in {trouble}. "
             "Is the server up, and the address right? A slow one needs a longer `timeout`."

@@ -103,7 +103,7 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
 
     trainer = OnlineTrainer(
         policy, beta=run.beta, references={r.name: r.options() for r in run.references}, tokenizer=loaded.tokenizer, penalty=run.penalty,
-        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts), warm_up=_warm_up(run, parts), **parts,
+        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts, folder), warm_up=_warm_up(run, parts), **parts,
     )  # fmt: skip
     return trainer, loaded.tokenizer
 
@@ -126,7 +126,15 @@ def _fitting(rows: list[dict[str, Any]], loaded: Any, new_tokens: int, say: Call
     return [row for row, fit in zip(rows, fits) if fit]
 
 
-def _sampler(run: OnlineRun, parts: dict[str, Any]) -> Any:
+def _sampler(run: OnlineRun, parts: dict[str, Any], folder: RunFolder) -> Any:
+    if run.server is not None:
+        from multiref.training.online import AdapterPush, ServerSampler
+
+        s = run.server
+        return ServerSampler(
+            s.endpoint, group=parts["method"].group, max_new_tokens=parts["args"].max_new_tokens, push=AdapterPush(folder.path.resolve() / "served"), every=s.every,
+            concurrency=s.concurrency, timeout=s.timeout,
+        )  # fmt: skip
     return _states(parts, run.text_share) if run.text_share else None
 
 

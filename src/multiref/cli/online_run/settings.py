@@ -8,7 +8,7 @@ from typing import Any
 from multiref.cli.training_run.settings import Lora, Model, Reference
 from multiref.errors import ConfigError
 
-__all__ = ["OnlineEvaluation", "OnlineRun", "Prompts", "RewardSetting", "WarmUpSetting"]
+__all__ = ["OnlineEvaluation", "OnlineRun", "Prompts", "RewardSetting", "ServerSetting", "WarmUpSetting"]
 
 
 @dataclass
@@ -50,6 +50,16 @@ class WarmUpSetting:
 
 
 @dataclass
+class ServerSetting:
+    """Generation by a vLLM server at `endpoint` in place of transformers; it is given the policy's adapter (`lora`) every so many steps (`ServerSampler`)."""
+
+    endpoint: str
+    every: int = 1
+    concurrency: int = 8
+    timeout: float = 600.0
+
+
+@dataclass
 class OnlineEvaluation:
     """Held-out prompts, before and after. Online: `samples` completions of each, their rewards, and pass@k for each of `k` where the reward is gsm8k.
     Distillation: nats per token of the texts that follow the prompts, cut at `max_new_tokens`, under the student and under each teacher; and where `floor` is
@@ -67,6 +77,7 @@ class OnlineRun:
     """`task`: online, or distill (no rewards). `method`: {name: rloo | reinforce | grpo, …its arguments}. `penalty`: a name of
     `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. `training`: arguments of `OnlineArguments`.
     `text_share`: in distillation with one completion a prompt, the share of prompts whose states are those of the text that follows them (`TextStates`).
+    `server`: completions from a server; needs `lora`.
     `warm_up`: distillation from a student that is far from its teachers: first at states of the texts, with completions of one a prompt.
     `too_long`: prompts that leave no room for `max_new_tokens` in the policy's context: "drop" or "error"."""
 
@@ -84,6 +95,7 @@ class OnlineRun:
     evaluation: OnlineEvaluation | None = None
     text_share: float = 0.0
     warm_up: WarmUpSetting | None = None
+    server: ServerSetting | None = None
     too_long: str = "drop"
     training: dict = field(default_factory=dict)
     lora: Lora | None = None
@@ -100,6 +112,10 @@ class OnlineRun:
         if self.text_share and (self.task != "distill" or self.penalty != "state_by_state"):
             raise ConfigError(
                 "text_share: completions that the policy did not sample are for task: distill with penalty: state_by_state alone; other rules would be biased."
+            )
+        if self.server is not None and (self.lora is None or self.text_share):
+            raise ConfigError(
+                "server: expected with lora, whose adapter it is given, and without text_share: through a configuration a server takes no whole model."
             )
         if self.warm_up is not None and self.task != "distill":
             raise ConfigError(

@@ -31,6 +31,8 @@ _HOMES = {
     "StateByState": "penalty",
     "ForwardStateByState": "penalty",
     "WarmUp": "warm_up",
+    "ServerSampler": "server_sampler",
+    "AdapterPush": "server_sampler",
     "TextStates": "distill",
     "floor_by_smc": "floor",
     "FromReferences": "penalty",

@@ -11,7 +11,7 @@ from torch import Tensor
 from multiref.models.encoding import encode_many
 from multiref.references.rollouts import Rollout
 
-__all__ = ["end_ids", "prompt_ids", "sample"]
+__all__ = ["end_ids", "prompt_ids", "sample", "texts_of"]
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
@@ -61,7 +61,7 @@ def sample(
             )
     finally:
         model.train(training)
-    texts = _texts(tokenizer, contexts, rows, group)
+    texts = texts_of(tokenizer, contexts, rows, group)
     rollouts = []
     for i, prompt in enumerate(prompts):
         part = slice(i * group, (i + 1) * group)
@@ -111,7 +111,7 @@ def _until_end(ids: list[int], ends: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _texts(tokenizer: Any, contexts: Sequence[tuple[int, ...]], rows: Sequence[tuple[int, ...]], group: int) -> list[str]:
+def texts_of(tokenizer: Any, contexts: Sequence[tuple[int, ...]], rows: Sequence[tuple[int, ...]], group: int) -> list[str]:
     """What each completion adds to its prompt's text: decoded behind the prompt, for tokenizers that drop a leading space."""
     before = tokenizer.batch_decode([list(context) for context in contexts], skip_special_tokens=True)
     joint = tokenizer.batch_decode([[*contexts[i // group], *row] for i, row in enumerate(rows)], skip_special_tokens=True)

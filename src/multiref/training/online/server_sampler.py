@@ -1,0 +1,147 @@
+"""Completions sampled by a server that speaks OpenAI's completion protocol as vLLM does, with the log-probabilities they were sampled with."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref.errors import ArgumentError, ReferenceUnavailable
+from multiref.references.completion_api import CompletionApi, Refused
+from multiref.references.rollouts import Rollout
+from multiref.training.online.rollout import end_ids, prompt_ids, texts_of
+
+__all__ = ["AdapterPush", "ServerSampler"]
+
+
+class AdapterPush:
+    """Gives a vLLM server the policy's LoRA adapter, through its endpoints load_lora_adapter and unload_lora_adapter.
+
+    The server is started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True on the adapter's base model, and reads `folder`. Every push has a
+    name of its own, so that nothing that was cached under older weights is used again.
+    """
+
+    def __init__(self, folder: str | Path, name: str = "policy") -> None:
+        self.folder, self.name, self.served = Path(folder), f"{name}-{uuid.uuid4().hex[:8]}", 0
+
+    def __call__(self, model: Any, api: CompletionApi) -> str:
+        if not hasattr(model, "peft_config"):
+            raise ArgumentError(
+                "AdapterPush: expected a policy with a LoRA adapter; a server takes no whole model this way. Give `push` a function that does."
+            )
+        before, name = f"{self.name}-{self.served}", f"{self.name}-{self.served + 1}"
+        model.save_pretrained(self.folder / name)
+        try:
+            api.command("load_lora_adapter", lora_name=name, lora_path=str(self.folder / name))
+            if self.served:
+                api.command("unload_lora_adapter", lora_name=before)
+                shutil.rmtree(self.folder / before, ignore_errors=True)
+        except Refused as error:
+            raise ReferenceUnavailable(
+                f"{error}. To take adapters the server needs --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see {self.folder}."
+            ) from None
+        self.served += 1
+        return name
+
+
+class ServerSampler:
+    r"""A sampler for `OnlineTrainer`: the server draws, the loop learns, and each completion carries log μ of the server's policy μ when it was drawn.
+
+    What is on-policy: with `push` and every = 1 the server has the weights of each step, and μ is π but for the arithmetic of two programs. With every > 1, or
+    without `push`, μ is an older policy. The loop multiplies each completion by π/μ (of whole completions under RLOO and REINFORCE: unbiased for every μ; of
+    tokens under GRPO: approximate), logs its mean as `sampling_ratio` (1 but for noise) and takes the penalty of the policy as it is. Nothing bounds the variance of
+    that ratio: push often.
+
+    Args:
+        endpoint: "http://host:8000/v1". model: its name there; None: the first that it lists.
+        group, max_new_tokens: as the method's and the arguments'.
+        push: (policy, api) → the name to sample from, or None for the same: gives the server the policy's weights. `AdapterPush(folder)` for LoRA under vLLM.
+            None: the server is never told, which is right for few steps at most.
+        every: calls between pushes. concurrency: requests at a time. timeout, attempts, api_key: see `CompletionApi`.
+
+    Asked of the server: prompts as token ids, `n`, `logprobs`, `return_token_ids` (vLLM 0.10.2) or `return_tokens_as_token_ids`, and the end token among the tokens.
+    Errors: ReferenceUnavailable where it does not answer so. Sampling on one machine, pushing from one process.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        group: int,
+        max_new_tokens: int,
+        model: str | None = None,
+        push: Callable[[Any, CompletionApi], str | None] | None = None,
+        every: int = 1,
+        concurrency: int = 8,
+        timeout: float = 600.0,
+        attempts: int = 5,
+        api_key: str | None = None,
+    ) -> None:
+        if every < 1 or concurrency < 1:
+            raise ArgumentError(f"ServerSampler: expected every ≥ 1 and concurrency ≥ 1, found {every} and {concurrency}.")
+        self.api = CompletionApi(endpoint, timeout, attempts, api_key=api_key)
+        self.group, self.max_new_tokens, self.model = group, max_new_tokens, model
+        self.push, self.every, self.concurrency, self.calls = push, every, concurrency, 0
+
+    def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
+        if self.push is not None and self.calls % self.every == 0:
+            if (
+                torch.distributed.is_available()
+                and torch.distributed.is_initialized()
+                and torch.distributed.get_world_size() > 1
+            ):
+                raise ArgumentError("ServerSampler: pushing weights is for one process; found several.")
+            self.model = self.push(model, self.api) or self.model
+        self.calls += 1
+        self.model = self.model or str(self.api.models()[0]["id"])
+        contexts, ends = prompt_ids(tokenizer, prompts), end_ids(model, tokenizer)
+        seeds = torch.randint(2**31 - 1, (len(prompts),)).tolist()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            drawn = list(pool.map(lambda job: self._drawn(job[0], job[1], ends), zip(contexts, seeds)))
+        rows = [ids for group in drawn for ids, _ in group]
+        texts = texts_of(tokenizer, contexts, rows, self.group)
+        rollouts = []
+        for i, (prompt, group) in enumerate(zip(prompts, drawn)):
+            said = texts[i * self.group : (i + 1) * self.group]
+            completions = tuple(t if isinstance(prompt, str) else ({"role": "assistant", "content": t},) for t in said)
+            ids, logps = tuple(ids for ids, _ in group), tuple(logps for _, logps in group)
+            rollouts.append(Rollout(prompt, completions, contexts[i], ids, tuple(row[-1] in ends for row in ids), logps))
+        return rollouts
+
+    def _drawn(
+        self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
+    ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+        try:
+            choices = self.api.choices(
+                model=self.model, prompt=list(context), n=self.group, max_tokens=self.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed, logprobs=1,
+                return_token_ids=True, return_tokens_as_token_ids=True, stop_token_ids=list(ends),
+            )  # fmt: skip
+        except Refused as error:
+            raise ReferenceUnavailable(
+                f"{error}. Expected a server that samples from token ids, as vLLM's /v1/completions does."
+            ) from None
+        if len(choices) != self.group:
+            raise ReferenceUnavailable(f"The server gave {len(choices)} completions, expected {self.group}.")
+        return [_ids_and_logps(choice, ends, self.max_new_tokens) for choice in choices]
+
+
+def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    block = choice.get("logprobs") or {}
+    ids, logps = choice.get("token_ids"), block.get("token_logprobs")
+    if ids is None and all(str(token).startswith("token_id:") for token in block.get("tokens") or ["?"]):
+        ids = [int(token.partition(":")[2]) for token in block["tokens"]]
+    if not isinstance(ids, list) or not isinstance(logps, list) or len(ids) != len(logps) or not ids:
+        raise ReferenceUnavailable(
+            "The server gave no token ids with a log-probability each (token_ids, logprobs.token_logprobs); expected those of vLLM's /v1/completions with "
+            "return_token_ids."
+        )
+    if len(ids) < limit and ids[-1] not in ends:
+        raise ReferenceUnavailable(
+            "A completion of the server stopped without an end token: the probability of stopping is missing. Expected the end token among its tokens."
+        )
+    return tuple(ids), tuple(float(value) for value in logps)
