@@ -41,14 +41,17 @@ from multiref.bounds.stability import (
     stability_theorem_3,
 )
 from multiref.bounds.statement import Statement
+from multiref.bounds.unavailable import UNAVAILABLE, Unavailable
 
 __all__ = [
+    "UNAVAILABLE",
     "Bound",
     "CoverageEstimate",
     "Exponent",
     "Statement",
     "Stationarity",
     "Status",
+    "Unavailable",
     "ball_coverage",
     "check_reward_range",
     "convert_exponent",

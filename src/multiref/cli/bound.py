@@ -23,7 +23,10 @@ def bound(
         Path | None, typer.Option(help="A store of scores: fills in disagreement and coverage, estimated from its references.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights of the references for --from-scores, as 0.5,0.5; uniform by default.")
+        str | None,
+        typer.Option(
+            help="Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it prints; uniform by default."
+        ),
     ] = None,
 ) -> None:
     """Evaluate a bound: value, terms, rate, assumptions, source, and whether it says anything.
@@ -66,6 +69,11 @@ def _listing() -> str:
     lines = ["Statements (multiref bound NAME shows the quantities of one):", ""]
     for name, statement in bounds.statements().items():
         lines.append(f"  {name:<36} {statement.status:<12} {statement.title}")
+    lines += ["", "Without constants in the sources, and so without a value:", ""]
+    lines += [
+        f"  {name:<36} {'rate only':<12} {one.theorem}: {one.rate}; see {one.instead}"
+        for name, one in bounds.UNAVAILABLE.items()
+    ]
     return "\n".join(lines)
 
 
@@ -76,6 +84,8 @@ def _statement(name: str):
     from multiref.errors import ArgumentError
 
     known = bounds.statements()
+    if name in bounds.UNAVAILABLE:
+        raise ArgumentError(f"bound: {bounds.UNAVAILABLE[name]}; use that one")
     if name not in known:
         close = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "none"
         raise ArgumentError(
@@ -158,7 +168,7 @@ def _plot(result, path: Path) -> None:
 def _estimate(store: Path, weights: str | None):
     """What the stored scores say about their references, completions that some reference truncated left out."""
     from multiref import bounds
-    from multiref.errors import StoreError, WeightsError
+    from multiref.errors import StoreError
     from multiref.references.stored import read_scores
 
     scores = read_scores(store)
@@ -167,12 +177,28 @@ def _estimate(store: Path, weights: str | None):
         raise StoreError(
             f"{store}: every completion was truncated by some reference, expected whole ones; score with a longer context"
         )
-    try:
-        given = None if weights is None else tuple(float(w) for w in weights.split(","))
-    except ValueError:
-        raise WeightsError(f"--weights: found {weights!r}, expected numbers with commas between, as 0.5,0.5") from None
+    given = None if weights is None else _weights(weights, scores.names)
     estimate = bounds.coverage_from_scores(scores.logps[:, whole], given)
     tokens = float(scores.lengths[:, whole].double().mean())
     print(f"{store}: {', '.join(scores.names)}; {int(whole.sum()):,} whole completions, {tokens:.1f} tokens on average")
     print(f"  disagreement a token  {estimate.disagreement / tokens:.4g} nats")
     return estimate
+
+
+def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...]:
+    """`0.5,0.5` in the store's order, or `math=0.3,base=0.7` by name."""
+    from multiref.errors import WeightsError
+
+    parts = [part.partition("=") for part in text.split(",")]
+    named = {name.strip(): value for name, equals, value in parts if equals}
+    try:
+        if not named:
+            return tuple(float(name) for name, _, _ in parts)
+        if len(named) == len(parts) and set(named) == set(names):
+            return tuple(float(named[name]) for name in names)
+    except ValueError:
+        pass
+    raise WeightsError(
+        f"--weights: found {text!r}, expected numbers with commas between, as 0.5,0.5 for {', '.join(names)}, or by name, as "
+        f"{','.join(f'{name}=0.5' for name in names)}"
+    )
