@@ -84,7 +84,8 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
 
         policy = with_lora(policy, dataclasses.asdict(run.lora))
     if run.too_long == "drop":
-        parts["prompts"] = _fitting(parts["prompts"], loaded, parts["args"].max_new_tokens, say)
+        longest = max(parts["args"].max_new_tokens, (run.warm_up and run.warm_up.max_new_tokens) or 0)
+        parts["prompts"] = _fitting(parts["prompts"], loaded, longest, say)
     say(f"{len(parts['prompts']):,} prompts; references: {', '.join(r.name for r in run.references)}.")
 
     def listen(step: int, line: dict[str, float]) -> None:
@@ -135,7 +136,7 @@ def _sampler(run: OnlineRun, parts: dict[str, Any], folder: RunFolder) -> Any:
             s.endpoint, group=parts["method"].group, max_new_tokens=parts["args"].max_new_tokens, push=AdapterPush(folder.path.resolve() / "served"), every=s.every,
             concurrency=s.concurrency, timeout=s.timeout,
         )  # fmt: skip
-    return _states(parts, run.text_share) if run.text_share else None
+    return _states(parts, run.text_share, None) if run.text_share else None
 
 
 def _warm_up(run: OnlineRun, parts: dict[str, Any]) -> Any:
@@ -143,10 +144,10 @@ def _warm_up(run: OnlineRun, parts: dict[str, Any]) -> Any:
         return None
     from multiref.training.online import WarmUp
 
-    return WarmUp(run.warm_up.share, _states(parts, run.warm_up.text_share), run.warm_up.penalty)
+    return WarmUp(run.warm_up.share, _states(parts, run.warm_up.text_share, run.warm_up.max_new_tokens), run.warm_up.penalty)
 
 
-def _states(parts: dict[str, Any], share: float) -> Any:
+def _states(parts: dict[str, Any], share: float, limit: int | None) -> Any:
     """States along the texts of the prompts, for a share of them."""
     from multiref.training.online import TextStates
 
@@ -159,7 +160,7 @@ def _states(parts: dict[str, Any], share: float) -> Any:
             "prompts: warm_up and text_share need texts that follow the prompts: kind gsm8k with style plain, or `words`."
         )
     unfinished = {row["prompt"] for row in parts["prompts"] if row.get("unfinished")}
-    return TextStates(texts, share=share, max_new_tokens=parts["args"].max_new_tokens, unfinished=unfinished)
+    return TextStates(texts, share=share, max_new_tokens=limit or parts["args"].max_new_tokens, unfinished=unfinished)
 
 
 def _regularizer(run: OnlineRun, rows: list[dict[str, Any]]) -> Any:

@@ -42,9 +42,10 @@ class RewardSetting:
 @dataclass
 class WarmUpSetting:
     """Distillation's first `share` of the steps at the states of the texts that follow the prompts, for a share `text_share` of them, and else at the student's
-    own, under `penalty` (docs/distillation.md)."""
+    own, under `penalty` (docs/distillation.md). `max_new_tokens`: where texts are cut there, if not as completions are."""
 
     share: float = 0.8
+    max_new_tokens: int | None = None
     text_share: float = 1.0
     penalty: str = "forward_state_by_state"
 

@@ -59,7 +59,7 @@ def floor_by_smc(
             break
         for walk in walks:
             walk.go_on(kept, token)
-    return -log_f, variance**0.5
+    return -log_f, max(variance, 0.0) ** 0.5  # equal weights can round below zero
 
 
 class _Walk:

@@ -1,0 +1,159 @@
+"""Distillation: a warm-up and what it leaves, texts as states, held-out losses, and the floor by sequential Monte Carlo beside what is reached."""
+
+import math
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import ArgumentError
+from multiref.models import LanguageModel, encode_many
+from multiref.models.tabular import tabular_tokenizer
+from multiref.references.local import LocalReference
+from multiref.training.online import OnlineArguments, OnlineTrainer, Reinforce, TextStates, WarmUp, floor_by_smc
+from multiref.training.online.evaluate import floor_figures, text_losses
+from tests.conftest import make_llama, make_tokenizer
+from tests.training.online.tables import kl_to, make_trainer, random_table, table_sampler
+
+W = (0.3, 0.7)
+
+
+def table_texts(prompts=2, vocabulary=3, length=3):
+    """Every completion as a text of every prompt: states along them are all states, uniformly."""
+    answers = torch.cartesian_prod(*[torch.arange(vocabulary)] * length).tolist()
+    return {f"x{i}": ["".join(f"y{t}" for t in ids) for ids in answers] for i in range(prompts)}
+
+
+def test_a_warm_up_ends_at_the_renormalised_tokens_and_what_follows_at_the_pool():
+    """On tables, reward zero. At states of texts forward KL brings the student to ∏_t ĝ_t, token by token; the exact rule then to the normalised pool of
+    completions. Both are computed from the tables; between them are 0.077 nats."""
+    tables = [random_table(5, spread=2.0), random_table(6, spread=2.0)]
+    student = random_table(3)
+    whole = torch.stack([table.sequence_logps().detach() for table in tables])
+    pool = mr.exact.solve(torch.zeros_like(whole[0]), whole, mr.ReverseKL(W), beta=1.0).log_policy
+    token = random_table(4)
+    with torch.no_grad():
+        token.table.copy_(sum(w * table.table.log_softmax(-1) for w, table in zip(W, tables)))
+    tokens = token.sequence_logps().detach()
+    between = float((tokens.exp() * (tokens - pool)).sum(-1).mean())
+    warm_up = WarmUp(0.5, TextStates(table_texts(), share=1.0, max_new_tokens=3, end=False))
+    halfway = {}
+    trainer = make_trainer(
+        student, tables, mr.ReverseKL(W), beta=1.0, steps=240, penalty="full_vocabulary", method=Reinforce(), warm_up=warm_up, prompts=["x0", "x1"] * 24,
+        sampler=table_sampler(1), args={"prompts_per_step": 48, "learning_rate": 0.1, "max_grad_norm": None},
+        listener=lambda step, line: halfway.update({"kl": kl_to(student, tokens), "line": line}) if step == 120 else None,
+    )  # fmt: skip
+    assert "120 of 240 steps under forward_state_by_state" in trainer.describe()
+    trainer.train()
+    assert between > 0.05 and halfway["kl"] < 0.01 and "kl" not in halfway["line"]
+    assert kl_to(student, pool) < 0.02 < between
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rewards": lambda completions, **_: [0.0] * len(completions)}, "no rewards"),
+        ({"beta": 0.0}, "β > 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:beta is 0")
+def test_a_warm_up_is_for_distillation(options, words):
+    with pytest.raises(ArgumentError, match=words):
+        make_trainer(random_table(1), [random_table(1)], mr.ReverseKL(), warm_up=WarmUp(0.5, table_sampler(1)), **options)
+
+
+def test_warm_ups_that_cannot_be():
+    with pytest.raises(ArgumentError, match="share"):
+        WarmUp(1.5, table_sampler(1))
+    with pytest.raises(ArgumentError, match="found 'reward'"):
+        WarmUp(0.5, table_sampler(1), "reward")
+
+
+def test_of_several_texts_one_is_drawn_and_stretches_have_no_end():
+    tokenizer = make_tokenizer()
+    states = TextStates(
+        {"the cat": [" sat", " and the dog"], "a dog": " sat"}, share=1.0, max_new_tokens=9, unfinished={"a dog"}
+    )
+    torch.manual_seed(0)
+    drawn = [states(None, tokenizer, ["the cat", "a dog"]) for _ in range(12)]
+    assert {rollouts[0].completions for rollouts in drawn} == {(" sat",), (" and the dog",)}
+    assert all(
+        rollouts[0].ended == (True,) and rollouts[0].completion_ids[0][-1] == tokenizer.eos_token_id for rollouts in drawn
+    )
+    assert all(
+        rollouts[1].ended == (False,) and rollouts[1].completion_ids[0][-1] != tokenizer.eos_token_id for rollouts in drawn
+    )
+
+
+def distilling(models, tokenizer, **options):
+    references = {f"r{k}": LocalReference(LanguageModel(model, tokenizer, "memory")) for k, model in enumerate(models[1:])}
+    return OnlineTrainer(
+        models[0], mr.ReverseKL(W), beta=1.0, references=references, prompts=["the cat", "a dog"], tokenizer=tokenizer, method=Reinforce(),
+        args=OnlineArguments(steps=1, prompts_per_step=2, max_new_tokens=3), **options,
+    )  # fmt: skip
+
+
+def test_held_out_losses_are_those_of_the_plain_logits():
+    """Cut at three tokens; a text that ends there or before is scored on its end token, a stretch of a longer one is not."""
+    tokenizer = make_tokenizer()
+    models = [make_llama(len(tokenizer), seed=seed, std=0.1) for seed in range(3)]
+    rows = [
+        {"prompt": "the cat", "text": " sat on the mat"},
+        {"prompt": "a dog", "text": " a"},
+        {"prompt": "a dog", "text": " a", "unfinished": True},
+    ]
+    found = text_losses(distilling(models, tokenizer), rows)
+    for name, model in zip(("student", "r0", "r1"), models):
+        losses = []
+        for row in rows:
+            (item,) = encode_many(tokenizer, [(row["prompt"], (row["text"],))], end=not row.get("unfinished"))
+            ids = item.completions[0][:3]
+            with torch.no_grad():
+                logps = model(torch.tensor([[*item.prompt_ids, *ids]])).logits[0, len(item.prompt_ids) - 1 : -1].log_softmax(-1)
+            losses.append(-float(logps.gather(1, torch.tensor(ids)[:, None]).mean()))
+        assert found[name][0] == pytest.approx(sum(losses) / 3, abs=1e-5)
+
+
+def test_the_floor_of_transformers_against_enumeration():
+    """Completions of two tokens of a vocabulary of 416, end tokens included: −log F summed over all 416², and by particles with caches."""
+    tokenizer = make_tokenizer()
+    models = [make_llama(len(tokenizer), seed=seed, std=0.2).double() for seed in (1, 2)]
+    (item,) = encode_many(tokenizer, [("the cat", ())])
+    context, end = list(item.prompt_ids), tokenizer.eos_token_id
+    size = len(tokenizer)
+    with torch.no_grad():
+        first = torch.stack([m(torch.tensor([context])).logits[0, -1].log_softmax(-1) for m in models])
+        rows = torch.tensor([[*context, v] for v in range(size)])
+        second = torch.stack([m(rows).logits[:, -1].log_softmax(-1) for m in models])
+    w = torch.tensor(W, dtype=torch.float64)[:, None]
+    start, after = (w * first).sum(0), (w[..., None] * second).sum(0).logsumexp(-1)
+    after[end] = 0.0  # it has ended: nothing follows
+    truth = -float((start + after).logsumexp(0))
+    estimate, error = floor_by_smc(models, tokenizer, "the cat", new_tokens=2, weights=W, particles=4000)
+    assert truth > 0.1 and error < 0.05 * truth + 0.01
+    assert abs(estimate - truth) < 4 * error
+
+
+def test_the_estimate_of_f_is_unbiased_with_resampling():
+    """The mean of F̂ over 300 runs of eight particles, which resample, within 4 standard errors of F of two enumerable tables. Routed to one, it is 1."""
+    tables = [random_table(1, prompts=1, length=4, spread=1.5), random_table(2, prompts=1, length=4, spread=1.5)]
+    tokenizer = tabular_tokenizer(tables[0])
+    truth = math.exp(-float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), W)[0]))
+    runs = [floor_by_smc(tables, tokenizer, "x0", new_tokens=4, weights=W, particles=8, seed=s)[0] for s in range(300)]
+    values = torch.tensor(runs, dtype=torch.float64).neg().exp()
+    assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / 300**0.5 < 0.2 * truth
+    assert floor_by_smc(tables, tokenizer, "x0", new_tokens=4, weights=(1.0, 0.0), particles=8) == pytest.approx(
+        (0.0, 0.0), abs=1e-12
+    )
+
+
+def test_what_is_reached_beside_its_floor():
+    """A student that is one of the teachers: its weighted KL to both over the floor, from enumeration."""
+    tables = [random_table(1, spread=1.2), random_table(2, spread=1.2)]
+    whole = torch.stack([table.sequence_logps().detach() for table in tables])
+    floor = float(mr.divergences.disagreement(whole, W).mean())
+    kl = W[1] * float((whole[0].exp() * (whole[0] - whole[1])).sum(-1).mean())
+    trainer = make_trainer(tables[0], tables, mr.ReverseKL(W), beta=1.0)
+    found = floor_figures(trainer, [{"prompt": "x0"}, {"prompt": "x1"}] * 2, samples=600, particles=600)
+    assert found["floor"][0] == pytest.approx(floor, rel=0.1) and found["kl"][0] == pytest.approx(kl, rel=0.1)
+    assert found["kl/floor"][0] == pytest.approx(kl / floor, rel=0.15)

@@ -1,0 +1,33 @@
+"""Two processes on gloo follow the curve of one that takes the prompts of both."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_processes_follow_the_curve_of_one(tmp_path):
+    """The same completions, 2 prompts a step on each of two processes or 4 on one: metrics, β (adapted to the KL of all) and weights equal to 1e-5."""
+    script = Path(__file__).parent / "two_processes.py"
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    subprocess.run(
+        [sys.executable, str(script), "4", str(tmp_path / "one.json"), str(tmp_path / "a")], check=True, env=environment
+    )
+    subprocess.run([*launch, str(script), "2", str(tmp_path / "two.json"), str(tmp_path / "b")], check=True, env=environment)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert len(one["lines"]) == 12 and one["lines"][-1]["beta"] != pytest.approx(0.5, abs=0.01)
+    for name in ("reward", "kl", "kl/ref1", "objective", "beta", "grad_norm", "ess", "regret"):
+        assert [line[name] for line in two["lines"]] == pytest.approx([line[name] for line in one["lines"]], abs=1e-5), name
+    assert two["table"] == pytest.approx(one["table"], abs=1e-5)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-10", "checkpoint-5"]
