@@ -6,7 +6,7 @@ import torch
 from multiref.errors import ArgumentError, ConfigError, DataError, StoreError
 from multiref.lab.bilevel.language import enumerable_world
 from multiref.training.bilevel import METHODS, Bilevel, BilevelTrainer, LabelsLate, Plan, State, method_named, train
-from multiref.training.bilevel.enumerable import completion_index
+from multiref.training.bilevel.enumerable import at
 from multiref.training.bilevel.steps import Diverged, fit_reward, improve
 
 SMALL = {"prompts": 4, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
@@ -24,7 +24,7 @@ def test_policy_gradient_under_the_true_reward_reaches_the_optimum():
     before = float(made.gap(state.policy.table()))
 
     def reward(x, y):
-        return made.reward[x[None, :, None], completion_index(y, 3)]
+        return at(made.reward, x, y, 3)
 
     for rate in (3e-2, 5e-3, 1e-3):
         for group in state.optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from multiref import exact
 from multiref.divergences import kl
+from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer, ReverseKL
-from multiref.training.bilevel.enumerable import LinearReward, LogLinearPolicy, TabularPolicy, completion_index
+from multiref.training.bilevel.enumerable import LinearReward, LogLinearPolicy, TabularPolicy, at, every_completion
 from multiref.training.bilevel.oracles import TableOracle
 from multiref.training.bilevel.seeded import SeededTransformer
 from multiref.training.bilevel.state import State
@@ -22,7 +24,7 @@ __all__ = ["EnumerableWorld", "enumerable_world"]
 
 @dataclass(frozen=True)
 class EnumerableWorld:
-    """task: what methods are given. reward [X, Y] is hidden from them; best [S, X, Y] is log π*; ref_table [K, S, X, Y]."""
+    """task: what methods are given. reward [W, X, Y] is hidden from them; best [W, X, Y] is log π*; ref_table [K, W, X, Y]; W is 1 or one for each seed."""
 
     task: Task
     reward: Tensor
@@ -30,18 +32,20 @@ class EnumerableWorld:
     ref_table: Tensor
 
     def gap(self, table: Tensor) -> Tensor:
-        """[S, X, Y] → [S]: J* − J(π) = β KL(π‖π*), in units of the reward, exact."""
-        return self.task.beta * kl(table, self.best).mean(-1)
+        """[S, X, Y] → [S]: J* − J(π) = β KL(π‖π*), in units of the reward, exact (reverse KL)."""
+        return self.task.beta * kl(table, self.best.expand_as(table)).mean(-1)
 
 
-def smooth_features(prompts: int, vocabulary: int, length: int, dimension: int, *, generator: torch.Generator) -> Tensor:
-    """[X, V^L, d]: tanh of a sum of random embeddings of the prompt and of the token at each place; centred per prompt, of unit variance."""
-    ids = torch.cartesian_prod(*[torch.arange(vocabulary)] * length)
-    places = torch.randn(length, vocabulary, dimension, generator=generator)
-    drawn = sum(places[t, ids[:, t]] for t in range(length)) / length**0.5
-    features = torch.tanh(0.7 * torch.randn(prompts, 1, dimension, generator=generator) + drawn)
-    features = features - features.mean(1, keepdim=True)
-    return features / features.std((0, 1))
+def smooth_features(
+    worlds: int, prompts: int, vocabulary: int, length: int, dimension: int, *, generator: torch.Generator
+) -> Tensor:
+    """[W, X, V^L, d]: tanh of a sum of random embeddings of the prompt and of the token at each place; centred per prompt, of unit variance."""
+    ids = every_completion(vocabulary, length)
+    places = torch.randn(worlds, length, vocabulary, dimension, generator=generator)
+    drawn = sum(places[:, t, ids[:, t]] for t in range(length)) / length**0.5
+    features = torch.tanh(0.7 * torch.randn(worlds, prompts, 1, dimension, generator=generator) + drawn[:, None])
+    features = features - features.mean(2, keepdim=True)
+    return features / features.std((1, 2), keepdim=True)
 
 
 def enumerable_world(
@@ -58,65 +62,95 @@ def enumerable_world(
     scale: float = 1.0,
     regularizer: Regularizer | None = None,
     policy: Literal["transformer", "log-linear", "tabular"] = "transformer",
+    worlds: int = 1,
     world_seed: int = 0,
 ) -> EnumerableWorld:
-    """One world, S training runs in it. References are random transformers, one network for all seeds; the policy starts at the first.
+    """S training runs, in one world or in one each. References are random transformers, rewards linear in smooth features; the policy starts at the first reference.
 
     Args:
         seen: how many of the reward's features the reward model has; None: all (realisable).
+        worlds: 1, or as many as seeds.
+
+    Raises:
+        ArgumentError: another number of worlds.
     """
+    if worlds not in (1, seeds):
+        raise ArgumentError(f"worlds: found {worlds}, expected 1 or as many as seeds ({seeds})")
     generator = torch.Generator().manual_seed(world_seed)
     regularizer = regularizer or ReverseKL()
-    single = [
-        SeededTransformer(1, prompts, vocabulary, length, width=width, spread=0.7, generator=generator)
+    models = [
+        SeededTransformer(worlds, prompts, vocabulary, length, width=width, spread=0.7, generator=generator)
         for _ in range(references)
     ]
-    features = smooth_features(prompts, vocabulary, length, dimension, generator=generator)
-    theta = torch.randn(dimension, generator=generator)
-    reward = (features @ (scale * theta / theta.norm())).float()
-    tables = torch.stack([model.table()[0] for model in single])  # [K, X, Y]
-    best = exact.solve(reward.double(), tables, regularizer, beta=beta).log_policy.expand(seeds, -1, -1)
+    features = smooth_features(worlds, prompts, vocabulary, length, dimension, generator=generator)
+    theta = torch.randn(worlds, dimension, generator=generator)
+    reward = torch.einsum("wxyd,wd->wxy", features, scale * theta / theta.norm(dim=-1, keepdim=True))
+    tables = torch.stack([model.table() for model in models])  # [K, W, X, Y]
+    best = exact.solve(reward.double(), tables, regularizer, beta=beta).log_policy
+    shown = features[..., : seen or dimension].contiguous()
 
     def ref_logps(x: Tensor, y: Tensor) -> Tensor:
-        return tables[:, x[None, :, None], completion_index(y, vocabulary)].float()
-
-    shown = features[..., : seen or dimension].contiguous()
-    learner: Any
-    if policy == "tabular":
-        learner = TabularPolicy(tables[0].float(), vocabulary, length, seeds)
-    elif policy == "log-linear":  # the reward's features and the references' log-ratios: holds every Gibbs policy of the pool
-        ratios = (tables[1:] - tables[0]).movedim(0, -1).float()
-        learner = LogLinearPolicy(tables[0].float(), torch.cat((features, ratios), -1), vocabulary, length, seeds)
-    else:
-        learner = SeededTransformer(seeds, prompts, vocabulary, length, width=width, generator=generator)
-        with torch.no_grad():
-            for mine, theirs in zip(learner.parameters(), single[0].parameters()):
-                mine.copy_(theirs.expand_as(mine))
-
-    def measure(state: State) -> dict[str, Tensor]:
-        table = state.policy.table()  # type: ignore[attr-defined]
-        found = {"gap": beta * kl(table, best).mean(-1)}
-        for k in range(references):
-            found[f"kl/reference {k}"] = kl(table, tables[k]).mean(-1)
-        if state.reward is not None:
-            learnt = torch.einsum("xyd,sd->sxy", shown.double(), state.reward.phi.double())  # type: ignore[attr-defined]
-            induced = exact.solve(learnt, tables, regularizer, beta=beta).log_policy
-            found["gap of the reward"] = beta * kl(induced, best).mean(-1)
-            found["reward error here"] = _margin_error(learnt, reward, table)
-            found["reward error at start"] = _margin_error(learnt, reward, tables[0].expand_as(table))
-        return found
+        return torch.stack([at(table, x, y, vocabulary) for table in tables.float()])
 
     task = Task(
         prompts,
-        learner,
+        _learner(policy, seeds, models[0], tables.float(), features, generator),
         ref_logps,
         regularizer,
         beta,
         TableOracle(reward, vocabulary),
         LinearReward(shown, vocabulary, seeds),
-        measure,
     )
-    return EnumerableWorld(task, reward, best, tables)
+    world = EnumerableWorld(task, reward, best, tables)
+    task.measure = _measure(world, shown)
+    return world
+
+
+def _learner(
+    kind: str, seeds: int, first: SeededTransformer, tables: Tensor, features: Tensor, generator: torch.Generator
+) -> Any:
+    """A policy of this kind at the first reference."""
+    vocabulary, length = first.vocabulary, first.length
+    if kind == "tabular":
+        return TabularPolicy(tables[0], vocabulary, length, seeds)
+    if kind == "log-linear":  # the reward's features and the references' log-ratios: holds every Gibbs policy of the pool
+        ratios = (tables[1:] - tables[0]).movedim(0, -1)
+        return LogLinearPolicy(tables[0], torch.cat((features, ratios), -1), vocabulary, length, seeds)
+    learner = SeededTransformer(
+        seeds,
+        tables.shape[2],
+        vocabulary,
+        length,
+        width=first.width,
+        heads=first.heads,
+        layers=first.layers,
+        generator=generator,
+    )
+    with torch.no_grad():
+        for mine, theirs in zip(learner.parameters(), first.parameters()):
+            mine.copy_(theirs.expand_as(mine))
+    return learner
+
+
+def _measure(world: EnumerableWorld, shown: Tensor) -> Callable[[State], dict[str, Tensor]]:
+    """Exact: the gap, KL(π‖π_k), the gap that the reward's own optimum would leave, and the reward's error under the policy and under its start."""
+    tables, task = world.ref_table, world.task
+
+    def measure(state: State) -> dict[str, Tensor]:
+        table = state.policy.table()  # type: ignore[attr-defined]
+        found = {"gap": world.gap(table)}
+        for k in range(len(tables)):
+            found[f"kl/reference {k}"] = kl(table, tables[k].expand_as(table)).mean(-1)
+        if state.reward is not None:
+            phi = state.reward.phi.detach().double()  # type: ignore[attr-defined]
+            learnt = torch.einsum("wxyd,sd->sxy" if len(shown) == 1 else "sxyd,sd->sxy", shown.double(), phi)
+            refs = tables.expand(-1, *learnt.shape)
+            found["gap of the reward"] = world.gap(exact.solve(learnt, refs, task.regularizer, beta=task.beta).log_policy)
+            found["reward error here"] = _margin_error(learnt, world.reward, table)
+            found["reward error at start"] = _margin_error(learnt, world.reward, tables[0].expand_as(table))
+        return found
+
+    return measure
 
 
 def _margin_error(learnt: Tensor, reward: Tensor, log_policy: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from multiref.lab.bilevel.minimise import minimise
 from multiref.regularizers import ReverseKL
 from multiref.training.bilevel.seeded import SeededTransformer
 
-__all__ = ["Restricted", "exact_hypergradient", "expected_estimates", "log_linear", "settle", "small_transformer"]
+__all__ = ["Restricted", "exact_hypergradient", "expected_estimates", "log_linear", "outer_path", "settle", "small_transformer"]
 
 
 @dataclass(frozen=True)
@@ -178,3 +178,15 @@ def expected_estimates(case: Restricted, theta: Tensor, *, sigma: float) -> dict
         "E3": case.chain(direct + policy_response(problem, log_policy, payoff)),
         "stop-gradient": case.chain(direct),
     }
+
+
+def outer_path(case: Restricted, theta: Tensor, *, steps: int, rate: float) -> tuple[Tensor, Tensor]:
+    """`steps` gradient steps on φ with the class's own hyper-gradient, the lower level solved again after each: ψ and ‖∇ψ‖ along the way, [steps, S] each."""
+    values, norms = [], []
+    for _ in range(steps):
+        gradient = exact_hypergradient(case, theta)
+        values.append(case.upper(case.phi, theta).detach())
+        norms.append(gradient.norm(dim=-1))
+        case = replace(case, phi=case.phi - rate * gradient)
+        theta, _ = settle(case, theta, restarts=2)
+    return torch.stack(values), torch.stack(norms)

@@ -4,6 +4,7 @@ A claim says what is stated, where (found in a paper, or derived by us), the num
 """
 
 from multiref.lab.claim import Claim
+from multiref.lab.claims.bilevel_domination import BILEVEL_DOMINATION
 from multiref.lab.claims.bilevel_estimators import BILEVEL_ESTIMATOR_NOISE, BILEVEL_OFF_GIBBS, BILEVEL_RATES
 from multiref.lab.claims.bilevel_hypergradients import BILEVEL_CLOSED_FORM, BILEVEL_CONJUGATE_GRADIENTS, BILEVEL_PENALTY_BIAS
 from multiref.lab.claims.bilevel_objectives import (
@@ -13,6 +14,7 @@ from multiref.lab.claims.bilevel_objectives import (
     BILEVEL_TWO_LABELS,
     BILEVEL_WIN_RATE,
 )
+from multiref.lab.claims.bilevel_transformers import BILEVEL_TRANSFORMERS, BILEVEL_TRANSFORMERS_MISSPECIFIED
 from multiref.lab.claims.bounds_hold import FORWARD_KL_BOUNDS, REVERSE_KL_BOUNDS
 from multiref.lab.claims.conventions import SEVEN_HALVES
 from multiref.lab.claims.exact_optima import ALPHA_FAMILY, FORWARD_KL_OPTIMUM, REVERSE_KL_OPTIMUM
@@ -90,11 +92,14 @@ CLAIMS: tuple[Claim, ...] = (
     BILEVEL_ESTIMATOR_NOISE,
     BILEVEL_OFF_GIBBS,
     BILEVEL_RATES,
+    BILEVEL_DOMINATION,
     BILEVEL_LIKELIHOOD_LOSES,
     BILEVEL_STOP_GRADIENT,
     BILEVEL_TWO_LABELS,
     BILEVEL_WIN_RATE,
     BILEVEL_MISSPECIFIED,
+    BILEVEL_TRANSFORMERS,
+    BILEVEL_TRANSFORMERS_MISSPECIFIED,
     SEVEN_HALVES,
     TABLE_7B,
     FIGURE_1,

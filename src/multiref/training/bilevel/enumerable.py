@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearReward", "LogLinearPolicy", "TableReward", "TabularPolicy", "completion_index", "every_completion"]
+__all__ = ["LinearReward", "LogLinearPolicy", "TableReward", "TabularPolicy", "at", "completion_index", "every_completion"]
 
 
 def completion_index(completions: Tensor, vocabulary: int) -> Tensor:
@@ -23,19 +23,25 @@ def every_completion(vocabulary: int, length: int) -> Tensor:
     return torch.cartesian_prod(*[torch.arange(vocabulary)] * length).reshape(-1, length)
 
 
+def at(table: Tensor, prompts: Tensor, completions: Tensor, vocabulary: int) -> Tensor:
+    """[S or 1, X, Y, …] read at [B], [S, B, n, L] → [S, B, n, …]; one table for all seeds, or one each."""
+    rows = torch.arange(completions.shape[0])[:, None, None] % table.shape[0]
+    return table[rows, prompts[None, :, None], completion_index(completions, vocabulary)]
+
+
 class LinearReward(nn.Module):
-    """r_φ(x, y) = ⟨φ, f(x, y)⟩, φ [S, d], from features [X, Y, d] of completions in lexicographic order; φ = 0 at first."""
+    """r_φ(x, y) = ⟨φ, f(x, y)⟩, φ [S, d], from features [X, Y, d] (or [S, X, Y, d]) of completions in lexicographic order; φ = 0 at first."""
 
     def __init__(self, features: Tensor, vocabulary: int, seeds: int):
         super().__init__()
         self.vocabulary = vocabulary
-        self.register_buffer("table", features)
+        self.register_buffer("table", features if features.ndim == 4 else features.unsqueeze(0))
         self.phi = nn.Parameter(torch.zeros(seeds, features.shape[-1], dtype=features.dtype))
 
     def features(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n, d]."""
         table: Tensor = self.table  # type: ignore[assignment]
-        return table[prompts[None, :, None], completion_index(completions, self.vocabulary)]
+        return at(table, prompts, completions, self.vocabulary)
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""
@@ -52,8 +58,7 @@ class TableReward(nn.Module):
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""
-        seeds = torch.arange(len(self.table))[:, None, None]
-        return self.table[seeds, prompts[None, :, None], completion_index(completions, self.vocabulary)]
+        return at(self.table, prompts, completions, self.vocabulary)
 
 
 class _Enumerated(nn.Module):
@@ -90,18 +95,18 @@ class _Enumerated(nn.Module):
 
 
 class TabularPolicy(_Enumerated):
-    """A free softmax over the completions of each prompt: π ∝ e^θ, θ [S, X, Y], from log-probabilities `start` [X, Y]."""
+    """A free softmax over the completions of each prompt: π ∝ e^θ, θ [S, X, Y], from log-probabilities `start` [X, Y] or [S, X, Y]."""
 
     def __init__(self, start: Tensor, vocabulary: int, length: int, seeds: int):
         super().__init__(vocabulary, length)
-        self.base = nn.Parameter(start.expand(seeds, *start.shape).clone())
+        self.base = nn.Parameter(start.expand(seeds, *start.shape[-2:]).clone())
 
     def law(self, prompts: Tensor) -> Tensor:
         return self.base[:, prompts].log_softmax(-1)
 
 
 class LogLinearPolicy(_Enumerated):
-    """π_θ ∝ π_start e^{⟨θ, f⟩}, θ [S, d] from zero, features [X, Y, d]."""
+    """π_θ ∝ π_start e^{⟨θ, f⟩}, θ [S, d] from zero, start [X, Y], features [X, Y, d], or both with seeds in front."""
 
     def __init__(self, start: Tensor, features: Tensor, vocabulary: int, length: int, seeds: int):
         super().__init__(vocabulary, length)
@@ -112,4 +117,5 @@ class LogLinearPolicy(_Enumerated):
     def law(self, prompts: Tensor) -> Tensor:
         start: Tensor = self.base  # type: ignore[assignment]
         features: Tensor = self.features  # type: ignore[assignment]
-        return (start[prompts] + torch.einsum("byd,sd->sby", features[prompts], self.theta)).log_softmax(-1)
+        shift = torch.einsum("...byd,sd->sby", features[..., prompts, :, :], self.theta)
+        return (start[..., prompts, :] + shift).log_softmax(-1)

@@ -19,16 +19,16 @@ class LabelsLate(MultirefError, TimeoutError):
 
 
 class TableOracle:
-    """Bradley–Terry labels from a true reward table [X, Y] of completions in lexicographic order."""
+    """Bradley–Terry labels from a true reward table [X, Y] (or [S, X, Y]) of completions in lexicographic order."""
 
     def __init__(self, reward: Tensor, vocabulary: int):
-        self.reward, self.vocabulary = reward, vocabulary
+        self.reward, self.vocabulary = reward if reward.ndim == 3 else reward.unsqueeze(0), vocabulary
 
     def __call__(self, prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-        from multiref.training.bilevel.enumerable import completion_index
+        from multiref.training.bilevel.enumerable import at
 
-        at = [self.reward[prompts, completion_index(each, self.vocabulary)] for each in (first, second)]
-        return torch.bernoulli(torch.sigmoid(at[0] - at[1]), generator=generator)
+        both = at(self.reward, prompts, torch.stack((first, second), -2), self.vocabulary)
+        return torch.bernoulli(torch.sigmoid(both[..., 0] - both[..., 1]), generator=generator)
 
 
 class FunctionOracle:
