@@ -14,10 +14,14 @@ from multiref.training.online import (
     AdaptiveBeta,
     InReward,
     K3Loss,
+    K3PoolLoss,
+    K3RenormalisedLoss,
     OnlineArguments,
     RatioK3,
     Reinforce,
+    RenormalisedInReward,
     StateByState,
+    standardised_fixed_point,
 )
 from multiref.training.online.tree import levels_of, sequence_logps
 from tests.training.online.tables import (
@@ -90,15 +94,60 @@ def test_every_exact_rule_ends_at_its_optimum(regularizer, penalty, method):
     assert before > 0.2 and after <= mark
 
 
+OTHERS = [
+    (RatioK3(mr.ReverseKL(W)), None, 0.5),
+    (StateByState(mr.ReverseKL(W)), None, 0.5),
+    (K3Loss(mr.ReverseKL(W)), None, 0.5),
+    (K3PoolLoss(mr.ReverseKL(W)), None, 0.5),
+    (K3RenormalisedLoss(mr.ReverseKL(W)), None, 0.5),
+    (RenormalisedInReward(mr.ReverseKL(W)), None, 0.5),
+    (InReward(mr.PooledKL(W, order=-1.0)), None, 0.5),
+    (InReward(mr.ReverseKL((1.0, 0.0))), None, 0.5),
+    (RatioK3(mr.ReverseKL(W)), GRPO(group=96, standardise=True), 2.0),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [RatioK3, K3Loss, StateByState], ids=lambda kind: kind.__name__)
-def test_other_rules_end_at_their_own_fixed_points(kind):
-    """And not at the optimum, which is 0.0045 (state by state) and 0.016 nats (k3) away."""
-    penalty = kind(mr.ReverseKL(W))
-    target = sequence_logps(penalty.fixed_point(reward_table(TABLES[0]), levels(), beta=0.5))
-    far = float((target.exp() * (target - optimum(mr.ReverseKL(W)))).sum(-1).mean())
-    _, after, _ = settled(mr.ReverseKL(W), penalty, target, steps=200, lr=0.15, method=RLOO(group=96))
+@pytest.mark.parametrize(
+    ("penalty", "method", "beta"), OTHERS, ids=[f"{type(p).__name__}-{p.regularizer}-{m}" for p, m, _ in OTHERS]
+)
+def test_other_rules_end_at_their_own_fixed_points(penalty, method, beta):
+    """Computed by backward induction or closed form, prompt by prompt, and not at the optimum, which is further away than what sampling leaves."""
+    values, refs = reward_table(TABLES[0]), levels()
+    if method is None:
+        target = sequence_logps(penalty.fixed_point(values, refs, beta=beta))
+    else:  # dividing by the deviation is another β for every prompt
+        each = [standardised_fixed_point(penalty, values[x], [level[:, x] for level in refs], beta=beta)[0] for x in range(2)]
+        target = torch.stack([sequence_logps(found) for found in each])
+    far = float((target.exp() * (target - optimum(mr.ReverseKL(W), beta))).sum(-1).mean())
+    _, after, _ = settled(mr.ReverseKL(W), penalty, target, steps=200, lr=0.15, method=method or RLOO(group=96), beta=beta)
     assert after <= 2e-3 < far
+
+
+def test_adaptive_beta_comes_to_rest_at_its_target():
+    """β* of which the optimum has Σ_k w_k KL = 0.6 is found by bisection on the exact solution; the run ends at it, and at that optimum."""
+    tables, target = TABLES, 0.6
+    values, refs = reward_table(tables[0]), whole()
+
+    def kl_at(beta):
+        logps = mr.exact.solve(values, refs, mr.ReverseKL(W), beta=beta).log_policy
+        return float((logps.exp() * (logps - mr.ReverseKL(W).pool(refs))).sum(-1).mean())
+
+    low, high = 0.02, 5.0
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if kl_at(middle) > target else (low, middle)
+    policy = random_table(1, spread=0.7)
+    trainer = make_trainer(
+        policy, tables, mr.ReverseKL(W), rewards=reward_function(policy, values), steps=300, method=RLOO(group=96), sampler=table_sampler(96),
+        adaptive_beta=AdaptiveBeta(target=target), args={"learning_rate": 0.1, "max_grad_norm": None, "schedule": "constant"},
+    )  # fmt: skip
+    lines = trainer.train()
+    assert abs(0.5 - low) > 0.1 * low, "it started there: nothing is tested"
+    rest = lines[-40:]
+    assert sum(line["beta"] for line in rest) / 40 == pytest.approx(low, rel=0.1)
+    assert sum(line["kl"] for line in rest) / 40 == pytest.approx(target, rel=0.05)
+    assert kl_to(policy, optimum(mr.ReverseKL(W), low)) < 0.01
 
 
 def test_weights_per_prompt_route():

@@ -78,7 +78,8 @@ class OnlineArguments:
 class AdaptiveBeta:
     """β that seeks a target Σ_k w_k KL(π‖π_k) per completion: β ← β (1 + rate · clip(KL/target − 1, ±0.2)) after each step.
 
-    The optimum is then that of the β at which it comes to rest, which is in the log and in every checkpoint. Reference: Ziegler et al., 2019, section 2.2.
+    The optimum is then that of the β at which it comes to rest, which is in the log and in every checkpoint. The policy has to keep up: under a learning rate
+    that falls to zero β runs away from a policy that no longer moves, so use schedule "constant". Reference: Ziegler et al., 2019, section 2.2.
     """
 
     target: float
