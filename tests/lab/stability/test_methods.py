@@ -237,3 +237,13 @@ def test_loss_gap_is_fresh_loss_less_training_loss():
         losses.append(torch.nn.functional.softplus(-margin).mean(-1))
     seen = torch.nn.functional.softplus(-(sample.delta() @ theta.unsqueeze(-1))[:, :40, 0]).mean(-1)
     assert found == pytest.approx((torch.stack(losses).mean(0) - seen).tolist(), abs=0.01)
+
+
+def test_whitened_advantages_not_clipping_cost_ppo_its_stability():
+    """The control of docs/stability.md, small: leave-one-out advantages make the clipped update as stable as RLOO."""
+    from multiref.lab.stability.controls import VARIANTS, controls
+
+    few = {name: replace(ascent, steps=80) for name, ascent in VARIANTS.items() if "four times" not in name}
+    found = controls(replace(SMALL, samples=512, seeds=8, replaced=4, left_out=0), few)
+    _, ppo, ppo_loo, rloo, _ = (measures["replace/tv"].mean for measures in found.values())
+    assert ppo > 1.5 * ppo_loo and ppo_loo < 1.5 * rloo

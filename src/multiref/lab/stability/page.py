@@ -13,8 +13,9 @@ import torch
 from multiref.lab.claim import Estimate
 from multiref.lab.slopes import fit_slope
 from multiref.lab.stability.experiment import Experiment, write_text
+from multiref.lab.stability.figures import Line, figure
 from multiref.lab.stability.grid import Axis
-from multiref.report.figures import Series, curves, log_log, save
+from multiref.report.figures import save
 from multiref.report.noise import Measure
 
 __all__ = ["Page", "write_page"]
@@ -33,6 +34,7 @@ MEASURES = {
     "loss_gap": "preference loss, fresh less training pairs",
 }
 DRAWN = ("replace/tv", "replace/value", "regret")
+ALONG_DATA = ("rerun/tv", "regret_gap", "loss_gap")
 
 
 @dataclass(frozen=True)
@@ -105,24 +107,39 @@ def _slope(x: list[float], values: list[list[float]]) -> Estimate | None:
 
 
 def _draw(experiment: Experiment, axis: Axis, folder: Path) -> None:
+    """One figure a measure: every method that has it, under one and two references; and how well influence functions predict."""
     columns = _columns(experiment, axis)
     if not columns:
         return
     x = [float(axis.x(cell.settings)) for cell in axis.cells]
-
-    def series(name: str) -> list[Series]:
-        return [
-            Series(f"{METHODS[method]}, K = {count}", x, columns[f"{method}/{count}"][name])
-            for method in METHODS
+    wanted = [*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())]
+    for name in wanted:
+        lines = [
+            Line(f"{METHODS[method]}, K = {count}", number, count == 2, values, _shown_slope(x, values, axis))
+            for number, method in enumerate(METHODS)
             for count in (1, 2)
-            if name in columns.get(f"{method}/{count}", {})
+            if (values := columns.get(f"{method}/{count}", {}).get(name))
+            and not (name.startswith("rerun") and not any(map(any, values)))  # a closed form has no random numbers
         ]
+        _saved(lines, x, axis, MEASURES[name], folder / f"{axis.title}-{name.replace('/', '-')}", signed="gap" in name)
+    lines = [
+        Line(f"{key.removeprefix('influence/')}, {words}", number + 2 * k, False, values)
+        for number, key in enumerate(key for key in columns if key.startswith("influence/"))
+        for k, (name, words) in enumerate((("error", "influence"), ("corrected_error", "influence / (1 − leverage)")))
+        if (values := columns[key].get(name))
+    ]
+    _saved(lines, x, axis, "‖true − predicted‖ / ‖true‖ of left-out pairs", folder / f"{axis.title}-influence")
 
-    for name in DRAWN:
-        lines = series(name)
-        if lines:
-            plot = log_log if axis.logarithmic else curves
-            save(plot(lines, x=axis.label, y=MEASURES[name]), folder / f"{axis.title}-{name.replace('/', '-')}")
+
+def _saved(lines: list[Line], x: list[float], axis: Axis, ylabel: str, path: Path, *, signed: bool = False) -> None:
+    if lines:
+        log_y = axis.logarithmic and not signed
+        save(figure(lines, x, xlabel=axis.label, ylabel=ylabel, log_x=axis.logarithmic, log_y=log_y), path)
+
+
+def _shown_slope(x: list[float], values: list[list[float]], axis: Axis) -> float | None:
+    found = _slope(x, values) if axis.logarithmic else None
+    return None if found is None else found.value
 
 
 def _markdown(entries: list[dict[str, Any]]) -> str:
