@@ -97,7 +97,7 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": "offline"}, "expected online or distill"),
+        ({"task": "offline"}, "expected online, distill"),
         ({"rewards": []}, "task: distill"),
         ({"task": "distill"}, "distillation has none"),
         ({"text_share": 0.5}, "text_share"),
@@ -107,6 +107,9 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"training": {"lr": 1e-3}}, "training.lr: unknown key"),
         ({"regularizer": "ReversKL"}, "did you mean `ReverseKL`"),
         ({"rewards": [{"kind": "lexicon"}]}, "needs a path"),
+        ({"warm_up": {"share": 0.5}}, "warm_up: expected only with task: distill"),
+        ({"task": "distill", "rewards": [], "warm_up": {"share": 0.5}}, "one completion a prompt"),
+        ({"server": {"endpoint": "http://127.0.0.1:1/v1"}}, "server: expected with lora"),
     ],
 )
 def test_mistakes_are_named(config, change, words):
@@ -123,7 +126,44 @@ def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
         execute_online({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, "run.yaml", say=lambda text: None)
 
 
-@pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill"])
+def test_a_warm_up_and_the_floor(config, folders, tmp_path):
+    """The lines of the warm-up know no KL, those after it do; evaluation.json has what is reached beside the floor, before and after."""
+    words = tmp_path / "words.txt"
+    words.write_text("the cat sat on\n\nthe mat and the dog sat on the log\n\nOnce upon a time there was a dog\n")
+    run = {key: value for key, value in config.items() if key != "rewards"} | {
+        "task": "distill", "penalty": "full_vocabulary", "method": {"name": "reinforce"}, "beta": 1.0, "warm_up": {"share": 0.5, "max_new_tokens": 6},
+        "prompts": [{"path": str(words), "words": 2, "pieces": 10}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
+    }  # fmt: skip
+    said = []
+    folder = execute_online(run, "run.yaml", say=said.append)
+    assert "Warm-up: 2 of 4 steps under forward_state_by_state" in "\n".join(said)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert ["kl" in line for line in lines] == [False, False, True, True] and all(
+        "divergence/per_token" in line for line in lines
+    )
+    figures = json.loads((folder / "evaluation.json").read_text())
+    assert {"words/kl", "words/floor", "words/kl/floor", "words/student"} <= set(figures["before"]) & set(figures["after"])
+    no_text = {**run, "prompts": [{"path": str(words)}], "output": str(tmp_path / "none")}
+    with pytest.raises(ConfigError, match="need texts that follow"):
+        execute_online(no_text, "run.yaml", say=said.append)
+
+
+def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
+    from multiref.cli.online_run.prompts import rows_of
+    from multiref.cli.online_run.settings import Prompts
+
+    words = tmp_path / "words.txt"
+    words.write_text("one two\n\nthree four five\n\nsix\n\nseven eight\n")
+    rows = rows_of(Prompts(str(words), words=1, pieces=10), [])
+    assert rows == [
+        {"prompt": "one", "text": " two\n\nthree four five", "unfinished": True},
+        {"prompt": "six\n\nseven", "text": " eight", "unfinished": True},
+    ]
+    (first, *_) = rows_of(Prompts(config["prompts"][0]["path"], kind="gsm8k", words=2, weights={"b": 1.0}), ["a", "b"])
+    assert first == {"prompt": "what is", "text": " 0 plus 0?\nit is\n#### 0", "unfinished": False, "weights": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill", "distill-mixed"])
 def test_recipes_are_complete(name):
     from multiref.cli.online_run.settings import OnlineRun
     from multiref.cli.training_run.config import build

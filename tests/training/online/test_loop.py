@@ -120,7 +120,7 @@ def test_other_rules_end_at_their_own_fixed_points(penalty, method, beta):
         each = [standardised_fixed_point(penalty, values[x], [level[:, x] for level in refs], beta=beta)[0] for x in range(2)]
         target = torch.stack([sequence_logps(found) for found in each])
     far = float((target.exp() * (target - optimum(mr.ReverseKL(W), beta))).sum(-1).mean())
-    _, after, _ = settled(mr.ReverseKL(W), penalty, target, steps=200, lr=0.15, method=method or RLOO(group=96), beta=beta)
+    _, after, _ = settled(penalty.regularizer, penalty, target, steps=200, lr=0.15, method=method or RLOO(group=96), beta=beta)
     assert after <= 2e-3 < far
 
 
@@ -285,6 +285,9 @@ def test_bad_input():
         RLOO(group=1)
     with pytest.raises(ArgumentError, match="penalty: found 'kl'"):
         make_trainer(policy, TABLES, mr.ReverseKL(W), penalty="kl")
+    with pytest.raises(ArgumentError, match=r"InReward was made for .*0.5, 0.5.* but the run is under .*0.3, 0.7"):
+        make_trainer(policy, TABLES, mr.ReverseKL(W), penalty=InReward(mr.ReverseKL((0.5, 0.5))))
+    assert make_trainer(policy, TABLES, mr.ReverseKL(W), penalty=RatioK3()).penalty.regularizer == mr.ReverseKL(W)
     with pytest.raises(ArgumentError, match="no `prompt`"):
         make_trainer(policy, TABLES, mr.ReverseKL(W), prompts=[{"text": "x0"}])
     with pytest.raises(ArgumentError, match="in the regularizer alone"):

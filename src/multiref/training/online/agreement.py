@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from multiref._logspace import check_beta, check_weights
 from multiref.errors import ArgumentError
-from multiref.regularizers import ForwardKL, Regularizer
+from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.online.penalty import FromReferences, InReward, NoPenalty, Penalty, penalty_named
 from multiref.training.online.rollout import prompt_ids
 
@@ -59,6 +60,13 @@ def agreed_penalty(penalty: Penalty | str | None, regularizer: Regularizer, scor
         own_samples = isinstance(regularizer, ForwardKL) and all(scorer.aligned.values()) and weights.ndim == 1
         return FromReferences(regularizer) if own_samples else InReward(regularizer)
     chosen = penalty_named(penalty, regularizer) if isinstance(penalty, str) else penalty
+    if repr(chosen.regularizer) == repr(ReverseKL()) and isinstance(regularizer, ReverseKL):
+        chosen = replace(chosen, regularizer=regularizer)  # made without one: the run's
+    if repr(chosen.regularizer) != repr(regularizer):
+        raise ArgumentError(
+            f"penalty: {type(chosen).__name__} was made for {chosen.regularizer!r}, but the run is under {regularizer!r}, whose weights and metrics are used. "
+            "Give both the same regularizer, or the penalty by name."
+        )
     if chosen.needs != "completions":
         scorer.require_aligned()
     return chosen
