@@ -40,7 +40,7 @@ def test_reward_fit_recovers_the_truth_from_many_labels():
 
     x = some_prompts(made.task, 6_000, state.generator)
     ask(made.task, state, x, own_pairs(state.policy, x, state.generator))
-    fit_reward(made.task, state, steps=60, batch=6000)
+    fit_reward(made.task, state, steps=150, batch=6000, rate=5e-2)
     measured = made.task.measure(state)
     assert float(measured["reward error at start"].detach()) < 0.15
     assert state.labels_used == 6_000
@@ -183,6 +183,7 @@ def test_a_damaged_state_is_refused(tmp_path):
         {"estimator": "E9"},
         {"loop": "triple"},
         {"pairs": 1},
+        {"perturbed_steps": 0},
     ],
 )
 def test_bad_options(options):

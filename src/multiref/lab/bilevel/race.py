@@ -49,10 +49,11 @@ def plan_for(method: Any, labels: int, work: int) -> Plan:
         prompts=32,
         rollouts=4,
         batch=64,
-        reward_steps=10,
+        reward_steps=20,
+        reward_batch=16_384,
         learning_rate=1e-2 if on_reward else 1e-3,
         final_rate=0.1,
-        reward_rate=0.1 if isinstance(method, Bilevel) else 3e-2,
+        reward_rate=0.1 if isinstance(method, Bilevel) else 0.05,
         measure_at=marks,
     )
     if isinstance(method, Bilevel) and method.loop != "double":  # one policy step an outer step: more and smaller outer steps
@@ -132,12 +133,14 @@ def main() -> None:
     parser.add_argument("--seen", type=int, nargs="+", default=[8], help="features that the reward model has, of 8")
     parser.add_argument("--world", type=int, nargs="+", default=[0])
     parser.add_argument("--audit", action="store_true", help="only the four upper objectives")
+    parser.add_argument("--only", nargs="+", default=None, help="names of methods, as the race prints them")
     given = parser.parse_args()
+    chosen = [m for m in (AUDIT if given.audit else CONTESTANTS) if given.only is None or m.name in given.only]
     for world in given.world:
         for seen in given.seen:
             for beta in given.beta:
                 race(
-                    AUDIT if given.audit else CONTESTANTS,
+                    chosen,
                     beta=beta,
                     seen=seen,
                     world=world,

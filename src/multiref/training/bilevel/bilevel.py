@@ -70,6 +70,7 @@ class Bilevel:
         sigma: σ of E1 and E2, falling as σ (k + 1)^(−sigma_decay), never below a tenth of it.
         pairs: m, labelled units a prompt, at least 2.
         strength: κ of U3's penalty.
+        perturbed_steps: gradient steps from π_0 to π_σ, for E1 and E2; few of them leave part of the response out (towards U1).
     """
 
     objective: Literal["U0", "U1", "U2", "U3"] = "U1"
@@ -93,6 +94,8 @@ class Bilevel:
                 raise ArgumentError(f"{what}: found {given!r}, expected one of {', '.join(known)}")
         if not 0 < self.momentum <= 1:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
+        if self.perturbed_steps < 1:
+            raise ArgumentError(f"perturbed_steps: found {self.perturbed_steps}, expected at least one")
         if self.pairs < 2:
             raise ArgumentError(
                 f"pairs: found {self.pairs}, expected at least 2: a covariance needs two units of the same prompt"
@@ -224,14 +227,14 @@ class Bilevel:
             return [(units.completions, torch.autograd.grad(response.sum(), probe)[0])]
         if self.estimator == "CG":
             return [(units.completions, implicit_weights(state.policy, units, beta=task.beta))]
-        moved = perturb(state, units, sigma=sigma, beta=task.beta, steps=self.perturbed_steps)
+        moved, before = perturb(state, units, sigma=sigma, beta=task.beta, steps=self.perturbed_steps)
         if self.estimator == "E1":
             y = state.policy.sample(units.prompts, plan.rollouts, state.generator)
             apart = moved.sample(units.prompts, plan.rollouts, state.generator)
             even = torch.full(y.shape[:-1], 1 / (plan.rollouts * sigma))
             return [(y, even), (apart, -even)]
         with torch.no_grad():
-            ratio = (moved.logps(units.prompts, units.completions) - state.policy.logps(units.prompts, units.completions)).exp()
+            ratio = (moved.logps(units.prompts, units.completions) - before).exp()
         return [(units.completions, (1 - ratio) / (sigma * ratio.shape[-1]))]
 
 

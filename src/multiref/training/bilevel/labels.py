@@ -56,5 +56,7 @@ class Labels:
         return self.prompts[index], self.completions.index_select(-3, index)
 
     def batch(self, size: int, generator: torch.Generator, *, since: int = 0) -> tuple[Tensor, Tensor]:
-        """A random batch of those from `since` on."""
+        """A random batch of those from `since` on; all of them where they fit."""
+        if size >= len(self) - since:
+            return self.take(torch.arange(since, len(self)))
         return self.take(since + torch.randint(len(self) - since, (min(size, len(self) - since),), generator=generator))

@@ -18,8 +18,8 @@ __all__ = ["perturb"]
 _PROBE = 1e-3
 
 
-def perturb(state: State, units: Units, *, sigma: float, beta: float, steps: int) -> Policy:
-    r"""π_σ from the current policy, by `steps` gradient steps with exact line search on labelled units of that policy.
+def perturb(state: State, units: Units, *, sigma: float, beta: float, steps: int) -> tuple[Policy, Tensor]:
+    r"""π_σ and the current policy's log π_0 of the units [*S, B, m·n]; π_σ by `steps` ≥ 1 gradient steps with exact line search on labelled units of that policy.
 
         minimise  mean ½ (Σ_unit log π_σ/π_0 + n (σ/β)(u − ū))²          n completions a unit
 
@@ -33,25 +33,24 @@ def perturb(state: State, units: Units, *, sigma: float, beta: float, steps: int
     moved = state.moved
     assign(moved, state.policy)
     parameters = list(moved.parameters())
-    with torch.no_grad():
-        before = state.policy.logps(units.prompts, units.completions)
     each = units.completions.shape[-2] // units.utility.shape[-1]
     target = -each * sigma / beta * (units.utility - units.utility.mean(-1, keepdim=True))
-
-    def missing() -> Tensor:
-        return target - units.per_unit(moved.logps(units.prompts, units.completions) - before)
-
+    before: Tensor | None = None
     for _ in range(steps):
-        left = missing()
+        logps = moved.logps(units.prompts, units.completions)
+        before = logps.detach() if before is None else before  # at first the two policies are one
+        left = target - units.per_unit(logps - before)
         slope = torch.autograd.grad(0.5 * left.square().sum(), parameters, allow_unused=True)
         norm = sum(float(g.square().sum()) for g in slope if g is not None) ** 0.5
         if norm == 0:
             break
         with torch.no_grad():
             _move(parameters, slope, -_PROBE / norm)
-            along = (left - missing()) * norm / _PROBE  # J·(−slope), by a small step
+            probed = target - units.per_unit(moved.logps(units.prompts, units.completions) - before)
+            along = (left.detach() - probed) * norm / _PROBE  # J·(−slope), by a small step
             _move(parameters, slope, _PROBE / norm - float((left * along).sum() / along.square().sum().clamp_min(1e-30)))
-    return moved
+    assert before is not None
+    return moved, before
 
 
 def _move(parameters: list[Tensor], direction, step: float) -> None:

@@ -52,11 +52,13 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:
     return float(loss.detach().mean())
 
 
-def fit_reward(task: Task, state: State, *, steps: int, batch: int) -> float:
-    """Maximum likelihood of the reward model on all labels (Bradley–Terry), by Adam on random batches."""
+def fit_reward(task: Task, state: State, *, steps: int, batch: int, rate: float) -> float:
+    """Maximum likelihood of the reward model on all labels (Bradley–Terry), by Adam on random batches, its rate falling to nothing over the steps."""
     assert state.reward is not None and state.reward_optimizer is not None
     last = 0.0
-    for _ in range(steps):
+    for step in range(steps):
+        for group in state.reward_optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
         prompts, completions = state.labels.batch(batch, state.generator)
         reward = state.reward(prompts, completions)
         last = descend(state.reward_optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1), "reward model")

@@ -17,7 +17,7 @@ __all__ = ["GSHF", "Iterative", "TwoStage"]
 
 def _learn(task: Task, state: State, plan: Plan, *, policy: bool = True) -> dict[str, float]:
     assert state.reward is not None
-    loss = fit_reward(task, state, steps=plan.reward_steps, batch=plan.reward_batch)
+    loss = fit_reward(task, state, steps=plan.reward_steps, batch=plan.reward_batch, rate=plan.reward_rate)
     if policy:
         improve(task, state, state.reward, steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)
     return {"reward loss": loss}
