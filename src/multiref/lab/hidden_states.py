@@ -27,23 +27,35 @@ def hidden_state_features(
     Raises:
         ArgumentError: prompts with different numbers of completions, or more dimensions than the states have.
     """
-    from multiref.models import encode
-
     counts = {len(each) for each in completions}
     if len(counts) != 1 or len(prompts) != len(completions) or not prompts:
         raise ArgumentError(
             f"completions: found {len(completions)} lists of lengths {sorted(counts)} for {len(prompts)} prompts, "
             f"expected one list a prompt, all of one length; pad or cut the longer ones"
         )
-    states = []
+    from multiref.models import encode_many
+
+    encoded = encode_many(tokenizer, list(zip(prompts, completions, strict=True)))
+    rows = [[*item.context(i), *ids] for item in encoded for i, ids in enumerate(item.completions)]
+    states = _last_states(model, rows)
+    return principal_features(states.unflatten(0, (len(prompts), -1)), dimension)
+
+
+@torch.inference_mode()
+def _last_states(model: Any, rows: Sequence[Sequence[int]], *, size: int = 64) -> Tensor:
+    """[N, H] float64: the last hidden state at each row's last token. Padding is on the right, where a causal model does not look."""
     device = next(model.parameters()).device
-    with torch.inference_mode():
-        for prompt, texts in zip(prompts, completions):
-            encoded = encode(tokenizer, prompt, texts)
-            for i, ids in enumerate(encoded.completions):
-                row = torch.tensor([[*encoded.context(i), *ids]], device=device)
-                states.append(model(input_ids=row, output_hidden_states=True).hidden_states[-1][0, -1].double().cpu())
-    return principal_features(torch.stack(states).unflatten(0, (len(prompts), -1)), dimension)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    states: list[Tensor] = [torch.empty(0)] * len(rows)
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        width = len(rows[some[-1]])
+        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in some], device=device)
+        mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in some], device=device)
+        hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        for i, state in zip(some, hidden, strict=True):
+            states[i] = state[len(rows[i]) - 1].double().cpu()
+    return torch.stack(states)
 
 
 def principal_features(states: Tensor, dimension: int) -> Tensor:
