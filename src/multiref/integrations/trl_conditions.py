@@ -23,7 +23,7 @@ def check_version() -> None:
         raise ArgumentError(f"TRL is not installed; expected {SUPPORTED}. Install it: pip install 'multiref[trl]'.") from None
     if not SpecifierSet(SUPPORTED.removeprefix("trl"), prereleases=True).contains(found):
         raise ArgumentError(
-            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.16.0). Install one of these."
+            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.3.0, 1.8.0, 1.14.2 and 1.16.0). Install one of these."
         )
 
 
