@@ -85,11 +85,13 @@ def race(
     work: int,
     out: Path | None,
     say=print,
+    **sizes: int,
 ) -> dict[str, Any]:
-    """Histories by setting and method; with `out`, kept after each method, and what is there already is not run again."""
+    """Histories by setting and method; with `out`, kept after each method, and what is there already is not run again; `sizes` as of
+    `enumerable_world`."""
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {}
     here = found.setdefault(setting(beta, seen, world), {})
-    made = enumerable_world(seeds, beta=beta, seen=seen, world_seed=world)
+    made = enumerable_world(seeds, beta=beta, seen=seen, world_seed=world, **sizes)  # type: ignore[arg-type]
     for method in contestants:
         if method.name in here:
             continue
