@@ -90,12 +90,17 @@ def _entries(experiment: Experiment, axis: Axis) -> Iterator[dict[str, Any]]:
     for method, measures in _columns(experiment, axis).items():
         for name, values in measures.items():
             points = [Measure.of(one) for one in values]
-            slope = _slope(x, values) if axis.logarithmic else None
+            slope = _slope(x, values) if axis.logarithmic and _has_a_rate(name) else None
             yield {
                 "axis": axis.title, "method": method, "measure": name, "x": x,
                 "mean": [p.mean for p in points], "error": [p.error for p in points],
                 "slope": None if slope is None else [slope.value, slope.low, slope.high],
             }  # fmt: skip
+
+
+def _has_a_rate(name: str) -> bool:
+    """Whether a measure is positive by nature; gaps and correlations have no slope in log."""
+    return (name.startswith(("replace/", "leave_out/", "regret")) and "gap" not in name) or name.endswith("error")
 
 
 def _slope(x: list[float], values: list[list[float]]) -> Estimate | None:
@@ -115,7 +120,7 @@ def _draw(experiment: Experiment, axis: Axis, folder: Path) -> None:
     wanted = [*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())]
     for name in wanted:
         lines = [
-            Line(f"{METHODS[method]}, K = {count}", number, count == 2, values, _shown_slope(x, values, axis))
+            Line(f"{METHODS[method]}, K = {count}", number, count == 2, values, _shown_slope(x, name, values, axis))
             for number, method in enumerate(METHODS)
             for count in (1, 2)
             if (values := columns.get(f"{method}/{count}", {}).get(name))
@@ -137,8 +142,8 @@ def _saved(lines: list[Line], x: list[float], axis: Axis, ylabel: str, path: Pat
         save(figure(lines, x, xlabel=axis.label, ylabel=ylabel, log_x=axis.logarithmic, log_y=log_y), path)
 
 
-def _shown_slope(x: list[float], values: list[list[float]], axis: Axis) -> float | None:
-    found = _slope(x, values) if axis.logarithmic else None
+def _shown_slope(x: list[float], name: str, values: list[list[float]], axis: Axis) -> float | None:
+    found = _slope(x, values) if axis.logarithmic and _has_a_rate(name) else None
     return None if found is None else found.value
 
 
