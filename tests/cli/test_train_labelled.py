@@ -72,6 +72,23 @@ def test_a_person_labels_through_files(config, tmp_path):
     assert len((path / "history.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_reward_model_as_judge(config, folders, tmp_path):
+    """A sequence classifier answers for the person: the run is scored by it, and it is not the model that learns."""
+    import torch
+    import transformers
+
+    tokenizer = make_tokenizer()
+    shape = make_llama(len(tokenizer)).config
+    shape.num_labels = 1
+    torch.manual_seed(3)
+    transformers.LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    config |= {"oracle": {"kind": "reward_model", "path": str(tmp_path / "judge")}, "method": {"name": "iterative"}}
+    path = execute_labelled(config, "run.yaml", say=lambda text: None)
+    last = json.loads((path / "history.jsonl").read_text().splitlines()[-1])
+    assert last["labels"] == 16 and abs(last["hidden reward"][0]) > 0
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -74,7 +74,8 @@ class SAIL:
             chance = torch.rand(margin.shape, generator=state.generator)
             sign = torch.where(chance < torch.sigmoid(margin.detach()), 1.0, -1.0)
         fit = logsigmoid(sign * margin)
-        centred = (fit - fit.mean(-1, keepdim=True)).detach()
+        many = fit.shape[-1]
+        centred = (fit - fit.mean(-1, keepdim=True)).detach() * many / (many - 1)  # less the mean of the other pairs
         score = centred * (logps.sum(-1) if self.design != "DP" else torch.zeros_like(fit))
         if self.design != "PR":
             score = score + centred * logsigmoid(sign * margin)  # the score of the label that the policy itself gave
