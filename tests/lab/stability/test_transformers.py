@@ -168,3 +168,12 @@ def test_a_cell_measures_every_method_and_the_rerun_alone_differs_where_nothing_
             assert all(v > 0 for v in measured["replace/tv"]) and all(v > 0 for v in measured["rerun/tv"])
     with pytest.raises(ArgumentError, match="multiple of 2"):
         Shape(width=7)
+
+
+def test_the_ridge_pulls_towards_the_start():
+    """With an enormous one nothing moves further than a step of Adam, whatever the pairs say."""
+    sample, start = draw_transformer(TINY)
+    tilt = torch.zeros_like(sample.preferred, dtype=torch.float64)
+    held = fit_pairs(sample, SHAPE, start, Fit(steps=40, rate=0.003, ridge=1e9), beta=0.5, tilt=tilt, seed=0)
+    free = fit_pairs(sample, SHAPE, start, Fit(steps=40, rate=0.003, ridge=0.0), beta=0.5, tilt=tilt, seed=0)
+    assert (held - start.unsqueeze(1)).abs().max() < 0.01 < (free - start.unsqueeze(1)).abs().max()
