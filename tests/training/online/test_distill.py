@@ -12,7 +12,9 @@ from multiref.models.tabular import tabular_tokenizer
 from multiref.references.local import LocalReference
 from multiref.training.online import OnlineArguments, OnlineTrainer, Reinforce, TextStates, WarmUp, floor_by_smc
 from multiref.training.online.evaluate import floor_figures, text_losses
+from multiref.training.online.tree import levels_of
 from tests.conftest import make_llama, make_tokenizer
+from tests.training.online.enumerable import Space
 from tests.training.online.tables import kl_to, make_trainer, random_table, table_sampler
 
 W = (0.3, 0.7)
@@ -115,23 +117,37 @@ def test_held_out_losses_are_those_of_the_plain_logits():
 
 
 def test_the_floor_of_transformers_against_enumeration():
-    """Completions of two tokens of a vocabulary of 416, end tokens included: −log F summed over all 416², and by particles with caches."""
-    tokenizer = make_tokenizer()
-    models = [make_llama(len(tokenizer), seed=seed, std=0.2).double() for seed in (1, 2)]
-    (item,) = encode_many(tokenizer, [("the cat", ())])
-    context, end = list(item.prompt_ids), tokenizer.eos_token_id
-    size = len(tokenizer)
+    """Two transformers with caches over 5 tokens, length 5: −log F of all 3,125 completions, and by particles that are resampled on the way."""
+    space = Space(5, 5, 2)
+    models = [space.model(seed, hidden=8, std=1.0) for seed in (1, 2)]
     with torch.no_grad():
-        first = torch.stack([m(torch.tensor([context])).logits[0, -1].log_softmax(-1) for m in models])
-        rows = torch.tensor([[*context, v] for v in range(size)])
-        second = torch.stack([m(rows).logits[:, -1].log_softmax(-1) for m in models])
-    w = torch.tensor(W, dtype=torch.float64)[:, None]
-    start, after = (w * first).sum(0), (w[..., None] * second).sum(0).logsumexp(-1)
-    after[end] = 0.0  # it has ended: nothing follows
-    truth = -float((start + after).logsumexp(0))
-    estimate, error = floor_by_smc(models, tokenizer, "the cat", new_tokens=2, weights=W, particles=4000)
-    assert truth > 0.1 and error < 0.05 * truth + 0.01
-    assert abs(estimate - truth) < 4 * error
+        whole = torch.stack([space.whole(model) for model in models])
+    truth = mr.divergences.disagreement(whole, W)
+    for place in (0, 5):
+        estimate, error = floor_by_smc(
+            models, space.tokenizer(), space.prompts()[place], new_tokens=5, weights=W, particles=3000
+        )
+        assert float(truth[place]) > 1 and error < 0.1 and abs(estimate - float(truth[place])) < 4 * error
+
+
+def test_a_completion_that_has_ended_weighs_no_more():
+    """Tables whose y0 is an end token: F is summed over completions cut after their first y0, by recursion over the pool's rows."""
+    tables = [random_table(1, prompts=1, spread=1.5), random_table(2, prompts=1, spread=1.5)]
+    tokenizer = tabular_tokenizer(tables[0])
+    tokenizer.eos_token = "y0"
+    levels = [torch.stack(level) for level in zip(*(levels_of(table.table.detach()[0], 3) for table in tables))]
+    pools = [sum(w * level[k] for k, w in enumerate(W)).exp() for level in levels]
+
+    def mass(t, prefix):
+        row = pools[t][prefix]
+        return sum(float(row[v]) * (1.0 if v == 0 or t == 2 else mass(t + 1, 3 * prefix + v)) for v in range(3))
+
+    truth = -math.log(mass(0, 0))
+    whole = float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), W)[0])
+    estimate, error = floor_by_smc(tables, tokenizer, "x0", new_tokens=3, weights=W, particles=3000)
+    assert abs(estimate - truth) < 4 * error < 0.2 * abs(whole - truth), (
+        "as far from the value without an end as to tell them apart"
+    )
 
 
 def test_the_estimate_of_f_is_unbiased_with_resampling():
