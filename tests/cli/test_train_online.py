@@ -1,5 +1,6 @@
 """`multiref train` with `task: online` and `task: distill`: a folder with everything, resumed exactly, mistakes named."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -146,6 +147,31 @@ def test_a_warm_up_and_the_floor(config, folders, tmp_path):
     no_text = {**run, "prompts": [{"path": str(words)}], "output": str(tmp_path / "none")}
     with pytest.raises(ConfigError, match="need texts that follow"):
         execute_online(no_text, "run.yaml", say=said.append)
+
+
+def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):
+    """A LoRA policy, pushed at every step: what the server draws is on-policy, so that the ratio is one; the model folder holds the adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tests.training.online.sampling_server import sampling
+
+    base = AutoModelForCausalLM.from_pretrained(folders["policy"]).eval()
+    open_adapter = lambda path: PeftModel.from_pretrained(copy.deepcopy(base), path).eval()  # noqa: E731
+    with sampling(base, opener=open_adapter) as server:
+        run = {
+            **config,
+            "lora": {"r": 2, "target_modules": ["q_proj"]},
+            "server": {"endpoint": server.endpoint},
+            "evaluation": None,
+        }
+        run["training"] = {**config["training"], "learning_rate": 0.1}
+        folder = execute_online(run, "run.yaml", say=lambda text: None)
+        loads = [body["lora_path"] for path, body in server.requests if path == "load_lora_adapter"]
+    assert len(loads) == len(set(loads)) == 4
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["sampling_ratio"] == pytest.approx(1, abs=1e-4) for line in lines)
+    assert (folder / "model" / "adapter_config.json").exists()
 
 
 def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
