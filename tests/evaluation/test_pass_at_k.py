@@ -58,9 +58,18 @@ def test_intervals_are_those_of_the_mean_over_prompts():
     assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
     base = torch.rand(400, 4, generator=generator) < torch.linspace(0, 1, 400)[:, None]
     summary = PassAtK({"a": {"r": base.double()}, "b": {"r": base.double() + 0.25}}, {}, {"samples": 4}).summary([1])
-    assert summary["differences"] == {"b − a": {"reward/r": [pytest.approx(0.25)] * 3}}
+    assert summary["differences"] == {"b − a": {"reward/r": [pytest.approx(0.25), None, None]}}
     assert summary["policies"]["a"]["reward/r"][2] - summary["policies"]["a"]["reward/r"][1] > 0.05
     assert math.isnan(bootstrap_interval(values[:1])[1])
+
+
+def test_prompts_that_all_failed_are_no_certainty():
+    """0 of 16: Wilson's interval reaches z²/(n + z²) = 0.1936; a bootstrap of sixteen zeros would say [0, 0]."""
+    none = evaluation({"a": torch.zeros(16, 4, dtype=torch.bool), "b": torch.zeros(16, 4, dtype=torch.bool)}).summary([1, 4])
+    for k in (1, 4):
+        assert none["policies"]["a"][f"pass@{k}"] == pytest.approx([0.0, 0.0, 1.959964**2 / (16 + 1.959964**2)])
+    assert none["policies"]["a"]["reward/correctness"] == [0.0, None, None]
+    assert none["differences"]["b − a"]["pass@1"] == [0.0, None, None]
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.data.gsm8k import pass_at_k
+from multiref.data.gsm8k import pass_at_k, pass_rate
 from multiref.errors import ArgumentError
 
 __all__ = ["PassAtK", "bootstrap_interval"]
@@ -18,11 +19,14 @@ Interval = tuple[float, float, float]
 
 
 def bootstrap_interval(values: Tensor, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """[P] → (mean, low, high): percentile bootstrap over prompts, which are what a conclusion is to hold beyond. NaN bounds for a single prompt."""
+    """[P] → (mean, low, high): percentile bootstrap over prompts, which are what a conclusion is to hold beyond.
+
+    NaN bounds for a single prompt, and where all values are one, for resampling them says nothing of their spread.
+    """
     if values.ndim != 1 or not len(values):
         raise ArgumentError(f"bootstrap: expected one value a prompt, found an array of shape {tuple(values.shape)}.")
     mean = float(values.double().mean())
-    if len(values) == 1:
+    if bool((values == values[0]).all()):
         return mean, float("nan"), float("nan")
     draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
     means = values.double()[draws].mean(1)
@@ -68,14 +72,20 @@ class PassAtK:
         return {
             "settings": {**self.settings, "prompts": len(next(iter(values.values()))[0]), "resamples": resamples},
             "policies": {
-                name: {metric: list(bootstrap_interval(each[i], resamples=resamples)) for metric, each in values.items()}
+                name: {metric: _figures(metric, each[i], resamples) for metric, each in values.items()}
                 for i, name in enumerate(names)
             },
             "differences": {
-                f"{name} − {names[0]}": {
-                    metric: list(bootstrap_interval(each[i] - each[0], resamples=resamples)) for metric, each in values.items()
-                }
+                f"{name} − {names[0]}": {metric: _figures("", each[i] - each[0], resamples) for metric, each in values.items()}
                 for i, name in enumerate(names)
                 if i
             },
         }
+
+
+def _figures(metric: str, values: Tensor, resamples: int) -> list[float | None]:
+    """[mean, low, high]; None for bounds that are not known. pass@k of prompts that all failed, or all passed: Wilson's interval."""
+    mean, low, high = bootstrap_interval(values, resamples=resamples)
+    if metric.startswith("pass@") and math.isnan(low) and mean in (0.0, 1.0):
+        mean, low, high = pass_rate([[bool(mean)]] * len(values), 1)
+    return [None if math.isnan(value) else value for value in (mean, low, high)]

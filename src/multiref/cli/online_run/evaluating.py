@@ -47,7 +47,7 @@ def table(summary: Mapping[str, Any]) -> str:
     """Policies and their paired differences, one a line: mean [low, high] of every metric."""
     lines = {**summary["policies"], **summary["differences"]}
     metrics = list(next(iter(lines.values())))
-    cells = {name: [f"{v[0]:.4g} [{v[1]:.4g}, {v[2]:.4g}]" for v in figures.values()] for name, figures in lines.items()}
+    cells = {name: [_cell(*figure) for figure in figures.values()] for name, figures in lines.items()}
     width = max(map(len, cells))
     widths = [max(len(metric), *(len(row[i]) for row in cells.values())) for i, metric in enumerate(metrics)]
     head = " " * width + "  " + "  ".join(f"{metric:>{w}}" for metric, w in zip(metrics, widths))
@@ -55,6 +55,10 @@ def table(summary: Mapping[str, Any]) -> str:
     s = summary["settings"]
     foot = f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, at most {s['max_new_tokens']} tokens, seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts"
     return "\n".join([head, *body, foot])
+
+
+def _cell(mean: float, low: float | None, high: float | None) -> str:
+    return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def _named(policies: Sequence[str]) -> dict[str, str]:
