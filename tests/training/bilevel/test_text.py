@@ -18,7 +18,7 @@ from multiref.training.bilevel import (
     train,
 )
 from multiref.training.bilevel.text import frozen_references, with_adapter
-from tests.conftest import make_llama, make_tokenizer
+from tests.conftest import make_gpt2, make_llama, make_tokenizer
 
 PROMPTS = ["Once upon a time", "the cat", "what is two plus three?"]
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -38,9 +38,10 @@ def language_model(tokenizer, seed=0):
     return LanguageModel(make_llama(len(tokenizer), seed=seed, std=0.2).eval(), tokenizer, "tiny")
 
 
-def test_scores_are_those_of_one_completion_at_a_time(world, tokenizer):
-    """Left padding, right padding and the end token against a forward pass of prompt and completion alone."""
-    model = language_model(tokenizer).model
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+def test_scores_are_those_of_one_completion_at_a_time(make, world, tokenizer):
+    """Left padding, right padding and the end token against a forward pass of prompt and completion alone; GPT-2 knows absolute positions."""
+    model = make(len(tokenizer), seed=0, std=0.2).eval()
     policy = TextPolicy(world, model)
     x = torch.tensor([2, 1])
     y = policy.sample(x, 4, torch.Generator().manual_seed(3))
@@ -51,7 +52,7 @@ def test_scores_are_those_of_one_completion_at_a_time(world, tokenizer):
             ids = torch.tensor([world.ids[prompt] + answer])
             laws = model(input_ids=ids).logits[0].log_softmax(-1)
             start = len(world.ids[prompt])
-            alone = sum(laws[start + t - 1, token] for t, token in enumerate(answer))
+            alone = sum(laws[start + t - 1, token].detach() for t, token in enumerate(answer))
             assert float(found[b, n].detach()) == pytest.approx(float(alone), abs=2e-5)
 
 

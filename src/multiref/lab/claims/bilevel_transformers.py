@@ -8,7 +8,8 @@ from torch import Tensor
 from multiref.lab.bilevel.language import enumerable_world
 from multiref.lab.claim import Check, Claim, Curve, Effort, Estimate, Figure, Measurement, all_hold, at_least
 from multiref.lab.slopes import bootstrap_mean
-from multiref.training.bilevel import Bilevel, Plan, train
+from multiref.training.bilevel.bilevel import Bilevel
+from multiref.training.bilevel.loop import Plan, train
 
 __all__ = ["BILEVEL_TRANSFORMERS", "BILEVEL_TRANSFORMERS_MISSPECIFIED"]
 
