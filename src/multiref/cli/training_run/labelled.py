@@ -47,7 +47,7 @@ def is_labelled(config: Mapping[str, Any]) -> bool:
 
 
 def execute_labelled(config: Mapping[str, Any], where: str, *, say: Callable[[str], None] = print) -> Path:
-    """Do the run, or go on with it; returns its folder: config.yaml, state.pt, history.jsonl, model/, report.html."""
+    """Do the run, or go on with it; returns its folder: config.yaml, state.safetensors, history.jsonl, model/, report.html."""
     from multiref.cli.training_run.config import build
     from multiref.cli.training_run.folder import RunFolder
     from multiref.cli.training_run.labelled_page import write_report

@@ -78,7 +78,7 @@ class History:
 def train(
     task: Task, method: Method, plan: Plan, *, folder: str | Path | None = None, state: State | None = None
 ) -> tuple[State, History]:
-    """Run a method on a task. With a folder: `state.pt` after every round (weights only, atomic), `history.jsonl`; run again to resume.
+    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`; run again to resume.
 
     A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round before, in `state` and in the folder.
 
@@ -113,7 +113,7 @@ def train(
             scratch = where / "history.jsonl.part"
             scratch.write_text(text, encoding="utf-8")
             scratch.replace(where / "history.jsonl")
-            state.save(where / "state.pt")
+            state.save(where / "state.safetensors")
     return state, history
 
 
@@ -125,8 +125,8 @@ def begin(task: Task, plan: Plan) -> State:
 def _resume(state: State, history: History, where: Path) -> None:
     """What the folder holds; a line that was written before its state was saved is left out and made again."""
     where.mkdir(parents=True, exist_ok=True)
-    if (where / "state.pt").exists():
-        state.load(where / "state.pt")
+    if (where / "state.safetensors").exists():
+        state.load(where / "state.safetensors")
         lines = (where / "history.jsonl").read_text(encoding="utf-8").splitlines()
         history.lines = [json.loads(line) for line in lines[: state.round + 1]]
 

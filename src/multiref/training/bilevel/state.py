@@ -1,9 +1,8 @@
-"""What a run is in the middle of: models, optimisers, labels, random numbers. Saved and resumed exactly, without pickle of code."""
+"""What a run is in the middle of: models, optimisers, labels, random numbers. Saved and resumed exactly, without pickle."""
 
 from __future__ import annotations
 
 import copy
-import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from multiref.errors import OutputError, StoreError
 from multiref.training.bilevel.labels import Labels
 from multiref.training.bilevel.task import Policy, RewardModel, Task
+from multiref.training.plain import dump_plain, read_plain
 
 __all__ = ["State", "assign"]
 
@@ -115,11 +115,10 @@ class State:
         Raises:
             OutputError: a path that cannot be written.
         """
-        path, buffer = Path(path), io.BytesIO()
-        torch.save(self.kept(), buffer)
+        path, whole = Path(path), dump_plain(self.kept())
         scratch = path.with_name(path.name + ".part")
         try:
-            scratch.write_bytes(buffer.getvalue())
+            scratch.write_bytes(whole)
             os.replace(scratch, path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror}); choose a folder with room") from error
@@ -131,6 +130,6 @@ class State:
             StoreError: a file that is damaged, or of another task.
         """
         try:
-            self.restore(torch.load(path, weights_only=True))
+            self.restore(read_plain(path))
         except Exception as error:
             raise StoreError(f"{path}: cannot be resumed ({error}); delete it to start again") from error

@@ -1,4 +1,4 @@
-"""Checkpoints of an online run: everything that the next step depends on, written in one move, read without pickle."""
+"""Checkpoints of an online run: everything that the next step depends on, written in one move, without pickle."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multiref.errors import OutputError
+from multiref.training.plain import dump_plain, read_plain
 
 __all__ = ["last_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -31,8 +32,8 @@ def save_checkpoint(
         raise OutputError(f"checkpoints: cannot write into {folder}: {error.strerror or error}.") from None
     try:
         save_file(_trainable(model), temporary / "model.safetensors")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        torch.save(_generators(), temporary / "generators.pt")
+        (temporary / "optimizer.safetensors").write_bytes(dump_plain(optimizer.state_dict()))
+        (temporary / "generators.safetensors").write_bytes(dump_plain(_generators()))
         version, internal, gauss = random.getstate()
         everything = {"step": step, **state, "python_random": [version, list(internal), gauss]}
         (temporary / "state.json").write_text(json.dumps(everything), encoding="utf-8")
@@ -52,8 +53,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         weights = load_file(path / "model.safetensors")
-        moments = torch.load(path / "optimizer.pt", weights_only=True)
-        generators = torch.load(path / "generators.pt", weights_only=True)
+        moments = read_plain(path / "optimizer.safetensors")
+        generators = read_plain(path / "generators.safetensors")
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(f"{path} is no whole checkpoint: {error}. Remove it, and go on from the one before.") from None
     own = dict(model.named_parameters())
