@@ -134,6 +134,7 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
 
 def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr("multiref.lab.stability.axes", lambda worlds, **_: [axis()])
+    monkeypatch.setattr("multiref.lab.stability.page.save", lambda *_: None)  # figures have their own test
     first = CliRunner().invoke(app, ["stability", "--world", "linear", "--out", str(tmp_path)])
     assert first.exit_code == 0 and "linear-samples" in first.output and "3 cells" in first.output
     monkeypatch.setattr(Cell, "measure", None)  # would fail if called

@@ -122,7 +122,7 @@ def test_rates_of_theory_5_6_and_what_a_wrong_model_does_to_them(noise, curved, 
     columns: dict[str, list[list[float]]] = {name: [] for name in ("parameter", "value", "tv", "kl")}
     for samples in sizes:
         sample = draw(
-            LinearSettings(samples=samples, seeds=60, dimension=4, replaced=6, left_out=0, noise=noise, curved=curved)
+            LinearSettings(samples=samples, seeds=40, dimension=4, replaced=4, left_out=0, noise=noise, curved=curved)
         )
         policy = gibbs(reward_model(sample, ridge=0.1), 1, beta=0.5)
         fresh = sample.fresh

@@ -180,13 +180,13 @@ def test_a_language_model_s_new_head_is_zero(tiny_folder):
 
 
 def test_bad_input_is_one_clear_error(tmp_path):
-    with pytest.raises(ArgumentError, match="label_smoothing: found 0.5"):
+    with pytest.raises(ArgumentError, match=r"label_smoothing: found 0\.5"):
         trainer(tmp_path, label_smoothing=0.5)
     with pytest.raises(ArgumentError, match="centre: found -1"):
         trainer(tmp_path, centre=-1.0)
     with pytest.raises(DataError, match="No pair"):
         trainer(tmp_path, pairs=[])
-    with pytest.raises(DataError, match="rows.jsonl:4: `margin` is 'much'"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: `margin` is 'much'"):
         as_pair({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "much"}, origin="rows.jsonl:4")
     with pytest.raises(ModelError, match="2 outputs, expected one"):
         config = small().config
