@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ def sweep(
 
 def rewards_named(given: Sequence[str]) -> list[Any]:
     """`lexicon=FILE`, `model=FOLDER`, `length=WORDS`, or a YAML file with `rewards:` → rewards. ConfigError for what is none of these."""
-    from multiref.cli.online_run.execute import _rewards
+    from multiref.cli.online_run.rewards import made_rewards
     from multiref.cli.online_run.settings import RewardSetting
     from multiref.cli.training_run.config import build, read_yaml
 
@@ -125,7 +124,7 @@ def rewards_named(given: Sequence[str]) -> list[Any]:
         raise ConfigError(
             "rewards: gsm8k needs each problem's answer, which pairs do not have; use `multiref evaluate` on the runs."
         )
-    return _rewards(SimpleNamespace(rewards=settings))  # type: ignore[arg-type]
+    return made_rewards(settings)
 
 
 def _rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Any], tokenizer: Any) -> dict[str, Tensor]:
