@@ -127,6 +127,9 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
         read_prompts(tmp_path / "texts.jsonl", 1)
     with pytest.raises(ArgumentError, match="world: found 'moon'"):
         axes(["moon"])
+    for world in ("linear", "features", "transformer"):
+        with pytest.raises(ArgumentError, match="seeds: found 0"):
+            axes([world], seeds=0)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="with --out"):
         Experiment(tmp_path / "file", [axis(settings=(SMALL,))]).run()

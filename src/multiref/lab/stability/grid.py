@@ -65,15 +65,19 @@ def axes(worlds: Sequence[str], *, quick: bool = False, seeds: int | None = None
             raise ArgumentError(f"world: found {world!r}, expected one of {', '.join(WORLDS)}")
     made: list[Axis] = []
     if "linear" in worlds:
-        base = LinearSettings(seed=seed, seeds=seeds or (4 if quick else 20))
+        base = LinearSettings(seed=seed, seeds=_seeds(seeds, 4 if quick else 20))
         made += _linear("linear", base, (64, 128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 64, 128))
         made += _more_linear(base)
     if "features" in worlds:
-        base = LinearSettings(seed=seed, samples=256, seeds=seeds or (4 if quick else 20))
+        base = LinearSettings(seed=seed, samples=256, seeds=_seeds(seeds, 4 if quick else 20))
         made += _linear("features", base, (32, 64, 128, 256, 512), (2, 4, 8, 16, 32))
     if "transformer" in worlds:
-        made += _transformer(TransformerSettings(seed=seed, seeds=seeds or (2 if quick else 8)), quick)
+        made += _transformer(TransformerSettings(seed=seed, seeds=_seeds(seeds, 2 if quick else 8)), quick)
     return [replace(axis, cells=(axis.cells[0], axis.cells[len(axis.cells) // 2])) for axis in made] if quick else made
+
+
+def _seeds(asked: int | None, otherwise: int) -> int:
+    return otherwise if asked is None else asked
 
 
 def unique(of: Sequence[Axis]) -> list[Cell]:
