@@ -138,19 +138,25 @@ def exact_hypergradient(case: Restricted, theta: Tensor) -> Tensor:
     Raises:
         ArgumentError: a θ that is no minimum of the lower level.
     """
+    gradient, lowest = _implicit(case, theta)
+    if not float(lowest.min()) > -1e-9:
+        raise ArgumentError(
+            f"theta: found a Hessian with eigenvalue {float(lowest.min()):.3g}, expected a minimum of the lower level"
+        )
+    return gradient
+
+
+def _implicit(case: Restricted, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """[S, P] → the implicit gradient [S, d] and the lowest eigenvalue of the lower level's Hessian [S]."""
     phi, theta = case.phi.detach().requires_grad_(True), theta.detach().requires_grad_(True)
     by_phi, by_theta = torch.autograd.grad(case.upper(phi, theta).sum(), (phi, theta))
     (slope,) = torch.autograd.grad(case.lower(phi, theta).sum(), theta, create_graph=True)
     columns = [torch.autograd.grad(slope[:, p].sum(), theta, retain_graph=True)[0] for p in range(theta.shape[-1])]
     values, vectors = torch.linalg.eigh(torch.stack(columns, -1))
-    if not float(values.min()) > -1e-9:
-        raise ArgumentError(
-            f"theta: found a Hessian with eigenvalue {float(values.min()):.3g}, expected a minimum of the lower level"
-        )
     kept = values > 1e-10 * values.amax(-1, keepdim=True)
     along = torch.einsum("spq,sp->sq", vectors, by_theta) * torch.where(kept, 1 / values.clamp_min(1e-300), 0.0)
     solution = torch.einsum("spq,sq->sp", vectors, along)
-    return by_phi - torch.autograd.grad(slope, phi, solution)[0]
+    return by_phi - torch.autograd.grad(slope, phi, solution)[0], values[:, 0]
 
 
 def expected_estimates(case: Restricted, theta: Tensor, *, sigma: float) -> dict[str, Tensor]:
@@ -181,12 +187,16 @@ def expected_estimates(case: Restricted, theta: Tensor, *, sigma: float) -> dict
 
 
 def outer_path(case: Restricted, theta: Tensor, *, steps: int, rate: float) -> tuple[Tensor, Tensor]:
-    """`steps` gradient steps on φ with the class's own hyper-gradient, the lower level solved again after each: ψ and ‖∇ψ‖ along the way, [steps, S] each."""
-    values, norms = [], []
+    """`steps` gradient steps on φ with the class's own hyper-gradient, the lower level solved again after each: ψ and ‖∇ψ‖ along the way, [steps, S] each.
+
+    NaN from where on the lower level was not at a minimum (a transformer's can be a saddle point, at which there is no hyper-gradient).
+    """
+    values, norms, lost = [], [], torch.zeros(len(theta), dtype=torch.bool)
     for _ in range(steps):
-        gradient = exact_hypergradient(case, theta)
-        values.append(case.upper(case.phi, theta).detach())
-        norms.append(gradient.norm(dim=-1))
-        case = replace(case, phi=case.phi - rate * gradient)
+        gradient, lowest = _implicit(case, theta)
+        lost = lost | (lowest < -1e-9)
+        values.append(torch.where(lost, torch.nan, case.upper(case.phi, theta).detach()))
+        norms.append(torch.where(lost, torch.nan, gradient.norm(dim=-1)))
+        case = replace(case, phi=case.phi - rate * torch.where(lost[:, None], 0.0, gradient))
         theta, _ = settle(case, theta, restarts=2)
     return torch.stack(values), torch.stack(norms)

@@ -28,7 +28,7 @@ def _share_left(objective: str, beta: float, seen: int | None, effort: Effort) -
         labels=[round(labels * (k + 1) / rounds) for k in range(rounds)], steps=steps, prompts=16, rollouts=4,
         learning_rate=1e-2, final_rate=0.1, reward_rate=0.1, measure_at=[labels],
     )  # fmt: skip
-    _, history = train(world.task, Bilevel(objective, "E3"), plan)
+    _, history = train(world.task, Bilevel(objective, "E3"), plan)  # type: ignore[arg-type]
     return torch.tensor(history.lines[-1]["gap"]).double() / torch.tensor(history.lines[0]["gap"]).double()
 
 
