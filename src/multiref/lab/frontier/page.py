@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from multiref._files import write_whole
 from multiref.errors import OutputError, StoreError
 from multiref.lab.frontier import figures
 from multiref.lab.frontier.findings import Findings, Plane
 from multiref.lab.frontier.rules import FORMULAS, LABELS
 from multiref.lab.frontier.settings import Generated
 from multiref.lab.frontier.tables import diversity_table, given_table, objective_table, sentences
-from multiref.references.store.atomic import write as write_whole
 from multiref.report import Formula, Note, Picture, Prose, Section, Settings, versions, write_page
 from multiref.report.figures import save
 
@@ -145,6 +145,6 @@ def _answer(findings: Findings, plane: Plane, said: list[str]) -> dict[str, Any]
 def _results(findings: Findings, answers: list[dict[str, Any]], path: Path, command: str) -> None:
     content = {"command": command, "settings": dataclasses.asdict(findings.settings), "versions": versions(), "planes": answers}
     try:
-        write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     except StoreError as error:
         raise OutputError(str(error)) from None

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiref.errors import OutputError, StoreError
+from multiref._files import write_whole
 from multiref.lab.fingerprint import dependencies
 from multiref.lab.frontier.grid import Cell
 from multiref.lab.frontier.settings import Task
-from multiref.references.store.atomic import write
 
 __all__ = ["Record", "keep", "kept", "place"]
 
@@ -52,10 +51,7 @@ def kept(path: Path, cell: Cell) -> Record | None:
 
 def keep(path: Path, record: Record) -> None:
     """Write it in one step. OutputError where that cannot be done."""
-    try:
-        write(path, (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
-    except StoreError as error:
-        raise OutputError(str(error)) from None
+    write_whole(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
 
 @functools.cache

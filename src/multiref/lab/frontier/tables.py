@@ -137,7 +137,7 @@ def _to_the_best(findings: Findings, plane: Plane, rule: str, trained: float, al
     end = findings.end(plane, rule, trained)
     assert end is not None
     value = end.reward - plane.beta * (alpha * end.kl[0] + (1 - alpha) * end.kl[1])
-    own = f"{plane.beta * end.gap:.3f}" if trained == alpha else f"{best.J - value:.3f}"
+    own = Measure(plane.beta * end.gap if trained == alpha else best.J - value).text()
     return [missing, own, Measure.of(findings.missed(plane, rule, trained, at=alpha)).text()]
 
 
