@@ -38,5 +38,8 @@ def figure(lines: Sequence[Line], x: Sequence[float], *, xlabel: str, ylabel: st
         low, high = ([m.mean + sign * (m.error or 0) for m in means] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear", xlabel=xlabel, ylabel=ylabel)
+    if log_x:
+        axes.set_xticks(list(x), [f"{value:,.0f}" for value in x])
+        axes.set_xticks([], minor=True)
     made.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return made
