@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import tempfile
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from multiref._files import write_whole
 from multiref.demo.authors import one_thread
 from multiref.demo.preferences import draw_pairs
 from multiref.demo.rules import Rule, rules
@@ -208,13 +208,7 @@ def _kept(path: Path, rule: Rule, seed: int) -> Run | None:
 
 def _finished(path: Path, bench: _Bench, rule: Rule) -> Run:
     result = bench.train(rule)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(result.__dict__, stream, indent=1)
-        os.replace(name, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, json.dumps(result.__dict__, indent=1))
     return result
 
 

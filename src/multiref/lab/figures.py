@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
+from multiref._files import write_whole
 from multiref.lab.claim import Curve, Figure
 
 __all__ = ["draw"]
@@ -40,9 +41,9 @@ def draw(figure: Figure, path: str | Path, *, title: str = "") -> None:
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
     canvas.legend(loc="outside lower center", fontsize=7, ncols=2, frameon=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    canvas.savefig(temporary, format="png", metadata={"Software": None})
-    os.replace(temporary, path)
+    stream = io.BytesIO()
+    canvas.savefig(stream, format="png", metadata={"Software": None})
+    write_whole(path, stream.getvalue())
 
 
 def _draw_curve(axes, curve: Curve, colour: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import multiref
+from multiref._files import write_whole
 from multiref.errors import OutputError
 from multiref.lab.claim import Check, Estimate
 from multiref.lab.figures import draw
@@ -46,20 +46,14 @@ class Ledger:
         """
         name = outcome.claim.name
         picture = f"figures/claims/{name}.png" if outcome.measurement.figure else None
-        try:
-            if outcome.measurement.figure:
-                draw(outcome.measurement.figure, self.folder / f"figures/claims/{name}.png", title=name)
-            self.entries[name] = {**_entry(outcome), "figure": picture, "fingerprint": self.current[name]}
-            ordered = {claim.name: self.entries[claim.name] for claim in claims() if claim.name in self.entries}
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(
-                self.path, json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False) + "\n"
-            )
-            _replace(self.folder / "claims.md", page(ordered, self.current))
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot write the ledger ({error.strerror}); choose another folder with --out"
-            ) from error
+        if outcome.measurement.figure:
+            draw(outcome.measurement.figure, self.folder / f"figures/claims/{name}.png", title=name)
+        self.entries[name] = {**_entry(outcome), "figure": picture, "fingerprint": self.current[name]}
+        ordered = {claim.name: self.entries[claim.name] for claim in claims() if claim.name in self.entries}
+        write_whole(
+            self.path, json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False) + "\n"
+        )
+        write_whole(self.folder / "claims.md", page(ordered, self.current))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -71,12 +65,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise OutputError(
             f"{path}: found a file that is no ledger, expected one written by `multiref verify`; move it away"
         ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _number(value: float) -> float | str:

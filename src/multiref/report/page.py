@@ -3,13 +3,13 @@
 import base64
 import html
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from multiref.errors import ArgumentError, OutputError
+from multiref._files import write_whole
+from multiref.errors import ArgumentError
 
 __all__ = ["Block", "Formula", "Note", "Picture", "Prose", "Section", "Settings", "Table", "page", "write_page"]
 
@@ -168,24 +168,7 @@ def page(title: str, *blocks: Block, subtitle: str = "") -> str:
 
 def write_page(path: str | os.PathLike[str], title: str, *blocks: Block, subtitle: str = "") -> Path:
     """Write the page in one step (a reader sees the old page or the new one, never half). OutputError where it cannot be written."""
-    target = Path(path)
-    text = page(title, *blocks, subtitle=subtitle)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the report {target}: {error.strerror or error}; choose a folder that can be written"
-        ) from error
-    return target
+    return write_whole(path, page(title, *blocks, subtitle=subtitle))
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from multiref._files import write_whole
 from multiref.errors import ConfigError, OutputError
 
 __all__ = ["RunFolder"]
@@ -70,17 +71,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> Path:
         """A text file, whole or not at all."""
-        target = self.path / name
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return target
+        return write_whole(self.path / name, text)
 
     def write_model(self, save: Callable[[Path], None]) -> None:
         """The model folder: written beside its place, then moved there."""

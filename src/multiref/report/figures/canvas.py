@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -11,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from multiref.errors import OutputError
+from multiref._files import write_whole
 
 __all__ = ["GREY", "MARKERS", "PALETTE", "canvas", "png", "save", "svg"]
 
@@ -66,16 +65,6 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Write <stem>.svg and <stem>.png, each in one step. OutputError where the folder cannot be written."""
     stem = Path(stem)
     written = (stem.with_name(stem.name + ".svg"), stem.with_name(stem.name + ".png"))
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for target, data in zip(written, (svg(figure), png(figure)), strict=True):
-            handle, name = tempfile.mkstemp(dir=stem.parent, prefix=f".{target.name}.")
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            os.chmod(name, 0o644)
-            os.replace(name, target)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the figure {stem}: {error.strerror or error}; choose a folder that can be written"
-        ) from error
+    for target, data in zip(written, (svg(figure), png(figure)), strict=True):
+        write_whole(target, data)
     return written
