@@ -26,7 +26,10 @@ def test_two_processes_follow_the_curve_of_one(tmp_path):
     )
     subprocess.run([*launch, str(script), "2", str(tmp_path / "two.json"), str(tmp_path / "b")], check=True, env=environment)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    assert len(one["lines"]) == 12 and one["lines"][-1]["beta"] != pytest.approx(0.5, abs=0.01)
+    betas = [line["beta"] for line in one["lines"]]
+    assert len(betas) == 12 and sum(0.81 < b / a < 1.19 for a, b in zip(betas, betas[1:])) > 4, (
+        "β moves by what the KL says, not by its limit"
+    )
     for name in ("reward", "kl", "kl/ref1", "objective", "beta", "grad_norm", "ess", "regret"):
         assert [line[name] for line in two["lines"]] == pytest.approx([line[name] for line in one["lines"]], abs=1e-5), name
     assert two["table"] == pytest.approx(one["table"], abs=1e-5)
