@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path):
     subprocess.run([*launch, str(script), "2", str(tmp_path / "two.json"), str(tmp_path / "b")], check=True, env=environment)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     betas = [line["beta"] for line in one["lines"]]
-    assert len(betas) == 12 and sum(0.81 < b / a < 1.19 for a, b in zip(betas, betas[1:])) > 4, (
+    assert len(betas) == 12 and sum(0.81 < b / a < 1.19 for a, b in pairwise(betas)) > 4, (
         "β moves by what the KL says, not by its limit"
     )
     for name in ("reward", "kl", "kl/ref1", "objective", "beta", "grad_norm", "ess", "regret"):
