@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from multiref._files import write_whole
 from multiref.lab.bilevel.language import enumerable_world
 from multiref.training.bilevel import GSHF, SAIL, XPO, Bilevel, Iterative, OfflineDPO, OnlineDPO, Plan, TwoStage, train
 
@@ -98,9 +98,7 @@ def race(
         _, history = train(made.task, method, plan_for(method, labels, work))
         here[method.name] = _kept(history.lines)
         if out is not None:
-            scratch = out.with_name(out.name + ".part")
-            scratch.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(scratch, out)
+            write_whole(out, json.dumps(found))
         say(_line(setting(beta, seen, world), method.name, here[method.name]))
     return found
 

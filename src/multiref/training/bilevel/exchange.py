@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref._files import write_whole
 from multiref.errors import ArgumentError, DataError
 from multiref.training.bilevel.oracles import LabelsLate
 
@@ -49,7 +49,7 @@ class Exchange:
         ids = [f"{name}-{place}" for place in range(len(rows))]
         asked, answered = self.folder / f"pairs-{name}.jsonl", self.folder / f"labels-{name}.jsonl"
         if not asked.exists():
-            _write(asked, "".join(json.dumps({"id": i, **row}, ensure_ascii=False) + "\n" for i, row in zip(ids, rows)))
+            write_whole(asked, "".join(json.dumps({"id": i, **row}, ensure_ascii=False) + "\n" for i, row in zip(ids, rows)))
         deadline = time.monotonic() + self.wait
         while True:
             labels = read_labels(answered, ids) if answered.exists() else {}
@@ -86,10 +86,3 @@ def read_labels(path: Path, ids: list[str]) -> dict[str, float]:
             raise DataError(f'{path}:{row}: preferred is {preferred!r}, neither side; expected "first" or "second"')
         found[identity] = 1.0 if preferred == "first" else 0.0
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)

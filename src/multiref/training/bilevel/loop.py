@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from multiref._files import write_whole
 from multiref.errors import ArgumentError, MultirefError
 from multiref.training.bilevel.state import State
 from multiref.training.bilevel.task import Task
@@ -110,9 +111,7 @@ def train(
         history.lines.append(line)
         if where is not None:
             text = "".join(json.dumps(each) + "\n" for each in history.lines)
-            scratch = where / "history.jsonl.part"
-            scratch.write_text(text, encoding="utf-8")
-            scratch.replace(where / "history.jsonl")
+            write_whole(where / "history.jsonl", text)
             state.save(where / "state.safetensors")
     return state, history
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multiref.errors import OutputError, StoreError
+from multiref._files import write_whole
+from multiref.errors import StoreError
 from multiref.training.bilevel.labels import Labels
 from multiref.training.bilevel.task import Policy, RewardModel, Task
 from multiref.training.plain import dump_plain, read_plain
@@ -115,13 +115,7 @@ class State:
         Raises:
             OutputError: a path that cannot be written.
         """
-        path, whole = Path(path), dump_plain(self.kept())
-        scratch = path.with_name(path.name + ".part")
-        try:
-            scratch.write_bytes(whole)
-            os.replace(scratch, path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose a folder with room") from error
+        write_whole(path, dump_plain(self.kept()))
 
     def load(self, path: str | Path) -> None:
         """Back to exactly where `save` was.
