@@ -65,11 +65,13 @@ def axes(worlds: Sequence[str], *, quick: bool = False, seeds: int | None = None
             raise ArgumentError(f"world: found {world!r}, expected one of {', '.join(WORLDS)}")
     made: list[Axis] = []
     if "linear" in worlds:
-        base = LinearSettings(seed=seed, seeds=_seeds(seeds, 4 if quick else 20))
+        base = LinearSettings(seed=seed, seeds=_seeds(seeds, 4 if quick else 20), ascent_steps=20 if quick else 160)
         made += _linear("linear", base, (64, 128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 64, 128))
         made += _more_linear(base)
     if "features" in worlds:
-        base = LinearSettings(seed=seed, samples=256, seeds=_seeds(seeds, 4 if quick else 20))
+        base = LinearSettings(
+            seed=seed, samples=256, seeds=_seeds(seeds, 4 if quick else 20), ascent_steps=20 if quick else 160
+        )
         made += _linear("features", base, (32, 64, 128, 256, 512), (2, 4, 8, 16, 32))
     if "transformer" in worlds:
         made += _transformer(TransformerSettings(seed=seed, seeds=_seeds(seeds, 2 if quick else 8)), quick)
