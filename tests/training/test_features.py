@@ -147,7 +147,8 @@ def test_conversations_of_several_turns(tiny_tokenizer, talks, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "strategy"), [("ddp", "fixed"), ("fsdp2", "fixed"), ("deepspeed", "fixed"), ("ddp", "window"), ("ddp", "thompson")]
+    ("how", "strategy"),
+    [("ddp", "fixed"), ("fsdp2", "fixed"), ("deepspeed", "fixed"), ("ddp", "window"), ("ddp", "thompson"), ("ddp", "reward")],
 )
 def test_two_processes_follow_the_curve_of_one(how, strategy, tmp_path):
     """gloo on the CPU: 11 pairs, steps of 4, so that the last step has an odd share; losses equal to 1e-5, changing weights too."""
@@ -162,6 +163,7 @@ def test_two_processes_follow_the_curve_of_one(how, strategy, tmp_path):
     assert len(one["losses"]) == 6 and max(one["losses"]) - min(one["losses"]) > 0.05
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert two["margins"] == pytest.approx(one["margins"], abs=1e-4)
-    assert two["weights"] == pytest.approx(one["weights"], abs=1e-6)
-    assert (len(set(one["weights"])) > 1) == (strategy != "fixed")
+    if strategy != "reward":
+        assert two["weights"] == pytest.approx(one["weights"], abs=1e-6)
+        assert (len(set(one["weights"])) > 1) == (strategy != "fixed")
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-5)

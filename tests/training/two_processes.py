@@ -5,11 +5,11 @@ import sys
 import tempfile
 
 import torch
-from transformers import TrainingArguments
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainingArguments
 
 import multiref as mr
 from multiref.data import Pair
-from multiref.training import PreferenceData, PreferenceTrainer, SlidingWindow, ThompsonSampling
+from multiref.training import PreferenceData, PreferenceTrainer, RewardTrainer, SlidingWindow, ThompsonSampling
 from tests.conftest import make_llama, make_tokenizer
 from tests.training.test_features import scored
 
@@ -22,6 +22,13 @@ def strategy_of(name: str, pairs, tokenizer):
     if name == "thompson":
         return ThompsonSampling(PreferenceData(pairs[:5], scored(pairs), tokenizer), hold=1)
     return None
+
+
+def reward_trainer(args, pairs, tokenizer):
+    torch.manual_seed(0)
+    config = make_llama(len(tokenizer)).config
+    model = LlamaForSequenceClassification(LlamaConfig(**{**config.to_dict(), "num_labels": 1, "initializer_range": 0.1}))
+    return RewardTrainer(model, args=args, train_dataset=pairs, eval_dataset=pairs[:5], processing_class=tokenizer, centre=0.01)
 
 
 def main(how: str, out: str, strategy: str = "fixed") -> None:
@@ -40,7 +47,7 @@ def main(how: str, out: str, strategy: str = "fixed") -> None:
             num_train_epochs=2, learning_rate=1e-2, lr_scheduler_type="constant", max_grad_norm=0.0, seed=5, ddp_backend=None if how == "one" else "gloo",
             per_device_eval_batch_size=2, **{"fsdp2": sharded, "deepspeed": {"deepspeed": zero}}.get(how, {}),
         )  # fmt: skip
-        trainer = PreferenceTrainer(
+        trainer = reward_trainer(args, pairs, tokenizer) if strategy == "reward" else PreferenceTrainer(
             model, mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=args, train_dataset=pairs, eval_dataset=pairs[:5],
             processing_class=tokenizer, token_budget=None if how == "one" else 40, strategy=strategy_of(strategy, pairs, tokenizer),
         )  # fmt: skip
@@ -50,7 +57,7 @@ def main(how: str, out: str, strategy: str = "fixed") -> None:
     if args.process_index == 0:
         with open(out, "w") as stream:
             columns = {"losses": "loss", "margins": "rewards/margins", "weights": "weights/a"}
-            curves = {name: [line[column] for line in lines] for name, column in columns.items()}
+            curves = {name: [line.get(column) for line in lines] for name, column in columns.items()}
             json.dump({**curves, "eval_loss": evaluated}, stream)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
