@@ -99,6 +99,22 @@ def test_reward_features_are_standardised_on_the_completions_given(world, tokeni
     assert torch.equal(reward(x, y), torch.zeros(3, 30))
 
 
+def test_a_completion_goes_through_the_frozen_model_once_and_prompts_are_told_apart(world, tokenizer):
+    policy = TextPolicy(world, language_model(tokenizer).model)
+    x = torch.arange(3)
+    y = policy.sample(x, 4, torch.Generator().manual_seed(0))
+    y[1, 0], y[2, 1] = y[0, 0], y[0, 0]  # the same completion after three prompts
+    reward, fresh = (TextReward(world, language_model(tokenizer, 1).model, (x, y)) for _ in range(2))
+    one = reward.features(x, y)
+    reward._frozen[0] = None  # whatever is asked again is remembered
+    assert torch.equal(reward.features(x.flip(0), y.flip(0)), one.flip(0))
+    for prompt, place in ((0, 0), (1, 0), (2, 1)):
+        fresh._seen.clear()
+        alone = fresh.features(x[prompt : prompt + 1], y[prompt : prompt + 1, place : place + 1])
+        assert torch.allclose(alone[0, 0], one[prompt, place], atol=1e-3)
+    assert not torch.allclose(one[0, 0], one[1, 0], atol=1e-2)
+
+
 def made_task(tokenizer, *, lora=LORA, counted=None):
     """Hidden reward: how many words a completion has. Two references."""
 

@@ -14,6 +14,9 @@ from multiref.errors import ArgumentError, VocabularyMismatch
 __all__ = ["TextPolicy", "TextReward", "TextWorld", "frozen_references", "with_adapter"]
 
 
+_REMEMBERED = 100_000
+
+
 class TextWorld:
     """Prompts as texts, a tokenizer, and what turns token ids back into texts. Completions are [B, n, L], padded with −1, end token included."""
 
@@ -147,6 +150,7 @@ class TextReward(nn.Module):
     def __init__(self, world: TextWorld, model: Any, calibration: tuple[Tensor, Tensor]):
         super().__init__()
         self.world, self._frozen = world, [model]  # in a list: its parameters are not ours to train
+        self._seen: dict[bytes, Tensor] = {}
         self.centre, self.scale = torch.zeros(1), torch.ones(1)
         raw = self.features(*calibration).flatten(0, 1)
         self.centre, self.scale = raw.mean(0), raw.std(0).clamp_min(1e-6)
@@ -155,18 +159,32 @@ class TextReward(nn.Module):
     def __deepcopy__(self, memo: dict) -> TextReward:
         other = TextReward.__new__(TextReward)
         nn.Module.__init__(other)
+        other._seen = self._seen
         other.world, other._frozen, other.centre, other.scale = self.world, self._frozen, self.centre, self.scale
         other.phi = nn.Parameter(self.phi.detach().clone())
         return other
 
-    @torch.no_grad()
     def features(self, prompts: Tensor, completions: Tensor) -> Tensor:
-        """[B], [B, n, L] → [B, n, d]."""
+        """[B], [B, n, L] → [B, n, d]; each completion goes through the frozen model once, for labelled pairs come back in every step of a fit."""
+        rows = completions.flatten(0, 1)
+        asked = prompts.repeat_interleave(completions.shape[1])
+        keys = [x.to_bytes(8, "little") + row.numpy().tobytes() for x, row in zip(asked.tolist(), rows)]
+        if len(self._seen) > _REMEMBERED:
+            self._seen.clear()
+        fresh = list({key: place for place, key in enumerate(keys) if key not in self._seen}.values())
+        if fresh:
+            found = self._hidden(asked[fresh], rows[fresh].unsqueeze(1))
+            self._seen.update({keys[place]: row for place, row in zip(fresh, found)})
+        raw = torch.stack([self._seen[key] for key in keys])
+        return ((raw - self.centre) / self.scale).view(*completions.shape[:-1], -1)
+
+    @torch.no_grad()
+    def _hidden(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [B, 1, L] → [B, d]: mean of the last hidden states over the completion."""
         ids, mask, width = self.world.rows(prompts, completions)
         hidden = _forward(self._frozen[0], ids, mask, output_hidden_states=True).hidden_states[-1].float().cpu()
         kept = mask[:, width:, None].float()
-        mean = (hidden[:, width:] * kept).sum(1) / kept.sum(1).clamp_min(1)
-        return ((mean - self.centre) / self.scale).view(*completions.shape[:-1], -1)
+        return (hidden[:, width:] * kept).sum(1) / kept.sum(1).clamp_min(1)
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n]."""
