@@ -131,7 +131,7 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
         with pytest.raises(ArgumentError, match="seeds: found 0"):
             axes([world], seeds=0)
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(OutputError, match="with --out"):
+    with pytest.raises(OutputError, match="cannot write"):
         Experiment(tmp_path / "file", [axis(settings=(SMALL,))]).run()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multiref._files import write_whole
 from multiref.cli.online_run.prompts import rows_of
 from multiref.cli.online_run.rewards import made_rewards
 from multiref.cli.online_run.settings import Prompts, RewardSetting
@@ -38,7 +38,7 @@ def evaluate(
     for name, path in named.items():
         found[name] = _of_policy(name, path, rows, rewards, settings, out, device, say)
     summary = _summary(found, settings, ks, resamples)
-    _replace(out / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    write_whole(out / "evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
     say(table(summary))
     return summary
 
@@ -144,13 +144,4 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
                 raise ConfigError(
                     f"{out} holds an evaluation with {key} = {there.get(key)!r}, not {settings[key]!r}. Choose another folder."
                 )
-    _replace(path, json.dumps(settings, indent=1, ensure_ascii=False))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from None
+    write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from multiref.errors import OutputError
+from multiref._files import write_whole
 from multiref.lab.stability.grid import Axis, Cell, unique
 from multiref.lab.stability.linear_cell import Given
 
@@ -77,23 +75,4 @@ class Experiment:
         return self.folder / "cells" / f"{cell.name}.json"
 
     def _write(self, cell: Cell, record: Record) -> None:
-        write_text(self._path(cell), json.dumps(dataclasses.asdict(record), indent=0) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all. OutputError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a folder that can be, with --out"
-        ) from error
+        write_whole(self._path(cell), json.dumps(dataclasses.asdict(record), indent=0) + "\n")

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from multiref._files import write_whole
 from multiref.lab.claim import Estimate
 from multiref.lab.slopes import fit_slope
-from multiref.lab.stability.experiment import Experiment, write_text
+from multiref.lab.stability.experiment import Experiment
 from multiref.lab.stability.figures import Line, figure
 from multiref.lab.stability.grid import Axis
 from multiref.report.figures import save
@@ -59,11 +60,11 @@ def write_page(experiment: Experiment, folder: str | Path) -> Page:
     entries = [entry for axis in experiment.axes for entry in _entries(experiment, axis)]
     seconds = sum(record.seconds for cell in experiment.cells if (record := experiment.record(cell)))
     text = _markdown(entries)
-    write_text(
+    write_whole(
         folder / "stability.json",
         json.dumps({"axes": entries, "seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n",
     )
-    write_text(folder / "stability.md", text + "\n")
+    write_whole(folder / "stability.md", text + "\n")
     return Page(folder / "stability.md", folder / "stability.json", seconds, text)
 
 

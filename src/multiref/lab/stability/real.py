@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.errors import DataError, OutputError
+from multiref._files import write_whole
+from multiref.errors import DataError
 from multiref.lab.hidden_states import hidden_state_features
 from multiref.lab.stability.linear_cell import Given
 
@@ -120,7 +120,7 @@ def kept_given(
 ) -> tuple[Given, str]:
     """`given_by_models` for the first `count` prompts of a file, and its source in words; made once, then read from `given.safetensors` in the folder."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     texts = read_prompts(prompts, count)
     names = [str(Path(path).name) for path in (model, reference, prompts)]
@@ -132,13 +132,5 @@ def kept_given(
         return Given(kept["states"], kept["ref_logps"]), source
     except (OSError, SafetensorError, KeyError):
         made = given_by_models(model, reference, texts, seed=seed)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"states": made.states.contiguous(), "ref_logps": made.ref_logps.contiguous()}, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a folder that can be, with --out"
-        ) from error
+    write_whole(path, save({"states": made.states.contiguous(), "ref_logps": made.ref_logps.contiguous()}))
     return made, source
