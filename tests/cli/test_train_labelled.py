@@ -42,7 +42,9 @@ def config(folders, tmp_path):
 
 def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
     path = execute_labelled(config, "run.yaml", say=lambda text: None)
-    assert {"config.yaml", "history.jsonl", "state.safetensors", "model", "report.html"} <= {file.name for file in path.iterdir()}
+    assert {"config.yaml", "history.jsonl", "state.safetensors", "model", "report.html"} <= {
+        file.name for file in path.iterdir()
+    }
     lines = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
     assert [line["labels"] for line in lines] == [0, 8, 16] and {"kl/other", "true objective", "sigma"} <= set(lines[-1])
     assert (path / "model" / "adapter_model.safetensors").exists()
