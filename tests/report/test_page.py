@@ -129,5 +129,5 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="cannot write .*report.html"):
+    with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
         write_page(tmp_path / "file" / "report.html", "t")
