@@ -117,7 +117,7 @@ def page(entries: Mapping[str, Mapping[str, Any]], current: Mapping[str, str]) -
         "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
         "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the source allows, false in another.",
         "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the top decade.",
-        "- Sources that begin with *theory*, *design* or *issue* are the project's notes; proofs of the derived bounds are in [bounds](bounds.md).",
+        "- Proofs of what is derived are in [theory](theory.md), what each bound says in [bounds](bounds.md).",
         "- A slope on random instances is evidence about those instances, not a minimax rate.",
         "",
         ", ".join(f"{count} {verdict}" for verdict, count in tally.items() if count) + ".",
