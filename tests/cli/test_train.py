@@ -159,7 +159,7 @@ def test_two_processes_leave_the_same_run(config, tmp_path):
     """The command under a launcher: one folder, one curve, one model; half the batch on each of two processes."""
     one = run({**config, "output": str(tmp_path / "one")}, say=lambda _: None)
     config["training"] |= {"per_device_train_batch_size": 1, "ddp_backend": "gloo"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, "-m", "multiref.cli", "train", "--config", str(written(config, tmp_path))]
     said = subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

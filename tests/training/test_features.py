@@ -156,7 +156,7 @@ def test_two_processes_follow_the_curve_of_one(how, strategy, tmp_path):
         pytest.importorskip("deepspeed")
     script = Path(__file__).parent / "two_processes.py"
     environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([sys.executable, str(script), "one", str(tmp_path / "one.json"), strategy], check=True, env=environment)
     subprocess.run([*launch, str(script), how, str(tmp_path / "two.json"), strategy], check=True, env=environment)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))

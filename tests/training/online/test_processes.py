@@ -21,7 +21,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path):
         "PYTHONPATH": str(Path(__file__).parents[3]),
         "ACCELERATE_USE_CPU": "true",
     }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
         [sys.executable, str(script), "4", str(tmp_path / "one.json"), str(tmp_path / "a")], check=True, env=environment
     )
