@@ -81,19 +81,23 @@ def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]
         return {"error": "unknown field prompt_logprobs"}
     if body.get("echo") and "echo" not in server.supports:
         return {"error": "echo is not supported"}
+    if server.context is not None and len(ids) >= server.context:  # vLLM 0.32.0: a token is always generated, and has to fit
+        return {"error": {"message": "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "code": 400}}
     with torch.inference_mode():
         logps = server.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     values = [None] + [logps[t, token].item() for t, token in enumerate(ids[1:])]
     choice: dict[str, Any] = {"text": "…"}
     if "prompt_logprobs" in body and "prompt_logprobs" in server.supports:
         choice["prompt_logprobs"] = [
-            None if value is None else {str(token): {"logprob": value, "rank": 1}, "999": {"logprob": -0.5}}
+            None
+            if value is None
+            else {str(token): {"logprob": value, "rank": 1, "decoded_token": "…"}, "999": {"logprob": -0.5}}
             for token, value in zip(ids, values)
         ]
     if body.get("echo"):
         ids, values = [*ids, int(logps[-1].argmax())], [*values, logps[-1].max().item()]
-        texts = [server.tokenizer.decode(ids[: t + 1]) for t in range(len(ids))]
-        tokens = [after[len(before) :] for before, after in zip(["", *texts], texts)]
+        # each alone, as vLLM spells them; half a character is ""
+        tokens = [server.tokenizer.decode([token]).rstrip("�") for token in ids]
         choice["logprobs"] = {"tokens": tokens, "token_logprobs": values}
     return {"choices": [choice]}
 

@@ -56,15 +56,35 @@ def test_without_a_tokenizer_the_server_splits():
         ServerReference("http://127.0.0.1:1/v1")
 
 
+def test_a_generated_token_without_text_is_not_scored(tiny):
+    """So vLLM echoes: a token more than was sent, "" if it ends the text or is half a character, and then no longer than the completion."""
+    tokens, values = ["the", " dog", " and", " the", " cat", ""], [None, -3.5, -5.25, -1.5, -2.0, -6.0]
+    answer = {"choices": [{"text": "the dog and the cat", "logprobs": {"tokens": tokens, "token_logprobs": values}}]}
+    with serving(tiny.model, tiny.tokenizer, supports=()) as server:
+        server.script = [json.dumps(answer)]
+        found = ServerReference(server.endpoint, end=False).score([Item("the dog", (" and the cat",))])
+    assert found.logps.tolist() == [-8.75] and found.lengths.tolist() == [3]
+
+
+def test_tokens_without_their_spaces_are_refused(tiny):
+    """So vLLM spells those of a SentencePiece tokenizer: they do not add up to the text."""
+    with (
+        serving(tiny.model, tiny.tokenizer) as server,
+        pytest.raises(ReferenceUnavailable, match=r"do not split.*tokenizer="),
+    ):
+        ServerReference(server.endpoint, end=False).score([ITEMS[0]])
+
+
 def test_the_servers_context_is_kept(tiny):
+    """Less one: a server generates a token after the prompt, and vLLM refuses a prompt that leaves it no room."""
     with serving(tiny.model, tiny.tokenizer, context=6) as server:
         reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
         found = reference.score([ITEMS[0]])
-        assert max(len(request["prompt"]) for request in server.requests) <= 6
-        expected = LocalReference(tiny, max_length=6).score([ITEMS[0]])
+        assert max(len(request["prompt"]) for request in server.requests) == 5
+        expected = LocalReference(tiny, max_length=5).score([ITEMS[0]])
         assert torch.equal(found.truncated, expected.truncated) and found.truncated.any()
         assert torch.allclose(found.logps, expected.logps, atol=1e-4)
-        with pytest.raises(DataError, match=r"context of 6"):
+        with pytest.raises(DataError, match=r"context of 5"):
             reference.score([ITEMS[2]])
 
 

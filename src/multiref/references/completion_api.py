@@ -146,4 +146,4 @@ def _as_object(url: str, text: bytes) -> dict[str, Any]:
 
 def _excerpt(text: bytes) -> str:
     shown = text.decode("utf-8", "replace").strip() or "nothing"
-    return repr(shown if len(shown) <= 120 else shown[:117] + "...")
+    return repr(shown if len(shown) <= 300 else shown[:297] + "...")

@@ -115,9 +115,10 @@ class ServerReference:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of prompt and completion together: what was asked for, at most the context that the server states (vLLM does)."""
+        """Tokens of prompt and completion together: what was asked for, at most the context that the server states (vLLM does) less the one it always adds."""
         context = self._served_model().get("max_model_len")
-        limits = [limit for limit in (self._max_length, context) if isinstance(limit, int)]
+        room = context - 1 if isinstance(context, int) else None
+        limits = [limit for limit in (self._max_length, room) if isinstance(limit, int)]
         return min(limits) if limits else None
 
     def _served_model(self) -> dict[str, Any]:
@@ -178,6 +179,8 @@ class ServerReference:
     def _completion_logps(self, prompt: str, completion: str) -> list[float | None]:
         """The log-probabilities of the echoed tokens that spell the completion."""
         tokens, logps = token_logps_of_echo(self._echo(prompt + completion))
+        if prompt + completion in "".join(tokens[:-1]):
+            del tokens[-1]  # the generated one: an end token or half a character is "" and would count as the completion's last
         ends = list(accumulate(map(len, tokens)))
         spelt = "".join(tokens)
         at = spelt.find(prompt + completion)  # a start token may stand before it, a generated one after

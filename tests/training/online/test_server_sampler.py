@@ -9,6 +9,7 @@ import multiref as mr
 from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models import encode_many
 from multiref.models.scoring import score_tokens
+from multiref.references.completion_api import CompletionApi
 from multiref.training.online import RLOO, AdapterPush, ServerSampler
 from tests.conftest import make_llama, make_tokenizer
 from tests.training.online.sampling_server import sampling
@@ -113,6 +114,52 @@ def test_adapters_are_pushed_as_vllm_takes_them(tmp_path):
         assert torch.tensor(rollout.sampled_logps[0]) == pytest.approx(truth[0].double(), abs=1e-4)
         with pytest.raises(ArgumentError, match="LoRA adapter"):
             AdapterPush(tmp_path)(base, sampler.api)
+
+
+def test_defaults_of_the_servers_model_cut_nothing():
+    """vLLM samples by the model's generation_config.json where a request is silent, and its log-probabilities do not show it. All are drawn from: with top_k = 1 one."""
+    tokenizer = make_tokenizer(chat=True)
+    model = make_llama(len(tokenizer), std=0.01)
+    torch.manual_seed(0)
+    with sampling(model, defaults={"top_k": 1, "temperature": 0.1}) as server:
+        (rollout,) = ServerSampler(server.endpoint, group=16, max_new_tokens=1)(model, tokenizer, ["the cat"])
+        (_, body), *_ = server.requests
+    assert len(set(rollout.completion_ids)) > 8
+    neutral = {"top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert neutral.items() <= body.items()
+
+
+@pytest.mark.parametrize("options", [{"defaults": {"max_new_tokens": 2}}, {"context": 5}])
+def test_a_completion_that_the_server_cut_is_refused(options):
+    """vLLM lowers max_tokens, and says so only by finish_reason; a longer completion has another probability. A prompt without any room it refuses."""
+    tokenizer = make_tokenizer(chat=True)
+    model = make_llama(len(tokenizer), std=0.1)
+    torch.manual_seed(0)
+    with sampling(model, **options) as server:
+        sampler = ServerSampler(server.endpoint, group=2, max_new_tokens=4)
+        with pytest.raises(ReferenceUnavailable, match=r"cut a completion at 2 tokens, max_new_tokens is 4"):
+            sampler(model, tokenizer, ["the cat"])
+        if "context" in options:
+            with pytest.raises(ReferenceUnavailable, match=r"max_tokens must be at least 1"):
+                sampler(model, tokenizer, ["the cat sat on the mat and the dog sat on the log"])
+
+
+def test_an_adapter_that_the_server_cannot_use_is_said(tmp_path):
+    """vLLM answers 500 to it, as to trouble that passes."""
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(make_llama(60), LoraConfig(r=32, target_modules=["q_proj"]))
+
+    def opener(path):
+        raise ValueError("LoRA rank 32 is greater than max_lora_rank 16.")
+
+    with (
+        sampling(make_llama(60), opener=opener) as server,
+        pytest.raises(
+            ReferenceUnavailable, match=r"rank 32 is greater than max_lora_rank 16.*needs --enable-lora, --max-lora-rank"
+        ),
+    ):
+        AdapterPush(tmp_path)(policy, CompletionApi(server.endpoint, attempts=2, pause=0.001))
 
 
 @pytest.mark.parametrize(("forget", "words"), [("logprobs", "token_logprobs"), ("end", "without an end token")])

@@ -18,6 +18,17 @@ from multiref.training.online.rollout import end_ids, prompt_ids, texts_of
 
 __all__ = ["AdapterPush", "ServerSampler"]
 
+# All said, for what is not said vLLM takes from the model's generation_config.json; and it gives the log-probabilities before any of these, so that π/μ would not tell.
+UNCUT = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
 
 class AdapterPush:
     """Gives a vLLM server the policy's LoRA adapter, through its endpoints load_lora_adapter and unload_lora_adapter.
@@ -41,9 +52,10 @@ class AdapterPush:
             if self.served:
                 api.command("unload_lora_adapter", lora_name=before)
                 shutil.rmtree(self.folder / before, ignore_errors=True)
-        except Refused as error:
+        except (Refused, ReferenceUnavailable) as error:  # 404 without the endpoint, 500 for an adapter that it cannot use
             raise ReferenceUnavailable(
-                f"{error}. To take adapters the server needs --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see {self.folder}."
+                f"{str(error).rstrip('.')}. To take adapters the server needs --enable-lora, --max-lora-rank of at least the adapter's rank and "
+                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see {self.folder}; vLLM takes neither DoRA nor modules_to_save."
             ) from None
         self.served += 1
         return name
@@ -64,7 +76,8 @@ class ServerSampler:
             None: the server is never told, which is right for few steps at most.
         every: calls between pushes. concurrency: requests at a time. timeout, attempts, api_key: see `CompletionApi`.
 
-    Asked of the server: prompts as token ids, `n`, `logprobs`, `return_token_ids` (vLLM 0.10.2) or `return_tokens_as_token_ids`, and the end token among the tokens.
+    Asked of the server: prompts as token ids, `n`, every setting of sampling at its neutral value, `logprobs`, `return_token_ids` (vLLM 0.10.2) or
+    `return_tokens_as_token_ids`, and the end token among the tokens.
     Errors: ReferenceUnavailable where it does not answer so. Sampling on one machine, pushing from one process.
     """
 
@@ -118,7 +131,7 @@ class ServerSampler:
     ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
         try:
             choices = self.api.choices(
-                model=self.model, prompt=list(context), n=self.group, max_tokens=self.max_new_tokens, temperature=1.0, top_p=1.0, seed=seed, logprobs=1,
+                model=self.model, prompt=list(context), n=self.group, max_tokens=self.max_new_tokens, **UNCUT, seed=seed, logprobs=1,
                 return_token_ids=True, return_tokens_as_token_ids=True, stop_token_ids=list(ends),
             )  # fmt: skip
         except Refused as error:
@@ -141,6 +154,11 @@ def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -
             "return_token_ids."
         )
     if len(ids) < limit and ids[-1] not in ends:
+        if choice.get("finish_reason") == "length":
+            raise ReferenceUnavailable(
+                f"The server cut a completion at {len(ids)} tokens, max_new_tokens is {limit}: its context (max_model_len) has no room for more after this "
+                "prompt, or the max_new_tokens of its model's generation_config.json is smaller (--generation-config vllm)."
+            )
         raise ReferenceUnavailable(
             "A completion of the server stopped without an end token: the probability of stopping is missing. Expected the end token among its tokens."
         )
