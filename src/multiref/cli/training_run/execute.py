@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 
 from multiref.cli.training_run.config import nearest
 from multiref.cli.training_run.folder import RunFolder
+from multiref.cli.training_run.running import carry_out
 from multiref.cli.training_run.settings import Evaluation, Run, plain
 from multiref.errors import ConfigError
 
@@ -23,34 +23,17 @@ __all__ = ["execute"]
 def execute(run: Run, *, say: Any = print) -> Path:
     """Do the run; returns its folder. Finished already: says so and does nothing."""
     from multiref.cli.training_run.objective import checked
-    from multiref.report import versions
 
     arguments = _arguments(run)
     checked(run)
-    folder = RunFolder(run.output)
-    main = arguments.process_index == 0
-    if not main:
-        say = _nothing
-    began = folder.claim(plain(run)) if main else True
-    if (folder.model / "config.json").exists() or (folder.model / "adapter_config.json").exists():
-        say(f"{folder.path} holds a finished run; nothing to do.")
-        return folder.path
-    if main:
-        folder.write("versions.json", json.dumps(versions(), indent=1))
-    trainer, facts = _prepare(run, folder, arguments, say)
-    checkpoint = folder.last_checkpoint() if began else None
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    if checkpoint:
-        say(f"Going on from step {step}.")
-    if main:
-        folder.keep_metrics_until(step)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(run, folder, trainer, facts, say)
-    return folder.path
-
-
-def _nothing(_: str) -> None:
-    """What processes other than the main one say."""
+    return carry_out(
+        run.output,
+        plain(run),
+        arguments,
+        prepare=lambda folder, say: _prepare(run, folder, arguments, say),
+        finish=lambda folder, trainer, facts, say: _finish(run, folder, trainer, facts, say),
+        say=say,
+    )
 
 
 def _prepare(run: Run, folder: RunFolder, arguments: Any, say: Any) -> tuple[Any, dict[str, Any]]:

@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def finished(self) -> bool:
+        """Whether the model is there: written last, in one step."""
+        return (self.model / "config.json").exists() or (self.model / "adapter_config.json").exists()
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -12,6 +12,7 @@ from multiref.cli.training_run.execute import _arguments, _fitting, _lines, _rea
 from multiref.cli.training_run.folder import RunFolder
 from multiref.cli.training_run.page import _final
 from multiref.cli.training_run.reward_settings import RewardRun
+from multiref.cli.training_run.running import carry_out
 from multiref.errors import ConfigError
 
 __all__ = ["run_reward"]
@@ -25,32 +26,15 @@ LIMITS = (
 
 def run_reward(run: RewardRun, *, say: Callable[[str], None] = print) -> Path:
     """Do the run; returns its folder. Finished already: says so and does nothing."""
-    from multiref.report import versions
-
     arguments = _arguments(run)  # type: ignore[arg-type]
-    folder = RunFolder(run.output)
-    main = arguments.process_index == 0
-    say = say if main else _nothing
-    began = folder.claim(run.plain()) if main else True
-    if (folder.model / "config.json").exists():
-        say(f"{folder.path} holds a finished run; nothing to do.")
-        return folder.path
-    if main:
-        folder.write("versions.json", json.dumps(versions(), indent=1))
-    trainer = _trainer(run, folder, arguments, say)
-    checkpoint = folder.last_checkpoint() if began else None
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    if checkpoint:
-        say(f"Going on from step {step}.")
-    if main:
-        folder.keep_metrics_until(step)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(run, folder, trainer, say)
-    return folder.path
-
-
-def _nothing(_: str) -> None:
-    """What processes other than the main one say."""
+    return carry_out(
+        run.output,
+        run.plain(),
+        arguments,
+        prepare=lambda folder, say: (_trainer(run, folder, arguments, say), None),
+        finish=lambda folder, trainer, _, say: _finish(run, folder, trainer, say),
+        say=say,
+    )
 
 
 def _trainer(run: RewardRun, folder: RunFolder, arguments: Any, say: Callable[[str], None]) -> Any:
