@@ -41,7 +41,9 @@ def config(folders, tmp_path):
 
 
 def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
-    path = execute_labelled(config, "run.yaml", say=lambda text: None)
+    said: list[str] = []
+    path = execute_labelled(config, "run.yaml", say=said.append)
+    assert [line.split()[0] for line in said if "/16 labels" in line] == ["8/16", "16/16"] and "true objective" in said[-2]
     assert {"config.yaml", "history.jsonl", "state.safetensors", "model", "report.html"} <= {
         file.name for file in path.iterdir()
     }
@@ -49,7 +51,7 @@ def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
     assert [line["labels"] for line in lines] == [0, 8, 16] and {"kl/other", "true objective", "sigma"} <= set(lines[-1])
     assert (path / "model" / "adapter_model.safetensors").exists()
     page = (path / "report.html").read_text()
-    assert "true objective" in page and "16 labels" in page
+    assert "true objective" in page and "16 labels" in page and "Standard error of a point" in page
     before = (path / "history.jsonl").read_text()
     execute_labelled(config, "run.yaml", say=lambda text: None)
     assert (path / "history.jsonl").read_text() == before

@@ -7,12 +7,12 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.lab.bilevel.language import enumerable_world
-from multiref.lab.bilevel.race import race
+from multiref.lab.bilevel.race import CONTESTANTS, Entry, plan_for, race
 from multiref.lab.bilevel.race_figures import curve, draw_all, summary
-from multiref.training.bilevel import Bilevel, OnlineDPO
+from multiref.training.bilevel import Bilevel, Iterative, OnlineDPO, State, train
 
 SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12}
-METHODS = (Bilevel("U1"), OnlineDPO(), Bilevel("U1", loop="momentum"))
+METHODS = (Entry(Bilevel("U1")), Entry(OnlineDPO()), Entry(Bilevel("U1", loop="momentum")))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,41 @@ def test_curves_are_shares_of_the_first(histories):
 def test_figures_and_table(histories, tmp_path):
     assert all(path.stat().st_size > 5000 for path in draw_all(histories, tmp_path))
     rows = {row.split(" | ")[0].strip("| "): row for row in summary(histories)}
-    assert rows["online DPO"].count("|") == rows["bilevel U1"].count("|") == 9
+    assert rows["online DPO"].count("|") == rows["bilevel U1"].count("|") == 10
     assert " / " in rows["bilevel U1"] and " / " not in rows["online DPO"]
+
+
+def test_every_contestant_has_a_name_and_a_budget_of_its_own():
+    names = [entry.name for entry in CONTESTANTS]
+    assert len(set(names)) == len(names)
+    for entry in CONTESTANTS:
+        assert list(plan_for(entry, 10_000, 4_000).labels)[-1] == 10_000
+    assert Entry(OnlineDPO(), policy="log-linear").name == "online DPO, log-linear policy"
+
+
+@pytest.mark.parametrize("reward_model", ["features", "transformer"])
+def test_measures_against_loops(reward_model):
+    """The win rate over the start and the reward's error, summed by hand over every pair and completion."""
+    made = enumerable_world(2, dimension=3, reward_model=reward_model, **SIZES)
+    state = State.begin(made.task, seed=0, learning_rate=1e-2, reward_rate=1e-2)
+    with torch.no_grad():
+        for parameter in [*state.policy.parameters(), *state.reward.parameters()]:
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        found = made.task.measure(state)
+    law, start = state.policy.table().exp(), made.ref_table[0, 0].exp()
+    y = torch.cartesian_prod(torch.arange(3), torch.arange(3)).expand(2, 4, 9, 2)
+    with torch.no_grad():
+        error = state.reward(torch.arange(4), y).double() - made.reward
+    for s in range(2):
+        wins = deviation = 0.0
+        for x in range(4):
+            for a in range(9):
+                for b in range(9):
+                    wins += float(law[s, x, a] * start[x, b] / (1 + (made.reward[0, x, b] - made.reward[0, x, a]).exp())) / 4
+            mean = sum(float(law[s, x, a] * error[s, x, a]) for a in range(9))
+            deviation += sum(float(law[s, x, a]) * (float(error[s, x, a]) - mean) ** 2 for a in range(9)) / 4
+        assert float(found["win rate"][s]) == pytest.approx(wins, abs=1e-6)
+        assert float(found["reward error here"][s]) == pytest.approx(deviation**0.5, rel=1e-4)
 
 
 def test_worlds_of_their_own_are_like_one_world_each():
@@ -74,6 +107,14 @@ def test_worlds_of_their_own_are_like_one_world_each():
     wins = both.task.oracle(x.repeat(500), best.repeat(1, 500, 1), worst.repeat(1, 500, 1), torch.Generator().manual_seed(0))
     expected = torch.sigmoid(both.reward.amax(-1) - both.reward.amin(-1)).mean(-1)
     assert torch.allclose(wins.mean(-1), expected, atol=0.05)
+
+
+def test_a_transformer_reward_learns_the_order_from_labels_alone():
+    """Nothing known of the reward: most of what its optimum would leave is gone after 2,000 labels (that of zero reward is the start)."""
+    made = enumerable_world(1, dimension=3, reward_model="transformer", **SIZES)
+    entry = Entry(Iterative(), reward_model="transformer")
+    _, history = train(made.task, entry.method, plan_for(entry, 2_000, 1_600))
+    assert history.lines[-1]["gap of the reward"][0] < 0.2 * history.lines[0]["gap of the reward"][0]
 
 
 def test_a_number_of_worlds_that_does_not_fit_is_refused():

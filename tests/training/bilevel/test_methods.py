@@ -82,6 +82,7 @@ STOPPABLE = {
     "bilevel": {"objective": "U0", "estimator": "E2"},
     "bilevel momentum": {"objective": "U0", "loop": "momentum"},
     "bilevel U2": {"objective": "U2", "estimator": "CG"},
+    "bilevel newton": {"objective": "U1", "outer": "newton"},
 }
 
 

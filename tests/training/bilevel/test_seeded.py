@@ -2,7 +2,7 @@
 
 import torch
 
-from multiref.training.bilevel import SeededTransformer
+from multiref.training.bilevel import SeededTransformer, TransformerReward
 
 
 def model(seeds=2, **options):
@@ -46,3 +46,15 @@ def test_samples_follow_the_table():
     counted = torch.zeros(2, 3, 27).scatter_add_(-1, index, torch.ones(index.shape)) / 20_000
     error = (policy.table().exp() / 20_000).sqrt()
     assert bool(((counted - policy.table().exp()).abs() < 5 * error + 1e-4).all())
+
+
+def test_a_reward_reads_the_whole_completion_and_nothing_else():
+    """Zero at first; then a function of prompt and completion alone: not of the other rows, different at each completion, one per seed."""
+    reward = TransformerReward(2, 3, 3, 3, width=8, generator=torch.Generator().manual_seed(0))
+    y = every_completion().expand(2, 3, 27, 3)
+    with torch.no_grad():
+        assert bool((reward(torch.arange(3), y) == 0).all())
+        reward.body.head += torch.randn(2, 8, 1, generator=torch.Generator().manual_seed(1))
+        whole = reward(torch.arange(3), y)
+        assert torch.allclose(reward(torch.tensor([2]), y[:, :1, 5:6])[:, 0, 0], whole[:, 2, 5], atol=1e-6)
+    assert whole.shape == (2, 3, 27) and len(whole.flatten().unique()) == 2 * 3 * 27

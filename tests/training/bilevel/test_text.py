@@ -205,3 +205,14 @@ def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
     other.add_tokens(["zebra"])
     with pytest.raises(VocabularyMismatch, match="reference 0"):
         frozen_references(world, [language_model(tokenizer).model], [other])
+
+
+def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
+    """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions, between-prompt differences left out."""
+    from multiref.training.bilevel.text_setup import _error_of_mean
+
+    generator = torch.Generator().manual_seed(0)
+    level, spread = torch.tensor([0.0, 5.0, -2.0])[:, None], torch.tensor([0.1, 1.0, 2.0])[:, None]
+    drawn = level + spread * torch.randn(4000, 3, 8, generator=generator)
+    estimates = torch.stack([_error_of_mean(each) ** 2 for each in drawn]).mean().sqrt()
+    assert float(estimates) == pytest.approx(float(drawn.mean((-1, -2)).std()), rel=0.04)

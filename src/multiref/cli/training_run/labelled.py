@@ -66,11 +66,18 @@ def execute_labelled(config: Mapping[str, Any], where: str, *, say: Callable[[st
     folder = RunFolder(run.output)
     folder.claim(asdict(run))
     say(f"{method.name}: {run.labels[-1]} labels over {len(run.labels)} rounds, {len(run.references)} references")
-    state, history = train(task, method, plan, folder=folder.path)
+    state, history = train(task, method, plan, folder=folder.path, listener=lambda line: say(_progress(line, run.labels[-1])))
     folder.write_model(lambda path: save_policy(state.policy, path))
     write_report(folder.report, history, asdict(run))
     say(f"Report: {folder.report}")
     return folder.path
+
+
+def _progress(line: Mapping[str, Any], total: int) -> str:
+    """One line a round: what was bought, how long it took, what was measured."""
+    values = {key: value[0] for key, value in line.items() if isinstance(value, list) and "standard error" not in key}
+    said = [f"{key} {value:.3g}" for key, value in values.items()]
+    return "  ".join([f"{line['labels']}/{total} labels", f"{line['wall']:.0f} s", *said])
 
 
 def _task(run: LabelledRun, *, seed: int) -> Any:

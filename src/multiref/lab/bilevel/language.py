@@ -15,7 +15,7 @@ from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer, ReverseKL
 from multiref.training.bilevel.enumerable import LinearReward, LogLinearPolicy, TabularPolicy, at, every_completion
 from multiref.training.bilevel.oracles import TableOracle
-from multiref.training.bilevel.seeded import SeededTransformer
+from multiref.training.bilevel.seeded import SeededTransformer, TransformerReward
 from multiref.training.bilevel.state import State
 from multiref.training.bilevel.task import Task
 
@@ -24,12 +24,16 @@ __all__ = ["EnumerableWorld", "enumerable_world"]
 
 @dataclass(frozen=True)
 class EnumerableWorld:
-    """task: what methods are given. reward [W, X, Y] is hidden from them; best [W, X, Y] is log π*; ref_table [K, W, X, Y]; W is 1 or one for each seed."""
+    """task: what methods are given. reward [W, X, Y] is hidden from them; best [W, X, Y] is log π*; ref_table [K, W, X, Y]; W is 1 or one for each seed.
+
+    wins [W, X, Y]: how often a completion is preferred to one of the starting policy.
+    """
 
     task: Task
     reward: Tensor
     best: Tensor
     ref_table: Tensor
+    wins: Tensor
 
     def gap(self, table: Tensor) -> Tensor:
         """[S, X, Y] → [S]: J* − J(π) = β KL(π‖π*), in units of the reward, exact (reverse KL)."""
@@ -62,6 +66,7 @@ def enumerable_world(
     scale: float = 1.0,
     regularizer: Regularizer | None = None,
     policy: Literal["transformer", "log-linear", "tabular"] = "transformer",
+    reward_model: Literal["features", "transformer"] = "features",
     worlds: int = 1,
     world_seed: int = 0,
 ) -> EnumerableWorld:
@@ -69,6 +74,7 @@ def enumerable_world(
 
     Args:
         seen: how many of the reward's features the reward model has; None: all (realisable).
+        reward_model: linear in those features, or a transformer of this width that knows none.
         worlds: 1, or as many as seeds.
 
     Raises:
@@ -87,7 +93,7 @@ def enumerable_world(
     reward = torch.einsum("wxyd,wd->wxy", features, scale * theta / theta.norm(dim=-1, keepdim=True))
     tables = torch.stack([model.table() for model in models])  # [K, W, X, Y]
     best = exact.solve(reward.double(), tables, regularizer, beta=beta).log_policy
-    shown = features[..., : seen or dimension].contiguous()
+    model: Any = LinearReward(features[..., : seen or dimension].contiguous(), vocabulary, seeds)
 
     def ref_logps(x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([at(table, x, y, vocabulary) for table in tables.float()])
@@ -99,11 +105,21 @@ def enumerable_world(
         regularizer,
         beta,
         TableOracle(reward, vocabulary),
-        LinearReward(shown, vocabulary, seeds),
+        model,
     )
-    world = EnumerableWorld(task, reward, best, tables)
-    task.measure = _measure(world, shown)
+    if reward_model == "transformer":
+        task.reward_model = TransformerReward(seeds, prompts, vocabulary, length, width=width, generator=generator)
+    world = EnumerableWorld(task, reward, best, tables, _wins(reward.double(), tables[0].exp()))
+    task.measure = _measure(world, every_completion(vocabulary, length))
     return world
+
+
+def _wins(reward: Tensor, start: Tensor) -> Tensor:
+    """[W, X, Y], [W, X, Y] → [W, X, Y]: Σ_{y'} π_1(y') σ(r(y) − r(y')), Bradley–Terry, a prompt at a time."""
+    each = [
+        (torch.sigmoid(r[..., :, None] - r[..., None, :]) @ p[..., None])[..., 0] for r, p in zip(reward.unbind(1), start.unbind(1))
+    ]
+    return torch.stack(each, 1)
 
 
 def _learner(
@@ -132,18 +148,19 @@ def _learner(
     return learner
 
 
-def _measure(world: EnumerableWorld, shown: Tensor) -> Callable[[State], dict[str, Tensor]]:
-    """Exact: the gap, KL(π‖π_k), the gap that the reward's own optimum would leave, and the reward's error under the policy and under its start."""
+def _measure(world: EnumerableWorld, completions: Tensor) -> Callable[[State], dict[str, Tensor]]:
+    """Exact: the gap, KL(π‖π_k), the win rate over the start, the gap that the reward's own optimum would leave, and the reward's error under the policy and
+    under its start."""
     tables, task = world.ref_table, world.task
 
     def measure(state: State) -> dict[str, Tensor]:
         table = state.policy.table()  # type: ignore[attr-defined]
-        found = {"gap": world.gap(table)}
+        found = {"gap": world.gap(table), "win rate": (table.exp() * world.wins).sum(-1).mean(-1)}
         for k in range(len(tables)):
             found[f"kl/reference {k}"] = kl(table, tables[k].expand_as(table)).mean(-1)
         if state.reward is not None:
-            phi = state.reward.phi.detach().double()  # type: ignore[attr-defined]
-            learnt = torch.einsum("wxyd,sd->sxy" if len(shown) == 1 else "sxyd,sd->sxy", shown.double(), phi)
+            each = completions.expand(len(table), 1, *completions.shape)
+            learnt = torch.cat([state.reward(x, each) for x in torch.arange(task.prompts).split(1)], 1).double()
             refs = tables.expand(-1, *learnt.shape)
             found["gap of the reward"] = world.gap(exact.solve(learnt, refs, task.regularizer, beta=task.beta).log_policy)
             found["reward error here"] = _margin_error(learnt, world.reward, table)

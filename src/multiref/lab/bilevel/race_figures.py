@@ -17,20 +17,28 @@ from multiref.lab.slopes import fit_slope
 __all__ = ["GROUPS", "curve", "draw_all", "summary"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "objectives": ("bilevel U0 E3", "bilevel U1", "bilevel U2 E3", "bilevel U3 E3", "iterative RLHF", "two-stage mixed sampling", "GSHF"),
+    "objectives": ("bilevel U0 E3", "bilevel U1", "bilevel U1, Newton", "bilevel U2 E3", "bilevel U3 E3", "iterative RLHF", "two-stage mixed sampling", "GSHF"),
     "estimators": ("bilevel U0 E1", "bilevel U0 E2", "bilevel U0 E3", "bilevel U0 CG", "bilevel U1", "bilevel U1, single loop", "bilevel U1, momentum loop"),
     "direct": ("offline DPO", "online DPO", "XPO", "SAIL-DP", "SAIL-PP", "SAIL-PR", "bilevel U1"),
 }  # fmt: skip
+CLASSES = (
+    "iterative RLHF",
+    "iterative RLHF, transformer reward",
+    "online DPO",
+    "online DPO, log-linear policy",
+    "bilevel U1, Newton, log-linear policy",
+)
+COSTS = ("bilevel U1", "bilevel U1, Newton", "bilevel U1, single loop", "bilevel U0 E2", "bilevel U0 CG", "iterative RLHF", "online DPO")
 
 
-def curve(name: str, lines: list[dict[str, Any]], key: str, *, relative: bool = True) -> Curve:
-    """A method's measurement over labels, as a share of its first where `relative`: mean over seeds and the range of the seeds."""
+def curve(name: str, lines: list[dict[str, Any]], key: str, *, relative: bool = True, over: str = "labels") -> Curve:
+    """A method's measurement over labels (or processor seconds), as a share of its first where `relative`: mean over seeds and the range of the seeds."""
     kept = [line for line in lines if key in line and line["labels"] > 0]
     first = torch.tensor(next(line[key] for line in lines if key in line)) if relative else torch.ones(1)
     values = torch.stack([torch.tensor(line[key]) / first for line in kept])
     return Curve(
         name,
-        tuple(float(line["labels"]) for line in kept),
+        tuple(float(line[over]) for line in kept),
         tuple(values.mean(1).tolist()),
         "measured",
         tuple(values.amin(1).tolist()),
@@ -44,6 +52,16 @@ def draw_all(methods: dict[str, list[dict[str, Any]]], folder: Path, *, prefix: 
     for group, names in GROUPS.items():
         here = [name for name in names if name in methods]
         drawn[group] = Figure("labels", "share of J* − J(start) left", tuple(curve(n, methods[n], "gap") for n in here))
+    drawn["classes"] = Figure(
+        "labels",
+        "share of J* − J(start) left",
+        tuple(curve(n, methods[n], "gap") for n in CLASSES if n in methods),
+    )
+    drawn["cost"] = Figure(
+        "processor seconds, five runs side by side",
+        "share of J* − J(start) left",
+        tuple(curve(n, methods[n], "gap", over="processor") for n in COSTS if n in methods),
+    )
     rewarded = [n for n in GROUPS["objectives"] if n in methods]
     drawn["reward"] = Figure(
         "labels",
@@ -69,7 +87,8 @@ def draw_all(methods: dict[str, list[dict[str, Any]]], folder: Path, *, prefix: 
 
 
 def summary(methods: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Rows of a table: share of the gap left at the end, labels to 5 %, slopes over the last decade, the reward's error here and at the start."""
+    """Rows of a table: share of the gap left at the end, labels to 5 %, slopes over the last decade, the reward's error here and at
+    the start, the win rate over the start, processor seconds."""
     rows = []
     for name, lines in methods.items():
         end, first = lines[-1], sum(lines[0]["gap"])
@@ -81,6 +100,7 @@ def summary(methods: dict[str, list[dict[str, Any]]]) -> list[str]:
             cells += [f"{share:.4f}", _slope(lines, "gap of the reward"), f"{error[0]:.2f} / {error[1]:.2f}"]
         else:
             cells += ["", "", ""]
+        cells.append(f"{sum(end['win rate']) / len(end['win rate']):.3f}")
         rows.append("| " + " | ".join([*cells, f"{end['processor']:.0f}"]) + " |")
     return rows
 
@@ -96,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("histories", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--setting", default="beta=0.5 seen=8 world=0")
+    parser.add_argument("--setting", default="beta=0.5 seen=32 world=1")
     given = parser.parse_args()
     found = json.loads(given.histories.read_text(encoding="utf-8"))
     if given.setting not in found:

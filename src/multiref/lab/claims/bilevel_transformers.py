@@ -21,7 +21,7 @@ def _share_left(objective: str, beta: float, seen: int | None, effort: Effort) -
     prompts, vocabulary, length, width, dimension = effort.choose((8, 3, 2, 12, 4), (16, 4, 3, 16, 8))
     world = enumerable_world(
         _SEEDS, prompts=prompts, vocabulary=vocabulary, length=length, width=width, dimension=dimension,
-        beta=beta, seen=seen, worlds=_SEEDS,
+        beta=beta, seen=seen, worlds=_SEEDS, world_seed=effort.choose(0, 1),  # limits were set on worlds of seed 0
     )  # fmt: skip
     labels, rounds, steps = effort.choose((1500, 30, 5), (4000, 40, 12))
     plan = Plan(

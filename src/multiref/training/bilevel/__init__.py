@@ -30,6 +30,7 @@ _HOMES = {
     "RewardOracle": "oracles",
     "Exchange": "exchange",
     "SeededTransformer": "seeded",
+    "TransformerReward": "seeded",
     "TextPolicy": "text",
     "TextReward": "text",
     "TextWorld": "text",

@@ -18,6 +18,7 @@ from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.training.bilevel.fisher import implicit_weights
 from multiref.training.bilevel.loop import History, Plan, begin, train
+from multiref.training.bilevel.newton import newton_step
 from multiref.training.bilevel.perturbed import perturb
 from multiref.training.bilevel.state import State
 from multiref.training.bilevel.steps import Diverged, ask, improve, policy_step, some_prompts
@@ -67,6 +68,8 @@ class Bilevel:
         loop: double: the plan's steps on the policy between outer steps; single: one step, on the outer step's own rollouts; momentum: single, with the
             variance-reduced d_k = g_k(φ_k) + (1 − momentum)(d_{k−1} − g_k(φ_{k−1})), both g_k on the same labelled rollouts (STORM). The law of
             the rollouts is the current policy's in both: off by one policy step.
+        outer: adam, at the plan's reward_rate/(1 + k/reward_decay); or newton, which has no rate: see `newton_step`, ridge its prior. Newton needs pairs (not U3)
+            and a reward linear in features.
         sigma: σ of E1 and E2, falling as σ (k + 1)^(−sigma_decay), never below a tenth of it.
         pairs: m, labelled units a prompt, at least 2.
         strength: κ of U3's penalty.
@@ -76,6 +79,8 @@ class Bilevel:
     objective: Literal["U0", "U1", "U2", "U3"] = "U1"
     estimator: Literal["E1", "E2", "E3", "CG"] = "E3"
     loop: Literal["double", "single", "momentum"] = "double"
+    outer: Literal["adam", "newton"] = "adam"
+    ridge: float = 1.0
     momentum: float = 0.2
     sigma: float = 0.1
     sigma_decay: float = 0.0
@@ -89,6 +94,7 @@ class Bilevel:
             (self.objective, ("U0", "U1", "U2", "U3"), "objective"),
             (self.estimator, ("E1", "E2", "E3", "CG"), "estimator"),
             (self.loop, ("double", "single", "momentum"), "loop"),
+            (self.outer, ("adam", "newton"), "outer"),
         ):
             if given not in known:
                 raise ArgumentError(f"{what}: found {given!r}, expected one of {', '.join(known)}")
@@ -96,6 +102,10 @@ class Bilevel:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
         if self.perturbed_steps < 1:
             raise ArgumentError(f"perturbed_steps: found {self.perturbed_steps}, expected at least one")
+        if not self.ridge > 0 or (self.outer == "newton" and self.objective == "U3"):
+            raise ArgumentError(
+                f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam for U3 (it labels no pairs of its own)"
+            )
         if self.pairs < 2:
             raise ArgumentError(
                 f"pairs: found {self.pairs}, expected at least 2: a covariance needs two units of the same prompt"
@@ -104,7 +114,8 @@ class Bilevel:
     @property
     def name(self) -> str:
         estimator = "" if self.objective == "U1" else f" {self.estimator}"
-        return f"bilevel {self.objective}{estimator}" + ("" if self.loop == "double" else f", {self.loop} loop")
+        outer = "" if self.outer == "adam" else ", Newton"
+        return f"bilevel {self.objective}{estimator}{outer}" + ("" if self.loop == "double" else f", {self.loop} loop")
 
     def sigma_at(self, round: int) -> float:
         """σ_k."""
@@ -117,13 +128,16 @@ class Bilevel:
             improve(task, state, state.reward, steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)
         units = self._units(task, state, labels)
         sigma = self.sigma_at(state.round)
-        for group in state.reward_optimizer.param_groups:
-            group["lr"] = plan.reward_rate / (1 + state.round / plan.reward_decay)
         gradient = self._gradient(task, state, units, sigma, plan)
-        for parameter, along in zip(state.reward.parameters(), gradient, strict=True):
-            parameter.grad = along
         norm = sum(float(g.square().sum()) for g in gradient) ** 0.5
-        state.reward_optimizer.step()
+        if self.outer == "newton":
+            newton_step(state, units, gradient, ridge=self.ridge)
+        else:
+            for group in state.reward_optimizer.param_groups:
+                group["lr"] = plan.reward_rate / (1 + state.round / plan.reward_decay)
+            for parameter, along in zip(state.reward.parameters(), gradient, strict=True):
+                parameter.grad = along
+            state.reward_optimizer.step()
         self._check(task, state, units)
         if self.loop != "double":
             policy_step(task, state, state.reward, units.prompts, units.completions)

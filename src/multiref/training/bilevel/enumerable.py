@@ -43,6 +43,10 @@ class LinearReward(nn.Module):
         table: Tensor = self.table  # type: ignore[assignment]
         return at(table, prompts, completions, self.vocabulary)
 
+    def jacobian(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n, d]: ∂r/∂φ."""
+        return self.features(prompts, completions)
+
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""
         return torch.einsum("sbnd,sd->sbn", self.features(prompts, completions), self.phi)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,9 +77,15 @@ class History:
 
 
 def train(
-    task: Task, method: Method, plan: Plan, *, folder: str | Path | None = None, state: State | None = None
+    task: Task,
+    method: Method,
+    plan: Plan,
+    *,
+    folder: str | Path | None = None,
+    state: State | None = None,
+    listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[State, History]:
-    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`; run again to resume.
+    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`; run again to resume. `listener` gets each new line.
 
     A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round before, in `state` and in the folder.
 
@@ -113,6 +119,8 @@ def train(
             text = "".join(json.dumps(each) + "\n" for each in history.lines)
             write_whole(where / "history.jsonl", text)
             state.save(where / "state.safetensors")
+        if listener is not None:
+            listener(line)
     return state, history
 
 

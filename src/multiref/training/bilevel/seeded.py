@@ -13,7 +13,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from multiref.errors import ArgumentError
 
-__all__ = ["SeededTransformer"]
+__all__ = ["SeededTransformer", "TransformerReward"]
 
 
 class SeededTransformer(nn.Module):
@@ -52,8 +52,8 @@ class SeededTransformer(nn.Module):
     def _normed(self, h: Tensor) -> Tensor:
         return layer_norm(h, (self.width,), eps=self.eps)
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """[S, N, T] context ids → [S, N, T, V]: row t predicts the token after position t."""
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[S, N, T] context ids → [S, N, T, D]: normalised, before the head."""
         seeds, rows, steps = ids.shape
         offset = torch.arange(seeds)[:, None, None] * self.embedding.shape[1]
         h = self.embedding.flatten(0, 1)[ids + offset] + self.position[:, None, :steps]
@@ -65,16 +65,20 @@ class SeededTransformer(nn.Module):
             attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + hidden).softmax(-1)
             h = h + (attention @ v).transpose(2, 3).reshape(seeds, rows * steps, self.width) @ mix
             h = h + gelu(self._normed(h) @ up) @ down
-        return (self._normed(h) @ self.head).view(seeds, rows, steps, self.vocabulary)
+        return self._normed(h).view(seeds, rows, steps, self.width)
 
-    def _context(self, prompts: Tensor, completions: Tensor) -> Tensor:
+    def logits(self, ids: Tensor) -> Tensor:
+        """[S, N, T] context ids → [S, N, T, V]: row t predicts the token after position t."""
+        return self.hidden(ids) @ self.head[:, None]
+
+    def context(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, T] → [S, B·n, 1 + T]."""
         start = (self.vocabulary + prompts)[None, :, None, None].expand(self.seeds, -1, completions.shape[2], 1)
         return torch.cat((start, completions), -1).flatten(1, 2)
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""
-        tokens = self.logits(self._context(prompts, completions[..., :-1])).log_softmax(-1)
+        tokens = self.logits(self.context(prompts, completions[..., :-1])).log_softmax(-1)
         chosen = tokens.gather(-1, completions.flatten(1, 2).unsqueeze(-1)).squeeze(-1).sum(-1)
         return chosen.view(completions.shape[:-1])
 
@@ -83,7 +87,7 @@ class SeededTransformer(nn.Module):
         """[B] → [S, B, n, L]."""
         completions = torch.zeros(self.seeds, len(prompts), n, 0, dtype=torch.long)
         for _ in range(self.length):
-            law = self.logits(self._context(prompts, completions))[:, :, -1].softmax(-1)
+            law = self.logits(self.context(prompts, completions))[:, :, -1].softmax(-1)
             token = torch.multinomial(law.flatten(0, 1), 1, generator=generator).view(self.seeds, len(prompts), n, 1)
             completions = torch.cat((completions, token), -1)
         return completions
@@ -95,7 +99,7 @@ class SeededTransformer(nn.Module):
         rows = []
         for chunk in prompts.split(16):
             ids = prefixes.expand(self.seeds, len(chunk), *prefixes.shape)
-            tokens = self.logits(self._context(chunk, ids)).double().log_softmax(-1).unflatten(1, (len(chunk), -1))
+            tokens = self.logits(self.context(chunk, ids)).double().log_softmax(-1).unflatten(1, (len(chunk), -1))
             before = tokens[..., :-1, :].gather(-1, ids.unsqueeze(-1)).squeeze(-1).sum(-1)
             rows.append((before.unsqueeze(-1) + tokens[..., -1, :]).flatten(-2))
         return torch.cat(rows, 1)
@@ -108,3 +112,16 @@ class SeededTransformer(nn.Module):
     def copy(self) -> SeededTransformer:
         """Independent, with the same parameters."""
         return copy.deepcopy(self)
+
+
+class TransformerReward(nn.Module):
+    """r(x, y) read off the last token of a `SeededTransformer` over prompt and completion, S side by side; zero at first: a reward without known features."""
+
+    def __init__(self, seeds: int, prompts: int, vocabulary: int, length: int, *, width: int = 24, generator: torch.Generator):
+        super().__init__()
+        self.body = SeededTransformer(seeds, prompts, vocabulary, length + 1, width=width, generator=generator)
+        self.body.head = nn.Parameter(torch.zeros(seeds, width, 1))
+
+    def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n]."""
+        return self.body.logits(self.body.context(prompts, completions))[:, :, -1, 0].view(completions.shape[:-1])

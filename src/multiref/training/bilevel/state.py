@@ -30,7 +30,7 @@ class State:
     """policy and reward model in training, their optimisers, labels, generator; `round` and `labels_used` count what is done.
 
     middle: the policy that a two-stage method samples from in its second stage. moved: room for π_σ, made anew in every outer step, so never saved.
-    momentum: the running hyper-gradient of the momentum loop, and the reward parameters that it was taken at.
+    momentum: the running hyper-gradient of the momentum loop, and the reward parameters that it was taken at. information: A of the online Newton step.
     """
 
     policy: Policy
@@ -47,6 +47,7 @@ class State:
     middle: Policy | None = None
     moved: Policy | None = None
     momentum: list[list[torch.Tensor]] = field(default_factory=list)
+    information: torch.Tensor | None = None
 
     @classmethod
     def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float) -> State:
@@ -78,6 +79,7 @@ class State:
                 "notes": self.notes,
                 "middle": None if self.middle is None else [p.detach() for p in self.middle.parameters()],
                 "momentum": self.momentum,
+                "information": self.information,
             }
         )
 
@@ -107,7 +109,7 @@ class State:
         self.generator.set_state(kept["generator"])
         self.labels = Labels(*kept["labels"])
         self.round, self.labels_used, self.wall = kept["counts"]
-        self.notes, self.momentum = dict(kept["notes"]), kept["momentum"]
+        self.notes, self.momentum, self.information = dict(kept["notes"]), kept["momentum"], kept["information"]
 
     def save(self, path: str | Path) -> None:
         """One file, put in place atomically.

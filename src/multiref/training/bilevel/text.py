@@ -186,6 +186,10 @@ class TextReward(nn.Module):
         kept = mask[:, width:, None].float()
         return (hidden[:, width:] * kept).sum(1) / kept.sum(1).clamp_min(1)
 
+    def jacobian(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [B, n, L] → [B, n, d]: ∂r/∂φ."""
+        return self.features(prompts, completions) / len(self.phi) ** 0.5
+
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n]."""
-        return self.features(prompts, completions) @ self.phi / len(self.phi) ** 0.5
+        return self.jacobian(prompts, completions) @ self.phi

@@ -91,7 +91,8 @@ def _measure(
         true = _hidden(world, hidden, everyone, y)
         found["hidden reward"] = true.mean()
         if regularizer.alpha == 1:
-            found["true objective"] = found["hidden reward"] - beta * found["penalty"]
+            each = true - beta * (logps - regularizer.pool(refs))
+            found["true objective"], found["true objective, standard error"] = each.mean(), _error_of_mean(each)
         if state.reward is not None:
             found["reward error here"] = _off(state.reward(everyone, y), true)
             start = state.start.sample(everyone, n, torch.Generator().manual_seed(1))
@@ -104,6 +105,11 @@ def _measure(
 def _hidden(world: TextWorld, hidden: Hidden, prompts: Tensor, y: Tensor) -> Tensor:
     texts = world.decode(prompts.repeat_interleave(y.shape[1]), y.flatten(0, 1))
     return torch.tensor(list(hidden(*texts)), dtype=torch.float32).view(y.shape[:2])
+
+
+def _error_of_mean(each: Tensor) -> Tensor:
+    """[X, n] → the standard error of their mean over draws of completions, the prompts being as they are."""
+    return (each.var(-1) / each.shape[-1]).mean().div(len(each)).sqrt()
 
 
 def _off(learnt: Tensor, true: Tensor) -> Tensor:
