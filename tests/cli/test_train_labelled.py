@@ -57,6 +57,17 @@ def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
     assert (path / "history.jsonl").read_text() == before
 
 
+def test_rounds_of_equally_many_labels(config):
+    """{each, rounds} is the list that it stands for: the same run, so that the folder of one is finished for the other."""
+    said: list[str] = []
+    path = execute_labelled({**config, "labels": {"each": 8, "rounds": 2}}, "run.yaml", say=said.append)
+    before = (path / "history.jsonl").read_text()
+    assert execute_labelled(config, "run.yaml", say=said.append) == path and (path / "history.jsonl").read_text() == before
+    for wrong in ({"each": 8}, {"each": 0, "rounds": 2}, {"each": "8", "rounds": 2}):
+        with pytest.raises(ConfigError, match="each: 64"):
+            execute_labelled({**config, "labels": wrong}, "run.yaml", say=said.append)
+
+
 def test_a_person_labels_through_files(config, tmp_path):
     """Each call stops where labels are missing and goes on once they are there; the labels of a round are asked for once."""
     config["oracle"] = {"kind": "exchange", "folder": str(tmp_path / "labels")}
@@ -130,9 +141,9 @@ def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
 @pytest.mark.parametrize("name", ["bilevel", "iterative"])
 def test_the_recipes_are_readable(name):
     from multiref.cli.training_run.config import build, read_yaml
-    from multiref.cli.training_run.labelled import LabelledRun
+    from multiref.cli.training_run.labelled import LabelledRun, _counts
     from multiref.training.bilevel import Plan, method_named
 
     run = build(LabelledRun, read_yaml(RECIPES / f"{name}.yaml"), name)
     options = dict(run.method)
-    assert method_named(options.pop("name"), **options) and Plan(labels=run.labels, **run.plan)
+    assert method_named(options.pop("name"), **options) and Plan(labels=_counts(run.labels), **run.plan)

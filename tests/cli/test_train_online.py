@@ -110,6 +110,8 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"rewards": [{"kind": "lexicon"}]}, "needs a path"),
         ({"warm_up": {"share": 0.5}}, "warm_up: expected only with task: distill"),
         ({"task": "distill", "rewards": [], "warm_up": {"share": 0.5}}, "one completion a prompt"),
+        ({"start": "product"}, "with task: distill"),
+        ({"task": "distill", "rewards": [], "start": "wide"}, "found 'wide'"),
         ({"server": {"endpoint": "http://127.0.0.1:1/v1"}}, "server: expected with lora"),
     ],
 )
@@ -147,6 +149,25 @@ def test_a_warm_up_and_the_floor(config, folders, tmp_path):
     no_text = {**run, "prompts": [{"path": str(words)}], "output": str(tmp_path / "none")}
     with pytest.raises(ConfigError, match="need texts that follow"):
         execute_online(no_text, "run.yaml", say=said.append)
+
+
+def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
+    """Two experts, completions in groups, no texts; the floor is found once, and the model folder opens."""
+    from multiref.models import load
+
+    words = tmp_path / "words.txt"
+    words.write_text("the cat sat on\n\nthe mat and the dog\n")
+    run = {key: value for key, value in config.items() if key != "rewards"} | {
+        "task": "distill", "penalty": "full_vocabulary", "beta": 1.0, "start": "product",
+        "prompts": [{"path": str(words)}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
+    }  # fmt: skip
+    folder = execute_online(run, "run.yaml", say=lambda text: None)
+    figures = json.loads((folder / "evaluation.json").read_text())
+    assert figures["before"]["words/floor"] == figures["after"]["words/floor"]
+    assert len(load(folder / "model").model.experts) == 2
+    remote = [{"name": "far", "endpoint": "http://127.0.0.1:9/v1", "weight": 1.0}]
+    with pytest.raises(ConfigError, match="model folders"):
+        execute_online({**run, "references": remote, "output": str(tmp_path / "far")}, "run.yaml", say=lambda text: None)
 
 
 def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):

@@ -1,7 +1,7 @@
 """Language models and tables with one interface: load, encode text, log-probabilities of completions. Heavy imports on first use.
 
-Public: Encoded, LanguageModel, Tabular, TabularConfig, best_device, completion_logps, encode, encode_many, load, score_completions, score_tokens,
-tabular_tokenizer, token_budget_batches, token_logps.
+Public: Encoded, LanguageModel, Product, ProductConfig, Tabular, TabularConfig, best_device, completion_logps, encode, encode_many, load, product_of,
+score_completions, score_tokens, tabular_tokenizer, token_budget_batches, token_logps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from multiref.models.encoding import Encoded, encode, encode_many
     from multiref.models.loading import LanguageModel, best_device, load
     from multiref.models.logps import completion_logps, token_logps
+    from multiref.models.product import Product, ProductConfig, product_of
     from multiref.models.scoring import score_completions, score_tokens
     from multiref.models.tabular import Tabular, TabularConfig, tabular_tokenizer
 
@@ -29,6 +30,9 @@ _HOMES = {
     "load": "loading",
     "completion_logps": "logps",
     "token_logps": "logps",
+    "Product": "product",
+    "ProductConfig": "product",
+    "product_of": "product",
     "Tabular": "tabular",
     "TabularConfig": "tabular",
     "tabular_tokenizer": "tabular",
@@ -37,6 +41,8 @@ _HOMES = {
 __all__ = [
     "Encoded",
     "LanguageModel",
+    "Product",
+    "ProductConfig",
     "Tabular",
     "TabularConfig",
     "best_device",
@@ -44,6 +50,7 @@ __all__ = [
     "encode",
     "encode_many",
     "load",
+    "product_of",
     "score_completions",
     "score_tokens",
     "tabular_tokenizer",

@@ -124,14 +124,19 @@ def load_config(path_or_id: str | Path, *, revision: str | None = None, trust_re
 
 
 def _classes(path: str) -> tuple[Any, Any]:
-    """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table."""
+    """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table or product of experts."""
     import transformers
 
     config = Path(path) / "config.json"
-    if config.is_file() and '"multiref_tabular"' in config.read_text(encoding="utf-8", errors="replace"):
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    if '"multiref_tabular"' in text:
         from multiref.models.tabular import Tabular, TabularConfig
 
         return TabularConfig, Tabular
+    if '"multiref_product"' in text:
+        from multiref.models.product import Product, ProductConfig
+
+        return ProductConfig, Product
     return transformers.AutoConfig, transformers.AutoModelForCausalLM
 
 

@@ -63,8 +63,9 @@ def test_units_of_the_features_do_not_matter():
 
 
 def test_refused_where_it_cannot_be():
-    with pytest.raises(ArgumentError, match="adam for U3"):
-        Bilevel("U3", outer="newton")
+    for objective in ("U0", "U2", "U3"):
+        with pytest.raises(ArgumentError, match="adam for all but U1"):
+            Bilevel(objective, outer="newton")
     with pytest.raises(ArgumentError, match="ridge"):
         Bilevel("U1", outer="newton", ridge=0.0)
     made = enumerable_world(1, reward_model="transformer", **SMALL)

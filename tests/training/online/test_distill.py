@@ -11,7 +11,7 @@ from multiref.models import LanguageModel, encode_many
 from multiref.models.tabular import tabular_tokenizer
 from multiref.references.local import LocalReference
 from multiref.training.online import OnlineArguments, OnlineTrainer, Reinforce, TextStates, WarmUp, floor_by_smc
-from multiref.training.online.evaluate import floor_figures, text_losses
+from multiref.training.online.evaluate import floor_figures, floors, text_losses
 from multiref.training.online.tree import levels_of
 from tests.conftest import make_llama, make_tokenizer
 from tests.training.online.enumerable import Space
@@ -170,6 +170,7 @@ def test_what_is_reached_beside_its_floor():
     floor = float(mr.divergences.disagreement(whole, W).mean())
     kl = W[1] * float((whole[0].exp() * (whole[0] - whole[1])).sum(-1).mean())
     trainer = make_trainer(tables[0], tables, mr.ReverseKL(W), beta=1.0)
-    found = floor_figures(trainer, [{"prompt": "x0"}, {"prompt": "x1"}] * 2, samples=600, particles=600)
+    rows = [{"prompt": "x0"}, {"prompt": "x1"}] * 2
+    found = floor_figures(trainer, rows, floors(trainer, rows, particles=600), samples=600)
     assert found["floor"][0] == pytest.approx(floor, rel=0.1) and found["kl"][0] == pytest.approx(kl, rel=0.1)
     assert found["kl/floor"][0] == pytest.approx(kl / floor, rel=0.15)

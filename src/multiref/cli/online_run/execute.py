@@ -35,8 +35,9 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     trainer, tokenizer = _trainer(run, parts, folder, say)
     say(trainer.describe())
     figures: dict[str, Any] = _figures(folder)
+    floors: dict[int, Any] = {}
     if run.evaluation is not None and "before" not in figures:
-        figures["before"] = _evaluated(run, run.evaluation, trainer, say, "before")
+        figures["before"] = _evaluated(run, run.evaluation, trainer, say, "before", floors)
         folder.write("evaluation.json", json.dumps(figures, indent=1))
     if began:
         from multiref.training.online.checkpoint import last_checkpoint
@@ -47,7 +48,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
         say(f"Going on from step {step}.")
     trainer.train(resume=began)
     if run.evaluation is not None:
-        figures["after"] = _evaluated(run, run.evaluation, trainer, say, "after")
+        figures["after"] = _evaluated(run, run.evaluation, trainer, say, "after", floors)
         folder.write("evaluation.json", json.dumps(figures, indent=1))
 
     def save(target: Path) -> None:
@@ -78,7 +79,7 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
     loaded = load(
         spec.path, dtype=spec.dtype, revision=spec.revision, adapter=spec.adapter, quantization=spec.quantization, trust_remote_code=spec.trust_remote_code
     )  # fmt: skip
-    policy = loaded.model
+    policy = loaded.model if run.start == "model" else _product(run)
     if run.lora is not None:
         from multiref.training.arguments import with_lora
 
@@ -107,6 +108,16 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
         output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts, folder), warm_up=_warm_up(run, parts), **parts,
     )  # fmt: skip
     return trainer, loaded.tokenizer
+
+
+def _product(run: OnlineRun) -> Any:
+    from multiref.models import load, product_of
+
+    if any(reference.model is None or reference.adapter is not None for reference in run.references):
+        raise ConfigError("start: product needs references that are model folders, without adapters.")
+    weights = [reference.weight for reference in run.references]
+    models = [load(str(reference.model), dtype=run.model.dtype).model for reference in run.references]  # type: ignore[union-attr]
+    return product_of(models, None if weights[0] is None else weights)
 
 
 def _fitting(rows: list[dict[str, Any]], loaded: Any, new_tokens: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -214,17 +225,21 @@ def _figures(folder: RunFolder) -> dict[str, Any]:
 
 
 def _evaluated(
-    run: OnlineRun, setting: OnlineEvaluation, trainer: Any, say: Callable[[str], None], when: str
+    run: OnlineRun, setting: OnlineEvaluation, trainer: Any, say: Callable[[str], None], when: str, known: dict[int, Any]
 ) -> dict[str, Any]:
-    from multiref.training.online.evaluate import evaluate_online, floor_figures, text_losses
+    """The figures; `known`: the floors of each source, which the first call fills in and a second one finds."""
+    from multiref.training.online.evaluate import evaluate_online, floor_figures, floors, text_losses
 
     figures: dict[str, Any] = {}
     if run.task == "distill":
-        for source in setting.prompts:
+        for place, source in enumerate(setting.prompts):
             rows = [row for row in rows_of(source, list(trainer.names)) if row.get("text")]
             found = text_losses(trainer, rows)
             if setting.floor:
-                found |= floor_figures(trainer, rows[: setting.floor], samples=setting.samples, particles=setting.particles)
+                few = rows[: setting.floor]
+                if place not in known:
+                    known[place] = floors(trainer, few, particles=setting.particles)
+                found |= floor_figures(trainer, few, known[place], samples=setting.samples)
             figures |= {f"{Path(source.path).stem}/{name}": value for name, value in found.items()}
     else:
         figures = evaluate_online(

@@ -80,6 +80,7 @@ class OnlineRun:
     `text_share`: in distillation with one completion a prompt, the share of prompts whose states are those of the text that follows them (`TextStates`).
     `server`: completions from a server; needs `lora`.
     `warm_up`: distillation from a student that is far from its teachers: first at states of the texts, with completions of one a prompt.
+    `start`: "model", or "product": the student is a product of copies of its teachers (`product_of`), as large as all of them; `model` gives the tokenizer.
     `too_long`: prompts that leave no room for `max_new_tokens` in the policy's context: "drop" or "error"."""
 
     task: str
@@ -95,6 +96,7 @@ class OnlineRun:
     adaptive_beta: dict | None = None
     evaluation: OnlineEvaluation | None = None
     text_share: float = 0.0
+    start: str = "model"
     warm_up: WarmUpSetting | None = None
     server: ServerSetting | None = None
     too_long: str = "drop"
@@ -122,6 +124,8 @@ class OnlineRun:
             raise ConfigError(
                 "warm_up: expected only with task: distill; its states are no samples of the policy, and a reward on them is biased."
             )
+        if self.start not in ("model", "product") or (self.start != "model" and self.task != "distill"):
+            raise ConfigError(f"start: found {self.start!r}, expected model, or product with task: distill.")
         one = str(self.method.get("name", "rloo")).lower() == "reinforce" and self.method.get("group", 1) == 1
         if (self.warm_up is not None or self.text_share) and not one:
             raise ConfigError(

@@ -20,7 +20,7 @@ class LabelledRun:
 
     `prompts`: a .jsonl with `prompt` or `text` a line, of which the first `prompt_words` words are taken. `oracle`: {kind: lexicon, path, temperature},
     {kind: reward_model, path, temperature} or {kind: exchange, folder, wait}. `method`: {name, options…}, see `multiref.training.bilevel.METHODS`. `labels`:
-    cumulative counts at the ends of rounds. `plan`: what `multiref.training.bilevel.Plan` takes besides. `lora`: None trains all parameters.
+    cumulative counts at the ends of rounds, or {each, rounds} for rounds of equally many. `plan`: what `multiref.training.bilevel.Plan` takes besides. `lora`: None trains all parameters.
     """
 
     task: str
@@ -30,7 +30,7 @@ class LabelledRun:
     prompts: str
     oracle: dict
     method: dict
-    labels: list
+    labels: list | dict
     output: str
     plan: dict = field(default_factory=dict)
     lora: Lora | None = None
@@ -56,6 +56,7 @@ def execute_labelled(config: Mapping[str, Any], where: str, *, say: Callable[[st
 
     run: LabelledRun = build(LabelledRun, config, where)
     quiet()
+    run.labels = _counts(run.labels)
     options = dict(run.method)
     method = method_named(str(options.pop("name", "")), **options)
     try:
@@ -71,6 +72,16 @@ def execute_labelled(config: Mapping[str, Any], where: str, *, say: Callable[[st
     write_report(folder.report, history, asdict(run))
     say(f"Report: {folder.report}")
     return folder.path
+
+
+def _counts(labels: Any) -> list[int]:
+    """Cumulative counts at the ends of rounds."""
+    if isinstance(labels, list):
+        return labels
+    each, rounds = labels.get("each"), labels.get("rounds")
+    if set(labels) != {"each", "rounds"} or not all(isinstance(n, int) and n > 0 for n in (each, rounds)):
+        raise ConfigError(f"labels: found {labels!r}, expected growing cumulative counts, or {{each: 64, rounds: 16}}")
+    return [each * (k + 1) for k in range(rounds)]
 
 
 def _progress(line: Mapping[str, Any], total: int) -> str:

@@ -33,7 +33,11 @@ def write_report(path: Path, history: Any, settings: dict[str, Any]) -> None:
             shown = [value if isinstance(value, list) else [value] for value in values]
             figure = curves([Series(history.method, labels, shown)], x="labels", y=name)
             errors = history.series(f"{name}, standard error")[1]
-            spread = f" Standard error of a point: {errors[0][0]:.2g} at the start, {errors[-1][0]:.2g} at the end." if errors else ""
+            spread = (
+                f" Standard error of a point: {errors[0][0]:.2g} at the start, {errors[-1][0]:.2g} at the end."
+                if errors
+                else ""
+            )
             pictures.append(Picture(svg(figure), alt=f"{name} over labels", caption=f"{name}: {caption}.{spread}"))
     asked = f"{history.method} at β = {settings['beta']:g} against {len(settings['references'])} references; {last['wall']:.0f} s of training."
     write_page(

@@ -117,7 +117,8 @@ def enumerable_world(
 def _wins(reward: Tensor, start: Tensor) -> Tensor:
     """[W, X, Y], [W, X, Y] → [W, X, Y]: Σ_{y'} π_1(y') σ(r(y) − r(y')), Bradley–Terry, a prompt at a time."""
     each = [
-        (torch.sigmoid(r[..., :, None] - r[..., None, :]) @ p[..., None])[..., 0] for r, p in zip(reward.unbind(1), start.unbind(1))
+        (torch.sigmoid(r[..., :, None] - r[..., None, :]) @ p[..., None])[..., 0]
+        for r, p in zip(reward.unbind(1), start.unbind(1))
     ]
     return torch.stack(each, 1)
 

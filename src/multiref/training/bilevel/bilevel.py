@@ -68,8 +68,8 @@ class Bilevel:
         loop: double: the plan's steps on the policy between outer steps; single: one step, on the outer step's own rollouts; momentum: single, with the
             variance-reduced d_k = g_k(φ_k) + (1 − momentum)(d_{k−1} − g_k(φ_{k−1})), both g_k on the same labelled rollouts (STORM). The law of
             the rollouts is the current policy's in both: off by one policy step.
-        outer: adam, at the plan's reward_rate/(1 + k/reward_decay); or newton, which has no rate: see `newton_step`, ridge its prior. Newton needs pairs (not U3)
-            and a reward linear in features.
+        outer: adam, at the plan's reward_rate/(1 + k/reward_decay); or newton, which has no rate: see `newton_step`, ridge its prior. Newton is for U1 (the labels'
+            information is no Hessian of the others: U0 diverged under it) and a reward linear in features.
         sigma: σ of E1 and E2, falling as σ (k + 1)^(−sigma_decay), never below a tenth of it.
         pairs: m, labelled units a prompt, at least 2.
         strength: κ of U3's penalty.
@@ -102,9 +102,9 @@ class Bilevel:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
         if self.perturbed_steps < 1:
             raise ArgumentError(f"perturbed_steps: found {self.perturbed_steps}, expected at least one")
-        if not self.ridge > 0 or (self.outer == "newton" and self.objective == "U3"):
+        if not self.ridge > 0 or (self.outer == "newton" and self.objective != "U1"):
             raise ArgumentError(
-                f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam for U3 (it labels no pairs of its own)"
+                f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam for all but U1"
             )
         if self.pairs < 2:
             raise ArgumentError(

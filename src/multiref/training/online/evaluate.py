@@ -12,7 +12,7 @@ from multiref.models.encoding import Encoded, encode_many
 from multiref.training.online.rewards import total_reward
 from multiref.training.online.rollout import sample
 
-__all__ = ["evaluate_online", "floor_figures", "text_losses"]
+__all__ = ["evaluate_online", "floor_figures", "floors", "text_losses"]
 
 Interval = tuple[float, float, float]
 
@@ -74,39 +74,48 @@ def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, In
         }
 
 
+def floors(trainer: Any, rows: Sequence[Mapping[str, Any]], *, particles: int, seed: int = 0) -> torch.Tensor:
+    """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`. It is the teachers' alone: the same before and after."""
+    from multiref.training.online.floor import floor_by_smc
+
+    with trainer.scorer.models() as models:
+        found = [
+            floor_by_smc(
+                models, trainer.tokenizer, row["prompt"], new_tokens=trainer.args.max_new_tokens, weights=w, particles=particles, seed=seed + i
+            )
+            for i, (row, w) in enumerate(zip(rows, _weights(trainer, rows)))
+        ]  # fmt: skip
+    return torch.tensor([value for value, _ in found], dtype=torch.float64)
+
+
 def floor_figures(
-    trainer: Any, rows: Sequence[Mapping[str, Any]], *, samples: int, particles: int, seed: int = 0
+    trainer: Any, rows: Sequence[Mapping[str, Any]], floors: torch.Tensor, *, samples: int, seed: int = 0
 ) -> dict[str, Interval]:
     """{"kl": Σ_k w_k KL(π‖π_k) of whole completions cut at `max_new_tokens`, by sampling; "floor": −log F of the same; "kl/floor": their ratio}, 95 % intervals.
 
     Over prompts; that of the ratio from both, to first order. The student and its teachers share one vocabulary.
     """
     from multiref.models.scoring import score_completions
-    from multiref.training.online.floor import floor_by_smc
 
-    limit, count = trainer.args.max_new_tokens, len(trainer.names)
+    limit = trainer.args.max_new_tokens
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     rollouts = sample(trainer.model, trainer.tokenizer, [row["prompt"] for row in rows], group=samples, max_new_tokens=limit)
     torch.set_rng_state(state)
-    weights = [check_weights(row.get("weights", trainer.regularizer.weights), count) for row in rows]
-    with torch.no_grad(), trainer.scorer.models() as models:
+    weights = torch.stack(_weights(trainer, rows), 1).repeat_interleave(samples, 1)
+    with torch.no_grad():
         own = score_completions(trainer.model, [rollout.encoded() for rollout in rollouts])
-        log_ratio = own - weighted_sum(
-            trainer.scorer.completions(rollouts), torch.stack(weights, 1).repeat_interleave(samples, 1)
-        )
-        kls = log_ratio.reshape(-1, samples).mean(1)
-        found = [
-            floor_by_smc(
-                models, trainer.tokenizer, row["prompt"], new_tokens=limit, weights=w, particles=particles, seed=seed + i
-            )
-            for i, (row, w) in enumerate(zip(rows, weights))
-        ]
-    floors = torch.tensor([value for value, _ in found], dtype=torch.float64)
+        log_ratio = own - weighted_sum(trainer.scorer.completions(rollouts), weights)
+    kls = log_ratio.reshape(-1, samples).mean(1)
     ratio = float(kls.mean() / floors.mean())
     residual = (kls - ratio * floors) / floors.mean()  # the delta method of a ratio of means
     error = 1.959964 * float(residual.std()) / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
     return {"kl": _interval(kls), "floor": _interval(floors), "kl/floor": (ratio, ratio - error, ratio + error)}
+
+
+def _weights(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """[K] of each row: its own where prompts are routed."""
+    return [check_weights(row.get("weights", trainer.regularizer.weights), len(trainer.names)) for row in rows]
 
 
 def _cut(trainer: Any, row: Mapping[str, Any]) -> list[Encoded]:

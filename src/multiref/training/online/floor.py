@@ -36,13 +36,13 @@ def floor_by_smc(
     w = check_weights(weights, len(models))
     present = [k for k in range(len(models)) if float(w[k]) > 0]
     (context,) = prompt_ids(tokenizer, [prompt])
-    walks = [_Walk(models[k], context, particles) for k in present]
+    walks = [_Walk(models[k], context) for k in present]
     ends = torch.tensor(end_ids(models[0], tokenizer), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
     alive = torch.ones(particles, dtype=torch.bool)
     log_weight, log_f, variance = torch.zeros(particles, dtype=torch.float64), 0.0, 0.0
     for step in range(new_tokens):
-        pool = weighted_sum(torch.stack([walk.next_logps() for walk in walks]), w[present, None, None])
+        pool = weighted_sum(torch.stack([walk.next_logps() for walk in walks]), w[present, None, None]).expand(particles, -1)
         log_mass = pool.logsumexp(-1)
         log_weight = log_weight + torch.where(alive, log_mass, 0.0)
         token = torch.multinomial((pool - log_mass[:, None]).exp(), 1, generator=generator)[:, 0]
@@ -63,15 +63,15 @@ def floor_by_smc(
 
 
 class _Walk:
-    """Particles of one model: what it says of the next token, with its cache where it has one."""
+    """Particles of one model: what it says of the next token, with its cache where it has one. Before the first token they are one row, the prompt."""
 
-    def __init__(self, model: Any, context: Sequence[int], particles: int) -> None:
+    def __init__(self, model: Any, context: Sequence[int]) -> None:
         self.model, self.device = model, next(model.parameters()).device
-        self.ids = torch.tensor([list(context)] * particles, device=self.device)
+        self.ids = torch.tensor([list(context)], device=self.device)
         self.cache: Any = None
 
     def next_logps(self) -> Tensor:
-        """[particles, V] float64 on the CPU."""
+        """[particles, V] float64 on the CPU; [1, V] after the prompt."""
         new = self.ids if self.cache is None else self.ids[:, -1:]
         out = self.model(input_ids=new, past_key_values=self.cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
@@ -80,7 +80,7 @@ class _Walk:
 
     def go_on(self, kept: Tensor, token: Tensor) -> None:
         """The particles at `kept`, each with its next token."""
-        kept = kept.to(self.device)
+        kept = kept.to(self.device) if len(self.ids) > 1 else torch.zeros_like(kept, device=self.device)
         self.ids = torch.cat([self.ids[kept], token.to(self.device)[:, None]], 1)
         if self.cache is not None:
             self.cache.reorder_cache(kept)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.models.architecture import layout_of
 from multiref.models.encoding import encode_many
+from multiref.models.logps import forward_logps
 from multiref.references.rollouts import Rollout
 
 __all__ = ["end_ids", "prompt_ids", "sample", "texts_of"]
@@ -87,14 +89,32 @@ def _generated(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     ids = torch.tensor([[pad] * (width - len(context)) + list(context) for context in contexts], device=device)
     mask = torch.tensor([[0] * (width - len(context)) + [1] * len(context) for context in contexts], device=device)
+    caching = bool(getattr(model.config, "use_cache", True))
+    read = _prompts_once(model, ids, mask, group) if caching and cache is None and temperature > 0 else {}
+    if read:
+        ids, mask = ids.repeat_interleave(group, 0), mask.repeat_interleave(group, 0)
     config = GenerationConfig(
-        **_drawing(temperature, group), max_new_tokens=new, pad_token_id=pad,
+        **_drawing(temperature, 1 if read else group), max_new_tokens=new, pad_token_id=pad,
         eos_token_id=list(ends) or None, bos_token_id=tokenizer.bos_token_id, cache_implementation=cache,
-        use_cache=bool(getattr(model.config, "use_cache", True)),
+        use_cache=caching,
     )  # fmt: skip
-    out: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:]
+    out: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **read)[:, width:]
     rows = [_until_end(row, ends) for row in out.tolist()]
     return rows if temperature > 0 else [row for row in rows for _ in range(group)]
+
+
+def _prompts_once(model: Any, ids: Tensor, mask: Tensor, group: int) -> dict[str, Any]:
+    """What `generate` needs to go on after prompts that were read once each, not once a completion: their cache, repeated. Nothing for models that cannot."""
+    if group == 1 or ids.shape[1] == 1 or not layout_of(model, forward_logps).shared_prompt:
+        return {}
+    seen = mask[:, :-1]  # the last token is `generate`'s to read
+    positions = (seen.cumsum(-1) - 1).clamp_min(0)
+    out = model(input_ids=ids[:, :-1], attention_mask=seen, position_ids=positions, use_cache=True)
+    past: Any = getattr(out, "past_key_values", None)
+    if not hasattr(past, "batch_repeat_interleave"):
+        return {}
+    past.batch_repeat_interleave(group)
+    return {"past_key_values": past}
 
 
 def _drawing(temperature: float, group: int) -> dict[str, Any]:

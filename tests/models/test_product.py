@@ -1,0 +1,48 @@
+"""A product of experts: the pool renormalised at each token, with a cache, in groups, and after it was saved."""
+
+import pytest
+import torch
+
+from multiref.errors import ArgumentError
+from multiref.models import load, product_of
+from multiref.training.online import rollout
+from tests.conftest import make_llama, make_tokenizer
+
+W = (0.3, 0.7)
+IDS = torch.tensor([[1, 5, 9, 4, 7, 7, 3], [1, 8, 2, 6, 11, 0, 10]])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_it_is_the_pool_renormalised_at_the_token(tied, tmp_path):
+    """Against both teachers' plain logits; opened again it is the same, and its experts have gradients of their own."""
+    teachers = [make_llama(20, seed=seed, tie_word_embeddings=tied) for seed in (1, 2)]
+    product = product_of(teachers, W)
+    with torch.no_grad():
+        expected = sum(w * teacher(IDS).logits.log_softmax(-1) for w, teacher in zip(W, teachers)).log_softmax(-1)
+        torch.testing.assert_close(product(IDS).logits.log_softmax(-1), expected)
+        product.save_pretrained(tmp_path)
+        make_tokenizer().save_pretrained(tmp_path)
+        again = load(tmp_path).model
+        torch.testing.assert_close(again(IDS).logits.log_softmax(-1), expected)
+    product(IDS).logits.log_softmax(-1)[..., 3].sum().backward()
+    first, second = (expert.model.layers[0].mlp.up_proj.weight.grad for expert in product.experts)
+    assert first.abs().max() > 0 and second.abs().max() > 0 and not torch.equal(first, second)
+    assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
+
+
+def test_its_cache_is_every_experts():
+    """Completions drawn with the cache are those without, id for id, in float64 and with prompts read once for a group."""
+    tokenizer = make_tokenizer()
+    product = product_of([make_llama(len(tokenizer), seed=seed).double() for seed in (1, 2)], W)
+    drawn = []
+    for cached in (True, False):
+        product.config.use_cache = cached
+        torch.manual_seed(0)
+        prompts = ["the cat", "a dog sat on the mat and"]
+        drawn.append([r.completion_ids for r in rollout.sample(product, tokenizer, prompts, group=4, max_new_tokens=9)])
+    assert drawn[0] == drawn[1]
+
+
+def test_experts_of_another_depth():
+    with pytest.raises(ArgumentError, match="one num_hidden_layers, found"):
+        product_of([make_llama(20), make_llama(20, layers=1)])
