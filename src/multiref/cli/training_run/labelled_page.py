@@ -25,7 +25,7 @@ def write_report(path: Path, history: Any, settings: dict[str, Any]) -> None:
     from multiref.report.figures import Series, curves, svg
 
     last = history.lines[-1]
-    names = {**{name: "KL of the policy to this reference, nats" for name in last if name.startswith("kl/")}, **_SHOWN}
+    names = {**_SHOWN, **{name: "KL of the policy to this reference, nats" for name in last if name.startswith("kl/")}}
     pictures = []
     for name, caption in names.items():
         labels, values = history.series(name)

@@ -20,14 +20,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "objectives": ("bilevel U0 E3", "bilevel U1", "bilevel U1, Newton", "bilevel U2 E3", "bilevel U3 E3", "iterative RLHF", "two-stage mixed sampling", "GSHF"),
     "estimators": ("bilevel U0 E1", "bilevel U0 E2", "bilevel U0 E3", "bilevel U0 CG", "bilevel U1", "bilevel U1, single loop", "bilevel U1, momentum loop"),
     "direct": ("offline DPO", "online DPO", "XPO", "SAIL-DP", "SAIL-PP", "SAIL-PR", "bilevel U1"),
+    "classes": ("iterative RLHF", "iterative RLHF, transformer reward", "online DPO", "online DPO, log-linear policy", "bilevel U1, Newton, log-linear policy"),
 }  # fmt: skip
-CLASSES = (
-    "iterative RLHF",
-    "iterative RLHF, transformer reward",
-    "online DPO",
-    "online DPO, log-linear policy",
-    "bilevel U1, Newton, log-linear policy",
-)
 COSTS = (
     "bilevel U1",
     "bilevel U1, Newton",
@@ -60,11 +54,6 @@ def draw_all(methods: dict[str, list[dict[str, Any]]], folder: Path, *, prefix: 
     for group, names in GROUPS.items():
         here = [name for name in names if name in methods]
         drawn[group] = Figure("labels", "share of J* − J(start) left", tuple(curve(n, methods[n], "gap") for n in here))
-    drawn["classes"] = Figure(
-        "labels",
-        "share of J* − J(start) left",
-        tuple(curve(n, methods[n], "gap") for n in CLASSES if n in methods),
-    )
     drawn["cost"] = Figure(
         "processor seconds, five runs side by side",
         "share of J* − J(start) left",
