@@ -75,7 +75,7 @@ CONTESTANTS: tuple[Entry, ...] = (
     Entry(Bilevel("U1", outer="newton")),
     *(Entry(m) for m in (Iterative(), GSHF(), TwoStage(), *_DIRECT)),
     Entry(Iterative(), reward_model="transformer"),
-    *(Entry(m, policy="log-linear") for m in (*_DIRECT, Bilevel("U1", outer="newton"))),
+    *(Entry(m, policy="log-linear") for m in (*_DIRECT, Iterative(), GSHF(), TwoStage(), Bilevel("U1", outer="newton"))),
     Entry(Bilevel("U1", loop="single")),
     Entry(Bilevel("U1", loop="momentum")),
     Entry(Bilevel("U0", "E2", perturbed_steps=3)),
