@@ -165,6 +165,12 @@ def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
     figures = json.loads((folder / "evaluation.json").read_text())
     assert figures["before"]["words/floor"] == figures["after"]["words/floor"]
     assert len(load(folder / "model").model.experts) == 2
+    for wrong, said in (({"skip": 9}, "9 that are skipped"), ({}, "no text that follows")):
+        with pytest.raises(ConfigError, match=said):  # before anything is loaded or written
+            execute_online(
+                {**run, "evaluation": {"prompts": [{"path": str(words), **wrong}]}, "output": str(tmp_path / "no")}, "run.yaml"
+            )
+        assert not (tmp_path / "no").exists()
     remote = [{"name": "far", "endpoint": "http://127.0.0.1:9/v1", "weight": 1.0}]
     with pytest.raises(ConfigError, match="model folders"):
         execute_online({**run, "references": remote, "output": str(tmp_path / "far")}, "run.yaml", say=lambda text: None)
@@ -206,6 +212,8 @@ def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
         {"prompt": "one", "text": " two\n\nthree four five", "unfinished": True},
         {"prompt": "six\n\nseven", "text": " eight", "unfinished": True},
     ]
+    with pytest.raises(ConfigError, match="none beyond the 4 that are skipped"):
+        rows_of(Prompts(str(words), skip=4), [])
     (first, *_) = rows_of(Prompts(config["prompts"][0]["path"], kind="gsm8k", words=2, weights={"b": 1.0}), ["a", "b"])
     assert first == {"prompt": "what is", "text": " 0 plus 0?\nit is\n#### 0", "unfinished": False, "weights": [0.0, 1.0]}
 

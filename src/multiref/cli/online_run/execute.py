@@ -27,7 +27,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     """Do the run; returns its folder: config.yaml, metrics.jsonl, checkpoints/, evaluation.json, model/."""
     run: OnlineRun = build(OnlineRun, config, where)
     folder = RunFolder(run.output)
-    parts = _parts(run)  # before the folder is claimed: a mistake leaves nothing behind
+    parts, held_out = _parts(run), _held_out(run)  # before the folder is claimed: a mistake leaves nothing behind
     began = folder.claim(run.plain())
     if (folder.model / "config.json").exists() or (folder.model / "adapter_config.json").exists():
         say(f"{folder.path} holds a finished run; nothing to do.")
@@ -35,9 +35,9 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     trainer, tokenizer = _trainer(run, parts, folder, say)
     say(trainer.describe())
     figures: dict[str, Any] = _figures(folder)
-    floors: dict[int, Any] = {}
+    floors: dict[str, Any] = {}
     if run.evaluation is not None and "before" not in figures:
-        figures["before"] = _evaluated(run, run.evaluation, trainer, say, "before", floors)
+        figures["before"] = _evaluated(run, run.evaluation, held_out, trainer, say, "before", floors)
         folder.write("evaluation.json", json.dumps(figures, indent=1))
     if began:
         from multiref.training.online.checkpoint import last_checkpoint
@@ -48,7 +48,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
         say(f"Going on from step {step}.")
     trainer.train(resume=began)
     if run.evaluation is not None:
-        figures["after"] = _evaluated(run, run.evaluation, trainer, say, "after", floors)
+        figures["after"] = _evaluated(run, run.evaluation, held_out, trainer, say, "after", floors)
         folder.write("evaluation.json", json.dumps(figures, indent=1))
 
     def save(target: Path) -> None:
@@ -224,29 +224,41 @@ def _figures(folder: RunFolder) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def _held_out(run: OnlineRun) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each source of the evaluation, by its name; in distillation those that a text follows."""
+    found = {}
+    for source in run.evaluation.prompts if run.evaluation is not None else ():
+        rows = rows_of(source, [reference.name for reference in run.references])
+        found[Path(source.path).stem] = [row for row in rows if run.task != "distill" or row.get("text")]
+        if not found[Path(source.path).stem]:
+            raise ConfigError(f"evaluation: {source.path} has no text that follows a prompt; set words: to split its texts.")
+    return found
+
+
 def _evaluated(
-    run: OnlineRun, setting: OnlineEvaluation, trainer: Any, say: Callable[[str], None], when: str, known: dict[int, Any]
+    run: OnlineRun,
+    setting: OnlineEvaluation,
+    held_out: Mapping[str, list[dict[str, Any]]],
+    trainer: Any,
+    say: Callable[[str], None],
+    when: str,
+    known: dict[str, Any],
 ) -> dict[str, Any]:
     """The figures; `known`: the floors of each source, which the first call fills in and a second one finds."""
     from multiref.training.online.evaluate import evaluate_online, floor_figures, floors, text_losses
 
     figures: dict[str, Any] = {}
     if run.task == "distill":
-        for place, source in enumerate(setting.prompts):
-            rows = [row for row in rows_of(source, list(trainer.names)) if row.get("text")]
+        for name, rows in held_out.items():
             found = text_losses(trainer, rows)
             if setting.floor:
                 few = rows[: setting.floor]
-                if place not in known:
-                    known[place] = floors(trainer, few, particles=setting.particles)
-                found |= floor_figures(trainer, few, known[place], samples=setting.samples)
-            figures |= {f"{Path(source.path).stem}/{name}": value for name, value in found.items()}
+                if name not in known:
+                    known[name] = floors(trainer, few, particles=setting.particles)
+                found |= floor_figures(trainer, few, known[name], samples=setting.samples)
+            figures |= {f"{name}/{figure}": value for figure, value in found.items()}
     else:
-        figures = evaluate_online(
-            trainer,
-            [row for source in setting.prompts for row in rows_of(source, list(trainer.names))],
-            samples=setting.samples,
-            ks=setting.k,
-        )
+        rows = [row for each in held_out.values() for row in each]
+        figures = evaluate_online(trainer, rows, samples=setting.samples, ks=setting.k)
     say(f"{when}: " + "  ".join(f"{name} {value[0]:.4g} [{value[1]:.4g}, {value[2]:.4g}]" for name, value in figures.items()))
     return figures

@@ -21,6 +21,8 @@ def rows_of(source: Prompts, names: list[str]) -> list[dict[str, Any]]:
         rows = [_split(text, source.words, unfinished=source.pieces is not None) for text in _texts(source)]
     else:
         raise ConfigError(f"prompts.kind: found {source.kind!r}, expected text or gsm8k.")
+    if not rows:
+        raise ConfigError(f"prompts: {source.path} has none beyond the {source.skip} that are skipped; make skip smaller.")
     if source.weights is not None:
         unknown = [name for name in source.weights if name not in names]
         if unknown:
