@@ -17,7 +17,7 @@ from multiref.lab.slopes import fit_slope
 __all__ = ["GROUPS", "curve", "draw_all", "summary"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "objectives": ("bilevel U0 E3", "bilevel U1", "bilevel U1, Newton", "bilevel U2 E3", "bilevel U3 E3", "iterative RLHF", "two-stage mixed sampling", "GSHF"),
+    "objectives": ("bilevel U0 E3", "bilevel U1", "bilevel U1, Newton", "bilevel U2 E3", "bilevel U3 E3", "iterative RLHF", "GSHF"),
     "estimators": ("bilevel U0 E1", "bilevel U0 E2", "bilevel U0 E3", "bilevel U0 CG", "bilevel U1", "bilevel U1, single loop", "bilevel U1, momentum loop"),
     "direct": ("offline DPO", "online DPO", "XPO", "SAIL-DP", "SAIL-PP", "SAIL-PR", "bilevel U1"),
     "classes": ("iterative RLHF", "iterative RLHF, transformer reward", "online DPO", "online DPO, log-linear policy", "bilevel U1, Newton, log-linear policy"),
