@@ -176,6 +176,48 @@ def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
         execute_online({**run, "references": remote, "output": str(tmp_path / "far")}, "run.yaml", say=lambda text: None)
 
 
+def _run_of(config, **changes):
+    from multiref.cli.online_run.settings import OnlineRun
+    from multiref.cli.training_run.config import build
+
+    return build(OnlineRun, {**config, **changes}, "run.yaml")
+
+
+def test_a_product_opens_its_references_as_the_run_names_them(config, monkeypatch):
+    """The pinned revision is what is copied; what cannot be copied and trained is refused."""
+    from multiref.cli.online_run.execute import _product
+    from multiref.models import loading
+
+    real, asked = loading.load, []
+
+    def load(path, **options):
+        asked.append(options)
+        return real(path, dtype=options["dtype"])
+
+    monkeypatch.setattr("multiref.models.load", load, raising=False)
+    first, second = config["references"]
+    _product(_run_of(config, references=[{**first, "revision": "v1"}, second]))
+    assert [options["revision"] for options in asked] == ["v1", None]
+    with pytest.raises(ConfigError, match="without adapters or quantization"):
+        _product(_run_of(config, references=[{**first, "quantization": "int8"}, second]))
+
+
+def test_two_evaluation_files_of_one_name_are_both_kept(config, tmp_path):
+    from multiref.cli.online_run.execute import _held_out
+
+    sources = []
+    for n, folder in enumerate(("a", "b", "c")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.txt").write_text(f"prompt {n}\n")
+        sources.append({"path": str(tmp_path / folder / "test.txt")})
+    found = _held_out(_run_of(config, evaluation={"prompts": sources}))
+    assert {name: rows[0]["prompt"] for name, rows in found.items()} == {
+        "test": "prompt 0",
+        "test-2": "prompt 1",
+        "test-3": "prompt 2",
+    }
+
+
 def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):
     """A LoRA policy, pushed at every step: what the server draws is on-policy, so that the ratio is one; the model folder holds the adapter."""
     from peft import PeftModel

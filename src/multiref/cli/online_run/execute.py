@@ -29,7 +29,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     folder = RunFolder(run.output)
     parts, held_out = _parts(run), _held_out(run)  # before the folder is claimed: a mistake leaves nothing behind
     began = folder.claim(run.plain())
-    if (folder.model / "config.json").exists() or (folder.model / "adapter_config.json").exists():
+    if folder.finished:
         say(f"{folder.path} holds a finished run; nothing to do.")
         return folder.path
     trainer, tokenizer = _trainer(run, parts, folder, say)
@@ -113,10 +113,14 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
 def _product(run: OnlineRun) -> Any:
     from multiref.models import load, product_of
 
-    if any(reference.model is None or reference.adapter is not None for reference in run.references):
-        raise ConfigError("start: product needs references that are model folders, without adapters.")
-    weights = [reference.weight for reference in run.references]
-    models = [load(str(reference.model), dtype=run.model.dtype).model for reference in run.references]  # type: ignore[union-attr]
+    spec: Any = run.model
+    if any(r.model is None or r.adapter is not None or r.quantization is not None for r in run.references):
+        raise ConfigError("start: product needs references that are model folders, without adapters or quantization.")
+    weights = [r.weight for r in run.references]
+    models = [
+        load(str(r.model), dtype=spec.dtype, revision=r.revision, trust_remote_code=bool(r.trust_remote_code)).model
+        for r in run.references
+    ]
     return product_of(models, None if weights[0] is None else weights)
 
 
@@ -225,12 +229,15 @@ def _figures(folder: RunFolder) -> dict[str, Any]:
 
 
 def _held_out(run: OnlineRun) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each source of the evaluation, by its name; in distillation those that a text follows."""
-    found = {}
+    """The rows of each source of the evaluation, by its file's name, a second file of the same name as name-2; in distillation those that a text follows."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for source in run.evaluation.prompts if run.evaluation is not None else ():
         rows = rows_of(source, [reference.name for reference in run.references])
-        found[Path(source.path).stem] = [row for row in rows if run.task != "distill" or row.get("text")]
-        if not found[Path(source.path).stem]:
+        rows = [row for row in rows if run.task != "distill" or row.get("text")]
+        stem = Path(source.path).stem
+        taken = sum(name == stem or name.rpartition("-")[0] == stem for name in found)
+        found[stem if not taken else f"{stem}-{taken + 1}"] = rows
+        if not rows:
             raise ConfigError(f"evaluation: {source.path} has no text that follows a prompt; set words: to split its texts.")
     return found
 
