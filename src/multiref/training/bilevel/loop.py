@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -35,7 +35,8 @@ class Method(Protocol):
 class Plan:
     """labels: cumulative label counts at the ends of rounds. steps: policy steps a round. prompts × rollouts: size of a policy step.
 
-    The policy's rate falls linearly over the rounds, from learning_rate to final_rate times that. An outer step k of a bilevel method takes the reward rate
+    optimizer: the policy's; muon needs half of Adam's steps or fewer where a transformer follows a reward (docs/which-online-algorithm.md), and a policy with hidden
+    matrices. The policy's rate falls linearly over the rounds, from learning_rate to final_rate times that. An outer step k of a bilevel method takes the reward rate
     reward_rate/(1 + k/reward_decay); the other methods fit the reward by reward_steps steps on batches of reward_batch labels.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     rollouts: int = 4
     batch: int = 128
     reward_steps: int = 100
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 3e-3
     reward_rate: float = 3e-2
     reward_decay: float = 10.0
@@ -57,6 +59,8 @@ class Plan:
         counts = list(self.labels)
         if not counts or counts[0] < 1 or any(b <= a for a, b in itertools.pairwise(counts)):
             raise ArgumentError(f"labels: found {counts[:5]}, expected growing cumulative counts such as [100, 200, 400]")
+        if self.optimizer not in ("adam", "muon"):
+            raise ArgumentError(f"optimizer: found {self.optimizer!r}, expected adam or muon")
         if not 0 < self.final_rate <= 1:
             raise ArgumentError(f"final_rate: found {self.final_rate}, expected a share of learning_rate in (0, 1]")
         if self.rollouts < 2:
@@ -126,7 +130,9 @@ def train(
 
 def begin(task: Task, plan: Plan) -> State:
     """Where a run starts."""
-    return State.begin(task, seed=plan.seed, learning_rate=plan.learning_rate, reward_rate=plan.reward_rate)
+    return State.begin(
+        task, seed=plan.seed, learning_rate=plan.learning_rate, reward_rate=plan.reward_rate, optimizer=plan.optimizer
+    )
 
 
 def _resume(state: State, history: History, where: Path) -> None:

@@ -49,6 +49,10 @@ class SeededTransformer(nn.Module):
         self.down = nn.ParameterList([draw(2 * width, width, std=(2 * width) ** -0.5) for _ in range(layers)])
         self.head = draw(width, vocabulary, std=spread * width**-0.5)
 
+    def matrices(self) -> list[nn.Parameter]:
+        """[S, m, n] each: the hidden matrices, without embeddings, positions and head."""
+        return [*self.qkv, *self.mix, *self.up, *self.down]
+
     def _normed(self, h: Tensor) -> Tensor:
         return layer_norm(h, (self.width,), eps=self.eps)
 

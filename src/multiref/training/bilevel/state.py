@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from multiref._files import write_whole
-from multiref.errors import StoreError
+from multiref.errors import ArgumentError, StoreError
 from multiref.training.bilevel.labels import Labels
+from multiref.training.bilevel.muon import Muon
 from multiref.training.bilevel.task import Policy, RewardModel, Task
 from multiref.training.plain import dump_plain, read_plain
 
@@ -23,6 +24,19 @@ def assign(policy: Policy, source: Policy) -> None:
     """`source`'s parameters into `policy`, in place."""
     for mine, theirs in zip(policy.parameters(), source.parameters(), strict=True):
         mine.copy_(theirs)
+
+
+def _optimizer(name: str, policy: Policy, rate: float) -> torch.optim.Optimizer:
+    parameters = list(policy.parameters())
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+    matrices = list(getattr(policy, "matrices", list)())
+    if not matrices:
+        raise ArgumentError(
+            f"optimizer: found {name} with {type(policy).__name__}, which has no hidden matrices to orthogonalise; use adam"
+        )
+    hidden = {id(matrix) for matrix in matrices}
+    return Muon(matrices, [p for p in parameters if id(p) not in hidden], lr=rate)
 
 
 @dataclass
@@ -50,15 +64,19 @@ class State:
     information: torch.Tensor | None = None
 
     @classmethod
-    def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float) -> State:
-        """Copies of the task's models, so that the task itself stays as it is."""
+    def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float, optimizer: str = "adam") -> State:
+        """Copies of the task's models, so that the task itself stays as it is; `optimizer` is the policy's: adam or muon.
+
+        Raises:
+            ArgumentError: muon for a policy that has no hidden matrices.
+        """
         policy = task.policy.copy()
         reward = copy.deepcopy(task.reward_model)
         return cls(
             policy=policy,
             start=task.policy,
             reward=reward,
-            optimizer=torch.optim.Adam(list(policy.parameters()), lr=learning_rate, betas=(0.9, 0.99)),
+            optimizer=_optimizer(optimizer, policy, learning_rate),
             reward_optimizer=None
             if reward is None
             else torch.optim.Adam(list(reward.parameters()), lr=reward_rate, betas=(0.9, 0.99)),

@@ -21,7 +21,7 @@ __all__ = ["Oracle", "Policy", "RewardModel", "Task"]
 
 
 class Policy(Protocol):
-    """A policy that can be sampled, scored, trained and copied."""
+    """A policy that can be sampled, scored, trained and copied; one that has `matrices()`, hidden ones [*S, m, n], can be trained with Muon."""
 
     def parameters(self) -> Iterable[Tensor]: ...
 

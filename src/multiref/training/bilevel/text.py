@@ -76,6 +76,13 @@ class TextPolicy:
             return list(self.model.parameters())
         return [p for name, p in self.model.named_parameters() if f".{self.adapter}." in name]
 
+    def matrices(self) -> list[Tensor]:
+        """[m, n] each, of those in training: what Muon may orthogonalise, that is neither embeddings nor the head."""
+        ends = {
+            id(end.weight) for end in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) if end is not None
+        }
+        return [p for p in self.parameters() if p.ndim == 2 and id(p) not in ends]
+
     def copy(self) -> TextPolicy:
         """Without an adapter a whole model; with one, another adapter on the same base."""
         if self.adapter is None:
