@@ -17,7 +17,7 @@ from multiref.training.bilevel.enumerable import LinearReward, LogLinearPolicy, 
 from multiref.training.bilevel.oracles import TableOracle
 from multiref.training.bilevel.seeded import SeededTransformer, TransformerReward
 from multiref.training.bilevel.state import State
-from multiref.training.bilevel.task import Task
+from multiref.training.bilevel.task import RewardModel, Task
 
 __all__ = ["EnumerableWorld", "enumerable_world"]
 
@@ -93,22 +93,17 @@ def enumerable_world(
     reward = torch.einsum("wxyd,wd->wxy", features, scale * theta / theta.norm(dim=-1, keepdim=True))
     tables = torch.stack([model.table() for model in models])  # [K, W, X, Y]
     best = exact.solve(reward.double(), tables, regularizer, beta=beta).log_policy
-    model: Any = LinearReward(features[..., : seen or dimension].contiguous(), vocabulary, seeds)
 
     def ref_logps(x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([at(table, x, y, vocabulary) for table in tables.float()])
 
-    task = Task(
-        prompts,
-        _learner(policy, seeds, models[0], tables.float(), features, generator),
-        ref_logps,
-        regularizer,
-        beta,
-        TableOracle(reward, vocabulary),
-        model,
+    learner = _learner(policy, seeds, models[0], tables.float(), features, generator)
+    model: RewardModel = (
+        TransformerReward(seeds, prompts, vocabulary, length, width=width, generator=generator)
+        if reward_model == "transformer"
+        else LinearReward(features[..., : seen or dimension].contiguous(), vocabulary, seeds)
     )
-    if reward_model == "transformer":
-        task.reward_model = TransformerReward(seeds, prompts, vocabulary, length, width=width, generator=generator)
+    task = Task(prompts, learner, ref_logps, regularizer, beta, TableOracle(reward, vocabulary), model)
     world = EnumerableWorld(task, reward, best, tables, _wins(reward.double(), tables[0].exp()))
     task.measure = _measure(world, every_completion(vocabulary, length))
     return world

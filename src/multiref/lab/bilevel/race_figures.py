@@ -84,14 +84,13 @@ def draw_all(methods: dict[str, list[dict[str, Any]]], folder: Path, *, prefix: 
 
 
 def summary(methods: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Rows of a table: share of the gap left at the end, labels to 5 %, slope over the last decade; slope of what is left beyond the known reward, which had as many
-    policy steps; the learnt reward's own share and slope; its error here and at the start; the win rate over the start; processor seconds."""
-    rows, known = [], methods.get("known reward")
+    """Rows of a table: share of the gap left at the end, labels to 5 %, slope over the last decade; the learnt reward's own share and slope; its error here and at
+    the start; the win rate over the start; processor seconds."""
+    rows = []
     for name, lines in methods.items():
         end, first = lines[-1], sum(lines[0]["gap"])
         reached = next((line["labels"] for line in lines if sum(line["gap"]) < 0.05 * first), None)
         cells = [name, f"{sum(end['gap']) / first:.3f}", f"{reached:,}" if reached else "—", _slope(lines, "gap")]
-        cells.append(_slope(_beyond(lines, known), "gap") if known and "log-linear" not in name and lines is not known else "")
         if any(line["gap of the reward"] != lines[0]["gap of the reward"] for line in lines):  # else it has no reward model
             share = sum(end["gap of the reward"]) / first
             error = [sum(end[key]) / len(end[key]) for key in ("reward error here", "reward error at start")]
@@ -103,18 +102,8 @@ def summary(methods: dict[str, list[dict[str, Any]]]) -> list[str]:
     return rows
 
 
-def _beyond(lines: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines with each gap less that of the known reward at the same place, means over its seeds."""
-    return [
-        {"labels": line["labels"], "gap": [gap - sum(other["gap"]) / len(other["gap"]) for gap in line["gap"]]}
-        for line, other in zip(lines, known, strict=True)
-    ]
-
-
 def _slope(lines: list[dict[str, Any]], key: str) -> str:
     kept = [line for line in lines if line["labels"] > 0]
-    if min(sum(line[key]) for line in kept[-7:]) <= 0:
-        return ""
     slope = fit_slope([line["labels"] for line in kept], torch.tensor([line[key] for line in kept]).T, decade=10.5)
     return f"{slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]".replace("-", "−")
 
@@ -124,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("histories", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--setting", default="beta=0.5 seen=32 world=1")
+    parser.add_argument("--setting", default="beta=0.5 seen=32 world=3")
     given = parser.parse_args()
     found = json.loads(given.histories.read_text(encoding="utf-8"))
     if given.setting not in found:
