@@ -7,6 +7,7 @@ from multiref.lab.claim import Claim
 from multiref.lab.claims.bilevel_domination import BILEVEL_DOMINATION
 from multiref.lab.claims.bilevel_estimators import BILEVEL_ESTIMATOR_NOISE, BILEVEL_OFF_GIBBS, BILEVEL_RATES
 from multiref.lab.claims.bilevel_hypergradients import BILEVEL_CLOSED_FORM, BILEVEL_CONJUGATE_GRADIENTS, BILEVEL_PENALTY_BIAS
+from multiref.lab.claims.bilevel_labels import BILEVEL_LABELS
 from multiref.lab.claims.bilevel_objectives import (
     BILEVEL_LIKELIHOOD_LOSES,
     BILEVEL_MISSPECIFIED,
@@ -100,6 +101,7 @@ CLAIMS: tuple[Claim, ...] = (
     BILEVEL_MISSPECIFIED,
     BILEVEL_TRANSFORMERS,
     BILEVEL_TRANSFORMERS_MISSPECIFIED,
+    BILEVEL_LABELS,
     SEVEN_HALVES,
     TABLE_7B,
     FIGURE_1,
