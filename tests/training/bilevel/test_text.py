@@ -154,7 +154,9 @@ def made_task(tokenizer, *, lora=LORA, counted=None):
     ],
 )
 def test_methods_spend_their_labels_and_go_on_exactly(name, options, tokenizer, tmp_path):
-    plan = Plan(labels=[8, 16, 24], steps=2, prompts=3, rollouts=2, batch=4, reward_steps=3, learning_rate=1e-2)
+    sizes = {"prompts": 3, "rollouts": 2, "batch": 4, "steps": 2, "reward_steps": 3}
+    optimizer = "muon" if name in ("two-stage", "xpo") else "adam"  # adapters alone: every parameter is a hidden matrix
+    plan = Plan(labels=[8, 16, 24], learning_rate=1e-2, optimizer=optimizer, **sizes)
     counted: list[int] = []
     state, history = train(
         made_task(tokenizer, counted=counted), method_named(name, **options), plan, folder=tmp_path / "whole"
