@@ -50,7 +50,10 @@ def test_curves_are_shares_of_the_first(histories):
 
 
 def test_figures_and_table(histories, tmp_path):
-    assert all(path.stat().st_size > 5000 for path in draw_all(histories, tmp_path))
+    drawn = draw_all(histories, tmp_path)
+    assert all(path.stat().st_size > 5000 for path in drawn)
+    some = draw_all({"online DPO": histories["online DPO"]}, tmp_path, prefix="some")  # no figure without a curve
+    assert {path.stem for path in some} == {"some-direct", "some-classes", "some-cost"}
     rows = {row.split(" | ")[0].strip("| "): row for row in summary(histories)}
     assert rows["online DPO"].count("|") == rows["bilevel U1"].count("|") == 10
     assert " / " in rows["bilevel U1"] and " / " not in rows["online DPO"]

@@ -49,7 +49,7 @@ def curve(name: str, lines: list[dict[str, Any]], key: str, *, relative: bool = 
 
 
 def draw_all(methods: dict[str, list[dict[str, Any]]], folder: Path, *, prefix: str = "bilevel-race") -> list[Path]:
-    """The gap over labels by group of methods, the gap of the learnt reward, and the shift of distribution."""
+    """The gap over labels by group of methods, the gap of the learnt reward, and the shift of distribution: those whose methods are there."""
     drawn = {}
     for group, names in GROUPS.items():
         here = [name for name in names if name in methods]
@@ -77,6 +77,8 @@ def draw_all(methods: dict[str, list[dict[str, Any]]], folder: Path, *, prefix: 
     )
     paths = []
     for name, figure in drawn.items():
+        if not figure.curves:  # none of its methods was raced
+            continue
         path = folder / f"{prefix}-{name}.png"
         draw(figure, path, title="Transformers on an enumerable world: mean and range over seeds")
         paths.append(path)
