@@ -10,6 +10,7 @@ from multiref.lab.bilevel.language import enumerable_world
 from multiref.lab.bilevel.race import CONTESTANTS, Entry, KnownReward, plan_for, race
 from multiref.lab.bilevel.race_figures import curve, draw_all, summary
 from multiref.training.bilevel import Bilevel, Iterative, OnlineDPO, State, train
+from multiref.training.bilevel.loop import begin
 
 SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12}
 METHODS = (Entry(KnownReward()), Entry(Bilevel("U1")), Entry(OnlineDPO()), Entry(Bilevel("U1", loop="momentum")))
@@ -59,11 +60,14 @@ def test_figures_and_table(histories, tmp_path):
     assert " / " in rows["bilevel U1"] and " / " not in rows["online DPO"]
 
 
-def test_every_contestant_has_a_name_and_a_budget_of_its_own():
+def test_every_contestant_has_a_name_a_budget_and_an_optimizer_that_fits_its_policy():
+    tasks = {kind: enumerable_world(1, policy=kind, **SIZES).task for kind in ("transformer", "log-linear")}
     names = [entry.name for entry in CONTESTANTS]
     assert len(set(names)) == len(names)
     for entry in CONTESTANTS:
-        assert list(plan_for(entry, 10_000, 4_000).labels)[-1] == 10_000
+        plan = plan_for(entry, 10_000, 2_000)
+        assert list(plan.labels)[-1] == 10_000
+        begin(tasks[entry.policy], plan)  # Muon for what has no hidden matrices would be refused
     assert Entry(OnlineDPO(), policy="log-linear").name == "online DPO, log-linear policy"
 
 

@@ -5,7 +5,7 @@ import torch
 
 from multiref.errors import ArgumentError, StoreError
 from multiref.lab.bilevel.language import enumerable_world
-from multiref.training.bilevel import Plan, State, TextPolicy, TextWorld, method_named, train
+from multiref.training.bilevel import Plan, SeededTransformer, State, TextPolicy, TextWorld, method_named, train
 from multiref.training.bilevel.enumerable import at
 from multiref.training.bilevel.muon import Muon, orthogonal
 from multiref.training.bilevel.steps import improve
@@ -83,6 +83,13 @@ def test_a_policy_without_hidden_matrices_is_refused():
         State.begin(
             enumerable_world(2, policy="log-linear", **SMALL).task, seed=0, learning_rate=1, reward_rate=1, optimizer="muon"
         )
+
+
+def test_the_matrices_of_a_seeded_transformer_are_neither_embeddings_nor_head():
+    policy = SeededTransformer(2, 3, 3, 2, width=8, layers=2, generator=torch.Generator().manual_seed(0))
+    hidden = {id(p) for p in policy.matrices()}
+    names = {name for name, p in policy.named_parameters() if id(p) not in hidden}
+    assert names == {"embedding", "position", "head"} and len(hidden) == 8
 
 
 def test_the_matrices_of_a_text_policy_are_neither_embeddings_nor_head():
