@@ -67,6 +67,5 @@ def main(how: str, out: str, strategy: str = "fixed") -> None:
 if __name__ == "__main__":
     main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(
-        0
-    )  # all is written; in one run of twenty gloo's threads abort the process while the interpreter is being taken down
+    # All is written. In one run of twenty gloo's threads abort the process while the interpreter is being taken down.
+    os._exit(0)
