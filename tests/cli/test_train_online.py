@@ -202,18 +202,19 @@ def test_a_product_opens_its_references_as_the_run_names_them(config, monkeypatc
         _product(_run_of(config, references=[{**first, "quantization": "int8"}, second]))
 
 
-def test_two_evaluation_files_of_one_name_are_both_kept(config, tmp_path):
+def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
+    """Also where a file is already called as a second one would be."""
     from multiref.cli.online_run.execute import _held_out
 
     sources = []
-    for n, folder in enumerate(("a", "b", "c")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "test.txt").write_text(f"prompt {n}\n")
-        sources.append({"path": str(tmp_path / folder / "test.txt")})
+    for n, name in enumerate(("a/test-2", "b/test", "c/test")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.txt").write_text(f"prompt {n}\n")
+        sources.append({"path": str(tmp_path / f"{name}.txt")})
     found = _held_out(_run_of(config, evaluation={"prompts": sources}))
     assert {name: rows[0]["prompt"] for name, rows in found.items()} == {
-        "test": "prompt 0",
-        "test-2": "prompt 1",
+        "test-2": "prompt 0",
+        "test": "prompt 1",
         "test-3": "prompt 2",
     }
 

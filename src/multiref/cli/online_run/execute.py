@@ -235,8 +235,11 @@ def _held_out(run: OnlineRun) -> dict[str, list[dict[str, Any]]]:
         rows = rows_of(source, [reference.name for reference in run.references])
         rows = [row for row in rows if run.task != "distill" or row.get("text")]
         stem = Path(source.path).stem
-        taken = sum(name == stem or name.rpartition("-")[0] == stem for name in found)
-        found[stem if not taken else f"{stem}-{taken + 1}"] = rows
+        name, number = stem, 1
+        while name in found:  # a-2.jsonl, a.jsonl and another a.jsonl are three
+            number += 1
+            name = f"{stem}-{number}"
+        found[name] = rows
         if not rows:
             raise ConfigError(f"evaluation: {source.path} has no text that follows a prompt; set words: to split its texts.")
     return found
