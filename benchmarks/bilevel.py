@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from multiref.lab.bilevel.language import enumerable_world
-from multiref.training.bilevel import Bilevel, OnlineDPO, Plan, State
+from multiref.training.iterative import Bilevel, OnlineDPO, Plan, State
+from multiref_lab.bilevel.language import enumerable_world
 
 
 def main() -> None:

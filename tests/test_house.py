@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
     "AlphaDivergence", "ForwardKL", "PooledKL", "References", "Regularizer", "ReverseKL",
-    "bounds", "data", "demo", "divergences", "errors", "evaluation", "exact", "integrations", "lab", "losses", "models", "pools", "references", "report",
+    "bounds", "data", "divergences", "errors", "evaluation", "exact", "integrations", "losses", "models", "pools", "references", "report",
     "training", "weighting",
 }  # fmt: skip
 

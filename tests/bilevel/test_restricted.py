@@ -5,10 +5,10 @@ import torch
 
 from multiref.bilevel import upper_named
 from multiref.errors import ArgumentError
-from multiref.lab.bilevel import linear_world
-from multiref.lab.bilevel.restricted import exact_hypergradient, expected_estimates, log_linear, settle, small_transformer
-from multiref.lab.bilevel.sampled import ESTIMATORS, descend, sampled_gradient
 from multiref.regularizers import ForwardKL
+from multiref_lab.bilevel import linear_world
+from multiref_lab.bilevel.restricted import exact_hypergradient, expected_estimates, log_linear, settle, small_transformer
+from multiref_lab.bilevel.sampled import ESTIMATORS, descend, sampled_gradient
 
 
 def with_phi(case, phi):

@@ -8,14 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from tests.demo.conftest import TINY
+from tests.lab.demo.conftest import TINY
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--quick` as a miniature, so that a test can afford it."""
-    from multiref.demo import settings
-    from multiref.demo.preferences import PairLaw
+    from multiref_lab.demo import settings
+    from multiref_lab.demo.preferences import PairLaw
 
     quick = dataclasses.replace(
         settings.QUICK,

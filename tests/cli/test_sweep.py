@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.cli.training_run.sweeping import _point, importance_weights, weight_grid
+from multiref.runs.sweeping import _point, importance_weights, weight_grid
 from tests.conftest import make_llama
 
 

@@ -13,10 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.cli.training_run.config import build, override, read_yaml
-from multiref.cli.training_run.execute import execute
-from multiref.cli.training_run.objective import checked
-from multiref.cli.training_run.settings import Run
+from multiref.runs.config import build, override, read_yaml
+from multiref.runs.execute import execute
+from multiref.runs.objective import checked
+from multiref.runs.settings import Run
 from multiref.training.arguments import argument_names
 from tests.conftest import make_llama
 

@@ -8,9 +8,9 @@ import yaml
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.cli.training_run.labelled import execute_labelled
 from multiref.errors import ArgumentError, ConfigError, DataError
-from multiref.training.bilevel import LabelsLate
+from multiref.runs.labelled import execute_labelled
+from multiref.training.iterative import LabelsLate
 from tests.conftest import make_llama, make_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -140,9 +140,9 @@ def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
 
 @pytest.mark.parametrize("name", ["bilevel", "iterative"])
 def test_the_recipes_are_readable(name):
-    from multiref.cli.training_run.config import build, read_yaml
-    from multiref.cli.training_run.labelled import LabelledRun, _counts
-    from multiref.training.bilevel import Plan, method_named
+    from multiref.runs.config import build, read_yaml
+    from multiref.runs.labelled import LabelledRun, _counts
+    from multiref.training.iterative import Plan, method_named
 
     run = build(LabelledRun, read_yaml(RECIPES / f"{name}.yaml"), name)
     options = dict(run.method)

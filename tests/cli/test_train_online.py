@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multiref.cli.online_run.execute import execute_online
 from multiref.errors import ConfigError, DataError
+from multiref.runs.execute_online import execute_online
 from tests.conftest import make_llama, make_tokenizer
 
 
@@ -79,7 +79,7 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
     for reference in config["references"]:
         del reference["weight"]
     run = {key: value for key, value in config.items() if key not in ("rewards", "evaluation")} | {
-        "task": "distill", "penalty": "state_by_state", "prompts": [{"path": str(words), "words": 3, "weights": {"other": 1.0}}],
+        "task": "distill", "penalty": "per_token_reverse_kl", "prompts": [{"path": str(words), "words": 3, "weights": {"other": 1.0}}],
     }  # fmt: skip
     folder = execute_online(run, "run.yaml", say=lambda text: None)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -139,7 +139,7 @@ def test_a_warm_up_and_the_floor(config, folders, tmp_path):
     }  # fmt: skip
     said = []
     folder = execute_online(run, "run.yaml", say=said.append)
-    assert "Warm-up: 2 of 4 steps under forward_state_by_state" in "\n".join(said)
+    assert "Warm-up: 2 of 4 steps under per_token_forward_kl" in "\n".join(said)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert ["kl" in line for line in lines] == [False, False, True, True] and all(
         "divergence/per_token" in line for line in lines
@@ -177,16 +177,16 @@ def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
 
 
 def _run_of(config, **changes):
-    from multiref.cli.online_run.settings import OnlineRun
-    from multiref.cli.training_run.config import build
+    from multiref.runs.config import build
+    from multiref.runs.settings_online import OnlineRun
 
     return build(OnlineRun, {**config, **changes}, "run.yaml")
 
 
 def test_a_product_opens_its_references_as_the_run_names_them(config, monkeypatch):
     """The pinned revision is what is copied; what cannot be copied and trained is refused."""
-    from multiref.cli.online_run.execute import _product
     from multiref.models import loading
+    from multiref.runs.execute_online import _product
 
     real, asked = loading.load, []
 
@@ -204,7 +204,7 @@ def test_a_product_opens_its_references_as_the_run_names_them(config, monkeypatc
 
 def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
     """Also where a file is already called as a second one would be."""
-    from multiref.cli.online_run.execute import _held_out
+    from multiref.runs.execute_online import _held_out
 
     sources = []
     for n, name in enumerate(("a/test-2", "b/test", "c/test")):
@@ -245,8 +245,8 @@ def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):
 
 
 def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
-    from multiref.cli.online_run.prompts import rows_of
-    from multiref.cli.online_run.settings import Prompts
+    from multiref.runs.prompts import rows_of
+    from multiref.runs.settings_online import Prompts
 
     words = tmp_path / "words.txt"
     words.write_text("one two\n\nthree four five\n\nsix\n\nseven eight\n")
@@ -263,12 +263,12 @@ def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
 
 @pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill", "distill-mixed"])
 def test_recipes_are_complete(name):
-    from multiref.cli.online_run.settings import OnlineRun
-    from multiref.cli.training_run.config import build
+    from multiref.runs.config import build
+    from multiref.runs.settings_online import OnlineRun
 
     path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
     run = build(OnlineRun, yaml.safe_load(path.read_text()), str(path))
-    from multiref.cli.online_run.execute import _made, _method
+    from multiref.runs.execute_online import _made, _method
     from multiref.training.online import OnlineArguments
 
     _made(

@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.cli.training_run import reward_execute
-from multiref.cli.training_run.config import build
-from multiref.cli.training_run.reward_settings import RewardRun
+from multiref.runs import reward_execute
+from multiref.runs.config import build
+from multiref.runs.reward_settings import RewardRun
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
 WORDS = [

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from multiref import lab
+import multiref_lab as lab
 from multiref.errors import ArgumentError, OutputError
-from multiref.lab.claim import Claim, Effort, Measurement, exactly, near
-from multiref.lab.slopes import bootstrap_mean, fit_slope
+from multiref_lab.claim import Claim, Effort, Measurement, exactly, near
+from multiref_lab.slopes import bootstrap_mean, fit_slope
 
 NOT_VERIFIED = {
     "forward-kl-learns-slower": "refuted",
@@ -40,7 +40,7 @@ def test_a_claim_is_decided_by_its_numbers():
     """The same experiment with the printed rate of forward KL predicted is refuted."""
     right = Measurement((near("slope", -1.0, -0.97, 0.1),))
     wrong = Measurement((near("slope", -0.5, -0.97, 0.1),))
-    from multiref.lab.claim import all_hold
+    from multiref_lab.claim import all_hold
 
     assert all_hold(right) == "verified" and all_hold(wrong) == "refuted"
     assert all_hold(Measurement((exactly("violations", 0, 1),))) == "refuted"
@@ -107,7 +107,7 @@ def test_claim_in_full(claim: Claim):
 
 def test_a_verdict_depends_on_the_files_it_reaches_and_on_no_others():
     """`online-fixed-points` reaches the exact solver through its imports, and no other claim's file; the hash follows their bytes."""
-    from multiref.lab.fingerprint import dependencies, fingerprint
+    from multiref_lab.fingerprint import dependencies, fingerprint
 
     (claim,) = lab.find(["online-fixed-points"])
     reached = {"/".join(file.parts[-2:]) for file in dependencies(claim.measure.__module__)}

@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import minimize
 
 from multiref.errors import ArgumentError
-from multiref.lab.estimators import finite_class_mle, logistic_mle
-from multiref.lab.preferences import PairCounts, sample_pairs
-from multiref.lab.problems import linear_bandits, random_bandits, random_class, refined_class
+from multiref_lab.estimators import finite_class_mle, logistic_mle
+from multiref_lab.preferences import PairCounts, sample_pairs
+from multiref_lab.problems import linear_bandits, random_bandits, random_class, refined_class
 
 
 def test_finite_class_is_the_argmax_of_the_likelihood_pair_by_pair():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.lab.estimators import logistic_mle
-from multiref.lab.hidden_states import hidden_state_features, principal_features
-from multiref.lab.preferences import sample_pairs
-from multiref.lab.problems import linear_bandits
+from multiref_lab.estimators import logistic_mle
+from multiref_lab.hidden_states import hidden_state_features, principal_features
+from multiref_lab.preferences import sample_pairs
+from multiref_lab.problems import linear_bandits
 
 
 def test_principal_features_are_centred_uncorrelated_and_keep_the_largest_directions():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.lab.preferences import multinomial_counts, pair_indices, sample_pairs
-from multiref.lab.problems import random_bandits
+from multiref_lab.preferences import multinomial_counts, pair_indices, sample_pairs
+from multiref_lab.problems import random_bandits
 
 
 def test_counts_add_up_and_have_multinomial_moments():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from multiref import exact
-from multiref.lab.bilevel.language import enumerable_world
-from multiref.lab.bilevel.price import price_of_labels
+from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.bilevel.price import price_of_labels
 
 SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12, "dimension": 3, "beta": 0.5}
 

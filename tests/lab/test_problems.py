@@ -4,9 +4,9 @@ import itertools
 
 import torch
 
-from multiref.lab.claims.known_reward import ascend
-from multiref.lab.claims.zipf import missing_mass, zipf_draws
-from multiref.lab.problems import known_reward, random_language
+from multiref_lab.problems import known_reward, random_language
+from multiref_lab.statements.known_reward import ascend
+from multiref_lab.statements.zipf import missing_mass, zipf_draws
 
 
 def test_language_completions_are_products_along_the_tree():

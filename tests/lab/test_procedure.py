@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from multiref import exact
-from multiref.lab import plug_in
-from multiref.lab.problems import linear_bandits, random_bandits
-from multiref.lab.procedure import linear_curve
 from multiref.regularizers import AlphaDivergence, ForwardKL, ReverseKL
+from multiref_lab import plug_in
+from multiref_lab.problems import linear_bandits, random_bandits
+from multiref_lab.procedure import linear_curve
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.lab.bilevel.language import enumerable_world
-from multiref.lab.bilevel.race import CONTESTANTS, Entry, KnownReward, plan_for, race
-from multiref.lab.bilevel.race_figures import curve, draw_all, summary
-from multiref.training.bilevel import Bilevel, Iterative, OnlineDPO, State, train
-from multiref.training.bilevel.loop import begin
+from multiref.training.iterative import Bilevel, Iterative, OnlineDPO, State, train
+from multiref.training.iterative.loop import begin
+from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.bilevel.race import CONTESTANTS, Entry, KnownReward, plan_for, race
+from multiref_lab.bilevel.race_figures import curve, draw_all, summary
 
 SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12}
 METHODS = (Entry(KnownReward()), Entry(Bilevel("U1")), Entry(OnlineDPO()), Entry(Bilevel("U1", loop="momentum")))

@@ -60,7 +60,7 @@ def test_adapters_share_one_base(tiny_folder, adapter_folders):
     bodies = set()
     for adapter in (None, *adapter_folders, None, adapter_folders[0]):
         alone = load(tiny_folder, adapter=adapter)
-        with base.wearing(adapter and str(adapter)) as model:
+        with base.with_adapter(adapter and str(adapter)) as model:
             assert torch.allclose(scores(model, tokenizer), scores(alone.model, alone.tokenizer), atol=1e-5)
             bodies.add(id(base.language_model().model))
     assert len(bodies) == 1

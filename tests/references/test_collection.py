@@ -10,9 +10,9 @@ from rich.console import Console
 from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.models import LanguageModel
 from multiref.references import References, Store, read_scores
-from multiref.references.opening import Opener, location, open_reference
 from multiref.references.progress import Bar
 from multiref.references.protocol import Scored
+from multiref.references.resolve import Opener, location, open_reference
 from tests.conftest import make_llama
 from tests.references.doubles import Companion, pairs
 
@@ -196,11 +196,11 @@ def test_truncated_texts_are_said(recwarn):
 def test_what_a_run_would_cost(tmp_path):
     references = References({"a": Companion()})
     references.score(pairs(30), store=tmp_path)
-    (before,) = references.outlook(pairs(100), store=tmp_path, shard_size=20)
+    (before,) = references.cost_estimate(pairs(100), store=tmp_path, shard_size=20)
     assert (before.wanted, before.stored, before.missing) == (200, 60, 140) and before.shards > 5
     scores = references.score(pairs(100), store=tmp_path, shard_size=20)
     assert before.tokens == pytest.approx(int(scores.lengths.sum()) * 0.7, rel=0.5)
     size = sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.parquet"))
     assert before.bytes == pytest.approx(size, rel=0.6)
-    (after,) = references.outlook(pairs(100), store=tmp_path)
+    (after,) = references.cost_estimate(pairs(100), store=tmp_path)
     assert (after.missing, after.tokens, after.seconds) == (0, 0, 0.0)

@@ -65,7 +65,7 @@ def test_one_network_under_two_tokenizers(shared):
     assert len(items) == 12
     one, other = large.score(items), small.score(items)
     assert torch.equal(one.lengths, other.lengths)
-    with large._base.wearing(None) as model:
+    with large._base.with_adapter(None) as model:
         shares, kept = kept_tokens(large.tokenizer, small.tokenizer), []
         for item in large.encode(items):
             ids = torch.tensor([item.prompt_ids + item.completions[0]])

@@ -4,9 +4,12 @@ A verb's file is imported only when that verb is asked for, so `multiref --help`
 A `MultirefError` becomes one message on stderr and exit code 2, without a traceback. Anything else is a bug of ours and keeps its traceback.
 """
 
+import ast
 import importlib
 import importlib.util
 import sys
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,21 +20,16 @@ from multiref.errors import MultirefError
 __all__ = ["app", "main"]
 
 # verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one.
+# Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module, whose docstring is its help line.
 VERBS = {
-    "demo": "Make a small world and align a model in it, under several rules, with everything exact.",
     "solve": "Solve a multi-reference problem given as numbers, exactly.",
     "score": "Score a file of preference pairs under K references, once, into a store.",
     "store": "Look after a store of scores: ls, verify, prune, export.",
     "inspect": "Does a second reference help me? The evidence in your scores, and a verdict.",
-    "train": "Train a policy on preference pairs against K references.",
+    "train": "Do what a run's file says: preference, reward, online, distillation or iterative training.",
     "sweep": "Change the weights after training, by the merge that is exact for reverse KL.",
-    "decode": "Sample the optimum without training.",
-    "serve": "Serve a pooled reference or an optimum over HTTP.",
     "evaluate": "Compare policies under one yardstick, with intervals.",
-    "frontier": "Trace reward against divergence for several rules.",
     "bound": "Evaluate a bound of the theory on your numbers.",
-    "verify": "Run the claims of the papers as experiments, each with a verdict.",
-    "stability": "How far RLHF variants move when one example is replaced.",
 }
 
 
@@ -40,13 +38,14 @@ class Verbs(TyperGroup):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for verb, line in VERBS.items():
-            if importlib.util.find_spec(f"{__name__}.{verb}") is not None:
-                self.commands[verb] = _stand_in(verb, line)
+        self.homes = {verb: f"{__name__}.{verb}" for verb in VERBS}
+        self.homes |= {entry.name: entry.value for entry in entry_points(group="multiref.verbs")}
+        for verb, home in self.homes.items():
+            self.commands[verb] = _stand_in(verb, VERBS.get(verb) or _first_line(home))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(name) if command is not None and name is not None else command, rest
+        return name, load(name, self.homes[name]) if command is not None and name is not None else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -63,9 +62,19 @@ def _stand_in(verb: str, line: str) -> Any:
     return typer.main.get_command(stub)
 
 
-def load(verb: str) -> Any:
-    """The command of one verb, from `cli/<verb>.py`: its typer `app` if it has one, else its function `command`."""
-    module = importlib.import_module(f"{__name__}.{verb}")
+def _first_line(home: str) -> str:
+    """What a module's docstring begins with, read from its source: `--help` imports no verb."""
+    spec = importlib.util.find_spec(home)
+    if spec is None or spec.origin is None:
+        return f"({home} is not installed)"
+    said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    line = said.partition("\n")[0].partition(": ")[2]
+    return line[:1].upper() + line[1:]
+
+
+def load(verb: str, home: str) -> Any:
+    """The command of one verb, from its module: the typer `app` if it has one, else its function `command`."""
+    module = importlib.import_module(home)
     verb_app = getattr(module, "app", None)
     if verb_app is None:
         verb_app = typer.Typer(add_completion=False)

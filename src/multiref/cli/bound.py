@@ -143,9 +143,9 @@ def _solved(result, quantity: str, target: float | None):
 
 def _plot(result, path: Path) -> None:
     from multiref.errors import ArgumentError, OutputError
-    from multiref.lab.claim import Curve, Figure
-    from multiref.lab.figures import draw
-    from multiref.lab.slopes import log_spaced
+    from multiref_lab.claim import Curve, Figure
+    from multiref_lab.figures import draw
+    from multiref_lab.slopes import log_spaced
 
     axis = next((q for q in ("samples", "iterations") if q in result.quantities), None)
     if axis is None:

@@ -61,7 +61,7 @@ def command(
 
     Example: multiref evaluate --policy base=./base --policy trained=runs/gsm8k-0.5b/model --problems test.jsonl --samples 8 --k 1 --k 4 --out runs/eval
     """
-    from multiref.cli.online_run.evaluating import evaluate
+    from multiref.runs.evaluating import evaluate
     from multiref.training.arguments import quiet
 
     quiet()

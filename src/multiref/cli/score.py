@@ -70,7 +70,7 @@ def command(
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
     pairs = read_pairs(data, limit=limit)
     if dry_run:
-        _show(references.outlook(pairs, store=store, shard_size=shard_size))
+        _show(references.cost_estimate(pairs, store=store, shard_size=shard_size))
         return
     from multiref.references.progress import Bar
 

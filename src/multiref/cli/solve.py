@@ -44,7 +44,7 @@ def command(
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:
-    from multiref.cli.training_run.config import nearest
+    from multiref.runs.config import nearest
 
     try:
         problem = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))

@@ -38,7 +38,7 @@ def command(
 
     Example: multiref sweep runs/base-alone runs/math-alone --prompts pairs.jsonl --out runs/sweep --reward lexicon=AFINN-en-165.txt
     """
-    from multiref.cli.training_run.sweeping import rewards_named, sweep
+    from multiref.runs.sweeping import rewards_named, sweep
     from multiref.training.arguments import quiet
 
     quiet()

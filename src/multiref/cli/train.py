@@ -19,12 +19,12 @@ def command(
     Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card), report.html.
     Interrupted, the same command goes on exactly where the last checkpoint stands.
     """
-    from multiref.cli.online_run.execute import execute_online, is_online
-    from multiref.cli.training_run.config import build, override, read_yaml
-    from multiref.cli.training_run.execute import execute
-    from multiref.cli.training_run.labelled import execute_labelled, is_labelled
-    from multiref.cli.training_run.reward import execute_reward, is_reward
-    from multiref.cli.training_run.settings import Run
+    from multiref.runs.config import build, override, read_yaml
+    from multiref.runs.execute import execute
+    from multiref.runs.execute_online import execute_online, is_online
+    from multiref.runs.labelled import execute_labelled, is_labelled
+    from multiref.runs.reward import execute_reward, is_reward
+    from multiref.runs.settings import Run
     from multiref.training.arguments import quiet
 
     settings = override(read_yaml(config), assignments or [])

@@ -52,7 +52,7 @@ class SharedBase:
         return self._loaded
 
     @contextmanager
-    def wearing(self, adapter: str | None) -> Iterator[Any]:
+    def with_adapter(self, adapter: str | None) -> Iterator[Any]:
         """The model with this adapter on it, or bare."""
         model = self.language_model().model
         if adapter is None and self._peft is None:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from multiref.errors import ArgumentError, ModelError
+from multiref.references.cost_estimate import Outlook, look_ahead
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.keys import KeyIndex, as_bytes, content_keys, unique_keys
-from multiref.references.opening import Opener, location
-from multiref.references.outlook import Outlook, look_ahead
 from multiref.references.plan import Block, plan, wanted
 from multiref.references.progress import Listener, Silent
 from multiref.references.protocol import Reference, Scored
+from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores
 from multiref.references.store import Rows, Store
 from multiref.references.store.memory import MemoryStore
@@ -197,7 +197,7 @@ def _sound_rows(address: str, keeper: Store | MemoryStore, listener: Listener) -
     """What the store has of a reference. Damaged shards are named, set aside, and count as missing."""
     rows, damage = keeper.read(address)
     for damaged in damage:
-        listener.notice(f"{damaged} It was set aside as {keeper.set_aside(damaged)}.")
+        listener.notice(f"{damaged} It was set aside as {keeper.quarantine(damaged)}.")
     return rows
 
 

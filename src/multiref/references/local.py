@@ -179,7 +179,7 @@ class LocalReference:
             yield self._memory.model
             return
         self._base.claim(self)
-        with self._base.wearing(self.adapter) as model:
+        with self._base.with_adapter(self.adapter) as model:
             yield model
 
     def _with_model(self, compute: Any, encoded: list[Encoded], **options: Any) -> Any:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from multiref.demo.world import WorldSettings
-from multiref.lab.frontier.generated import GeneratedBench
-from multiref.lab.frontier.settings import FrontierSettings, Generated, Offline, Online
+from multiref_lab.demo.world import WorldSettings
+from multiref_lab.frontier.generated import GeneratedBench
+from multiref_lab.frontier.settings import FrontierSettings, Generated, Offline, Online
 
 TINY = WorldSettings(base_steps=12, specialist_steps=12, batch=32, hidden=16, layers=1)
 TASK = Generated(

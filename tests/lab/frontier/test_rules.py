@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.demo.preferences import PairLaw, draw_pairs
-from multiref.lab.frontier.ends import multi_dpo_optimum, optimum
-from multiref.lab.frontier.grid import Cell
-from multiref.lab.frontier.rules import objective
-from multiref.lab.frontier.training import train_on_pairs
 from multiref.references import References
 from multiref.training import PreferenceData
+from multiref_lab.demo.preferences import PairLaw, draw_pairs
+from multiref_lab.frontier.ends import multi_dpo_optimum, optimum
+from multiref_lab.frontier.grid import Cell
+from multiref_lab.frontier.rules import objective
+from multiref_lab.frontier.training import train_on_pairs
 from tests.lab.frontier.conftest import TASK
 from tests.training.world import random_world, train_to_the_end
 
@@ -31,7 +31,7 @@ def test_every_rules_ends_are_the_single_reference_runs(rule, alpha, bench, monk
     folders = {name: str(bench.world.folder_of(name)) for name in bench.names}
     scores = References({bench.names[alpha == 0]: folders[bench.names[alpha == 0]]}, end=False, device="cpu").score(pairs)
     alone = copy.deepcopy(bench.world.base)
-    monkeypatch.setattr("multiref.lab.frontier.training.objective", lambda *_: mr.training.Preference(mr.ReverseKL(), 1.0))
+    monkeypatch.setattr("multiref_lab.frontier.training.objective", lambda *_: mr.training.Preference(mr.ReverseKL(), 1.0))
     train_on_pairs(
         alone,
         PreferenceData(pairs, scores, bench.world.tokenizer, end=False),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from multiref.errors import DataError
-from multiref.lab.frontier.grid import Cell
-from multiref.lab.frontier.settings import Offline, Stories
-from multiref.lab.frontier.stories import StoriesBench, openings
+from multiref_lab.frontier.grid import Cell
+from multiref_lab.frontier.settings import Offline, Stories
+from multiref_lab.frontier.stories import StoriesBench, openings
 from tests.conftest import make_llama
 
 

@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.demo.yardstick import Yardstick
 from multiref.errors import ConfigError, MultirefError
-from multiref.lab.frontier import page, tables
-from multiref.lab.frontier.execute import run
-from multiref.lab.frontier.findings import Findings
-from multiref.lab.frontier.generated import GeneratedBench
-from multiref.lab.frontier.grid import Cell, cells
-from multiref.lab.frontier.records import Record
-from multiref.lab.frontier.settings import FrontierSettings, Generated, Stories
+from multiref_lab.demo.yardstick import Yardstick
+from multiref_lab.frontier import page, tables
+from multiref_lab.frontier.execute import run
+from multiref_lab.frontier.findings import Findings
+from multiref_lab.frontier.generated import GeneratedBench
+from multiref_lab.frontier.grid import Cell, cells
+from multiref_lab.frontier.records import Record
+from multiref_lab.frontier.settings import FrontierSettings, Generated, Stories
 from tests.lab.frontier.conftest import TASK, Silent
 
 
@@ -234,7 +234,7 @@ def test_full_without_a_full_grid_and_missing_models_are_named(tmp_path):
 
 def test_help_has_an_example_and_the_recipes_are_settings(monkeypatch):
     assert "multiref frontier --config recipes/figure1-small.yaml" in " ".join(invoke("--help").output.split())
-    from multiref.cli.frontier import _settings
+    from multiref_lab.cli.frontier import _settings
 
     folder = Path(__file__).parents[3] / "recipes"
     one, two, three = (_settings(folder / f"figure{name}-small.yaml", False, []) for name in ("1", "2", "-overfitting"))

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from multiref.cli import app
 from multiref.errors import ArgumentError, DataError, OutputError
-from multiref.lab import stability
-from multiref.lab.stability import Experiment, Given, LinearSettings, axes, measure_linear, read_prompts, write_page
-from multiref.lab.stability.grid import Axis, Cell
-from multiref.lab.stability.linear_cell import draw
 from multiref.report.noise import Measure
+from multiref_lab import stability
+from multiref_lab.stability import Experiment, Given, LinearSettings, axes, measure_linear, read_prompts, write_page
+from multiref_lab.stability.grid import Axis, Cell
+from multiref_lab.stability.linear_cell import draw
 
 SMALL = LinearSettings(samples=24, dimension=2, seeds=3, completions=4, replaced=2, left_out=2, fresh=6, ascent_steps=4)
 
@@ -136,8 +136,8 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
 
 
 def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
-    monkeypatch.setattr("multiref.lab.stability.axes", lambda worlds, **_: [axis()])
-    monkeypatch.setattr("multiref.lab.stability.page.save", lambda *_: None)  # figures have their own test
+    monkeypatch.setattr("multiref_lab.stability.axes", lambda worlds, **_: [axis()])
+    monkeypatch.setattr("multiref_lab.stability.page.save", lambda *_: None)  # figures have their own test
     first = CliRunner().invoke(app, ["stability", "--world", "linear", "--out", str(tmp_path)])
     assert first.exit_code == 0 and "linear-samples" in first.output and "3 cells" in first.output
     monkeypatch.setattr(Cell, "measure", None)  # would fail if called

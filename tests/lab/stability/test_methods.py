@@ -8,12 +8,12 @@ import torch
 from scipy.optimize import minimize
 
 from multiref import ReverseKL, exact
-from multiref.lab.stability.gradient import PPO, RLOO, Draws
-from multiref.lab.stability.linear_cell import LinearSettings, _loss_gap, draw
-from multiref.lab.stability.log_linear import climb, dpo, gibbs, reward_model
-from multiref.lab.stability.measures import close_kl, distances, total_variation
-from multiref.lab.stability.runs import Runs
-from multiref.lab.stability.sample import Prompts, Sample
+from multiref_lab.stability.gradient import PPO, RLOO, Draws
+from multiref_lab.stability.linear_cell import LinearSettings, _loss_gap, draw
+from multiref_lab.stability.log_linear import climb, dpo, gibbs, reward_model
+from multiref_lab.stability.measures import close_kl, distances, total_variation
+from multiref_lab.stability.runs import Runs
+from multiref_lab.stability.sample import Prompts, Sample
 
 BETA = 0.5
 SMALL = LinearSettings(samples=60, dimension=3, seeds=2, completions=5, replaced=2, left_out=2, fresh=12)
@@ -165,7 +165,7 @@ def test_a_policy_gradient_step_is_unbiased():
     seen = []
     taken = replace(RLOO, steps=1, batch=4000, group=8, rate=1.0)
 
-    import multiref.lab.stability.log_linear as module
+    import multiref_lab.stability.log_linear as module
 
     original = module._Gathered.transposed
     module._Gathered.transposed = lambda self, pull: seen.append(original(self, pull)) or seen[-1]
@@ -226,7 +226,7 @@ def test_loss_gap_is_fresh_loss_less_training_loss():
     sample = draw(settings)
     theta = reward_model(sample, ridge=settings.ridge)[:, 0]
     found = _loss_gap(sample, theta, None, 1, BETA)
-    from multiref.lab.stability.sample import draw_pairs
+    from multiref_lab.stability.sample import draw_pairs
 
     losses = []
     generator = torch.Generator().manual_seed(9)
@@ -241,7 +241,7 @@ def test_loss_gap_is_fresh_loss_less_training_loss():
 
 def test_whitened_advantages_not_clipping_cost_ppo_its_stability():
     """The control of docs/stability.md, small: leave-one-out advantages make the clipped update as stable as RLOO."""
-    from multiref.lab.stability.controls import VARIANTS, controls
+    from multiref_lab.stability.controls import VARIANTS, controls
 
     few = {name: replace(ascent, steps=80) for name, ascent in VARIANTS.items() if "four times" not in name}
     found = controls(replace(SMALL, samples=512, seeds=8, replaced=4, left_out=0), few)

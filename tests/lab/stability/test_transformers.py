@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.lab.stability.gradient import PPO, RLOO
-from multiref.lab.stability.sample import Prompts, Sample
-from multiref.lab.stability.training import Fit, climb, fit_pairs, pair_margins
-from multiref.lab.stability.transformer import Shape
-from multiref.lab.stability.transformer_cell import TransformerSettings, draw_transformer, measure_transformer
+from multiref_lab.stability.gradient import PPO, RLOO
+from multiref_lab.stability.sample import Prompts, Sample
+from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
+from multiref_lab.stability.transformer import Shape
+from multiref_lab.stability.transformer_cell import TransformerSettings, draw_transformer, measure_transformer
 
 SHAPE = Shape(width=8)
 TINY = TransformerSettings(samples=20, width=8, seeds=2, replaced=2, left_out=1, fresh=5, fit_steps=12, ascent_steps=8)

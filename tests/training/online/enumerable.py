@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import multiref as mr
 from multiref.models import LanguageModel
 from multiref.references.local import LocalReference
-from multiref.training.online.tree import sequence_logps
+from multiref.training.online.backward_induction import sequence_logps
 
 PROMPT = 3  # tokens
 

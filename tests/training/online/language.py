@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref.training.online.tree import levels_of
+from multiref.training.online.backward_induction import levels_of
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,21 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref.training.online.backward_induction import conditionals, path_tokens, sequence_logps
 from multiref.training.online.enumerated import expected_surrogate, standardised_fixed_point
 from multiref.training.online.penalty import (
-    ForwardStateByState,
     FullVocabulary,
-    InReward,
     K2Loss,
     K3Loss,
     K3PoolLoss,
     K3RenormalisedLoss,
+    PenaltyInReward,
+    PerTokenForwardKL,
+    PerTokenReverseKL,
     RatioK3,
     RenormalisedInReward,
-    StateByState,
-    ToGo,
+    RewardToGo,
 )
-from multiref.training.online.tree import conditionals, path_tokens, sequence_logps
 from tests.training.online.language import design_world, small_world
 
 WORLD = design_world()
@@ -27,22 +27,22 @@ BEST = mr.exact.solve(WORLD.reward, sequence_logps(WORLD.refs), mr.ReverseKL(), 
 # KL(fixed point‖π*), nats per completion. The prototype prints where 4,000 steps of Adam end: the same to its five decimals, but for
 # the harmonic pool, where Adam had not arrived (0.16323).
 RULES = [
-    ("k1 in reward, pool", InReward(), 0.0),
-    ("k1 in reward, to go", ToGo(), 0.0),
+    ("k1 in reward, pool", PenaltyInReward(), 0.0),
+    ("k1 in reward, to go", RewardToGo(), 0.0),
     ("k2 as loss", K2Loss(), 0.10706),
     ("ratio k3 as loss", RatioK3(), 0.10706),
     ("k3 as loss, renormalised tokens", K3RenormalisedLoss(), 0.11766),
     ("k3 as loss, pool", K3PoolLoss(), 0.55265),
     ("k3 as loss, each reference", K3Loss(), 0.51655),
     ("k1 in reward, renormalised tokens", RenormalisedInReward(), 0.08900),
-    ("k1 in reward, harmonic pool", InReward(mr.PooledKL(order=-1.0)), 0.16345),
-    ("k1 in reward, reference 0 alone", InReward(mr.ReverseKL((1.0, 0.0))), 2.18633),
+    ("k1 in reward, harmonic pool", PenaltyInReward(mr.PooledKL(order=-1.0)), 0.16345),
+    ("k1 in reward, reference 0 alone", PenaltyInReward(mr.ReverseKL((1.0, 0.0))), 2.18633),
     ("full vocabulary", FullVocabulary(), 0.0),
-    ("full vocabulary, state by state", StateByState(), 0.10706),
-    ("full vocabulary, forward, state by state", ForwardStateByState(), 0.11766),
-    ("forward KL in reward", InReward(mr.ForwardKL()), None),
-    ("α = ½ in reward", InReward(mr.AlphaDivergence(alpha=0.5)), None),
-    ("weights 0.2, 0.8", InReward(mr.ReverseKL((0.2, 0.8))), None),
+    ("full vocabulary, state by state", PerTokenReverseKL(), 0.10706),
+    ("full vocabulary, forward, state by state", PerTokenForwardKL(), 0.11766),
+    ("forward KL in reward", PenaltyInReward(mr.ForwardKL()), None),
+    ("α = ½ in reward", PenaltyInReward(mr.AlphaDivergence(alpha=0.5)), None),
+    ("weights 0.2, 0.8", PenaltyInReward(mr.ReverseKL((0.2, 0.8))), None),
 ]
 
 
@@ -78,7 +78,7 @@ def test_the_exact_rule_is_the_gradient_of_the_objective_everywhere(regularizer)
     logits = [torch.randn(level.shape[1:], generator=generator, dtype=torch.float64).requires_grad_() for level in WORLD.refs]
     tokens = [level.log_softmax(-1) for level in logits]
     value = mr.exact.value(sequence_logps(tokens), WORLD.reward, sequence_logps(WORLD.refs), regularizer, beta=WORLD.beta)
-    update = expected_surrogate(InReward(regularizer), tokens, WORLD.refs, WORLD.reward, beta=WORLD.beta)
+    update = expected_surrogate(PenaltyInReward(regularizer), tokens, WORLD.refs, WORLD.reward, beta=WORLD.beta)
     for a, b in zip(torch.autograd.grad(value, logits, retain_graph=True), torch.autograd.grad(update, logits)):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
 
@@ -88,7 +88,7 @@ def test_to_go_and_whole_completions_have_one_expectation():
     tokens = [level.log_softmax(-1) for level in logits]
     whole, to_go = (
         torch.autograd.grad(expected_surrogate(p, tokens, WORLD.refs, WORLD.reward, beta=0.5), logits, retain_graph=True)
-        for p in (InReward(), ToGo())
+        for p in (PenaltyInReward(), RewardToGo())
     )
     for a, b in zip(whole, to_go):
         torch.testing.assert_close(a, b, atol=1e-14, rtol=1e-10)

@@ -12,18 +12,18 @@ from multiref.training.online import (
     GRPO,
     RLOO,
     AdaptiveBeta,
-    InReward,
     K3Loss,
     K3PoolLoss,
     K3RenormalisedLoss,
     OnlineArguments,
+    PenaltyInReward,
+    PerTokenReverseKL,
     RatioK3,
     Reinforce,
     RenormalisedInReward,
-    StateByState,
     standardised_fixed_point,
 )
-from multiref.training.online.tree import levels_of, sequence_logps
+from multiref.training.online.backward_induction import levels_of, sequence_logps
 from tests.training.online.tables import (
     as_reference,
     kl_to,
@@ -96,13 +96,13 @@ def test_every_exact_rule_ends_at_its_optimum(regularizer, penalty, method):
 
 OTHERS = [
     (RatioK3(mr.ReverseKL(W)), None, 0.5),
-    (StateByState(mr.ReverseKL(W)), None, 0.5),
+    (PerTokenReverseKL(mr.ReverseKL(W)), None, 0.5),
     (K3Loss(mr.ReverseKL(W)), None, 0.5),
     (K3PoolLoss(mr.ReverseKL(W)), None, 0.5),
     (K3RenormalisedLoss(mr.ReverseKL(W)), None, 0.5),
     (RenormalisedInReward(mr.ReverseKL(W)), None, 0.5),
-    (InReward(mr.PooledKL(W, order=-1.0)), None, 0.5),
-    (InReward(mr.ReverseKL((1.0, 0.0))), None, 0.5),
+    (PenaltyInReward(mr.PooledKL(W, order=-1.0)), None, 0.5),
+    (PenaltyInReward(mr.ReverseKL((1.0, 0.0))), None, 0.5),
     (RatioK3(mr.ReverseKL(W)), GRPO(group=96, standardise=True), 2.0),
 ]
 
@@ -285,8 +285,8 @@ def test_bad_input():
         RLOO(group=1)
     with pytest.raises(ArgumentError, match="penalty: found 'kl'"):
         make_trainer(policy, TABLES, mr.ReverseKL(W), penalty="kl")
-    with pytest.raises(ArgumentError, match=r"InReward was made for .*0.5, 0.5.* but the run is under .*0.3, 0.7"):
-        make_trainer(policy, TABLES, mr.ReverseKL(W), penalty=InReward(mr.ReverseKL((0.5, 0.5))))
+    with pytest.raises(ArgumentError, match=r"PenaltyInReward was made for .*0.5, 0.5.* but the run is under .*0.3, 0.7"):
+        make_trainer(policy, TABLES, mr.ReverseKL(W), penalty=PenaltyInReward(mr.ReverseKL((0.5, 0.5))))
     assert make_trainer(policy, TABLES, mr.ReverseKL(W), penalty=RatioK3()).penalty.regularizer == mr.ReverseKL(W)
     with pytest.raises(ArgumentError, match="no `prompt`"):
         make_trainer(policy, TABLES, mr.ReverseKL(W), prompts=[{"text": "x0"}])
@@ -310,4 +310,4 @@ def test_bad_input():
 
 def test_in_reward_is_the_default_and_is_exact():
     trainer = make_trainer(random_table(1), TABLES, mr.AlphaDivergence(W, alpha=0.5))
-    assert type(trainer.penalty) is InReward and trainer.penalty.exact
+    assert type(trainer.penalty) is PenaltyInReward and trainer.penalty.exact

@@ -9,8 +9,8 @@ from multiref.models import LanguageModel, encode_many
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, sample
+from multiref.training.online.disagreement_smc import disagreement_smc
 from multiref.training.online.distill import TextStates
-from multiref.training.online.floor import floor_by_smc
 from multiref.training.online.vocabulary import vocabulary_terms
 from tests.conftest import make_gpt2, make_llama, make_tokenizer
 
@@ -163,5 +163,7 @@ def test_the_floor_by_sequential_monte_carlo():
 
     tables = [random_table(1, prompts=1), random_table(2, prompts=1)]
     truth = float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), (0.3, 0.7))[0])
-    estimate, error = floor_by_smc(tables, tabular_tokenizer(tables[0]), "x0", new_tokens=3, weights=(0.3, 0.7), particles=4000)
+    estimate, error = disagreement_smc(
+        tables, tabular_tokenizer(tables[0]), "x0", new_tokens=3, weights=(0.3, 0.7), particles=4000
+    )
     assert truth > 0.2 and error < 0.02 and abs(estimate - truth) < 4 * error

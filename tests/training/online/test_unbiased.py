@@ -6,11 +6,19 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref.training.online.backward_induction import levels_of, path_tokens
 from multiref.training.online.enumerated import enumerated_samples, expected_surrogate
 from multiref.training.online.methods import GRPO, RLOO, Reinforce
-from multiref.training.online.penalty import FullVocabulary, InReward, K2Loss, K3Loss, K3RenormalisedLoss, RatioK3, ToGo
+from multiref.training.online.penalty import (
+    FullVocabulary,
+    K2Loss,
+    K3Loss,
+    K3RenormalisedLoss,
+    PenaltyInReward,
+    RatioK3,
+    RewardToGo,
+)
 from multiref.training.online.surrogate import surrogate
-from multiref.training.online.tree import levels_of, path_tokens
 from tests.training.online.language import small_world
 
 WORLD = small_world()
@@ -54,13 +62,13 @@ def assert_unbiased(gradients, truth):
 
 
 CASES = [
-    (RLOO(group=4), InReward(mr.ReverseKL(WEIGHTS))),
-    (RLOO(group=4), ToGo(mr.ReverseKL(WEIGHTS))),
-    (RLOO(group=4), InReward(mr.ForwardKL(WEIGHTS))),
-    (RLOO(group=4), InReward(mr.AlphaDivergence(WEIGHTS, alpha=0.5))),
-    (RLOO(group=2), InReward(mr.PooledKL(WEIGHTS, order=-1.0))),
-    (Reinforce(group=1), InReward(mr.ReverseKL(WEIGHTS))),
-    (GRPO(group=4, clip=None), InReward(mr.ReverseKL(WEIGHTS))),
+    (RLOO(group=4), PenaltyInReward(mr.ReverseKL(WEIGHTS))),
+    (RLOO(group=4), RewardToGo(mr.ReverseKL(WEIGHTS))),
+    (RLOO(group=4), PenaltyInReward(mr.ForwardKL(WEIGHTS))),
+    (RLOO(group=4), PenaltyInReward(mr.AlphaDivergence(WEIGHTS, alpha=0.5))),
+    (RLOO(group=2), PenaltyInReward(mr.PooledKL(WEIGHTS, order=-1.0))),
+    (Reinforce(group=1), PenaltyInReward(mr.ReverseKL(WEIGHTS))),
+    (GRPO(group=4, clip=None), PenaltyInReward(mr.ReverseKL(WEIGHTS))),
     (GRPO(group=4, clip=None), RatioK3(mr.ReverseKL(WEIGHTS))),
     (GRPO(group=4), RatioK3(mr.ReverseKL(WEIGHTS))),
     (GRPO(group=4, clip=None), K3Loss(mr.ReverseKL(WEIGHTS))),

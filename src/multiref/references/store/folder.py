@@ -165,7 +165,7 @@ class Store:
                 )
         return damage
 
-    def set_aside(self, damage: Damage) -> Path:
+    def quarantine(self, damage: Damage) -> Path:
         """Move a damaged file out of the way (to `damaged/`), for whoever wants to look at it; returns where it is now."""
         target = self.folder / "damaged" / damage.path.name
         try:

@@ -31,7 +31,7 @@ class MemoryStore:
     def read(self, address: str) -> tuple[Rows, list[Damage]]:
         return Rows.concatenate(self.rows.get(address, [])), []
 
-    def set_aside(self, damage: Damage) -> None:
+    def quarantine(self, damage: Damage) -> None:
         """Nothing here is ever damaged."""
 
     def append(self, address: str, rows: Rows) -> None:

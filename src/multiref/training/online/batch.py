@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref.references.rollouts import Rollout, RolloutScorer
-from multiref.training.online.passes import encoded_group, padded, policy_tokens
+from multiref.training.online.microbatches import encoded_group, padded, policy_tokens
 from multiref.training.online.penalty import FullVocabulary, Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.vocabulary import vocabulary_terms

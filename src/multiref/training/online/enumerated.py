@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from multiref.pools import power_pool
+from multiref.training.online.backward_induction import disagreements, path_tokens, sequence_logps
 from multiref.training.online.penalty import FullVocabulary, Penalty
 from multiref.training.online.samples import Samples
-from multiref.training.online.tree import disagreements, path_tokens, sequence_logps
 
 __all__ = ["enumerated_samples", "expected_surrogate", "standardised_fixed_point"]
 

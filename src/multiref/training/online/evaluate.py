@@ -76,11 +76,11 @@ def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, In
 
 def floors(trainer: Any, rows: Sequence[Mapping[str, Any]], *, particles: int, seed: int = 0) -> torch.Tensor:
     """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`. It is the teachers' alone: the same before and after."""
-    from multiref.training.online.floor import floor_by_smc
+    from multiref.training.online.disagreement_smc import disagreement_smc
 
     with trainer.scorer.models() as models:
         found = [
-            floor_by_smc(
+            disagreement_smc(
                 models, trainer.tokenizer, row["prompt"], new_tokens=trainer.args.max_new_tokens, weights=w, particles=particles, seed=seed + i
             )
             for i, (row, w) in enumerate(zip(rows, _weights(trainer, rows)))

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
-from multiref.training.online.agreement import (
+from multiref.training.online.arguments import AdaptiveBeta, OnlineArguments
+from multiref.training.online.batch import behaviour_logps, reference_scores, samples_of, weights_at
+from multiref.training.online.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from multiref.training.online.checks import (
     agreed_penalty,
     agreed_weights,
     as_rows,
@@ -20,13 +23,10 @@ from multiref.training.online.agreement import (
     check_processes,
     references_matter,
 )
-from multiref.training.online.arguments import AdaptiveBeta, OnlineArguments
-from multiref.training.online.batch import behaviour_logps, reference_scores, samples_of, weights_at
-from multiref.training.online.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from multiref.training.online.methods import RLOO, Method, describe
 from multiref.training.online.metrics import rollout_metrics
+from multiref.training.online.microbatches import passes, policy_tokens
 from multiref.training.online.order import prompts_of
-from multiref.training.online.passes import passes, policy_tokens
 from multiref.training.online.penalty import FromReferences, Penalty
 from multiref.training.online.rewarding import rewarded, warn_of_odd_completions
 from multiref.training.online.rewards import as_rewards

@@ -20,21 +20,21 @@ from multiref._logspace import expectation, weighted_sum
 from multiref.divergences import f_prime, kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
+from multiref.training.online.backward_induction import backward, conditionals, disagreements, renormalised, sequence_logps
 from multiref.training.online.samples import Samples
-from multiref.training.online.tree import backward, conditionals, disagreements, renormalised, sequence_logps
 
 __all__ = [
     "PENALTIES",
-    "ForwardStateByState",
-    "InReward",
     "K2Loss",
     "K3Loss",
     "K3PoolLoss",
     "K3RenormalisedLoss",
     "Penalty",
+    "PenaltyInReward",
+    "PerTokenForwardKL",
     "RatioK3",
     "RenormalisedInReward",
-    "ToGo",
+    "RewardToGo",
 ]
 
 Levels = Sequence[Tensor]
@@ -57,7 +57,7 @@ class Penalty(ABC):
         if self.needs != "completions" and not isinstance(self.regularizer, ReverseKL):
             raise ArgumentError(
                 f"{type(self).__name__}: expected ReverseKL, found {self.regularizer!r}. Penalties at tokens exist for reverse KL only; other "
-                "regularizers use InReward, the exact rule."
+                "regularizers use PenaltyInReward, the exact rule."
             )
 
     def reward_terms(self, samples: Samples) -> Tensor | None:
@@ -74,7 +74,7 @@ class Penalty(ABC):
 
 
 @dataclass(frozen=True)
-class InReward(Penalty):
+class PenaltyInReward(Penalty):
     r"""β f'(π/P) of the whole completion, in the reward: the exact gradient, for every regularizer.
 
         ∇ Σ_k w_k D(π‖π_k) = E_π[f'(π/P) ∇ log π],      f' = log for reverse KL (k1 of the weighted log-ratio)
@@ -100,8 +100,8 @@ class InReward(Penalty):
 
 
 @dataclass(frozen=True)
-class ToGo(InReward):
-    """Reverse KL in the reward, credited from each token on: Σ_{s ≥ t} (log π_s − Σ_k w_k log π_{k,s}). The same expectation as `InReward`, less variance."""
+class RewardToGo(PenaltyInReward):
+    """Reverse KL in the reward, credited from each token on: Σ_{s ≥ t} (log π_s − Σ_k w_k log π_{k,s}). The same expectation as `PenaltyInReward`, less variance."""
 
     needs = "tokens"
 
@@ -211,12 +211,12 @@ class RenormalisedInReward(Penalty):
 
 
 @dataclass(frozen=True)
-class FullVocabulary(InReward):
+class FullVocabulary(PenaltyInReward):
     r"""Σ_k w_k KL(π_t‖π_{k,t}) summed over the vocabulary at each sampled state, differentiated, and what follows the token in the reward.
 
         ∇ Σ_k w_k KL(π‖π_k) = E_π Σ_t [∇ D_t(s_t) + (Σ_{s > t} D_s) ∇ log π(y_t|s_t)],      D_t = Σ_v π(v|s_t) log(π(v|s_t)/∏_k π_k(v|s_t)^{w_k})
 
-    The same expectation as `ToGo` with each token's own noise summed out: the exact gradient, and the estimator for distillation. Needs
+    The same expectation as `RewardToGo` with each token's own noise summed out: the exact gradient, and the estimator for distillation. Needs
     all logits of all references.
 
     Reference: DERIVED (Rao–Blackwell over the token; chain rule of docs/theory.md 6).
@@ -242,7 +242,7 @@ class FullVocabulary(InReward):
 
 
 @dataclass(frozen=True)
-class StateByState(FullVocabulary):
+class PerTokenReverseKL(FullVocabulary):
     """The first half of `FullVocabulary`: what on-policy distillation usually is. Least variance, but it does not charge a token for where it leads."""
 
     exact = False
@@ -256,10 +256,10 @@ class StateByState(FullVocabulary):
 
 
 @dataclass(frozen=True)
-class ForwardStateByState(K3RenormalisedLoss):
+class PerTokenForwardKL(K3RenormalisedLoss):
     """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state: `K3RenormalisedLoss` with the token summed out.
 
-    Without a reward it has the fixed point of `StateByState` (both are zero at ĝ_t), and its gradient, that of a cross-entropy, does not fade where
+    Without a reward it has the fixed point of `PerTokenReverseKL` (both are zero at ĝ_t), and its gradient, that of a cross-entropy, does not fade where
     the student gives no mass to what the teachers say: the warm-up for a student that is far from them.
     """
 
@@ -289,10 +289,10 @@ class FromReferences(Penalty):
 
     def __post_init__(self) -> None:
         if not isinstance(self.regularizer, ForwardKL):
-            raise ArgumentError(f"FromReferences: expected ForwardKL, found {self.regularizer!r}. Others use InReward.")
+            raise ArgumentError(f"FromReferences: expected ForwardKL, found {self.regularizer!r}. Others use PenaltyInReward.")
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        return InReward(self.regularizer).fixed_point(reward, ref_levels, beta=beta)
+        return PenaltyInReward(self.regularizer).fixed_point(reward, ref_levels, beta=beta)
 
 
 @dataclass(frozen=True)
@@ -309,8 +309,8 @@ class NoPenalty(Penalty):
 
 # the names of configuration files
 PENALTIES: dict[str, type[Penalty]] = {
-    "reward": InReward,
-    "reward_to_go": ToGo,
+    "reward": PenaltyInReward,
+    "reward_to_go": RewardToGo,
     "ratio_k3": RatioK3,
     "k2": K2Loss,
     "k3": K3Loss,
@@ -318,8 +318,8 @@ PENALTIES: dict[str, type[Penalty]] = {
     "k3_renormalised": K3RenormalisedLoss,
     "reward_renormalised": RenormalisedInReward,
     "full_vocabulary": FullVocabulary,
-    "state_by_state": StateByState,
-    "forward_state_by_state": ForwardStateByState,
+    "per_token_reverse_kl": PerTokenReverseKL,
+    "per_token_forward_kl": PerTokenForwardKL,
     "reference_samples": FromReferences,
 }
 
@@ -342,7 +342,7 @@ def _ref_tokens(samples: Samples) -> Tensor:
     if samples.ref_token_logps is None:
         raise ArgumentError(
             "This penalty is computed token by token and needs references with the policy's vocabulary; found scores of whole completions only. "
-            "Use the penalty `reward` (InReward), which is exact and works across tokenizers."
+            "Use the penalty `reward` (PenaltyInReward), which is exact and works across tokenizers."
         )
     return samples.ref_token_logps.detach()
 

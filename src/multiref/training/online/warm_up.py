@@ -9,7 +9,7 @@ from typing import Any
 from multiref.errors import ArgumentError
 from multiref.references.rollouts import Rollout
 from multiref.regularizers import Regularizer
-from multiref.training.online.penalty import ForwardStateByState, Penalty, StateByState, penalty_named
+from multiref.training.online.penalty import Penalty, PerTokenForwardKL, PerTokenReverseKL, penalty_named
 
 __all__ = ["Sampler", "WarmUp"]
 
@@ -24,20 +24,20 @@ class WarmUp:
 
     Args:
         share: of the steps, from 0 to 1.
-        penalty: "forward_state_by_state", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "state_by_state". Others look at how likely the
+        penalty: "per_token_forward_kl", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "per_token_reverse_kl". Others look at how likely the
             policy was to sample what it sees, and these states are not its samples.
     """
 
     share: float
     sampler: Sampler
-    penalty: str = "forward_state_by_state"
+    penalty: str = "per_token_forward_kl"
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ArgumentError(f"warm_up: share: expected a number from 0 to 1, found {self.share}.")
-        if self.penalty not in ("forward_state_by_state", "state_by_state"):
+        if self.penalty not in ("per_token_forward_kl", "per_token_reverse_kl"):
             raise ArgumentError(
-                f"warm_up: penalty: found {self.penalty!r}, expected forward_state_by_state or state_by_state: the states are no samples of the policy."
+                f"warm_up: penalty: found {self.penalty!r}, expected per_token_forward_kl or per_token_reverse_kl: the states are no samples of the policy."
             )
 
     def covers(self, step: int, steps: int) -> bool:
@@ -46,7 +46,7 @@ class WarmUp:
 
     def penalty_of(self, regularizer: Regularizer) -> Penalty:
         made = penalty_named(self.penalty, regularizer)
-        assert isinstance(made, StateByState | ForwardStateByState)
+        assert isinstance(made, PerTokenReverseKL | PerTokenForwardKL)
         return made
 
     def describe(self, steps: int) -> str:

@@ -1,0 +1,88 @@
+"""A person as the oracle: pairs are written to a file, labels are read from another; nothing is lost if either side stops."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref._files import write_whole
+from multiref.errors import ArgumentError, DataError
+from multiref.training.iterative.oracles import LabelsLate
+
+__all__ = ["HumanLabels", "read_labels"]
+
+
+class HumanLabels:
+    """`folder/pairs-<round>.jsonl` out: {"id", "prompt", "first", "second"} a line. `folder/labels-<round>.jsonl` in: {"id", "preferred": "first" | "second"}.
+
+    Asked again with the same pairs at the same moment of the run (a resumed run), it writes nothing anew and reads the labels that are there. The files
+    of a round are named by the pairs themselves, so that labels cannot land on other pairs.
+
+    Args:
+        decode: (prompt numbers, completions) → prompt texts, completion texts.
+        wait: seconds to wait for labels before `LabelsLate`.
+
+    Raises, when asked:
+        LabelsLate; DataError: unknown ids, an id twice, neither side preferred, a line that is no JSON, each with file and row.
+    """
+
+    def __init__(self, folder: str | Path, decode: Callable[..., Any], *, wait: float = 0.0, look_every: float = 2.0):
+        if not wait >= 0 or not look_every > 0:
+            raise ArgumentError(f"wait: found {wait} and look_every {look_every}, expected seconds")
+        self.folder, self.decode, self.wait, self.look_every = Path(folder), decode, wait, look_every
+
+    def __call__(self, prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+        texts, one = self.decode(prompts, first)
+        _, two = self.decode(prompts, second)
+        rows = [{"prompt": p, "first": a, "second": b} for p, a, b in zip(texts, one, two, strict=True)]
+        now = bytes(
+            generator.get_state().tolist()
+        )  # so that the same pairs, asked at another moment of the run, are labelled anew
+        name = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode() + now).hexdigest()[:12]
+        ids = [f"{name}-{place}" for place in range(len(rows))]
+        asked, answered = self.folder / f"pairs-{name}.jsonl", self.folder / f"labels-{name}.jsonl"
+        if not asked.exists():
+            write_whole(asked, "".join(json.dumps({"id": i, **row}, ensure_ascii=False) + "\n" for i, row in zip(ids, rows)))
+        deadline = time.monotonic() + self.wait
+        while True:
+            labels = read_labels(answered, ids) if answered.exists() else {}
+            if len(labels) == len(ids):
+                return torch.tensor([labels[i] for i in ids], dtype=torch.float64).reshape(first.shape[:-1])
+            if time.monotonic() >= deadline:
+                raise LabelsLate(
+                    f"{answered}: {len(labels)} of {len(ids)} labels are there after {self.wait:g} s; label the pairs in {asked} and run again"
+                )
+            time.sleep(min(self.look_every, max(deadline - time.monotonic(), 0.01)))
+
+
+def read_labels(path: Path, ids: list[str]) -> dict[str, float]:
+    """{id: 1.0 where the first is preferred}. A last line that is not finished yet (no newline) is left for the next look."""
+    known, found = set(ids), {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for row, line in enumerate(lines[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            label = json.loads(line)
+            identity, preferred = label["id"], label["preferred"]
+        except (ValueError, TypeError, KeyError):
+            raise DataError(
+                f'{path}:{row}: expected {{"id": …, "preferred": "first" or "second"}}, found {line[:80]!r}'
+            ) from None
+        if identity not in known:
+            raise DataError(
+                f"{path}:{row}: id {identity!r} is none of the {len(ids)} pairs asked; expected ids such as {ids[0]!r}; remove the line"
+            )
+        if identity in found:
+            raise DataError(f"{path}:{row}: id {identity!r} is labelled a second time; keep one line for each pair")
+        if preferred not in ("first", "second"):
+            raise DataError(f'{path}:{row}: preferred is {preferred!r}, neither side; expected "first" or "second"')
+        found[identity] = 1.0 if preferred == "first" else 0.0
+    return found

@@ -1,0 +1,149 @@
+"""The one loop: rounds of labels, learning, measuring; a log line a round; a state that resumes exactly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from multiref._files import write_whole
+from multiref.errors import ArgumentError, MultirefError
+from multiref.training.iterative.state import State
+from multiref.training.iterative.task import Task
+
+__all__ = ["History", "Method", "Plan", "begin", "train"]
+
+
+class Method(Protocol):
+    """Which pairs to have labelled, and how to learn from them."""
+
+    @property
+    def name(self) -> str:
+        """As reports call it."""
+
+    def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """labels: cumulative label counts at the ends of rounds. steps: policy steps a round. prompts × rollouts: size of a policy step.
+
+    optimizer: the policy's; muon needs half of Adam's steps or fewer where a transformer follows a reward (docs/which-online-algorithm.md), and a policy with hidden
+    matrices. The policy's rate falls linearly over the rounds, from learning_rate to final_rate times that. An outer step k of a bilevel method takes the reward rate
+    reward_rate/(1 + k/reward_decay); the other methods fit the reward by reward_steps steps on batches of reward_batch labels.
+    """
+
+    labels: Sequence[int]
+    steps: int = 60
+    prompts: int = 64
+    rollouts: int = 4
+    batch: int = 128
+    reward_steps: int = 100
+    optimizer: Literal["adam", "muon"] = "adam"
+    learning_rate: float = 3e-3
+    reward_rate: float = 3e-2
+    reward_decay: float = 10.0
+    reward_batch: int = 1024
+    final_rate: float = 1.0
+    seed: int = 0
+    measure_at: Sequence[int] | None = None
+
+    def __post_init__(self):
+        counts = list(self.labels)
+        if not counts or counts[0] < 1 or any(b <= a for a, b in itertools.pairwise(counts)):
+            raise ArgumentError(f"labels: found {counts[:5]}, expected growing cumulative counts such as [100, 200, 400]")
+        if self.optimizer not in ("adam", "muon"):
+            raise ArgumentError(f"optimizer: found {self.optimizer!r}, expected adam or muon")
+        if not 0 < self.final_rate <= 1:
+            raise ArgumentError(f"final_rate: found {self.final_rate}, expected a share of learning_rate in (0, 1]")
+        if self.rollouts < 2:
+            raise ArgumentError(f"rollouts: found {self.rollouts}, expected at least 2 for a leave-one-out baseline")
+
+
+@dataclass
+class History:
+    """One line a round: labels, wall seconds, what the method logged, and what the task measured, seeds on the axis of each list."""
+
+    method: str
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def series(self, name: str) -> tuple[list[float], list[list[float]]]:
+        """Labels, and the measurement at each [rounds][S]."""
+        kept = [line for line in self.lines if name in line]
+        return [line["labels"] for line in kept], [line[name] for line in kept]
+
+
+def train(
+    task: Task,
+    method: Method,
+    plan: Plan,
+    *,
+    folder: str | Path | None = None,
+    state: State | None = None,
+    listener: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[State, History]:
+    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`; run again to resume. `listener` gets each new line.
+
+    A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round before, in `state` and in the folder.
+
+    Raises:
+        StoreError: a folder whose state is damaged or of another task.
+    """
+    state = state or begin(task, plan)
+    history, where = History(method.name), None if folder is None else Path(folder)
+    if where is not None:
+        _resume(state, history, where)
+    if not history.lines:
+        history.lines.append({"labels": 0, "wall": 0.0, **_measured(task, state)})
+    total = list(plan.labels)
+    while state.round < len(total):
+        began, busy, good = time.perf_counter(), time.process_time(), state.kept()
+        for group in state.optimizer.param_groups:
+            group["lr"] = plan.learning_rate * (1 - (1 - plan.final_rate) * state.round / max(1, len(total) - 1))
+        bought = total[state.round] - (total[state.round - 1] if state.round else 0)
+        try:
+            logged = method.round(task, state, bought, plan)
+        except MultirefError:
+            state.restore(good)
+            raise
+        state.round += 1
+        state.wall += time.perf_counter() - began
+        line = {"labels": state.labels_used, "wall": state.wall, "processor": time.process_time() - busy, **logged}
+        if plan.measure_at is None or total[state.round - 1] in plan.measure_at:
+            line |= _measured(task, state)
+        history.lines.append(line)
+        if where is not None:
+            text = "".join(json.dumps(each) + "\n" for each in history.lines)
+            write_whole(where / "history.jsonl", text)
+            state.save(where / "state.safetensors")
+        if listener is not None:
+            listener(line)
+    return state, history
+
+
+def begin(task: Task, plan: Plan) -> State:
+    """Where a run starts."""
+    return State.begin(
+        task, seed=plan.seed, learning_rate=plan.learning_rate, reward_rate=plan.reward_rate, optimizer=plan.optimizer
+    )
+
+
+def _resume(state: State, history: History, where: Path) -> None:
+    """What the folder holds; a line that was written before its state was saved is left out and made again."""
+    where.mkdir(parents=True, exist_ok=True)
+    if (where / "state.safetensors").exists():
+        state.load(where / "state.safetensors")
+        lines = (where / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        history.lines = [json.loads(line) for line in lines[: state.round + 1]]
+
+
+@torch.no_grad()
+def _measured(task: Task, state: State) -> dict[str, Any]:
+    return {} if task.measure is None else {name: value.reshape(-1).tolist() for name, value in task.measure(state).items()}

@@ -1,0 +1,131 @@
+"""A small causal transformer over prompts and a few tokens, S of them side by side: parameters carry the seeds on their first axis.
+
+Training S seeds then costs little more than one, because at this size it is the number of operations that takes the time.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm
+
+from multiref.errors import ArgumentError
+
+__all__ = ["BatchedTransformer", "TransformerReward"]
+
+
+class BatchedTransformer(nn.Module):
+    """π(y_t | x, y_<t) for completions of `length` tokens from `vocabulary`: token 0 of the context is the prompt. Pre-norm, one or more layers."""
+
+    def __init__(
+        self, seeds: int, prompts: int, vocabulary: int, length: int, *, width: int = 24, heads: int = 2, layers: int = 1,
+        spread: float = 1.0, eps: float = 1e-5, generator: torch.Generator,
+    ):  # fmt: skip
+        super().__init__()
+        if min(seeds, prompts, vocabulary, length, layers) < 1 or width % heads:
+            raise ArgumentError(
+                f"width: found {width} over {heads} heads, expected positive sizes and a width that the heads divide"
+            )
+        self.seeds, self.vocabulary, self.length, self.width, self.heads, self.layers = (
+            seeds,
+            vocabulary,
+            length,
+            width,
+            heads,
+            layers,
+        )
+        self.eps = eps
+
+        def draw(*shape: int, std: float) -> nn.Parameter:
+            return nn.Parameter(std * torch.randn(seeds, *shape, generator=generator))
+
+        self.embedding = draw(vocabulary + prompts, width, std=1.0)
+        self.position = draw(length, width, std=0.5)
+        self.qkv = nn.ParameterList([draw(width, 3 * width, std=width**-0.5) for _ in range(layers)])
+        self.mix = nn.ParameterList([draw(width, width, std=width**-0.5) for _ in range(layers)])
+        self.up = nn.ParameterList([draw(width, 2 * width, std=width**-0.5) for _ in range(layers)])
+        self.down = nn.ParameterList([draw(2 * width, width, std=(2 * width) ** -0.5) for _ in range(layers)])
+        self.head = draw(width, vocabulary, std=spread * width**-0.5)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """[S, m, n] each: the hidden matrices, without embeddings, positions and head."""
+        return [*self.qkv, *self.mix, *self.up, *self.down]
+
+    def _normed(self, h: Tensor) -> Tensor:
+        return layer_norm(h, (self.width,), eps=self.eps)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[S, N, T] context ids → [S, N, T, D]: normalised, before the head."""
+        seeds, rows, steps = ids.shape
+        offset = torch.arange(seeds)[:, None, None] * self.embedding.shape[1]
+        h = self.embedding.flatten(0, 1)[ids + offset] + self.position[:, None, :steps]
+        h = h.reshape(seeds, rows * steps, self.width)
+        hidden = torch.full((steps, steps), -torch.inf).triu(1)
+        for qkv, mix, up, down in zip(self.qkv, self.mix, self.up, self.down):
+            parts = (self._normed(h) @ qkv).view(seeds, rows, steps, 3, self.heads, self.width // self.heads)
+            q, k, v = parts.permute(3, 0, 1, 4, 2, 5)
+            attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + hidden).softmax(-1)
+            h = h + (attention @ v).transpose(2, 3).reshape(seeds, rows * steps, self.width) @ mix
+            h = h + gelu(self._normed(h) @ up) @ down
+        return self._normed(h).view(seeds, rows, steps, self.width)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """[S, N, T] context ids → [S, N, T, V]: row t predicts the token after position t."""
+        return self.hidden(ids) @ self.head[:, None]
+
+    def context(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, T] → [S, B·n, 1 + T]."""
+        start = (self.vocabulary + prompts)[None, :, None, None].expand(self.seeds, -1, completions.shape[2], 1)
+        return torch.cat((start, completions), -1).flatten(1, 2)
+
+    def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n]."""
+        tokens = self.logits(self.context(prompts, completions[..., :-1])).log_softmax(-1)
+        chosen = tokens.gather(-1, completions.flatten(1, 2).unsqueeze(-1)).squeeze(-1).sum(-1)
+        return chosen.view(completions.shape[:-1])
+
+    @torch.no_grad()
+    def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """[B] → [S, B, n, L]."""
+        completions = torch.zeros(self.seeds, len(prompts), n, 0, dtype=torch.long)
+        for _ in range(self.length):
+            law = self.logits(self.context(prompts, completions))[:, :, -1].softmax(-1)
+            token = torch.multinomial(law.flatten(0, 1), 1, generator=generator).view(self.seeds, len(prompts), n, 1)
+            completions = torch.cat((completions, token), -1)
+        return completions
+
+    def forward(self) -> Tensor:
+        """[S, X, V^L], differentiable: log-probabilities of every completion of every prompt, in lexicographic order."""
+        prompts = torch.arange(self.embedding.shape[1] - self.vocabulary)
+        prefixes = torch.cartesian_prod(*[torch.arange(self.vocabulary)] * (self.length - 1)).reshape(-1, self.length - 1)
+        rows = []
+        for chunk in prompts.split(16):
+            ids = prefixes.expand(self.seeds, len(chunk), *prefixes.shape)
+            tokens = self.logits(self.context(chunk, ids)).double().log_softmax(-1).unflatten(1, (len(chunk), -1))
+            before = tokens[..., :-1, :].gather(-1, ids.unsqueeze(-1)).squeeze(-1).sum(-1)
+            rows.append((before.unsqueeze(-1) + tokens[..., -1, :]).flatten(-2))
+        return torch.cat(rows, 1)
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """[S, X, V^L] float64: `forward` without a gradient."""
+        return self()
+
+    def copy(self) -> BatchedTransformer:
+        """Independent, with the same parameters."""
+        return copy.deepcopy(self)
+
+
+class TransformerReward(nn.Module):
+    """r(x, y) read off the last token of a `BatchedTransformer` over prompt and completion, S side by side; zero at first: a reward without known features."""
+
+    def __init__(self, seeds: int, prompts: int, vocabulary: int, length: int, *, width: int = 24, generator: torch.Generator):
+        super().__init__()
+        self.body = BatchedTransformer(seeds, prompts, vocabulary, length + 1, width=width, generator=generator)
+        self.body.head = nn.Parameter(torch.zeros(seeds, width, 1))
+
+    def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, L] → [S, B, n]."""
+        return self.body.logits(self.body.context(prompts, completions))[:, :, -1, 0].view(completions.shape[:-1])

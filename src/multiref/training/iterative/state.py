@@ -1,0 +1,149 @@
+"""What a run is in the middle of: models, optimisers, labels, random numbers. Saved and resumed exactly, without pickle."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref._files import write_whole
+from multiref.errors import ArgumentError, StoreError
+from multiref.training.iterative.labels import Labels
+from multiref.training.iterative.muon import Muon
+from multiref.training.iterative.task import Policy, RewardModel, Task
+from multiref.training.plain import dump_plain, read_plain
+
+__all__ = ["State", "assign"]
+
+
+@torch.no_grad()
+def assign(policy: Policy, source: Policy) -> None:
+    """`source`'s parameters into `policy`, in place."""
+    for mine, theirs in zip(policy.parameters(), source.parameters(), strict=True):
+        mine.copy_(theirs)
+
+
+def _optimizer(name: str, policy: Policy, rate: float) -> torch.optim.Optimizer:
+    parameters = list(policy.parameters())
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+    matrices = list(getattr(policy, "matrices", list)())
+    if not matrices:
+        raise ArgumentError(
+            f"optimizer: found {name} with {type(policy).__name__}, which has no hidden matrices to orthogonalise; use adam"
+        )
+    hidden = {id(matrix) for matrix in matrices}
+    return Muon(matrices, [p for p in parameters if id(p) not in hidden], lr=rate)
+
+
+@dataclass
+class State:
+    """policy and reward model in training, their optimisers, labels, generator; `round` and `labels_used` count what is done.
+
+    middle: the policy that a two-stage method samples from in its second stage. moved: room for π_σ, made anew in every outer step, so never saved.
+    momentum: the running hyper-gradient of the momentum loop, and the reward parameters that it was taken at. information: A of the online Newton step.
+    """
+
+    policy: Policy
+    start: Policy
+    reward: RewardModel | None
+    optimizer: torch.optim.Optimizer
+    reward_optimizer: torch.optim.Optimizer | None
+    generator: torch.Generator
+    labels: Labels = field(default_factory=Labels)
+    round: int = 0
+    labels_used: int = 0
+    wall: float = 0.0
+    notes: dict[str, float] = field(default_factory=dict)
+    middle: Policy | None = None
+    moved: Policy | None = None
+    momentum: list[list[torch.Tensor]] = field(default_factory=list)
+    information: torch.Tensor | None = None
+
+    @classmethod
+    def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float, optimizer: str = "adam") -> State:
+        """Copies of the task's models, so that the task itself stays as it is; `optimizer` is the policy's: adam or muon.
+
+        Raises:
+            ArgumentError: muon for a policy that has no hidden matrices.
+        """
+        policy = task.policy.copy()
+        reward = copy.deepcopy(task.reward_model)
+        return cls(
+            policy=policy,
+            start=task.policy,
+            reward=reward,
+            optimizer=_optimizer(optimizer, policy, learning_rate),
+            reward_optimizer=None
+            if reward is None
+            else torch.optim.Adam(list(reward.parameters()), lr=reward_rate, betas=(0.9, 0.99)),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def kept(self) -> dict[str, Any]:
+        """Everything that the next round depends on, as plain tensors and numbers, independent of what happens to the state afterwards."""
+        return copy.deepcopy(
+            {
+                "policy": [p.detach() for p in self.policy.parameters()],
+                "reward": None if self.reward is None else [p.detach() for p in self.reward.parameters()],
+                "optimizer": self.optimizer.state_dict(),
+                "reward_optimizer": None if self.reward_optimizer is None else self.reward_optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "labels": [self.labels.prompts, self.labels.completions, self.labels.latest],
+                "counts": [self.round, self.labels_used, self.wall],
+                "notes": self.notes,
+                "middle": None if self.middle is None else [p.detach() for p in self.middle.parameters()],
+                "momentum": self.momentum,
+                "information": self.information,
+            }
+        )
+
+    @torch.no_grad()
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Back to exactly where `kept` was taken.
+
+        Raises:
+            ValueError: parameters of other shapes: what was kept is of another task.
+        """
+        pairs = list(zip(self.policy.parameters(), kept["policy"], strict=True))
+        if self.reward is not None:
+            pairs += list(zip(self.reward.parameters(), kept["reward"], strict=True))
+        if kept["middle"] is not None:
+            self.middle = self.middle or self.start.copy()
+            pairs += list(zip(self.middle.parameters(), kept["middle"], strict=True))
+        else:
+            self.middle = None
+        for parameter, value in pairs:
+            if parameter.shape != value.shape:
+                raise ValueError(f"a parameter of shape {tuple(value.shape)} where {tuple(parameter.shape)} is expected")
+        for parameter, value in pairs:
+            parameter.copy_(value)
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.reward_optimizer is not None:
+            self.reward_optimizer.load_state_dict(kept["reward_optimizer"])
+        self.generator.set_state(kept["generator"])
+        self.labels = Labels(*kept["labels"])
+        self.round, self.labels_used, self.wall = kept["counts"]
+        self.notes, self.momentum, self.information = dict(kept["notes"]), kept["momentum"], kept["information"]
+
+    def save(self, path: str | Path) -> None:
+        """One file, put in place atomically.
+
+        Raises:
+            OutputError: a path that cannot be written.
+        """
+        write_whole(path, dump_plain(self.kept()))
+
+    def load(self, path: str | Path) -> None:
+        """Back to exactly where `save` was.
+
+        Raises:
+            StoreError: a file that is damaged, or of another task.
+        """
+        try:
+            self.restore(read_plain(path))
+        except Exception as error:
+            raise StoreError(f"{path}: cannot be resumed ({error}); delete it to start again") from error

@@ -1,0 +1,101 @@
+"""The steps that methods share: drawing pairs and having them labelled, fitting a reward, improving a policy on a reward, a preference step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from multiref.errors import MultirefError
+from multiref.losses import bradley_terry
+from multiref.training.iterative.labels import check_answers
+from multiref.training.iterative.state import State
+from multiref.training.iterative.task import Policy, Task
+
+__all__ = ["Diverged", "ask", "descend", "fit_reward", "improve", "own_pairs", "policy_step", "preference_step", "some_prompts"]
+
+
+class Diverged(MultirefError, RuntimeError):
+    """A model in training is no number any more; the last good state is kept."""
+
+
+def some_prompts(task: Task, count: int, generator: torch.Generator) -> Tensor:
+    """[count]: every prompt as often as every other, up to one, in random order."""
+    passes = -(-count // task.prompts)
+    return torch.cat([torch.randperm(task.prompts, generator=generator) for _ in range(passes)])[:count]
+
+
+def own_pairs(policy: Policy, prompts: Tensor, generator: torch.Generator) -> Tensor:
+    """[M] → [*S, M, 2, L]: both completions from one policy."""
+    return policy.sample(prompts, 2, generator)
+
+
+def ask(task: Task, state: State, prompts: Tensor, pairs: Tensor, *, keep: bool = True) -> Tensor:
+    """Labels [*S, M] for pairs [*S, M, 2, L], counted; and kept in the state's set."""
+    answers = check_answers(task.oracle(prompts, pairs[..., 0, :], pairs[..., 1, :], state.generator))
+    state.labels_used += len(prompts)
+    if keep:
+        state.labels.add(prompts, pairs, answers)
+    return answers
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:
+    """One step on the sum over seeds; refuses what is no number."""
+    if not bool(torch.isfinite(loss.detach()).all()):
+        raise Diverged(
+            f"{what}: the loss is {loss.detach().sum().item()}; stopped, the last good state is kept. Lower its learning rate"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.sum().backward()
+    optimizer.step()
+    return float(loss.detach().mean())
+
+
+def fit_reward(task: Task, state: State, *, steps: int, batch: int, rate: float) -> float:
+    """Maximum likelihood of the reward model on all labels (Bradley–Terry), by Adam on random batches, its rate falling to nothing over the steps."""
+    assert state.reward is not None and state.reward_optimizer is not None
+    last = 0.0
+    for step in range(steps):
+        for group in state.reward_optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+        prompts, completions = state.labels.batch(batch, state.generator)
+        reward = state.reward(prompts, completions)
+        last = descend(state.reward_optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1), "reward model")
+    return last
+
+
+def improve(
+    task: Task,
+    state: State,
+    reward: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    prompts: int,
+    rollouts: int,
+) -> float:
+    r"""Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward (its exact gradient)."""
+    last = 0.0
+    for _ in range(steps):
+        x = some_prompts(task, prompts, state.generator)
+        last = policy_step(task, state, reward, x, state.policy.sample(x, rollouts, state.generator))
+    return last
+
+
+def policy_step(task: Task, state: State, reward: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    """One step of `improve` on rollouts [*S, B, n, L] of the current policy; returns the mean of reward less penalty."""
+    with torch.no_grad():
+        gain = reward(x, y)
+        references = task.ref_logps(x, y)
+    logps = state.policy.logps(x, y)
+    utility = gain - task.regularizer.implicit_reward(logps.detach(), references, beta=task.beta)
+    rollouts = y.shape[-2]
+    advantage = (utility - utility.mean(-1, keepdim=True)) * rollouts / (rollouts - 1)
+    descend(state.optimizer, -(advantage * logps).mean((-1, -2)), "policy")
+    return float(utility.mean())
+
+
+def preference_step(task: Task, state: State, prompts: Tensor, completions: Tensor, extra: Tensor | float = 0.0) -> float:
+    """One step of DPO under K references: winner first in `completions` [*S, M, 2, L]; `extra` [*S] is added to the loss."""
+    reward = task.implicit_reward(state.policy, prompts, completions)
+    return descend(state.optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1) + extra, "policy")

@@ -1,0 +1,104 @@
+"""Sampled hyper-gradients on linear worlds, for all seeds at once: what E1, E2, E3 and CG do with a budget of rollouts and labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from multiref.bilevel import Likelihood, covariance, independent, shared
+from multiref.bilevel.penalty import check_sigma
+from multiref.errors import ArgumentError
+from multiref.regularizers import ReverseKL
+from multiref_lab.bilevel.world import LinearReward
+
+__all__ = ["ESTIMATORS", "descend", "rollouts_per_pair", "sampled_gradient"]
+
+ESTIMATORS = ("E1", "E2", "E3", "CG")
+
+
+def rollouts_per_pair(estimator: str) -> int:
+    """Completions drawn for each labelled pair: two for the pair; E1 draws two more from each of its policies, E2 two more from one."""
+    return {"E1": 6, "E2": 4, "E3": 2, "CG": 2}[estimator]
+
+
+def _draw(log_policy: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """[S, X, Y] → [S, X, n]."""
+    flat = torch.multinomial(log_policy.exp().flatten(0, 1), n, replacement=True, generator=generator)
+    return flat.unflatten(0, log_policy.shape[:2])
+
+
+def _perturbed(world: LinearReward, reward: Tensor, still: Tensor, sigma: float) -> Tensor:
+    """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π, reverse KL only (`perturbed_policy` serves the family)."""
+    problem, policy = world.problem, still
+    base = problem.log_pool + reward / problem.beta
+    payoff, upper = torch.zeros_like(reward), Likelihood()
+    for _ in range(200):
+        fresh = upper.payoff(problem, policy, reward)
+        if float((fresh - payoff).abs().max()) * sigma <= 1e-8:
+            return policy
+        payoff, policy = fresh, (base - sigma / problem.beta * fresh).log_softmax(-1)
+    raise ArgumentError(f"sigma: found {sigma}, at which the perturbed policy does not settle; choose a smaller one")
+
+
+def _by_hessian(log_policy: Tensor, first: Tensor, second: Tensor, loss: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """CG: a sampled ∂_θ f through the exact inverse of β (diag π − ππᵀ), whose range is the tables that sum to zero: v = ∂_θ f / (β π) up to a constant."""
+    policy = log_policy.exp()
+    centred = (loss - loss.mean(-1, keepdim=True)).detach() / (loss.shape[-1] - 1)
+    score = torch.zeros_like(policy).scatter_add(-1, first, centred).scatter_add(-1, second, centred)
+    along = (score - policy * score.sum(-1, keepdim=True)) / (beta * policy)
+    along = along - (policy * along).sum(-1, keepdim=True)
+    return (policy * along * reward).sum(-1)
+
+
+def sampled_gradient(
+    world: LinearReward, phi: Tensor, estimator: str, *, pairs: int, sigma: float, generator: torch.Generator
+) -> Tensor:
+    """[S, d] → [S, d]: an estimate of ∇ψ for U0 from `pairs` labelled pairs a prompt; E1 and E2 have exact inner solutions at `sigma`.
+
+    Pairs are drawn from π_σ for E1 (the papers' step) and from π_0 for the others. For a Gibbs lower level CG with the exact Hessian is E3,
+    term by term: the inverse of β Cov(∇log π) applied to a sampled score is the sample covariance.
+
+    Raises:
+        ArgumentError: an unknown estimator, a lower level that is not reverse KL, σ ≤ 0.
+    """
+    if estimator not in ESTIMATORS:
+        raise ArgumentError(f"estimator: found {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
+    if not isinstance(world.problem.regularizer, ReverseKL):
+        raise ArgumentError(f"regularizer: found {world.problem.regularizer}, expected ReverseKL for sampled estimates")
+    problem, sigma = world.problem, check_sigma(sigma)
+    phi = phi.detach().requires_grad_(True)
+    reward = world.reward_of(phi)
+    still = (problem.log_pool + reward.detach() / problem.beta).log_softmax(-1)
+    moved = _perturbed(world, reward.detach(), still, sigma) if estimator in ("E1", "E2") else still
+    law = moved if estimator == "E1" else still
+    first, second = _draw(law, pairs, generator), _draw(law, pairs, generator)
+    wins = problem.preference.flatten(-2).gather(-1, first * reward.shape[-1] + second)
+    sign = 2 * torch.bernoulli(wins, generator=generator) - 1
+    a, b = reward.gather(-1, first), reward.gather(-1, second)
+    loss = -logsigmoid(sign * (a - b))
+    if estimator == "E3":
+        response = covariance(loss, a + b, beta=problem.beta)
+    elif estimator == "CG":
+        response = _by_hessian(still, first, second, loss, reward, problem.beta)
+    elif estimator == "E2":
+        y = _draw(still, 2 * pairs, generator)
+        response = shared(reward.gather(-1, y), (moved - still).exp().gather(-1, y), sigma=sigma)
+    else:
+        apart = [_draw(each, 2 * pairs, generator) for each in (still, moved)]
+        response = independent(reward.gather(-1, apart[0]), reward.gather(-1, apart[1]), sigma=sigma)
+    return torch.autograd.grad((loss.mean(-1) + response).mean(-1).sum(), phi)[0]
+
+
+def descend(
+    world: LinearReward, estimator: str, *, steps: int, pairs: int, rate: float, sigma: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`steps` plain steps on φ from zero; at 64 places along the second half, φ [64, S, d] and the exact ‖∇ψ‖² there, [64, S]."""
+    phi = torch.zeros_like(world.features[:, 0, 0])
+    marks, places = {steps - 1 - k * max(1, steps // 2) // 64 for k in range(64)}, []
+    for step in range(steps):
+        phi = phi - rate * sampled_gradient(world, phi, estimator, pairs=pairs, sigma=sigma, generator=generator)
+        if step in marks:
+            places.append(phi)
+    squares = [world.upper_gradient(phi, Likelihood()).square().sum(-1) for phi in places]
+    return torch.stack(places), torch.stack(squares)

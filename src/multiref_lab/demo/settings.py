@@ -1,0 +1,81 @@
+"""What a demo run is: its world, the objective as stated, the pairs, the training. One value; the digest of it names stored results."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+
+from multiref._logspace import check_beta, check_weights
+from multiref.errors import ArgumentError
+from multiref_lab.demo import world
+from multiref_lab.demo.preferences import PairLaw
+from multiref_lab.demo.world import REFERENCES, WorldSettings
+from multiref_lab.fingerprint import dependencies
+
+__all__ = ["FULL", "QUICK", "DemoSettings"]
+
+LAW, WORLD = PairLaw(), WorldSettings()
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """The objective as stated is E_π[r] − β Σ_k w_k KL(π‖π_k), r = law.scale × points.
+
+    seeds: how many repetitions; seed s decides prompts, answers, labels and the order of training, not the world.
+    """
+
+    beta: float = 2.0
+    weights: tuple[float, ...] = (0.7, 0.3)
+    seeds: int = 3
+    law: PairLaw = LAW
+    epochs: int = 1
+    pairs_per_step: int = 128
+    learning_rate: float = 1e-3
+    held_out_prompts: int = 200
+    curve_points: int = 10
+    world: WorldSettings = WORLD
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        check_weights(self.weights, len(REFERENCES))
+        counts = (self.seeds, self.epochs, self.pairs_per_step, self.held_out_prompts, self.curve_points)
+        if min(counts) < 1 or not self.learning_rate > 0:
+            raise ArgumentError(
+                f"seeds, epochs, pairs_per_step, held_out_prompts, curve_points ≥ 1 and learning_rate > 0; found {self}"
+            )
+
+    def plain(self) -> dict[str, object]:
+        """Nested plain values, for a page or a file."""
+        return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of all that one (rule, seed) result depends on besides rule and seed: settings, world, code, versions."""
+        own = {key: value for key, value in self.plain().items() if key != "seeds"}
+        parts = [json.dumps(own, sort_keys=True), world.digest(self.world)]
+        parts += [importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")]
+        parts.append(_code())
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the package's source, read once a process, less the rooms that only look on."""
+    found = hashlib.sha256()
+    for file in sorted(dependencies("multiref_lab.demo.run")):
+        found.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+FULL = DemoSettings()
+QUICK = dataclasses.replace(
+    FULL,
+    law=PairLaw(prompts=300),
+    pairs_per_step=64,
+    held_out_prompts=60,
+    curve_points=3,
+    world=WorldSettings(base_steps=250, specialist_steps=120),
+)

@@ -1,0 +1,86 @@
+"""Where each rule would lead if training were perfect: its own optimum on enumerated answers, computed without training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multiref import exact
+from multiref._logspace import check_weights
+from multiref.errors import ArgumentError
+from multiref.regularizers import PooledKL, ReverseKL
+from multiref.training.online.backward_induction import conditionals, sequence_logps
+from multiref.training.online.penalty import penalty_named
+from multiref_lab.frontier.grid import SINGLE
+from multiref_lab.frontier.rules import online_rule
+
+__all__ = ["multi_dpo_optimum", "optimum"]
+
+
+def optimum(
+    training: str, rule: str, alpha: float, reward: Tensor, ref_logps: Tensor, *, beta: float, vocabulary: int
+) -> Tensor:
+    """[N, Y] rewards, [K, N, Y] → [N, Y]: log-probabilities of the policy at which the rule comes to rest.
+
+    Offline the preferences are those of the exact reward and the pairs are drawn, two different answers, from the references' mean; only
+    Multi-DPO's optimum depends on that law.
+    """
+    weights = (alpha, 1 - alpha)
+    if training == "online":
+        regularizer, penalty = online_rule(rule, weights)
+        levels = [torch.stack(parts) for parts in zip(*(conditionals(ref, vocabulary) for ref in ref_logps), strict=True)]
+        return sequence_logps(penalty_named(penalty, regularizer).fixed_point(reward, levels, beta=beta))
+    if rule == "multi-dpo":
+        return multi_dpo_optimum(reward, ref_logps, weights, beta=beta)
+    if rule in ("exact", SINGLE, "mrpo"):
+        regularizer = PooledKL(weights, order=-1) if rule == "mrpo" else ReverseKL(weights)
+        return exact.solve(reward, ref_logps, regularizer, beta=beta).log_policy
+    raise ArgumentError(f"rule: {rule!r} has no optimum here.")
+
+
+def multi_dpo_optimum(
+    reward: Tensor, ref_logps: Tensor, weights: tuple[float, ...], *, beta: float, steps: int = 50, tolerance: float = 1e-10
+) -> Tensor:
+    r"""[N, Y], [K, N, Y] → [N, Y]: log π that minimises Multi-DPO's population loss, prompt by prompt.
+
+        min_θ  Σ_{a≠b} m_ab Σ_k w_k CE(σ(r_a − r_b), σ(β (θ_a − θ_b − (s_ka − s_kb)))),     π = softmax(θ),  s_k = log π_k
+
+    m_ab = μ_a μ_b (1/(1−μ_a) + 1/(1−μ_b))/2, μ the references' mean: the law of `demo.preferences.draw_pairs`. Convex in θ, with a graph Laplacian as
+    Hessian: Newton's method from the geometric pool's optimum, no entry moved by more than one nat at once.
+
+    Reference: DERIVED. K = 1 is DPO: θ = s + r/β.
+    """
+    kept = check_weights(weights, len(ref_logps))
+    start = exact.solve(reward, ref_logps, ReverseKL(weights), beta=beta).log_policy
+    prompts = zip(reward, ref_logps.unbind(1), start, strict=True)
+    return torch.stack([_one_prompt(r, s, kept, first, beta, steps, tolerance) for r, s, first in prompts])
+
+
+def _one_prompt(
+    reward: Tensor, ref_logps: Tensor, weights: Tensor, start: Tensor, beta: float, steps: int, tolerance: float
+) -> Tensor:
+    mu = ref_logps.exp().mean(0)
+    mass = mu[:, None] * mu[None, :] * (1 / (1 - mu[:, None]) + 1 / (1 - mu[None, :])) / 2
+    mass.fill_diagonal_(0.0)
+    preferred = torch.sigmoid(reward[:, None] - reward[None, :])
+    theta = start
+    for _ in range(steps):
+        gradient, curvature = torch.zeros_like(mu), torch.zeros_like(mass)
+        for weight, logps in zip(weights.tolist(), ref_logps, strict=True):
+            score = theta - logps
+            said = torch.sigmoid(beta * (score[:, None] - score[None, :]))
+            gradient += weight * (mass * (said - preferred)).sum(1)
+            curvature += weight * mass * said * (1 - said)
+        step = _newton(gradient / beta, curvature).clamp(-1, 1)
+        theta = theta - step
+        if float(step.abs().max()) < tolerance:
+            break
+    return theta.log_softmax(0)
+
+
+def _newton(gradient: Tensor, curvature: Tensor) -> Tensor:
+    """L⁻¹ g for the Laplacian L = diag(C 1) − C, up to a constant; scaled by its diagonal, as masses span many orders."""
+    root = curvature.sum(1).sqrt()
+    scaled = torch.eye(len(root), dtype=root.dtype) - curvature / (root[:, None] * root[None, :])
+    null = root / root.norm()
+    return torch.linalg.solve(scaled + null[:, None] * null[None, :], gradient / root) / root

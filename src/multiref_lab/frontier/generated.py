@@ -1,0 +1,166 @@
+"""The task whose every answer is enumerated: train a cell in the demo's world, measure its policy exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import expectation
+from multiref.data.pairs import Pair
+from multiref.divergences import kl
+from multiref.references.collection import References
+from multiref.training.dataset import PreferenceData
+from multiref.training.objectives import PairLogps
+from multiref.training.online.arguments import OnlineArguments
+from multiref.training.online.loop import OnlineTrainer
+from multiref.training.online.methods import RLOO
+from multiref_lab.demo.corpus import SKILLS, Problem
+from multiref_lab.demo.preferences import PairLaw, draw_pairs
+from multiref_lab.demo.world import World, make
+from multiref_lab.frontier.grid import Cell
+from multiref_lab.frontier.rules import objective, online_rule
+from multiref_lab.frontier.settings import Generated
+from multiref_lab.frontier.training import train_on_pairs
+
+__all__ = ["GeneratedBench"]
+
+DRAWS = 8  # of "distinct answers"
+OTHER = 1_000_003  # between the seed of the training pairs and that of the test pairs
+TEST_PROMPTS, TEST_EACH = 500, 4
+
+
+class GeneratedBench:
+    """The world, the held-out prompts with all their answers, and what one seed's runs share."""
+
+    def __init__(self, task: Generated, cache: Path | None) -> None:
+        self.task = task
+        self.world: World = make(cache, task.world)
+        self.names = tuple(self.world.references)
+        self.problems = self.world.problems(task.held_out, 0, held_out=True)
+        self.reward = task.scale * self.world.rewards(self.problems)  # [N, Y]
+        self.ref_logps = self.world.ref_logps(self.problems)  # [K, N, Y]
+
+    def train(self, cell: Cell) -> dict[str, float]:
+        """A copy of the base model trained as the cell says → its numbers."""
+        policy = copy.deepcopy(self.world.base)
+        if cell.training == "online":
+            self._online(policy, cell)
+            return self.measure(self.world.logps(policy, self.problems))
+        shared = self.shared(cell.pairs, cell.seed)
+        train_on_pairs(policy, shared.data, self.world.tokenizer, cell, self.task.offline)
+        numbers = self.measure(self.world.logps(policy, self.problems))
+        return numbers | shared.train.measure(policy, cell, "train") | shared.test.measure(policy, cell, "test")
+
+    def measure(self, log_policy: Tensor) -> dict[str, float]:
+        """[N, Y] → means over prompts, exact.
+
+        reward: E_π[r]; kl/<reference>: KL(π‖π_k), nats per completion; from these two J follows for every α, as it is linear in the weights.
+        entropy: −E_π[log π]; distinct: expected number of different answers among `DRAWS`, Σ_y 1 − (1 − π(y))^DRAWS; accuracy/<skill>.
+        """
+        policy = log_policy.exp()
+        right = policy.gather(1, self.reward.argmax(1, keepdim=True))[:, 0]
+        numbers = {
+            "reward": expectation(log_policy, self.reward),
+            "entropy": -expectation(log_policy, log_policy),
+            "distinct": (1 - (1 - policy) ** DRAWS).sum(1),
+        }
+        numbers |= {f"kl/{name}": kl(log_policy, ref) for name, ref in zip(self.names, self.ref_logps, strict=True)}
+        numbers |= {
+            f"accuracy/{skill}": right[torch.tensor([problem.skill == skill for problem in self.problems])]
+            for skill in SKILLS
+            if any(problem.skill == skill for problem in self.problems)
+        }
+        return {name: float(values.mean()) for name, values in numbers.items()}
+
+    def shared(self, pairs: int, seed: int) -> SharedPairs:
+        """The pairs of a seed, made once for all its rules."""
+        return _shared(self, pairs, seed)
+
+    def _online(self, policy: Any, cell: Cell) -> None:
+        how, scale = self.task.online, self.task.scale
+        regularizer, penalty = online_rule(cell.rule, cell.weights)
+
+        def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+            return [scale * self.world.reward(prompt, said) for prompt, said in zip(prompts, completions, strict=True)]
+
+        args = OnlineArguments(
+            steps=how.steps, prompts_per_step=how.prompts_per_step, max_new_tokens=2, learning_rate=how.learning_rate, warmup=0.05,
+            log_every=how.steps, seed=cell.seed,
+        )  # fmt: skip
+        trainer = OnlineTrainer(
+            policy,
+            regularizer,
+            beta=cell.beta,
+            references={name: str(self.world.folder_of(name)) for name in self.names},
+            prompts=[problem.prompt for problem in self.world.problems(how.prompts, cell.seed)],
+            tokenizer=self.world.tokenizer,
+            args=args,
+            rewards=reward,
+            method=RLOO(group=how.group),
+            penalty=penalty,
+            options={"device": "cpu"},
+        )
+        trainer.train()
+        policy.eval()
+
+
+class SharedPairs:
+    """Training pairs with their scores, and test pairs of the same law on other prompts."""
+
+    def __init__(self, bench: GeneratedBench, pairs: int, seed: int) -> None:
+        task, world = bench.task, bench.world
+        each = min(task.pairs_per_prompt, pairs)
+        law = PairLaw(prompts=-(-pairs // each), pairs_per_prompt=each, scale=task.scale)
+        other = PairLaw(prompts=TEST_PROMPTS, pairs_per_prompt=TEST_EACH, scale=task.scale)
+        self.pairs = draw_pairs(world, law, seed)[:pairs]
+        folders = {name: str(world.folder_of(name)) for name in bench.names}
+        self.scores = References(folders, end=False, device="cpu").score(self.pairs)
+        self.data = PreferenceData(self.pairs, self.scores, world.tokenizer, end=False)
+        self.train = PairSet(world, world.problems(law.prompts, seed), self.pairs[: TEST_PROMPTS * TEST_EACH])
+        self.test = PairSet(world, world.problems(TEST_PROMPTS, seed + OTHER), draw_pairs(world, other, seed + OTHER))
+
+
+class PairSet:
+    """Labelled pairs whose answers are enumerated: the loss of a policy on them needs one pass over their prompts."""
+
+    def __init__(self, world: World, problems: Sequence[Problem], pairs: Sequence[Pair]) -> None:
+        self.world = world
+        used = {problem.prompt: problem for problem in problems}
+        self.problems = [used[str(prompt)] for prompt in dict.fromkeys(pair.prompt for pair in pairs)]
+        row = {problem.prompt: i for i, problem in enumerate(self.problems)}
+        column = {answer: i for i, answer in enumerate(world.answers)}
+        self.rows = torch.tensor([row[str(pair.prompt)] for pair in pairs])
+        self.sides = torch.tensor([[column[str(pair.chosen)], column[str(pair.rejected)]] for pair in pairs])
+
+    @cached_property
+    def references(self) -> Tensor:
+        """[K, B, 2]"""
+        return torch.stack([self._of(model) for model in self.world.references.values()])
+
+    def measure(self, policy: Any, cell: Cell, name: str) -> dict[str, float]:
+        """The mean loss of the cell's own objective (nats per pair), the share of pairs its implicit reward ranks as labelled, its mean margin."""
+        rule = objective(cell.rule, cell.weights, cell.beta)
+        lengths = torch.full((len(self.rows), 2), 2)
+        seen = PairLogps(self._of(policy), self.references, lengths, lengths.expand(2, -1, -1))
+        rewards = rule.rewards(seen)
+        margin = rewards[:, 0] - rewards[:, 1]
+        return {
+            f"loss/{name}": float(rule.losses(seen).mean()),
+            f"ranked/{name}": float((margin > 0).double().mean()),
+            f"margin/{name}": float(margin.mean()),
+        }
+
+    def _of(self, model: Any) -> Tensor:
+        """[B, 2] log-probabilities of both sides."""
+        return self.world.logps(model, self.problems)[self.rows[:, None], self.sides]
+
+
+@lru_cache(maxsize=1)
+def _shared(bench: GeneratedBench, pairs: int, seed: int) -> SharedPairs:
+    return SharedPairs(bench, pairs, seed)

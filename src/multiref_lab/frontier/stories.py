@@ -1,0 +1,144 @@
+"""The task on small real language models: pairs sampled from the policy, a lexicon's reward, everything measured on samples."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.data.pairs import Pair
+from multiref.errors import ConfigError, DataError
+from multiref.evaluation.sampled import drawn, scored
+from multiref.models.encoding import Encoded
+from multiref.models.loading import load
+from multiref.references.collection import References
+from multiref.references.scores import same_vocabulary
+from multiref.training.dataset import PreferenceData
+from multiref.training.online.lexicon import lexicon_reward
+from multiref.training.online.rollout import sample
+from multiref_lab.frontier.grid import Cell
+from multiref_lab.frontier.settings import Stories
+from multiref_lab.frontier.training import train_on_pairs
+
+__all__ = ["StoriesBench"]
+
+EACH = 2  # pairs of a prompt
+WIDE = 256  # completions sampled side by side
+
+
+class StoriesBench:
+    """Policy, two references, openings of stories, the reward."""
+
+    def __init__(self, task: Stories, shared: Path | None) -> None:
+        self.task = task
+        self.folders = {name: str(_found(path, shared, "stories.references")) for name, path in task.references.items()}
+        self.policy = load(str(_found(task.policy, shared, "stories.policy")), device="cpu")
+        self.references = {name: load(folder, device="cpu") for name, folder in self.folders.items()}
+        every = {"policy": self.policy, **self.references}
+        same_vocabulary(list(every), [model.tokenizer.get_vocab() for model in every.values()])
+        self.names = tuple(self.references)
+        self.lexicon = lexicon_reward(_found(task.lexicon, shared, "stories.lexicon"))
+        self.openings = openings(_found(task.stories, shared, "stories.stories"), task.prompt_words)
+        needed = task.held_out + max(-(-pairs // EACH) for pairs in task.pairs)
+        if len(self.openings) < needed:
+            raise DataError(
+                f"{task.stories}: {len(self.openings)} different openings of {task.prompt_words} words; expected {needed}, {task.held_out} held out "
+                f"and one for {EACH} pairs. Take longer openings or fewer pairs."
+            )
+
+    def train(self, cell: Cell) -> dict[str, float]:
+        """A copy of the policy trained as the cell says → its numbers, from samples."""
+        policy = copy.deepcopy(self.policy.model)
+        train_on_pairs(policy, self.shared(cell.pairs, cell.seed)[1], self.policy.tokenizer, cell, self.task.offline)
+        return self.measure(policy, cell.seed)
+
+    def measure(self, policy: Any, seed: int) -> dict[str, float]:
+        """Means over this seed's held-out prompts, and `<name>±`, their standard errors over prompts.
+
+        reward: E_π[r]; kl/<reference>: E_π[log π − log π_k] over the first `new_tokens` tokens, nats per completion (k1: unbiased, may be negative);
+        entropy: −E_π[log π] of the same; distinct: different completions of a prompt, as a share of `samples`; unfinished: the share cut at the limit.
+        """
+        task, held_out = self.task, self._split(seed)[0]
+        model = type(self.policy)(policy, self.policy.tokenizer, "trained")
+        draws = [
+            drawn(model, prompt, task.samples, task.new_tokens, 7_919 * n + 104_729 * seed) for n, prompt in enumerate(held_out)
+        ]
+        items = [Encoded(context, ids, (False,) * task.samples) for context, ids in draws]
+        own = scored(policy, items).double()
+        each: dict[str, Tensor] = {"entropy": -own}
+        each |= {f"kl/{name}": own - scored(ref.model, items).double() for name, ref in self.references.items()}
+        texts = [[self.policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows] for _, rows in draws]
+        each["reward"] = torch.tensor([self._rewards(row) for row in texts])
+        end = self.policy.tokenizer.eos_token_id
+        each["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in rows] for _, rows in draws])
+        prompts = {name: values.mean(1) for name, values in each.items()}
+        prompts["distinct"] = torch.tensor([len(set(rows)) / task.samples for _, rows in draws], dtype=torch.float64)
+        numbers = {name: float(values.mean()) for name, values in prompts.items()}
+        return numbers | {f"{name}±": float(values.std()) / math.sqrt(len(values)) for name, values in prompts.items()}
+
+    def shared(self, pairs: int, seed: int) -> tuple[Any, PreferenceData]:
+        """(scores, data) of a seed, made once for all its rules."""
+        return _shared(self, pairs, seed)
+
+    def pairs(self, number: int, seed: int) -> list[Pair]:
+        """Four completions of the untouched policy for each training prompt, two pairs of them, labelled by Bradley–Terry; equal texts are left out."""
+        prompts = self._split(seed)[1][: -(-number // EACH)]
+        chance = random.Random(seed)
+        torch.manual_seed(seed)
+        policy = self.policy
+        rolled = sample(
+            policy.model, policy.tokenizer, prompts, group=2 * EACH, max_new_tokens=self.task.new_tokens, batch=WIDE
+        )
+        found: list[Pair] = []
+        for rollout in rolled:
+            for a, b in zip(rollout.completions[::2], rollout.completions[1::2], strict=True):
+                ra, rb = self._rewards([a, b])
+                first = chance.random() < 1 / (1 + math.exp(rb - ra))
+                if a.strip() and b.strip() and a != b:
+                    found.append(Pair(rollout.prompt, *((a, b) if first else (b, a)), f"stories pair {len(found) + 1}"))
+        return found[:number]
+
+    def _rewards(self, texts: list[str]) -> list[float]:
+        return [self.task.scale * value for value in self.lexicon([""] * len(texts), texts)]
+
+    def _split(self, seed: int) -> tuple[list[str], list[str]]:
+        """(held out, training) openings of a seed."""
+        order = list(self.openings)
+        random.Random(seed).shuffle(order)
+        return order[: self.task.held_out], order[self.task.held_out :]
+
+
+@lru_cache(maxsize=1)
+def _shared(bench: StoriesBench, pairs: int, seed: int) -> tuple[Any, PreferenceData]:
+    drawn_pairs = bench.pairs(pairs, seed)
+    scores = References(bench.folders, end=False, device="cpu").score(drawn_pairs)
+    return scores, PreferenceData(drawn_pairs, scores, bench.policy.tokenizer, end=False)
+
+
+def openings(path: Path, words: int) -> list[str]:
+    """The first `words` words of each story of a JSON Lines file with a key `text`; each opening once, shorter stories left out."""
+    found: dict[str, None] = {}
+    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            text = json.loads(line)["text"].split()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{path}:{row}: found {line[:60]!r}, expected a JSON object with a key `text`.") from None
+        if len(text) > 2 * words:
+            found[" ".join(text[:words])] = None
+    return list(found)
+
+
+def _found(path: str, shared: Path | None, key: str) -> Path:
+    """The path itself, or inside the folder of models and data."""
+    for place in (Path(path), *([shared / path] if shared else [])):
+        if place.exists():
+            return place
+    where = f"in {shared}" if shared else "here; name the folder of models and data with --shared"
+    raise ConfigError(f"{key}: {path!r} is neither a path nor {where}.")

@@ -1,0 +1,163 @@
+"""The ledger: one JSON file that knows every verdict, and the page and figures made from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import multiref
+from multiref._files import write_whole
+from multiref.errors import OutputError
+from multiref_lab.claim import Check, Estimate
+from multiref_lab.figures import draw
+from multiref_lab.fingerprint import fingerprint
+from multiref_lab.registry import Outcome, claims
+
+__all__ = ["Ledger"]
+
+_VERDICTS = ("verified", "vacuous", "convention-dependent", "refuted", "not testable here")
+
+
+class Ledger:
+    """`claims.json`, `claims.md` and `figures/claims/` in one folder.
+
+    Every recorded outcome is on disk before the next claim starts, so an interrupted run goes on where it stopped.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.path = self.folder / "claims.json"
+        self.entries: dict[str, dict[str, Any]] = _read(self.path)
+        self.current = {claim.name: fingerprint(claim) for claim in claims()}
+
+    def has(self, name: str, *, full: bool) -> bool:
+        """Whether this claim was decided by the present code, with at least this effort."""
+        entry = self.entries.get(name)
+        return entry is not None and entry["fingerprint"] == self.current[name] and entry["full"] >= full
+
+    def record(self, outcome: Outcome) -> None:
+        """Store an outcome and its figure, and write the ledger and the page anew.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        name = outcome.claim.name
+        picture = f"figures/claims/{name}.png" if outcome.measurement.figure else None
+        if outcome.measurement.figure:
+            draw(outcome.measurement.figure, self.folder / f"figures/claims/{name}.png", title=name)
+        self.entries[name] = {**_entry(outcome), "figure": picture, "fingerprint": self.current[name]}
+        ordered = {claim.name: self.entries[claim.name] for claim in claims() if claim.name in self.entries}
+        write_whole(
+            self.path, json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False) + "\n"
+        )
+        write_whole(self.folder / "claims.md", page(ordered, self.current))
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["claims"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{path}: found a file that is no ledger, expected one written by `multiref verify`; move it away"
+        ) from error
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _check(check: Check) -> dict[str, Any]:
+    found = check.measured
+    interval = [_number(found.low), _number(found.high)] if isinstance(found, Estimate) else None
+    value = found.value if isinstance(found, Estimate) else float(found)
+    shown = {
+        "what": check.what,
+        "predicted": check.predicted,
+        "measured": _number(value),
+        "interval": interval,
+        "shown": check.shown,
+    }
+    return {**shown, "holds": bool(check.holds)}
+
+
+def _entry(outcome: Outcome) -> dict[str, Any]:
+    claim, figure = outcome.claim, outcome.measurement.figure
+    slopes = {c.label: str(c.slope) for c in figure.curves if c.slope is not None} if figure else {}
+    return {
+        "group": claim.group,
+        "statement": claim.statement,
+        "status": claim.status,
+        "source": claim.source,
+        "predicted": claim.predicted,
+        "rule": claim.rule,
+        "verdict": outcome.verdict,
+        "checks": [_check(check) for check in outcome.measurement.checks],
+        "slopes": slopes,
+        "note": outcome.measurement.note,
+        "full": outcome.full,
+        "seconds": round(outcome.seconds, 2),
+    }
+
+
+def page(entries: Mapping[str, Mapping[str, Any]], current: Mapping[str, str]) -> str:
+    """The ledger as Markdown: a table, then one section a claim."""
+    tally = {verdict: sum(e["verdict"] == verdict for e in entries.values()) for verdict in _VERDICTS}
+    full = all(e["full"] for e in entries.values())
+    lines = [
+        "# Claims ledger",
+        "",
+        "Written by `multiref verify`; do not edit. Every claim of the papers, and every one of ours, as an experiment with a verdict."
+        + ("" if full else " Some entries come from the quick form (see each section): run `multiref verify --full`."),
+        "",
+        "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
+        "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the source allows, false in another.",
+        "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the top decade.",
+        "- Proofs of what is derived are in [theory](theory.md), what each bound says in [bounds](bounds.md).",
+        "- A slope on random instances is evidence about those instances, not a minimax rate.",
+        "",
+        ", ".join(f"{count} {verdict}" for verdict, count in tally.items() if count) + ".",
+        "",
+        "| claim | who | predicted | verdict |",
+        "|---|---|---|---|",
+        *(
+            f"| [{name}](#{name}) | {e['status']} | {_cell(e['predicted'])} | **{e['verdict']}** |"
+            for name, e in entries.items()
+        ),
+    ]
+    group = None
+    for name, entry in entries.items():
+        if entry["group"] != group:
+            group = entry["group"]
+            lines += ["", f"## {group[0].upper()}{group[1:]}"]
+        lines += ["", *_section(name, entry, current[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _section(name: str, entry: Mapping[str, Any], current: str) -> list[str]:
+    effort = "full" if entry["full"] else "quick form"
+    older = "" if entry["fingerprint"] == current else ", by an older version of the code"
+    lines = [
+        f"### {name}",
+        "",
+        f"**{entry['verdict']}** · {entry['statement']}",
+        "",
+        f"*{entry['status']}*: {entry['source']}. Rule: {entry['rule']}. ({effort}, {entry['seconds']:.1f} s of one core{older})",
+    ]
+    if entry["checks"]:
+        lines += ["", "| measured | predicted | found | |", "|---|---|---|---|"]
+        lines += [
+            f"| {_cell(c['what'])} | {_cell(c['predicted'])} | {_cell(c['shown'])} | {'holds' if c['holds'] else '**fails**'} |"
+            for c in entry["checks"]
+        ]
+    lines += ["", entry["note"]] if entry["note"] else []
+    lines += ["", f"![{name}]({entry['figure']})"] if entry["figure"] else []
+    return lines
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

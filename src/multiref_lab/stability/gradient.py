@@ -1,0 +1,87 @@
+"""Policy gradient with common random numbers: which prompts, which completions, which advantages. What the log-linear and the small transformer share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+from multiref_lab.stability.runs import Runs
+
+__all__ = ["PPO", "RLOO", "Ascent", "Draws", "cosine"]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """A way to climb E_π[r̂ − β log(π/P)] from samples: the penalty is in the reward (k1), as everywhere here.
+
+    Attributes:
+        name: how it is called.
+        updates: steps on each batch of completions.
+        clip: ε of the clipped ratio; None: not clipped.
+        whiten: advantages are returns less the batch's mean, divided by its standard deviation (PPO without a critic); else leave-one-out.
+        batch, group: prompts a batch and completions of each.
+        steps: updates in all.
+        rate: Adam's step, falling to zero by a cosine.
+    """
+
+    name: str
+    updates: int
+    clip: float | None
+    whiten: bool
+    batch: int = 32
+    group: int = 4
+    steps: int = 160
+    rate: float = 0.1
+
+    def advantages(self, returns: Tensor) -> Tensor:
+        """[*M, B, G] → [*M, B, G]."""
+        if self.whiten:
+            centred = returns - returns.mean((-1, -2), keepdim=True)
+            return centred / (centred.square().mean((-1, -2), keepdim=True).sqrt() + 1e-8)
+        return (returns - returns.mean(-1, keepdim=True)) * (self.group / (self.group - 1))
+
+    def kept(self, ratio: Tensor, advantages: Tensor) -> Tensor:
+        """The ratios whose gradient counts: π/π_old, zero where it is beyond 1 ± clip on the advantage's side."""
+        if self.clip is None:
+            return ratio
+        beyond = ((advantages > 0) & (ratio > 1 + self.clip)) | ((advantages < 0) & (ratio < 1 - self.clip))
+        return torch.where(beyond, 0.0, ratio)
+
+
+PPO = Ascent("ppo", updates=4, clip=0.2, whiten=True)
+RLOO = Ascent("rloo", updates=1, clip=None, whiten=False)
+
+
+class Draws:
+    """The random numbers of a training: the same for every run of a seed but the last, which has its own.
+
+    Iterating gives (rows [S, M, B], uniforms [S, M, *shape]) for ever.
+    """
+
+    def __init__(self, runs: Runs, seeds: int, batch: int, *shape: int, seed: int) -> None:
+        if batch < 1:
+            raise ArgumentError(f"batch: found {batch}, expected at least one prompt")
+        self.runs, self.seeds, self.batch, self.shape = runs, seeds, batch, shape
+        self._common, self._rerun = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            rows, uniforms = self._draw(self._common)
+            again_rows, again = self._draw(self._rerun)
+            rows, uniforms = rows.clone(), uniforms.expand(-1, self.runs.count, *[-1] * len(self.shape)).clone()
+            rows[:, -1], uniforms[:, -1] = again_rows[:, -1], again[:, 0]
+            yield rows, uniforms
+
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        drawn, second = (torch.randint(self.runs.samples, (self.seeds, 1, self.batch), generator=generator) for _ in range(2))
+        uniforms = torch.rand(self.seeds, 1, *self.shape, generator=generator, dtype=torch.float64)
+        return self.runs.rows_of(drawn, second), uniforms
+
+
+def cosine(step: int, steps: int) -> float:
+    """1 → 0 over the steps."""
+    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps, dtype=torch.float64))))

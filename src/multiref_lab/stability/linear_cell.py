@@ -1,0 +1,146 @@
+"""One cell of the experiment in a log-linear class: data, every method under one and two references, all measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from multiref.divergences import kl
+from multiref.errors import ArgumentError
+from multiref_lab.stability.fit import agreement, influence
+from multiref_lab.stability.gradient import PPO, RLOO
+from multiref_lab.stability.log_linear import LogLinear, climb, dpo, dpo_offset, gibbs, reward_model
+from multiref_lab.stability.measures import distances
+from multiref_lab.stability.runs import Runs
+from multiref_lab.stability.sample import Sample, given_sample, linear_sample
+
+__all__ = ["Given", "LinearSettings", "draw", "measure_linear"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Prompts of a real model: states [P, Y, D] (frozen hidden states, principal directions first) and ref_logps [2, P, Y]."""
+
+    states: Tensor
+    ref_logps: Tensor
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """samples n, dimension d of the class, noise: share of flipped labels, curved: share of the reward's variance outside the class."""
+
+    samples: int = 512
+    dimension: int = 8
+    noise: float = 0.0
+    curved: float = 0.0
+    seeds: int = 20
+    completions: int = 8
+    replaced: int = 6
+    left_out: int = 8
+    fresh: int = 64
+    beta: float = 0.5
+    ridge: float = 0.1
+    ascent_steps: int = 160
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "dimension", "seeds", "fresh", "ascent_steps"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a positive whole number")
+        for name in ("beta", "ridge"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a number above zero")
+
+
+def draw(settings: LinearSettings, given: Given | None = None) -> Sample:
+    """The data of a cell. Seeds, not cells, are independent: a cell's data come from its own settings' seed."""
+    generator = torch.Generator().manual_seed(7919 * settings.seed + 17)
+    runs = Runs(settings.samples, settings.replaced, settings.left_out)
+    options = {
+        "dimension": settings.dimension, "fresh": settings.fresh, "flip": settings.noise, "curved": settings.curved,
+    }  # fmt: skip
+    if given is None:
+        return linear_sample(settings.seeds, runs, completions=settings.completions, generator=generator, **options)  # type: ignore[arg-type]
+    return given_sample(
+        settings.seeds,
+        runs,
+        states=given.states,
+        ref_logps=given.ref_logps,
+        generator=generator,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def measure_linear(settings: LinearSettings, given: Given | None = None) -> dict[str, Any]:
+    """{method/K: {measure: one number a seed}}, methods `dpo`, `gibbs`, `ppo`, `rloo`, K of 1 and 2; and `influence/…` of the two fits."""
+    sample, beta, ridge = draw(settings, given), settings.beta, settings.ridge
+    theta = reward_model(sample, ridge=ridge)
+    found: dict[str, Any] = {"influence/reward model": _influence(sample, theta, None, ridge)}
+    ascents = [replace(a, steps=settings.ascent_steps) for a in (PPO, RLOO)]
+    for references in (1, 2):
+        policies = {
+            "dpo": dpo(sample, references, beta=beta, ridge=ridge),
+            "gibbs": gibbs(theta, references, beta=beta),
+            **{a.name: climb(sample, theta, references, a, beta=beta, seed=settings.seed) for a in ascents},
+        }
+        for name, policy in policies.items():
+            found[f"{name}/{references}"] = _measured(sample, policy, references, beta)
+        offset = dpo_offset(sample, references, beta=beta)
+        fitted = policies["dpo"].parameter * beta
+        found[f"dpo/{references}"]["loss_gap"] = _loss_gap(sample, fitted[:, 0], offset, references, beta)
+        if references == 2:
+            found["influence/dpo/2"] = _influence(sample, fitted, offset, ridge)
+    found["gibbs/1"]["loss_gap"] = found["gibbs/2"]["loss_gap"] = _loss_gap(sample, theta[:, 0], None, 1, beta)
+    return found
+
+
+def _measured(sample: Sample, policy: LogLinear, references: int, beta: float) -> dict[str, list[float]]:
+    fresh = sample.fresh
+    found = distances(
+        policy.log_policy(fresh), policy.parameter, fresh.reward, fresh.references(references), sample.runs, beta=beta
+    )
+    seen = sample.prompts.take(slice(0, min(sample.runs.samples, 256)))
+    first = LogLinear(policy.parameter[:, :1], policy.pooled).log_policy(seen)[:, 0]
+    on_seen = beta * kl(first, seen.optimum(references, beta)).mean(-1)
+    found["regret_gap"] = (torch.tensor(found["regret"], dtype=torch.float64) - on_seen).tolist()
+    return found
+
+
+def _loss_gap(sample: Sample, theta: Tensor, offset: Tensor | None, references: int, beta: float) -> list[float]:
+    """Preference loss on fresh prompts (exact over pairs and labels) less that on the training pairs, [S]."""
+    n = sample.runs.samples
+    margin = (sample.delta() * theta.unsqueeze(1)).sum(-1) + (0 if offset is None else offset)
+    seen = softplus(-margin[:, :n]).mean(-1)
+    fresh = sample.fresh
+    score = torch.einsum("sfyd,sd->sfy", fresh.features, theta)
+    if offset is not None:
+        score = score + beta * (fresh.pool(1) - fresh.pool(references))
+    wins = torch.sigmoid(fresh.reward.unsqueeze(-1) - fresh.reward.unsqueeze(-2))
+    wins = wins + sample.flip * (1 - 2 * wins)
+    each = wins * softplus(score.unsqueeze(-2) - score.unsqueeze(-1))
+    law = fresh.ref_logps.exp().mean(0)
+    shown = law.unsqueeze(-1) * law.unsqueeze(-2) * (1 / (1 - law).unsqueeze(-1))  # the first, then another
+    shown = (shown + shown.mT) / 2 * (1 - torch.eye(law.shape[-1], dtype=torch.float64))
+    return ((2 * shown * each).sum((-1, -2)).mean(-1) - seen).tolist()
+
+
+def _influence(sample: Sample, theta: Tensor, offset: Tensor | None, ridge: float) -> dict[str, list[float]]:
+    """Predicted against true changes of margins on fresh prompts when a pair is left out, plain and divided by 1 − leverage."""
+    runs = sample.runs
+    if not runs.left_out:
+        return {}
+    gone = runs.changed[1 + runs.replaced : -1].expand(len(theta), -1)
+    weight = runs.weights[0].expand(len(theta), -1)
+    moved, leverage = influence(sample.delta(), weight, theta[:, 0], gone, offset=offset, ridge=ridge)
+    features = sample.fresh.features
+    across = features[:, :, 0] - features[:, :, 1]
+    true = (runs.split(theta)[1] - theta[:, :1]) @ across.mT
+    plain, corrected = (agreement(p @ across.mT, true) for p in (moved, moved / (1 - leverage).unsqueeze(-1)))
+    found = {"leverage": leverage.mean(-1).tolist()}
+    for name, value in (("", plain), ("corrected_", corrected)):
+        found |= {f"{name}{key}": getattr(value, key).tolist() for key in ("correlation", "slope", "error")}
+    return found

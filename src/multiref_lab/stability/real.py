@@ -1,0 +1,136 @@
+"""The world `features`: prompts from a file, completions that two real models sample, the first one's frozen hidden states, both models' log-probabilities."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref._files import write_whole
+from multiref.errors import DataError
+from multiref_lab.hidden_states import hidden_state_features
+from multiref_lab.stability.linear_cell import Given
+
+__all__ = ["given_by_models", "kept_given", "prompts_needed", "read_prompts"]
+
+
+def read_prompts(path: str | Path, count: int, *, words: int = 8) -> list[str]:
+    """The first `words` words of `count` different texts: .jsonl with `prompt` or `text` a line, or .txt with a text a paragraph.
+
+    Raises:
+        DataError: a file that cannot be read, a row without text, fewer texts.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
+    texts = (
+        content.split("\n\n")
+        if path.suffix == ".txt"
+        else [_text(path, i, row) for i, row in enumerate(content.splitlines(), 1)]
+    )
+    starts = (" ".join(text.split()[:words]) for text in texts)
+    found = list(dict.fromkeys(start for start in starts if start))
+    if len(found) < count:
+        raise DataError(
+            f"{path}: found {len(found)} different prompts, expected at least {count}; give a longer file or use fewer samples."
+        )
+    return found[:count]
+
+
+def _text(path: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+        return str(row.get("prompt") or row["text"])
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
+
+
+def given_by_models(
+    model: str,
+    reference: str,
+    prompts: Sequence[str],
+    *,
+    completions: int = 8,
+    tokens: int = 10,
+    dimension: int = 48,
+    seed: int = 0,
+) -> Given:
+    """P prompts with Y completions, half of them sampled by each model → features [P, Y, D] and ref_logps [2, P, Y].
+
+    Features are the first model's last hidden states at a completion's last token, the D principal directions. The laws over a prompt's Y candidates
+    are the models' log-probabilities of the whole completions, divided by one number that gives them standard deviation one: as they are, a law over
+    eight sampled texts is almost all on one of them.
+    """
+    from multiref.models import load
+    from multiref.references import References
+
+    opened = [load(path) for path in (model, reference)]
+    texts: list[list[str]] = [[] for _ in prompts]
+    for k, one in enumerate(opened):
+        for own, sampled in zip(texts, _sampled(one, prompts, completions // 2, tokens, seed + k), strict=True):
+            own += sampled
+    states = hidden_state_features(opened[0].model, opened[0].tokenizer, prompts, texts, dimension=dimension)
+    flat = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
+    scores = References({"first": model, "second": reference}).score(flat)
+    logps = scores.of([p for p, _ in flat], [c for _, c in flat]).unflatten(-1, (len(prompts), -1)).double()
+    spread = (logps - logps.mean(-1, keepdim=True)).square().mean().sqrt()
+    return Given(states, (logps / spread).log_softmax(-1))
+
+
+@torch.inference_mode()
+def _sampled(one: Any, prompts: Sequence[str], count: int, tokens: int, seed: int, rows: int = 64) -> list[list[str]]:
+    """`count` continuations of each prompt at temperature 1; the global random state is left as it was."""
+    from multiref.models import encode
+
+    found: list[list[str]] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), rows):
+            ids = [encode(one.tokenizer, prompt, []).prompt_ids for prompt in prompts[start : start + rows]]
+            batch, mask = _left_padded(ids)
+            out = one.model.generate(
+                input_ids=batch, attention_mask=mask, do_sample=True, top_k=0, num_return_sequences=count, max_new_tokens=tokens, min_new_tokens=tokens,
+                pad_token_id=0,
+            )  # fmt: skip
+            texts = one.tokenizer.batch_decode(out[:, batch.shape[1] :], skip_special_tokens=True)
+            found += [[" " + text.strip() for text in texts[i * count : (i + 1) * count]] for i in range(len(ids))]
+    return found
+
+
+def _left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, ids))
+    batch = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
+    return batch, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+
+
+def prompts_needed(axes: Sequence[Any]) -> int:
+    """The most prompts that a cell of these axes takes: training, spare and fresh ones."""
+    return max(cell.settings.samples + cell.settings.replaced + cell.settings.fresh for axis in axes for cell in axis.cells)
+
+
+def kept_given(
+    folder: str | Path, model: str, reference: str, prompts: str | Path, count: int, *, seed: int = 0
+) -> tuple[Given, str]:
+    """`given_by_models` for the first `count` prompts of a file, and its source in words; made once, then read from `given.safetensors` in the folder."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    texts = read_prompts(prompts, count)
+    names = [str(Path(path).name) for path in (model, reference, prompts)]
+    digest = hashlib.sha256("\0".join([str(model), str(reference), str(seed), *texts]).encode()).hexdigest()[:12]
+    source = f"{names[0]} and {names[1]}, {count} prompts of {names[2]}, {digest}"
+    path = Path(folder) / f"given-{digest}.safetensors"
+    try:
+        kept = load_file(path)
+        return Given(kept["states"], kept["ref_logps"]), source
+    except (OSError, SafetensorError, KeyError):
+        made = given_by_models(model, reference, texts, seed=seed)
+    write_whole(path, save({"states": made.states.contiguous(), "ref_logps": made.ref_logps.contiguous()}))
+    return made, source

@@ -1,0 +1,177 @@
+"""Preference data whose examples can be exchanged: n labelled pairs, each with a prompt of its own, spare ones, and fresh prompts to judge on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiref import exact, pools
+from multiref.errors import ArgumentError
+from multiref.regularizers import ReverseKL
+from multiref_lab.stability.runs import Runs
+
+__all__ = ["Prompts", "Sample", "draw_pairs", "given_sample", "linear_sample"]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """F prompts a seed with Y completions: features [S, F, Y, d] that the class sees, true reward [S, F, Y], ref_logps [2, S, F, Y]."""
+
+    features: Tensor
+    reward: Tensor
+    ref_logps: Tensor
+
+    def references(self, count: int) -> Tensor:
+        """[K, S, F, Y]: the first alone, or both."""
+        return self.ref_logps[:count]
+
+    def pool(self, count: int) -> Tensor:
+        """[S, F, Y]: normalised escort of the first `count` references, weighted alike."""
+        return pools.power_pool(self.references(count), None, order=0.0).log_softmax(-1)
+
+    def optimum(self, count: int, beta: float) -> Tensor:
+        """[S, F, Y]: log π* for the true reward."""
+        return exact.solve(self.reward, self.references(count), ReverseKL(), beta=beta).log_policy
+
+    def take(self, rows: slice) -> Prompts:
+        """Some of the prompts."""
+        return Prompts(self.features[:, rows], self.reward[:, rows], self.ref_logps[:, :, rows])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """S data sets. `prompts` holds N = n + spares prompts, one pair each; `runs` says which of them each run trains on.
+
+    Attributes:
+        preferred, other: [S, N] completions of each pair, preferred first.
+        fresh: prompts that no run trains on.
+        flip: the chance that a label is turned.
+    """
+
+    prompts: Prompts
+    preferred: Tensor
+    other: Tensor
+    fresh: Prompts
+    runs: Runs
+    flip: float
+
+    def delta(self) -> Tensor:
+        """[S, N, d]: φ(preferred) − φ(other)."""
+        return _at(self.prompts.features, self.preferred) - _at(self.prompts.features, self.other)
+
+    def difference(self, values: Tensor) -> Tensor:
+        """[S, N, Y] → [S, N]: the value at the preferred completion less that at the other."""
+        return _at(values.unsqueeze(-1), self.preferred)[..., 0] - _at(values.unsqueeze(-1), self.other)[..., 0]
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """[S, N, Y, d], [S, N] → [S, N, d]."""
+    return values.gather(2, index[..., None, None].expand(-1, -1, 1, values.shape[-1]))[:, :, 0]
+
+
+def draw_pairs(prompts: Prompts, flip: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """[S, N], [S, N]: preferred and other of two different completions from the references' even mixture, labelled by Bradley–Terry, then flipped."""
+    if not 0 <= flip < 0.5:
+        raise ArgumentError(
+            f"noise: found {flip}, expected a share of flipped labels of at least 0 and below 0.5; at 0.5 a label says nothing"
+        )
+    law = pools.power_pool(prompts.ref_logps, None, order=1.0).exp()
+    flat = law.flatten(0, 1)
+    two = torch.multinomial(flat, 2, replacement=False, generator=generator).reshape(*law.shape[:2], 2)
+    first, second = two.unbind(-1)
+    margin = (prompts.reward.gather(-1, two) * torch.tensor([1.0, -1.0], dtype=torch.float64)).sum(-1)
+    wins = torch.rand(margin.shape, generator=generator, dtype=torch.float64) < torch.sigmoid(margin)
+    wins ^= torch.rand(margin.shape, generator=generator, dtype=torch.float64) < flip
+    return torch.where(wins, first, second), torch.where(wins, second, first)
+
+
+def linear_sample(
+    seeds: int,
+    runs: Runs,
+    *,
+    dimension: int,
+    completions: int,
+    fresh: int,
+    flip: float,
+    curved: float,
+    generator: torch.Generator,
+) -> Sample:
+    r"""Gaussian features N(0, 1/d); the reward has variance one, of which the share `curved` no linear function can see.
+
+        r* = √(1 − c) √d ⟨θ, φ⟩/‖θ‖ + √c Σ_{k≤3} (z_k² − 1)/√6,     z_k = √d ⟨a_k, φ⟩, a_k orthonormal
+
+    The second part is a Hermite polynomial of degree two: uncorrelated with everything linear. References: half of their logits' variance is linear in
+    the same features, half is not; standard deviation one.
+    """
+    _checked_share(curved)
+    theta, curves, tilt = (
+        torch.randn(seeds, count, dimension, generator=generator, dtype=torch.float64) for count in (1, min(3, dimension), 2)
+    )
+    curves = torch.linalg.qr(curves.mT)[0].mT
+
+    def world(count: int) -> Prompts:
+        features = torch.randn(seeds, count, completions, dimension, generator=generator, dtype=torch.float64)
+
+        def along(directions: Tensor) -> Tensor:  # [S, k, d] → [S, F, Y, k], standard normal
+            return torch.einsum("sfyd,skd->sfyk", features, directions / directions.norm(dim=-1, keepdim=True))
+
+        bent = (along(curves).square() - 1).sum(-1) / (2 * curves.shape[1]) ** 0.5
+        reward = (1 - curved) ** 0.5 * along(theta)[..., 0] + curved**0.5 * bent
+        noise = torch.randn(2, *reward.shape, generator=generator, dtype=torch.float64)
+        logits = (along(tilt).movedim(-1, 0) + noise) / 2**0.5
+        return Prompts(features / dimension**0.5, reward, logits.log_softmax(-1))
+
+    prompts = world(runs.rows)
+    return Sample(prompts, *draw_pairs(prompts, flip, generator), world(fresh), runs, flip)
+
+
+def given_sample(
+    seeds: int,
+    runs: Runs,
+    *,
+    states: Tensor,
+    ref_logps: Tensor,
+    dimension: int,
+    fresh: int,
+    flip: float,
+    curved: float,
+    generator: torch.Generator,
+) -> Sample:
+    r"""The same from P prompts with given features [P, Y, D] and references [2, P, Y]: each seed deals the prompts anew into training, spare and fresh ones.
+
+    The class sees the first d of D directions. r* = √(1 − c) (linear in those) + √c (linear in the other D − d), each of variance one.
+
+    Raises:
+        ArgumentError: fewer prompts than n + spares + fresh, or c > 0 with no direction left.
+    """
+    _checked_share(curved)
+    total, (count, _, width) = runs.rows + fresh, states.shape
+    if total > count:
+        raise ArgumentError(
+            f"samples: {total} different prompts are needed, found {count}; use fewer samples or give more prompts"
+        )
+    if curved > 0 and width <= dimension:
+        raise ArgumentError(
+            f"curved: the class sees all {width} directions, so nothing is left for it to miss; expected a dimension below {width}"
+        )
+    order = torch.stack([torch.randperm(count, generator=generator)[:total] for _ in range(seeds)])
+    theta = torch.randn(seeds, width, generator=generator, dtype=torch.float64)
+    states = states / states.flatten(0, 1).std(0)
+    parts = []
+    for part, share in ((slice(0, dimension), 1 - curved), (slice(dimension, width), curved)):
+        values = torch.einsum("pyd,sd->spy", states[..., part], theta[:, part])
+        scale = values.flatten(1).std(-1)[:, None, None]
+        parts.append(share**0.5 * values / scale if share > 0 else torch.zeros_like(values))
+    reward = (parts[0] + parts[1]).gather(1, order.unsqueeze(-1).expand(-1, -1, states.shape[1]))
+    whole = Prompts(states[order][..., :dimension] / dimension**0.5, reward, ref_logps[:, order])
+    prompts = whole.take(slice(0, runs.rows))
+    return Sample(prompts, *draw_pairs(prompts, flip, generator), whole.take(slice(runs.rows, total)), runs, flip)
+
+
+def _checked_share(curved: float) -> None:
+    if not 0 <= curved <= 1:
+        raise ArgumentError(
+            f"curved: found {curved}, expected the share of the reward's variance outside the class, between 0 and 1"
+        )

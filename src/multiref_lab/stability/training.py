@@ -1,0 +1,121 @@
+"""Training small transformers, all runs at once: pairs for a reward model or DPO, sampled completions for policy gradients. Adam, common random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from multiref_lab.stability.gradient import Ascent, Draws, cosine
+from multiref_lab.stability.sample import Sample
+from multiref_lab.stability.transformer import Shape
+
+__all__ = ["Fit", "climb", "fit_pairs", "pair_margins"]
+
+Learned = Callable[[Tensor, Tensor], Tensor]
+Margins = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How pairs are fitted: `steps` of Adam on `batch` pairs, step `rate` falling to zero, (ridge/2)‖w − w_0‖² added to the sum of all n losses."""
+
+    steps: int = 200
+    batch: int = 32
+    rate: float = 0.003
+    ridge: float = 10.0
+
+
+def pair_margins(shape: Shape, *, beta: float | None) -> Margins:
+    """(parameters [R, P], content [R, B, c], preferred [R, B, L], other, tilt [R, B]) → margins [R, B].
+
+    Of rewards where beta is None, else of β log(π/P): β Δ log π + tilt, the tilt being −β Δ log P.
+    """
+    values = shape.rewards if beta is None else shape.logps
+
+    def margins(parameters: Tensor, content: Tensor, preferred: Tensor, other: Tensor, tilt: Tensor) -> Tensor:
+        both = values(parameters, content.repeat(1, 2, 1), torch.cat((preferred, other), 1))
+        first, second = both.chunk(2, 1)
+        return (1.0 if beta is None else beta) * (first - second) + tilt
+
+    return margins
+
+
+def fit_pairs(
+    sample: Sample, shape: Shape, start: Tensor, settings: Fit, *, beta: float | None, tilt: Tensor, seed: int
+) -> Tensor:
+    """[S, M, P] from start [S, P]: Σ log(1 + e^{−m}) over pairs, by Adam on the batches that all runs of a seed share.
+
+    Args:
+        beta: None for a reward model, the strength for DPO. tilt: [S, N], the constant part of the margins.
+    """
+    completions, margins = shape.completions(), pair_margins(shape, beta=beta)
+    runs = sample.runs
+    parameters = start.repeat_interleave(runs.count, 0)
+    origin = parameters.clone()
+    adam = _Adam(settings.rate, settings.steps)
+    draws = iter(Draws(runs, len(start), settings.batch, 0, seed=seed))
+    content = sample.prompts.features[:, :, 0]
+    at = torch.arange(len(start))[:, None, None]
+    for step in range(settings.steps):
+        rows, _ = next(draws)
+        batch = [x[at, rows].flatten(0, 1) for x in (content, completions[sample.preferred], completions[sample.other], tilt)]
+        leaf = parameters.detach().requires_grad_()
+        loss = softplus(-margins(leaf, *batch)).mean(-1)
+        loss = loss + 0.5 * settings.ridge / runs.samples * (leaf - origin).square().sum(-1)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        parameters = adam.step(parameters, gradient, step)
+    return parameters.unflatten(0, (len(start), runs.count))
+
+
+def climb(
+    sample: Sample, shape: Shape, start: Tensor, reward: Learned, log_pool: Tensor, ascent: Ascent, *, beta: float, seed: int
+) -> Tensor:
+    """[S, M, P] from start [S, P]: policy gradient on E_π[r̂ − β log(π/P)] over the training prompts.
+
+    Args:
+        reward: (content [R, B, c], completions [R, B, L]) → [R, B], each run's learned reward. log_pool: [S, N, Y].
+    """
+    runs, seeds = sample.runs, len(start)
+    parameters = start.repeat_interleave(runs.count, 0)
+    adam = _Adam(ascent.rate, ascent.steps)
+    draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch * ascent.group, shape.length, seed=seed))
+    content = sample.prompts.features[:, :, 0]
+    at = torch.arange(seeds)[:, None, None]
+    for step in range(ascent.steps):
+        if step % ascent.updates == 0:
+            rows, uniforms = next(draws)
+            rows = rows.repeat_interleave(ascent.group, -1)
+            prompts = content[at, rows].flatten(0, 1)
+            with torch.no_grad():
+                chosen = shape.sample(parameters, prompts, uniforms.flatten(0, 1))
+                old = shape.logps(parameters, prompts, chosen)
+                place = shape.index(chosen).unflatten(0, (seeds, -1))
+                net = reward(prompts, chosen) - beta * (old - log_pool[at, rows, place].flatten(0, 1))
+            advantages = ascent.advantages(net.unflatten(-1, (ascent.batch, ascent.group))).flatten(1)
+        leaf = parameters.detach().requires_grad_()
+        logps = shape.logps(leaf, prompts, chosen)
+        ratio = ascent.kept((logps.detach() - old).exp(), advantages)
+        (gradient,) = torch.autograd.grad(-(advantages * ratio * logps).mean(-1).sum(), leaf)
+        parameters = adam.step(parameters, gradient, step)
+    return parameters.unflatten(0, (seeds, runs.count))
+
+
+class _Adam:
+    """Adam (0.9, 0.99) on a matrix whose rows know nothing of each other; the step falls to zero by a cosine."""
+
+    def __init__(self, rate: float, steps: int) -> None:
+        self.rate, self.steps = rate, steps
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def step(self, parameters: Tensor, gradient: Tensor, number: int) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.99 * self.square + 0.01 * gradient.square()
+        scaled = (self.mean / (1 - 0.9 ** (number + 1))) / (
+            torch.as_tensor(self.square / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
+        )
+        return parameters - self.rate * cosine(number, self.steps) * scaled

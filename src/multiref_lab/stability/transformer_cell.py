@@ -1,0 +1,234 @@
+"""One cell of the experiment with small transformers: policies and reward models that are networks, completions that can be counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref import exact
+from multiref.divergences import kl
+from multiref.errors import ArgumentError
+from multiref.regularizers import ReverseKL
+from multiref_lab.stability.fit import agreement
+from multiref_lab.stability.gradient import PPO, RLOO, Ascent
+from multiref_lab.stability.measures import distances
+from multiref_lab.stability.runs import Runs
+from multiref_lab.stability.sample import Prompts, Sample, draw_pairs
+from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
+from multiref_lab.stability.transformer import Shape
+
+__all__ = ["TransformerSettings", "draw_transformer", "measure_transformer"]
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """samples n, width of policy and reward model, noise: share of flipped labels."""
+
+    samples: int = 512
+    width: int = 16
+    noise: float = 0.0
+    seeds: int = 8
+    replaced: int = 3
+    left_out: int = 2
+    fresh: int = 32
+    beta: float = 0.5
+    fit_steps: int = 200
+    ascent_steps: int = 120
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "seeds", "fresh", "fit_steps", "ascent_steps"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a positive whole number")
+
+    @property
+    def policy(self) -> Shape:
+        return Shape(self.width)
+
+    @property
+    def reward(self) -> Shape:
+        return Shape(self.width, outputs=1)
+
+    @property
+    def fit(self) -> Fit:
+        return Fit(steps=self.fit_steps)
+
+    def ascents(self) -> tuple[Ascent, ...]:
+        """Smaller steps than in a log-linear class, and fewer prompts a batch."""
+        return tuple(replace(a, batch=16, steps=self.ascent_steps, rate=0.005) for a in (PPO, RLOO))
+
+
+def draw_transformer(settings: TransformerSettings) -> tuple[Sample, Tensor]:
+    """The data, and the parameters [S, P] of the first reference, from which every policy starts.
+
+    References are two random transformers of the policy's width. The reward is additive in tokens and neighbouring tokens, with weights that depend on the prompt:
+
+        r*(x, y) ∝ Σ_t ⟨A_t[y_t], x⟩ + Σ_t B[y_t, y_{t+1}],   scaled to variance one
+    """
+    generator = torch.Generator().manual_seed(104729 * settings.seed + 29)
+    shape, runs, seeds = settings.policy, Runs(settings.samples, settings.replaced, settings.left_out), settings.seeds
+    start = [shape.initial(seeds, generator, spread=1.5) for _ in range(2)]
+    tokens = shape.completions()
+    taste = torch.randn(seeds, shape.length, shape.vocabulary, shape.content, generator=generator, dtype=torch.float64)
+    follow = torch.randn(seeds, shape.vocabulary, shape.vocabulary, generator=generator, dtype=torch.float64)
+
+    def world(count: int) -> Prompts:
+        content = torch.randn(seeds, count, shape.content, generator=generator, dtype=torch.float64)
+        own = taste[:, torch.arange(shape.length), tokens].sum(2)  # [S, Y, c]
+        reward = torch.einsum("syc,sfc->sfy", own, content) + follow[:, tokens[:, :-1], tokens[:, 1:]].sum(-1).unsqueeze(1)
+        reward = reward / (shape.content * shape.length + shape.length - 1) ** 0.5
+        refs = torch.stack([shape.all_logps(parameters, content) for parameters in start])
+        return Prompts(content.unsqueeze(2), reward, refs)
+
+    prompts = world(runs.rows)
+    return Sample(prompts, *draw_pairs(prompts, settings.noise, generator), world(settings.fresh), runs, settings.noise), start[
+        0
+    ]
+
+
+def measure_transformer(settings: TransformerSettings) -> dict[str, Any]:
+    """{method/K: {measure: one number a seed}}, as of `measure_linear`."""
+    sample, start = draw_transformer(settings)
+    trained = _Trained(settings, sample, start)
+    found: dict[str, Any] = {}
+    reward_model = trained.reward_model()
+    if settings.left_out:
+        found["influence/reward model"] = _influence(settings, sample, reward_model, settings.reward, None, trained.no_tilt)
+    for references in (1, 2):
+        for name, (parameters, log_policy, on_seen) in trained.policies(reward_model, references).items():
+            measured = distances(
+                log_policy,
+                parameters,
+                sample.fresh.reward,
+                sample.fresh.references(references),
+                sample.runs,
+                beta=settings.beta,
+            )
+            seen = sample.prompts.take(slice(0, min(settings.samples, 64)))
+            on_seen_regret = settings.beta * kl(on_seen, seen.optimum(references, settings.beta)).mean(-1)
+            measured["regret_gap"] = (torch.tensor(measured["regret"], dtype=torch.float64) - on_seen_regret).tolist()
+            found[f"{name}/{references}"] = measured
+        if references == 1 and settings.left_out:
+            parameters = trained.last_dpo
+            found["influence/dpo/1"] = _influence(settings, sample, parameters, settings.policy, settings.beta, trained.tilt(1))
+    return found
+
+
+class _Trained:
+    """Everything trained on one sample."""
+
+    def __init__(self, settings: TransformerSettings, sample: Sample, start: Tensor) -> None:
+        self.settings, self.sample, self.start = settings, sample, start
+        self.no_tilt = torch.zeros_like(sample.preferred, dtype=torch.float64)
+
+    def tilt(self, references: int) -> Tensor:
+        """[S, N]: −β Δ log P."""
+        return -self.settings.beta * self.sample.difference(self.sample.prompts.pool(references))
+
+    def reward_model(self) -> Tensor:
+        """[S, M, P]."""
+        generator = torch.Generator().manual_seed(31 + self.settings.seed)
+        start = self.settings.reward.initial(self.settings.seeds, generator, spread=0.1)
+        settings = self.settings
+        return fit_pairs(self.sample, settings.reward, start, settings.fit, beta=None, tilt=self.no_tilt, seed=settings.seed)
+
+    def policies(self, reward_model: Tensor, references: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """{method: (parameters [S, M, P], log π on fresh prompts [S, M, F, Y], of run 0 on training prompts [S, f, Y])}."""
+        settings, sample, shape = self.settings, self.sample, self.settings.policy
+        found = {}
+        self.last_dpo = fit_pairs(
+            sample, shape, self.start, settings.fit, beta=settings.beta, tilt=self.tilt(references), seed=settings.seed
+        )
+        found["dpo"] = self._network(self.last_dpo)
+        few = sample.prompts.take(slice(0, min(settings.samples, 64)))
+        laws = [
+            exact.solve(
+                r, p.references(references).unsqueeze(2).expand(-1, -1, r.shape[1], -1, -1), ReverseKL(), beta=settings.beta
+            )
+            for r, p in (
+                (self._rewards(reward_model, sample.fresh), sample.fresh),
+                (self._rewards(reward_model[:, :1], few), few),
+            )
+        ]
+        found["gibbs"] = (reward_model, laws[0].log_policy, laws[1].log_policy[:, 0])
+        learned = partial(settings.reward.rewards, reward_model.flatten(0, 1))
+        for ascent in settings.ascents():
+            parameters = climb(
+                sample,
+                shape,
+                self.start,
+                learned,
+                sample.prompts.pool(references),
+                ascent,
+                beta=settings.beta,
+                seed=settings.seed,
+            )
+            found[ascent.name] = self._network(parameters)
+        return found
+
+    def _rewards(self, reward_model: Tensor, prompts: Prompts) -> Tensor:
+        """[S, M, F, Y]."""
+        runs, content = reward_model.shape[1], prompts.features[:, :, 0]
+        with torch.no_grad():
+            flat = self.settings.reward.all_rewards(reward_model.flatten(0, 1), content.repeat_interleave(runs, 0))
+        return flat.unflatten(0, (-1, runs))
+
+    def _network(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape, runs = self.settings.policy, parameters.shape[1]
+        seen = self.sample.prompts.features[:, : min(self.settings.samples, 64), 0]
+        with torch.no_grad():
+            fresh = self.sample.fresh.features[:, :, 0].repeat_interleave(runs, 0)
+            log_policy = shape.all_logps(parameters.flatten(0, 1), fresh).unflatten(0, (-1, runs))
+            return parameters, log_policy, shape.all_logps(parameters[:, 0], seen)
+
+
+def _influence(
+    settings: TransformerSettings, sample: Sample, parameters: Tensor, shape: Shape, beta: float | None, tilt: Tensor
+) -> dict[str, list[float]]:
+    """Predicted against true changes of margins on fresh prompts when a pair is left out, by the Gauss–Newton curvature of the full run."""
+    runs, n, completions = sample.runs, sample.runs.samples, shape.completions()
+    gone = runs.changed[1 + runs.replaced : -1]
+    margins = pair_margins(shape, beta=beta)
+    content = sample.prompts.features[:, :n, 0]
+    fresh = sample.fresh.features[:, :, 0]
+    first, last = completions[:1].expand(fresh.shape[1], -1), completions[-1:].expand(fresh.shape[1], -1)
+    none = torch.zeros(fresh.shape[1], dtype=torch.float64)
+    predicted, true = [], []
+    for s in range(len(parameters)):
+        pairs = (completions[sample.preferred[s, :n]], completions[sample.other[s, :n]], tilt[s, :n])
+        m, jacobian = _per_pair(margins, parameters[s, 0], content[s], *pairs)
+        _, across = _per_pair(margins, parameters[s, 0], fresh[s], first, last, none)
+        predicted.append(gauss_newton(jacobian, across, m, settings.fit.ridge)[:, gone].T)
+        several = parameters[s, [0, *range(1 + runs.replaced, runs.count - 1)]]
+        args = (fresh[s], first, last, none)
+        with torch.no_grad():
+            at = margins(several, *(x.expand(len(several), *x.shape) for x in args))
+        true.append(at[1:] - at[0])
+    found = agreement(torch.stack(predicted), torch.stack(true))
+    return {key: getattr(found, key).tolist() for key in ("correlation", "slope", "error")}
+
+
+def gauss_newton(jacobian: Tensor, across: Tensor, margins: Tensor, ridge: float) -> Tensor:
+    r"""[n, P], [F, P], [n] → [F, n]: how leaving pair i out would move margin z, to first order in a network linearised where it stands.
+
+        δm(z) = −σ(−m_i) J_z (ridge·I + Σ_j σ'(m_j) J_jᵀ J_j)⁻¹ J_iᵀ
+
+    Solved in the n pairs, not in the P parameters. Exact to first order for a linear model at its optimum; a network that stopped before it is neither.
+    """
+    p = torch.sigmoid(-margins)
+    kernel = jacobian @ jacobian.T
+    towards = across @ jacobian.T
+    solved = (towards - towards @ torch.linalg.solve(kernel + torch.diag(ridge / (p * (1 - p))), kernel)) / ridge
+    return -solved * p
+
+
+def _per_pair(margins: Any, parameters: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins [B] and their gradients [B, P]: every pair is a run of its own with the same parameters."""
+    leaf = parameters.expand(len(rows[0]), -1).clone().requires_grad_()
+    values = margins(leaf, *(x.unsqueeze(1) for x in rows))[:, 0]
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), gradient

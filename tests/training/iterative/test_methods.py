@@ -1,0 +1,207 @@
+"""Every method on an enumerable world: the shared steps settle where they should, runs resume exactly, failures keep the last good state."""
+
+import pytest
+import torch
+
+from multiref.errors import ArgumentError, ConfigError, DataError, StoreError
+from multiref.training.iterative import METHODS, Bilevel, BilevelTrainer, LabelsLate, Plan, State, method_named, train
+from multiref.training.iterative.enumerable import at
+from multiref.training.iterative.steps import Diverged, fit_reward, improve
+from multiref_lab.bilevel.language import enumerable_world
+
+SMALL = {"prompts": 4, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
+QUICK = {"steps": 2, "prompts": 4, "rollouts": 2, "batch": 16, "reward_steps": 3}
+
+
+def world(seeds=2, **options):
+    return enumerable_world(seeds, **{**SMALL, **options})
+
+
+def test_policy_gradient_under_the_true_reward_reaches_the_optimum():
+    """From the first reference to π* under two: the gap falls to a twentieth, so the penalty, its pool and its sign are right."""
+    made = world(1)
+    state = State.begin(made.task, seed=0, learning_rate=2e-2, reward_rate=1e-2)
+    before = float(made.gap(state.policy.table()))
+
+    def reward(x, y):
+        return at(made.reward, x, y, 3)
+
+    for rate in (3e-2, 5e-3, 1e-3):
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        improve(made.task, state, reward, steps=100, prompts=4, rollouts=32)
+    assert float(made.gap(state.policy.table())) < 0.05 * before
+
+
+def test_reward_fit_recovers_the_truth_from_many_labels():
+    made = world(1)
+    state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=5e-2)
+    from multiref.training.iterative.steps import ask, own_pairs, some_prompts
+
+    x = some_prompts(made.task, 6_000, state.generator)
+    ask(made.task, state, x, own_pairs(state.policy, x, state.generator))
+    fit_reward(made.task, state, steps=150, batch=6000, rate=5e-2)
+    measured = made.task.measure(state)
+    assert float(measured["reward error at start"].detach()) < 0.15
+    assert state.labels_used == 6_000
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("sail", "bilevel")] + ["DP", "PP", "PR"])
+def test_iterative_methods_spend_what_they_say_and_do_not_change_the_task(name):
+    made = world()
+    method = method_named("sail", design=name) if name in ("DP", "PP", "PR") else method_named(name)
+    start = made.task.policy.table()
+    state, history = train(made.task, method, Plan(labels=[8, 24], **QUICK))
+    assert state.labels_used == 24 and [line["labels"] for line in history.lines] == [0, 8, 24]
+    assert torch.equal(start, made.task.policy.table())
+    assert len(history.lines[-1]["gap"]) == 2 and history.lines[-1]["gap"][0] != history.lines[-1]["gap"][1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "estimator"),
+    [("U0", "E1"), ("U0", "E2"), ("U1", "E3"), ("U2", "E3"), ("U3", "E1"), ("U3", "CG")],
+)
+def test_bilevel_spends_what_it_says(objective, estimator):
+    made = world()
+    trainer = BilevelTrainer(made.task, Plan(labels=[16, 32], **QUICK), objective=objective, estimator=estimator)
+    history = trainer.train()
+    assert history.lines[-1]["labels"] == 32
+    assert history.lines[-1]["hypergradient norm"] > 0
+
+
+class Stopped(Exception):
+    """The machine went down."""
+
+
+STOPPABLE = {
+    "online-dpo": {},
+    "xpo": {},
+    "two-stage": {},
+    "gshf": {},
+    "sail": {"design": "PP"},
+    "bilevel": {"objective": "U0", "estimator": "E2"},
+    "bilevel momentum": {"objective": "U0", "loop": "momentum"},
+    "bilevel U2": {"objective": "U2", "estimator": "CG"},
+    "bilevel newton": {"objective": "U1", "outer": "newton"},
+}
+
+
+@pytest.mark.parametrize("name", STOPPABLE)
+def test_a_run_that_was_stopped_goes_on_exactly(name, tmp_path):
+    """Killed in the middle of its third round, then run again: parameters to the bit and measurements as if nothing had happened."""
+    plan = Plan(labels=[16, 32, 48, 64], final_rate=0.5, optimizer="muon" if name == "gshf" else "adam", **QUICK)
+
+    def method():
+        return method_named(name.split()[0], **STOPPABLE[name])
+
+    whole, history = train(world().task, method(), plan, folder=tmp_path / "whole")
+    broken = world().task
+    good, asked = broken.oracle, []
+
+    def oracle(*given):
+        asked.append(1)
+        if len(asked) > 2 * (2 if "U2" in name else 1):
+            raise Stopped
+        return good(*given)
+
+    broken.oracle = oracle
+    with pytest.raises(Stopped):
+        train(broken, method(), plan, folder=tmp_path / "half")
+    again, later = train(world().task, method(), plan, folder=tmp_path / "half")
+    assert all(torch.equal(a, b) for a, b in zip(whole.policy.parameters(), again.policy.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.reward.parameters(), again.reward.parameters()))
+    assert [line["gap"] for line in history.lines] == [line["gap"] for line in later.lines]
+    assert [line["labels"] for line in later.lines] == [0, 16, 32, 48, 64]
+
+
+def test_a_bad_oracle_stops_the_run_and_leaves_the_round_before(tmp_path):
+    made, calls = world(), []
+    good = made.task.oracle
+
+    def oracle(prompts, first, second, generator):
+        calls.append(1)
+        answers = good(prompts, first, second, generator)
+        return answers if len(calls) < 2 else answers * torch.nan
+
+    made.task.oracle = oracle
+    with pytest.raises(DataError, match="neither side"):
+        train(made.task, method_named("iterative"), Plan(labels=[8, 16], **QUICK), folder=tmp_path)
+    state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
+    state.load(tmp_path / "state.safetensors")
+    assert (state.round, state.labels_used) == (1, 8)
+
+
+def test_after_an_error_a_trainer_stands_where_its_last_good_round_left_it():
+    """Without a folder too: policy, reward, labels and generator are those of one round, so mending the oracle and going on loses nothing."""
+    made, whole = world(), world()
+    plan = Plan(labels=[16, 32], **QUICK)
+    good, calls = made.task.oracle, []
+
+    def late(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise LabelsLate("not yet")
+        return good(*given)
+
+    made.task.oracle = late
+    trainer = BilevelTrainer(made.task, plan, objective="U0")
+    with pytest.raises(LabelsLate):
+        trainer.train()
+    assert (trainer.state.round, trainer.state.labels_used) == (1, 16)
+    trainer.train()
+    other = BilevelTrainer(whole.task, plan, objective="U0")
+    other.train()
+    assert torch.equal(trainer.reward.phi, other.reward.phi)
+
+
+def test_a_reward_model_that_diverges_stops_the_run_and_leaves_the_round_before(tmp_path):
+    made = world()
+    train(made.task, Bilevel("U1"), Plan(labels=[16], **QUICK), folder=tmp_path)
+    with pytest.raises(Diverged, match="last good state"):
+        train(made.task, Bilevel("U1"), Plan(labels=[16, 32], reward_rate=1e7, **QUICK), folder=tmp_path / "wild")
+    with pytest.raises(Diverged):
+        state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
+        state.reward.phi.data.fill_(torch.nan)
+        Bilevel("U1").round(made.task, state, 16, Plan(labels=[16], **QUICK))
+    state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
+    state.load(tmp_path / "state.safetensors")
+    assert state.round == 1
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    (tmp_path / "state.safetensors").write_bytes(b"no state")
+    with pytest.raises(StoreError, match="delete it"):
+        train(world().task, method_named("iterative"), Plan(labels=[8], **QUICK), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sigma": 0.0},
+        {"sigma": -1.0},
+        {"momentum": 0.0},
+        {"objective": "U4"},
+        {"estimator": "E9"},
+        {"loop": "triple"},
+        {"pairs": 1},
+        {"perturbed_steps": 0},
+    ],
+)
+def test_bad_options(options):
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        Bilevel(**options)
+
+
+def test_bad_names_and_plans():
+    with pytest.raises(ConfigError, match="expected one of"):
+        method_named("ppo")
+    with pytest.raises(ConfigError, match="options"):
+        method_named("xpo", sigma=1)
+    with pytest.raises(ArgumentError, match="growing"):
+        Plan(labels=[10, 10])
+    with pytest.raises(ArgumentError, match="final_rate"):
+        Plan(labels=[10], final_rate=0.0)
+    with pytest.raises(ArgumentError, match="rollouts"):
+        Plan(labels=[10], rollouts=1)
+    with pytest.raises(ArgumentError, match="optimizer"):
+        Plan(labels=[10], optimizer="sgd")

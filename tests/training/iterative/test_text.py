@@ -1,0 +1,220 @@
+"""Hugging Face models behind the interface: scores are the model's, samples end where they say, adapters share one base and nothing else."""
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import VocabularyMismatch
+from multiref.models import LanguageModel
+from multiref.training.iterative import (
+    FunctionOracle,
+    Plan,
+    TextPolicy,
+    TextReward,
+    TextWorld,
+    method_named,
+    save_policy,
+    text_task,
+    train,
+)
+from multiref.training.iterative.text import frozen_references, with_adapter
+from tests.conftest import make_gpt2, make_llama, make_tokenizer
+
+PROMPTS = ["Once upon a time", "the cat", "what is two plus three?"]
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def world(tokenizer):
+    return TextWorld(PROMPTS, tokenizer, max_new_tokens=5)
+
+
+def language_model(tokenizer, seed=0):
+    return LanguageModel(make_llama(len(tokenizer), seed=seed, std=0.2).eval(), tokenizer, "tiny")
+
+
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+def test_scores_are_those_of_one_completion_at_a_time(make, world, tokenizer):
+    """Left padding, right padding and the end token against a forward pass of prompt and completion alone; GPT-2 knows absolute positions."""
+    model = make(len(tokenizer), seed=0, std=0.2).eval()
+    policy = TextPolicy(world, model)
+    x = torch.tensor([2, 1])
+    y = policy.sample(x, 4, torch.Generator().manual_seed(3))
+    found = policy.logps(x, y)
+    for b, prompt in enumerate(x.tolist()):
+        for n in range(4):
+            answer = [t for t in y[b, n].tolist() if t >= 0]
+            ids = torch.tensor([world.ids[prompt] + answer])
+            laws = model(input_ids=ids).logits[0].log_softmax(-1)
+            start = len(world.ids[prompt])
+            alone = sum(laws[start + t - 1, token].detach() for t, token in enumerate(answer))
+            assert float(found[b, n].detach()) == pytest.approx(float(alone), abs=2e-5)
+
+
+def test_samples_end_with_their_end_token_and_follow_the_generator(world, tokenizer):
+    model = language_model(tokenizer).model
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] += 0.5
+    policy, x = TextPolicy(world, model), torch.tensor([0, 1, 2])
+    one, two = (policy.sample(x, 20, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == (3, 20, 5)
+    for row in one.flatten(0, 1).tolist():
+        kept = [t for t in row if t >= 0]
+        assert row == kept + [-1] * (5 - len(kept))
+        assert tokenizer.eos_token_id not in kept[:-1]
+        assert len(kept) == 5 or kept[-1] == tokenizer.eos_token_id
+
+
+def test_copies_of_an_adapter_share_the_base_and_train_apart(world, tokenizer):
+    model = with_adapter(language_model(tokenizer).model, LORA)
+    base = sum(p.numel() for name, p in model.named_parameters() if "lora" not in name)
+    start = TextPolicy(world, model, adapter="start")
+    other = start.copy()
+    third = other.copy()
+    assert len({start.adapter, other.adapter, third.adapter}) == 3
+    assert sum(p.numel() for name, p in model.named_parameters() if "lora" not in name) == base
+    x = torch.tensor([0, 1])
+    y = start.sample(x, 3, torch.Generator().manual_seed(0))
+    before = start.logps(x, y).detach()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.02)
+    (-other.logps(x, y).mean()).backward()
+    optimizer.step()
+    assert torch.equal(start.logps(x, y), before) and torch.equal(third.logps(x, y), before)
+    assert float(other.logps(x, y).detach().mean()) > float(before.mean())
+
+
+def test_reward_features_are_standardised_on_the_completions_given(world, tokenizer):
+    policy = TextPolicy(world, language_model(tokenizer).model)
+    x = torch.arange(3)
+    y = policy.sample(x, 30, torch.Generator().manual_seed(0))
+    reward = TextReward(world, language_model(tokenizer, 1).model, (x, y))
+    features = reward.features(x, y).flatten(0, 1)
+    assert torch.allclose(features.mean(0), torch.zeros(features.shape[1]), atol=1e-4)
+    assert torch.allclose(features.std(0), torch.ones(features.shape[1]), atol=1e-3)
+    assert torch.equal(reward(x, y), torch.zeros(3, 30))
+
+
+def test_a_completion_goes_through_the_frozen_model_once_and_prompts_are_told_apart(world, tokenizer):
+    policy = TextPolicy(world, language_model(tokenizer).model)
+    x = torch.arange(3)
+    y = policy.sample(x, 4, torch.Generator().manual_seed(0))
+    y[1, 0], y[2, 1] = y[0, 0], y[0, 0]  # the same completion after three prompts
+    reward, fresh = (TextReward(world, language_model(tokenizer, 1).model, (x, y)) for _ in range(2))
+    one = reward.features(x, y)
+    reward._frozen[0] = None  # whatever is asked again is remembered
+    assert torch.equal(reward.features(x.flip(0), y.flip(0)), one.flip(0))
+    for prompt, place in ((0, 0), (1, 0), (2, 1)):
+        fresh._seen.clear()
+        alone = fresh.features(x[prompt : prompt + 1], y[prompt : prompt + 1, place : place + 1])
+        assert torch.allclose(alone[0, 0], one[prompt, place], atol=1e-3)
+    assert not torch.allclose(one[0, 0], one[1, 0], atol=1e-2)
+
+
+def made_task(tokenizer, *, lora=LORA, counted=None):
+    """Hidden reward: how many words a completion has. Two references."""
+
+    def hidden(prompts, completions):
+        return [float(len(text.split())) for text in completions]
+
+    def prefer(prompts, first, second):
+        if counted is not None:
+            counted.append(len(prompts))
+        a, b = hidden(prompts, first), hidden(prompts, second)
+        return [float(torch.sigmoid(torch.tensor(p - q))) for p, q in zip(a, b)]
+
+    return text_task(
+        language_model(tokenizer),
+        {"first": language_model(tokenizer), "second": language_model(tokenizer, 1)},
+        mr.ReverseKL((0.7, 0.3)),
+        beta=0.2,
+        prompts=PROMPTS,
+        oracle=lambda world: FunctionOracle(prefer, world.decode),
+        max_new_tokens=5,
+        lora=lora,
+        hidden=hidden,
+        held_out=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bilevel", {"objective": "U1"}),
+        ("bilevel", {"objective": "U0", "estimator": "E1"}),
+        ("bilevel", {"objective": "U3", "estimator": "E2", "loop": "momentum"}),
+        ("iterative", {}),
+        ("two-stage", {}),
+        ("xpo", {}),
+        ("sail", {"design": "PP"}),
+    ],
+)
+def test_methods_spend_their_labels_and_go_on_exactly(name, options, tokenizer, tmp_path):
+    sizes = {"prompts": 3, "rollouts": 2, "batch": 4, "steps": 2, "reward_steps": 3}
+    optimizer = "muon" if name in ("two-stage", "xpo") else "adam"  # adapters alone: every parameter is a hidden matrix
+    plan = Plan(labels=[8, 16, 24], learning_rate=1e-2, optimizer=optimizer, **sizes)
+    counted: list[int] = []
+    state, history = train(
+        made_task(tokenizer, counted=counted), method_named(name, **options), plan, folder=tmp_path / "whole"
+    )
+    assert sum(counted) == state.labels_used == 24
+    assert {"kl/first", "kl/second", "hidden reward", "true objective"} <= set(history.lines[-1])
+
+    half = made_task(tokenizer)
+    good, asked = half.oracle, []
+
+    def failing(*given):
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return good(*given)
+
+    half.oracle = failing
+    with pytest.raises(KeyboardInterrupt):
+        train(half, method_named(name, **options), plan, folder=tmp_path / "half")
+    again, later = train(made_task(tokenizer), method_named(name, **options), plan, folder=tmp_path / "half")
+    assert [line["hidden reward"] for line in later.lines] == [line["hidden reward"] for line in history.lines]
+    assert all(torch.equal(a, b) for a, b in zip(state.policy.parameters(), again.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_what_is_saved_is_the_policy(lora, tokenizer, tmp_path):
+    plan = Plan(labels=[8], steps=3, prompts=3, rollouts=2, reward_steps=5, learning_rate=3e-2)
+    task = made_task(tokenizer, lora=lora)
+    state, _ = train(task, method_named("iterative"), plan)
+    save_policy(state.policy, tmp_path)
+    x = torch.arange(3)
+    y = state.policy.sample(x, 2, torch.Generator().manual_seed(0))
+    mine = state.policy.logps(x, y)
+    assert not torch.allclose(mine, state.start.logps(x, y), atol=1e-4)
+    if lora is None:
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    else:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(language_model(tokenizer).model, tmp_path)
+    assert torch.allclose(TextPolicy(state.policy.world, model).logps(x, y), mine, atol=1e-5)
+
+
+def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
+    other = make_tokenizer(chat=True)
+    other.add_tokens(["zebra"])
+    with pytest.raises(VocabularyMismatch, match="reference 0"):
+        frozen_references(world, [language_model(tokenizer).model], [other])
+
+
+def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
+    """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions, between-prompt differences left out."""
+    from multiref.training.iterative.text_setup import _error_of_mean
+
+    generator = torch.Generator().manual_seed(0)
+    level, spread = torch.tensor([0.0, 5.0, -2.0])[:, None], torch.tensor([0.1, 1.0, 2.0])[:, None]
+    drawn = level + spread * torch.randn(4000, 3, 8, generator=generator)
+    estimates = torch.stack([_error_of_mean(each) ** 2 for each in drawn]).mean().sqrt()
+    assert float(estimates) == pytest.approx(float(drawn.mean((-1, -2)).std()), rel=0.04)
