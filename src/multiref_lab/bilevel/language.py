@@ -13,11 +13,17 @@ from multiref import exact
 from multiref.divergences import kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer, ReverseKL
-from multiref.training.iterative.enumerable import LinearReward, LogLinearPolicy, TabularPolicy, at, every_completion
-from multiref.training.iterative.oracles import TableOracle
-from multiref.training.iterative.seeded import BatchedTransformer, TransformerReward
-from multiref.training.iterative.state import State
-from multiref.training.iterative.task import RewardModel, Task
+from multiref.training.iterative import RewardModel, State, Task
+from multiref_lab.toys import (
+    BatchedTransformer,
+    LinearReward,
+    LogLinearPolicy,
+    TableOracle,
+    TabularPolicy,
+    TransformerReward,
+    at,
+    every_completion,
+)
 
 __all__ = ["EnumerableWorld", "enumerable_world"]
 

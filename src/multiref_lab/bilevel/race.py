@@ -21,11 +21,11 @@ from multiref.training.iterative import (
     State,
     Task,
     TwoStage,
+    improve,
     train,
 )
-from multiref.training.iterative.enumerable import at
-from multiref.training.iterative.steps import improve
 from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.toys import at
 
 __all__ = ["AUDIT", "CONTESTANTS", "Entry", "KnownReward", "plan_for", "race", "setting"]
 

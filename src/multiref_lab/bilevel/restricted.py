@@ -17,8 +17,8 @@ from multiref.bilevel import (
 )
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
-from multiref.training.iterative.seeded import BatchedTransformer
 from multiref_lab.bilevel.minimise import minimise
+from multiref_lab.toys import BatchedTransformer
 
 __all__ = ["Restricted", "exact_hypergradient", "expected_estimates", "log_linear", "outer_path", "settle", "small_transformer"]
 

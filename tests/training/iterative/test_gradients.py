@@ -5,9 +5,8 @@ import torch
 
 import multiref as mr
 from multiref.bilevel import Problem, hypergradient, preference_table, upper_named
-from multiref.training.iterative import Bilevel, LinearReward, Plan, State, TabularPolicy, train
-from multiref.training.iterative.oracles import TableOracle
-from multiref.training.iterative.task import Task
+from multiref.training.iterative import Bilevel, Plan, State, Task, train
+from multiref_lab.toys import LinearReward, TableOracle, TabularPolicy
 
 SEEDS, PROMPTS, VOCABULARY, BETA = 4000, 3, 4, 0.5
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError, StoreError
-from multiref.training.iterative import BatchedTransformer, Plan, State, TextPolicy, TextWorld, method_named, train
-from multiref.training.iterative.enumerable import at
+from multiref.training.iterative import Plan, State, TextPolicy, TextWorld, method_named, train
 from multiref.training.iterative.muon import Muon, orthogonal
 from multiref.training.iterative.steps import improve
 from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.toys import BatchedTransformer, at
 from tests.conftest import make_llama, make_tokenizer
 
 SMALL = {"prompts": 4, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}

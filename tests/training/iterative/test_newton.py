@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.training.iterative import Bilevel, LinearReward, Plan, train
+from multiref.training.iterative import Bilevel, Plan, train
 from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.toys import LinearReward
 
 SMALL = {"prompts": 6, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
 RIDGE = 2.0

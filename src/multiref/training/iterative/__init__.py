@@ -1,4 +1,4 @@
-"""Online alignment with labels as the budget: the bilevel trainer and its iterative peers, on tables, small transformers and Hugging Face models.
+"""Online alignment with labels as the budget: the bilevel trainer and its iterative peers, on whatever is a `Task`; `text_task` makes one of Hugging Face models.
 
 `train(task, method, plan)` is the one loop; a method says which pairs to have labelled and how to learn from them; a task says what everything is.
 """
@@ -29,8 +29,6 @@ _HOMES = {
     "FunctionOracle": "oracles",
     "RewardOracle": "oracles",
     "HumanLabels": "human_labels",
-    "BatchedTransformer": "seeded",
-    "TransformerReward": "seeded",
     "TextPolicy": "text",
     "TextReward": "text",
     "TextWorld": "text",
@@ -38,10 +36,8 @@ _HOMES = {
     "save_policy": "text_setup",
     "LabelsLate": "oracles",
     "Diverged": "steps",
-    "TabularPolicy": "enumerable",
-    "LogLinearPolicy": "enumerable",
-    "TableReward": "enumerable",
-    "LinearReward": "enumerable",
+    "improve": "steps",
+    "begin": "loop",
 }
 
 __all__ = sorted(_HOMES)

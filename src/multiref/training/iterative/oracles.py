@@ -11,24 +11,11 @@ from torch import Tensor
 
 from multiref.errors import DataError, MultirefError
 
-__all__ = ["FunctionOracle", "LabelsLate", "RewardOracle", "TableOracle"]
+__all__ = ["FunctionOracle", "LabelsLate", "RewardOracle"]
 
 
 class LabelsLate(MultirefError, TimeoutError):
     """Labels did not come within the time that was given. Nothing is lost: run again when they are there."""
-
-
-class TableOracle:
-    """Bradley–Terry labels from a true reward table [X, Y] (or [S, X, Y]) of completions in lexicographic order."""
-
-    def __init__(self, reward: Tensor, vocabulary: int):
-        self.reward, self.vocabulary = reward if reward.ndim == 3 else reward.unsqueeze(0), vocabulary
-
-    def __call__(self, prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-        from multiref.training.iterative.enumerable import at
-
-        both = at(self.reward, prompts, torch.stack((first, second), -2), self.vocabulary)
-        return torch.bernoulli(torch.sigmoid(both[..., 0] - both[..., 1]), generator=generator)
 
 
 class FunctionOracle:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from multiref.training.iterative import LogLinearPolicy, Plan, TabularPolicy, method_named, train
-from multiref.training.iterative.enumerable import completion_index, every_completion
+from multiref.training.iterative import Plan, method_named, train
 from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.toys import LogLinearPolicy, TabularPolicy, completion_index, every_completion
 
 START = torch.randn(3, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
 FEATURES = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(1))

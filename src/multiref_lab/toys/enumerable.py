@@ -1,4 +1,4 @@
-"""Policies and reward models on completions that can be enumerated: one number for each, or linear in given features. Seeds on the first axis."""
+"""Policies, reward models and an oracle on completions that can be enumerated: one number for each, or linear in given features. Seeds on the first axis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearReward", "LogLinearPolicy", "TableReward", "TabularPolicy", "at", "completion_index", "every_completion"]
+__all__ = [
+    "LinearReward",
+    "LogLinearPolicy",
+    "TableOracle",
+    "TableReward",
+    "TabularPolicy",
+    "at",
+    "completion_index",
+    "every_completion",
+]
 
 
 def completion_index(completions: Tensor, vocabulary: int) -> Tensor:
@@ -63,6 +72,17 @@ class TableReward(nn.Module):
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""
         return at(self.table, prompts, completions, self.vocabulary)
+
+
+class TableOracle:
+    """Bradley–Terry labels from a true reward table [X, Y] (or [S, X, Y]) of completions in lexicographic order."""
+
+    def __init__(self, reward: Tensor, vocabulary: int):
+        self.reward, self.vocabulary = reward if reward.ndim == 3 else reward.unsqueeze(0), vocabulary
+
+    def __call__(self, prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+        both = at(self.reward, prompts, torch.stack((first, second), -2), self.vocabulary)
+        return torch.bernoulli(torch.sigmoid(both[..., 0] - both[..., 1]), generator=generator)
 
 
 class _Enumerated(nn.Module):

@@ -2,7 +2,7 @@
 
 import torch
 
-from multiref.training.iterative import BatchedTransformer, TransformerReward
+from multiref_lab.toys import BatchedTransformer, TransformerReward
 
 
 def model(seeds=2, **options):
