@@ -1,67 +1,20 @@
 """multiref: align a language model against several reference models at once, under an objective one can check.
 
-Everything loads at first use, so that `import multiref` (and `multiref --help`) does not wait for torch.
+Everything loads at first use, so that `import multiref` (and `multiref --help`) does not wait for torch. What there is stands in `__init__.pyi`,
+which type checkers and editors read too.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from lazy_loader import attach_stub
 
-if TYPE_CHECKING:
-    from multiref import (
-        bounds,
-        data,
-        divergences,
-        errors,
-        evaluation,
-        exact,
-        integrations,
-        losses,
-        models,
-        pools,
-        references,
-        report,
-        training,
-        weighting,
-    )
-    from multiref.references import References
-    from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
+from multiref import _moved
 
 __version__ = "0.1.0"
-_HOMES = {"References": "references"} | dict.fromkeys(
-    ("AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL"), "regularizers"
-)
 
-__all__ = [
-    "AlphaDivergence",
-    "ForwardKL",
-    "PooledKL",
-    "References",
-    "Regularizer",
-    "ReverseKL",
-    "bounds",
-    "data",
-    "divergences",
-    "errors",
-    "evaluation",
-    "exact",
-    "integrations",
-    "losses",
-    "models",
-    "pools",
-    "references",
-    "report",
-    "training",
-    "weighting",
-]
+_moved.install()
+_find, __dir__, __all__ = attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"multiref.{_HOMES[name]}"), name)
-    if name in __all__:
-        return import_module(f"multiref.{name}")
-    raise AttributeError(f"module 'multiref' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+def __getattr__(name: str) -> object:
+    if (old := f"{__name__}.{name}") in _moved.MOVED:
+        raise AttributeError(f"{old} is now {_moved.MOVED[old]}: import that (CHANGELOG.md has the table of names)")
+    return _find(name)

@@ -22,6 +22,7 @@ from multiref.pools import power_pool
 __all__ = [
     "alpha_divergence",
     "disagreement",
+    "expectation",
     "f_prime",
     "forward_kl",
     "k1",

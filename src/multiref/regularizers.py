@@ -25,7 +25,7 @@ from multiref.divergences import NEAR_ZERO, f_prime, weighted_alpha_divergence
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 
-__all__ = ["AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL"]
+__all__ = ["AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL", "check_beta", "check_weights"]
 
 Weights = Sequence[float] | Tensor | None
 R = TypeVar("R", bound="Regularizer")

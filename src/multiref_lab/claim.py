@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from multiref.report import Estimate
+from multiref.report.figures import Curve
+from multiref.report.figures import Plot as Figure
+
 __all__ = [
     "Check",
     "Claim",
@@ -38,18 +42,6 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with a 95 % interval (bootstrap over seeds unless the claim says otherwise)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
-
-
-@dataclass(frozen=True)
 class Check:
     """One predicted number beside the measured one, and whether they agree."""
 
@@ -61,30 +53,6 @@ class Check:
     @property
     def shown(self) -> str:
         return str(self.measured) if isinstance(self.measured, Estimate) else f"{self.measured:.4g}"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points of a figure; `kind` says how to draw them."""
-
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    kind: Literal["measured", "points", "bound", "trivial", "theory"] = "measured"
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    slope: Estimate | None = None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Axes and curves."""
-
-    x_label: str
-    y_label: str
-    curves: tuple[Curve, ...]
-    log_x: bool = True
-    log_y: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import multiref
 from multiref._files import write_whole
 from multiref.errors import OutputError
+from multiref.report.figures import draw
 from multiref_lab.claim import Check, Estimate
-from multiref_lab.figures import draw
 from multiref_lab.fingerprint import fingerprint
 from multiref_lab.registry import Outcome, claims
 

@@ -5,7 +5,21 @@ import math
 import pytest
 
 from multiref.errors import ArgumentError
-from multiref.report.figures import Method, Point, Series, curves, frontier, log_log, objective_by_method, save, svg
+from multiref.report import Estimate
+from multiref.report.figures import (
+    Curve,
+    Method,
+    Plot,
+    Point,
+    Series,
+    curves,
+    draw,
+    frontier,
+    log_log,
+    objective_by_method,
+    save,
+    svg,
+)
 from multiref.report.figures.curves import slope
 from multiref.report.noise import Measure
 
@@ -68,3 +82,13 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path) -> None:  # type: ignore
 def test_a_series_must_have_a_value_for_each_place() -> None:
     with pytest.raises(ArgumentError, match="2 places and 1 values"):
         Series("a", [1, 2], [[1.0]])
+
+
+def test_a_plot_is_written_whole_and_the_same_twice(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    measured = Curve("measured", (1.0, 10.0), (1.0, 0.1), low=(0.9, 0.08), high=(1.1, 0.12), slope=Estimate(-1.0, -1.1, -0.9))
+    plot = Plot("n", "bound", (measured, Curve("trivial", (1.0, 10.0), (1.0, 1.0), "trivial")))
+    for name in ("one/plot.png", "two/plot.png"):
+        draw(plot, tmp_path / name, title="a bound")
+    first, second = sorted(tmp_path.rglob("*"), key=str)[1], tmp_path / "two/plot.png"
+    assert first.read_bytes() == second.read_bytes() and first.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in first.parent.iterdir()] == ["plot.png"]

@@ -143,22 +143,20 @@ def _solved(result, quantity: str, target: float | None):
 
 def _plot(result, path: Path) -> None:
     from multiref.errors import ArgumentError, OutputError
-    from multiref_lab.claim import Curve, Figure
-    from multiref_lab.figures import draw
-    from multiref_lab.slopes import log_spaced
+    from multiref.report.figures import Curve, Plot, draw
 
     axis = next((q for q in ("samples", "iterations") if q in result.quantities), None)
     if axis is None:
         raise ArgumentError(f"--plot: {result.statement.name} depends neither on samples nor on iterations; leave --plot out")
     centre = max(result.quantities[axis], 100.0)
-    x = tuple(float(n) for n in log_spaced(max(centre / 1e3, 2), centre * 1e3, 61))
+    x = tuple(max(centre * 10 ** (step / 10), 2.0) for step in range(-30, 31))
     curves = (
         Curve(f"{result.statement.name} ({result.status})", x, tuple(result.at(**{axis: n}).value for n in x), "bound"),
         Curve("trivial range", x, (result.trivial,) * len(x), "trivial"),
         Curve("here", (result.quantities[axis],), (result.value,), "measured"),
     )
     try:
-        draw(Figure(axis, "bound", curves), path, title=result.statement.formula)
+        draw(Plot(axis, "bound", curves), path, title=result.statement.formula)
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{path}: cannot write the figure ({error}); give a path that ends in .png in a writable folder"

@@ -2,13 +2,15 @@
 
 Nothing here computes a result: numbers come in, pages and pictures go out; only `paired` judges, whether a difference is within noise."""
 
+from multiref._files import write_whole
 from multiref.report.card import ModelCard
-from multiref.report.noise import Difference, Measure, paired
+from multiref.report.noise import Difference, Estimate, Measure, paired
 from multiref.report.page import Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
 from multiref.report.versions import versions
 
 __all__ = [
     "Difference",
+    "Estimate",
     "Formula",
     "Measure",
     "ModelCard",
@@ -22,4 +24,5 @@ __all__ = [
     "paired",
     "versions",
     "write_page",
+    "write_whole",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from multiref.errors import ArgumentError
 
-__all__ = ["Difference", "Measure", "critical_t", "paired"]
+__all__ = ["Difference", "Estimate", "Measure", "critical_t", "paired"]
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom (any statistics text); beyond, see critical_t.
 CRITICAL = (
@@ -24,6 +24,18 @@ def critical_t(freedom: int) -> float:
         return CRITICAL[freedom - 1]
     z = 1.959964
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with a 95 % interval (bootstrap over seeds unless its source says otherwise)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
 @dataclass(frozen=True)

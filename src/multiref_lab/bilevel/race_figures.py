@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from multiref.errors import DataError
+from multiref.report.figures import draw
 from multiref_lab.claim import Curve, Figure
-from multiref_lab.figures import draw
 from multiref_lab.slopes import fit_slope
 
 __all__ = ["GROUPS", "curve", "draw_all", "summary"]

@@ -1,10 +1,7 @@
-"""The figures of a report, as matplotlib Figures that no window or global state knows: frontier, methods, curves, log-log.
+"""The figures of a report, as matplotlib Figures that no window or global state knows: frontier, methods, curves, log-log, plots of curves.
 
-Numbers in, one Figure out; `svg` and `png` give the bytes that `Picture` embeds and a folder keeps."""
+Numbers in, one Figure out; `svg` and `png` give the bytes that `Picture` embeds and a folder keeps. matplotlib loads with the first figure."""
 
-from multiref.report.figures.canvas import png, save, svg
-from multiref.report.figures.curves import Series, curves, log_log
-from multiref.report.figures.frontier import Point, frontier
-from multiref.report.figures.methods import Method, objective_by_method
+from lazy_loader import attach_stub
 
-__all__ = ["Method", "Point", "Series", "curves", "frontier", "log_log", "objective_by_method", "png", "save", "svg"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
