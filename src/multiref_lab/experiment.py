@@ -1,0 +1,254 @@
+"""One engine for every experiment of the laboratory: a grid of cells → one record a cell, kept on disk → findings → page.
+
+    @dataclass(frozen=True)
+    class Cell:                                  # what a record stands for: a frozen dataclass with a `name`
+        ...
+
+    def measure(cell: Cell) -> dict[str, float]: # a function of a module, or a frozen dataclass with `__call__`; its result is kept as JSON
+        ...
+
+    experiment = Experiment(folder / "records", cells, measure)
+    records = experiment.run(told, workers=2)    # {cell: Record}, in the order of the cells
+
+A record's file is called after its cell and after a digest of all that its numbers depend on: the cell, `given(cell)`, every source file that `measure`
+reaches, and the versions below. So what is there is never measured again, and what is out of date is never read. An interrupted sweep goes on where it
+was. Workers are spawned processes of one thread each; they leave interrupts to their parent and end when it does, however it ends. An error in a cell
+stops the sweep; what is finished is kept.
+
+Without records: `in_workers(measure, cells, tell, workers=…)`. Who wants to be told what happens is a `Listener`: `cli/narrator.py` on a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+
+import torch
+
+from multiref._files import write_whole
+from multiref.errors import ArgumentError, OutputError
+from multiref_lab.fingerprint import fingerprint
+
+__all__ = ["Cell", "Experiment", "Listener", "Record", "Silent", "in_workers", "one_thread"]
+
+VERSIONS = ("torch", "transformers", "accelerate")
+
+
+class Cell(Protocol):
+    """A frozen dataclass of plain values; `name` is short, readable, and may stand in a file's name."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+
+C = TypeVar("C", bound=Cell)
+F = TypeVar("F")
+
+
+class Listener(Protocol):
+    """Told what happens, in sentences and in steps."""
+
+    def phase(self, sentence: str) -> None: ...
+
+    def progress(self, what: str, done: int, of: int) -> None: ...
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def phase(self, sentence: str) -> None: ...
+
+    def progress(self, what: str, done: int, of: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Record(Generic[C, F]):
+    """What a finished cell left, and the processor seconds that it took."""
+
+    cell: C
+    found: F
+    seconds: float
+
+
+class Experiment(Generic[C, F]):
+    """Cells, each measured once.
+
+    Args:
+        folder: where the records go, one JSON file each.
+        cells: equal ones are one.
+        measure: cell → plain values (what JSON holds).
+        given: cell → plain values that its numbers depend on beside itself (settings of its task, where its data come from).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cells: Sequence[C],
+        measure: Callable[[C], F],
+        *,
+        given: Callable[[C], Mapping[str, object]] = lambda cell: {},
+    ) -> None:
+        self.folder, self.cells, self.measure, self.given = Path(folder), list(dict.fromkeys(cells)), measure, given
+
+    def run(self, told: Listener | None = None, *, workers: int = 1, what: str = "cells") -> dict[C, Record[C, F]]:
+        """Every cell's record, from disk or measured now; `told.progress(what, …)` after each.
+
+        Errors: ArgumentError; OutputError where the folder cannot be written or a worker is lost; whatever `measure` raises.
+        """
+        told = told or Silent()
+        self._check_folder()
+        found = {cell: record for cell in self.cells if (record := self.record(cell)) is not None}
+        missing = [cell for cell in self.cells if cell not in found]
+        told.phase(
+            f"{len(self.cells)} {what}, {len(found)} of them finished before; {min(workers, max(1, len(missing)))} at a time."
+        )
+
+        def keep(record: Record[C, F]) -> None:
+            found[record.cell] = record
+            told.progress(what, len(found), len(self.cells))
+
+        in_workers(self.measure, missing, keep, workers=workers, path=self.path)
+        return {cell: found[cell] for cell in self.cells}
+
+    def path(self, cell: C) -> Path:
+        """Where a cell's record belongs."""
+        depends = json.dumps([_plain(cell), self.given(cell)], sort_keys=True, default=str)
+        digest = hashlib.sha256("\0".join([depends, _code(self.measure.__module__)]).encode()).hexdigest()
+        return self.folder / f"{cell.name}-{digest[:16]}.json"
+
+    def record(self, cell: C) -> Record[C, F] | None:
+        """A finished record; None where there is none, or only half of one (the cell is measured again)."""
+        try:
+            kept = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            return Record(cell, cast(F, kept["found"]), float(kept["seconds"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    @property
+    def missing(self) -> list[C]:
+        """Cells without a record."""
+        return [cell for cell in self.cells if self.record(cell) is None]
+
+    def _check_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to the output folder {self.folder}: {error.strerror or error}; choose another one"
+            ) from None
+
+
+def in_workers(
+    measure: Callable[[C], F],
+    cells: Sequence[C],
+    tell: Callable[[Record[C, F]], None],
+    *,
+    workers: int = 1,
+    path: Callable[[C], Path] | None = None,
+) -> None:
+    """Measure every cell, `workers` at a time, and hand each record to `tell` as it comes; with `path`, it is on disk by then.
+
+    With one worker, or one cell, this process measures; then `measure` need not be picklable. At an error or an interrupt the workers are ended.
+    """
+    if workers < 1:
+        raise ArgumentError(f"workers: expected at least 1, found {workers}.")
+    places = [path(cell) if path else None for cell in cells]
+    if workers == 1 or len(cells) < 2:
+        for cell, place in zip(cells, places, strict=True):
+            tell(_finish(measure, cell, place))
+        return
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        with _interrupts_wait():
+            waiting: set[Future[Record[C, F]]] = {
+                pool.submit(_finish, measure, cell, place) for cell, place in zip(cells, places, strict=True)
+            }
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                tell(future.result())
+    except BaseException as error:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise OutputError(
+                "a worker ended in the middle of a cell (killed, or out of memory); what is finished is kept: run again, with fewer workers"
+            ) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finish(measure: Callable[[C], F], cell: C, path: Path | None) -> Record[C, F]:
+    with one_thread():
+        began = time.process_time()
+        record = Record(cell, measure(cell), round(time.process_time() - began, 2))
+    if path is not None:
+        kept = {"cell": _plain(cell), "found": record.found, "seconds": record.seconds}
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
+    return record
+
+
+def _begin() -> None:
+    """What a worker does first: interrupts are its parent's business, and it does not outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Interrupts come after this block: workers started in it begin without them (they inherit the mask), and say nothing of them."""
+    resource_tracker.ensure_running()  # it would lift the mask when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch inside: our arrays and models are too small to share, a busy machine does not stall them, sums come in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    return dataclasses.asdict(cell)
+
+
+@functools.cache
+def _code(module: str) -> str:
+    """All that the numbers pass through, as text: the source files that a module reaches, and the versions below them."""
+    return "\0".join([fingerprint(module), *(importlib.metadata.version(name) for name in VERSIONS)])

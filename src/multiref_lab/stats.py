@@ -1,0 +1,79 @@
+"""The laboratory's statistics, each in one place.
+
+    bootstrap_mean(values)        [S] → mean with a 95 % interval over seeds, as an `Estimate`
+    fit_slope(x, values)          [P], [S, P] → slope in log-log on the top decade, as an `Estimate`
+    measured_curve(label, x, …)   [P], [S, P] → a curve of means with intervals, for a figure
+    log_spaced(low, high, count)  whole numbers, evenly spaced in log
+    Measure.of(values)            mean ± one standard error, as pages show it
+    paired(values, against)       the mean difference over the same seeds, and whether it is more than noise, as a `Difference`
+
+Bootstrap intervals draw seeds with replacement, whole curves at a time, always from the same stream: the same values give the same interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+from multiref.report import Difference, Measure, paired
+from multiref_lab.claim import Curve, Estimate
+
+__all__ = ["Difference", "Estimate", "Measure", "bootstrap_mean", "fit_slope", "log_spaced", "measured_curve", "paired"]
+
+_RESAMPLES = 1000
+
+
+def log_spaced(low: float, high: float, count: int) -> list[int]:
+    """`count` whole numbers, evenly spaced in log."""
+    return sorted({round(10**x) for x in torch.linspace(torch.tensor(low).log10(), torch.tensor(high).log10(), count).tolist()})
+
+
+def _resample(values: Tensor) -> Tensor:
+    """[S, P] → [resamples, P]: means over seeds drawn with replacement."""
+    seeds = values.shape[0]
+    drawn = torch.randint(seeds, (_RESAMPLES, seeds), generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(_RESAMPLES, seeds, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+    )
+    return counts @ values.double() / seeds
+
+
+def _interval(resampled: Tensor) -> Tensor:
+    """[resamples, *E] → [2, *E]: the 2.5 % and the 97.5 % quantile."""
+    return torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+
+
+def bootstrap_mean(values: Tensor) -> Estimate:
+    """[S] → the mean with a 95 % percentile interval."""
+    low, high = _interval(_resample(values.reshape(-1, 1))[:, 0]).tolist()
+    return Estimate(float(values.double().mean()), low, high)
+
+
+def fit_slope(x: Sequence[float], values: Tensor, *, decade: float = 10.0) -> Estimate:
+    r"""[P], [S, P] → least-squares slope of log(mean over seeds) against log x over the points with x ≥ x_max/decade, bootstrap over seeds.
+
+    Raises:
+        ArgumentError: fewer than three points in the decade, or means that are not positive there.
+    """
+    points = torch.as_tensor(x, dtype=torch.float64)
+    top = points >= points.max() / (decade * (1 + 1e-9))
+    means = values.double()[:, top].mean(0)
+    if int(top.sum()) < 3 or not bool((means > 0).all()):
+        raise ArgumentError(
+            f"slope: found {int(top.sum())} points with means {means.tolist()}, expected at least 3 positive ones"
+        )
+    centred = points[top].log() - points[top].log().mean()
+    direction = centred / (centred**2).sum()
+    resampled = _resample(values[:, top]).clamp_min(torch.finfo(torch.float64).tiny).log() @ direction
+    low, high = _interval(resampled).tolist()
+    return Estimate(float(means.log() @ direction), low, high)
+
+
+def measured_curve(label: str, x: Sequence[float], values: Tensor, *, slope: Estimate | None = None) -> Curve:
+    """[P], [S, P] → a curve of means with bootstrap intervals."""
+    low, high = _interval(_resample(values)).tolist()
+    mean = values.double().mean(0).tolist()
+    return Curve(label, tuple(map(float, x)), tuple(mean), "measured", tuple(low), tuple(high), slope)
