@@ -10,6 +10,7 @@ import statistics
 import time
 
 import torch
+from record import record
 
 from multiref.training.iterative import Bilevel, OnlineDPO, Plan, State
 from multiref_lab.bilevel.language import enumerable_world
@@ -41,14 +42,8 @@ def main() -> None:
     marks = {"bilevel U0 E3, single loop": 1.2, "bilevel U0 E2, single loop": 2.2}
     for method, times in zip(contestants, spent):
         ratio = statistics.median(a / b for a, b in zip(times, spent[0]))
-        mark = (
-            f"   mark {marks[method.name]}: {'met' if ratio <= marks[method.name] else 'missed'}"
-            if method.name in marks
-            else ""
-        )
-        print(
-            f"{method.name:30s} {1000 * statistics.median(times):8.1f} ms of processor a step   {ratio:5.2f} × online DPO{mark}"
-        )
+        ms = round(1000 * statistics.median(times), 1)
+        record(method.name, ratio, against="an online DPO step", at_most=marks.get(method.name), processor_ms_a_step=ms)
 
 
 if __name__ == "__main__":

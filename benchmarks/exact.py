@@ -13,8 +13,6 @@ is less than 50 times faster per row; over 16 completions they do not.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 import warnings
@@ -22,6 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from record import machine, record
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -109,7 +108,8 @@ def against_the_floor(reward: Tensor, ref_logps: Tensor, repeats: int) -> dict[s
             lambda regularizer=regularizer: mr.exact.solve(reward, ref_logps, regularizer, beta=BETA), repeats
         )
         per_row[name] = seconds / len(reward)
-        report(f"{name}: {seconds * 1e3:9.1f} ms", seconds / least, mark, most=True)
+        case = f"{name}, {reward.shape[-1]:,} completions"
+        record(case, seconds / least, against="one weighted sum and log_softmax", at_most=mark, ms=round(seconds * 1e3, 2))
     return per_row
 
 
@@ -121,12 +121,8 @@ def against_row_by_row(reward: Tensor, ref_logps: Tensor, per_row: dict[str, flo
         ours = mr.exact.solve(reward[:rows], ref_logps[:, :rows], regularizer, beta=BETA).policy.numpy()
         error = max(np.abs(brentq_row(*p, regularizer.alpha) - mine).max() for p, mine in zip(problems, ours))
         seconds = median_seconds(lambda r=regularizer, p=problems: [brentq_row(*x, r.alpha) for x in p], 3) / rows
-        report(
-            f"{name}: brentq {seconds * 1e6:8.1f} µs a row (answers within {error:.0e})",
-            seconds / per_row[name],
-            200,
-            most=False,
-        )
+        ratio, case = seconds / per_row[name], f"{name} row by row, {reward.shape[-1]:,} completions"
+        record(case, ratio, against="ours (SciPy's brentq)", at_least=200, error=error, us_a_row=round(seconds * 1e6, 2))
 
 
 def against_a_convex_solver(reward: Tensor, ref_logps: Tensor, per_row: dict[str, float], instances: int) -> None:
@@ -138,22 +134,9 @@ def against_a_convex_solver(reward: Tensor, ref_logps: Tensor, per_row: dict[str
             value = convex_solver(reward[i].numpy(), ref_logps[:, i].numpy(), regularizer.alpha)
             times.append(clock() - start)
             errors.append(abs(value - mr.exact.solve(reward[i], ref_logps[:, i], regularizer, beta=BETA).value.item()))
-        seconds, told = statistics.median(times), f"values within {max(errors):.0e}"
-        report(f"{name}: cvxpy {seconds * 1e3:8.1f} ms an instance ({told})", seconds / per_row[name], 1000, most=False)
-
-
-def report(what: str, ratio: float, mark: float, *, most: bool) -> None:
-    met = ratio <= mark if most else ratio >= mark
-    bound = f"at most {mark:g}×" if most else f"at least {mark:g}×"
-    print(f"{what:70} {ratio:10.1f}×   mark: {bound:16} {'met' if met else 'MISSED'}")
-
-
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return f"{cpu}, {os.cpu_count()} cores; torch {torch.__version__}, {torch.get_num_threads()} threads; Python {platform.python_version()}"
+        seconds = statistics.median(times)
+        ratio, case = seconds / per_row[name], f"{name} per instance, {reward.shape[-1]:,} completions"
+        record(case, ratio, against="ours (cvxpy and Clarabel)", at_least=1000, error=max(errors), ms=round(seconds * 1e3, 2))
 
 
 def main() -> None:
@@ -165,7 +148,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true")
     asked = parser.parse_args()
     clock = time.process_time if asked.cpu_time else time.perf_counter
-    print(machine() + ("; CPU seconds" if asked.cpu_time else "; wall-clock seconds"))
+    print(machine(), "CPU seconds" if asked.cpu_time else "wall-clock seconds")
     for completions in dict.fromkeys((asked.completions, 16)):
         print(
             f"\n{asked.rows} prompts × {len(WEIGHTS)} references × {completions} completions, float64, medians of {asked.repeats}"

@@ -12,13 +12,14 @@ The mark: ours at most 1.3 of TRL's. Processor time is printed too: on a busy ma
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import tempfile
 import time
 import warnings
 from pathlib import Path
+
+from record import machine, record
 
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
@@ -109,7 +110,6 @@ def main():
     warnings.simplefilter("ignore")
     import torch
     import transformers
-    import trl
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -125,8 +125,7 @@ def main():
         else:
             models, prompts = random_models(folder, 3)
         print(
-            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}, TRL {trl.__version__}; "
-            f"{options.prompts_per_step} prompts × {options.group} completions of at most {options.tokens} tokens, float32",
+            f"{machine()}; {options.threads} threads; {options.prompts_per_step} prompts × {options.group} completions of at most {options.tokens} tokens, float32",
             flush=True,
         )
         for repeat in range(options.repeats):
@@ -138,10 +137,9 @@ def main():
                 print(f"{side:9} {clock:.3f} s a step, {work:.3f} s of processor time{length}", flush=True)
     medians = {side: [statistics.median(column) for column in zip(*steps)] for side, steps in found.items()}
     (a, b), (c, d) = medians["multiref"], medians["trl"]
-    print(
-        f"multiref with {len(models)} references {a:.3f} s, TRL's RLOO with 1 {c:.3f} s (medians of {len(found['trl'])} steps)"
-    )
-    print(f"ratio {a / c:.2f} by the clock, {b / d:.2f} in processor time (mark: at most 1.3)")
+    case, steps = f"a step with {len(models)} references", len(found["trl"])
+    record(case, a / c, against="TRL's RLOO with 1", at_most=1.3, ours_s=round(a, 3), trl_s=round(c, 3), steps=steps)
+    record(f"{case}, processor time", b / d, against="TRL's RLOO with 1", ours_s=round(b, 3), trl_s=round(d, 3), steps=steps)
 
 
 if __name__ == "__main__":

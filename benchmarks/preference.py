@@ -11,16 +11,13 @@ ratios with its quartiles. Needs the extra `trl`.
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
+from record import machine, record
 from scoring import SIZES, build, make_pairs
+from sides import peak_mib, run_side
 
 
 def scores_of(pairs, k: int, seed: int = 0):
@@ -99,7 +96,7 @@ def run(side: str, args, k: int) -> dict:
                 model, mr.ReverseKL(), beta=0.1, scores=scores, args=TrainingArguments(**settings(args, folder)), train_dataset=pairs,
                 processing_class=tokenizer, token_budget=args.token_budget or None, callbacks=[timer],
             )  # fmt: skip
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_mib()
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     tokens = sum(len(f"{row['prompt']} {row['chosen']} {row['rejected']}".split()) for row in pairs) / args.steps
@@ -124,23 +121,10 @@ def child(args) -> None:
         print(json.dumps({"ratios": against_one(args)}))
         return
     result = run(args.side, args, 1)
-    result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result["grown"] = result["peak"] - result.pop("before") / 1024
+    result["peak"] = peak_mib()
+    result["grown"] = result["peak"] - result.pop("before")
     result["device"] = torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else None
     print(json.dumps(result))
-
-
-def side(name: str, args) -> dict:
-    flags = [flag for key, value in vars(args).items() if key != "side" for flag in (f"--{key.replace('_', '-')}", str(value))]
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(args.threads)}
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, **quiet, "HF_DATASETS_CACHE": cache}
-        done = subprocess.run(
-            [sys.executable, __file__, "--side", name, *flags], env=environment, capture_output=True, text=True
-        )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -159,28 +143,27 @@ def main() -> None:
     if args.side:
         child(args)
         return
-    print(
-        f"{platform.processor() or platform.machine()}, {args.threads} threads, {args.device} {args.dtype}, Llama {args.size}, batch {args.batch}"
-    )
-    found = {name: side(name, args) for name in ("trl", "multiref")}
+    print(f"{machine()}; {args.threads} threads, {args.device} {args.dtype}, Llama {args.size}, batch {args.batch}")
+    found = {name: run_side(__file__, name, args) for name in ("trl", "multiref")}
     for name, result in found.items():
         step = statistics.median(result["seconds"][1:])
         memory = f"peak {result['peak']:.0f} MiB, {result['grown']:.0f} of it in training"
         memory += f", device {result['device']:.0f} MiB" if result["device"] is not None else ""
         work = statistics.median(result["cpu"][1:])
         print(
-            f"{name:9} {step:7.3f} s a step, {work:.3f} s of processor time (median of {len(result['seconds']) - 1}), {result['tokens'] / step:8.0f} tokens/s, {memory}"
+            f"{name:9} {step:7.3f} s a step, {work:.3f} s of processor time, {result['tokens'] / step:8.0f} tokens/s, {memory}"
         )
     ratios = [a / b for a, b in zip(found["trl"]["seconds"][1:], found["multiref"]["seconds"][1:])]
     worked = [a / b for a, b in zip(found["trl"]["cpu"][1:], found["multiref"]["cpu"][1:])]
     apart = max(abs(a - b) for a, b in zip(found["trl"]["losses"], found["multiref"]["losses"]))
-    print(
-        f"speed-up {statistics.median(ratios):.2f}× by the clock, {statistics.median(worked):.2f}× in processor time (steps {min(ratios):.2f} to {max(ratios):.2f}); losses differ by at most {apart:.1e}"
-    )
+    peaks = {f"{name}_peak_mib": round(result["peak"]) for name, result in found.items()}
+    case = f"a step of {args.batch} pairs, {args.size}, {args.device}"
+    record(case, statistics.median(ratios), against="ours (TRL's DPO)", at_least=4, losses_differ_by=apart, **peaks)
+    record(f"{case}, processor time", statistics.median(worked), against="ours (TRL's DPO)", losses_differ_by=apart)
     print(f"losses {', '.join(f'{loss:.4f}' for loss in found['multiref']['losses'])}")
     if args.repeats:
-        q = statistics.quantiles(side("k", args)["ratios"], n=4)
-        print(f"K = 8 over K = 1: median of paired step times {q[1]:.4f} (quartiles {q[0]:.4f} to {q[2]:.4f})")
+        low, middle, high = statistics.quantiles(run_side(__file__, "k", args)["ratios"], n=4)
+        record("K = 8, paired steps", middle, against="K = 1", at_most=1.1, quartiles=[round(low, 4), round(high, 4)])
 
 
 if __name__ == "__main__":

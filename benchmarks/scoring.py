@@ -10,15 +10,12 @@ vocabulary of 128,000. Needs the extra `trl`.
 
 import argparse
 import json
-import os
-import platform
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
+
+from record import machine, record
+from sides import peak_mib, run_side
 
 SIZES = {  # hidden, layers, heads, intermediate
     "20M": (256, 6, 8, 688),
@@ -134,41 +131,16 @@ def child(args: argparse.Namespace) -> None:
     pairs = make_pairs(args.case, args.pairs, args.vocabulary)
     if args.side == "trl":
         import trl.trainer.dpo_trainer  # noqa: F401  (imports are not the scoring's memory)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     if args.side == "trl":
         clocks, scores = run_trl(pairs, model, tokenizer, args.device, args.repeats)
     else:
         clocks, scores = run_multiref(pairs, model, tokenizer, args.device, args.repeats, args.logits_budget)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_mib()
     on_device = torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else None
     wall, processor = (min(times) for times in zip(*clocks))
-    print(
-        json.dumps(
-            {
-                "seconds": wall,
-                "cpu": processor,
-                "scores": scores,
-                "peak": peak / 1024,
-                "grown": (peak - before) / 1024,
-                "device": on_device,
-            }
-        )
-    )
-
-
-def side(name: str, case: str, args: argparse.Namespace, **changes) -> dict:
-    options = {**vars(args), "case": case, **changes}
-    flags = [flag for key in ("case", "pairs", "threads", "device", "dtype", "size", "vocabulary", "repeats", "logits_budget")
-             for flag in (f"--{key.replace('_', '-')}", str(options[key]))]  # fmt: skip
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(args.threads)}
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, **quiet, "HF_DATASETS_CACHE": cache}
-        done = subprocess.run(
-            [sys.executable, __file__, "--side", name, *flags], env=environment, capture_output=True, text=True
-        )
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = {"seconds": wall, "cpu": processor, "scores": scores, "peak": peak, "grown": peak - before, "device": on_device}
+    print(json.dumps(found))
 
 
 def matmul_peak(args: argparse.Namespace) -> tuple[float, float]:
@@ -200,22 +172,6 @@ def useful_flops(pairs, size: str, vocabulary: int) -> float:
     return total
 
 
-def machine() -> str:
-    import torch
-    import transformers
-
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        models = [
-            line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-        ]
-        name = f"{models[0]} ({len(models)} cores)" if models else name
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{name}{gpu}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=["trl", "multiref"], help=argparse.SUPPRESS)
@@ -236,29 +192,29 @@ def main() -> None:
     if args.side:
         return child(args)
     peak, peak_by_processor = matmul_peak(args)
-    print(
-        f"{machine()}; {args.threads} threads; {args.size} Llama, {args.dtype}, {args.device}; {args.pairs} pairs, best of {args.repeats}"
-    )
-    print(
-        f"measured matrix-product peak: {peak / 1e9:.0f} GFLOP/s, {peak_by_processor / 1e9:.0f} GFLOP per second of processor time"
-    )
+    print(f"{machine()}; {args.threads} threads; {args.size} Llama, {args.dtype}, {args.device}; best of {args.repeats}")
+    print(f"matrix products: {peak / 1e9:.0f} GFLOP/s, {peak_by_processor / 1e9:.0f} GFLOP per second of processor time")
     for case, mark in (("hh", 8), ("prompt-free", 3)):
-        ours, theirs = side("multiref", case, args), side("trl", case, args)
+        ours, theirs = (run_side(__file__, name, args, case=case) for name in ("multiref", "trl"))
         pairs = make_pairs(case, args.pairs, args.vocabulary)
         error = max(abs(a - b) for x, y in zip(ours["scores"], theirs["scores"]) for a, b in zip(x, y))
         flops = useful_flops(pairs, args.size, args.vocabulary)
-        share, by_processor = flops / ours["seconds"] / peak, flops / ours["cpu"] / peak_by_processor
-        print(
-            f"{case:12} multiref {args.pairs / ours['seconds']:7.1f} pairs/s ({share:.0%} of peak, {by_processor:.0%} by processor time), TRL {args.pairs / theirs['seconds']:7.1f} "
-            f"pairs/s: {theirs['seconds'] / ours['seconds']:.1f}x (mark {mark}x), by processor time {theirs['cpu'] / ours['cpu']:.1f}x; largest difference of sums {error:.1e}; "
-            f"peak memory {ours['peak']:.0f} MiB (scoring adds {ours['grown']:.0f}), TRL {theirs['peak']:.0f} (adds {theirs['grown']:.0f})"
-        )
+        figures = {
+            "pairs_per_second": round(args.pairs / ours["seconds"], 1),
+            "share_of_peak": round(flops / ours["seconds"] / peak, 2),
+            "share_of_peak_by_processor": round(flops / ours["cpu"] / peak_by_processor, 2),
+            "sums_differ_by": error,
+            **{f"{who}_peak_mib": round(found["peak"]) for who, found in (("multiref", ours), ("trl", theirs))},
+        }
+        title, peer = f"{case} pairs, {args.size}, {args.device}", "ours (TRL's precompute)"
+        record(title, theirs["seconds"] / ours["seconds"], against=peer, at_least=mark, **figures)
+        record(f"{title}, processor time", theirs["cpu"] / ours["cpu"], against=peer)
     few = {"pairs": min(args.pairs, 24), "repeats": 1}
     for vocabulary in (32000, 128000):
         for budget in (2**22, 2**24):
-            ours = side("multiref", "hh", args, vocabulary=vocabulary, logits_budget=budget, **few)
+            ours = run_side(__file__, "multiref", args, case="hh", vocabulary=vocabulary, logits_budget=budget, **few)
             print(
-                f"memory       vocabulary {vocabulary}, budget {budget * 4 / 2**20:.0f} MiB of logits: scoring adds {ours['grown']:.0f} MiB"
+                f"vocabulary {vocabulary}, {budget * 4 / 2**20:.0f} MiB of logits allowed: scoring adds {ours['grown']:.0f} MiB"
             )
 
 

@@ -6,13 +6,13 @@ that of opening and joining alone. Mark: 1,000,000 pairs × 4 references in unde
 
 import argparse
 import json
-import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from record import record
+from sides import peak_mib, run_side
 
 
 def text(number: int) -> tuple[str, str, str]:
@@ -50,7 +50,7 @@ def measure(folder: Path, references: int) -> dict[str, float]:
 
     from multiref.references.stored import read_scores
 
-    baseline = peak()
+    baseline = peak_mib()
     start, worked = time.perf_counter(), time.process_time()
     table = pq.read_table(folder / "pairs.parquet")
     scores = read_scores(folder / "scores", [f"ref{number}" for number in range(references)])
@@ -63,17 +63,9 @@ def measure(folder: Path, references: int) -> dict[str, float]:
         "opened_s": opened,
         "total_s": total,
         "cpu_s": time.process_time() - worked,
-        "peak_gib": peak(),
-        "imports_gib": baseline,
+        "peak_gib": peak_mib() / 1024,
+        "imports_gib": baseline / 1024,
     }
-
-
-def peak() -> float:
-    """GiB. Linux's VmHWM is of this program alone; ru_maxrss also remembers the process that it was forked from."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -81,22 +73,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--references", type=int, default=4)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--measure", action="store_true", help="only measure a folder that was made before")
+    parser.add_argument("--side", choices=["measure"], help="only measure a folder that was made before")
     given = parser.parse_args()
-    if given.measure:
+    if given.side:
         print(json.dumps(measure(given.folder, given.references)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if not (folder / "pairs.parquet").exists():
             make(folder, given.pairs, given.references)
-        command = [sys.executable, __file__, "--measure", "--folder", str(folder), "--references", str(given.references)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(
-        f"{given.pairs:,} pairs × {given.references} references: opened in {found['opened_s']:.1f} s, opened and joined in {found['total_s']:.1f} s"
-    )
-    print(f"({found['cpu_s']:.1f} s of processor time; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores),")
-    print(f"peak memory {found['peak_gib']:.2f} GiB, of which {found['imports_gib']:.2f} GiB are imports. Mark: 10 s, 1 GiB.")
+        found = run_side(__file__, "measure", given, folder=folder)
+    case, kept = f"{given.pairs:,} pairs under {given.references} references", {key: round(n, 2) for key, n in found.items()}
+    record(f"{case}: seconds", found["total_s"] / 10, against="10 s to open and join", at_most=1, **kept)
+    record(f"{case}: memory", found["peak_gib"], against="1 GiB", at_most=1, **kept)
     sys.exit(0 if found["total_s"] < 10 and found["peak_gib"] < 1 else 1)
 
 

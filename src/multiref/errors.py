@@ -43,3 +43,7 @@ class StoreError(MultirefError, RuntimeError):
 
 class OutputError(MultirefError, OSError):
     """An output folder or file that cannot be written."""
+
+
+class MultirefWarning(UserWarning):
+    """Every warning that `multiref` gives on purpose: the result stands, but something about it should be known."""

@@ -221,7 +221,7 @@ def test_a_folder_of_another_run_is_not_overwritten(config, tmp_path):
 def test_an_evaluation_set_that_overlaps_is_warned_of_with_the_count(config, world):
     config["evaluation"] = {"path": config["data"], "limit": 5}
     config["training"]["max_steps"] = 1
-    with pytest.warns(UserWarning, match="5 of 5 held-out pairs"):
+    with pytest.warns(MultirefWarning, match="5 of 5 held-out pairs"):
         run(config, say=lambda _: None)
 
 
@@ -289,7 +289,7 @@ def test_the_ultrafeedback_recipe_runs_on_small_folders(config, tmp_path, world)
         "training.logging_steps": 1, "training.use_cpu": "true",
     }  # fmt: skip
     options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    with pytest.warns(UserWarning, match="held-out pairs"):
+    with pytest.warns(MultirefWarning, match="held-out pairs"):
         result = CliRunner().invoke(app, ["train", "--config", str(RECIPES / "ultrafeedback-0.5b.yaml"), *options])
     assert result.exit_code == 0, result.output
     assert "held out  loss" in result.output and (tmp_path / "run" / "model" / "model.safetensors").exists()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from multiref.errors import StoreError
+from multiref.errors import MultirefWarning, StoreError
 from multiref.references import References, Store
 from multiref.references.store import Rows, atomic
 from multiref.references.store.prune import prunable, remove
@@ -130,7 +130,7 @@ def test_a_model_that_changed_in_its_place_is_scored_anew_and_said_so(tmp_path, 
     monkeypatch.setattr(opening, "open_reference", lambda what, **options: at[what])
     old = References({"a": "./model"}).score(pairs(5), store=tmp_path)
     at["./model"] = Companion("new")
-    with pytest.warns(UserWarning, match=r"What is at \./model \('a'\) is not what was scored.*: name changed"):
+    with pytest.warns(MultirefWarning, match=r"What is at \./model \('a'\) is not what was scored.*: name changed"):
         new = References({"a": "./model"}).score(pairs(5), store=tmp_path)
     assert not torch.equal(old.logps, new.logps)
     at["./model"] = Companion("old")
@@ -153,7 +153,7 @@ def test_new_weights_in_an_old_folder_are_noticed(tmp_path, tiny_folder):
         assert same_bits(old, References({"b": str(tmp_path / "moved")}).score(pairs(3), store=tmp_path / "scores"))
     width = json.loads((folder / "config.json").read_text())["vocab_size"]
     make_llama(width, seed=5).save_pretrained(folder)
-    with pytest.warns(UserWarning, match=r"is not what was scored from there before.*weights changed"):
+    with pytest.warns(MultirefWarning, match=r"is not what was scored from there before.*weights changed"):
         new = References({"a": str(folder)}).score(pairs(3), store=tmp_path / "scores")
     assert (new.logps != old.logps).all()
 
@@ -179,7 +179,7 @@ def test_only_the_damaged_shard_is_scored_again_to_the_same_bits(tmp_path, harm)
     if harm == "delete":
         again, _ = score(tmp_path, reference)
     else:
-        with pytest.warns(UserWarning, match=victim.name):
+        with pytest.warns(MultirefWarning, match=victim.name):
             again, _ = score(tmp_path, reference)
     assert reference.scored() == size and same_bits(first, again)
     assert {path: text for path, text in snapshot(tmp_path).items() if path.parts[0] != "damaged"} == before

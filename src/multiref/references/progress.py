@@ -4,6 +4,8 @@ import time
 import warnings
 from typing import Any, Protocol
 
+from multiref.errors import MultirefWarning
+
 __all__ = ["Bar", "Listener", "Silent"]
 
 
@@ -33,7 +35,7 @@ class Silent:
     def end(self, name: str) -> None: ...
 
     def notice(self, message: str) -> None:
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, MultirefWarning, stacklevel=4)
 
 
 class Bar:

@@ -15,7 +15,7 @@ from multiref.runs.config import nearest
 from multiref.runs.folder import RunFolder
 from multiref.runs.running import carry_out
 from multiref.runs.settings import Evaluation, Run, plain
-from multiref.errors import ConfigError
+from multiref.errors import ConfigError, MultirefWarning
 
 __all__ = ["execute"]
 
@@ -87,6 +87,7 @@ def _arguments(run: Run) -> Any:
         warnings.warn(
             f"training: save_steps {made.save_steps} is no multiple of logging_steps {made.logging_steps}, so the first line after a restart "
             "averages over fewer steps than an uninterrupted run's.",
+            MultirefWarning,
             stacklevel=2,
         )
     return made
@@ -169,6 +170,7 @@ def _warn_of_overlap(train: Sequence[Any], held_out: Sequence[Any]) -> None:
         warnings.warn(
             f"evaluation: {same} of {len(held_out)} held-out pairs have a completion that is trained on, and {shared} a prompt that is. "
             "Their figures do not show generalisation.",
+            MultirefWarning,
             stacklevel=2,
         )
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError, VocabularyMismatch
+from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.references.local import LocalReference
 from multiref.training.online import (
     GRPO,
@@ -249,7 +249,7 @@ def test_metrics_and_description():
 
 
 def test_beta_zero_says_that_the_references_are_ignored():
-    with pytest.warns(UserWarning, match="references are ignored"):
+    with pytest.warns(MultirefWarning, match="references are ignored"):
         trainer = make_trainer(
             random_table(1), TABLES, mr.ReverseKL(W), rewards=lambda completions, **_: [0.0] * len(completions), beta=0.0
         )

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import multiref as mr
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError, ModelError, MultirefWarning
 from multiref.references.rollouts import Rollout
 from multiref.training.online import Reward, RewardModel
 from multiref.training.online.rewards import as_rewards, total_reward
@@ -99,10 +99,10 @@ def test_completions_that_are_all_empty_text_are_said():
     def ended(r):
         return Rollout(r.prompt, ("",) * 4, r.prompt_ids, ((0,),) * 4, (True,) * 4)
 
-    with pytest.warns(UserWarning, match="empty text"):
+    with pytest.warns(MultirefWarning, match="empty text"):
         trainer_with(ended).train()
 
 
 def test_completions_that_are_all_truncated_are_said():
-    with pytest.warns(UserWarning, match="cut at max_new_tokens = 3: none ended"):
+    with pytest.warns(MultirefWarning, match="cut at max_new_tokens = 3: none ended"):
         trainer_with(lambda r: Rollout(r.prompt, r.completions, r.prompt_ids, r.completion_ids, (False,) * 4)).train()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from multiref._logspace import check_beta, check_weights
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, MultirefWarning
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
 from multiref.training.online.rollout import prompt_ids
@@ -32,7 +32,9 @@ def references_matter(beta: float, references: Any) -> bool:
     """Whether there is a penalty at all; β = 0 with references given is said."""
     if beta == 0:
         if references:
-            warnings.warn("beta is 0: the references are ignored, neither scored nor in the metrics.", stacklevel=3)
+            warnings.warn(
+                "beta is 0: the references are ignored, neither scored nor in the metrics.", MultirefWarning, stacklevel=3
+            )
         return False
     check_beta(beta)
     return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, MultirefWarning
 from multiref.references.rollouts import Rollout
 from multiref.training.online.rewards import Reward, total_reward
 
@@ -38,12 +38,14 @@ def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: b
     if not any(_words(completion) for completion in completions):
         warnings.warn(
             "Every completion of this step is empty text: the policy ends at once. Look at its prompts and chat template.",
+            MultirefWarning,
             stacklevel=3,
         )
     if first and ends and not any(end for rollout in rollouts for end in rollout.ended):
         warnings.warn(
             f"Every completion of the first step was cut at max_new_tokens = {limit}: none ended. They count as they are, cut; raise max_new_tokens "
             "if answers should be whole.",
+            MultirefWarning,
             stacklevel=3,
         )
 

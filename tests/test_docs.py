@@ -1,0 +1,31 @@
+"""What the documents promise about themselves: lines that fit a screen, links that lead somewhere, a table that is the measurements'."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_of_at_most_128_characters(page):
+    long = [n for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 128]
+    assert not long, f"{page.name}: lines {long} are longer than 128 characters"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_exist(page):
+    found = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in found if "://" not in link and not (page.parent / link).exists()]
+    assert not missing, f"{page.name}: {missing}"
+
+
+def test_the_log_s_table_of_ratios_is_made_of_the_recorded_lines():
+    made = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "table.py"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert made.stdout.strip() in (ROOT / "LOG.md").read_text(encoding="utf-8"), "python benchmarks/table.py --write"
