@@ -108,7 +108,7 @@ def against_the_floor(reward: Tensor, ref_logps: Tensor, repeats: int) -> dict[s
             lambda regularizer=regularizer: mr.exact.solve(reward, ref_logps, regularizer, beta=BETA), repeats
         )
         per_row[name] = seconds / len(reward)
-        case = f"{name}, {reward.shape[-1]:,} completions"
+        case = f"{name}, {len(reward):,} × {reward.shape[-1]:,}"
         record(case, seconds / least, against="one weighted sum and log_softmax", at_most=mark, ms=round(seconds * 1e3, 2))
     return per_row
 
@@ -121,7 +121,7 @@ def against_row_by_row(reward: Tensor, ref_logps: Tensor, per_row: dict[str, flo
         ours = mr.exact.solve(reward[:rows], ref_logps[:, :rows], regularizer, beta=BETA).policy.numpy()
         error = max(np.abs(brentq_row(*p, regularizer.alpha) - mine).max() for p, mine in zip(problems, ours))
         seconds = median_seconds(lambda r=regularizer, p=problems: [brentq_row(*x, r.alpha) for x in p], 3) / rows
-        ratio, case = seconds / per_row[name], f"{name} row by row, {reward.shape[-1]:,} completions"
+        ratio, case = seconds / per_row[name], f"{name} row by row, {len(reward):,} × {reward.shape[-1]:,}"
         record(case, ratio, against="ours (SciPy's brentq)", at_least=200, error=error, us_a_row=round(seconds * 1e6, 2))
 
 
@@ -135,7 +135,7 @@ def against_a_convex_solver(reward: Tensor, ref_logps: Tensor, per_row: dict[str
             times.append(clock() - start)
             errors.append(abs(value - mr.exact.solve(reward[i], ref_logps[:, i], regularizer, beta=BETA).value.item()))
         seconds = statistics.median(times)
-        ratio, case = seconds / per_row[name], f"{name} per instance, {reward.shape[-1]:,} completions"
+        ratio, case = seconds / per_row[name], f"{name} per instance, {len(reward):,} × {reward.shape[-1]:,}"
         record(case, ratio, against="ours (cvxpy and Clarabel)", at_least=1000, error=max(errors), ms=round(seconds * 1e3, 2))
 
 

@@ -103,6 +103,7 @@ def test_a_reference_with_another_tokenizer_scores_the_text(models, tokenizer):
             n += 1
 
 
+@pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 def test_a_transformer_trains_with_references_of_two_tokenizers(models, tokenizer):
     """The reward goes up and the KL stays counted: 12 steps towards completions that end at once."""
     foreign = make_tokenizer("bytelevel")
