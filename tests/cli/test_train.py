@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from multiref.cli import app
+from multiref.errors import MultirefWarning
 from multiref.runs.config import build, override, read_yaml
 from multiref.runs.execute import execute
 from multiref.runs.objective import checked
