@@ -26,10 +26,10 @@ def main() -> None:
     plan = Plan(labels=[128], steps=1, batch=128, prompts=64, rollouts=4)
     contestants = [
         OnlineDPO(),
-        Bilevel("U1", loop="single"),
-        *[Bilevel("U0", e, loop="single", perturbed_steps=1) for e in ("E3", "E2", "E1", "CG")],
-        Bilevel("U0", "E3", loop="momentum"),
-        Bilevel("U3", "E3", loop="single", pairs=2),
+        Bilevel("stop_gradient", loop="single"),
+        *[Bilevel("likelihood", e, loop="single", perturbed_steps=1) for e in ("covariance", "shared_rollouts", "two_policies", "conjugate_gradient")],
+        Bilevel("likelihood", "covariance", loop="momentum"),
+        Bilevel("win_rate", "covariance", loop="single", pairs=2),
     ]
     states = [State.begin(task, seed=0, learning_rate=1e-3, reward_rate=1e-3) for _ in contestants]
     spent: list[list[float]] = [[] for _ in contestants]

@@ -31,15 +31,15 @@ def by_reward(surrogate, reward):
 
 def estimates(name, problem, table, sigma, generator, repeats=200):
     """[R, X, Y]: estimates of the response term of U0, exact payoffs, ROLLOUTS rollouts a prompt in all."""
-    upper = upper_named("U0")
+    upper = upper_named("likelihood")
     still = problem.lower(table)
     reward = table.expand(repeats, *table.shape).clone().requires_grad_(True)
-    if name == "E3":
+    if name == "covariance":
         y = draw(still, ROLLOUTS, repeats, generator)
         payoff = upper.payoff(problem, still, table).expand(repeats, *table.shape)
         return by_reward(covariance(payoff.gather(-1, y), reward.gather(-1, y), beta=problem.beta), reward)
     moved = perturbed_policy(problem, table, upper, sigma=sigma)
-    if name == "E1":
+    if name == "two_policies":
         lower, perturbed = draw(still, ROLLOUTS // 2, repeats, generator), draw(moved, ROLLOUTS // 2, repeats, generator)
         return by_reward(independent(reward.gather(-1, lower), reward.gather(-1, perturbed), sigma=sigma), reward)
     y = draw(still, ROLLOUTS, repeats, generator)
@@ -47,7 +47,7 @@ def estimates(name, problem, table, sigma, generator, repeats=200):
     return by_reward(shared(reward.gather(-1, y), weights, sigma=sigma), reward)
 
 
-@pytest.mark.parametrize(("name", "predicted"), [("E1", -1.0), ("E2", 0.0), ("E3", 0.0)])
+@pytest.mark.parametrize(("name", "predicted"), [("two_policies", -1.0), ("shared_rollouts", 0.0), ("covariance", 0.0)])
 def test_deviation_in_sigma(name, predicted):
     """Two free averages differ by O(1) noise over σ; shared ones by noise of the size of 1 − w = O(σ), over σ."""
     problem, table = small()
@@ -60,12 +60,12 @@ def test_deviation_in_sigma(name, predicted):
     assert abs(float(x @ spread.log() / x.square().sum()) - predicted) < 0.1
 
 
-@pytest.mark.parametrize("name", ["E1", "E2", "E3"])
+@pytest.mark.parametrize("name", ["two_policies", "shared_rollouts", "covariance"])
 def test_means_within_five_standard_errors(name):
     problem, table = small()
-    upper, sigma, still = upper_named("U0"), 0.1, problem.lower(table)
+    upper, sigma, still = upper_named("likelihood"), 0.1, problem.lower(table)
     found = estimates(name, problem, table, sigma, torch.Generator().manual_seed(2))
-    if name == "E3":
+    if name == "covariance":
         target = policy_response(problem, still, upper.payoff(problem, still, table))
     else:
         moved = perturbed_policy(problem, table, upper, sigma=sigma)
@@ -87,7 +87,7 @@ def test_pairs_with_labels_estimate_the_whole_hypergradient():
     loss = -torch.nn.functional.logsigmoid(sign * (a - b))
     found = by_reward(loss.mean(-1) + covariance(loss, a + b, beta=problem.beta), reward)
     error = found.std(0) / repeats**0.5
-    assert bool(((found.mean(0) - hypergradient(problem, table, upper_named("U0"))).abs() < 5 * error).all())
+    assert bool(((found.mean(0) - hypergradient(problem, table, upper_named("likelihood"))).abs() < 5 * error).all())
 
 
 def test_bad_arguments():

@@ -39,7 +39,7 @@ def test_bias_of_two_policies_is_first_order_in_sigma():
     error = []
     for sigma in (1e-2, 1e-3):
         found = expected_estimates(case, theta, sigma=sigma)
-        error.append((found["E1"] - found["truth"]).norm())
+        error.append((found["two_policies"] - found["truth"]).norm())
     assert 7 < float(error[0] / error[1]) < 14
 
 
@@ -54,7 +54,7 @@ def test_sampled_gradients_are_right_on_average(name):
     """1,000 estimates of 8 pairs a prompt against the closed form: within five standard errors and the penalty's bias (E1, E2 at σ = 0.02)."""
     world = linear_world(3, beta=0.5, prompts=3, completions=4, generator=torch.Generator().manual_seed(0))
     phi = torch.full((3, 3), 0.5, dtype=torch.float64)
-    exact = world.upper_gradient(phi, upper_named("U0"))
+    exact = world.upper_gradient(phi, upper_named("likelihood"))
     drawn = sampled_gradient(
         world.repeat(1000),
         phi.repeat_interleave(1000, 0),
@@ -63,7 +63,7 @@ def test_sampled_gradients_are_right_on_average(name):
         sigma=0.02,
         generator=torch.Generator().manual_seed(1),
     ).unflatten(0, (3, 1000))
-    bias = 0.005 if name in ("E1", "E2") else 0.0
+    bias = 0.005 if name in ("two_policies", "shared_rollouts") else 0.0
     assert bool(((drawn.mean(1) - exact).abs() < 5 * drawn.std(1) / 1000**0.5 + bias).all())
 
 
@@ -72,15 +72,17 @@ def test_conjugate_gradients_are_the_covariance_for_a_gibbs_policy():
     phi = torch.full((3, 3), 0.5, dtype=torch.float64)
     both = [
         sampled_gradient(world, phi, name, pairs=5, sigma=0.1, generator=torch.Generator().manual_seed(4))
-        for name in ("E3", "CG")
+        for name in ("covariance", "conjugate_gradient")
     ]
     assert torch.allclose(both[0], both[1], atol=1e-12)
 
 
 def test_descent_goes_down_and_is_measured_on_its_second_half():
     world = linear_world(4, beta=0.5, generator=torch.Generator().manual_seed(0))
-    places, squares = descend(world, "E3", steps=80, pairs=64, rate=2.0, sigma=0.1, generator=torch.Generator().manual_seed(0))
-    start = world.upper_gradient(torch.zeros(4, 3, dtype=torch.float64), upper_named("U0")).square().sum(-1)
+    places, squares = descend(
+        world, "covariance", steps=80, pairs=64, rate=2.0, sigma=0.1, generator=torch.Generator().manual_seed(0)
+    )
+    start = world.upper_gradient(torch.zeros(4, 3, dtype=torch.float64), upper_named("likelihood")).square().sum(-1)
     assert places.shape == (40, 4, 3) and bool((squares.mean(0) < 0.3 * start).all())
 
 
@@ -90,7 +92,7 @@ def test_refusals():
     with pytest.raises(ArgumentError, match="estimator"):
         sampled_gradient(world, phi, "E9", pairs=2, sigma=0.1, generator=generator)
     with pytest.raises(ArgumentError, match="sigma"):
-        sampled_gradient(world, phi, "E1", pairs=2, sigma=0.0, generator=generator)
+        sampled_gradient(world, phi, "two_policies", pairs=2, sigma=0.0, generator=generator)
     other = linear_world(1, beta=0.5, regularizer=ForwardKL(), generator=torch.Generator().manual_seed(0))
     with pytest.raises(ArgumentError, match="ReverseKL"):
-        sampled_gradient(other, phi, "E3", pairs=2, sigma=0.1, generator=generator)
+        sampled_gradient(other, phi, "covariance", pairs=2, sigma=0.1, generator=generator)

@@ -35,7 +35,7 @@ def config(folders, tmp_path):
     return {
         "task": "labels", "model": folders["policy"], "beta": 0.2, "output": str(tmp_path / "run"),
         "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
-        "prompts": str(prompts), "oracle": {"kind": "lexicon", "path": str(words)}, "method": {"name": "bilevel", "objective": "U1"},
+        "prompts": str(prompts), "oracle": {"kind": "lexicon", "path": str(words)}, "method": {"name": "bilevel", "objective": "stop_gradient"},
         "labels": [8, 16], "plan": {"steps": 2, "prompts": 3, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 4, "held_out": 6,
     }  # fmt: skip
 

@@ -13,7 +13,12 @@ from multiref_lab.bilevel.race import CONTESTANTS, Entry, KnownReward, plan_for,
 from multiref_lab.bilevel.race_figures import curve, draw_all, summary
 
 SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12}
-METHODS = (Entry(KnownReward()), Entry(Bilevel("U1")), Entry(OnlineDPO()), Entry(Bilevel("U1", loop="momentum")))
+METHODS = (
+    Entry(KnownReward()),
+    Entry(Bilevel("stop_gradient")),
+    Entry(OnlineDPO()),
+    Entry(Bilevel("stop_gradient", loop="momentum")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def histories(tmp_path_factory):
 
 
 def test_every_method_spends_the_same_labels_and_is_measured_at_the_same_places(histories):
-    assert set(histories) == {"known reward", "bilevel U1", "online DPO", "bilevel U1, momentum loop"}
+    assert set(histories) == {"known reward", "bilevel stop gradient", "online DPO", "bilevel stop gradient, momentum loop"}
     for lines in histories.values():
         assert lines[0]["labels"] == 0 and 780 <= lines[-1]["labels"] <= 800 and len(lines) == 10
         assert lines[0]["gap"] == histories["online DPO"][0]["gap"]
@@ -56,8 +61,8 @@ def test_figures_and_table(histories, tmp_path):
     some = draw_all({"online DPO": histories["online DPO"]}, tmp_path, prefix="some")  # no figure without a curve
     assert {path.stem for path in some} == {"some-direct", "some-classes", "some-cost"}
     rows = {row.split(" | ")[0].strip("| "): row for row in summary(histories)}
-    assert rows["online DPO"].count("|") == rows["bilevel U1"].count("|") == 10
-    assert " / " in rows["bilevel U1"] and " / " not in rows["online DPO"]
+    assert rows["online DPO"].count("|") == rows["bilevel stop gradient"].count("|") == 10
+    assert " / " in rows["bilevel stop gradient"] and " / " not in rows["online DPO"]
 
 
 def test_every_contestant_has_a_name_a_budget_and_an_optimizer_that_fits_its_policy():

@@ -1,13 +1,13 @@
 """Reward learning from preferences over completions of the policy that the reward induces: a bilevel problem, and its hyper-gradients.
 
-The problem, four upper objectives (U0 … U3), the closed form, the penalty form, sampled estimators E1 … E3, and conjugate gradients.
+The problem, four upper objectives, the closed form, the penalty form, three sampled estimators, and conjugate gradients.
 Arrays only; everything is per prompt, in the reward table: chain it through any reward model with `reward.backward(gradient)`.
 """
 
 from multiref.bilevel.estimators import covariance, independent, shared, shared_weights
 from multiref.bilevel.hypergradient import hypergradient, policy_response
-from multiref.bilevel.implicit import ImplicitGradient, implicit_hypergradient
-from multiref.bilevel.penalty import penalised_gradient, penalised_value, perturbed_policy
+from multiref.bilevel.implicit import ImplicitGradient, conjugate_gradients, implicit_hypergradient
+from multiref.bilevel.penalty import check_sigma, penalised_gradient, penalised_value, perturbed_policy
 from multiref.bilevel.problem import Problem, preference_table
 from multiref.bilevel.upper import Debiased, Likelihood, StopGradient, Upper, WinRate, upper_named
 
@@ -19,6 +19,8 @@ __all__ = [
     "StopGradient",
     "Upper",
     "WinRate",
+    "check_sigma",
+    "conjugate_gradients",
     "covariance",
     "hypergradient",
     "implicit_hypergradient",

@@ -35,7 +35,8 @@ def hypergradient(problem: Problem, reward: Tensor, upper: Upper) -> Tensor:
 
         dψ/dr = ∂f/∂r + (∂π/∂r)ᵀ ∂f/∂π            for reverse KL  ∂_r f + β⁻¹ π (c − E_π c)
 
-    In parameters: ∇ψ(φ) = E_x Σ_y (dψ/dr)(x, y) ∇r_φ(x, y) = ∂_φ f + β⁻¹ E_x Cov_π(c, ∇r_φ). For U1 the second term is left out, by definition.
+    In parameters: ∇ψ(φ) = E_x Σ_y (dψ/dr)(x, y) ∇r_φ(x, y) = ∂_φ f + β⁻¹ E_x Cov_π(c, ∇r_φ). `StopGradient` leaves the second term
+    out, by definition.
     """
     log_policy = problem.lower(reward)
     direct = upper.direct(problem, log_policy, reward)

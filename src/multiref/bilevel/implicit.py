@@ -10,12 +10,15 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 
-__all__ = ["ImplicitGradient", "implicit_hypergradient"]
+__all__ = ["ImplicitGradient", "conjugate_gradients", "implicit_hypergradient"]
 
 
 @dataclass(frozen=True)
 class ImplicitGradient:
-    """gradient: like φ. residual: ‖(H + δ) v − ∇_θ f‖ / ‖∇_θ f‖ left by `steps` conjugate-gradient steps; `slope`: ‖∇_θ g‖, zero at a lower optimum."""
+    """gradient: like φ. residual: ‖(H + δ) v − ∇_θ f‖ / ‖∇_θ f‖ left by `steps` conjugate-gradient steps.
+
+    slope: ‖∇_θ g‖, zero at a lower optimum.
+    """
 
     gradient: Tensor
     residual: float
@@ -55,16 +58,20 @@ def implicit_hypergradient(
     def curvature(vector: Tensor) -> Tensor:
         return torch.autograd.grad(slope, theta, vector, retain_graph=True)[0] + damping * vector
 
-    solution, residual, taken = _conjugate_gradients(curvature, by_theta, steps, tolerance)
+    solution, residual, taken = conjugate_gradients(curvature, by_theta, steps=steps, tolerance=tolerance)
     (cross,) = torch.autograd.grad(slope, phi, solution, allow_unused=True)
     gradient = by_phi if cross is None else by_phi - cross
     return ImplicitGradient(gradient, residual, taken, float(slope.detach().norm()))
 
 
-def _conjugate_gradients(
-    product: Callable[[Tensor], Tensor], target: Tensor, steps: int, tolerance: float
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], target: Tensor, *, steps: int, tolerance: float = 1e-10
 ) -> tuple[Tensor, float, int]:
-    """H v = target for H positive semi-definite with the target in its range."""
+    """(v, ‖H v − target‖/‖target‖, steps taken) of H v = target, for H positive semi-definite with the target in its range.
+
+    Raises:
+        ArgumentError: negative curvature.
+    """
     scale = float(target.norm())
     solution, residual = torch.zeros_like(target), target.clone()
     direction, squared, taken = residual.clone(), residual.square().sum(), 0

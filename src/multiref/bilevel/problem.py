@@ -31,7 +31,7 @@ class Problem:
         preference: [*B, Y, Y], P*(y ≻ y'): probabilities, opposite entries sum to one.
         ref_logps: [K, *B, Y].
         regularizer, beta: the lower level.
-        comparator_logps: [*B, Y], the law of the opponent of U3 and of mixed pairs; None is the normalised pool.
+        comparator_logps: [*B, Y], the law of the opponent of `WinRate` and of mixed pairs; None is the normalised pool.
 
     Raises:
         ArgumentError: shapes that do not match, preferences that are no probabilities, β ≤ 0.
@@ -41,9 +41,9 @@ class Problem:
     ref_logps: Tensor
     regularizer: Regularizer
     beta: float
-    comparator_logps: Tensor | None = None
+    comparator_logps: Tensor = None  # type: ignore[assignment]  # set below
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_beta(self.beta)
         expected = (*self.ref_logps.shape[1:], self.ref_logps.shape[-1])
         if tuple(self.preference.shape) != expected:

@@ -2,27 +2,25 @@ r"""Four upper objectives, each as three functions of a policy and a reward: its
 
 With p(y, y') = σ(r(y) − r(y')), P* the true preference, π the policy, ν the comparator (the normalised pool):
 
-    U0 Likelihood     f = −Σ π π' [P* log p + (1 − P*) log(1 − p)]          the papers' objective (FOUND: SAIL, PARL's use); not Fisher-consistent (DERIVED)
-    U1 StopGradient   the direct derivative of U0 alone: iterated on-policy maximum likelihood; a field, not the gradient of anything
-    U2 Debiased       f = Σ π π' (p − P*)², from two labels a pair (p − z)(p − z'); optionally Σ π ν' (p − P*)²
-    U3 WinRate        f = −Σ π ν' P* + κ β Σ_k w_k D(π‖π_k), κ = ¼ (the slope of σ at zero): does not look at the reward itself
+    Likelihood     f = −Σ π π' [P* log p + (1 − P*) log(1 − p)]    the papers' objective, U0 in our pages (FOUND: SAIL, PARL's use);
+                                                                   not Fisher-consistent (DERIVED)
+    StopGradient   its direct derivative alone, U1: iterated on-policy maximum likelihood; a field, not the gradient of anything
+    Debiased       f = Σ π π' (p − P*)², U2: from two labels a pair (p − z)(p − z'); optionally Σ π ν' (p − P*)²
+    WinRate        f = −Σ π ν' P* + κ β Σ_k w_k D(π‖π_k), U3: κ = ¼ (the slope of σ at zero); does not look at the reward itself
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from multiref.bilevel.problem import Problem
 from multiref.divergences import f_prime
 from multiref.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from multiref.bilevel.problem import Problem
 
 __all__ = ["Debiased", "Likelihood", "StopGradient", "Upper", "WinRate", "upper_named"]
 
@@ -63,43 +61,43 @@ def _over(table: Tensor, law: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Likelihood(Upper):
-    """U0: cross-entropy of pairs drawn from the policy that the reward induces."""
+    """Cross-entropy of pairs drawn from the policy that the reward induces."""
 
-    def value(self, problem, log_policy, reward):
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         policy = log_policy.exp()
         return (policy * _over(_pair_loss(problem, reward), policy)).sum(-1)
 
-    def payoff(self, problem, log_policy, reward):
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         return 2 * _over(_pair_loss(problem, reward), log_policy.exp())
 
-    def direct(self, problem, log_policy, reward):
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         policy = log_policy.exp()
         return 2 * policy * _over(_excess(problem, reward), policy)
 
 
 @dataclass(frozen=True)
 class StopGradient(Likelihood):
-    """U1: U0's derivative with the sampling law held fixed. Its fixed point is the true reward when that is in the class."""
+    """The likelihood's derivative with the sampling law held fixed. Its fixed point is the true reward when that is in the class."""
 
     follows_policy = False
 
 
 @dataclass(frozen=True)
 class Debiased(Upper):
-    """U2: squared error of the predicted preference. `mixed`: pairs π ⊗ ν, which keeps a collapsed policy from hiding its errors."""
+    """Squared error of the predicted preference. `mixed`: pairs π ⊗ ν, which keeps a collapsed policy from hiding its errors."""
 
     mixed: bool = False
 
     def _partner(self, problem: Problem, log_policy: Tensor) -> Tensor:
-        return (problem.comparator_logps if self.mixed else log_policy).exp()  # type: ignore[union-attr]
+        return (problem.comparator_logps if self.mixed else log_policy).exp()
 
-    def value(self, problem, log_policy, reward):
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         return (log_policy.exp() * _over(_excess(problem, reward) ** 2, self._partner(problem, log_policy))).sum(-1)
 
-    def payoff(self, problem, log_policy, reward):
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         return (1 if self.mixed else 2) * _over(_excess(problem, reward) ** 2, self._partner(problem, log_policy))
 
-    def direct(self, problem, log_policy, reward):
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         excess = _excess(problem, reward)
         p = excess + problem.preference
         slope = 2 * excess * p * (1 - p)  # ∂(p − P*)²/∂r(y), antisymmetric
@@ -109,33 +107,39 @@ class Debiased(Upper):
 
 @dataclass(frozen=True)
 class WinRate(Upper):
-    """U3: minus the measured win rate over the comparator, plus `strength` · β times the lower level's penalty."""
+    """Minus the measured win rate over the comparator, plus `strength` · β times the lower level's penalty."""
 
     strength: float = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.strength >= 0:
             raise ArgumentError(
                 f"strength: found {self.strength!r}, expected at least zero; a quarter matches Bradley–Terry at small margins"
             )
 
-    def value(self, problem, log_policy, reward):
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         won = (log_policy.exp() * _over(problem.preference, problem.comparator_logps.exp())).sum(-1)
         return -won + self.strength * problem.beta * problem.regularizer.penalty(log_policy, problem.ref_logps)
 
-    def payoff(self, problem, log_policy, reward):
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         slope = f_prime(log_policy - problem.log_pool, problem.regularizer.alpha)
         return -_over(problem.preference, problem.comparator_logps.exp()) + self.strength * problem.beta * slope
 
-    def direct(self, problem, log_policy, reward):
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         return torch.zeros_like(reward)
 
 
-_NAMES = {"U0": Likelihood(), "U1": StopGradient(), "U2": Debiased(), "U2-mixed": Debiased(mixed=True), "U3": WinRate()}
+_NAMES: dict[str, Upper] = {
+    "likelihood": Likelihood(),
+    "stop_gradient": StopGradient(),
+    "debiased": Debiased(),
+    "debiased_mixed": Debiased(mixed=True),
+    "win_rate": WinRate(),
+}
 
 
 def upper_named(name: str) -> Upper:
-    """U0, U1, U2, U2-mixed or U3.
+    """likelihood, stop_gradient, debiased, debiased_mixed (pairs against the comparator) or win_rate.
 
     Raises:
         ArgumentError: any other name.

@@ -40,7 +40,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
         figures["before"] = _evaluated(run, run.evaluation, held_out, trainer, say, "before", floors)
         folder.write("evaluation.json", json.dumps(figures, indent=1))
     if began:
-        from multiref.training.online.checkpoint import last_checkpoint
+        from multiref.training.checkpoint import last_checkpoint
 
         checkpoint = last_checkpoint(folder.checkpoints)
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

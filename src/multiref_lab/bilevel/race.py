@@ -66,21 +66,30 @@ class Entry:
 
 
 AUDIT: tuple[Entry, ...] = tuple(
-    Entry(m) for m in (Bilevel("U1"), Bilevel("U0", "E3"), Bilevel("U3", "E3"), Bilevel("U2", "E3"))
+    Entry(m)
+    for m in (
+        Bilevel("stop_gradient"),
+        Bilevel("likelihood", "covariance"),
+        Bilevel("win_rate", "covariance"),
+        Bilevel("debiased", "covariance"),
+    )
 )
 _DIRECT = (OnlineDPO(), XPO(), OfflineDPO(), SAIL("PR"), SAIL("PP"), SAIL("DP"))
 CONTESTANTS: tuple[Entry, ...] = (
     Entry(KnownReward()),
     *AUDIT,
-    Entry(Bilevel("U1", outer="newton")),
+    Entry(Bilevel("stop_gradient", outer="newton")),
     *(Entry(m) for m in (Iterative(), GSHF(), TwoStage(), *_DIRECT)),
     Entry(Iterative(), reward_model="transformer"),
-    *(Entry(m, policy="log-linear") for m in (*_DIRECT, Iterative(), GSHF(), TwoStage(), Bilevel("U1", outer="newton"))),
-    Entry(Bilevel("U1", loop="single")),
-    Entry(Bilevel("U1", loop="momentum")),
-    Entry(Bilevel("U0", "E2", perturbed_steps=3)),
-    Entry(Bilevel("U0", "E1", sigma=0.3, perturbed_steps=3)),
-    Entry(Bilevel("U0", "CG")),
+    *(
+        Entry(m, policy="log-linear")
+        for m in (*_DIRECT, Iterative(), GSHF(), TwoStage(), Bilevel("stop_gradient", outer="newton"))
+    ),
+    Entry(Bilevel("stop_gradient", loop="single")),
+    Entry(Bilevel("stop_gradient", loop="momentum")),
+    Entry(Bilevel("likelihood", "shared_rollouts", perturbed_steps=3)),
+    Entry(Bilevel("likelihood", "two_policies", sigma=0.3, perturbed_steps=3)),
+    Entry(Bilevel("likelihood", "conjugate_gradient")),
 )
 _ROUNDS = 80
 

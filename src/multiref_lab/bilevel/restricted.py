@@ -178,10 +178,10 @@ def expected_estimates(case: Restricted, theta: Tensor, *, sigma: float) -> dict
     weights = shared_weights(payoff, (policy * payoff).sum(-1), sigma=sigma, beta=problem.beta)
     return {
         "truth": exact_hypergradient(case, theta),
-        "E1": case.chain(upper.direct(problem, apart, reward) + (policy - apart.exp()) / sigma),
-        "E2 ratio": case.chain(direct + (policy - apart.exp()) / sigma),
-        "E2 Gibbs": case.chain(direct + policy * (1 - weights) / sigma),
-        "E3": case.chain(direct + policy_response(problem, log_policy, payoff)),
+        "two_policies": case.chain(upper.direct(problem, apart, reward) + (policy - apart.exp()) / sigma),
+        "shared_rollouts, ratio": case.chain(direct + (policy - apart.exp()) / sigma),
+        "shared_rollouts, Gibbs": case.chain(direct + policy * (1 - weights) / sigma),
+        "covariance": case.chain(direct + policy_response(problem, log_policy, payoff)),
         "stop-gradient": case.chain(direct),
     }
 

@@ -14,12 +14,12 @@ from multiref_lab.bilevel.world import LinearReward
 
 __all__ = ["ESTIMATORS", "descend", "rollouts_per_pair", "sampled_gradient"]
 
-ESTIMATORS = ("E1", "E2", "E3", "CG")
+ESTIMATORS = ("two_policies", "shared_rollouts", "covariance", "conjugate_gradient")
 
 
 def rollouts_per_pair(estimator: str) -> int:
     """Completions drawn for each labelled pair: two for the pair; E1 draws two more from each of its policies, E2 two more from one."""
-    return {"E1": 6, "E2": 4, "E3": 2, "CG": 2}[estimator]
+    return {"two_policies": 6, "shared_rollouts": 4, "covariance": 2, "conjugate_gradient": 2}[estimator]
 
 
 def _draw(log_policy: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -70,18 +70,18 @@ def sampled_gradient(
     phi = phi.detach().requires_grad_(True)
     reward = world.reward_of(phi)
     still = (problem.log_pool + reward.detach() / problem.beta).log_softmax(-1)
-    moved = _perturbed(world, reward.detach(), still, sigma) if estimator in ("E1", "E2") else still
-    law = moved if estimator == "E1" else still
+    moved = _perturbed(world, reward.detach(), still, sigma) if estimator in ("two_policies", "shared_rollouts") else still
+    law = moved if estimator == "two_policies" else still
     first, second = _draw(law, pairs, generator), _draw(law, pairs, generator)
     wins = problem.preference.flatten(-2).gather(-1, first * reward.shape[-1] + second)
     sign = 2 * torch.bernoulli(wins, generator=generator) - 1
     a, b = reward.gather(-1, first), reward.gather(-1, second)
     loss = -logsigmoid(sign * (a - b))
-    if estimator == "E3":
+    if estimator == "covariance":
         response = covariance(loss, a + b, beta=problem.beta)
-    elif estimator == "CG":
+    elif estimator == "conjugate_gradient":
         response = _by_hessian(still, first, second, loss, reward, problem.beta)
-    elif estimator == "E2":
+    elif estimator == "shared_rollouts":
         y = _draw(still, 2 * pairs, generator)
         response = shared(reward.gather(-1, y), (moved - still).exp().gather(-1, y), sigma=sigma)
     else:

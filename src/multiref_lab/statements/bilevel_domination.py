@@ -20,12 +20,12 @@ def _tabular(effort: Effort) -> tuple[Tensor, Tensor]:
     """Gaps to the best of several searches and gradient norms along E3's sampled descent, [P, S] each."""
     world, upper = (
         linear_world(24, beta=0.5, prompts=4, completions=5, generator=torch.Generator().manual_seed(effort.choose(8, 108))),
-        upper_named("U0"),
+        upper_named("likelihood"),
     )
     best = audit(world, upper, starts=effort.choose(1, 3), generator=torch.Generator().manual_seed(1)).value
     steps = effort.choose(120, 600)
     places, squares = descend(
-        world, "E3", steps=steps, pairs=8, rate=0.5, sigma=0.1, generator=torch.Generator().manual_seed(14)
+        world, "covariance", steps=steps, pairs=8, rate=0.5, sigma=0.1, generator=torch.Generator().manual_seed(14)
     )
     gaps = torch.stack([world.upper_value(phi, upper) for phi in places]) - best
     return gaps, squares.sqrt()

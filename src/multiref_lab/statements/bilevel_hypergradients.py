@@ -69,7 +69,7 @@ def _closed_form(effort: Effort) -> Measurement:
     for regularizer in family + effort.choose((), (AlphaDivergence(_WEIGHTS, alpha=2.0), AlphaDivergence(_WEIGHTS, alpha=0.5))):
         problem, reward = _tables(effort.choose(20, 40), regularizer, 1.5)
         worst, steady = 0.0, _steady(problem, reward)
-        for name in ("U0", "U2", "U2-mixed", "U3"):
+        for name in ("likelihood", "debiased", "debiased_mixed", "win_rate"):
             upper = upper_named(name)
             error = hypergradient(problem, reward, upper) - _numeric(problem, reward, upper)
             worst = max(worst, float(error[steady].abs().max()))
@@ -89,7 +89,7 @@ def _bias(effort: Effort) -> Measurement:
     world = linear_world(effort.choose(20, 40), beta=0.5, prompts=4, completions=5, generator=torch.Generator().manual_seed(8))
     seeds = world.features.shape[0]
     phi = torch.randn(seeds, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    reward, upper = world.reward_of(phi), upper_named("U0")
+    reward, upper = world.reward_of(phi), upper_named("likelihood")
     exact = world.chain(hypergradient(world.problem, reward, upper))
     value = world.upper_value(phi, upper)
     sigmas = effort.choose([0.03, 0.01, 0.003], [0.1, 0.03, 0.01, 0.003, 0.001])
@@ -98,7 +98,7 @@ def _bias(effort: Effort) -> Measurement:
     )
     values = torch.stack([value - penalised_value(world.problem, reward, upper, sigma=s).mean(-1) for s in sigmas], -1)
     of_gradient, of_value = fit_slope(sigmas, gradients, decade=100), fit_slope(sigmas, values, decade=100)
-    dropped = float((world.upper_gradient(phi, upper_named("U1")) - exact).norm(dim=-1).mean())
+    dropped = float((world.upper_gradient(phi, upper_named("stop_gradient")) - exact).norm(dim=-1).mean())
     return Measurement(
         (
             near("slope of ‖∇ψ_σ − ∇ψ‖ in σ", 1.0, of_gradient, 0.05),
@@ -138,7 +138,7 @@ def _cg(effort: Effort) -> Measurement:
     world = linear_world(20, beta=0.5, prompts=4, completions=5, generator=torch.Generator().manual_seed(10))
     phi = torch.randn(20, 3, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
     checks = []
-    for name in effort.choose(("U0",), ("U0", "U2", "U3")):
+    for name in effort.choose(("likelihood",), ("likelihood", "debiased", "win_rate")):
         upper, worst, steps = upper_named(name), 0.0, 0
         exact = world.upper_gradient(phi, upper)
         for seed in range(20):

@@ -33,7 +33,7 @@ def _measure(effort: Effort) -> Measurement:
     checks: list[Check] = []
     curves: list[Curve] = []
     paid = []
-    for method in (Bilevel("U1", outer="newton"), Iterative()):
+    for method in (Bilevel("stop_gradient", outer="newton"), Iterative()):
         _, history = train(world.task, method, plan)
         at, gaps = history.series("gap")
         start = torch.tensor(gaps[0], dtype=torch.float64)

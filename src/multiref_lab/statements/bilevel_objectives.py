@@ -42,17 +42,20 @@ def _bars(label: str, shares: list[Estimate], betas: tuple[float, ...] = _BETAS)
 
 
 def _likelihood(effort: Effort) -> Measurement:
-    shares = [bootstrap_mean(_lost("U0", beta, effort)) for beta in _BETAS]
+    shares = [bootstrap_mean(_lost("likelihood", beta, effort)) for beta in _BETAS]
     checks = [
         at_least(f"share of the attainable gain lost at β = {beta:g}", floor, share)
         for beta, floor, share in zip(_BETAS, (0.03, 0.2, 0.2), shares)
     ]
-    return Measurement(tuple(checks), Figure("β", "share of J* − J(pool) lost", (_bars("U0", shares),), log_y=False))
+    return Measurement(tuple(checks), Figure("β", "share of J* − J(pool) lost", (_bars("likelihood", shares),), log_y=False))
 
 
 def _stop_gradient(effort: Effort) -> Measurement:
     return Measurement(
-        tuple(at_most(f"largest share lost at β = {beta:g}", 1e-9, float(_lost("U1", beta, effort).max())) for beta in _BETAS)
+        tuple(
+            at_most(f"largest share lost at β = {beta:g}", 1e-9, float(_lost("stop_gradient", beta, effort).max()))
+            for beta in _BETAS
+        )
     )
 
 
@@ -63,12 +66,15 @@ def _two_labels(effort: Effort) -> Measurement:
             at_most(
                 f"from zero, β = {beta:g}: median share lost, mixed pairs",
                 1e-9,
-                float(_lost("U2-mixed", beta, effort, starts=1).median()),
+                float(_lost("debiased_mixed", beta, effort, starts=1).median()),
             )
         )
-    own = [float((_lost("U2", beta, effort, starts=effort.choose(2, 3), scale=3.0) > 0.05).double().mean()) for beta in _BETAS]
+    own = [
+        float((_lost("debiased", beta, effort, starts=effort.choose(2, 3), scale=3.0) > 0.05).double().mean())
+        for beta in _BETAS
+    ]
     checks.append(at_least("share of searches' best ends that are degenerate at β = 0.1, own pairs", 0.1, own[2]))
-    mixed = float((_lost("U2-mixed", 0.1, effort, starts=effort.choose(2, 3), scale=3.0) > 0.05).double().mean())
+    mixed = float((_lost("debiased_mixed", 0.1, effort, starts=effort.choose(2, 3), scale=3.0) > 0.05).double().mean())
     checks.append(at_most("the same with mixed pairs", 0.05, mixed))
     note = "; ".join(f"β = {beta:g}: {share:.0%} of problems end degenerate" for beta, share in zip(_BETAS, own))
     return Measurement(
@@ -83,19 +89,19 @@ def _win_rate(effort: Effort) -> Measurement:
         world = _realisable(beta)
         found = {
             name: audit(world, upper_named(name), starts=effort.choose(1, 3), generator=torch.Generator().manual_seed(1))
-            for name in ("U1", "U3")
+            for name in ("stop_gradient", "win_rate")
         }
-        upper = upper_named("U3")
+        upper = upper_named("win_rate")
         value = {
             name: upper.value(world.problem, each.log_policy, world.reward_of(each.phi)).mean(-1)
             for name, each in found.items()
         }
-        lost = world.gap(found["U3"].log_policy) / world.gap(world.problem.comparator_logps)
+        lost = world.gap(found["win_rate"].log_policy) / world.gap(world.problem.comparator_logps)
         checks.append(
             at_least(
                 f"β = {beta:g}: least advantage over U1 in its own measure (win rate less penalty)",
                 -1e-9,
-                float((value["U1"] - value["U3"]).min()),
+                float((value["stop_gradient"] - value["win_rate"]).min()),
             )
         )
         checks.append(at_most(f"β = {beta:g}: mean share of J* − J(pool) lost", 0.15, bootstrap_mean(lost)))
@@ -112,7 +118,8 @@ def _gains(beta: float, effort: Effort) -> dict[str, Tensor]:
     base = world.true_value(comparator)
     best = world.true_value(best_in_class(world, starts=starts, generator=generator).log_policy) - base
     ends = {
-        name: audit(world, upper_named(name), starts=starts, generator=generator) for name in ("U0", "U1", "U2-mixed", "U3")
+        name: audit(world, upper_named(name), starts=starts, generator=generator)
+        for name in ("likelihood", "stop_gradient", "debiased_mixed", "win_rate")
     }
     ends["offline"] = offline_fit(world)
     return {name: (world.true_value(end.log_policy) - base) / best for name, end in ends.items()}
@@ -130,12 +137,14 @@ def _misspecified(effort: Effort) -> Measurement:
             at_least(
                 f"β = {beta:g}: median advantage of U1 over U0, share of the best gain",
                 0.0,
-                float((gains["U1"] - gains["U0"]).median()),
+                float((gains["stop_gradient"] - gains["likelihood"]).median()),
             )
         )
         checks.append(
             at_least(
-                f"β = {beta:g}: median advantage of U1 over offline", 0.0, float((gains["U1"] - gains["offline"]).median())
+                f"β = {beta:g}: median advantage of U1 over offline",
+                0.0,
+                float((gains["stop_gradient"] - gains["offline"]).median()),
             )
         )
         notes.append(f"β = {beta:g}: " + ", ".join(f"{name} {float(share.median()):.2f}" for name, share in gains.items()))

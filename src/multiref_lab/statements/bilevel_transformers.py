@@ -28,7 +28,7 @@ def _share_left(objective: str, beta: float, seen: int | None, effort: Effort) -
         labels=[round(labels * (k + 1) / rounds) for k in range(rounds)], steps=steps, prompts=16, rollouts=4,
         learning_rate=1e-2, final_rate=0.1, reward_rate=0.1, measure_at=[labels],
     )  # fmt: skip
-    _, history = train(world.task, Bilevel(objective, "E3"), plan)  # type: ignore[arg-type]
+    _, history = train(world.task, Bilevel(objective, "covariance"), plan)  # type: ignore[arg-type]
     return torch.tensor(history.lines[-1]["gap"]).double() / torch.tensor(history.lines[0]["gap"]).double()
 
 
@@ -37,7 +37,7 @@ def _compared(effort: Effort, seen: int | None, betas: tuple[float, ...], needed
     ends: dict[str, list[Estimate]] = {}
     notes = []
     for beta in betas:
-        names = effort.choose(("U0", "U1"), ("U0", "U1", "U2", "U3"))
+        names = effort.choose(("likelihood", "stop_gradient"), ("likelihood", "stop_gradient", "debiased", "win_rate"))
         share = {name: _share_left(name, beta, seen, effort) for name in names}
         for name, value in share.items():
             ends.setdefault(name, []).append(bootstrap_mean(value))
@@ -46,7 +46,7 @@ def _compared(effort: Effort, seen: int | None, betas: tuple[float, ...], needed
             + ", ".join(f"{name} {float(v.mean()):.3f} (median {float(v.median()):.3f})" for name, v in share.items())
         )
         if beta in needed:
-            more = bootstrap_mean(share["U0"] - share["U1"])
+            more = bootstrap_mean(share["likelihood"] - share["stop_gradient"])
             checks.append(at_least(f"β = {beta:g}: share of the gap that U0 leaves beyond U1", needed[beta], more))
     curves = tuple(
         Curve(name, betas, tuple(e.value for e in each), "measured", tuple(e.low for e in each), tuple(e.high for e in each))

@@ -59,7 +59,14 @@ def test_iterative_methods_spend_what_they_say_and_do_not_change_the_task(name):
 
 @pytest.mark.parametrize(
     ("objective", "estimator"),
-    [("U0", "E1"), ("U0", "E2"), ("U1", "E3"), ("U2", "E3"), ("U3", "E1"), ("U3", "CG")],
+    [
+        ("likelihood", "two_policies"),
+        ("likelihood", "shared_rollouts"),
+        ("stop_gradient", "covariance"),
+        ("debiased", "covariance"),
+        ("win_rate", "two_policies"),
+        ("win_rate", "conjugate_gradient"),
+    ],
 )
 def test_bilevel_spends_what_it_says(objective, estimator):
     made = world()
@@ -79,10 +86,10 @@ STOPPABLE = {
     "two-stage": {},
     "gshf": {},
     "sail": {"design": "PP"},
-    "bilevel": {"objective": "U0", "estimator": "E2"},
-    "bilevel momentum": {"objective": "U0", "loop": "momentum"},
-    "bilevel U2": {"objective": "U2", "estimator": "CG"},
-    "bilevel newton": {"objective": "U1", "outer": "newton"},
+    "bilevel": {"objective": "likelihood", "estimator": "shared_rollouts"},
+    "bilevel momentum": {"objective": "likelihood", "loop": "momentum"},
+    "bilevel debiased": {"objective": "debiased", "estimator": "conjugate_gradient"},
+    "bilevel newton": {"objective": "stop_gradient", "outer": "newton"},
 }
 
 
@@ -100,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(name, tmp_path):
 
     def oracle(*given):
         asked.append(1)
-        if len(asked) > 2 * (2 if "U2" in name else 1):
+        if len(asked) > 2 * (2 if "debiased" in name else 1):
             raise Stopped
         return good(*given)
 
@@ -144,25 +151,25 @@ def test_after_an_error_a_trainer_stands_where_its_last_good_round_left_it():
         return good(*given)
 
     made.task.oracle = late
-    trainer = BilevelTrainer(made.task, plan, objective="U0")
+    trainer = BilevelTrainer(made.task, plan, objective="likelihood")
     with pytest.raises(LabelsLate):
         trainer.train()
     assert (trainer.state.round, trainer.state.labels_used) == (1, 16)
     trainer.train()
-    other = BilevelTrainer(whole.task, plan, objective="U0")
+    other = BilevelTrainer(whole.task, plan, objective="likelihood")
     other.train()
     assert torch.equal(trainer.reward.phi, other.reward.phi)
 
 
 def test_a_reward_model_that_diverges_stops_the_run_and_leaves_the_round_before(tmp_path):
     made = world()
-    train(made.task, Bilevel("U1"), Plan(labels=[16], **QUICK), folder=tmp_path)
+    train(made.task, Bilevel("stop_gradient"), Plan(labels=[16], **QUICK), folder=tmp_path)
     with pytest.raises(Diverged, match="last good state"):
-        train(made.task, Bilevel("U1"), Plan(labels=[16, 32], reward_rate=1e7, **QUICK), folder=tmp_path / "wild")
+        train(made.task, Bilevel("stop_gradient"), Plan(labels=[16, 32], reward_rate=1e7, **QUICK), folder=tmp_path / "wild")
     with pytest.raises(Diverged):
         state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
         state.reward.phi.data.fill_(torch.nan)
-        Bilevel("U1").round(made.task, state, 16, Plan(labels=[16], **QUICK))
+        Bilevel("stop_gradient").round(made.task, state, 16, Plan(labels=[16], **QUICK))
     state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
     state.load(tmp_path / "state.safetensors")
     assert state.round == 1

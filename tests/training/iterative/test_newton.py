@@ -27,7 +27,7 @@ def run(labels, *, scale=1.0, ridge=RIDGE, seeds=2):
 
     made.task.oracle = oracle
     plan = Plan(labels=labels, steps=2, prompts=6, rollouts=2, learning_rate=1e-3)
-    state, _ = train(made.task, Bilevel("U1", outer="newton", ridge=ridge), plan)
+    state, _ = train(made.task, Bilevel("stop_gradient", outer="newton", ridge=ridge), plan)
     return state.reward.phi.detach(), torch.cat(moves, 1), torch.cat(answers, 1)
 
 
@@ -64,11 +64,11 @@ def test_units_of_the_features_do_not_matter():
 
 
 def test_refused_where_it_cannot_be():
-    for objective in ("U0", "U2", "U3"):
-        with pytest.raises(ArgumentError, match="adam for all but U1"):
+    for objective in ("likelihood", "debiased", "win_rate"):
+        with pytest.raises(ArgumentError, match="adam for all but stop_gradient"):
             Bilevel(objective, outer="newton")
     with pytest.raises(ArgumentError, match="ridge"):
-        Bilevel("U1", outer="newton", ridge=0.0)
+        Bilevel("stop_gradient", outer="newton", ridge=0.0)
     made = enumerable_world(1, reward_model="transformer", **SMALL)
     with pytest.raises(ArgumentError, match="TransformerReward"):
-        train(made.task, Bilevel("U1", outer="newton"), Plan(labels=[12], steps=1, prompts=6, rollouts=2))
+        train(made.task, Bilevel("stop_gradient", outer="newton"), Plan(labels=[12], steps=1, prompts=6, rollouts=2))

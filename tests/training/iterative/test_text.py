@@ -144,9 +144,9 @@ def made_task(tokenizer, *, lora=LORA, counted=None):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("bilevel", {"objective": "U1"}),
-        ("bilevel", {"objective": "U0", "estimator": "E1"}),
-        ("bilevel", {"objective": "U3", "estimator": "E2", "loop": "momentum"}),
+        ("bilevel", {"objective": "stop_gradient"}),
+        ("bilevel", {"objective": "likelihood", "estimator": "two_policies"}),
+        ("bilevel", {"objective": "win_rate", "estimator": "shared_rollouts", "loop": "momentum"}),
         ("iterative", {}),
         ("two-stage", {}),
         ("xpo", {}),

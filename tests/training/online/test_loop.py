@@ -1,7 +1,5 @@
 """The loop on tables: it samples, scores, steps, and settles where its rule says; it resumes exactly; it refuses what cannot work."""
 
-import json
-
 import pytest
 import torch
 
@@ -24,6 +22,7 @@ from multiref.training.online import (
     standardised_fixed_point,
 )
 from multiref.training.online.backward_induction import levels_of, sequence_logps
+from multiref.training.plain import read_plain
 from tests.training.online.tables import (
     as_reference,
     kl_to,
@@ -201,7 +200,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     assert torch.equal(table, again)
     assert resumed == lines[-len(resumed) :] and resumed[-1]["beta"] != 0.5
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["checkpoint-3", "checkpoint-6"]
-    assert json.loads((tmp_path / "cut" / "checkpoint-6" / "state.json").read_text())["step"] == 6
+    assert read_plain(tmp_path / "cut" / "checkpoint-6" / "state.safetensors")["step"] == 6
 
 
 def test_passes_do_not_change_a_step():
@@ -272,7 +271,7 @@ def test_a_reward_that_misbehaves_is_named_and_the_checkpoint_kept(function, wor
         make_trainer(policy, TABLES, mr.ReverseKL(W), rewards=function, steps=2, output=tmp_path, args={"save_every": 1}).train(
             resume=True
         )
-    assert (tmp_path / "checkpoint-1" / "state.json").exists()
+    assert (tmp_path / "checkpoint-1" / "state.safetensors").exists()
 
 
 def test_bad_input():

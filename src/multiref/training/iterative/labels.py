@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from multiref.errors import DataError
+from multiref.errors import ArgumentError, DataError
 
 __all__ = ["Labels", "check_answers"]
 
@@ -52,7 +52,8 @@ class Labels:
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts [M] and completions [*S, M, 2, L] at `index`."""
-        assert self.prompts is not None and self.completions is not None
+        if self.prompts is None or self.completions is None:
+            raise ArgumentError("labels: found none, expected some; buy labels before learning from them")
         return self.prompts[index], self.completions.index_select(-3, index)
 
     def batch(self, size: int, generator: torch.Generator, *, since: int = 0) -> tuple[Tensor, Tensor]:

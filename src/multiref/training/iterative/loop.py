@@ -14,6 +14,7 @@ import torch
 
 from multiref._files import write_whole
 from multiref.errors import ArgumentError, MultirefError
+from multiref.training.checks import check_choice
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
 
@@ -55,12 +56,11 @@ class Plan:
     seed: int = 0
     measure_at: Sequence[int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = list(self.labels)
         if not counts or counts[0] < 1 or any(b <= a for a, b in itertools.pairwise(counts)):
             raise ArgumentError(f"labels: found {counts[:5]}, expected growing cumulative counts such as [100, 200, 400]")
-        if self.optimizer not in ("adam", "muon"):
-            raise ArgumentError(f"optimizer: found {self.optimizer!r}, expected adam or muon")
+        check_choice("optimizer", self.optimizer, ("adam", "muon"))
         if not 0 < self.final_rate <= 1:
             raise ArgumentError(f"final_rate: found {self.final_rate}, expected a share of learning_rate in (0, 1]")
         if self.rollouts < 2:

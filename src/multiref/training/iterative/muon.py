@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.errors import ArgumentError
+
 __all__ = ["Muon", "orthogonal"]
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -45,7 +47,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step on the gradients that are there; `closure` is not supported."""
-        assert closure is None
+        if closure is not None:
+            raise ArgumentError("Muon: found a closure, expected none; gradients are taken as they are")
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref.training.iterative.state import State
-
-if TYPE_CHECKING:
-    from multiref.training.iterative.bilevel import Units
+from multiref.training.iterative.units import LabelledUnits
 
 __all__ = ["newton_step"]
 
 _LEAST = 1e-2
 
 
-def newton_step(state: State, units: Units, gradient: list[Tensor], *, ridge: float) -> None:
+def newton_step(state: State, units: LabelledUnits, gradient: list[Tensor], *, ridge: float) -> None:
     r"""A_k = A_{k−1} + Σ_i h_i Δf_i Δf_iᵀ,   φ_{k+1} = φ_k − A_k⁻¹ n_k g_k,   A_0 = ridge · I
 
-    i runs over the n_k pairs of the step, Δf_i is a pair's difference of ∂r/∂φ, h_i = p_i (1 − p_i) its curvature at φ_k (at least 0.01, so that one
-    overconfident step does not lame the next), g_k the hyper-gradient per pair. With U1 it is the recursive form of maximum likelihood on all labels so far, so that
-    what early, spread-out pairs said is kept: a plain step along on-policy pairs forgets it. A is the labels' Fisher information.
+    i runs over the n_k pairs of the step, Δf_i is a pair's difference of ∂r/∂φ, h_i = p_i (1 − p_i) its curvature at φ_k (at least 0.01,
+    so that one overconfident step does not lame the next), g_k the hyper-gradient per pair. With "stop_gradient" it is the recursive form
+    of maximum likelihood on all labels so far, so that what early, spread-out pairs said is kept: a plain step along on-policy pairs
+    forgets it. A is the labels' Fisher information.
 
     Raises:
         ArgumentError: a reward model that is not linear in its one parameter (it has no `jacobian`).
     """
-    jacobian = getattr(state.reward, "jacobian", None)
+    reward, _ = state.learner()
+    jacobian = getattr(reward, "jacobian", None)
     if jacobian is None:
         raise ArgumentError(
-            f"outer: found newton with {type(state.reward).__name__}, expected a reward linear in features; use adam for others"
+            f"outer: found newton with {type(reward).__name__}, expected a reward linear in features; use adam for others"
         )
-    (phi,), (slope,) = state.reward.parameters(), gradient  # type: ignore[union-attr]
+    (phi,), (slope,) = reward.parameters(), gradient
     with torch.no_grad():
         first, second = jacobian(units.prompts, units.completions).unflatten(-2, (-1, 2)).unbind(-2)
         move = (first - second).flatten(-3, -2)  # [*S, B·m, d]
-        p = torch.sigmoid(units.margin(state.reward))  # type: ignore[arg-type]
+        p = torch.sigmoid(units.margin(reward))
         curvature = (p * (1 - p)).clamp_min(_LEAST)
         if state.information is None:
             state.information = ridge * torch.eye(move.shape[-1]).expand(*move.shape[:-2], -1, -1).clone()

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from multiref.training.iterative.state import State, assign
 from multiref.training.iterative.task import Policy
-
-if TYPE_CHECKING:
-    from multiref.training.iterative.bilevel import Units
+from multiref.training.iterative.units import LabelledUnits
 
 __all__ = ["perturb"]
 
 _PROBE = 1e-3
 
 
-def perturb(state: State, units: Units, *, sigma: float, beta: float, steps: int) -> tuple[Policy, Tensor]:
-    r"""π_σ and the current policy's log π_0 of the units [*S, B, m·n]; π_σ by `steps` ≥ 1 gradient steps with exact line search on labelled units of that policy.
+def perturb(state: State, units: LabelledUnits, *, sigma: float, beta: float, steps: int) -> tuple[Policy, Tensor]:
+    r"""π_σ and the current policy's log π_0 of the units [*S, B, m·n].
+
+    π_σ is found by `steps` ≥ 1 gradient steps with exact line search on labelled units of the current policy:
 
         minimise  mean ½ (Σ_unit log π_σ/π_0 + n (σ/β)(u − ū))²          n completions a unit
 
-    Its minimiser over a class is the first-order response of the penalised lower level, δθ = −σ (βF)⁻¹ ∂_θ f with F the class's Fisher matrix, the lower
-    level's Hessian at a Gibbs optimum (DERIVED). Rollouts and labels are those of the outer step: no label is bought for the inner level, and the two
-    policies share their noise; two policies trained apart would differ by their noise over σ. In a class that can fit every unit, enough steps
-    make E2 the covariance E3. Few steps leave part of the response out.
+    Its minimiser over a class is the first-order response of the penalised lower level, δθ = −σ (βF)⁻¹ ∂_θ f with F the class's Fisher
+    matrix, the lower level's Hessian at a Gibbs optimum (DERIVED). Rollouts and labels are those of the outer step: no label is bought for
+    the inner level, and the two policies share their noise; two policies trained apart would differ by their noise over σ. In a class that
+    can fit every unit, enough steps make "shared_rollouts" the "covariance". Few steps leave part of the response out.
     """
     if state.moved is None:
         state.moved = state.policy.copy()
@@ -35,10 +35,10 @@ def perturb(state: State, units: Units, *, sigma: float, beta: float, steps: int
     parameters = list(moved.parameters())
     each = units.completions.shape[-2] // units.utility.shape[-1]
     target = -each * sigma / beta * (units.utility - units.utility.mean(-1, keepdim=True))
-    before: Tensor | None = None
-    for _ in range(steps):
+    before = torch.empty(0)
+    for step in range(steps):
         logps = moved.logps(units.prompts, units.completions)
-        before = logps.detach() if before is None else before  # at first the two policies are one
+        before = logps.detach() if step == 0 else before  # at first the two policies are one
         left = target - units.per_unit(logps - before)
         slope = torch.autograd.grad(0.5 * left.square().sum(), parameters, allow_unused=True)
         norm = sum(float(g.square().sum()) for g in slope if g is not None) ** 0.5
@@ -49,11 +49,10 @@ def perturb(state: State, units: Units, *, sigma: float, beta: float, steps: int
             probed = target - units.per_unit(moved.logps(units.prompts, units.completions) - before)
             along = (left.detach() - probed) * norm / _PROBE  # J·(−slope), by a small step
             _move(parameters, slope, _PROBE / norm - float((left * along).sum() / along.square().sum().clamp_min(1e-30)))
-    assert before is not None
     return moved, before
 
 
-def _move(parameters: list[Tensor], direction, step: float) -> None:
+def _move(parameters: list[Tensor], direction: Sequence[Tensor | None], step: float) -> None:
     for parameter, along in zip(parameters, direction):
         if along is not None:
             parameter.add_(along, alpha=step)

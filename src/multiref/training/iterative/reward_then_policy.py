@@ -15,17 +15,16 @@ from multiref.training.iterative.task import Task
 __all__ = ["GSHF", "Iterative", "TwoStage"]
 
 
-def _learn(task: Task, state: State, plan: Plan, *, policy: bool = True) -> dict[str, float]:
-    assert state.reward is not None
+def _learn(task: Task, state: State, plan: Plan) -> dict[str, float]:
+    reward, _ = state.learner()
     loss = fit_reward(task, state, steps=plan.reward_steps, batch=plan.reward_batch, rate=plan.reward_rate)
-    if policy:
-        improve(task, state, state.reward, steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)
+    improve(task, state, reward, steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)
     return {"reward loss": loss}
 
 
 @dataclass(frozen=True)
 class Iterative:
-    """Pairs of the current policy; maximum likelihood on all labels; improve. U1 with memory."""
+    """Pairs of the current policy; maximum likelihood on all labels; improve: the stop-gradient objective with memory."""
 
     name: str = "iterative RLHF"
 
@@ -57,14 +56,15 @@ class GSHF:
 
     def _uncertainty(self, state: State, x: Tensor, y: Tensor) -> Tensor:
         """[*S, M, n]: of each candidate relative to the first."""
-        features = getattr(state.reward, "features", None)
+        model, _ = state.learner()
+        features = getattr(model, "features", None)
         if features is None:
             with torch.no_grad():
-                reward = state.reward(x, y)  # type: ignore[misc]
+                reward = model(x, y)
             return (reward - reward[..., :1]).abs()
         move = features(x, y) - features(x, y)[..., :1, :]
         dimension = move.shape[-1]
-        moments = self.ridge * torch.eye(dimension).expand(*move.shape[:-3], dimension, dimension)
+        moments: Tensor = self.ridge * torch.eye(dimension).expand(*move.shape[:-3], dimension, dimension)
         if len(state.labels):
             past = features(*state.labels.take(torch.arange(len(state.labels))))
             seen = past[..., 0, :] - past[..., 1, :]

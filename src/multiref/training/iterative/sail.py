@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
+from multiref.training.checks import check_choice
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import ask, own_pairs, preference_step, some_prompts
 from multiref.training.iterative.task import Task
+from multiref.training.online.advantages import leave_one_out
 
 __all__ = ["SAIL"]
 
@@ -27,18 +29,17 @@ class SAIL:
     design DP: responses of the data set, the policy as judge; PP: responses of the policy, the policy as judge; PR: responses of the policy, the oracle
     as judge (all its labels are bought online). With the policy as judge the label's own score is added.
 
-    Reference: arXiv 2406.15567; names FOUND, equations DERIVED or RECALLED (docs/theory.md 9). The objective inherits U0's inconsistency.
+    Reference: arXiv 2406.15567; names FOUND, equations DERIVED or RECALLED (docs/theory.md 9). The objective inherits the likelihood's inconsistency.
     """
 
     design: Literal["DP", "PP", "PR"] = "PR"
     mixture: float = 0.3
     extra: float = 0.1
 
-    def __post_init__(self):
-        if self.design not in ("DP", "PP", "PR") or not 0 <= self.mixture <= 1:
-            raise ArgumentError(
-                f"design: found {self.design!r} with mixture {self.mixture}, expected DP, PP or PR and a mixture in [0, 1]"
-            )
+    def __post_init__(self) -> None:
+        check_choice("design", self.design, ("DP", "PP", "PR"))
+        if not 0 <= self.mixture <= 1:
+            raise ArgumentError(f"mixture: found {self.mixture}, expected a share in [0, 1]")
 
     @property
     def name(self) -> str:
@@ -74,8 +75,7 @@ class SAIL:
             chance = torch.rand(margin.shape, generator=state.generator)
             sign = torch.where(chance < torch.sigmoid(margin.detach()), 1.0, -1.0)
         fit = logsigmoid(sign * margin)
-        many = fit.shape[-1]
-        centred = (fit - fit.mean(-1, keepdim=True)).detach() * many / (many - 1)  # less the mean of the other pairs
+        centred = leave_one_out(fit.detach(), axis=-1)
         score = centred * (logps.sum(-1) if self.design != "DP" else torch.zeros_like(fit))
         if self.design != "PR":
             score = score + centred * logsigmoid(sign * margin)  # the score of the label that the policy itself gave

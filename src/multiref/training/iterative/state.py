@@ -11,12 +11,16 @@ import torch
 
 from multiref._files import write_whole
 from multiref.errors import ArgumentError, StoreError
+from multiref.training.checkpoint import put_back
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
 from multiref.training.plain import dump_plain, read_plain
 
 __all__ = ["State", "assign"]
+
+
+_BETAS = (0.9, 0.99)
 
 
 @torch.no_grad()
@@ -26,10 +30,14 @@ def assign(policy: Policy, source: Policy) -> None:
         mine.copy_(theirs)
 
 
+def _values(model: Policy | RewardModel | None) -> list[torch.Tensor] | None:
+    return None if model is None else [p.detach() for p in model.parameters()]
+
+
 def _optimizer(name: str, policy: Policy, rate: float) -> torch.optim.Optimizer:
     parameters = list(policy.parameters())
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+        return torch.optim.Adam(parameters, lr=rate, betas=_BETAS)
     matrices = list(getattr(policy, "matrices", list)())
     if not matrices:
         raise ArgumentError(
@@ -43,8 +51,10 @@ def _optimizer(name: str, policy: Policy, rate: float) -> torch.optim.Optimizer:
 class State:
     """policy and reward model in training, their optimisers, labels, generator; `round` and `labels_used` count what is done.
 
-    middle: the policy that a two-stage method samples from in its second stage. moved: room for π_σ, made anew in every outer step, so never saved.
-    momentum: the running hyper-gradient of the momentum loop, and the reward parameters that it was taken at. information: A of the online Newton step.
+    middle: the policy that a two-stage method samples from in its second stage.
+    moved: room for π_σ, made anew in every outer step, so never saved.
+    momentum: the running hyper-gradient of the momentum loop, and the reward parameters that it was taken at.
+    information: A of the online Newton step.
     """
 
     policy: Policy
@@ -77,50 +87,52 @@ class State:
             start=task.policy,
             reward=reward,
             optimizer=_optimizer(optimizer, policy, learning_rate),
-            reward_optimizer=None
-            if reward is None
-            else torch.optim.Adam(list(reward.parameters()), lr=reward_rate, betas=(0.9, 0.99)),
+            reward_optimizer=None if reward is None else torch.optim.Adam(reward.parameters(), lr=reward_rate, betas=_BETAS),
             generator=torch.Generator().manual_seed(seed),
         )
+
+    def learner(self) -> tuple[RewardModel, torch.optim.Optimizer]:
+        """The reward model in training and its optimiser.
+
+        Raises:
+            ArgumentError: a task without one.
+        """
+        if self.reward is None or self.reward_optimizer is None:
+            raise ArgumentError("reward_model: found none, expected one: this method learns a reward")
+        return self.reward, self.reward_optimizer
 
     def kept(self) -> dict[str, Any]:
         """Everything that the next round depends on, as plain tensors and numbers, independent of what happens to the state afterwards."""
         return copy.deepcopy(
             {
-                "policy": [p.detach() for p in self.policy.parameters()],
-                "reward": None if self.reward is None else [p.detach() for p in self.reward.parameters()],
+                "policy": _values(self.policy),
+                "reward": _values(self.reward),
                 "optimizer": self.optimizer.state_dict(),
                 "reward_optimizer": None if self.reward_optimizer is None else self.reward_optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "labels": [self.labels.prompts, self.labels.completions, self.labels.latest],
                 "counts": [self.round, self.labels_used, self.wall],
                 "notes": self.notes,
-                "middle": None if self.middle is None else [p.detach() for p in self.middle.parameters()],
+                "middle": _values(self.middle),
                 "momentum": self.momentum,
                 "information": self.information,
             }
         )
 
-    @torch.no_grad()
     def restore(self, kept: dict[str, Any]) -> None:
         """Back to exactly where `kept` was taken.
 
         Raises:
             ValueError: parameters of other shapes: what was kept is of another task.
         """
-        pairs = list(zip(self.policy.parameters(), kept["policy"], strict=True))
-        if self.reward is not None:
-            pairs += list(zip(self.reward.parameters(), kept["reward"], strict=True))
-        if kept["middle"] is not None:
-            self.middle = self.middle or self.start.copy()
-            pairs += list(zip(self.middle.parameters(), kept["middle"], strict=True))
-        else:
-            self.middle = None
-        for parameter, value in pairs:
-            if parameter.shape != value.shape:
-                raise ValueError(f"a parameter of shape {tuple(value.shape)} where {tuple(parameter.shape)} is expected")
-        for parameter, value in pairs:
-            parameter.copy_(value)
+        self.middle = None if kept["middle"] is None else self.middle or self.start.copy()
+        models = {"policy": self.policy, "reward": self.reward, "middle": self.middle}
+        put_back(
+            pair
+            for name, model in models.items()
+            if model is not None
+            for pair in zip(model.parameters(), kept[name], strict=True)
+        )
         self.optimizer.load_state_dict(kept["optimizer"])
         if self.reward_optimizer is not None:
             self.reward_optimizer.load_state_dict(kept["reward_optimizer"])

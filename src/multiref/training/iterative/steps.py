@@ -12,6 +12,7 @@ from multiref.losses import bradley_terry
 from multiref.training.iterative.labels import check_answers
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy, Task
+from multiref.training.online.advantages import leave_one_out
 
 __all__ = ["Diverged", "ask", "descend", "fit_reward", "improve", "own_pairs", "policy_step", "preference_step", "some_prompts"]
 
@@ -54,14 +55,14 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:
 
 def fit_reward(task: Task, state: State, *, steps: int, batch: int, rate: float) -> float:
     """Maximum likelihood of the reward model on all labels (Bradley–Terry), by Adam on random batches, its rate falling to nothing over the steps."""
-    assert state.reward is not None and state.reward_optimizer is not None
+    model, optimizer = state.learner()
     last = 0.0
     for step in range(steps):
-        for group in state.reward_optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         prompts, completions = state.labels.batch(batch, state.generator)
-        reward = state.reward(prompts, completions)
-        last = descend(state.reward_optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1), "reward model")
+        reward = model(prompts, completions)
+        last = descend(optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1), "reward model")
     return last
 
 
@@ -74,7 +75,7 @@ def improve(
     prompts: int,
     rollouts: int,
 ) -> float:
-    r"""Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward (its exact gradient)."""
+    """Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward, its exact gradient."""
     last = 0.0
     for _ in range(steps):
         x = some_prompts(task, prompts, state.generator)
@@ -89,9 +90,7 @@ def policy_step(task: Task, state: State, reward: Callable[[Tensor, Tensor], Ten
         references = task.ref_logps(x, y)
     logps = state.policy.logps(x, y)
     utility = gain - task.regularizer.implicit_reward(logps.detach(), references, beta=task.beta)
-    rollouts = y.shape[-2]
-    advantage = (utility - utility.mean(-1, keepdim=True)) * rollouts / (rollouts - 1)
-    descend(state.optimizer, -(advantage * logps).mean((-1, -2)), "policy")
+    descend(state.optimizer, -(leave_one_out(utility, axis=-1) * logps).mean((-1, -2)), "policy")
     return float(utility.mean())
 
 

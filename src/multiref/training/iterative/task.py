@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import check_beta
-from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer
+from multiref.training.checks import check_at_least
 
 __all__ = ["Oracle", "Policy", "RewardModel", "Task"]
 
@@ -57,7 +57,7 @@ class Task:
 
     Attributes:
         prompts: how many there are; numbers 0 … prompts − 1.
-        policy: where training starts; its rollouts are also the comparator of U3 and the offline data.
+        policy: where training starts; its rollouts are also the comparator of win_rate and the offline data.
         ref_logps: (prompts [B], completions [*S, B, n, L]) → [K, *S, B, n].
         reward_model: where reward learning starts; None for methods without one.
         measure: what to record of a policy (exact sub-optimality, where it is known) as numbers [*S] by name.
@@ -72,10 +72,9 @@ class Task:
     reward_model: RewardModel | None = None
     measure: Callable[[Any], dict[str, Tensor]] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_beta(self.beta)
-        if self.prompts < 1:
-            raise ArgumentError(f"prompts: found {self.prompts}, expected at least one")
+        check_at_least(self, 1, "prompts")
 
     def implicit_reward(self, policy: Policy, prompts: Tensor, completions: Tensor) -> Tensor:
         """[*S, B, n]: β f'(π/P), differentiable: the penalty's gradient as a reward, and DPO's reward."""

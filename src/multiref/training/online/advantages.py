@@ -9,18 +9,18 @@ from multiref.errors import ArgumentError
 __all__ = ["leave_one_out", "standardised"]
 
 
-def leave_one_out(returns: Tensor) -> Tensor:
-    """[P, G, *T] → [P, G, *T]: R_i − mean of the other G − 1 of its prompt (at the same token, where returns are to-go).
+def leave_one_out(returns: Tensor, *, axis: int = 1) -> Tensor:
+    """[P, G, *T] → [P, G, *T]: R_i − mean of the other G − 1 of its prompt (at the same token, where returns are to-go). axis: of G.
 
     Unbiased, for the others say nothing about completion i. It is G/(G − 1) times R_i − mean over all G: with the group mean instead, the reward (and a
     penalty in it) shrinks by (G − 1)/G while a penalty in the loss does not, so that β would silently become β G/(G − 1).
 
     Reference: RLOO, arXiv 2402.14740; the remark on β is DERIVED.
     """
-    size = returns.shape[1]
+    size = returns.shape[axis]
     if size < 2:
         raise ArgumentError(f"group: a leave-one-out baseline needs at least 2 completions of a prompt, found {size}.")
-    return (returns - returns.mean(1, keepdim=True)) * (size / (size - 1))
+    return (returns - returns.mean(axis, keepdim=True)) * size / (size - 1)
 
 
 def standardised(returns: Tensor, epsilon: float = 1e-4) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
+from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from multiref.training.online.arguments import AdaptiveBeta, OnlineArguments
 from multiref.training.online.batch import behaviour_logps, reference_scores, samples_of, weights_at
-from multiref.training.online.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from multiref.training.online.checks import (
     agreed_penalty,
     agreed_weights,

@@ -1,0 +1,23 @@
+"""What arguments of every trainer are asked: one of a few words, at least so much."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from multiref.errors import ArgumentError
+
+__all__ = ["check_at_least", "check_choice"]
+
+
+def check_choice(name: str, found: object, known: Any) -> None:
+    """ArgumentError unless `found` is one of `known`: some words, or a `Literal` of them."""
+    words = get_args(known) or tuple(known)
+    if found not in words:
+        raise ArgumentError(f"{name}: found {found!r}, expected one of {', '.join(words)}.")
+
+
+def check_at_least(values: object, least: int, *names: str) -> None:
+    """ArgumentError for the first of these attributes of `values` that is less."""
+    for name in names:
+        if getattr(values, name) < least:
+            raise ArgumentError(f"{name}: expected at least {least}, found {getattr(values, name)}.")
