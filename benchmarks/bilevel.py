@@ -27,7 +27,10 @@ def main() -> None:
     contestants = [
         OnlineDPO(),
         Bilevel("stop_gradient", loop="single"),
-        *[Bilevel("likelihood", e, loop="single", perturbed_steps=1) for e in ("covariance", "shared_rollouts", "two_policies", "conjugate_gradient")],
+        *[
+            Bilevel("likelihood", e, loop="single", perturbed_steps=1)
+            for e in ("covariance", "shared_rollouts", "two_policies", "conjugate_gradient")
+        ],
         Bilevel("likelihood", "covariance", loop="momentum"),
         Bilevel("win_rate", "covariance", loop="single", pairs=2),
     ]
