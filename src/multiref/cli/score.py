@@ -54,23 +54,19 @@ def command(
     Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
     """
     from multiref.data import read_pairs
+    from multiref.models import ModelSpec, Tokenisation
     from multiref.references import References
 
-    options = {
-        "dtype": dtype,
-        "device": device,
-        "max_length": max_length,
-        "truncation": truncation,
-        "end": end,
-        "quantization": quantization,
-    }
-    references = References(
-        [named(text) for text in reference], **{key: value for key, value in options.items() if value is not None}
-    )
+    given = {"max_length": max_length, "truncation": truncation, "end": end}
+    tokenisation = Tokenisation(**{key: value for key, value in given.items() if value is not None})
+    asked: list[tuple[str, Any]] = [named(text) for text in reference]
+    if quantization is not None:
+        asked = [(name, where if "://" in where else ModelSpec(where, quantization=quantization)) for name, where in asked]
+    references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
     pairs = read_pairs(data, limit=limit)
     if dry_run:
-        _show(references.cost_estimate(pairs, store=store, shard_size=shard_size))
+        _show(references.estimate_cost(pairs, store=store, shard_size=shard_size))
         return
     from multiref.references.progress import Bar
 
@@ -103,7 +99,7 @@ def _engine(name: str, *, workers: int | None, gpus: float, address: str | None)
     return name
 
 
-def _show(outlooks: list[Any]) -> None:
+def _show(estimates: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -118,7 +114,7 @@ def _show(outlooks: list[Any]) -> None:
         "time",
         title="Nothing is stored: --dry-run",
     )
-    for o in outlooks:
+    for o in estimates:
         minutes = "" if o.seconds is None else f"{o.seconds:.0f} s" if o.seconds < 120 else f"{o.seconds / 60:.0f} min"
         tokens = "" if o.tokens is None else f"{o.tokens:,}"
         table.add_row(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from multiref.errors import ModelError
+from multiref.models.spec import Tokenisation
 
 __all__ = ["write_conversation"]
 
@@ -13,12 +14,12 @@ Messages = tuple[dict[str, str], ...]
 
 
 def write_conversation(
-    tokenizer: Any, prompt: Messages, completions: Sequence[Any], *, end: bool
+    tokenizer: Any, prompt: Messages, completions: Sequence[Any], tokenisation: Tokenisation
 ) -> tuple[str, tuple[str, ...]]:
     """What the template writes for the prompt, up to where the model is to answer; and what it adds for each completion.
 
     An answer begins after the template's generation prompt (a last message of the assistant is resumed instead), and ends with
-    the template's own end of turn; `end=False` leaves off what follows the last message's content.
+    the template's own end of turn; without `tokenisation.end`, with the last message's content.
 
     Errors: ModelError without a template; where it refuses; where it rewrites the prompt once there is an answer, so that nothing can be
     split off.
@@ -29,12 +30,15 @@ def write_conversation(
             "chat_template.jinja in the model folder), or give prompt and completions as strings."
         )
     resumed = bool(prompt) and prompt[-1]["role"] == "assistant"
-    before = _write(tokenizer, prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
-    return before, tuple(_answer(tokenizer, before, prompt, completion, end) for completion in completions)
+    options = dict(tokenisation.chat_template_kwargs)
+    opened = {"add_generation_prompt": not resumed, "continue_final_message": resumed}
+    before = _write(tokenizer, prompt, **options, **opened) if prompt else ""
+    joints = (_write(tokenizer, _merged(prompt, completion), **options) for completion in completions)
+    answers = (_answer(before, joint, completion, tokenisation.end) for joint, completion in zip(joints, completions))
+    return before, tuple(answers)
 
 
-def _answer(tokenizer: Any, before: str, prompt: Messages, completion: Messages, end: bool) -> str:
-    joint = _write(tokenizer, _merged(prompt, completion))
+def _answer(before: str, joint: str, completion: Messages, end: bool) -> str:
     if not joint.startswith(before):
         raise ModelError(
             "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: alone "

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multiref.errors import ArgumentError, DataError, ModelError
+from multiref.errors import DataError, ModelError
 from multiref.models.conversation import write_conversation
+from multiref.models.spec import TOKENISATION, Tokenisation
 
-__all__ = ["Encoded", "context_limit", "encode", "encode_many", "start_ids"]
+__all__ = ["Encoded", "context_of", "encode", "encode_many", "start_ids"]
 
 Text = Any  # str | tuple of chat messages: `multiref.data.Text`, which this room must not import
 Ids = tuple[int, ...]
-TRUNCATIONS = ("keep_start", "keep_end", "error")
 ANCHORS = ("\n", ".", "a", "0", ")", "A", "z", "-", "|")
 
 
@@ -36,62 +36,54 @@ class Encoded:
         return self.contexts[index] if self.contexts else self.prompt_ids
 
 
-def context_limit(config: Any, asked: int | None = None) -> int | None:
-    """Tokens of prompt and completion together: what is asked for, at most the context that a model's configuration names; None: no limit known."""
-    limits = [limit for limit in (asked, getattr(config, "max_position_embeddings", None)) if limit]
-    return min(limits) if limits else None
+def context_of(config: Any) -> int | None:
+    """Tokens of the context that a model's configuration names; None where it names none."""
+    return getattr(config, "max_position_embeddings", None) or None
 
 
 def encode(
     tokenizer: Any,
     prompt: Text,
     completions: Sequence[Text],
-    *,
-    end: bool = True,
-    max_length: int | None = None,
-    truncation: str = "keep_start",
+    tokenisation: Tokenisation = TOKENISATION,
 ) -> Encoded:
     """Token ids of a prompt and of what follows it.
 
     The context is always encode(prompt), start token first: what the model is given when it generates. It does not depend on
-    the completion. A completion is what encode(prompt + completion) has after it. Where a token of the joint text straddles the
-    boundary (so that encode(prompt) does not begin it), the completion is encoded as a continuation instead: without the start token and without
-    the space that SentencePiece-like tokenizers put in front. Either way context and completion spell prompt + completion as far as the tokenizer
-    can, and different completions of one prompt have comparable scores.
+    the completion. The completion's tokens are those that follow the context in encode(prompt + completion). Where a token of the
+    joint text straddles the boundary (so that encode(prompt) does not begin it), the completion is encoded as a continuation instead:
+    without the start token and without the space that SentencePiece-like tokenizers put in front. Either way context and completion
+    spell prompt + completion as far as the tokenizer can, and different completions of one prompt have comparable scores.
 
     Args:
         prompt, completions: strings, or tuples of chat messages, which go through the tokenizer's chat template.
-        end: score the end token too (string completions: it is appended; conversations: the template's own end of turn).
-        max_length: of context and completion together, in tokens. None: no limit.
-        truncation: "keep_start" drops the completion's last tokens; "keep_end" drops the prompt's first ones (the start
-            token stays); "error" refuses. What is cut is marked in `truncated`.
+        tokenisation: start and end tokens, the rule above or another, truncation. What is cut is marked in `truncated`; the start
+            token is not cut.
 
     Errors: ModelError for a tokenizer that lacks what is needed; DataError where nothing of a completion would be left.
     """
-    return encode_many(tokenizer, [(prompt, completions)], end=end, max_length=max_length, truncation=truncation)[0]
+    return encode_many(tokenizer, [(prompt, completions)], tokenisation)[0]
 
 
 def encode_many(
     tokenizer: Any,
     items: Sequence[tuple[Text, Sequence[Text]]],
-    *,
-    end: bool = True,
-    max_length: int | None = None,
-    truncation: str = "keep_start",
+    tokenisation: Tokenisation = TOKENISATION,
 ) -> list[Encoded]:
     """`encode` of many (prompt, completions) at once: the same ids, several times as fast."""
-    if truncation not in TRUNCATIONS:
-        raise ArgumentError(f"truncation is {truncation!r}; expected one of {', '.join(TRUNCATIONS)}.")
-    written = [_write(tokenizer, prompt, completions, end) for prompt, completions in items]
+    apart = tokenisation.join == "tokens"
+    written = [_write(tokenizer, prompt, completions, tokenisation) for prompt, completions in items]
     prompts = _plain_ids(tokenizer, [item.prompt for item in written])
-    joints = iter(_plain_ids(tokenizer, [item.prompt + rest for item in written for rest in item.completions]))
-    start = start_ids(tokenizer)
+    joints = iter(_plain_ids(tokenizer, [rest if apart else item.prompt + rest for item in written for rest in item.completions]))
+    start = start_ids(tokenizer) if tokenisation.start else ()
     encoded = []
     for item, body in zip(written, prompts):
-        ids = tuple(_continuation(tokenizer, next(joints), rest, body) + item.tail for rest in item.completions)
-        context = start + body if item.plain else body
+        ids = tuple(
+            (next(joints) if apart else _continuation(tokenizer, next(joints), rest, body)) + item.tail for rest in item.completions
+        )
+        context = (start + body if item.plain else body) or _start_token(tokenizer, tokenisation)
         try:
-            encoded.append(_fit(context or _start_token(tokenizer), ids, start, max_length, truncation))
+            encoded.append(_fit(context, ids, start, tokenisation))
         except DataError as error:
             raise DataError(f"{error} The prompt begins {item.prompt[:50]!r}.") from None
     return encoded
@@ -107,12 +99,12 @@ class _Written:
     plain: bool
 
 
-def _write(tokenizer: Any, prompt: Text, completions: Sequence[Text], end: bool) -> _Written:
+def _write(tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation) -> _Written:
     if any(isinstance(completion, str) != isinstance(prompt, str) for completion in completions):
         raise DataError("A prompt and its completion are not of one kind: one is a string, the other a list of chat messages.")
     if isinstance(prompt, str):
-        return _Written(prompt, tuple(completions), (_end_id(tokenizer),) if end else (), True)
-    before, rests = write_conversation(tokenizer, prompt, completions, end=end)
+        return _Written(prompt, tuple(completions), (_end_id(tokenizer),) if tokenisation.end else (), True)
+    before, rests = write_conversation(tokenizer, prompt, completions, tokenisation)
     return _Written(before, rests, (), False)
 
 
@@ -126,8 +118,10 @@ def start_ids(tokenizer: Any) -> Ids:
     return ()
 
 
-def _start_token(tokenizer: Any) -> Ids:
+def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:
     """The context of an empty prompt."""
+    if not tokenisation.start:
+        raise DataError("A prompt has no token, and start=False leaves the start token out; nothing predicts the first token.")
     token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if token is None:
         raise ModelError(
@@ -164,8 +158,9 @@ def _continuation(tokenizer: Any, joint: Ids, rest: str, body: Ids) -> Ids:
     return _plain_ids(tokenizer, [rest])[0]
 
 
-def _fit(context: Ids, completions: tuple[Ids, ...], start: Ids, max_length: int | None, truncation: str) -> Encoded:
+def _fit(context: Ids, completions: tuple[Ids, ...], start: Ids, tokenisation: Tokenisation) -> Encoded:
     """`completions` cut to `max_length` tokens with their context, and marked."""
+    max_length, truncation = tokenisation.max_length, tokenisation.truncation
     over = tuple(max_length is not None and len(context) + len(ids) > max_length for ids in completions)
     if max_length is None or not any(over):
         return Encoded(context, completions, over)

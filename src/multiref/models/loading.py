@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from multiref.errors import ArgumentError, ModelError
+from multiref.models.spec import DTYPES, ModelSpec
 
-__all__ = ["LanguageModel", "adapter_base", "as_dtype", "best_device", "load", "load_config", "load_tokenizer", "local_folder"]
+__all__ = ["LanguageModel", "as_dtype", "best_device", "load", "load_config", "load_tokenizer", "local_folder", "on_base", "put_adapter"]
 
 
 @dataclass(frozen=True)
@@ -35,67 +37,62 @@ def best_device() -> torch.device:
 
 
 def load(
-    path_or_id: str | Path,
+    what: str | os.PathLike[str] | ModelSpec,
     *,
-    dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
-    revision: str | None = None,
-    adapter: str | Path | None = None,
-    quantization: str | None = None,
-    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Loads a model for scoring, sampling or training.
 
     Args:
-        path_or_id: a model folder, an adapter folder (its base is loaded too), or a hub id (downloaded as transformers does).
-        dtype: of the weights: "float32", "bfloat16", "float16", "float64" or a torch.dtype.
+        what: a `ModelSpec`, or its path alone: a model folder, an adapter folder (its base is loaded too), or a hub id (downloaded as
+            transformers does). A quantised base trains through an adapter.
         device: None takes `best_device()`; "auto" spreads the layers over all devices.
-        adapter: a PEFT adapter to put on the model.
-        quantization: "int8" (torch dynamic int8 on the CPU, for scoring only; bitsandbytes on CUDA) or "int4" (bitsandbytes, NF4, on either).
-            A quantised base trains through an adapter.
 
     Only safetensors are read, never pickle. Errors: ModelError saying what is missing; ArgumentError for an unknown option.
     """
-    kind = as_dtype(dtype)
+    asked = ModelSpec.of(what)
+    spec = on_base(asked)
+    kind = as_dtype(spec.dtype or "float32")
     spread = device == "auto"
     place = torch.device(device) if device is not None and not spread else best_device()
-    path, worn = adapter_base(path_or_id, adapter)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    tokenizer = load_tokenizer(path, **options)
-    options |= {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place, kind)}
+    path, quantization = spec.path, spec.quantization
+    tokenizer = load_tokenizer(spec)
+    options = _source(spec) | {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place, kind)}
+    if spec.attention is not None:
+        options["attn_implementation"] = spec.attention
     if spread:
         options["device_map"] = "auto"
     model = _loaded(_classes(path)[1], path, **options)
-    if worn is not None:
-        model = _with_adapter(model, worn)
+    if spec.adapter is not None:
+        model = put_adapter(model, spec.adapter)
     if "device_map" not in options:
         model = model.to(place)
     if quantization == "int8" and place.type == "cpu":
         model = _dynamic_int8(model)
     if quantization == "int4" and place.type == "cpu":
         _never_repacked(model)
-    return LanguageModel(model.eval(), tokenizer, str(path_or_id))
+    return LanguageModel(model.eval(), tokenizer, asked.path)
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """ "float32" → torch.float32, and so on. Errors: ArgumentError for what is no floating-point dtype."""
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ArgumentError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64.")
+def as_dtype(dtype: str) -> torch.dtype:
+    """ "float32" → torch.float32, and so on. Errors: ArgumentError for what is none of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    kind: torch.dtype = getattr(torch, dtype)
     return kind
 
 
-def adapter_base(path: str | Path, adapter: str | Path | None) -> tuple[str, str | None]:
-    """(base model, adapter or None): an adapter folder given as the model names its base itself."""
-    if adapter is None and (Path(path) / "adapter_config.json").is_file():
-        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-        if not base:
-            raise ModelError(
-                f"{path} is an adapter that does not name its base model; give the base, and this folder as adapter."
-            )
-        return str(base), str(path)
-    return str(path), None if adapter is None else str(adapter)
+def on_base(spec: ModelSpec) -> ModelSpec:
+    """The same with base and adapter apart: an adapter's folder given as the model names its base itself."""
+    file = Path(spec.path) / "adapter_config.json"
+    if spec.adapter is not None or not file.is_file():
+        return spec
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{spec.path} is an adapter that does not name its base model; give the base, and this folder as adapter."
+        )
+    return replace(spec, path=str(base), adapter=spec.path)
 
 
 def local_folder(path_or_id: str | Path, *, revision: str | None = None) -> Path:
@@ -111,16 +108,22 @@ def local_folder(path_or_id: str | Path, *, revision: str | None = None) -> Path
         raise ModelError(_explain(str(path_or_id), error)) from error
 
 
-def load_tokenizer(path_or_id: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(what: str | os.PathLike[str] | ModelSpec) -> Any:
     """The tokenizer alone."""
     import transformers
 
-    return _loaded(transformers.AutoTokenizer, str(path_or_id), revision=revision, trust_remote_code=trust_remote_code)
+    spec = ModelSpec.of(what)
+    return _loaded(transformers.AutoTokenizer, spec.path, **_source(spec))
 
 
-def load_config(path_or_id: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_config(what: str | os.PathLike[str] | ModelSpec) -> Any:
     """The configuration alone."""
-    return _loaded(_classes(str(path_or_id))[0], str(path_or_id), revision=revision, trust_remote_code=trust_remote_code)
+    spec = ModelSpec.of(what)
+    return _loaded(_classes(spec.path)[0], spec.path, **_source(spec))
+
+
+def _source(spec: ModelSpec) -> dict[str, Any]:
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
 
 
 def _classes(path: str) -> tuple[Any, Any]:
@@ -165,8 +168,6 @@ def _loaded(kind: Any, path: str, **options: Any) -> Any:
 def _quantization_options(quantization: str | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     if quantization is None:
         return {}
-    if quantization not in ("int8", "int4"):
-        raise ArgumentError(f"quantization is {quantization!r}; expected None, 'int8' or 'int4'.")
     if quantization == "int8" and device.type == "cpu":
         return {}
     if device.type not in ("cuda", "cpu"):
@@ -201,12 +202,16 @@ def _dynamic_int8(model: Any) -> Any:
         return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8)
 
 
-def _with_adapter(model: Any, adapter: str) -> Any:
+def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
+    """The model with this PEFT adapter on it under this name, beside those that a `PeftModel` has already."""
     import peft
 
     try:
-        return peft.PeftModel.from_pretrained(model, adapter)
-    except Exception as error:
+        if not isinstance(model, peft.PeftModel):
+            return peft.PeftModel.from_pretrained(model, adapter, adapter_name=name)
+        model.load_adapter(adapter, adapter_name=name)
+        return model
+    except Exception as error:  # peft passes on whatever the files provoke
         raise ModelError(f"The adapter {adapter} cannot be put on this model: {error}") from error
 
 

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-from multiref.errors import ModelError
-from multiref.models.loading import LanguageModel, load
+import torch
+
+from multiref.models.loading import LanguageModel, load, put_adapter
+from multiref.models.spec import ModelSpec
 
 __all__ = ["SharedBase"]
 
-_bases: WeakValueDictionary[tuple[Any, ...], SharedBase] = WeakValueDictionary()
+_bases: WeakValueDictionary[tuple[ModelSpec, str], SharedBase] = WeakValueDictionary()
 
 
 class SharedBase:
     """A model as `load` loads it, and adapters put on it one at a time.
 
     `SharedBase.of(...)` with equal arguments gives the same object as long as somebody holds it. Who will use it says `claim`,
-    and `release` when done; with the last one the weights go.
+    and `release` when done; with the last one the weights go. One that is given its model (`loaded`) keeps it.
     """
 
-    def __init__(self, path: str, options: dict[str, Any]) -> None:
-        self.path, self.options = path, options
+    def __init__(self, spec: ModelSpec, device: str | torch.device | None, loaded: LanguageModel | None = None) -> None:
+        self.spec, self.device, self._given, self._loaded = spec, device, loaded, loaded
         self._users: WeakSet[Any] = WeakSet()
-        self._loaded: LanguageModel | None = None
         self._adapters: dict[str, str] = {}
         self._peft: Any = None
 
     @classmethod
-    def of(cls, path: str, **options: Any) -> SharedBase:
-        key = (path, *sorted((name, str(value)) for name, value in options.items()))
+    def of(cls, spec: ModelSpec, device: str | torch.device) -> SharedBase:
+        key = (spec, str(device))
         base = _bases.get(key)
         if base is None:
-            base = _bases[key] = cls(path, options)
+            base = _bases[key] = cls(spec, device)
         return base
 
     def claim(self, user: Any) -> None:
@@ -42,13 +44,15 @@ class SharedBase:
 
     def release(self, user: Any) -> None:
         self._users.discard(user)
-        if not self._users:
+        if not self._users and self._given is None:
             self._loaded, self._peft, self._adapters = None, None, {}
-            _empty_cache()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def language_model(self) -> LanguageModel:
         if self._loaded is None:
-            self._loaded = load(self.path, **self.options)
+            self._loaded = load(self.spec, device=self.device)
         return self._loaded
 
     @contextmanager
@@ -65,27 +69,9 @@ class SharedBase:
             yield self._peft
 
     def _put_on(self, model: Any, adapter: str) -> None:
-        import peft
-
         if adapter not in self._adapters:
             name = f"adapter{len(self._adapters)}"
-            try:
-                if self._peft is None:
-                    self._peft = peft.PeftModel.from_pretrained(model, adapter, adapter_name=name)
-                else:
-                    self._peft.load_adapter(adapter, adapter_name=name)
-            except Exception as error:  # peft passes on whatever the files provoke
-                raise ModelError(f"The adapter {adapter} cannot be put on {self.path}: {error}") from error
+            self._peft = put_adapter(model if self._peft is None else self._peft, adapter, name)
             self._adapters[adapter] = name
         self._peft.set_adapter(self._adapters[adapter])
         self._peft.eval()
-
-
-def _empty_cache() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

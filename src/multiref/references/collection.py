@@ -3,14 +3,16 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.references.cost_estimate import Outlook, look_ahead
+from multiref.models.logps import LOGITS_BUDGET
+from multiref.models.spec import TOKENISATION, Tokenisation
+from multiref.references.cost_estimate import CostEstimate, estimate_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.keys import KeyIndex, as_bytes, content_keys, unique_keys
@@ -32,15 +34,25 @@ class References:
         scores = refs.score(pairs, store="scores/")
 
     Args:
-        references: name → a model folder or hub id; a mapping of `open_reference`'s arguments; the URL of a completion server; or an
-            object with `identity()` and `score(items)`. A list of (name, reference) does too.
-        options: given to every reference that is opened here (dtype, device, max_length, end, token_budget, …).
+        references: name → a model folder or hub id; a `ModelSpec`; the URL of a completion server; a mapping of arguments (see
+            `resolve.Opener`); or an object with `identity()` and `score(items)`. A list of (name, reference) does too.
+        tokenisation: what is scored, of every reference that is opened here.
+        dtype, device, token_budget, logits_budget: as of `LocalReference`, for those on this machine.
 
     One reference is in memory at a time, unless they are objects that are there already. Errors: `ArgumentError` for two references
     with one name; `ModelError` for one that cannot be opened.
     """
 
-    def __init__(self, references: Mapping[str, Any] | Iterable[tuple[str, Any]], **options: Any):
+    def __init__(
+        self,
+        references: Mapping[str, Any] | Iterable[tuple[str, Any]],
+        *,
+        tokenisation: Tokenisation = TOKENISATION,
+        dtype: str = "auto",
+        device: str | torch.device | None = None,
+        token_budget: int | None = None,
+        logits_budget: int = LOGITS_BUDGET,
+    ) -> None:
         named = list(references.items()) if isinstance(references, Mapping) else [(name, what) for name, what in references]
         names = [name for name, _ in named]
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -49,7 +61,9 @@ class References:
         if not named:
             raise ArgumentError("No reference was given. Expected at least one, as {name: path, hub id, URL or object}.")
         self.named = dict(named)
-        self.options = options
+        self._opener = partial(
+            Opener, tokenisation=tokenisation, dtype=dtype, device=device, token_budget=token_budget, logits_budget=logits_budget
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,7 +74,7 @@ class References:
 
     def open(self, name: str) -> Reference:
         """The reference of this name, opened."""
-        return Opener(self.named[name], self.options)()
+        return self._opener(self.named[name])()
 
     def score(
         self,
@@ -96,28 +110,28 @@ class References:
             torch.stack([torch.from_numpy(rows.truncated) for rows in columns]),
         )
 
-    def outlook(
+    def estimate_cost(
         self,
         data: Iterable[Any],
         *,
         store: str | os.PathLike[str] | Store | None = None,
         shard_size: int | None = None,
         measure: bool = True,
-    ) -> list[Outlook]:
+    ) -> list[CostEstimate]:
         """What `score` would do with the same arguments, per reference. Nothing is written; with `measure`, a few completions are timed."""
         keeper = MemoryStore() if store is None else store if isinstance(store, Store) else Store(store)
         job = _Job(_texts(data), shard_size)
-        outlooks = []
+        estimates = []
         for name in self.names:
             reference = self.open(name)
             blocks = job.missing(keeper.read(keeper.address(reference.identity()))[0].keys)
-            outlooks.append(look_ahead(name, reference, wanted=len(job.keys), blocks=blocks, measure=measure))
+            estimates.append(estimate_cost(name, reference, wanted=len(job.keys), blocks=blocks, measure=measure))
             getattr(reference, "release", lambda: None)()
-        return outlooks
+        return estimates
 
     def _one(self, name: str, job: "_Job", keeper: Store | MemoryStore, engine: Engine, listener: Listener) -> Rows:
         """One reference's turn: its rows for the job's keys, in their order."""
-        opener = Opener(self.named[name], self.options)
+        opener = self._opener(self.named[name])
         reference = opener()
         address = _introduce(name, reference, location(self.named[name]), keeper, listener)
         rows = _sound_rows(address, keeper, listener)

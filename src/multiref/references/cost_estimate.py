@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from multiref.references.plan import Block
 from multiref.references.protocol import Item, Reference
 
-__all__ = ["Outlook", "look_ahead"]
+__all__ = ["CostEstimate", "estimate_cost"]
 
 BYTES_PER_SCORE, BYTES_PER_SHARD = 28, 1000  # a key, a float64, an int32, a bit, Parquet's pages; and its footer
 SAMPLE = 16  # completions scored to measure speed; they are not stored
 
 
 @dataclass(frozen=True)
-class Outlook:
+class CostEstimate:
     """One reference's part of a run: completions wanted, stored already and missing; shards, bytes; and, if measured, tokens and seconds."""
 
     name: str
@@ -26,8 +26,8 @@ class Outlook:
     seconds: float | None
 
 
-def look_ahead(name: str, reference: Reference, *, wanted: int, blocks: list[Block], measure: bool) -> Outlook:
-    """The outlook of one reference. With `measure`, a few of the missing completions are scored twice and the second time is scaled up
+def estimate_cost(name: str, reference: Reference, *, wanted: int, blocks: list[Block], measure: bool) -> CostEstimate:
+    """The cost of one reference. With `measure`, a few of the missing completions are scored twice and the second time is scaled up
     by the amount of text; an estimate, within a factor of two or so, since longer batches run faster per token."""
     missing = sum(map(len, blocks))
     tokens = seconds = None
@@ -41,7 +41,7 @@ def look_ahead(name: str, reference: Reference, *, wanted: int, blocks: list[Blo
     elif measure:
         tokens, seconds = 0, 0.0
     size = missing * BYTES_PER_SCORE + len(blocks) * BYTES_PER_SHARD
-    return Outlook(name, wanted, wanted - missing, missing, len(blocks), size, tokens, seconds)
+    return CostEstimate(name, wanted, wanted - missing, missing, len(blocks), size, tokens, seconds)
 
 
 def _sample(blocks: list[Block]) -> list[Item]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from multiref.data import Text
+from multiref.models.encoding import Encoded
+from multiref.models.fingerprint import text_digest, tokenizer_fingerprint
+from multiref.models.spec import Tokenisation
 
-__all__ = ["SCORING_VERSION", "Item", "Reference", "Scored"]
+__all__ = ["SCORING_VERSION", "Item", "Reference", "Scored", "text_identity"]
 
 SCORING_VERSION = 1  # rises whenever the same model and text would get another number; part of every identity
 
@@ -36,6 +41,13 @@ class Scored:
     lengths: Tensor
     truncated: Tensor
 
+    @classmethod
+    def of(cls, logps: Tensor, encoded: Sequence[Encoded]) -> Scored:
+        """The scores of all completions of these, lengths and cuts as they were encoded."""
+        lengths = [len(ids) for item in encoded for ids in item.completions]
+        cut = [cut for item in encoded for cut in item.truncated]
+        return cls(logps.double(), torch.tensor(lengths, dtype=torch.int64), torch.tensor(cut, dtype=torch.bool))
+
 
 @runtime_checkable
 class Reference(Protocol):
@@ -52,3 +64,16 @@ class Reference(Protocol):
     def score(self, items: Sequence[Item]) -> Scored:
         """The scores of every completion of every item. The same text gets the same score in any company (to rounding)."""
         ...
+
+
+def text_identity(kind: str, tokenizer: Any, tokenisation: Tokenisation) -> dict[str, Any]:
+    """The part of an identity that says how text becomes tokens; None for the tokenizer where the server has it."""
+    template = getattr(tokenizer, "chat_template", None)
+    written = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return {
+        "kind": kind,
+        "scoring_version": SCORING_VERSION,
+        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        "chat_template": text_digest(written) if template else None,
+        **tokenisation.identity(),
+    }

@@ -1,57 +1,123 @@
 """From what a user writes down (a path, a mapping, a URL, an object) to a reference."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
+
 from multiref.errors import ArgumentError
+from multiref.models.loading import LanguageModel
+from multiref.models.logps import LOGITS_BUDGET
+from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
+from multiref.references.local import LocalReference
 from multiref.references.protocol import Reference
+from multiref.references.server import Connection, ServerReference
 
-__all__ = ["Opener", "location", "open_reference"]
+__all__ = ["Opener", "location", "resolve"]
 
 
+@dataclass
 class Opener:
-    """Opens one reference, at most once in a process. It travels to other processes as its description, not as a model."""
+    """Opens one reference, at most once in a process. It travels to other processes as its description, not as a model.
 
-    def __init__(self, what: Any, options: Mapping[str, Any]):
-        self.what, self.options = what, dict(options)
-        self.opened: Reference | None = None
+    what: a model folder or hub id; a `ModelSpec`; a server's URL; a mapping with `model` and other fields of `ModelSpec`, or with `endpoint` and
+        arguments of `ServerReference` and `Connection`, and perhaps `tokenisation`, in what it differs from the collection's; a `LanguageModel`;
+        or an object with the protocol's two methods.
+    Others as of `LocalReference`; those that concern models on this machine alone have no effect on a server.
+    """
+
+    what: Any
+    tokenisation: Tokenisation = TOKENISATION
+    dtype: str = "auto"
+    device: str | torch.device | None = None
+    token_budget: int | None = None
+    logits_budget: int = LOGITS_BUDGET
+    opened: Reference | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> Reference:
         if self.opened is None:
-            self.opened = open_reference(self.what, **self.options)
+            self.opened = self._open()
         return self.opened
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Opener, (self.what, self.options)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "opened": None}
+
+    def _open(self) -> Reference:
+        what, given = self.what, {"tokenisation": self.tokenisation}
+        if isinstance(what, Reference):
+            return what
+        if isinstance(what, Mapping):
+            given["tokenisation"] = _overridden(self.tokenisation, what.get("tokenisation", {}))
+            what = {name: value for name, value in what.items() if name != "tokenisation"}
+            if "endpoint" in what:
+                return _server(what, **given)
+            what = _spec(what)
+        if isinstance(what, str) and what.startswith(("http://", "https://")):
+            return ServerReference(what, **given)
+        if isinstance(what, ModelSpec | LanguageModel) or (isinstance(what, str | os.PathLike) and str(what)):
+            return LocalReference(
+                what,
+                **given,
+                dtype=self.dtype,
+                device=self.device,
+                token_budget=self.token_budget,
+                logits_budget=self.logits_budget,
+            )
+        raise ArgumentError(
+            f"A reference is given as {type(what).__name__}; expected a model folder or hub id, a ModelSpec, the URL of a completion "
+            "server, a mapping with `model` or `endpoint`, or an object with the methods identity() and score(items)."
+        )
 
 
-def open_reference(what: Any, **options: Any) -> Reference:
-    """A model folder or hub id, a mapping of arguments, a server's URL, a `LanguageModel`, or an object with the protocol's two methods."""
-    if isinstance(what, Reference):
+def resolve(what: Any, tokenisation: Tokenisation = TOKENISATION) -> Reference:
+    """The reference that is meant, opened; see `Opener`."""
+    return Opener(what, tokenisation)()
+
+
+def _overridden(tokenisation: Tokenisation, given: Tokenisation | Mapping[str, Any]) -> Tokenisation:
+    if isinstance(given, Tokenisation):
+        return given
+    _check_keys(given, {each.name for each in fields(Tokenisation)}, "tokenisation")
+    return replace(tokenisation, **given)
+
+
+def _spec(given: Mapping[str, Any]) -> ModelSpec | LanguageModel | str:
+    """A mapping as a `ModelSpec`; `model` stands for `path` there, and may be a spec or a model that is in memory."""
+    options = {("path" if name == "model" else name): value for name, value in given.items()}
+    _check_keys(options, {each.name for each in fields(ModelSpec)}, "a model on this machine")
+    if not isinstance(options.get("path"), str | os.PathLike) and len(options) == 1:
+        what: ModelSpec | LanguageModel | str = options["path"]
         return what
-    if isinstance(what, Mapping):
-        options = {**options, **what}
-        what = options.pop("endpoint", None) or options.pop("model", None)
-    if isinstance(what, str) and what.startswith(("http://", "https://")):
-        from multiref.references.server import ServerReference
+    return ModelSpec(**options)
 
-        return ServerReference(what, **options)
-    in_memory = hasattr(what, "model") and hasattr(what, "tokenizer")  # a `LanguageModel`
-    if in_memory or (isinstance(what, str | os.PathLike) and str(what)):
-        from multiref.references.local import LocalReference
 
-        return LocalReference(what if in_memory else str(what), **options)
-    raise ArgumentError(
-        f"A reference is given as {type(what).__name__}; expected a model folder or hub id, the URL of a completion server, a mapping with "
-        "`model` or `endpoint`, or an object with the methods identity() and score(items)."
-    )
+def _server(given: Mapping[str, Any], tokenisation: Tokenisation) -> ServerReference:
+    connection = {each.name for each in fields(Connection)}
+    own = {"endpoint", "model", "tokenizer", "mode", "weights", "connection"}
+    _check_keys(given, own | connection | {"revision", "trust_remote_code"}, "a server")
+    options = {name: given[name] for name in own & given.keys()}
+    if named := {name: given[name] for name in connection & given.keys()}:
+        options["connection"] = Connection(**named)
+    if (of_tokenizer := {"revision", "trust_remote_code"} & given.keys()) and isinstance(given.get("tokenizer"), str):
+        options["tokenizer"] = ModelSpec(given["tokenizer"], **{name: given[name] for name in of_tokenizer})
+    return ServerReference(**options, tokenisation=tokenisation)
+
+
+def _check_keys(given: Mapping[str, Any], known: set[str], what: str) -> None:
+    if unknown := sorted(given.keys() - known):
+        raise ArgumentError(f"A reference has the key {unknown[0]!r}; expected for {what}: {', '.join(sorted(known))}.")
 
 
 def location(what: Any) -> str:
     """Where a reference was taken from, for people and for noticing a change in place; no score depends on it."""
+    if isinstance(what, ModelSpec):
+        what = {"model": what.path, "adapter": what.adapter}
     if isinstance(what, Mapping):
-        base = what.get("endpoint") or what.get("model")
+        base = what.get("endpoint") or what.get("path") or what.get("model")
         adapter = what.get("adapter")
         return f"{location(base)} + {location(adapter)}" if adapter else location(base)
     if isinstance(what, str) and what.startswith(("http://", "https://")):

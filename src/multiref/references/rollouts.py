@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.rows import lay_out
-from multiref.models.scoring import score_tokens
 from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
@@ -51,13 +50,12 @@ class RolloutScorer:
         tokenizer: the policy's.
         temperature: of the policy that is trained: log-probabilities are of softmax(logits / temperature). Other than 1 only with the policy's
             vocabulary.
-        options: given to every reference that is opened.
     """
 
-    def __init__(self, references: References | Mapping[str, Any], tokenizer: Any, *, temperature: float = 1.0, **options: Any):
+    def __init__(self, references: References | Mapping[str, Any], tokenizer: Any, *, temperature: float = 1.0):
         if not temperature > 0:
             raise ArgumentError(f"temperature: expected a positive number, found {temperature}.")
-        collection = references if isinstance(references, References) else References(references, **options)
+        collection = references if isinstance(references, References) else References(references)
         self.names, self.temperature = collection.names, temperature
         self.opened = {name: collection.open(name) for name in self.names}
         self._vocabulary = tokenizer.get_vocab()
@@ -111,19 +109,21 @@ class RolloutScorer:
         """The K models, in order, for sums over the vocabulary and for sampling. VocabularyMismatch as `require_aligned`."""
         self.require_aligned()
         opened: list[Any] = list(self.opened.values())
-        bases = [reference._base for reference in opened if reference.adapter is not None]
-        if bases and len({id(reference._base) for reference in opened if reference._base is not None}) < len(opened):
+        bases = {id(reference.base) for reference in opened}
+        if any(reference.spec.adapter for reference in opened) and len(bases) < len(opened):
             raise ArgumentError(
-                "references: adapters that share one base cannot be worn at the same time, which sums over the vocabulary need. Merge them into their base."
+                "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. Merge them into their base."
             )
-        yield [reference._with_model(lambda model, *_, **__: model, []) for reference in opened]
+        with ExitStack() as stack:
+            yield [stack.enter_context(reference.loaded()) for reference in opened]
 
     def weights(self, name: str) -> dict[str, Tensor] | None:
         """The parameters of a local reference, to compare with a model; None for what is not local."""
         reference = self.opened[name]
         if not isinstance(reference, LocalReference):
             return None
-        return reference._with_model(lambda model, *_, **__: dict(model.named_parameters()), [])
+        with reference.loaded() as model:
+            return dict(model.named_parameters())
 
     def _shares(self, reference: Any) -> bool:
         return isinstance(reference, LocalReference) and dict(reference.vocabulary) == self._vocabulary
@@ -132,8 +132,9 @@ class RolloutScorer:
         encoded = [rollout.encoded() for rollout in rollouts]
         reference: Any = self.opened[name]
         if self.temperature == 1:
-            return reference._with_model(score_tokens, encoded, alone=reference._alone)
-        return reference._with_model(lambda model, items, **_: _tempered(model, items, self.temperature), encoded)
+            return reference.token_logps(encoded)
+        with reference.loaded() as model:
+            return _tempered(model, encoded, self.temperature)
 
     def _of_text(self, name: str, rollouts: Sequence[Rollout]) -> Tensor:
         total = torch.zeros(sum(len(rollout.completions) for rollout in rollouts), dtype=torch.float64)
@@ -155,10 +156,8 @@ class RolloutScorer:
             scored = reference.score([Item(prompt, completions) for prompt, completions in items])
             logps, cut = scored.logps.double(), scored.truncated
         else:
-            encoded = encode_many(reference.tokenizer, items, end=end, max_length=reference.max_length)
-            logps = torch.stack(
-                [x.double().sum() for x in reference._with_model(score_tokens, encoded, alone=reference._alone)]
-            )
+            encoded = encode_many(reference.tokenizer, items, replace(reference.tokenisation, end=end))
+            logps = torch.stack([x.double().sum() for x in reference.token_logps(encoded)])
             cut = torch.tensor([cut for item in encoded for cut in item.truncated])
         if bool(cut.any()):
             raise ArgumentError(

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
-from multiref.models.encoding import TRUNCATIONS, Encoded, encode_many
-from multiref.models.fingerprint import text_digest, tokenizer_fingerprint
+from multiref.models.encoding import Encoded, encode_many
 from multiref.models.loading import load_tokenizer
+from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.completion_api import CompletionApi, Refused, token_logps_of_echo, token_logps_of_prompt
-from multiref.references.protocol import SCORING_VERSION, Item, Scored
+from multiref.references.protocol import Item, Scored, text_identity
 
-__all__ = ["ServerReference"]
+__all__ = ["Connection", "ServerReference"]
 
 MODES = ("auto", "prompt_logprobs", "echo")
-_OF_LOCAL_MODELS = {"dtype", "device", "quantization", "token_budget", "logits_budget", "trust_remote_code", "adapter"}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a server is asked. timeout, attempts, pause, api_key: see `CompletionApi`; concurrency: requests at a time."""
+
+    timeout: float = 60.0
+    attempts: int = 5
+    pause: float = 0.5
+    api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 8
+
+
+CONNECTION = Connection()
 
 
 class ServerReference:
@@ -29,14 +44,14 @@ class ServerReference:
     Args:
         endpoint: "http://host:8000/v1".
         model: its name there; None: the first one that /models lists.
-        tokenizer: the model's tokenizer (folder, hub id, or the object). With it, token ids are sent, and split exactly as for a local
-            reference. Without it text is sent and split where the server's tokens say, if a token ends at the boundary; the end
-            token cannot be scored (`end=False`) and conversations cannot be written.
+        tokenizer: the model's tokenizer (folder, hub id, `ModelSpec`, or the object). With it, token ids are sent, and split exactly as for
+            a local reference. Without it text is sent and split where the server's tokens say, if a token ends at the boundary; the end
+            token cannot be scored (`Tokenisation(end=False)`) and conversations cannot be written.
+        tokenisation: what is scored. `max_length` is at most the context that the server states (vLLM does) less the token it always adds.
         mode: "prompt_logprobs" (vLLM, SGLang's vLLM-compatible servers), "echo" (with `logprobs`), or "auto": the first if the server does it.
         weights: your own label for what the server serves. Scores are stored under endpoint, model name and this label, for a server
             does not tell a fingerprint: change the label when the weights change.
-        timeout, attempts, pause, api_key: see `CompletionApi`. concurrency: requests at a time.
-        of_local_models: options that concern references on this machine (dtype, device, …) are taken and have no effect.
+        connection: time-outs, attempts, API key, requests at a time.
 
     Errors: ReferenceUnavailable for a server that does not answer, or answers what is no score.
     """
@@ -47,94 +62,68 @@ class ServerReference:
         *,
         model: str | None = None,
         tokenizer: Any = None,
+        tokenisation: Tokenisation = TOKENISATION,
         mode: str = "auto",
         weights: str | None = None,
-        end: bool = True,
-        max_length: int | None = None,
-        truncation: str = "keep_start",
-        timeout: float = 60.0,
-        attempts: int = 5,
-        pause: float = 0.5,
-        api_key: str | None = None,
-        concurrency: int = 8,
-        revision: str | None = None,
-        **of_local_models: Any,
+        connection: Connection = CONNECTION,
     ) -> None:
-        if unknown := sorted(of_local_models.keys() - _OF_LOCAL_MODELS):
-            raise ArgumentError(f"A server reference has no option {unknown[0]!r}.")
-        for name, value, known in (("mode", mode, MODES), ("truncation", truncation, TRUNCATIONS)):
-            if value not in known:
-                raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
-        if end and tokenizer is None:
+        if mode not in MODES:
+            raise ArgumentError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")
+        if tokenisation.end and tokenizer is None:
             raise ArgumentError(
-                f"To score the end token under {endpoint}, its tokenizer must be known here: give tokenizer=…, or score without it (end=False)."
+                f"To score the end token under {endpoint}, its tokenizer must be known here: give tokenizer=…, or score without it "
+                "(Tokenisation(end=False))."
             )
-        self.endpoint, self.mode, self.weights, self.end, self.truncation = endpoint, mode, weights, end, truncation
-        self._api = CompletionApi(endpoint, timeout, attempts, pause, api_key)
-        self._concurrency, self._revision = concurrency, revision
-        self._tokenizer, self._model, self._max_length = tokenizer, model, max_length
-        self._served: dict[str, Any] | None = None
+        self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
+        self._api = CompletionApi(endpoint, connection.timeout, connection.attempts, connection.pause, connection.api_key)
+        self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
 
     def identity(self) -> Mapping[str, Any]:
-        template = getattr(self.tokenizer, "chat_template", None)
-        return {
-            "kind": "server",
-            "scoring_version": SCORING_VERSION,
-            "endpoint": self.endpoint,
-            "model": self.model,
-            "weights": self.weights,
-            "tokenizer": None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer),
-            "chat_template": None if not template else text_digest(str(template)),
-            "end": self.end,
-            "max_length": self.max_length,
-            "truncation": self.truncation,
-        }
+        served = {"endpoint": self.endpoint, "model": self.model, "weights": self.weights}
+        return text_identity("server", self.tokenizer, self.tokenisation) | served
 
     def score(self, items: Sequence[Item]) -> Scored:
         """As every reference; requests run side by side, results keep the order of the items."""
         if self.tokenizer is None:
             return self._score_text(items)
         texts = [(item.prompt, item.completions) for item in items]
-        options: dict[str, Any] = {"end": self.end, "max_length": self.max_length, "truncation": self.truncation}
-        encoded = encode_many(self.tokenizer, texts, **options)
+        encoded = encode_many(self.tokenizer, texts, self.tokenisation)
         jobs = [(item, index) for item in encoded for index in range(len(item.completions))]
         sums = self._side_by_side(lambda job: self._score_ids(*job), jobs)
-        lengths = [len(item.completions[index]) for item, index in jobs]
-        return _scored(sums, lengths, [item.truncated[index] for item, index in jobs])
+        return Scored.of(torch.tensor(sums, dtype=torch.float64), encoded)
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
-        if isinstance(self._tokenizer, str | Path):
-            self._tokenizer = load_tokenizer(self._tokenizer, revision=self._revision)
-        return self._tokenizer
+        by_name = isinstance(self._tokenizer, str | os.PathLike | ModelSpec)
+        return load_tokenizer(self._tokenizer) if by_name else self._tokenizer
 
     @property
     def model(self) -> str:
         """The model's name on the server."""
-        return self._model or str(self._served_model()["id"])
+        return self._model or str(self._served["id"])
+
+    @cached_property
+    def tokenisation(self) -> Tokenisation:
+        """What was asked for, within the context that the server states less the token it always adds."""
+        context = self._served.get("max_model_len")
+        return self._asked.within(context - 1 if isinstance(context, int) else None)
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of prompt and completion together: what was asked for, at most the context that the server states (vLLM does) less the one it always adds."""
-        context = self._served_model().get("max_model_len")
-        room = context - 1 if isinstance(context, int) else None
-        limits = [limit for limit in (self._max_length, room) if isinstance(limit, int)]
-        return min(limits) if limits else None
+        """Tokens of prompt and completion together; None: no limit known."""
+        return self.tokenisation.max_length
 
-    def _served_model(self) -> dict[str, Any]:
-        if self._served is None:
-            try:
-                listed = self._api.models()
-            except Refused as error:
-                raise ReferenceUnavailable(
-                    f"{error}. Expected a list of models; is this an OpenAI-compatible server?"
-                ) from None
-            matching = [entry for entry in listed if self._model in (None, entry["id"])]
-            if not matching:
-                served = ", ".join(entry["id"] for entry in listed) or "nothing"
-                raise ReferenceUnavailable(f"{self.endpoint} does not serve {self._model!r}; it serves {served}.")
-            self._served = matching[0]
-        return self._served
+    @cached_property
+    def _served(self) -> dict[str, Any]:
+        try:
+            listed = self._api.models()
+        except Refused as error:
+            raise ReferenceUnavailable(f"{error}. Expected a list of models; is this an OpenAI-compatible server?") from None
+        matching = [entry for entry in listed if self._model in (None, entry["id"])]
+        if not matching:
+            served = ", ".join(entry["id"] for entry in listed) or "nothing"
+            raise ReferenceUnavailable(f"{self.endpoint} does not serve {self._model!r}; it serves {served}.")
+        return matching[0]
 
     def _score_ids(self, item: Encoded, index: int) -> float:
         """Σ log p of the last tokens of context + completion."""
@@ -174,7 +163,8 @@ class ServerReference:
                 f"Conversations are written by a chat template: give the tokenizer of {self.endpoint} (tokenizer=…)."
             )
         parts = self._side_by_side(lambda job: self._completion_logps(*job), jobs)
-        return _scored([_sum(part) for part in parts], [len(part) for part in parts], [False] * len(parts))
+        sums = torch.tensor([_sum(part) for part in parts], dtype=torch.float64)
+        return Scored(sums, torch.tensor([len(part) for part in parts]), torch.zeros(len(parts), dtype=torch.bool))
 
     def _completion_logps(self, prompt: str, completion: str) -> list[float | None]:
         """The log-probabilities of the echoed tokens that spell the completion."""
@@ -208,11 +198,3 @@ def _sum(logps: Sequence[float | None]) -> float:
     if any(value is None for value in logps):
         raise ReferenceUnavailable("The server gave null for a token of the completion; expected a log-probability.")
     return sum(value for value in logps if value is not None)
-
-
-def _scored(sums: list[float], lengths: list[int], truncated: list[bool]) -> Scored:
-    return Scored(
-        torch.tensor(sums, dtype=torch.float64),
-        torch.tensor(lengths, dtype=torch.int64),
-        torch.tensor(truncated, dtype=torch.bool),
-    )

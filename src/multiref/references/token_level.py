@@ -61,7 +61,7 @@ def measure_token_level(
     texts = [item.completions[0] for item in encoded]
     logps = []
     for name, reference in zip(references.names, opened, strict=True):
-        logps.append(reference._with_model(_distributions, encoded, width=width))
+        logps.append(_distributions_of(reference, encoded, width))
         reference.release()
         if logps[-1].shape != (sum(map(len, texts)), width):
             raise ModelError(
@@ -104,7 +104,12 @@ def _error(values: Tensor, owner: Tensor) -> float:
     return float((sums.square().sum() * clusters / max(clusters - 1, 1)).sqrt()) / len(values)
 
 
-def _distributions(model: Any, encoded: Sequence[Encoded], *, width: int, **_: Any) -> Tensor:
+def _distributions_of(reference: LocalReference, encoded: Sequence[Encoded], width: int) -> Tensor:
+    with reference.loaded() as model:
+        return _distributions(model, encoded, width)
+
+
+def _distributions(model: Any, encoded: Sequence[Encoded], width: int) -> Tensor:
     """[T, width] float32 on the CPU: log π(· | prompt, y_<t) over the common vocabulary at each scored position; one completion a pass."""
     device = next(model.parameters()).device
     parts = []

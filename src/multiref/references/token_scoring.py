@@ -35,7 +35,8 @@ def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
     items = [Item(prompt, (completion,)) for prompt, completion in texts.values()]
     rows, first = [], None
     for name, reference in opened.items():
-        ids, logps = reference.token_logps(items)
+        encoded = reference.encode(items)
+        ids, logps = [ids for item in encoded for ids in item.completions], reference.token_logps(encoded)
         reference.release()
         first = first or (name, ids)
         _same_tokens(first, (name, ids), items)
@@ -53,10 +54,10 @@ def _local(name: str, reference: Any) -> LocalReference:
     return reference
 
 
-def _same_tokens(first: tuple[str, list[torch.Tensor]], second: tuple[str, list[torch.Tensor]], items: list[Item]) -> None:
+def _same_tokens(first: tuple[str, list[tuple[int, ...]]], second: tuple[str, list[tuple[int, ...]]], items: list[Item]) -> None:
     for item, one, other in zip(items, first[1], second[1]):
-        if not torch.equal(one, other):
+        if one != other:
             raise VocabularyMismatch(
                 f"References {first[0]!r} and {second[0]!r} have one vocabulary but cut {str(item.completions[0])[:60]!r} into different tokens "
-                f"({one.tolist()[:8]}… and {other.tolist()[:8]}…): their tokenizers or chat templates differ. Use sequence-level scores."
+                f"({list(one[:8])}… and {list(other[:8])}…): their tokenizers or chat templates differ. Use sequence-level scores."
             )

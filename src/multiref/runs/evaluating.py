@@ -112,11 +112,11 @@ def _of_policy(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     from multiref.evaluation import sampled_rewards
-    from multiref.models import load
+    from multiref.models import ModelSpec, load
 
     say(f"{name}: {path}")
     return sampled_rewards(
-        load(path, dtype=settings["dtype"], device=device), rows, rewards, samples=settings["samples"], max_new_tokens=settings["max_new_tokens"],
+        load(ModelSpec(path, dtype=settings["dtype"]), device=device), rows, rewards, samples=settings["samples"], max_new_tokens=settings["max_new_tokens"],
         temperature=settings["temperature"], seed=settings["seed"], block=settings["batch"], store=out / "samples" / f"{name}.jsonl",
         say=lambda text: say(f"{name}: {text}"),
     )  # fmt: skip

@@ -14,8 +14,8 @@ import torch
 from multiref.runs.config import nearest
 from multiref.runs.folder import RunFolder
 from multiref.runs.running import carry_out
-from multiref.runs.settings import Evaluation, Run, plain
 from multiref.errors import ConfigError, MultirefWarning
+from multiref.runs.settings import Evaluation, Run, plain, spec_of, tokenisation_of
 
 __all__ = ["execute"]
 
@@ -49,7 +49,7 @@ def _prepare(run: Run, folder: RunFolder, arguments: Any, say: Any) -> tuple[Any
         scores = _scores(run, folder, [*train, *held_out], max_length, say)
     train, held_out = (_untruncated(run, pairs, scores, say) for pairs in (train, held_out))
     objective, scores = _objective(run, scores, [*train, *held_out], max_length)
-    ready = partial(PreferenceData, tokenizer=tokenizer, end=run.end, max_length=max_length, truncation=run.truncation)
+    ready = partial(PreferenceData, tokenizer=tokenizer, tokenisation=tokenisation_of(run, max_length))
     data = ready(train, scores)
     evaluation = ready(held_out, scores) if held_out else None
     objective, strategy = weighting_of(run, objective, data, evaluation)
@@ -95,19 +95,12 @@ def _arguments(run: Run) -> Any:
 
 def _policy(run: Run) -> tuple[Any, Any, int | None]:
     from multiref.models import load
-    from multiref.models.encoding import context_limit
+    from multiref.models.encoding import context_of
 
     spec: Any = run.model
-    loaded = load(
-        spec.path,
-        dtype=spec.dtype,
-        revision=spec.revision,
-        adapter=spec.adapter,
-        quantization=spec.quantization,
-        trust_remote_code=spec.trust_remote_code,
-    )
+    loaded = load(spec_of(spec))
     policy = loaded.model
-    max_length = context_limit(policy.config, run.max_length)
+    max_length = tokenisation_of(run, run.max_length).within(context_of(policy.config)).max_length
     if run.lora is not None:
         from multiref.training.arguments import with_lora
 
@@ -183,7 +176,7 @@ def _fitting(run: Run, pairs: list[Any], tokenizer: Any, max_length: int | None,
         raise ConfigError(f"too_long: found {run.too_long!r}, expected drop, error or keep.")
     if not pairs or max_length is None or run.too_long == "keep":
         return pairs
-    encoded = encode_many(tokenizer, [(p.prompt, (p.chosen, p.rejected)) for p in pairs], end=run.end)
+    encoded = encode_many(tokenizer, [(p.prompt, (p.chosen, p.rejected)) for p in pairs], tokenisation_of(run, None))
     fits = [len(e.prompt_ids) + max(map(len, e.completions)) <= max_length for e in encoded]
     return _kept(run, pairs, fits, f"longer than {max_length} tokens", say)
 
@@ -218,9 +211,7 @@ def _scores(run: Run, folder: RunFolder, pairs: list[Any], max_length: int | Non
 
     references = References(
         {reference.name: _opened_with(reference.options()) for reference in run.references},
-        end=run.end,
-        truncation=run.truncation,
-        **({} if max_length is None else {"max_length": max_length}),
+        tokenisation=tokenisation_of(run, max_length),
     )
     store = Path(run.scores) if run.scores else folder.path / "scores"
     say(f"Scoring {len(pairs):,} pairs under {len(references.names)} references, or reading what is stored in {store}.")

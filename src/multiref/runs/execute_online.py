@@ -11,6 +11,7 @@ from typing import Any
 from multiref.runs.prompts import rows_of
 from multiref.runs.rewards import made_rewards
 from multiref.runs.settings_online import OnlineEvaluation, OnlineRun
+from multiref.runs.settings import spec_of
 from multiref.runs.config import build, nearest
 from multiref.runs.folder import RunFolder
 from multiref.errors import ConfigError
@@ -76,9 +77,7 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
     from multiref.training.online import OnlineTrainer
 
     spec: Any = run.model
-    loaded = load(
-        spec.path, dtype=spec.dtype, revision=spec.revision, adapter=spec.adapter, quantization=spec.quantization, trust_remote_code=spec.trust_remote_code
-    )  # fmt: skip
+    loaded = load(spec_of(spec))
     policy = loaded.model if run.start == "model" else _product(run)
     if run.lora is not None:
         from multiref.training.arguments import with_lora
@@ -111,14 +110,16 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
 
 
 def _product(run: OnlineRun) -> Any:
-    from multiref.models import load, product_of
+    from multiref.models import ModelSpec, load, product_of
 
     spec: Any = run.model
     if any(r.model is None or r.adapter is not None or r.quantization is not None for r in run.references):
         raise ConfigError("start: product needs references that are model folders, without adapters or quantization.")
     weights = [r.weight for r in run.references]
     models = [
-        load(str(r.model), dtype=spec.dtype, revision=r.revision, trust_remote_code=bool(r.trust_remote_code)).model
+        load(
+            ModelSpec(str(r.model), dtype=spec.dtype, revision=r.revision, trust_remote_code=bool(r.trust_remote_code))
+        ).model
         for r in run.references
     ]
     return product_of(models, None if weights[0] is None else weights)

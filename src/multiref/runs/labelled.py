@@ -93,7 +93,7 @@ def _progress(line: Mapping[str, Any], total: int) -> str:
 
 def _task(run: LabelledRun, *, seed: int) -> Any:
     from multiref.runs.objective import regularizer_of, weights_of
-    from multiref.models import load
+    from multiref.models import ModelSpec, load
     from multiref.training.iterative import text_task
 
     prompts, asked = _prompts(run), cast(Any, run)
@@ -101,7 +101,7 @@ def _task(run: LabelledRun, *, seed: int) -> Any:
     make_oracle, hidden = _oracle(run)
     return text_task(
         load(run.model),
-        {each.name: load(**_opened(each)) for each in run.references},
+        {each.name: load(ModelSpec(**_opened(each))) for each in run.references},
         regularizer,
         beta=run.beta,
         prompts=prompts,
@@ -120,8 +120,8 @@ def _opened(reference: Reference) -> dict[str, Any]:
         raise ConfigError(
             f"references: {reference.name!r} is an endpoint; a run that buys labels scores its references here, give a model"
         )
-    options.pop("max_length", None)
-    return {("path_or_id" if key == "model" else key): value for key, value in options.items()}
+    options.pop("tokenisation", None)
+    return {("path" if key == "model" else key): value for key, value in options.items()}
 
 
 def _prompts(run: LabelledRun) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from multiref import losses
 from multiref.runs.config import nearest
-from multiref.runs.settings import Run
+from multiref.runs.settings import Run, tokenisation_of
 from multiref.errors import ConfigError, WeightsError
 from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, ReverseKL
 
@@ -89,15 +89,15 @@ def objective_of(run: Run) -> Any:
 
 def renormalised(run: Run, pairs: list[Any], max_length: int | None) -> tuple[Any, Any]:
     """The token-level mixture as one reference, and DPO against it."""
-    from multiref.models import load
+    from multiref.models import ModelSpec, load
     from multiref.training.renormalised import renormalised_scores
 
     models = []
     for reference in run.references:
         if reference.model is None:
             raise ConfigError(f"objective.kind: renormalised_tokens needs models here; {reference.name!r} is an endpoint.")
-        models.append(load(reference.model, revision=reference.revision, adapter=reference.adapter))
-    scores = renormalised_scores(models, weights_of(run), pairs, end=run.end, max_length=max_length)
+        models.append(load(ModelSpec(reference.model, revision=reference.revision, adapter=reference.adapter)))
+    scores = renormalised_scores(models, weights_of(run), pairs, tokenisation=tokenisation_of(run, max_length))
     return objective_of(run), scores
 
 

@@ -13,6 +13,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.page import _final
 from multiref.runs.reward_settings import RewardRun
 from multiref.runs.running import carry_out
+from multiref.runs.settings import spec_of, tokenisation_of
 from multiref.errors import ConfigError
 
 __all__ = ["run_reward"]
@@ -43,14 +44,14 @@ def _trainer(run: RewardRun, folder: RunFolder, arguments: Any, say: Callable[[s
 
     spec: Any = run.model
     train, held_out = _read(run)  # type: ignore[arg-type]
-    loaded = open_reward_model(spec.path, dtype=spec.dtype, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    loaded = open_reward_model(spec_of(spec))
     context = getattr(loaded.model.config, "max_position_embeddings", None)
     limits = [limit for limit in (run.max_length, context) if limit is not None]
     max_length = min(limits) if limits else None
     model = loaded.model if run.lora is None else _with_lora(loaded.model, run.lora)
     sides = [_fitting(run, pairs, loaded.tokenizer, max_length, say) for pairs in (train, held_out)]  # type: ignore[arg-type]
     ready = [
-        RewardData(pairs, loaded.tokenizer, end=run.end, max_length=max_length, truncation=run.truncation) if pairs else None
+        RewardData(pairs, loaded.tokenizer, tokenisation=tokenisation_of(run, max_length)) if pairs else None
         for pairs in sides
     ]
     trainer = RewardTrainer(

@@ -41,7 +41,11 @@ class Reference:
         """What opens it."""
         if (self.model is None) == (self.endpoint is None):
             raise ConfigError(f"references: {self.name!r} needs a model or an endpoint, one of them.")
-        return {key: value for key, value in asdict(self).items() if value is not None and key not in ("name", "weight")}
+        given = {key: value for key, value in asdict(self).items() if value is not None and key not in ("name", "weight")}
+        limit = given.pop("max_length", None)
+        if self.endpoint is not None:  # what concerns models on this machine has no effect
+            given = {key: value for key, value in given.items() if key not in ("adapter", "dtype", "quantization")}
+        return given if limit is None else given | {"tokenisation": {"max_length": limit}}
 
 
 @dataclass
@@ -125,3 +129,17 @@ class Run:
 def plain(run: Run) -> dict[str, Any]:
     """The resolved configuration as plain values, defaults written out."""
     return asdict(run)
+
+
+def spec_of(model: Any) -> Any:
+    """`Model` of a file → `models.ModelSpec`."""
+    from multiref.models import ModelSpec
+
+    return ModelSpec(**asdict(model))
+
+
+def tokenisation_of(run: Any, max_length: int | None) -> Any:
+    """What a file says about tokens → `models.Tokenisation`."""
+    from multiref.models import Tokenisation
+
+    return Tokenisation(end=run.end, max_length=max_length, truncation=run.truncation)

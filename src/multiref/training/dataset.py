@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError, DataError
 from multiref.models.encoding import Encoded, encode, encode_many
+from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 
 __all__ = ["PairBatch", "PreferenceData", "checked_counts", "collate", "encoded_pairs"]
@@ -58,8 +59,7 @@ class PreferenceData(Dataset):
         pairs: `Pair`s or rows in TRL's preference format.
         scores: `SequenceScores` that cover them, joined by content key; the order of `scores.names` is the order of K.
         tokenizer: the policy's.
-        end: score the end token, as the scores must have been.
-        max_length, truncation: as of `models.encode`; must be what the scores were made with.
+        tokenisation: what the scores were made with.
         counts: [P] how much each pair counts in the average, at least zero; None: one each. A preference known as a probability p is the pair
             with count p and the reversed pair with count 1 − p.
 
@@ -75,9 +75,7 @@ class PreferenceData(Dataset):
         scores: SequenceScores,
         tokenizer: Any,
         *,
-        end: bool = True,
-        max_length: int | None = None,
-        truncation: str = "keep_start",
+        tokenisation: Tokenisation = TOKENISATION,
         counts: Sequence[float] | Tensor | None = None,
     ) -> None:
         self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
@@ -89,7 +87,7 @@ class PreferenceData(Dataset):
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
         self.references = scores.logps[:, at]
         self.ref_lengths = scores.lengths[:, at]
-        self.encoded = encoded_pairs(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
+        self.encoded = encoded_pairs(self.pairs, tokenizer, tokenisation)
         self.counts = checked_counts(counts, len(self.pairs))
         _same_truncation(self, scores.truncated[:, at])
 
@@ -133,15 +131,15 @@ def checked_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tenso
     return checked
 
 
-def encoded_pairs(pairs: Sequence[Pair], tokenizer: Any, options: dict[str, Any]) -> list[Encoded]:
+def encoded_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:
     """Each pair as `models.encode` has it; DataError names the pair that cannot be encoded."""
     texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     try:
-        return encode_many(tokenizer, texts, **options)
+        return encode_many(tokenizer, texts, tokenisation)
     except DataError:
         for pair, (prompt, completions) in zip(pairs, texts):  # which one was it?
             try:
-                encode(tokenizer, prompt, completions, **options)
+                encode(tokenizer, prompt, completions, tokenisation)
             except DataError as error:
                 raise DataError(f"{pair.origin or 'a pair'}: {error}") from None
         raise
@@ -158,5 +156,5 @@ def _same_truncation(data: PreferenceData, of_scores: Tensor) -> None:
     raise ArgumentError(
         f"{int(differs.any(0).sum()):,} of {len(data):,} pairs are cut differently by the policy and by the references' scores; the first is "
         f"{data.pairs[row].origin or f'pair {row + 1}'}, cut for {cut} and not for {whole}. Expected the same texts on both sides. Score again with the "
-        "max_length and truncation of this run, or leave these rows out."
+        "tokenisation of this run, or leave these rows out."
     )

@@ -14,7 +14,8 @@ from multiref import losses as preference_losses
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import completion_logps
-from multiref.models.encoding import context_limit
+from multiref.models.encoding import context_of
+from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.batching import passes
 from multiref.training.dataset import PairBatch, PreferenceData, collate
@@ -46,8 +47,7 @@ class PreferenceTrainer(PairTrainer):
         processing_class: the policy's tokenizer.
         loss: two rewards [B] → losses [B], with a regularizer.
         strategy: where weights come from while training: a `WeightStrategy`; None keeps the objective's.
-        end: score the end token, as the scores do.
-        max_length, truncation: in tokens of the policy, prompt and completion together, at most its context; as the scores were made.
+        tokenisation: what the scores were made with; `max_length` is at most the policy's context.
         token_budget: rows × longest row of one forward pass; a micro-batch above it is cut into several. None: one pass.
         callbacks, optimizers: as of `transformers.Trainer`.
 
@@ -72,15 +72,13 @@ class PreferenceTrainer(PairTrainer):
         eval_dataset: Sequence[Any] | PreferenceData | Mapping[str, Any] | None = None,
         loss: Loss | None = None,
         strategy: WeightStrategy | None = None,
-        end: bool = True,
-        max_length: int | None = None,
-        truncation: str = "keep_start",
+        tokenisation: Tokenisation = TOKENISATION,
         token_budget: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         self.objective = _objective(regularizer, beta, loss)
-        max_length = context_limit(getattr(model, "config", None), max_length)
+        tokenisation = tokenisation.within(context_of(getattr(model, "config", None)))
         self.token_budget = token_budget
         _checked_policy(model, args)
 
@@ -91,7 +89,7 @@ class PreferenceTrainer(PairTrainer):
                 raise ArgumentError(
                     "scores: expected SequenceScores that cover the pairs, found None. Make them: References(...).score(pairs)."
                 )
-            return PreferenceData(data, scores, processing_class, end=end, max_length=max_length, truncation=truncation)
+            return PreferenceData(data, scores, processing_class, tokenisation=tokenisation)
 
         train = ready(train_dataset)
         held_out = {name: ready(d) for name, d in eval_dataset.items()} if isinstance(eval_dataset, Mapping) else None

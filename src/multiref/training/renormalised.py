@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded, encode_many
+from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores, content_keys, same_vocabulary
 
 __all__ = ["RENORMALISED", "renormalised_logps", "renormalised_scores"]
@@ -19,7 +20,7 @@ RENORMALISED = "renormalised tokens"
 
 
 def renormalised_scores(
-    models: Sequence[Any], weights: Any, pairs: Sequence[Any], *, end: bool = True, max_length: int | None = None
+    models: Sequence[Any], weights: Any, pairs: Sequence[Any], *, tokenisation: Tokenisation = TOKENISATION
 ) -> SequenceScores:
     r"""Scores of one reference that is the token-level mixture of K: to train against with `ReverseKL()` and K = 1.
 
@@ -37,7 +38,7 @@ def renormalised_scores(
     texts = list({(p.prompt, side): None for p in map(_hashable, pairs) for side in (p.chosen, p.rejected)})
     if not texts:
         raise ArgumentError("pairs: expected at least one, found none.")
-    encoded = encode_many(tokenizers[0], [(prompt, (side,)) for prompt, side in texts], end=end, max_length=max_length)
+    encoded = encode_many(tokenizers[0], [(prompt, (side,)) for prompt, side in texts], tokenisation)
     logps = torch.stack([renormalised_logps([each.model for each in models], weights, item) for item in encoded])
     return SequenceScores(
         (RENORMALISED,),

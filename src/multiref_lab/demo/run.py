@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from multiref._files import write_whole
 from multiref.errors import OutputError
+from multiref.models import Tokenisation
 from multiref.references import References
 from multiref.regularizers import ReverseKL
 from multiref.training import PreferenceData, PreferenceTrainer
@@ -113,8 +114,8 @@ class _Bench:
             )
             pairs = draw_pairs(self.world, self.settings.law, self.seed)
             folders = {name: str(self.world.folder_of(name)) for name in self.world.references}
-            scores = References(folders, end=False, device="cpu").score(pairs, store=self.output / "scores")
-            self._data = PreferenceData(pairs, scores, self.world.tokenizer, end=False)
+            scores = References(folders, tokenisation=Tokenisation(end=False), device="cpu").score(pairs, store=self.output / "scores")
+            self._data = PreferenceData(pairs, scores, self.world.tokenizer, tokenisation=Tokenisation(end=False))
             self.told.phase(
                 f"Seed {seed} of {seeds}: training the base model on {len(pairs):,} pairs under {len(_names(self.settings))} rules."
             )
@@ -141,7 +142,7 @@ class _Bench:
                 args=training_arguments(scratch, _arguments(settings, self.seed, every)),
                 train_dataset=data,
                 processing_class=self.world.tokenizer,
-                end=False,
+                tokenisation=Tokenisation(end=False),
                 callbacks=[LogLines(listen)],
             )
             silence(trainer)

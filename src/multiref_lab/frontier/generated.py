@@ -14,6 +14,7 @@ from torch import Tensor
 from multiref._logspace import expectation
 from multiref.data.pairs import Pair
 from multiref.divergences import kl
+from multiref.models import Tokenisation
 from multiref.references.collection import References
 from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import PairLogps
@@ -120,8 +121,8 @@ class SharedPairs:
         other = PairLaw(prompts=TEST_PROMPTS, pairs_per_prompt=TEST_EACH, scale=task.scale)
         self.pairs = draw_pairs(world, law, seed)[:pairs]
         folders = {name: str(world.folder_of(name)) for name in bench.names}
-        self.scores = References(folders, end=False, device="cpu").score(self.pairs)
-        self.data = PreferenceData(self.pairs, self.scores, world.tokenizer, end=False)
+        self.scores = References(folders, tokenisation=Tokenisation(end=False), device="cpu").score(self.pairs)
+        self.data = PreferenceData(self.pairs, self.scores, world.tokenizer, tokenisation=Tokenisation(end=False))
         self.train = PairSet(world, world.problems(law.prompts, seed), self.pairs[: TEST_PROMPTS * TEST_EACH])
         self.test = PairSet(world, world.problems(TEST_PROMPTS, seed + OTHER), draw_pairs(world, other, seed + OTHER))
 

@@ -18,6 +18,7 @@ from multiref.errors import ConfigError, DataError
 from multiref.evaluation.sampled import drawn, scored
 from multiref.models.encoding import Encoded
 from multiref.models.loading import load
+from multiref.models.spec import Tokenisation
 from multiref.references.collection import References
 from multiref.references.scores import same_vocabulary
 from multiref.training.dataset import PreferenceData
@@ -118,8 +119,8 @@ class StoriesBench:
 @lru_cache(maxsize=1)
 def _shared(bench: StoriesBench, pairs: int, seed: int) -> tuple[Any, PreferenceData]:
     drawn_pairs = bench.pairs(pairs, seed)
-    scores = References(bench.folders, end=False, device="cpu").score(drawn_pairs)
-    return scores, PreferenceData(drawn_pairs, scores, bench.policy.tokenizer, end=False)
+    scores = References(bench.folders, tokenisation=Tokenisation(end=False), device="cpu").score(drawn_pairs)
+    return scores, PreferenceData(drawn_pairs, scores, bench.policy.tokenizer, tokenisation=Tokenisation(end=False))
 
 
 def openings(path: Path, words: int) -> list[str]:

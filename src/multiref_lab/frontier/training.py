@@ -6,6 +6,7 @@ import tempfile
 from typing import Any
 
 from multiref.training.arguments import silence, training_arguments
+from multiref.models import Tokenisation
 from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
 from multiref_lab.frontier.grid import Cell
@@ -38,7 +39,7 @@ def train_on_pairs(policy: Any, data: PreferenceData, tokenizer: Any, cell: Cell
             args=training_arguments(scratch, given),
             train_dataset=data,
             processing_class=tokenizer,
-            end=False,
+            tokenisation=Tokenisation(end=False),
         )
         silence(trainer)
         trainer.train()

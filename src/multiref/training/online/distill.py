@@ -13,6 +13,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models.encoding import encode_many
+from multiref.models.spec import Tokenisation
 from multiref.references.rollouts import Rollout
 from multiref.training.online.rollout import sample
 
@@ -56,6 +57,6 @@ class TextStates:
     def _of_text(self, tokenizer: Any, prompt: Any) -> Rollout:
         texts, end = self.texts[prompt], self.end and prompt not in self.unfinished
         text = texts[int(torch.randint(len(texts), ()))] if len(texts) > 1 else texts[0]
-        (encoded,) = encode_many(tokenizer, [(prompt, (text,))], end=end)
+        (encoded,) = encode_many(tokenizer, [(prompt, (text,))], Tokenisation(end=end))
         ids = encoded.completions[0][: self.max_new_tokens]
         return Rollout(prompt, (text,), encoded.prompt_ids, (ids,), (len(ids) == len(encoded.completions[0]) and end,))

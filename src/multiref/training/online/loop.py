@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError
+from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
@@ -96,7 +97,7 @@ class OnlineTrainer:
         self.tokenizer = tokenizer
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
         self.scorer = (
-            RolloutScorer(references, tokenizer, **(options or {})) if references_matter(self.beta, references) else None
+            RolloutScorer(_collected(references, options or {}), tokenizer) if references_matter(self.beta, references) else None
         )
         self.names = self.scorer.names if self.scorer else ()
         self.weights = agreed_weights(self.rows, regularizer, self.names)
@@ -305,3 +306,7 @@ class OnlineTrainer:
 
 def _width(rollouts: Sequence[Rollout]) -> int:
     return max(len(ids) for rollout in rollouts for ids in rollout.completion_ids)
+
+
+def _collected(references: Any, options: Mapping[str, Any]) -> References:
+    return references if isinstance(references, References) else References(references, **options)

@@ -11,6 +11,7 @@ from torch import Tensor
 from multiref.models.architecture import layout_of
 from multiref.models.encoding import encode_many
 from multiref.models.logps import forward_logps
+from multiref.models.spec import Tokenisation
 from multiref.references.rollouts import Rollout
 
 __all__ = ["end_ids", "prompt_ids", "sample", "texts_of"]
@@ -18,7 +19,7 @@ __all__ = ["end_ids", "prompt_ids", "sample", "texts_of"]
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
     """The context of each prompt: start token first, conversations through the template with the turn of the assistant opened."""
-    return [encoded.prompt_ids for encoded in encode_many(tokenizer, [(prompt, ()) for prompt in prompts], end=False)]
+    return [encoded.prompt_ids for encoded in encode_many(tokenizer, [(prompt, ()) for prompt in prompts], Tokenisation(end=False))]
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

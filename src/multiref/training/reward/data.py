@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError, DataError
+from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.dataset import checked_counts, encoded_pairs
 
 __all__ = ["RewardBatch", "RewardData", "collate", "padded"]
@@ -40,8 +41,7 @@ class RewardData(Dataset):
     Args:
         pairs: `Pair`s or rows in TRL's preference format; a `margin` of a row is by how much its chosen reward should lead.
         tokenizer: the reward model's, with a padding token.
-        end: the end token closes each completion: its state is the one that is scored.
-        max_length, truncation: as of `models.encode`.
+        tokenisation: with `end`, the end token closes each completion: its state is the one that is scored.
         counts: [P] how much each pair counts, at least zero; None: one each. A preference known as a probability p is the pair with count p and the
             reversed pair with count 1 − p.
 
@@ -54,9 +54,7 @@ class RewardData(Dataset):
         pairs: Sequence[Any],
         tokenizer: Any,
         *,
-        end: bool = True,
-        max_length: int | None = None,
-        truncation: str = "keep_start",
+        tokenisation: Tokenisation = TOKENISATION,
         counts: Sequence[float] | Tensor | None = None,
     ) -> None:
         self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
@@ -66,8 +64,8 @@ class RewardData(Dataset):
             raise ArgumentError(
                 "tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token."
             )
-        self.pad, self.end = int(tokenizer.pad_token_id), end
-        self.encoded = encoded_pairs(self.pairs, tokenizer, {"end": end, "max_length": max_length, "truncation": truncation})
+        self.pad, self.end = int(tokenizer.pad_token_id), tokenisation.end
+        self.encoded = encoded_pairs(self.pairs, tokenizer, tokenisation)
         self.margins = torch.tensor([pair.margin for pair in self.pairs], dtype=torch.float64)
         self.counts = checked_counts(counts, len(self.pairs))
 

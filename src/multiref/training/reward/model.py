@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import encode_many
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
+from multiref.models.spec import ModelSpec, Tokenisation
 from multiref.training.reward.data import padded
 
 __all__ = ["MARK", "head_of", "open_reward_model", "rewards_of", "with_lora"]
@@ -19,12 +20,9 @@ MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they
 
 
 def open_reward_model(
-    path_or_id: str,
+    what: str | ModelSpec,
     *,
-    dtype: str | torch.dtype = "float32",
     device: Any = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A reward model from a causal language model's folder, or one that was trained already.
 
@@ -37,7 +35,9 @@ def open_reward_model(
     """
     import transformers
 
-    tokenizer = load_tokenizer(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+    spec = ModelSpec.of(what)
+    path_or_id, source = spec.path, {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    tokenizer = load_tokenizer(spec)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = (
             tokenizer.unk_token if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) else tokenizer.eos_token
@@ -48,9 +48,13 @@ def open_reward_model(
         )
     try:
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            path_or_id, num_labels=1, dtype=as_dtype(dtype), revision=revision, trust_remote_code=trust_remote_code, use_safetensors=True,
+            path_or_id,
+            num_labels=1,
+            dtype=as_dtype(spec.dtype or "float32"),
+            use_safetensors=True,
             output_loading_info=True,
-        )  # fmt: skip
+            **source,
+        )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, …: all mean the same here
         raise ModelError(f"{path_or_id} cannot be loaded as a reward model: {type(error).__name__}: {error}") from error
     name, head = head_of(model)
@@ -98,7 +102,7 @@ def rewards_of(
     if len(prompts) != len(completions):
         raise ArgumentError(f"completions: found {len(completions)} for {len(prompts)} prompts, expected one each.")
     end = bool(getattr(model.config, MARK, {}).get("end", True)) if end is None else end
-    encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], end=end)
+    encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], Tokenisation(end=end))
     rows = [(*item.context(0), *item.completions[0]) for item in encoded]
     values: list[Tensor] = []
     device = next(model.parameters()).device

@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
+from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.pair_trainer import PairTrainer, checked_devices, without_dropout
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.data import RewardBatch, RewardData, collate
@@ -39,7 +40,7 @@ class RewardTrainer(PairTrainer):
         processing_class: the tokenizer, with a padding token.
         label_smoothing: ε, the share of labels taken to be wrong.
         centre: c ≥ 0; 0 leaves the sums alone.
-        end, max_length, truncation: as of `RewardData`.
+        tokenisation: as of `RewardData`.
 
     Evaluation reports the means over pairs of `loss` (what is minimised), `nll` (−log σ of the bare difference), `rewards/chosen`, `/rejected`,
     `/margins`, `/accuracies` (½ at a tie), and `calibration_error`; `reliability` holds the points of the last evaluation's reliability diagram.
@@ -59,9 +60,7 @@ class RewardTrainer(PairTrainer):
         eval_dataset: Sequence[Any] | RewardData | Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         centre: float = 0.0,
-        end: bool = True,
-        max_length: int | None = None,
-        truncation: str = "keep_start",
+        tokenisation: Tokenisation = TOKENISATION,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -72,7 +71,7 @@ class RewardTrainer(PairTrainer):
         def ready(data: Any) -> RewardData:
             if isinstance(data, RewardData):
                 return data
-            return RewardData(data, processing_class, end=end, max_length=max_length, truncation=truncation)
+            return RewardData(data, processing_class, tokenisation=tokenisation)
 
         train = ready(train_dataset)
         held_out: Any = eval_dataset

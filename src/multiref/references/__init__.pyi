@@ -1,0 +1,17 @@
+from .collection import References as References
+from .local import LocalReference as LocalReference
+from .protocol import Item as Item
+from .protocol import Reference as Reference
+from .protocol import Scored as Scored
+from .rollouts import Rollout as Rollout
+from .rollouts import RolloutScorer as RolloutScorer
+from .scores import SequenceScores as SequenceScores
+from .scores import TokenScores as TokenScores
+from .scores import content_key as content_key
+from .server import Connection as Connection
+from .server import ServerReference as ServerReference
+from .store import Store as Store
+from .stored import read_scores as read_scores
+from .token_level import TokenLevel as TokenLevel
+from .token_level import measure_token_level as measure_token_level
+from .token_scoring import token_scores as token_scores
