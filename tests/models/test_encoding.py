@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiref.errors import ArgumentError, DataError, ModelError
-from multiref.models import encode, encode_many
+from multiref.models import Tokenisation, encode, encode_many
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 
 KINDS = ["sentencepiece", "bytelevel"]
@@ -22,7 +22,7 @@ def plain(tokenizer, text):
 def test_context_and_completion_spell_the_joint_text(kind, prompt, completion):
     """decode(context + completion) is what the tokenizer makes of prompt + completion; the context is encode(prompt)."""
     tokenizer = TOKENIZERS[kind]
-    item = encode(tokenizer, prompt, [completion], end=False)
+    item = encode(tokenizer, prompt, [completion], Tokenisation(end=False))
     spelt = tokenizer.decode(item.prompt_ids + item.completions[0], skip_special_tokens=True)
     joint = tokenizer.decode(plain(tokenizer, prompt + completion), skip_special_tokens=True)
     # the tokenizer itself loses edge spaces; only there may the two differ
@@ -48,7 +48,7 @@ def test_a_continuation_gets_no_space_of_its_own():
     """encode("the") + encode("dog") would read "the dog"; the completion "dog" after "the" must read "thedog", " dog" the dog."""
     tokenizer = TOKENIZERS["sentencepiece"]
     for completion, text in (("dog", "thedog"), (" dog", "the dog")):
-        item = encode(tokenizer, "the", [completion], end=False)
+        item = encode(tokenizer, "the", [completion], Tokenisation(end=False))
         assert tokenizer.decode(item.prompt_ids + item.completions[0], skip_special_tokens=True) == text
     assert encode(tokenizer, "the", ["dog"]).completions != encode(tokenizer, "the", [" dog"]).completions
 
@@ -57,7 +57,7 @@ def test_a_token_across_the_boundary_is_cut_there():
     """ "…do" + "g": "▁dog" is one token, so that the joint ids do not begin with those of the prompt; the prompt keeps its ids."""
     for tokenizer in TOKENIZERS.values():
         assert plain(tokenizer, "the dog")[: len(plain(tokenizer, "the do"))] != plain(tokenizer, "the do")
-        item = encode(tokenizer, "the do", ["g", "g sat"], end=False)
+        item = encode(tokenizer, "the do", ["g", "g sat"], Tokenisation(end=False))
         assert item.prompt_ids[-len(plain(tokenizer, "the do")) :] == plain(tokenizer, "the do")
         for ids, text in zip(item.completions, ["the dog", "the dog sat"]):
             assert tokenizer.decode(item.prompt_ids + ids, skip_special_tokens=True) == text
@@ -65,7 +65,9 @@ def test_a_token_across_the_boundary_is_cut_there():
 
 def test_the_end_token_is_scored_unless_told_otherwise():
     for tokenizer in TOKENIZERS.values():
-        with_end, without = (encode(tokenizer, "the dog", [" sat"], end=end).completions[0] for end in (True, False))
+        with_end, without = (
+            encode(tokenizer, "the dog", [" sat"], Tokenisation(end=end)).completions[0] for end in (True, False)
+        )
         assert with_end == (*without, tokenizer.eos_token_id)
 
 
@@ -78,7 +80,7 @@ def test_start_tokens_are_context():
     tokenizer = make_tokenizer("bytelevel")
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"start token"):
-        encode(tokenizer, "", ["a"], end=False)
+        encode(tokenizer, "", ["a"], Tokenisation(end=False))
     with pytest.raises(ModelError, match=r"end token"):
         encode(tokenizer, "the", ["a"])
 
@@ -88,29 +90,29 @@ def test_truncation_is_marked_and_cuts_the_side_that_was_named():
     texts = "the dog sat on the log", [" and the cat sat on the mat", " and"]
     whole = encode(tokenizer, *texts)
     room = len(whole.prompt_ids) + 3
-    start = encode(tokenizer, *texts, max_length=room)
+    start = encode(tokenizer, *texts, Tokenisation(max_length=room))
     assert start.truncated == (True, False) and start.prompt_ids == whole.prompt_ids
     assert start.completions == (whole.completions[0][:3], whole.completions[1])
 
-    end = encode(tokenizer, *texts, max_length=room, truncation="keep_end")
+    end = encode(tokenizer, *texts, Tokenisation(max_length=room, truncation="keep_end"))
     assert end.completions == whole.completions and end.truncated == (True, False)
     kept = room - len(whole.completions[0])
     assert end.context(0) == whole.prompt_ids[:1] + whole.prompt_ids[-(kept - 1) :] and len(end.context(0)) == kept
     assert end.context(1) == whole.prompt_ids  # the other completion needed no cut: a score does not depend on its company
-    assert encode(tokenizer, *texts, max_length=1000) == whole and whole.truncated == (False, False)
+    assert encode(tokenizer, *texts, Tokenisation(max_length=1000)) == whole and whole.truncated == (False, False)
 
 
 def test_nothing_left_to_score_is_an_error():
     tokenizer = TOKENIZERS["sentencepiece"]
     prompt, completion = "the dog sat on the log", " and the cat sat on the mat"
     with pytest.raises(DataError, match=r"nothing of the completion is left.*keep_end"):
-        encode(tokenizer, prompt, [completion], max_length=4)
+        encode(tokenizer, prompt, [completion], Tokenisation(max_length=4))
     with pytest.raises(DataError, match=r"longer|more than the context"):
-        encode(tokenizer, prompt, [completion], max_length=4, truncation="keep_end")
+        encode(tokenizer, prompt, [completion], Tokenisation(max_length=4, truncation="keep_end"))
     with pytest.raises(DataError, match=r"truncation is 'error'"):
-        encode(tokenizer, prompt, [completion], max_length=9, truncation="error")
+        encode(tokenizer, prompt, [completion], Tokenisation(max_length=9, truncation="error"))
     with pytest.raises(ArgumentError, match=r"keep_start"):
-        encode(tokenizer, prompt, [completion], truncation="left")
+        encode(tokenizer, prompt, [completion], Tokenisation(truncation="left"))
 
 
 USER, ANSWER = {"role": "user", "content": "the dog?"}, {"role": "assistant", "content": "on the log"}
@@ -124,7 +126,8 @@ def test_conversations_go_through_the_template(kind):
     assert item.prompt_ids + item.completions[0] == plain(tokenizer, "<|user|>the dog?<s>\n<|assistant|>on the log<s>\n")
     assert 1 in item.completions[0]  # the template's end of turn is scored …
     assert (
-        encode(tokenizer, (USER,), [(ANSWER,)], end=False).completions[0] == item.completions[0][: item.completions[0].index(1)]
+        encode(tokenizer, (USER,), [(ANSWER,)], Tokenisation(end=False)).completions[0]
+        == item.completions[0][: item.completions[0].index(1)]
     )
 
 
@@ -157,6 +160,6 @@ def test_real_tokenizers(shared, folder):
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / folder)
     for prompt, completion in (("Once upon a ti", "me, Max"), ("Once upon ", "a time"), ("Once upon", " a time"), ("Once", "")):
-        item = encode(tokenizer, prompt, [completion], end=False)
+        item = encode(tokenizer, prompt, [completion], Tokenisation(end=False))
         spelt = tokenizer.decode(item.prompt_ids + item.completions[0], skip_special_tokens=True)
         assert spelt == tokenizer.decode(plain(tokenizer, prompt + completion)), (prompt, completion)

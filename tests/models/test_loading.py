@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models import Tabular, completion_logps, encode, load, tabular_tokenizer
+from multiref.models import ModelSpec, Tabular, completion_logps, encode, load, tabular_tokenizer
 from multiref.models.shared_base import SharedBase
 from tests.conftest import make_llama
 
@@ -37,12 +37,12 @@ def test_a_folder(tiny_folder, tiny_llama, tiny_tokenizer):
     loaded = load(tiny_folder)
     assert not loaded.model.training and loaded.name == str(tiny_folder)
     assert torch.allclose(scores(loaded.model, loaded.tokenizer), scores(tiny_llama, tiny_tokenizer), atol=1e-5)
-    assert load(tiny_folder, dtype="bfloat16").model.dtype == torch.bfloat16
-    assert load(tiny_folder, dtype=torch.float64).model.dtype == torch.float64
+    assert load(ModelSpec(tiny_folder, dtype="bfloat16")).model.dtype == torch.bfloat16
+    assert load(ModelSpec(tiny_folder, dtype="float64")).model.dtype == torch.float64
 
 
 def test_an_adapter_folder_brings_its_base(tiny_folder, adapter_folders):
-    given, found = load(tiny_folder, adapter=adapter_folders[0]), load(adapter_folders[0])
+    given, found = load(ModelSpec(tiny_folder, adapter=adapter_folders[0])), load(adapter_folders[0])
     plain = load(tiny_folder)
     assert torch.allclose(scores(given.model, given.tokenizer), scores(found.model, found.tokenizer))
     assert (scores(given.model, given.tokenizer) - scores(plain.model, plain.tokenizer)).abs().min() > 0.01
@@ -50,16 +50,16 @@ def test_an_adapter_folder_brings_its_base(tiny_folder, adapter_folders):
 
 def test_adapters_share_one_base(tiny_folder, adapter_folders):
     """The same object under both adapters and bare, each scoring as when loaded alone, in any order; freed with the last user."""
-    base = SharedBase.of(str(tiny_folder), dtype=torch.float32, device="cpu")
-    assert SharedBase.of(str(tiny_folder), dtype=torch.float32, device="cpu") is base
-    assert SharedBase.of(str(tiny_folder), dtype=torch.float64, device="cpu") is not base
+    base = SharedBase.of(ModelSpec(tiny_folder), "cpu")
+    assert SharedBase.of(ModelSpec(tiny_folder), "cpu") is base
+    assert SharedBase.of(ModelSpec(tiny_folder, dtype="float64"), "cpu") is not base
     tokenizer = base.language_model().tokenizer
     first, second = object.__new__(type("User", (), {})), object.__new__(type("User", (), {}))
     base.claim(first)
     base.claim(second)
     bodies = set()
     for adapter in (None, *adapter_folders, None, adapter_folders[0]):
-        alone = load(tiny_folder, adapter=adapter)
+        alone = load(ModelSpec(tiny_folder, adapter=adapter))
         with base.with_adapter(adapter and str(adapter)) as model:
             assert torch.allclose(scores(model, tokenizer), scores(alone.model, alone.tokenizer), atol=1e-5)
             bodies.add(id(base.language_model().model))
@@ -74,11 +74,11 @@ def test_a_table_in_a_folder(tmp_path):
     model = Tabular(2, 2).assign(torch.randn(4))
     model.save_pretrained(tmp_path)
     tabular_tokenizer(model).save_pretrained(tmp_path)
-    assert torch.equal(load(tmp_path, dtype="float64").model.table, model.table)
+    assert torch.equal(load(ModelSpec(tmp_path, dtype="float64")).model.table, model.table)
 
 
 def test_dynamic_int8_is_near(tiny_folder):
-    exact, rounded = load(tiny_folder), load(tiny_folder, quantization="int8", device="cpu")
+    exact, rounded = load(tiny_folder), load(ModelSpec(tiny_folder, quantization="int8"), device="cpu")
     kinds = {type(module).__module__ for module in rounded.model.modules()}
     difference = (scores(exact.model, exact.tokenizer) - scores(rounded.model, rounded.tokenizer)).abs()
     assert any("quantized.dynamic" in kind for kind in kinds) and type(rounded.model.get_output_embeddings()) is torch.nn.Linear
@@ -107,13 +107,13 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
     with pytest.raises(ModelError, match=r"No model folder owner/absent.*hub"):
         load("owner/absent")
     with pytest.raises(ModelError, match=r"adapter .* cannot be put on"):
-        load(tiny_folder, adapter=tmp_path / "absent")
+        load(ModelSpec(tiny_folder, adapter=tmp_path / "absent"))
     with pytest.raises(ArgumentError, match=r"float32"):
-        load(tiny_folder, dtype="int7")
+        load(ModelSpec(tiny_folder, dtype="int7"))
     with pytest.raises(ArgumentError, match=r"int8"):
-        load(tiny_folder, quantization="fp3")
+        load(ModelSpec(tiny_folder, quantization="fp3"))
     with pytest.raises(ModelError, match=r"int4.* (needs a CUDA device or the CPU|needs the package bitsandbytes)"):
-        load(tiny_folder, quantization="int4", device="meta")
+        load(ModelSpec(tiny_folder, quantization="int4"), device="meta")
 
 
 def test_custom_code_is_not_run(tmp_path):

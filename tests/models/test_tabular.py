@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiref.errors import ArgumentError
-from multiref.models import Tabular, completion_logps, encode, score_completions, tabular_tokenizer
+from multiref.models import Tabular, Tokenisation, completion_logps, encode, score_completions, tabular_tokenizer
 from multiref.models.encoding import Encoded
 
 
@@ -73,9 +73,9 @@ def test_saved_and_loaded(tmp_path):
 def test_text_of_a_table():
     model = Tabular(12, 2, 11)
     tokenizer = tabular_tokenizer(model)
-    item = encode(tokenizer, "x10", ["y11y0", "y3y4"], end=False)
+    item = encode(tokenizer, "x10", ["y11y0", "y3y4"], Tokenisation(end=False))
     assert item == Encoded((12 + 10,), ((11, 0), (3, 4)), (False, False))
-    assert encode(tokenizer, "", ["y0"], end=False).prompt_ids == (12,)  # prompt 0 is the start token
+    assert encode(tokenizer, "", ["y0"], Tokenisation(end=False)).prompt_ids == (12,)  # prompt 0 is the start token
     assert tokenizer.decode([22, 11, 0]) == "x10y11y0"
 
 

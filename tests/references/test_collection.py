@@ -1,6 +1,7 @@
 """`References`: names, kinds, what a reference may answer, and what the user is told."""
 
 import io
+import pickle
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from multiref.models import LanguageModel
 from multiref.references import References, Store, read_scores
 from multiref.references.progress import Bar
 from multiref.references.protocol import Scored
-from multiref.references.resolve import Opener, location, open_reference
+from multiref.references.resolve import Opener, location, resolve
 from tests.conftest import make_llama
 from tests.references.doubles import Companion, pairs
 
@@ -147,16 +148,17 @@ def test_a_model_in_memory_and_the_same_on_disk_agree(tiny_folder, tiny_tokenize
 
 
 def test_an_opener_travels_as_a_description():
-    opener = Opener("./somewhere", {"dtype": "float32"})
+    opener = Opener("./somewhere", dtype="float32")
     opener.opened = Companion()  # stands for a large model
-    assert opener.__reduce__() == (Opener, ("./somewhere", {"dtype": "float32"}))
+    again = pickle.loads(pickle.dumps(opener))
+    assert again.opened is None and again == Opener("./somewhere", dtype="float32")
 
 
 def test_locations(tmp_path):
     assert location(tmp_path) == str(tmp_path) and location("org/model") == "org/model"
     assert location({"model": "org/model", "adapter": tmp_path}) == f"org/model + {tmp_path}"
     assert location("http://host:8000/v1") == "http://host:8000/v1" and location(Companion()).startswith("<")
-    assert open_reference(Companion("x")).name == "x"
+    assert resolve(Companion("x")).name == "x"
 
 
 def test_stored_scores_need_no_model(tmp_path):
@@ -196,11 +198,11 @@ def test_truncated_texts_are_said(recwarn):
 def test_what_a_run_would_cost(tmp_path):
     references = References({"a": Companion()})
     references.score(pairs(30), store=tmp_path)
-    (before,) = references.cost_estimate(pairs(100), store=tmp_path, shard_size=20)
+    (before,) = references.estimate_cost(pairs(100), store=tmp_path, shard_size=20)
     assert (before.wanted, before.stored, before.missing) == (200, 60, 140) and before.shards > 5
     scores = references.score(pairs(100), store=tmp_path, shard_size=20)
     assert before.tokens == pytest.approx(int(scores.lengths.sum()) * 0.7, rel=0.5)
     size = sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.parquet"))
     assert before.bytes == pytest.approx(size, rel=0.6)
-    (after,) = references.cost_estimate(pairs(100), store=tmp_path)
+    (after,) = references.estimate_cost(pairs(100), store=tmp_path)
     assert (after.missing, after.tokens, after.seconds) == (0, 0, 0.0)

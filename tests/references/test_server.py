@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError, DataError, ModelError, ReferenceUnavailable
-from multiref.models import LanguageModel
+from multiref.models import LanguageModel, Tokenisation
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
-from multiref.references.server import ServerReference
+from multiref.references.resolve import resolve
+from multiref.references.server import Connection, ServerReference
 from tests.conftest import make_llama, make_tokenizer
 from tests.references.completion_server import serving
 
@@ -43,9 +44,9 @@ def test_without_a_tokenizer_the_server_splits():
     tokenizer = make_tokenizer("bytelevel")
     model = LanguageModel(make_llama(len(tokenizer)), tokenizer, "tiny")
     items = [Item("the dog", (" sat on the log", " and the cat")), Item("what is two", (" plus three?",))]
-    expected = LocalReference(model, end=False).score(items)
+    expected = LocalReference(model, tokenisation=Tokenisation(end=False)).score(items)
     with serving(model.model, tokenizer) as server:
-        reference = ServerReference(server.endpoint, end=False)
+        reference = ServerReference(server.endpoint, tokenisation=Tokenisation(end=False))
         found = reference.score(items)
         with pytest.raises(ReferenceUnavailable, match=r"do not split.*tokenizer="):
             reference.score([Item("the do", ("g",))])
@@ -62,7 +63,9 @@ def test_a_generated_token_without_text_is_not_scored(tiny):
     answer = {"choices": [{"text": "the dog and the cat", "logprobs": {"tokens": tokens, "token_logprobs": values}}]}
     with serving(tiny.model, tiny.tokenizer, supports=()) as server:
         server.script = [json.dumps(answer)]
-        found = ServerReference(server.endpoint, end=False).score([Item("the dog", (" and the cat",))])
+        found = ServerReference(server.endpoint, tokenisation=Tokenisation(end=False)).score(
+            [Item("the dog", (" and the cat",))]
+        )
     assert found.logps.tolist() == [-8.75] and found.lengths.tolist() == [3]
 
 
@@ -72,7 +75,7 @@ def test_tokens_without_their_spaces_are_refused(tiny):
         serving(tiny.model, tiny.tokenizer) as server,
         pytest.raises(ReferenceUnavailable, match=r"do not split.*tokenizer="),
     ):
-        ServerReference(server.endpoint, end=False).score([ITEMS[0]])
+        ServerReference(server.endpoint, tokenisation=Tokenisation(end=False)).score([ITEMS[0]])
 
 
 def test_the_servers_context_is_kept(tiny):
@@ -81,7 +84,7 @@ def test_the_servers_context_is_kept(tiny):
         reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
         found = reference.score([ITEMS[0]])
         assert max(len(request["prompt"]) for request in server.requests) == 5
-        expected = LocalReference(tiny, max_length=5).score([ITEMS[0]])
+        expected = LocalReference(tiny, tokenisation=Tokenisation(max_length=5)).score([ITEMS[0]])
         assert torch.equal(found.truncated, expected.truncated) and found.truncated.any()
         assert torch.allclose(found.logps, expected.logps, atol=1e-4)
         with pytest.raises(DataError, match=r"context of 5"):
@@ -94,7 +97,7 @@ def test_passing_trouble_is_waited_out(tiny, mischief):
     pauses = []
     with serving(tiny.model, tiny.tokenizer) as server:
         server.script = [mischief, mischief]
-        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, timeout=0.4, pause=0.25)
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, connection=Connection(timeout=0.4, pause=0.25))
         object.__setattr__(reference._api, "sleep", pauses.append)
         found = reference.score([ITEMS[1]])
     assert torch.allclose(found.logps, LocalReference(tiny).score([ITEMS[1]]).logps, atol=1e-4)
@@ -132,7 +135,9 @@ def test_lasting_trouble_ends_in_one_error(tiny):
     with serving(tiny.model, tiny.tokenizer) as server:
         for mischief, words in (("500", r"4 attempts.*HTTP 500"), ("nothing", r"4 attempts"), ("slow", r"longer `timeout`")):
             server.script = [mischief] * 4
-            reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, timeout=0.3, attempts=4, pause=0.001)
+            reference = ServerReference(
+                server.endpoint, tokenizer=tiny.tokenizer, connection=Connection(timeout=0.3, attempts=4, pause=0.001)
+            )
             with pytest.raises(ReferenceUnavailable, match=words):
                 reference.score([ITEMS[1]])
         server.script = ["404"]
@@ -143,7 +148,7 @@ def test_lasting_trouble_ends_in_one_error(tiny):
             ServerReference(server.endpoint, model="other", tokenizer=tiny.tokenizer).score([ITEMS[1]])
         endpoint = server.endpoint
     with pytest.raises(ReferenceUnavailable, match=r"2 attempts.*refused"):
-        ServerReference(endpoint, tokenizer=tiny.tokenizer, attempts=2, pause=0.001).identity()
+        ServerReference(endpoint, tokenizer=tiny.tokenizer, connection=Connection(attempts=2, pause=0.001)).identity()
 
 
 def test_a_server_that_can_do_neither(tiny):
@@ -157,9 +162,25 @@ def test_a_server_that_can_do_neither(tiny):
 def test_identity_and_options(tiny):
     with serving(tiny.model, tiny.tokenizer) as server:
         make = lambda **options: ServerReference(server.endpoint, tokenizer=tiny.tokenizer, **options).identity()  # noqa: E731
-        assert make() == make(timeout=3, concurrency=2, dtype="bfloat16", device="cpu")  # nothing that moves a score
-        assert len({json.dumps(dict(x)) for x in (make(), make(end=False), make(weights="v2"), make(max_length=9))}) == 4
-    with pytest.raises(ArgumentError, match=r"no option 'colour'"):
-        ServerReference(server.endpoint, tokenizer=tiny.tokenizer, colour="red")
+        assert make() == make(connection=Connection(timeout=3, concurrency=2))  # nothing that moves a score
+        assert (
+            len(
+                {
+                    json.dumps(dict(x))
+                    for x in (
+                        make(),
+                        make(tokenisation=Tokenisation(end=False)),
+                        make(weights="v2"),
+                        make(tokenisation=Tokenisation(max_length=9)),
+                    )
+                }
+            )
+            == 4
+        )
+        options = {"revision": None, "timeout": 3, "attempts": 2, "tokenisation": {"max_length": 9}}
+        found = resolve({"endpoint": server.endpoint, "tokenizer": tiny.tokenizer, **options})
+        assert found.identity() == make(tokenisation=Tokenisation(max_length=9))
+    with pytest.raises(ArgumentError, match=r"the key 'colour'; expected for a server: api_key, attempts"):
+        resolve({"endpoint": server.endpoint, "tokenizer": tiny.tokenizer, "colour": "red"})
     with pytest.raises(ArgumentError, match=r"mode is 'guess'"):
         ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode="guess")

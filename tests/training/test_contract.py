@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 import multiref as mr
 from multiref.data import Pair
 from multiref.errors import ArgumentError, ModelError, StoreError, WeightsError
-from multiref.models import LanguageModel, completion_logps, encode
+from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.training import MultiDPO, PreferenceData, PreferenceTrainer
 from tests.training.letters import letter_tokenizer
@@ -227,7 +227,7 @@ def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
         ({"regularizer": (0.5, 0.5)}, WeightsError, "3"),
         ({"extra": Pair("zz", "unseen", "seen")}, StoreError, "no score"),
         ({"prompt_tuning": True}, ModelError, "virtual"),
-        ({"max_length": 16}, ArgumentError, "cut differently"),
+        ({"tokenisation": Tokenisation(max_length=16)}, ArgumentError, "cut differently"),
         ({"sampling": "group_by_length"}, ArgumentError, "sorted by length"),
         ({"endless": True}, ModelError, "end token"),
     ],

@@ -12,7 +12,7 @@ import torch
 
 import multiref as mr
 from multiref.data import Pair
-from multiref.models import completion_logps, encode, load
+from multiref.models import ModelSpec, completion_logps, encode, load
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.training import PreferenceTrainer
 from multiref.training.arguments import with_lora
@@ -103,7 +103,7 @@ def test_an_adapter_on_a_quantised_base_trains_as_on_the_same_numbers_unquantise
     plain = make_llama(len(tiny_tokenizer), std=0.1)
     plain.save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
-    packed = load(tmp_path / "base", quantization="int4", device="cpu").model
+    packed = load(ModelSpec(tmp_path / "base", quantization="int4"), device="cpu").model
     layers = {name: module for name, module in packed.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
     assert len(layers) == 14 and packed.get_output_embeddings() not in layers.values()
     for name, module in layers.items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.models import LanguageModel, Tabular, load, tabular_tokenizer
+from multiref.models import LanguageModel, Tabular, Tokenisation, load, tabular_tokenizer
 from multiref.training import Preference, PreferenceData, mrpo
 from multiref.training.renormalised import renormalised_scores
 from tests.training.names import names_world
@@ -62,9 +62,11 @@ def test_the_renormalised_token_mixture_ends_at_its_own_fixed_point(tmp_path):
     tables = [Tabular(3, 2).assign(row) for row in world.ref_logps]
     models = [LanguageModel(table, tabular_tokenizer(table), f"t{k}") for k, table in enumerate(tables)]
     population = world.population()
-    scores = renormalised_scores(models, weights, population.pairs, end=False)
+    scores = renormalised_scores(models, weights, population.pairs, tokenisation=Tokenisation(end=False))
     np.testing.assert_allclose(scores.of(["x0"] * 9, world.answers)[0], np.log(tokens).ravel(), rtol=1e-10)
-    data = PreferenceData(population.pairs, scores, tabular_tokenizer(tables[0]), end=False, counts=population.counts)
+    data = PreferenceData(
+        population.pairs, scores, tabular_tokenizer(tables[0]), tokenisation=Tokenisation(end=False), counts=population.counts
+    )
     policy = train_to_the_end(world, Preference(mr.ReverseKL(), BETA), tmp_path, steps=80, data=data)
     optimum = mr.exact.solve(world.reward, world.ref_logps, mr.ReverseKL(weights), beta=BETA).log_policy
     assert world.kl_to(policy, torch.from_numpy(np.log(target / target.sum()))) < 1e-3
@@ -97,7 +99,13 @@ def test_with_finite_data_the_gap_falls_as_one_over_n(tmp_path):
             generator = torch.Generator().manual_seed(1000 * seed + n)
             drawn = torch.multinomial(population.counts, n, replacement=True, generator=generator)
             counts = torch.bincount(drawn, minlength=len(population)).double()
-            data = PreferenceData(population.pairs, world.scores(), tabular_tokenizer(world.policy()), end=False, counts=counts)
+            data = PreferenceData(
+                population.pairs,
+                world.scores(),
+                tabular_tokenizer(world.policy()),
+                tokenisation=Tokenisation(end=False),
+                counts=counts,
+            )
             policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=100, data=data)
             value = mr.exact.value(world.logps(policy), world.reward, world.ref_logps, regularizer, beta=BETA)
             found.append(float(solution.value - value))

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from multiref.data import Pair
-from multiref.models import Tabular, tabular_tokenizer
+from multiref.models import Tabular, Tokenisation, tabular_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.training import PreferenceData, PreferenceTrainer
 
@@ -68,7 +68,9 @@ class World:
         a, b = torch.tensor(both).T
         pairs = [Pair("x0", answers[i], answers[j]) for i, j in both]
         counts = torch.sigmoid(self.reward[a] - self.reward[b])
-        return PreferenceData(pairs, self.scores(), tabular_tokenizer(self.policy()), end=False, counts=counts)
+        return PreferenceData(
+            pairs, self.scores(), tabular_tokenizer(self.policy()), tokenisation=Tokenisation(end=False), counts=counts
+        )
 
     def kl_to(self, policy: Tabular, log_target: Tensor) -> float:
         """KL(π‖target) over all answers."""

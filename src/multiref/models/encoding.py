@@ -74,12 +74,15 @@ def encode_many(
     apart = tokenisation.join == "tokens"
     written = [_write(tokenizer, prompt, completions, tokenisation) for prompt, completions in items]
     prompts = _plain_ids(tokenizer, [item.prompt for item in written])
-    joints = iter(_plain_ids(tokenizer, [rest if apart else item.prompt + rest for item in written for rest in item.completions]))
+    joints = iter(
+        _plain_ids(tokenizer, [rest if apart else item.prompt + rest for item in written for rest in item.completions])
+    )
     start = start_ids(tokenizer) if tokenisation.start else ()
     encoded = []
     for item, body in zip(written, prompts):
         ids = tuple(
-            (next(joints) if apart else _continuation(tokenizer, next(joints), rest, body)) + item.tail for rest in item.completions
+            (next(joints) if apart else _continuation(tokenizer, next(joints), rest, body)) + item.tail
+            for rest in item.completions
         )
         context = (start + body if item.plain else body) or _start_token(tokenizer, tokenisation)
         try:

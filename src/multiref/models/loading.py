@@ -15,7 +15,17 @@ import torch
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.spec import DTYPES, ModelSpec
 
-__all__ = ["LanguageModel", "as_dtype", "best_device", "load", "load_config", "load_tokenizer", "local_folder", "on_base", "put_adapter"]
+__all__ = [
+    "LanguageModel",
+    "as_dtype",
+    "best_device",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "local_folder",
+    "on_base",
+    "put_adapter",
+]
 
 
 @dataclass(frozen=True)

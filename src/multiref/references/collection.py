@@ -62,7 +62,12 @@ class References:
             raise ArgumentError("No reference was given. Expected at least one, as {name: path, hub id, URL or object}.")
         self.named = dict(named)
         self._opener = partial(
-            Opener, tokenisation=tokenisation, dtype=dtype, device=device, token_budget=token_budget, logits_budget=logits_budget
+            Opener,
+            tokenisation=tokenisation,
+            dtype=dtype,
+            device=device,
+            token_budget=token_budget,
+            logits_budget=logits_budget,
         )
 
     @property

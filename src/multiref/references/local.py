@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.errors import ArgumentError, DataError, ModelError
+from multiref.errors import DataError, ModelError
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.fingerprint import config_fingerprint, file_weights_fingerprint, model_weights_fingerprint
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_config, load_tokenizer, local_folder, on_base

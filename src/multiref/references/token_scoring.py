@@ -54,7 +54,9 @@ def _local(name: str, reference: Any) -> LocalReference:
     return reference
 
 
-def _same_tokens(first: tuple[str, list[tuple[int, ...]]], second: tuple[str, list[tuple[int, ...]]], items: list[Item]) -> None:
+def _same_tokens(
+    first: tuple[str, list[tuple[int, ...]]], second: tuple[str, list[tuple[int, ...]]], items: list[Item]
+) -> None:
     for item, one, other in zip(items, first[1], second[1]):
         if one != other:
             raise VocabularyMismatch(

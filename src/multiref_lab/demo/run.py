@@ -114,7 +114,9 @@ class _Bench:
             )
             pairs = draw_pairs(self.world, self.settings.law, self.seed)
             folders = {name: str(self.world.folder_of(name)) for name in self.world.references}
-            scores = References(folders, tokenisation=Tokenisation(end=False), device="cpu").score(pairs, store=self.output / "scores")
+            scores = References(folders, tokenisation=Tokenisation(end=False), device="cpu").score(
+                pairs, store=self.output / "scores"
+            )
             self._data = PreferenceData(pairs, scores, self.world.tokenizer, tokenisation=Tokenisation(end=False))
             self.told.phase(
                 f"Seed {seed} of {seeds}: training the base model on {len(pairs):,} pairs under {len(_names(self.settings))} rules."

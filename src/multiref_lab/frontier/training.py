@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from multiref.training.arguments import silence, training_arguments
 from multiref.models import Tokenisation
+from multiref.training.arguments import silence, training_arguments
 from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
 from multiref_lab.frontier.grid import Cell

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multiref.errors import ModelError, OutputError
-from multiref.models import completion_logps, encode
+from multiref.models import Tokenisation, completion_logps, encode
 from multiref_lab.demo import corpus, world
 from multiref_lab.demo.world import REFERENCES, make
 from tests.lab.demo.conftest import TINY
@@ -27,7 +27,7 @@ def test_enumeration_agrees_with_scoring_each_answer_as_text(tiny_world) -> None
     (problem,) = tiny_world.problems(1, 5)
     model, tokenizer = tiny_world.references["adder"], tiny_world.tokenizer
     with torch.inference_mode():
-        one_by_one = completion_logps(model, [encode(tokenizer, problem.prompt, tiny_world.answers, end=False)])
+        one_by_one = completion_logps(model, [encode(tokenizer, problem.prompt, tiny_world.answers, Tokenisation(end=False))])
     assert torch.allclose(tiny_world.logps(model, [problem])[0], one_by_one, atol=1e-5, rtol=0)
 
 

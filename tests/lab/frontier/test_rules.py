@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref.models import Tokenisation
 from multiref.references import References
 from multiref.training import PreferenceData
 from multiref_lab.demo.preferences import PairLaw, draw_pairs
@@ -29,12 +30,14 @@ def test_every_rules_ends_are_the_single_reference_runs(rule, alpha, bench, monk
     """Trained at α = 1 (0) on scores of both references, a rule reaches, to rounding, the policy of plain DPO (K = 1) on the first (second) alone."""
     pairs = draw_pairs(bench.world, PairLaw(prompts=32, pairs_per_prompt=2, scale=TASK.scale), 0)
     folders = {name: str(bench.world.folder_of(name)) for name in bench.names}
-    scores = References({bench.names[alpha == 0]: folders[bench.names[alpha == 0]]}, end=False, device="cpu").score(pairs)
+    scores = References(
+        {bench.names[alpha == 0]: folders[bench.names[alpha == 0]]}, tokenisation=Tokenisation(end=False), device="cpu"
+    ).score(pairs)
     alone = copy.deepcopy(bench.world.base)
     monkeypatch.setattr("multiref_lab.frontier.training.objective", lambda *_: mr.training.Preference(mr.ReverseKL(), 1.0))
     train_on_pairs(
         alone,
-        PreferenceData(pairs, scores, bench.world.tokenizer, end=False),
+        PreferenceData(pairs, scores, bench.world.tokenizer, tokenisation=Tokenisation(end=False)),
         bench.world.tokenizer,
         cell("single", alpha),
         TASK.offline,
@@ -93,7 +96,9 @@ def test_multi_dpos_computed_optimum_is_where_its_training_ends(tmp_path):
     from multiref.models import tabular_tokenizer
 
     counts = mass * torch.sigmoid(world.reward[a] - world.reward[b])
-    data = PreferenceData(pairs, world.scores(), tabular_tokenizer(world.policy()), end=False, counts=counts)
+    data = PreferenceData(
+        pairs, world.scores(), tabular_tokenizer(world.policy()), tokenisation=Tokenisation(end=False), counts=counts
+    )
     policy = train_to_the_end(world, objective("multi-dpo", weights, beta), tmp_path, steps=800, data=data)
     computed = multi_dpo_optimum(world.reward[None], world.ref_logps[:, None], weights, beta=beta)[0]
     assert world.kl_to(policy, computed) < 1e-7

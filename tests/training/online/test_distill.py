@@ -7,7 +7,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError
-from multiref.models import LanguageModel, encode_many
+from multiref.models import LanguageModel, Tokenisation, encode_many
 from multiref.models.tabular import tabular_tokenizer
 from multiref.references.local import LocalReference
 from multiref.training.online import OnlineArguments, OnlineTrainer, Reinforce, TextStates, WarmUp, disagreement_smc
@@ -108,7 +108,7 @@ def test_held_out_losses_are_those_of_the_plain_logits():
     for name, model in zip(("student", "r0", "r1"), models):
         losses = []
         for row in rows:
-            (item,) = encode_many(tokenizer, [(row["prompt"], (row["text"],))], end=not row.get("unfinished"))
+            (item,) = encode_many(tokenizer, [(row["prompt"], (row["text"],))], Tokenisation(end=not row.get("unfinished")))
             ids = item.completions[0][:3]
             with torch.no_grad():
                 logps = model(torch.tensor([[*item.prompt_ids, *ids]])).logits[0, len(item.prompt_ids) - 1 : -1].log_softmax(-1)

@@ -5,6 +5,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
+from multiref.models import Tokenisation
 from multiref.references.local import LocalReference
 from multiref.training.online import (
     GRPO,
@@ -296,7 +297,7 @@ def test_bad_input():
         make_trainer(policy, other, mr.ReverseKL(W), penalty="ratio_k3")
     short = as_reference(random_table(2))
     assert isinstance(short, LocalReference)
-    short._max_length = 3
+    short.tokenisation = Tokenisation(max_length=3)
     with pytest.raises(ArgumentError, match="'ref1' holds 3 tokens, but a rollout may have 4"):
         from multiref.models import tabular_tokenizer
         from multiref.training.online import OnlineTrainer

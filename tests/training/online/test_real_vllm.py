@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.models import load
+from multiref.models import Tokenisation, load
 from multiref.models.scoring import score_tokens
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
@@ -136,7 +136,10 @@ def test_scores_are_those_of_the_folder(policy, mode):
         Item("what is", (" and the cat" * 80,)),
     ]
     reference = ServerReference(ENDPOINT, tokenizer=policy.tokenizer, mode=mode, concurrency=1)
-    found, expected = reference.score(items), LocalReference(policy, max_length=reference.max_length).score(items)
+    found, expected = (
+        reference.score(items),
+        LocalReference(policy, tokenisation=Tokenisation(max_length=reference.max_length)).score(items),
+    )
     assert found.logps == pytest.approx(expected.logps, abs=1e-3)
     assert torch.equal(found.lengths, expected.lengths) and torch.equal(found.truncated, expected.truncated)
     assert found.truncated.any()

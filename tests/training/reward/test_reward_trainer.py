@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from multiref.data import as_pair
 from multiref.errors import ArgumentError, DataError, ModelError
+from multiref.models import ModelSpec, Tokenisation
 from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.reward import open_reward_model, rewards_of
@@ -41,7 +42,7 @@ def arguments(folder, **options):
 
 def trainer(folder, *, model=None, pairs=PAIRS, **options):
     tokenizer = word_tokenizer(WORDS)
-    data = pairs if isinstance(pairs, RewardData) else RewardData(pairs, tokenizer, end=False)
+    data = pairs if isinstance(pairs, RewardData) else RewardData(pairs, tokenizer, tokenisation=Tokenisation(end=False))
     given = {name: options.pop(name) for name in ("label_smoothing", "centre", "eval_dataset") if name in options}
     return RewardTrainer(
         model or small(), args=arguments(folder, **options), train_dataset=data, processing_class=tokenizer, **given
@@ -105,7 +106,7 @@ def test_it_ends_at_the_population_optimum(tmp_path):
     free = torch.tensor(minimize(population, np.zeros(6), args=(0.0,), tol=1e-12).x)
     torch.testing.assert_close(free - free.mean(), true - true.mean(), atol=1e-4, rtol=0)
     pairs = [{"prompt": "w7", "chosen": f" w{i}", "rejected": f" w{j}"} for i, j in zip(a.tolist(), b.tolist())]
-    data = RewardData(pairs, word_tokenizer(WORDS), end=False, counts=counts)
+    data = RewardData(pairs, word_tokenizer(WORDS), tokenisation=Tokenisation(end=False), counts=counts)
     made = trainer(tmp_path, pairs=data, per_device_train_batch_size=len(data), max_steps=100, learning_rate=0.03, lr_scheduler_type="cosine",
                    centre=centre, eval_dataset=data, per_device_eval_batch_size=7)  # fmt: skip
     made.train()
@@ -159,7 +160,7 @@ def test_what_it_writes_loads_as_everybodys(tmp_path):
     made.save_model(str(tmp_path / "model"))
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     assert loaded.config.num_labels == 1 and loaded.config.multiref_reward == {"end": False}
-    again = open_reward_model(str(tmp_path / "model"), dtype="float64")
+    again = open_reward_model(ModelSpec(str(tmp_path / "model"), dtype="float64"))
     prompts, completions = ["w1", "w2 w3"], [" w4", " w5"]
     expected = rewards_of(made.model, made.processing_class, prompts, completions)
     torch.testing.assert_close(rewards_of(again.model, again.tokenizer, prompts, completions), expected, rtol=1e-6, atol=1e-7)
@@ -201,7 +202,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
     bare = word_tokenizer(WORDS)
     bare.pad_token = None
     with pytest.raises(ArgumentError, match="no padding token"):
-        RewardData(PAIRS, bare, end=False)
+        RewardData(PAIRS, bare, tokenisation=Tokenisation(end=False))
 
 
 @pytest.mark.shared

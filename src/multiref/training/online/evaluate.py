@@ -120,7 +120,9 @@ def _weights(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tens
 
 
 def _cut(trainer: Any, row: Mapping[str, Any]) -> list[Encoded]:
-    items = encode_many(trainer.tokenizer, [(row["prompt"], (row["text"],))], Tokenisation(end=not row.get("unfinished", False)))
+    items = encode_many(
+        trainer.tokenizer, [(row["prompt"], (row["text"],))], Tokenisation(end=not row.get("unfinished", False))
+    )
     return [
         Encoded(e.prompt_ids, (e.completions[0][: trainer.args.max_new_tokens],), (False,)) for e in items if e.completions[0]
     ]

@@ -97,7 +97,9 @@ class OnlineTrainer:
         self.tokenizer = tokenizer
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
         self.scorer = (
-            RolloutScorer(_collected(references, options or {}), tokenizer) if references_matter(self.beta, references) else None
+            RolloutScorer(_collected(references, options or {}), tokenizer)
+            if references_matter(self.beta, references)
+            else None
         )
         self.names = self.scorer.names if self.scorer else ()
         self.weights = agreed_weights(self.rows, regularizer, self.names)

@@ -19,7 +19,9 @@ __all__ = ["end_ids", "prompt_ids", "sample", "texts_of"]
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
     """The context of each prompt: start token first, conversations through the template with the turn of the assistant opened."""
-    return [encoded.prompt_ids for encoded in encode_many(tokenizer, [(prompt, ()) for prompt in prompts], Tokenisation(end=False))]
+    return [
+        encoded.prompt_ids for encoded in encode_many(tokenizer, [(prompt, ()) for prompt in prompts], Tokenisation(end=False))
+    ]
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
