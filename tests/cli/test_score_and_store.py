@@ -29,15 +29,15 @@ def data(tmp_path):
 @pytest.fixture
 def doubles(monkeypatch):
     """`name=./path` opens a double: what the command line does with models is another test's business."""
-    from multiref.references import opening
+    from multiref.references.resolve import Opener
 
     opened = []
 
-    def open_reference(what, **options):
-        opened.append(Companion(what))
+    def open_double(opener):
+        opened.append(Companion(opener.what))
         return opened[-1]
 
-    monkeypatch.setattr(opening, "open_reference", open_reference)
+    monkeypatch.setattr(Opener, "_open", open_double)
     return opened
 
 

@@ -124,10 +124,10 @@ def test_the_identity_decides_and_only_it(tmp_path):
 
 def test_a_model_that_changed_in_its_place_is_scored_anew_and_said_so(tmp_path, monkeypatch):
     """The path stays, the identity differs: new scores, a notice that names what changed, the old scores kept."""
-    from multiref.references import opening
+    from multiref.references.resolve import Opener
 
     at = {"./model": Companion("old")}
-    monkeypatch.setattr(opening, "open_reference", lambda what, **options: at[what])
+    monkeypatch.setattr(Opener, "_open", lambda opener: at[opener.what])
     old = References({"a": "./model"}).score(pairs(5), store=tmp_path)
     at["./model"] = Companion("new")
     with pytest.warns(MultirefWarning, match=r"What is at \./model \('a'\) is not what was scored.*: name changed"):
