@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,17 +116,17 @@ def page(entries: Mapping[str, Mapping[str, Any]], current: Mapping[str, str]) -
         + ("" if full else " Some entries come from the quick form (see each section): run `multiref verify --full`."),
         "",
         "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
-        "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the source allows, false in another.",
-        "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the top decade.",
+        "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the "
+        "source allows, false in another.",
+        "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the "
+        "top decade.",
         "- Proofs of what is derived are in [theory](theory.md), what each bound says in [bounds](bounds.md).",
         "- A slope on random instances is evidence about those instances, not a minimax rate.",
         "",
         ", ".join(f"{count} {verdict}" for verdict, count in tally.items() if count) + ".",
         "",
-        "| claim | who | predicted | verdict |",
-        "|---|---|---|---|",
         *(
-            f"| [{name}](#{name}) | {e['status']} | {_cell(e['predicted'])} | **{e['verdict']}** |"
+            f"- [{name}](#{name}), {e['status']}: **{e['verdict']}**. Predicted: {e['predicted']}."
             for name, e in entries.items()
         ),
     ]
@@ -135,7 +136,7 @@ def page(entries: Mapping[str, Mapping[str, Any]], current: Mapping[str, str]) -
             group = entry["group"]
             lines += ["", f"## {group[0].upper()}{group[1:]}"]
         lines += ["", *_section(name, entry, current[name])]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(_wrapped, lines)) + "\n"
 
 
 def _section(name: str, entry: Mapping[str, Any], current: str) -> list[str]:
@@ -148,16 +149,17 @@ def _section(name: str, entry: Mapping[str, Any], current: str) -> list[str]:
         "",
         f"*{entry['status']}*: {entry['source']}. Rule: {entry['rule']}. ({effort}, {entry['seconds']:.1f} s of one core{older})",
     ]
-    if entry["checks"]:
-        lines += ["", "| measured | predicted | found | |", "|---|---|---|---|"]
-        lines += [
-            f"| {_cell(c['what'])} | {_cell(c['predicted'])} | {_cell(c['shown'])} | {'holds' if c['holds'] else '**fails**'} |"
-            for c in entry["checks"]
-        ]
+    lines += [""] if entry["checks"] else []
+    lines += [
+        f"- {c['what']}: {c['shown']}, predicted {c['predicted']}: {'holds' if c['holds'] else '**fails**'}."
+        for c in entry["checks"]
+    ]
     lines += ["", entry["note"]] if entry["note"] else []
     lines += ["", f"![{name}]({entry['figure']})"] if entry["figure"] else []
     return lines
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _wrapped(line: str) -> str:
+    """A line of Markdown, or a list's entry, at no more than 128 characters a line; headings and links to figures are short."""
+    later = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 128, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
