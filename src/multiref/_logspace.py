@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch import Tensor
 from multiref.errors import ArgumentError, WeightsError
 
 NEG_INF = -math.inf
+Weights: TypeAlias = (
+    Sequence[float] | Tensor | None
+)  # [K] on the simplex, or [K, *E] where they differ per example; None is uniform
 SIMPLEX_TOLERANCE = 1e-6
 LOGPS_TOLERANCE = 1e-4  # float32 log-softmax rounds a certain event to a few 1e-7 above zero, a sum of them to more
 
@@ -42,7 +45,7 @@ def check_beta(beta: float | Tensor) -> float | Tensor:
     return beta
 
 
-def check_weights(weights: Any, n_references: int) -> Tensor:
+def check_weights(weights: Weights, n_references: int) -> Tensor:
     """None, a sequence or a tensor → float64 weights [K, …] on the simplex along the first axis.
 
     None is uniform. Sums within 1e-6 of one are normalised (float32 weights are), others refused.
@@ -69,7 +72,13 @@ def check_weights(weights: Any, n_references: int) -> Tensor:
         raise WeightsError(
             f"weights: expected a sum of one, found {_short(total)} from {_short(values)}. Divide them by their sum?"
         )
-    return tensor / tensor.sum(0)
+    normalised: Tensor = tensor / tensor.sum(0)
+    return normalised
+
+
+def broadcast(*shapes: torch.Size) -> torch.Size:
+    """The shape that they have together. RuntimeError where they have none."""
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
@@ -89,7 +98,8 @@ def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
 def weighted_sum(logps: Tensor, weights: Tensor) -> Tensor:
     r"""[K, *E], [K, …] → [*E]: Σ_k w_k log p_k with 0 · (−inf) = 0; gradients are finite wherever the value is."""
     if logps.ndim and weights.numel() == logps.shape[0] and not bool((weights == 0).any()) and not weights.requires_grad:
-        return torch.tensordot(weights.reshape(-1).to(logps.dtype), logps, dims=1)
+        total: Tensor = torch.tensordot(weights.reshape(-1).to(logps.dtype), logps, dims=1)
+        return total
     no_mass = logps == NEG_INF
     vetoed = (no_mass & (weights > 0)).any(0)
     return torch.where(vetoed, NEG_INF, (weights * torch.where(no_mass, 0.0, logps)).sum(0))
@@ -107,7 +117,7 @@ def log_ratio(log_p: Tensor, log_q: Tensor, under: Tensor) -> Tensor:
     return torch.where(nothing, 0.0, log_p) - torch.where(nothing, 0.0, log_q)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import (
+    Weights,
+    broadcast,
     check_logps,
     check_weights,
     expand_weights,
@@ -62,17 +64,17 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
     return expectation(log_p, torch.expm1((alpha - 1) * log_ratio(log_p, log_q, under=log_p))) / (alpha * (alpha - 1))
 
 
-def reverse_kl(log_policy: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
+def reverse_kl(log_policy: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k KL(π‖π_k)."""
     return weighted_alpha_divergence(log_policy, ref_logps, weights, alpha=1.0)
 
 
-def forward_kl(log_policy: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
+def forward_kl(log_policy: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k KL(π_k‖π)."""
     return weighted_alpha_divergence(log_policy, ref_logps, weights, alpha=0.0)
 
 
-def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights=None, *, alpha: float) -> Tensor:
+def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights: Weights = None, *, alpha: float) -> Tensor:
     r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k), reference by reference (the pool gives the same number in one term: `Regularizer.penalty`).
 
     Raises:
@@ -84,7 +86,7 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights=Non
         raise ArgumentError(
             f"ref_logps: expected [K, *B, Y] against log_policy {tuple(log_policy.shape)}, found {tuple(ref_logps.shape)}."
         )
-    log_policy = log_policy.expand(torch.broadcast_shapes(log_policy.shape, ref_logps.shape[1:]))
+    log_policy = log_policy.expand(broadcast(log_policy.shape, ref_logps.shape[1:]))
     w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps[..., 0])
     if bool((w == 0).any()):  # an absent reference at infinite distance is not to be looked at, not even by the gradient
         with torch.no_grad():
@@ -93,7 +95,7 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights=Non
     return (w * alpha_divergence(log_policy, ref_logps, alpha)).sum(0)
 
 
-def disagreement(ref_logps: Tensor, weights=None) -> Tensor:
+def disagreement(ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[K, *B, Y] → [*B]: −log F = −log Σ_y Π_k π_k^{w_k}, the least weighted reverse KL that any policy can have, in nats.
 
     −log F = min_q Σ_k w_k KL(q‖π_k), reached by the normalised geometric pool; for K = 2 it is (1 − w_1) times the Rényi divergence of order w_1. Zero if and only
@@ -111,7 +113,7 @@ def f_prime(log_t: Tensor, alpha: float) -> Tensor:
     return torch.expm1((alpha - 1) * log_t.double()) / (alpha - 1)
 
 
-def k1(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
+def k1(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*E], [K, *E] → [*E]: ℓ = log π − Σ_k w_k log π_k at sampled tokens or completions.
 
     As a value: unbiased for Σ_k w_k KL(π‖π_k) on samples of π, of any sign.
@@ -123,7 +125,7 @@ def k1(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
     return policy_logps - weighted_sum(ref_logps, w)
 
 
-def k2(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
+def k2(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*E], [K, *E] → [*E]: Σ_k w_k ½ (log π − log π_k)².
 
     As a value: biased. As a loss on samples of π: the gradient of Σ_k w_k KL(π‖π_k) with the visited states held fixed (of the whole
@@ -136,7 +138,7 @@ def k2(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
     return (w * 0.5 * ratio**2).sum(0)
 
 
-def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
+def k3(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*E], [K, *E] → [*E]: Σ_k w_k (e^{−ℓ_k} − 1 + ℓ_k), ℓ_k = log π − log π_k.
 
     As a value: unbiased for Σ_k w_k KL(π‖π_k), never negative. As a loss on samples of π it follows another objective, the *forward* KL to the *arithmetic*
@@ -149,7 +151,7 @@ def k3(policy_logps: Tensor, ref_logps: Tensor, weights=None) -> Tensor:
     return (w * (torch.expm1(-ratio) + ratio)).sum(0)
 
 
-def _log_ratios(policy_logps: Tensor, ref_logps: Tensor, weights) -> tuple[Tensor, Tensor]:
+def _log_ratios(policy_logps: Tensor, ref_logps: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """ℓ_k [K, *E] and weights; an absent reference that gives no mass is not looked at, not even by the gradient."""
     w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
     return policy_logps - torch.where((w == 0) & torch.isinf(ref_logps), policy_logps.detach(), ref_logps), w

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_logps, check_weights, expand_weights, weighted_sum
+from multiref._logspace import NEG_INF, Weights, check_logps, check_weights, expand_weights, weighted_sum
 from multiref.errors import ArgumentError
 
 __all__ = ["power_pool"]
@@ -14,7 +14,7 @@ LARGEST = 600.0  # an absent reference may lie further above the others than any
 NEAR_GEOMETRIC = 0.05  # below this |order| the plain formula loses more than a digit: eps / order
 
 
-def power_pool(ref_logps: Tensor, weights=None, order: float = 0.0) -> Tensor:
+def power_pool(ref_logps: Tensor, weights: Weights = None, order: float = 0.0) -> Tensor:
     r"""[K, *E] → [*E]: the weighted power mean of the references, as an unnormalised log-mass.
 
         log P_ρ = (1/ρ) log Σ_k w_k π_k^ρ,      ρ → 0:  Σ_k w_k log π_k

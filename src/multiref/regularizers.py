@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_beta, check_weights, expectation, log_ratio
+from multiref._logspace import Weights, check_beta, check_weights, expectation, log_ratio
 from multiref.divergences import NEAR_ZERO, f_prime, weighted_alpha_divergence
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 
-__all__ = ["AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL", "check_beta", "check_weights"]
+__all__ = ["AlphaDivergence", "ForwardKL", "PooledKL", "Regularizer", "ReverseKL", "Weights", "check_beta", "check_weights"]
 
-Weights = Sequence[float] | Tensor | None
 R = TypeVar("R", bound="Regularizer")
 
 
@@ -42,7 +40,7 @@ class Regularizer(ABC):
 
     weights: Weights = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weights is None:
             return
         n = self.weights.shape[0] if isinstance(self.weights, Tensor) and self.weights.ndim else len(self.weights)
@@ -119,7 +117,7 @@ class Regularizer(ABC):
         changed.__post_init__()
         return changed
 
-    def _key(self) -> tuple:
+    def _key(self) -> tuple[object, ...]:
         weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
         return (type(self), weights, self.alpha, self.order)
 
@@ -166,7 +164,7 @@ class AlphaDivergence(Regularizer):
 
     alpha: float = 0.5  # a field here, a constant in the named members
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not math.isfinite(self.alpha):
             raise ArgumentError(f"alpha: expected a finite number, found {self.alpha}.")
         super().__post_init__()
@@ -189,7 +187,7 @@ class PooledKL(Regularizer):
 
     order: float = -1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not math.isfinite(self.order):
             raise ArgumentError(f"order: expected a finite number, found {self.order}.")
         super().__post_init__()

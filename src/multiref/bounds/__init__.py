@@ -1,4 +1,4 @@
-"""Every theorem as a function of its quantities: a number that prints on one screen, with what it assumes and where it comes from.
+"""Every theorem as a function of its quantities: a number on one screen, with what it assumes and where it comes from.
 
 `found` statements carry the constants of the papers, `derived` ones are ours, `provisional` ones have a form without constants.
 Coverage constants come from finite problems or from scores; the conversions say what a letter or an ε means in another paper.
@@ -6,7 +6,6 @@ Coverage constants come from finite problems or from scores; the conversions say
 
 from collections.abc import Mapping
 
-from multiref.bounds.bound import Bound, Status
 from multiref.bounds.conventions import Exponent, Stationarity, convert_exponent, convert_strength, convert_target, strengths
 from multiref.bounds.coverage import (
     CoverageEstimate,
@@ -16,11 +15,11 @@ from multiref.bounds.coverage import (
     path_coverage,
     sampling_coverage,
 )
-from multiref.bounds.forward_kl import forward_kl_6_2, forward_kl_fast, forward_kl_slow, forward_kl_versus_comparator
-from multiref.bounds.interpolation import interpolation, interpolation_gradient_ascent, interpolation_optimum
-from multiref.bounds.learned_reward import learned_reward_parameter, learned_reward_value
-from multiref.bounds.quantities import check_reward_range, describe
-from multiref.bounds.reverse_kl import (
+from multiref.bounds.preferences import (
+    forward_kl_6_2,
+    forward_kl_fast,
+    forward_kl_slow,
+    forward_kl_versus_comparator,
     maximum_likelihood,
     reverse_kl_5_2,
     reverse_kl_from_references,
@@ -28,7 +27,13 @@ from multiref.bounds.reverse_kl import (
     reverse_kl_suboptimality,
     reverse_kl_versus_comparator,
 )
+from multiref.bounds.quantities import check_reward_range, describe
 from multiref.bounds.stability import (
+    interpolation,
+    interpolation_gradient_ascent,
+    interpolation_optimum,
+    learned_reward_parameter,
+    learned_reward_value,
     stability_corollary_1,
     stability_gradient_ascent,
     stability_gradient_ascent_norm,
@@ -40,7 +45,7 @@ from multiref.bounds.stability import (
     stability_theorem_2_gap,
     stability_theorem_3,
 )
-from multiref.bounds.statement import Statement
+from multiref.bounds.statement import Bound, Statement, Status
 from multiref.bounds.unavailable import UNAVAILABLE, Unavailable
 
 __all__ = [

@@ -27,8 +27,8 @@ _MULTIPLIES: Mapping[str, bool] = {
 def convert_strength(value: float, *, source: str, target: str) -> float:
     r"""A strength in another paper's letter.
 
-    β KL (DPO, GRPO, this package, SAIL, XPO) · γ⁻¹ KL (multi-reference, 2502.01203) · η⁻¹ KL (2411.04625, 2510.13512, 2602.23116) ·
-    η KL (`eta-gshf`, 2312.11456) · λ KL (2601.16403, with λ = 1 after rescaling).
+    β KL (DPO, GRPO, this package, SAIL, XPO) · γ⁻¹ KL (multi-reference, 2502.01203) ·
+    η⁻¹ KL (2411.04625, 2510.13512, 2602.23116) · η KL (`eta-gshf`, 2312.11456) · λ KL (2601.16403, with λ = 1 after rescaling).
 
     Raises:
         ArgumentError: an unknown letter, or a strength that is not positive.
@@ -74,7 +74,8 @@ class Exponent:
 def convert_exponent(power: float, *, stated: Stationarity) -> Exponent:
     r"""ε^(−power), stated for one convention, in both: exponents for ‖∇F‖² ≤ ε are half of those for ‖∇F‖ ≤ ε.
 
-    `convert_exponent(3.5, stated="squared-norm")` is ε^(−7) for the norm: the rate of the penalty method of 2309.01753, unchanged.
+    `convert_exponent(3.5, stated="squared-norm")` is ε^(−7) for the norm: the rate of the penalty method of 2309.01753,
+    unchanged.
 
     Raises:
         ArgumentError: an unknown convention, or a power that is not positive.

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_weights, expectation, log_ratio
+from multiref._logspace import NEG_INF, Weights, broadcast, check_weights, expectation, log_ratio
 from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -20,10 +20,9 @@ _STEPS = 60  # bisection; the maximum is flat in its argument, so its value is e
 
 
 def coverage(policy_logps: Tensor, sampling_logps: Tensor) -> Tensor:
-    r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y), over completions that the policy can produce; +inf where μ misses one of them."""
-    return (
-        log_ratio(policy_logps, sampling_logps, under=policy_logps).masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
-    )
+    r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y) over completions that the policy can produce; +inf where μ misses one."""
+    ratio = log_ratio(policy_logps, sampling_logps, under=policy_logps)
+    return ratio.masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
 
 
 def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling_logps: Tensor, *, beta: float) -> Tensor:
@@ -37,7 +36,7 @@ def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling
         pool_logps: the geometric pool, normalised or not.
         sampling_logps: the law μ that pairs were drawn from.
     """
-    shape = torch.broadcast_shapes(reward.shape, estimate.shape, pool_logps.shape, sampling_logps.shape)
+    shape = broadcast(reward.shape, estimate.shape, pool_logps.shape, sampling_logps.shape)
     r, g = reward.expand(shape), (estimate - reward).expand(shape)
     alive = pool_logps.expand(shape) > NEG_INF
     base = pool_logps + torch.where(alive, r, 0.0) / beta
@@ -59,8 +58,8 @@ def _tilted(base: Tensor, g: Tensor, s: Tensor, beta: float) -> Tensor:
 def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reverse", "forward"] = "reverse") -> Tensor:
     r"""[*B, Y] → [*B]: the smallest C with π ≤ C · pool for every π in a KL ball around the normalised pool.
 
-    Reverse: KL(π‖pool) ≤ radius. Forward: KL(pool‖π) ≤ radius. The worst π moves mass to one completion y and keeps the others'
-    proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes; the largest q is found by bisection.
+    Reverse: KL(π‖pool) ≤ radius. Forward: KL(pool‖π) ≤ radius. The worst π moves mass to one completion y and keeps the
+    others' proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes; bisection finds the largest q.
 
     Our reading of the papers' local coverage constants, whose definition's text is not available.
     """
@@ -79,10 +78,10 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
 
 
 def _binary_kl(q: Tensor, p: Tensor) -> Tensor:
-    return torch.special.xlogy(q, q / p) + torch.special.xlogy(1 - q, (1 - q) / (1 - p))
+    return q.xlogy(q / p) + (1 - q).xlogy((1 - q) / (1 - p))
 
 
-def sampling_coverage(ref_logps: Tensor, weights=None) -> Tensor:
+def sampling_coverage(ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[K, *B, Y] → [*B]: max_y escort(y) / Σ_k w_k π_k(y), the price of drawing pairs from the references; at most 1/F."""
     geometric = power_pool(ref_logps, weights, order=0.0) + disagreement(ref_logps, weights).unsqueeze(-1)
     return coverage(geometric, power_pool(ref_logps, weights, order=1.0))
@@ -97,8 +96,8 @@ class CoverageEstimate:
         weights: the weights used.
         disagreement: −log F, estimated as −log mean(geometric pool / mixture).
         disagreement_error: its standard error, by the delta method.
-        coverage_at_least: the largest escort / mixture among the scored completions: a *lower* bound on C without reward tilt.
-        effective_samples: (Σ w)² / Σ w² of the importance weights; a small share of N means that the estimate rests on few completions.
+        coverage_at_least: the largest escort / mixture among the scored completions, a *lower* bound on C without reward tilt.
+        effective_samples: (Σ w)² / Σ w² of the importance weights; a small share of N: the estimate rests on few completions.
         completions: N.
     """
 
@@ -111,24 +110,23 @@ class CoverageEstimate:
     completions: int
 
     def __str__(self) -> str:
-        return "\n".join(
-            (
-                f"K = {self.references} references, weights {', '.join(f'{w:.3g}' for w in self.weights)}, {self.completions} completions",
-                f"  disagreement −log F   {self.disagreement:.4g} ± {self.disagreement_error:.2g} nats a completion",
-                f"  coverage at least     {self.coverage_at_least:.4g}",
-                f"  effective samples     {self.effective_samples:.1f} of {self.completions}",
-                "  supposes completions drawn from the mixture of the references; for other data read it as the references' own estimate",
-            )
+        weights = ", ".join(f"{w:.3g}" for w in self.weights)
+        return (
+            f"K = {self.references} references, weights {weights}, {self.completions} completions\n"
+            f"  disagreement −log F   {self.disagreement:.4g} ± {self.disagreement_error:.2g} nats a completion\n"
+            f"  coverage at least     {self.coverage_at_least:.4g}\n"
+            f"  effective samples     {self.effective_samples:.1f} of {self.completions}\n"
+            "  supposes completions drawn from the mixture of the references; for other data it is the references' own estimate"
         )
 
 
-def coverage_from_scores(ref_logps: Tensor, weights=None) -> CoverageEstimate:
+def coverage_from_scores(ref_logps: Tensor, weights: Weights = None) -> CoverageEstimate:
     r"""[K, N] summed log-probabilities of N completions → estimates of disagreement and coverage.
 
         F = Σ_y Π_k π_k^{w_k} = E_{y ~ Σ w_k π_k}[ exp(log P_0(y) − log P_1(y)) ]
 
-    Every importance weight is at most 1 (arithmetic–geometric means), so that the error bar of F is honest; that of −log F is not when F is
-    far below 1/N.
+    Every importance weight is at most 1 (arithmetic–geometric means), so that the error bar of F is honest; that of −log F is not
+    when F is far below 1/N.
 
     Raises:
         ArgumentError: not [K, N], or no completion.

@@ -10,53 +10,48 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 
-__all__ = ["check_quantities", "check_reward_range", "describe"]
+__all__ = ["DEFAULTS", "check_quantities", "check_reward_range", "describe"]
 
-_Rule = tuple[Callable[[float], bool], str, str]
-
-
-def _positive(meaning: str) -> _Rule:
-    return (lambda v: v > 0, "a positive number", meaning)
-
-
-def _not_negative(meaning: str) -> _Rule:
-    return (lambda v: v >= 0, "a number that is not negative", meaning)
-
-
-def _at_least_one(meaning: str) -> _Rule:
-    return (lambda v: v >= 1, "a number of at least 1", meaning)
-
-
-RULES: Mapping[str, _Rule] = {
-    "samples": _positive("n: preference pairs, or prompts for the stability statements"),
-    "iterations": _positive("T: steps of gradient ascent"),
-    "beta": _positive("β: strength of the regularisation, the papers' 1/γ"),
-    "delta": (lambda v: 0 < v < 1, "a probability strictly between 0 and 1", "δ: the chance that the bound fails"),
-    "coverage": _at_least_one("C: the largest ratio of policy to sampling law (forward KL F2: of policy to arithmetic pool)"),
-    "sampling_coverage": _at_least_one("the largest ratio of the arithmetic pool to the law that pairs are drawn from"),
-    "reward_max": _positive("R: rewards lie in [0, R]"),
-    "class_size": _at_least_one("|R|: number of candidate rewards"),
-    "disagreement": _not_negative("−log F: the price of references that differ, in nats"),
-    "log_comparator": _not_negative("log of the largest ratio of the comparator policy to the geometric pool"),
-    "comparator_kl": _not_negative("KL(arithmetic pool ‖ comparator policy)"),
-    "radius": _positive("R of the stability paper: parameters within this norm, three times the true one's"),
-    "feature_norm": _positive("C of the stability paper: largest norm of a feature vector"),
-    "dimension": _at_least_one("d: number of features"),
-    "curvature": _positive("σ: least eigenvalue of the expected feature covariance"),
-    "residual": _not_negative("ε_n: largest part of a feature outside the span of the training prompts' features"),
-    "sigma_max": _positive("largest eigenvalue of V_S"),
-    "sigma_min": _positive("least positive eigenvalue of V_S"),
-    "sigma_min_other": _positive("least positive eigenvalue of V_S', the neighbouring sample's"),
-    "gradient_norm": _not_negative("‖∇J_S‖ at the returned parameter"),
-    "distance": _not_negative("‖θ_S − θ*‖"),
-    "smoothness": _positive("L_f: Lipschitz constant of ∇f"),
-    "mixing": _positive("λ of the stochastic gradient statement"),
-    "condition": _positive("√Γ_SS + √Γ_SS' of the gradient-ascent statements"),
-    "pair_curvature": _positive("least eigenvalue of the covariance of feature differences of pairs"),
+_KINDS: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "positive": (lambda v: v > 0, "a positive number"),
+    "not negative": (lambda v: v >= 0, "a number that is not negative"),
+    "at least one": (lambda v: v >= 1, "a number of at least 1"),
+    "probability": (lambda v: 0 < v < 1, "a probability strictly between 0 and 1"),
 }
+_RULES: Mapping[str, tuple[str, str]] = {
+    "samples": ("positive", "n: preference pairs, or prompts for the stability statements"),
+    "iterations": ("positive", "T: steps of gradient ascent"),
+    "beta": ("positive", "β: strength of the regularisation, the papers' 1/γ"),
+    "delta": ("probability", "δ: the chance that the bound fails"),
+    "coverage": (
+        "at least one",
+        "C: the largest ratio of policy to sampling law (forward KL F2: of policy to arithmetic pool)",
+    ),
+    "sampling_coverage": ("at least one", "the largest ratio of the arithmetic pool to the law that pairs are drawn from"),
+    "reward_max": ("positive", "R: rewards lie in [0, R]"),
+    "class_size": ("at least one", "|R|: number of candidate rewards"),
+    "disagreement": ("not negative", "−log F: the price of references that differ, in nats"),
+    "log_comparator": ("not negative", "log of the largest ratio of the comparator policy to the geometric pool"),
+    "comparator_kl": ("not negative", "KL(arithmetic pool ‖ comparator policy)"),
+    "radius": ("positive", "R of the stability paper: parameters within this norm, three times the true one's"),
+    "feature_norm": ("positive", "C of the stability paper: largest norm of a feature vector"),
+    "dimension": ("at least one", "d: number of features"),
+    "curvature": ("positive", "σ: least eigenvalue of the expected feature covariance"),
+    "residual": ("not negative", "ε_n: largest part of a feature outside the span of the training prompts' features"),
+    "sigma_max": ("positive", "largest eigenvalue of V_S"),
+    "sigma_min": ("positive", "least positive eigenvalue of V_S"),
+    "sigma_min_other": ("positive", "least positive eigenvalue of V_S', the neighbouring sample's"),
+    "gradient_norm": ("not negative", "‖∇J_S‖ at the returned parameter"),
+    "distance": ("not negative", "‖θ_S − θ*‖"),
+    "smoothness": ("positive", "L_f: Lipschitz constant of ∇f"),
+    "mixing": ("positive", "λ of the stochastic gradient statement"),
+    "condition": ("positive", "√Γ_SS + √Γ_SS' of the gradient-ascent statements"),
+    "pair_curvature": ("positive", "least eigenvalue of the covariance of feature differences of pairs"),
+}
+DEFAULTS = {"delta": 0.05, "residual": 0.0, "sampling_coverage": 1.0}
 
 
-def check_quantities(name: str, quantities: Mapping[str, float]) -> dict[str, float]:
+def check_quantities(name: str, quantities: Mapping[str, float | None]) -> dict[str, float]:
     """The quantities as floats.
 
     Raises:
@@ -64,9 +59,10 @@ def check_quantities(name: str, quantities: Mapping[str, float]) -> dict[str, fl
     """
     checked = {}
     for quantity, value in quantities.items():
-        holds, expected, meaning = RULES[quantity]
+        kind, meaning = _RULES[quantity]
+        holds, expected = _KINDS[kind]
         try:
-            number = float(value)
+            number = float(value)  # type: ignore[arg-type]  # what is no number is refused below
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number) or not holds(number):
@@ -77,7 +73,7 @@ def check_quantities(name: str, quantities: Mapping[str, float]) -> dict[str, fl
 
 def describe(quantity: str) -> str:
     """One line on what a quantity is."""
-    return RULES[quantity][2]
+    return _RULES[quantity][1]
 
 
 def check_reward_range(reward: Tensor, reward_max: float) -> None:

@@ -1,4 +1,4 @@
-"""Theorems whose printed form could be found without its constants: no number can be computed from them, and none is made up."""
+"""Theorems whose printed form was found without its constants: no number can be computed from them, and none is made up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ class Unavailable:
     instead: str
 
     def __str__(self) -> str:
-        return f"{self.theorem}: only its rate was found, {self.rate}; its constants are not available, so no value is computed. `{self.instead}` is a derived bound of that rate"
+        found = (
+            f"{self.theorem}: only its rate was found, {self.rate}; its constants are not available, so no value is computed"
+        )
+        return f"{found}. `{self.instead}` is a derived bound of that rate"
 
 
 UNAVAILABLE: Mapping[str, Unavailable] = {

@@ -50,7 +50,7 @@ def bound(
             if quantity in statement.parameters:
                 given.setdefault(quantity, value)
     if not given:
-        print(_usage(statement))
+        print(statement)
         return
     if solve and solve not in given and solve in statement.parameters:
         given[solve] = 0.5 if solve == "delta" else 1.0  # a place to start from; the solution does not depend on it
@@ -112,22 +112,6 @@ def _quantities(statement, arguments: list[str]) -> dict[str, float]:
                 f"{statement.name}: found {option} {value!r}, expected a number after it, as in {option} 1e4"
             ) from None
     return given
-
-
-def _usage(statement) -> str:
-    from multiref import bounds
-
-    lines = [
-        f"{statement.name}: {statement.title}",
-        f"  {statement.formula}",
-        f"  source  {statement.citation}",
-        "",
-        "  quantities",
-    ]
-    for quantity, parameter in statement.parameters.items():
-        default = "" if parameter.default is parameter.empty else f" (default {parameter.default:g})"
-        lines.append(f"    --{quantity.replace('_', '-'):<18} {bounds.describe(quantity)}{default}")
-    return "\n".join(lines)
 
 
 def _solved(result, quantity: str, target: float | None):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multiref._logspace import Weights
 from multiref.exact._problem import check_mass
 from multiref.pools import power_pool
 
 __all__ = ["merge"]
 
 
-def merge(log_policies: Tensor, weights=None) -> Tensor:
+def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
     r"""[K, *B, Y] → [*B, Y]: log π*_w from log π*_k ∝ π_k e^{r/β}, the optima under each reference alone (same r, same β).
 
         π*_w ∝ Π_k (π*_k)^{w_k}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF
+from multiref._logspace import NEG_INF, broadcast
 from multiref.errors import ArgumentError, EmptyPoolError
 
 
@@ -26,15 +28,11 @@ def check_shapes(reward: Tensor, ref_logps: Tensor) -> torch.Size:
         raise ArgumentError(
             f"ref_logps: expected references first and completions last, [K, *B, Y], found shape {tuple(ref_logps.shape)}."
         )
-    try:
-        shape = torch.broadcast_shapes(reward.shape, ref_logps.shape[1:])
-    except RuntimeError:
-        shape = None
-    if shape is None or shape[-1] != ref_logps.shape[-1] or shape[-1] != reward.shape[-1]:
-        raise ArgumentError(
-            f"reward {tuple(reward.shape)} does not match ref_logps {tuple(ref_logps.shape)}: expected [*B, Y] against [K, *B, Y]."
-        )
-    return shape
+    with contextlib.suppress(RuntimeError):
+        if (shape := broadcast(reward.shape, ref_logps.shape[1:]))[-1] == ref_logps.shape[-1] == reward.shape[-1]:
+            return shape
+    found = f"reward {tuple(reward.shape)} does not match ref_logps {tuple(ref_logps.shape)}"
+    raise ArgumentError(f"{found}: expected [*B, Y] against [K, *B, Y].")
 
 
 def check_policy_shape(log_policy: Tensor, shape: torch.Size) -> None:
@@ -55,6 +53,7 @@ def check_mass(log_pool: Tensor, reward: Tensor, name: str) -> None:
     where = ", ".join(str(row[0] if len(row) == 1 else tuple(row)) for row in rows)
     where = f" in {int(empty.sum())} of {empty.numel()} rows (first: {where})" if rows else ""
     raise EmptyPoolError(
-        f"ref_logps: the pool of {name} is empty{where}: every completion with a reward has probability zero under it. For a pool of order ≤ 0 one reference's zero"
-        " is a veto: give the references common support, drop the one that vetoes, or use ForwardKL."
+        f"ref_logps: the pool of {name} is empty{where}: every completion with a reward has probability zero under it. "
+        "For a pool of order ≤ 0 one reference's zero is a veto: "
+        "give the references common support, drop the one that vetoes, or use ForwardKL."
     )

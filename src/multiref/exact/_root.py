@@ -121,7 +121,7 @@ def find_root(log_pool: Tensor, gap: Tensor, alpha: float) -> Tensor:
     return solution
 
 
-def _next(x, proposal, low, high, last_step, family: Family) -> tuple[Tensor, Tensor]:
+def _next(x: Tensor, proposal: Tensor, low: Tensor, high: Tensor, last_step: Tensor, family: Family) -> tuple[Tensor, Tensor]:
     """Newton's proposal within the bracket, unless it does not halve the last step (in log b): then the middle of the bracket."""
     proposal = proposal.clamp(low, high)
     if family.near:

@@ -89,8 +89,8 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
         return _rooted(reward, log_pool, ref_logps, regularizer, beta)
     n = max(1, BLOCK // max(1, reward[:1].numel()))
     refs = ref_logps.expand(ref_logps.shape[0], *shape)
-    blocks = zip(reward.split(n), log_pool.split(n), refs.split(n, dim=1), _split(regularizer, n, shape[0]))
-    parts = [_rooted(*block, beta) for block in blocks]
+    rows = torch.split(reward, n), torch.split(log_pool, n), torch.split(refs, n, dim=1)
+    parts = [_rooted(*block, beta) for block in zip(*rows, _split(regularizer, n, shape[0]))]
     return Solution(*(torch.cat([getattr(part, name) for part in parts]) for name in ("log_policy", "value", "multiplier")))
 
 
@@ -98,12 +98,8 @@ def _split(regularizer: Regularizer, n: int, rows: int) -> Iterator[Regularizer]
     """The regularizer of each block of n prompts: another one only where weights differ per prompt."""
     if not isinstance(regularizer.weights, Tensor) or regularizer.weights.ndim == 1:
         return repeat(regularizer)
-    weights = (
-        regularizer.weights
-        if regularizer.weights.shape[1] == rows
-        else regularizer.weights.expand(-1, rows, *regularizer.weights.shape[2:])
-    )
-    return (regularizer.with_weights(part) for part in weights.split(n, dim=1))
+    weights = regularizer.weights.expand(-1, rows, *regularizer.weights.shape[2:])
+    return (regularizer.with_weights(part) for part in torch.split(weights, n, dim=1))
 
 
 def _rooted(reward: Tensor, log_pool: Tensor, ref_logps: Tensor, regularizer: Regularizer, beta: float) -> Solution:
@@ -142,11 +138,11 @@ def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> 
     with torch.no_grad():
         x = find_root(masked_pool.detach().double(), masked_gap.detach().double(), alpha)
     x = _attached(x, masked_pool, masked_gap, family)
-    leftover = None
+    stretch, leftover = (family.a * log_mass).clamp(-LARGEST, LARGEST).exp(), None
     if alpha < 1:
-        x, leftover = _corner(x, reward, inside, best, masked_pool, masked_gap, log_mass, family, beta)
-    stretch = (family.a * log_mass[:, None]).clamp(-LARGEST, LARGEST).exp()
-    log_base = family.log_base(x[:, None], gap * stretch)
+        outside = torch.where(inside, NEG_INF, reward)
+        x, leftover = _corner(x, outside, best, masked_pool, masked_gap, stretch, family, beta)
+    log_base = family.log_base(x[:, None], gap * stretch[:, None])
     positive = allowed & (log_base.detach() > NEG_INF)
     log_policy = torch.where(positive, log_pool - log_mass[:, None], NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
     if leftover is not None:
@@ -171,15 +167,15 @@ def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tenso
     return x
 
 
-def _corner(x, reward, inside, best, log_pool, gap, log_mass, family: Family, beta) -> tuple[Tensor, Tensor | None]:
-    """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward outside the support."""
-    outside = torch.where(inside, NEG_INF, reward)
+def _corner(
+    x: Tensor, outside: Tensor, best: Tensor, log_pool: Tensor, gap: Tensor, stretch: Tensor, family: Family, beta: float
+) -> tuple[Tensor, Tensor | None]:
+    """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward `outside`
+    the support."""
     best_outside = outside.amax(-1, keepdim=True)
     any_outside = (best_outside > NEG_INF)[:, 0]
-    stretch = (family.a * log_mass).clamp(-LARGEST, LARGEST).exp()
-    pole = (
-        -family.a * stretch * (torch.where(any_outside[:, None], best_outside, best) - best)[:, 0] / beta
-    )  # the top base at which the outside completion's own base is zero
+    above = (torch.where(any_outside[:, None], best_outside, best) - best)[:, 0]
+    pole = -family.a * stretch * above / beta  # the top base at which the outside completion's own base is zero
     floor = (pole - 1) / family.a if family.near else pole
     binds = (x.detach() > floor.detach()) if family.near else (x.detach() < floor.detach())
     binds &= any_outside
