@@ -89,4 +89,5 @@ def _rank_correlations(rates: Tensor) -> Tensor:
     ranks = rates.argsort(-1).argsort(-1).double()
     ranks = ranks - ranks.mean(-1, keepdim=True)
     ranks = ranks / ranks.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return ranks @ ranks.T
+    correlations: Tensor = ranks @ ranks.T
+    return correlations

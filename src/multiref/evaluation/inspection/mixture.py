@@ -62,7 +62,7 @@ def folds_of(groups: Tensor, folds: int, seed: int) -> Tensor:
 def held_out(pooled: Callable[[Tensor, Tensor], Tensor], margins: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
     """(log-likelihoods [P], logits [P]), each pair's from a fit that did not see its prompt. pooled(training margins, margins) → logits."""
     logits = torch.zeros_like(margins[0])
-    for fold in folds.unique():
+    for fold in range(int(folds.max()) + 1):
         inside = folds == fold
         logits[inside] = pooled(margins[:, ~inside], margins[:, inside])
     return -softplus(-logits), logits

@@ -21,7 +21,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#57606a"
 
 RC: dict[Any, Any] = {  # matplotlib's own type lists every key
-
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.labelsize": 10,
