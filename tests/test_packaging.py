@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import multiref
 from multiref.cli import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,12 @@ def test_the_wheel_holds_both_packages_with_their_types(wheel):
     assert {"multiref/py.typed", "multiref_lab/py.typed"} <= names
     assert packaged(".py") <= names and packaged(".pyi") <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"multiref", "multiref_lab"}
+
+
+def test_one_version_everywhere(wheel):
+    """`multiref.__version__` is the source; the wheel's metadata follow it, the citation is kept in step by this test."""
+    assert wheel.name.startswith(f"multiref-{multiref.__version__}-")
+    assert f"version: {multiref.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_installed_wheel_runs(installed, tmp_path):

@@ -8,7 +8,7 @@ from lazy_loader import attach_stub
 
 from multiref import _moved
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _moved.install()
 _find, __dir__, __all__ = attach_stub(__name__, __file__)
