@@ -4,10 +4,11 @@
     python benchmarks/exact.py --rows 512 # a smaller batch
     python benchmarks/exact.py --cpu-time # CPU seconds instead of wall-clock: for a machine that is busy with other things
 
-Compared with: one weighted sum and one log_softmax over the same arrays (the least that any solution must do), SciPy's brentq row by row on the same
-root, and a generic convex solver on the same problem. Every time is a median of repeats; the first, which warms caches up, is not counted.
-Row by row there are two sizes, because the ratio is decided by it: over 1,024 completions brentq's arrays hide Python's price, and the floor itself
-is less than 50 times faster per row; over 16 completions they do not.
+Compared with: one weighted sum and one log_softmax over the same arrays (the least that any solution must do),
+SciPy's brentq row by row on the same root, and a generic convex solver on the same problem.
+Every time is a median of repeats; the first, which warms caches up, is not counted.
+Row by row there are two sizes, because the ratio is decided by it: over 1,024 completions brentq's arrays hide Python's price,
+and the floor itself is less than 50 times faster per row; over 16 completions they do not.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def main() -> None:
     print(machine(), "CPU seconds" if asked.cpu_time else "wall-clock seconds")
     for completions in dict.fromkeys((asked.completions, 16)):
         print(
-            f"\n{asked.rows} prompts × {len(WEIGHTS)} references × {completions} completions, float64, medians of {asked.repeats}"
+            f"\n{asked.rows} prompts × {len(WEIGHTS)} references × {completions} completions, float64, "
+            f"medians of {asked.repeats}"
         )
         reward, ref_logps = arrays(asked.rows, completions)
         per_row = against_the_floor(reward, ref_logps, asked.repeats)

@@ -1,12 +1,15 @@
-"""Step time of preference training: multiref's `PreferenceTrainer` against TRL's `DPOTrainer`. Same model, pairs, batches, loss, optimizer, run.
+"""Step time of preference training: multiref's `PreferenceTrainer` against TRL's `DPOTrainer`.
+Same model, pairs, batches, loss, optimizer, run.
 
     python benchmarks/preference.py [--steps 7] [--batch 8] [--threads 2] [--device cpu] [--dtype float32] [--size 20M]
 
-Each side runs in a process of its own, so that peak memory is its own. Reference log-probabilities are precomputed on both sides (TRL reads
-ours through `integrations.trl`), no gradient checkpointing, logistic loss, AdamW, the same pairs in the same order; the loss curves must agree
-to 1e-4. Processor time is printed too: on a busy machine, with --threads 1, it is the fair figure. A step is what `transformers.Trainer` does between on_step_begin and on_step_end; the first is left out. HH-style pairs: lognormal lengths,
-mean 150 prompt and 54 completion tokens. Then K = 8 against K = 1: steps of both in turn in one process, the median of the paired
-ratios with its quartiles. Needs the extra `trl`.
+Each side runs in a process of its own, so that peak memory is its own. Reference log-probabilities are precomputed on both
+sides (TRL reads ours through `integrations.trl`), no gradient checkpointing, logistic loss, AdamW,
+the same pairs in the same order; the loss curves must agree to 1e-4. Processor time is printed too:
+on a busy machine, with --threads 1, it is the fair figure. A step is what `transformers.Trainer` does between on_step_begin and
+on_step_end; the first is left out. HH-style pairs: lognormal lengths, mean 150 prompt and 54 completion tokens.
+Then K = 8 against K = 1: steps of both in turn in one process, the median of the paired ratios with its quartiles.
+Needs the extra `trl`.
 """
 
 import argparse
@@ -62,8 +65,10 @@ def clock():
 def settings(args, folder: str) -> dict:
     half = args.dtype == "bfloat16"
     return {
-        "output_dir": folder, "per_device_train_batch_size": args.batch, "max_steps": args.steps, "learning_rate": 1e-4, "report_to": "none",
-        "use_cpu": args.device == "cpu", "bf16": half, "save_strategy": "no", "logging_strategy": "steps", "logging_steps": 1, "disable_tqdm": True,
+        "output_dir": folder, "per_device_train_batch_size": args.batch, "max_steps": args.steps, "learning_rate": 1e-4,
+        "report_to": "none",
+        "use_cpu": args.device == "cpu", "bf16": half, "save_strategy": "no", "logging_strategy": "steps", "logging_steps": 1,
+        "disable_tqdm": True,
         "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "max_grad_norm": 1.0, "seed": 0,
     }  # fmt: skip
 
@@ -93,7 +98,8 @@ def run(side: str, args, k: int) -> dict:
             from transformers import TrainingArguments
 
             trainer = mr.training.PreferenceTrainer(
-                model, mr.ReverseKL(), beta=0.1, scores=scores, args=TrainingArguments(**settings(args, folder)), train_dataset=pairs,
+                model, mr.ReverseKL(), beta=0.1, scores=scores, args=TrainingArguments(**settings(args, folder)),
+                train_dataset=pairs,
                 processing_class=tokenizer, token_budget=args.token_budget or None, callbacks=[timer],
             )  # fmt: skip
         before = peak_mib()

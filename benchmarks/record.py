@@ -1,7 +1,8 @@
-"""One line per measured ratio in `results.jsonl`: what was compared, on which machine, with which versions. `table.py` makes LOG.md's table of them.
+"""One line per measured ratio in `results.jsonl`: what was compared, on which machine, with which versions.
+`table.py` makes LOG.md's table of them.
 
-Every benchmark writes through `record`, which also prints the ratio beside its mark. A ratio of two times measured in one run is worth more than either
-time, so that is what is kept; seconds go into `figures`.
+Every benchmark writes through `record`, which also prints the ratio beside its mark.
+A ratio of two times measured in one run is worth more than either time, so that is what is kept; seconds go into `figures`.
 """
 
 import json

@@ -2,10 +2,11 @@
 
     python benchmarks/scoring.py [--pairs 96] [--threads 2] [--device cpu] [--dtype float32] [--size 20M]
 
-Each side runs in a process of its own, one after the other, so that peak memory is its own. TRL: `_precompute_ref_logps` alone, at
-batch size 8, its tokenisation not counted. multiref: text to scores, its tokenisation counted. Both must give the same sums.
-Cases: HH-style pairs (mean 150 prompt and 55 completion tokens), pairs without a prompt and of mixed length, and, for memory only, a
-vocabulary of 128,000. Needs the extra `trl`.
+Each side runs in a process of its own, one after the other, so that peak memory is its own.
+TRL: `_precompute_ref_logps` alone, at batch size 8, its tokenisation not counted.
+multiref: text to scores, its tokenisation counted. Both must give the same sums.
+Cases: HH-style pairs (mean 150 prompt and 55 completion tokens), pairs without a prompt and of mixed length, and,
+for memory only, a vocabulary of 128,000. Needs the extra `trl`.
 """
 
 import argparse
@@ -41,7 +42,8 @@ def build(vocabulary: int, size: str, dtype: str, device: str):
     torch.manual_seed(0)
     hidden, layers, heads, intermediate = SIZES[size]
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=heads // 2, max_position_embeddings=2048, bos_token_id=vocabulary - 3, eos_token_id=vocabulary - 2,
         pad_token_id=vocabulary - 1,
     )  # fmt: skip
@@ -79,7 +81,8 @@ def run_trl(pairs, model, tokenizer, device: str, repeats: int):
     for repeat in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             args = DPOConfig(
-                output_dir=folder, precompute_ref_log_probs=True, precompute_ref_batch_size=8, per_device_train_batch_size=8, max_length=None,
+                output_dir=folder, precompute_ref_log_probs=True, precompute_ref_batch_size=8, per_device_train_batch_size=8,
+                max_length=None,
                 bf16=model.dtype == torch.bfloat16, report_to=[], use_cpu=device == "cpu", disable_tqdm=True,
                 gradient_checkpointing=False, seed=repeat,
             )  # fmt: skip
@@ -101,7 +104,8 @@ def run_multiref(pairs, model, tokenizer, device: str, repeats: int, logits_budg
 
 
 class Clock:
-    """Appends (seconds by the wall, seconds of processor time over all threads). The second does not see who else is on the machine."""
+    """Appends (seconds by the wall, seconds of processor time over all threads).
+    The second does not see who else is on the machine."""
 
     def __init__(self, device: str, clocks: list[tuple[float, float]]):
         self.device, self.clocks = device, clocks

@@ -1,6 +1,7 @@
 """Opening a large store and joining it to a data set: `python benchmarks/store.py [--pairs 1000000] [--references 4]`.
 
-Makes a synthetic store once (in a temporary folder, or --folder), then measures in a process of its own, so that the peak of memory is
+Makes a synthetic store once (in a temporary folder, or --folder), then measures in a process of its own,
+so that the peak of memory is
 that of opening and joining alone. Mark: 1,000,000 pairs × 4 references in under 10 s and 1 GiB.
 """
 

@@ -1,4 +1,5 @@
-"""LOG.md's table of ratios, made of `results.jsonl`: the newest line of every case. `python benchmarks/table.py --write` puts it into LOG.md."""
+"""LOG.md's table of ratios, made of `results.jsonl`: the newest line of every case.
+`python benchmarks/table.py --write` puts it into LOG.md."""
 
 import argparse
 import json

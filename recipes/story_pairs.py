@@ -1,10 +1,12 @@
-"""Preference pairs of real stories, ranked by a lexicon: of two stories cut after a shared opening, the one whose words are kinder is chosen.
+"""Preference pairs of real stories, ranked by a lexicon: of two stories cut after a shared opening,
+the one whose words are kinder is chosen.
 
     python recipes/story_pairs.py --stories stories.jsonl --lexicon vader_lexicon.txt --out story_pairs.jsonl
 
-Stories: JSON Lines with a key `text`. Lexicon: word, tab, valence. The prompt is the opening that both stories share (their first four words or
-more, such as "Once upon a time"); a completion is what follows, up to `--words` words, cut at the end of a sentence. The reward is the mean valence per word.
-Each story is used once. No randomness but the seed. Leaves out pairs whose rewards differ by less than 0.02.
+Stories: JSON Lines with a key `text`. Lexicon: word, tab, valence. The prompt is the opening that both stories share (their
+first four words or more, such as "Once upon a time"); a completion is what follows, up to `--words` words,
+cut at the end of a sentence. The reward is the mean valence per word. Each story is used once. No randomness but the seed.
+Leaves out pairs whose rewards differ by less than 0.02.
 """
 
 import argparse

@@ -107,8 +107,10 @@ def make_llama(
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context, initializer_range=std, bos_token_id=1, eos_token_id=1, pad_token_id=2, **options,
+        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=context, initializer_range=std, bos_token_id=1, eos_token_id=1,
+        pad_token_id=2, **options,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

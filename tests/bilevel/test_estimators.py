@@ -75,7 +75,8 @@ def test_means_within_five_standard_errors(name):
 
 
 def test_pairs_with_labels_estimate_the_whole_hypergradient():
-    """As a trainer uses it: the unit is a labelled pair, its utility the observed loss; direct term and covariance add up to dψ/dr."""
+    """As a trainer uses it: the unit is a labelled pair, its utility the observed loss;
+    direct term and covariance add up to dψ/dr."""
     problem, table = small()
     generator, repeats, pairs = torch.Generator().manual_seed(3), 400, 500
     log_policy = problem.lower(table)

@@ -1,4 +1,5 @@
-"""The closed form, against finite differences of the value through the exact solver; the penalty form, against the closed form."""
+"""The closed form, against finite differences of the value through the exact solver;
+the penalty form, against the closed form."""
 
 import pytest
 import torch

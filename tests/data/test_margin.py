@@ -1,4 +1,5 @@
-"""The column that says by how much a pair's chosen side should lead: read from every format, zero where it is not there, refused where it is no number."""
+"""The column that says by how much a pair's chosen side should lead: read from every format, zero where it is not there,
+refused where it is no number."""
 
 import json
 

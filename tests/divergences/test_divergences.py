@@ -126,7 +126,8 @@ def test_weighted_sums_over_references():
 
 
 def test_forward_kl_is_kl_to_the_mixture_plus_jensen_shannon():
-    """Σ_k w_k KL(π_k‖π) = KL(π̄‖π) + Σ_k w_k KL(π_k‖π̄), π̄ the arithmetic pool; reverse: KL(π‖escort) − log F (docs/theory.md 1 and 2)."""
+    """Σ_k w_k KL(π_k‖π) = KL(π̄‖π) + Σ_k w_k KL(π_k‖π̄), π̄ the arithmetic pool; reverse:
+    KL(π‖escort) − log F (docs/theory.md 1 and 2)."""
     rng = np.random.default_rng(4)
     policy, refs = torch.from_numpy(random_logps(rng, 2, 5)), torch.from_numpy(random_logps(rng, 3, 2, 5))
     w = [0.2, 0.3, 0.5]
@@ -138,7 +139,8 @@ def test_forward_kl_is_kl_to_the_mixture_plus_jensen_shannon():
 
 
 def test_disagreement():
-    """−log F against fifty digits; for K = 2 it is (1 − w) R_w(π_1‖π_2), R the Rényi divergence; 0 if and only if they agree; +inf at disjoint supports."""
+    """−log F against fifty digits; for K = 2 it is (1 − w) R_w(π_1‖π_2), R the Rényi divergence; 0 if and only if they agree;
+    +inf at disjoint supports."""
     rng = np.random.default_rng(5)
     for k in (1, 2, 4):
         refs, weights = random_logps(rng, k, 9, spread=3.0), rng.dirichlet(np.ones(k)).tolist()

@@ -1,7 +1,9 @@
-"""k1, k2, k3 on a language model small enough to enumerate: what each is worth as a value, and where it leads as a loss or in the reward (docs/theory.md 6).
+"""k1, k2, k3 on a language model small enough to enumerate: what each is worth as a value, and where it leads as a loss or in
+the reward (docs/theory.md 6).
 
-Three tokens, two steps: nine completions, four states. Expectations are sums over completions; every target gradient is a central difference of the
-target's own definition, so neither side shares a derivative with the other.
+Three tokens, two steps: nine completions, four states. Expectations are sums over completions;
+every target gradient is a central difference of the target's own definition, so neither side shares a derivative with the
+other.
 """
 
 from __future__ import annotations
@@ -154,7 +156,8 @@ def test_k2_as_a_loss_follows_reverse_kl():
 
 
 def test_k2_of_each_reference_of_the_pool_and_of_the_renormalised_pool_agree_as_losses():
-    """Σ_k w_k k2(ℓ_k), k2 of Σ_k w_k ℓ_k, and k2 of the ratio to the renormalised token pool: one gradient (log F is a baseline)."""
+    """Σ_k w_k k2(ℓ_k), k2 of Σ_k w_k ℓ_k, and k2 of the ratio to the renormalised token pool:
+    one gradient (log F is a baseline)."""
     pool = sum(w * r for w, r in zip(WEIGHTS, REF_TOKENS))
     table = sum(w * r.log_softmax(-1) for w, r in zip(WEIGHTS, REFERENCES)).log_softmax(-1)
     expected = as_loss(per_token(k2))
@@ -179,12 +182,14 @@ def test_k3_times_the_ratio_follows_reverse_kl():
 
 @pytest.mark.parametrize("name, exact", [("k1", True), ("k2", False), ("k3", False)])
 def test_in_the_reward(name, exact):
-    """k1 in the reward, detached and summed from each token on, is the exact gradient of Σ_k w_k KL(π‖π_k), future visits included; k2 and k3 are not."""
+    """k1 in the reward, detached and summed from each token on, is the exact gradient of Σ_k w_k KL(π‖π_k),
+    future visits included; k2 and k3 are not."""
     error = (in_reward(ESTIMATORS[name]) - slope(objective)).abs().max()
     assert error < 1e-8 if exact else error > 1e-3
 
 
-# --- shapes and zero weight -----------------------------------------------------------------------------------------------------
+# --- shapes and zero weight
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

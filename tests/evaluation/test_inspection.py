@@ -130,7 +130,8 @@ def test_an_overfitted_mixture_gains_nothing_on_held_out_pairs():
 
 
 def test_repeating_every_pair_does_not_make_evidence():
-    """Ten copies of each pair under new completions but the same prompts: the same verdict steps, for prompts are what is independent."""
+    """Ten copies of each pair under new completions but the same prompts: the same verdict steps,
+    for prompts are what is independent."""
     pairs, scores, _, _ = world("two", 5, count=60)
     once = inspect(pairs, scores, resamples=2)
     copies = [Pair(p.prompt, f"{p.chosen} {n}", f"{p.rejected} {n}") for n in range(10) for p in pairs]
@@ -165,7 +166,8 @@ def test_a_merely_foreign_reference_is_not_broken():
 
 
 def test_a_specialist_among_strangers_is_not_broken():
-    """Found on real data: the model trained on this text finds easy what the two others find hard, and is by far the best of the three."""
+    """Found on real data: the model trained on this text finds easy what the two others find hard,
+    and is by far the best of the three."""
     pairs, scores, _, _ = world("none", 0)
     rates = -scores.logps / scores.lengths
     logps = -(torch.stack([1.5 - 0.2 * (rates[0] - rates[0].mean()), rates[1] + 4, rates[2] + 5])) * scores.lengths
@@ -182,7 +184,8 @@ def test_a_specialist_among_strangers_is_not_broken():
 
 @pytest.mark.shared
 def test_real_left_padding_is_found_and_real_specialists_are_not(shared):
-    """The bug of docs/theory.md 8 on a real model: a tokenizer that pads on the left, and a scorer that slices [prompt : total]."""
+    """The bug of docs/theory.md 8 on a real model: a tokenizer that pads on the left, and a scorer that slices [prompt :
+    total]."""
     import itertools
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

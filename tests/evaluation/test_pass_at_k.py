@@ -1,4 +1,5 @@
-"""pass@k against its enumeration, intervals against the normal law, evaluations that are resumed against those that were not."""
+"""pass@k against its enumeration, intervals against the normal law, evaluations that are resumed against those that were
+not."""
 
 import math
 
@@ -19,7 +20,8 @@ def evaluation(right, extra=0.0):
 
 
 def test_the_estimate_is_unbiased_by_enumeration():
-    """Σ_c Binomial(n, p)(c) · pass@k(c) over every count c is 1 − (1 − p)^k, for every k ≤ n: the average over all samples that could have been drawn."""
+    """Σ_c Binomial(n, p)(c) · pass@k(c) over every count c is 1 − (1 − p)^k, for every k ≤ n:
+    the average over all samples that could have been drawn."""
     n, p = 6, 0.3
     rows = torch.tensor([[i < c for i in range(n)] for c in range(n + 1)])
     law = torch.tensor([math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)], dtype=torch.float64)
@@ -49,7 +51,8 @@ def test_a_policy_whose_answers_can_be_enumerated():
 
 
 def test_intervals_are_those_of_the_mean_over_prompts():
-    """Of 400 prompts: mean ± 1.96 standard errors, to the accuracy of the bootstrap; of differences, paired: what prompts share cancels."""
+    """Of 400 prompts: mean ± 1.96 standard errors, to the accuracy of the bootstrap; of differences, paired:
+    what prompts share cancels."""
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(400, generator=generator, dtype=torch.float64)
     mean, low, high = bootstrap_interval(values, resamples=4000)

@@ -1,7 +1,7 @@
 """Generated scores where the right answer is known: token-level log-probabilities of references that read the same texts.
 
-A text has a difficulty that every sound reference feels; a pair has a hidden quality difference; a useful reference's margin follows a part
-of it. Preferences are drawn from σ of the whole.
+A text has a difficulty that every sound reference feels; a pair has a hidden quality difference;
+a useful reference's margin follows a part of it. Preferences are drawn from σ of the whole.
 """
 
 import numpy as np
@@ -37,7 +37,8 @@ def world(kind, seed, count=800):
     keys = content_keys([p.prompt for p in pairs for _ in range(2)], [side for p in pairs for side in (p.chosen, p.rejected)])
     flat = (len(opinions), 2 * count)
     scores = SequenceScores(
-        tuple(opinions), keys, torch.from_numpy(ranked.reshape(flat).copy()), torch.from_numpy(ranked_lengths.reshape(flat).copy()),
+        tuple(opinions), keys, torch.from_numpy(ranked.reshape(flat).copy()),
+            torch.from_numpy(ranked_lengths.reshape(flat).copy()),
         torch.zeros(flat, dtype=torch.bool),
     )  # fmt: skip
     return pairs, scores, *ANSWERS[kind]
@@ -69,7 +70,8 @@ def _score(name, opinion, lengths, difficulty, random):
 
 
 def _left_padded(rows, random):
-    """What a scorer for right-padded rows reads when the tokenizer pads on the left: positions [prompt : total] of a row that was shifted
+    """What a scorer for right-padded rows reads when the tokenizer pads on the left: positions [prompt :
+    total] of a row that was shifted
     by its padding. It sees padding (which no model expects), the prompt, and what is left of the completion."""
     sums = []
     for start in range(0, len(rows), BATCH):

@@ -1,4 +1,5 @@
-"""Against a generic convex solver, at its own tolerance: the problem is stated to it as it stands, reference by reference, with no pool and no formula of ours."""
+"""Against a generic convex solver, at its own tolerance: the problem is stated to it as it stands, reference by reference,
+with no pool and no formula of ours."""
 
 from __future__ import annotations
 

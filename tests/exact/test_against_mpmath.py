@@ -1,8 +1,9 @@
 """The marks: against fifty digits, values to 1e-12 · max(1, β, max|r|), probabilities to 1e-12, in float64.
 
-One widening, where the number itself forbids the mark: with α > 1 and references that exclude each other the best value is as low as −1e90, and a
-float64 of that size is not known to 1e-12. There the mark is relative: 1e-12 · |value|. One exception, where the problem forbids it: a completion that
-α > 1 has all but truncated moves by more than 1e-12 when the last bit of a reward does; there the mark is what half a bit does, doubled.
+One widening, where the number itself forbids the mark: with α > 1 and references that exclude each other the best value is as
+low as −1e90, and a float64 of that size is not known to 1e-12. There the mark is relative: 1e-12 · |value|.
+One exception, where the problem forbids it: a completion that α > 1 has all but truncated moves by more than 1e-12 when the
+last bit of a reward does; there the mark is what half a bit does, doubled.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def check_optimum(instance: Instance, solution, truth: witness.Optimum) -> None:
 
 
 def half_a_bit(instance: Instance, truth: witness.Optimum) -> np.ndarray:
-    """[Y]: how far π*(y) moves when a reward moves by half a unit in its last place: dπ = π/(β x) dr, x = 1 + (α − 1)(r − λ)/β."""
+    """[Y]: how far π*(y) moves when a reward moves by half a unit in its last place:
+    dπ = π/(β x) dr, x = 1 + (α − 1)(r − λ)/β."""
     mp, moved = witness.MP, np.zeros(len(instance.reward))
     for y, p in enumerate(truth.policy):
         if p > 0 and instance.alpha > 1:
@@ -84,7 +86,8 @@ def test_the_optimum_of_every_named_alpha_in_every_corner(alpha):
 
 @pytest.mark.parametrize("alpha", [a for a in NAMED_ALPHAS if a < 1] + [0.9, 0.997])
 def test_the_corner(alpha):
-    """The best reward outside every reference's support, from just better to far better than the price β/(1 − α) of a unit of mass there."""
+    """The best reward outside every reference's support, from just better to far better than the price β/(1 − α) of a unit of
+    mass there."""
     corners = 0
     for seed, lift in enumerate((0.01, 0.3, 0.9, 1.1, 3.0, 100.0)):
         instance = random_instance(np.random.default_rng(seed), alpha, "outside")
@@ -108,7 +111,8 @@ def test_references_hundreds_of_nats_apart(alpha):
 
 
 def test_a_best_reward_of_tiny_mass():
-    """The mode has the least reward, the best reward 1e-27 of the mass: the multiplier is far from what decides, and mass and value still hold to the mark."""
+    """The mode has the least reward, the best reward 1e-27 of the mass: the multiplier is far from what decides,
+    and mass and value still hold to the mark."""
     for seed in range(40):
         rng = np.random.default_rng(seed)
         logits = np.append(rng.uniform(-69, -60, size=29), 0.0)
@@ -126,7 +130,8 @@ def test_the_optimum_at_length(batch):
 
 @pytest.mark.parametrize("order", [-1, 0, 1, 0.5, -2.5])
 def test_the_pooled_objective(order):
-    """PooledKL: reverse KL to a pool of any order; its penalty is to the unnormalised pool, a bound on Σ_k w_k KL at order −1."""
+    """PooledKL: reverse KL to a pool of any order; its penalty is to the unnormalised pool, a bound on Σ_k w_k KL at order
+    −1."""
     rng = np.random.default_rng(3)
     for instance in (random_instance(rng, 1.0) for _ in range(12)):
         weights = instance.weights.tolist()
@@ -183,7 +188,8 @@ def test_the_objective_at_any_policy(alpha):
 
 
 def test_the_witness_itself():
-    """Stationarity per reference at the witness's optimum, r − β Σ_k w_k f'(π/π_k) = λ on its support and ≤ λ off it, and nothing near it is better."""
+    """Stationarity per reference at the witness's optimum, r − β Σ_k w_k f'(π/π_k) = λ on its support and ≤ λ off it,
+    and nothing near it is better."""
     mp, rng = witness.MP, np.random.default_rng(2)
     for instance in instances(40, seed=99):
         truth = witness.optimum(instance.reward, instance.ref_logps, instance.weights, instance.alpha, instance.beta)

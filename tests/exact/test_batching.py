@@ -25,7 +25,8 @@ WEIGHTS = (0.2, 0.5, 0.3)
 
 
 def problem(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of very different difficulty: reward scales from 1e-2 to 1e2, references from flat to 1e-30, corners and vetoes among them."""
+    """Rows of very different difficulty: reward scales from 1e-2 to 1e2, references from flat to 1e-30,
+    corners and vetoes among them."""
     rng = np.random.default_rng(seed)
     rows = shape[:-1]
     reward = rng.normal(size=shape) * 10 ** rng.uniform(-2, 2, size=(*rows, 1))

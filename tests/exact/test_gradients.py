@@ -1,4 +1,5 @@
-"""Gradients through the exact solution: against finite differences for every family, and against the theorems that name them."""
+"""Gradients through the exact solution: against finite differences for every family, and against the theorems that name
+them."""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ def test_the_value_of_a_weight_is_its_divergence(alpha):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.0, 0.5, 2.0])
 def test_a_weight_of_zero_has_its_one_sided_derivative(alpha):
-    """A reference of weight zero is absent from the value, but what more of it would bring is −β D_α(π*‖π_k): a search over weights can leave a vertex."""
+    """A reference of weight zero is absent from the value, but what more of it would bring is −β D_α(π*‖π_k):
+    a search over weights can leave a vertex."""
     reward, logits, _ = problem(seed=9, rows=1)
     ref_logps = logits.log_softmax(-1).detach()
     weights = torch.tensor([0.0, 0.4, 0.6], dtype=torch.float64, requires_grad=True)

@@ -116,7 +116,8 @@ def test_a_shift_of_the_reward_shifts_the_value(instance, shift):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0, 0.999])
 def test_ties_at_the_corner_share_evenly(alpha):
-    """Two completions that no reference supports, equally rewarded: half of the left-over mass each, and the policy sums to one."""
+    """Two completions that no reference supports, equally rewarded: half of the left-over mass each,
+    and the policy sums to one."""
     logps = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]], dtype=torch.float64).log()
     reward = torch.tensor([0.0, 1.0, 9.0, 9.0, 2.0], dtype=torch.float64) / (1 - alpha)
     policy = mr.exact.solve(reward, logps, mr.AlphaDivergence(alpha=alpha), beta=1.0).policy
@@ -184,7 +185,8 @@ def test_a_small_beta_takes_the_best_reward(alpha, kind):
 @pytest.mark.parametrize("near, member", [(1.0, mr.ReverseKL), (0.0, mr.ForwardKL)])
 @pytest.mark.parametrize("kind", ["plain", "peaked", "zero weight", "padded"])
 def test_alpha_meets_the_named_members(near, member, kind):
-    """AlphaDivergence at α itself is the member, and at α ± ε it is ε-close: policy, value, multiplier, pool, penalty, implicit reward."""
+    """AlphaDivergence at α itself is the member, and at α ± ε it is ε-close: policy, value, multiplier, pool, penalty,
+    implicit reward."""
     instance = dataclasses.replace(random_instance(np.random.default_rng(4), near, kind), beta=0.7)
     weights, (reward, ref_logps) = tuple(instance.weights.tolist()), instance.tensors
     named, other = member(weights), torch.randn(len(reward), generator=torch.Generator().manual_seed(0)).double()
@@ -211,7 +213,8 @@ def test_harmonic_below_geometric_below_arithmetic(instance):
         assert (lower <= higher + 1e-12 * (1 + higher.abs())).all()
 
 
-# --- identities of reverse KL (docs/theory.md 1) ------------------------------------------------------------------------------------------
+# --- identities of reverse KL (docs/theory.md 1)
+# ------------------------------------------------------------------------------------------
 
 
 @law
@@ -258,7 +261,8 @@ def test_merging_single_reference_optima(instance):
 @law
 @given(problems(kinds=("plain", "peaked"), alpha=st.just(1.0)), st.floats(0.0, 1.0))
 def test_the_value_is_convex_in_the_weights(instance, mix):
-    """J*(t w + (1 − t) v) ≤ t J*(w) + (1 − t) J*(v): a supremum of functions linear in w. So mixing never beats the best single reference."""
+    """J*(t w + (1 − t) v) ≤ t J*(w) + (1 − t) J*(v): a supremum of functions linear in w.
+    So mixing never beats the best single reference."""
     rng = np.random.default_rng(1)
     for alpha in (1.0, 0.0, 0.5, 2.0):
         first = dataclasses.replace(instance, alpha=alpha)

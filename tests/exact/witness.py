@@ -199,7 +199,8 @@ def _masses(
 def _root(
     gaps: list[Number], base: list[Number], low: Number, high: Number, *, below: bool, power: Number, scale: Number
 ) -> tuple[Number, list[Number]]:
-    """Newton in u = log t on log Σ masses = 0, in a bracket that every evaluation shrinks; bisection when it strays or stalls."""
+    """Newton in u = log t on log Σ masses = 0, in a bracket that every evaluation shrinks;
+    bisection when it strays or stalls."""
     u, last = (low + high) / 2, MP.inf
     tiny = MP.mpf(10) ** (5 - MP.dps)
     for _ in range(600):

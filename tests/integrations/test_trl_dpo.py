@@ -58,7 +58,8 @@ def test_bad_input_is_refused(rows, scores):
 
 @pytest.mark.slow
 def test_same_loss_curve_as_trl(rows, scores, tmp_path):
-    """Logistic loss, float32, the same batches in the same order, AdamW: every step's loss equal to 1e-4, at a rate that moves it by tenths."""
+    """Logistic loss, float32, the same batches in the same order, AdamW: every step's loss equal to 1e-4,
+    at a rate that moves it by tenths."""
     pytest.importorskip("trl")
     from trl import DPOConfig
 

@@ -1,4 +1,5 @@
-"""RLOO with one reference and our reward function is RLOO with K: TRL's advantages are those of direct pooling; what would break that is refused."""
+"""RLOO with one reference and our reward function is RLOO with K: TRL's advantages are those of direct pooling;
+what would break that is refused."""
 
 import copy
 
@@ -42,7 +43,8 @@ def vowels(completions, **_):
 
 def settings(folder, **options):
     return {
-        "output_dir": str(folder), "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "num_generations": 4,
+        "output_dir": str(folder), "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
+        "num_generations": 4,
         "per_device_train_batch_size": 8, "max_completion_length": 6, "max_steps": 1, "logging_steps": 1, "save_strategy": "no",
         "disable_tqdm": True, **options,
     }  # fmt: skip
@@ -53,7 +55,8 @@ def build(folders, tmp_path, *, args=None, prompts=PROMPTS, **options):
 
     data = datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     return rloo(
-        options.pop("model", folders["base"]), options.pop("references", folders), mr.ReverseKL(WEIGHTS), beta=BETA, policy_reference="base",
+        options.pop("model", folders["base"]), options.pop("references", folders), mr.ReverseKL(WEIGHTS), beta=BETA,
+            policy_reference="base",
         reward_funcs=vowels, train_dataset=data, args=settings(tmp_path, **(args or {})), **options,
     )  # fmt: skip
 
@@ -66,7 +69,8 @@ def advantages(trainer, prompts):
 
 
 def directly_pooled(trainer, output, prompts, folders, temperature=1.0):
-    """R = r − β (log π − Σ_k w_k log π_k), leave-one-out: from plain logits of each model on text or ids, none of our scorers involved."""
+    """R = r − β (log π − Σ_k w_k log π_k), leave-one-out: from plain logits of each model on text or ids,
+    none of our scorers involved."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = trainer.processing_class

@@ -74,7 +74,8 @@ def test_homogeneous_and_between_the_extremes(order):
 
 
 def test_continuous_in_the_order():
-    """Across every threshold of the implementation: the derivative in the order stays ½ Var_w(log π_k) near zero, and never jumps."""
+    """Across every threshold of the implementation: the derivative in the order stays ½ Var_w(log π_k) near zero,
+    and never jumps."""
     rng = np.random.default_rng(2)
     logps, weights = rng.uniform(-40, 0, size=(3, 10)), np.array([0.2, 0.3, 0.5])
     mean = weights @ logps

@@ -1,4 +1,5 @@
-"""Implicit reward, penalty and pool of each regularizer: stationarity recovers the reward, the penalty is the sum it stands for, ratios of e^{±300} survive."""
+"""Implicit reward, penalty and pool of each regularizer: stationarity recovers the reward, the penalty is the sum it stands
+for, ratios of e^{±300} survive."""
 
 from __future__ import annotations
 
@@ -54,8 +55,9 @@ def test_mrpo_recovers_its_reward_through_its_own_pool():
 def test_by_hand():
     """π = ½, references ¼ and 1/16, equal weights, β = 2.
 
-    reverse: pool 1/8, r = 2 log 4.  forward: pool 5/32, r = 2 (1 − 5/16) = 11/8.  α = 2: pool 1/((4 + 16)/2) = 1/10, r = 2 (5 − 1) = 8.
-    α = ½: pool ((½ + ¼)/2)² = 9/64, ratio 32/9, r = 2 · 2 (1 − √(9/32)).  MRPO: 2 log 5.
+    reverse: pool 1/8, r = 2 log 4. forward: pool 5/32, r = 2 (1 − 5/16) = 11/8.
+    α = 2: pool 1/((4 + 16)/2) = 1/10, r = 2 (5 − 1) = 8. α = ½: pool ((½ + ¼)/2)² = 9/64, ratio 32/9, r = 2 · 2 (1 − √(9/32)).
+    MRPO: 2 log 5.
     """
     policy, refs = torch.tensor(0.5).double().log(), torch.tensor([0.25, 0.0625]).double().log()
     for chosen, expected in (
@@ -70,7 +72,8 @@ def test_by_hand():
 
 @every_alpha
 def test_ratios_of_e_to_the_300(alpha):
-    """Against fifty digits from t = e^−300 to e^300: β f'(t), finite and to the last digits wherever |α − 1| · 300 fits in float64."""
+    """Against fifty digits from t = e^−300 to e^300: β f'(t), finite and to the last digits wherever |α − 1| · 300 fits in
+    float64."""
     mp = witness.MP
     log_ratios = [-300.0, -150.0, -36.0, -1.0, -1e-3, -1e-12, 0.0, 1e-12, 1e-3, 1.0, 36.0, 150.0, 300.0]
     policy, refs = torch.tensor([-400.0 + x for x in log_ratios]).double(), torch.full((1, len(log_ratios)), -400.0).double()
@@ -86,7 +89,8 @@ def test_ratios_of_e_to_the_300(alpha):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0, 3.0, -1.5])
 def test_beyond_the_range(alpha):
-    """Whole completions can be thousands of nats apart: past ±700/|α − 1| nats the reward may be infinite, of the right sign; it stays monotone and is never NaN."""
+    """Whole completions can be thousands of nats apart: past ±700/|α − 1| nats the reward may be infinite, of the right sign;
+    it stays monotone and is never NaN."""
     log_ratios = torch.linspace(-5000, 5000, 2001, dtype=torch.float64)
     found = regularizer(alpha).implicit_reward(log_ratios - 6000, torch.full((1, 2001), -6000.0).double(), beta=0.1)
     assert torch.isfinite(found[log_ratios.abs() <= 700 / abs(alpha - 1)]).all()

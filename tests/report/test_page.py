@@ -73,7 +73,8 @@ def everything() -> str:
 
 
 def test_every_text_comes_back_as_it_went_in_and_nothing_becomes_markup() -> None:
-    """Title, heading, subtitle, section, prose, note, formula, head cell, cell, table caption, setting, figure caption: twelve places."""
+    """Title, heading, subtitle, section, prose, note, formula, head cell, cell, table caption, setting, figure caption:
+    twelve places."""
     reader = read(everything())
     assert "".join(reader.text).count(NASTY) == 12
     assert not [tag for tag, _ in reader.tags if tag in ("script", "link", "iframe", "object")]

@@ -54,7 +54,8 @@ def test_against_a_generic_convex_solver(seed):
 
 
 def test_it_finds_the_truth_as_the_data_grow():
-    """With 40,000 pairs the coefficients are within a few standard errors (about 0.01) of the truth, and the useless reference is near zero."""
+    """With 40,000 pairs the coefficients are within a few standard errors (about 0.01) of the truth,
+    and the useless reference is near zero."""
     fit = fit_preferences(world(0, count=40_000))
     assert fit.coefficients.tolist() == pytest.approx([0.5, 0.0, 0.25], abs=0.03)
     assert fit.weights.tolist() == pytest.approx([2 / 3, 0.0, 1 / 3], abs=0.05)
