@@ -1,28 +1,27 @@
 """`multiref score`: a file of preference pairs under K references, once, into a store."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from multiref.cli.options import Device, Dtype, Limit, NamedReferences, Store, name_and_path
+from multiref.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from multiref.references.cost_estimate import CostEstimate
+    from multiref.references.engines import Engine
+
+COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
 
 
 def command(
     data: Annotated[
         Path, typer.Argument(help="Pairs in TRL's preference format: .jsonl, .jsonl.gz, .json or .parquet.", show_default=False)
     ],
-    reference: Annotated[
-        list[str],
-        typer.Option(
-            "--reference",
-            "-r",
-            help="name=PATH: a model folder, a hub id, or a server's URL. Once per reference.",
-            show_default=False,
-        ),
-    ],
-    store: Annotated[
-        Path, typer.Option("--store", "-s", help="The folder of scores; made if it is not there.", show_default=False)
-    ],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
+    reference: NamedReferences,
+    store: Store,
+    limit: Limit = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do, how many tokens and bytes and how long; store nothing.")
     ] = False,
@@ -32,10 +31,8 @@ def command(
     ] = None,
     gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="ray: the cluster's address, such as auto; default a local Ray.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; part of a score's identity. Default float32.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     max_length: Annotated[
         int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
     ] = None,
@@ -56,20 +53,22 @@ def command(
     from multiref.data import read_pairs
     from multiref.models import ModelSpec, Tokenisation
     from multiref.references import References
+    from multiref.references.progress import Bar
+    from multiref.report import Table, print_table
 
     given = {"max_length": max_length, "truncation": truncation, "end": end}
     tokenisation = Tokenisation(**{key: value for key, value in given.items() if value is not None})
-    asked: list[tuple[str, Any]] = [named(text) for text in reference]
+    asked: list[tuple[str, str | ModelSpec]] = [name_and_path(text) for text in reference]
     if quantization is not None:
         asked = [(name, where if "://" in where else ModelSpec(where, quantization=quantization)) for name, where in asked]
     references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
     pairs = read_pairs(data, limit=limit)
     if dry_run:
-        _show(references.estimate_cost(pairs, store=store, shard_size=shard_size))
+        rows = [_row(estimate) for estimate in references.estimate_cost(pairs, store=store, shard_size=shard_size)]
+        print_table(Table(COLUMNS, rows, "Nothing is stored: --dry-run"))
+        typer.echo("Tokens and time are scaled up from a few completions here: right to within a factor of two or so.")
         return
-    from multiref.references.progress import Bar
-
     with Bar() as bar:
         scores = references.score(pairs, store=store, engine=runner, progress=bar, shard_size=shard_size)
     for name in references.names:
@@ -77,19 +76,7 @@ def command(
     typer.echo(f"{len(pairs):,} pairs, {len(scores):,} different completions, {len(references.names)} references in {store}")
 
 
-def named(text: str) -> tuple[str, str]:
-    """'name=PATH' → (name, PATH)."""
-    from multiref.errors import ArgumentError
-
-    name, equals, where = text.partition("=")
-    if not equals or not name.strip() or not where.strip():
-        raise ArgumentError(f"--reference {text!r}: expected name=PATH, such as base=./models/base.")
-    return name.strip(), where.strip()
-
-
-def _engine(name: str, *, workers: int | None, gpus: float, address: str | None) -> Any:
-    from multiref.errors import ArgumentError
-
+def _engine(name: str, *, workers: int | None, gpus: float, address: str | None) -> "Engine | str":
     if name == "ray":
         from multiref.references.engines.ray import RayEngine
 
@@ -99,26 +86,8 @@ def _engine(name: str, *, workers: int | None, gpus: float, address: str | None)
     return name
 
 
-def _show(estimates: list[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "reference",
-        "wanted",
-        "already there",
-        "to score",
-        "shards",
-        "MB",
-        "completion tokens",
-        "time",
-        title="Nothing is stored: --dry-run",
-    )
-    for o in estimates:
-        minutes = "" if o.seconds is None else f"{o.seconds:.0f} s" if o.seconds < 120 else f"{o.seconds / 60:.0f} min"
-        tokens = "" if o.tokens is None else f"{o.tokens:,}"
-        table.add_row(
-            o.name, f"{o.wanted:,}", f"{o.stored:,}", f"{o.missing:,}", f"{o.shards:,}", f"{o.bytes / 1e6:.1f}", tokens, minutes
-        )
-    Console().print(table)
-    typer.echo("Tokens and time are scaled up from a few completions on this machine: right to within a factor of two or so.")
+def _row(o: "CostEstimate") -> list[str]:
+    minutes = "" if o.seconds is None else f"{o.seconds:.0f} s" if o.seconds < 120 else f"{o.seconds / 60:.0f} min"
+    tokens = "" if o.tokens is None else f"{o.tokens:,}"
+    counts = [f"{count:,}" for count in (o.wanted, o.stored, o.missing, o.shards)]
+    return [o.name, *counts, f"{o.bytes / 1e6:.1f}", tokens, minutes]

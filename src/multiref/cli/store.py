@@ -16,20 +16,18 @@ def ls(folder: Folder) -> None:
 
     Example: multiref store ls scores/
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from multiref.references.store import Store
+    from multiref.report import Table, print_table
 
     store = Store(folder, create=False)
     held = store.manifest()
-    table = Table("reference", "address", "completions", "shards", "MB", "scored from", title=str(folder))
+    lines = []
     for address, note in store.references().items():
         mine = [entry for name, entry in held.items() if name.startswith(f"{address}/")]
         rows, size = sum(entry["rows"] for entry in mine), sum(entry["bytes"] for entry in mine)
         names, places = (", ".join(dict.fromkeys(seen[what] for seen in note["seen"])) or "?" for what in ("name", "location"))
-        table.add_row(names, address[:8], f"{rows:,}", f"{len(mine):,}", f"{size / 1e6:.1f}", places)
-    Console().print(table)
+        lines.append([names, address[:8], f"{rows:,}", f"{len(mine):,}", f"{size / 1e6:.1f}", places])
+    print_table(Table(["reference", "address", "completions", "shards", "MB", "scored from"], lines, str(folder)))
 
 
 @app.command()

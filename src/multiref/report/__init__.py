@@ -5,10 +5,12 @@ Nothing here computes a result: numbers come in, pages and pictures go out; only
 from multiref._files import write_whole
 from multiref.report.card import ModelCard
 from multiref.report.noise import Difference, Estimate, Measure, paired
-from multiref.report.page import Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
+from multiref.report.page import Block, Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
+from multiref.report.terminal import print_table
 from multiref.report.versions import versions
 
 __all__ = [
+    "Block",
     "Difference",
     "Estimate",
     "Formula",
@@ -22,6 +24,7 @@ __all__ = [
     "Table",
     "page",
     "paired",
+    "print_table",
     "versions",
     "write_page",
     "write_whole",

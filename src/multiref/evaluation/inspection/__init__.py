@@ -3,6 +3,8 @@
 `inspect(pairs, scores)` → `Inspection`. Held-out pairs decide, clustered by prompt; broken references are named, not weighted."""
 
 from multiref.evaluation.inspection.inspection import Inspection, inspect
+from multiref.evaluation.inspection.page import write as write_page
+from multiref.evaluation.inspection.tables import coverage_lines, tables
 from multiref.evaluation.inspection.verdict import Verdict
 
-__all__ = ["Inspection", "Verdict", "inspect"]
+__all__ = ["Inspection", "Verdict", "coverage_lines", "inspect", "tables", "write_page"]

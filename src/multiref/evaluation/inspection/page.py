@@ -2,11 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
-from multiref.cli.inspect_tables import coverage_lines, tables
-from multiref.report import Formula, Note, Picture, Prose, Section, Settings, Table, versions, write_page
-from multiref.report.figures.canvas import GREY, MARKERS, PALETTE, canvas, svg
+from multiref.evaluation.inspection.inspection import Inspection
+from multiref.evaluation.inspection.mixture import Contender, Weighting
+from multiref.evaluation.inspection.tables import (
+    contenders_table,
+    correlations_table,
+    coverage_lines,
+    references_table,
+    token_level_table,
+)
+from multiref.report import Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
+from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, svg
 
 __all__ = ["write"]
 
@@ -14,46 +21,38 @@ MODEL = """P(chosen ≻ rejected) = σ( s · Σ_k w_k [log π_k(chosen) − log 
 convex in c = s · w ≥ 0 and solved exactly; every figure of merit is on prompts that the fit did not see"""
 
 
-def write(path: Path, found: Any, *, data: str, store: str) -> None:
+def write(path: Path, found: Inspection, *, data: str, store: str) -> None:
     """Write the page."""
-    blocks: list[Any] = [Section("Verdict", (Note(*found.verdict.sentences),))]
-    titled = tables(found)
-    own: list[Any] = [_table(titled[0]), _calibration(found)]
-    own += (
-        [Note(*(f"{q.name}: {sign}" for q in found.references for sign in q.faults))]
-        if any(q.faults for q in found.references)
-        else []
-    )
-    blocks.append(Section("Each reference by itself", tuple(own)))
-    mixture: list[Any] = [Formula(MODEL), _table(titled[1])]
+    own: list[Block] = [references_table(found), _calibration(found)]
+    if signs := [f"{q.name}: {sign}" for q in found.references for sign in q.faults]:
+        own.append(Note(*signs))
+    mixture: list[Block] = [Formula(MODEL), correlations_table(found)]
     if found.contenders:
-        mixture += [_table(titled[2]), _gains(found)]
+        mixture += [contenders_table(found.contenders), _gains(found.contenders)]
     if found.weighting is not None and len(found.weighting.names) > 1:
         mixture.append(_weights(found.weighting))
-    blocks.append(Section("Mixtures", tuple(mixture)))
-    tokens: list[Any] = [_table(titled[3])] if found.token_level is not None else []
-    blocks.append(Section("Token by token", (*tokens, Prose(*coverage_lines(found)))))
+    tokens = [token_level_table(found.token_level)] if found.token_level is not None else []
     settings = {"data": data, "store": store, "pairs": found.pairs, "prompts": found.prompts, **versions()}
-    blocks.append(Section("Settings", (Settings(settings),)))
     write_page(
-        path, "Does a second reference help?", *blocks, subtitle=f"{', '.join(q.name for q in found.references)} on {data}"
+        path,
+        "Does a second reference help?",
+        Section("Verdict", (Note(*found.verdict.sentences),)),
+        Section("Each reference by itself", own),
+        Section("Mixtures", mixture),
+        Section("Token by token", (*tokens, Prose(*coverage_lines(found)))),
+        Section("Settings", (Settings(settings),)),
+        subtitle=f"{', '.join(q.name for q in found.references)} on {data}",
     )
 
 
-def _table(titled: Any) -> Table:
-    title, header, rows = titled
-    return Table(header, rows, caption=title)
-
-
-def _calibration(found: Any) -> Picture:
+def _calibration(found: Inspection) -> Picture:
     figure, axes = canvas(6.0, 4.0)
     reach = max(part[0] for q in found.references for part in q.calibration)
     steps = [reach * n / 200 for n in range(201)]
     axes.plot(steps, [1 / (1 + math.exp(-step)) for step in steps], color=GREY, linewidth=1)
     for number, q in enumerate(found.references):
         sizes, right = [part[0] for part in q.calibration], [part[2] for part in q.calibration]
-        style = {"color": PALETTE[number % 6], "marker": MARKERS[number % 6], "label": q.name}
-        axes.plot(sizes, right, linewidth=1, **style)
+        axes.plot(sizes, right, linewidth=1, color=PALETTE[number % 6], marker=MARKERS[number % 6], label=q.name)
     axes.set_xlabel("|margin| in nats, ten bins of equal size")
     axes.set_ylabel("share of pairs where it is right")
     axes.legend(frameon=False, fontsize=9)
@@ -63,8 +62,8 @@ def _calibration(found: Any) -> Picture:
     return Picture(svg(figure), "share of pairs ranked rightly against the size of the margin, per reference", caption)
 
 
-def _gains(found: Any) -> Picture:
-    rows = sorted(found.contenders, key=lambda c: -c.gain)
+def _gains(contenders: tuple[Contender, ...]) -> Picture:
+    rows = sorted(contenders, key=lambda c: -c.gain)
     figure, axes = canvas(6.0, 1.2 + 0.36 * len(rows))
     for number, c in enumerate(rows):
         axes.errorbar(c.gain, number, xerr=1.96 * c.gain_error, color=PALETTE[0], marker="o", capsize=3, linestyle="none")
@@ -75,7 +74,7 @@ def _gains(found: Any) -> Picture:
     return Picture(svg(figure), "gain of each way to weigh references over the best single one", "Right of the line is better.")
 
 
-def _weights(weighting: Any) -> Picture:
+def _weights(weighting: Weighting) -> Picture:
     figure, axes = canvas(6.0, 1.2 + 0.4 * len(weighting.names))
     for number, (weight, (low, high)) in enumerate(zip(weighting.weights, weighting.intervals, strict=True)):
         axes.plot([low, high], [number, number], color=PALETTE[0])

@@ -1,0 +1,35 @@
+"""Options that several verbs have: the same name, the same letter, the same words."""
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from multiref.errors import ArgumentError
+
+__all__ = ["Device", "Dtype", "Limit", "NamedReferences", "Seed", "Store", "name_and_path"]
+
+Store: TypeAlias = Annotated[
+    Path, typer.Option("--store", "-s", help="The folder of scores; `multiref score` makes it.", show_default=False)
+]
+NamedReferences: TypeAlias = Annotated[
+    list[str],
+    typer.Option(
+        "--reference",
+        "-r",
+        help="name=PATH: a model folder, a hub id, or a server's URL. Once per reference.",
+        show_default=False,
+    ),
+]
+Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")]
+Seed: TypeAlias = Annotated[int, typer.Option(help="Of everything that is drawn: samples, folds, resampling.")]
+Dtype: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default float32.")]
+Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")]
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+    """'name=PATH' → (name, PATH)."""
+    name, equals, where = text.partition("=")
+    if not equals or not name.strip() or not where.strip():
+        raise ArgumentError(f"--reference {text!r}: expected name=PATH, such as base=./models/base.")
+    return name.strip(), where.strip()

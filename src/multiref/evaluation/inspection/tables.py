@@ -1,0 +1,79 @@
+"""An inspection as tables and lines of text, for the terminal and for the page."""
+
+import math
+
+from multiref.evaluation.inspection.inspection import Inspection
+from multiref.evaluation.inspection.mixture import Contender
+from multiref.evaluation.inspection.quality import Quality
+from multiref.references.token_level import TokenLevel
+from multiref.report import Table
+
+__all__ = ["contenders_table", "correlations_table", "coverage_lines", "references_table", "tables", "token_level_table"]
+
+
+def tables(found: Inspection) -> list[Table]:
+    """Every table that this inspection has."""
+    result = [references_table(found), correlations_table(found)]
+    result += [contenders_table(found.contenders)] if found.contenders else []
+    return [*result, token_level_table(found.token_level)] if found.token_level is not None else result
+
+
+def coverage_lines(found: Inspection) -> list[str]:
+    """What disagreement per token means, or why it is not known."""
+    c = found.coverage
+    if c is None or found.token_level is None:
+        return [f"KL and disagreement per token: {found.not_measured}"]
+    reach = "never" if math.isinf(c.empty_at) else f"at about {c.empty_at:,.0f} tokens"
+    return [
+        f"Disagreement of {', '.join(found.token_level.names)} at equal weights: "
+        f"−log F = {c.disagreement:.4f} ± {c.error:.4f} nats per token.",
+        f"At {c.length:.0f} tokens, the mean completion here, coverage constants grow by 1/F ≈ {c.inverse_mass:,.3g}; the geometric "
+        f"pool is effectively empty (F < 1/1000) {reach}. Measured at the contexts of these completions, not at those that a policy "
+        "visits.",
+    ]
+
+
+def references_table(found: Inspection) -> Table:
+    """Each reference by itself."""
+    header = ["reference", "accuracy (95 %)", "−log σ(m)", "tempered", "temperature", "calibration error"]
+    header += ["corr. with length", "prefer-shorter", "nats/token", "spread", "truncated", "state"]
+    left = f"; {found.left_out:,} left out (a score of −∞)" if found.left_out else ""
+    caption = f"Each reference by itself ({found.pairs:,} pairs, {found.prompts:,} prompts{left})"
+    return Table(header, [_reference(quality) for quality in found.references], caption)
+
+
+def _reference(q: Quality) -> list[str]:
+    low, high = q.accuracy_interval
+    itself = [q.name, f"{q.accuracy:.3f} [{low:.3f}, {high:.3f}]", f"{q.log_loss:.3f}", f"{q.tempered_log_loss:.4f}"]
+    calibrated = [f"{q.temperature:.3g}", f"{q.calibration_error:.3f}"]
+    by_length = [f"{q.length_correlation:+.2f}", f"{q.shorter_accuracy:.3f}"]
+    text = [f"{q.nats_per_token:.2f}", f"{q.spread:.2f}", f"{q.truncated:.1%}", "BROKEN?" if q.faults else "sound"]
+    return [*itself, *calibrated, *by_length, *text]
+
+
+def correlations_table(found: Inspection) -> Table:
+    """Which references say the same."""
+    names = [quality.name for quality in found.references]
+    rows = [[name, *(f"{value:+.2f}" for value in row)] for name, row in zip(names, found.correlations, strict=True)]
+    return Table(["", *names], rows, "Correlation of margins between references")
+
+
+def contenders_table(contenders: tuple[Contender, ...]) -> Table:
+    """Ways to weigh references, the best first."""
+    header = ["weights", "held-out log-likelihood per pair", "accuracy", "against the best single"]
+    rows = [
+        [c.name, f"{c.log_likelihood:.4f} ± {c.error:.4f}", f"{c.accuracy:.3f}", f"{c.gain:+.4f} ± {c.gain_error:.4f}"]
+        for c in sorted(contenders, key=lambda c: -c.log_likelihood)
+    ]
+    coin = f"(a fair coin: {-math.log(2):.4f})"
+    return Table(header, rows, f"Mixtures, each with its scale fitted on other prompts; ± one standard error {coin}")
+
+
+def token_level_table(t: TokenLevel) -> Table:
+    """KL of each reference to each other one."""
+    rows = [
+        [f"KL({name} ‖ ·)", *("" if i == j else f"{t.kl[i][j]:.4f} ± {t.kl_error[i][j]:.4f}" for j in range(len(t.names)))]
+        for i, name in enumerate(t.names)
+    ]
+    spent = f"{t.tokens:,} tokens of {t.completions:,} completions"
+    return Table(["", *t.names], rows, f"KL in nats per token, {spent}; ± one standard error")
