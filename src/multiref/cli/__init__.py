@@ -1,7 +1,8 @@
 """The command line: one verb a file, `cli/<verb>.py`, with a function `command(...)` (or a typer `app` where a verb has verbs).
 
-A verb's file is imported only when that verb is asked for, so `multiref --help` answers at once; what is heavy is imported inside the verb.
-A `MultirefError` becomes one message on stderr and exit code 2, without a traceback. Anything else is a bug of ours and keeps its traceback.
+A verb's file is imported only when that verb is asked for, so `multiref --help` answers at once; what is heavy is imported inside
+the verb. A `MultirefError` becomes one message on stderr and exit code 2, without a traceback. Anything else is a bug of ours and keeps
+its traceback.
 """
 
 import ast
@@ -20,7 +21,8 @@ from multiref.errors import MultirefError
 __all__ = ["app", "main"]
 
 # verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one.
-# Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module, whose docstring is its help line.
+# Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module, whose docstring's first line, after its
+# colon, is the help line. No other package can take the name of a verb of ours, or keep the others from being listed.
 VERBS = {
     "solve": "Solve a multi-reference problem given as numbers, exactly.",
     "score": "Score a file of preference pairs under K references, once, into a store.",
@@ -38,10 +40,10 @@ class Verbs(TyperGroup):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.homes = {verb: f"{__name__}.{verb}" for verb in VERBS}
-        self.homes |= {entry.name: entry.value for entry in entry_points(group="multiref.verbs")}
-        for verb, home in self.homes.items():
-            self.commands[verb] = _stand_in(verb, VERBS.get(verb) or _first_line(home))
+        self.homes = {entry.name: entry.module for entry in entry_points(group="multiref.verbs")}
+        self.homes |= {verb: f"{__name__}.{verb}" for verb in VERBS}
+        for verb in (*VERBS, *sorted(self.homes.keys() - VERBS.keys())):
+            self.commands[verb] = _stand_in(verb, VERBS.get(verb) or _first_line(self.homes[verb]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -63,18 +65,26 @@ def _stand_in(verb: str, line: str) -> Any:
 
 
 def _first_line(home: str) -> str:
-    """What a module's docstring begins with, read from its source: `--help` imports no verb."""
-    spec = importlib.util.find_spec(home)
-    if spec is None or spec.origin is None:
-        return f"({home} is not installed)"
-    said = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    line = said.partition("\n")[0].partition(": ")[2]
+    """What a module's docstring begins with, read from its source: `--help` imports no verb, and survives one that is broken."""
+    try:
+        spec = importlib.util.find_spec(home)  # imports the packages around it, which may be anyone's
+        source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
+        line = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].partition(": ")[2]
+    except Exception as error:
+        return f"(cannot be loaded from {home}: {type(error).__name__})"
     return line[:1].upper() + line[1:]
 
 
 def load(verb: str, home: str) -> Any:
     """The command of one verb, from its module: the typer `app` if it has one, else its function `command`."""
-    module = importlib.import_module(home)
+    try:
+        module = importlib.import_module(home)
+    except ImportError as error:
+        if verb in VERBS:
+            raise
+        raise MultirefError(
+            f"{verb}: {home} cannot be imported ({error}); mend or remove the package that brings it"
+        ) from error
     verb_app = getattr(module, "app", None)
     if verb_app is None:
         verb_app = typer.Typer(add_completion=False)

@@ -1,9 +1,15 @@
 """`multiref bound`: a theorem of the papers, or of ours, on your numbers."""
 
+import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from multiref.errors import ArgumentError, OutputError, StoreError, WeightsError
+
+if TYPE_CHECKING:
+    from multiref.bounds import Bound, CoverageEstimate, Statement
 
 __all__ = ["app"]
 
@@ -25,7 +31,8 @@ def bound(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it prints; uniform by default."
+            help="Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it prints. "
+            "Default uniform."
         ),
     ] = None,
 ) -> None:
@@ -34,7 +41,6 @@ def bound(
     The statement's quantities are options of the same name: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1
     --coverage 4 --reward-max 1 --class-size 2000. Leave them out to see which there are.
     """
-    from multiref import bounds
 
     estimate = _estimate(from_scores, weights) if from_scores else None
     if estimate:
@@ -54,7 +60,7 @@ def bound(
         return
     if solve and solve not in given and solve in statement.parameters:
         given[solve] = 0.5 if solve == "delta" else 1.0  # a place to start from; the solution does not depend on it
-    result: bounds.Bound = statement(**given)
+    result = statement(**given)
     if solve:
         result = _solved(result, solve, target)
     print(result)
@@ -77,11 +83,8 @@ def _listing() -> str:
     return "\n".join(lines)
 
 
-def _statement(name: str):
-    import difflib
-
+def _statement(name: str) -> "Statement":
     from multiref import bounds
-    from multiref.errors import ArgumentError
 
     known = bounds.statements()
     if name in bounds.UNAVAILABLE:
@@ -94,10 +97,8 @@ def _statement(name: str):
     return known[name]
 
 
-def _quantities(statement, arguments: list[str]) -> dict[str, float]:
+def _quantities(statement: "Statement", arguments: list[str]) -> dict[str, float]:
     """`--samples 1e5 --class-size=2000` as numbers by name."""
-    from multiref.errors import ArgumentError
-
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])]
     expected = ", ".join("--" + q.replace("_", "-") for q in statement.parameters)
     given: dict[str, float] = {}
@@ -114,9 +115,7 @@ def _quantities(statement, arguments: list[str]) -> dict[str, float]:
     return given
 
 
-def _solved(result, quantity: str, target: float | None):
-    from multiref.errors import ArgumentError
-
+def _solved(result: "Bound", quantity: str, target: float | None) -> "Bound":
     if target is None:
         raise ArgumentError("--solve: found no --target, expected the value that the bound should reach, as in --target 0.01")
     quantity = quantity.replace("-", "_")
@@ -125,8 +124,7 @@ def _solved(result, quantity: str, target: float | None):
     return result.at(**{quantity: solution})
 
 
-def _plot(result, path: Path) -> None:
-    from multiref.errors import ArgumentError, OutputError
+def _plot(result: "Bound", path: Path) -> None:
     from multiref.report.figures import Curve, Plot, draw
 
     axis = next((q for q in ("samples", "iterations") if q in result.quantities), None)
@@ -147,10 +145,9 @@ def _plot(result, path: Path) -> None:
         ) from error
 
 
-def _estimate(store: Path, weights: str | None):
+def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":
     """What the stored scores say about their references, completions that some reference truncated left out."""
     from multiref import bounds
-    from multiref.errors import StoreError
     from multiref.references.stored import read_scores
 
     scores = read_scores(store)
@@ -169,8 +166,6 @@ def _estimate(store: Path, weights: str | None):
 
 def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...]:
     """`0.5,0.5` in the store's order, or `math=0.3,base=0.7` by name."""
-    from multiref.errors import WeightsError
-
     parts = [part.partition("=") for part in text.split(",")]
     named = {name.strip(): value for name, equals, value in parts if equals}
     try:
