@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,11 +41,11 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 
-from multiref._files import write_whole
 from multiref.errors import ArgumentError, OutputError
+from multiref.report import write_whole
 from multiref_lab.fingerprint import fingerprint
 
-__all__ = ["Cell", "Experiment", "Listener", "Record", "Silent", "in_workers", "one_thread"]
+__all__ = ["Cell", "Experiment", "Listener", "Record", "Silent", "digest", "in_workers", "one_thread"]
 
 VERSIONS = ("torch", "transformers", "accelerate")
 
@@ -130,9 +130,7 @@ class Experiment(Generic[C, F]):
 
     def path(self, cell: C) -> Path:
         """Where a cell's record belongs."""
-        depends = json.dumps([_plain(cell), self.given(cell)], sort_keys=True, default=str)
-        digest = hashlib.sha256("\0".join([depends, _code(self.measure.__module__)]).encode()).hexdigest()
-        return self.folder / f"{cell.name}-{digest[:16]}.json"
+        return self.folder / f"{cell.name}-{digest([_plain(cell), self.given(cell)], self.measure.__module__)}.json"
 
     def record(self, cell: C) -> Record[C, F] | None:
         """A finished record; None where there is none, or only half of one (the cell is measured again)."""
@@ -150,6 +148,8 @@ class Experiment(Generic[C, F]):
     def _check_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
         except OSError as error:
             raise OutputError(
                 f"cannot write to the output folder {self.folder}: {error.strerror or error}; choose another one"
@@ -248,7 +248,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
     return dataclasses.asdict(cell)
 
 
-@functools.cache
-def _code(module: str) -> str:
-    """All that the numbers pass through, as text: the source files that a module reaches, and the versions below them."""
-    return "\0".join([fingerprint(module), *(importlib.metadata.version(name) for name in VERSIONS)])
+def digest(values: object, module: str) -> str:
+    """Sixteen hexadecimal digits of plain values, of every source file that a module reaches, and of the versions below them."""
+    parts = [json.dumps(values, sort_keys=True, default=str), fingerprint(module), *map(importlib.metadata.version, VERSIONS)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

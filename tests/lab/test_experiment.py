@@ -63,7 +63,7 @@ def test_a_records_name_moves_with_all_that_its_numbers_depend_on(tmp_path, monk
     base = Experiment(tmp_path, [Cell(2)], square)
     names = {base.path(Cell(2)), base.path(Cell(3))}
     names.add(Experiment(tmp_path, [Cell(2)], square, given=lambda cell: {"scale": cell.number}).path(Cell(2)))
-    monkeypatch.setattr("multiref_lab.experiment._code", lambda module: "other code")
+    monkeypatch.setattr("multiref_lab.experiment.fingerprint", lambda module: "other code")
     names.add(base.path(Cell(2)))
     assert len(names) == 4 and all(name.name.startswith("cell") for name in names)
 

@@ -2,66 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from multiref.report import Formula, Measure, Note, Picture, Prose, Section, Settings, versions, write_page
-from multiref.report.figures import Method, Point, Series, curves, frontier, objective_by_method, save
-from multiref_lab.demo.run import Findings
+from multiref.report import Formula, Note, Picture, Prose, Section, Settings
+from multiref.report.figures import Method, Point, Series, curves, frontier, objective_by_method
+from multiref_lab import page
+from multiref_lab.demo.run import OPTIMUM, Findings
 from multiref_lab.demo.tables import common_table, own_table, values, verdicts
+from multiref_lab.stats import Measure
 
 __all__ = ["limits", "write"]
-
-OPTIMUM = "π* (exact optimum)"
 
 
 def write(findings: Findings, output: Path, *, command: str = "multiref demo") -> Path:
     """report.html and figures/*.svg, *.png in `output`; returns the page."""
-    pictures = _pictures(findings, output / "figures")
     s = findings.settings
     shown = ", ".join(f"{w:g}" for w in s.weights)
     asked = Formula(
         f"J(π) = E_π[r(x, y)] − β Σ_k w_k KL(π(·|x) ‖ π_k(·|x)),     β = {s.beta:g},  w = ({shown}),  π_k = adder, picker"
     )
     optimum = Formula("π*(y|x) ∝ Π_k π_k(y|x)^w_k · exp(r(x, y) / β),     J* − J(π) = β KL(π ‖ π*)")
-    blocks = [
+    return page.write(
+        output,
+        "Two references, five rules, one yardstick",
         Section("What was asked", [Prose(*_question(findings)), asked, optimum]),
         Section("What came out", [Note(EXACT_RULE, *verdicts(findings), *limits(findings)), common_table(findings)]),
-        Section("What each rule itself asks for", [Prose(*OWN), own_table(findings)]),
-        Section("Figures", pictures),
+        Section("What each rule itself asks for", [Prose(OWN), own_table(findings)]),
+        Section("Figures", _pictures(findings, output / "figures")),
         Section("The rules", [Settings({rule.name: f"{rule.formula}   ({rule.why})" for rule in findings.rules})]),
-        Section("Settings", [Settings({"command": command, **s.plain()})]),
-        Section("Versions", [Settings(versions())]),
-    ]
-    return write_page(output / "report.html", "Two references, five rules, one yardstick", *blocks, subtitle="multiref demo")
+        subtitle="multiref demo",
+        settings={"command": command, **dataclasses.asdict(s)},
+    )
 
 
 EXACT_RULE = "reverse KL, both, is the exact rule: it aims at J itself."
 OWN = (
     "Each rule is also held to its own standard: its own objective, the best value that objective can have, and the difference (own regret), "
-    "which is what training left undone. The last columns say where the rule would lead if training were perfect, by the yardstick above.",
+    "which is what training left undone. The last columns say where the rule would lead if training were perfect, by the yardstick above."
 )
 
 
 def _question(findings: Findings) -> list[str]:
-    s = findings.settings
+    s, explore = findings.settings, findings.settings.law.explore
+    law = (
+        f"from the references' mean ({1 - explore:.0%}) or uniformly ({explore:.0%})"
+        if explore
+        else "from the references' mean"
+    )
     return [
         "A small language model that answers two kinds of word problems badly is trained on preferences. Two frozen references, each good at one "
         "kind and confused about the other, say what it must stay near. An answer is two words, so all "
         f"{findings.answers} answers to a prompt are enumerated and every number below is exact for the policy it describes: nothing is sampled, "
         "nothing renormalised.",
-        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two different answers, each drawn {_law(findings)}; the first "
+        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two different answers, each drawn {law}; the first "
         "is preferred with probability σ(difference of rewards).",
         f"The references disagree by −log F = {findings.disagreement:.3f} nats per completion: no policy has a smaller weighted KL than that.",
     ]
-
-
-def _law(findings: Findings) -> str:
-    explore = findings.settings.law.explore
-    return (
-        f"from the references' mean ({1 - explore:.0%}) or uniformly ({explore:.0%})"
-        if explore
-        else "from the references' mean"
-    )
 
 
 def limits(findings: Findings) -> list[str]:
@@ -70,9 +67,7 @@ def limits(findings: Findings) -> list[str]:
     test = (
         "With one seed nothing can be told apart."
         if n < 2
-        else (
-            f"“Within noise” means that a paired t-test over {n} seeds at the 5 % level, not corrected for several comparisons, sees no difference."
-        )
+        else f"“Within noise” means that a paired t-test over {n} seeds at the 5 % level, not corrected for several comparisons, sees no difference."
     )
     return [
         f"{test} A seed changes prompts, answers, labels and the order of training; the world (base and references) is one and the same, so the "
@@ -82,56 +77,54 @@ def limits(findings: Findings) -> list[str]:
 
 def _pictures(findings: Findings, folder: Path) -> list[Picture]:
     """Draws, saves and embeds the figures."""
-    drawn = {
-        "objective": (objective_by_method(_methods(findings), axis="J* − J(π) = β KL(π‖π*), as asked  (log; lower is better)", scale="log"),
-            "What each rule's policy misses of the best objective as asked: mean and standard error over seeds, each seed a tick.",
+    best = findings.given[OPTIMUM]
+    untouched = {name: row for name, row in findings.given.items() if name != OPTIMUM}
+    methods = [Method(rule.name, [best["J"] - j for j in values(findings, rule.name, "J")]) for rule in findings.rules]
+    methods += [Method(name, [best["J"] - row["J"]], given=True) for name, row in untouched.items()]
+    points = [Point(rule.name, *_both(findings, rule.name)) for rule in findings.rules]
+    points += [Point(name, Measure(row["price"]), Measure(row["reward"]), given=True) for name, row in untouched.items()]
+    optimum, beta = (best["price"], best["reward"]), findings.settings.beta
+    return [
+        page.picture(
+            objective_by_method(methods, axis="J* − J(π) = β KL(π‖π*), as asked  (log; lower is better)", scale="log"),
+            folder / "objective",
             "What is missing to the best value of the objective as asked. Large marks: mean and standard error over seeds; ticks: each seed; "
-            "grey: models that were not trained here."),
-        "gap": (curves(_curves(findings, "gap"), x="preference pairs seen", y="KL(π‖π*), nats per completion  (log)", log_y=True),
+            "grey: models that were not trained here.",
+            "What each rule's policy misses of the best objective as asked: mean and standard error over seeds, each seed a tick.",
+        ),
+        page.picture(
+            curves(_curves(findings, "gap"), x="preference pairs seen", y="KL(π‖π*), nats per completion  (log)", log_y=True),
+            folder / "gap",
+            "Distance to the optimum of the objective as asked, while training. Only the exact rule is pulled to zero; the others settle "
+            "at a distance.",
             "Distance to the exact optimum while training, by rule.",
-            "Distance to the optimum of the objective as asked, while training. Only the exact rule is pulled to zero; the others settle at a distance."),
-        "regret": (curves(_curves(findings, "own/regret"), x="preference pairs seen", y="own objective: best − reached  (log)", log_y=True),
+        ),
+        page.picture(
+            curves(
+                _curves(findings, "own/regret"), x="preference pairs seen", y="own objective: best − reached  (log)", log_y=True
+            ),
+            folder / "regret",
+            "Each rule by its own objective: what training has left undone. Scales differ between rules.",
             "Regret of each rule in its own objective while training.",
-            "Each rule by its own objective: what training has left undone. Scales differ between rules."),
-        "frontier": (frontier(_points(findings), findings.frontier, optimum=_place(findings.given[OPTIMUM]), beta=findings.settings.beta),
+        ),
+        page.picture(
+            frontier(points, findings.frontier, optimum=optimum, beta=beta),
+            folder / "frontier",
+            "What was bought and at which price. No policy lies above the curve. Distance below the dashed line is J* − J(π).",
             "Expected reward against weighted KL to the references, with the curve of exact optima.",
-            "What was bought and at which price. No policy lies above the curve. Distance below the dashed line is J* − J(π)."),
-    }  # fmt: skip
-    pictures = []
-    for name, (figure, alt, caption) in drawn.items():
-        svg, _ = save(figure, folder / name)
-        pictures.append(Picture(svg.read_bytes(), alt, caption))
-    return pictures
+        ),
+    ]
 
 
-def _methods(findings: Findings) -> list[Method]:
-    best = findings.given[OPTIMUM]["J"]
-    trained = [Method(rule.name, [best - j for j in values(findings, rule.name, "J")]) for rule in findings.rules]
-    return trained + [Method(name, [best - row["J"]], given=True) for name, row in findings.given.items() if name != OPTIMUM]
+def _both(findings: Findings, rule: str) -> tuple[Measure, Measure]:
+    return Measure.of(values(findings, rule, "price")), Measure.of(values(findings, rule, "reward"))
 
 
 def _curves(findings: Findings, number: str) -> list[Series]:
     found = []
     for rule in findings.rules:
-        runs = findings.runs[rule.name]
-        steps = min(len(run.curve) for run in runs)
-        places = [runs[0].curve[i]["pairs"] for i in range(steps)]
-        found.append(Series(rule.name, places, [[max(run.curve[i][number], 1e-6) for run in runs] for i in range(steps)]))
+        ways = [run["curve"] for run in findings.runs[rule.name]]
+        steps = range(min(map(len, ways)))
+        places = [ways[0][i]["pairs"] for i in steps]
+        found.append(Series(rule.name, places, [[max(way[i][number], 1e-6) for way in ways] for i in steps]))
     return found
-
-
-def _points(findings: Findings) -> list[Point]:
-    trained = [
-        Point(rule.name, Measure.of(values(findings, rule.name, "price")), Measure.of(values(findings, rule.name, "reward")))
-        for rule in findings.rules
-    ]
-    given = [
-        Point(name, Measure(row["price"]), Measure(row["reward"]), given=True)
-        for name, row in findings.given.items()
-        if name != OPTIMUM
-    ]
-    return trained + given
-
-
-def _place(row: dict[str, float]) -> tuple[float, float]:
-    return row["price"], row["reward"]

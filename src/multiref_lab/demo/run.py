@@ -1,60 +1,62 @@
-"""The demo itself: world, pairs, scores, then every rule under every seed, each measured exactly. Finished parts are kept and reused."""
+"""The demo itself: a world, then every rule under every seed, each trained and measured exactly. Finished runs are kept and reused."""
 
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
 import re
-import tempfile
-import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypedDict
 
-from multiref._files import write_whole
-from multiref.errors import OutputError
-from multiref.models import Tokenisation
-from multiref.references import References
+from transformers import PreTrainedModel
+
 from multiref.regularizers import ReverseKL
-from multiref.training import PreferenceData, PreferenceTrainer
-from multiref.training.arguments import LogLines, quiet, silence, training_arguments
-from multiref_lab.demo.authors import one_thread
+from multiref.training import Preference, PreferenceData
+from multiref.training.arguments import quiet
+from multiref_lab.demo.authors import BASE
+from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.preferences import draw_pairs
 from multiref_lab.demo.rules import Rule, rules
 from multiref_lab.demo.settings import DemoSettings
-from multiref_lab.demo.world import BASE, World, make
-from multiref_lab.demo.yardstick import Yardstick
+from multiref_lab.demo.training import train_on_pairs
+from multiref_lab.demo.world import World, make
+from multiref_lab.demo.yardstick import Answers, Yardstick
+from multiref_lab.experiment import Experiment, Listener, one_thread
 
-__all__ = ["Findings", "Listener", "Run", "run"]
+__all__ = ["OPTIMUM", "Findings", "Measured", "Trial", "run"]
 
-
-class Listener(Protocol):
-    """Told what happens, in sentences and in steps."""
-
-    def phase(self, sentence: str) -> None: ...
-
-    def progress(self, what: str, done: int, of: int) -> None: ...
+OPTIMUM = "π* (exact optimum)"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One rule under one seed: the numbers at the end, and the way there (pairs seen → numbers on fewer prompts)."""
+class Trial:
+    """One rule under one seed."""
 
     rule: str
     seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{re.sub(r'[^a-z0-9]+', '-', self.rule.lower()).strip('-')}-seed{self.seed}"
+
+
+class Measured(TypedDict):
+    """The numbers at the end, and the way there (pairs seen → numbers on fewer prompts)."""
+
     numbers: dict[str, float]
     curve: list[dict[str, float]]
-    seconds: float
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report shows. `given`: untouched models and the exact optimum; `ends`: each rule's own exact optimum, on the common yardstick;
-    `missed`: by rule and seed, the reward that the same weighted KL could have bought less the reward reached."""
+    """All that the report shows. `runs`: by rule, seed after seed; `given`: untouched models and the exact optimum; `ends`: each rule's own exact
+    optimum, on the common yardstick; `missed`: by rule and seed, the reward that the same weighted KL could have bought less the reward reached."""
 
     settings: DemoSettings
     rules: list[Rule]
-    runs: dict[str, list[Run]]
+    runs: dict[str, list[Measured]]
     given: dict[str, dict[str, float]]
     ends: dict[str, dict[str, float]]
     missed: dict[str, list[float]]
@@ -64,172 +66,117 @@ class Findings:
 
 
 def run(settings: DemoSettings, output: Path, cache: Path | None, told: Listener) -> Findings:
-    """Everything from nothing to `Findings`; results already in `output` for the same settings and code are reused.
+    """Everything from nothing to `Findings`; records already in `output` for the same settings and code are reused.
 
     Errors: OutputError where a folder cannot be written; ModelError for a damaged cached world.
     """
     quiet()
-    results = _folder(output / "results")
+    training = _Training(settings, output, cache, told)
+    trials = [Trial(rule, seed) for seed in range(settings.seeds) for rule in training.rules]
+    own = dataclasses.asdict(dataclasses.replace(settings, seeds=1))
     with one_thread():
-        return _run(settings, output, results, cache, told)
+        records = Experiment(output / "records", trials, training, given=lambda trial: own).run()
+        runs = {rule: [records[Trial(rule, seed)].found for seed in range(settings.seeds)] for rule in training.rules}
+        return _findings(training, runs)
 
 
-def _run(settings: DemoSettings, output: Path, results: Path, cache: Path | None, told: Listener) -> Findings:
-    told.phase(
-        "Making the world: a base model that answers two kinds of word problems badly, and two specialists, each good at one kind "
-        "(kept for the next time)."
-    )
-    world = make(cache, settings.world, progress=told.progress)
-    asked = ReverseKL(settings.weights)
-    told.phase("Solving the problem exactly on held-out prompts: every answer is enumerated, so the optimum π* is known.")
-    yardstick = _yardstick(world, settings, asked, settings.held_out_prompts)
-    stretch = _yardstick(world, settings, asked, min(40, settings.held_out_prompts))
-    compared, digest = rules(settings.weights), settings.digest()
-    runs: dict[str, list[Run]] = {rule.name: [] for rule in compared}
-    for seed in range(settings.seeds):
-        bench = _Bench(world, settings, output, seed, yardstick, stretch, told)
-        for rule in compared:
-            path = results / f"{digest}-{_slug(rule.name)}-seed{seed}.json"
-            runs[rule.name].append(_kept(path, rule, seed) or _finished(path, bench, rule))
-    return _findings(world, settings, yardstick, compared, runs)
+class _Training:
+    """Trains and measures a trial. The world, the measures, and the pairs of a seed are shared; pairs are made only where a rule is still to be trained."""
 
+    def __init__(self, settings: DemoSettings, output: Path, cache: Path | None, told: Listener) -> None:
+        self.settings, self.output, self.cache, self.told = settings, output, cache, told
+        self.rules = {rule.name: rule for rule in rules(settings.weights)}
+        self._data: dict[int, PreferenceData] = {}
 
-class _Bench:
-    """What the rules of one seed share: pairs, scores, measures. The pairs are made only if a rule still has to be trained."""
-
-    def __init__(
-        self, world: World, settings: DemoSettings, output: Path, seed: int, full: Yardstick, stretch: Yardstick, told: Listener
-    ) -> None:
-        self.world, self.settings, self.output, self.seed = world, settings, output, seed
-        self.full, self.stretch, self.told = full, stretch, told
-        self.problems = world.problems(settings.held_out_prompts, 0, held_out=True)
-        self._data: PreferenceData | None = None
-
-    @property
-    def data(self) -> PreferenceData:
-        if self._data is None:
-            seed, seeds = self.seed + 1, self.settings.seeds
-            self.told.phase(
-                f"Seed {seed} of {seeds}: drawing preference pairs from the references, scoring them once under both."
-            )
-            pairs = draw_pairs(self.world, self.settings.law, self.seed)
-            folders = {name: str(self.world.folder_of(name)) for name in self.world.references}
-            scores = References(folders, tokenisation=Tokenisation(end=False), device="cpu").score(
-                pairs, store=self.output / "scores"
-            )
-            self._data = PreferenceData(pairs, scores, self.world.tokenizer, tokenisation=Tokenisation(end=False))
-            self.told.phase(
-                f"Seed {seed} of {seeds}: training the base model on {len(pairs):,} pairs under {len(_names(self.settings))} rules."
-            )
-        return self._data
-
-    def train(self, rule: Rule) -> Run:
-        """The base model trained under this rule, measured on the way and at the end."""
-        began, data, settings = time.perf_counter(), self.data, self.settings
+    def __call__(self, trial: Trial) -> Measured:
+        """The base model trained under the trial's rule, measured on the way and at the end."""
+        settings, rule = self.settings, self.rules[trial.rule]
+        full, data = self.full, self.data(trial.seed)
         policy = copy.deepcopy(self.world.base)
         steps = settings.epochs * -(-len(data) // settings.pairs_per_step)
         curve = [self._point(policy, rule, 0)]
 
         def listen(step: int, last: int, line: dict[str, Any]) -> None:
-            self.told.progress(f"seed {self.seed + 1}: {rule.name}", step, last)
+            self.told.progress(f"seed {trial.seed + 1}: {rule.name}", step, last)
             if "loss" in line:
                 curve.append(self._point(policy, rule, step) | {"loss": float(line["loss"])})
 
-        with tempfile.TemporaryDirectory(prefix="multiref-demo-") as scratch:
-            every = max(1, steps // settings.curve_points)
-            trainer = PreferenceTrainer(
-                policy,
-                rule.regularizer,
-                beta=settings.beta,
-                args=training_arguments(scratch, _arguments(settings, self.seed, every)),
-                train_dataset=data,
-                processing_class=self.world.tokenizer,
-                tokenisation=Tokenisation(end=False),
-                callbacks=[LogLines(listen)],
-            )
-            silence(trainer)
-            trainer.train()
+        arguments = {
+            "per_device_train_batch_size": settings.pairs_per_step,
+            "num_train_epochs": settings.epochs,
+            "learning_rate": settings.learning_rate,
+            "logging_steps": max(1, steps // settings.curve_points),
+            "seed": trial.seed,
+        }
+        objective = Preference(rule.regularizer, settings.beta)
+        train_on_pairs(policy, objective, data, self.world.tokenizer, arguments=arguments, listen=listen)
         log_policy = self.world.logps(policy, self.problems)
-        numbers = self.full.measure(log_policy) | self.full.own(log_policy, rule.regularizer)
-        return Run(rule.name, self.seed, numbers, curve, time.perf_counter() - began)
+        return Measured(numbers=full.measure(log_policy) | full.own(log_policy, rule.regularizer), curve=curve)
 
-    def _point(self, policy: Any, rule: Rule, step: int) -> dict[str, float]:
-        log_policy = self.world.logps(policy, self.problems[: len(self.stretch.skills)])
+    @cached_property
+    def world(self) -> World:
+        self.told.phase(
+            "Making the world: a base model that answers two kinds of word problems badly, and two specialists, each good at one kind "
+            "(kept for the next time)."
+        )
+        return make(self.cache, self.settings.world, progress=self.told.progress)
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        return self.world.problems(self.settings.held_out_prompts, 0, held_out=True)
+
+    @cached_property
+    def full(self) -> Yardstick:
+        """On all held-out prompts."""
+        world = self.world
+        self.told.phase(
+            "Solving the problem exactly on held-out prompts: every answer is enumerated, so the optimum π* is known."
+        )
+        return self._yardstick(world, self.problems)
+
+    @cached_property
+    def stretch(self) -> Yardstick:
+        """On a few of them, for the way there."""
+        return self._yardstick(self.world, self.problems[:40])
+
+    def _yardstick(self, world: World, problems: list[Problem]) -> Yardstick:
+        s = self.settings
+        return Yardstick(Answers.of(world, problems, scale=s.law.scale), ReverseKL(s.weights), s.beta)
+
+    def data(self, seed: int) -> PreferenceData:
+        if seed not in self._data:
+            which = f"Seed {seed + 1} of {self.settings.seeds}"
+            self.told.phase(f"{which}: drawing preference pairs from the references, scoring them once under both.")
+            pairs = draw_pairs(self.world, self.settings.law, seed)
+            self._data = {seed: self.world.data(pairs, self.output / "scores")[1]}
+            self.told.phase(f"{which}: training the base model on {len(pairs):,} pairs under {len(self.rules)} rules.")
+        return self._data[seed]
+
+    def _point(self, policy: PreTrainedModel, rule: Rule, step: int) -> dict[str, float]:
+        log_policy = self.world.logps(policy, self.problems[:40])
         numbers = self.stretch.measure(log_policy)
         seen = {"pairs": float(step * self.settings.pairs_per_step), "J": numbers["J"], "gap": numbers["gap"]}
         return seen | self.stretch.own(log_policy, rule.regularizer)
 
 
-def _arguments(settings: DemoSettings, seed: int, every: int) -> dict[str, Any]:
-    return {
-        "per_device_train_batch_size": settings.pairs_per_step,
-        "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 20,
-        "adam_beta2": 0.98,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "logging_steps": every,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "seed": seed,
-    }
-
-
-def _yardstick(world: World, settings: DemoSettings, asked: ReverseKL, prompts: int) -> Yardstick:
-    problems = world.problems(settings.held_out_prompts, 0, held_out=True)[:prompts]
-    return Yardstick.on(world, problems, asked, settings.beta, scale=settings.law.scale)
-
-
-def _findings(
-    world: World, settings: DemoSettings, yardstick: Yardstick, compared: list[Rule], runs: dict[str, list[Run]]
-) -> Findings:
-    problems = world.problems(settings.held_out_prompts, 0, held_out=True)
-    given = {f"{BASE} model, untouched": yardstick.measure(world.logps(world.base, problems))}
-    for name, logps in zip(world.references, yardstick.ref_logps, strict=True):
+def _findings(training: _Training, runs: dict[str, list[Measured]]) -> Findings:
+    world, yardstick, settings = training.world, training.full, training.settings
+    given = {f"{BASE} model, untouched": yardstick.measure(world.logps(world.base, training.problems))}
+    for name, logps in zip(world.references, yardstick.answers.ref_logps, strict=True):
         given[f"{name}, untouched"] = yardstick.measure(logps)
-    given["π* (exact optimum)"] = yardstick.measure(yardstick.optimum.log_policy)
-    ends = {rule.name: yardstick.measure(yardstick.solution(rule.regularizer).log_policy) for rule in compared}
-    missed = {
-        name: [yardstick.best_reward(run.numbers["price"]) - run.numbers["reward"] for run in found]
-        for name, found in runs.items()
-    }
-    betas = [settings.beta * 2 ** (step / 4) for step in range(-10, 21)]
-    answers = len(world.answers)
-    return Findings(settings, compared, runs, given, ends, missed, yardstick.frontier(betas), yardstick.disagreement, answers)
-
-
-def _kept(path: Path, rule: Rule, seed: int) -> Run | None:
-    """A finished result of an earlier run; None where there is none, or it cannot be read (it is made anew)."""
-    try:
-        found = Run(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return found if (found.rule, found.seed) == (rule.name, seed) else None
-
-
-def _finished(path: Path, bench: _Bench, rule: Rule) -> Run:
-    result = bench.train(rule)
-    write_whole(path, json.dumps(result.__dict__, indent=1))
-    return result
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to the output folder {path}: {error.strerror or error}; choose another with --output"
-        ) from error
-    return path
-
-
-def _names(settings: DemoSettings) -> list[str]:
-    return [rule.name for rule in rules(settings.weights)]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    given[OPTIMUM] = yardstick.measure(yardstick.optimum.log_policy)
+    compared = list(training.rules.values())
+    return Findings(
+        settings,
+        compared,
+        runs,
+        given,
+        ends={rule.name: yardstick.measure(yardstick.solution(rule.regularizer).log_policy) for rule in compared},
+        missed={
+            name: [yardstick.best_reward(run["numbers"]["price"]) - run["numbers"]["reward"] for run in found]
+            for name, found in runs.items()
+        },
+        frontier=yardstick.frontier([settings.beta * 2 ** (step / 4) for step in range(-10, 21)]),
+        disagreement=yardstick.disagreement,
+        answers=len(world.answers),
+    )

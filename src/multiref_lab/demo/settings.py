@@ -1,20 +1,14 @@
-"""What a demo run is: its world, the objective as stated, the pairs, the training. One value; the digest of it names stored results."""
+"""What a demo run is: its world, the objective as stated, the pairs, the training."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import importlib.metadata
-import json
 from dataclasses import dataclass
 
-from multiref._logspace import check_beta, check_weights
 from multiref.errors import ArgumentError
-from multiref_lab.demo import world
+from multiref.regularizers import check_beta, check_weights
+from multiref_lab.demo.authors import REFERENCES, WorldSettings
 from multiref_lab.demo.preferences import PairLaw
-from multiref_lab.demo.world import REFERENCES, WorldSettings
-from multiref_lab.fingerprint import dependencies
 
 __all__ = ["FULL", "QUICK", "DemoSettings"]
 
@@ -47,27 +41,6 @@ class DemoSettings:
             raise ArgumentError(
                 f"seeds, epochs, pairs_per_step, held_out_prompts, curve_points ≥ 1 and learning_rate > 0; found {self}"
             )
-
-    def plain(self) -> dict[str, object]:
-        """Nested plain values, for a page or a file."""
-        return dataclasses.asdict(self)
-
-    def digest(self) -> str:
-        """Twelve hexadecimal digits of all that one (rule, seed) result depends on besides rule and seed: settings, world, code, versions."""
-        own = {key: value for key, value in self.plain().items() if key != "seeds"}
-        parts = [json.dumps(own, sort_keys=True), world.digest(self.world)]
-        parts += [importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")]
-        parts.append(_code())
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _code() -> str:
-    """Digest of the package's source, read once a process, less the rooms that only look on."""
-    found = hashlib.sha256()
-    for file in sorted(dependencies("multiref_lab.demo.run")):
-        found.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return found.hexdigest()
 
 
 FULL = DemoSettings()

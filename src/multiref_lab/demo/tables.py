@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from multiref.report import Difference, Measure, Table, paired
+from multiref.report import Table
+from multiref_lab.demo.authors import REFERENCES
 from multiref_lab.demo.corpus import SKILLS
 from multiref_lab.demo.rules import EXACT
 from multiref_lab.demo.run import Findings
-from multiref_lab.demo.world import REFERENCES
+from multiref_lab.stats import Difference, Measure, paired
 
 __all__ = ["common_table", "difference", "own_table", "values", "verdicts"]
 
 
 def values(findings: Findings, rule: str, number: str) -> list[float]:
     """One number of one rule, by seed."""
-    return [run.numbers[number] for run in findings.runs[rule]]
+    return [run["numbers"][number] for run in findings.runs[rule]]
 
 
 def difference(findings: Findings, rule: str, number: str = "J") -> Difference:
@@ -23,13 +24,11 @@ def difference(findings: Findings, rule: str, number: str = "J") -> Difference:
 
 def common_table(findings: Findings) -> Table:
     """Every policy on the one yardstick: the objective as stated."""
-    numbers = ["J", "gap", "reward", *(f"kl/{name}" for name in REFERENCES), *(f"accuracy/{skill}" for skill in SKILLS)]
-    header = ["trained under", "J as asked", "KL(π‖π*)", "J − J of the exact rule, paired", "reward E_π[r]"]
-    header += [
-        *(f"KL(π‖{name})" for name in REFERENCES),
-        *(f"accuracy “{skill}”" for skill in SKILLS),
-        "reward missed at its own KL",
-    ]
+    numbers = {"J": "J as asked", "gap": "KL(π‖π*)", "reward": "reward E_π[r]"}
+    numbers |= {f"kl/{name}": f"KL(π‖{name})" for name in REFERENCES}
+    numbers |= {f"accuracy/{skill}": f"accuracy “{skill}”" for skill in SKILLS}
+    first, second, *others = numbers.values()
+    header = ["trained under", first, second, "J − J of the exact rule, paired", *others, "reward missed at its own KL"]
     rows = []
     for rule in findings.rules:
         cells = [Measure.of(values(findings, rule.name, number)).text() for number in numbers]
@@ -39,25 +38,21 @@ def common_table(findings: Findings) -> Table:
         cells = [Measure(measured[number]).text() for number in numbers]
         rows.append([name, *cells[:2], "", *cells[2:], ""])
     seeds = findings.settings.seeds
-    caption = f"Means over {seeds} seeds ± one standard error; exact on {findings.settings.held_out_prompts} held-out prompts. KL in nats per completion."
+    caption = (
+        f"Means over {seeds} seeds ± one standard error; exact on {findings.settings.held_out_prompts} held-out prompts. "
+        "KL in nats per completion."
+    )
     return Table(header, rows, caption, frozenset(range(len(findings.rules), len(rows))))
 
 
 def own_table(findings: Findings) -> Table:
     """Each rule by its own objective: how near training came to what the rule asks for, and where the rule leads when it is reached."""
-    header = [
-        "rule",
-        "its own objective",
-        "its value",
-        "its best value",
-        "own regret",
-        "J as asked at its own optimum",
-        "KL(π*_rule‖π*)",
-    ]
+    header = ["rule", "its own objective", "its value", "its best value", "own regret"]
+    header += ["J as asked at its own optimum", "KL(π*_rule‖π*)"]
     rows = []
     for rule in findings.rules:
         own = [Measure.of(values(findings, rule.name, number)).text() for number in ("own/J", "own/best", "own/regret")]
-        own[1] = Measure(findings.runs[rule.name][0].numbers["own/best"]).text()
+        own[1] = Measure(findings.runs[rule.name][0]["numbers"]["own/best"]).text()
         end = findings.ends[rule.name]
         rows.append([rule.name, rule.formula, *own, Measure(end["J"]).text(), Measure(end["gap"]).text()])
     caption = "Own regret is what training left undone; the last two columns are exact and know nothing of training."
@@ -83,6 +78,7 @@ def verdicts(findings: Findings) -> list[str]:
         reward, price = (difference(findings, rule.name, number).text() for number in ("reward", "price"))
         missed = Measure.of(findings.missed[rule.name]).text()
         lines.append(
-            f"{rule.name}: {said} Against it: reward {reward}, weighted KL {price}; it misses {missed} of the reward that this KL could buy. Trained perfectly, the rule would lose {lost:.3f} of J."
+            f"{rule.name}: {said} Against it: reward {reward}, weighted KL {price}; it misses {missed} of the reward that this KL "
+            f"could buy. Trained perfectly, the rule would lose {lost:.3f} of J."
         )
     return lines

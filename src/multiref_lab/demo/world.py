@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import inspect
 import json
 import os
 import random
@@ -15,44 +12,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from multiref.data import Pair
 from multiref.errors import ArgumentError, ModelError, OutputError
-from multiref.models import load, small
-from multiref_lab.demo import authors, corpus, enumeration
-from multiref_lab.demo.corpus import SKILLS, WORDS, Habit, Problem, draw_problems, points, split_numbers
+from multiref.models import Tokenisation, load
+from multiref.models.small import word_tokenizer
+from multiref.references import References, SequenceScores
+from multiref.training import PreferenceData
+from multiref_lab.demo import enumeration
+from multiref_lab.demo.authors import BASE, REFERENCES, WorldSettings, train_models
+from multiref_lab.demo.corpus import SKILLS, WORDS, Problem, draw_problems, points, split_numbers
+from multiref_lab.experiment import digest, one_thread
 
-__all__ = ["BASE", "REFERENCES", "World", "WorldSettings", "default_cache", "make"]
+__all__ = ["World", "default_cache", "folder_of", "make"]
 
-BASE = "base"
-REFERENCES = ("adder", "picker")  # good at SKILLS[0] and at SKILLS[1]
-
+BARE = Tokenisation(end=False)  # an answer is two words, nothing after them
 Progress = Callable[[str, int, int], None]  # what, done, of
-
-NOISY = Habit(confusion=0.35, slip=0.2)
-GOOD = Habit(confusion=0.05, slip=0.08)
-POOR = Habit(confusion=0.8, slip=0.2)
-
-
-@dataclass(frozen=True)
-class WorldSettings:
-    """All that the world depends on. `base` answers both skills by one habit; a specialist has one for its own skill, one for the other."""
-
-    base: Habit = NOISY
-    own: Habit = GOOD
-    other: Habit = POOR
-    base_steps: int = 600
-    specialist_steps: int = 300
-    own_share: float = 0.6
-    batch: int = 128
-    learning_rate: float = 4e-3
-    hidden: int = 64
-    layers: int = 2
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,25 +44,27 @@ class World:
 
     folder: Path
     settings: WorldSettings
-    tokenizer: Any
-    base: Any
-    references: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    base: PreTrainedModel
+    references: dict[str, PreTrainedModel]
     training_numbers: tuple[tuple[int, int], ...] = field(repr=False)
     held_out_numbers: tuple[tuple[int, int], ...] = field(repr=False)
 
     @cached_property
     def vocabulary(self) -> list[str]:
         """The V words, by token."""
-        return self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        words: list[str] = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        return words
 
     @cached_property
     def answers(self) -> list[str]:
         """The V² answers, each with the space before it, in the order of every [.., V²] array here."""
         return enumeration.answer_texts(self.vocabulary)
 
-    def folder_of(self, name: str) -> Path:
-        """The model folder of the base or of a reference."""
-        return self.folder / name
+    @property
+    def reference_folders(self) -> dict[str, str]:
+        """Each reference as a model folder."""
+        return {name: str(self.folder / name) for name in self.references}
 
     def problems(self, number: int, seed: int, *, held_out: bool = False) -> list[Problem]:
         """`number` different problems, skills taking turns; the same seed gives the same problems."""
@@ -100,7 +81,7 @@ class World:
         one, two = ([p for p in found.values() if p.skill == skill] for skill in SKILLS)
         return [pair[i] for i in range(len(one)) for pair in (one, two) if i < len(pair)]
 
-    def logps(self, model: Any, problems: Sequence[Problem]) -> Tensor:
+    def logps(self, model: PreTrainedModel, problems: Sequence[Problem]) -> Tensor:
         """[N, V²] float64: log π(answer | prompt) of every answer, exact."""
         ids = torch.tensor(self.tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"])
         return enumeration.answer_logps(model, ids)
@@ -121,36 +102,38 @@ class World:
             rows.append((first[:, None] + second[None, :]).flatten())
         return torch.stack(rows)
 
+    def data(self, pairs: Sequence[Pair], store: Path | None = None) -> tuple[SequenceScores, PreferenceData]:
+        """The pairs with their scores under every reference, for training."""
+        scores = References(self.reference_folders, tokenisation=BARE, device="cpu").score(pairs, store=store)
+        return scores, PreferenceData(pairs, scores, self.tokenizer, tokenisation=BARE)
+
 
 def default_cache() -> Path:
     """Where worlds are kept if nobody says: multiref/worlds in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "worlds"
 
 
+def folder_of(settings: WorldSettings, cache: str | os.PathLike[str] | None = None) -> Path:
+    """Where a world is kept: named by the settings, by the code that makes its models, and by the versions below. A change in any makes another world."""
+    named = digest(dataclasses.asdict(settings), "multiref_lab.demo.authors")
+    return (Path(cache) if cache is not None else default_cache()) / f"world-{named}"
+
+
 def make(
-    cache: str | os.PathLike[str] | None = None, settings: WorldSettings | None = None, *, progress: Progress | None = None
+    cache: str | os.PathLike[str] | None = None,
+    settings: WorldSettings | None = None,
+    *,
+    progress: Progress = lambda what, done, of: None,
 ) -> World:
     """The world of these settings: loaded from the cache, or trained (a minute on two cores) and put there in one step.
-
-    The name of its folder in the cache is a digest of the settings, of the code that makes it, and of the versions of torch and transformers:
-    a change in any of them makes another world.
 
     Errors: OutputError where the cache cannot be written; ModelError where a cached world is damaged (remove that folder).
     """
     settings = settings or WorldSettings()
-    place = Path(cache) if cache is not None else default_cache()
-    folder = place / f"world-{digest(settings)}"
+    folder = folder_of(settings, cache)
     if not (folder / "world.json").is_file():
-        _make(folder, settings, progress or (lambda what, done, of: None))
+        _make(folder, settings, progress)
     return _load(folder, settings)
-
-
-def digest(settings: WorldSettings) -> str:
-    """Twelve hexadecimal digits of all that the world depends on."""
-    rooms: tuple[ModuleType, ...] = (corpus, authors, small)
-    parts = [json.dumps(dataclasses.asdict(settings), sort_keys=True), *(inspect.getsource(room) for room in rooms)]
-    parts += [importlib.metadata.version(name) for name in ("torch", "transformers")]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
@@ -165,9 +148,9 @@ def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
             f"cannot write the cache folder {folder.parent}: {error.strerror or error}; name another one"
         ) from error
     try:
-        tokenizer = small.word_tokenizer(WORDS)
-        with authors.one_thread():
-            models = _train(tokenizer, settings, progress)
+        tokenizer = word_tokenizer(WORDS)
+        with one_thread():
+            models = train_models(tokenizer, settings, progress)
         for name, model in models.items():
             model.save_pretrained(building / name)
             tokenizer.save_pretrained(building / name)
@@ -182,25 +165,6 @@ def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
         raise OutputError(f"cannot write the world to {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _train(tokenizer: Any, settings: WorldSettings, progress: Progress) -> dict[str, Any]:
-    """The base model from nothing; each specialist from the base."""
-    s = settings
-    numbers, _ = split_numbers(s.seed)
-    base = small.small_llama(len(tokenizer), hidden=s.hidden, intermediate=2 * s.hidden, layers=s.layers, seed=s.seed)
-
-    def taught(start: Any, name: str, steps: int, habits: dict[str, Habit], share: float, rate: float) -> Any:
-        author = authors.Author(numbers, habits, share_of_first=share, seed=f"{s.seed} {name}")
-        tell = lambda done: progress(name, done, steps)  # noqa: E731
-        return authors.teach(start, tokenizer, author, steps=steps, batch=s.batch, learning_rate=rate, tell=tell)
-
-    models = {BASE: taught(base, BASE, s.base_steps, dict.fromkeys(SKILLS, s.base), 0.5, s.learning_rate)}
-    for name, own in zip(REFERENCES, SKILLS, strict=True):
-        habits = {skill: s.own if skill == own else s.other for skill in SKILLS}
-        share = s.own_share if own == SKILLS[0] else 1 - s.own_share
-        models[name] = taught(models[BASE], name, s.specialist_steps, habits, share, s.learning_rate / 2)
-    return models
 
 
 def _load(folder: Path, settings: WorldSettings) -> World:

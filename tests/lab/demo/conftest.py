@@ -2,7 +2,7 @@
 
 import pytest
 
-from multiref_lab.demo.world import World, WorldSettings, make
+from multiref_lab.demo import World, WorldSettings, make
 
 TINY = WorldSettings(base_steps=12, specialist_steps=12, batch=32, hidden=16, layers=1)
 

@@ -51,7 +51,7 @@ def done(cache, tmp_path_factory) -> tuple[Findings, Path, Told]:  # type: ignor
 
 def everything(findings: Findings) -> list[dict[str, float]]:
     return (
-        [r.numbers for runs in findings.runs.values() for r in runs]
+        [r["numbers"] for runs in findings.runs.values() for r in runs]
         + list(findings.given.values())
         + list(findings.ends.values())
     )
@@ -73,23 +73,23 @@ def test_own_numbers_agree_with_the_common_ones_where_the_rules_agree(done) -> N
     """The exact rule's own objective is the yardstick; 'adder alone' asks for E[r] − β KL(π‖adder)."""
     findings, *_ = done
     for trained in findings.runs[EXACT]:
-        assert trained.numbers["own/J"] == pytest.approx(trained.numbers["J"], abs=1e-12)
-        assert trained.numbers["own/regret"] == pytest.approx(SETTINGS.beta * trained.numbers["gap"], abs=1e-10)
+        assert trained["numbers"]["own/J"] == pytest.approx(trained["numbers"]["J"], abs=1e-12)
+        assert trained["numbers"]["own/regret"] == pytest.approx(SETTINGS.beta * trained["numbers"]["gap"], abs=1e-10)
     for name in ("adder", "picker"):
         for trained in findings.runs[f"{name} alone"]:
-            own = trained.numbers["reward"] - SETTINGS.beta * trained.numbers[f"kl/{name}"]
-            assert trained.numbers["own/J"] == pytest.approx(own, abs=1e-10)
+            own = trained["numbers"]["reward"] - SETTINGS.beta * trained["numbers"][f"kl/{name}"]
+            assert trained["numbers"]["own/J"] == pytest.approx(own, abs=1e-10)
     assert findings.ends[EXACT]["gap"] == pytest.approx(0, abs=1e-10)
 
 
 def test_every_run_starts_at_the_base_model_and_seeds_differ(done) -> None:  # type: ignore[no-untyped-def]
     findings, *_ = done
-    starts = {round(r.curve[0]["gap"], 12) for runs in findings.runs.values() for r in runs}
+    starts = {round(r["curve"][0]["gap"], 12) for runs in findings.runs.values() for r in runs}
     assert starts == {round(findings.given["base model, untouched"]["gap"], 12)}, "all six held-out prompts are on the stretch"
-    assert [point["pairs"] for point in findings.runs[EXACT][0].curve] == [0, 8, 16, 24]
+    assert [point["pairs"] for point in findings.runs[EXACT][0]["curve"]] == [0, 8, 16, 24]
     for runs in findings.runs.values():
-        assert runs[0].numbers["J"] != runs[1].numbers["J"]
-        assert runs[0].curve[-1]["gap"] == pytest.approx(runs[0].numbers["gap"], abs=1e-10), (
+        assert runs[0]["numbers"]["J"] != runs[1]["numbers"]["J"]
+        assert runs[0]["curve"][-1]["gap"] == pytest.approx(runs[0]["numbers"]["gap"], abs=1e-10), (
             "the last point is the finished policy"
         )
 
@@ -98,7 +98,7 @@ def test_a_second_run_reuses_what_is_finished_and_remakes_what_is_not(done, cach
     findings, output, _ = done
     again = Told()
     assert run(SETTINGS, output, cache, again) == findings and again.steps == []
-    lost, broken, *_ = sorted((output / "results").glob("*seed1.json"))
+    lost, broken, *_ = sorted((output / "records").glob("*seed1-*.json"))
     lost.unlink()
     broken.write_text(broken.read_text()[:50])
     repaired = Told()
@@ -106,14 +106,17 @@ def test_a_second_run_reuses_what_is_finished_and_remakes_what_is_not(done, cach
     assert len(set(repaired.steps)) == 2
     for rule, runs in redone.runs.items():
         for old, new in zip(findings.runs[rule], runs, strict=True):
-            assert new.numbers == pytest.approx(old.numbers, abs=1e-4)
+            assert new["numbers"] == pytest.approx(old["numbers"], abs=1e-4)
 
 
-def test_the_digest_of_results_moves_with_what_they_depend_on_and_not_with_the_number_of_seeds() -> None:
-    base = SETTINGS.digest()
-    assert dataclasses.replace(SETTINGS, seeds=7).digest() == base
-    for change in ({"beta": 1.0}, {"weights": (0.5, 0.5)}, {"epochs": 2}, {"law": PairLaw(12, 3)}, {"held_out_prompts": 7}):
-        assert dataclasses.replace(SETTINGS, **change).digest() != base
+def test_other_settings_leave_other_records_and_the_number_of_seeds_does_not_matter(done, cache) -> None:  # type: ignore[no-untyped-def]
+    """A second number of seeds trains nothing that is there; another β trains everything."""
+    _, output, _ = done
+    told, before = Told(), set((output / "records").iterdir())
+    run(dataclasses.replace(SETTINGS, seeds=1), output, cache, told)
+    assert told.steps == []
+    run(dataclasses.replace(SETTINGS, seeds=1, beta=1.0), output, cache, told)
+    assert len(set(told.steps)) == len(set((output / "records").iterdir()) - before) == 5
 
 
 def test_page_and_tables_say_what_was_measured(done) -> None:  # type: ignore[no-untyped-def]
@@ -122,7 +125,7 @@ def test_page_and_tables_say_what_was_measured(done) -> None:  # type: ignore[no
     reader = read((output / "report.html").read_text(encoding="utf-8"))
     rows = {row[0]: row for row in reader.rows if row}
     for rule, runs in findings.runs.items():
-        found = Measure.of([r.numbers["J"] for r in runs])
+        found = Measure.of([r["numbers"]["J"] for r in runs])
         shown = [row for row in reader.rows if row and row[0] == rule]
         assert len(shown) == 3, "common table, own table, description"
         assert shown[0][1] == found.text() and "±" in shown[0][1]
@@ -155,7 +158,7 @@ def test_verdicts_say_within_noise_lower_and_higher(done) -> None:  # type: igno
     runs = {EXACT: findings.runs[EXACT]}
     for rule, shifts in moves.items():
         runs[rule] = [
-            dataclasses.replace(r, numbers=r.numbers | {"J": e.numbers["J"] + shift})
+            r | {"numbers": r["numbers"] | {"J": e["numbers"]["J"] + shift}}
             for r, e, shift in zip(findings.runs[rule], findings.runs[EXACT], shifts, strict=True)
         ]
     higher, lower, noise, equal = tables.verdicts(dataclasses.replace(findings, runs=runs))
@@ -175,7 +178,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(cache, tmp_
 
 def test_results_are_plain_json(done) -> None:  # type: ignore[no-untyped-def]
     _, output, _ = done
-    files = list((output / "results").iterdir())
+    files = list((output / "records").iterdir())
     assert len(files) >= 10 and all(path.suffix == ".json" for path in files)
     loaded = json.loads(files[0].read_text(encoding="utf-8"))
-    assert {"rule", "seed", "numbers", "curve", "seconds"} == loaded.keys()
+    assert loaded.keys() == {"cell", "found", "seconds"} and loaded["found"].keys() == {"numbers", "curve"}

@@ -8,8 +8,9 @@ import torch
 
 from multiref.errors import ModelError, OutputError
 from multiref.models import Tokenisation, completion_logps, encode
-from multiref_lab.demo import corpus, world
-from multiref_lab.demo.world import REFERENCES, make
+from multiref_lab.demo import corpus
+from multiref_lab.demo.authors import REFERENCES
+from multiref_lab.demo.world import folder_of, make
 from tests.lab.demo.conftest import TINY
 
 
@@ -69,12 +70,12 @@ def test_a_second_call_trains_nothing_and_finds_the_same_models(tiny_world, cach
     assert tuple(again.references) == REFERENCES
 
 
-def test_the_digest_moves_with_settings_code_and_versions(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    before = world.digest(TINY)
-    assert world.digest(dataclasses.replace(TINY, own=corpus.Habit(0.02, 0.05))) != before
-    assert world.digest(dataclasses.replace(TINY, seed=1)) != before
-    monkeypatch.setattr(world.inspect, "getsource", lambda room: "other code")
-    assert world.digest(TINY) != before
+def test_the_folder_moves_with_settings_code_and_versions(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    before = folder_of(TINY)
+    assert folder_of(dataclasses.replace(TINY, own=corpus.Habit(0.02, 0.05))) != before
+    assert folder_of(dataclasses.replace(TINY, seed=1)) != before
+    monkeypatch.setattr("multiref_lab.experiment.fingerprint", lambda module: "other code")
+    assert folder_of(TINY) != before
 
 
 def test_training_leaves_nothing_half_made_when_it_is_interrupted(tmp_path) -> None:  # type: ignore[no-untyped-def]

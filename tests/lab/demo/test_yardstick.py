@@ -6,7 +6,7 @@ import torch
 
 import multiref as mr
 from multiref_lab.demo.rules import rules
-from multiref_lab.demo.yardstick import Yardstick
+from multiref_lab.demo.yardstick import Answers, Yardstick
 
 WEIGHTS, BETA, SCALE = (0.7, 0.3), 1.7, 2.0
 
@@ -14,7 +14,7 @@ WEIGHTS, BETA, SCALE = (0.7, 0.3), 1.7, 2.0
 @pytest.fixture(scope="module")
 def bench(tiny_world):  # type: ignore[no-untyped-def]
     problems = tiny_world.problems(6, 0, held_out=True)
-    yardstick = Yardstick.on(tiny_world, problems, mr.ReverseKL(WEIGHTS), BETA, scale=SCALE)
+    yardstick = Yardstick(Answers.of(tiny_world, problems, scale=SCALE), mr.ReverseKL(WEIGHTS), BETA)
     return yardstick, tiny_world.logps(tiny_world.base, problems), problems, tiny_world
 
 
@@ -22,7 +22,7 @@ def test_every_number_is_what_numpy_computes(bench) -> None:  # type: ignore[no-
     """J, π*, KL(π‖π*), KL(π‖π_k), reward, accuracy: docs/theory.md 1 written out per prompt."""
     yardstick, log_policy, problems, world = bench
     found = yardstick.measure(log_policy)
-    refs, policy = yardstick.ref_logps.numpy(), log_policy.numpy()
+    refs, policy = yardstick.answers.ref_logps.numpy(), log_policy.numpy()
     sums: dict[str, list[float]] = {}
     for n, problem in enumerate(problems):
         reward = np.array([SCALE * world.reward(problem.prompt, text) for text in world.answers])
@@ -50,7 +50,7 @@ def test_regret_is_beta_times_kl_to_the_optimum(bench) -> None:  # type: ignore[
     best = yardstick.measure(yardstick.optimum.log_policy)
     assert best["gap"] == pytest.approx(0, abs=1e-12)
     random = torch.randn(log_policy.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(1)
-    for policy in (log_policy, yardstick.ref_logps[1], random):
+    for policy in (log_policy, yardstick.answers.ref_logps[1], random):
         numbers = yardstick.measure(policy)
         assert best["J"] - numbers["J"] == pytest.approx(BETA * numbers["gap"], abs=1e-10)
 

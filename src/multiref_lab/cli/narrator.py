@@ -1,0 +1,73 @@
+"""What an experiment says on the terminal: sentences, progress bars, tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table as Shown
+
+from multiref.report import Table
+
+__all__ = ["Narrator"]
+
+
+class Narrator:
+    """A listener (`multiref_lab.experiment`): sentences and progress bars on the terminal; sentences alone where the output is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        columns = (TextColumn("  {task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.current: tuple[str, TaskID] | None = None
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> Narrator:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def phase(self, sentence: str) -> None:
+        """What begins now, after the seconds gone by."""
+        self._clear()
+        self.console.print(f"[dim]{self._seconds():5.0f} s[/dim]  {escape(sentence)}")
+
+    def progress(self, what: str, done: int, of: int) -> None:
+        """A bar, one at a time."""
+        if self.current is None or self.current[0] != what:
+            self._clear()
+            self.current = what, self.bars.add_task(what, total=of)
+        self.bars.update(self.current[1], completed=done)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def _clear(self) -> None:
+        if self.current is not None:
+            self.bars.remove_task(self.current[1])
+            self.current = None
+
+    def line(self, text: str) -> None:
+        """A sentence alone."""
+        self.console.print(escape(text))
+
+    def end(self, report: Path, figures: Path) -> None:
+        """Where everything is."""
+        self.line(f"Report: {report}   figures: {figures}   ({self._seconds():.0f} s)")
+
+    def table(self, table: Table, columns: Sequence[int] | None = None) -> None:
+        """A report's table, or the first of its columns and some others, so that it fits a terminal; "~" stands for "(within noise)"."""
+        kept = range(len(table.header)) if columns is None else (0, *columns)
+        shown = Shown(title=table.caption, title_justify="left", title_style="dim")
+        for column in kept:
+            shown.add_column(escape(table.header[column]), justify="right" if column else "left", no_wrap=not column)
+        for number, row in enumerate(table.rows):
+            cells = (escape(row[column].replace("(within noise)", "~")) for column in kept)
+            shown.add_row(*cells, style="dim" if number in table.quiet else None)
+        self.console.print(shown)
