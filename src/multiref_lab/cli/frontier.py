@@ -40,7 +40,7 @@ def command(
     settings = _settings(config, full, change or [])
     output = output or Path("runs") / config.stem
     from multiref.training.arguments import quiet
-    from multiref_lab.cli.demo import Narrator
+    from multiref_lab.cli.narrator import Narrator
     from multiref_lab.frontier import page, tables
     from multiref_lab.frontier.execute import run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from multiref.errors import ArgumentError, OutputError
-from multiref_lab.demo.authors import one_thread
 from multiref_lab.demo.world import make
+from multiref_lab.experiment import one_thread
 from multiref_lab.frontier.findings import Findings
 from multiref_lab.frontier.grid import Cell, cells
 from multiref_lab.frontier.records import Record, kept, place

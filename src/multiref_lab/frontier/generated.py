@@ -98,7 +98,7 @@ class GeneratedBench:
             policy,
             regularizer,
             beta=cell.beta,
-            references={name: str(self.world.folder_of(name)) for name in self.names},
+            references=self.world.reference_folders,
             prompts=[problem.prompt for problem in self.world.problems(how.prompts, cell.seed)],
             tokenizer=self.world.tokenizer,
             args=args,
@@ -120,8 +120,7 @@ class SharedPairs:
         law = PairLaw(prompts=-(-pairs // each), pairs_per_prompt=each, scale=task.scale)
         other = PairLaw(prompts=TEST_PROMPTS, pairs_per_prompt=TEST_EACH, scale=task.scale)
         self.pairs = draw_pairs(world, law, seed)[:pairs]
-        folders = {name: str(world.folder_of(name)) for name in bench.names}
-        self.scores = References(folders, tokenisation=Tokenisation(end=False), device="cpu").score(self.pairs)
+        self.scores = References(world.reference_folders, tokenisation=Tokenisation(end=False), device="cpu").score(self.pairs)
         self.data = PreferenceData(self.pairs, self.scores, world.tokenizer, tokenisation=Tokenisation(end=False))
         self.train = PairSet(world, world.problems(law.prompts, seed), self.pairs[: TEST_PROMPTS * TEST_EACH])
         self.test = PairSet(world, world.problems(TEST_PROMPTS, seed + OTHER), draw_pairs(world, other, seed + OTHER))

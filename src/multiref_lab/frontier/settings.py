@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from multiref.errors import ConfigError
-from multiref_lab.demo.world import WorldSettings
+from multiref_lab.demo.authors import WorldSettings
 
 __all__ = ["METHODS", "RULES", "FrontierSettings", "Generated", "Offline", "Online", "Stories", "Task"]
 

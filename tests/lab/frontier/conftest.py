@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from multiref_lab.demo.world import WorldSettings
+from multiref_lab.demo.authors import WorldSettings
 from multiref_lab.frontier.generated import GeneratedBench
 from multiref_lab.frontier.settings import FrontierSettings, Generated, Offline, Online
 

@@ -29,7 +29,7 @@ def cell(rule: str, alpha: float, training: str = "offline") -> Cell:
 def test_every_rules_ends_are_the_single_reference_runs(rule, alpha, bench, monkeypatch):
     """Trained at α = 1 (0) on scores of both references, a rule reaches, to rounding, the policy of plain DPO (K = 1) on the first (second) alone."""
     pairs = draw_pairs(bench.world, PairLaw(prompts=32, pairs_per_prompt=2, scale=TASK.scale), 0)
-    folders = {name: str(bench.world.folder_of(name)) for name in bench.names}
+    folders = bench.world.reference_folders
     scores = References(
         {bench.names[alpha == 0]: folders[bench.names[alpha == 0]]}, tokenisation=Tokenisation(end=False), device="cpu"
     ).score(pairs)

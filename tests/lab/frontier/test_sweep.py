@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import multiref as mr
 from multiref.cli import app
 from multiref.errors import ConfigError, MultirefError
-from multiref_lab.demo.yardstick import Yardstick
+from multiref_lab.demo.yardstick import Answers, Yardstick
 from multiref_lab.frontier import page, tables
 from multiref_lab.frontier.execute import run
 from multiref_lab.frontier.findings import Findings
@@ -81,7 +81,7 @@ def test_numbers_of_a_policy_give_j_at_every_weight(bench, settings):
 def test_the_reward_missed_is_that_of_the_demos_bisection(bench, settings, cache):
     """The curve of exact optima, interpolated, against `Yardstick.best_reward`, which solves for the β of that price; at π* itself nothing is missed."""
     asked = mr.ReverseKL((0.3, 0.7))
-    yardstick = Yardstick.on(bench.world, bench.problems, asked, 1.0, scale=TASK.scale)
+    yardstick = Yardstick(Answers.of(bench.world, bench.problems, scale=TASK.scale), asked, 1.0)
     mixed = torch.logaddexp(yardstick.optimum.log_policy, bench.ref_logps[0]) - math.log(2)
     for log_policy, expected in ((yardstick.optimum.log_policy, 0.0), (mixed, None)):
         numbers = bench.measure(log_policy)
