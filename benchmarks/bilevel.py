@@ -13,7 +13,8 @@ import torch
 from record import record
 
 from multiref.training.iterative import Bilevel, OnlineDPO, Plan, State
-from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.races import enumerable_world
+from multiref_lab.toys import Size
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    task = enumerable_world(1, width=given.width).task
+    task = enumerable_world(1, Size(width=given.width)).task
     plan = Plan(labels=[128], steps=1, batch=128, prompts=64, rollouts=4)
     contestants = [
         OnlineDPO(),

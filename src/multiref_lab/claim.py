@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
+from torch import Tensor
+
+from multiref.errors import ArgumentError
 from multiref.report import Estimate
-from multiref.report.figures import Curve
-from multiref.report.figures import Plot as Figure
+from multiref.report.figures import Plot
 
 __all__ = [
+    "GROUPS",
+    "VERDICTS",
     "Check",
     "Claim",
-    "Curve",
     "Effort",
-    "Estimate",
-    "Figure",
     "Measurement",
+    "Rule",
     "Verdict",
     "all_hold",
+    "all_within",
     "at_least",
     "at_most",
+    "claim",
     "exactly",
     "near",
 ]
 
 Verdict = Literal["verified", "vacuous", "convention-dependent", "refuted", "not testable here"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+GROUPS = (
+    "exact",
+    "reverse KL",
+    "forward KL",
+    "several references",
+    "MRPO",
+    "stability",
+    "figures of the stability paper",
+    "bilevel",
+    "conventions",
+    "not testable here",
+)
 T = TypeVar("T")
 
 
@@ -59,9 +76,36 @@ class Check:
 class Measurement:
     """What an experiment found."""
 
-    checks: tuple[Check, ...]
-    figure: Figure | None = None
+    checks: Sequence[Check]
+    figure: Plot | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How checks become a verdict. The words open with the verdict that is given if every check holds; if one fails the claim is refuted.
+
+    Attributes:
+        otherwise: what a failed check means, where that is not simply "refuted".
+
+    Raises:
+        ArgumentError: words that open with no verdict.
+    """
+
+    words: str
+    otherwise: Callable[[Measurement], Verdict] = lambda measurement: "refuted"
+
+    def __post_init__(self) -> None:
+        if not self.words.startswith(VERDICTS):
+            raise ArgumentError(f"rule: found {self.words!r}, expected words that open with one of {', '.join(VERDICTS)}")
+
+    def __call__(self, measurement: Measurement) -> Verdict:
+        if all(check.holds for check in measurement.checks):
+            return next(verdict for verdict in VERDICTS if self.words.startswith(verdict))
+        return self.otherwise(measurement)
+
+
+all_hold = Rule("verified if every check holds")
 
 
 @dataclass(frozen=True)
@@ -72,18 +116,40 @@ class Claim:
         status: `found` if a paper says it, `derived` if we do.
         source: where.
         predicted: the number or relation to be seen, in words.
-        rule: the decision rule, in words; `decide` is the rule itself.
+        order: its place within the group; claims of one place stand as their files do.
     """
 
     name: str
     group: str
     statement: str
-    status: Literal["found", "derived"]
+    status: str
     source: str
     predicted: str
-    rule: str
+    rule: Rule
     measure: Callable[[Effort], Measurement]
-    decide: Callable[[Measurement], Verdict]
+    order: int
+
+
+def claim(
+    name: str, *, group: str, statement: str, source: str, predicts: str, rule: Rule | str = all_hold, order: int = 0
+) -> Callable[[Callable[[Effort], Measurement]], Claim]:
+    """Make the function below it the experiment that decides this claim; a file of `statements` needs nothing else.
+
+    Args:
+        group: of `GROUPS`, the sections of the ledger.
+        source: "FOUND, where" for what a paper says, "DERIVED, where" for what we do.
+        rule: words alone open with the verdict that is given if every check holds.
+
+    Raises:
+        ArgumentError: a source that says neither, a group that the ledger does not have.
+    """
+    if group not in GROUPS:
+        raise ArgumentError(f"group of {name}: found {group!r}, expected one of {', '.join(GROUPS)}")
+    status, _, where = source.partition(", ")
+    if status not in ("FOUND", "DERIVED"):
+        raise ArgumentError(f"source of {name}: found {source!r}, expected 'FOUND, where' or 'DERIVED, where'")
+    decided = rule if isinstance(rule, Rule) else Rule(rule)
+    return lambda measure: Claim(name, group, statement, status.lower(), where, predicts, decided, measure, order)
 
 
 def near(what: str, predicted: float, measured: float | Estimate, tolerance: float) -> Check:
@@ -98,6 +164,11 @@ def at_most(what: str, limit: float, measured: float | Estimate) -> Check:
     return Check(what, f"≤ {limit:.4g}", measured, value <= limit)
 
 
+def all_within(what: str, limit: float, errors: Tensor) -> Check:
+    """Holds if no entry is larger than `limit` in size."""
+    return at_most(what, limit, float(errors.abs().max()))
+
+
 def at_least(what: str, limit: float, measured: float | Estimate) -> Check:
     """Holds if the measured value (the lower end of its interval) is at least `limit`."""
     value = measured.low if isinstance(measured, Estimate) else measured
@@ -107,8 +178,3 @@ def at_least(what: str, limit: float, measured: float | Estimate) -> Check:
 def exactly(what: str, predicted: float, measured: float) -> Check:
     """Holds if the two are the same number: for counts."""
     return Check(what, f"{predicted:g}", measured, measured == predicted)
-
-
-def all_hold(measurement: Measurement) -> Verdict:
-    """Verified if every check holds, else refuted."""
-    return "verified" if all(check.holds for check in measurement.checks) else "refuted"

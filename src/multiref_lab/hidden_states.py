@@ -72,4 +72,5 @@ def principal_features(states: Tensor, dimension: int) -> Tensor:
             f"dimension: found {dimension}, expected at most {rank}, the directions these completions differ in; ask for fewer"
         )
     kept = centred @ directions[:dimension].T
-    return kept / (kept.flatten(0, -2).std(0) * dimension**0.5)
+    scale = kept.flatten(0, -2).std(0) * dimension**0.5
+    return torch.div(kept, scale)

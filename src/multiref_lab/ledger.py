@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import multiref
-from multiref._files import write_whole
 from multiref.errors import OutputError
+from multiref.report import Estimate, write_whole
 from multiref.report.figures import draw
-from multiref_lab.claim import Check, Estimate
+from multiref_lab.claim import VERDICTS, Check
 from multiref_lab.fingerprint import fingerprint
 from multiref_lab.registry import Outcome, claims
 
 __all__ = ["Ledger"]
 
-_VERDICTS = ("verified", "vacuous", "convention-dependent", "refuted", "not testable here")
+Entry = Mapping[str, Any]  # what JSON holds of an outcome
 
 
 class Ledger:
@@ -31,7 +33,7 @@ class Ledger:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.path = self.folder / "claims.json"
-        self.entries: dict[str, dict[str, Any]] = _read(self.path)
+        self.entries: dict[str, Entry] = _read(self.path)
         self.current = {claim.name: fingerprint(claim.measure.__module__) for claim in claims()}
 
     def has(self, name: str, *, full: bool) -> bool:
@@ -45,19 +47,22 @@ class Ledger:
         Raises:
             OutputError: the folder cannot be written.
         """
-        name = outcome.claim.name
-        picture = f"figures/claims/{name}.png" if outcome.measurement.figure else None
-        if outcome.measurement.figure:
-            draw(outcome.measurement.figure, self.folder / f"figures/claims/{name}.png", title=name)
+        name, figure = outcome.claim.name, outcome.measurement.figure
+        picture = f"figures/claims/{name}.png" if figure else None
+        if figure:
+            draw(figure, self.folder / f"figures/claims/{name}.png", title=name)
         self.entries[name] = {**_entry(outcome), "figure": picture, "fingerprint": self.current[name]}
+        self.write()
+
+    def write(self) -> None:
+        """Both files, claims in their order."""
         ordered = {claim.name: self.entries[claim.name] for claim in claims() if claim.name in self.entries}
-        write_whole(
-            self.path, json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False) + "\n"
-        )
-        write_whole(self.folder / "claims.md", page(ordered, self.current))
+        stored = json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False)
+        write_whole(self.path, stored + "\n")
+        write_whole(self.folder / "claims.md", _page(ordered, self.current))
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, Entry]:
     if not path.exists():
         return {}
     try:
@@ -69,77 +74,73 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+    return float(value) if math.isfinite(value) else str(value)
 
 
 def _check(check: Check) -> dict[str, Any]:
     found = check.measured
     interval = [_number(found.low), _number(found.high)] if isinstance(found, Estimate) else None
-    value = found.value if isinstance(found, Estimate) else float(found)
-    shown = {
-        "what": check.what,
-        "predicted": check.predicted,
-        "measured": _number(value),
-        "interval": interval,
-        "shown": check.shown,
-    }
+    value = _number(found.value if isinstance(found, Estimate) else found)
+    shown = {"what": check.what, "predicted": check.predicted, "measured": value, "interval": interval, "shown": check.shown}
     return {**shown, "holds": bool(check.holds)}
 
 
 def _entry(outcome: Outcome) -> dict[str, Any]:
     claim, figure = outcome.claim, outcome.measurement.figure
-    slopes = {c.label: str(c.slope) for c in figure.curves if c.slope is not None} if figure else {}
     return {
         "group": claim.group,
         "statement": claim.statement,
         "status": claim.status,
         "source": claim.source,
         "predicted": claim.predicted,
-        "rule": claim.rule,
+        "rule": claim.rule.words,
         "verdict": outcome.verdict,
         "checks": [_check(check) for check in outcome.measurement.checks],
-        "slopes": slopes,
+        "slopes": {c.label: str(c.slope) for c in figure.curves if c.slope is not None} if figure else {},
         "note": outcome.measurement.note,
         "full": outcome.full,
         "seconds": round(outcome.seconds, 2),
     }
 
 
-def page(entries: Mapping[str, Mapping[str, Any]], current: Mapping[str, str]) -> str:
-    """The ledger as Markdown: a table, then one section a claim."""
-    tally = {verdict: sum(e["verdict"] == verdict for e in entries.values()) for verdict in _VERDICTS}
-    full = all(e["full"] for e in entries.values())
+_LEGEND = (
+    "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
+    "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the source "
+    "allows, false in another.",
+    "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the top "
+    "decade.",
+    "- Proofs of what is derived are in [theory](theory.md), what each bound says in [bounds](bounds.md).",
+    "- A slope on random instances is evidence about those instances, not a minimax rate.",
+)
+
+
+def _page(entries: Mapping[str, Entry], current: Mapping[str, str]) -> str:
+    """The ledger as Markdown: a list, then one section a claim."""
+    tally = Counter(entry["verdict"] for entry in entries.values())
+    full = all(entry["full"] for entry in entries.values())
     lines = [
         "# Claims ledger",
         "",
         "Written by `multiref verify`; do not edit. Every claim of the papers, and every one of ours, as an experiment with a verdict."
         + ("" if full else " Some entries come from the quick form (see each section): run `multiref verify --full`."),
         "",
-        "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
-        "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the "
-        "source allows, false in another.",
-        "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the "
-        "top decade.",
-        "- Proofs of what is derived are in [theory](theory.md), what each bound says in [bounds](bounds.md).",
-        "- A slope on random instances is evidence about those instances, not a minimax rate.",
+        *_LEGEND,
         "",
-        ", ".join(f"{count} {verdict}" for verdict, count in tally.items() if count) + ".",
+        ", ".join(f"{tally[verdict]} {verdict}" for verdict in VERDICTS if tally[verdict]) + ".",
         "",
         *(
             f"- [{name}](#{name}), {e['status']}: **{e['verdict']}**. Predicted: {e['predicted']}."
             for name, e in entries.items()
         ),
     ]
-    group = None
-    for name, entry in entries.items():
-        if entry["group"] != group:
-            group = entry["group"]
-            lines += ["", f"## {group[0].upper()}{group[1:]}"]
-        lines += ["", *_section(name, entry, current[name])]
-    return "\n".join(map(_wrapped, lines)) + "\n"
+    for group, members in itertools.groupby(entries, key=lambda name: str(entries[name]["group"])):
+        lines += ["", f"## {group[0].upper()}{group[1:]}"]
+        for name in members:
+            lines += ["", *_section(name, entries[name], current[name])]
+    return "\n".join(map(_wrap, lines)) + "\n"
 
 
-def _section(name: str, entry: Mapping[str, Any], current: str) -> list[str]:
+def _section(name: str, entry: Entry, current: str) -> list[str]:
     effort = "full" if entry["full"] else "quick form"
     older = "" if entry["fingerprint"] == current else ", by an older version of the code"
     lines = [
@@ -159,7 +160,7 @@ def _section(name: str, entry: Mapping[str, Any], current: str) -> list[str]:
     return lines
 
 
-def _wrapped(line: str) -> str:
+def _wrap(line: str) -> str:
     """A line of Markdown, or a list's entry, at no more than 128 characters a line; headings and links to figures are short."""
     later = "  " if line.startswith("- ") else ""
     return textwrap.fill(line, 128, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)

@@ -1,18 +1,19 @@
-"""Run a claim: measure, decide, say so."""
+"""Every claim, found by file; run one: measure, decide, say so."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import pkgutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from importlib import import_module
 
 from multiref.errors import ArgumentError
-from multiref_lab.claim import Claim, Effort, Measurement, Verdict
-from multiref_lab.statements import CLAIMS
+from multiref_lab import statements
+from multiref_lab.claim import GROUPS, Claim, Effort, Measurement, Verdict
+from multiref_lab.experiment import one_thread
 
 __all__ = ["Outcome", "claims", "find", "verify"]
 
@@ -37,12 +38,15 @@ class Outcome:
             mark = "ok" if check.holds else "NO"
             lines.append(f"  {mark}  {check.what}: predicted {check.predicted}, measured {check.shown}")
         lines += [f"  {self.measurement.note}"] if self.measurement.note else []
-        return "\n".join([*lines, f"  rule: {self.claim.rule}"])
+        return "\n".join([*lines, f"  rule: {self.claim.rule.words}"])
 
 
+@functools.cache
 def claims() -> tuple[Claim, ...]:
-    """Every claim, in the order of the ledger."""
-    return CLAIMS
+    """Every claim of every file in `statements`: by group, by `order`, then as the files have them."""
+    files = sorted(file.name for file in pkgutil.iter_modules(statements.__path__, f"{statements.__name__}."))
+    found = [value for file in files for value in vars(import_module(file)).values() if isinstance(value, Claim)]
+    return tuple(sorted(found, key=lambda claim: (GROUPS.index(claim.group), claim.order)))
 
 
 def find(names: Sequence[str]) -> tuple[Claim, ...]:
@@ -51,25 +55,14 @@ def find(names: Sequence[str]) -> tuple[Claim, ...]:
     Raises:
         ArgumentError: a name that is no claim's, with the nearest ones.
     """
-    known = {claim.name for claim in CLAIMS}
+    known = {claim.name for claim in claims()}
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:3]
             raise ArgumentError(
                 f"claim: found {name!r}, expected a name from `multiref verify --list`; the nearest are {', '.join(close)}"
             )
-    return tuple(claim for claim in CLAIMS if not names or claim.name in names)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Many small arrays: more threads save little on an idle machine, and on a busy one they wait for each other for minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return tuple(claim for claim in claims() if not names or claim.name in names)
 
 
 def verify(name: str, full: bool = False) -> Outcome:
@@ -80,6 +73,6 @@ def verify(name: str, full: bool = False) -> Outcome:
     """
     (claim,) = find([name])
     begin = time.process_time()
-    with _one_thread():
+    with one_thread():
         measurement = claim.measure(Effort(full))
-    return Outcome(claim, claim.decide(measurement), measurement, full, time.process_time() - begin)
+    return Outcome(claim, claim.rule(measurement), measurement, full, time.process_time() - begin)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-from multiref.report import Difference, Measure, paired
-from multiref_lab.claim import Curve, Estimate
+from multiref.report import Difference, Estimate, Measure, paired
+from multiref.report.figures import Curve
 
 __all__ = ["Difference", "Estimate", "Measure", "bootstrap_mean", "fit_slope", "log_spaced", "measured_curve", "paired"]
 

@@ -1,14 +1,16 @@
 """Every claim in its quick form, with the verdict that the ledger carries; slopes; refusals; the ledger resumes."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 import multiref_lab as lab
 from multiref.errors import ArgumentError, OutputError
-from multiref_lab.claim import Claim, Effort, Measurement, exactly, near
-from multiref_lab.slopes import bootstrap_mean, fit_slope
+from multiref_lab import statements
+from multiref_lab.claim import Claim, Effort, Measurement, Rule, all_hold, claim, exactly, near
+from multiref_lab.stats import bootstrap_mean, fit_slope
 
 NOT_VERIFIED = {
     "forward-kl-learns-slower": "refuted",
@@ -23,11 +25,11 @@ NOT_VERIFIED = {
 }
 
 
-@pytest.mark.parametrize("claim", lab.claims(), ids=lambda claim: claim.name)
-def test_claim_has_the_verdict_of_the_ledger(claim: Claim):
-    outcome = lab.verify(claim.name)
-    assert outcome.verdict == NOT_VERIFIED.get(claim.name, "verified"), str(outcome)
-    assert claim.name in str(outcome) and claim.source in str(outcome)
+@pytest.mark.parametrize("each", lab.claims(), ids=lambda each: each.name)
+def test_claim_has_the_verdict_of_the_ledger(each: Claim):
+    outcome = lab.verify(each.name)
+    assert outcome.verdict == NOT_VERIFIED.get(each.name, "verified"), str(outcome)
+    assert each.name in str(outcome) and each.source in str(outcome)
 
 
 def test_claims_are_told_apart_by_name_and_by_who_says_them():
@@ -38,12 +40,47 @@ def test_claims_are_told_apart_by_name_and_by_who_says_them():
 
 def test_a_claim_is_decided_by_its_numbers():
     """The same experiment with the printed rate of forward KL predicted is refuted."""
-    right = Measurement((near("slope", -1.0, -0.97, 0.1),))
-    wrong = Measurement((near("slope", -0.5, -0.97, 0.1),))
-    from multiref_lab.claim import all_hold
-
+    right = Measurement([near("slope", -1.0, -0.97, 0.1)])
+    wrong = Measurement([near("slope", -0.5, -0.97, 0.1)])
     assert all_hold(right) == "verified" and all_hold(wrong) == "refuted"
-    assert all_hold(Measurement((exactly("violations", 0, 1),))) == "refuted"
+    assert all_hold(Measurement([exactly("violations", 0, 1)])) == "refuted"
+
+
+def test_a_rule_gives_the_verdict_that_its_words_open_with():
+    right, wrong = (Measurement([exactly("violations", 0, found)]) for found in (0, 1))
+    vacuous = Rule("vacuous if there is no violation")
+    assert vacuous(right) == "vacuous" and vacuous(wrong) == "refuted"
+    assert Rule("convention-dependent if so")(right) == "convention-dependent"
+    assert Rule("verified if so; vacuous if not", lambda measurement: "vacuous")(wrong) == "vacuous"
+    with pytest.raises(ArgumentError, match="convincing"):
+        Rule("convincing if there is no violation")
+
+
+NEW = """
+from multiref_lab.claim import Measurement, claim, exactly
+
+@claim("two-and-two", group="MRPO", statement="2 + 2 = 4.", source="DERIVED, arithmetic", predicts="4")
+def two_and_two(effort):
+    return Measurement([exactly("sum", 4, 2 + 2)])
+"""
+
+
+def test_a_claim_is_a_function_in_a_file_that_nothing_lists(tmp_path, monkeypatch):
+    (tmp_path / "sums.py").write_text(NEW)
+    monkeypatch.setattr(statements, "__path__", [*statements.__path__, str(tmp_path)])
+    lab.claims.cache_clear()
+    try:
+        outcome = lab.verify("two-and-two")
+        names = [claim.name for claim in lab.claims()]
+    finally:
+        lab.claims.cache_clear()
+        sys.modules.pop("multiref_lab.statements.sums")
+    assert outcome.verdict == "verified" and outcome.claim.status == "derived" and outcome.claim.source == "arithmetic"
+    assert names[names.index("two-and-two") - 1].startswith("mrpo-")
+    with pytest.raises(ArgumentError, match="DERIVED, where"):
+        claim("three", group="MRPO", statement="", source="a paper", predicts="")
+    with pytest.raises(ArgumentError, match="group"):
+        claim("three", group="sums", statement="", source="FOUND, a paper", predicts="")
 
 
 def test_slopes_are_recovered_with_their_uncertainty():
@@ -97,12 +134,12 @@ def test_ledger_resumes_replaces_and_tells_older_code(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "claim", [c for c in lab.claims() if c.group in ("reverse KL", "forward KL", "stability")], ids=lambda c: c.name
+    "each", [c for c in lab.claims() if c.group in ("reverse KL", "forward KL", "stability")], ids=lambda c: c.name
 )
-def test_claim_in_full(claim: Claim):
+def test_claim_in_full(each: Claim):
     expected = {**NOT_VERIFIED, "kl-regularised-crossover": "refuted"}
-    measurement = claim.measure(Effort(full=True))
-    assert claim.decide(measurement) == expected.get(claim.name, "verified"), [c for c in measurement.checks if not c.holds]
+    measurement = each.measure(Effort(full=True))
+    assert each.rule(measurement) == expected.get(each.name, "verified"), [c for c in measurement.checks if not c.holds]
 
 
 def test_a_verdict_depends_on_the_files_it_reaches_and_on_no_others():

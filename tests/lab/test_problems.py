@@ -5,7 +5,6 @@ import itertools
 import torch
 
 from multiref_lab.problems import known_reward, random_language
-from multiref_lab.statements.known_reward import ascend
 from multiref_lab.statements.zipf import missing_mass, zipf_draws
 
 
@@ -41,7 +40,7 @@ def test_regret_is_the_difference_of_values_and_the_empirical_optimum_is_where_a
         problem.regret(optimum), problem.value(problem.theta) - problem.value(optimum), atol=1e-12, rtol=0
     )
     assert (problem.regret(optimum)[:, :2].amax() < 1e-20) and (problem.regret(optimum)[:, 2:].mean(-1) > 1e-5).all()
-    end = ascend(problem, counts, 6000, step=4.0)
+    (end,) = problem.ascend(counts, [6000], curvature=0.25)
     torch.testing.assert_close(end, optimum, atol=1e-5, rtol=0)
 
 

@@ -1,48 +1,48 @@
 """The race at its smallest: what it records, that it goes on where it stopped, what its figures and table say; worlds on the seed axis."""
 
-import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.training.iterative import Bilevel, Iterative, OnlineDPO, State, train
-from multiref.training.iterative.loop import begin
-from multiref_lab.bilevel.language import enumerable_world
-from multiref_lab.bilevel.race import CONTESTANTS, Entry, KnownReward, plan_for, race
-from multiref_lab.bilevel.race_figures import curve, draw_all, summary
+from multiref.training.iterative import Iterative, OnlineDPO, State, begin, train
+from multiref_lab.races import enumerable_world
+from multiref_lab.races.figures import curve, draw_all, summary
+from multiref_lab.races.race import CONTESTANTS, Entry, Start, plan_for, race
+from multiref_lab.toys import Size
 
-SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12}
-METHODS = (
-    Entry(KnownReward()),
-    Entry(Bilevel("stop_gradient")),
-    Entry(OnlineDPO()),
-    Entry(Bilevel("stop_gradient", loop="momentum")),
-)
+SIZE = Size(4, 3, 2, width=12)
+THREE = replace(SIZE, dimension=3)
+METHODS = ("known reward", "bilevel stop gradient", "online DPO", "bilevel stop gradient, momentum loop")
+
+
+class Said:
+    """A listener that keeps what it hears."""
+
+    def __init__(self):
+        self.phases, self.steps = [], []
+
+    def phase(self, sentence):
+        self.phases.append(sentence)
+
+    def progress(self, what, done, of):
+        self.steps.append((done, of))
 
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory):
-    out, said = tmp_path_factory.mktemp("race") / "race.json", []
-    options = {
-        "beta": 0.5,
-        "seen": 8,
-        "world": 0,
-        "seeds": 2,
-        "labels": 800,
-        "work": 80,
-        "out": out,
-        "say": said.append,
-        **SIZES,
-    }
-    race(METHODS[:1], **options)
-    race(METHODS, **options)
-    assert len(said) == 4  # the first was not run again
-    return json.loads(out.read_text())["beta=0.5 seen=8 world=0"]
+    folder, said = tmp_path_factory.mktemp("race"), Said()
+    starts = [Start(name, world=0, beta=0.5, size=SIZE, seeds=2, labels=800, work=80) for name in METHODS]
+    race(folder, starts[:1]).run(said)
+    records = race(folder, starts).run(said)
+    assert said.steps == [(1, 1), (2, 4), (3, 4), (4, 4)]  # the first was not run again
+    assert {start.setting for start in starts} == {"beta=0.5 seen=8 world=0"}
+    return {start.contestant: record.found for start, record in records.items()}
 
 
 def test_every_method_spends_the_same_labels_and_is_measured_at_the_same_places(histories):
-    assert set(histories) == {"known reward", "bilevel stop gradient", "online DPO", "bilevel stop gradient, momentum loop"}
+    assert set(histories) == set(METHODS)
     for lines in histories.values():
         assert lines[0]["labels"] == 0 and 780 <= lines[-1]["labels"] <= 800 and len(lines) == 10
         assert lines[0]["gap"] == histories["online DPO"][0]["gap"]
@@ -66,7 +66,7 @@ def test_figures_and_table(histories, tmp_path):
 
 
 def test_every_contestant_has_a_name_a_budget_and_an_optimizer_that_fits_its_policy():
-    tasks = {kind: enumerable_world(1, policy=kind, **SIZES).task for kind in ("transformer", "log-linear")}
+    tasks = {kind: enumerable_world(1, SIZE, policy=kind).task for kind in ("transformer", "log-linear")}
     names = [entry.name for entry in CONTESTANTS]
     assert len(set(names)) == len(names)
     for entry in CONTESTANTS:
@@ -85,7 +85,7 @@ def test_the_known_reward_leaves_what_optimisation_leaves(histories):
 @pytest.mark.parametrize("reward_model", ["features", "transformer"])
 def test_measures_against_loops(reward_model):
     """The win rate over the start and the reward's error, summed by hand over every pair and completion."""
-    made = enumerable_world(2, dimension=3, reward_model=reward_model, **SIZES)
+    made = enumerable_world(2, THREE, reward_model=reward_model)
     state = State.begin(made.task, seed=0, learning_rate=1e-2, reward_rate=1e-2)
     with torch.no_grad():
         for parameter in [*state.policy.parameters(), *state.reward.parameters()]:
@@ -109,7 +109,7 @@ def test_measures_against_loops(reward_model):
 
 def test_worlds_of_their_own_are_like_one_world_each():
     """Labels, scores and measures of seed 1 come from world 1: the world built alone from the same draws gives the same numbers."""
-    both = enumerable_world(2, worlds=2, dimension=3, **SIZES)
+    both = enumerable_world(2, THREE, worlds=2)
     assert both.reward.shape == (2, 4, 9) and not torch.allclose(both.reward[0], both.reward[1])
     x = torch.arange(4)
     y = torch.cartesian_prod(torch.arange(3), torch.arange(3)).expand(2, 4, 9, 2)
@@ -129,7 +129,7 @@ def test_worlds_of_their_own_are_like_one_world_each():
 
 def test_a_transformer_reward_learns_the_order_from_labels_alone():
     """Nothing known of the reward: most of what its optimum would leave is gone after 2,000 labels (that of zero reward is the start)."""
-    made = enumerable_world(1, dimension=3, reward_model="transformer", **SIZES)
+    made = enumerable_world(1, THREE, reward_model="transformer")
     entry = Entry(Iterative(), reward_model="transformer")
     _, history = train(made.task, entry.method, plan_for(entry, 2_000, 1_600))
     assert history.lines[-1]["gap of the reward"][0] < 0.2 * history.lines[0]["gap of the reward"][0]
@@ -137,4 +137,4 @@ def test_a_transformer_reward_learns_the_order_from_labels_alone():
 
 def test_a_number_of_worlds_that_does_not_fit_is_refused():
     with pytest.raises(ArgumentError, match="worlds"):
-        enumerable_world(3, worlds=2, **SIZES)
+        enumerable_world(3, SIZE, worlds=2)

@@ -88,7 +88,7 @@ def _gram(difference: Tensor, weight: Tensor) -> Tensor:
     """[(S), C, d], [S, C] → [S, d, d]: Σ_c weight Δ Δᵀ."""
     if difference.ndim == 2:
         outer = (difference.unsqueeze(-1) * difference.unsqueeze(-2)).flatten(-2)
-        return (weight @ outer).unflatten(-1, (difference.shape[-1], -1))
+        return (weight @ outer).reshape(len(weight), *difference.shape[-1:], -1)
     return torch.bmm((difference * weight.unsqueeze(-1)).transpose(-1, -2), difference)
 
 

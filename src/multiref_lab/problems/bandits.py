@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_weights
 from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
+from multiref.regularizers import check_weights
 
 __all__ = ["Bandits", "random_bandits", "random_logps"]
 
@@ -63,7 +64,7 @@ def random_bandits(
     prompts: int = 1,
     completions: int = 8,
     references: int = 2,
-    weights=None,
+    weights: Sequence[float] | None = None,
     spread: float = 1.0,
     reward_max: float = 1.0,
     generator: torch.Generator,

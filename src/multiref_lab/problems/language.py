@@ -24,7 +24,7 @@ class Language:
     @property
     def completions(self) -> int:
         """V^L."""
-        return self.vocabulary**self.length
+        return int(self.vocabulary**self.length)
 
     def logps(self, levels: list[Tensor]) -> Tensor:
         """[*S, V^t, V] per level → [*S, V^L]: log-probabilities of whole completions."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
+from multiref.regularizers import check_weights
 from multiref_lab.problems.bandits import Bandits, random_logps
 
 __all__ = ["LinearBandits", "linear_bandits"]
@@ -38,7 +39,7 @@ def linear_bandits(
     completions: int = 6,
     dimension: int = 5,
     references: int = 2,
-    weights=None,
+    weights: Sequence[float] | None = None,
     spread: float = 1.0,
     reward_scale: float = 1.0,
     features: Tensor | None = None,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from multiref_lab.preferences import multinomial_counts
 
 __all__ = ["KnownReward", "known_reward"]
 
@@ -60,6 +63,27 @@ class KnownReward:
         inside = values > 1e-13 * values[..., -1:]
         along = torch.einsum("sde,sd->se", vectors, self.theta)
         return torch.einsum("sde,se->sd", vectors, torch.where(inside, along, 0.0))
+
+    def first_prompts(self, samples: int) -> Tensor:
+        """[S, X]: the first n prompts once each, the same for every population; in general position one choice is as good as another."""
+        seeds, prompts = self.features.shape[:2]
+        return (torch.arange(prompts) < samples).double().expand(seeds, prompts)
+
+    def draw_prompts(self, samples: int, *, generator: torch.Generator) -> Tensor:
+        """[S, X]: how often each prompt is among `samples` training prompts."""
+        seeds, prompts = self.features.shape[:2]
+        law = torch.full((seeds, prompts), 1 / prompts, dtype=torch.float64)
+        return multinomial_counts(torch.full((seeds,), float(samples)), law, generator=generator)
+
+    def ascend(self, prompt_counts: Tensor, marks: Sequence[int], *, curvature: Tensor | float = 1.0) -> Iterator[Tensor]:
+        """[S, d] after each number of steps in `marks`: gradient ascent on J_S from 0, step 1/curvature, ∇J_S(θ) = V_S(θ)(θ* − θ)."""
+        theta, done = torch.zeros_like(self.theta), 0
+        for mark in marks:
+            for _ in range(mark - done):
+                slope = torch.einsum("sde,se->sd", self.covariance(theta, prompt_counts), self.theta - theta)
+                theta = theta + slope / curvature
+            done = mark
+            yield theta
 
 
 def known_reward(

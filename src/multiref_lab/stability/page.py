@@ -14,10 +14,10 @@ from multiref._files import write_whole
 from multiref.report.figures import save
 from multiref.report.noise import Measure
 from multiref_lab.claim import Estimate
-from multiref_lab.slopes import fit_slope
 from multiref_lab.stability.experiment import Experiment
 from multiref_lab.stability.figures import Line, figure
 from multiref_lab.stability.grid import Axis
+from multiref_lab.stats import fit_slope
 
 __all__ = ["Page", "write_page"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,15 +12,23 @@ from torch import Tensor
 from multiref import bounds, exact
 from multiref.divergences import disagreement, kl
 from multiref.pools import power_pool
-from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
-from multiref_lab.claim import Check, Claim, Curve, Effort, Figure, Measurement, all_hold, exactly
+from multiref.regularizers import ForwardKL, ReverseKL
+from multiref.report.figures import Curve, Plot
+from multiref_lab.claim import Check, Effort, Measurement, claim, exactly
 from multiref_lab.estimators import finite_class_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import Bandits, random_bandits, random_class, refined_class
 
-__all__ = ["FORWARD_KL_BOUNDS", "REVERSE_KL_BOUNDS"]
+__all__ = ["forward_kl_bounds", "reverse_kl_bounds"]
 
 _WEIGHTS, _CLASS_SIZE, _LAWS = (0.6, 0.4), 200, ("escort", "mixture", "uniform", "reference 0")
+_bounds_hold = partial(
+    claim,
+    order=1,
+    predicts="no violation in ≥ 3,000 random instances; printed bounds looser than ours",
+    rule="verified if there is no violation",
+)
+Pairs = dict[str, tuple[Tensor, list[float]]]  # statement → gaps [S] and bounds
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,11 @@ class _Batch:
     def law(self) -> Tensor:
         return self.problem.law(self.law_name)
 
-    @property
-    def error(self) -> Tensor:
-        return self.estimate - self.problem.reward
+    def each(self, bound: Callable[..., bounds.Bound], **varying: Tensor) -> list[float]:
+        """A bound's value at each instance, from the quantities [S] that vary over them; β where the bound takes one."""
+        given: dict[str, float] = {"samples": self.samples, "reward_max": 1.0, "class_size": _CLASS_SIZE}
+        rows = zip(*(values.tolist() for values in varying.values())) if varying else [()] * len(self.estimate)
+        return [bound(**given, **dict(zip(varying, row))).value for row in rows]
 
 
 def _batches(instances: int, per_batch: int, seed: int) -> Iterator[_Batch]:
@@ -58,82 +69,67 @@ def _batches(instances: int, per_batch: int, seed: int) -> Iterator[_Batch]:
         yield _Batch(problem, candidates[torch.arange(per_batch), chosen], law, beta, samples)
 
 
-def _given(batch: _Batch, **more: float) -> dict[str, float]:
-    return {"samples": batch.samples, "reward_max": 1.0, "class_size": _CLASS_SIZE, **more}
-
-
-def _reverse_pairs(batch: _Batch) -> dict[str, tuple[Tensor, list[float]]]:
-    """Statement → gaps [S] and bounds, for reverse KL."""
-    problem, beta, law, g = batch.problem, batch.beta, batch.law, batch.error
-    pool = power_pool(problem.ref_logps, _WEIGHTS, order=0.0)
+def _reverse_pairs(batch: _Batch) -> Pairs:
+    problem, beta, law, error = batch.problem, batch.beta, batch.law, batch.estimate - batch.problem.reward
     best = exact.solve(problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=beta)
     used = exact.solve(batch.estimate, problem.ref_logps, ReverseKL(_WEIGHTS), beta=beta)
     regularised = beta * kl(used.log_policy, best.log_policy)[:, 0]
     plain = ((best.policy - used.policy) * problem.reward).sum(-1)[:, 0].abs()
-    cover = bounds.path_coverage(problem.reward, batch.estimate, pool, law, beta=beta)[:, 0].clamp_min(1).tolist()
+    pool = power_pool(problem.ref_logps, _WEIGHTS, order=0.0)
+    cover = bounds.path_coverage(problem.reward, batch.estimate, pool, law, beta=beta)[:, 0].clamp_min(1)
     greedy = problem.reward.argmax(-1, keepdim=True)
     versus = (problem.reward.amax(-1) - (used.policy * problem.reward).sum(-1))[:, 0]
-    escort_at = -(problem.law("escort").gather(-1, greedy))[:, 0, 0]
-    variance = (law.exp() * g**2).sum(-1)[:, 0] - ((law.exp() * g).sum(-1)[:, 0]) ** 2
+    escort_at = -(problem.law("escort").gather(-1, greedy))[:, 0, 0].clamp_max(0)
+    variance = (law.exp() * error**2).sum(-1)[:, 0] - ((law.exp() * error).sum(-1)[:, 0]) ** 2
+
+    def at_cover(bound: Callable[..., bounds.Bound], **more: Tensor) -> list[float]:
+        return batch.each(partial(bound, beta=beta), coverage=cover, **more)
+
     found = {
-        "Lemma M": (variance, [bounds.maximum_likelihood(**_given(batch)).value] * len(g)),
-        "Theorem 5.2": (regularised, [bounds.reverse_kl_5_2(**_given(batch, beta=beta, coverage=c)).value for c in cover]),
-        "R1": (regularised, [bounds.reverse_kl_suboptimality(**_given(batch, beta=beta, coverage=c)).value for c in cover]),
-        "R2": (plain, [bounds.reverse_kl_plain_reward(**_given(batch, beta=beta, coverage=c)).value for c in cover]),
-        "R3, greedy comparator": (
-            versus,
-            [
-                bounds.reverse_kl_versus_comparator(**_given(batch, beta=beta, coverage=c, log_comparator=q)).value
-                for c, q in zip(cover, escort_at.clamp_min(0).tolist())
-            ],
-        ),
+        "Lemma M": (variance, batch.each(bounds.maximum_likelihood)),
+        "Theorem 5.2": (regularised, at_cover(bounds.reverse_kl_5_2)),
+        "R1": (regularised, at_cover(bounds.reverse_kl_suboptimality)),
+        "R2": (plain, at_cover(bounds.reverse_kl_plain_reward)),
+        "R3, greedy comparator": (versus, at_cover(bounds.reverse_kl_versus_comparator, log_comparator=escort_at)),
     }
     if batch.law_name == "mixture":
-        price = disagreement(problem.ref_logps, _WEIGHTS)[:, 0].tolist()
-        found["1/F, pairs from the references"] = (
-            regularised,
-            [bounds.reverse_kl_from_references(**_given(batch, beta=beta, disagreement=d)).value for d in price],
-        )
+        price = disagreement(problem.ref_logps, _WEIGHTS)[:, 0]
+        known = partial(bounds.reverse_kl_from_references, beta=beta)
+        found["1/F, pairs from the references"] = (regularised, batch.each(known, disagreement=price))
     return found
 
 
-def _forward_pairs(batch: _Batch) -> dict[str, tuple[Tensor, list[float]]]:
-    """The same for forward KL."""
-    problem, beta, law = batch.problem, batch.beta, batch.law
-    regularizer: Regularizer = ForwardKL(_WEIGHTS)
+def _forward_pairs(batch: _Batch) -> Pairs:
+    problem, beta, law, mixture = batch.problem, batch.beta, batch.law, batch.problem.law("mixture")
+    regularizer = ForwardKL(_WEIGHTS)
     best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=beta)
     used = exact.solve(batch.estimate, problem.ref_logps, regularizer, beta=beta)
     regularised = (best.value - exact.value(used.log_policy, problem.reward, problem.ref_logps, regularizer, beta=beta))[:, 0]
     both = torch.maximum(best.log_policy, used.log_policy)
-    cover = bounds.coverage(both, law)[:, 0].clamp_min(1).tolist()
-    own = bounds.coverage(both, problem.law("mixture"))[:, 0].clamp_min(1).tolist()
-    sampling = bounds.coverage(problem.law("mixture"), law)[:, 0].clamp_min(1).tolist()
     top = torch.zeros_like(law).scatter_(-1, problem.reward.argmax(-1, keepdim=True), 1.0)
-    q = (0.5 * top + 0.5 * problem.law("mixture").exp()).log()
+    q = (0.5 * top + 0.5 * mixture.exp()).log()
     versus = ((q.exp() - used.policy) * problem.reward).sum(-1)[:, 0]
-    q_cover = bounds.coverage(torch.maximum(q, used.log_policy), law)[:, 0].clamp_min(1).tolist()
-    q_price = kl(problem.law("mixture"), q)[:, 0].clamp_min(0).tolist()
+
+    def cover(policy: Tensor, law: Tensor) -> Tensor:
+        return bounds.coverage(policy, law)[:, 0].clamp_min(1)
+
+    half_greedy = {
+        "coverage": cover(torch.maximum(q, used.log_policy), law),
+        "comparator_kl": kl(mixture, q)[:, 0].clamp_min(0),
+    }
+    fast = {"coverage": cover(both, mixture), "sampling_coverage": cover(mixture, law)}
     return {
-        "Theorem 6.2": (regularised, [bounds.forward_kl_6_2(**_given(batch, coverage=c)).value for c in cover]),
-        "F1": (regularised, [bounds.forward_kl_slow(**_given(batch, coverage=c)).value for c in cover]),
+        "Theorem 6.2": (regularised, batch.each(bounds.forward_kl_6_2, coverage=cover(both, law))),
+        "F1": (regularised, batch.each(bounds.forward_kl_slow, coverage=cover(both, law))),
         "F1, half-greedy comparator": (
             versus,
-            [
-                bounds.forward_kl_versus_comparator(**_given(batch, beta=beta, coverage=c, comparator_kl=d)).value
-                for c, d in zip(q_cover, q_price)
-            ],
+            batch.each(partial(bounds.forward_kl_versus_comparator, beta=beta), **half_greedy),
         ),
-        "F2": (
-            regularised,
-            [
-                bounds.forward_kl_fast(**_given(batch, beta=beta, coverage=c, sampling_coverage=m)).value
-                for c, m in zip(own, sampling)
-            ],
-        ),
+        "F2": (regularised, batch.each(partial(bounds.forward_kl_fast, beta=beta), **fast)),
     }
 
 
-def _measure(effort: Effort, pairs: Callable[[_Batch], dict], axis: str) -> Measurement:
+def _against(effort: Effort, pairs: Callable[[_Batch], Pairs], axis: str) -> Measurement:
     instances, per_batch = effort.choose((300, 25), (10_000, 100))
     ratios: dict[str, list[Tensor]] = {}
     sizes: dict[str, list[Tensor]] = {}
@@ -141,52 +137,37 @@ def _measure(effort: Effort, pairs: Callable[[_Batch], dict], axis: str) -> Meas
         for name, (gap, bound) in pairs(batch).items():
             ratios.setdefault(name, []).append(gap.clamp_min(0) / torch.tensor(bound, dtype=torch.float64))
             sizes.setdefault(name, []).append(torch.full_like(gap, float(batch.samples)))
-    checks: list[Check] = []
-    curves: list[Curve] = []
+    checks, curves = [], []
     for name, parts in ratios.items():
         tightness, n = torch.cat(parts), torch.cat(sizes[name])
-        checks.append(exactly(f"{name}: violations in {len(tightness)}", 0, float((tightness > 1 + 1e-9).sum())))
         positive = tightness > 1e-13
         looseness = float((1 / tightness[positive]).median()) if bool(positive.any()) else float("inf")
-        checks.append(Check(f"{name}: median bound / gap where the gap is not 0", "≥ 1, recorded", looseness, looseness >= 1))
+        checks += [
+            exactly(f"{name}: violations in {len(tightness)}", 0, float((tightness > 1 + 1e-9).sum())),
+            Check(f"{name}: median bound / gap where the gap is not 0", "≥ 1, recorded", looseness, looseness >= 1),
+        ]
         order = n[positive].argsort()[:: max(1, int(positive.sum()) // 300)]
-        curves.append(
-            Curve(
-                f"{name} (median {looseness:.2g}× loose)",
-                tuple(n[positive][order].tolist()),
-                tuple(tightness[positive][order].tolist()),
-                "points",
-            )
-        )
-    trivial = Curve("bound = gap", (100.0, 100_000.0), (1.0, 1.0), "trivial")
-    return Measurement(tuple(checks), Figure("preference pairs n", f"{axis}: gap / bound", (*curves, trivial)))
+        x, y = (each[positive][order].tolist() for each in (n, tightness))
+        curves.append(Curve(f"{name} (median {looseness:.2g}× loose)", x, y, "points"))
+    curves.append(Curve("bound = gap", (100.0, 100_000.0), (1.0, 1.0), "trivial"))
+    return Measurement(checks, Plot("preference pairs n", f"{axis}: gap / bound", curves))
 
 
-def _claim(name: str, group: str, statement: str, source: str, pairs) -> Claim:
-    return Claim(
-        name=name,
-        group=group,
-        statement=statement,
-        status="derived",
-        source=source,
-        predicted="no violation in ≥ 3,000 random instances; printed bounds looser than ours",
-        rule="verified if there is no violation",
-        measure=lambda effort: _measure(effort, pairs, group),
-        decide=all_hold,
-    )
-
-
-REVERSE_KL_BOUNDS = _claim(
+@_bounds_hold(
     "reverse-kl-bounds-hold",
-    "reverse KL",
-    "Theorem 5.2, R1, R2, R3, Lemma M and the 1/F price are never below the measured gap, at the instance's own coverage.",
-    "arXiv 2502.01203, Theorem 5.2; docs/theory.md 4",
-    _reverse_pairs,
+    group="reverse KL",
+    statement="Theorem 5.2, R1, R2, R3, Lemma M and the 1/F price are never below the measured gap, at the instance's own coverage.",
+    source="DERIVED, arXiv 2502.01203, Theorem 5.2; docs/theory.md 4",
 )
-FORWARD_KL_BOUNDS = _claim(
+def reverse_kl_bounds(effort: Effort) -> Measurement:
+    return _against(effort, _reverse_pairs, "reverse KL")
+
+
+@_bounds_hold(
     "forward-kl-bounds-hold",
-    "forward KL",
-    "Theorem 6.2, F1 and F2 are never below the measured gap, at the instance's own coverage.",
-    "arXiv 2502.01203, Theorem 6.2; docs/theory.md 4",
-    _forward_pairs,
+    group="forward KL",
+    statement="Theorem 6.2, F1 and F2 are never below the measured gap, at the instance's own coverage.",
+    source="DERIVED, arXiv 2502.01203, Theorem 6.2; docs/theory.md 4",
 )
+def forward_kl_bounds(effort: Effort) -> Measurement:
+    return _against(effort, _forward_pairs, "forward KL")

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import torch
 
-from multiref_lab.claim import Check, Claim, Curve, Effort, Figure, Measurement, all_hold, at_most, exactly
+from multiref.report.figures import Curve, Plot
+from multiref_lab.claim import Effort, Measurement, at_most, claim, exactly
 from multiref_lab.estimators import finite_class_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import random_bandits, random_class
-from multiref_lab.slopes import log_spaced
+from multiref_lab.stats import log_spaced
 
-__all__ = ["EXPONENTIAL_REGIME"]
+__all__ = ["exponential_regime"]
 
 _CLASS_SIZE, _COMPLETIONS = 2000, 12
 
 
-def _measure(effort: Effort) -> Measurement:
+@claim(
+    "finite-class-exponential-regime",
+    group="reverse KL",
+    order=3,
+    statement="A fixed finite class (2,000 rewards on 12 completions) identifies the truth exponentially fast: "
+    "no rate in n can be fitted there.",
+    source="DERIVED, docs/theory.md 4",
+    predicts="no wrong pick at n = 10⁴; slope steeper than −2 on the way there",
+    rule="verified if all three hold",
+)
+def exponential_regime(effort: Effort) -> Measurement:
     generator = torch.Generator().manual_seed(41)
     runs = effort.choose(200, 10_000)
     problem = random_bandits(1, completions=_COMPLETIONS, generator=generator)
@@ -26,35 +37,17 @@ def _measure(effort: Effort) -> Measurement:
     for size in sizes:
         counts = sample_pairs(reward, torch.zeros_like(reward).log_softmax(-1), size, generator=generator)
         wrong.append(float((finite_class_mle(candidates, counts) != 0).double().mean()))
-    seen = [(n, p) for n, p in zip(sizes, wrong) if p > 0]
-    slope = _last_slope(seen)
+    seen = [(float(n), p) for n, p in zip(sizes, wrong) if p > 0]
+    before, last = torch.tensor(seen[-2:], dtype=torch.float64).log()
+    slope = float((last[1] - before[1]) / (last[0] - before[0]))
     curves = (
-        Curve("share of runs that pick a wrong reward", tuple(float(n) for n, _ in seen), tuple(p for _, p in seen)),
+        Curve("share of runs that pick a wrong reward", [n for n, _ in seen], [p for _, p in seen]),
         Curve("1/n through the first point", (100.0, 10_000.0), (seen[0][1], seen[0][1] / 100), "theory"),
     )
-    checks: tuple[Check, ...] = (
+    checks = (
         exactly("share of wrong picks at n = 10⁴", 0, wrong[sizes.index(10_000)]),
         exactly("share of wrong picks at n = 10⁵", 0, wrong[-1]),
         at_most("log-log slope of the last measured stretch (a power law would keep −½ or −1)", -2.0, slope),
     )
     note = f"{runs * len(sizes):,} fits over {_CLASS_SIZE:,} candidates; slopes are therefore measured in linear or refined classes."
-    return Measurement(checks, Figure("preference pairs n", "share of wrong picks", curves), note)
-
-
-def _last_slope(seen: list[tuple[int, float]]) -> float:
-    (n0, p0), (n1, p1) = seen[-2:]
-    points = torch.tensor([[n0, p0], [n1, p1]], dtype=torch.float64).log()
-    return float((points[1, 1] - points[0, 1]) / (points[1, 0] - points[0, 0]))
-
-
-EXPONENTIAL_REGIME = Claim(
-    name="finite-class-exponential-regime",
-    group="reverse KL",
-    statement="A fixed finite class (2,000 rewards on 12 completions) identifies the truth exponentially fast: no rate in n can be fitted there.",
-    status="derived",
-    source="docs/theory.md 4",
-    predicted="no wrong pick at n = 10⁴; slope steeper than −2 on the way there",
-    rule="verified if all three hold",
-    measure=_measure,
-    decide=all_hold,
-)
+    return Measurement(checks, Plot("preference pairs n", "share of wrong picks", curves), note)

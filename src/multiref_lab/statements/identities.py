@@ -4,45 +4,59 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from multiref import exact
 from multiref.divergences import disagreement, kl, reverse_kl
 from multiref.pools import power_pool
 from multiref.regularizers import ReverseKL
-from multiref_lab.claim import Claim, Effort, Measurement, all_hold, at_most, exactly
-from multiref_lab.problems import random_bandits, random_language, random_logps
+from multiref_lab.claim import Effort, Measurement, all_within, at_most, claim, exactly
+from multiref_lab.problems import Bandits, random_bandits, random_language, random_logps
 
-__all__ = ["CONVEXITY", "DISAGREEMENT", "ESCORT", "MERGE", "POOL_ORDER", "REGRET"]
+__all__ = ["convexity", "disagreement_identity", "escort", "merge", "pool_order", "regret"]
 
 _BETA, _WEIGHTS = 0.3, (0.6, 0.3, 0.1)
+_identity = partial(claim, group="exact", rule="verified if every error is of rounding size")
 
 
-def _problem(effort: Effort, seed: int):
+def _problem(effort: Effort, seed: int) -> tuple[Bandits, torch.Generator]:
     generator = torch.Generator().manual_seed(seed)
-    return random_bandits(
-        effort.choose(200, 3000), completions=7, references=3, weights=_WEIGHTS, generator=generator
-    ), generator
+    seeds = effort.choose(200, 3000)
+    return random_bandits(seeds, completions=7, references=3, weights=_WEIGHTS, generator=generator), generator
 
 
-def _merge(effort: Effort) -> Measurement:
+@_identity(
+    "merge-identity",
+    statement="The reverse-KL optimum for any weights is the normalised geometric mean of the K single-reference optima.",
+    source="DERIVED, docs/theory.md 1 (c)",
+    predicts="error 0",
+)
+def merge(effort: Effort) -> Measurement:
     problem, _ = _problem(effort, 11)
-    singles = torch.stack(
-        [exact.solve(problem.reward, problem.ref_logps[k : k + 1], ReverseKL(), beta=_BETA).log_policy for k in range(3)]
-    )
+    each = [exact.solve(problem.reward, problem.ref_logps[k : k + 1], ReverseKL(), beta=_BETA).log_policy for k in range(3)]
     together = exact.solve(problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=_BETA).policy
-    mean = (singles * torch.tensor(_WEIGHTS, dtype=torch.float64)[:, None, None, None]).sum(0).exp()
+    mean = (torch.stack(each) * torch.tensor(_WEIGHTS, dtype=torch.float64)[:, None, None, None]).sum(0).exp()
     merged = mean / mean.sum(-1, keepdim=True)
-    return Measurement((at_most("largest |merged − solved|", 1e-12, float((merged - together).abs().max())),))
+    return Measurement([all_within("largest |merged − solved|", 1e-12, merged - together)])
 
 
-def _convexity(effort: Effort) -> Measurement:
+@_identity(
+    "convexity-in-weights",
+    statement="The best attainable regularised value is convex in the weights: "
+    "it never favours mixing over the best single reference.",
+    source="DERIVED, docs/theory.md 1 (d)",
+    predicts="no excess",
+    rule="verified if no excess is above rounding",
+)
+def convexity(effort: Effort) -> Measurement:
     problem, generator = _problem(effort, 12)
     weights = torch.rand(20, 3, generator=generator, dtype=torch.float64)
     weights = weights / weights.sum(-1, keepdim=True)
 
-    def value(w):
+    def value(w: Tensor) -> Tensor:
         return exact.solve(problem.reward, problem.ref_logps, ReverseKL(tuple(w.tolist())), beta=_BETA).value
 
     vertices = torch.stack([value(v) for v in torch.eye(3, dtype=torch.float64)])
@@ -56,22 +70,34 @@ def _convexity(effort: Effort) -> Measurement:
             at_most("largest J*(w) − Σ w_k J*(reference k)", 1e-12, excess),
             at_most("largest J*(w) − best single reference", 1e-12, over_best),
         ),
-        note="On the regularised value mixing never beats the best single reference; what it can gain is coverage, statistics or another reward.",
+        note="On the regularised value mixing never beats the best single reference; "
+        "what it can gain is coverage, statistics or another reward.",
     )
 
 
-def _regret(effort: Effort) -> Measurement:
+@_identity(
+    "regret-identity",
+    statement="J* − J(π) = β KL(π‖π*) for every policy, under reverse KL.",
+    source="DERIVED, docs/theory.md 1 (a)",
+    predicts="error 0",
+)
+def regret(effort: Effort) -> Measurement:
     problem, generator = _problem(effort, 13)
     regularizer = ReverseKL(_WEIGHTS)
     best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
     other = random_logps(*problem.reward.shape, generator=generator, spread=2.0)
     lost = best.value - exact.value(other, problem.reward, problem.ref_logps, regularizer, beta=_BETA)
-    return Measurement(
-        (at_most("largest |J* − J(π) − β KL(π‖π*)|", 1e-11, float((lost - _BETA * kl(other, best.log_policy)).abs().max())),)
-    )
+    error = lost - _BETA * kl(other, best.log_policy)
+    return Measurement((all_within("largest |J* − J(π) − β KL(π‖π*)|", 1e-11, error),))
 
 
-def _disagreement(effort: Effort) -> Measurement:
+@_identity(
+    "disagreement-identity",
+    statement="−log F = min_q Σ w_k KL(q‖π_k), reached by the escort; Rényi for K = 2; F = E[e^{−D}] under the tokenwise pool.",
+    source="DERIVED, docs/theory.md 1 (b) and 5",
+    predicts="error 0, no q below",
+)
+def disagreement_identity(effort: Effort) -> Measurement:
     problem, generator = _problem(effort, 14)
     price = disagreement(problem.ref_logps, _WEIGHTS)
     at_escort = reverse_kl(problem.law("escort"), problem.ref_logps, _WEIGHTS)
@@ -88,41 +114,49 @@ def _disagreement(effort: Effort) -> Measurement:
     mean = (language.logps(tokens) - along).exp().sum(-1)
     return Measurement(
         (
-            at_most("largest |−log F − Σ w_k KL(escort‖π_k)|", 1e-12, float((price - at_escort).abs().max())),
+            all_within("largest |−log F − Σ w_k KL(escort‖π_k)|", 1e-12, price - at_escort),
             at_most("largest −log F − Σ w_k KL(q‖π_k) over other q", 0.0, -lower),
-            at_most("K = 2: largest |−log F − (1 − w_1) D_{w_1}(π_1‖π_2)|", 1e-12, float((two - 0.4 * renyi).abs().max())),
-            at_most("largest |E_tokenwise[e^{−D}] − F| on language models", 1e-12, float((mean - (-whole).exp()).abs().max())),
+            all_within("K = 2: largest |−log F − (1 − w_1) D_{w_1}(π_1‖π_2)|", 1e-12, two - 0.4 * renyi),
+            all_within("largest |E_tokenwise[e^{−D}] − F| on language models", 1e-12, mean - (-whole).exp()),
         )
     )
 
 
-def _escort(effort: Effort) -> Measurement:
-    """Follow the exact expected k1-in-reward gradient, by natural steps, from a random policy: where does it end?"""
+@_identity(
+    "escort-as-k1-optimum",
+    statement="With reward zero, k1 on the weighted log-ratio in the reward ends at the generalised escort.",
+    source="DERIVED, docs/theory.md 6",
+    predicts="KL 0, value −log F",
+)
+def escort(effort: Effort) -> Measurement:
+    """Follow the exact expected k1-in-reward gradient, by natural steps, from a random policy: where does it end?
+
+    Natural gradient of −E_π[k1]: the score of each completion moves by its centred advantage −(log π − Σ w_k log π_k).
+    """
     problem, generator = _problem(effort, 15)
     log_policy = random_logps(*problem.reward.shape, generator=generator)
     pool = power_pool(problem.ref_logps, _WEIGHTS, order=0.0)
-    for _ in range(
-        60
-    ):  # natural gradient of −E_π[k1]: the score of each completion moves by its centred advantage −(log π − Σ w_k log π_k)
+    for _ in range(60):
         log_policy = (log_policy - 0.5 * (log_policy - pool)).log_softmax(-1)
+    left = reverse_kl(log_policy, problem.ref_logps, _WEIGHTS) - disagreement(problem.ref_logps, _WEIGHTS)
     return Measurement(
         (
-            at_most("largest KL(end‖escort)", 1e-12, float(kl(log_policy, problem.law("escort")).abs().max())),
-            at_most(
-                "largest |Σ w_k KL(end‖π_k) − (−log F)|",
-                1e-12,
-                float(
-                    (reverse_kl(log_policy, problem.ref_logps, _WEIGHTS) - disagreement(problem.ref_logps, _WEIGHTS))
-                    .abs()
-                    .max()
-                ),
-            ),
+            all_within("largest KL(end‖escort)", 1e-12, kl(log_policy, problem.law("escort"))),
+            all_within("largest |Σ w_k KL(end‖π_k) − (−log F)|", 1e-12, left),
         ),
         note="Reward zero: multi-teacher on-policy distillation. Its optimum is the escort and its floor −log F.",
     )
 
 
-def _pool_order(effort: Effort) -> Measurement:
+@_identity(
+    "pool-order",
+    statement="harmonic ≤ geometric ≤ arithmetic; at whole-completion log-probabilities the outer two are nearly the minimum "
+    "and the maximum.",
+    source="DERIVED, docs/theory.md 3",
+    predicts="no entry out of order",
+    rule="verified if nothing is out of order and the distance to minimum and maximum is at most −log min w",
+)
+def pool_order(effort: Effort) -> Measurement:
     problem, generator = _problem(effort, 16)
     pools = [power_pool(problem.ref_logps, _WEIGHTS, order=order) for order in (-4.0, -1.0, -0.5, 0.0, 0.5, 1.0, 4.0)]
     wrong = sum(int((a > b + 1e-12).sum()) for a, b in itertools.pairwise(pools))
@@ -136,53 +170,6 @@ def _pool_order(effort: Effort) -> Measurement:
             at_most("largest harmonic − min over references, nats", limit, float(harmonic.max())),
             at_most("largest max over references − arithmetic, nats", limit, float(arithmetic.max())),
         ),
-        note="At whole-completion log-probabilities (sd 10 nats) the harmonic pool is the minimum and the arithmetic one the maximum, up to −log min w.",
+        note="At whole-completion log-probabilities (sd 10 nats) the harmonic pool is the minimum and the arithmetic one the "
+        "maximum, up to −log min w.",
     )
-
-
-def _identity(
-    name: str, statement: str, source: str, predicted: str, measure, rule: str = "verified if every error is of rounding size"
-) -> Claim:
-    return Claim(name, "exact", statement, "derived", source, predicted, rule, measure, all_hold)
-
-
-MERGE = _identity(
-    "merge-identity",
-    "The reverse-KL optimum for any weights is the normalised geometric mean of the K single-reference optima.",
-    "docs/theory.md 1 (c)",
-    "error 0",
-    _merge,
-)
-CONVEXITY = _identity(
-    "convexity-in-weights",
-    "The best attainable regularised value is convex in the weights: it never favours mixing over the best single reference.",
-    "docs/theory.md 1 (d)",
-    "no excess",
-    _convexity,
-    "verified if no excess is above rounding",
-)
-REGRET = _identity(
-    "regret-identity", "J* − J(π) = β KL(π‖π*) for every policy, under reverse KL.", "docs/theory.md 1 (a)", "error 0", _regret
-)
-DISAGREEMENT = _identity(
-    "disagreement-identity",
-    "−log F = min_q Σ w_k KL(q‖π_k), reached by the escort; Rényi for K = 2; F = E[e^{−D}] under the tokenwise pool.",
-    "docs/theory.md 1 (b) and 5",
-    "error 0, no q below",
-    _disagreement,
-)
-ESCORT = _identity(
-    "escort-as-k1-optimum",
-    "With reward zero, k1 on the weighted log-ratio in the reward ends at the generalised escort.",
-    "docs/theory.md 6",
-    "KL 0, value −log F",
-    _escort,
-)
-POOL_ORDER = _identity(
-    "pool-order",
-    "harmonic ≤ geometric ≤ arithmetic; at whole-completion log-probabilities the outer two are nearly the minimum and the maximum.",
-    "docs/theory.md 3",
-    "no entry out of order",
-    _pool_order,
-    "verified if nothing is out of order and the distance to minimum and maximum is at most −log min w",
-)

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from multiref import bounds, exact
 from multiref.regularizers import ReverseKL
-from multiref_lab.claim import Claim, Curve, Effort, Figure, Measurement, all_hold, exactly, near
+from multiref.report.figures import Plot
+from multiref_lab.claim import Effort, Measurement, claim, exactly, near
+from multiref_lab.curves import along, fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
-from multiref_lab.slopes import fit_slope, log_spaced, measured_curve
+from multiref_lab.stats import log_spaced
 
-__all__ = ["LEARNED_PARAMETER", "LEARNED_VALUE", "replace_one"]
+__all__ = ["learned_parameter", "learned_value", "replace_one"]
+
+_learned = partial(claim, group="stability", source="DERIVED, theory, online-and-generalisation 5.6")
 
 
 def replace_one(problem: LinearBandits, counts: PairCounts, law_logps: Tensor, *, generator: torch.Generator) -> PairCounts:
-    """The same data sets with one pair, drawn among those present, replaced by a fresh one (pairs of one completion with itself left out)."""
+    """The same data sets with one pair, drawn among those present, replaced by a fresh one.
+
+    Pairs of one completion with itself are left out.
+    """
     difference = problem.reward[..., counts.first] - problem.reward[..., counts.second]
     shown = (law_logps[..., counts.first] + law_logps[..., counts.second]).exp()
     fresh = torch.cat((shown * torch.sigmoid(difference), shown * torch.sigmoid(-difference)), -1).flatten(-2)
     present = torch.cat((counts.wins, counts.losses), -1)
     out = torch.multinomial(present.flatten(-2), 1, generator=generator)
     new = torch.multinomial(fresh, 1, generator=generator)
-    changed = present.flatten(-2).scatter_add(-1, out, -torch.ones_like(out, dtype=torch.float64))
-    changed = changed.scatter_add(-1, new, torch.ones_like(new, dtype=torch.float64)).reshape(present.shape)
+    one = torch.ones_like(out, dtype=torch.float64)
+    changed = present.flatten(-2).scatter_add(-1, out, -one).scatter_add(-1, new, one).reshape(present.shape)
     wins, losses = changed.chunk(2, -1)
     return PairCounts(counts.first, counts.second, wins, losses)
 
 
-def _curves(effort: Effort) -> tuple[list[int], dict[str, Tensor], LinearBandits]:
+def _replacements(effort: Effort) -> tuple[list[int], dict[str, Tensor], LinearBandits]:
+    """Numbers of pairs n; at each, [S, P]: how far one replacement moves the parameter and the value, and how far the fit is off."""
     generator = torch.Generator().manual_seed(91)
     problem = linear_bandits(effort.choose(60, 2000), prompts=4, completions=6, dimension=5, generator=generator)
     law = problem.law("uniform")
@@ -38,15 +48,14 @@ def _curves(effort: Effort) -> tuple[list[int], dict[str, Tensor], LinearBandits
     columns: dict[str, list[Tensor]] = {"parameter": [], "sup": [], "mean": [], "error": []}
     for size in sizes:
         counts = sample_pairs(problem.reward, law, size, generator=generator)
-        first = logistic_mle(problem.features, counts, ridge=1e-3)
-        second = logistic_mle(
-            problem.features, replace_one(problem, counts, law, generator=generator), ridge=1e-3, start=first.theta
-        )
-        moved = (_value(problem, first.theta) - _value(problem, second.theta)).abs()
-        columns["parameter"].append((first.theta - second.theta).norm(dim=-1))
+        first = logistic_mle(problem.features, counts, ridge=1e-3).theta
+        other = replace_one(problem, counts, law, generator=generator)
+        second = logistic_mle(problem.features, other, ridge=1e-3, start=first).theta
+        moved = (_value(problem, first) - _value(problem, second)).abs()
+        columns["parameter"].append((first - second).norm(dim=-1))
         columns["sup"].append(moved.amax(-1))
         columns["mean"].append(moved.mean(-1))
-        columns["error"].append((first.theta - problem.theta).norm(dim=-1))
+        columns["error"].append((first - problem.theta).norm(dim=-1))
     return sizes, {name: torch.stack(parts, -1) for name, parts in columns.items()}, problem
 
 
@@ -63,69 +72,41 @@ def _pair_curvature(problem: LinearBandits) -> float:
     return float(torch.linalg.eigvalsh(covariance)[:, 0].min())
 
 
-def _parameter(effort: Effort) -> Measurement:
-    sizes, found, problem = _curves(effort)
-    slope = fit_slope(sizes, found["parameter"])
+@_learned(
+    "learned-reward-parameter-stability",
+    statement="With a learned linear reward, replacing one pair moves the parameter by O(1/n).",
+    predicts="slope −1; within 4L/(μn)",
+    rule="verified if the slope is within 0.1 and no replacement is above the bound",
+)
+def learned_parameter(effort: Effort) -> Measurement:
+    sizes, found, problem = _replacements(effort)
+    slope, curve = fitted("one pair replaced", sizes, found["parameter"])
     norm = float(problem.features.norm(dim=-1).max())
-    radius = float(problem.theta.norm(dim=-1).max()) * 2
-    bound = bounds.learned_reward_parameter(
-        samples=1, feature_norm=norm, radius=radius, pair_curvature=_pair_curvature(problem)
-    )
-    line = Curve(
-        "4L/(μn) (derived), worst problem", tuple(map(float, sizes)), tuple(bound.at(samples=n).value for n in sizes), "bound"
-    )
-    above = int(sum((found["parameter"][:, i] > line.y[i]).sum() for i in range(len(sizes))))
-    figure = Figure(
-        "preference pairs n",
-        "‖θ̂_S − θ̂_S'‖",
-        (measured_curve("one pair replaced", sizes, found["parameter"], slope=slope), line),
-    )
-    return Measurement(
-        (near("slope", -1, slope, effort.choose(0.2, 0.1)), exactly("replacements above the bound", 0, above)), figure
-    )
+    radius, curvature = float(problem.theta.norm(dim=-1).max()) * 2, _pair_curvature(problem)
+    bound = bounds.learned_reward_parameter(samples=1, feature_norm=norm, radius=radius, pair_curvature=curvature)
+    line = along("4L/(μn) (derived), worst problem", bound, sizes)
+    above = int((found["parameter"] > torch.tensor(line.y, dtype=torch.float64)).sum())
+    checks = (near("slope", -1, slope, effort.choose(0.2, 0.1)), exactly("replacements above the bound", 0, above))
+    return Measurement(checks, Plot("preference pairs n", "‖θ̂_S − θ̂_S'‖", (curve, line)))
 
 
-def _value_claim(effort: Effort) -> Measurement:
-    sizes, found, _ = _curves(effort)
-    slopes = {name: fit_slope(sizes, found[name]) for name in ("sup", "mean", "error")}
-    figure = Figure(
-        "preference pairs n",
-        "|f_S(x) − f_S'(x)|",
-        (
-            measured_curve("largest over prompts", sizes, found["sup"], slope=slopes["sup"]),
-            measured_curve("mean over prompts", sizes, found["mean"], slope=slopes["mean"]),
-        ),
-    )
+@_learned(
+    "learned-reward-value-stability",
+    statement="With a learned linear reward, replacing one pair moves the value by O(n^{−3/2}) (realisable, covered).",
+    predicts="slope −3/2, at the worst prompt and on average",
+    rule="verified if both slopes are within 0.15 and the error's is −½ within 0.1",
+)
+def learned_value(effort: Effort) -> Measurement:
+    sizes, found, _ = _replacements(effort)
+    sup, worst = fitted("largest over prompts", sizes, found["sup"])
+    mean, average = fitted("mean over prompts", sizes, found["mean"])
+    error, _ = fitted("error", sizes, found["error"])
     tolerance = effort.choose(0.25, 0.15)
     checks = (
-        near("slope of the largest over prompts", -1.5, slopes["sup"], tolerance),
-        near("slope of the mean over prompts", -1.5, slopes["mean"], tolerance),
-        near("slope of ‖θ̂ − θ*‖", -0.5, slopes["error"], effort.choose(0.15, 0.1)),
+        near("slope of the largest over prompts", -1.5, sup, tolerance),
+        near("slope of the mean over prompts", -1.5, mean, tolerance),
+        near("slope of ‖θ̂ − θ*‖", -0.5, error, effort.choose(0.15, 0.1)),
     )
-    return Measurement(
-        checks, figure, note="Log-linear DPO is this maximum likelihood in another letter: its stability is the same number."
-    )
-
-
-LEARNED_PARAMETER = Claim(
-    name="learned-reward-parameter-stability",
-    group="stability",
-    statement="With a learned linear reward, replacing one pair moves the parameter by O(1/n).",
-    status="derived",
-    source="theory, online-and-generalisation 5.6",
-    predicted="slope −1; within 4L/(μn)",
-    rule="verified if the slope is within 0.1 and no replacement is above the bound",
-    measure=_parameter,
-    decide=all_hold,
-)
-LEARNED_VALUE = Claim(
-    name="learned-reward-value-stability",
-    group="stability",
-    statement="With a learned linear reward, replacing one pair moves the value by O(n^{−3/2}) (realisable, covered).",
-    status="derived",
-    source="theory, online-and-generalisation 5.6",
-    predicted="slope −3/2, at the worst prompt and on average",
-    rule="verified if both slopes are within 0.15 and the error's is −½ within 0.1",
-    measure=_value_claim,
-    decide=all_hold,
-)
+    figure = Plot("preference pairs n", "|f_S(x) − f_S'(x)|", (worst, average))
+    note = "Log-linear DPO is this maximum likelihood in another letter: its stability is the same number."
+    return Measurement(checks, figure, note)

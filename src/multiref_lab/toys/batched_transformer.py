@@ -5,36 +5,45 @@ Training S seeds then costs little more than one, because at this size it is the
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from multiref.errors import ArgumentError
+from multiref_lab.toys.enumerable import Size, ToyPolicy
 
 __all__ = ["BatchedTransformer", "TransformerReward"]
 
 
-class BatchedTransformer(nn.Module):
-    """π(y_t | x, y_<t) for completions of `length` tokens from `vocabulary`: token 0 of the context is the prompt. Pre-norm, one or more layers."""
+class BatchedTransformer(ToyPolicy):
+    """π(y_t | x, y_<t) for completions of a few tokens: token 0 of the context is the prompt. Pre-norm, one or more layers."""
 
     def __init__(
-        self, seeds: int, prompts: int, vocabulary: int, length: int, *, width: int = 24, heads: int = 2, layers: int = 1,
-        spread: float = 1.0, eps: float = 1e-5, generator: torch.Generator,
-    ):  # fmt: skip
+        self,
+        seeds: int,
+        size: Size,
+        *,
+        heads: int = 2,
+        layers: int = 1,
+        spread: float = 1.0,
+        eps: float = 1e-5,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
+        width, vocabulary, length, prompts = size.width, size.vocabulary, size.length, size.prompts
         if min(seeds, prompts, vocabulary, length, layers) < 1 or width % heads:
             raise ArgumentError(
                 f"width: found {width} over {heads} heads, expected positive sizes and a width that the heads divide"
             )
-        self.seeds, self.vocabulary, self.length, self.width, self.heads, self.layers = (
+        self.seeds, self.size, self.vocabulary, self.length, self.width, self.heads = (
             seeds,
+            size,
             vocabulary,
             length,
             width,
             heads,
-            layers,
         )
         self.eps = eps
 
@@ -81,14 +90,12 @@ class BatchedTransformer(nn.Module):
         return torch.cat((start, completions), -1).flatten(1, 2)
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
-        """[B], [S, B, n, L] → [S, B, n]."""
         tokens = self.logits(self.context(prompts, completions[..., :-1])).log_softmax(-1)
         chosen = tokens.gather(-1, completions.flatten(1, 2).unsqueeze(-1)).squeeze(-1).sum(-1)
         return chosen.view(completions.shape[:-1])
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """[B] → [S, B, n, L]."""
         completions = torch.zeros(self.seeds, len(prompts), n, 0, dtype=torch.long)
         for _ in range(self.length):
             law = self.logits(self.context(prompts, completions))[:, :, -1].softmax(-1)
@@ -97,7 +104,6 @@ class BatchedTransformer(nn.Module):
         return completions
 
     def forward(self) -> Tensor:
-        """[S, X, V^L], differentiable: log-probabilities of every completion of every prompt, in lexicographic order."""
         prompts = torch.arange(self.embedding.shape[1] - self.vocabulary)
         prefixes = torch.cartesian_prod(*[torch.arange(self.vocabulary)] * (self.length - 1)).reshape(-1, self.length - 1)
         rows = []
@@ -108,23 +114,17 @@ class BatchedTransformer(nn.Module):
             rows.append((before.unsqueeze(-1) + tokens[..., -1, :]).flatten(-2))
         return torch.cat(rows, 1)
 
-    @torch.no_grad()
-    def table(self) -> Tensor:
-        """[S, X, V^L] float64: `forward` without a gradient."""
-        return self()
-
-    def copy(self) -> BatchedTransformer:
-        """Independent, with the same parameters."""
-        return copy.deepcopy(self)
-
 
 class TransformerReward(nn.Module):
-    """r(x, y) read off the last token of a `BatchedTransformer` over prompt and completion, S side by side; zero at first: a reward without known features."""
+    """r(x, y) read off the last token of a `BatchedTransformer` over prompt and completion, S side by side.
 
-    def __init__(self, seeds: int, prompts: int, vocabulary: int, length: int, *, width: int = 24, generator: torch.Generator):
+    Zero at first: a reward without known features.
+    """
+
+    def __init__(self, seeds: int, size: Size, *, generator: torch.Generator) -> None:
         super().__init__()
-        self.body = BatchedTransformer(seeds, prompts, vocabulary, length + 1, width=width, generator=generator)
-        self.body.head = nn.Parameter(torch.zeros(seeds, width, 1))
+        self.body = BatchedTransformer(seeds, replace(size, length=size.length + 1), generator=generator)
+        self.body.head = nn.Parameter(torch.zeros(seeds, size.width, 1))
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""

@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from multiref_lab.slopes import fit_slope
 from multiref_lab.stability.fit import agreement, fit, influence
 from multiref_lab.stability.linear_cell import LinearSettings, draw
 from multiref_lab.stability.log_linear import gibbs, reward_model
 from multiref_lab.stability.measures import distances
 from multiref_lab.stability.runs import Runs
 from multiref_lab.stability.transformer_cell import gauss_newton
+from multiref_lab.stats import fit_slope
 
 
 def data(seeds=2, rows=40, dimension=3, seed=0):

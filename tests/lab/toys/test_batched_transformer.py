@@ -2,11 +2,11 @@
 
 import torch
 
-from multiref_lab.toys import BatchedTransformer, TransformerReward
+from multiref_lab.toys import BatchedTransformer, Size, TransformerReward
 
 
 def model(seeds=2, **options):
-    return BatchedTransformer(seeds, 3, 3, 3, width=8, generator=torch.Generator().manual_seed(0), **options)
+    return BatchedTransformer(seeds, Size(3, 3, 3, width=8), generator=torch.Generator().manual_seed(0), **options)
 
 
 def every_completion():
@@ -50,7 +50,7 @@ def test_samples_follow_the_table():
 
 def test_a_reward_reads_the_whole_completion_and_nothing_else():
     """Zero at first; then a function of prompt and completion alone: not of the other rows, different at each completion, one per seed."""
-    reward = TransformerReward(2, 3, 3, 3, width=8, generator=torch.Generator().manual_seed(0))
+    reward = TransformerReward(2, Size(3, 3, 3, width=8), generator=torch.Generator().manual_seed(0))
     y = every_completion().expand(2, 3, 27, 3)
     with torch.no_grad():
         assert bool((reward(torch.arange(3), y) == 0).all())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from multiref.training.iterative import Plan, method_named, train
-from multiref_lab.bilevel.language import enumerable_world
-from multiref_lab.toys import LogLinearPolicy, TabularPolicy, completion_index, every_completion
+from multiref_lab.races import enumerable_world
+from multiref_lab.toys import LogLinearPolicy, Size, TabularPolicy, completion_index, every_completion
 
 START = torch.randn(3, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
 FEATURES = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(1))
@@ -37,7 +37,7 @@ def test_samples_follow_the_table(policy):
 @pytest.mark.parametrize(("kind", "method"), [("tabular", "bilevel"), ("log-linear", "bilevel"), ("log-linear", "iterative")])
 def test_training_closes_most_of_the_gap(kind, method):
     """2,000 labels on 4 prompts × 9 completions with a realisable reward: a tenth of the initial gap or less is left."""
-    made = enumerable_world(2, prompts=4, vocabulary=3, length=2, dimension=3, width=12, beta=0.5, policy=kind)
+    made = enumerable_world(2, Size(4, 3, 2, width=12, dimension=3), policy=kind)
     plan = Plan(
         labels=range(50, 2001, 50), steps=15, prompts=8, rollouts=8, reward_steps=10, learning_rate=3e-2, reward_rate=0.1,
         final_rate=0.1, measure_at=[2000],

@@ -6,10 +6,10 @@ import torch
 from multiref.errors import ArgumentError, ConfigError, DataError, StoreError
 from multiref.training.iterative import METHODS, Bilevel, BilevelTrainer, LabelsLate, Plan, State, method_named, train
 from multiref.training.iterative.steps import Diverged, fit_reward, improve
-from multiref_lab.bilevel.language import enumerable_world
-from multiref_lab.toys import at
+from multiref_lab.races import enumerable_world
+from multiref_lab.toys import Size, at
 
-SMALL = {"prompts": 4, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
+SMALL = {"size": Size(4, 3, 2, width=12, dimension=3), "beta": 0.5}
 QUICK = {"steps": 2, "prompts": 4, "rollouts": 2, "batch": 16, "reward_steps": 3}
 
 

@@ -7,11 +7,11 @@ from multiref.errors import ArgumentError, StoreError
 from multiref.training.iterative import Plan, State, TextPolicy, TextWorld, method_named, train
 from multiref.training.iterative.muon import Muon, orthogonal
 from multiref.training.iterative.steps import improve
-from multiref_lab.bilevel.language import enumerable_world
-from multiref_lab.toys import BatchedTransformer, at
+from multiref_lab.races import enumerable_world
+from multiref_lab.toys import BatchedTransformer, Size, at
 from tests.conftest import make_llama, make_tokenizer
 
-SMALL = {"prompts": 4, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
+SMALL = {"size": Size(4, 3, 2, width=12, dimension=3), "beta": 0.5}
 
 
 def drawn(*shape, seed=0):
@@ -86,7 +86,7 @@ def test_a_policy_without_hidden_matrices_is_refused():
 
 
 def test_the_matrices_of_a_seeded_transformer_are_neither_embeddings_nor_head():
-    policy = BatchedTransformer(2, 3, 3, 2, width=8, layers=2, generator=torch.Generator().manual_seed(0))
+    policy = BatchedTransformer(2, Size(3, 3, 2, width=8), layers=2, generator=torch.Generator().manual_seed(0))
     hidden = {id(p) for p in policy.matrices()}
     names = {name for name, p in policy.named_parameters() if id(p) not in hidden}
     assert names == {"embedding", "position", "head"} and len(hidden) == 8

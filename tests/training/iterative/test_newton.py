@@ -5,10 +5,10 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.training.iterative import Bilevel, Plan, train
-from multiref_lab.bilevel.language import enumerable_world
-from multiref_lab.toys import LinearReward
+from multiref_lab.races import enumerable_world
+from multiref_lab.toys import LinearReward, Size
 
-SMALL = {"prompts": 6, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
+SMALL = {"size": Size(6, 3, 2, width=12, dimension=3), "beta": 0.5}
 RIDGE = 2.0
 
 

@@ -6,10 +6,11 @@ from torch.nn.functional import logsigmoid
 
 from multiref.training.iterative import GSHF, SAIL, XPO, Plan, State, TwoStage, train
 from multiref.training.iterative.steps import ask, own_pairs, some_prompts
-from multiref_lab.bilevel.language import enumerable_world
+from multiref_lab.races import enumerable_world
+from multiref_lab.toys import Size
 from tests.training.iterative.test_gradients import BETA, PROMPTS, VOCABULARY, world
 
-SMALL = {"prompts": 4, "vocabulary": 3, "length": 2, "dimension": 3, "width": 12, "beta": 0.5}
+SMALL = {"size": Size(4, 3, 2, width=12, dimension=3), "beta": 0.5}
 
 
 @pytest.mark.parametrize("design", ["PR", "PP"])

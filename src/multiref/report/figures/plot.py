@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,11 +33,11 @@ class Curve:
     """Points of a plot; `kind` says how to draw them."""
 
     label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
+    x: Sequence[float]
+    y: Sequence[float]
     kind: Kind = "measured"
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
     slope: Estimate | None = None
 
 
@@ -46,7 +47,7 @@ class Plot:
 
     x_label: str
     y_label: str
-    curves: tuple[Curve, ...]
+    curves: Sequence[Curve]
     log_x: bool = True
     log_y: bool = True
 

@@ -11,6 +11,7 @@ _HOMES = {
     "Oracle": "task",
     "Policy": "task",
     "RewardModel": "task",
+    "Method": "loop",
     "Plan": "loop",
     "train": "loop",
     "History": "loop",

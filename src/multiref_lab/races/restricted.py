@@ -17,61 +17,47 @@ from multiref.bilevel import (
 )
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
-from multiref_lab.bilevel.minimise import minimise
-from multiref_lab.toys import BatchedTransformer
+from multiref_lab.problems import random_logps
+from multiref_lab.races.minimise import minimise
+from multiref_lab.races.world import LinearModel
+from multiref_lab.toys import BatchedTransformer, Size
 
 __all__ = ["Restricted", "exact_hypergradient", "expected_estimates", "log_linear", "outer_path", "settle", "small_transformer"]
 
 
 @dataclass(frozen=True)
-class Restricted:
-    """S problems whose lower level is `law`: θ [S, P] → log π_θ [S, X, Y]. features [S, X, Y, d] of the reward; `start` [S, P]; phi [S, d]."""
+class Restricted(LinearModel):
+    """S problems whose lower level is `law`: θ [S, P] → log π_θ [S, X, Y]. `start` [S, P]; phi [S, d]."""
 
-    problem: Problem
-    features: Tensor
     law: Callable[[Tensor], Tensor]
     start: Tensor
     phi: Tensor
     ridge: float
 
-    def reward_of(self, phi: Tensor) -> Tensor:
-        """[S, d] → [S, X, Y]."""
-        return torch.einsum("sxyd,sd->sxy", self.features, phi)
-
-    def chain(self, by_reward: Tensor) -> Tensor:
-        """[S, X, Y] → [S, d]."""
-        return torch.einsum("sxyd,sxy->sd", self.features, by_reward) / by_reward.shape[-2]
-
     def upper(self, phi: Tensor, theta: Tensor) -> Tensor:
-        """[S, d], [S, P] → [S]: f, the likelihood of pairs from π_θ (U0)."""
+        """[S, d], [S, P] → [S]: f, the likelihood of pairs from π_θ."""
         return Likelihood().value(self.problem, self.law(theta), self.reward_of(phi)).mean(-1)
 
     def lower(self, phi: Tensor, theta: Tensor) -> Tensor:
-        """[S, d], [S, P] → [S]: g = −(E r − β Σ w KL) + ½ ridge ‖θ‖²: weight decay, as in training; without it a class may have its optimum at infinity."""
+        """[S, d], [S, P] → [S]: g = −(E r − β Σ w KL) + ½ ridge ‖θ‖².
+
+        Weight decay, as in training; without it a class may have its optimum at infinity.
+        """
         decay = 0.5 * self.ridge * theta.square().sum(-1)
         return decay - self.problem.lower_value(self.law(theta), self.reward_of(phi)).mean(-1)
 
 
 def _problem(seeds: int, prompts: int, completions: int, beta: float, generator: torch.Generator) -> tuple[Problem, Tensor]:
-    ref = torch.randn(2, seeds, prompts, completions, generator=generator, dtype=torch.float64).log_softmax(-1)
+    ref = random_logps(2, seeds, prompts, completions, generator=generator)
     true = torch.randn(seeds, prompts, completions, generator=generator, dtype=torch.float64)
     seen = torch.randn(seeds, prompts, completions, 3, generator=generator, dtype=torch.float64)
     return Problem(preference_table(true), ref, ReverseKL(), beta), seen
 
 
-def log_linear(
-    seeds: int,
-    *,
-    features: int,
-    prompts: int = 4,
-    completions: int = 5,
-    beta: float = 0.5,
-    ridge: float = 1e-5,
-    generator: torch.Generator,
-) -> Restricted:
-    """π_θ ∝ π_1 e^{⟨θ, f⟩} with `features` random features; prompts · completions of them hold any policy."""
-    problem, seen = _problem(seeds, prompts, completions, beta, generator)
-    design = torch.randn(seeds, prompts, completions, features, generator=generator, dtype=torch.float64)
+def log_linear(seeds: int, *, features: int, ridge: float = 1e-5, generator: torch.Generator) -> Restricted:
+    """π_θ ∝ π_1 e^{⟨θ, f⟩} with `features` random features; prompts · completions (20) of them hold any policy."""
+    problem, seen = _problem(seeds, 4, 5, 0.5, generator)
+    design = torch.randn(seeds, 4, 5, features, generator=generator, dtype=torch.float64)
     first = problem.ref_logps[0]
 
     def law(theta: Tensor) -> Tensor:
@@ -81,26 +67,18 @@ def log_linear(
     return Restricted(problem, seen, law, torch.zeros(seeds, features, dtype=torch.float64), phi, ridge)
 
 
-def small_transformer(
-    seeds: int,
-    *,
-    width: int,
-    prompts: int = 4,
-    vocabulary: int = 3,
-    beta: float = 0.5,
-    ridge: float = 1e-2,
-    generator: torch.Generator,
-) -> Restricted:
-    """A one-layer causal transformer over `vocabulary`² completions of two tokens, from a random start."""
-    problem, seen = _problem(seeds, prompts, vocabulary**2, beta, generator)
-    model = BatchedTransformer(seeds, prompts, vocabulary, 2, width=width, heads=1, eps=0.1, generator=generator).double()
+def small_transformer(seeds: int, *, width: int, ridge: float = 1e-2, generator: torch.Generator) -> Restricted:
+    """A one-layer causal transformer over the 9 completions of two tokens out of three, after each of 4 prompts, from a random start."""
+    problem, seen = _problem(seeds, 4, 9, 0.5, generator)
+    model = BatchedTransformer(seeds, Size(4, 3, 2, width), heads=1, eps=0.1, generator=generator).double()
     named = dict(model.named_parameters())
     shapes = {name: p.shape[1:] for name, p in named.items()}
     sizes = [shape.numel() for shape in shapes.values()]
 
     def law(theta: Tensor) -> Tensor:
         parts = {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), theta.split(sizes, -1))}
-        return torch.func.functional_call(model, parts, ())
+        logps: Tensor = torch.func.functional_call(model, parts, ())
+        return logps
 
     start = torch.cat([p.detach().flatten(1) for p in named.values()], -1)
     phi = 0.7 * torch.randn(seeds, 3, generator=generator, dtype=torch.float64)
@@ -110,7 +88,10 @@ def small_transformer(
 def settle(
     case: Restricted, start: Tensor, *, sigma: float = 0.0, warm: int = 0, restarts: int = 4, tolerance: float = 1e-10
 ) -> tuple[Tensor, Tensor]:
-    """argmin_θ g + σ f from `start`, [S, P], and the gradient norms left, [S]: `warm` steps of Adam, then quasi-Newton, begun afresh where it sticks."""
+    """argmin_θ g + σ f from `start`, [S, P], and the gradient norms left, [S].
+
+    `warm` steps of Adam, then quasi-Newton, begun afresh where it sticks.
+    """
 
     def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
         theta = theta.detach().requires_grad_(True)
@@ -133,7 +114,9 @@ def settle(
 
 
 def exact_hypergradient(case: Restricted, theta: Tensor) -> Tensor:
-    """[S, P] → [S, d]: ∂_φ f − ∇²_{φθ} g (∇²_θ g)⁻¹ ∂_θ f with dense Hessians, one column for all seeds at a time; what conjugate gradients converge to.
+    """[S, P] → [S, d]: ∂_φ f − ∇²_{φθ} g (∇²_θ g)⁻¹ ∂_θ f with dense Hessians, one column for all seeds at a time.
+
+    What conjugate gradients converge to.
 
     Raises:
         ArgumentError: a θ that is no minimum of the lower level.
@@ -162,10 +145,10 @@ def _implicit(case: Restricted, theta: Tensor) -> tuple[Tensor, Tensor]:
 def expected_estimates(case: Restricted, theta: Tensor, *, sigma: float) -> dict[str, Tensor]:
     r"""[S, d] by name: the truth (the class's own Hessian) and what each estimator's mean is, π_θ sampled as it is.
 
-    E1         ∂_φ f(π_σ) + (π_0 − π_σ)/σ        two optima of the class
-    E2 ratio   ∂_φ f(π_0) + E_{π_0}[(1 − π_σ/π_0) r]/σ     the same two, sampled from one
-    E2 Gibbs   as E2 with the weights e^{−σ(c − E c)/β}: no second policy
-    E3         ∂_φ f(π_0) + β⁻¹ Cov_{π_0}(c, r)
+    two policies     ∂_φ f(π_σ) + (π_0 − π_σ)/σ        two optima of the class
+    shared by ratio  ∂_φ f(π_0) + E_{π_0}[(1 − π_σ/π_0) r]/σ     the same two, sampled from one
+    shared by Gibbs  the same with the weights e^{−σ(c − E c)/β}: no second policy
+    covariance       ∂_φ f(π_0) + β⁻¹ Cov_{π_0}(c, r)
     """
     upper, problem, reward = Likelihood(), case.problem, case.reward_of(case.phi)
     with torch.no_grad():
@@ -178,18 +161,21 @@ def expected_estimates(case: Restricted, theta: Tensor, *, sigma: float) -> dict
     weights = shared_weights(payoff, (policy * payoff).sum(-1), sigma=sigma, beta=problem.beta)
     return {
         "truth": exact_hypergradient(case, theta),
-        "two_policies": case.chain(upper.direct(problem, apart, reward) + (policy - apart.exp()) / sigma),
-        "shared_rollouts, ratio": case.chain(direct + (policy - apart.exp()) / sigma),
-        "shared_rollouts, Gibbs": case.chain(direct + policy * (1 - weights) / sigma),
+        "two policies": case.chain(upper.direct(problem, apart, reward) + (policy - apart.exp()) / sigma),
+        "shared by ratio": case.chain(direct + (policy - apart.exp()) / sigma),
+        "shared by Gibbs weights": case.chain(direct + policy * (1 - weights) / sigma),
         "covariance": case.chain(direct + policy_response(problem, log_policy, payoff)),
         "stop-gradient": case.chain(direct),
     }
 
 
 def outer_path(case: Restricted, theta: Tensor, *, steps: int, rate: float) -> tuple[Tensor, Tensor]:
-    """`steps` gradient steps on φ with the class's own hyper-gradient, the lower level solved again after each: ψ and ‖∇ψ‖ along the way, [steps, S] each.
+    """`steps` gradient steps on φ with the class's own hyper-gradient, the lower level solved again after each.
 
-    NaN from where on the lower level was not at a minimum (a transformer's can be a saddle point, at which there is no hyper-gradient).
+    Returns:
+        ψ and ‖∇ψ‖ along the way, [steps, S] each.
+
+        NaN from where on the lower level was not at a minimum (a transformer's can be a saddle point, at which there is no hyper-gradient).
     """
     values, norms, lost = [], [], torch.zeros(len(theta), dtype=torch.bool)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Sampled hyper-gradients on linear worlds, for all seeds at once: what E1, E2, E3 and CG do with a budget of rollouts and labels."""
+"""Sampled hyper-gradients on linear worlds, for all seeds at once: what each estimator does with a budget of rollouts and labels."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref.bilevel import Likelihood, covariance, independent, shared
-from multiref.bilevel.penalty import check_sigma
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
-from multiref_lab.bilevel.world import LinearReward
+from multiref_lab.races.world import LinearWorld
 
-__all__ = ["ESTIMATORS", "descend", "rollouts_per_pair", "sampled_gradient"]
+__all__ = ["ESTIMATORS", "ROLLOUTS", "descend", "sampled_gradient"]
 
-ESTIMATORS = ("two_policies", "shared_rollouts", "covariance", "conjugate_gradient")
-
-
-def rollouts_per_pair(estimator: str) -> int:
-    """Completions drawn for each labelled pair: two for the pair; E1 draws two more from each of its policies, E2 two more from one."""
-    return {"two_policies": 6, "shared_rollouts": 4, "covariance": 2, "conjugate_gradient": 2}[estimator]
+# Completions drawn for each labelled pair: two for the pair; two more from each of two policies, or two more from one.
+ROLLOUTS = {"two_policies": 6, "shared_rollouts": 4, "covariance": 2, "conjugate_gradient": 2}
+ESTIMATORS = tuple(ROLLOUTS)
 
 
 def _draw(log_policy: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """[S, X, Y] → [S, X, n]."""
     flat = torch.multinomial(log_policy.exp().flatten(0, 1), n, replacement=True, generator=generator)
-    return flat.unflatten(0, log_policy.shape[:2])
+    return flat.reshape(*log_policy.shape[:2], n)
 
 
-def _perturbed(world: LinearReward, reward: Tensor, still: Tensor, sigma: float) -> Tensor:
+def _perturb(world: LinearWorld, reward: Tensor, still: Tensor, sigma: float) -> Tensor:
     """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π, reverse KL only (`perturbed_policy` serves the family)."""
     problem, policy = world.problem, still
     base = problem.log_pool + reward / problem.beta
@@ -42,7 +38,10 @@ def _perturbed(world: LinearReward, reward: Tensor, still: Tensor, sigma: float)
 
 
 def _by_hessian(log_policy: Tensor, first: Tensor, second: Tensor, loss: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """CG: a sampled ∂_θ f through the exact inverse of β (diag π − ππᵀ), whose range is the tables that sum to zero: v = ∂_θ f / (β π) up to a constant."""
+    """A sampled ∂_θ f through the exact inverse of β (diag π − ππᵀ), whose range is the tables that sum to zero.
+
+    v = ∂_θ f / (β π) up to a constant
+    """
     policy = log_policy.exp()
     centred = (loss - loss.mean(-1, keepdim=True)).detach() / (loss.shape[-1] - 1)
     score = torch.zeros_like(policy).scatter_add(-1, first, centred).scatter_add(-1, second, centred)
@@ -52,25 +51,26 @@ def _by_hessian(log_policy: Tensor, first: Tensor, second: Tensor, loss: Tensor,
 
 
 def sampled_gradient(
-    world: LinearReward, phi: Tensor, estimator: str, *, pairs: int, sigma: float, generator: torch.Generator
+    world: LinearWorld, phi: Tensor, estimator: str, *, pairs: int, sigma: float, generator: torch.Generator
 ) -> Tensor:
-    """[S, d] → [S, d]: an estimate of ∇ψ for U0 from `pairs` labelled pairs a prompt; E1 and E2 have exact inner solutions at `sigma`.
+    """[S, d] → [S, d]: an estimate of ∇ψ for the likelihood from `pairs` labelled pairs a prompt; inner solutions at `sigma` are exact.
 
-    Pairs are drawn from π_σ for E1 (the papers' step) and from π_0 for the others. For a Gibbs lower level CG with the exact Hessian is E3,
-    term by term: the inverse of β Cov(∇log π) applied to a sampled score is the sample covariance.
+    Pairs are drawn from π_σ for "two_policies" (the papers' step) and from π_0 for the others. For a Gibbs lower level conjugate gradients with
+    the exact Hessian are the covariance, term by term: the inverse of β Cov(∇log π) applied to a sampled score is the sample covariance.
 
     Raises:
-        ArgumentError: an unknown estimator, a lower level that is not reverse KL, σ ≤ 0.
+        ArgumentError: an unknown estimator, a lower level that is not reverse KL, σ ≤ 0 where it is used.
     """
     if estimator not in ESTIMATORS:
         raise ArgumentError(f"estimator: found {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
     if not isinstance(world.problem.regularizer, ReverseKL):
         raise ArgumentError(f"regularizer: found {world.problem.regularizer}, expected ReverseKL for sampled estimates")
-    problem, sigma = world.problem, check_sigma(sigma)
+    problem = world.problem
     phi = phi.detach().requires_grad_(True)
     reward = world.reward_of(phi)
     still = (problem.log_pool + reward.detach() / problem.beta).log_softmax(-1)
-    moved = _perturbed(world, reward.detach(), still, sigma) if estimator in ("two_policies", "shared_rollouts") else still
+    uses_sigma = estimator in ("two_policies", "shared_rollouts")
+    moved = _perturb(world, reward.detach(), still, sigma) if uses_sigma else still
     law = moved if estimator == "two_policies" else still
     first, second = _draw(law, pairs, generator), _draw(law, pairs, generator)
     wins = problem.preference.flatten(-2).gather(-1, first * reward.shape[-1] + second)
@@ -91,7 +91,7 @@ def sampled_gradient(
 
 
 def descend(
-    world: LinearReward, estimator: str, *, steps: int, pairs: int, rate: float, sigma: float, generator: torch.Generator
+    world: LinearWorld, estimator: str, *, steps: int, pairs: int, rate: float, sigma: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """`steps` plain steps on φ from zero; at 64 places along the second half, φ [64, S, d] and the exact ‖∇ψ‖² there, [64, S]."""
     phi = torch.zeros_like(world.features[:, 0, 0])

@@ -4,22 +4,22 @@ import pytest
 import torch
 
 from multiref import exact
-from multiref_lab.bilevel.language import enumerable_world
-from multiref_lab.bilevel.price import price_of_labels
+from multiref_lab.races import enumerable_world, price_of_labels
+from multiref_lab.toys import Size
 
-SIZES = {"prompts": 4, "vocabulary": 3, "length": 2, "width": 12, "dimension": 3, "beta": 0.5}
+SIZE = Size(4, 3, 2, width=12, dimension=3)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return enumerable_world(2, worlds=2, **SIZES)
+    return enumerable_world(2, SIZE, worlds=2)
 
 
 def test_against_loops(world):
     for w in range(2):
         spread = information = torch.zeros(3, 3, dtype=torch.float64)
         for x in range(4):
-            f = world.task.reward_model.table[w, x].double()
+            f = world.features[w, x].double()
             p, r = world.best[w, x].exp(), world.reward[w, x].double()
             mean = sum(p[y] * f[y] for y in range(9))
             for y in range(9):
@@ -37,7 +37,7 @@ def test_maximum_likelihood_on_pairs_of_the_optimum_pays_it(world):
     """400 fits to 4,000 pairs each, by Newton: the mean gap times n is the price within a tenth (its standard error is 4 %)."""
     seeds, n = 400, 4_000
     generator = torch.Generator().manual_seed(0)
-    law, reward, features = world.best[0].exp(), world.reward[0].double(), world.task.reward_model.table[0].double()
+    law, reward, features = world.best[0].exp(), world.reward[0].double(), world.features[0].double()
     x = torch.randint(4, (seeds, n), generator=generator)
     y, other = torch.multinomial(law[x.flatten()], 2, replacement=True, generator=generator).T.reshape(2, seeds, n)
     won = torch.rand(seeds, n, generator=generator, dtype=torch.float64) < torch.sigmoid(reward[x, y] - reward[x, other])

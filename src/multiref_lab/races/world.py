@@ -1,8 +1,8 @@
-"""A bilevel problem whose reward model is linear in features, and whose true reward may or may not be."""
+"""Bilevel problems whose reward model is linear in features, and whose true reward may or may not be; many seeds at once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,31 +12,15 @@ from multiref.divergences import kl
 from multiref.regularizers import Regularizer, ReverseKL
 from multiref_lab.problems import linear_bandits
 
-__all__ = ["LinearReward", "linear_world"]
+__all__ = ["LinearModel", "LinearWorld", "linear_world"]
 
 
 @dataclass(frozen=True)
-class LinearReward:
-    """S worlds. features [S, X, Y, d] are what the model sees; `reward` [S, X, Y] is the truth; φ* [S, d] is its parameter where realisable.
-
-    Prompts are equally likely.
-    """
+class LinearModel:
+    """S problems whose reward is modelled as ⟨φ, features⟩, features [S, X, Y, d]. Prompts are equally likely."""
 
     problem: Problem
     features: Tensor
-    reward: Tensor
-    truth: Tensor | None
-
-    def repeat(self, times: int) -> LinearReward:
-        """The same worlds `times` times over, for several starts each: row s·times + i."""
-        problem = replace(
-            self.problem,
-            preference=self.problem.preference.repeat_interleave(times, 0),
-            ref_logps=self.problem.ref_logps.repeat_interleave(times, 1),
-            comparator_logps=self.problem.comparator_logps.repeat_interleave(times, 0),  # type: ignore[union-attr]
-        )
-        truth = None if self.truth is None else self.truth.repeat_interleave(times, 0)
-        return LinearReward(problem, self.features.repeat_interleave(times, 0), self.reward.repeat_interleave(times, 0), truth)
 
     def reward_of(self, phi: Tensor) -> Tensor:
         """[S, d] → [S, X, Y]."""
@@ -46,10 +30,32 @@ class LinearReward:
         """[S, X, Y] → [S, d]: a derivative in the reward table, prompts averaged, as one in φ."""
         return torch.einsum("sxyd,sxy->sd", self.features, by_reward) / by_reward.shape[-2]
 
+
+@dataclass(frozen=True)
+class LinearWorld(LinearModel):
+    """Such problems with the Gibbs policy as lower level; `reward` [S, X, Y] is the truth, which the features may miss."""
+
+    reward: Tensor
+
+    def repeat(self, times: int) -> LinearWorld:
+        """The same worlds `times` times over, for several starts each: row s·times + i."""
+        preference = self.problem.preference.repeat_interleave(times, 0)
+        ref_logps = self.problem.ref_logps.repeat_interleave(times, 1)
+        problem = Problem(preference, ref_logps, self.problem.regularizer, self.problem.beta)
+        return LinearWorld(problem, self.features.repeat_interleave(times, 0), self.reward.repeat_interleave(times, 0))
+
+    @property
+    def pool(self) -> Tensor:
+        """[S, X, Y]: the normalised pool, where training starts."""
+        return self.problem.log_pool.log_softmax(-1)
+
+    def policy_of(self, phi: Tensor) -> Tensor:
+        """[S, d] → [S, X, Y]: log π, the lower level's exact solution."""
+        return self.problem.lower(self.reward_of(phi))
+
     def upper_value(self, phi: Tensor, upper: Upper) -> Tensor:
         """[S, d] → [S]: ψ(φ)."""
-        reward = self.reward_of(phi)
-        return upper.value(self.problem, self.problem.lower(reward), reward).mean(-1)
+        return upper.value(self.problem, self.policy_of(phi), self.reward_of(phi)).mean(-1)
 
     def upper_gradient(self, phi: Tensor, upper: Upper) -> Tensor:
         """[S, d] → [S, d]: ∇ψ(φ)."""
@@ -72,22 +78,13 @@ def linear_world(
     completions: int = 6,
     dimension: int = 3,
     seen: int | None = None,
-    references: int = 2,
     scale: float = 1.0,
     regularizer: Regularizer | None = None,
     generator: torch.Generator,
-) -> LinearReward:
+) -> LinearWorld:
     """Rewards of spread `scale`, linear in `dimension` random features of which the model sees the first `seen` (None: all, realisable)."""
     made = linear_bandits(
-        seeds,
-        prompts=prompts,
-        completions=completions,
-        dimension=dimension,
-        references=references,
-        reward_scale=scale,
-        generator=generator,
+        seeds, prompts=prompts, completions=completions, dimension=dimension, reward_scale=scale, generator=generator
     )
     problem = Problem(preference_table(made.reward), made.ref_logps, regularizer or ReverseKL(), beta)
-    if seen is None or seen == dimension:
-        return LinearReward(problem, made.features, made.reward, made.theta)
-    return LinearReward(problem, made.features[..., :seen].contiguous(), made.reward, None)
+    return LinearWorld(problem, made.features[..., : seen or dimension].contiguous(), made.reward)

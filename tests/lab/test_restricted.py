@@ -1,18 +1,24 @@
 """Lower levels that cannot hold the Gibbs policy, and sampled estimates, against witnesses of their own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from multiref.bilevel import upper_named
+from multiref.bilevel import Likelihood
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL
-from multiref_lab.bilevel import linear_world
-from multiref_lab.bilevel.restricted import exact_hypergradient, expected_estimates, log_linear, settle, small_transformer
-from multiref_lab.bilevel.sampled import ESTIMATORS, descend, sampled_gradient
-
-
-def with_phi(case, phi):
-    return type(case)(case.problem, case.features, case.law, case.start, phi, case.ridge)
+from multiref_lab.races import (
+    ESTIMATORS,
+    descend,
+    exact_hypergradient,
+    expected_estimates,
+    linear_world,
+    log_linear,
+    sampled_gradient,
+    settle,
+    small_transformer,
+)
 
 
 @pytest.mark.parametrize("features", [3, 20])
@@ -27,7 +33,7 @@ def test_the_class_gradient_is_that_of_the_class_optimum(features):
         for sign in (1, -1):
             phi = case.phi.clone()
             phi[:, axis] += sign * h
-            moved = with_phi(case, phi)
+            moved = replace(case, phi=phi)
             ends.append(moved.upper(phi, settle(moved, theta, tolerance=1e-12)[0]))
         numeric = ((ends[0] - ends[1]) / (2 * h)).detach()
         assert torch.allclose(found[:, axis], numeric, atol=2e-6)
@@ -39,7 +45,7 @@ def test_bias_of_two_policies_is_first_order_in_sigma():
     error = []
     for sigma in (1e-2, 1e-3):
         found = expected_estimates(case, theta, sigma=sigma)
-        error.append((found["two_policies"] - found["truth"]).norm())
+        error.append((found["two policies"] - found["truth"]).norm())
     assert 7 < float(error[0] / error[1]) < 14
 
 
@@ -51,11 +57,10 @@ def test_a_point_that_is_no_minimum_is_refused():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_sampled_gradients_are_right_on_average(name):
-    """1,000 estimates of 8 pairs a prompt against the closed form: within five standard errors and the penalty's bias (E1,
-    E2 at σ = 0.02)."""
+    """1,000 estimates of 8 pairs a prompt against the closed form: within five standard errors and the penalty's bias (two policies and shared rollouts at σ = 0.02)."""
     world = linear_world(3, beta=0.5, prompts=3, completions=4, generator=torch.Generator().manual_seed(0))
     phi = torch.full((3, 3), 0.5, dtype=torch.float64)
-    exact = world.upper_gradient(phi, upper_named("likelihood"))
+    exact = world.upper_gradient(phi, Likelihood())
     drawn = sampled_gradient(
         world.repeat(1000),
         phi.repeat_interleave(1000, 0),
@@ -83,7 +88,7 @@ def test_descent_goes_down_and_is_measured_on_its_second_half():
     places, squares = descend(
         world, "covariance", steps=80, pairs=64, rate=2.0, sigma=0.1, generator=torch.Generator().manual_seed(0)
     )
-    start = world.upper_gradient(torch.zeros(4, 3, dtype=torch.float64), upper_named("likelihood")).square().sum(-1)
+    start = world.upper_gradient(torch.zeros(4, 3, dtype=torch.float64), Likelihood()).square().sum(-1)
     assert places.shape == (40, 4, 3) and bool((squares.mean(0) < 0.3 * start).all())
 
 
