@@ -75,7 +75,7 @@ def test_unequal_seeds_and_shapes_are_refused():
 def test_samples_agree_with_enumeration():
     """A table as language model: J, reward and both KLs from samples lie within four standard errors of the exact ones."""
     from multiref.evaluation import compare_samples
-    from multiref.models import LanguageModel, Tabular, tabular_tokenizer
+    from multiref.models import Generation, LanguageModel, Tabular, tabular_tokenizer
 
     world = random_world(2, vocabulary=3, length=2, seed=3)
     tables = [Tabular(3, 2).assign(row) for row in (*world.ref_logps, policies(world.reward, 1, 5)[0])]
@@ -84,8 +84,8 @@ def test_samples_agree_with_enumeration():
     first, second, policy = (LanguageModel(table, tokenizer, str(n)) for n, table in enumerate(tables))
     by_text = dict(zip(world.answers, world.reward.tolist()))
     sampled = compare_samples(
-        {"policy": policy}, {"a": first, "b": second}, ["x0"] * 40, lambda _, text: by_text[text.replace(" ", "")],
-        weights=(0.3, 0.7), beta=BETA, samples=20, max_new_tokens=2,
+        {"policy": policy}, {"a": first, "b": second}, ["x0"] * 40, {"reward": lambda _, text: by_text[text.replace(" ", "")]},
+        Generation(2), weights=(0.3, 0.7), beta=BETA, samples=20,
     )  # fmt: skip
     truth = compare(
         {"policy": tables[2].sequence_logps()[0].detach()},

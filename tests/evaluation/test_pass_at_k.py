@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from multiref.errors import OutputError
-from multiref.evaluation import PassAtK, sampled_rewards
+from multiref.evaluation import PassAtK, sample_rewards
 from multiref.evaluation.pass_at_k import bootstrap_interval
-from multiref.models import LanguageModel, tabular_tokenizer
+from multiref.models import Generation, LanguageModel, tabular_tokenizer
 from multiref.training.online import Reward
 from tests.training.online.tables import random_table
 
@@ -38,7 +38,7 @@ def test_a_policy_whose_answers_can_be_enumerated():
     )
     rows = [{"prompt": "x0"}, {"prompt": "x1"}]
     policy = LanguageModel(table, tabular_tokenizer(table), "table")
-    found = sampled_rewards(policy, rows, [starts], samples=800, max_new_tokens=2)
+    found = sample_rewards(policy, rows, [starts], Generation(2), samples=800)
     p = table.sequence_logps().detach().exp().reshape(2, 3, 3)[:, 0].sum(-1)
     error = (p * (1 - p) / 800).sqrt()
     assert bool(((found["correctness"].mean(1) - p).abs() < 4 * error).all())
@@ -88,7 +88,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):
         return [float(len(text)) for text in completions]
 
     def run(store):
-        return sampled_rewards(policy, rows, [Reward(long, "long")], samples=3, max_new_tokens=3, block=2, store=store, seed=4)
+        return sample_rewards(policy, rows, [Reward(long, "long")], Generation(3), samples=3, block=2, store=store, seed=4)
 
     killing = False
     whole = run(tmp_path / "whole.jsonl")
@@ -103,6 +103,4 @@ def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     with pytest.raises(OutputError, match="other settings"):
-        sampled_rewards(
-            policy, rows, [Reward(long, "long")], samples=4, max_new_tokens=3, block=2, store=tmp_path / "cut.jsonl"
-        )
+        sample_rewards(policy, rows, [Reward(long, "long")], Generation(3), samples=4, block=2, store=tmp_path / "cut.jsonl")

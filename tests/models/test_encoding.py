@@ -163,3 +163,15 @@ def test_real_tokenizers(shared, folder):
         item = encode(tokenizer, prompt, [completion], Tokenisation(end=False))
         spelt = tokenizer.decode(item.prompt_ids + item.completions[0], skip_special_tokens=True)
         assert spelt == tokenizer.decode(plain(tokenizer, prompt + completion)), (prompt, completion)
+
+
+def test_without_a_start_token_and_encoded_apart():
+    """start=False: the same context less the start token, which an empty prompt cannot do without. join="tokens": each text by itself."""
+    tokenizer = TOKENIZERS["sentencepiece"]
+    with_start, without = (encode(tokenizer, "the do", ["g sat"], Tokenisation(start=start)) for start in (True, False))
+    assert with_start.prompt_ids == (1, *without.prompt_ids) and with_start.completions == without.completions
+    with pytest.raises(DataError, match="nothing predicts the first token"):
+        encode(tokenizer, "", ["a"], Tokenisation(start=False))
+    apart = encode(tokenizer, "the do", ["g sat"], Tokenisation(join="tokens", end=False))
+    assert apart.completions[0] == tuple(tokenizer("g sat", add_special_tokens=False)["input_ids"])
+    assert apart.prompt_ids == with_start.prompt_ids and apart.completions[0] != with_start.completions[0][:-1]

@@ -12,6 +12,9 @@ from .logps import token_logps as token_logps
 from .product import Product as Product
 from .product import ProductConfig as ProductConfig
 from .product import product_of as product_of
+from .sampling import Rollout as Rollout
+from .sampling import draw as draw
+from .sampling import sample as sample
 from .scoring import score_completions as score_completions
 from .scoring import score_tokens as score_tokens
 from .small import small_llama as small_llama

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,30 +13,12 @@ from torch import Tensor
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.rows import lay_out
+from multiref.models.sampling import Rollout
 from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
 
 __all__ = ["Rollout", "RolloutScorer"]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended).
-
-    sampled_logps: each completion's token log-probabilities under whoever sampled it, where that may not be the policy as it is; else None.
-    """
-
-    prompt: Any
-    completions: tuple[Any, ...]
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[tuple[int, ...], ...]
-    ended: tuple[bool, ...]
-    sampled_logps: tuple[tuple[float, ...], ...] | None = None
-
-    def encoded(self) -> Encoded:
-        """The ids, as models score them."""
-        return Encoded(self.prompt_ids, self.completion_ids, (False,) * len(self.completion_ids))
 
 
 class RolloutScorer:

@@ -111,13 +111,13 @@ def _of_policy(
     device: Any,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    from multiref.evaluation import sampled_rewards
-    from multiref.models import ModelSpec, load
+    from multiref.evaluation import sample_rewards
+    from multiref.models import Generation, ModelSpec, load
 
     say(f"{name}: {path}")
-    return sampled_rewards(
-        load(ModelSpec(path, dtype=settings["dtype"]), device=device), rows, rewards, samples=settings["samples"], max_new_tokens=settings["max_new_tokens"],
-        temperature=settings["temperature"], seed=settings["seed"], block=settings["batch"], store=out / "samples" / f"{name}.jsonl",
+    generation = Generation(settings["max_new_tokens"], temperature=float(settings["temperature"]))
+    return sample_rewards(
+        load(ModelSpec(path, dtype=settings["dtype"]), device=device), rows, rewards, generation, samples=settings["samples"], seed=settings["seed"], block=settings["batch"], store=out / "samples" / f"{name}.jsonl",
         say=lambda text: say(f"{name}: {text}"),
     )  # fmt: skip
 

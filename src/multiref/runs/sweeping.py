@@ -61,8 +61,8 @@ def sweep(
     rewards: functions of prompts and completions, `Reward`s, or {name: function}, as of `OnlineTrainer`.
     """
     from multiref.data import read_pairs
-    from multiref.evaluation.sampled import drawn, scored
-    from multiref.models import load
+    from multiref.evaluation import sample_each, score_samples
+    from multiref.models import Generation, load
     from multiref.models.encoding import Encoded
     from multiref.references.scores import same_vocabulary
 
@@ -72,12 +72,15 @@ def sweep(
     same_vocabulary([str(run) for run in runs], [model.tokenizer.get_vocab() for model in models])
     texts = list(dict.fromkeys(pair.prompt for pair in read_pairs(prompts)))[:limit]
     say(f"{samples} samples of each of {len(models)} policies for {len(texts)} prompts.")
+    generation = Generation(max_new_tokens)
+    drawn = [
+        sample_each(model, texts, generation, group=samples, seed=seed + 104_729 * k) for k, model in enumerate(models)
+    ]
     items = []
-    for n, text in enumerate(texts):
-        each = [drawn(model, text, samples, max_new_tokens, seed + 7_919 * n + 104_729 * k) for k, model in enumerate(models)]
-        completions = tuple(ids for _, row in each for ids in row)
-        items.append(Encoded(each[0][0], completions, (False,) * len(completions)))
-    logps = torch.stack([scored(model.model, items) for model in models]).double()
+    for each in zip(*drawn):
+        completions = tuple(ids for rollout in each for ids in rollout.completion_ids)
+        items.append(Encoded(each[0].prompt_ids, completions, (False,) * len(completions)))
+    logps = torch.stack([score_samples(model, items) for model in models])
     lengths = torch.tensor([[float(len(ids)) for ids in item.completions] for item in items], dtype=torch.float64)
     values = _rewarded(rewards, texts, items, models[0].tokenizer)
     rows = [_point(logps, lengths, weights, configs, values) for weights in weight_grid(len(models), points)]

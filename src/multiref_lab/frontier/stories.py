@@ -15,10 +15,9 @@ from torch import Tensor
 
 from multiref.data.pairs import Pair
 from multiref.errors import ConfigError, DataError
-from multiref.evaluation.sampled import drawn, scored
-from multiref.models.encoding import Encoded
+from multiref.evaluation import sample_each, score_samples
 from multiref.models.loading import load
-from multiref.models.spec import Tokenisation
+from multiref.models.spec import Generation, Tokenisation
 from multiref.references.collection import References
 from multiref.references.scores import same_vocabulary
 from multiref.training.dataset import PreferenceData
@@ -68,19 +67,17 @@ class StoriesBench:
         """
         task, held_out = self.task, self._split(seed)[0]
         model = type(self.policy)(policy, self.policy.tokenizer, "trained")
-        draws = [
-            drawn(model, prompt, task.samples, task.new_tokens, 7_919 * n + 104_729 * seed) for n, prompt in enumerate(held_out)
-        ]
-        items = [Encoded(context, ids, (False,) * task.samples) for context, ids in draws]
-        own = scored(policy, items).double()
+        rollouts = sample_each(model, held_out, Generation(task.new_tokens), group=task.samples, seed=104_729 * seed)
+        draws, items = [rollout.completion_ids for rollout in rollouts], [rollout.encoded() for rollout in rollouts]
+        own = score_samples(model, items)
         each: dict[str, Tensor] = {"entropy": -own}
-        each |= {f"kl/{name}": own - scored(ref.model, items).double() for name, ref in self.references.items()}
-        texts = [[self.policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows] for _, rows in draws]
+        each |= {f"kl/{name}": own - score_samples(ref, items) for name, ref in self.references.items()}
+        texts = [[self.policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows] for rows in draws]
         each["reward"] = torch.tensor([self._rewards(row) for row in texts])
         end = self.policy.tokenizer.eos_token_id
-        each["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in rows] for _, rows in draws])
+        each["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in rows] for rows in draws])
         prompts = {name: values.mean(1) for name, values in each.items()}
-        prompts["distinct"] = torch.tensor([len(set(rows)) / task.samples for _, rows in draws], dtype=torch.float64)
+        prompts["distinct"] = torch.tensor([len(set(rows)) / task.samples for rows in draws], dtype=torch.float64)
         numbers = {name: float(values.mean()) for name, values in prompts.items()}
         return numbers | {f"{name}±": float(values.std()) / math.sqrt(len(values)) for name, values in prompts.items()}
 

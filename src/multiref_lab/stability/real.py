@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from multiref._files import write_whole
 from multiref.errors import DataError
@@ -84,30 +83,15 @@ def given_by_models(
     return Given(states, (logps / spread).log_softmax(-1))
 
 
-@torch.inference_mode()
 def _sampled(one: Any, prompts: Sequence[str], count: int, tokens: int, seed: int, rows: int = 64) -> list[list[str]]:
-    """`count` continuations of each prompt at temperature 1; the global random state is left as it was."""
-    from multiref.models import encode
+    """`count` continuations of each prompt at temperature 1, of `tokens` tokens, `rows` prompts side by side."""
+    from multiref.models import Generation, sample
 
-    found: list[list[str]] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), rows):
-            ids = [encode(one.tokenizer, prompt, []).prompt_ids for prompt in prompts[start : start + rows]]
-            batch, mask = _left_padded(ids)
-            out = one.model.generate(
-                input_ids=batch, attention_mask=mask, do_sample=True, top_k=0, num_return_sequences=count, max_new_tokens=tokens, min_new_tokens=tokens,
-                pad_token_id=0,
-            )  # fmt: skip
-            texts = one.tokenizer.batch_decode(out[:, batch.shape[1] :], skip_special_tokens=True)
-            found += [[" " + text.strip() for text in texts[i * count : (i + 1) * count]] for i in range(len(ids))]
-    return found
-
-
-def _left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    width = max(map(len, ids))
-    batch = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])
-    return batch, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+    generation = Generation(tokens, min_new_tokens=tokens, batch=rows * count)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sample(one.model, one.tokenizer, prompts, generation, group=count, generator=generator)
+    texts = [one.tokenizer.batch_decode([list(ids) for ids in each.completion_ids], skip_special_tokens=True) for each in drawn]
+    return [[" " + text.strip() for text in row] for row in texts]
 
 
 def prompts_needed(axes: Sequence[Any]) -> int:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, VocabularyMismatch
+from multiref.models.sampling import draw
+from multiref.models.spec import Generation
 
 __all__ = ["TextPolicy", "TextReward", "TextWorld", "frozen_references", "with_adapter"]
 
@@ -104,27 +106,20 @@ class TextPolicy:
         chosen = logits.log_softmax(-1).gather(-1, ids[:, width:, None]).squeeze(-1)
         return (chosen * mask[:, width:]).sum(-1).view(completions.shape[:-1])
 
-    @torch.no_grad()
     def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """[B] → [B, n, L], ancestral at temperature 1."""
-        from transformers import GenerationConfig
-
-        none = torch.zeros(len(prompts), n, 0, dtype=torch.long)
-        ids, mask, width = self.world.rows(prompts, none)
-        tokenizer = self.world.tokenizer
-        config = GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.world.max_new_tokens, use_cache=True,
-            pad_token_id=tokenizer.pad_token_id or 0, eos_token_id=self.world.end, bos_token_id=tokenizer.bos_token_id,
-        )  # fmt: skip
-        model = self._use()
-        device = next(model.parameters()).device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-        out = out[:, width:].cpu()
-        end = (out == self.world.end).long()
-        out = torch.where(end.cumsum(-1) - end > 0, -1, out)  # what stands after the first end token is padding
-        return nn.functional.pad(out, (0, self.world.max_new_tokens - out.shape[1]), value=-1).view(len(prompts), n, -1)
+        world, seed = self.world, int(torch.randint(2**31, (1,), generator=generator))
+        rows = draw(
+            self._use(),
+            [tuple(world.ids[x]) for x in prompts.tolist()],
+            Generation(world.max_new_tokens),
+            group=n,
+            ends=(world.end,),
+            pad=world.tokenizer.pad_token_id or 0,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        padded = [[*ids, *[-1] * (world.max_new_tokens - len(ids))] for ids, _ in rows]
+        return torch.tensor(padded).view(len(prompts), n, -1)
 
 
 def frozen_references(world: TextWorld, models: Sequence[Any], tokenizers: Sequence[Any]) -> Callable[[Tensor, Tensor], Tensor]:

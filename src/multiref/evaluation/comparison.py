@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref._logspace import expectation
-from multiref.divergences import kl
+from multiref.divergences import expectation, kl
 from multiref.errors import ArgumentError
 
 __all__ = ["Comparison", "compare"]

@@ -11,22 +11,23 @@ import torch
 from torch import Tensor
 
 from multiref.errors import OutputError
+from multiref.models.loading import LanguageModel
+from multiref.models.sampling import Rollout, sample
+from multiref.models.spec import Generation
 from multiref.training.online.rewards import Reward, total_reward
-from multiref.training.online.rollout import sample
 
-__all__ = ["sampled_rewards"]
+__all__ = ["sample_rewards"]
 
 CORRECTNESS = "correctness"  # the reward that says right or wrong: right above zero
 
 
-def sampled_rewards(
-    policy: Any,
+def sample_rewards(
+    policy: LanguageModel,
     rows: Sequence[Mapping[str, Any]],
     rewards: Sequence[Reward],
+    generation: Generation,
     *,
     samples: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
     seed: int = 0,
     block: int = 8,
     store: Path | None = None,
@@ -35,7 +36,7 @@ def sampled_rewards(
     """{reward's name: [P, samples] float64, "total": their weighted sum}.
 
     Args:
-        policy: a `LanguageModel`. rows: with `prompt` and whatever columns the rewards read.
+        rows: with `prompt` and whatever columns the rewards read.
         block: prompts sampled side by side. Each block has its own seed, (seed, its place), so a resumed evaluation is the one that was not interrupted.
         store: a file of one JSON line a prompt (completions, rewards), appended to; what it holds is not sampled again.
 
@@ -46,10 +47,14 @@ def sampled_rewards(
         part = rows[start : start + block]
         if len(done) >= start + len(part):
             continue
-        torch.manual_seed(seed * 1_000_003 + start)
         rollouts = sample(
-            policy.model, policy.tokenizer, [row["prompt"] for row in part], group=samples, max_new_tokens=max_new_tokens, temperature=temperature
-        )  # fmt: skip
+            policy.model,
+            policy.tokenizer,
+            [row["prompt"] for row in part],
+            generation,
+            group=samples,
+            generator=torch.Generator().manual_seed(seed * 1_000_003 + start),
+        )
         del done[start:]  # a block is whole or not there
         done += _rewarded(part, rollouts, rewards, samples)
         _write(store, done, start)
@@ -59,7 +64,7 @@ def sampled_rewards(
 
 
 def _rewarded(
-    rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Any], rewards: Sequence[Reward], samples: int
+    rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], rewards: Sequence[Reward], samples: int
 ) -> list[dict[str, Any]]:
     names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
     columns = {name: [row.get(name) for row in rows for _ in range(samples)] for name in names}

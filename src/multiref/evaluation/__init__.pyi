@@ -1,0 +1,9 @@
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
+from .inspection import Inspection as Inspection
+from .inspection import inspect as inspect
+from .pass_at_k import PassAtK as PassAtK
+from .rewarded import sample_rewards as sample_rewards
+from .samples import compare_samples as compare_samples
+from .samples import sample_each as sample_each
+from .samples import score_samples as score_samples

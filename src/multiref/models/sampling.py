@@ -1,0 +1,254 @@
+"""The one sampler: completions drawn token by token, with the log-probabilities under which they were drawn.
+
+    y_t ~ q(· | x, y_<t),   q = softmax(logits / temperature), cut by top_k and then top_p
+
+Nothing but `Generation` bends q: a model's `generation_config` (min_p, repetition_penalty, suppress_tokens, …) has no effect, except that its
+end tokens end a completion too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiref.errors import ArgumentError
+from multiref.models.architecture import unwrapped
+from multiref.models.encoding import Encoded, encode_many
+from multiref.models.spec import TOKENISATION, Generation, Tokenisation
+
+__all__ = ["Generation", "Rollout", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended).
+
+    sampled_logps: each completion's token log-probabilities under the distribution that it was drawn from; None: not known, or that of the
+        policy as it is.
+    """
+
+    prompt: Any
+    completions: tuple[Any, ...]
+    prompt_ids: Ids
+    completion_ids: tuple[Ids, ...]
+    ended: tuple[bool, ...]
+    sampled_logps: tuple[tuple[float, ...], ...] | None = None
+
+    def encoded(self) -> Encoded:
+        """The ids, as models score them."""
+        return Encoded(self.prompt_ids, self.completion_ids, (False,) * len(self.completion_ids))
+
+
+def sample(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    generation: Generation,
+    *,
+    group: int = 1,
+    generator: torch.Generator,
+    tokenisation: Tokenisation = TOKENISATION,
+) -> list[Rollout]:
+    """`group` completions of each prompt, in evaluation mode and without gradients; the same generator's state gives the same completions.
+
+    Args:
+        prompts: strings or tuples of chat messages, as `encode` has them.
+        generator: on the model's device, or on the CPU, from which one for the device is then seeded by one draw.
+    """
+    contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
+    rows = draw(model, contexts, generation, group=group, ends=ends, pad=pad, generator=generator)
+    texts = decode_behind(tokenizer, contexts, [ids for ids, _ in rows], group)
+    rollouts = []
+    for i, (prompt, context) in enumerate(zip(prompts, contexts)):
+        part = slice(i * group, (i + 1) * group)
+        said = tuple(text if isinstance(prompt, str) else ({"role": "assistant", "content": text},) for text in texts[part])
+        ids, logps = zip(*rows[part])
+        rollouts.append(Rollout(prompt, said, context, ids, tuple(row[-1] in ends for row in ids), logps))
+    return rollouts
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Any], tokenisation: Tokenisation = TOKENISATION) -> list[Ids]:
+    """The context of each prompt: start token first, conversations through the template with the turn of the assistant opened."""
+    encoded = encode_many(tokenizer, [(prompt, ()) for prompt in prompts], replace(tokenisation, end=False))
+    return [each.prompt_ids for each in encoded]
+
+
+def end_ids(model: Any, tokenizer: Any) -> Ids:
+    """What ends a completion: the tokenizer's end token, and every other that the model's generation settings name."""
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(own + declared))
+
+
+def decode_behind(tokenizer: Any, contexts: Sequence[Ids], rows: Sequence[Ids], group: int) -> list[str]:
+    """What each completion adds to its prompt's text: decoded behind the prompt, for tokenizers that drop a leading space."""
+    before = tokenizer.batch_decode([list(context) for context in contexts], skip_special_tokens=True)
+    joint = tokenizer.batch_decode([[*contexts[i // group], *row] for i, row in enumerate(rows)], skip_special_tokens=True)
+    alone = tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+    return [
+        text[len(before[i // group]) :] if text.startswith(before[i // group]) else alone[i] for i, text in enumerate(joint)
+    ]
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module,
+    contexts: Sequence[Ids],
+    generation: Generation,
+    *,
+    group: int = 1,
+    ends: Sequence[int],
+    pad: int = 0,
+    generator: torch.Generator,
+) -> list[tuple[Ids, tuple[float, ...]]]:
+    """(token ids, their log-probabilities under q) of `group` completions of each context, in the order of the contexts.
+
+    Args:
+        ends: token ids that end a completion, which keeps the one that ended it.
+        pad: token id that fills rows; it has no effect on what is drawn.
+    """
+    if generation.min_new_tokens and not ends:
+        raise ArgumentError(f"min_new_tokens is {generation.min_new_tokens}, and nothing ends a completion; leave it out.")
+    greedy = generation.temperature == 0
+    each = 1 if greedy else group
+    step = max(1, (generation.batch or each * len(contexts)) // each)
+    training = model.training
+    model.eval()
+    rows: list[tuple[Ids, tuple[float, ...]]] = []
+    try:
+        for start in range(0, len(contexts), step):
+            reader = _Reader(model, contexts[start : start + step], each, generation, pad)
+            rows += _draw(reader, generation, ends, pad, _on(generator, reader.device))
+    finally:
+        model.train(training)
+    return [row for row in rows for _ in range(group)] if greedy else rows
+
+
+def _draw(
+    reader: _Reader, generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
+) -> list[tuple[Ids, tuple[float, ...]]]:
+    logits = reader.read_prompts()
+    end = torch.tensor(list(ends), device=logits.device, dtype=torch.long)
+    done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    drawn: list[Tensor] = []
+    logps: list[Tensor] = []
+    while True:
+        probabilities = _distribution(logits, generation, end, len(drawn))
+        if generation.temperature == 0:
+            token = probabilities.argmax(-1, keepdim=True)
+        else:
+            token = torch.multinomial(probabilities, 1, generator=generator)
+        logps.append(probabilities.gather(-1, token)[:, 0].log())
+        drawn.append(token[:, 0].masked_fill(done, pad))
+        done |= torch.isin(drawn[-1], end)
+        if len(drawn) == generation.max_new_tokens or bool(done.all()):
+            break
+        logits = reader.read(drawn[-1])
+    rows = zip(torch.stack(drawn, 1).tolist(), torch.stack(logps, 1).tolist())
+    return [(tuple(ids[:stop]), tuple(row[:stop])) for ids, row in rows for stop in [_length(ids, set(ends))]]
+
+
+def _distribution(logits: Tensor, generation: Generation, end: Tensor, drawn: int) -> Tensor:
+    """q [B, V], float32. At temperature 0 all its mass is on the likeliest token."""
+    scores = logits.float()
+    if drawn < generation.min_new_tokens:
+        scores = scores.index_fill(-1, end, -torch.inf)
+    if generation.temperature == 0:
+        return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+    if generation.temperature != 1:
+        scores = scores / generation.temperature
+    if 0 < generation.top_k < scores.shape[-1]:
+        least = scores.topk(generation.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if generation.top_p < 1:
+        ordered, places = scores.softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        scores = scores.masked_fill((before >= generation.top_p).scatter(-1, places, before >= generation.top_p), -torch.inf)
+    return scores.softmax(-1)
+
+
+class _Reader:
+    """What was drawn so far, for a model: prompts padded on the left, a cache where the model has one, next-token logits [B, V]."""
+
+    def __init__(self, model: nn.Module, contexts: Sequence[Ids], group: int, generation: Generation, pad: int) -> None:
+        self.model, self.group = model, group
+        self.device = next(model.parameters()).device
+        inner: Any = unwrapped(model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        self.takes = inspect.signature(inner.forward).parameters.keys()
+        self.caching = generation.cache is not None or bool(getattr(inner.config, "use_cache", True))
+        width, room = max(map(len, contexts)), generation.max_new_tokens
+        padded = [(width - len(context), context) for context in contexts]
+        self.ids = torch.tensor([[pad] * left + list(context) for left, context in padded], device=self.device)
+        self.mask: Tensor | None = None
+        if any(left for left, _ in padded):  # with room for what is drawn, where causal attention does not look yet
+            mask = [[0] * left + [1] * (len(context) + room) for left, context in padded]
+            self.mask = torch.tensor(mask, device=self.device)
+        self.static = generation.cache == "static"
+        self.cache: Any = _static_cache(inner, width + room) if self.static else None
+
+    def read_prompts(self) -> Tensor:
+        """A prompt is read once, and its cache repeated for the completions of its group; each copy where that cannot be."""
+        if self.static or not self.caching or self.group == 1:
+            self._repeat()
+            return self._forward(self.ids)
+        logits = self._forward(self.ids)
+        self._repeat()
+        if not hasattr(self.cache, "batch_repeat_interleave"):
+            self.cache = None
+            return self._forward(self.ids)
+        self.cache.batch_repeat_interleave(self.group)
+        return logits.repeat_interleave(self.group, 0)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """The logits after one more token of each row."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        return self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
+
+    def _repeat(self) -> None:
+        self.ids = self.ids.repeat_interleave(self.group, 0)
+        self.mask = None if self.mask is None else self.mask.repeat_interleave(self.group, 0)
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.caching}
+        if self.cache is not None:
+            inputs["past_key_values"] = self.cache
+        if self.mask is not None:
+            seen = self.ids.shape[1]
+            inputs["attention_mask"] = self.mask if self.static else self.mask[:, :seen]
+            if "position_ids" in self.takes:
+                inputs["position_ids"] = (self.mask[:, :seen].cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        if "logits_to_keep" in self.takes:
+            inputs["logits_to_keep"] = 1
+        out = self.model(**inputs)
+        self.cache = getattr(out, "past_key_values", None) if self.caching else None
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+
+def _static_cache(model: Any, length: int) -> Any:
+    from transformers import StaticCache
+
+    return StaticCache(config=model.config.get_text_config(), max_cache_len=length)
+
+
+def _on(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """The generator, or one on this device that is seeded from it."""
+    if generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _length(ids: list[int], ends: set[int]) -> int:
+    """Up to the first end token, that included; what stands after it is padding."""
+    return next((place + 1 for place, index in enumerate(ids) if index in ends), len(ids))
