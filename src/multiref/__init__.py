@@ -1,7 +1,7 @@
 """multiref: align a language model against several reference models at once, under an objective one can check.
 
-Everything loads at first use, so that `import multiref` (and `multiref --help`) does not wait for torch. What there is stands in `__init__.pyi`,
-which type checkers and editors read too.
+Everything loads at first use, so that `import multiref` (and `multiref --help`) does not wait for torch.
+What there is stands in `__init__.pyi`, which type checkers and editors read too.
 """
 
 from lazy_loader import attach_stub

@@ -15,7 +15,8 @@ TEMPORARY = ".part"  # what a killed process may leave behind; never read
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
-    """Write to `path`, its folder too, so that a reader sees the old file or the new one. OutputError where it cannot be written."""
+    """Write to `path`, its folder too, so that a reader sees the old file or the new one.
+    OutputError where it cannot be written."""
     target = Path(path)
     try:
         return replace_whole(target, content)
@@ -24,7 +25,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 
 def replace_whole(path: Path, content: bytes | str) -> Path:
-    """The same with the system's own error: temporary file in the same folder, flushed to the disk, renamed, the rename flushed too."""
+    """The same with the system's own error: a temporary file in the same folder, flushed, renamed, the rename flushed too."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

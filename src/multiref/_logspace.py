@@ -1,7 +1,7 @@
 """Zero mass, zero weight and the simplex, decided once.
 
-A reference may give a completion probability zero (log-probability −inf) and may itself have weight zero. Three rules, and everything above
-calls them by name:
+A reference may give a completion probability zero (log-probability −inf) and may itself have weight zero.
+Three rules, and everything above calls them by name:
 
 - a reference of weight zero is absent: 0 · log 0 = 0 (what it says elsewhere still counts in the derivative by its weight);
 - an expectation does not see what has probability zero: 0 · (±inf) = 0;
@@ -82,7 +82,8 @@ def broadcast(*shapes: torch.Size) -> torch.Size:
 
 
 def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
-    """[K] or [K, *E] → broadcastable to `like` [K, *E, …]: axes are matched from the left, so [K, B] weighs prompts of a [K, B, Y]."""
+    """[K] or [K, *E] → broadcastable to `like` [K, *E, …]. Axes are matched from the left:
+    [K, B] weighs prompts of [K, B, Y]."""
     if weights.ndim > like.ndim:
         raise WeightsError(
             f"weights: shape {tuple(weights.shape)} has more axes than the log-probabilities {tuple(like.shape)}."
@@ -112,7 +113,8 @@ def expectation(log_p: Tensor, values: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_ratio(log_p: Tensor, log_q: Tensor, under: Tensor) -> Tensor:
-    """log p − log q, set to 0 where `under` (the log-mass that it will be averaged over) has no mass, so that neither value nor gradient sees it."""
+    """log p − log q, set to 0 where `under` (the log-mass that it will be averaged over) has no mass,
+    so that neither value nor gradient sees it."""
     nothing = under.exp() == 0
     return torch.where(nothing, 0.0, log_p) - torch.where(nothing, 0.0, log_q)
 

@@ -1,7 +1,7 @@
 """Where the names of 0.1 went: an old import raises with the new name.
 
-The finder stands last in `sys.meta_path`, so an import that works never meets it; a module file for each old name would be met by every tool
-that walks the package.
+The finder stands last in `sys.meta_path`, so an import that works never meets it;
+a module file for each old name would be met by every tool that walks the package.
 """
 
 import sys

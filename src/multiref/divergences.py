@@ -50,8 +50,8 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
 
         D_α(p‖q) = (Σ_y p^α q^(1−α) − 1) / (α (α − 1)),      D_1 = KL(p‖q),  D_0 = KL(q‖p)
 
-    It is Σ_y q f(p/q) with f'(t) = (t^(α−1) − 1)/(α − 1) and f(1) = f'(1) = 0. Summed where the cancellation is harmless, so that α = 1 ± 1e-8 and
-    α = ±1e-8 keep all but the last digits.
+    It is Σ_y q f(p/q) with f'(t) = (t^(α−1) − 1)/(α − 1) and f(1) = f'(1) = 0.
+    Summed where the cancellation is harmless, so that α = 1 ± 1e-8 and α = ±1e-8 keep all but the last digits.
 
     Reference: Csiszár's family in the parametrisation of Cressie and Read; docs/theory.md 3.
     """
@@ -75,7 +75,8 @@ def forward_kl(log_policy: Tensor, ref_logps: Tensor, weights: Weights = None) -
 
 
 def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights: Weights = None, *, alpha: float) -> Tensor:
-    r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k), reference by reference (the pool gives the same number in one term: `Regularizer.penalty`).
+    r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k), reference by reference (the pool gives the same number in one term:
+    `Regularizer.penalty`).
 
     Raises:
         ArgumentError, WeightsError: as for `power_pool`.
@@ -98,8 +99,9 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights: We
 def disagreement(ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[K, *B, Y] → [*B]: −log F = −log Σ_y Π_k π_k^{w_k}, the least weighted reverse KL that any policy can have, in nats.
 
-    −log F = min_q Σ_k w_k KL(q‖π_k), reached by the normalised geometric pool; for K = 2 it is (1 − w_1) times the Rényi divergence of order w_1. Zero if and only
-    if the weighted references agree; +inf if no completion has mass under all of them.
+    −log F = min_q Σ_k w_k KL(q‖π_k), reached by the normalised geometric pool;
+    for K = 2 it is (1 − w_1) times the Rényi divergence of order w_1. Zero if and only if the weighted references agree;
+    +inf if no completion has mass under all of them.
 
     Reference: DERIVED (docs/theory.md 1 b); F is the normaliser of arXiv 2502.01203, Definition 3.1.
     """
@@ -107,7 +109,8 @@ def disagreement(ref_logps: Tensor, weights: Weights = None) -> Tensor:
 
 
 def f_prime(log_t: Tensor, alpha: float) -> Tensor:
-    r"""[*E] → [*E]: f'(t) = (t^(α−1) − 1)/(α − 1) at t = e^{log_t}; f' = log at α = 1. In float64, so that ratios of e^{±700} have a value."""
+    r"""[*E] → [*E]: f'(t) = (t^(α−1) − 1)/(α − 1) at t = e^{log_t}; f' = log at α = 1.
+    In float64, so that ratios of e^{±700} have a value."""
     if alpha == 1:
         return log_t
     return torch.expm1((alpha - 1) * log_t.double()) / (alpha - 1)
@@ -117,7 +120,8 @@ def k1(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
     r"""[*E], [K, *E] → [*E]: ℓ = log π − Σ_k w_k log π_k at sampled tokens or completions.
 
     As a value: unbiased for Σ_k w_k KL(π‖π_k) on samples of π, of any sign.
-    As a reward (detached; return-to-go where E is tokens): the exact gradient of Σ_k w_k KL(π‖π_k). As a loss: expected gradient zero, pure noise.
+    As a reward (detached; return-to-go where E is tokens): the exact gradient of Σ_k w_k KL(π‖π_k). As a loss:
+    expected gradient zero, pure noise.
 
     Reference: Schulman's k1; the table for several references is DERIVED (docs/theory.md 6).
     """
@@ -128,8 +132,9 @@ def k1(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
 def k2(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*E], [K, *E] → [*E]: Σ_k w_k ½ (log π − log π_k)².
 
-    As a value: biased. As a loss on samples of π: the gradient of Σ_k w_k KL(π‖π_k) with the visited states held fixed (of the whole
-    objective where E is completions), the same for each reference separately, for the pool and for the renormalised pool.
+    As a value: biased. As a loss on samples of π: the gradient of Σ_k w_k KL(π‖π_k) with the visited states held fixed
+    (of the whole objective where E is completions), the same for each reference separately,
+    for the pool and for the renormalised pool.
     In the reward: biased.
 
     Reference: Schulman's k2; DERIVED for several references (docs/theory.md 6).
@@ -141,9 +146,11 @@ def k2(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
 def k3(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
     r"""[*E], [K, *E] → [*E]: Σ_k w_k (e^{−ℓ_k} − 1 + ℓ_k), ℓ_k = log π − log π_k.
 
-    As a value: unbiased for Σ_k w_k KL(π‖π_k), never negative. As a loss on samples of π it follows another objective, the *forward* KL to the *arithmetic*
-    mixture, KL(Σ_k w_k π_k‖π) at each visited state; times the ratio π/π_old kept differentiable it follows Σ_k w_k KL(π‖π_k) there.
-    In the reward: biased. Where a completion is far likelier under a reference than under the policy, it overflows: e^{−ℓ_k} is the importance weight.
+    As a value: unbiased for Σ_k w_k KL(π‖π_k), never negative. As a loss on samples of π it follows another objective,
+    the *forward* KL to the *arithmetic* mixture, KL(Σ_k w_k π_k‖π) at each visited state;
+    times the ratio π/π_old kept differentiable it follows Σ_k w_k KL(π‖π_k) there.
+    In the reward: biased. Where a completion is far likelier under a reference than under the policy, it overflows:
+    e^{−ℓ_k} is the importance weight.
 
     Reference: Schulman's k3; DERIVED for several references (docs/theory.md 6).
     """

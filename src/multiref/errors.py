@@ -1,4 +1,5 @@
-"""The exception tree. Every error that a user can cause is one of these, says what was found, what was expected and what to do."""
+"""The exception tree. Every error that a user can cause is one of these, says what was found,
+what was expected and what to do."""
 
 
 class MultirefError(Exception):

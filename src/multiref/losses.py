@@ -26,7 +26,8 @@ def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoot
 
 
 def robust(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    r"""[*E], [*E] → [*E]: unbiased under labels flipped with probability ε: its mean over flips is the Bradley–Terry loss of the clean label.
+    r"""[*E], [*E] → [*E]: unbiased under labels flipped with probability ε: its mean over flips is the Bradley–Terry loss of
+    the clean label.
 
         L = (−(1 − ε) log σ(m) + ε log σ(−m)) / (1 − 2ε)
 
@@ -40,7 +41,8 @@ def robust(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: f
 def ipo(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
     r"""[*E], [*E] → [*E]: (m − ½)², m = reward(chosen) − reward(rejected).
 
-    With implicit rewards r = β ℓ this is β² (Δℓ − 1/(2β))²: IPO with τ = β, times the constant β² that keeps it in units of reward.
+    With implicit rewards r = β ℓ this is β² (Δℓ − 1/(2β))²: IPO with τ = β, times the constant β² that keeps it in units of
+    reward.
 
     Reference: Azar et al., 2023, eq. 17.
     """

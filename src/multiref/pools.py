@@ -1,4 +1,5 @@
-"""Pools: K references collapsed into one, exactly. The order of the power mean decides which divergence it serves (design: ρ = 1 − α)."""
+"""Pools: K references collapsed into one, exactly. The order of the power mean decides which divergence it serves (design:
+ρ = 1 − α)."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ def power_pool(ref_logps: Tensor, weights: Weights = None, order: float = 0.0) -
 
         log P_ρ = (1/ρ) log Σ_k w_k π_k^ρ,      ρ → 0:  Σ_k w_k log π_k
 
-    ρ = 0 is the geometric pool (the generalised escort before normalisation), 1 the arithmetic mixture, −1 the harmonic one (MRPO).
-    P_ρ grows with ρ. A completion of probability zero under a weighted reference is vetoed for ρ ≤ 0 and is not for ρ > 0; a reference of weight zero
-    is absent.
+    ρ = 0 is the geometric pool (the generalised escort before normalisation), 1 the arithmetic mixture, −1 the harmonic one
+    (MRPO). P_ρ grows with ρ. A completion of probability zero under a weighted reference is vetoed for ρ ≤ 0 and is not for ρ >
+    0; a reference of weight zero is absent.
 
     Args:
         ref_logps: log-probabilities (nats), −inf where a reference has no mass. Any number of references, any example shape.
@@ -53,7 +54,8 @@ def power_pool(ref_logps: Tensor, weights: Weights = None, order: float = 0.0) -
 
 
 def _full_power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
-    """The plain formula where every reference counts and gives every completion some mass: in place, for speed; without a graph."""
+    """The plain formula where every reference counts and gives every completion some mass: in place, for speed;
+    without a graph."""
     top = logps.amax(0) if order > 0 else logps.amin(0)
     total, buffer = torch.zeros_like(top), torch.empty_like(top)
     for logp, weight in zip(logps, w, strict=True):
@@ -62,7 +64,8 @@ def _full_power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
 
 
 def _power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
-    """The plain formula. Zero mass is taken out before the exponent so that no inf − inf can arise, and put back as the rule for ρ demands."""
+    """The plain formula. Zero mass is taken out before the exponent so that no inf − inf can arise,
+    and put back as the rule for ρ demands."""
     no_mass = logps == NEG_INF
     present = w > 0
     alive = (present & ~no_mass).any(0) if order > 0 else ~(present & no_mass).any(0)

@@ -1,7 +1,7 @@
 """Regularizers: the one choice that a user states, as a small value, and hands to every room above.
 
-Each is β times a divergence of the policy π to K weighted references, which collapses *exactly* into one to a pool P of them. A member
-states two numbers, α (which f) and ρ (which pool); the formulas are shared:
+Each is β times a divergence of the policy π to K weighted references, which collapses *exactly* into one to a pool P of them.
+A member states two numbers, α (which f) and ρ (which pool); the formulas are shared:
 
     pool            P = power mean of order ρ of the references
     implicit reward r = β f'(π/P),  f'(t) = (t^(α−1) − 1)/(α − 1),  log t at α = 1          (up to a constant per prompt)
@@ -34,8 +34,9 @@ class Regularizer(ABC):
     """Abstract: a divergence to K weighted references. Its members are final values: hashable, comparable, printable.
 
     Args:
-        weights: [K] on the simplex, or a tensor [K, *E] where weights differ per example; None is uniform over however many references come.
-            A tensor that requires a gradient stays one, so that weights can be learned.
+        weights: [K] on the simplex, or a tensor [K, *E] where weights differ per example;
+            None is uniform over however many references come. A tensor that requires a gradient stays one,
+            so that weights can be learned.
     """
 
     weights: Weights = None
@@ -82,8 +83,9 @@ class Regularizer(ABC):
 
             r = β f'(π/P)
 
-        The constant cancels in a preference margin, so the pool need not be normalised. Exact wherever π* > 0. Where α ≠ 1 the ratio enters as a power, so the result
-        is float64 and spans e^{±|α−1|·log-ratio}: finite for log-ratios of whole completions up to ±700/|α−1|.
+        The constant cancels in a preference margin, so the pool need not be normalised. Exact wherever π* > 0.
+        Where α ≠ 1 the ratio enters as a power, so the result is float64 and spans e^{±|α−1|·log-ratio}:
+        finite for log-ratios of whole completions up to ±700/|α−1|.
 
         Args:
             policy_logps: log π of completions (summed over tokens), nats.
@@ -96,11 +98,13 @@ class Regularizer(ABC):
         return beta * f_prime(policy_logps - self.pool(ref_logps), self.alpha)
 
     def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
-        r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β. References are distributions over it."""
+        r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β.
+        References are distributions over it."""
         return self.penalty_given_pool(log_policy, None if self.alpha < NEAR_ZERO else self.pool(ref_logps), ref_logps)
 
     def penalty_given_pool(self, log_policy: Tensor, log_pool: Tensor | None, ref_logps: Tensor) -> Tensor:
-        r"""`penalty` for who holds the pool [*B, Y] already. For α < 0.05 the pool's form would cancel: there it is summed reference by reference."""
+        r"""`penalty` for who holds the pool [*B, Y] already. For α < 0.05 the pool's form would cancel:
+        there it is summed reference by reference."""
         if log_pool is None or self.alpha < NEAR_ZERO:
             return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
         ratio = log_ratio(log_policy, log_pool, under=log_policy)
@@ -147,7 +151,8 @@ class ReverseKL(Regularizer):
 
 @dataclass(frozen=True, eq=False)
 class ForwardKL(Regularizer):
-    """Σ_k w_k KL(π_k‖π): arithmetic pool, π* = β P_1/(Z − r), Z the root that normalises. Covers whatever any reference covers."""
+    """Σ_k w_k KL(π_k‖π): arithmetic pool, π* = β P_1/(Z − r), Z the root that normalises.
+    Covers whatever any reference covers."""
 
     alpha = 0.0
     order = 1.0
@@ -157,9 +162,11 @@ class ForwardKL(Regularizer):
 
 @dataclass(frozen=True, eq=False)
 class AlphaDivergence(Regularizer):
-    """Σ_k w_k D_α(π‖π_k): pool of order 1 − α. α = 1 is reverse KL, 0 forward KL, ½ (four times) squared Hellinger, 2 half of χ².
+    """Σ_k w_k D_α(π‖π_k): pool of order 1 − α. α = 1 is reverse KL, 0 forward KL, ½ (four times) squared Hellinger,
+    2 half of χ².
 
-    For α > 1 the optimum may truncate (π* = 0 where the reward is low); for α < 1 a completion outside every reference's support costs only β/(1 − α).
+    For α > 1 the optimum may truncate (π* = 0 where the reward is low); for α < 1 a completion outside every reference's
+    support costs only β/(1 − α).
     """
 
     alpha: float = 0.5  # a field here, a constant in the named members
@@ -180,9 +187,11 @@ class AlphaDivergence(Regularizer):
 
 @dataclass(frozen=True, eq=False)
 class PooledKL(Regularizer):
-    """Reverse KL to a pool that one names: E_π[log π/P_ρ]. Order −1 is MRPO's objective; it is Σ_k w_k KL(π‖π_k) only at order 0.
+    """Reverse KL to a pool that one names: E_π[log π/P_ρ]. Order −1 is MRPO's objective;
+    it is Σ_k w_k KL(π‖π_k) only at order 0.
 
-    For ρ < 0 the pool lies below the geometric one, so the penalty is an upper bound of Σ_k w_k KL(π‖π_k) and the optimum is another policy.
+    For ρ < 0 the pool lies below the geometric one, so the penalty is an upper bound of Σ_k w_k KL(π‖π_k) and the optimum is
+    another policy.
     """
 
     order: float = -1.0

@@ -59,7 +59,8 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
     r"""[*B, Y] → [*B]: the smallest C with π ≤ C · pool for every π in a KL ball around the normalised pool.
 
     Reverse: KL(π‖pool) ≤ radius. Forward: KL(pool‖π) ≤ radius. The worst π moves mass to one completion y and keeps the
-    others' proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes; bisection finds the largest q.
+    others' proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes;
+    bisection finds the largest q.
 
     Our reading of the papers' local coverage constants, whose definition's text is not available.
     """
@@ -125,8 +126,8 @@ def coverage_from_scores(ref_logps: Tensor, weights: Weights = None) -> Coverage
 
         F = Σ_y Π_k π_k^{w_k} = E_{y ~ Σ w_k π_k}[ exp(log P_0(y) − log P_1(y)) ]
 
-    Every importance weight is at most 1 (arithmetic–geometric means), so that the error bar of F is honest; that of −log F is not
-    when F is far below 1/N.
+    Every importance weight is at most 1 (arithmetic–geometric means), so that the error bar of F is honest;
+    that of −log F is not when F is far below 1/N.
 
     Raises:
         ArgumentError: not [K, N], or no completion.

@@ -1,9 +1,9 @@
 """Sample complexity of regularised learning from preferences with K references.
 
-Throughout: n pairs drawn from a law μ, Bradley–Terry labels, true and candidate rewards in [0, R], a finite class of N that holds
-the truth, r̂ its maximum-likelihood member, L = log(N/δ), γ = 1/β. The number of references enters through the coverage constant C alone.
-Reverse KL has the geometric pool; forward KL the arithmetic one, π̄ = Σ_k w_k π_k, and there the printed rate 1/√n is the proof's:
-F2 gives 1/n at fixed β.
+Throughout: n pairs drawn from a law μ, Bradley–Terry labels, true and candidate rewards in [0, R],
+a finite class of N that holds the truth, r̂ its maximum-likelihood member, L = log(N/δ), γ = 1/β.
+The number of references enters through the coverage constant C alone. Reverse KL has the geometric pool;
+forward KL the arithmetic one, π̄ = Σ_k w_k π_k, and there the printed rate 1/√n is the proof's: F2 gives 1/n at fixed β.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Generalisation of RLHF by algorithmic stability: arXiv 2601.16403 as printed, and what replaces it (ours).
 
 Setting: n prompts drawn independently, a *known* noiseless linear reward ⟨θ*, φ(x, a)⟩, one reference, KL strength 1 after
-rescaling, policies π_θ ∝ π_ref e^{⟨θ, φ⟩}, f_π(x) the regularised value at x, J its mean over prompts, J_S over the training prompts,
-V_x(θ) = Cov_{π_θ(·|x)}[φ], V_S its mean over the training prompts. Nothing printed is about preference noise, DPO or PPO.
+rescaling, policies π_θ ∝ π_ref e^{⟨θ, φ⟩}, f_π(x) the regularised value at x, J its mean over prompts,
+J_S over the training prompts, V_x(θ) = Cov_{π_θ(·|x)}[φ], V_S its mean over the training prompts.
+Nothing printed is about preference noise, DPO or PPO.
 Quantities: `radius` R (= 3 × ‖θ*‖'s bound), `feature_norm` C, `delta` ρ, `residual` ε_n. |f| ≤ 3RC is the trivial range.
 
 Ours: with a known reward the empirical problem interpolates. f_{θ*}(x) − f_{θ_S}(x) = KL(π_{θ_S} ‖ π_{θ*})(x) exactly, at every
-prompt, and V_S (θ* − θ_S) = ∇J_S(θ_S). Split θ* − θ_S along the column space of V_S and across it: the gradient bounds the first part,
-A5's residual the second. Nothing random is left. With a reward learned in the same log-linear class (Bradley–Terry or DPO maximum
-likelihood) the noise of the labels remains, and `learned_reward_…` bound what one pair changes.
+prompt, and V_S (θ* − θ_S) = ∇J_S(θ_S). Split θ* − θ_S along the column space of V_S and across it:
+the gradient bounds the first part, A5's residual the second. Nothing random is left.
+With a reward learned in the same log-linear class (Bradley–Terry or DPO maximum likelihood) the noise of the labels remains,
+and `learned_reward_…` bound what one pair changes.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ class Bound:
     def solve_for(self, quantity: str, *, target: float) -> float:
         """The value of one quantity at which the bound equals `target`, all others held (rounded up for counts).
 
-        For a count this is the least one from which on the bound stays at or below the target; for a quantity that makes the bound
-        grow, the largest up to which it does.
+        For a count this is the least one from which on the bound stays at or below the target;
+        for a quantity that makes the bound grow, the largest up to which it does.
 
         Raises:
             ArgumentError: the statement has no such quantity, or no value of it between 1e-12 and 1e300 reaches the target.

@@ -1,8 +1,8 @@
 """The command line: one verb a file, `cli/<verb>.py`, with a function `command(...)` (or a typer `app` where a verb has verbs).
 
-A verb's file is imported only when that verb is asked for, so `multiref --help` answers at once; what is heavy is imported inside
-the verb. A `MultirefError` becomes one message on stderr and exit code 2, without a traceback. Anything else is a bug of ours and keeps
-its traceback.
+A verb's file is imported only when that verb is asked for, so `multiref --help` answers at once;
+what is heavy is imported inside the verb. A `MultirefError` becomes one message on stderr and exit code 2, without a traceback.
+Anything else is a bug of ours and keeps its traceback.
 """
 
 import ast
@@ -21,8 +21,8 @@ from multiref.errors import MultirefError
 __all__ = ["app", "main"]
 
 # verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one.
-# Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module, whose docstring's first line, after its
-# colon, is the help line. No other package can take the name of a verb of ours, or keep the others from being listed.
+# Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module. What follows the colon in the first
+# line of its docstring is the help line. Nobody can take the name of a verb of ours, or keep the others from being listed.
 VERBS = {
     "solve": "Solve a multi-reference problem given as numbers, exactly.",
     "score": "Score a file of preference pairs under K references, once, into a store.",
@@ -65,7 +65,8 @@ def _stand_in(verb: str, line: str) -> Any:
 
 
 def _first_line(home: str) -> str:
-    """What a module's docstring begins with, read from its source: `--help` imports no verb, and survives one that is broken."""
+    """What a module's docstring begins with, read from its source: `--help` imports no verb,
+    and survives one that is broken."""
     try:
         spec = importlib.util.find_spec(home)  # imports the packages around it, which may be anyone's
         source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")

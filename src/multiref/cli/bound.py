@@ -31,8 +31,8 @@ def bound(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it prints. "
-            "Default uniform."
+            help="Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it "
+            "prints. Default uniform."
         ),
     ] = None,
 ) -> None:

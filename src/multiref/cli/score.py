@@ -46,7 +46,8 @@ def command(
     quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
 ) -> None:
-    """Score pairs under K references, one after another. What is stored already is not scored again; a killed run goes on where it was.
+    """Score pairs under K references, one after another. What is stored already is not scored again;
+    a killed run goes on where it was.
 
     Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
     """

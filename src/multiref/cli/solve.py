@@ -21,10 +21,11 @@ def command(
 ) -> None:
     """Solve: maximise E_π r − β Σ_k w_k D(π‖π_k) over the completions of one prompt, exactly.
 
-    The file holds reward (one number a completion), references (name → probabilities; or a list of them), and optionally weights (uniform), beta (0.1) and regularizer:
+    The file holds reward (one number a completion), references (name → probabilities, or a list of them),
+    and optionally weights (uniform), beta (0.1) and regularizer:
     ReverseKL (the default), ForwardKL, AlphaDivergence with alpha, or PooledKL with order.
 
-    Example: echo '{"reward": [0, 1, 0], "references": {"base": [0.7, 0.2, 0.1], "math": [0.1, 0.2, 0.7]}, "beta": 1.0}' | multiref solve -
+    Example: echo '{"reward": [0, 1], "references": {"base": [0.7, 0.3], "math": [0.2, 0.8]}, "beta": 1.0}' | multiref solve -
     """
     name = "standard input" if str(file) == "-" else str(file)
     problem = _read(file, name)

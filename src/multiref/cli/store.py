@@ -89,7 +89,8 @@ def export(
         list[str] | None, typer.Option(help="Only this reference (name, or beginning of its address). Repeatable.")
     ] = None,
 ) -> None:
-    """Write scores to one Parquet file with plain columns: one row per completion and reference, or (with --data) one row per pair.
+    """Write scores to one Parquet file with plain columns: one row per completion and reference, or
+    (with --data) one row per pair.
 
     Example: multiref store export scores/ scores.parquet --data pairs.jsonl
     """

@@ -1,4 +1,5 @@
-"""GSM8K: questions with a number as answer, read from a file or the hub; the answer in a solution; the rewards of the paper's script, repaired."""
+"""GSM8K: questions with a number as answer, read from a file or the hub; the answer in a solution;
+the rewards of the paper's script, repaired."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Problem:
 
 
 def read_gsm8k(source: str | Path, *, split: str = "train", limit: int | None = None) -> list[Problem]:
-    """Problems from JSON Lines with `question` and `answer` (which ends in "#### number"), or from the hub ("openai/gsm8k", which `datasets` fetches).
+    """Problems from JSON Lines with `question` and `answer` (which ends in "#### number"), or from the hub ("openai/gsm8k",
+    which `datasets` fetches).
 
     Errors: DataError naming file and row.
     """
@@ -70,8 +72,8 @@ def read_gsm8k(source: str | Path, *, split: str = "train", limit: int | None = 
 def prompts(problems: Sequence[Problem], *, style: str = "chat") -> list[dict[str, Any]]:
     """Rows with `prompt` and `answer` for `OnlineTrainer` and for TRL.
 
-    style: "chat", a system message that asks for <reasoning> and <answer>, then the question; "plain", the question and a line break, for models without a
-    chat template.
+    style: "chat", a system message that asks for <reasoning> and <answer>, then the question;
+    "plain", the question and a line break, for models without a chat template.
     """
     if style not in ("chat", "plain"):
         raise ArgumentError(f"style: found {style!r}, expected chat or plain.")
@@ -87,10 +89,12 @@ def prompts(problems: Sequence[Problem], *, style: str = "chat") -> list[dict[st
 
 
 def extract_answer(text: str) -> str | None:
-    """The number that a solution ends in, without signs of currency and thousands: "18", "-3", "2.5", "3/4"; None where there is none.
+    """The number that a solution ends in, without signs of currency and thousands: "18", "-3", "2.5", "3/4";
+    None where there is none.
 
-    Looks for, in this order, <answer>…</answer>, "#### …", \\boxed{…}, a line "A: …" or "Answer: …", "the answer is …", and takes the last of them; otherwise the last
-    number of the text. Within "A: 3 + 4 = 7" the number behind the last "=" counts. Calculator marks (<<48/2=24>>) are not seen.
+    Looks for, in this order, <answer>…</answer>, "#### …", \\boxed{…}, a line "A: …" or "Answer: …", "the answer is …",
+    and takes the last of them; otherwise the last number of the text. Within "A: 3 + 4 = 7" the number behind the last "="
+    counts. Calculator marks (<<48/2=24>>) are not seen.
     """
     text = re.sub(r"<<[^<>]*>>", "", text)
     for mark in MARKS:
@@ -144,8 +148,8 @@ def marks(completions: Sequence[Any], **_: Any) -> list[float]:
 
 
 def rewards() -> dict[str, Callable[..., list[float]]]:
-    """The five rewards of the paper's script, which are summed. Repaired: the formats see over line breaks, and the count of marks is bounded, so that
-    their sum is in [0, 4]; correctness compares numbers, not strings."""
+    """The five rewards of the paper's script, which are summed. Repaired: the formats see over line breaks,
+    and the count of marks is bounded, so that their sum is in [0, 4]; correctness compares numbers, not strings."""
     return {
         "correctness": correctness,
         "integer": integer,
@@ -159,7 +163,8 @@ def rewards() -> dict[str, Callable[..., list[float]]]:
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """Unbiased estimate of the probability that one of k completions is right, from `samples` of which `correct` are: 1 − C(n−c, k)/C(n, k).
+    """Unbiased estimate of the probability that one of k completions is right, from `samples` of which `correct` are:
+    1 − C(n−c, k)/C(n, k).
 
     Reference: Chen et al., 2021, arXiv 2107.03374, section 2.1.
     """
@@ -199,9 +204,8 @@ def _hub_rows(name: str, split: str) -> Any:
     try:
         data = datasets.load_dataset(name, "main", split=split)
     except Exception as error:  # offline, unknown, gated: the hub's own errors say which
-        raise DataError(
-            f"No file {name}, and no such data set could be had from the hub ({type(error).__name__}: {str(error).splitlines()[0]})."
-        ) from error
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise DataError(f"No file {name}, and no such data set could be had from the hub ({why}).") from error
     return ((f"{name}[{split}]:{number}", row) for number, row in enumerate(data, 1))
 
 

@@ -20,7 +20,8 @@ class Pair:
     """A prompt, the completion that was preferred, and the one that was not.
 
     All three are strings, or all three are tuples of chat messages. `origin` ("pairs.jsonl:12", rows counted from 1) is for
-    error messages only: nothing is ever joined or cached by it. `margin`: by how much a reward model is to put chosen above rejected.
+    error messages only: nothing is ever joined or cached by it. `margin`: how far a reward model is to put chosen above
+    rejected.
     """
 
     prompt: Text
@@ -108,7 +109,5 @@ def _check_sides(pair: Pair, where: str, implicit: bool) -> None:
     for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         empty = not side.strip() if isinstance(side, str) else not any(message["content"].strip() for message in side)
         if empty:
-            raise DataError(
-                f"{where}: `{name}` is empty{' after the part that both sides share' if implicit else ''}; expected a completion. "
-                f"Remove the row{', or give a `prompt` column' if implicit else ''}."
-            )
+            after, advice = (" after the part that both sides share", ", or give a `prompt` column") if implicit else ("", "")
+            raise DataError(f"{where}: `{name}` is empty{after}; expected a completion. Remove the row{advice}.")

@@ -18,7 +18,8 @@ __all__ = ["read_pairs"]
 def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     """The pairs of a file, at most `limit` of them, in the order of the file.
 
-    Formats by name: .jsonl, .jsonl.gz, .json (a list of rows, or rows one a line), .json.gz, .parquet; rows as `as_pair` takes them.
+    Formats by name: .jsonl, .jsonl.gz, .json (a list of rows, or rows one a line), .json.gz, .parquet;
+    rows as `as_pair` takes them.
     Errors: DataError naming file and row (counted from 1; blank lines count, so that it is the line in an editor).
     """
     path = Path(path)

@@ -1,14 +1,16 @@
 """The multiplier of the α-family: one root per row, found for all rows at once.
 
-With a = α − 1, rewards measured downwards from the best one in units of β (gap g_y = (r_max − r_y)/β ≥ 0), c = (r_max − λ)/β and the pool P of
-mass one (`normalise` gets there: a mass M stretches β to β M^{−a}),
+With a = α − 1, rewards measured downwards from the best one in units of β (gap g_y = (r_max − r_y)/β ≥ 0), c =
+(r_max − λ)/β and the pool P of mass one (`normalise` gets there: a mass M stretches β to β M^{−a}),
 
     π*(y) = P(y) b_y^{1/a},   b_y = 1 + a (c − g_y),        h(c) = log Σ_y P(y) (b_y)_+^{1/a} = 0,        h increasing.
 
-Newton's method is applied to G = e^{a h}, a power mean of numbers linear in c: concave for a < 0, convex for 0 < a ≤ 1, so from the upper
-end of the bracket it walks to the root without overshooting; a bisection in log b takes over where it is slow (and for a > 1).
+Newton's method is applied to G = e^{a h}, a power mean of numbers linear in c:
+concave for a < 0, convex for 0 < a ≤ 1, so from the upper end of the bracket it walks to the root without overshooting;
+a bisection in log b takes over where it is slow (and for a > 1).
 
-Two unknowns, for digits: the top base b = 1 + a c itself away from α = 1 (the distance of λ from its pole, in units of β/|a|), c near it.
+Two unknowns, for digits: the top base b = 1 + a c itself away from α = 1 (the distance of λ from its pole, in units of β/|a|),
+c near it.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Family(NamedTuple):
 
 
 def normalise(log_pool: Tensor, gap: Tensor, a: float) -> tuple[Tensor, Tensor, Tensor]:
-    """[R, Y], [R, Y] → the same problem with a pool of mass one, and log M [R]: Σ P b^{1/a} = 1 with b = M^{−a} b' is Σ (P/M) b'^{1/a} = 1."""
+    """[R, Y], [R, Y] → the same problem with a pool of mass one, and log M [R]:
+    Σ P b^{1/a} = 1 with b = M^{−a} b' is Σ (P/M) b'^{1/a} = 1."""
     log_mass = torch.logsumexp(log_pool, -1, keepdim=True)
     return log_pool - log_mass, gap * (a * log_mass).clamp(-LARGEST, LARGEST).exp(), log_mass[:, 0]
 
@@ -80,7 +83,8 @@ def log_mass_and_slope(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family)
 def bracket(log_pool: Tensor, gap: Tensor, family: Family) -> tuple[Tensor, Tensor, Tensor]:
     """Lower and upper end of the root in the unknown, and the end that corresponds to the largest c, where Newton starts.
 
-    P has mass one, so c ≥ 0 (all gaps zero). No completion has more mass than one: c ≤ c(P_y) + g_y for every y. Jensen (α ≤ 2): c ≤ E_P[g].
+    P has mass one, so c ≥ 0 (all gaps zero). No completion has more mass than one: c ≤ c(P_y) + g_y for every y.
+    Jensen (α ≤ 2): c ≤ E_P[g].
     """
     pick = torch.amax if _falling(family) else torch.amin
     reach = family.from_log_mass(log_pool) + (gap if family.near else family.a * gap)
@@ -98,7 +102,8 @@ def _falling(family: Family) -> bool:
 
 
 def find_root(log_pool: Tensor, gap: Tensor, alpha: float) -> Tensor:
-    """[R, Y] log-masses of total mass one and gaps (0 where the mass is −inf) → [R]: the unknown x of `Family.of(alpha)` at which the policy has mass one."""
+    """[R, Y] log-masses of total mass one and gaps (0 where the mass is −inf) → [R]:
+    the unknown x of `Family.of(alpha)` at which the policy has mass one."""
     family = Family.of(alpha)
     sign = -1.0 if _falling(family) else 1.0
     low, high, start = bracket(log_pool, gap, family)
@@ -122,7 +127,8 @@ def find_root(log_pool: Tensor, gap: Tensor, alpha: float) -> Tensor:
 
 
 def _next(x: Tensor, proposal: Tensor, low: Tensor, high: Tensor, last_step: Tensor, family: Family) -> tuple[Tensor, Tensor]:
-    """Newton's proposal within the bracket, unless it does not halve the last step (in log b): then the middle of the bracket."""
+    """Newton's proposal within the bracket, unless it does not halve the last step (in log b):
+    then the middle of the bracket."""
     proposal = proposal.clamp(low, high)
     if family.near:
         step, middle = (proposal - x).abs(), 0.5 * (low + high)

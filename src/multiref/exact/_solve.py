@@ -42,11 +42,11 @@ class Solution:
         return self.log_policy.exp()
 
     def __str__(self) -> str:
-        n = self.value.numel()
-        support = (self.log_policy > NEG_INF).sum(-1).double().mean()
+        n, mean = self.value.numel(), float(self.value.double().mean())
+        support = float((self.log_policy > NEG_INF).sum(-1).double().mean())
         return (
-            f"Solution over {tuple(self.log_policy.shape)}: mean value {float(self.value.double().mean()):.6g} over {n} prompt{'s' if n != 1 else ''}, "
-            f"support {float(support):.1f} completions, best {float(self.log_policy.detach().amax().exp()):.4g}"
+            f"Solution over {tuple(self.log_policy.shape)}: mean value {mean:.6g} over {n} prompt{'s' if n != 1 else ''}, "
+            f"support {support:.1f} completions, best {float(self.log_policy.detach().amax().exp()):.4g}"
         )
 
 
@@ -55,10 +55,12 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
 
         r(y) − β f'(π*(y)/P(y)) = λ      for every y with π*(y) > 0
 
-    Reverse KL and PooledKL in closed form, π* ∝ P e^{r/β}; the α-family by a root per row (`_root`), truncated for α > 1, and for α < 1 with the corner
-    λ = max r − β/(1 − α) where a reward outside every reference's support is worth its price: the left-over mass sits there, split evenly among ties.
+    Reverse KL and PooledKL in closed form, π* ∝ P e^{r/β}; the α-family by a root per row (`_root`), truncated for α > 1,
+    and for α < 1 with the corner λ = max r − β/(1 − α) where a reward outside every reference's support is worth its price:
+    the left-over mass sits there, split evenly among ties.
 
-    Ragged supports are padded with reward −inf and log-probability −inf. Differentiable in reward, ref_logps and weights (implicit function theorem).
+    Ragged supports are padded with reward −inf and log-probability −inf. Differentiable in reward, ref_logps and weights
+    (implicit function theorem).
     Exact means float64: pass float64.
 
     Args:
@@ -71,7 +73,8 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
         ArgumentError: NaN, +inf, log-probabilities above zero, shapes that do not match, β ≤ 0.
         EmptyPoolError: rows in which the pool has no mass, named.
 
-    Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED (docs/theory.md 3).
+    Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED
+    (docs/theory.md 3).
 
     >>> import multiref as mr
     >>> refs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]).double().log()
@@ -152,7 +155,8 @@ def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> 
 
 
 def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tensor:
-    """The root with its derivatives: a Newton step at the root changes nothing but the graph (twice: second derivatives too)."""
+    """The root with its derivatives: a Newton step at the root changes nothing but the graph (twice:
+    second derivatives too)."""
     if not (torch.is_grad_enabled() and (log_pool.requires_grad or gap.requires_grad)):
         return x.to(log_pool.dtype)
     x = x.to(log_pool.dtype)
@@ -170,8 +174,8 @@ def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tenso
 def _corner(
     x: Tensor, outside: Tensor, best: Tensor, log_pool: Tensor, gap: Tensor, stretch: Tensor, family: Family, beta: float
 ) -> tuple[Tensor, Tensor | None]:
-    """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward `outside`
-    the support."""
+    """α < 1: λ may not fall below max r − β/(1 − α) over *all* completions; what mass is then left sits on the best reward
+    `outside` the support."""
     best_outside = outside.amax(-1, keepdim=True)
     any_outside = (best_outside > NEG_INF)[:, 0]
     above = (torch.where(any_outside[:, None], best_outside, best) - best)[:, 0]

@@ -1,6 +1,7 @@
 """What a run shows to people: one self-contained HTML page (`write_page` of blocks), tables with errors, figures, a model card.
 
-Nothing here computes a result: numbers come in, pages and pictures go out; only `paired` judges, whether a difference is within noise."""
+Nothing here computes a result: numbers come in, pages and pictures go out; only `paired` judges,
+whether a difference is within noise."""
 
 from multiref._files import write_whole
 from multiref.report.card import ModelCard

@@ -14,8 +14,9 @@ __all__ = ["ModelCard"]
 class ModelCard:
     """What was trained, against what, on what, with which result.
 
-    `references` maps each name to (where it came from, its weight as text), empty for what has none, `beta` None then; `metrics` are plain numbers, reported as given;
-    `limits` are sentences on what the numbers do not show. Every value is shown as text: nothing in it is read as Markdown markup.
+    `references` maps each name to (where it came from, its weight as text), empty for what has none, `beta` None then;
+    `metrics` are plain numbers, reported as given; `limits` are sentences on what the numbers do not show.
+    Every value is shown as text: nothing in it is read as Markdown markup.
     """
 
     title: str

@@ -17,7 +17,8 @@ CRITICAL = (
 
 
 def critical_t(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t; past 30 degrees of freedom by the first two Cornish–Fisher terms (error < 1e-3)."""
+    """The two-sided 95 % quantile of Student's t; past 30 degrees of freedom by the first two Cornish–Fisher terms
+    (error < 1e-3)."""
     if freedom < 1:
         return math.inf
     if freedom <= len(CRITICAL):
@@ -91,7 +92,8 @@ class Difference:
 
 
 def paired(values: Sequence[float], against: Sequence[float]) -> Difference:
-    """Differences seed by seed: what both runs share (data, order, labels) cancels, so the error is of the difference itself."""
+    """Differences seed by seed: what both runs share (data, order, labels) cancels,
+    so the error is of the difference itself."""
     if len(values) != len(against):
         raise ArgumentError(f"paired values must come from the same seeds: found {len(values)} against {len(against)}")
     measure = Measure.of([a - b for a, b in zip(values, against, strict=True)])

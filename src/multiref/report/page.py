@@ -39,7 +39,8 @@ tr.quiet td, tr.quiet th { color: #57606a; font-weight: 400; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; width: 100%; max-width: 46rem; height: auto; }
 figcaption { color: #57606a; font-size: .92rem; max-width: 46rem; margin-top: .3rem; }
-@media (max-width: 40rem) { body { font-size: 15px; padding: .8rem .8rem 3rem; } th:first-child, td:first-child { max-width: 9.5rem; white-space: normal; } }
+@media (max-width: 40rem) { body { font-size: 15px; padding: .8rem .8rem 3rem; }
+  th:first-child, td:first-child { max-width: 9.5rem; white-space: normal; } }
 """
 
 
@@ -167,7 +168,8 @@ def page(title: str, *blocks: Block, subtitle: str = "") -> str:
 
 
 def write_page(path: str | os.PathLike[str], title: str, *blocks: Block, subtitle: str = "") -> Path:
-    """Write the page in one step (a reader sees the old page or the new one, never half). OutputError where it cannot be written."""
+    """Write the page in one step (a reader sees the old page or the new one, never half).
+    OutputError where it cannot be written."""
     return write_whole(path, page(title, *blocks, subtitle=subtitle))
 
 

@@ -1,7 +1,9 @@
-"""Weights over references, from margins: the strategies of the literature, and the weights under which a pool predicts preferences best.
+"""Weights over references, from margins: the strategies of the literature, and the weights under which a pool predicts
+preferences best.
 
-Tensors in, tensors out: margins [K, P] = log π_k(chosen) − log π_k(rejected), references first. A weight never promises a gain in the
-regularised value, which is convex in the weights (it is largest at a single reference); it is a choice of objective.
+Tensors in, tensors out: margins [K, P] = log π_k(chosen) − log π_k(rejected), references first.
+A weight never promises a gain in the regularised value, which is convex in the weights (it is largest at a single reference);
+it is a choice of objective.
 """
 
 from multiref.weighting.preference_fit import PreferenceFit, fit_preferences

@@ -18,8 +18,8 @@ MAX_STEPS = 200
 class PreferenceFit:
     """coefficients c [K] ≥ 0; loss: the mean negative log-likelihood at c, without the ridge; steps: Newton steps taken.
 
-    weights c / Σ c [K] and scale Σ c: P(chosen ≻ rejected) = σ(scale · Σ_k weights_k m_k). With scale 0 (no margin helps) there are no
-    best weights and `weights` is uniform.
+    weights c / Σ c [K] and scale Σ c: P(chosen ≻ rejected) = σ(scale · Σ_k weights_k m_k).
+    With scale 0 (no margin helps) there are no best weights and `weights` is uniform.
     """
 
     coefficients: Tensor
@@ -42,10 +42,11 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
 
     minimise over c ≥ 0:   Σ_j n_j log(1 + exp(−Σ_k c_k m_kj)) + (ridge / 2) Σ_k (s_k c_k)²,     s_k² = the mean of m_k²
 
-    In (scale, weights) the problem is not jointly convex; in c = scale · weights it is, and c → (Σ c, c / Σ c) is one to one for c ≠ 0, so
-    the optimum over the simplex and the scale is found by solving for c. No intercept: exchanging chosen and rejected must exchange the
-    probabilities. The ridge is worth ridge/P observations; it keeps the optimum finite and unique where margins separate the data or two
-    references are the same. Solved by Newton steps on the free coefficients (projected onto c ≥ 0) until the optimality conditions hold.
+    In (scale, weights) the problem is not jointly convex; in c = scale · weights it is, and c → (Σ c,
+    c / Σ c) is one to one for c ≠ 0, so the optimum over the simplex and the scale is found by solving for c. No intercept:
+    exchanging chosen and rejected must exchange the probabilities. The ridge is worth ridge/P observations;
+    it keeps the optimum finite and unique where margins separate the data or two references are the same.
+    Solved by Newton steps on the free coefficients (projected onto c ≥ 0) until the optimality conditions hold.
 
     Args:
         margins: [K, P] float64 is best; log π_k(chosen) − log π_k(rejected).

@@ -37,8 +37,9 @@ def vaw(margins: Tensor) -> Tensor:
 def arwc(margins: Tensor) -> Tensor:
     """[K, P] → [K, P]: adaptive weights per example, w_kj = |m_kj| / Σ_i |m_ij|; uniform where all margins are zero.
 
-    The sign is ignored: a reference that confidently prefers the rejected completion gets a large weight. Given MRPO's margins, its released
-    code multiplies these weights by the *other* reference's term; here weight k belongs to reference k.
+    The sign is ignored: a reference that confidently prefers the rejected completion gets a large weight.
+    Given MRPO's margins, its released code multiplies these weights by the *other* reference's term;
+    here weight k belongs to reference k.
 
     Reference: arXiv 2405.16388 (ARWC), for any K.
     """
@@ -58,8 +59,6 @@ def check_margins(margins: Tensor) -> None:
     """Raise unless margins is [K, P], finite, with at least one reference."""
     if margins.ndim != 2 or not len(margins):
         raise ArgumentError(f"margins has shape {tuple(margins.shape)}; expected [K, P], at least one reference.")
-    if not torch.isfinite(margins).all():
-        count = int((~torch.isfinite(margins)).sum())
-        raise ArgumentError(
-            f"{count} of {margins.numel()} margins are not finite; expected differences of finite log-probabilities. Leave those pairs out."
-        )
+    if count := int((~torch.isfinite(margins)).sum()):
+        found = f"{count} of {margins.numel()} margins are not finite"
+        raise ArgumentError(f"{found}; expected differences of finite log-probabilities. Leave those pairs out.")

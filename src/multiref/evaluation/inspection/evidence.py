@@ -18,8 +18,9 @@ __all__ = ["Evidence", "gather", "standard_error"]
 class Evidence:
     """K references on P pairs.
 
-    logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]: pairs of one prompt have one number, 0 … G−1;
-    they are never split between fitting and testing, and count as one cluster in every standard error. left_out: pairs with a score of −inf.
+    logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]:
+    pairs of one prompt have one number, 0 … G−1; they are never split between fitting and testing,
+    and count as one cluster in every standard error. left_out: pairs with a score of −inf.
     """
 
     names: tuple[str, ...]
@@ -58,9 +59,8 @@ def gather(pairs: Sequence[Any], scores: SequenceScores) -> Evidence:
     logps = scores.logps[:, columns].double()
     finite = torch.isfinite(logps).all(-1).all(0)
     if not finite.any():
-        raise DataError(
-            f"None of the {len(pairs)} pairs has finite scores under all of {', '.join(scores.names)}. Look at each reference alone."
-        )
+        found = f"None of the {len(pairs)} pairs has finite scores under all of {', '.join(scores.names)}"
+        raise DataError(f"{found}. Look at each reference alone.")
     number: dict[str, int] = {}
     groups = torch.tensor([number.setdefault(text_of(prompt), len(number)) for prompt in prompts])
     if len(number) == 1:  # data without prompts: every pair stands for itself

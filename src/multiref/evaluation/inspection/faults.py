@@ -1,7 +1,7 @@
 """Signs that a reference is broken rather than bad: wrong token ids, left padding, a missing template, NaN-ridden weights.
 
-A language model that sees the text it is asked about is never much worse than a guess, and finds hard what others find hard. What fails
-that is reported as broken; it gets no weight, because a broken reference has the largest margins of all.
+A language model that sees the text it is asked about is never much worse than a guess, and finds hard what others find hard.
+What fails that is reported as broken; it gets no weight, because a broken reference has the largest margins of all.
 """
 
 import math
@@ -14,7 +14,9 @@ from multiref.evaluation.inspection.evidence import Evidence
 __all__ = ["doubts", "find_faults"]
 
 GUESS = math.log(2**18)  # nats per token of a uniform guess over 262,144 tokens, more than vocabularies have: 12.5
-AWAY = 8.0  # nats per token above the best other reference; good and merely foreign models differ by less than log V, in practice by 5
+AWAY = (
+    8.0  # nats per token above the best other reference; good and merely foreign models differ by less than log V, mostly by 5
+)
 WILD = 0.02  # share of completions worse than a guess
 UNEVEN = 2.5  # relative spread of nats per token over completions, against the median of the others
 SHORT = 4  # completions of fewer tokens are too noisy for a rate
@@ -45,15 +47,15 @@ def _signs(k: int, rates: Tensor, means: Tensor, agreement: Tensor, names: tuple
     uneven = rates.std(-1) / means.clamp_min(1e-9)
     if _alone(k, agreement, means) and uneven[k] > UNEVEN * uneven[others].median():
         signs.append(
-            f"its nats per token do not follow the text (rank correlation with another reference at most {_best(k, agreement):.2f}) and vary "
-            f"{uneven[k] / uneven[others].median():.1f} times as much as the others': {ADVICE}"
+            f"its nats per token do not follow the text (rank correlation with another reference at most {_best(k, agreement):.2f}) "
+            f"and vary {uneven[k] / uneven[others].median():.1f} times as much as the others': {ADVICE}"
         )
     return signs
 
 
 def _alone(k: int, agreement: Tensor, means: Tensor) -> bool:
-    """Whether the others agree on what is hard and this one does not. The best of all is never alone: it plainly sees the text, as a
-    specialist among strangers does."""
+    """Whether the others agree on what is hard and this one does not. The best of all is never alone:
+    it plainly sees the text, as a specialist among strangers does."""
     others = [i for i in range(len(means)) if i != k]
     if len(others) < 2 or means[k] <= means[others].min():
         return False
@@ -76,8 +78,8 @@ def doubts(evidence: Evidence, faults: tuple[tuple[str, ...], ...]) -> list[str]
     ]
     if len(names) == 2 and not any(faults) and agreement[0, 1] < 0.2:
         found.append(
-            f"{names[0]!r} and {names[1]!r} find different texts hard (rank correlation of nats per token {agreement[0, 1]:.2f}): they are at "
-            f"home in different text, or one of them may be broken; {ADVICE}."
+            f"{names[0]!r} and {names[1]!r} find different texts hard (rank correlation of nats per token "
+            f"{agreement[0, 1]:.2f}): they are at home in different text, or one of them may be broken; {ADVICE}."
         )
     return found
 

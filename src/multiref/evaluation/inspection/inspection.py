@@ -25,8 +25,8 @@ MANY = 20_000  # pairs from which on the intervals are resampled less often
 
 @dataclass(frozen=True)
 class Inspection:
-    """The whole finding; `verdict` is its summary in words. `length`: mean tokens of a completion. `token_level` and `coverage` are None
-    where they were not measured, and `not_measured` says why."""
+    """The whole finding; `verdict` is its summary in words. `length`: mean tokens of a completion.
+    `token_level` and `coverage` are None where they were not measured, and `not_measured` says why."""
 
     pairs: int
     prompts: int
@@ -84,9 +84,8 @@ def inspect(
     evidence = gather(pairs, scores)
     prompts = int(evidence.groups.max()) + 1
     if prompts < 2 * folds:
-        raise ArgumentError(
-            f"There are {prompts} different prompts; expected at least {2 * folds} for {folds} folds. Bring more pairs, or fewer folds."
-        )
+        expected = f"expected at least {2 * folds} for {folds} folds"
+        raise ArgumentError(f"There are {prompts} different prompts; {expected}. Bring more pairs, or fewer folds.")
     faults = find_faults(evidence)
     qualities = [quality(evidence, k, faults=faults[k]) for k in range(len(evidence.names))]
     sound = [k for k, signs in enumerate(faults) if not signs]

@@ -20,7 +20,8 @@ Rule = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the selection: the candidate that did best, the gain in held-out log-likelihood per pair, its standard error, accepted or not."""
+    """One step of the selection: the candidate that did best, the gain in held-out log-likelihood per pair, its standard error,
+    accepted or not."""
 
     name: str
     gain: float
@@ -31,7 +32,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to weigh references: held-out log-likelihood per pair (mean, standard error), accuracy, and the difference to the best single one."""
+    """A way to weigh references: held-out log-likelihood per pair (mean, standard error), accuracy,
+    and the difference to the best single one."""
 
     name: str
     log_likelihood: float
@@ -43,7 +45,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Weighting:
-    """Weights on the simplex with 95 % bootstrap intervals, and the scale: P(chosen ≻ rejected) = σ(scale · Σ_k w_k margin_k)."""
+    """Weights on the simplex with 95 % bootstrap intervals, and the scale: P(chosen ≻ rejected) = σ(scale · Σ_k w_k
+    margin_k)."""
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
@@ -60,7 +63,8 @@ def folds_of(groups: Tensor, folds: int, seed: int) -> Tensor:
 
 
 def held_out(pooled: Callable[[Tensor, Tensor], Tensor], margins: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
-    """(log-likelihoods [P], logits [P]), each pair's from a fit that did not see its prompt. pooled(training margins, margins) → logits."""
+    """(log-likelihoods [P], logits [P]), each pair's from a fit that did not see its prompt.
+    pooled(training margins, margins) → logits."""
     logits = torch.zeros_like(margins[0])
     for fold in range(int(folds.max()) + 1):
         inside = folds == fold
@@ -95,10 +99,11 @@ def _best_single(training: Tensor, testing: Tensor) -> Tensor:
 
 
 def select(evidence: Evidence, allowed: list[int], folds: Tensor) -> tuple[list[int], list[Step]]:
-    """Forward selection by held-out log-likelihood. It starts from no reference at all (a fair coin), so that "none" and "one" are answers too.
+    """Forward selection by held-out log-likelihood. It starts from no reference at all (a fair coin),
+    so that "none" and "one" are answers too.
 
-    The best candidate joins if its gain over what is chosen exceeds z standard errors (clustered by prompt), z the normal quantile of
-    SIGNIFICANCE divided by the number of candidates.
+    The best candidate joins if its gain over what is chosen exceeds z standard errors (clustered by prompt),
+    z the normal quantile of SIGNIFICANCE divided by the number of candidates.
     """
     margins = evidence.margins
     chosen: list[int] = []

@@ -19,11 +19,14 @@ BINS = 10
 class Quality:
     """What one reference's scores show.
 
-    accuracy: share of pairs with margin > 0 (a tie counts one half), with its 95 % interval (Wilson, for as many independent pairs as the
+    accuracy: share of pairs with margin > 0 (a tie counts one half), with its 95 % interval (Wilson,
+    for as many independent pairs as the
         clustered standard error is worth). Nothing is fitted, so every pair is held out.
-    log_loss: mean −log σ(margin); tempered_log_loss: mean −log σ(t · margin) at the best t ≥ 0, `temperature`. A temperature far from 1 says
+    log_loss: mean −log σ(margin); tempered_log_loss: mean −log σ(t · margin) at the best t ≥ 0, `temperature`.
+    A temperature far from 1 says
         that the margin is over- (t < 1) or underconfident as a probability of preference.
-    calibration: per bin of equal size (mean |margin|, mean σ(|margin|), share where it is right, count); calibration_error: mean absolute
+    calibration: per bin of equal size (mean |margin|, mean σ(|margin|), share where it is right, count); calibration_error:
+    mean absolute
         difference of the middle two, by count.
     length_correlation: of the margin with the difference of lengths in tokens; nats_per_extra_token: the slope.
     shorter_accuracy: what "prefer the shorter" would score, for comparison.
@@ -82,7 +85,8 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
 
 
 def _bins(margins: Tensor) -> tuple[tuple[float, float, float, int], ...]:
-    """Bins of claimed confidence. A pair is looked at from its confident side: claim σ(|m|), right if m > 0 (half a point at m = 0)."""
+    """Bins of claimed confidence. A pair is looked at from its confident side:
+    claim σ(|m|), right if m > 0 (half a point at m = 0)."""
     order = margins.abs().argsort()
     sizes, right = margins.abs(), (margins > 0).double() + 0.5 * (margins == 0).double()
     claims = torch.sigmoid(sizes)

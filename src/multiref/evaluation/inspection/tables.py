@@ -27,9 +27,9 @@ def coverage_lines(found: Inspection) -> list[str]:
     return [
         f"Disagreement of {', '.join(found.token_level.names)} at equal weights: "
         f"−log F = {c.disagreement:.4f} ± {c.error:.4f} nats per token.",
-        f"At {c.length:.0f} tokens, the mean completion here, coverage constants grow by 1/F ≈ {c.inverse_mass:,.3g}; the geometric "
-        f"pool is effectively empty (F < 1/1000) {reach}. Measured at the contexts of these completions, not at those that a policy "
-        "visits.",
+        f"At {c.length:.0f} tokens, the mean completion here, coverage constants grow by 1/F ≈ {c.inverse_mass:,.3g}; "
+        f"the geometric pool is effectively empty (F < 1/1000) {reach}. "
+        "Measured at the contexts of these completions, not at those that a policy visits.",
     ]
 
 

@@ -10,7 +10,8 @@ __all__ = ["Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`answer`: "none", "one" or "several" references are supported by the data. `use`: their names; `weights` in their order; `broken`: names."""
+    """`answer`: "none", "one" or "several" references are supported by the data. `use`: their names; `weights` in their order;
+    `broken`: names."""
 
     answer: str
     use: tuple[str, ...]
@@ -23,8 +24,8 @@ class Verdict:
 
 
 NO_PROMISE = (
-    "What was measured is how well the pooled reference predicts your preferences. It is no promise of a higher regularised value: that is "
-    "convex in the weights, so on that number no mixture beats the best single reference."
+    "What was measured is how well the pooled reference predicts your preferences. It is no promise of a higher regularised "
+    "value: that is convex in the weights, so on that number no mixture beats the best single reference."
 )
 
 
@@ -56,23 +57,27 @@ def _none(qualities: list[Quality], refused: Step | None) -> list[str]:
     best = next(quality for quality in qualities if quality.name == refused.name)
     low, high = best.accuracy_interval
     return [
-        f"No reference predicts these preferences better than a coin: the best, {best.name}, is right on {best.accuracy:.1%} of the pairs "
-        f"(95 % interval {low:.1%} to {high:.1%}), a held-out gain of {refused.gain:+.4f} ± {refused.error:.4f} nats per pair.",
-        "This data does not say which reference to use, nor at which weight. Stay with the reference you want the policy to be close to, or "
-        "bring more pairs.",
+        f"No reference predicts these preferences better than a coin: the best, {best.name}, is right on "
+        f"{best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to {high:.1%}), "
+        f"a held-out gain of {refused.gain:+.4f} ± {refused.error:.4f} nats per pair.",
+        "This data does not say which reference to use, nor at which weight. "
+        "Stay with the reference you want the policy to be close to, or bring more pairs.",
     ]
 
 
 def _one(step: Step, refused: Step | None, qualities: dict[str, Quality]) -> list[str]:
     best = qualities[step.name]
+    low, high = best.accuracy_interval
     sentences = [
-        f"Use {step.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs (95 % interval {best.accuracy_interval[0]:.1%} to "
-        f"{best.accuracy_interval[1]:.1%}), {step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin."
+        f"Use {step.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs "
+        f"(95 % interval {low:.1%} to {high:.1%}), "
+        f"{step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin."
     ]
     if refused is not None:
         sentences.append(
-            f"The evidence does not support more than one: adding {refused.name} changes the held-out log-likelihood by {refused.gain:+.4f} ± "
-            f"{refused.error:.4f} nats per pair; it would have to gain {refused.needed:.1f} standard errors."
+            f"The evidence does not support more than one: adding {refused.name} changes the held-out log-likelihood by "
+            f"{refused.gain:+.4f} ± {refused.error:.4f} nats per pair; "
+            f"it would have to gain {refused.needed:.1f} standard errors."
         )
     return sentences
 
@@ -84,7 +89,8 @@ def _several(accepted: list[Step], refused: Step | None, weighting: Weighting, t
     ]
     sentences = [f"Use {len(accepted)} references: {', '.join(parts)} (95 % intervals)."]
     sentences += [
-        f"Adding {step.name} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair ({step.gain / step.error:.1f} standard errors)."
+        f"Adding {step.name} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair "
+        f"({step.gain / step.error:.1f} standard errors)."
         for step in accepted[1:]
     ]
     uniform = next((contender for contender in table if contender.name == "uniform"), None)

@@ -49,7 +49,8 @@ def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for the same figure; letters are shapes, so that no font is needed to read it."""
     stream = io.BytesIO()
     with rc_context(RC):
-        FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # type: ignore[no-untyped-call]
+        undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(stream, metadata=undated)  # type: ignore[no-untyped-call]
     return stream.getvalue()
 
 

@@ -13,7 +13,8 @@ __all__ = ["Point", "frontier"]
 
 @dataclass(frozen=True)
 class Point:
-    """A policy on the plane: price (weighted KL, nats per completion) and reward. `given` marks a model that was not trained here."""
+    """A policy on the plane: price (weighted KL, nats per completion) and reward.
+    `given` marks a model that was not trained here."""
 
     label: str
     price: Measure
@@ -32,8 +33,8 @@ def frontier(
 ) -> Figure:
     """The plane of price and reward.
 
-    `curve` holds (price, reward) of the exact optima for many β: no policy lies above it. `optimum` is the one for the β asked; the
-    dashed line through it, of slope β, joins all points whose objective J = reward − β·price equals the optimum's.
+    `curve` holds (price, reward) of the exact optima for many β: no policy lies above it. `optimum` is the one for the β asked;
+    the dashed line through it, of slope β, joins all points whose objective J = reward − β·price equals the optimum's.
     """
     figure, axes = canvas(6.0, 4.8)
     if curve:

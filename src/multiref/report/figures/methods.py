@@ -1,4 +1,5 @@
-"""One number for several methods: each seed a small mark, the mean with its standard error a large one, the best possible a line."""
+"""One number for several methods: each seed a small mark, the mean with its standard error a large one,
+the best possible a line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ def objective_by_method(
     optimum_label: str = "optimum J*",
     scale: str = "linear",
 ) -> Figure:
-    """Horizontal rows in the order given, first on top; bars are one standard error of the mean over seeds. `scale`: linear or log."""
+    """Horizontal rows in the order given, first on top; bars are one standard error of the mean over seeds. `scale`:
+    linear or log."""
     figure, axes = canvas(6.0, 1.3 + 0.42 * len(methods))
     trained = 0
     for row, method in enumerate(methods):

@@ -1,4 +1,5 @@
-"""A plot as a value, and its drawing: measured points with their intervals, fitted slopes, and bounds with their real constants."""
+"""A plot as a value, and its drawing: measured points with their intervals, fitted slopes,
+and bounds with their real constants."""
 
 from __future__ import annotations
 
