@@ -62,16 +62,22 @@ def theirs(options, models, prompts, folder):
 def ours(options, models, prompts):
     import multiref as mr
     from multiref.models import load
-    from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer
+    from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
 
     clock, loaded = Clock(), load(models[0])
     args = OnlineArguments(
         steps=options.steps + 2, prompts_per_step=options.prompts_per_step, max_new_tokens=options.tokens, learning_rate=1e-4
     )
     trainer = OnlineTrainer(
-        loaded.model, mr.ReverseKL(), beta=0.1, references={f"model {k}": path for k, path in enumerate(models)}, prompts=prompts,
-        tokenizer=loaded.tokenizer, args=args, rewards=clock, method=RLOO(group=options.group), options={"dtype": "float32"},
-    )  # fmt: skip
+        loaded,
+        mr.ReverseKL(),
+        beta=0.1,
+        references={f"model {k}": path for k, path in enumerate(models)},
+        prompts=prompts,
+        args=args,
+        rewards=clock,
+        rule=Rule(RLOO(group=options.group)),
+    )
     history = trainer.train()
     return clock.steps(), statistics.mean(line["completions/mean_length"] for line in history)
 

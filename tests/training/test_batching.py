@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiref.errors import ArgumentError
-from multiref.training.batching import StepBatches, passes
+from multiref.training.batching import StepBatches
+from multiref.training.microbatches import cut_into_microbatches
 
 LENGTHS = [(7 * n) % 23 + 1 for n in range(23)]
 
@@ -61,8 +62,8 @@ def test_without_shuffling_the_order_is_that_of_the_data_and_the_rest_may_be_dro
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), budget=st.integers(1, 200))
 def test_passes_keep_the_budget_and_lose_nothing(lengths, budget):
     """rows × longest row ≤ budget, but for a row that alone is above it."""
-    groups = passes(lengths, budget)
+    groups = cut_into_microbatches(lengths, budget)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
-    more = passes(lengths, budget, at_least=min(len(lengths), len(groups) + 2))
+    more = cut_into_microbatches(lengths, budget, at_least=min(len(lengths), len(groups) + 2))
     assert len(more) >= min(len(lengths), len(groups) + 2) and sorted(i for g in more for i in g) == list(range(len(lengths)))

@@ -33,7 +33,7 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
     if folder.finished:
         say(f"{folder.path} holds a finished run; nothing to do.")
         return folder.path
-    trainer, tokenizer = _trainer(run, parts, folder, say)
+    trainer, listen = _trainer(run, parts, folder, say)
     say(trainer.describe())
     figures: dict[str, Any] = _figures(folder)
     floors: dict[str, Any] = {}
@@ -47,14 +47,14 @@ def execute_online(config: Mapping[str, Any], where: str, *, say: Callable[[str]
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         folder.keep_metrics_until(step)
         say(f"Going on from step {step}.")
-    trainer.train(resume=began)
+    trainer.train(folder=folder.checkpoints, resume=began, listener=listen)
     if run.evaluation is not None:
         figures["after"] = _evaluated(run, run.evaluation, held_out, trainer, say, "after", floors)
         folder.write("evaluation.json", json.dumps(figures, indent=1))
 
     def save(target: Path) -> None:
         trainer.model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        trainer.tokenizer.save_pretrained(target)
 
     folder.write_model(save)
     say(f"Model: {folder.model}")
@@ -73,8 +73,9 @@ def _parts(run: OnlineRun) -> dict[str, Any]:
 
 
 def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Callable[[str], None]) -> tuple[Any, Any]:
-    from multiref.models import load
-    from multiref.training.online import OnlineTrainer
+    from multiref.models import LanguageModel, load
+    from multiref.references import References
+    from multiref.training.online import OnlineTrainer, Rule
 
     spec: Any = run.model
     loaded = load(spec_of(spec))
@@ -102,11 +103,15 @@ def _trainer(run: OnlineRun, parts: dict[str, Any], folder: RunFolder, say: Call
             + "  ".join(f"{label} {line[key]:.4g}" for key, label in shown.items() if key in line)
         )
 
+    rule = Rule(
+        parts["method"], run.penalty, parts["adaptive_beta"], _sampler(run, parts, folder), _warm_up(run, parts)
+    )
+    references = References({r.name: r.options() for r in run.references}, dtype=spec.dtype)
     trainer = OnlineTrainer(
-        policy, beta=run.beta, references={r.name: r.options() for r in run.references}, tokenizer=loaded.tokenizer, penalty=run.penalty,
-        output=folder.checkpoints, listener=listen, options={"dtype": spec.dtype}, sampler=_sampler(run, parts, folder), warm_up=_warm_up(run, parts), **parts,
+        LanguageModel(policy, loaded.tokenizer, spec.path), beta=run.beta, references=references, rule=rule,
+        **{key: value for key, value in parts.items() if key not in ("method", "adaptive_beta")},
     )  # fmt: skip
-    return trainer, loaded.tokenizer
+    return trainer, listen
 
 
 def _product(run: OnlineRun) -> Any:

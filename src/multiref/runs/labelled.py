@@ -161,7 +161,7 @@ def _oracle(run: LabelledRun) -> tuple[Callable[[Any], Any], Any]:
         return lambda world: HumanLabels(options["folder"], world.decode, wait=float(options.get("wait", 0))), None
     reward: Any
     if kind == "lexicon":
-        from multiref.training.online.lexicon import lexicon_reward
+        from multiref.training.online import lexicon_reward
 
         reward = lexicon_reward(options["path"])
     else:

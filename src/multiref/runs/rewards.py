@@ -26,7 +26,7 @@ def made_rewards(settings: Sequence[RewardSetting]) -> list[Any]:
         elif setting.kind in ("lexicon", "model"):
             if setting.path is None:
                 raise ConfigError(f"rewards: {setting.kind} needs a path.")
-            from multiref.training.online.lexicon import lexicon_reward
+            from multiref.training.online import lexicon_reward
 
             function: Any = lexicon_reward(setting.path) if setting.kind == "lexicon" else RewardModel(setting.path)
             made.append(Reward(function, setting.kind, setting.weight))

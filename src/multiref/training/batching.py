@@ -1,7 +1,7 @@
 """Which pairs go together. An optimizer step always holds the same number of pairs, drawn at random; inside a step they are sorted by length.
 
 Batches filled up to a token budget would weigh a pair by the length of its neighbours (a step of few long pairs counts each of them more).
-So the budget never decides *which* pairs make a step, only into how many passes a micro-batch is cut (`passes`), and the loss is averaged
+So the budget never decides *which* pairs make a step, only into how many passes a micro-batch is cut (`cut_into_microbatches`), and the loss is averaged
 over the pairs of the whole step.
 """
 
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from multiref.errors import ArgumentError
 
-__all__ = ["StepBatches", "passes"]
+__all__ = ["StepBatches"]
 
 
 class StepBatches(Sampler[list[int]]):
@@ -82,25 +82,3 @@ class StepBatches(Sampler[list[int]]):
         bounds = [len(step) * c // count for c in range(count + 1)]
         groups = [step[a:b] for a, b in itertools.pairwise(bounds)]
         return [group[self.rank :: self.world] or [-1 - group[-1]] for group in groups]
-
-
-def passes(lengths: Sequence[int], token_budget: int | None, *, at_least: int = 1) -> list[list[int]]:
-    """Indices into `lengths`, cut into forward passes of rows × longest row ≤ token_budget, longest first; never fewer than `at_least`.
-
-    None: one pass. A row above the budget is a pass of its own. Every rank must make as many passes, hence `at_least`.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups: list[list[int]] = []
-    for index in order:
-        fits = groups and (token_budget is None or (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget)
-        if fits:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    while len(groups) < at_least:
-        widest = max(range(len(groups)), key=lambda g: len(groups[g]))
-        group = groups[widest]
-        if len(group) == 1:
-            raise ArgumentError(f"{len(order)} pairs cannot be cut into {at_least} passes.")
-        groups[widest : widest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
-    return groups

@@ -17,9 +17,9 @@ from multiref.models import completion_logps
 from multiref.models.encoding import context_of
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
-from multiref.training.batching import passes
 from multiref.training.dataset import PairBatch, PreferenceData, collate
 from multiref.training.metrics import pair_metrics
+from multiref.training.microbatches import cut_into_microbatches
 from multiref.training.objectives import Loss, Objective, PairLogps, Preference
 from multiref.training.pair_trainer import PairTrainer, checked_devices, without_dropout
 from multiref.training.strategies import WeightStrategy
@@ -175,14 +175,16 @@ class PreferenceTrainer(PairTrainer):
         return self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
 
     def _passes(self, pairs: PairBatch) -> list[list[int]]:
-        groups = passes(pairs.row_lengths, self.token_budget)
+        groups = cut_into_microbatches(pairs.row_lengths, self.token_budget)
         if self.token_budget is None or self.args.world_size == 1:
             return groups
         counts = torch.tensor([len(groups)], device=self.args.device)
         most = int(self.accelerator.gather(counts).max())
         fewest = int(-self.accelerator.gather(torch.tensor([-len(pairs)], device=self.args.device)).max())
         return (
-            passes(pairs.row_lengths, self.token_budget, at_least=most) if most <= fewest else passes(pairs.row_lengths, None)
+            cut_into_microbatches(pairs.row_lengths, self.token_budget, at_least=most)
+            if most <= fewest
+            else cut_into_microbatches(pairs.row_lengths, None)
         )
 
     # ---- evaluation and logs ----
@@ -193,7 +195,7 @@ class PreferenceTrainer(PairTrainer):
         """(no loss, [B, M] metrics of each pair, [B] labels): averaged over pairs, not over batches, by `compute_metrics`."""
         rows = []
         with torch.no_grad():
-            groups = passes(inputs["pairs"].row_lengths, self.token_budget)
+            groups = cut_into_microbatches(inputs["pairs"].row_lengths, self.token_budget)
             for group in groups:
                 _, values = self.compute_loss(model, _part(inputs, group), return_outputs=True)
                 rows.append(torch.stack([value.float() for value in values.values()], dim=-1))

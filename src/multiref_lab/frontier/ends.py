@@ -9,8 +9,7 @@ from multiref import exact
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL, ReverseKL
-from multiref.training.online.backward_induction import conditionals, sequence_logps
-from multiref.training.online.penalty import penalty_named
+from multiref.training.online import conditionals, penalty_named, sequence_logps
 from multiref_lab.frontier.grid import SINGLE
 from multiref_lab.frontier.rules import online_rule
 
@@ -29,7 +28,7 @@ def optimum(
     if training == "online":
         regularizer, penalty = online_rule(rule, weights)
         levels = [torch.stack(parts) for parts in zip(*(conditionals(ref, vocabulary) for ref in ref_logps), strict=True)]
-        return sequence_logps(penalty_named(penalty, regularizer).fixed_point(reward, levels, beta=beta))
+        return sequence_logps(penalty_named(penalty).fixed_point(reward, levels, regularizer, beta=beta))
     if rule == "multi-dpo":
         return multi_dpo_optimum(reward, ref_logps, weights, beta=beta)
     if rule in ("exact", SINGLE, "mrpo"):

@@ -14,13 +14,11 @@ from torch import Tensor
 from multiref._logspace import expectation
 from multiref.data.pairs import Pair
 from multiref.divergences import kl
-from multiref.models import Tokenisation
+from multiref.models import LanguageModel, Tokenisation
 from multiref.references.collection import References
 from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import PairLogps
-from multiref.training.online.arguments import OnlineArguments
-from multiref.training.online.loop import OnlineTrainer
-from multiref.training.online.methods import RLOO
+from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
 from multiref_lab.demo.corpus import SKILLS, Problem
 from multiref_lab.demo.preferences import PairLaw, draw_pairs
 from multiref_lab.demo.world import World, make
@@ -95,17 +93,14 @@ class GeneratedBench:
             log_every=how.steps, seed=cell.seed,
         )  # fmt: skip
         trainer = OnlineTrainer(
-            policy,
+            LanguageModel(policy, self.world.tokenizer, "policy"),
             regularizer,
             beta=cell.beta,
-            references=self.world.reference_folders,
+            references=References(self.world.reference_folders, device="cpu"),
             prompts=[problem.prompt for problem in self.world.problems(how.prompts, cell.seed)],
-            tokenizer=self.world.tokenizer,
             args=args,
             rewards=reward,
-            method=RLOO(group=how.group),
-            penalty=penalty,
-            options={"device": "cpu"},
+            rule=Rule(RLOO(group=how.group), penalty),
         )
         trainer.train()
         policy.eval()

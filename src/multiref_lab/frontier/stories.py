@@ -21,8 +21,7 @@ from multiref.models.spec import Generation, Tokenisation
 from multiref.references.collection import References
 from multiref.references.scores import same_vocabulary
 from multiref.training.dataset import PreferenceData
-from multiref.training.online.lexicon import lexicon_reward
-from multiref.training.online.rollout import sample
+from multiref.training.online import lexicon_reward, sample
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.settings import Stories
 from multiref_lab.frontier.training import train_on_pairs

@@ -1,11 +1,13 @@
 """Tables as policy and references, for the loop."""
 
+from dataclasses import fields
+
 import torch
 
 from multiref.models import LanguageModel, Tabular, tabular_tokenizer
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout
-from multiref.training.online import OnlineArguments, OnlineTrainer
+from multiref.training.online import OnlineArguments, OnlineTrainer, Rule
 
 
 def random_table(seed, vocabulary=3, length=3, prompts=2, spread=1.0):
@@ -49,11 +51,20 @@ def make_trainer(policy, tables, regularizer, *, rewards=(), beta=0.5, prompts=N
         "adam_betas": (0.9, 0.99),
     }
     settings |= options.pop("args", {})
+    chosen = {field.name: options.pop(field.name, None) for field in fields(Rule)}
+    rule = Rule(**{name: value for name, value in chosen.items() if value is not None})
     references = {f"ref{k}": as_reference(table) for k, table in enumerate(tables)}
     return OnlineTrainer(
-        policy, regularizer, beta=beta, references=references, prompts=prompts or [f"x{i}" for i in range(policy.config.prompts)],
-        tokenizer=tabular_tokenizer(policy), args=OnlineArguments(steps=steps, **settings), rewards=rewards, **options,
-    )  # fmt: skip
+        LanguageModel(policy, tabular_tokenizer(policy), "table"),
+        regularizer,
+        beta=beta,
+        references=references,
+        prompts=prompts or [f"x{i}" for i in range(policy.config.prompts)],
+        args=OnlineArguments(steps=steps, **settings),
+        rewards=rewards,
+        rule=rule,
+        **options,
+    )
 
 
 def kl_to(policy, log_target):

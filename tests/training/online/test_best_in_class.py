@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer
+from multiref.models import LanguageModel
+from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
 from tests.training.online.enumerable import Space, descended, distance
 
 BETA, WEIGHTS = 0.5, (0.4, 0.6)
@@ -36,13 +37,24 @@ class Problem:
         """The distance of a copy of `policy` after training on samples, through the loop."""
         policy = copy.deepcopy(policy)
         OnlineTrainer(
-            policy, mr.ReverseKL(WEIGHTS), beta=BETA, references={f"r{k}": self.space.reference(m) for k, m in enumerate(self.references)},
-            prompts=self.space.prompts(), tokenizer=self.space.tokenizer(), rewards=self.space.reward_function(self.values), penalty=penalty,
-            method=RLOO(group=group), args=OnlineArguments(
-                steps=steps, prompts_per_step=self.space.symbols**3, max_new_tokens=self.space.length, learning_rate=rate, schedule="cosine",
-                adam_betas=(0.9, 0.99), max_grad_norm=None, token_budget=1 << 20,
+            LanguageModel(policy, self.space.tokenizer(), "policy"),
+            mr.ReverseKL(WEIGHTS),
+            beta=BETA,
+            references={f"r{k}": self.space.reference(m) for k, m in enumerate(self.references)},
+            prompts=self.space.prompts(),
+            rewards=self.space.reward_function(self.values),
+            rule=Rule(RLOO(group=group), penalty),
+            args=OnlineArguments(
+                steps=steps,
+                prompts_per_step=self.space.symbols**3,
+                max_new_tokens=self.space.length,
+                learning_rate=rate,
+                schedule="cosine",
+                adam_betas=(0.9, 0.99),
+                max_grad_norm=None,
+                token_budget=1 << 20,
             ),
-        ).train()  # fmt: skip
+        ).train()
         return self.distance(policy)
 
 

@@ -10,7 +10,7 @@ from multiref.errors import ArgumentError
 from multiref.models import LanguageModel, Tokenisation, encode_many
 from multiref.models.tabular import tabular_tokenizer
 from multiref.references.local import LocalReference
-from multiref.training.online import OnlineArguments, OnlineTrainer, Reinforce, TextStates, WarmUp, disagreement_smc
+from multiref.training.online import OnlineArguments, OnlineTrainer, Reinforce, Rule, TextStates, WarmUp, estimate_disagreement
 from multiref.training.online.backward_induction import levels_of
 from multiref.training.online.evaluate import floor_figures, floors, text_losses
 from tests.conftest import make_llama, make_tokenizer
@@ -43,10 +43,11 @@ def test_a_warm_up_ends_at_the_renormalised_tokens_and_what_follows_at_the_pool(
     trainer = make_trainer(
         student, tables, mr.ReverseKL(W), beta=1.0, steps=240, penalty="full_vocabulary", method=Reinforce(), warm_up=warm_up, prompts=["x0", "x1"] * 24,
         sampler=table_sampler(1), args={"prompts_per_step": 48, "learning_rate": 0.1, "max_grad_norm": None},
-        listener=lambda step, line: halfway.update({"kl": kl_to(student, tokens), "line": line}) if step == 120 else None,
     )  # fmt: skip
     assert "120 of 240 steps under per_token_forward_kl" in trainer.describe()
-    trainer.train()
+    trainer.train(
+        listener=lambda step, line: halfway.update({"kl": kl_to(student, tokens), "line": line}) if step == 120 else None
+    )
     assert between > 0.05 and halfway["kl"] < 0.01 and "kl" not in halfway["line"]
     assert kl_to(student, pool) < 0.02 < between
 
@@ -90,9 +91,15 @@ def test_of_several_texts_one_is_drawn_and_stretches_have_no_end():
 def distilling(models, tokenizer, **options):
     references = {f"r{k}": LocalReference(LanguageModel(model, tokenizer, "memory")) for k, model in enumerate(models[1:])}
     return OnlineTrainer(
-        models[0], mr.ReverseKL(W), beta=1.0, references=references, prompts=["the cat", "a dog"], tokenizer=tokenizer, method=Reinforce(),
-        args=OnlineArguments(steps=1, prompts_per_step=2, max_new_tokens=3), **options,
-    )  # fmt: skip
+        LanguageModel(models[0], tokenizer, "student"),
+        mr.ReverseKL(W),
+        beta=1.0,
+        references=references,
+        prompts=["the cat", "a dog"],
+        args=OnlineArguments(steps=1, prompts_per_step=2, max_new_tokens=3),
+        rule=Rule(Reinforce()),
+        **options,
+    )
 
 
 def test_held_out_losses_are_those_of_the_plain_logits():
@@ -124,7 +131,7 @@ def test_the_floor_of_transformers_against_enumeration():
         whole = torch.stack([space.whole(model) for model in models])
     truth = mr.divergences.disagreement(whole, W)
     for place in (0, 5):
-        estimate, error = disagreement_smc(
+        estimate, error = estimate_disagreement(
             models, space.tokenizer(), space.prompts()[place], new_tokens=5, weights=W, particles=20_000
         )
         assert float(truth[place]) > 1 and error < 0.05 and abs(estimate - float(truth[place])) < 4 * error
@@ -144,7 +151,7 @@ def test_a_completion_that_has_ended_weighs_no_more():
 
     truth = -math.log(mass(0, 0))
     whole = float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), W)[0])
-    estimate, error = disagreement_smc(tables, tokenizer, "x0", new_tokens=3, weights=W, particles=3000)
+    estimate, error = estimate_disagreement(tables, tokenizer, "x0", new_tokens=3, weights=W, particles=3000)
     assert abs(estimate - truth) < 4 * error < 0.2 * abs(whole - truth), (
         "as far from the value without an end as to tell them apart"
     )
@@ -155,10 +162,10 @@ def test_the_estimate_of_f_is_unbiased_with_resampling():
     tables = [random_table(1, prompts=1, length=4, spread=1.5), random_table(2, prompts=1, length=4, spread=1.5)]
     tokenizer = tabular_tokenizer(tables[0])
     truth = math.exp(-float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), W)[0]))
-    runs = [disagreement_smc(tables, tokenizer, "x0", new_tokens=4, weights=W, particles=8, seed=s)[0] for s in range(300)]
+    runs = [estimate_disagreement(tables, tokenizer, "x0", new_tokens=4, weights=W, particles=8, seed=s)[0] for s in range(300)]
     values = torch.tensor(runs, dtype=torch.float64).neg().exp()
     assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / 300**0.5 < 0.2 * truth
-    assert disagreement_smc(tables, tokenizer, "x0", new_tokens=4, weights=(1.0, 0.0), particles=8) == pytest.approx(
+    assert estimate_disagreement(tables, tokenizer, "x0", new_tokens=4, weights=(1.0, 0.0), particles=8) == pytest.approx(
         (0.0, 0.0), abs=1e-12
     )
 

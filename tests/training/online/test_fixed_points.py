@@ -5,7 +5,6 @@ import torch
 
 import multiref as mr
 from multiref.training.online.backward_induction import conditionals, path_tokens, sequence_logps
-from multiref.training.online.enumerated import expected_surrogate, standardised_fixed_point
 from multiref.training.online.penalty import (
     FullVocabulary,
     K2Loss,
@@ -19,45 +18,47 @@ from multiref.training.online.penalty import (
     RenormalisedInReward,
     RewardToGo,
 )
+from multiref_lab.toys import expected_surrogate, standardised_fixed_point
 from tests.training.online.language import design_world, small_world
 
+UNIFORM = mr.ReverseKL()
 WORLD = design_world()
 BEST = mr.exact.solve(WORLD.reward, sequence_logps(WORLD.refs), mr.ReverseKL(), beta=WORLD.beta).log_policy
 
 # KL(fixed point‖π*), nats per completion. The prototype prints where 4,000 steps of Adam end: the same to its five decimals, but for
 # the harmonic pool, where Adam had not arrived (0.16323).
 RULES = [
-    ("k1 in reward, pool", PenaltyInReward(), 0.0),
-    ("k1 in reward, to go", RewardToGo(), 0.0),
-    ("k2 as loss", K2Loss(), 0.10706),
-    ("ratio k3 as loss", RatioK3(), 0.10706),
-    ("k3 as loss, renormalised tokens", K3RenormalisedLoss(), 0.11766),
-    ("k3 as loss, pool", K3PoolLoss(), 0.55265),
-    ("k3 as loss, each reference", K3Loss(), 0.51655),
-    ("k1 in reward, renormalised tokens", RenormalisedInReward(), 0.08900),
-    ("k1 in reward, harmonic pool", PenaltyInReward(mr.PooledKL(order=-1.0)), 0.16345),
-    ("k1 in reward, reference 0 alone", PenaltyInReward(mr.ReverseKL((1.0, 0.0))), 2.18633),
-    ("full vocabulary", FullVocabulary(), 0.0),
-    ("full vocabulary, state by state", PerTokenReverseKL(), 0.10706),
-    ("full vocabulary, forward, state by state", PerTokenForwardKL(), 0.11766),
-    ("forward KL in reward", PenaltyInReward(mr.ForwardKL()), None),
-    ("α = ½ in reward", PenaltyInReward(mr.AlphaDivergence(alpha=0.5)), None),
-    ("weights 0.2, 0.8", PenaltyInReward(mr.ReverseKL((0.2, 0.8))), None),
+    ("k1 in reward, pool", PenaltyInReward(), 0.0, mr.ReverseKL()),
+    ("k1 in reward, to go", RewardToGo(), 0.0, mr.ReverseKL()),
+    ("k2 as loss", K2Loss(), 0.10706, mr.ReverseKL()),
+    ("ratio k3 as loss", RatioK3(), 0.10706, mr.ReverseKL()),
+    ("k3 as loss, renormalised tokens", K3RenormalisedLoss(), 0.11766, mr.ReverseKL()),
+    ("k3 as loss, pool", K3PoolLoss(), 0.55265, mr.ReverseKL()),
+    ("k3 as loss, each reference", K3Loss(), 0.51655, mr.ReverseKL()),
+    ("k1 in reward, renormalised tokens", RenormalisedInReward(), 0.08900, mr.ReverseKL()),
+    ("k1 in reward, harmonic pool", PenaltyInReward(), 0.16345, mr.PooledKL(order=-1.0)),
+    ("k1 in reward, reference 0 alone", PenaltyInReward(), 2.18633, mr.ReverseKL((1.0, 0.0))),
+    ("full vocabulary", FullVocabulary(), 0.0, mr.ReverseKL()),
+    ("full vocabulary, state by state", PerTokenReverseKL(), 0.10706, mr.ReverseKL()),
+    ("full vocabulary, forward, state by state", PerTokenForwardKL(), 0.11766, mr.ReverseKL()),
+    ("forward KL in reward", PenaltyInReward(), None, mr.ForwardKL()),
+    ("α = ½ in reward", PenaltyInReward(), None, mr.AlphaDivergence(alpha=0.5)),
+    ("weights 0.2, 0.8", PenaltyInReward(), None, mr.ReverseKL((0.2, 0.8))),
 ]
 
 
-def largest_update(penalty, levels, world, standardise=False):
+def largest_update(penalty, levels, world, regularizer=UNIFORM, standardise=False):
     logits = [level.clone().requires_grad_() for level in levels]
     tokens = [level.log_softmax(-1) for level in logits]
-    total = expected_surrogate(penalty, tokens, world.refs, world.reward, beta=world.beta, standardise=standardise)
+    total = expected_surrogate(penalty, tokens, world.refs, world.reward, regularizer, beta=world.beta, standardise=standardise)
     return max(float(g.abs().max()) for g in torch.autograd.grad(total, logits))
 
 
-@pytest.mark.parametrize(("name", "penalty", "distance"), RULES, ids=[rule[0] for rule in RULES])
-def test_a_rule_stands_still_at_its_fixed_point_and_moves_elsewhere(name, penalty, distance):
-    end = penalty.fixed_point(WORLD.reward, WORLD.refs, beta=WORLD.beta)
-    assert largest_update(penalty, end, WORLD) < 1e-14
-    assert largest_update(penalty, [level[0] for level in WORLD.refs], WORLD) > 1e-3
+@pytest.mark.parametrize(("name", "penalty", "distance", "regularizer"), RULES, ids=[rule[0] for rule in RULES])
+def test_a_rule_stands_still_at_its_fixed_point_and_moves_elsewhere(name, penalty, distance, regularizer):
+    end = penalty.fixed_point(WORLD.reward, WORLD.refs, regularizer, beta=WORLD.beta)
+    assert largest_update(penalty, end, WORLD, regularizer) < 1e-14
+    assert largest_update(penalty, [level[0] for level in WORLD.refs], WORLD, regularizer) > 1e-3
     if distance is not None:
         assert float(mr.divergences.kl(sequence_logps(end), BEST)) == pytest.approx(distance, abs=1e-5)
 
@@ -78,7 +79,7 @@ def test_the_exact_rule_is_the_gradient_of_the_objective_everywhere(regularizer)
     logits = [torch.randn(level.shape[1:], generator=generator, dtype=torch.float64).requires_grad_() for level in WORLD.refs]
     tokens = [level.log_softmax(-1) for level in logits]
     value = mr.exact.value(sequence_logps(tokens), WORLD.reward, sequence_logps(WORLD.refs), regularizer, beta=WORLD.beta)
-    update = expected_surrogate(PenaltyInReward(regularizer), tokens, WORLD.refs, WORLD.reward, beta=WORLD.beta)
+    update = expected_surrogate(PenaltyInReward(), tokens, WORLD.refs, WORLD.reward, regularizer, beta=WORLD.beta)
     for a, b in zip(torch.autograd.grad(value, logits, retain_graph=True), torch.autograd.grad(update, logits)):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
 
@@ -87,7 +88,9 @@ def test_to_go_and_whole_completions_have_one_expectation():
     logits = [level[1].clone().requires_grad_() for level in WORLD.refs]
     tokens = [level.log_softmax(-1) for level in logits]
     whole, to_go = (
-        torch.autograd.grad(expected_surrogate(p, tokens, WORLD.refs, WORLD.reward, beta=0.5), logits, retain_graph=True)
+        torch.autograd.grad(
+            expected_surrogate(p, tokens, WORLD.refs, WORLD.reward, UNIFORM, beta=0.5), logits, retain_graph=True
+        )
         for p in (PenaltyInReward(), RewardToGo())
     )
     for a, b in zip(whole, to_go):
@@ -97,7 +100,7 @@ def test_to_go_and_whole_completions_have_one_expectation():
 def test_ratio_k3_is_exact_for_completions_of_one_token():
     """There is no later state to ignore: the frozen-state gradient is the whole one."""
     refs, reward = [WORLD.refs[0]], WORLD.reward[:4]
-    end = RatioK3(mr.ReverseKL((0.3, 0.7))).fixed_point(reward, refs, beta=0.5)
+    end = RatioK3().fixed_point(reward, refs, mr.ReverseKL((0.3, 0.7)), beta=0.5)
     best = mr.exact.solve(reward, refs[0][:, 0], mr.ReverseKL((0.3, 0.7)), beta=0.5).log_policy
     torch.testing.assert_close(end[0][0], best, atol=1e-13, rtol=0)
 
@@ -105,23 +108,23 @@ def test_ratio_k3_is_exact_for_completions_of_one_token():
 @pytest.mark.parametrize("penalty", [RatioK3(), K3Loss()], ids=lambda p: type(p).__name__)
 def test_dividing_by_the_deviation_means_another_beta(penalty):
     world = type(WORLD)(WORLD.refs, WORLD.reward, beta=2.0)
-    levels, sigma = standardised_fixed_point(penalty, world.reward, world.refs, beta=world.beta)
+    levels, sigma = standardised_fixed_point(penalty, world.reward, world.refs, UNIFORM, beta=world.beta)
     assert largest_update(penalty, levels, world, standardise=True) < 1e-13
     logps = sequence_logps(levels)
     assert float((logps.exp() * (world.reward - (logps.exp() * world.reward).sum()) ** 2).sum().sqrt()) == pytest.approx(sigma)
-    plain = penalty.fixed_point(world.reward, world.refs, beta=world.beta)
+    plain = penalty.fixed_point(world.reward, world.refs, UNIFORM, beta=world.beta)
     assert float(mr.divergences.kl(logps, sequence_logps(plain))) > 0.01
 
 
 def test_dividing_by_the_deviation_can_leave_no_fixed_point_but_the_greedy_policy():
     """β = ½ on the design's instance: σ ↦ sd_r(π_{βσ}) has no positive solution, and the expected update climbs to the best completion."""
-    assert standardised_fixed_point(RatioK3(), WORLD.reward, WORLD.refs, beta=0.5) is None
+    assert standardised_fixed_point(RatioK3(), WORLD.reward, WORLD.refs, UNIFORM, beta=0.5) is None
     logits = [level[0].clone().requires_grad_() for level in WORLD.refs]
     optimizer = torch.optim.Adam(logits, lr=0.1)
     for _ in range(600):
         optimizer.zero_grad()
         tokens = [level.log_softmax(-1) for level in logits]
-        (-expected_surrogate(RatioK3(), tokens, WORLD.refs, WORLD.reward, beta=0.5, standardise=True)).backward()
+        (-expected_surrogate(RatioK3(), tokens, WORLD.refs, WORLD.reward, UNIFORM, beta=0.5, standardise=True)).backward()
         optimizer.step()
     logps = sequence_logps([level.detach().log_softmax(-1) for level in logits])
     assert float(logps.max().exp()) > 0.99

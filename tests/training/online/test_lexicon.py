@@ -3,7 +3,7 @@
 import pytest
 
 from multiref.errors import DataError
-from multiref.training.online.lexicon import lexicon_reward
+from multiref.training.online import lexicon_reward
 
 
 def test_values_add_up_over_the_square_root_of_the_words(tmp_path):

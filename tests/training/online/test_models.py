@@ -8,8 +8,8 @@ from multiref.errors import ArgumentError
 from multiref.models import LanguageModel, encode_many
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
-from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, sample
-from multiref.training.online.disagreement_smc import disagreement_smc
+from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, Rule, sample
+from multiref.training.online.disagreement_smc import estimate_disagreement
 from multiref.training.online.distill import TextStates
 from multiref.training.online.vocabulary import vocabulary_terms
 from tests.conftest import make_gpt2, make_llama, make_tokenizer
@@ -113,10 +113,15 @@ def test_a_transformer_trains_with_references_of_two_tokenizers(models, tokenize
     }
     policy = make_llama(len(tokenizer), seed=0, std=0.1)
     trainer = OnlineTrainer(
-        policy, mr.ReverseKL((0.6, 0.4)), beta=0.001, references=references, prompts=PROMPTS, tokenizer=tokenizer, method=GRPO(group=16, updates=2),
+        LanguageModel(policy, tokenizer, "policy"),
+        mr.ReverseKL((0.6, 0.4)),
+        beta=0.001,
+        references=references,
+        prompts=PROMPTS,
+        rule=Rule(GRPO(group=16, updates=2)),
         rewards=lambda completions, **_: [float("e" in text) for text in completions],
         args=OnlineArguments(steps=12, prompts_per_step=2, max_new_tokens=6, learning_rate=5e-3, schedule="constant"),
-    )  # fmt: skip
+    )
     lines = trainer.train()
     assert lines[-1]["reward"] > lines[0]["reward"] + 0.2
     assert lines[0]["kl"] == pytest.approx(0.6 * lines[0]["kl/same"] + 0.4 * lines[0]["kl/foreign"])
@@ -126,13 +131,12 @@ def test_a_rollout_that_a_context_cannot_hold_is_refused(models, tokenizer):
     short = LocalReference(LanguageModel(make_llama(len(tokenizer), context=20), tokenizer, "short"))
     make = {
         "prompts": PROMPTS,
-        "tokenizer": tokenizer,
         "rewards": lambda completions, **_: [0.0] * len(completions),
         "beta": 0.1,
     }
     with pytest.raises(ArgumentError, match="'short' holds 20 tokens"):
         OnlineTrainer(
-            make_llama(len(tokenizer)),
+            LanguageModel(make_llama(len(tokenizer)), tokenizer, "policy"),
             mr.ReverseKL(),
             references={"short": short},
             args=OnlineArguments(max_new_tokens=30),
@@ -140,7 +144,7 @@ def test_a_rollout_that_a_context_cannot_hold_is_refused(models, tokenizer):
         )
     with pytest.raises(ArgumentError, match="the policy holds 20"):
         OnlineTrainer(
-            make_llama(len(tokenizer), context=20),
+            LanguageModel(make_llama(len(tokenizer), context=20), tokenizer, "policy"),
             mr.ReverseKL(),
             references={"a": reference(models[1], tokenizer)},
             args=OnlineArguments(max_new_tokens=30),
@@ -164,7 +168,7 @@ def test_the_floor_by_sequential_monte_carlo():
 
     tables = [random_table(1, prompts=1), random_table(2, prompts=1)]
     truth = float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), (0.3, 0.7))[0])
-    estimate, error = disagreement_smc(
+    estimate, error = estimate_disagreement(
         tables, tabular_tokenizer(tables[0]), "x0", new_tokens=3, weights=(0.3, 0.7), particles=4000
     )
     assert truth > 0.2 and error < 0.02 and abs(estimate - truth) < 4 * error

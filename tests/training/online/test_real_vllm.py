@@ -19,12 +19,12 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.models import Tokenisation, load
+from multiref.models import LanguageModel, Tokenisation, load
 from multiref.models.scoring import score_tokens
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
 from multiref.references.server import ServerReference
-from multiref.training.online import RLOO, AdapterPush, OnlineArguments, OnlineTrainer, ServerSampler
+from multiref.training.online import RLOO, AdapterPush, OnlineArguments, OnlineTrainer, Rule, ServerSampler
 from tests.conftest import make_llama, make_tokenizer
 
 ENDPOINT, FOLDER = os.environ.get("MULTIREF_VLLM"), os.environ.get("MULTIREF_VLLM_MODEL")
@@ -116,11 +116,17 @@ def test_pushed_adapters_are_sampled_from(policy, tmp_path):
 @needs_vllm
 def test_training_is_on_policy(policy, tmp_path):
     trainer = OnlineTrainer(
-        adapted(policy.model), mr.ReverseKL([1.0]), beta=0.1, references={"base": FOLDER}, prompts=PROMPTS[:2], tokenizer=policy.tokenizer,
-        rewards=lambda prompts, completions: [float(text.count("a")) for text in completions], method=RLOO(group=8),
-        args=OnlineArguments(steps=5, prompts_per_step=2, learning_rate=3e-3, max_new_tokens=16), output=tmp_path / "run",
-        sampler=ServerSampler(ENDPOINT, group=8, max_new_tokens=16, push=AdapterPush(tmp_path / "served")),
-    )  # fmt: skip
+        LanguageModel(adapted(policy.model), policy.tokenizer, "policy"),
+        mr.ReverseKL([1.0]),
+        beta=0.1,
+        references={"base": FOLDER},
+        prompts=PROMPTS[:2],
+        rewards=lambda prompts, completions: [float(text.count("a")) for text in completions],
+        args=OnlineArguments(steps=5, prompts_per_step=2, learning_rate=3e-3, max_new_tokens=16),
+        rule=Rule(
+            RLOO(group=8), sampler=ServerSampler(ENDPOINT, group=8, max_new_tokens=16, push=AdapterPush(tmp_path / "served"))
+        ),
+    )
     lines = trainer.train()
     assert [line["sampling_ratio"] for line in lines] == pytest.approx([1.0] * 5, abs=1e-4)
     assert lines[-1]["kl"] > 1e-3, "the policy moved"

@@ -1,6 +1,6 @@
 """Policy-gradient training under K references, and multi-teacher distillation: the penalty that one thinks one optimises is the one optimised.
 
-Estimators and their fixed points are arrays only (`penalty`, `advantages`, `tree`, `enumerated`); `OnlineTrainer` is the loop around them.
+Estimators and their fixed points are arrays only (`penalty`, `advantages`, `backward_induction`); `OnlineTrainer` is the loop around them.
 """
 
 import importlib
@@ -18,15 +18,14 @@ _HOMES = {
     "K3RenormalisedLoss": "penalty",
     "RenormalisedInReward": "penalty",
     "PENALTIES": "penalty",
-    "expected_surrogate": "enumerated",
-    "enumerated_samples": "enumerated",
-    "standardised_fixed_point": "enumerated",
     "Method": "methods",
     "RLOO": "methods",
     "Reinforce": "methods",
     "GRPO": "methods",
-    "describe": "methods",
-    "surrogate": "surrogate",
+    "Rule": "rule",
+    "describe": "rule",
+    "Surrogate": "surrogate",
+    "compute_surrogate": "surrogate",
     "FullVocabulary": "penalty",
     "PerTokenReverseKL": "penalty",
     "PerTokenForwardKL": "penalty",
@@ -34,13 +33,27 @@ _HOMES = {
     "ServerSampler": "server_sampler",
     "AdapterPush": "server_sampler",
     "TextStates": "distill",
-    "disagreement_smc": "disagreement_smc",
+    "estimate_disagreement": "disagreement_smc",
     "FromReferences": "penalty",
     "OnlineTrainer": "loop",
     "OnlineArguments": "arguments",
     "AdaptiveBeta": "arguments",
     "Reward": "rewards",
     "RewardModel": "rewards",
+    "as_rewards": "rewards",
+    "total_reward": "rewards",
+    "reward_rollouts": "rewards",
+    "lexicon_reward": "rewards",
+    "evaluate_online": "evaluate",
+    "floor_figures": "evaluate",
+    "floors": "evaluate",
+    "text_losses": "evaluate",
+    "penalty_named": "penalty",
+    "conditionals": "backward_induction",
+    "levels_of": "backward_induction",
+    "path_tokens": "backward_induction",
+    "sequence_logps": "backward_induction",
+    "disagreements": "backward_induction",
     "sample": "rollout",
 }
 

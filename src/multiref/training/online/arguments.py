@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from multiref.errors import ArgumentError
+from multiref.training.checks import check_at_least, check_choice
 
 __all__ = ["AdaptiveBeta", "OnlineArguments"]
 
@@ -51,18 +52,14 @@ class OnlineArguments:
 
     def __post_init__(self) -> None:
         self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
-        if self.mixed_precision not in ("none", "bf16", "fp16"):
-            raise ArgumentError(f"mixed_precision: found {self.mixed_precision!r}, expected none, bf16 or fp16.")
+        check_choice("mixed_precision", self.mixed_precision, ("none", "bf16", "fp16"))
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_at_least(self, 1, "steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every")
         if self.temperature != 1:
             raise ArgumentError(
                 f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their log-probabilities are taken at "
                 "optimise another objective. (TRL's RLOO under multiref.integrations.trl takes both at its temperature.)"
             )
-        if self.schedule not in SCHEDULES:
-            raise ArgumentError(f"schedule: found {self.schedule!r}, expected one of {', '.join(SCHEDULES)}.")
-        for name in ("steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}: expected at least 1, found {getattr(self, name)}.")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""

@@ -1,20 +1,94 @@
-"""From rollouts to `Samples`: one differentiable pass of the policy over a part of a step, beside what the references said."""
+"""A step's completions, and what policy, references and rewards said of them; from it the `Samples` of each pass, and the log's figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from multiref.errors import VocabularyMismatch
+from multiref.models import token_logps
 from multiref.references.rollouts import Rollout, RolloutScorer
-from multiref.training.online.microbatches import encoded_group, padded, policy_tokens
-from multiref.training.online.penalty import FullVocabulary, Penalty
+from multiref.training.microbatches import cut_into_microbatches
+from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.vocabulary import vocabulary_terms
 
-__all__ = ["behaviour_logps", "reference_scores", "samples_of", "weights_at"]
+__all__ = ["Batch", "behaviour_logps", "policy_tokens", "reference_scores"]
+
+SHARED_LIMIT = 1024  # attention grows with the square of a row: longer groups are scored one completion a row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N completions, `group` of each prompt together, at most T tokens long.
+
+    Attributes:
+        reward: [N], summed over the rewards; each: [N] of each of them.
+        refs: of `reference_scores`; weights: [K], or [K, N] where prompts are routed; None without references.
+        old: [N, T] token log-probabilities under whoever sampled; None: the policy as it is.
+    """
+
+    rollouts: Sequence[Rollout]
+    group: int
+    reward: Tensor
+    each: dict[str, Tensor]
+    refs: dict[str, Tensor]
+    weights: Tensor | None
+    old: Tensor | None
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N]: tokens of each completion."""
+        return torch.tensor([len(ids) for rollout in self.rollouts for ids in rollout.completion_ids])
+
+    @property
+    def width(self) -> int:
+        """T."""
+        return int(self.lengths.max())
+
+    def passes(self, token_budget: int) -> list[list[int]]:
+        """Places of prompts that go through the model together, groups whole; routed ones with those of the same references, so that no reference
+        runs on what it has no part in."""
+        sizes = [len(r.completion_ids) * (len(r.prompt_ids) + max(map(len, r.completion_ids))) for r in self.rollouts]
+        routed = self.weights is not None and self.weights.ndim == 2
+        routes = [tuple(row) for row in (self.weights[:, :: self.group] > 0).T.tolist()] if routed else None
+        return cut_into_microbatches(sizes, token_budget, routes=routes)
+
+    def sampled_at(self, token_logps: Tensor) -> Batch:
+        """The same, sampled by a policy with these [N, T], unless it is known who did."""
+        return replace(self, old=token_logps) if self.old is None else self
+
+    def places(self, prompts: Sequence[int]) -> Tensor:
+        """[n]: where the completions of these prompts are among the N."""
+        return torch.tensor([i * self.group + j for i in prompts for j in range(self.group)])
+
+    def samples(self, model: nn.Module, scorer: RolloutScorer | None, penalty: Penalty, prompts: Sequence[int]) -> Samples:
+        """The completions of these prompts with everything that `penalty` looks at; one pass of the policy, differentiable."""
+        rollouts, index = [self.rollouts[i] for i in prompts], self.places(prompts)
+        weights = self.weights[:, index] if self.weights is not None and self.weights.ndim == 2 else self.weights
+        divergences = disagreements = None
+        if penalty.needs == "vocabulary":
+            tokens, mask, divergences, disagreements = _whole_vocabulary(model, scorer, penalty, rollouts, weights)
+            divergences, disagreements = _padded(divergences, self.width), _padded(disagreements, self.width)
+        else:
+            tokens, mask = policy_tokens(model, rollouts)
+        tokens, mask = _padded(tokens, self.width), _padded(mask, self.width)
+        whole, each = self.refs.get("completions"), self.refs.get("tokens")
+        return Samples(
+            tokens,
+            mask,
+            tokens.new_zeros(0, len(index)) if whole is None else whole[:, index].to(tokens.device),
+            weights,
+            old_token_logps=None if self.old is None else self.old[index].to(tokens),
+            ref_token_logps=None if each is None else _padded(each[:, index], self.width).to(tokens),
+            disagreements=disagreements,
+            divergences=divergences,
+        )
 
 
 def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
@@ -27,59 +101,44 @@ def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) 
     return {"completions": scorer.completions(rollouts)}
 
 
-def behaviour_logps(rollouts: Sequence[Rollout], width: int) -> Tensor | None:
-    """[N, width] token log-probabilities under whoever sampled, where every rollout has them; None: the policy as it is sampled them."""
-    rows = [row for rollout in rollouts for row in rollout.sampled_logps or (None,) * len(rollout.completion_ids)]
-    if not rows or any(row is None for row in rows):
+def behaviour_logps(rollouts: Sequence[Rollout]) -> Tensor | None:
+    """[N, T] token log-probabilities under whoever sampled, where every rollout has them; None: the policy as it is sampled them."""
+    rows = [row for rollout in rollouts for row in rollout.sampled_logps or ()]
+    if len(rows) < sum(len(rollout.completion_ids) for rollout in rollouts):
         return None
-    parts = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    return padded(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), width)
+    return pad_sequence([torch.tensor(row, dtype=torch.float64) for row in rows], batch_first=True)
 
 
-def weights_at(weights: Any, index: Tensor) -> Any:
-    """[K] stays; of [K, N] the columns at `index`."""
-    return weights[:, index] if isinstance(weights, Tensor) and weights.ndim == 2 else weights
-
-
-def samples_of(
-    model: Any,
-    scorer: RolloutScorer | None,
-    penalty: Penalty,
-    batch: Sequence[Rollout],
-    index: Tensor,
-    refs: dict[str, Tensor],
-    weights: Any,
-    old: Tensor | None,
-    width: int,
-) -> Samples:
-    """The completions of `batch`, at places `index` of the step, with everything that `penalty` looks at.
-
-    Args:
-        refs: of `reference_scores`; weights: [K] or [K, N]; old: [N, width] or None. All of the whole step.
-    """
-    device = next(model.parameters()).device
-    divergences = disagreements = None
-    w = weights_at(weights, index)
-    if penalty.needs == "vocabulary":
-        assert scorer is not None
-        tokens, mask, divergences, disagreements = _whole_vocabulary(model, scorer, penalty, batch, w)
-        divergences, disagreements = padded(divergences, width), padded(disagreements, width)
-    else:
-        tokens, mask = policy_tokens(model, batch)
-    tokens, mask = padded(tokens, width), padded(mask, width)
-    whole = refs["completions"][:, index].to(device) if "completions" in refs else torch.zeros(0, len(index), device=device)
-    each = padded(refs["tokens"][:, index].to(device), width).to(tokens) if "tokens" in refs else None
-    return Samples(tokens, mask, whole, w, None if old is None else old[index].to(tokens), each, disagreements, divergences)
+def policy_tokens(model: nn.Module, batch: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
+    """(token log-probabilities [N, T], differentiable, zero where padded; mask [N, T])."""
+    row = max(len(r.prompt_ids) + sum(map(len, r.completion_ids)) for r in batch)
+    saved = max(len(r.prompt_ids) * (len(r.completion_ids) - 1) for r in batch)
+    shared = None if row <= SHARED_LIMIT and saved > 0.1 * row else False
+    return _rows(token_logps(model, [rollout.encoded() for rollout in batch], shared_prompt=shared))
 
 
 def _whole_vocabulary(
-    model: Any, scorer: RolloutScorer, penalty: Penalty, batch: Sequence[Rollout], weights: Any
-) -> tuple[Tensor, ...]:
+    model: nn.Module, scorer: RolloutScorer | None, penalty: Penalty, batch: Sequence[Rollout], weights: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(token log-probabilities, mask, D_t, −log F_t), [n, T] each."""
-    divergence = getattr(penalty, "at_state", FullVocabulary.at_state)
+    if scorer is None:
+        raise VocabularyMismatch(f"{penalty!r} sums over the references' vocabulary; found no references.")
     with scorer.models() as models:
-        terms = vocabulary_terms(model, models, [encoded_group(r) for r in batch], weights, divergence=divergence)
+        terms = vocabulary_terms(
+            model, models, [rollout.encoded() for rollout in batch], weights, divergence=type(penalty).at_state
+        )
     lengths = [len(ids) for rollout in batch for ids in rollout.completion_ids]
-    rows = [torch.nn.utils.rnn.pad_sequence(list(term.split(lengths)), batch_first=True) for term in terms]
-    mask = torch.arange(max(lengths), device=rows[0].device)[None] < torch.tensor(lengths, device=rows[0].device)[:, None]
-    return rows[0], mask, rows[1], rows[2].detach()
+    tokens, divergences, disagreements = (_rows(term.split(lengths)) for term in terms)
+    return *tokens, divergences[0], disagreements[0].detach()
+
+
+def _rows(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths → [N, T], zero where padded, and the mask [N, T] of what is not."""
+    lengths = torch.tensor([len(part) for part in parts], device=parts[0].device)
+    rows = pad_sequence(list(parts), batch_first=True)
+    return rows, torch.arange(rows.shape[1], device=rows.device)[None] < lengths[:, None]
+
+
+def _padded(rows: Tensor, width: int) -> Tensor:
+    """[*, T] → [*, width], zero (False) behind."""
+    return nn.functional.pad(rows, (0, width - rows.shape[-1])) if rows.shape[-1] < width else rows

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from multiref._logspace import check_beta, check_weights
 from multiref.errors import ArgumentError, MultirefWarning
-from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
+from multiref.references.rollouts import RolloutScorer
+from multiref.regularizers import ForwardKL, Regularizer
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
 from multiref.training.online.rollout import prompt_ids
 
-__all__ = ["agreed_penalty", "agreed_weights", "as_rows", "check_policy_context", "check_processes", "references_matter"]
+__all__ = [
+    "as_rows",
+    "check_policy_context",
+    "check_processes",
+    "references_matter",
+    "resolve_penalty",
+    "resolve_weights",
+]
+
+Row = Mapping[str, Any]
 
 
-def as_rows(prompts: Sequence[Any]) -> list[Mapping[str, Any]]:
+def as_rows(prompts: Sequence[Any]) -> list[Row]:
     """Texts or mappings with `prompt` → mappings. ArgumentError for none, or one without."""
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
     if not rows:
@@ -40,7 +50,7 @@ def references_matter(beta: float, references: Any) -> bool:
     return True
 
 
-def agreed_weights(rows: Sequence[Mapping[str, Any]], regularizer: Regularizer, names: Sequence[str]) -> Any:
+def resolve_weights(rows: Sequence[Row], regularizer: Regularizer, names: Sequence[str]) -> Tensor | None:
     """[K], or [K, prompts] where every row has its own; None without references."""
     if not names:
         return None
@@ -54,27 +64,27 @@ def agreed_weights(rows: Sequence[Mapping[str, Any]], regularizer: Regularizer, 
     return torch.stack([check_weights(w, len(names)) for w in given], 1)
 
 
-def agreed_penalty(penalty: Penalty | str | None, regularizer: Regularizer, scorer: Any, weights: Any) -> Penalty:
-    """The penalty named, or the exact one of the regularizer. VocabularyMismatch where it needs tokens that a reference does not have."""
-    if scorer is None:
+def resolve_penalty(
+    penalty: Penalty | str | None, regularizer: Regularizer, scorer: RolloutScorer | None, weights: Tensor | None
+) -> Penalty:
+    """The penalty asked for, or the exact one of the regularizer.
+
+    Raises:
+        ArgumentError: a penalty that is no estimator of the regularizer. VocabularyMismatch: one that needs tokens which a reference does not have.
+    """
+    if scorer is None or weights is None:
         return NoPenalty()
     if penalty is None:
         own_samples = isinstance(regularizer, ForwardKL) and all(scorer.aligned.values()) and weights.ndim == 1
-        return FromReferences(regularizer) if own_samples else PenaltyInReward(regularizer)
-    chosen = penalty_named(penalty, regularizer) if isinstance(penalty, str) else penalty
-    if repr(chosen.regularizer) == repr(ReverseKL()) and isinstance(regularizer, ReverseKL):
-        chosen = replace(chosen, regularizer=regularizer)  # made without one: the run's
-    if repr(chosen.regularizer) != repr(regularizer):
-        raise ArgumentError(
-            f"penalty: {type(chosen).__name__} was made for {chosen.regularizer!r}, but the run is under {regularizer!r}, whose weights and metrics are used. "
-            "Give both the same regularizer, or the penalty by name."
-        )
+        return FromReferences() if own_samples else PenaltyInReward()
+    chosen = penalty_named(penalty) if isinstance(penalty, str) else penalty
+    chosen.check(regularizer)
     if chosen.needs != "completions":
         scorer.require_aligned()
     return chosen
 
 
-def check_policy_context(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], new_tokens: int) -> None:
+def check_policy_context(model: Any, tokenizer: Any, rows: Sequence[Row], new_tokens: int) -> None:
     """ArgumentError where the policy's context cannot hold the longest prompt and completion."""
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompt_ids(tokenizer, [row["prompt"] for row in rows]))) + new_tokens

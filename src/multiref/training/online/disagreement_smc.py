@@ -12,11 +12,11 @@ from torch import Tensor
 from multiref._logspace import check_weights, weighted_sum
 from multiref.training.online.rollout import end_ids, prompt_ids
 
-__all__ = ["disagreement_smc"]
+__all__ = ["estimate_disagreement"]
 
 
 @torch.inference_mode()
-def disagreement_smc(
+def estimate_disagreement(
     models: Sequence[Any],
     tokenizer: Any,
     prompt: Any,

@@ -10,7 +10,9 @@ import torch
 from multiref._logspace import check_weights, weighted_sum
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.spec import Tokenisation
-from multiref.training.online.rewards import total_reward
+from multiref.references.rollouts import Rollout
+from multiref.training.online.loop import OnlineTrainer
+from multiref.training.online.rewards import reward_rollouts
 from multiref.training.online.rollout import sample
 
 __all__ = ["evaluate_online", "floor_figures", "floors", "text_losses"]
@@ -19,7 +21,7 @@ Interval = tuple[float, float, float]
 
 
 def evaluate_online(
-    trainer: Any, rows: Sequence[Mapping[str, Any]], *, samples: int = 4, ks: Sequence[int] = (1,), seed: int = 0
+    trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, samples: int = 4, ks: Sequence[int] = (1,), seed: int = 0
 ) -> dict[str, Interval]:
     """{"reward": (mean, low, high), each reward's, "pass@k"} over prompts, `samples` completions each. The generators are left as they were found.
 
@@ -27,26 +29,8 @@ def evaluate_online(
     """
     from multiref.data.gsm8k import pass_rate
 
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    rollouts = []
-    size = trainer.args.prompts_per_step
-    for start in range(0, len(rows), size):
-        prompts = [row["prompt"] for row in rows[start : start + size]]
-        rollouts += sample(
-            trainer.model,
-            trainer.tokenizer,
-            prompts,
-            group=samples,
-            max_new_tokens=trainer.args.max_new_tokens,
-            cache=trainer.args.cache,
-        )
-    torch.set_rng_state(state)
-    names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
-    columns = {name: [row.get(name) for row in rows for _ in range(samples)] for name in names}
-    prompts = [rollout.prompt for rollout in rollouts for _ in range(samples)]
-    completions = [completion for rollout in rollouts for completion in rollout.completions]
-    total, each = total_reward(trainer.rewards, prompts, completions, columns)
+    rollouts = _drawn(trainer, rows, samples, seed)
+    total, each = reward_rollouts(trainer.rewards, rows, rollouts, samples)
     figures = {"reward": _interval(total.reshape(-1, samples).mean(1))} if trainer.rewards else {}
     figures |= {f"rewards/{name}": _interval(values.reshape(-1, samples).mean(1)) for name, values in each.items()}
     if "correctness" in each:
@@ -55,7 +39,7 @@ def evaluate_online(
     return figures
 
 
-def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
     """{"student", and each reference}: nats per token of `text` after `prompt`, cut at `max_new_tokens` as completions are; mean over rows, 95 % interval.
 
     A row whose text is `unfinished` is not scored on an end token. Prompts that leave no room in the student's context are left out.
@@ -75,13 +59,13 @@ def text_losses(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, In
         }
 
 
-def floors(trainer: Any, rows: Sequence[Mapping[str, Any]], *, particles: int, seed: int = 0) -> torch.Tensor:
+def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particles: int, seed: int = 0) -> torch.Tensor:
     """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`. It is the teachers' alone: the same before and after."""
-    from multiref.training.online.disagreement_smc import disagreement_smc
+    from multiref.training.online.disagreement_smc import estimate_disagreement
 
     with trainer.scorer.models() as models:
         found = [
-            disagreement_smc(
+            estimate_disagreement(
                 models, trainer.tokenizer, row["prompt"], new_tokens=trainer.args.max_new_tokens, weights=w, particles=particles, seed=seed + i
             )
             for i, (row, w) in enumerate(zip(rows, _weights(trainer, rows)))
@@ -90,7 +74,7 @@ def floors(trainer: Any, rows: Sequence[Mapping[str, Any]], *, particles: int, s
 
 
 def floor_figures(
-    trainer: Any, rows: Sequence[Mapping[str, Any]], floors: torch.Tensor, *, samples: int, seed: int = 0
+    trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], floors: torch.Tensor, *, samples: int, seed: int = 0
 ) -> dict[str, Interval]:
     """{"kl": Σ_k w_k KL(π‖π_k) of whole completions cut at `max_new_tokens`, by sampling; "floor": −log F of the same; "kl/floor": their ratio}, 95 % intervals.
 
@@ -98,11 +82,7 @@ def floor_figures(
     """
     from multiref.models.scoring import score_completions
 
-    limit = trainer.args.max_new_tokens
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    rollouts = sample(trainer.model, trainer.tokenizer, [row["prompt"] for row in rows], group=samples, max_new_tokens=limit)
-    torch.set_rng_state(state)
+    rollouts = _drawn(trainer, rows, samples, seed)
     weights = torch.stack(_weights(trainer, rows), 1).repeat_interleave(samples, 1)
     with torch.no_grad():
         own = score_completions(trainer.model, [rollout.encoded() for rollout in rollouts])
@@ -114,12 +94,25 @@ def floor_figures(
     return {"kl": _interval(kls), "floor": _interval(floors), "kl/floor": (ratio, ratio - error, ratio + error)}
 
 
-def _weights(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+def _drawn(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: int, seed: int) -> list[Rollout]:
+    """`samples` completions of each row's prompt, a step's prompts side by side; the generators are left as they were found."""
+    args, rollouts = trainer.args, []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(rows), args.prompts_per_step):
+            prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
+            rollouts += sample(
+                trainer.model, trainer.tokenizer, prompts, group=samples, max_new_tokens=args.max_new_tokens, cache=args.cache
+            )
+    return rollouts
+
+
+def _weights(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     """[K] of each row: its own where prompts are routed."""
     return [check_weights(row.get("weights", trainer.regularizer.weights), len(trainer.names)) for row in rows]
 
 
-def _cut(trainer: Any, row: Mapping[str, Any]) -> list[Encoded]:
+def _cut(trainer: OnlineTrainer, row: Mapping[str, Any]) -> list[Encoded]:
     items = encode_many(
         trainer.tokenizer, [(row["prompt"], (row["text"],))], Tokenisation(end=not row.get("unfinished", False))
     )

@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from multiref.errors import ArgumentError
+from multiref.training.checks import check_choice
 from multiref.training.online.advantages import leave_one_out, standardised
-from multiref.training.online.penalty import Penalty
 
-__all__ = ["GRPO", "RLOO", "Method", "Reinforce", "describe"]
+__all__ = ["GRPO", "RLOO", "Method", "Reinforce"]
 
 NORMALISATIONS = {
     "sum": "a completion's tokens are summed: the gradient of the objective",
@@ -45,8 +45,7 @@ class Method:
                 f"{type(self).__name__}: expected group ≥ {least}, updates ≥ 1 and clip > 0 or None, found group={self.group}, "
                 f"updates={self.updates}, clip={self.clip}."
             )
-        if self.normalisation not in NORMALISATIONS:
-            raise ArgumentError(f"normalisation: found {self.normalisation!r}, expected one of {', '.join(NORMALISATIONS)}.")
+        check_choice("normalisation", self.normalisation, NORMALISATIONS)
 
     def advantages(self, returns: Tensor) -> Tensor:
         """[P, G, *T] → [P, G, *T]."""
@@ -54,12 +53,9 @@ class Method:
 
     def notes(self) -> list[str]:
         """What this method does to the objective, one line each; empty where it leaves it alone."""
-        lines = []
-        if self.clip is not None and self.updates > 1:
-            lines.append(
-                f"ratios are clipped at {self.clip}: updates after the first of a batch are biased towards staying close"
-            )
-        return lines
+        if self.clip is None or self.updates == 1:
+            return []
+        return [f"ratios are clipped at {self.clip}: updates after the first of a batch are biased towards staying close"]
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,3 @@ class GRPO(Method):
         if self.updates > 1:
             lines.append("ratios are of single tokens: after the first update of a batch the gradient is approximate")
         return lines
-
-
-def describe(method: Method, penalty: Penalty, beta: float) -> str:
-    """What a run optimises, in a few lines for its start and its log."""
-    lines = [
-        f"{type(method).__name__}, group {method.group}; penalty {type(penalty).__name__} of β = {beta:g} times {penalty.regularizer.formula}.",
-        f"Optimum of this rule: {penalty.optimum}.",
-    ]
-    if not penalty.exact:
-        lines.append("This is not the optimum of the regularizer as stated; the exact rule is the penalty `reward`.")
-    return "\n".join(lines + [f"Note: {note}." for note in method.notes()])

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from multiref._logspace import check_weights
 from multiref.regularizers import Regularizer
+from multiref.training.online.batch import Batch
 
 __all__ = ["rollout_metrics"]
 
 
 def rollout_metrics(
-    logps: Tensor,
-    ref_logps: Tensor,
-    reward: Tensor,
-    *,
-    regularizer: Regularizer,
-    weights,
-    beta: float,
-    group: int,
-    names: tuple[str, ...],
+    batch: Batch, token_logps: Tensor, regularizer: Regularizer, *, beta: float, names: Sequence[str]
 ) -> dict[str, float]:
     r"""Of N = P · G completions of the policy, whole-completion quantities, in nats:
 
@@ -34,22 +28,41 @@ def rollout_metrics(
         ess                   effective sample size, as a share of the group, of the completions as samples of the optimum (weights P e^{r/β}/π): 1 at the optimum
         regret                β (log mean − mean log) of those weights, a consistent estimate of J* − J(π), too small on average for small groups
 
-    The last two for pools of reverse KL (α = 1) only.
+        sampling_ratio        mean of π/μ, μ whoever sampled, where that is not the policy as it is: 1 but for noise
+        logps/per_token       log π, of a token
+
+    `ess` and `regret` for pools of reverse KL (α = 1) only.
+
+    Args:
+        token_logps: [N, T] of the policy before the update; names: of the K references.
     """
-    values = {"reward": float(reward.mean()), "reward_std": float(reward.std(unbiased=False))}
-    if not len(ref_logps):
+    reward, logps, lengths = batch.reward, token_logps.sum(-1), batch.lengths.double()
+    ended = [end for rollout in batch.rollouts for end in rollout.ended]
+    values = {
+        "reward": float(reward.mean()),
+        "reward_std": float(reward.std(unbiased=False)),
+        **{f"rewards/{name}/mean": float(each.mean()) for name, each in batch.each.items()},
+        "completions/mean_length": float(lengths.mean()),
+        "completions/clipped_ratio": 1 - sum(ended) / len(ended),
+        "logps/per_token": float(token_logps.sum() / lengths.sum()),
+    }
+    if batch.old is not None:
+        values["sampling_ratio"] = float((token_logps - batch.old).sum(-1).exp().mean())
+    if "completions" not in batch.refs:
         return values
-    w = check_weights(weights, len(ref_logps))
+    ref_logps = batch.refs["completions"].double()
+    w = check_weights(batch.weights, len(ref_logps))
     w = w if w.ndim == 2 else w[:, None]
-    each = logps.double() - ref_logps.double()
+    each = logps - ref_logps
     log_ratio = (w * torch.where(w > 0, each, 0.0)).sum(0)
     values["kl"] = float(log_ratio.mean())
     values |= {f"kl/{name}": float(each[k].mean()) for k, name in enumerate(names)}
     values["objective"] = float((reward - beta * log_ratio).mean())
+    group = batch.group
     values["disagreement"] = float(-(torch.logsumexp(-log_ratio.reshape(-1, group), 1) - math.log(group)).mean())
     if regularizer.alpha == 1 and beta > 0:
-        pool = regularizer.with_weights(weights).pool(ref_logps.double())
-        log_weight = (reward.double() / beta + pool - logps.double()).reshape(-1, group)
+        pool = regularizer.with_weights(batch.weights).pool(ref_logps)
+        log_weight = (reward / beta + pool - logps).reshape(-1, group)
         total = torch.logsumexp(log_weight, 1)
         values["ess"] = float((2 * total - torch.logsumexp(2 * log_weight, 1)).exp().mean() / group)
         values["regret"] = float(beta * (total - math.log(group) - log_weight.mean(1)).mean())

@@ -1,16 +1,16 @@
 """Penalties: where a rule puts its divergence from the references, and hence which optimum it has.
 
-The user names a regularizer and β; a `Penalty` is the estimator. Two places exist: in the reward (`reward_terms`, no gradient through them) or in
-the loss (`loss_terms`, differentiated on samples whose distribution is held fixed). The same word, "KL to the reference", means another
-objective in each, and each member says which, in its docstring, in `optimum` and through `fixed_point`, which computes it without sampling.
+The user names a regularizer and β; a `Penalty` is the estimator, a value without state that is handed the run's regularizer. Two places
+exist: in the reward (`reward_terms`, no gradient through them) or in the loss (`loss_terms`, differentiated on samples whose distribution is
+held fixed). The same word, "KL to the reference", means another objective in each, and each member says which, in its docstring, in `optimum`
+and through `fixed_point`, which computes it without sampling.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,47 +20,67 @@ from multiref._logspace import expectation, weighted_sum
 from multiref.divergences import f_prime, kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
+from multiref.training.checks import check_choice
 from multiref.training.online.backward_induction import backward, conditionals, disagreements, renormalised, sequence_logps
 from multiref.training.online.samples import Samples
 
 __all__ = [
     "PENALTIES",
+    "FromReferences",
+    "FullVocabulary",
     "K2Loss",
     "K3Loss",
     "K3PoolLoss",
     "K3RenormalisedLoss",
+    "NoPenalty",
     "Penalty",
     "PenaltyInReward",
     "PerTokenForwardKL",
     "RatioK3",
     "RenormalisedInReward",
     "RewardToGo",
+    "penalty_named",
+    "reverse_to_pool",
 ]
 
 Levels = Sequence[Tensor]
 
 
-@dataclass(frozen=True)
+def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
+    """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
+    return expectation(logps, logps - pool)
+
+
 class Penalty(ABC):
     """Abstract. `needs` says which scores: of whole "completions", of "tokens" (one vocabulary), or the whole "vocabulary" at each token.
 
     exact: whether the rule's expected update is the gradient of E_π[r] − β Σ_k w_k D(π‖π_k), for every policy.
+    at_state: what is summed over the vocabulary at each state, for those that need it.
     """
-
-    regularizer: Regularizer = field(default_factory=ReverseKL)
 
     needs: ClassVar[str] = "tokens"
     exact: ClassVar[bool] = False
     optimum: ClassVar[str] = ""
+    at_state: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(reverse_to_pool)
 
-    def __post_init__(self) -> None:
-        if self.needs != "completions" and not isinstance(self.regularizer, ReverseKL):
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def check(self, regularizer: Regularizer) -> None:
+        """ArgumentError for a regularizer that this penalty is no estimator of."""
+        if self.needs != "completions" and not isinstance(regularizer, ReverseKL):
             raise ArgumentError(
-                f"{type(self).__name__}: expected ReverseKL, found {self.regularizer!r}. Penalties at tokens exist for reverse KL only; other "
+                f"{type(self).__name__}: expected ReverseKL, found {regularizer!r}. Penalties at tokens exist for reverse KL only; other "
                 "regularizers use PenaltyInReward, the exact rule."
             )
 
-    def reward_terms(self, samples: Samples) -> Tensor | None:
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         """[N] or, as penalty-to-go, [N, T]: what is taken off the reward, times β. None: nothing."""
         return None
 
@@ -69,11 +89,13 @@ class Penalty(ABC):
         return None
 
     @abstractmethod
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        """[*B, V^L] rewards, levels [K, *B, V^t, V] → levels [*B, V^t, V]: the policy at which the expected update is zero. See `tree`."""
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        """[*B, V^L] rewards, levels [K, *B, V^t, V] → levels [*B, V^t, V]: the policy at which the expected update is zero.
+
+        Levels are as in `backward_induction`.
+        """
 
 
-@dataclass(frozen=True)
 class PenaltyInReward(Penalty):
     r"""β f'(π/P) of the whole completion, in the reward: the exact gradient, for every regularizer.
 
@@ -90,27 +112,25 @@ class PenaltyInReward(Penalty):
     exact = True
     optimum = "the optimum of the stated objective (P · e^{r/β} for reverse KL)"
 
-    def reward_terms(self, samples: Samples) -> Tensor:
-        regularizer = self.regularizer if samples.weights is None else self.regularizer.with_weights(samples.weights)
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
+        regularizer = regularizer if samples.weights is None else regularizer.with_weights(samples.weights)
         return f_prime(samples.logps.detach() - regularizer.pool(samples.ref_logps.double()), regularizer.alpha)
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        log_policy = exact.solve(reward, sequence_logps(ref_levels), self.regularizer, beta=beta).log_policy
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        log_policy = exact.solve(reward, sequence_logps(ref_levels), regularizer, beta=beta).log_policy
         return conditionals(log_policy, ref_levels[0].shape[-1])
 
 
-@dataclass(frozen=True)
 class RewardToGo(PenaltyInReward):
     """Reverse KL in the reward, credited from each token on: Σ_{s ≥ t} (log π_s − Σ_k w_k log π_{k,s}). The same expectation as `PenaltyInReward`, less variance."""
 
     needs = "tokens"
 
-    def reward_terms(self, samples: Samples) -> Tensor:
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
         log_ratio = _token_log_ratio(samples.detached())
         return log_ratio.double().flip(-1).cumsum(-1).flip(-1)
 
 
-@dataclass(frozen=True)
 class RatioK3(Penalty):
     """Σ_t ρ_t Σ_k w_k k3(ℓ_{k,t}) as loss, ρ_t = π/π_old of the token, differentiated.
 
@@ -127,11 +147,10 @@ class RatioK3(Penalty):
         ratio = (samples.token_logps - samples.old).exp()
         return ratio * _k3(samples)
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        return backward(reward, ref_levels, self.regularizer, beta=beta)
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, regularizer, beta=beta)
 
 
-@dataclass(frozen=True)
 class K2Loss(RatioK3):
     """Σ_t ½ ℓ_t² as loss on fresh samples: the expected gradient of `RatioK3`, without a ratio."""
 
@@ -139,7 +158,6 @@ class K2Loss(RatioK3):
         return 0.5 * _token_log_ratio(samples) ** 2
 
 
-@dataclass(frozen=True)
 class K3Loss(Penalty):
     """Σ_t Σ_k w_k k3(ℓ_{k,t}) as loss, no ratio: the usual habit of GRPO, for several references.
 
@@ -153,11 +171,10 @@ class K3Loss(Penalty):
     def loss_terms(self, samples: Samples) -> Tensor:
         return _k3(samples)
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        return backward(reward, ref_levels, ForwardKL(self.regularizer.weights), beta=beta)
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, ForwardKL(regularizer.weights), beta=beta)
 
 
-@dataclass(frozen=True)
 class K3PoolLoss(Penalty):
     """Σ_t k3(log π − Σ_k w_k log π_k) as loss: k3 on the (unnormalised) geometric pool.
 
@@ -172,13 +189,12 @@ class K3PoolLoss(Penalty):
         log_ratio = _token_log_ratio(samples)
         return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        weights = self.regularizer.weights
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        weights = regularizer.weights
         scale = [(-price).exp() for price in disagreements(ref_levels, weights)]
         return backward(reward, renormalised(ref_levels, weights), ForwardKL(), beta=beta, scale=scale)
 
 
-@dataclass(frozen=True)
 class K3RenormalisedLoss(Penalty):
     """k3 to the mixture renormalised at each token, as loss: the recipe of the authors' code (docs/theory.md 5 and 6)."""
 
@@ -189,11 +205,10 @@ class K3RenormalisedLoss(Penalty):
         log_ratio = _token_log_ratio(samples) - _disagreements(samples)
         return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        return backward(reward, renormalised(ref_levels, self.regularizer.weights), ForwardKL(), beta=beta)
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, renormalised(ref_levels, regularizer.weights), ForwardKL(), beta=beta)
 
 
-@dataclass(frozen=True)
 class RenormalisedInReward(Penalty):
     """k1 to the mixture renormalised at each token, in the reward: an exact gradient, of KL(π‖∏_t ĝ_t), which forgets Σ_t −log F_t."""
 
@@ -202,15 +217,14 @@ class RenormalisedInReward(Penalty):
         "(renormalised tokens) · e^{r/β} = the optimum · e^{Σ_t −log F_t}: a bonus for long completions and for disagreement"
     )
 
-    def reward_terms(self, samples: Samples) -> Tensor:
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
         return (_token_log_ratio(samples.detached()) - _disagreements(samples)).double().sum(-1)
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        mixed = sequence_logps(renormalised(ref_levels, self.regularizer.weights))
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        mixed = sequence_logps(renormalised(ref_levels, regularizer.weights))
         return conditionals(exact.solve(reward, mixed, ReverseKL(), beta=beta).log_policy, ref_levels[0].shape[-1])
 
 
-@dataclass(frozen=True)
 class FullVocabulary(PenaltyInReward):
     r"""Σ_k w_k KL(π_t‖π_{k,t}) summed over the vocabulary at each sampled state, differentiated, and what follows the token in the reward.
 
@@ -224,12 +238,7 @@ class FullVocabulary(PenaltyInReward):
 
     needs = "vocabulary"
 
-    @staticmethod
-    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
-        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
-        return expectation(logps, logps - pool)
-
-    def reward_terms(self, samples: Samples) -> Tensor:
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
         each = _divergences(samples).detach().double()
         return each.flip(-1).cumsum(-1).flip(-1) - each
 
@@ -241,21 +250,24 @@ class FullVocabulary(PenaltyInReward):
         return visited.to(samples.token_logps) * _divergences(samples)
 
 
-@dataclass(frozen=True)
 class PerTokenReverseKL(FullVocabulary):
     """The first half of `FullVocabulary`: what on-policy distillation usually is. Least variance, but it does not charge a token for where it leads."""
 
     exact = False
     optimum = "state by state ∏ π_k^{w_k} e^{Q/β}; without a reward the tokens renormalised one by one, not the normalised pool of completions"
 
-    def reward_terms(self, samples: Samples) -> None:  # type: ignore[override]
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         return None
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        return backward(reward, ref_levels, self.regularizer, beta=beta)
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, regularizer, beta=beta)
 
 
-@dataclass(frozen=True)
+def forward_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
+    """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: KL(ĝ_t‖π_t), ĝ_t the pool renormalised at the state."""
+    return kl(pool.log_softmax(-1), logps)
+
+
 class PerTokenForwardKL(K3RenormalisedLoss):
     """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state: `K3RenormalisedLoss` with the token summed out.
 
@@ -265,62 +277,55 @@ class PerTokenForwardKL(K3RenormalisedLoss):
 
     optimum = "state by state forward KL to the renormalised tokens, of strength β; without a reward the renormalised tokens themselves"
 
-    @staticmethod
-    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
-        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: KL(ĝ_t‖π_t)."""
-        return kl(pool.log_softmax(-1), logps)
+    at_state = staticmethod(forward_to_pool)
 
     def loss_terms(self, samples: Samples) -> Tensor:
         return _divergences(samples)
 
 
-@dataclass(frozen=True)
 class FromReferences(Penalty):
     """Forward KL on samples of the references: −β Σ_k w_k E_{π_k}[log π(y|x)], the exact gradient without an importance weight.
 
     The terms are of other completions than the policy's; the loop draws them (see `OnlineTrainer`), and adds them to a loss that has the reward alone.
     """
 
-    regularizer: Regularizer = field(default_factory=ForwardKL)
-
     needs = "references"
     exact = True
     optimum = "the optimum of the stated objective, β P/(Z − r), P the arithmetic mixture"
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.regularizer, ForwardKL):
-            raise ArgumentError(f"FromReferences: expected ForwardKL, found {self.regularizer!r}. Others use PenaltyInReward.")
+    def check(self, regularizer: Regularizer) -> None:
+        if not isinstance(regularizer, ForwardKL):
+            raise ArgumentError(f"FromReferences: expected ForwardKL, found {regularizer!r}. Others use PenaltyInReward.")
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
-        return PenaltyInReward(self.regularizer).fixed_point(reward, ref_levels, beta=beta)
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return PenaltyInReward().fixed_point(reward, ref_levels, regularizer, beta=beta)
 
 
-@dataclass(frozen=True)
 class NoPenalty(Penalty):
     """β = 0: the reward alone."""
 
     needs = "completions"
     optimum = "the completions of largest reward"
 
-    def fixed_point(self, reward: Tensor, ref_levels: Levels, *, beta: float) -> list[Tensor]:
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
         best = (reward == reward.amax(-1, keepdim=True)).to(reward.dtype)
         return conditionals((best / best.sum(-1, keepdim=True)).log(), ref_levels[0].shape[-1])
 
 
 # the names of configuration files
-PENALTIES: dict[str, type[Penalty]] = {
-    "reward": PenaltyInReward,
-    "reward_to_go": RewardToGo,
-    "ratio_k3": RatioK3,
-    "k2": K2Loss,
-    "k3": K3Loss,
-    "k3_pool": K3PoolLoss,
-    "k3_renormalised": K3RenormalisedLoss,
-    "reward_renormalised": RenormalisedInReward,
-    "full_vocabulary": FullVocabulary,
-    "per_token_reverse_kl": PerTokenReverseKL,
-    "per_token_forward_kl": PerTokenForwardKL,
-    "reference_samples": FromReferences,
+PENALTIES: dict[str, Penalty] = {
+    "reward": PenaltyInReward(),
+    "reward_to_go": RewardToGo(),
+    "ratio_k3": RatioK3(),
+    "k2": K2Loss(),
+    "k3": K3Loss(),
+    "k3_pool": K3PoolLoss(),
+    "k3_renormalised": K3RenormalisedLoss(),
+    "reward_renormalised": RenormalisedInReward(),
+    "full_vocabulary": FullVocabulary(),
+    "per_token_reverse_kl": PerTokenReverseKL(),
+    "per_token_forward_kl": PerTokenForwardKL(),
+    "reference_samples": FromReferences(),
 }
 
 
@@ -361,9 +366,7 @@ def _divergences(samples: Samples) -> Tensor:
     return torch.where(samples.mask, samples.divergences, 0.0)
 
 
-def penalty_named(name: str, regularizer: Regularizer) -> Penalty:
+def penalty_named(name: str) -> Penalty:
     """A penalty by its name in a configuration. ArgumentError for a name that is none."""
-    if name not in PENALTIES:
-        known: Any = ", ".join(PENALTIES)
-        raise ArgumentError(f"penalty: found {name!r}, expected one of {known}.")
-    return PENALTIES[name](regularizer)
+    check_choice("penalty", name, PENALTIES)
+    return PENALTIES[name]

@@ -1,19 +1,31 @@
-"""Rewards: functions of prompts and completions, several with weights, and what happens when one misbehaves."""
+"""Rewards: functions of prompts and completions, several with weights; what a step's completions earn, and what happens when one misbehaves."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
+from multiref.references.rollouts import Rollout
 
-__all__ = ["Reward", "RewardModel", "as_rewards", "total_reward"]
+__all__ = [
+    "Reward",
+    "RewardModel",
+    "as_rewards",
+    "lexicon_reward",
+    "reward_rollouts",
+    "total_reward",
+    "warn_of_odd_completions",
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,6 @@ class RewardModel:
     def __init__(self, path_or_id: str, *, device: Any = None, batch: int = 16, dtype: str = "float32") -> None:
         import transformers
 
-        from multiref.errors import ModelError
         from multiref.models.loading import as_dtype, best_device, load_tokenizer
 
         try:
@@ -128,6 +139,71 @@ def total_reward(
     return total, each
 
 
+def reward_rollouts(
+    rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], group: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """([N] weighted sum, {name: [N]}) of `group` completions of each row; columns but `prompt` and `weights` go to the functions.
+
+    ArgumentError where there are not as many completions, or one has no token.
+    """
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    empty = any(not ids for rollout in rollouts for ids in rollout.completion_ids)
+    if len(completions) != len(rows) * group or empty:
+        raise ArgumentError(
+            f"The sampler gave {len(completions)} completions for {len(rows)} prompts{', some of no token' if empty else ''}; expected "
+            f"{group} each of at least one token."
+        )
+    prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
+    names = {name for row in rows for name in row} - {"prompt", "weights"}
+    columns = {name: [row.get(name) for row in rows for _ in range(group)] for name in sorted(names)}
+    return total_reward(rewards, prompts, completions, columns)
+
+
+def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: bool, limit: int) -> None:
+    """A warning where every completion is empty text, or, at the first step of a policy that can end, none ended."""
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    if not any(_text(completion).strip() for completion in completions):
+        warnings.warn(
+            "Every completion of this step is empty text: the policy ends at once. Look at its prompts and chat template.",
+            MultirefWarning,
+            stacklevel=3,
+        )
+    if first and ends and not any(end for rollout in rollouts for end in rollout.ended):
+        warnings.warn(
+            f"Every completion of the first step was cut at max_new_tokens = {limit}: none ended. They count as they are, cut; raise "
+            "max_new_tokens if answers should be whole.",
+            MultirefWarning,
+            stacklevel=3,
+        )
+
+
+def lexicon_reward(path: str | Path) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+    """(prompts, completions) → Σ value(word) / √words, from a file of lines `word<tab>value[<tab>…]` (AFINN, VADER).
+
+    Raises:
+        DataError: a file that cannot be read, or a line without a number.
+    """
+    values: dict[str, float] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected a lexicon of lines word<tab>value") from None
+    for row, line in enumerate(lines, start=1):
+        parts = line.split("\t")
+        if not line.strip():
+            continue
+        try:
+            values[parts[0].strip().lower()] = float(parts[1])
+        except (IndexError, ValueError):
+            raise DataError(f"{path}:{row}: found {line[:60]!r}, expected word<tab>value") from None
+
+    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        words = [re.findall(r"[a-z']+", text.lower()) for text in completions]
+        return [sum(values.get(word, 0.0) for word in each) / max(len(each), 1) ** 0.5 for each in words]
+
+    return reward
+
+
 def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     try:
         parameters = inspect.signature(function).parameters
@@ -139,5 +215,9 @@ def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]
 
 
 def _shown(completion: Any, width: int = 200) -> str:
-    text = completion if isinstance(completion, str) else " ".join(message["content"] for message in completion)
+    text = _text(completion)
     return repr(text if len(text) <= width else text[: width - 1] + "…")
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else " ".join(message["content"] for message in completion)

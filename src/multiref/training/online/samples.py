@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multiref._logspace import check_weights
@@ -70,18 +69,3 @@ class Samples:
     def detached(self) -> Samples:
         """The same without gradient."""
         return replace(self, token_logps=self.token_logps.detach())
-
-    def take(self, index: Tensor) -> Samples:
-        """The completions at `index`, in that order."""
-        parts: dict[str, Any] = {
-            "token_logps": self.token_logps[index],
-            "mask": self.mask[index],
-            "ref_logps": self.ref_logps[:, index],
-        }
-        for name in ("old_token_logps", "disagreements", "divergences"):
-            value = getattr(self, name)
-            parts[name] = None if value is None else value[index]
-        parts["ref_token_logps"] = None if self.ref_token_logps is None else self.ref_token_logps[:, index]
-        w = self.weights
-        parts["weights"] = w[:, index] if isinstance(w, torch.Tensor) and w.ndim == 2 else w
-        return Samples(**parts)

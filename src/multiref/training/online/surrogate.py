@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multiref.regularizers import Regularizer
 from multiref.training.online.methods import Method
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
 
-__all__ = ["Surrogate", "surrogate"]
+__all__ = ["Surrogate", "compute_surrogate"]
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,22 @@ class Surrogate:
     clipped: Tensor
 
 
-def surrogate(
-    samples: Samples, reward: Tensor, *, method: Method, penalty: Penalty, beta: float, longest: int | None = None
+def compute_surrogate(
+    samples: Samples,
+    reward: Tensor,
+    regularizer: Regularizer,
+    *,
+    method: Method,
+    penalty: Penalty,
+    beta: float,
+    longest: int | None = None,
 ) -> Surrogate:
     r"""One loss per completion; the gradient of their mean is minus the rule's update.
 
         L_i = −Σ_t ⌊c_{i,t} A_{i,t}⌋ log π(y_{i,t} | ·) + β Σ_t penalty_{i,t},     A = advantages(r − β · terms)
 
-    c is the ratio π/π_old (of the completion or of the token), zero where clipped; ⌊·⌋ without gradient. The terms in the reward are those of the
-    policy as it is now, so that off-policy updates keep the gradient of the objective and not of yesterday's.
+    c is the ratio π/π_old (of the completion or of the token), zero where clipped; ⌊·⌋ without gradient. The terms in the reward are those
+    of the policy as it is now, so that off-policy updates keep the gradient of the objective and not of yesterday's.
 
     Args:
         samples: N = P · G completions, the G of a prompt together; `token_logps` differentiable.
@@ -43,12 +51,10 @@ def surrogate(
     """
     n = len(reward)
     with torch.no_grad():
-        terms = penalty.reward_terms(samples)
-        returns = (
-            reward.double()
-            if terms is None
-            else (reward.double() if terms.ndim == 1 else reward.double()[:, None]) - beta * terms
-        )
+        terms = penalty.reward_terms(samples, regularizer)
+        returns = reward.double()
+        if terms is not None:
+            returns = (returns if terms.ndim == 1 else returns[:, None]) - beta * terms
         shape = (n // method.group, method.group, *returns.shape[1:])
         advantages = method.advantages(returns.reshape(shape)).reshape(returns.shape)
         each = advantages if advantages.ndim == 2 else advantages[:, None]

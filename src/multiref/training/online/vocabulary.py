@@ -9,21 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multiref._logspace import check_weights, expectation, weighted_sum
+from multiref._logspace import check_weights, weighted_sum
 from multiref.models.architecture import layout_of
 from multiref.models.encoding import Encoded
 from multiref.models.logps import LOGITS_BUDGET, forward_logps
 from multiref.models.rows import Rows, lay_out
+from multiref.training.online.penalty import reverse_to_pool
 
-__all__ = ["reverse_to_pool", "vocabulary_terms"]
+__all__ = ["vocabulary_terms"]
 
 Features = tuple[Tensor, Callable[[Tensor], Tensor]]
 Divergence = Callable[[Tensor, Tensor], Tensor]
-
-
-def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
-    """[n, V] log π, [n, V] Σ_k w_k log π_k → [n]: Σ_k w_k KL(π‖π_k)."""
-    return expectation(logps, logps - pool)
 
 
 def vocabulary_terms(

@@ -8,8 +8,7 @@ from typing import Any
 
 from multiref.errors import ArgumentError
 from multiref.references.rollouts import Rollout
-from multiref.regularizers import Regularizer
-from multiref.training.online.penalty import Penalty, PerTokenForwardKL, PerTokenReverseKL, penalty_named
+from multiref.training.checks import check_choice
 
 __all__ = ["Sampler", "WarmUp"]
 
@@ -24,8 +23,8 @@ class WarmUp:
 
     Args:
         share: of the steps, from 0 to 1.
-        penalty: "per_token_forward_kl", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "per_token_reverse_kl". Others look at how likely the
-            policy was to sample what it sees, and these states are not its samples.
+        penalty: "per_token_forward_kl", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "per_token_reverse_kl". Others look at how
+            likely the policy was to sample what it sees, and these states are not its samples.
     """
 
     share: float
@@ -35,19 +34,11 @@ class WarmUp:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ArgumentError(f"warm_up: share: expected a number from 0 to 1, found {self.share}.")
-        if self.penalty not in ("per_token_forward_kl", "per_token_reverse_kl"):
-            raise ArgumentError(
-                f"warm_up: penalty: found {self.penalty!r}, expected per_token_forward_kl or per_token_reverse_kl: the states are no samples of the policy."
-            )
+        check_choice("warm_up: penalty", self.penalty, ("per_token_forward_kl", "per_token_reverse_kl"))
 
     def covers(self, step: int, steps: int) -> bool:
         """Whether this step, from 0, is one of the warm-up."""
         return step < round(self.share * steps)
-
-    def penalty_of(self, regularizer: Regularizer) -> Penalty:
-        made = penalty_named(self.penalty, regularizer)
-        assert isinstance(made, PerTokenReverseKL | PerTokenForwardKL)
-        return made
 
     def describe(self, steps: int) -> str:
         return f"Warm-up: {round(self.share * steps)} of {steps} steps under {self.penalty}, at states of given texts."

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multiref.pools import power_pool
-from multiref.training.online.backward_induction import disagreements, path_tokens, sequence_logps
-from multiref.training.online.penalty import FullVocabulary, Penalty
-from multiref.training.online.samples import Samples
+from multiref.regularizers import Regularizer
+from multiref.training.online import Penalty, PerTokenReverseKL, Samples, disagreements, path_tokens, sequence_logps
 
 __all__ = ["enumerated_samples", "expected_surrogate", "standardised_fixed_point"]
 
 Levels = Sequence[Tensor]
 
 
-def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None, divergence=FullVocabulary.at_state) -> Samples:
+def enumerated_samples(
+    levels: Levels,
+    ref_levels: Levels,
+    weights: Any = None,
+    divergence: Callable[[Tensor, Tensor], Tensor] = PerTokenReverseKL.at_state,
+) -> Samples:
     """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each. divergence: (log π_t, Σ_k w_k log π_{k,t}) → D_t."""
     tokens = path_tokens(levels)
     refs = path_tokens(ref_levels)
@@ -36,7 +41,14 @@ def enumerated_samples(levels: Levels, ref_levels: Levels, weights=None, diverge
 
 
 def expected_surrogate(
-    penalty: Penalty, levels: Levels, ref_levels: Levels, reward: Tensor, *, beta: float, standardise: bool = False
+    penalty: Penalty,
+    levels: Levels,
+    ref_levels: Levels,
+    reward: Tensor,
+    regularizer: Regularizer,
+    *,
+    beta: float,
+    standardise: bool = False,
 ) -> Tensor:
     r"""A scalar whose gradient is the rule's expected update at the policy `levels` (which may require a gradient): samples of π, no baseline needed.
 
@@ -45,11 +57,10 @@ def expected_surrogate(
     Args:
         standardise: divide R − E R by its standard deviation under π: GRPO's usual habit, in the limit of large groups.
     """
-    divergence = getattr(penalty, "at_state", FullVocabulary.at_state)
-    samples = enumerated_samples(levels, ref_levels, penalty.regularizer.weights, divergence)
+    samples = enumerated_samples(levels, ref_levels, regularizer.weights, type(penalty).at_state)
     probability = samples.logps.exp().detach()
     ret = reward[:, None].expand_as(samples.token_logps)
-    terms = penalty.reward_terms(samples)
+    terms = penalty.reward_terms(samples, regularizer)
     if terms is not None:
         ret = ret - beta * (terms[:, None] if terms.ndim == 1 else terms)
     if standardise:
@@ -61,7 +72,7 @@ def expected_surrogate(
 
 
 def standardised_fixed_point(
-    penalty: Penalty, reward: Tensor, ref_levels: Levels, *, beta: float, steps: int = 400
+    penalty: Penalty, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float, steps: int = 400
 ) -> tuple[list[Tensor], float] | None:
     r"""Where a rule with the penalty as loss settles if advantages are divided by their standard deviation: (levels, σ), or None if nowhere inside.
 
@@ -77,7 +88,7 @@ def standardised_fixed_point(
     for _ in range(steps):
         if beta * sigma < 1e-6:
             return None
-        levels = penalty.fixed_point(reward, ref_levels, beta=beta * sigma)
+        levels = penalty.fixed_point(reward, ref_levels, regularizer, beta=beta * sigma)
         p = sequence_logps(levels).exp()
         before, sigma = sigma, float(((p * reward**2).sum() - (p * reward).sum() ** 2).clamp_min(0).sqrt())
         if abs(before - sigma) < 1e-15:
