@@ -5,6 +5,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models import load, product_of
+from multiref.models.cache import cache_of
 from multiref.training.online import rollout
 from tests.conftest import make_llama, make_tokenizer
 
@@ -41,6 +42,24 @@ def test_its_cache_is_every_experts():
         prompts = ["the cat", "a dog sat on the mat and"]
         drawn.append([r.completion_ids for r in rollout.sample(product, tokenizer, prompts, group=4, max_new_tokens=9)])
     assert drawn[0] == drawn[1]
+
+
+def test_a_cache_by_either_name_and_through_generate():
+    """Two tokens more after three, with what was read handed over as transformers before and after 5.24 names it; and its own `generate`."""
+    product = product_of([make_llama(20, seed=seed).double() for seed in (1, 2)], W)
+    with torch.no_grad():
+        whole = product(IDS).logits
+        for name in ("past_key_values", "cache"):
+            read = cache_of(product(IDS[:, :3], use_cache=True))
+            torch.testing.assert_close(product(IDS[:, 3:], **{name: read}).logits, whole[:, 3:])
+        with pytest.raises(ArgumentError, match="found it among cache_params"):
+            product(IDS[:, 3:], cache_params=cache_of(product(IDS[:, :3], use_cache=True)))
+        generated = []
+        for cached in (True, False):
+            torch.manual_seed(0)
+            options = {"max_new_tokens": 6, "do_sample": True, "pad_token_id": 0, "eos_token_id": None, "use_cache": cached}
+            generated.append(product.generate(IDS, attention_mask=torch.ones_like(IDS), **options))
+    assert torch.equal(*generated)
 
 
 def test_experts_of_another_depth():

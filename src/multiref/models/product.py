@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto import AutoConfig, AutoModelForCausalLM
 
-from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
+from multiref.models.cache import cache_argument, takes
+from multiref.regularizers import check_weights
 
 __all__ = ["Product", "ProductConfig", "product_of"]
+
+_OUTPUTS = {each.name for each in fields(CausalLMOutputWithPast)}
 
 
 class ProductConfig(PreTrainedConfig):
@@ -55,23 +59,40 @@ class Product(PreTrainedModel, GenerationMixin):
     def experts(self) -> list[Any]:
         return [self.get_submodule(f"expert_{k}") for k in range(len(self.config.experts))]
 
-    def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool | None = None, **given: Any) -> Any:
-        """[B, T] → logits [B, T, V]: Σ_k w_k log π_k, not normalised."""
-        cache = past_key_values if past_key_values is not None else DynamicCache() if use_cache else None
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """[B, T] → logits [B, T, V]: Σ_k w_k log π_k, not normalised. The cache goes by either name that transformers has for it."""
+        if any(isinstance(value, Cache) for value in others.values()):
+            raise ArgumentError(
+                f"A product has one cache, as `cache` or `past_key_values`; found it among {', '.join(others)}."
+            )
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": logits_to_keep, **others}
+        whole = cache if cache is not None else past_key_values
+        whole = DynamicCache() if whole is None and use_cache else whole
+        seen = whole.layers if whole is not None and whole.get_seq_length() else []
         pooled: Any = 0.0
         layers: list[Any] = []
         for k, (weight, expert) in enumerate(zip(self.config.weights, self.experts)):
             own = None
-            if cache is not None:
-                own = DynamicCache()
-                depth = len(cache.layers) // len(self.experts)
-                own.layers = cache.layers[k * depth : (k + 1) * depth]
-            logits = expert(input_ids=input_ids, past_key_values=own, use_cache=own is not None, **given).logits
+            if whole is not None:
+                own, depth = DynamicCache(), len(seen) // len(self.experts)
+                own.layers = seen[k * depth : (k + 1) * depth]
+            handed = cache_argument(takes(expert), own)
+            logits = expert(input_ids=input_ids, use_cache=own is not None, **handed, **given).logits
             pooled = pooled + weight * logits.log_softmax(-1)
             layers += own.layers if own is not None else []
-        if cache is not None:
-            cache.layers = layers
-        return CausalLMOutputWithPast(logits=pooled, past_key_values=cache)
+        if whole is not None:
+            whole.layers = layers
+        return CausalLMOutputWithPast(logits=pooled, **cache_argument(_OUTPUTS, whole))
 
 
 @torch.no_grad()

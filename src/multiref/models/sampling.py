@@ -8,7 +8,6 @@ end tokens end a completion too.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError
 from multiref.models.architecture import unwrapped
+from multiref.models.cache import cache_argument, cache_of, takes
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
@@ -184,7 +184,7 @@ class _Reader:
         self.device = next(model.parameters()).device
         inner: Any = unwrapped(model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        self.takes = inspect.signature(inner.forward).parameters.keys()
+        self.takes = takes(model)
         self.caching = generation.cache is not None or bool(getattr(inner.config, "use_cache", True))
         width, room = max(map(len, contexts)), generation.max_new_tokens
         padded = [(width - len(context), context) for context in contexts]
@@ -219,9 +219,7 @@ class _Reader:
         self.mask = None if self.mask is None else self.mask.repeat_interleave(self.group, 0)
 
     def _forward(self, ids: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.caching}
-        if self.cache is not None:
-            inputs["past_key_values"] = self.cache
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.caching, **cache_argument(self.takes, self.cache)}
         if self.mask is not None:
             seen = self.ids.shape[1]
             inputs["attention_mask"] = self.mask if self.static else self.mask[:, :seen]
@@ -230,7 +228,7 @@ class _Reader:
         if "logits_to_keep" in self.takes:
             inputs["logits_to_keep"] = 1
         out = self.model(**inputs)
-        self.cache = getattr(out, "past_key_values", None) if self.caching else None
+        self.cache = cache_of(out) if self.caching else None
         logits: Tensor = out.logits[:, -1]
         return logits
 
