@@ -83,7 +83,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Rule:
-    """How checks become a verdict. The words open with the verdict that is given if every check holds; if one fails the claim is refuted.
+    """How checks become a verdict. The words open with the verdict that is given if every check holds;
+    if one fails the claim is refuted.
 
     Attributes:
         otherwise: what a failed check means, where that is not simply "refuted".

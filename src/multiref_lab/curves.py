@@ -1,4 +1,6 @@
-"""The lines that claims draw: measured over seeds with a fitted slope, a bound with its real constants, intervals at a few places."""
+"""The lines that claims draw: measured over seeds with a fitted slope, a bound with its real constants,
+intervals at a few places.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ __all__ = ["along", "bars", "fitted", "flat"]
 
 
 def fitted(label: str, x: Sequence[float], values: Tensor, *, decade: float = 10.0) -> tuple[Estimate, Curve]:
-    """[P], [S, P] → the slope of log(mean over seeds) against log x over the last decade, and the measured curve that it stands at."""
+    """[P], [S, P] → the slope of log(mean over seeds) against log x over the last decade,
+    and the measured curve that it stands at.
+    """
     slope = fit_slope(x, values, decade=decade)
     return slope, measured_curve(label, x, values, slope=slope)
 

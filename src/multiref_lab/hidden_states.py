@@ -18,7 +18,8 @@ def hidden_state_features(
 ) -> Tensor:
     """X prompts with Y completions each → [X, Y, d] float64, for `linear_bandits(features=…)`.
 
-    The feature of a completion is the model's last hidden state at its last token; see `principal_features` for the d directions kept.
+    The feature of a completion is the model's last hidden state at its last token;
+    see `principal_features` for the d directions kept.
 
     Args:
         model: a causal language model in evaluation mode (`multiref.models.load(...).model`), not changed.
@@ -43,7 +44,9 @@ def hidden_state_features(
 
 @torch.inference_mode()
 def _last_states(model: Any, rows: Sequence[Sequence[int]], *, size: int = 64) -> Tensor:
-    """[N, H] float64: the last hidden state at each row's last token. Padding is on the right, where a causal model does not look."""
+    """[N, H] float64: the last hidden state at each row's last token.
+    Padding is on the right, where a causal model does not look.
+    """
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     states: list[Tensor] = [torch.empty(0)] * len(rows)

@@ -105,10 +105,10 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
 
 _LEGEND = (
     "- **verified**: measured as predicted, by the stated rule. **refuted**: not.",
-    "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the source "
-    "allows, false in another.",
-    "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the top "
-    "decade.",
+    "- **vacuous**: true, and says nothing at any practical size. **convention-dependent**: true in one reading that the "
+    "source allows, false in another.",
+    "- **found** is what a paper says, **derived** what we prove; intervals are 95 % bootstrap over seeds, slopes are of the "
+    "top decade.",
     "- Proofs of what is derived are in [theory](theory.md), what each bound says in [bounds](bounds.md).",
     "- A slope on random instances is evidence about those instances, not a minimax rate.",
 )
@@ -121,7 +121,8 @@ def _page(entries: Mapping[str, Entry], current: Mapping[str, str]) -> str:
     lines = [
         "# Claims ledger",
         "",
-        "Written by `multiref verify`; do not edit. Every claim of the papers, and every one of ours, as an experiment with a verdict."
+        "Written by `multiref verify`; do not edit. Every claim of the papers, and every one of ours, as an experiment with a "
+        "verdict."
         + ("" if full else " Some entries come from the quick form (see each section): run `multiref verify --full`."),
         "",
         *_LEGEND,
@@ -148,7 +149,8 @@ def _section(name: str, entry: Entry, current: str) -> list[str]:
         "",
         f"**{entry['verdict']}** · {entry['statement']}",
         "",
-        f"*{entry['status']}*: {entry['source']}. Rule: {entry['rule']}. ({effort}, {entry['seconds']:.1f} s of one core{older})",
+        f"*{entry['status']}*: {entry['source']}. Rule: {entry['rule']}. "
+        f"({effort}, {entry['seconds']:.1f} s of one core{older})",
     ]
     lines += [""] if entry["checks"] else []
     lines += [

@@ -1,7 +1,7 @@
 """Bradley–Terry preferences as counts: n labelled pairs from any law, without drawing them one by one.
 
-A data set of n pairs enters a likelihood only through how often each unordered pair of completions was shown and how often its first won. So
-the counts are drawn instead, by splitting n down a binary tree of binomials: the cost does not depend on n.
+A data set of n pairs enters a likelihood only through how often each unordered pair of completions was shown and how often its
+first won. So the counts are drawn instead, by splitting n down a binary tree of binomials: the cost does not depend on n.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ def sample_pairs(
     generator: torch.Generator,
     prompt_logps: Tensor | None = None,
 ) -> PairCounts:
-    r"""[*S, X, Y], [*S, X, Y] → counts of `samples` pairs: prompt from `prompt_logps`, both completions from the law, label from Bradley–Terry.
+    r"""[*S, X, Y], [*S, X, Y] → counts of `samples` pairs: prompt from `prompt_logps`, both completions from the law,
+    label from Bradley–Terry.
 
         P(first ≻ second) = σ(r(first) − r(second))
 
-    A pair of the same completion twice teaches nothing and is counted among the samples but not among the counts, as in a data set.
+    A pair of the same completion twice teaches nothing and is counted among the samples but not among the counts,
+    as in a data set.
 
     Args:
         samples: n, one number or [*S].

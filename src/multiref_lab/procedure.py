@@ -1,11 +1,12 @@
-"""The paper's procedure as we read it: fit the reward by maximum likelihood on pairs, plug it into the closed form, measure what is lost.
+"""The paper's procedure as we read it: fit the reward by maximum likelihood on pairs, plug it into the closed form,
+measure what is lost.
 
 The text of the paper's two algorithms is not available; this is the reading that its theorems suggest, for any regularizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 from multiref import exact
 from multiref.divergences import kl
 from multiref.regularizers import Regularizer
-from multiref_lab.estimators import finite_class_mle, logistic_mle
-from multiref_lab.preferences import sample_pairs
+from multiref_lab.estimators import likeliest, logistic_mle
+from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import Bandits, LinearBandits
 
-__all__ = ["Loss", "finite_class_curve", "linear_curve", "plug_in"]
+__all__ = ["LearningCurve", "Loss", "finite_fit", "learning_curve", "linear_fit", "plug_in"]
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,49 @@ def plug_in(problem: Bandits, estimate: Tensor, regularizer: Regularizer, *, bet
     return Loss(regularised.mean(-1), plain.mean(-1).abs(), used, estimate)
 
 
-def linear_curve(
-    problem: LinearBandits, sizes: Sequence[int], regularizer: Regularizer, *, beta: float, law: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Regularised and plain losses [S, P] at each number of pairs, reward fitted in the linear class."""
-    losses = []
-    for size in sizes:
-        counts = sample_pairs(problem.reward, problem.law(law), size, generator=generator)
-        fit = logistic_mle(problem.features, counts, ridge=1e-6)
-        losses.append(plug_in(problem, problem.reward_of(fit.theta), regularizer, beta=beta))
-    return torch.stack([x.regularised for x in losses], -1), torch.stack([x.plain for x in losses], -1)
+@dataclass(frozen=True)
+class LearningCurve:
+    """What is lost at each number of pairs."""
+
+    sizes: Sequence[int]
+    losses: Sequence[Loss]
+
+    @property
+    def regularised(self) -> Tensor:
+        """[S, P]."""
+        return torch.stack([loss.regularised for loss in self.losses], -1)
+
+    @property
+    def plain(self) -> Tensor:
+        """[S, P]."""
+        return torch.stack([loss.plain for loss in self.losses], -1)
 
 
-def finite_class_curve(
+def learning_curve(
     problem: Bandits,
-    classes: Sequence[Tensor],
     sizes: Sequence[int],
+    estimate: Callable[[int, PairCounts], Tensor],
     regularizer: Regularizer,
     *,
     beta: float,
     law: str,
     generator: torch.Generator,
-) -> list[Loss]:
-    """What is lost at each number of pairs, with one finite class [S, M, X, Y] for each."""
-    losses = []
-    for size, candidates in zip(sizes, classes):
-        counts = sample_pairs(problem.reward, problem.law(law), size, generator=generator)
-        chosen = finite_class_mle(candidates, counts)
-        losses.append(plug_in(problem, candidates[torch.arange(len(chosen)), chosen], regularizer, beta=beta))
-    return losses
+) -> LearningCurve:
+    """Pairs from `law`, an estimate of the reward, the closed form for it.
+
+    Args:
+        estimate: the place of a number of pairs among `sizes`, and that many pairs → r̂ [S, X, Y].
+    """
+    drawn = (sample_pairs(problem.reward, problem.law(law), size, generator=generator) for size in sizes)
+    estimates = (estimate(i, counts) for i, counts in enumerate(drawn))
+    return LearningCurve(sizes, [plug_in(problem, each, regularizer, beta=beta) for each in estimates])
+
+
+def linear_fit(problem: LinearBandits) -> Callable[[int, PairCounts], Tensor]:
+    """The reward fitted in the problem's linear class."""
+    return lambda i, counts: problem.reward_of(logistic_mle(problem.features, counts, ridge=1e-6).theta)
+
+
+def finite_fit(classes: Sequence[Tensor]) -> Callable[[int, PairCounts], Tensor]:
+    """The likeliest reward of a finite class [S, M, X, Y], one class for each number of pairs."""
+    return lambda i, counts: likeliest(classes[i], counts)

@@ -84,7 +84,9 @@ def test_a_claim_is_a_function_in_a_file_that_nothing_lists(tmp_path, monkeypatc
 
 
 def test_slopes_are_recovered_with_their_uncertainty():
-    """y = 3 x^{−3/2} times lognormal noise: slope −1.5, and an interval of the size that the noise predicts (σ/√(S Σ(log x − mean)²))."""
+    """y = 3 x^{−3/2} times lognormal noise: slope −1.5, and an interval of the size that the noise predicts (σ/√(S Σ(log x −
+    mean)²)).
+    """
     x = torch.logspace(2, 5, 16, dtype=torch.float64)
     noise = torch.randn(400, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = 3 * x**-1.5 * (0.3 * noise).exp()
@@ -143,7 +145,9 @@ def test_claim_in_full(each: Claim):
 
 
 def test_a_verdict_depends_on_the_files_it_reaches_and_on_no_others():
-    """`online-fixed-points` reaches the exact solver through its imports, and no other claim's file; the hash follows their bytes."""
+    """`online-fixed-points` reaches the exact solver through its imports, and no other claim's file;
+    the hash follows their bytes.
+    """
     from multiref_lab.fingerprint import dependencies, fingerprint
 
     (claim,) = lab.find(["online-fixed-points"])

@@ -1,4 +1,6 @@
-"""Features from a model's hidden states: the states of the model itself, and a linear reward on them that preferences identify."""
+"""Features from a model's hidden states: the states of the model itself,
+and a linear reward on them that preferences identify.
+"""
 
 import pytest
 import torch

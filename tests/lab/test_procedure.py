@@ -6,8 +6,8 @@ import torch
 from multiref import exact
 from multiref.regularizers import AlphaDivergence, ForwardKL, ReverseKL
 from multiref_lab import plug_in
+from multiref_lab.procedure import learning_curve, linear_fit
 from multiref_lab.problems import linear_bandits, random_bandits
-from multiref_lab.procedure import linear_curve
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ def test_loss_is_the_difference_of_values_and_zero_at_the_truth(regularizer):
 
 
 def test_reverse_kl_loss_follows_its_asymptotic_constant():
-    """n × loss → (γ/2) tr(Cov_π*[φ] I⁻¹), I the Fisher information per pair: the slope −1 with its constant, not only its exponent."""
+    """n × loss → (γ/2) tr(Cov_π*[φ] I⁻¹), I the Fisher information per pair:
+    the slope −1 with its constant, not only its exponent.
+    """
     generator = torch.Generator().manual_seed(1)
     problem = linear_bandits(2000, prompts=1, completions=4, dimension=2, generator=generator)
     problem = type(problem)(
@@ -40,7 +42,9 @@ def test_reverse_kl_loss_follows_its_asymptotic_constant():
         problem.theta[:1].expand(2000, -1),
     )
     n, beta = 20_000, 0.5
-    losses, _ = linear_curve(problem, [n], ReverseKL(), beta=beta, law="escort", generator=generator)
+    losses = learning_curve(
+        problem, [n], linear_fit(problem), ReverseKL(), beta=beta, law="escort", generator=generator
+    ).regularised
     policy = exact.solve(problem.reward[:1], problem.ref_logps[:, :1], ReverseKL(), beta=beta).policy[0, 0]
     law, features, reward = problem.law("escort")[0, 0].exp(), problem.features[0, 0], problem.reward[0, 0]
     difference = features[:, None] - features[None, :]

@@ -1,4 +1,6 @@
-"""The race at its smallest: what it records, that it goes on where it stopped, what its figures and table say; worlds on the seed axis."""
+"""The race at its smallest: what it records, that it goes on where it stopped, what its figures and table say;
+worlds on the seed axis.
+"""
 
 from dataclasses import replace
 
@@ -108,7 +110,9 @@ def test_measures_against_loops(reward_model):
 
 
 def test_worlds_of_their_own_are_like_one_world_each():
-    """Labels, scores and measures of seed 1 come from world 1: the world built alone from the same draws gives the same numbers."""
+    """Labels, scores and measures of seed 1 come from world 1: the world built alone from the same draws gives the same
+    numbers.
+    """
     both = enumerable_world(2, THREE, worlds=2)
     assert both.reward.shape == (2, 4, 9) and not torch.allclose(both.reward[0], both.reward[1])
     x = torch.arange(4)
@@ -128,7 +132,9 @@ def test_worlds_of_their_own_are_like_one_world_each():
 
 
 def test_a_transformer_reward_learns_the_order_from_labels_alone():
-    """Nothing known of the reward: most of what its optimum would leave is gone after 2,000 labels (that of zero reward is the start)."""
+    """Nothing known of the reward: most of what its optimum would leave is gone after 2,000 labels (that of zero reward is the
+    start).
+    """
     made = enumerable_world(1, THREE, reward_model="transformer")
     entry = Entry(Iterative(), reward_model="transformer")
     _, history = train(made.task, entry.method, plan_for(entry, 2_000, 1_600))

@@ -57,7 +57,9 @@ def test_a_point_that_is_no_minimum_is_refused():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_sampled_gradients_are_right_on_average(name):
-    """1,000 estimates of 8 pairs a prompt against the closed form: within five standard errors and the penalty's bias (two policies and shared rollouts at σ = 0.02)."""
+    """1,000 estimates of 8 pairs a prompt against the closed form: within five standard errors and the penalty's bias (two
+    policies and shared rollouts at σ = 0.02).
+    """
     world = linear_world(3, beta=0.5, prompts=3, completions=4, generator=torch.Generator().manual_seed(0))
     phi = torch.full((3, 3), 0.5, dtype=torch.float64)
     exact = world.upper_gradient(phi, Likelihood())

@@ -3,7 +3,7 @@
 A finite class of rewards (the papers' setting) and linear rewards (batched Newton).
 """
 
-from multiref_lab.estimators.finite_class import finite_class_mle
+from multiref_lab.estimators.finite_class import finite_class_mle, likeliest
 from multiref_lab.estimators.logistic import LogisticFit, logistic_mle
 
-__all__ = ["LogisticFit", "finite_class_mle", "logistic_mle"]
+__all__ = ["LogisticFit", "finite_class_mle", "likeliest", "logistic_mle"]

@@ -1,9 +1,10 @@
 """Worlds small enough to know exactly, many at once: every array has the seeds S on one axis.
 
-Tabular and log-linear contextual bandits under K references, finite reward classes, enumerable language models, and prompts with a known reward.
+Tabular and log-linear contextual bandits under K references, finite reward classes, enumerable language models,
+and prompts with a known reward.
 """
 
-from multiref_lab.problems.bandits import Bandits, random_bandits, random_logps
+from multiref_lab.problems.bandits import Bandits, bandits_of_seed, random_bandits, random_logps
 from multiref_lab.problems.finite_class import random_class, refined_class
 from multiref_lab.problems.language import Language, random_language
 from multiref_lab.problems.linear import LinearBandits, linear_bandits
@@ -14,6 +15,7 @@ __all__ = [
     "KnownReward",
     "Language",
     "LinearBandits",
+    "bandits_of_seed",
     "known_reward",
     "linear_bandits",
     "random_bandits",

@@ -13,7 +13,7 @@ from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 from multiref.regularizers import check_weights
 
-__all__ = ["Bandits", "random_bandits", "random_logps"]
+__all__ = ["Bandits", "bandits_of_seed", "random_bandits", "random_logps"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Bandits:
     weights: Tensor
 
     def law(self, name: str | Tensor) -> Tensor:
-        """[S, X, Y]: a sampling law by name (`escort`, `mixture`, `uniform`, `reference 0`, …) or as given log-probabilities, normalised.
+        """[S, X, Y]: a sampling law by name (`escort`, `mixture`, `uniform`, `reference 0`, …) or as given log-probabilities,
+        normalised.
 
         Raises:
             ArgumentError: a name that is none of these.
@@ -73,3 +74,12 @@ def random_bandits(
     ref_logps = random_logps(references, seeds, prompts, completions, generator=generator, spread=spread)
     reward = reward_max * torch.rand(seeds, prompts, completions, generator=generator, dtype=torch.float64)
     return Bandits(reward, ref_logps, check_weights(weights, references))
+
+
+def bandits_of_seed(
+    seed: int, seeds: int, *, weights: Sequence[float], completions: int = 8
+) -> tuple[Bandits, torch.Generator]:
+    """Random problems under as many references as weights, and the generator that drew them, for what is drawn next."""
+    generator = torch.Generator().manual_seed(seed)
+    problem = random_bandits(seeds, completions=completions, references=len(weights), weights=weights, generator=generator)
+    return problem, generator

@@ -9,7 +9,9 @@ __all__ = ["random_class", "refined_class"]
 
 
 def random_class(reward: Tensor, size: int, *, reward_max: float = 1.0, generator: torch.Generator) -> Tensor:
-    """[*S, X, Y] → [*S, M, X, Y]: the truth first, then uniform draws. Fixed as n grows, such a class identifies the truth exponentially fast."""
+    """[*S, X, Y] → [*S, M, X, Y]: the truth first, then uniform draws.
+    Fixed as n grows, such a class identifies the truth exponentially fast.
+    """
     others = torch.rand(*reward.shape[:-2], size - 1, *reward.shape[-2:], generator=generator, dtype=torch.float64)
     return torch.cat((reward.unsqueeze(-3), reward_max * others), -3)
 

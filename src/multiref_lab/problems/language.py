@@ -1,4 +1,6 @@
-"""Language models small enough to enumerate: every completion of fixed length over a small vocabulary, one row of logits per prefix."""
+"""Language models small enough to enumerate: every completion of fixed length over a small vocabulary,
+one row of logits per prefix.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ __all__ = ["Language", "random_language"]
 class Language:
     """The completions of length L over V tokens, as a tree of prefixes.
 
-    Level t has V^t prefixes, in lexicographic order; prefix i of level t followed by token v is prefix i V + v of level t + 1, so that backward
-    recursions are reshapes. Models are lists of L tensors, level t holding [*S, V^t, V] log-probabilities.
+    Level t has V^t prefixes, in lexicographic order; prefix i of level t followed by token v is prefix i V + v of level t + 1,
+    so that backward recursions are reshapes. Models are lists of L tensors, level t holding [*S, V^t, V] log-probabilities.
     """
 
     vocabulary: int

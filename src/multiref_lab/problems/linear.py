@@ -45,11 +45,12 @@ def linear_bandits(
     features: Tensor | None = None,
     generator: torch.Generator,
 ) -> LinearBandits:
-    """Random problems with unit-scale features N(0, 1/d) and θ of norm `reward_scale` √d, so that rewards spread about `reward_scale`.
+    """Random problems with unit-scale features N(0, 1/d) and θ of norm `reward_scale` √d,
+    so that rewards spread about `reward_scale`.
 
     Args:
-        features: [X, Y, d] or [S, X, Y, d] to use instead of random ones (frozen hidden states, say); prompts, completions and dimension
-            are then theirs.
+        features: [X, Y, d] or [S, X, Y, d] to use instead of random ones (frozen hidden states, say);
+            prompts, completions and dimension are then theirs.
 
     Raises:
         ArgumentError: features of another shape.

@@ -1,4 +1,6 @@
-"""The stability paper's world: a known linear reward, policies log-linear in the same features, and only the prompts are sampled."""
+"""The stability paper's world: a known linear reward, policies log-linear in the same features,
+and only the prompts are sampled.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class KnownReward:
     def empirical_optimum(self, prompt_counts: Tensor) -> Tensor:
         """[S, X] → [S, d]: where gradient ascent on J_S from θ = 0 ends, the projection of θ* on the column space of V_S.
 
-        ∇J_S(θ) = V_S(θ)(θ* − θ), and the column space does not depend on θ: it is spanned by the training prompts' centred features.
+        ∇J_S(θ) = V_S(θ)(θ* − θ), and the column space does not depend on θ:
+        it is spanned by the training prompts' centred features.
         """
         centred = self.features - self.features.mean(-2, keepdim=True)
         gram = torch.einsum("sx,sxad,sxae->sde", (prompt_counts > 0).double(), centred, centred)
@@ -65,7 +68,9 @@ class KnownReward:
         return torch.einsum("sde,se->sd", vectors, torch.where(inside, along, 0.0))
 
     def first_prompts(self, samples: int) -> Tensor:
-        """[S, X]: the first n prompts once each, the same for every population; in general position one choice is as good as another."""
+        """[S, X]: the first n prompts once each, the same for every population;
+        in general position one choice is as good as another.
+        """
         seeds, prompts = self.features.shape[:2]
         return (torch.arange(prompts) < samples).double().expand(seeds, prompts)
 
@@ -76,7 +81,9 @@ class KnownReward:
         return multinomial_counts(torch.full((seeds,), float(samples)), law, generator=generator)
 
     def ascend(self, prompt_counts: Tensor, marks: Sequence[int], *, curvature: Tensor | float = 1.0) -> Iterator[Tensor]:
-        """[S, d] after each number of steps in `marks`: gradient ascent on J_S from 0, step 1/curvature, ∇J_S(θ) = V_S(θ)(θ* − θ)."""
+        """[S, d] after each number of steps in `marks`: gradient ascent on J_S from 0, step 1/curvature,
+        ∇J_S(θ) = V_S(θ)(θ* − θ).
+        """
         theta, done = torch.zeros_like(self.theta), 0
         for mark in marks:
             for _ in range(mark - done):

@@ -1,7 +1,8 @@
 """Bilevel problems, many seeds at once, and the race of online algorithms on worlds in which everything is known.
 
-Linear rewards (`linear_world`): where each upper objective ends, what each estimator does, classes that cannot hold the Gibbs policy. Transformers on
-enumerable worlds (`enumerable_world`): every method under one budget of labels. `python -m multiref_lab.races` runs the race.
+Linear rewards (`linear_world`): where each upper objective ends, what each estimator does,
+classes that cannot hold the Gibbs policy. Transformers on enumerable worlds (`enumerable_world`):
+every method under one budget of labels. `python -m multiref_lab.races` runs the race.
 """
 
 from multiref_lab.races.audit import Audit, audit, best_in_class, offline_fit, on_policy_fit

@@ -1,10 +1,10 @@
-"""The race of online algorithms: `python -m multiref_lab.races --out race` runs it, prints its tables and draws its figures.
+"""The race of online algorithms: `python -m multiref_lab.races --out race` runs it, prints its tables and draws its figures."""
 
-An interrupted race goes on where it was.
-"""
-
-import argparse
+import itertools
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from multiref_lab.cli.narrator import Narrator
 from multiref_lab.races.figures import draw_all, summary
@@ -12,36 +12,31 @@ from multiref_lab.races.race import AUDIT, CONTESTANTS, Start, race
 from multiref_lab.toys import Size
 
 
-def main() -> None:
-    """For each setting and method, the gap over labels as a share of the first."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("race"), help="folder of records and figures")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--labels", type=int, default=10_000)
-    parser.add_argument("--work", type=int, default=2_000, help="policy steps in all")
-    parser.add_argument("--features", type=int, default=32, help="features that the reward is linear in")
-    parser.add_argument("--width", type=int, default=64, help="of every transformer: policies, references, reward model")
-    parser.add_argument("--beta", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--seen", type=int, nargs="+", default=[None], help="features that the reward model has; default: all")
-    parser.add_argument("--world", type=int, nargs="+", default=[3], help="rates were chosen on world 0")
-    parser.add_argument("--audit", action="store_true", help="only the four upper objectives")
-    parser.add_argument("--only", nargs="+", default=None, help="names of methods, as the race prints them")
-    parser.add_argument("--workers", type=int, default=1)
-    given = parser.parse_args()
-    names = [e.name for e in (AUDIT if given.audit else CONTESTANTS) if given.only is None or e.name in given.only]
-    starts = [
-        Start(name, world, beta, size, given.seeds, given.labels, given.work)
-        for world in given.world
-        for size in [Size(width=given.width, dimension=given.features, seen=seen) for seen in given.seen]
-        for beta in given.beta
-        for name in names
-    ]
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of records and figures.")] = Path("race"),
+    seeds: int = 5,
+    labels: int = 10_000,
+    work: Annotated[int, typer.Option(help="Policy steps in all.")] = 2_000,
+    features: Annotated[int, typer.Option(help="Features that the reward is linear in.")] = 32,
+    width: Annotated[int, typer.Option(help="Of every transformer: policies, references, reward model.")] = 64,
+    beta: Annotated[list[float], typer.Option(help="Once for each.")] = [0.5],  # noqa: B006
+    seen: Annotated[list[int] | None, typer.Option(help="Features that the reward model has; default: all.")] = None,
+    world: Annotated[list[int], typer.Option(help="Rates were chosen on world 0.")] = [3],  # noqa: B006
+    audit: Annotated[bool, typer.Option("--audit", help="Only the four upper objectives.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Names of methods, as the race prints them.")] = None,
+    workers: int = 1,
+) -> None:
+    """For each setting and method, the gap over labels as a share of the first. An interrupted race goes on where it was."""
+    names = [entry.name for entry in (AUDIT if audit else CONTESTANTS) if not only or entry.name in only]
+    sizes = [Size(width=width, dimension=features, seen=each) for each in seen or [features]]
+    settings = itertools.product(world, sizes, beta, names)
+    starts = [Start(name, number, strength, size, seeds, labels, work) for number, size, strength, name in settings]
     with Narrator() as told:
-        records = race(given.out / "records", starts).run(told, workers=given.workers, what="races")
+        records = race(out / "records", starts).run(told, workers=workers, what="races")
     for setting in dict.fromkeys(start.setting for start in starts):
         methods = {start.contestant: record.found for start, record in records.items() if start.setting == setting}
-        print(setting, *summary(methods), *draw_all(methods, given.out / "figures" / setting), sep="\n")
+        print(setting, *summary(methods), *draw_all(methods, out / "figures" / setting), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

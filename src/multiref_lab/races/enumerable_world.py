@@ -1,4 +1,6 @@
-"""A transformer's world in which everything is known: a few tokens, K transformer references, exact sub-optimality, the price of a label."""
+"""A transformer's world in which everything is known: a few tokens, K transformer references, exact sub-optimality,
+the price of a label.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ RewardKind = Literal["features", "transformer"]
 class EnumerableWorld:
     """task: what methods are given. reward [W, X, Y] is hidden from them; best [W, X, Y] is log π*; ref_table [K, W, X, Y].
 
-    W is 1, or one for each seed. features [W, X, Y, d] are what a linear reward model sees. wins [W, X, Y]: how often a completion is preferred to
-    one of the starting policy.
+    W is 1, or one for each seed. features [W, X, Y, d] are what a linear reward model sees. wins [W, X, Y]:
+    how often a completion is preferred to one of the starting policy.
     """
 
     task: Task
@@ -54,7 +56,9 @@ class EnumerableWorld:
 
 
 def smooth_features(worlds: int, size: Size, *, generator: torch.Generator) -> Tensor:
-    """[W, X, V^L, d]: tanh of a sum of random embeddings of the prompt and of the token at each place; centred per prompt, of unit variance."""
+    """[W, X, V^L, d]: tanh of a sum of random embeddings of the prompt and of the token at each place;
+    centred per prompt, of unit variance.
+    """
     ids = every_completion(size.vocabulary, size.length)
     places = torch.randn(worlds, size.length, size.vocabulary, size.dimension, generator=generator)
     each = (places[:, t, ids[:, t]] for t in range(size.length))
@@ -138,7 +142,8 @@ def _learner(
 
 
 def _measure(world: EnumerableWorld, completions: Tensor) -> Callable[[State], dict[str, Tensor]]:
-    """Exact: the gap, KL(π‖π_k), the win rate over the start, the gap that the reward's own optimum would leave, and the reward's error.
+    """Exact: the gap, KL(π‖π_k), the win rate over the start, the gap that the reward's own optimum would leave,
+    and the reward's error.
 
     The error is taken under the policy and under its start.
     """
@@ -170,11 +175,13 @@ def _margin_error(learnt: Tensor, reward: Tensor, log_policy: Tensor) -> Tensor:
 
 
 def price_of_labels(world: EnumerableWorld) -> Tensor:
-    r"""[W]: lim n · E[J* − J(π_r̂)] for reverse KL and a reward linear in features, fitted to n Bradley–Terry pairs of π*. DERIVED, docs/theory.md 9.
+    r"""[W]: lim n · E[J* − J(π_r̂)] for reverse KL and a reward linear in features, fitted to n Bradley–Terry pairs of π*.
+    DERIVED, docs/theory.md 9.
 
         tr(V H⁻¹)/(2β),   V = E_x Cov_{π*}(f),   H = E_x E_{y, y' ~ π*} p (1 − p) Δf Δfᵀ
 
-    What a label is worth at best. p (1 − p) ≤ ¼ and E Δf Δfᵀ = 2V, so it is at least d/β: a parameter of the reward costs 1/(βn) or more.
+    What a label is worth at best. p (1 − p) ≤ ¼ and E Δf Δfᵀ = 2V, so it is at least d/β:
+    a parameter of the reward costs 1/(βn) or more.
     """
     features, law = world.features.double(), world.best.exp()
     dimension = features.shape[-1]

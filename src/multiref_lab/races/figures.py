@@ -56,7 +56,9 @@ SHIFTED = ("bilevel likelihood covariance", "bilevel stop gradient", "bilevel wi
 
 
 def curve(name: str, lines: Lines, key: str, *, relative: bool = True, over: str = "labels") -> Curve:
-    """A method's measurement over labels (or processor seconds), as a share of its first where `relative`: mean and range over seeds."""
+    """A method's measurement over labels (or processor seconds), as a share of its first where `relative`:
+    mean and range over seeds.
+    """
     kept = [line for line in lines if key in line and line["labels"] > 0]
     first = torch.tensor(next(line[key] for line in lines if key in line)) if relative else torch.ones(1)
     values = torch.stack([torch.tensor(line[key]) / first for line in kept])
@@ -65,7 +67,9 @@ def curve(name: str, lines: Lines, key: str, *, relative: bool = True, over: str
 
 
 def draw_all(methods: Mapping[str, Lines], folder: Path, *, prefix: str = "race") -> list[Path]:
-    """The gap over labels by group of methods, the gap of the learnt reward, and the shift of distribution: those whose methods are there."""
+    """The gap over labels by group of methods, the gap of the learnt reward, and the shift of distribution:
+    those whose methods are there.
+    """
 
     def among(names: Sequence[str]) -> list[str]:
         return [name for name in names if name in methods]
@@ -90,7 +94,8 @@ def draw_all(methods: Mapping[str, Lines], folder: Path, *, prefix: str = "race"
 
 
 def summary(methods: Mapping[str, Lines]) -> list[str]:
-    """Rows of a table: share of the gap left at the end, labels to 5 %, slope over the last decade; the learnt reward's own share and slope.
+    """Rows of a table: share of the gap left at the end, labels to 5 %, slope over the last decade;
+    the learnt reward's own share and slope.
 
     Then its error here and at the start; the win rate over the start; processor seconds.
     """

@@ -1,4 +1,6 @@
-"""Every online method on enumerable transformer worlds under one budget of labels, as an experiment of the laboratory's engine."""
+"""Every online method on enumerable transformer worlds under one budget of labels,
+as an experiment of the laboratory's engine.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def plan_for(entry: Entry, labels: int, work: int) -> Plan:
     """80 rounds of equally many labels and `work` policy steps in all, for every method.
 
     Rates and optimisers were chosen on world 0 at β = ½; what is reported is on others.
-    A transformer that follows a reward takes Muon's steps on many rollouts: under Adam on few it, not the labels, is what limits every method. One
+    A transformer that follows a reward takes Muon's steps on many rollouts:
+    under Adam on few it, not the labels, is what limits every method. One
     that is fitted to labels takes a fraction of the rate: at ten times as much online DPO overfits, with either optimiser.
     """
     method = entry.method

@@ -1,4 +1,6 @@
-"""Lower levels that cannot hold the Gibbs policy: log-linear policies and small transformers, solved to their own optimum, many seeds at once."""
+"""Lower levels that cannot hold the Gibbs policy: log-linear policies and small transformers, solved to their own optimum,
+many seeds at once.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def log_linear(seeds: int, *, features: int, ridge: float = 1e-5, generator: tor
 
 
 def small_transformer(seeds: int, *, width: int, ridge: float = 1e-2, generator: torch.Generator) -> Restricted:
-    """A one-layer causal transformer over the 9 completions of two tokens out of three, after each of 4 prompts, from a random start."""
+    """A one-layer causal transformer over the 9 completions of two tokens out of three, after each of 4 prompts,
+    from a random start.
+    """
     problem, seen = _problem(seeds, 4, 9, 0.5, generator)
     model = BatchedTransformer(seeds, Size(4, 3, 2, width), heads=1, eps=0.1, generator=generator).double()
     named = dict(model.named_parameters())
@@ -175,7 +179,8 @@ def outer_path(case: Restricted, theta: Tensor, *, steps: int, rate: float) -> t
     Returns:
         ψ and ‖∇ψ‖ along the way, [steps, S] each.
 
-        NaN from where on the lower level was not at a minimum (a transformer's can be a saddle point, at which there is no hyper-gradient).
+        NaN from where on the lower level was not at a minimum (a transformer's can be a saddle point,
+        at which there is no hyper-gradient).
     """
     values, norms, lost = [], [], torch.zeros(len(theta), dtype=torch.bool)
     for _ in range(steps):

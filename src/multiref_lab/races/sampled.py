@@ -1,4 +1,6 @@
-"""Sampled hyper-gradients on linear worlds, for all seeds at once: what each estimator does with a budget of rollouts and labels."""
+"""Sampled hyper-gradients on linear worlds, for all seeds at once: what each estimator does with a budget of rollouts and
+labels.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def _draw(log_policy: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _perturb(world: LinearWorld, reward: Tensor, still: Tensor, sigma: float) -> Tensor:
-    """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π, reverse KL only (`perturbed_policy` serves the family)."""
+    """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π,
+    reverse KL only (`perturbed_policy` serves the family).
+    """
     problem, policy = world.problem, still
     base = problem.log_pool + reward / problem.beta
     payoff, upper = torch.zeros_like(reward), Likelihood()
@@ -53,10 +57,13 @@ def _by_hessian(log_policy: Tensor, first: Tensor, second: Tensor, loss: Tensor,
 def sampled_gradient(
     world: LinearWorld, phi: Tensor, estimator: str, *, pairs: int, sigma: float, generator: torch.Generator
 ) -> Tensor:
-    """[S, d] → [S, d]: an estimate of ∇ψ for the likelihood from `pairs` labelled pairs a prompt; inner solutions at `sigma` are exact.
+    """[S, d] → [S, d]: an estimate of ∇ψ for the likelihood from `pairs` labelled pairs a prompt;
+    inner solutions at `sigma` are exact.
 
-    Pairs are drawn from π_σ for "two_policies" (the papers' step) and from π_0 for the others. For a Gibbs lower level conjugate gradients with
-    the exact Hessian are the covariance, term by term: the inverse of β Cov(∇log π) applied to a sampled score is the sample covariance.
+    Pairs are drawn from π_σ for "two_policies" (the papers' step) and from π_0 for the others.
+    For a Gibbs lower level conjugate gradients with
+    the exact Hessian are the covariance, term by term: the inverse of β Cov(∇log π) applied to a sampled score is the sample
+    covariance.
 
     Raises:
         ArgumentError: an unknown estimator, a lower level that is not reverse KL, σ ≤ 0 where it is used.
@@ -93,7 +100,9 @@ def sampled_gradient(
 def descend(
     world: LinearWorld, estimator: str, *, steps: int, pairs: int, rate: float, sigma: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """`steps` plain steps on φ from zero; at 64 places along the second half, φ [64, S, d] and the exact ‖∇ψ‖² there, [64, S]."""
+    """`steps` plain steps on φ from zero; at 64 places along the second half, φ [64, S, d] and the exact ‖∇ψ‖² there, [64,
+    S].
+    """
     phi = torch.zeros_like(world.features[:, 0, 0])
     marks, places = {steps - 1 - k * max(1, steps // 2) // 64 for k in range(64)}, []
     for step in range(steps):

@@ -82,7 +82,9 @@ def linear_world(
     regularizer: Regularizer | None = None,
     generator: torch.Generator,
 ) -> LinearWorld:
-    """Rewards of spread `scale`, linear in `dimension` random features of which the model sees the first `seen` (None: all, realisable)."""
+    """Rewards of spread `scale`, linear in `dimension` random features of which the model sees the first `seen` (None:
+    all, realisable).
+    """
     made = linear_bandits(
         seeds, prompts=prompts, completions=completions, dimension=dimension, reward_scale=scale, generator=generator
     )

@@ -1,15 +1,11 @@
 """Weak gradient domination of the upper level, measured along paths: an assumption of the paper that nothing derives."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from multiref.bilevel import Likelihood
 from multiref_lab.claim import Effort, Measurement, at_most, claim
 from multiref_lab.races import Restricted, audit, descend, linear_world, log_linear, outer_path, settle, small_transformer
-
-__all__ = ["weak_domination"]
 
 _LIMIT = 5.0
 
@@ -40,8 +36,8 @@ def _class(case: Restricted, warm: int, steps: int) -> tuple[Tensor, Tensor]:
     "bilevel-weak-domination",
     group="bilevel",
     order=2,
-    statement="The gap of the upper level is at most a constant times its gradient's norm (weak gradient domination: assumed by "
-    "the paper, not derivable).",
+    statement="The gap of the upper level is at most a constant times its gradient's norm (weak gradient domination: assumed "
+    "by the paper, not derivable).",
     source="FOUND, arXiv 2410.15610, assumption",
     predicts="a bounded ratio along the path",
     rule="verified where (ψ − ψ*)/‖∇ψ‖ stays below 5 along every path of 20 problems or more a class (transformers in the full "

@@ -1,6 +1,6 @@
-"""Sampled hyper-gradients: their noise in σ, their bias away from the Gibbs policy, and how fast descent with each of them goes."""
-
-from __future__ import annotations
+"""Sampled hyper-gradients: their noise in σ, their bias away from the Gibbs policy,
+and how fast descent with each of them goes.
+"""
 
 from functools import partial
 
@@ -26,8 +26,6 @@ from multiref_lab.races import (
     small_transformer,
 )
 from multiref_lab.stats import bootstrap_mean
-
-__all__ = ["estimator_noise", "off_gibbs", "rates"]
 
 _PROMPTS, _PAIRS = 4, 32
 _estimated = partial(claim, group="bilevel", order=1, source="DERIVED, docs/theory.md 9")
@@ -93,10 +91,10 @@ def _below_gibbs(case: Restricted, theta: Tensor) -> float:
 
 @_estimated(
     "bilevel-off-gibbs",
-    statement="Where the policy class cannot hold the Gibbs policy, the covariance (E3) and shared rollouts with Gibbs weights (E2) "
-    "are biased; two policies of the class (E1, or E2 with their ratio) are not, but for O(σ).",
-    predicts="bias of the covariance at least a tenth where features are missing and for a small transformer, none where the class "
-    "holds the policy; two policies and shared rollouts by ratio at most 2 % at σ = 0.001",
+    statement="Where the policy class cannot hold the Gibbs policy, the covariance (E3) and shared rollouts with Gibbs "
+    "weights (E2) are biased; two policies of the class (E1, or E2 with their ratio) are not, but for O(σ).",
+    predicts="bias of the covariance at least a tenth where features are missing and for a small transformer, none where the "
+    "class holds the policy; two policies and shared rollouts by ratio at most 2 % at σ = 0.001",
     rule="verified if these hold on 20 problems a class (95 % intervals; the transformer in the full form)",
 )
 def off_gibbs(effort: Effort) -> Measurement:
@@ -127,9 +125,9 @@ def off_gibbs(effort: Effort) -> Measurement:
             ]
     return Measurement(
         checks,
-        note="π_φ is the class's own optimum under weight decay, found by quasi-Newton; expectations over its ancestral samples are "
-        "summed, not drawn, so what is left is bias. Median relative errors against the class's own implicit gradient: "
-        + "; ".join(notes),
+        note="π_φ is the class's own optimum under weight decay, found by quasi-Newton; expectations over its ancestral "
+        "samples are summed, not drawn, so what is left is bias. Median relative errors against the class's own implicit "
+        "gradient: " + "; ".join(notes),
     )
 
 
@@ -147,11 +145,11 @@ def _path(world: LinearWorld, repeats: int, name: str, horizon: int, generator: 
 
 @_estimated(
     "bilevel-rates",
-    statement="‖∇ψ‖² falls as samples^(−1/3) with two policies (E1) and as samples^(−1/2) with shared rollouts (E2), the covariance "
-    "(E3) and conjugate gradients.",
+    statement="‖∇ψ‖² falls as samples^(−1/3) with two policies (E1) and as samples^(−1/2) with shared rollouts (E2), the "
+    "covariance (E3) and conjugate gradients.",
     predicts="slopes −1/3 and −1/2",
-    rule="verified if each slope over the last decade is within 0.1 of its prediction (24 seeds) and the bootstrap intervals of "
-    "covariance and two policies do not meet",
+    rule="verified if each slope over the last decade is within 0.1 of its prediction (24 seeds) and the bootstrap intervals "
+    "of covariance and two policies do not meet",
 )
 def rates(effort: Effort) -> Measurement:
     repeats = effort.choose(1, 4)
@@ -170,9 +168,9 @@ def rates(effort: Effort) -> Measurement:
     apart = "slope of the covariance less that of two policies: intervals apart"
     checks.append(Check(apart, "covariance < two policies", fast.value - slow.value, fast.high < slow.low))
     note = (
-        "Step and σ follow the horizon N as the theory's optimum: step ∝ N^(−1/2) (two policies: σ N^(−1/2)), σ ∝ N^(−1/6) for two "
-        "policies; means over the second half of each path, whose constants (step 8 N^(−1/2), 32 pairs a prompt) were chosen on the "
-        "worlds of the quick form; the full form has others. Conjugate gradients with the exact Hessian are the covariance term by "
-        "term here."
+        "Step and σ follow the horizon N as the theory's optimum: step ∝ N^(−1/2) (two policies: σ N^(−1/2)), σ ∝ N^(−1/6) "
+        "for two policies; means over the second half of each path, whose constants (step 8 N^(−1/2), 32 pairs a prompt) were "
+        "chosen on the worlds of the quick form; the full form has others. Conjugate gradients with the exact Hessian are the "
+        "covariance term by term here."
     )
     return Measurement(checks, Plot("rollouts", "mean of ‖∇ψ‖², second half of the path", curves), note)

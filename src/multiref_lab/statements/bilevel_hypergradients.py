@@ -1,7 +1,5 @@
 """The hyper-gradient of reward learning: its closed form, the penalty's bias, and what conjugate gradients say."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -27,8 +25,6 @@ from multiref_lab.claim import Effort, Measurement, all_within, at_most, claim, 
 from multiref_lab.curves import fitted
 from multiref_lab.problems import random_logps
 from multiref_lab.races import LinearWorld, linear_world
-
-__all__ = ["closed_form", "conjugate_gradients", "penalty_bias"]
 
 _WEIGHTS, _STEP = (0.6, 0.4), 1e-3
 _bilevel = partial(claim, group="bilevel")
@@ -77,8 +73,8 @@ def _numeric(problem: Problem, reward: Tensor, upper: Upper) -> Tensor:
     "divergences): no Hessian, no second policy.",
     source="DERIVED, docs/theory.md 9; the α-family here",
     predicts="equal to the derivative of the upper value",
-    rule="verified if it differs from sixth-order finite differences by at most 1e-8 for each regularizer (quick: two, full: four) "
-    "and four upper objectives",
+    rule="verified if it differs from sixth-order finite differences by at most 1e-8 for each regularizer (quick: two, full: "
+    "four) and four upper objectives",
 )
 def closed_form(effort: Effort) -> Measurement:
     family: tuple[Regularizer, ...] = (ReverseKL(_WEIGHTS), ForwardKL(_WEIGHTS))
@@ -92,13 +88,14 @@ def closed_form(effort: Effort) -> Measurement:
         steady, errors = _steady(problem, reward), []
         for upper in (Likelihood(), Debiased(), Debiased(mixed=True), WinRate()):
             errors.append((hypergradient(problem, reward, upper) - _numeric(problem, reward, upper))[steady])
-        what = f"{regularizer.name} (α = {regularizer.alpha:g}): largest |closed form − differences|, likelihood, debiased, win rate"
+        where = f"{regularizer.name} (α = {regularizer.alpha:g})"
+        what = f"{where}: largest |closed form − differences|, likelihood, debiased, win rate"
         checks.append(all_within(what, 1e-8, torch.cat(errors)))
     return Measurement(
         checks,
-        note="Two references, weights 0.6 and 0.4; the policy is recomputed by the exact solver at each displaced reward. Where a "
-        "completion enters or leaves the truncated support (α > 1) within the differences' reach, the optimum has a kink and the "
-        "prompt is left out.",
+        note="Two references, weights 0.6 and 0.4; the policy is recomputed by the exact solver at each displaced reward. "
+        "Where a completion enters or leaves the truncated support (α > 1) within the differences' reach, the optimum has a "
+        "kink and the prompt is left out.",
     )
 
 
@@ -147,8 +144,8 @@ def _implicit(world: LinearWorld, seed: int, phi: Tensor, upper: Upper) -> Impli
 
 @_bilevel(
     "bilevel-conjugate-gradients",
-    statement="PARL's implicit gradient, its inverse by conjugate gradients, is the same number where the lower level is a softmax "
-    "at its optimum.",
+    statement="PARL's implicit gradient, its inverse by conjugate gradients, is the same number where the lower level is a "
+    "softmax at its optimum.",
     source="DERIVED, arXiv 2308.02585 for the implicit form; equality derived",
     predicts="equal to the closed form",
     rule="verified if it differs by at most 1e-6 on 20 problems for the likelihood (quick), debiased and win rate",

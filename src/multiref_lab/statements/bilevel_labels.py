@@ -1,7 +1,5 @@
 """How fast labels close the gap when the policy is a transformer and its steps do not hold it back."""
 
-from __future__ import annotations
-
 import torch
 
 from multiref.report.figures import Curve, Plot
@@ -12,8 +10,6 @@ from multiref_lab.races import enumerable_world, price_of_labels
 from multiref_lab.stats import bootstrap_mean
 from multiref_lab.toys import Size
 
-__all__ = ["labels_close_the_gap"]
-
 _MARKS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -21,12 +17,12 @@ _MARKS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     "bilevel-labels",
     group="bilevel",
     order=5,
-    statement="Iterating, and the bilevel method with stop-gradient (U1), bring a transformer within 5 % of the initial gap, at one "
-    "over the labels; what the learnt reward leaves is the price of its labels.",
+    statement="Iterating, and the bilevel method with stop-gradient (U1), bring a transformer within 5 % of the initial gap, "
+    "at one over the labels; what the learnt reward leaves is the price of its labels.",
     source="DERIVED, docs/theory.md 9",
     predicts="at most 0.05 at the last label; slope −1 over the last decade; tr(V H⁻¹)/(2βn) for the learnt reward",
-    rule="verified if the upper ends of the 95 % intervals are at most 0.05, every slope is within 0.15 of −1 and the price within "
-    "30 % (0.4 and 50 % in the quick form, whose worlds are small)",
+    rule="verified if the upper ends of the 95 % intervals are at most 0.05, every slope is within 0.15 of −1 and the price "
+    "within 30 % (0.4 and 50 % in the quick form, whose worlds are small)",
 )
 def labels_close_the_gap(effort: Effort) -> Measurement:
     seeds, size = effort.choose((20, Size(8, 3, 2, 16, 6)), (5, Size(64, 6, 4, 64, 32)))

@@ -1,7 +1,5 @@
 """What each upper objective is worth, with nothing sampled: where its minimiser ends, in the true objective."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -14,8 +12,6 @@ from multiref_lab.claim import Effort, Measurement, at_least, at_most, claim
 from multiref_lab.curves import bars
 from multiref_lab.races import Audit, LinearWorld, audit, best_in_class, linear_world, offline_fit
 from multiref_lab.stats import bootstrap_mean
-
-__all__ = ["likelihood_loses", "misspecified", "stop_gradient", "two_labels", "win_rate"]
 
 _BETAS = (2.0, 0.5, 0.1)
 _SEEDS = 24
@@ -40,8 +36,8 @@ def _lost(upper: Upper, beta: float, starts: int, scale: float = 1.0) -> Tensor:
 
 @_objective(
     "bilevel-likelihood-is-inconsistent",
-    statement="The likelihood of pairs from the policy that the reward induces (the papers' upper level, U0) is not minimised by "
-    "the true reward, even with infinite data.",
+    statement="The likelihood of pairs from the policy that the reward induces (the papers' upper level, U0) is not minimised "
+    "by the true reward, even with infinite data.",
     predicts="a loss of the attainable gain that grows as β falls: about a tenth at β = 2, a quarter and more at β ≤ 0.5",
     rule="verified if the mean share lost over 24 problems is at least 3 % at β = 2 and 20 % at β = 0.5 and 0.1 "
     "(lower ends of 95 % intervals)",
@@ -55,8 +51,8 @@ def likelihood_loses(effort: Effort) -> Measurement:
 
 @_objective(
     "bilevel-stop-gradient",
-    statement="With the sampling law held fixed in the derivative (stop-gradient, U1, iterated RLHF) the true reward is the fixed "
-    "point when it is in the class.",
+    statement="With the sampling law held fixed in the derivative (stop-gradient, U1, iterated RLHF) the true reward is the "
+    "fixed point when it is in the class.",
     predicts="nothing lost",
     rule="verified if the share lost is at most 1e-9 on 24 problems at β = 2, 0.5 and 0.1",
 )
@@ -67,8 +63,8 @@ def stop_gradient(effort: Effort) -> Measurement:
 
 @_objective(
     "bilevel-two-labels",
-    statement="Two labels a pair make the upper level consistent (debiased, U2), but on its own pairs it has degenerate minima at "
-    "small β; pairs against the pool have not.",
+    statement="Two labels a pair make the upper level consistent (debiased, U2), but on its own pairs it has degenerate "
+    "minima at small β; pairs against the pool have not.",
     predicts="mixed pairs lose nothing; own pairs end degenerate at β = 0.1 once searches start afar",
     rule="verified if mixed pairs lose at most 1e-9 (median) and at least 10 % of the problems end degenerate with own pairs, "
     "at most 5 % with mixed ones",
@@ -128,8 +124,8 @@ def _gains(beta: float, starts: int) -> dict[str, Tensor]:
 
 @_objective(
     "bilevel-misspecified",
-    statement="With a reward class that misses the truth, iterated maximum likelihood (stop-gradient, U1) is at least as good as "
-    "the bilevel likelihood (U0) and as offline fitting.",
+    statement="With a reward class that misses the truth, iterated maximum likelihood (stop-gradient, U1) is at least as good "
+    "as the bilevel likelihood (U0) and as offline fitting.",
     predicts="stop-gradient above the likelihood and above offline, more so at small β",
     rule="verified if the median difference over 24 problems is not negative at β = 2, 0.5 and 0.1 (quick: 0.5)",
 )

@@ -1,7 +1,5 @@
 """Whether what exact sums say of the upper objectives holds for transformers that are trained on sampled labels."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 
@@ -16,8 +14,6 @@ from multiref_lab.curves import bars
 from multiref_lab.races import enumerable_world
 from multiref_lab.stats import bootstrap_mean
 from multiref_lab.toys import Size
-
-__all__ = ["transformers", "transformers_misspecified"]
 
 Objective = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]
 _SEEDS = 20
@@ -37,7 +33,9 @@ def _share_left(objective: Objective, beta: float, size: Size, effort: Effort) -
 
 
 def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: float) -> Measurement:
-    """By β: what each objective leaves, and that the likelihood leaves at least `more_left` more than the stop-gradient at β ≤ ½."""
+    """By β: what each objective leaves, and that the likelihood leaves at least `more_left` more than the stop-gradient at β ≤
+    ½.
+    """
     betas = effort.choose((0.5,), (2.0, 0.5, 0.1))
     names: tuple[Objective, ...] = ("likelihood", "stop_gradient", "debiased", "win_rate")
     size = effort.choose(Size(8, 3, 2, 12, 4, seen[0]), Size(16, 4, 3, 16, 8, seen[1]))
@@ -63,10 +61,10 @@ def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: fl
 
 @_bilevel(
     "bilevel-transformers",
-    statement="Transformers trained on sampled labels lose by the papers' upper objective (likelihood, U0) too: it ends farther from "
-    "the optimum than iterated likelihood (stop-gradient, U1).",
-    predicts="likelihood leaves at least 5 % of the gap more than stop-gradient at β = 0.5 and 0.1; at β = 2, where exact sums say "
-    "1.5 %, no difference that labels could show",
+    statement="Transformers trained on sampled labels lose by the papers' upper objective (likelihood, U0) too: it ends "
+    "farther from the optimum than iterated likelihood (stop-gradient, U1).",
+    predicts="likelihood leaves at least 5 % of the gap more than stop-gradient at β = 0.5 and 0.1; at β = 2, where exact "
+    "sums say 1.5 %, no difference that labels could show",
     rule="verified if the lower ends of the 95 % intervals of the paired difference are at least 0.05 at β = 0.5 "
     "(and 0.1 in the full form)",
 )
@@ -76,8 +74,8 @@ def transformers(effort: Effort) -> Measurement:
 
 @_bilevel(
     "bilevel-transformers-misspecified",
-    statement="With a reward model that sees half of the reward's features, stop-gradient (U1) still ends nearer to the optimum than "
-    "the likelihood (U0) on transformers.",
+    statement="With a reward model that sees half of the reward's features, stop-gradient (U1) still ends nearer to the "
+    "optimum than the likelihood (U0) on transformers.",
     predicts="likelihood leaves more than stop-gradient at β = 0.5 and 0.1",
     rule="verified if the lower ends of the 95 % intervals of the paired difference are not negative",
 )

@@ -1,11 +1,7 @@
 """Claims that change with a convention: what ε means."""
 
-from __future__ import annotations
-
 from multiref import bounds
 from multiref_lab.claim import Check, Effort, Measurement, claim, near
-
-__all__ = ["seven_halves"]
 
 
 @claim(

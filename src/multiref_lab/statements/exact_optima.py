@@ -1,7 +1,5 @@
 """The closed forms are optimal, and their values are what the theorems say."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -12,19 +10,11 @@ from multiref.exact import Solution
 from multiref.pools import power_pool
 from multiref.regularizers import AlphaDivergence, ForwardKL, Regularizer, ReverseKL
 from multiref_lab.claim import Effort, Measurement, all_within, claim, exactly
-from multiref_lab.problems import Bandits, random_bandits, random_logps
-
-__all__ = ["alpha_family", "forward_kl_optimum", "reverse_kl_optimum"]
+from multiref_lab.problems import Bandits, bandits_of_seed, random_logps
 
 _BETA, _WEIGHTS = 0.4, (0.5, 0.3, 0.2)
 _RULE = "verified if every error is at most {} and no other policy does better"
 _exact = partial(claim, group="exact")
-
-
-def _instances(effort: Effort, seed: int) -> tuple[Bandits, torch.Generator]:
-    generator = torch.Generator().manual_seed(seed)
-    problem = random_bandits(effort.choose(200, 2000), completions=6, references=3, weights=_WEIGHTS, generator=generator)
-    return problem, generator
 
 
 def _better(problem: Bandits, regularizer: Regularizer, best: Solution, generator: torch.Generator, tries: int = 20) -> int:
@@ -47,7 +37,7 @@ def _better(problem: Bandits, regularizer: Regularizer, best: Solution, generato
     rule=_RULE.format("1e-10"),
 )
 def reverse_kl_optimum(effort: Effort) -> Measurement:
-    problem, generator = _instances(effort, 1)
+    problem, generator = bandits_of_seed(1, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
     regularizer = ReverseKL(_WEIGHTS)
     best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
     escort = problem.law("escort").exp() * (problem.reward / _BETA).exp()
@@ -73,7 +63,7 @@ def reverse_kl_optimum(effort: Effort) -> Measurement:
     rule=_RULE.format("1e-10"),
 )
 def forward_kl_optimum(effort: Effort) -> Measurement:
-    problem, generator = _instances(effort, 2)
+    problem, generator = bandits_of_seed(2, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
     regularizer = ForwardKL(_WEIGHTS)
     best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
     mixture, reward = problem.law("mixture").exp(), problem.reward
@@ -109,7 +99,7 @@ def forward_kl_optimum(effort: Effort) -> Measurement:
     rule=_RULE.format("1e-8"),
 )
 def alpha_family(effort: Effort) -> Measurement:
-    problem, generator = _instances(effort, 3)
+    problem, generator = bandits_of_seed(3, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
     apart, uneven, better = [], [], 0
     for alpha in (-0.5, 0.25, 0.5, 1.5, 2.0, 3.0):
         regularizer, scale = AlphaDivergence(_WEIGHTS, alpha=alpha), alpha * (alpha - 1)

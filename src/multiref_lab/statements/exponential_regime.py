@@ -1,7 +1,5 @@
 """The trap behind rate experiments: a fixed finite class identifies the truth exponentially fast."""
 
-from __future__ import annotations
-
 import torch
 
 from multiref.report.figures import Curve, Plot
@@ -10,8 +8,6 @@ from multiref_lab.estimators import finite_class_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import random_bandits, random_class
 from multiref_lab.stats import log_spaced
-
-__all__ = ["exponential_regime"]
 
 _CLASS_SIZE, _COMPLETIONS = 2000, 12
 
@@ -49,5 +45,6 @@ def exponential_regime(effort: Effort) -> Measurement:
         exactly("share of wrong picks at n = 10⁵", 0, wrong[-1]),
         at_most("log-log slope of the last measured stretch (a power law would keep −½ or −1)", -2.0, slope),
     )
-    note = f"{runs * len(sizes):,} fits over {_CLASS_SIZE:,} candidates; slopes are therefore measured in linear or refined classes."
+    fits = f"{runs * len(sizes):,} fits over {_CLASS_SIZE:,} candidates"
+    note = f"{fits}; slopes are therefore measured in linear or refined classes."
     return Measurement(checks, Plot("preference pairs n", "share of wrong picks", curves), note)

@@ -1,6 +1,6 @@
-"""Identities of the reverse-KL problem: merging, convexity in the weights, regret, disagreement, the escort, the order of the pools."""
-
-from __future__ import annotations
+"""Identities of the reverse-KL problem: merging, convexity in the weights, regret, disagreement, the escort,
+the order of the pools.
+"""
 
 import itertools
 import math
@@ -14,18 +14,10 @@ from multiref.divergences import disagreement, kl, reverse_kl
 from multiref.pools import power_pool
 from multiref.regularizers import ReverseKL
 from multiref_lab.claim import Effort, Measurement, all_within, at_most, claim, exactly
-from multiref_lab.problems import Bandits, random_bandits, random_language, random_logps
-
-__all__ = ["convexity", "disagreement_identity", "escort", "merge", "pool_order", "regret"]
+from multiref_lab.problems import bandits_of_seed, random_language, random_logps
 
 _BETA, _WEIGHTS = 0.3, (0.6, 0.3, 0.1)
 _identity = partial(claim, group="exact", rule="verified if every error is of rounding size")
-
-
-def _problem(effort: Effort, seed: int) -> tuple[Bandits, torch.Generator]:
-    generator = torch.Generator().manual_seed(seed)
-    seeds = effort.choose(200, 3000)
-    return random_bandits(seeds, completions=7, references=3, weights=_WEIGHTS, generator=generator), generator
 
 
 @_identity(
@@ -35,7 +27,7 @@ def _problem(effort: Effort, seed: int) -> tuple[Bandits, torch.Generator]:
     predicts="error 0",
 )
 def merge(effort: Effort) -> Measurement:
-    problem, _ = _problem(effort, 11)
+    problem, _ = bandits_of_seed(11, effort.choose(200, 3000), weights=_WEIGHTS, completions=7)
     each = [exact.solve(problem.reward, problem.ref_logps[k : k + 1], ReverseKL(), beta=_BETA).log_policy for k in range(3)]
     together = exact.solve(problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=_BETA).policy
     mean = (torch.stack(each) * torch.tensor(_WEIGHTS, dtype=torch.float64)[:, None, None, None]).sum(0).exp()
@@ -52,7 +44,7 @@ def merge(effort: Effort) -> Measurement:
     rule="verified if no excess is above rounding",
 )
 def convexity(effort: Effort) -> Measurement:
-    problem, generator = _problem(effort, 12)
+    problem, generator = bandits_of_seed(12, effort.choose(200, 3000), weights=_WEIGHTS, completions=7)
     weights = torch.rand(20, 3, generator=generator, dtype=torch.float64)
     weights = weights / weights.sum(-1, keepdim=True)
 
@@ -82,7 +74,7 @@ def convexity(effort: Effort) -> Measurement:
     predicts="error 0",
 )
 def regret(effort: Effort) -> Measurement:
-    problem, generator = _problem(effort, 13)
+    problem, generator = bandits_of_seed(13, effort.choose(200, 3000), weights=_WEIGHTS, completions=7)
     regularizer = ReverseKL(_WEIGHTS)
     best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
     other = random_logps(*problem.reward.shape, generator=generator, spread=2.0)
@@ -98,7 +90,7 @@ def regret(effort: Effort) -> Measurement:
     predicts="error 0, no q below",
 )
 def disagreement_identity(effort: Effort) -> Measurement:
-    problem, generator = _problem(effort, 14)
+    problem, generator = bandits_of_seed(14, effort.choose(200, 3000), weights=_WEIGHTS, completions=7)
     price = disagreement(problem.ref_logps, _WEIGHTS)
     at_escort = reverse_kl(problem.law("escort"), problem.ref_logps, _WEIGHTS)
     others = random_logps(20, *problem.reward.shape, generator=generator)
@@ -133,7 +125,7 @@ def escort(effort: Effort) -> Measurement:
 
     Natural gradient of −E_π[k1]: the score of each completion moves by its centred advantage −(log π − Σ w_k log π_k).
     """
-    problem, generator = _problem(effort, 15)
+    problem, generator = bandits_of_seed(15, effort.choose(200, 3000), weights=_WEIGHTS, completions=7)
     log_policy = random_logps(*problem.reward.shape, generator=generator)
     pool = power_pool(problem.ref_logps, _WEIGHTS, order=0.0)
     for _ in range(60):
@@ -157,7 +149,7 @@ def escort(effort: Effort) -> Measurement:
     rule="verified if nothing is out of order and the distance to minimum and maximum is at most −log min w",
 )
 def pool_order(effort: Effort) -> Measurement:
-    problem, generator = _problem(effort, 16)
+    problem, generator = bandits_of_seed(16, effort.choose(200, 3000), weights=_WEIGHTS, completions=7)
     pools = [power_pool(problem.ref_logps, _WEIGHTS, order=order) for order in (-4.0, -1.0, -0.5, 0.0, 0.5, 1.0, 4.0)]
     wrong = sum(int((a > b + 1e-12).sum()) for a, b in itertools.pairwise(pools))
     sequence = 10 * torch.randn(3, 5000, generator=generator, dtype=torch.float64) - 200

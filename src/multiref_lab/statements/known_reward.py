@@ -1,7 +1,5 @@
 """The stability paper's setting, where the reward is known: the empirical problem interpolates."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -12,8 +10,6 @@ from multiref_lab.claim import Check, Effort, Measurement, all_within, at_least,
 from multiref_lab.curves import along, fitted
 from multiref_lab.problems import KnownReward, known_reward
 from multiref_lab.stats import log_spaced, measured_curve
-
-__all__ = ["derived_bound", "gradient_ascent", "interpolates", "prompt_noise"]
 
 _known = partial(claim, group="stability")
 _SOURCE = "DERIVED, theory, online-and-generalisation 5."

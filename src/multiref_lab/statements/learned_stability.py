@@ -1,7 +1,5 @@
 """Stability with a learned reward: replace one preference pair, fit again, compare."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -16,8 +14,6 @@ from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
 from multiref_lab.stats import log_spaced
-
-__all__ = ["learned_parameter", "learned_value", "replace_one"]
 
 _learned = partial(claim, group="stability", source="DERIVED, theory, online-and-generalisation 5.6")
 
@@ -40,7 +36,9 @@ def replace_one(problem: LinearBandits, counts: PairCounts, law_logps: Tensor, *
 
 
 def _replacements(effort: Effort) -> tuple[list[int], dict[str, Tensor], LinearBandits]:
-    """Numbers of pairs n; at each, [S, P]: how far one replacement moves the parameter and the value, and how far the fit is off."""
+    """Numbers of pairs n; at each, [S, P]: how far one replacement moves the parameter and the value,
+    and how far the fit is off.
+    """
     generator = torch.Generator().manual_seed(91)
     problem = linear_bandits(effort.choose(60, 2000), prompts=4, completions=6, dimension=5, generator=generator)
     law = problem.law("uniform")

@@ -1,7 +1,5 @@
 """MRPO's pool, the weighted harmonic mean: a lower bound on the objective, what it costs, and how little its weights do."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
@@ -13,18 +11,11 @@ from multiref.pools import power_pool
 from multiref.regularizers import PooledKL, ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, all_within, at_least, at_most, claim, exactly, near
-from multiref_lab.problems import Bandits, random_bandits, random_logps
+from multiref_lab.problems import bandits_of_seed, random_logps
 from multiref_lab.stats import bootstrap_mean
-
-__all__ = ["mrpo_loss", "mrpo_lower_bound", "mrpo_weights"]
 
 _BETA, _WEIGHTS = 0.5, (0.5, 0.3, 0.2)
 _mrpo = partial(claim, group="MRPO")
-
-
-def _problem(effort: Effort, seed: int) -> tuple[Bandits, torch.Generator]:
-    generator = torch.Generator().manual_seed(seed)
-    return random_bandits(effort.choose(300, 3000), references=3, weights=_WEIGHTS, generator=generator), generator
 
 
 @_mrpo(
@@ -35,7 +26,7 @@ def _problem(effort: Effort, seed: int) -> tuple[Bandits, torch.Generator]:
     rule="verified if none is above",
 )
 def mrpo_lower_bound(effort: Effort) -> Measurement:
-    problem, generator = _problem(effort, 81)
+    problem, generator = bandits_of_seed(81, effort.choose(300, 3000), weights=_WEIGHTS)
     harmonic = power_pool(problem.ref_logps, _WEIGHTS, order=-1.0)
     above, closest = 0, float("inf")
     for _ in range(10):
@@ -58,7 +49,7 @@ def mrpo_lower_bound(effort: Effort) -> Measurement:
     rule="verified if the identity holds and the mean loss is positive",
 )
 def mrpo_loss(effort: Effort) -> Measurement:
-    problem, _ = _problem(effort, 82)
+    problem, _ = bandits_of_seed(82, effort.choose(300, 3000), weights=_WEIGHTS)
     best = exact.solve(problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=_BETA)
     rival = exact.solve(problem.reward, problem.ref_logps, PooledKL(_WEIGHTS, order=-1.0), beta=_BETA).log_policy
     lost = best.value - exact.value(rival, problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=_BETA)

@@ -1,6 +1,6 @@
-"""One reference against several at the same number of pairs: when the coverage constant favours mixing, and when it does not."""
-
-from __future__ import annotations
+"""One reference against several at the same number of pairs: when the coverage constant favours mixing,
+and when it does not.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -14,10 +14,8 @@ from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Effort, Measurement, claim
 from multiref_lab.curves import fitted
 from multiref_lab.problems import LinearBandits, linear_bandits
-from multiref_lab.procedure import linear_curve
+from multiref_lab.procedure import learning_curve, linear_fit
 from multiref_lab.stats import bootstrap_mean, log_spaced
-
-__all__ = ["mixing_helps", "mixing_hurts"]
 
 _COMPLETIONS = 6
 _several = partial(
@@ -29,7 +27,9 @@ _several = partial(
 
 
 def _tabular(seeds: int, ref_logps: Tensor, generator: torch.Generator) -> LinearBandits:
-    """A free reward per completion (the last one is the gauge), U(0, 1)-spread truths, the given references [K, Y] in every problem."""
+    """A free reward per completion (the last one is the gauge), U(0, 1)-spread truths, the given references [K,
+    Y] in every problem.
+    """
     eye = torch.eye(_COMPLETIONS, dtype=torch.float64)[:, :-1].unsqueeze(0)
     features = linear_bandits(seeds, features=eye, generator=generator).features
     theta = torch.rand(seeds, _COMPLETIONS - 1, generator=generator, dtype=torch.float64) - 0.5
@@ -47,11 +47,12 @@ def _compare(effort: Effort, probabilities: list[list[float]], *, beta: float, m
     several = replace(several, reward=single.reward, theta=single.theta)
     curves, losses, covers = [], [], []
     for label, problem in (("one reference", single), ("both references", several)):
-        regularised, _ = linear_curve(problem, sizes, ReverseKL(), beta=beta, law="mixture", generator=generator)
+        fit = linear_fit(problem)
+        found = learning_curve(problem, sizes, fit, ReverseKL(), beta=beta, law="mixture", generator=generator)
         best = exact.solve(problem.reward, problem.ref_logps, ReverseKL(), beta=beta).log_policy
         covers.append(float(bounds.coverage(best, problem.law("mixture")).mean()))
-        losses.append(regularised[:, -1])
-        curves.append(fitted(f"{label}, mean C = {covers[-1]:.3g}", sizes, regularised)[1])
+        losses.append(found.regularised[:, -1])
+        curves.append(fitted(f"{label}, mean C = {covers[-1]:.3g}", sizes, found.regularised)[1])
     difference = bootstrap_mean(losses[1] - losses[0])
     ratio, cover = float(losses[1].mean() / losses[0].mean()), covers[1] / covers[0]
     relation, side = ("< 1", "below") if mixing_wins else ("> 1", "above")

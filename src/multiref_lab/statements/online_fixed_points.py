@@ -1,11 +1,11 @@
-"""Where on-policy rules settle, solved exactly: those with the penalty in the reward in closed form, those with it as a loss by backward induction.
+"""Where on-policy rules settle, solved exactly: those with the penalty in the reward in closed form,
+those with it as a loss by backward induction.
 
-A penalty in the reward makes the update the exact gradient of E_π[r − β log(π/P)], so the rule ends at P e^{r/β}. A penalty used as a loss
-has no return-to-go: at each prefix the update balances the expected reward of each token against a divergence at that prefix alone. So, from the
-last token backwards, each prefix solves its own small problem with the reward-to-go of the policy below it.
+A penalty in the reward makes the update the exact gradient of E_π[r − β log(π/P)], so the rule ends at P e^{r/β}.
+A penalty used as a loss
+has no return-to-go: at each prefix the update balances the expected reward of each token against a divergence at that prefix
+alone. So, from the last token backwards, each prefix solves its own small problem with the reward-to-go of the policy below it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,6 @@ from multiref.pools import power_pool
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref_lab.claim import Effort, Measurement, at_most, claim, near
 from multiref_lab.problems import Language
-
-__all__ = ["online_fixed_points"]
 
 _BETA, _WEIGHTS, _VOCABULARY, _LENGTH = 0.5, (0.5, 0.5), 4, 4
 
@@ -41,7 +39,8 @@ class _AsLoss:
 
     Attributes:
         end: KL(end‖π*) that the theory predicts.
-        references: [K, V^t, V] per level, with `regularizer` and, per level, the strength's scale [V^t]: the problem that each prefix solves.
+        references: [K, V^t, V] per level, with `regularizer` and, per level, the strength's scale [V^t]:
+            the problem that each prefix solves.
         penalty: (token log-probabilities, level) → the loss of each token, whose gradient the rule follows.
     """
 
@@ -94,7 +93,8 @@ def _as_loss(levels: list[Tensor]) -> dict[str, _AsLoss]:
 @claim(
     "online-fixed-points",
     group="exact",
-    statement="Only k1 on the weighted log-ratio in the reward ends at the optimum; the other on-policy rules settle elsewhere.",
+    statement="Only k1 on the weighted log-ratio in the reward ends at the optimum; the other on-policy rules settle "
+    "elsewhere.",
     source="DERIVED, docs/theory.md 6",
     predicts="KL to the optimum 0 for the exact rule; 0.118, 0.55, 0.163, 2.2 for the named others",
     rule="verified if every distance is within 0.005 of its predicted value and no rule moves at its fixed point",

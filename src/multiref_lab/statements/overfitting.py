@@ -1,7 +1,5 @@
 """Do several references reduce overfitting and increase diversity? Measured against each single reference on the same pairs."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -15,8 +13,6 @@ from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import linear_bandits
 from multiref_lab.stats import bootstrap_mean
-
-__all__ = ["diversity", "overfitting"]
 
 _BETA, _PAIRS = 0.2, 200
 _REGULARIZERS: dict[str, Regularizer] = {"reverse KL": ReverseKL(), "forward KL": ForwardKL()}

@@ -1,7 +1,5 @@
 """The price 1/F of drawing pairs from the references instead of the escort grows exponentially with completion length."""
 
-from __future__ import annotations
-
 import torch
 
 from multiref import bounds
@@ -11,8 +9,6 @@ from multiref_lab.claim import Effort, Measurement, at_least, claim, exactly, ne
 from multiref_lab.problems import random_bandits, random_language
 from multiref_lab.stats import bootstrap_mean
 
-__all__ = ["price_in_length"]
-
 _VOCABULARY, _WEIGHTS = 4, (0.5, 0.3, 0.2)
 
 
@@ -20,8 +16,8 @@ _VOCABULARY, _WEIGHTS = 4, (0.5, 0.3, 0.2)
     "sampling-price-exponential-in-length",
     group="several references",
     order=1,
-    statement="sup escort/mixture ≤ 1/F, and 1/F grows exponentially in completion length, at about a quarter of the KL for two "
-    "references at ½.",
+    statement="sup escort/mixture ≤ 1/F, and 1/F grows exponentially in completion length, at about a quarter of the KL for "
+    "two references at ½.",
     source="DERIVED, docs/theory.md 4 and 5",
     predicts="no violation; log 1/F linear in length; −log F / KL ≈ 0.25",
     rule="verified if all hold",

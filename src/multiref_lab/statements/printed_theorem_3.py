@@ -1,14 +1,10 @@
 """From how many prompts on does the printed Theorem 3 say anything?"""
 
-from __future__ import annotations
-
 from multiref import bounds
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, claim, near
 from multiref_lab.curves import along, flat
 from multiref_lab.stats import log_spaced
-
-__all__ = ["printed_theorem_3"]
 
 
 @claim(

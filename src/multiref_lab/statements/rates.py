@@ -1,12 +1,10 @@
-"""Rates of reward learning, for both divergences: how the regularised and the plain-reward losses fall with the number of pairs.
+"""Rates of reward learning, for both divergences: how the regularised and the plain-reward losses fall with the number of
+pairs.
 
-A fixed finite class would show an exponential instead, so slopes are measured in a linear class, and in a finite class refined like n^(−1/2),
-for which the bounds hold with their real constants (R = 1, |R| = 2,000).
+A fixed finite class would show an exponential instead, so slopes are measured in a linear class,
+and in a finite class refined like n^(−1/2), for which the bounds hold with their real constants (R = 1, |R| = 2,000).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,18 +16,8 @@ from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, claim, near
 from multiref_lab.curves import along, fitted, flat
 from multiref_lab.problems import Bandits, linear_bandits, random_bandits, refined_class
-from multiref_lab.procedure import Loss, finite_class_curve, linear_curve
+from multiref_lab.procedure import LearningCurve, Loss, finite_fit, learning_curve, linear_fit
 from multiref_lab.stats import log_spaced
-
-__all__ = [
-    "forward_plain",
-    "forward_procedure",
-    "forward_rate",
-    "forward_slower",
-    "reverse_plain",
-    "reverse_procedure",
-    "reverse_rate",
-]
 
 _BETA, _WEIGHTS, _CLASS_SIZE = 1 / 3, (0.6, 0.4), 2000
 _LAW = {"reverse KL": "escort", "forward KL": "mixture"}
@@ -39,24 +27,16 @@ _SLOPE = "verified if every slope is within 0.1 of it"
 _PROCEDURE = "verified if the slope is within 0.15 and no run is above the bound"
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """[S, P] at each number of pairs."""
-
-    sizes: list[int]
-    regularised: Tensor
-    plain: Tensor
-
-
 def _regularizer(name: str) -> Regularizer:
     return ReverseKL(_WEIGHTS) if name == "reverse KL" else ForwardKL(_WEIGHTS)
 
 
-def _linear(name: str, effort: Effort) -> _Losses:
+def _linear(name: str, effort: Effort) -> LearningCurve:
     generator = torch.Generator().manual_seed(21)
     problem = linear_bandits(effort.choose(60, 2000), dimension=5, weights=_WEIGHTS, generator=generator)
     sizes = log_spaced(effort.choose(3_000, 300), effort.choose(30_000, 100_000), effort.choose(4, 11))
-    return _Losses(sizes, *linear_curve(problem, sizes, _regularizer(name), beta=_BETA, law=_LAW[name], generator=generator))
+    fit, regularizer = linear_fit(problem), _regularizer(name)
+    return learning_curve(problem, sizes, fit, regularizer, beta=_BETA, law=_LAW[name], generator=generator)
 
 
 def _coverage(problem: Bandits, loss: Loss, regularizer: Regularizer, law: Tensor) -> float:
@@ -68,16 +48,15 @@ def _coverage(problem: Bandits, loss: Loss, regularizer: Regularizer, law: Tenso
     return float(bounds.coverage(torch.maximum(best, loss.log_policy), law).max())
 
 
-def _refined(name: str, effort: Effort) -> tuple[_Losses, list[Curve]]:
+def _refined(name: str, effort: Effort) -> tuple[LearningCurve, list[Curve]]:
     """The finite class refined with n, and the bounds at its own coverage (the largest over the seeds)."""
     generator = torch.Generator().manual_seed(22)
     problem = random_bandits(effort.choose(20, 150), completions=8, weights=_WEIGHTS, generator=generator)
     sizes = log_spaced(effort.choose(3_000, 1_000), effort.choose(30_000, 100_000), effort.choose(3, 7))
     regularizer, law, count = _regularizer(name), problem.law(_LAW[name]), effort.choose(300, _CLASS_SIZE)
     classes = [refined_class(problem.reward, count, 8 / size**0.5, generator=generator) for size in sizes]
-    losses = finite_class_curve(problem, classes, sizes, regularizer, beta=_BETA, law=_LAW[name], generator=generator)
-    regularised, plain = (torch.stack(each, -1) for each in zip(*((loss.regularised, loss.plain) for loss in losses)))
-    given = {"coverage": max(_coverage(problem, each, regularizer, law) for each in losses), "reward_max": 1.0}
+    found = learning_curve(problem, sizes, finite_fit(classes), regularizer, beta=_BETA, law=_LAW[name], generator=generator)
+    given = {"coverage": max(_coverage(problem, each, regularizer, law) for each in found.losses), "reward_max": 1.0}
     given |= {"class_size": _CLASS_SIZE, "samples": 1}
     if name == "reverse KL":
         lines = {
@@ -92,7 +71,7 @@ def _refined(name: str, effort: Effort) -> tuple[_Losses, list[Curve]]:
         }
     drawn = [along(label, bound, sizes) for label, bound in lines.items()]
     trivial = flat("trivial range", sizes, next(iter(lines.values())).trivial)
-    return _Losses(sizes, regularised, plain), [*drawn, trivial]
+    return found, [*drawn, trivial]
 
 
 def _regularised(name: str, effort: Effort) -> Measurement:
@@ -112,7 +91,8 @@ def _plain(name: str, effort: Effort) -> Measurement:
     return Measurement(
         (near("slope, linear class", -0.5, slope, effort.choose(0.2, 0.1)),),
         Plot("preference pairs n", f"|E_π* r* − E_π_r̂ r*|, {name}, same β", (curve,)),
-        "Against the optimum of the same strength: the sign of the first-order error is not controlled, so the square root stays.",
+        "Against the optimum of the same strength: the sign of the first-order error is not controlled, so the square root "
+        "stays.",
     )
 
 
@@ -153,8 +133,8 @@ def reverse_plain(effort: Effort) -> Measurement:
 @_reverse(
     "reverse-kl-procedure",
     order=2,
-    statement="The paper's procedure end to end, reverse KL: maximum-likelihood reward from pairs, plugged into the closed form, "
-    "is within Theorem 5.2.",
+    statement="The paper's procedure end to end, reverse KL: maximum-likelihood reward from pairs, plugged into the closed "
+    "form, is within Theorem 5.2.",
     source="FOUND, arXiv 2502.01203, section 5 and appendix A (our reading)",
     predicts="slope −1, no run above the printed bound",
     rule=_PROCEDURE,
@@ -165,7 +145,8 @@ def reverse_procedure(effort: Effort) -> Measurement:
 
 @_forward(
     "forward-kl-suboptimality-rate",
-    statement="Forward KL: sub-optimality in the regularised objective falls like 1/n at fixed β (the printed −½ is the proof's).",
+    statement="Forward KL: sub-optimality in the regularised objective falls like 1/n at fixed β (the printed −½ is the "
+    "proof's).",
     source="DERIVED, docs/theory.md 4, F2",
     predicts="slope −1",
     rule=_SLOPE,
@@ -188,8 +169,8 @@ def forward_plain(effort: Effort) -> Measurement:
 @_forward(
     "forward-kl-procedure",
     order=2,
-    statement="The paper's procedure end to end, forward KL: maximum-likelihood reward from pairs, plugged into the closed form, "
-    "is within Theorem 6.2.",
+    statement="The paper's procedure end to end, forward KL: maximum-likelihood reward from pairs, plugged into the closed "
+    "form, is within Theorem 6.2.",
     source="FOUND, arXiv 2502.01203, section 6 and appendix A (our reading)",
     predicts="slope −1 (not the printed −½), no run above the printed bound",
     rule=_PROCEDURE,

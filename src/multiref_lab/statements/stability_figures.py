@@ -1,7 +1,5 @@
 """The stability paper's three synthetic figures, whose set-ups are in an appendix that is not available."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -12,8 +10,6 @@ from multiref_lab.curves import fitted
 from multiref_lab.problems import known_reward
 from multiref_lab.statements.zipf import missing_mass, zipf_draws
 from multiref_lab.stats import log_spaced, measured_curve
-
-__all__ = ["iterations", "positive_definite", "suboptimality"]
 
 _figure = partial(
     claim,
@@ -81,8 +77,8 @@ def suboptimality(effort: Effort) -> Measurement:
     return Measurement(
         checks,
         Plot("training prompts n", "sub-optimality, in three readings", [*curves, curve]),
-        note="With generic features the empirical optimum is exact: −½ appears when J_S stands in for J, or when patterns have a "
-        "tail.",
+        note="With generic features the empirical optimum is exact: −½ appears when J_S stands in for J, or when patterns "
+        "have a tail.",
     )
 
 

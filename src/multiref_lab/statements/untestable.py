@@ -1,12 +1,8 @@
 """Printed results that numbers on a table cannot decide: said so, instead of left out."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from multiref_lab.claim import Effort, Measurement, claim
-
-__all__ = ["figure_1", "table_7b"]
 
 _untestable = partial(claim, group="not testable here", predicts="—", rule="not testable here")
 

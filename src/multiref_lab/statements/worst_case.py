@@ -1,9 +1,9 @@
-"""The trap behind plain-reward rates: on one instance regret falls too fast; the worst case over instances is what a theorem is about.
+"""The trap behind plain-reward rates: on one instance regret falls too fast;
+the worst case over instances is what a theorem is about.
 
-Two arms compared n times, P(first wins) = σ(Δ), estimated log-odds kept in [−3, 3]; every expectation is a sum over the number of wins.
+Two arms compared n times, P(first wins) = σ(Δ), estimated log-odds kept in [−3, 3];
+every expectation is a sum over the number of wins.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,13 @@ from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Effort, Measurement, at_most, claim, near
 from multiref_lab.stats import log_spaced
 
-__all__ = ["crossover", "worst_case"]
-
 _LARGEST = 3.0
 
 
 def _wins(n: int, gap: Tensor) -> tuple[Tensor, Tensor]:
-    """[G] → estimated gaps [W] and their probabilities [G, W], W the win counts within ten standard deviations of some gap's mean."""
+    """[G] → estimated gaps [W] and their probabilities [G, W], W the win counts within ten standard deviations of some gap's
+    mean.
+    """
     reach = 5 * n**0.5
     low, high = max(0, int(n * torch.sigmoid(gap.min()) - reach)), min(n, int(n * torch.sigmoid(gap.max()) + reach) + 1)
     w = torch.arange(low, high + 1, dtype=torch.float64)
@@ -91,8 +91,8 @@ def worst_case(effort: Effort) -> Measurement:
     "kl-regularised-crossover",
     group="reverse KL",
     order=3,
-    statement="The worst-case KL-regularised loss falls like 1/n only beyond n ≈ η²: slopes −1.00, −0.90, −0.63, −0.40 at η = 1, "
-    "10, 100, 1000.",
+    statement="The worst-case KL-regularised loss falls like 1/n only beyond n ≈ η²: slopes −1.00, −0.90, −0.63, −0.40 at η = "
+    "1, 10, 100, 1000.",
     source="DERIVED, theory, online-and-generalisation 7 (V5)",
     predicts="the four slopes, over n from 10² to 10⁵",
     rule="verified if every slope is within 0.06",
@@ -105,7 +105,7 @@ def crossover(effort: Effort) -> Measurement:
         if effort.full or eta == 1:
             checks.append(near(f"slope over the whole range, η = {eta:g}", expected, slope, 0.06))
     note = (
-        "Exact sums, so no interval. The crossover at n ≈ η² is there; the theory's −0.40 at η = 1000, below the limit −½, is not: "
-        "its protocol (a simulated grid of instances) is not recorded."
+        "Exact sums, so no interval. The crossover at n ≈ η² is there; the theory's −0.40 at η = 1000, below the limit −½, is "
+        "not: its protocol (a simulated grid of instances) is not recorded."
     )
     return Measurement(checks, Plot("comparisons n", "worst expected loss", curves), note)

@@ -1,7 +1,5 @@
 """Missing mass: where −1/2 comes from when prompts have a heavy tail."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -9,8 +7,6 @@ from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, claim, near
 from multiref_lab.curves import fitted
 from multiref_lab.stats import log_spaced
-
-__all__ = ["missing_mass", "zipf_draws", "zipf_missing_mass"]
 
 
 def zipf_draws(exponent: float, rows: int, columns: int, *, generator: torch.Generator) -> Tensor:
@@ -50,7 +46,9 @@ def missing_mass(draws: Tensor, exponent: float) -> Tensor:
     rule="verified if every slope is within 0.05",
 )
 def zipf_missing_mass(effort: Effort) -> Measurement:
-    """Every pattern has its own features and the same reward; an unseen one keeps π_ref and loses the same KL, so regret = KL × missing mass."""
+    """Every pattern has its own features and the same reward; an unseen one keeps π_ref and loses the same KL,
+    so regret = KL × missing mass.
+    """
     generator = torch.Generator().manual_seed(111)
     reward = torch.tensor([2.0, 0, 0, 0, 0], dtype=torch.float64)
     price = float(-reward.mean() + torch.logsumexp(reward, 0) - torch.log(torch.tensor(5.0)))

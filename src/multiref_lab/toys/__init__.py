@@ -1,7 +1,7 @@
 """Toy policies, rewards and oracles on which everything can be summed: the doubles behind the claims and the races.
 
-Tables over all completions of a few tokens, small transformers with several seeds side by side, the labels of a true reward, and online rules
-with their samples summed out.
+Tables over all completions of a few tokens, small transformers with several seeds side by side,
+the labels of a true reward, and online rules with their samples summed out.
 """
 
 from multiref_lab.toys.batched_transformer import BatchedTransformer, TransformerReward
@@ -10,7 +10,6 @@ from multiref_lab.toys.enumerable import (
     LogLinearPolicy,
     Size,
     TableOracle,
-    TableReward,
     TabularPolicy,
     ToyPolicy,
     at,
@@ -25,7 +24,6 @@ __all__ = [
     "LogLinearPolicy",
     "Size",
     "TableOracle",
-    "TableReward",
     "TabularPolicy",
     "ToyPolicy",
     "TransformerReward",

@@ -1,4 +1,5 @@
-"""A small causal transformer over prompts and a few tokens, S of them side by side: parameters carry the seeds on their first axis.
+"""A small causal transformer over prompts and a few tokens, S of them side by side:
+parameters carry the seeds on their first axis.
 
 Training S seeds then costs little more than one, because at this size it is the number of operations that takes the time.
 """

@@ -1,4 +1,5 @@
-"""Policies, reward models and an oracle on completions that can be enumerated: one number for each, or linear in given features.
+"""Policies, reward models and an oracle on completions that can be enumerated:
+one number for each, or linear in given features.
 
 Seeds on the first axis.
 """
@@ -18,7 +19,6 @@ __all__ = [
     "LogLinearPolicy",
     "Size",
     "TableOracle",
-    "TableReward",
     "TabularPolicy",
     "ToyPolicy",
     "at",
@@ -65,7 +65,9 @@ def at(table: Tensor, prompts: Tensor, completions: Tensor, vocabulary: int) -> 
 
 
 class LinearReward(nn.Module):
-    """r_φ(x, y) = ⟨φ, f(x, y)⟩, φ [S, d], zero at first, from features [X, Y, d] or [S, X, Y, d] of completions in lexicographic order."""
+    """r_φ(x, y) = ⟨φ, f(x, y)⟩, φ [S, d], zero at first, from features [X, Y, d] or [S, X, Y,
+    d] of completions in lexicographic order.
+    """
 
     table: Tensor
 
@@ -84,19 +86,6 @@ class LinearReward(nn.Module):
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [S, B, n, L] → [S, B, n]."""
         return torch.einsum("sbnd,sd->sbn", self.features(prompts, completions), self.phi)
-
-
-class TableReward(nn.Module):
-    """One number per prompt and completion, [S, X, Y]; zero at first."""
-
-    def __init__(self, prompts: int, vocabulary: int, length: int, seeds: int) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-        self.table = nn.Parameter(torch.zeros(seeds, prompts, vocabulary**length))
-
-    def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
-        """[B], [S, B, n, L] → [S, B, n]."""
-        return at(self.table, prompts, completions, self.vocabulary)
 
 
 class TableOracle:
@@ -166,7 +155,9 @@ class _Enumerated(ToyPolicy):
 
 
 class TabularPolicy(_Enumerated):
-    """A free softmax over the completions of each prompt: π ∝ e^θ, θ [S, X, Y], from log-probabilities `start` [X, Y] or [S, X, Y]."""
+    """A free softmax over the completions of each prompt: π ∝ e^θ, θ [S, X, Y], from log-probabilities `start` [X, Y] or [S, X,
+    Y].
+    """
 
     def __init__(self, start: Tensor, vocabulary: int, length: int, seeds: int) -> None:
         super().__init__(vocabulary, length)

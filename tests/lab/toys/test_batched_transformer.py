@@ -49,7 +49,9 @@ def test_samples_follow_the_table():
 
 
 def test_a_reward_reads_the_whole_completion_and_nothing_else():
-    """Zero at first; then a function of prompt and completion alone: not of the other rows, different at each completion, one per seed."""
+    """Zero at first; then a function of prompt and completion alone: not of the other rows, different at each completion,
+    one per seed.
+    """
     reward = TransformerReward(2, Size(3, 3, 3, width=8), generator=torch.Generator().manual_seed(0))
     y = every_completion().expand(2, 3, 27, 3)
     with torch.no_grad():
