@@ -6,8 +6,8 @@ import torch
 from multiref import exact
 from multiref.regularizers import AlphaDivergence, ForwardKL, ReverseKL
 from multiref_lab import plug_in
-from multiref_lab.procedure import learning_curve, linear_fit
 from multiref_lab.problems import linear_bandits, random_bandits
+from multiref_lab.procedure import learning_curve, linear_fit
 
 
 @pytest.mark.parametrize(
