@@ -4,19 +4,20 @@ import itertools
 
 import torch
 
-from multiref_lab.problems import known_reward, random_language
+from multiref.training.online import sequence_logps
+from multiref_lab.problems import accumulate, known_reward, random_language
 from multiref_lab.statements.zipf import missing_mass, zipf_draws
 
 
 def test_language_completions_are_products_along_the_tree():
-    language, levels = random_language(3, 3, 2, generator=torch.Generator().manual_seed(0))
-    logps = language.logps(levels)
+    levels = random_language(3, 3, 2, generator=torch.Generator().manual_seed(0))
+    logps = sequence_logps(levels)
     assert logps.shape == (2, 27)
     torch.testing.assert_close(logps.exp().sum(-1), torch.ones(2, dtype=torch.float64))
     for i, (a, b, c) in enumerate(itertools.product(range(3), repeat=3)):
         expected = levels[0][:, 0, a] + levels[1][:, a, b] + levels[2][:, 3 * a + b, c]
         torch.testing.assert_close(logps[:, i], expected)
-    along = language.accumulate([level.sum(-1) for level in levels])
+    along = accumulate([level.sum(-1) for level in levels], 3)
     expected = levels[0][:, 0].sum(-1) + levels[1][:, 1].sum(-1) + levels[2][:, 5].sum(-1)
     torch.testing.assert_close(along[:, 1 * 9 + 2 * 3 + 0], expected)
 

@@ -6,15 +6,15 @@ and prompts with a known reward.
 
 from multiref_lab.problems.bandits import Bandits, bandits_of_seed, random_bandits, random_logps
 from multiref_lab.problems.finite_class import random_class, refined_class
-from multiref_lab.problems.language import Language, random_language
+from multiref_lab.problems.language import accumulate, random_language
 from multiref_lab.problems.linear import LinearBandits, linear_bandits
 from multiref_lab.problems.prompts import KnownReward, known_reward
 
 __all__ = [
     "Bandits",
     "KnownReward",
-    "Language",
     "LinearBandits",
+    "accumulate",
     "bandits_of_seed",
     "known_reward",
     "linear_bandits",

@@ -13,8 +13,9 @@ from multiref import exact
 from multiref.divergences import disagreement, kl, reverse_kl
 from multiref.pools import power_pool
 from multiref.regularizers import ReverseKL
+from multiref.training.online import sequence_logps
 from multiref_lab.claim import Effort, Measurement, all_within, at_most, claim, exactly
-from multiref_lab.problems import bandits_of_seed, random_language, random_logps
+from multiref_lab.problems import accumulate, bandits_of_seed, random_language, random_logps
 
 _BETA, _WEIGHTS = 0.3, (0.6, 0.3, 0.1)
 _identity = partial(claim, group="exact", rule="verified if every error is of rounding size")
@@ -98,12 +99,12 @@ def disagreement_identity(effort: Effort) -> Measurement:
     pair = problem.ref_logps[:2]
     renyi = torch.logsumexp(0.6 * pair[0] + 0.4 * pair[1], -1) / (0.6 - 1)  # D_0.6(π_1‖π_2)
     two = disagreement(pair, (0.6, 0.4))
-    language, levels = random_language(3, 4, 2, 50, generator=generator)
+    levels = random_language(3, 4, 2, 50, generator=generator)
     step_price = [disagreement(level, (0.6, 0.4)) for level in levels]
     tokens = [power_pool(level, (0.6, 0.4), order=0.0) + f.unsqueeze(-1) for level, f in zip(levels, step_price)]
-    along = language.accumulate(step_price)
-    whole = disagreement(torch.stack([language.logps([level[k] for level in levels]) for k in range(2)]), (0.6, 0.4))
-    mean = (language.logps(tokens) - along).exp().sum(-1)
+    along = accumulate(step_price, 3)
+    whole = disagreement(sequence_logps(levels), (0.6, 0.4))
+    mean = (sequence_logps(tokens) - along).exp().sum(-1)
     return Measurement(
         (
             all_within("largest |−log F − Σ w_k KL(escort‖π_k)|", 1e-12, price - at_escort),

@@ -5,6 +5,7 @@ import torch
 from multiref import bounds
 from multiref.divergences import disagreement, kl
 from multiref.report.figures import Curve, Plot
+from multiref.training.online import sequence_logps
 from multiref_lab.claim import Effort, Measurement, at_least, claim, exactly, near
 from multiref_lab.problems import random_bandits, random_language
 from multiref_lab.stats import bootstrap_mean
@@ -25,12 +26,12 @@ _VOCABULARY, _WEIGHTS = 4, (0.5, 0.3, 0.2)
 def price_in_length(effort: Effort) -> Measurement:
     generator = torch.Generator().manual_seed(61)
     seeds, longest = effort.choose((40, 5), (300, 8))
-    language, first = random_language(_VOCABULARY, longest, seeds, generator=generator, spread=1.0)
+    first = random_language(_VOCABULARY, longest, seeds, generator=generator, spread=1.0)
     moves = [torch.randn(level.shape, generator=generator, dtype=torch.float64) for level in first]
     second = [(level + 0.5 * move).log_softmax(-1) for level, move in zip(first, moves)]
     log_price, log_cover, divergence = [], [], []
     for steps in range(1, longest + 1):
-        pair = torch.stack([language.logps(model[:steps]) for model in (first, second)])  # [2, S, V^steps]
+        pair = torch.stack([sequence_logps(model[:steps]) for model in (first, second)])  # [2, S, V^steps]
         log_price.append(disagreement(pair))
         log_cover.append(bounds.sampling_coverage(pair).log())
         divergence.append(0.5 * (kl(pair[0], pair[1]) + kl(pair[1], pair[0])))
