@@ -17,7 +17,8 @@ __all__ = ["accumulate", "random_language"]
 
 def accumulate(numbers: list[Tensor], vocabulary: int) -> Tensor:
     """[*S, V^t] per level → [*S, V^L]: the sum of a per-prefix number along each completion."""
-    return sequence_logps([level.unsqueeze(-1).expand(*level.shape, vocabulary) for level in numbers])
+    total: Tensor = sequence_logps([level.unsqueeze(-1).expand(*level.shape, vocabulary) for level in numbers])
+    return total
 
 
 def random_language(vocabulary: int, length: int, *seeds: int, generator: torch.Generator, spread: float = 1.0) -> list[Tensor]:

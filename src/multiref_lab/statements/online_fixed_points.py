@@ -3,7 +3,8 @@ those with it as a loss by backward induction.
 
 A penalty in the reward makes the update the exact gradient of E_π[r − β log(π/P)], so the rule ends at P e^{r/β}.
 A penalty used as a loss has no return-to-go: at each prefix the update balances the expected reward of each token against
-a divergence at that prefix alone (`Penalty.fixed_point`). That nothing moves there is checked through the estimators themselves.
+a divergence at that prefix alone (`Penalty.fixed_point`). That nothing moves there is checked through the estimators
+themselves.
 """
 
 import torch

@@ -1,9 +1,10 @@
-"""Rules without sampling: every completion of an enumerable policy as a sample, and the expected update by autograd through the rule itself."""
+"""Rules without sampling: every completion of an enumerable policy as a sample,
+and the expected update by autograd through the rule itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ Levels = Sequence[Tensor]
 def enumerated_samples(
     levels: Levels,
     ref_levels: Levels,
-    weights: Any = None,
+    weights: Sequence[float] | None = None,
     divergence: Callable[[Tensor, Tensor], Tensor] = PerTokenReverseKL.at_state,
 ) -> Samples:
-    """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each. divergence: (log π_t, Σ_k w_k log π_{k,t}) → D_t."""
+    """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each.
+    divergence: (log π_t, Σ_k w_k log π_{k,t}) → D_t.
+    """
     tokens = path_tokens(levels)
     refs = path_tokens(ref_levels)
     vocabulary, length = levels[0].shape[-1], len(levels)
@@ -35,9 +38,14 @@ def enumerated_samples(
         for t, (level, ref) in enumerate(zip(levels, ref_levels))
     ]
     return Samples(
-        tokens, torch.ones_like(tokens, dtype=torch.bool), refs.sum(-1), weights, ref_token_logps=refs,
-        disagreements=torch.stack(prices, -1), divergences=torch.stack(divergences, -1),
-    )  # fmt: skip
+        tokens,
+        torch.ones_like(tokens, dtype=torch.bool),
+        refs.sum(-1),
+        weights,
+        ref_token_logps=refs,
+        disagreements=torch.stack(prices, -1),
+        divergences=torch.stack(divergences, -1),
+    )
 
 
 def expected_surrogate(
@@ -50,7 +58,8 @@ def expected_surrogate(
     beta: float,
     standardise: bool = False,
 ) -> Tensor:
-    r"""A scalar whose gradient is the rule's expected update at the policy `levels` (which may require a gradient): samples of π, no baseline needed.
+    r"""A scalar whose gradient is the rule's expected update at the policy `levels` (which may require a gradient):
+    samples of π, no baseline needed.
 
         Σ_y ⌊π(y)⌋ [ Σ_t ⌊R_t(y)⌋ log π_t(y) − β Σ_t loss_t(y) ],      R = r − β · (terms in the reward),  ⌊·⌋ without gradient
 
@@ -68,19 +77,23 @@ def expected_surrogate(
         ret = (ret - mean) / (probability[:, None] * (ret - mean) ** 2).sum(0).sqrt()
     total = (probability[:, None] * ret * samples.token_logps).sum()
     loss = penalty.loss_terms(samples)
-    return total if loss is None else total - beta * (probability[:, None] * loss).sum()
+    if loss is not None:
+        total = total - beta * (probability[:, None] * loss).sum()
+    return total
 
 
 def standardised_fixed_point(
     penalty: Penalty, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float, steps: int = 400
 ) -> tuple[list[Tensor], float] | None:
-    r"""Where a rule with the penalty as loss settles if advantages are divided by their standard deviation: (levels, σ), or None if nowhere inside.
+    r"""Where a rule with the penalty as loss settles if advantages are divided by their standard deviation:
+    (levels, σ), or None if nowhere inside.
 
         π = fixed point of the rule at strength β σ,      σ = standard deviation of r under π
 
-    The largest σ that solves it, found by iterating downwards from the largest that the reward allows: σ ↦ sd_r(π_{βσ}) grows with σ in all that
-    we have seen. None: σ falls to zero, that is the rule has no interior fixed point and collapses onto the best completion: with small β dividing by
-    the deviation makes the penalty vanish just as the policy becomes certain.
+    The largest σ that solves it, found by iterating downwards from the largest that the reward allows:
+    σ ↦ sd_r(π_{βσ}) grows with σ in all that we have seen. None: σ falls to zero,
+    that is the rule has no interior fixed point and collapses onto the best completion:
+    with small β dividing by the deviation makes the penalty vanish just as the policy becomes certain.
 
     Reference: DERIVED, docs/theory.md 6.
     """
