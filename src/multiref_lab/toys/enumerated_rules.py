@@ -21,7 +21,7 @@ Levels = Sequence[Tensor]
 def enumerated_samples(
     levels: Levels,
     ref_levels: Levels,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
     divergence: Callable[[Tensor, Tensor], Tensor] = PerTokenReverseKL.at_state,
 ) -> Samples:
     """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each.
@@ -75,7 +75,7 @@ def expected_surrogate(
     if standardise:
         mean = (probability[:, None] * ret).sum(0)
         ret = (ret - mean) / (probability[:, None] * (ret - mean) ** 2).sum(0).sqrt()
-    total = (probability[:, None] * ret * samples.token_logps).sum()
+    total: Tensor = (probability[:, None] * ret * samples.token_logps).sum()
     loss = penalty.loss_terms(samples)
     if loss is not None:
         total = total - beta * (probability[:, None] * loss).sum()
