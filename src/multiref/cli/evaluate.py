@@ -1,7 +1,7 @@
 """`multiref evaluate`: pass@k and mean rewards of policies on the same prompts, with intervals and paired differences."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ def command(
         typer.Option(
             "--reward",
             "-r",
-            help="gsm8k, lexicon:FILE, length:WORDS or model:PATH. Once per reward; default gsm8k for --problems.",
+            help="gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, or a YAML file with `rewards:`. Repeatable; default gsm8k for --problems.",
             show_default=False,
         ),
     ] = None,
@@ -61,12 +61,39 @@ def command(
 
     Example: multiref evaluate --policy base=./base --policy trained=runs/gsm8k-0.5b/model --problems test.jsonl --samples 8 --k 1 --k 4 --out runs/eval
     """
-    from multiref.runs.evaluating import evaluate
+    from multiref.errors import ConfigError
+    from multiref.runs.document import Document
+    from multiref.runs.evaluating import EvaluationSettings
+    from multiref.runs.evaluating import evaluate as carry_out
+    from multiref.runs.rewards import read_rewards
     from multiref.training.arguments import quiet
 
     quiet()
-    settings: dict[str, Any] = {
-        "problems": problems, "prompts": None if prompts is None else str(prompts), "words": words, "style": style, "split": split, "limit": limit,
-        "rewards": reward or [], "samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "batch": batch, "seed": seed, "dtype": dtype,
-    }  # fmt: skip
-    evaluate(policy, out, settings, ks=k or [1], resamples=resamples, device=device, say=lambda text: print(text, flush=True))
+    if (problems is None) == (prompts is None):
+        raise ConfigError("--problems, --prompts: expected one of the two.")
+    named = dict(text.partition("=")[::2] for text in policy)
+    if len(named) < len(policy) or any(not name or not path or "/" in name for name, path in named.items()):
+        raise ConfigError("--policy: expected name=PATH, each name once, such as --policy base=./base.")
+    if prompts is not None and not reward:
+        raise ConfigError("--reward: expected at least one with --prompts: lexicon=FILE, length=WORDS or model=FOLDER.")
+    source = (
+        {"path": str(prompts), "words": words}
+        if problems is None
+        else {"path": problems, "kind": "gsm8k", "style": style, "split": split}
+    )
+    rewards = read_rewards(reward or ["gsm8k"], answers=problems is not None)
+    values = {
+        "policies": named,
+        "prompts": {**source, "limit": limit},
+        "rewards": [each.model_dump() for each in rewards],
+        "samples": samples,
+        "k": k or [1],
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "batch": batch,
+        "resamples": resamples,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    settings = Document(values, "multiref evaluate").validate(EvaluationSettings)
+    carry_out(settings, out, device=device, say=lambda text: print(text, flush=True))

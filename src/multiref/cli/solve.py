@@ -45,7 +45,7 @@ def command(
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:
-    from multiref.runs.config import nearest
+    from multiref.runs import nearest
 
     try:
         problem = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         raise DataError(f"{name}: expected an object with reward and references, such as {EXAMPLE}")
     for key in problem:
         if key not in KEYS:
-            raise ConfigError(f"{name}: unknown key {key!r}{nearest(key, KEYS)}.")
+            raise ConfigError(f"{name}: unknown key {key!r}{nearest(key, KEYS)}")
     for key in ("alpha", "order", "beta"):
         if not isinstance(problem.get(key, 1.0), int | float):
             raise DataError(f"{name}: {key} is {problem[key]!r}; expected a number.")

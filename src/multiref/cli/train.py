@@ -1,5 +1,8 @@
-"""`multiref train --config run.yaml`: a policy from preference pairs against K references. The same command again resumes."""
+"""`multiref train --config run.yaml`: what a run's file says. The same command again resumes."""
 
+import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,34 +12,39 @@ __all__ = ["command"]
 
 
 def command(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The run as one YAML file; recipes/ has examples.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The run as one YAML file; recipes/ has examples.")
+    ] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Lay a value over the file: --set training.learning_rate=1e-5")
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a run's file, for an editor, and stop.")
+    ] = False,
 ) -> None:
-    """Train a policy on preference pairs against K references.
+    """Do what a run's file says: preference, reward, online, distillation or iterative training.
 
     Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card), report.html.
     Interrupted, the same command goes on exactly where the last checkpoint stands.
     """
-    from multiref.runs.config import build, override, read_yaml
-    from multiref.runs.execute import execute
-    from multiref.runs.execute_online import execute_online, is_online
-    from multiref.runs.labelled import execute_labelled, is_labelled
-    from multiref.runs.reward import execute_reward, is_reward
-    from multiref.runs.settings import Run
-    from multiref.training.arguments import quiet
+    from multiref import runs
 
-    settings = override(read_yaml(config), assignments or [])
-    if is_reward(settings):
-        return execute_reward(settings, str(config), say=lambda text: print(text, flush=True))
-    if is_labelled(settings):
-        execute_labelled(settings, str(config), say=lambda text: print(text, flush=True))
+    if schema:
+        print(json.dumps(runs.schema(), indent=1, ensure_ascii=False))
         return
-    if is_online(settings):
-        quiet()
-        execute_online(settings, str(config), say=lambda text: print(text, flush=True))
-        return
-    run = build(Run, settings, str(config))
-    quiet()
-    execute(run, say=lambda text: print(text, flush=True))
+    if config is None:
+        raise typer.BadParameter("expected a run's file, such as --config recipes/two-references.yaml")
+    runs.run(config, assignments or (), say=lambda text: print(text, flush=True))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave()
+
+
+def _leave() -> None:
+    """All is written. In one run of twenty gloo's threads abort a process while its interpreter is being taken down."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -12,47 +12,33 @@ from typing import Any
 
 import yaml
 
-from multiref._files import write_whole
 from multiref.errors import ConfigError, OutputError
+from multiref.report import write_whole
 
 __all__ = ["RunFolder"]
 
+WHOLE = ("trainer_state.json", "state.json")  # written last into a checkpoint: by transformers, by us
+
 
 class RunFolder:
-    """config.yaml, versions.json, metrics.jsonl, checkpoints/, scores/, and at the end model/ and report.html."""
+    """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html. One process writes it:
+    `main`; the others may read."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
+    def __init__(self, path: str | Path, *, main: bool = True) -> None:
+        self.path, self.main = Path(path), main
+        self.config, self.metrics, self.report = (self.path / name for name in ("config.yaml", "metrics.jsonl", "report.html"))
+        self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
 
     @property
     def finished(self) -> bool:
         """Whether the model is there: written last, in one step."""
         return (self.model / "config.json").exists() or (self.model / "adapter_config.json").exists()
 
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
     def claim(self, resolved: dict[str, Any]) -> bool:
         """Make the folder this run's own, or find that it is. True where an earlier call with the same settings began it.
 
-        Raises: OutputError where it cannot be written; ConfigError where it belongs to a run with other settings, naming the first difference.
+        Raises: OutputError where it cannot be written; ConfigError where it belongs to a run with other settings, naming the first difference,
+        or to one of multiref 0.1.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -65,18 +51,36 @@ class RunFolder:
         if not self.config.exists():
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
-        earlier = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        different = _difference(earlier, resolved)
+        different = _difference(self.settings(), resolved)
         if different:
             key, was, now = different
             raise ConfigError(
-                f"output: {self.path} holds a run with other settings: {key} was {was!r} and is now {now!r}. Choose another folder, or remove this one."
+                f"output: {self.path} holds a run with other settings: {key} was {was!r} and is now {now!r}. "
+                "Choose another folder, or remove this one."
             )
         return True
 
-    def write(self, name: str, text: str) -> Path:
+    def settings(self) -> dict[str, Any]:
+        """What config.yaml holds. ConfigError for what is no run's folder of this version."""
+        try:
+            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            raise ConfigError(f"{self.path}: no run; expected config.yaml of `multiref train`.") from None
+        if not isinstance(found, dict) or "format" not in found:
+            raise ConfigError(
+                f"{self.path} is a run folder of multiref 0.1, which this version does not go on with; choose another folder."
+            )
+        return found
+
+    def write(self, name: str, text: str) -> None:
         """A text file, whole or not at all."""
-        return write_whole(self.path / name, text)
+        if self.main:
+            write_whole(self.path / name, text)
+
+    def read(self, name: str) -> Any:
+        """What a JSON file holds; None where it is not there."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_model(self, save: Callable[[Path], None]) -> None:
         """The model folder: written beside its place, then moved there."""
@@ -90,44 +94,53 @@ class RunFolder:
         os.replace(temporary, self.model)
 
     def last_checkpoint(self) -> Path | None:
-        """The latest checkpoint that was written completely (its trainer state is written last); half-written ones are removed."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+        """The latest checkpoint that was written completely; half-written ones are removed."""
+        found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
         for path in found:
             if _complete(path):
                 return path
             shutil.rmtree(path, ignore_errors=True)
         return None
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after `step`: a resumed run writes them again."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]
-        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    def keep_metrics_until(self, checkpoint: Path | None) -> int:
+        """The checkpoint's step; lines of metrics after it are dropped, for a resumed run writes them again."""
+        step = _step(checkpoint) if checkpoint else 0
+        if self.metrics.exists():
+            self.write_metrics([line for line in self.read_metrics() if line.get("step", 0) <= step])
+        return step
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; one that a kill cut short is left out."""
         lines = []
-        if self.metrics.exists():
-            for text in self.metrics.read_text(encoding="utf-8").splitlines():
-                try:
-                    lines.append(json.loads(text))
-                except json.JSONDecodeError:
-                    continue
+        for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
         return lines
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """One line, flushed."""
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        if self.main:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+    for name in WHOLE:
+        try:
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+            return True
+        except (OSError, json.JSONDecodeError):
+            continue
+    return False
 
 
 def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:

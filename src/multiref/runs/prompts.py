@@ -1,66 +1,98 @@
-"""The prompts of an online run, and the texts that follow them, from the files that its settings name."""
+"""Prompts, and the texts that follow them, from the files that settings name."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from multiref.runs.settings_online import Prompts
-from multiref.runs.config import nearest
+from pydantic import Field
+
+from multiref.data.gsm8k import prompts, read_gsm8k
 from multiref.errors import ConfigError, DataError
+from multiref.runs.sentences import nearest
+from multiref.runs.strict import Strict
 
-__all__ = ["rows_of"]
+__all__ = ["Prompts"]
 
-
-def rows_of(source: Prompts, names: list[str]) -> list[dict[str, Any]]:
-    """Rows with `prompt`, and where they are known `text` (with `unfinished` where it does not end), `answer`, `weights`. DataError, ConfigError by name."""
-    if source.kind == "gsm8k":
-        rows = _problems(source)
-    elif source.kind == "text":
-        rows = [_split(text, source.words, unfinished=source.pieces is not None) for text in _texts(source)]
-    else:
-        raise ConfigError(f"prompts.kind: found {source.kind!r}, expected text or gsm8k.")
-    if not rows:
-        raise ConfigError(f"prompts: {source.path} has none beyond the {source.skip} that are skipped; make skip smaller.")
-    if source.weights is not None:
-        unknown = [name for name in source.weights if name not in names]
-        if unknown:
-            raise ConfigError(f"prompts.weights: {unknown[0]!r} is no reference{nearest(str(unknown[0]), names)}.")
-        each = [float(source.weights.get(name, 0.0)) for name in names]
-        rows = [{**row, "weights": each} for row in rows]
-    return rows
+Row = dict[str, Any]
 
 
-def _problems(source: Prompts) -> list[dict[str, Any]]:
-    from multiref.data.gsm8k import prompts, read_gsm8k
+class Prompts(Strict):
+    """A source of prompts.
 
-    problems = read_gsm8k(source.path, split=source.split, limit=_end(source))[source.skip :]
-    if source.words is not None:
-        return [_split(f"{problem.question}\n{problem.solution}", source.words) for problem in problems]
-    return [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=source.style), problems)]
+    kind: text (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph) or gsm8k (a file or hub id).
+    words: the prompt is only the first so many, and the rest the text that follows it; of gsm8k, question and solution are one text then.
+    pieces: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that do not end.
+    style: of gsm8k, chat or plain. split: of a hub data set. skip, limit: so many are left out at the start, and at most so many taken.
+    weights: {reference: weight} for these prompts: routing.
+    """
 
+    SHORT: ClassVar = "path"
 
-def _texts(source: Prompts) -> list[str]:
-    path = Path(source.path)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
-    texts: list[str] = []
-    if path.suffix == ".txt":
-        texts = [part.strip() for part in content.split("\n\n") if part.strip()]
-        texts = texts if source.pieces is None else _joined(texts, source.pieces)
-    else:
-        for number, line in enumerate(content.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                texts.append(row.get("prompt") or row["text"])
-            except (ValueError, KeyError, AttributeError):
-                raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
-            if len(texts) == _end(source):
-                break
-    return texts[source.skip : _end(source)]
+    path: str
+    kind: Literal["text", "gsm8k"] = "text"
+    words: int | None = Field(default=None, gt=0)
+    pieces: int | None = Field(default=None, gt=0)
+    style: Literal["chat", "plain"] = "chat"
+    split: str = "train"
+    skip: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, gt=0)
+    weights: dict[str, float] | None = None
+
+    def rows(self, references: Sequence[str] = ()) -> list[Row]:
+        """Rows with `prompt`, and where they are known `text` (with `unfinished` where it does not end), `answer`, `weights`.
+
+        Raises: DataError for a file that cannot be read, ConfigError where nothing is left of it or a name is no reference's.
+        """
+        rows = (
+            self._problems() if self.kind == "gsm8k" else [self._split(text, self.pieces is not None) for text in self._texts()]
+        )
+        if not rows:
+            raise ConfigError(f"prompts: {self.path} has none beyond the {self.skip} that are skipped; make skip smaller.")
+        if self.weights is None:
+            return rows
+        if unknown := [name for name in self.weights if name not in references]:
+            raise ConfigError(f"prompts.weights: {unknown[0]!r} is no reference{nearest(unknown[0], references)}")
+        return [{**row, "weights": [self.weights.get(name, 0.0) for name in references]} for row in rows]
+
+    @property
+    def _end(self) -> int | None:
+        return None if self.limit is None else self.skip + self.limit
+
+    def _problems(self) -> list[Row]:
+        problems = read_gsm8k(self.path, split=self.split, limit=self._end)[self.skip :]
+        if self.words is not None:
+            return [self._split(f"{problem.question}\n{problem.solution}") for problem in problems]
+        return [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=self.style), problems)]
+
+    def _texts(self) -> list[str]:
+        path = Path(self.path)
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
+        texts: list[str] = []
+        if path.suffix == ".txt":
+            texts = [part.strip() for part in content.split("\n\n") if part.strip()]
+            texts = texts if self.pieces is None else _joined(texts, self.pieces)
+        else:
+            for number, line in enumerate(content.splitlines()[: self._end], 1):
+                try:
+                    row = json.loads(line)
+                    texts.append(row.get("prompt") or row["text"])
+                except (ValueError, KeyError, AttributeError):
+                    raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
+        return texts[self.skip : self._end]
+
+    def _split(self, text: str, unfinished: bool = False) -> Row:
+        """The first words as prompt, the rest as the text that follows it."""
+        if self.words is None:
+            return {"prompt": text}
+        parts = text.split(" ")
+        prompt, rest = " ".join(parts[: self.words]), " ".join(parts[self.words :])
+        return {"prompt": prompt, "text": " " + rest, "unfinished": unfinished} if rest else {"prompt": prompt}
 
 
 def _joined(paragraphs: list[str], characters: int) -> list[str]:
@@ -72,17 +104,3 @@ def _joined(paragraphs: list[str], characters: int) -> list[str]:
             pieces.append(here)
             here = ""
     return pieces
-
-
-def _end(source: Prompts) -> int | None:
-    return None if source.limit is None else source.skip + source.limit
-
-
-def _split(text: str, words: int | None, *, unfinished: bool = False) -> dict[str, Any]:
-    """The first words as prompt, the rest as the text that follows it."""
-    if words is None:
-        return {"prompt": text}
-    parts = text.split(" ")
-    rest = " ".join(parts[words:])
-    row: dict[str, Any] = {"prompt": " ".join(parts[:words])}
-    return {**row, "text": " " + rest, "unfinished": unfinished} if rest else row

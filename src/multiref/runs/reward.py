@@ -1,25 +1,115 @@
-"""`task: reward` in a run's file: a reward model from preference pairs. What can be written is in `reward_settings.py`, what is done in `reward_execute.py`."""
+"""`task: reward`: a reward model from preference pairs, checked for calibration on held-out ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
 
-__all__ = ["execute_reward", "is_reward"]
+from pydantic import Field, model_validator
+
+from multiref.models import context_of
+from multiref.report import Prose, Table
+from multiref.runs.base import Facts, Say
+from multiref.runs.folder import RunFolder
+from multiref.runs.pairs import PairsRun, TrainerJob, lines
+from multiref.training.arguments import TrainingArguments, silence
+from multiref.training.reward import RewardData, RewardTrainer, open_reward_model
+from multiref.training.reward.model import with_lora
+
+__all__ = ["RewardRun"]
 
 
-def is_reward(config: Mapping[str, Any]) -> bool:
-    """Whether a run's file asks for a reward model."""
-    return config.get("task") == "reward"
+class RewardRun(PairsRun):
+    """A reward model from preference pairs.
+
+    model: a causal language model (its head is replaced by one number) or a reward model to go on with. data: pairs; a `margin` column is used.
+    label_smoothing: share of labels taken to be wrong. centre: c of c (r_w + r_l)², which keeps rewards around zero. lora: train an adapter,
+    merged into the model at the end.
+    """
+
+    task: Literal["reward"]
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    centre: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> RewardRun:
+        for name in ("adapter", "quantization"):
+            if getattr(self.model, name):
+                raise ValueError(
+                    f"model: {name}: a reward model is made from whole weights; merge the adapter first, or leave {name} out."
+                )
+        return self
+
+    def ready(self) -> Callable[[RunFolder, Say], TrainerJob]:
+        arguments = self.arguments()
+        return lambda folder, say: self._job(folder, arguments, say)
+
+    def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
+        sides = self.read()
+        loaded = open_reward_model(self.model)
+        tokenisation = self.tokenisation.within(context_of(loaded.model.config))
+        sides = [self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides]
+        train, held_out = (RewardData(pairs, loaded.tokenizer, tokenisation=tokenisation) if pairs else None for pairs in sides)
+        trainer = RewardTrainer(
+            self.adapted(loaded.model, with_lora),
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=loaded.tokenizer,
+            label_smoothing=self.label_smoothing,
+            centre=self.centre,
+            callbacks=[lines(folder, say)],
+        )
+        silence(trainer)
+        say(f"{len(sides[0]):,} pairs, {len(sides[1]):,} held out.")
+        return RewardJob(trainer, lambda: self._facts(folder, trainer, *map(len, sides)), merge=self.lora is not None)
+
+    def _facts(self, folder: RunFolder, trainer: Any, pairs: int, held_out: int) -> Facts:
+        found = trainer.reliability
+        facts = Facts(
+            asked=f"Reward model from {self.model.path}",
+            base=self.model.path,
+            objective="Bradley–Terry maximum likelihood of a scalar reward at the last token",
+            formula="−(1 − ε) log σ(d) − ε log σ(−d) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin",
+            data=f"{self.data.path} ({pairs:,} pairs, {held_out:,} held out)",
+            curves={
+                "loss": ("loss", "eval_loss"),
+                "reward margin": ("rewards/margins", "eval_rewards/margins"),
+                "accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
+            },
+            limits=(
+                "A reward is defined up to a constant for each prompt: compare completions of one prompt, not prompts.",
+                "Accuracy and calibration are of the pairs' labels, on pairs like these; a policy trained on the reward leaves their distribution.",
+            ),
+        )
+        if found is not None:
+            folder.write("calibration.json", json.dumps(asdict(found), indent=1))
+            rows = [[f"{b.confidence:.3f}", f"{b.accuracy:.3f}", f"{b.count:g}"] for b in found.bins]
+            facts.tables += [
+                Prose(f"Expected calibration error on held-out pairs: {found.error:.4f}."),
+                Table(("confidence", "share right", "pairs"), rows),
+            ]
+            facts.notes = f"## Calibration on held-out pairs\n\n```\n{found}\n```\n"
+        return facts
 
 
-def execute_reward(config: Mapping[str, Any], where: str, *, say: Callable[[str], None] = print) -> None:
-    """Do the run, or go on with it: config.yaml, metrics.jsonl, checkpoints/, model/ with its card, report.html."""
-    from multiref.runs.config import build
-    from multiref.runs.reward_execute import run_reward
-    from multiref.runs.reward_settings import RewardRun
-    from multiref.training.arguments import quiet
+class RewardJob(TrainerJob):
+    """With an evaluation at the end, and an adapter merged into what is written."""
 
-    run = build(RewardRun, config, where)
-    quiet()
-    run_reward(run, say=say)
+    def __init__(self, trainer: Any, facts: Callable[[], Facts], *, merge: bool) -> None:
+        super().__init__(trainer, facts)
+        self.merge = merge
+
+    def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        if self.trainer.eval_dataset is not None:
+            self.trainer.evaluate()
+        facts, save = super().finish()
+        return facts, self._save_merged if self.merge else save
+
+    def _save_merged(self, target: Path) -> None:
+        trainer = self.trainer
+        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(target)
+        trainer.processing_class.save_pretrained(target)

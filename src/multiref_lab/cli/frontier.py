@@ -63,17 +63,18 @@ def command(
 def _settings(config: Path, full: bool, changes: list[str]) -> Any:
     """The file, `full:` over it if asked, the changes over that. ConfigError names the key."""
     from multiref.errors import ConfigError
-    from multiref.runs.config import build, override, read_yaml
+    from multiref.runs import Document
     from multiref_lab.frontier.settings import FrontierSettings
 
-    given = read_yaml(config)
-    more = given.pop("full", None) or {}
+    document = Document.read(config)
+    more = document.values.pop("full", None) or {}
     if not isinstance(more, dict):
         raise ConfigError(f"{config}: full: found {type(more).__name__}, expected keys and values.")
     if full and not more:
         raise ConfigError(f"{config}: --full was asked for, but the file has no `full:`.")
-    given = _over(given, more) if full else given
-    return build(FrontierSettings, override(given, changes), str(config))
+    if full:
+        document.values = _over(document.values, more)
+    return document.set(changes).validate(FrontierSettings)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from multiref.errors import ConfigError
 from multiref_lab.demo.authors import WorldSettings
@@ -105,6 +106,8 @@ class FrontierSettings:
     α = 1 and α = 0 are the single references themselves: K = 1 is left, so each is trained once and stands at the end of every curve (but the authors' recipe:
     with one reference it is still another objective, and is trained at its ends too).
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     training: str = "offline"
     weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])

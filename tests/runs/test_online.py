@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from multiref.errors import ConfigError, DataError
-from multiref.runs.execute_online import execute_online
+from multiref.runs import read_run
 from tests.conftest import make_llama, make_tokenizer
+from tests.runs.doing import do, settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def config(folders, tmp_path):
 
 def test_a_run_leaves_a_folder_and_a_killed_one_goes_on_to_the_same_end(config, tmp_path, monkeypatch):
     said = []
-    folder = execute_online(config, "run.yaml", say=said.append)
+    folder = do(config, say=said.append)
     assert "Optimum of this rule" in "\n".join(said)
     assert {"config.yaml", "metrics.jsonl", "evaluation.json", "model", "checkpoints"} <= {
         path.name for path in folder.iterdir()
@@ -64,12 +66,12 @@ def test_a_run_leaves_a_folder_and_a_killed_one_goes_on_to_the_same_end(config, 
     again = {**config, "output": str(tmp_path / "killed")}
     monkeypatch.setattr(OnlineTrainer, "_one_step", dies)
     with pytest.raises(KeyboardInterrupt):
-        execute_online(again, "run.yaml", say=said.append)
+        do(again, say=said.append)
     monkeypatch.setattr(OnlineTrainer, "_one_step", step)
-    killed = execute_online(again, "run.yaml", say=said.append)
+    killed = do(again, say=said.append)
     assert (killed / "model" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
     assert [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()] == lines
-    execute_online(again, "run.yaml", say=said.append)
+    do(again, say=said.append)
     assert "nothing to do" in said[-1]
 
 
@@ -81,7 +83,7 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
     run = {key: value for key, value in config.items() if key not in ("rewards", "evaluation")} | {
         "task": "distill", "penalty": "per_token_reverse_kl", "prompts": [{"path": str(words), "words": 3, "weights": {"other": 1.0}}],
     }  # fmt: skip
-    folder = execute_online(run, "run.yaml", say=lambda text: None)
+    folder = do(run, say=lambda text: None)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     half = {
         "method": {"name": "reinforce"},
@@ -89,7 +91,7 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         "output": str(tmp_path / "half"),
         "evaluation": {"prompts": run["prompts"]},
     }
-    figures = json.loads((execute_online({**run, **half}, "run.yaml", say=lambda text: None) / "evaluation.json").read_text())
+    figures = json.loads((do({**run, **half}, say=lambda text: None) / "evaluation.json").read_text())
     assert set(figures["after"]) == {"words/student", "words/policy", "words/other"}
     assert figures["before"]["words/student"] == pytest.approx(figures["before"]["words/policy"])
     assert all(line["kl"] == pytest.approx(line["kl/other"]) for line in lines)
@@ -98,35 +100,39 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": "offline"}, "expected online, distill"),
+        ({"task": "offline"}, "task: found 'offline', expected one of preference, reward, online"),
         ({"rewards": []}, "task: distill"),
         ({"task": "distill"}, "distillation has none"),
         ({"text_share": 0.5}, "text_share"),
-        ({"rewards": [{"kind": "gsm9k"}]}, "rewards.kind: found 'gsm9k'"),
+        ({"rewards": [{"kind": "gsm9k"}]}, r"rewards\[0\].kind: found 'gsm9k', .*did you mean `gsm8k`"),
         ({"method": {"name": "rlo"}}, "did you mean `rloo`"),
         ({"method": {"name": "rloo", "grp": 4}}, "did you mean `group`"),
         ({"training": {"lr": 1e-3}}, "training.lr: unknown key"),
         ({"regularizer": "ReversKL"}, "did you mean `ReverseKL`"),
-        ({"rewards": [{"kind": "lexicon"}]}, "needs a path"),
+        ({"rewards": [{"kind": "lexicon"}]}, r"rewards\[0\].path: missing"),
+        ({"prompts": [{"path": "x", "weights": {"other": 1.0}}]}, "weights of the references or of the prompts, found both"),
+        ({"penalty": "k3_renormalized"}, "penalty: found 'k3_renormalized', .*did you mean `k3_renormalised`"),
         ({"warm_up": {"share": 0.5}}, "warm_up: expected only with task: distill"),
-        ({"task": "distill", "rewards": [], "warm_up": {"share": 0.5}}, "one completion a prompt"),
-        ({"start": "product"}, "with task: distill"),
-        ({"task": "distill", "rewards": [], "start": "wide"}, "found 'wide'"),
+        ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"share": 0.5}}, "one completion a prompt"),
+        ({"start": "product"}, "for task: distill"),
+        ({"task": "distill", "rewards": None, "evaluation": None, "start": "wide"}, "found 'wide'"),
         ({"server": {"endpoint": "http://127.0.0.1:1/v1"}}, "server: expected with lora"),
     ],
 )
 def test_mistakes_are_named(config, change, words):
+    changed = {key: value for key, value in {**config, **change}.items() if value is not None}
     with pytest.raises(ConfigError, match=words):
-        execute_online({**config, **change}, "run.yaml", say=lambda text: None)
+        do(changed)
+    assert not Path(config["output"]).exists()
 
 
 def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\nnot json\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
-        execute_online({**config, "prompts": [{"path": str(bad)}]}, "run.yaml", say=lambda text: None)
+        do({**config, "prompts": [{"path": str(bad)}]}, say=lambda text: None)
     with pytest.raises(DataError, match="cannot be read"):
-        execute_online({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, "run.yaml", say=lambda text: None)
+        do({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
 
 
 def test_a_warm_up_and_the_floor(config, folders, tmp_path):
@@ -138,7 +144,7 @@ def test_a_warm_up_and_the_floor(config, folders, tmp_path):
         "prompts": [{"path": str(words), "words": 2, "pieces": 10}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
     }  # fmt: skip
     said = []
-    folder = execute_online(run, "run.yaml", say=said.append)
+    folder = do(run, say=said.append)
     assert "Warm-up: 2 of 4 steps under per_token_forward_kl" in "\n".join(said)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert ["kl" in line for line in lines] == [False, False, True, True] and all(
@@ -148,7 +154,7 @@ def test_a_warm_up_and_the_floor(config, folders, tmp_path):
     assert {"words/kl", "words/floor", "words/kl/floor", "words/student"} <= set(figures["before"]) & set(figures["after"])
     no_text = {**run, "prompts": [{"path": str(words)}], "output": str(tmp_path / "none")}
     with pytest.raises(ConfigError, match="need texts that follow"):
-        execute_online(no_text, "run.yaml", say=said.append)
+        do(no_text, say=said.append)
 
 
 def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
@@ -161,57 +167,53 @@ def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
         "task": "distill", "penalty": "full_vocabulary", "beta": 1.0, "start": "product",
         "prompts": [{"path": str(words)}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
     }  # fmt: skip
-    folder = execute_online(run, "run.yaml", say=lambda text: None)
+    folder = do(run, say=lambda text: None)
     figures = json.loads((folder / "evaluation.json").read_text())
     assert figures["before"]["words/floor"] == figures["after"]["words/floor"]
     assert len(load(folder / "model").model.experts) == 2
     for wrong, said in (({"skip": 9}, "9 that are skipped"), ({}, "no text that follows")):
         with pytest.raises(ConfigError, match=said):  # before anything is loaded or written
-            execute_online(
-                {**run, "evaluation": {"prompts": [{"path": str(words), **wrong}]}, "output": str(tmp_path / "no")}, "run.yaml"
-            )
+            do({**run, "evaluation": {"prompts": [{"path": str(words), **wrong}]}, "output": str(tmp_path / "no")})
         assert not (tmp_path / "no").exists()
     remote = [{"name": "far", "endpoint": "http://127.0.0.1:9/v1", "weight": 1.0}]
     with pytest.raises(ConfigError, match="model folders"):
-        execute_online({**run, "references": remote, "output": str(tmp_path / "far")}, "run.yaml", say=lambda text: None)
-
-
-def _run_of(config, **changes):
-    from multiref.runs.config import build
-    from multiref.runs.settings_online import OnlineRun
-
-    return build(OnlineRun, {**config, **changes}, "run.yaml")
+        do({**run, "references": remote, "output": str(tmp_path / "far")}, say=lambda text: None)
 
 
 def test_a_product_opens_its_references_as_the_run_names_them(config, monkeypatch):
     """The pinned revision is what is copied; what cannot be copied and trained is refused."""
-    from multiref.models import loading
-    from multiref.runs.execute_online import _product
+    from multiref.models import ModelSpec, load
+    from multiref.runs import distill
 
-    real, asked = loading.load, []
+    asked = []
 
-    def load(path, **options):
-        asked.append(options)
-        return real(path, dtype=options["dtype"])
+    def watched(spec):
+        asked.append(spec)
+        return load(spec.path)
 
-    monkeypatch.setattr("multiref.models.load", load, raising=False)
+    monkeypatch.setattr(distill, "load", watched)
     first, second = config["references"]
-    _product(_run_of(config, references=[{**first, "revision": "v1"}, second]))
-    assert [options["revision"] for options in asked] == ["v1", None]
+    run = {key: value for key, value in config.items() if key not in ("rewards", "evaluation")} | {
+        "task": "distill",
+        "start": "product",
+    }
+    pinned = {"path": first["model"], "revision": "v1"}
+    settings(run, references=[{**first, "model": pinned}, second]).student(None)
+    assert asked == [ModelSpec(first["model"], revision="v1"), ModelSpec(second["model"])]
+    quantised = {"path": first["model"], "quantization": "int8"}
     with pytest.raises(ConfigError, match="without adapters or quantization"):
-        _product(_run_of(config, references=[{**first, "quantization": "int8"}, second]))
+        settings(run, references=[{**first, "model": quantised}, second]).student(None)
 
 
 def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
     """Also where a file is already called as a second one would be."""
-    from multiref.runs.execute_online import _held_out
-
     sources = []
     for n, name in enumerate(("a/test-2", "b/test", "c/test")):
         (tmp_path / name).parent.mkdir()
         (tmp_path / f"{name}.txt").write_text(f"prompt {n}\n")
         sources.append({"path": str(tmp_path / f"{name}.txt")})
-    found = _held_out(_run_of(config, evaluation={"prompts": sources}))
+    run = settings(config, evaluation={"prompts": sources})
+    found = run.held_out(run.evaluation.prompts, text=False)
     assert {name: rows[0]["prompt"] for name, rows in found.items()} == {
         "test-2": "prompt 0",
         "test": "prompt 1",
@@ -236,7 +238,7 @@ def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):
             "evaluation": None,
         }
         run["training"] = {**config["training"], "learning_rate": 0.1}
-        folder = execute_online(run, "run.yaml", say=lambda text: None)
+        folder = do(run, say=lambda text: None)
         loads = [body["lora_path"] for path, body in server.requests if path == "load_lora_adapter"]
     assert len(loads) == len(set(loads)) == 4
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -245,35 +247,22 @@ def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):
 
 
 def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
-    from multiref.runs.prompts import rows_of
-    from multiref.runs.settings_online import Prompts
+    from multiref.runs.prompts import Prompts
 
     words = tmp_path / "words.txt"
     words.write_text("one two\n\nthree four five\n\nsix\n\nseven eight\n")
-    rows = rows_of(Prompts(str(words), words=1, pieces=10), [])
+    rows = Prompts(path=str(words), words=1, pieces=10).rows()
     assert rows == [
         {"prompt": "one", "text": " two\n\nthree four five", "unfinished": True},
         {"prompt": "six\n\nseven", "text": " eight", "unfinished": True},
     ]
     with pytest.raises(ConfigError, match="none beyond the 4 that are skipped"):
-        rows_of(Prompts(str(words), skip=4), [])
-    (first, *_) = rows_of(Prompts(config["prompts"][0]["path"], kind="gsm8k", words=2, weights={"b": 1.0}), ["a", "b"])
+        Prompts(path=str(words), skip=4).rows()
+    (first, *_) = Prompts(path=config["prompts"][0]["path"], kind="gsm8k", words=2, weights={"b": 1.0}).rows(["a", "b"])
     assert first == {"prompt": "what is", "text": " 0 plus 0?\nit is\n#### 0", "unfinished": False, "weights": [0.0, 1.0]}
 
 
 @pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill", "distill-mixed"])
 def test_recipes_are_complete(name):
-    from multiref.runs.config import build
-    from multiref.runs.settings_online import OnlineRun
-
-    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
-    run = build(OnlineRun, yaml.safe_load(path.read_text()), str(path))
-    from multiref.runs.execute_online import _made, _method
-    from multiref.training.online import OnlineArguments
-
-    _made(
-        OnlineArguments,
-        {k: float(v) if isinstance(v, str) and k == "learning_rate" else v for k, v in run.training.items()},
-        "training",
-    )
-    assert _method(run).group >= 1
+    run = read_run(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
+    assert run.task in ("online", "distill") and run.method.make().group >= 1 and run.training.make().steps >= 100

@@ -11,9 +11,8 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.runs import reward_execute
-from multiref.runs.config import build
-from multiref.runs.reward_settings import RewardRun
+from multiref.runs import read_run, reward
+from tests.runs.doing import do
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
 WORDS = [
@@ -88,17 +87,15 @@ def test_a_run_and_the_same_run_interrupted(config, tmp_path, monkeypatch):
     assert again.exit_code == 0 and "nothing to do" in again.output
 
     other = {**config, "output": str(tmp_path / "other")}
-    made = reward_execute._trainer
+    made = reward.RewardTrainer
 
-    def dying(*given):
-        trainer = made(*given)
-        trainer.add_callback(Killed())
-        return trainer
+    def dying(*given, callbacks, **options):
+        return made(*given, callbacks=[*callbacks, Killed()], **options)
 
-    monkeypatch.setattr(reward_execute, "_trainer", dying)
+    monkeypatch.setattr(reward, "RewardTrainer", dying)
     with pytest.raises(KeyboardInterrupt):
-        reward_execute.run_reward(build(RewardRun, other, "here"), say=lambda text: None)
-    monkeypatch.setattr(reward_execute, "_trainer", made)
+        do(other)
+    monkeypatch.setattr(reward, "RewardTrainer", made)
     resumed = train(other, tmp_path)
     assert resumed.exit_code == 0 and "Going on from step 4" in resumed.output
     assert torch.equal(weights(folder), weights(tmp_path / "other"))
@@ -114,8 +111,8 @@ def test_an_adapter_is_merged_into_what_is_written(config, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"centre": -0.1}, "centre: found -0.1"),
-        ({"label_smoothing": 0.5}, "label_smoothing: found 0.5"),
+        ({"centre": -0.1}, "centre: found -0.1 (number), expected at least 0."),
+        ({"label_smoothing": 0.5}, "label_smoothing: found 0.5 (number), expected a number below 0.5."),
         ({"betta": 0.1}, "betta: unknown key"),
         ({"model": {"path": "m", "adapter": "a"}}, "merge the adapter first"),
         ({"training": {"learning_rat": 1.0}}, "did you mean `learning_rate`"),
@@ -129,5 +126,5 @@ def test_mistakes_are_one_message(config, tmp_path, change, words):
 
 
 def test_the_recipe_is_read(tmp_path):
-    run = build(RewardRun, yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | {"output": str(tmp_path)}, "recipe")
-    assert run.task == "reward" and run.centre == 0.01 and run.training["per_device_train_batch_size"] == 16
+    run = read_run(RECIPE, [f"output={tmp_path}"])
+    assert run.task == "reward" and run.centre == 0.01 and run.training.given()["per_device_train_batch_size"] == 16

@@ -14,12 +14,10 @@ from typer.testing import CliRunner
 
 from multiref.cli import app
 from multiref.errors import MultirefWarning
-from multiref.runs.config import build, override, read_yaml
-from multiref.runs.execute import execute
-from multiref.runs.objective import checked
-from multiref.runs.settings import Run
-from multiref.training.arguments import argument_names
+from multiref.runs import read_run
+from multiref.runs.document import Document
 from tests.conftest import make_llama
+from tests.runs.doing import do
 
 WORDS = [
     "the cat",
@@ -68,10 +66,6 @@ def config(world, tmp_path):
     }  # fmt: skip
 
 
-def run(config, **options):
-    return execute(build(Run, config, "test"), **options)
-
-
 def written(config, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -102,7 +96,7 @@ def test_a_run_leaves_a_folder_that_says_everything(config, tmp_path, world):
     assert result.exit_code == 0, result.output
     folder = tmp_path / "run"
     resolved = yaml.safe_load((folder / "config.yaml").read_text())
-    assert resolved["beta"] == 0.5 and resolved["truncation"] == "keep_start"
+    assert resolved["beta"] == 0.5 and resolved["tokenisation"]["truncation"] == "keep_start" and resolved["format"] == 2
     assert json.loads((folder / "versions.json").read_text())["torch"]
     AutoTokenizer.from_pretrained(folder / "model")
     trained = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -119,21 +113,21 @@ def test_a_run_leaves_a_folder_that_says_everything(config, tmp_path, world):
 
 
 def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(config, tmp_path):
-    whole = run({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    whole = do({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
     with pytest.raises(Killed):
-        run(config, say=killing(at=8))
+        do(config, say=killing(at=8))
     folder = tmp_path / "run"
     assert not (folder / "model").exists()
     (folder / "checkpoints" / "checkpoint-8").mkdir()  # a checkpoint that the kill cut short
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "lo')
-    run(config, say=lambda _: None)
+    do(config, say=lambda _: None)
     expected, found = losses(whole), losses(folder)
     assert found.keys() == expected.keys() and len(expected) > 20
     assert found == pytest.approx(expected, abs=1e-6)
     before = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     said = []
-    run(config, say=said.append)
+    do(config, say=said.append)
     assert "nothing to do" in said[0]
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
 
@@ -142,7 +136,7 @@ def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(con
 def test_a_process_that_is_killed_outright_goes_on_exactly(config, tmp_path):
     """SIGKILL once the first checkpoint is there; the same command again."""
     config["training"]["num_train_epochs"] = 40
-    whole = run({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    whole = do({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
     command = [sys.executable, "-m", "multiref.cli", "train", "--config", str(written(config, tmp_path))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     folder = tmp_path / "run"
@@ -158,7 +152,7 @@ def test_a_process_that_is_killed_outright_goes_on_exactly(config, tmp_path):
 @pytest.mark.slow
 def test_two_processes_leave_the_same_run(config, tmp_path):
     """The command under a launcher: one folder, one curve, one model; half the batch on each of two processes."""
-    one = run({**config, "output": str(tmp_path / "one")}, say=lambda _: None)
+    one = do({**config, "output": str(tmp_path / "one")}, say=lambda _: None)
     config["training"] |= {"per_device_train_batch_size": 1, "ddp_backend": "gloo"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, "-m", "multiref.cli", "train", "--config", str(written(config, tmp_path))]
@@ -177,7 +171,7 @@ def test_two_processes_leave_the_same_run(config, tmp_path):
         ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "learning_rate"]),
         ({"training": {"output_dir": "x"}}, ["output"]),
         ({"references": [{"name": "a"}]}, ["'a'", "model or an endpoint"]),
-        ({"references": [{"model": "a"}]}, ["references[0].name", "missing"]),
+        ({"references": [{"model": "a"}]}, ["run.yaml:", "references[0].name", "missing"]),
         ({"references": [{"name": "a", "model": "x", "wieght": 1}]}, ["references[0].wieght", "weight"]),
         ({"beta": "much"}, ["beta", "'much'", "a number"]),
         ({"beta": -1}, ["beta", "-1"]),
@@ -213,7 +207,7 @@ def test_weights_off_the_simplex_and_an_unwritable_folder(config, tmp_path):
 
 def test_a_folder_of_another_run_is_not_overwritten(config, tmp_path):
     with pytest.raises(Killed):
-        run(config, say=killing(at=1))
+        do(config, say=killing(at=1))
     result = CliRunner().invoke(app, ["train", "-c", str(written(config, tmp_path)), "--set", "training.seed=3"])
     assert result.exit_code == 2
     assert "training.seed was None and is now 3" in result.output
@@ -223,7 +217,7 @@ def test_an_evaluation_set_that_overlaps_is_warned_of_with_the_count(config, wor
     config["evaluation"] = {"path": config["data"], "limit": 5}
     config["training"]["max_steps"] = 1
     with pytest.warns(MultirefWarning, match="5 of 5 held-out pairs"):
-        run(config, say=lambda _: None)
+        do(config, say=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +237,10 @@ def test_strategies_choose_the_weights_and_survive_a_restart(weighting, config, 
         del reference["weight"]
     config |= {"weighting": weighting}
     config["training"] |= {"num_train_epochs": 2, "save_steps": 2}
-    whole = run({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    whole = do({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
     with pytest.raises(Killed):
-        run(config, say=killing(at=4))
-    folder = run(config, say=lambda _: None)
+        do(config, say=killing(at=4))
+    folder = do(config, say=lambda _: None)
     assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     sums = [line["weights/first"] + line["weights/second"] for line in lines if "weights/first" in line]
@@ -256,8 +250,8 @@ def test_strategies_choose_the_weights_and_survive_a_restart(weighting, config, 
 def test_settings_laid_over_and_numbers_read_as_numbers(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("beta: 1e-1\nreferences:\n- {name: a, model: x}\ntraining: {learning_rate: 5e-7}\n", encoding="utf-8")
-    found = override(read_yaml(path), ["training.learning_rate=1e-5", "references.0.model=y", "lora.r=4"])
-    assert found == {
+    found = Document.read(path).set(["training.learning_rate=1e-5", "references.0.model=y", "lora.r=4"])
+    assert found.values == {
         "beta": 0.1,
         "references": [{"name": "a", "model": "y"}],
         "training": {"learning_rate": 1e-5},
@@ -271,9 +265,7 @@ OURS = ["two-references", "three-tokenizers", "adapters", "single-reference", "u
 
 @pytest.mark.parametrize("name", OURS)
 def test_recipes_say_only_what_a_run_knows(name):
-    run = build(Run, read_yaml(RECIPES / f"{name}.yaml"), name)
-    checked(run)
-    assert not set(run.training) - argument_names()
+    assert read_run(RECIPES / f"{name}.yaml").task == "preference"
 
 
 def test_the_ultrafeedback_recipe_runs_on_small_folders(config, tmp_path, world):
@@ -301,12 +293,12 @@ def test_an_adapter_run_leaves_an_adapter_on_its_base(config, tmp_path):
 
     config |= {"lora": {"r": 2, "lora_alpha": 4}}
     config["training"] |= {"max_steps": 2}
-    folder = run(config, say=lambda _: None)
+    folder = do(config, say=lambda _: None)
     assert (folder / "model" / "adapter_model.safetensors").exists() and not (folder / "model" / "model.safetensors").exists()
     again = load(folder / "model").model
     assert any("lora" in name for name, _ in again.named_parameters())
     said = []
-    run(config, say=said.append)
+    do(config, say=said.append)
     assert "nothing to do" in said[0]
 
 
@@ -324,7 +316,7 @@ def test_every_objective_runs_from_the_file_and_is_named_in_the_card(objective, 
     """Two steps each; the first loss is that of the objective itself on the same pairs at the start (not one loss for all of them)."""
     config |= {"objective": objective}
     config["training"] |= {"max_steps": 2}
-    folder = run(config, say=lambda _: None)
+    folder = do(config, say=lambda _: None)
     kind = objective if isinstance(objective, str) else objective["kind"]
     words = {
         "multi_dpo": "Multi-DPO",
@@ -334,5 +326,5 @@ def test_every_objective_runs_from_the_file_and_is_named_in_the_card(objective, 
     }
     assert words[kind] in (folder / "model" / "README.md").read_text()
     first = losses(folder)[1, "loss"]
-    plain = run({**config, "objective": "preference", "output": config["output"] + "-plain"}, say=lambda _: None)
+    plain = do({**config, "objective": "preference", "output": config["output"] + "-plain"}, say=lambda _: None)
     assert abs(first - losses(plain)[1, "loss"]) > 1e-4

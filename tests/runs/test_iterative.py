@@ -1,4 +1,4 @@
-"""`multiref train` with `task: labels`: a folder with everything, a person's labels through files, mistakes named."""
+"""`multiref train` with `task: iterative`: a folder with everything, a person's labels through files, mistakes named."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import yaml
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.errors import ArgumentError, ConfigError, DataError
-from multiref.runs.labelled import execute_labelled
+from multiref.errors import ConfigError, DataError
+from multiref.runs import read_run
 from multiref.training.iterative import LabelsLate
 from tests.conftest import make_llama, make_tokenizer
+from tests.runs.doing import do
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -33,7 +34,7 @@ def config(folders, tmp_path):
     prompts.write_text("".join(json.dumps({"prompt": f"the cat sat {n}"}) + "\n" for n in range(3)))
     words.write_text("dog\t2\ncat\t-1\nthe\t1\n")
     return {
-        "task": "labels", "model": folders["policy"], "beta": 0.2, "output": str(tmp_path / "run"),
+        "task": "iterative", "model": folders["policy"], "beta": 0.2, "output": str(tmp_path / "run"),
         "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
         "prompts": str(prompts), "oracle": {"kind": "lexicon", "path": str(words)}, "method": {"name": "bilevel", "objective": "stop_gradient"},
         "labels": [8, 16], "plan": {"steps": 2, "prompts": 3, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 4, "held_out": 6,
@@ -42,39 +43,38 @@ def config(folders, tmp_path):
 
 def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
     said: list[str] = []
-    path = execute_labelled(config, "run.yaml", say=said.append)
+    path = do(config, say=said.append)
     assert [line.split()[0] for line in said if "/16 labels" in line] == ["8/16", "16/16"] and "true objective" in said[-2]
-    assert {"config.yaml", "history.jsonl", "state.safetensors", "model", "report.html"} <= {
-        file.name for file in path.iterdir()
-    }
-    lines = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
+    files = {file.name for file in path.iterdir()}
+    assert files == {"config.yaml", "versions.json", "timing.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["labels"] for line in lines] == [0, 8, 16] and {"kl/other", "true objective", "sigma"} <= set(lines[-1])
     assert (path / "model" / "adapter_model.safetensors").exists()
     page = (path / "report.html").read_text()
-    assert "true objective" in page and "16 labels" in page and "Standard error of a point" in page
-    before = (path / "history.jsonl").read_text()
-    execute_labelled(config, "run.yaml", say=lambda text: None)
-    assert (path / "history.jsonl").read_text() == before
+    assert "true objective" in page and "16 labels" in page and "Standard error of the true objective" in page
+    before = (path / "metrics.jsonl").read_text()
+    do(config, say=lambda text: None)
+    assert (path / "metrics.jsonl").read_text() == before
 
 
 def test_rounds_of_equally_many_labels(config):
     """{each, rounds} is the list that it stands for: the same run, so that the folder of one is finished for the other."""
     said: list[str] = []
-    path = execute_labelled({**config, "labels": {"each": 8, "rounds": 2}}, "run.yaml", say=said.append)
-    before = (path / "history.jsonl").read_text()
-    assert execute_labelled(config, "run.yaml", say=said.append) == path and (path / "history.jsonl").read_text() == before
+    path = do({**config, "labels": {"each": 8, "rounds": 2}}, say=said.append)
+    before = (path / "metrics.jsonl").read_text()
+    assert do(config, say=said.append) == path and (path / "metrics.jsonl").read_text() == before
     for wrong in ({"each": 8}, {"each": 0, "rounds": 2}, {"each": "8", "rounds": 2}):
         with pytest.raises(ConfigError, match="each: 64"):
-            execute_labelled({**config, "labels": wrong}, "run.yaml", say=said.append)
+            do({**config, "labels": wrong}, say=said.append)
 
 
 def test_a_person_labels_through_files(config, tmp_path):
     """Each call stops where labels are missing and goes on once they are there; the labels of a round are asked for once."""
-    config["oracle"] = {"kind": "exchange", "folder": str(tmp_path / "labels")}
+    config["oracle"] = {"kind": "human_labels", "folder": str(tmp_path / "labels")}
     done: set[str] = set()
     for expected in (1, 2):
         with pytest.raises(LabelsLate, match="run again"):
-            execute_labelled(config, "run.yaml", say=lambda text: None)
+            do(config, say=lambda text: None)
         asked = sorted(path.name for path in (tmp_path / "labels").glob("pairs-*.jsonl"))
         assert len(asked) == expected
         (fresh,) = set(asked) - done
@@ -83,8 +83,8 @@ def test_a_person_labels_through_files(config, tmp_path):
         assert len(rows) == 8 and rows[0]["prompt"].startswith("the cat sat")
         answers = "".join(json.dumps({"id": row["id"], "preferred": "first"}) + "\n" for row in rows)
         (tmp_path / "labels" / fresh.replace("pairs", "labels")).write_text(answers)
-    path = execute_labelled(config, "run.yaml", say=lambda text: None)
-    assert len((path / "history.jsonl").read_text().splitlines()) == 3
+    path = do(config, say=lambda text: None)
+    assert len((path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_reward_model_as_judge(config, folders, tmp_path):
@@ -99,36 +99,36 @@ def test_a_reward_model_as_judge(config, folders, tmp_path):
     transformers.LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
     config |= {"oracle": {"kind": "reward_model", "path": str(tmp_path / "judge")}, "method": {"name": "iterative"}}
-    path = execute_labelled(config, "run.yaml", say=lambda text: None)
-    last = json.loads((path / "history.jsonl").read_text().splitlines()[-1])
-    assert last["labels"] == 16 and abs(last["hidden reward"][0]) > 0
+    path = do(config, say=lambda text: None)
+    last = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["labels"] == 16 and abs(last["hidden reward"]) > 0
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"method": {"name": "ppo"}}, ConfigError, "expected one of"),
-        ({"method": {"name": "bilevel", "sigma": 0}}, ArgumentError, "sigma"),
-        ({"method": {"name": "bilevel", "alpha": 1}}, ConfigError, "options"),
+        ({"method": {"name": "ppo"}}, ConfigError, "method.name: found 'ppo', expected one of"),
+        ({"method": {"name": "bilevel", "sigma": 0}}, ConfigError, "sigma"),
+        ({"method": {"name": "bilevel", "alpha": 1}}, ConfigError, "method.alpha: unknown key"),
         ({"oracle": {"kind": "coin"}}, ConfigError, "oracle.kind"),
-        ({"oracle": {"kind": "lexicon"}}, ConfigError, "expected path"),
+        ({"oracle": {"kind": "lexicon"}}, ConfigError, "oracle.path: missing"),
         ({"oracle": {"kind": "lexicon", "path": "nowhere.txt"}}, DataError, "nowhere.txt"),
         ({"prompts": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
-        ({"labels": [16, 8]}, ArgumentError, "growing"),
+        ({"labels": [16, 8]}, ConfigError, "growing"),
         ({"plan": {"epochs": 3}}, ConfigError, "plan"),
         ({"regularizer": "ReversedKL"}, ConfigError, "regularizer"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(config, change, error, message):
     with pytest.raises(error, match=message):
-        execute_labelled({**config, **change}, "run.yaml", say=lambda text: None)
+        do({**config, **change}, say=lambda text: None)
     assert not Path(config["output"]).exists()
 
 
 def test_a_prompt_file_with_a_bad_row_names_it(config):
     Path(config["prompts"]).write_text('{"prompt": "good"}\n{"other": 1}\n')
     with pytest.raises(DataError, match=r"prompts\.jsonl:2"):
-        execute_labelled(config, "run.yaml", say=lambda text: None)
+        do(config, say=lambda text: None)
 
 
 def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
@@ -140,10 +140,4 @@ def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
 
 @pytest.mark.parametrize("name", ["bilevel", "iterative"])
 def test_the_recipes_are_readable(name):
-    from multiref.runs.config import build, read_yaml
-    from multiref.runs.labelled import LabelledRun, _counts
-    from multiref.training.iterative import Plan, method_named
-
-    run = build(LabelledRun, read_yaml(RECIPES / f"{name}.yaml"), name)
-    options = dict(run.method)
-    assert method_named(options.pop("name"), **options) and Plan(labels=_counts(run.labels), **run.plan)
+    assert read_run(RECIPES / f"{name}.yaml").task == "iterative"

@@ -56,13 +56,13 @@ def test_two_policies_on_problems(world, tmp_path):
         and (tmp_path / "out" / "samples" / "a.jsonl").read_bytes() == before
     )
     other = call(*arguments, "--seed", 1)
-    assert other.exit_code == 2 and "seed = 0, not 1" in other.output
+    assert other.exit_code == 2 and "seed was 0 and is now 1" in other.output
 
 
 def test_the_greedy_policy_on_prompts(world, tmp_path):
     """Temperature 0: every sample is the same completion, so every prompt's reward has no spread over samples."""
     done = call(
-        "-p", f"a={world / 'a'}", "--prompts", world / "prompts.txt", "--reward", "length:3", "--temperature", 0, "--samples", 3, "--max-new-tokens", 5,
+        "-p", f"a={world / 'a'}", "--prompts", world / "prompts.txt", "--reward", "length=3", "--temperature", 0, "--samples", 3, "--max-new-tokens", 5,
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -75,9 +75,9 @@ def test_the_greedy_policy_on_prompts(world, tmp_path):
     ("arguments", "words"),
     [
         (["-p", "a"], "expected name=PATH"),
-        (["-p", "a=x", "--k", "9"], "--k: expected from 1 to --samples = 8"),
-        (["-p", "a=x", "--reward", "length:long"], "expected length:WORDS"),
-        (["-p", "a=x", "--reward", "charm"], "rewards.kind: found 'charm'"),
+        (["-p", "a=x", "--k", "9"], "k: expected from 1 to samples = 8, found 9"),
+        (["-p", "a=x", "--reward", "length=long"], "length=WORDS"),
+        (["-p", "a=x", "--reward", "charm"], "--reward charm: expected lexicon=FILE"),
         (["-p", "a=x", "--prompts", "y.txt"], "expected one of the two"),
     ],
 )

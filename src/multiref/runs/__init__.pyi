@@ -1,0 +1,14 @@
+from .base import BaseRun as BaseRun
+from .distill import DistillRun as DistillRun
+from .document import Document as Document
+from .evaluating import evaluate as evaluate
+from .execute import execute as execute
+from .iterative import IterativeRun as IterativeRun
+from .online import OnlineRun as OnlineRun
+from .preference import PreferenceRun as PreferenceRun
+from .reward import RewardRun as RewardRun
+from .sentences import nearest as nearest
+from .sweeping import sweep as sweep
+from .tasks import read_run as read_run
+from .tasks import run as run
+from .tasks import schema as schema

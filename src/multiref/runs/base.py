@@ -1,0 +1,196 @@
+"""What every run's file can say, and what the files of most tasks share: the policy, references with weights, a regularizer, an adapter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from multiref.errors import ConfigError
+from multiref.models import ModelSpec, Tokenisation
+from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
+from multiref.report.page import Block
+from multiref.runs.folder import RunFolder
+from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of, short_for
+
+__all__ = ["FORMAT", "BaseRun", "Facts", "Job", "Lora", "ModelSetting", "PooledRun", "ReferenceSetting", "Say"]
+
+FORMAT = 2  # of the run folder: raised when an earlier version's folder cannot be gone on with
+Say = Callable[[str], None]
+
+
+@dataclass
+class Facts:
+    """What a finished job tells its card and its page.
+
+    Attributes:
+        asked: one sentence. objective, formula: what was optimised, in words and as a formula. references: name → (source, weight as text).
+        metrics: plain numbers to show. curves: caption → the metrics of one figure. limits: what the numbers do not show.
+        tables: blocks for the page, below the numbers. notes: Markdown for the end of the card.
+    """
+
+    asked: str
+    base: str
+    objective: str
+    formula: str
+    data: str
+    beta: float | None = None
+    references: dict[str, tuple[str, str]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, Sequence[str]] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    tables: list[Block] = field(default_factory=list)
+    notes: str = ""
+
+
+class Job(Protocol):
+    """A run that is ready to train. Every process has one and calls the same methods."""
+
+    def train(self, checkpoint: Path | None) -> None:
+        """To the end, from a checkpoint where there is one."""
+
+    def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        """What came out, and what writes the model; the latter is called on the main process only."""
+
+
+ModelSetting = Annotated[ModelSpec, short_for("path")]
+
+
+class Lora(Strict):
+    """A LoRA adapter on the policy, as of `peft.LoraConfig`."""
+
+    r: int = Field(default=8, gt=0)
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class BaseRun(Strict, ABC):
+    """A run.
+
+    task: what is done. model: what is trained, a folder, a hub id or a `ModelSpec`. lora: train an adapter; null trains all weights. output: the
+    run's folder. title: of its page and card. format: of the folder, written into it.
+    """
+
+    task: str
+    model: ModelSetting
+    lora: Lora | None = None
+    output: str
+    title: str | None = None
+    format: Literal[2] = FORMAT
+
+    @abstractmethod
+    def ready(self) -> Callable[[RunFolder, Say], Job]:
+        """Refuse what can be refused before the folder is claimed; the result opens models and data in the folder."""
+
+    def adapted(self, model: Any, with_lora: Callable[..., Any]) -> Any:
+        """The model with a new adapter, where the run asks for one."""
+        try:
+            return model if self.lora is None else with_lora(model, self.lora.model_dump())
+        except ValueError as error:
+            raise ConfigError(f"lora: {error}") from None
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved settings, defaults written out."""
+        return self.model_dump(mode="json")
+
+
+REGULARIZERS: dict[str, Callable[..., Regularizer]] = {
+    "ReverseKL": ReverseKL,
+    "ForwardKL": ForwardKL,
+    "AlphaDivergence": AlphaDivergence,
+    "PooledKL": PooledKL,
+}
+_REGULARIZERS = kinds("kind", REGULARIZERS, without={"weights"})
+if TYPE_CHECKING:
+    RegularizerSetting = Arguments[Regularizer]
+    TokenisationSetting = Arguments[Tokenisation]
+else:
+    RegularizerSetting = one_of("kind", _REGULARIZERS.values())
+    TokenisationSetting = arguments_of(Tokenisation)
+
+
+class ReferenceSetting(Strict):
+    """A reference. model: a folder, a hub id or a `ModelSpec`; or endpoint: the URL of a completion server. weight: all of them or none.
+    tokenisation: in what its own differs from the run's."""
+
+    MOVED = {
+        key: f"it is a property of the model: write model: {{path: …, {key}: …}}."
+        for key in ("adapter", "dtype", "revision", "quantization", "trust_remote_code")
+    } | {"max_length": "write tokenisation: {max_length: …}."}
+
+    name: str
+    model: ModelSetting | None = None
+    endpoint: str | None = None
+    weight: float | None = None
+    tokenisation: TokenisationSetting | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ReferenceSetting:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError(f"{self.name!r} needs a model or an endpoint, one of them.")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Where it is from, for people."""
+        return self.endpoint or str(self.model and self.model.path)
+
+    def local(self, why: str) -> ModelSpec:
+        """The model; ConfigError where there is an endpoint instead."""
+        if self.model is None:
+            raise ConfigError(f"references: {self.name!r} is an endpoint; {why}, give a model.")
+        return self.model
+
+    def opens(self) -> Any:
+        """As `References` takes it."""
+        where = {"endpoint": self.endpoint} if self.model is None else {"model": self.model}
+        return where if self.tokenisation is None else {**where, "tokenisation": self.tokenisation.given()}
+
+
+class PooledRun(BaseRun):
+    """A run under several references.
+
+    regularizer: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5} or {kind: PooledKL, order: -1}, under the references' weights (uniform
+    where none is given).
+    """
+
+    references: list[ReferenceSetting] = Field(min_length=1)
+    beta: float = Field(ge=0)
+    regularizer: RegularizerSetting = Field(default_factory=_REGULARIZERS["ReverseKL"])
+
+    @model_validator(mode="after")
+    def _weights(self) -> PooledRun:
+        missing = [reference.name for reference in self.references if reference.weight is None]
+        if missing and len(missing) < len(self.references):
+            raise ValueError(
+                f"references: {missing[0]!r} has no weight while others have; give all of them a weight, or none (uniform)."
+            )
+        try:
+            self.pool()
+        except ValueError as error:
+            raise ValueError(f"references: {error}") from None
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return [reference.name for reference in self.references]
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The references' weights; None where none is given."""
+        given = tuple(reference.weight for reference in self.references if reference.weight is not None)
+        return given or None
+
+    def pool(self) -> Regularizer:
+        """The regularizer with these weights."""
+        return self.regularizer.make(weights=self.weights)
+
+    def shown(self) -> dict[str, tuple[str, str]]:
+        """name → (source, weight as text)."""
+        weights = self.weights or (1 / len(self.references),) * len(self.references)
+        return {each.name: (each.source, f"{weight:.4g}") for each, weight in zip(self.references, weights, strict=True)}

@@ -1,0 +1,92 @@
+"""Settings on their way into a model: plain values that know the line of every key, and what `--set` laid over it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from multiref.errors import ConfigError
+from multiref.runs.sentences import sentence
+from multiref.runs.yaml_values import Place, Plain, kind_of, parse
+
+__all__ = ["Document"]
+
+T = TypeVar("T")
+
+
+class Document:
+    """Attributes: values, as the file and `--set` give them; source, the file as messages name it."""
+
+    def __init__(self, values: dict[str, Plain], source: str, lines: Mapping[Place, int] | None = None) -> None:
+        self.values, self.source = values, source
+        self._origins: dict[Place, str] = {place: f"{source}:{line}" for place, line in (lines or {}).items()}
+
+    @classmethod
+    def read(cls, path: str | Path) -> Document:
+        """The document of a YAML file. ConfigError with file and line."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a YAML file in UTF-8.") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}; expected a YAML file of settings.") from None
+        values, lines = parse(text, str(path))
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: found {kind_of(values)}, expected keys and values such as `beta: 0.1`.")
+        return cls(values, str(path), lines)
+
+    def set(self, assignments: Iterable[str]) -> Document:
+        """Lay `a.b=c` over the values; c is YAML, a number in the path is a place in a list. Returns the document itself."""
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"--set {assignment}: expected key=value, such as --set training.learning_rate=1e-5.")
+            value, _ = parse(text, f"--set {key}=…")
+            place = self._put(key.split("."), value, f"--set {assignment}")
+            self._origins = {known: origin for known, origin in self._origins.items() if known[: len(place)] != place}
+            self._origins[place] = f"--set {key}=…"
+        return self
+
+    def where(self, place: Place) -> str:
+        """File and line of the key at a place (of the nearest one around it, where there is none), or the `--set` that gave it."""
+        around = (place[:length] for length in range(len(place), 0, -1))
+        return next((self._origins[each] for each in around if each in self._origins), self.source)
+
+    def validate(self, kind: type[T]) -> T:
+        """The values as a model, a dataclass or a union of them. ConfigError for the first value that does not fit, and where it stands."""
+        try:
+            return TypeAdapter(kind).validate_json(json.dumps(self.values))
+        except ValidationError as error:
+            place, said = sentence(error, self.values, kind)
+            name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+            raise ConfigError(": ".join(filter(None, (self.where(place), name, said)))) from None
+
+    def _put(self, path: list[str], value: Plain, assignment: str) -> Place:
+        """Sets the value, and returns its place."""
+        here: Plain = self.values
+        place: list[str | int] = []
+        for depth, part in enumerate(path):
+            last = depth == len(path) - 1
+            if isinstance(here, list):
+                if not part.isdigit() or int(part) >= len(here):
+                    known = f"0 to {len(here) - 1}" if here else "an index of a list that is not empty"
+                    raise ConfigError(f"{assignment}: {part!r} is no place in a list of {len(here)}; expected {known}.")
+                place.append(int(part))
+                if last:
+                    here[int(part)] = value
+                here = here[int(part)]
+            elif isinstance(here, dict):
+                place.append(part)
+                if last or here.get(part) is None:
+                    here[part] = value if last else {}
+                here = here[part]
+            else:
+                above = ".".join(path[:depth])
+                raise ConfigError(
+                    f"{assignment}: {above} is {here!r} there, which has no keys; set the whole of it, as --set '{above}={{…}}'."
+                )
+        return tuple(place)

@@ -1,0 +1,203 @@
+"""`task: iterative`: labels are bought as training goes, by a method (bilevel, or an iterative peer), from an oracle, within a budget."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from multiref.errors import ConfigError
+from multiref.models import load
+from multiref.runs.base import Facts, PooledRun, Say
+from multiref.runs.folder import RunFolder
+from multiref.runs.prompts import Prompts
+from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of
+from multiref.training.iterative import METHODS, HumanLabels, Plan, RewardOracle, save_policy, text_task, train
+from multiref.training.iterative.loop import Method
+from multiref.training.online import RewardModel, lexicon_reward
+
+__all__ = ["IterativeRun"]
+
+SHOWN = {
+    "true objective": "the hidden reward less β times the penalty, on fresh rollouts: what the run is for",
+    "hidden reward": "the reward behind the oracle, on fresh rollouts; the method never sees it",
+    "reward error here": "standard deviation of the learnt reward's error under the current policy",
+    "reward error at start": "the same under the policy that training began with: the difference is the shift of distribution",
+    "upper loss": "cross-entropy of the fresh labels under the learnt reward (for win_rate the share of lost comparisons)",
+    "loss": "the last step's loss on labelled pairs",
+    "reward loss": "cross-entropy of the labels so far under the learnt reward",
+    "hypergradient norm": "norm of the outer step's estimate",
+    "kl/*": "KL of the policy to each reference, nats",
+}
+
+METHOD_SETTINGS = kinds("name", METHODS, without={"name"})
+if TYPE_CHECKING:
+    MethodSetting = Arguments[Method]
+    PlanSetting = Arguments[Plan]
+else:
+    MethodSetting = one_of("name", METHOD_SETTINGS.values())
+    PlanSetting = arguments_of(Plan, without={"labels"}, check=False)
+
+
+class Oracle(Strict):
+    """Who answers which of two completions is better."""
+
+    kind: str
+
+    @abstractmethod
+    def reward(self) -> Callable[..., Any] | None:
+        """What is behind the answers, where that is a function; to be reported, never shown to the method."""
+
+    @abstractmethod
+    def make(self, world: Any, reward: Any) -> Any:
+        """The oracle, of a world that turns ids into texts."""
+
+
+class RewardJudge(Oracle):
+    """A lexicon or a reward model as judge: Bradley–Terry at `temperature`."""
+
+    kind: Literal["lexicon", "reward_model"]
+    path: str
+    temperature: float = Field(default=1.0, gt=0)
+
+    def reward(self) -> Callable[..., Any]:
+        return lexicon_reward(self.path) if self.kind == "lexicon" else RewardModel(self.path)
+
+    def make(self, world: Any, reward: Any) -> RewardOracle:
+        return RewardOracle(reward, world.decode, temperature=self.temperature)
+
+
+class Person(Oracle):
+    """A person, through JSONL files in `folder`; `wait`: seconds to wait for labels before the run stops, to be run again."""
+
+    kind: Literal["human_labels"]
+    folder: str
+    wait: float = Field(default=0.0, ge=0)
+
+    def reward(self) -> None:
+        return None
+
+    def make(self, world: Any, reward: Any) -> HumanLabels:
+        return HumanLabels(self.folder, world.decode, wait=self.wait)
+
+
+if TYPE_CHECKING:
+    OracleSetting = Oracle
+else:
+    OracleSetting = one_of("kind", [RewardJudge, Person], renamed={"exchange": "human_labels"})
+
+
+def _counts(labels: Any) -> Any:
+    """Cumulative counts at the ends of rounds, from {each, rounds}."""
+    if not isinstance(labels, dict):
+        return labels
+    each, rounds = labels.get("each"), labels.get("rounds")
+    if set(labels) != {"each", "rounds"} or not all(isinstance(n, int) and n > 0 for n in (each, rounds)):
+        raise ValueError(f"found {labels!r}, expected growing cumulative counts, or {{each: 64, rounds: 16}}.")
+    return [each * (k + 1) for k in range(rounds)]
+
+
+class IterativeRun(PooledRun):
+    """A run that buys labels.
+
+    prompts: a .jsonl with `prompt` or `text` a line, of which the first prompt_words words are taken, and at most `limit` lines. oracle: {kind:
+    lexicon, path, temperature}, {kind: reward_model, path, temperature} or {kind: human_labels, folder, wait}. method: {name, options…}, see
+    `multiref.training.iterative.METHODS`. labels: cumulative counts at the ends of rounds, or {each, rounds} for rounds of equally many. plan:
+    what `multiref.training.iterative.Plan` takes besides. held_out: completions drawn for each measurement.
+    """
+
+    task: Literal["iterative"]
+    prompts: str
+    oracle: OracleSetting
+    method: MethodSetting
+    labels: Annotated[list[int], BeforeValidator(_counts)]
+    plan: PlanSetting = Field(default_factory=PlanSetting)
+    prompt_words: int = Field(default=12, gt=0)
+    limit: int = Field(default=64, gt=0)
+    max_new_tokens: int = Field(default=24, gt=0)
+    held_out: int = Field(default=128, gt=0)
+
+    @model_validator(mode="after")
+    def _planned(self) -> IterativeRun:
+        self.planned()
+        return self
+
+    def planned(self) -> Plan:
+        """The plan with its labels."""
+        return self.plan.make(labels=self.labels)
+
+    def ready(self) -> Callable[[RunFolder, Say], IterativeJob]:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("task: iterative runs in one process; start it without a launcher.")
+        rows = Prompts(path=self.prompts, limit=self.limit).rows()
+        prompts = [" ".join(row["prompt"].split()[: self.prompt_words]) for row in rows]
+        reward = self.oracle.reward()
+        return lambda folder, say: self._job(prompts, reward, folder, say)
+
+    def _job(self, prompts: list[str], reward: Any, folder: RunFolder, say: Say) -> IterativeJob:
+        task = text_task(
+            load(self.model),
+            {each.name: load(each.local("a run that buys labels scores its references here")) for each in self.references},
+            self.pool(),
+            beta=self.beta,
+            prompts=prompts,
+            oracle=lambda world: self.oracle.make(world, reward),
+            max_new_tokens=self.max_new_tokens,
+            lora=None if self.lora is None else self.lora.model_dump(),
+            hidden=reward,
+            held_out=self.held_out,
+            seed=self.planned().seed,
+        )
+        return IterativeJob(self, task, folder, say)
+
+
+class IterativeJob:
+    """The rounds; their state stands in checkpoints/, and goes on from there."""
+
+    def __init__(self, run: IterativeRun, task: Any, folder: RunFolder, say: Say) -> None:
+        self.run, self.task, self.folder, self.say = run, task, folder, say
+        self.method = run.method.make()
+
+    def train(self, checkpoint: Path | None) -> None:
+        labels = self.run.labels
+        self.say(f"{self.method.name}: {labels[-1]} labels over {len(labels)} rounds, {len(self.run.references)} references")
+        self.state, history = train(
+            self.task, self.method, self.run.planned(), folder=self.folder.checkpoints, listener=self._listen
+        )
+        self.folder.write_metrics([_line(each) for each in history.lines])
+
+    def _listen(self, line: Mapping[str, Any]) -> None:
+        """One line a round: what was bought, how long it took, what was measured."""
+        rounds = (self.folder.checkpoints / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        self.folder.write_metrics([_line(json.loads(each)) for each in rounds])
+        measured = {key: value[0] for key, value in line.items() if isinstance(value, list) and "standard error" not in key}
+        said = [f"{key} {value:.3g}" for key, value in measured.items()]
+        self.say("  ".join([f"{line['labels']}/{self.run.labels[-1]} labels", f"{line['wall']:.0f} s", *said]))
+
+    def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        run, lines = self.run, self.folder.read_metrics()
+        error = "true objective, standard error"
+        first, last = (lines[n].get(error, float("nan")) for n in (0, -1))
+        spread = f"Standard error of the true objective: {first:.2g} at the start, {last:.2g} at the end."
+        facts = Facts(
+            asked=f"{self.method.name}: {run.labels[-1]} labels",
+            base=run.model.path,
+            objective=f"{self.method.name}: {run.labels[-1]} labels over {len(run.labels)} rounds",
+            formula=f"maximise E_π[r] − β {run.pool().formula},  r learnt from the labels",
+            data=f"{run.prompts} ({self.task.prompts:,} prompts)",
+            beta=run.beta,
+            references=run.shown(),
+            curves={f"{name.removesuffix('/*')}: {caption}": (name,) for name, caption in SHOWN.items()},
+            limits=("The axis of the curves is labels bought.", *([spread] if error in lines[-1] else [])),
+        )
+        return facts, lambda target: save_policy(self.state.policy, target)
+
+
+def _line(line: Mapping[str, Any]) -> dict[str, Any]:
+    """As metrics.jsonl has it: a step is a label, and the one seed needs no list."""
+    return {"step": line["labels"], **{key: value[0] if isinstance(value, list) else value for key, value in line.items()}}

@@ -1,0 +1,287 @@
+"""`task: online`: a policy that is trained on its own completions under K references, for rewards; distillation builds on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from multiref.errors import ConfigError
+from multiref.models import LanguageModel, load
+from multiref.references import References
+from multiref.report import Table
+from multiref.runs.base import Facts, PooledRun, Say
+from multiref.runs.folder import RunFolder
+from multiref.runs.prompts import Prompts, Row
+from multiref.runs.rewards import RewardSetting, make_rewards
+from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of
+from multiref.training.arguments import with_lora
+from multiref.training.online import (
+    GRPO,
+    PENALTIES,
+    RLOO,
+    AdapterPush,
+    AdaptiveBeta,
+    Method,
+    OnlineArguments,
+    OnlineTrainer,
+    Reinforce,
+    Rule,
+    ServerSampler,
+    WarmUp,
+)
+from multiref.training.online.evaluate import evaluate_online
+from multiref.training.online.rewards import Reward
+from multiref.training.online.rollout import prompt_ids
+
+__all__ = ["Figures", "OnlineJob", "OnlineRun", "RolloutRun"]
+
+Figures = dict[str, tuple[float, float, float]]
+
+SHOWN = {"reward": "reward", "divergence/per_token": "divergence per token", "kl": "kl", "objective": "objective", "ess": "ess"}
+METHODS = kinds("name", {"rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce})
+if TYPE_CHECKING:
+    MethodSetting = Arguments[Method]
+    TrainingSetting = Arguments[OnlineArguments]
+    AdaptiveBetaSetting = Arguments[AdaptiveBeta]
+    PenaltyName = str
+else:
+    MethodSetting = one_of("name", METHODS.values())
+    TrainingSetting = arguments_of(OnlineArguments)
+    AdaptiveBetaSetting = arguments_of(AdaptiveBeta)
+    PenaltyName = Literal[tuple(PENALTIES)]
+
+
+class ServerSetting(Strict):
+    """Generation by a vLLM server at `endpoint` in place of transformers; it is given the policy's adapter (`lora`) every so many steps."""
+
+    endpoint: str
+    every: int = 1
+    concurrency: int = 8
+    timeout: float = 600.0
+
+
+class OnlineEvaluation(Strict):
+    """Held-out prompts, before and after: rewards of `samples` completions of each, and pass@k for each of `k` where the reward is gsm8k."""
+
+    prompts: list[Prompts]
+    samples: int = Field(default=4, gt=0)
+    k: list[int] = Field(default_factory=lambda: [1])
+
+    def figures(self, trainer: OnlineTrainer, held_out: Mapping[str, list[Row]], known: dict[str, Any]) -> Figures:
+        """{metric: (mean, low, high)} over prompts."""
+        return evaluate_online(trainer, [row for each in held_out.values() for row in each], samples=self.samples, ks=self.k)
+
+
+class RolloutRun(PooledRun):
+    """A policy that is trained on completions it samples.
+
+    prompts: where they come from. method: {name: rloo | reinforce | grpo, …its arguments}. penalty: a name of
+    `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. adaptive_beta: β that seeks a KL. server: completions
+    from a server; needs `lora`. too_long: prompts that leave no room for `max_new_tokens` in the policy's context: left out, or refused.
+    training: arguments of `OnlineArguments`.
+    """
+
+    prompts: list[Prompts] = Field(min_length=1)
+    method: MethodSetting = Field(default_factory=METHODS["rloo"])
+    penalty: PenaltyName | None = None
+    adaptive_beta: AdaptiveBetaSetting | None = None
+    server: ServerSetting | None = None
+    too_long: Literal["drop", "error"] = "drop"
+    training: TrainingSetting = Field(default_factory=TrainingSetting)
+    evaluation: Any = None
+
+    @model_validator(mode="after")
+    def _served(self) -> RolloutRun:
+        if self.server is not None and self.lora is None:
+            raise ValueError(
+                "server: expected with lora, whose adapter it is given: through a configuration a server takes no whole model."
+            )
+        if self.weights is not None and any(source.weights for source in self.prompts):
+            raise ValueError("prompts: weights: expected weights of the references or of the prompts, found both.")
+        return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest completion."""
+        return self.training.make().max_new_tokens
+
+    def held_out(self, sources: Iterable[Prompts], *, text: bool) -> dict[str, list[Row]]:
+        """The rows of each source of the evaluation, by its file's name, a second file of the same name as name-2; `text`: those that one follows."""
+        found: dict[str, list[Row]] = {}
+        for source in sources:
+            rows = [row for row in source.rows(self.names) if row.get("text") or not text]
+            if not rows:
+                raise ConfigError(
+                    f"evaluation: {source.path} has no text that follows a prompt; set words: to split its texts."
+                )
+            stem = Path(source.path).stem
+            name, number = stem, 1
+            while name in found:  # a-2.jsonl, a.jsonl and another a.jsonl are three
+                number += 1
+                name = f"{stem}-{number}"
+            found[name] = rows
+        return found
+
+    def fitting(self, rows: list[Row], loaded: LanguageModel, say: Say) -> list[Row]:
+        """The prompts that leave room for a completion."""
+        context = getattr(loaded.model.config, "max_position_embeddings", None)
+        if self.too_long == "error" or context is None:
+            return rows
+        fits = [len(ids) + self.longest <= context for ids in prompt_ids(loaded.tokenizer, [row["prompt"] for row in rows])]
+        if not any(fits):
+            raise ConfigError(
+                f"max_new_tokens: no prompt leaves room for {self.longest} new tokens in a context of {context}. Make it smaller."
+            )
+        if not all(fits):
+            say(
+                f"Left out {fits.count(False):,} of {len(fits):,} prompts that leave no room for {self.longest} new tokens "
+                f"in a context of {context}."
+            )
+        return [row for row, fit in zip(rows, fits) if fit]
+
+    def student(self, loaded: LanguageModel) -> Any:
+        """What training begins from."""
+        return loaded.model
+
+    def warming(self, rows: list[Row]) -> WarmUp | None:
+        """A first part under another penalty."""
+        return None
+
+    def sampler(self, rows: list[Row], folder: RunFolder) -> Any:
+        """The server's, where there is one; None: the trainer's own."""
+        if self.server is None:
+            return None
+        options = self.server.model_dump(exclude={"endpoint"})
+        return ServerSampler(
+            self.server.endpoint,
+            group=self.method.make().group,
+            max_new_tokens=self.longest,
+            push=AdapterPush(folder.path.resolve() / "served"),
+            **options,
+        )
+
+    def begin(self, rewards: list[Reward], *, text: bool) -> Callable[[RunFolder, Say], OnlineJob]:
+        """Prompts are read, and what is wrong with them is refused; the result opens the models."""
+        rows = [row for source in self.prompts for row in source.rows(self.names)]
+        held_out = {} if self.evaluation is None else self.held_out(self.evaluation.prompts, text=text)
+        return lambda folder, say: self._job(rows, rewards, held_out, folder, say)
+
+    def _job(
+        self, rows: list[Row], rewards: list[Reward], held_out: dict[str, list[Row]], folder: RunFolder, say: Say
+    ) -> OnlineJob:
+        loaded = load(self.model)
+        rows = self.fitting(rows, loaded, say)
+        say(f"{len(rows):,} prompts; references: {', '.join(self.names)}.")
+        trainer = OnlineTrainer(
+            LanguageModel(self.adapted(self.student(loaded), with_lora), loaded.tokenizer, loaded.name),
+            self.pool(),
+            beta=self.beta,
+            references=References({each.name: each.opens() for each in self.references}, dtype=self.model.dtype or "float32"),
+            prompts=rows,
+            args=self.training.make(),
+            rewards=rewards,
+            rule=Rule(
+                self.method.make(),
+                self.penalty,
+                self.adaptive_beta and self.adaptive_beta.make(),
+                self.sampler(rows, folder),
+                self.warming(rows),
+            ),
+        )
+        say(trainer.describe())
+        return OnlineJob(self, trainer, held_out, folder, say)
+
+
+class OnlineJob:
+    """An `OnlineTrainer` with figures on held-out prompts before and after, which evaluation.json keeps."""
+
+    def __init__(
+        self, run: RolloutRun, trainer: OnlineTrainer, held_out: Mapping[str, list[Row]], folder: RunFolder, say: Say
+    ) -> None:
+        self.run, self.trainer, self.held_out, self.folder, self.say = run, trainer, held_out, folder, say
+        self.figures: dict[str, Figures] = folder.read("evaluation.json") or {}
+        self.known: dict[str, Any] = {}
+
+    def train(self, checkpoint: Path | None) -> None:
+        if "before" not in self.figures:
+            self._evaluate("before")
+        self.trainer.train(folder=self.folder.checkpoints, resume=checkpoint is not None, listener=self._listen)
+        self._evaluate("after")
+
+    def _listen(self, step: int, line: dict[str, float]) -> None:
+        self.folder.append_metrics(line)
+        parts = [f"{label} {line[key]:.4g}" for key, label in SHOWN.items() if key in line]
+        self.say(f"step {step}/{self.trainer.args.steps}  {'  '.join(parts)}")
+
+    def _evaluate(self, when: str) -> None:
+        if self.run.evaluation is None:
+            return
+        figures = self.figures[when] = self.run.evaluation.figures(self.trainer, self.held_out, self.known)
+        self.say(f"{when}: " + "  ".join(f"{name} {_interval(value)}" for name, value in figures.items()))
+        self.folder.write("evaluation.json", json.dumps(self.figures, indent=1))
+
+    def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        run, trainer = self.run, self.trainer
+        rule, *more = trainer.describe().splitlines()
+        routed = any(source.weights for source in run.prompts)
+        after = self.figures.get("after", {})
+        rows = [[name, _interval(self.figures["before"][name]), _interval(value)] for name, value in after.items()]
+        facts = Facts(
+            asked=f"{run.model.path}, {run.task} against {len(run.references)} references",
+            base=run.model.path,
+            objective=rule,
+            formula=f"maximise {'' if run.task == 'distill' else 'E_π[r] '}− β {run.pool().formula}",
+            data=f"{', '.join(source.path for source in run.prompts)} ({len(trainer.rows):,} prompts)",
+            beta=run.beta,
+            references={
+                name: (source, "of each prompt" if routed else weight) for name, (source, weight) in run.shown().items()
+            },
+            metrics={name: value[0] for name, value in after.items()},
+            curves={
+                "reward": ("reward", "objective"),
+                "Σ_k w_k KL(π‖π_k) and each, nats per completion": ("kl", "kl/*"),
+                "divergence per token": ("divergence/per_token",),
+                "tokens per completion": ("completions/mean_length",),
+            },
+            limits=(*more, "Numbers of training are of the prompts that are trained on; kl is sampled, not exact."),
+            tables=[Table(("on held-out prompts", "before", "after"), rows, caption="Means over prompts, 95 % intervals.")]
+            if rows
+            else [],
+        )
+
+        def save(target: Path) -> None:
+            trainer.model.save_pretrained(target)
+            trainer.tokenizer.save_pretrained(target)
+
+        return facts, save
+
+
+def _interval(value: Sequence[float]) -> str:
+    return f"{value[0]:.4g} [{value[1]:.4g}, {value[2]:.4g}]"
+
+
+class OnlineRun(RolloutRun):
+    """Policy-gradient training of E_π[r] − β Σ_k w_k D(π‖π_k). rewards: added up, each with its weight."""
+
+    MOVED: ClassVar = {
+        "warm_up": "expected only with task: distill; its states are no samples of the policy, and a reward on them is biased.",
+        "text_share": "completions that the policy did not sample are for task: distill alone; other rules would be biased.",
+        "start": "another start than the model is for task: distill.",
+    }
+
+    task: Literal["online"]
+    rewards: list[RewardSetting] = Field(default_factory=list)
+    evaluation: OnlineEvaluation | None = None
+
+    @model_validator(mode="after")
+    def _rewarded(self) -> OnlineRun:
+        if not self.rewards:
+            raise ValueError("rewards: expected at least one; without a reward it is distillation, task: distill.")
+        return self
+
+    def ready(self) -> Callable[[RunFolder, Say], OnlineJob]:
+        return self.begin(make_rewards(self.rewards), text=False)

@@ -1,0 +1,226 @@
+"""What runs on preference pairs share: which pairs, which are held out, which are too long, and the `transformers.Trainer` around them."""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_serializer, model_validator
+
+from multiref.data import Pair, read_pairs
+from multiref.errors import ConfigError, MultirefWarning
+from multiref.models import Tokenisation, encode_many
+from multiref.references import content_key
+from multiref.runs.base import BaseRun, Facts, Say
+from multiref.runs.folder import RunFolder
+from multiref.runs.strict import Arguments, Strict, arguments_of
+from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
+
+__all__ = ["DataSource", "Evaluation", "PairsRun", "Sides", "TrainerJob"]
+
+
+class DataSource(Strict):
+    """A file of preference pairs. limit: only so many, from the start."""
+
+    SHORT: ClassVar = "path"
+    path: str
+    limit: int | None = None
+
+
+class Evaluation(Strict):
+    """Held-out pairs: a file (path, limit), or a fraction of the training data, split by prompt."""
+
+    SHORT: ClassVar = "path"
+    path: str | None = None
+    limit: int | None = None
+    fraction: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Evaluation:
+        if (self.path is None) == (self.fraction is None):
+            raise ValueError("expected a path or a fraction, one of them.")
+        return self
+
+
+def _arguments() -> type[Arguments[TrainingArguments]]:
+    """transformers' arguments as far as YAML has their types; an enumeration by its names, without the text that stands beside it there."""
+    made = arguments_of(
+        TrainingArguments,
+        check=False,
+        only=_plain,
+        defaults=DEFAULTS,
+        moved={"output_dir": "the run's folder is `output`; remove this key."},
+    )
+    made.__doc__ = "Arguments of `transformers.TrainingArguments`."
+    return made
+
+
+def _plain(hint: Any) -> Any:
+    """The type without what YAML cannot hold; None where nothing is left."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arms = [arm for arm in map(_plain, typing.get_args(hint)) if arm is not None]
+        if any(isinstance(arm, type) and issubclass(arm, enum.Enum) for arm in arms):
+            arms = [arm for arm in arms if arm is not str]
+        return typing.Union[tuple(arms)] if arms else None  # noqa: UP007
+    origin = typing.get_origin(hint) or hint
+    named = isinstance(origin, type) and (
+        issubclass(origin, enum.Enum) or origin in (str, int, float, bool, list, dict, type(None))
+    )
+    return hint if named or origin is Literal else None
+
+
+if TYPE_CHECKING:
+    TrainingSetting = Arguments[TrainingArguments]
+else:
+    TrainingSetting = _arguments()
+
+
+class PairsRun(BaseRun):
+    """A run on preference pairs.
+
+    data, evaluation: pairs to train on, and held out. training: arguments of `transformers.TrainingArguments`.
+    too_long: what becomes of pairs that do not fit `tokenisation.max_length` or a context: left out, kept (cut) or refused.
+    """
+
+    MOVED: ClassVar = {
+        key: f"it is a part of tokenisation: write tokenisation: {{{key}: …}}." for key in ("end", "max_length", "truncation")
+    }
+
+    data: DataSource
+    evaluation: Evaluation | None = None
+    training: TrainingSetting = Field(default_factory=TrainingSetting)
+    tokenisation: Tokenisation = Tokenisation()
+    too_long: Literal["drop", "keep", "error"] = "drop"
+
+    @field_serializer("training")
+    def _as_given(self, training: TrainingSetting) -> dict[str, Any]:
+        return training.model_dump(mode="json", exclude_unset=True)
+
+    def arguments(self) -> TrainingArguments:
+        """transformers' arguments. ConfigError for what they do not take."""
+        given = self.training.given()
+        if self.evaluation is not None:
+            given = {"eval_strategy": "epoch", **given}
+        try:
+            made = training_arguments(str(Path(self.output) / "checkpoints"), given)
+        except (TypeError, ValueError, ImportError) as error:
+            raise ConfigError(f"training: {error}") from None
+        if made.save_strategy == "steps" and made.logging_strategy == "steps" and made.save_steps % made.logging_steps:
+            warnings.warn(
+                f"training: save_steps {made.save_steps} is no multiple of logging_steps {made.logging_steps}, so the first line after a "
+                "restart averages over fewer steps than an uninterrupted run's.",
+                MultirefWarning,
+                stacklevel=2,
+            )
+        return made
+
+    def read(self) -> Sides:
+        """Pairs to train on, and held out."""
+        train, held_out = read_pairs(self.data.path, limit=self.data.limit), []
+        if self.evaluation is not None and self.evaluation.path is not None:
+            held_out = read_pairs(self.evaluation.path, limit=self.evaluation.limit)
+            _warn_of_overlap(train, held_out)
+        elif self.evaluation is not None and self.evaluation.fraction is not None:
+            train, held_out = _split(train, self.evaluation.fraction, int(self.training.given().get("seed", 42)))
+        return train, held_out
+
+    def fitting(self, pairs: list[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> list[Pair]:
+        """Pairs that the policy's context holds whole; or as `too_long` says."""
+        limit = tokenisation.max_length
+        if not pairs or limit is None or self.too_long == "keep":
+            return pairs
+        items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+        encoded = encode_many(tokenizer, items, replace(tokenisation, max_length=None))
+        return self.kept(
+            pairs,
+            [len(e.prompt_ids) + max(map(len, e.completions)) <= limit for e in encoded],
+            f"longer than {limit} tokens",
+            say,
+        )
+
+    def kept(self, pairs: list[Pair], fits: list[bool], why: str, say: Say) -> list[Pair]:
+        """The pairs that fit. ConfigError where none does, or `too_long` is error."""
+        if all(fits):
+            return pairs
+        first = pairs[fits.index(False)].origin
+        if self.too_long == "error" or not any(fits):
+            raise ConfigError(
+                f"tokenisation.max_length: {fits.count(False)} of {len(pairs)} pairs are {why}, the first {first}. Raise max_length, use a model "
+                "with a longer context, or set too_long to drop."
+            )
+        say(f"Left out {fits.count(False):,} of {len(pairs):,} pairs that are {why} (the first: {first}).")
+        return [pair for pair, fit in zip(pairs, fits) if fit]
+
+
+Sides = tuple[list[Pair], list[Pair]]
+
+
+class TrainerJob:
+    """A `transformers.Trainer` as a job: `facts` of what it did, once it is done."""
+
+    def __init__(self, trainer: Any, facts: Callable[[], Facts]) -> None:
+        self.trainer, self.facts = trainer, facts
+
+    def train(self, checkpoint: Path | None) -> None:
+        self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        trainer = self.trainer
+        trainer.accelerator.wait_for_everyone()
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.args.world_size > 1 else None
+
+        def save(target: Path) -> None:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target, state_dict=state)
+            trainer.processing_class.save_pretrained(target)
+
+        return self.facts(), save
+
+
+def lines(folder: RunFolder, say: Say) -> LogLines:
+    """Every log line into metrics.jsonl, and a short one to the terminal."""
+
+    def listen(step: int, last: int, line: dict[str, Any]) -> None:
+        folder.append_metrics({"step": step, **line})
+        side = "eval_" if any(key.startswith("eval_") for key in line) else ""
+        shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+        parts = [f"{label} {line[side + key]:.4g}" for key, label in shown.items() if side + key in line]
+        if parts:
+            say(f"step {step}/{last}  {'held out  ' if side else ''}{'  '.join(parts)}")
+
+    return LogLines(listen)
+
+
+def _split(pairs: list[Pair], fraction: float, seed: int) -> Sides:
+    """By prompt, so that no prompt is on both sides."""
+    groups: dict[bytes, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(content_key(pair.prompt, ""), []).append(pair)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    out = set(order[: max(1, round(fraction * len(order)))])
+    sides: Sides = ([], [])
+    for number, group in enumerate(groups.values()):
+        sides[number in out].extend(group)
+    if not sides[0]:
+        raise ConfigError(f"evaluation.fraction: {fraction} of {len(groups)} prompts leaves nothing to train on; use a file.")
+    return sides
+
+
+def _warn_of_overlap(train: Sequence[Pair], held_out: Sequence[Pair]) -> None:
+    seen = {content_key(p.prompt, side) for p in train for side in (p.chosen, p.rejected)}
+    prompts = {content_key(p.prompt, "") for p in train}
+    same = sum(any(content_key(p.prompt, side) in seen for side in (p.chosen, p.rejected)) for p in held_out)
+    shared = sum(content_key(p.prompt, "") in prompts for p in held_out)
+    if same or shared:
+        warnings.warn(
+            f"evaluation: {same} of {len(held_out)} held-out pairs have a completion that is trained on, and {shared} a prompt that is. "
+            "Their figures do not show generalisation.",
+            MultirefWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,135 @@
+"""`task: preference`: a policy from preference pairs, under stored scores of K references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from multiref.data import Pair
+from multiref.models import context_of, load
+from multiref.references import References, SequenceScores
+from multiref.runs.base import Facts, PooledRun, Say
+from multiref.runs.folder import RunFolder
+from multiref.runs.objectives import ImplicitReward, ObjectiveSetting, RenormalisedTokens, WeightingSetting, weigh
+from multiref.runs.pairs import PairsRun, TrainerJob, lines
+from multiref.runs.sentences import nearest
+from multiref.training.arguments import TrainingArguments, silence, with_lora
+from multiref.training.dataset import PreferenceData
+from multiref.training.preference import PreferenceTrainer
+from multiref.training.renormalised import renormalised_scores
+
+__all__ = ["PreferenceRun"]
+
+
+class PreferenceRun(PairsRun, PooledRun):
+    """A policy from preference pairs. What a file without `task` asks for.
+
+    objective: preference (the regularizer's implicit reward), multi_dpo, mrpo, renormalised_tokens (the token mixture). weighting: a strategy
+    that chooses the weights (otherwise they are the references', or uniform): see docs/choose-beta-and-weights.md. store: of scores; by default
+    in the run's folder. token_budget: rows × longest row of one forward pass.
+    """
+
+    MOVED: ClassVar = {**PairsRun.MOVED, "scores": "it is called store now, as the command line's --store."}
+
+    task: Literal["preference"] = "preference"
+    beta: float = Field(gt=0)
+    objective: ObjectiveSetting = Field(default_factory=ImplicitReward)
+    weighting: WeightingSetting | None = None
+    store: str | None = None
+    token_budget: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PreferenceRun:
+        if self.weighting is not None and self.weights is not None:
+            raise ValueError(
+                f"weighting: {self.weighting.kind} chooses the weights, and references have weights of their own; remove one or the other."
+            )
+        anchor = getattr(self.objective, "anchor", None)
+        if anchor is not None and anchor not in self.names:
+            raise ValueError(f"objective: anchor: no reference is called {anchor!r}{nearest(anchor, self.names)}")
+        self.objective.objective(self)
+        return self
+
+    def ready(self) -> Callable[[RunFolder, Say], TrainerJob]:
+        arguments = self.arguments()
+        return lambda folder, say: self._job(folder, arguments, say)
+
+    def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
+        sides = self.read()
+        loaded = load(self.model)
+        tokenisation = self.tokenisation.within(context_of(loaded.model.config))
+        policy = self.adapted(loaded.model, with_lora)
+        if self.lora is None and self.model.adapter is not None:
+            for name, parameter in policy.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides)
+        opened = References({each.name: each.opens() for each in self.references}, tokenisation=tokenisation)
+        store = Path(self.store) if self.store else folder.path / "scores"
+        with arguments.main_process_first(desc="scoring under the references"):
+            number = len(train) + len(held_out)
+            say(f"Scoring {number:,} pairs under {len(self.names)} references, or reading what is stored in {store}.")
+            scores = opened.score([*train, *held_out], store=store)
+        train, held_out = (self._untruncated(pairs, scores, say) for pairs in (train, held_out))
+        if isinstance(self.objective, RenormalisedTokens):
+            models = [load(each.local("renormalised_tokens needs models here")) for each in self.references]
+            scores = renormalised_scores(models, self.weights, [*train, *held_out], tokenisation=tokenisation)
+        data = PreferenceData(train, scores, loaded.tokenizer, tokenisation=tokenisation)
+        evaluation = PreferenceData(held_out, scores, loaded.tokenizer, tokenisation=tokenisation) if held_out else None
+        objective, strategy = weigh(self.weighting, self.objective.objective(self), evaluation)
+        trainer = PreferenceTrainer(
+            policy,
+            objective,
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=evaluation,
+            processing_class=loaded.tokenizer,
+            strategy=strategy,
+            token_budget=self.token_budget,
+            callbacks=[lines(folder, say)],
+        )
+        silence(trainer)
+        say(f"{len(data):,} pairs, {len(held_out):,} held out; references: {', '.join(scores.names)}.")
+        return TrainerJob(trainer, lambda: self._facts(folder, scores.names, len(data), len(held_out)))
+
+    def _untruncated(self, pairs: list[Pair], scores: SequenceScores, say: Say) -> list[Pair]:
+        """Pairs whose texts every reference saw whole."""
+        if not pairs or self.too_long == "keep":
+            return pairs
+        prompts = [pair.prompt for pair in pairs]
+        cut = torch.zeros(len(pairs), dtype=torch.bool)
+        for side in ("chosen", "rejected"):
+            columns = scores.columns(prompts, [getattr(pair, side) for pair in pairs])
+            cut |= scores.truncated[:, torch.from_numpy(columns)].any(0)
+        return self.kept(pairs, (~cut).tolist(), "longer than a reference's context", say)
+
+    def _facts(self, folder: RunFolder, scored: tuple[str, ...], pairs: int, held_out: int) -> Facts:
+        last = {key: value for line in folder.read_metrics() for key, value in line.items() if key.startswith("weights/")}
+        mixture = {name: ("mixture of the references", "") for name in scored if name not in self.names}
+        references = {
+            each.name: (each.source, f"{last[w]:.4g}" if (w := f"weights/{each.name}") in last else "in the mixture")
+            for each in self.references
+        }
+        words, formula = self.objective.words(self)
+        return Facts(
+            asked=f"{self.model.path} aligned against {len(self.references)} references",
+            base=self.model.path,
+            objective=words,
+            formula=formula,
+            data=f"{self.data.path} ({pairs:,} pairs, {held_out:,} held out)",
+            beta=self.beta,
+            references=references | mixture,
+            curves={
+                "loss": ("loss", "eval_loss"),
+                "implicit reward margin": ("rewards/margins", "eval_rewards/margins"),
+                "accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
+                "log-ratio to each reference (nats per completion)": ("kl/*",),
+            },
+            limits=(
+                "kl/<reference> is the average of log π − log π_k on the pairs' completions: a KL only where these are samples of the policy.",
+                "Accuracies are of implicit rewards on pairs, not of generated text.",
+            ),
+        )

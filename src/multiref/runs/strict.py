@@ -1,0 +1,135 @@
+"""Models that take what they mean and nothing else, and settings made from a constructor's own arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from multiref.runs.sentences import nearest
+
+__all__ = ["Arguments", "Strict", "arguments_of", "kinds", "one_of", "short_for"]
+
+T = TypeVar("T")
+
+
+class Strict(BaseModel):
+    """No unknown key, no number that is text or true. `SHORT`: the key that a bare text stands for. `MOVED`: old key → what to write instead."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    SHORT: ClassVar[str | None] = None
+    MOVED: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        values = _long(values, cls.SHORT)
+        for key in values if isinstance(values, dict) else ():
+            if key in cls.MOVED:
+                raise ValueError(f"{key}: {cls.MOVED[key]}")
+            if key not in cls.model_fields:
+                raise ValueError(f"{key}: unknown key{nearest(key, cls.model_fields)}")
+        return values
+
+
+class Arguments(Strict, Generic[T]):
+    """A constructor's arguments as settings; what the constructor refuses is refused as soon as it is read."""
+
+    CONSTRUCTOR: ClassVar[Callable[..., Any]]
+    TAG: ClassVar[str | None] = None
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that were written down."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set) if name != self.TAG}
+
+    def make(self, **more: Any) -> T:
+        """What the constructor makes of them."""
+        made: T = type(self).CONSTRUCTOR(**self.given(), **more)
+        return made
+
+
+class _Checked(Arguments[T], Generic[T]):
+    @model_validator(mode="after")
+    def _makes(self) -> _Checked[T]:
+        self.make()
+        return self
+
+
+def arguments_of(
+    constructor: Callable[..., T],
+    *,
+    tag: tuple[str, str] | None = None,
+    without: Collection[str] = (),
+    check: bool = True,
+    only: Callable[[Any], Any] = lambda hint: hint,
+    defaults: Mapping[str, Any] = {},
+    moved: Mapping[str, str] = {},
+) -> type[Arguments[T]]:
+    """Settings with the fields of a dataclass or the parameters of a constructor.
+
+    Args:
+        tag: (key, value) that names this one among several.
+        without: arguments that are no settings. check: make it once as it is read. only: a type → the type that a file can hold, or None.
+        defaults: other defaults than the constructor's. moved: as `Strict.MOVED`.
+    """
+    fields: dict[str, Any] = {} if tag is None else {tag[0]: (Literal[tag[1]], tag[1])}
+    for name, hint, default in _parameters(constructor):
+        if name not in without and name not in moved and (readable := only(hint)) is not None:
+            fields[name] = (_from_yaml(readable), Field(default=defaults[name]) if name in defaults else default)
+    made = create_model(constructor.__name__, __base__=_Checked if check else Arguments, __doc__=constructor.__doc__, **fields)
+    made.CONSTRUCTOR, made.TAG, made.MOVED = constructor, tag and tag[0], moved
+    return made
+
+
+def kinds(tag: str, constructors: Mapping[str, Callable[..., Any]], **options: Any) -> dict[str, type[Arguments[Any]]]:
+    """Settings of several constructors, told apart by `tag`."""
+    return {name: arguments_of(each, tag=(tag, name), **options) for name, each in constructors.items()}
+
+
+def one_of(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, str] = {}) -> Any:
+    """The type of a key that holds one of several models; a bare text is the tag's value. renamed: old tags, with what they are called now."""
+
+    def opened(value: Any) -> Any:
+        value = _long(value, tag)
+        old = value.get(tag) if isinstance(value, dict) else None
+        if isinstance(old, str) and old in renamed:
+            raise ValueError(f"{tag}: {old} is called {renamed[old]} now.")
+        return value
+
+    return Annotated[Union[tuple(models)], Field(discriminator=tag), BeforeValidator(opened)]  # noqa: UP007
+
+
+def short_for(key: str) -> BeforeValidator:
+    """For a dataclass in whose place a bare text may stand: the value of this key."""
+    return BeforeValidator(partial(_long, short=key))
+
+
+def _long(value: Any, short: str | None) -> Any:
+    return {short: value} if short is not None and isinstance(value, str) else value
+
+
+def _parameters(constructor: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """(name, type, pydantic's field) of each argument."""
+    if dataclasses.is_dataclass(constructor):
+        hints = typing.get_type_hints(constructor)
+        missing = dataclasses.MISSING
+        return [
+            (f.name, hints[f.name], Field(default_factory=f.default_factory) if f.default is missing and f.default_factory is not missing
+             else Field(default=... if f.default is missing else f.default, description=f.metadata.get("help")))
+            for f in dataclasses.fields(constructor) if f.init
+        ]  # fmt: skip
+    hints = typing.get_type_hints(constructor.__init__)
+    own = list(inspect.signature(constructor).parameters.values())
+    return [(p.name, hints[p.name], Field(default=... if p.default is p.empty else p.default)) for p in own]
+
+
+def _from_yaml(hint: Any) -> Any:
+    """YAML has lists for tuples."""
+    if typing.get_origin(hint) is tuple:
+        return Annotated[hint, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+    return hint
