@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, load
+from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.report import Table
 from multiref.runs.base import Facts, PooledRun, Say
@@ -35,7 +36,6 @@ from multiref.training.online import (
 )
 from multiref.training.online.evaluate import evaluate_online
 from multiref.training.online.rewards import Reward
-from multiref.training.online.rollout import prompt_ids
 
 __all__ = ["Figures", "OnlineJob", "OnlineRun", "RolloutRun"]
 
@@ -131,7 +131,7 @@ class RolloutRun(PooledRun):
         context = getattr(loaded.model.config, "max_position_embeddings", None)
         if self.too_long == "error" or context is None:
             return rows
-        fits = [len(ids) + self.longest <= context for ids in prompt_ids(loaded.tokenizer, [row["prompt"] for row in rows])]
+        fits = [len(ids) + self.longest <= context for ids in encode_prompts(loaded.tokenizer, [row["prompt"] for row in rows])]
         if not any(fits):
             raise ConfigError(
                 f"max_new_tokens: no prompt leaves room for {self.longest} new tokens in a context of {context}. Make it smaller."
