@@ -78,7 +78,7 @@ def check_weights(weights: Weights, n_references: int) -> Tensor:
 
 def broadcast(*shapes: torch.Size) -> torch.Size:
     """The shape that they have together. RuntimeError where they have none."""
-    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    return torch.Size(torch.broadcast_shapes(*shapes))
 
 
 def expand_weights(weights: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """`multiref score`: a file of preference pairs under K references, once, into a store."""
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,15 @@ from multiref.errors import ArgumentError
 if TYPE_CHECKING:
     from multiref.references.cost_estimate import CostEstimate
     from multiref.references.engines import Engine
+
+
+class Truncation(Enum):
+    """The choices of --truncation."""
+
+    keep_start = "keep_start"
+    keep_end = "keep_end"
+    error = "error"
+
 
 COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
 
@@ -37,12 +47,9 @@ def command(
         int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
     ] = None,
     truncation: Annotated[
-        str | None, typer.Option(help="keep_start or keep_end: what stays when a text is too long. Default keep_start.")
-    ] = None,
-    end: Annotated[
-        bool | None,
-        typer.Option("--end/--no-end", help="Score the end token too, as TRL does. Default --end.", show_default=False),
-    ] = None,
+        Truncation, typer.Option(help="What stays when a text is too long; error refuses such a text.")
+    ] = Truncation.keep_start,
+    end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end token too, as TRL does.")] = True,
     quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
 ) -> None:
@@ -57,11 +64,10 @@ def command(
     from multiref.references.progress import Bar
     from multiref.report import Table, print_table
 
-    given = {"max_length": max_length, "truncation": truncation, "end": end}
-    tokenisation = Tokenisation(**{key: value for key, value in given.items() if value is not None})
+    tokenisation = Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
     asked: list[tuple[str, str | ModelSpec]] = [name_and_path(text) for text in reference]
-    if quantization is not None:
-        asked = [(name, where if "://" in where else ModelSpec(where, quantization=quantization)) for name, where in asked]
+    if quantization is not None:  # a server quantizes itself
+        asked = [(name, at if "://" in str(at) else ModelSpec(str(at), quantization=quantization)) for name, at in asked]
     references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
     pairs = read_pairs(data, limit=limit)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from multiref.data.pairs import Text
+from multiref.data.pairs import Message, Text
 from multiref.errors import ArgumentError, DataError
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "rewards",
     "same_number",
 ]
+
+Completions: TypeAlias = Sequence[Text | Sequence[Message]]  # as TRL hands them to a reward
 
 SYSTEM = "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n"
 HIGHEST_REWARD = 4.0  # 2 + ½ + ½ + ½ + ½; no reward is below zero
@@ -69,7 +71,7 @@ def read_gsm8k(source: str | Path, *, split: str = "train", limit: int | None = 
     return problems
 
 
-def prompts(problems: Sequence[Problem], *, style: str = "chat") -> list[dict[str, Any]]:
+def prompts(problems: Sequence[Problem], *, style: str = "chat") -> list[dict[str, Text]]:
     """Rows with `prompt` and `answer` for `OnlineTrainer` and for TRL.
 
     style: "chat", a system message that asks for <reasoning> and <answer>, then the question;
@@ -118,31 +120,31 @@ def same_number(found: str | None, expected: str) -> bool:
 # ---- rewards: each takes completions (strings or messages) and, as a column, the answers; each is bounded ----
 
 
-def correctness(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+def correctness(completions: Completions, answer: Sequence[str], **_: object) -> list[float]:
     """2 where the completion's number is the answer, else 0."""
     return [2.0 * same_number(extract_answer(_text(c)), a) for c, a in zip(completions, answer, strict=True)]
 
 
-def integer(completions: Sequence[Any], **_: Any) -> list[float]:
+def integer(completions: Completions, **_: object) -> list[float]:
     """½ where what is between <answer> marks is a whole number (sign and thousands allowed)."""
     inside = [re.search(r"<answer>(.*?)</answer>", _text(c), re.DOTALL) for c in completions]
     return [0.5 * bool(found and re.fullmatch(r"\s*[-+]?\$?\d[\d,]*\s*", found[1])) for found in inside]
 
 
-def strict_format(completions: Sequence[Any], **_: Any) -> list[float]:
+def strict_format(completions: Completions, **_: object) -> list[float]:
     """½ for exactly <reasoning>, lines, </reasoning>, <answer>, lines, </answer>, each mark on its own line."""
     pattern = r"<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n?"
     return [0.5 * bool(re.fullmatch(pattern, _text(c), re.DOTALL)) for c in completions]
 
 
-def soft_format(completions: Sequence[Any], **_: Any) -> list[float]:
+def soft_format(completions: Completions, **_: object) -> list[float]:
     """½ for <reasoning>…</reasoning> and then <answer>…</answer>, at the start."""
     return [
         0.5 * bool(re.match(r"\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>", _text(c), re.DOTALL)) for c in completions
     ]
 
 
-def marks(completions: Sequence[Any], **_: Any) -> list[float]:
+def marks(completions: Completions, **_: object) -> list[float]:
     """⅛ for each of the four marks that occurs once, less 0.001 for each character behind the last; never below zero."""
     return [_marks(_text(c)) for c in completions]
 
@@ -189,7 +191,7 @@ def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964)
     return mean, max(0.0, mean - z * error), min(1.0, mean + z * error)
 
 
-def _file_rows(path: Path) -> Any:
+def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
             try:
@@ -198,7 +200,7 @@ def _file_rows(path: Path) -> Any:
                 raise DataError(f"{path.name}:{number}: not valid JSON ({error}).") from None
 
 
-def _hub_rows(name: str, split: str) -> Any:
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
     import datasets
 
     try:
@@ -209,7 +211,7 @@ def _hub_rows(name: str, split: str) -> Any:
     return ((f"{name}[{split}]:{number}", row) for number, row in enumerate(data, 1))
 
 
-def _problem(row: Any, origin: str) -> Problem:
+def _problem(row: object, origin: str) -> Problem:
     if not isinstance(row, dict) or not all(
         isinstance(row.get(name), str) and row[name].strip() for name in ("question", "answer")
     ):
@@ -228,7 +230,7 @@ def _marks(text: str) -> float:
     return max(0.0, total - 0.001 * len(behind))
 
 
-def _text(completion: Any) -> str:
+def _text(completion: Text | Sequence[Message]) -> str:
     return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from multiref.errors import DataError
 
@@ -31,7 +31,7 @@ class Pair:
     margin: float = 0.0
 
 
-def as_pair(row: Mapping[str, Any] | Pair, *, origin: str = "") -> Pair:
+def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     """One row of TRL's preference format → `Pair`.
 
     The row has `chosen` and `rejected`, strings or lists of messages, and usually `prompt`. Without one (or where the prompt
@@ -59,7 +59,7 @@ def as_pair(row: Mapping[str, Any] | Pair, *, origin: str = "") -> Pair:
     return pair
 
 
-def _side(row: Mapping[str, Any], name: str, where: str) -> Text:
+def _side(row: Mapping[str, object], name: str, where: str) -> Text:
     if row.get(name) is None:
         known = ", ".join(map(str, list(row)[:8])) or "nothing"
         raise DataError(
@@ -68,7 +68,7 @@ def _side(row: Mapping[str, Any], name: str, where: str) -> Text:
     return _text(row[name], name, where)
 
 
-def _margin(row: Mapping[str, Any], where: str) -> float:
+def _margin(row: Mapping[str, object], where: str) -> float:
     value = row.get("margin")
     if value is None:
         return 0.0
@@ -77,7 +77,7 @@ def _margin(row: Mapping[str, Any], where: str) -> float:
     return float(value)
 
 
-def _text(value: Any, name: str, where: str) -> Text:
+def _text(value: object, name: str, where: str) -> Text:
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence) and not isinstance(value, bytes):
@@ -87,7 +87,7 @@ def _text(value: Any, name: str, where: str) -> Text:
     raise DataError(f"{where}: `{name}` is {shown} ({type(value).__name__}), expected a string or a list of chat messages.")
 
 
-def _message(value: Any, name: str, where: str) -> Message:
+def _message(value: object, name: str, where: str) -> Message:
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str) or not isinstance(value.get("content"), str):
         raise DataError(f'{where}: `{name}` is no chat message; expected {{"role": string, "content": string}}.')
     return {"role": value["role"], "content": value["content"]}

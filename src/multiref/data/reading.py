@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from multiref.data.pairs import Pair, as_pair
 from multiref.errors import DataError
 
 __all__ = ["read_pairs"]
+
+Rows: TypeAlias = Iterator[tuple[int, Any]]  # number of the row, counted from 1, and what stands there
 
 
 def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
@@ -32,7 +34,7 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     return pairs
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _rows(path: Path) -> Rows:
     name = path.name.lower()
     if name.endswith(".parquet"):
         yield from _parquet_rows(path)
@@ -60,13 +62,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path} cannot be read after row {number}: {error}.") from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_lines(path: Path) -> Rows:
     for number, line in _lines(path):
         if line.strip():
             yield number, _parse(line, f"{path.name}:{number}")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_rows(path: Path) -> Rows:
     text = "".join(line for _, line in _lines(path))
     if text.lstrip()[:1] != "[":
         yield from _json_lines(path)  # JSON Lines under the name .json
@@ -81,7 +83,7 @@ def _parse(text: str, where: str) -> Any:
         raise DataError(f"{where}: not valid JSON ({error}).") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 

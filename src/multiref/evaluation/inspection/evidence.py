@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from multiref.data import Pair, Text
 from multiref.errors import DataError
 from multiref.references.keys import text_of
 from multiref.references.scores import SequenceScores
@@ -51,7 +51,7 @@ class Evidence:
         return self.logps.shape[1]
 
 
-def gather(pairs: Sequence[Any], scores: SequenceScores) -> Evidence:
+def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
     """Pairs and their scores → evidence. `StoreError` for a pair without scores, `DataError` where nothing is left."""
     prompts = [pair.prompt for pair in pairs]
     sides = [[getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
@@ -86,5 +86,5 @@ def standard_error(values: Tensor, groups: Tensor) -> float:
     return float((sums.square().sum() * clusters / (clusters - 1)).sqrt()) / len(values)
 
 
-def _length(text: Any) -> int:
+def _length(text: Text) -> int:
     return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from multiref.data import Pair
 from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.coverage import Coverage, coverage
 from multiref.evaluation.inspection.evidence import gather
@@ -59,13 +60,13 @@ class Inspection:
         """The same, saying why nothing was measured per token."""
         return replace(self, not_measured=reason)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
 def inspect(
-    pairs: Sequence[Any],
+    pairs: Sequence[Pair],
     scores: SequenceScores,
     *,
     folds: int = 5,
