@@ -48,7 +48,9 @@ def test_the_table_shows_the_optimum():
         ({**PROBLEM, "beta": 0}, "beta"),
         ({**PROBLEM, "beta": "big"}, "beta"),
         ({**PROBLEM, "weights": {"mth": 1.0}}, "'mth'"),
-        ({**PROBLEM, "reward": ["a", 1, 2]}, "lists of numbers"),
+        ({**PROBLEM, "reward": ["a", 1, 2]}, "reward[0]: found 'a' (text), expected a number"),
+        ({**PROBLEM, "references": [[0.7, "x", 0.3], [0.1, 0.2, 0.7]]}, "'x' (text), expected a number"),
+        ({**PROBLEM, "beta": True}, "beta"),
         ({**PROBLEM, "references": {"a": [1.0, 0.0, 0.0], "b": [0.0, 0.0, 1.0]}}, "veto"),
     ],
 )
