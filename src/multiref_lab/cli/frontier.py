@@ -1,10 +1,12 @@
 """`multiref frontier`: the published figure at small scale, from one file."""
 
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from multiref_lab.frontier import FrontierSettings
 
 __all__ = ["command"]
 
@@ -36,35 +38,33 @@ def command(
 
     Example: multiref frontier --config recipes/figure1-small.yaml
     """
-    began = time.perf_counter()
-    settings = _settings(config, full, change or [])
+    settings = read_settings(config, full, change or [])
     output = output or Path("runs") / config.stem
-    from multiref.training.arguments import quiet
     from multiref_lab.cli.narrator import Narrator
-    from multiref_lab.frontier import page, tables
-    from multiref_lab.frontier.execute import run
+    from multiref_lab.frontier import Findings, Training, sweep, write
+    from multiref_lab.frontier.tables import objective_table, sentences
 
-    quiet()
     words = ["multiref frontier", "--config", str(config), *(["--full"] if full else []), *(f"--set {c}" for c in change or [])]
+    training = Training(settings, cache, shared)
     with Narrator() as narrator:
-        findings = run(settings, output, narrator, cache=cache, shared=shared, workers=workers)
+        findings = Findings(training, sweep(training, output, narrator, workers=workers))
         narrator.phase("Writing the page and the figures.")
-        report = page.write(findings, output, command=" ".join(words))
+        report = write(findings, output, command=" ".join(words))
     for plane in findings.planes:
-        table = tables.objective_table(findings, plane)
-        narrator.line(f"{plane.task}, β = {plane.beta:g}" + (f", {plane.pairs:,} pairs" if plane.pairs else ""))
+        table = objective_table(findings, plane)
+        narrator.line(plane.title)
         narrator.table(table, (1, 2, 3))
         narrator.table(table, (1, 4, 5))
-        for line in tables.sentences(findings, plane):
+        for line in sentences(findings, plane):
             narrator.line(line)
-    narrator.line(f"Report: {report}   figures: {output / 'figures'}   ({time.perf_counter() - began:.0f} s)")
+    narrator.end(report, output / "figures")
 
 
-def _settings(config: Path, full: bool, changes: list[str]) -> Any:
-    """The file, `full:` over it if asked, the changes over that. ConfigError names the key."""
+def read_settings(config: Path, full: bool, changes: list[str]) -> "FrontierSettings":
+    """The file, `full:` over it if asked, the changes over that. ConfigError names the key and its line."""
     from multiref.errors import ConfigError
     from multiref.runs import Document
-    from multiref_lab.frontier.settings import FrontierSettings
+    from multiref_lab.frontier import FrontierSettings
 
     document = Document.read(config)
     more = document.values.pop("full", None) or {}
@@ -77,10 +77,8 @@ def _settings(config: Path, full: bool, changes: list[str]) -> Any:
     return document.set(changes).validate(FrontierSettings)
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _over(below: Any, above: Any) -> Any:
     """`above` laid over `below`, mapping by mapping."""
-    found = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(found.get(key), dict)
-        found[key] = _over(found[key], value) if both else value
-    return found
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}

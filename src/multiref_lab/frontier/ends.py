@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
-from multiref.regularizers import PooledKL, ReverseKL
+from multiref.regularizers import PooledKL, ReverseKL, check_weights
 from multiref.training.online import conditionals, penalty_named, sequence_logps
 from multiref_lab.frontier.grid import SINGLE
 from multiref_lab.frontier.rules import online_rule
@@ -17,14 +16,14 @@ __all__ = ["multi_dpo_optimum", "optimum"]
 
 
 def optimum(
-    training: str, rule: str, alpha: float, reward: Tensor, ref_logps: Tensor, *, beta: float, vocabulary: int
+    training: str, rule: str, weight: float, reward: Tensor, ref_logps: Tensor, *, beta: float, vocabulary: int
 ) -> Tensor:
     """[N, Y] rewards, [K, N, Y] → [N, Y]: log-probabilities of the policy at which the rule comes to rest.
 
     Offline the preferences are those of the exact reward and the pairs are drawn, two different answers, from the references' mean; only
     Multi-DPO's optimum depends on that law.
     """
-    weights = (alpha, 1 - alpha)
+    weights = (weight, 1 - weight)
     if training == "online":
         regularizer, penalty = online_rule(rule, weights)
         levels = [torch.stack(parts) for parts in zip(*(conditionals(ref, vocabulary) for ref in ref_logps), strict=True)]
@@ -44,8 +43,8 @@ def multi_dpo_optimum(
 
         min_θ  Σ_{a≠b} m_ab Σ_k w_k CE(σ(r_a − r_b), σ(β (θ_a − θ_b − (s_ka − s_kb)))),     π = softmax(θ),  s_k = log π_k
 
-    m_ab = μ_a μ_b (1/(1−μ_a) + 1/(1−μ_b))/2, μ the references' mean: the law of `demo.preferences.draw_pairs`. Convex in θ, with a graph Laplacian as
-    Hessian: Newton's method from the geometric pool's optimum, no entry moved by more than one nat at once.
+    m_ab = μ_a μ_b (1/(1−μ_a) + 1/(1−μ_b))/2, μ the references' mean: the law of `demo.draw_pairs`. Convex in θ, with a graph
+    Laplacian as Hessian: Newton's method from the geometric pool's optimum, no entry moved by more than one nat at once.
 
     Reference: DERIVED. K = 1 is DPO: θ = s + r/β.
     """

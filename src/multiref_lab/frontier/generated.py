@@ -6,26 +6,25 @@ import copy
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from multiref._logspace import expectation
-from multiref.data.pairs import Pair
-from multiref.divergences import kl
-from multiref.models import LanguageModel, Tokenisation
-from multiref.references.collection import References
-from multiref.training.dataset import PreferenceData
-from multiref.training.objectives import PairLogps
+from multiref.data import Pair
+from multiref.divergences import expectation
+from multiref.evaluation import Inspection, inspect
+from multiref.models import LanguageModel
+from multiref.references import References
+from multiref.training import PairLogps
 from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
-from multiref_lab.demo.corpus import SKILLS, Problem
-from multiref_lab.demo.preferences import PairLaw, draw_pairs
-from multiref_lab.demo.world import World, make
+from multiref_lab.demo import Answers, PairLaw, draw_pairs, make
+from multiref_lab.demo.corpus import Problem
+from multiref_lab.demo.training import train_on_pairs
+from multiref_lab.demo.world import World
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.rules import objective, online_rule
 from multiref_lab.frontier.settings import Generated
-from multiref_lab.frontier.training import train_on_pairs
 
 __all__ = ["GeneratedBench"]
 
@@ -40,48 +39,47 @@ class GeneratedBench:
     def __init__(self, task: Generated, cache: Path | None) -> None:
         self.task = task
         self.world: World = make(cache, task.world)
-        self.names = tuple(self.world.references)
         self.problems = self.world.problems(task.held_out, 0, held_out=True)
-        self.reward = task.scale * self.world.rewards(self.problems)  # [N, Y]
-        self.ref_logps = self.world.ref_logps(self.problems)  # [K, N, Y]
+        self.answers = Answers.of(self.world, self.problems, scale=task.scale)
+        self.names = self.answers.names
 
     def train(self, cell: Cell) -> dict[str, float]:
         """A copy of the base model trained as the cell says → its numbers."""
         policy = copy.deepcopy(self.world.base)
         if cell.training == "online":
             self._online(policy, cell)
-            return self.measure(self.world.logps(policy, self.problems))
+            return self._measure(policy)
         shared = self.shared(cell.pairs, cell.seed)
-        train_on_pairs(policy, shared.data, self.world.tokenizer, cell, self.task.offline)
-        numbers = self.measure(self.world.logps(policy, self.problems))
-        return numbers | shared.train.measure(policy, cell, "train") | shared.test.measure(policy, cell, "test")
+        rule = objective(cell.rule, cell.weights, cell.beta)
+        train_on_pairs(policy, rule, shared.data, self.world.tokenizer, arguments=self.task.offline.arguments(cell.seed))
+        return self._measure(policy) | shared.train.measure(policy, cell, "train") | shared.test.measure(policy, cell, "test")
+
+    def untouched(self) -> dict[str, dict[str, float]]:
+        """Models that nobody trained here, by the same measure."""
+        return {name: self._measure(model) for name, model in {"base": self.world.base, **self.world.references}.items()}
+
+    def inspection(self, pairs: int) -> Inspection:
+        """What `multiref inspect` says of the first seed's pairs."""
+        shared = self.shared(pairs, 0)
+        return inspect(shared.pairs, shared.scores)
+
+    def _measure(self, policy: PreTrainedModel) -> dict[str, float]:
+        return self.measure(self.world.logps(policy, self.problems))
 
     def measure(self, log_policy: Tensor) -> dict[str, float]:
-        """[N, Y] → means over prompts, exact.
+        """[N, Y] → the numbers of `Answers.measure` (from them J follows for every weight, as it is linear in it), and:
 
-        reward: E_π[r]; kl/<reference>: KL(π‖π_k), nats per completion; from these two J follows for every α, as it is linear in the weights.
-        entropy: −E_π[log π]; distinct: expected number of different answers among `DRAWS`, Σ_y 1 − (1 − π(y))^DRAWS; accuracy/<skill>.
+        entropy: −E_π[log π]; distinct: expected number of different answers among `DRAWS`, Σ_y 1 − (1 − π(y))^DRAWS.
         """
-        policy = log_policy.exp()
-        right = policy.gather(1, self.reward.argmax(1, keepdim=True))[:, 0]
-        numbers = {
-            "reward": expectation(log_policy, self.reward),
-            "entropy": -expectation(log_policy, log_policy),
-            "distinct": (1 - (1 - policy) ** DRAWS).sum(1),
-        }
-        numbers |= {f"kl/{name}": kl(log_policy, ref) for name, ref in zip(self.names, self.ref_logps, strict=True)}
-        numbers |= {
-            f"accuracy/{skill}": right[torch.tensor([problem.skill == skill for problem in self.problems])]
-            for skill in SKILLS
-            if any(problem.skill == skill for problem in self.problems)
-        }
-        return {name: float(values.mean()) for name, values in numbers.items()}
+        distinct = (1 - (1 - log_policy.exp()) ** DRAWS).sum(1)
+        entropy = -expectation(log_policy, log_policy)
+        return self.answers.measure(log_policy) | {"entropy": float(entropy.mean()), "distinct": float(distinct.mean())}
 
     def shared(self, pairs: int, seed: int) -> SharedPairs:
         """The pairs of a seed, made once for all its rules."""
         return _shared(self, pairs, seed)
 
-    def _online(self, policy: Any, cell: Cell) -> None:
+    def _online(self, policy: PreTrainedModel, cell: Cell) -> None:
         how, scale = self.task.online, self.task.scale
         regularizer, penalty = online_rule(cell.rule, cell.weights)
 
@@ -89,9 +87,14 @@ class GeneratedBench:
             return [scale * self.world.reward(prompt, said) for prompt, said in zip(prompts, completions, strict=True)]
 
         args = OnlineArguments(
-            steps=how.steps, prompts_per_step=how.prompts_per_step, max_new_tokens=2, learning_rate=how.learning_rate, warmup=0.05,
-            log_every=how.steps, seed=cell.seed,
-        )  # fmt: skip
+            steps=how.steps,
+            prompts_per_step=how.prompts_per_step,
+            max_new_tokens=2,
+            learning_rate=how.learning_rate,
+            warmup=0.05,
+            log_every=how.steps,
+            seed=cell.seed,
+        )
         trainer = OnlineTrainer(
             LanguageModel(policy, self.world.tokenizer, "policy"),
             regularizer,
@@ -115,8 +118,7 @@ class SharedPairs:
         law = PairLaw(prompts=-(-pairs // each), pairs_per_prompt=each, scale=task.scale)
         other = PairLaw(prompts=TEST_PROMPTS, pairs_per_prompt=TEST_EACH, scale=task.scale)
         self.pairs = draw_pairs(world, law, seed)[:pairs]
-        self.scores = References(world.reference_folders, tokenisation=Tokenisation(end=False), device="cpu").score(self.pairs)
-        self.data = PreferenceData(self.pairs, self.scores, world.tokenizer, tokenisation=Tokenisation(end=False))
+        self.scores, self.data = world.data(self.pairs)
         self.train = PairSet(world, world.problems(law.prompts, seed), self.pairs[: TEST_PROMPTS * TEST_EACH])
         self.test = PairSet(world, world.problems(TEST_PROMPTS, seed + OTHER), draw_pairs(world, other, seed + OTHER))
 
@@ -138,8 +140,8 @@ class PairSet:
         """[K, B, 2]"""
         return torch.stack([self._of(model) for model in self.world.references.values()])
 
-    def measure(self, policy: Any, cell: Cell, name: str) -> dict[str, float]:
-        """The mean loss of the cell's own objective (nats per pair), the share of pairs its implicit reward ranks as labelled, its mean margin."""
+    def measure(self, policy: PreTrainedModel, cell: Cell, name: str) -> dict[str, float]:
+        """The mean loss of the cell's own objective (nats per pair), the share of pairs its reward ranks as labelled, its mean margin."""
         rule = objective(cell.rule, cell.weights, cell.beta)
         lengths = torch.full((len(self.rows), 2), 2)
         seen = PairLogps(self._of(policy), self.references, lengths, lengths.expand(2, -1, -1))
@@ -151,7 +153,7 @@ class PairSet:
             f"margin/{name}": float(margin.mean()),
         }
 
-    def _of(self, model: Any) -> Tensor:
+    def _of(self, model: PreTrainedModel) -> Tensor:
         """[B, 2] log-probabilities of both sides."""
         return self.world.logps(model, self.problems)[self.rows[:, None], self.sides]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL, Regularizer, ReverseKL
-from multiref.training.objectives import MultiDPO, Objective, Preference
+from multiref.training import MultiDPO, Objective, Preference
 from multiref_lab.frontier.grid import SINGLE
 
 __all__ = ["FORMULAS", "LABELS", "label", "objective", "online_rule"]
@@ -19,16 +19,18 @@ LABELS = {
 }
 FORMULAS = {
     "exact": "E_π[r] − β Σ_k w_k KL(π‖π_k): the objective as stated; its pool is geometric",
-    "mrpo": "E_π[r] − β KL(π‖P), P = 1 / Σ_k (w_k / π_k): a bound of it; the pool is harmonic (without clipping and adaptive weights)",
+    "mrpo": "E_π[r] − β KL(π‖P), P = 1 / Σ_k (w_k / π_k): a bound of it; the pool is harmonic (without clipping and adaptive "
+    "weights)",
     "multi-dpo": "Σ_k w_k DPO loss against π_k: the weighted sum of K losses",
-    "authors": "k3 to the mixture renormalised at each token, differentiated as a loss: it follows forward KL to that mixture, also where one reference is left",
+    "authors": "k3 to the mixture renormalised at each token, differentiated as a loss: it follows forward KL to that mixture, also "
+    "where one reference is left",
     "single": "E_π[r] − β KL(π‖π_k): one reference; the ends of the other curves",
 }
 
 
-def label(rule: str, alpha: float, names: Sequence[str]) -> str:
+def label(rule: str, weight: float, names: Sequence[str]) -> str:
     """The rule's name on a page; of a single reference, whose."""
-    return f"{names[0] if alpha == 1 else names[1]} alone" if rule == SINGLE else LABELS[rule]
+    return f"{names[0] if weight == 1 else names[1]} alone" if rule == SINGLE else LABELS[rule]
 
 
 def objective(rule: str, weights: tuple[float, float], beta: float) -> Objective:

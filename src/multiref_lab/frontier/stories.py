@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.data.pairs import Pair
+from multiref.data import Pair
 from multiref.errors import ConfigError, DataError
-from multiref.evaluation import sample_each, score_samples
-from multiref.models.loading import load
-from multiref.models.spec import Generation, Tokenisation
-from multiref.references.collection import References
+from multiref.evaluation import Inspection, inspect, sample_each, score_samples
+from multiref.models import Generation, Tokenisation, load, sample
+from multiref.references import References, SequenceScores
 from multiref.references.scores import same_vocabulary
-from multiref.training.dataset import PreferenceData
-from multiref.training.online import lexicon_reward, sample
+from multiref.training import PreferenceData
+from multiref.training.online import lexicon_reward
+from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.frontier.grid import Cell
+from multiref_lab.frontier.rules import objective
 from multiref_lab.frontier.settings import Stories
-from multiref_lab.frontier.training import train_on_pairs
 
 __all__ = ["StoriesBench"]
 
@@ -48,21 +48,23 @@ class StoriesBench:
         needed = task.held_out + max(-(-pairs // EACH) for pairs in task.pairs)
         if len(self.openings) < needed:
             raise DataError(
-                f"{task.stories}: {len(self.openings)} different openings of {task.prompt_words} words; expected {needed}, {task.held_out} held out "
-                f"and one for {EACH} pairs. Take longer openings or fewer pairs."
+                f"{task.stories}: {len(self.openings)} different openings of {task.prompt_words} words; expected {needed}, "
+                f"{task.held_out} held out and one for {EACH} pairs. Take longer openings or fewer pairs."
             )
 
     def train(self, cell: Cell) -> dict[str, float]:
         """A copy of the policy trained as the cell says → its numbers, from samples."""
         policy = copy.deepcopy(self.policy.model)
-        train_on_pairs(policy, self.shared(cell.pairs, cell.seed)[1], self.policy.tokenizer, cell, self.task.offline)
+        rule, (_, _, data) = objective(cell.rule, cell.weights, cell.beta), self.shared(cell.pairs, cell.seed)
+        train_on_pairs(policy, rule, data, self.policy.tokenizer, arguments=self.task.offline.arguments(cell.seed))
         return self.measure(policy, cell.seed)
 
     def measure(self, policy: Any, seed: int) -> dict[str, float]:
         """Means over this seed's held-out prompts, and `<name>±`, their standard errors over prompts.
 
-        reward: E_π[r]; kl/<reference>: E_π[log π − log π_k] over the first `new_tokens` tokens, nats per completion (k1: unbiased, may be negative);
-        entropy: −E_π[log π] of the same; distinct: different completions of a prompt, as a share of `samples`; unfinished: the share cut at the limit.
+        reward: E_π[r]; kl/<reference>: E_π[log π − log π_k] over the first `new_tokens` tokens, nats per completion (k1: unbiased, may be
+        negative); entropy: −E_π[log π] of the same; distinct: different completions of a prompt, as a share of `samples`; unfinished: the share
+        cut at the limit.
         """
         task, held_out = self.task, self._split(seed)[0]
         model = type(self.policy)(policy, self.policy.tokenizer, "trained")
@@ -80,19 +82,27 @@ class StoriesBench:
         numbers = {name: float(values.mean()) for name, values in prompts.items()}
         return numbers | {f"{name}±": float(values.std()) / math.sqrt(len(values)) for name, values in prompts.items()}
 
-    def shared(self, pairs: int, seed: int) -> tuple[Any, PreferenceData]:
-        """(scores, data) of a seed, made once for all its rules."""
+    def untouched(self) -> dict[str, dict[str, float]]:
+        """Models that nobody trained here, on the first seed's prompts."""
+        models = {"policy": self.policy, **self.references}
+        return {name: self.measure(model.model, 0) for name, model in models.items()}
+
+    def inspection(self, pairs: int) -> Inspection:
+        """What `multiref inspect` says of the first seed's pairs."""
+        drawn_pairs, scores, _ = self.shared(pairs, 0)
+        return inspect(drawn_pairs, scores)
+
+    def shared(self, pairs: int, seed: int) -> tuple[list[Pair], SequenceScores, PreferenceData]:
+        """(pairs, scores, data) of a seed, made once for all its rules."""
         return _shared(self, pairs, seed)
 
     def pairs(self, number: int, seed: int) -> list[Pair]:
-        """Four completions of the untouched policy for each training prompt, two pairs of them, labelled by Bradley–Terry; equal texts are left out."""
+        """Two pairs of completions of the untouched policy for each training prompt, labelled by Bradley–Terry; equal texts are left out."""
         prompts = self._split(seed)[1][: -(-number // EACH)]
         chance = random.Random(seed)
-        torch.manual_seed(seed)
-        policy = self.policy
-        rolled = sample(
-            policy.model, policy.tokenizer, prompts, group=2 * EACH, max_new_tokens=self.task.new_tokens, batch=WIDE
-        )
+        policy, generation = self.policy, Generation(self.task.new_tokens, batch=WIDE)
+        generator = torch.Generator().manual_seed(seed)
+        rolled = sample(policy.model, policy.tokenizer, prompts, generation, group=2 * EACH, generator=generator)
         found: list[Pair] = []
         for rollout in rolled:
             for a, b in zip(rollout.completions[::2], rollout.completions[1::2], strict=True):
@@ -113,10 +123,10 @@ class StoriesBench:
 
 
 @lru_cache(maxsize=1)
-def _shared(bench: StoriesBench, pairs: int, seed: int) -> tuple[Any, PreferenceData]:
-    drawn_pairs = bench.pairs(pairs, seed)
-    scores = References(bench.folders, tokenisation=Tokenisation(end=False), device="cpu").score(drawn_pairs)
-    return scores, PreferenceData(drawn_pairs, scores, bench.policy.tokenizer, tokenisation=Tokenisation(end=False))
+def _shared(bench: StoriesBench, pairs: int, seed: int) -> tuple[list[Pair], SequenceScores, PreferenceData]:
+    found, bare = bench.pairs(pairs, seed), Tokenisation(end=False)
+    scores = References(bench.folders, tokenisation=bare, device="cpu").score(found)
+    return found, scores, PreferenceData(found, scores, bench.policy.tokenizer, tokenisation=bare)
 
 
 def openings(path: Path, words: int) -> list[str]:

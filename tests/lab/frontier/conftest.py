@@ -4,14 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from multiref_lab.demo.authors import WorldSettings
+from multiref_lab.demo import WorldSettings
+from multiref_lab.frontier import FrontierSettings, Generated, Offline, Online
 from multiref_lab.frontier.generated import GeneratedBench
-from multiref_lab.frontier.settings import FrontierSettings, Generated, Offline, Online
 
 TINY = WorldSettings(base_steps=12, specialist_steps=12, batch=32, hidden=16, layers=1)
 TASK = Generated(
-    betas=[1.0], pairs=[64], pairs_per_prompt=2, held_out=6, offline=Offline(4, 16, 3e-3), online=Online(2, 8, 4, 2, 3e-3), world=TINY
-)  # fmt: skip
+    betas=[1.0],
+    pairs=[64],
+    pairs_per_prompt=2,
+    held_out=6,
+    offline=Offline(4, 16, 3e-3),
+    online=Online(2, 8, 4, 2, 3e-3),
+    world=TINY,
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +35,7 @@ def settings() -> FrontierSettings:
     return FrontierSettings(weights=[0.5], seeds=2, generated=TASK)
 
 
-class Silent:
+class Told:
     """A listener that keeps what it was told."""
 
     def __init__(self) -> None:

@@ -10,43 +10,37 @@ from multiref.models import Tokenisation
 from multiref.references import References
 from multiref.training import PreferenceData
 from multiref_lab.demo.preferences import PairLaw, draw_pairs
+from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.frontier.ends import multi_dpo_optimum, optimum
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.rules import objective
-from multiref_lab.frontier.training import train_on_pairs
 from tests.lab.frontier.conftest import TASK
 from tests.training.world import random_world, train_to_the_end
 
 RULES = ("exact", "mrpo", "multi-dpo")
 
 
-def cell(rule: str, alpha: float, training: str = "offline") -> Cell:
-    return Cell("generated", training, rule, alpha, 1.0, 64 if training == "offline" else 0, 0)
+def cell(rule: str, weight: float, training: str = "offline") -> Cell:
+    return Cell("generated", training, rule, weight, 1.0, 64 if training == "offline" else 0, 0)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("alpha", [1.0, 0.0])
-def test_every_rules_ends_are_the_single_reference_runs(rule, alpha, bench, monkeypatch):
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_every_rules_ends_are_the_single_reference_runs(rule, weight, bench):
     """Trained at α = 1 (0) on scores of both references, a rule reaches, to rounding, the policy of plain DPO (K = 1) on the first (second) alone."""
     pairs = draw_pairs(bench.world, PairLaw(prompts=32, pairs_per_prompt=2, scale=TASK.scale), 0)
     folders = bench.world.reference_folders
     scores = References(
-        {bench.names[alpha == 0]: folders[bench.names[alpha == 0]]}, tokenisation=Tokenisation(end=False), device="cpu"
+        {bench.names[weight == 0]: folders[bench.names[weight == 0]]}, tokenisation=Tokenisation(end=False), device="cpu"
     ).score(pairs)
     alone = copy.deepcopy(bench.world.base)
-    monkeypatch.setattr("multiref_lab.frontier.training.objective", lambda *_: mr.training.Preference(mr.ReverseKL(), 1.0))
-    train_on_pairs(
-        alone,
-        PreferenceData(pairs, scores, bench.world.tokenizer, tokenisation=Tokenisation(end=False)),
-        bench.world.tokenizer,
-        cell("single", alpha),
-        TASK.offline,
-    )
-    monkeypatch.undo()
+    data = PreferenceData(pairs, scores, bench.world.tokenizer, tokenisation=Tokenisation(end=False))
+    alone_rule = mr.training.Preference(mr.ReverseKL(), 1.0)
+    train_on_pairs(alone, alone_rule, data, bench.world.tokenizer, arguments=TASK.offline.arguments(0))
     expected = bench.measure(bench.world.logps(alone, bench.problems))
-    found = bench.train(cell(rule, alpha))
+    found = bench.train(cell(rule, weight))
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-    other = bench.train(cell("single", 1 - alpha))
+    other = bench.train(cell("single", 1 - weight))
     assert abs(other["kl/adder"] - expected["kl/adder"]) > 1e-3  # the two ends are different policies
 
 
@@ -108,11 +102,11 @@ def test_multi_dpos_computed_optimum_is_where_its_training_ends(tmp_path):
 
 def test_computed_ends_know_the_single_references(bench):
     """At α = 1 every offline rule, and online all but the authors', comes to rest at π_1 e^{r/β} / Z, computed here by hand."""
-    by_hand = (bench.ref_logps[0] + bench.reward / 2.0).log_softmax(-1)
+    by_hand = (bench.answers.ref_logps[0] + bench.answers.reward / 2.0).log_softmax(-1)
     size = len(bench.world.vocabulary)
     for training, rules in (("offline", ("exact", "mrpo", "multi-dpo")), ("online", ("exact", "mrpo"))):
         for rule in rules:
-            found = optimum(training, rule, 1.0, bench.reward, bench.ref_logps, beta=2.0, vocabulary=size)
+            found = optimum(training, rule, 1.0, bench.answers.reward, bench.answers.ref_logps, beta=2.0, vocabulary=size)
             torch.testing.assert_close(found, by_hand, atol=1e-8, rtol=0)
-    other = optimum("online", "authors", 1.0, bench.reward, bench.ref_logps, beta=2.0, vocabulary=size)
+    other = optimum("online", "authors", 1.0, bench.answers.reward, bench.answers.ref_logps, beta=2.0, vocabulary=size)
     assert float((other - by_hand).abs().max()) > 1e-2

@@ -29,9 +29,17 @@ def folder(tiny_tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(folder):
     task = Stories(
-        "policy", {"self": "policy", "other": "other"}, "stories.jsonl", "words.txt", pairs=[16], prompt_words=3, new_tokens=5, held_out=6,
-        samples=8, offline=Offline(2, 8, 1e-3),
-    )  # fmt: skip
+        "policy",
+        {"self": "policy", "other": "other"},
+        "stories.jsonl",
+        "words.txt",
+        pairs=[16],
+        prompt_words=3,
+        new_tokens=5,
+        held_out=6,
+        samples=8,
+        offline=Offline(2, 8, 1e-3),
+    )
     return StoriesBench(task, folder)
 
 

@@ -11,16 +11,18 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.errors import ConfigError, MultirefError
+from multiref.errors import MultirefError
 from multiref_lab.demo.yardstick import Answers, Yardstick
+from multiref_lab.experiment import Record
 from multiref_lab.frontier import page, tables
-from multiref_lab.frontier.execute import run
 from multiref_lab.frontier.findings import Findings
 from multiref_lab.frontier.generated import GeneratedBench
 from multiref_lab.frontier.grid import Cell, cells
-from multiref_lab.frontier.records import Record
 from multiref_lab.frontier.settings import FrontierSettings, Generated, Stories
-from tests.lab.frontier.conftest import TASK, Silent
+from multiref_lab.frontier.sweep import Training, sweep
+from tests.lab.frontier.conftest import TASK, Told
+
+STORIES = Stories("policy", {"a": "a", "b": "b"}, "stories", "lexicon")
 
 
 def test_no_run_is_made_twice_and_single_references_do_not_depend_on_the_weight():
@@ -30,33 +32,31 @@ def test_no_run_is_made_twice_and_single_references_do_not_depend_on_the_weight(
     assert sum(cell.rule == "single" for cell in cells(offline)) == 10
     online = cells(FrontierSettings(training="online", generated=Generated()))
     assert len(online) == 65  # the authors' recipe is trained at its ends too
-    assert {cell.alpha for cell in online if cell.rule == "authors"} == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert {cell.weight for cell in online if cell.rule == "authors"} == {0.0, 0.25, 0.5, 0.75, 1.0}
     inside = FrontierSettings(weights=[0.5], generated=Generated())
-    assert {cell.rule for cell in cells(inside) if cell.alpha in (0, 1)} == {"single"}
+    assert {cell.rule for cell in cells(inside) if cell.weight in (0, 1)} == {"single"}
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"weights": [1.2]}, "from 0 to 1"),
+        ({"weights": [1.2]}, "weights.0\\n.*less than or equal to 1"),
         ({"weights": [0.5, 0.5]}, "twice"),
         ({"rules": ["mrpo"]}, "expected exact among them"),
         ({"rules": ["exact", "authors"]}, "multi-dpo"),
-        ({"training": "both"}, "offline or online"),
-        ({"seeds": 0}, "at least 1"),
+        ({"training": "both"}, "'offline' or 'online'"),
+        ({"seeds": 0}, "greater than or equal to 1"),
         ({"generated": None}, "no task"),
+        ({"training": "online", "stories": STORIES}, "offline only"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ValueError, match=words):
         FrontierSettings(**{"generated": Generated(), **given})
 
 
-def test_stories_are_offline_and_have_two_references():
-    paths = ("policy", {"a": "a", "b": "b"}, "stories", "lexicon")
-    with pytest.raises(ConfigError, match="offline only"):
-        FrontierSettings(training="online", stories=Stories(*paths))
-    with pytest.raises(ConfigError, match="expected two"):
+def test_stories_have_two_references():
+    with pytest.raises(ValueError, match="at least 2 items"):
         Stories("policy", {"a": "a"}, "stories", "lexicon")
 
 
@@ -65,16 +65,18 @@ def test_stories_are_offline_and_have_two_references():
 
 def test_numbers_of_a_policy_give_j_at_every_weight(bench, settings):
     """J is linear in α: from reward and two KL the findings give what `exact.value` computes from all 529 probabilities, for any policy and weight."""
-    log_policy = torch.randn(bench.reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(
-        -1
-    )
+    log_policy = torch.randn(
+        bench.answers.reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).log_softmax(-1)
     numbers = bench.measure(log_policy)
     every = cells(settings)
-    found = Findings(settings, tuple(Record(cell, numbers, 0.0) for cell in every), None, None)
+    found = Findings(Training(settings), tuple(Record(cell, numbers, 0.0) for cell in every))
     plane = found.planes[0]
-    for alpha in (0.0, 0.3, 1.0):
-        value = mr.exact.value(log_policy, bench.reward, bench.ref_logps, mr.ReverseKL((alpha, 1 - alpha)), beta=plane.beta)
-        assert found.values(plane, "mrpo", 0.5, "J", at=alpha)[0] == pytest.approx(float(value.mean()), abs=1e-10)
+    for weight in (0.0, 0.3, 1.0):
+        value = mr.exact.value(
+            log_policy, bench.answers.reward, bench.answers.ref_logps, mr.ReverseKL((weight, 1 - weight)), beta=plane.beta
+        )
+        assert found.trained(plane, "mrpo", 0.5).values("J", at=weight)[0] == pytest.approx(float(value.mean()), abs=1e-10)
     assert numbers["entropy"] == pytest.approx(float(-(log_policy.exp() * log_policy).sum(1).mean()))
 
 
@@ -82,11 +84,11 @@ def test_the_reward_missed_is_that_of_the_demos_bisection(bench, settings, cache
     """The curve of exact optima, interpolated, against `Yardstick.best_reward`, which solves for the β of that price; at π* itself nothing is missed."""
     asked = mr.ReverseKL((0.3, 0.7))
     yardstick = Yardstick(Answers.of(bench.world, bench.problems, scale=TASK.scale), asked, 1.0)
-    mixed = torch.logaddexp(yardstick.optimum.log_policy, bench.ref_logps[0]) - math.log(2)
+    mixed = torch.logaddexp(yardstick.optimum.log_policy, bench.answers.ref_logps[0]) - math.log(2)
     for log_policy, expected in ((yardstick.optimum.log_policy, 0.0), (mixed, None)):
         numbers = bench.measure(log_policy)
-        found = Findings(settings, tuple(Record(cell, numbers, 0.0) for cell in cells(settings)), cache, None)
-        (missed, _) = found.missed(found.planes[0], "exact", 0.5, at=0.3)
+        found = Findings(Training(settings, cache), tuple(Record(cell, numbers, 0.0) for cell in cells(settings)))
+        (missed, _) = found.trained(found.planes[0], "exact", 0.5).missed(at=0.3)
         price = 0.3 * numbers["kl/adder"] + 0.7 * numbers["kl/picker"]
         best = yardstick.best_reward(price) - numbers["reward"] if expected is None else expected
         assert missed == pytest.approx(best, abs=1e-3) and (expected == 0 or missed > 0.01)
@@ -94,7 +96,7 @@ def test_the_reward_missed_is_that_of_the_demos_bisection(bench, settings, cache
 
 def test_distinct_answers_are_the_expected_number_among_eight(bench):
     """20,000 draws of eight: the mean number of different answers is within 5 standard errors of the formula."""
-    logits = torch.full(bench.reward.shape, -torch.inf, dtype=torch.float64)
+    logits = torch.full(bench.answers.reward.shape, -torch.inf, dtype=torch.float64)
     logits[:, :5] = torch.tensor([0.0, 1.0, 2.0, 0.5, -1.0], dtype=torch.float64)
     log_policy = logits.log_softmax(-1)
     draws = torch.multinomial(
@@ -126,7 +128,7 @@ def test_pairs_are_measured_by_the_loss_that_trains(bench):
 
 def test_a_cut_sweep_goes_on_and_ends_with_the_same_records(settings, cache, tmp_path, monkeypatch):
     """Killed in its fifth run, then damaged: the second call trains what is missing or broken, nothing else, and the numbers are those of an uncut sweep."""
-    whole = run(settings, tmp_path / "whole", Silent(), cache=cache, workers=1)
+    whole = sweep(Training(settings, cache), tmp_path / "whole", Told(), workers=1)
     train, made = GeneratedBench.train, []
 
     def counted(bench, cell):
@@ -137,29 +139,28 @@ def test_a_cut_sweep_goes_on_and_ends_with_the_same_records(settings, cache, tmp
 
     monkeypatch.setattr(GeneratedBench, "train", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(settings, tmp_path / "cut", Silent(), cache=cache, workers=1)
+        sweep(Training(settings, cache), tmp_path / "cut", Told(), workers=1)
     files = sorted((tmp_path / "cut" / "records").glob("*.json"))
     assert len(files) == 4
     files[0].write_text(files[0].read_text()[:50])
     (tmp_path / "cut" / "again").mkdir()
     made.clear()
-    told = Silent()
-    again = run(settings, tmp_path / "cut", told, cache=cache, workers=1)
+    told = Told()
+    again = sweep(Training(settings, cache), tmp_path / "cut", told, workers=1)
     assert len(made) == 10 - 4 + 1 and told.steps[-1] == ("runs", 10, 10)
-    assert [(r.cell, r.numbers) for r in again.records] == [(r.cell, r.numbers) for r in whole.records]
+    assert [(r.cell, r.found) for r in again] == [(r.cell, r.found) for r in whole]
     made.clear()
-    run(settings, tmp_path / "cut", Silent(), cache=cache, workers=1)
+    sweep(Training(settings, cache), tmp_path / "cut", Told(), workers=1)
     assert not made
-    other = dataclasses.replace(settings, generated=dataclasses.replace(TASK, scale=1.0))
-    run(dataclasses.replace(other, seeds=1), tmp_path / "cut", Silent(), cache=cache, workers=1)
+    other = dataclasses.replace(settings, seeds=1, generated=dataclasses.replace(TASK, scale=1.0))
+    sweep(Training(other, cache), tmp_path / "cut", Told(), workers=1)
     assert len(made) == 5  # other settings, other records
 
 
 @pytest.mark.slow
 def test_two_workers_leave_the_records_of_one(settings, cache, tmp_path):
-    one = run(settings, tmp_path / "one", Silent(), cache=cache, workers=1)
-    two = run(settings, tmp_path / "two", Silent(), cache=cache, workers=2)
-    assert [(r.cell, r.numbers) for r in one.records] == [(r.cell, r.numbers) for r in two.records]
+    one, two = (sweep(Training(settings, cache), tmp_path / str(n), Told(), workers=n) for n in (1, 2))
+    assert [(r.cell, r.found) for r in one] == [(r.cell, r.found) for r in two]
 
 
 # ---- what is said ----
@@ -171,11 +172,11 @@ def made_up(settings: FrontierSettings, j: dict[str, list[float]]) -> Findings:
     for cell in cells(settings):
         numbers = {"reward": j[cell.rule][cell.seed], "kl/adder": 0.0, "kl/picker": 0.0, "entropy": 1.0, "distinct": 2.0}
         records.append(Record(cell, numbers, 1.0))
-    return Findings(settings, tuple(records), None, None)
+    return Findings(Training(settings), tuple(records))
 
 
 def test_a_rival_that_wins_is_said_to_win(settings, bench, monkeypatch):
-    monkeypatch.setattr(Findings, "exact_place", lambda self, plane, alpha, beta=None: None)
+    monkeypatch.setattr(Findings, "enumerated", lambda self, task: False)
     found = made_up(settings, {"exact": [1.0, 1.1], "mrpo": [2.0, 2.1], "multi-dpo": [0.5, 0.6], "single": [0.0, 3.0]})
     said = tables.sentences(found, found.planes[0])
     assert "MRPO's pool: J_α is HIGHER than the exact rule's (+1.000 ± 0.000)" in said[0]
@@ -191,7 +192,7 @@ def config(folder: Path, **more: object) -> Path:
 
 
 def invoke(*arguments: object):
-    return CliRunner().invoke(app, ["frontier", *map(str, arguments)])
+    return CliRunner().invoke(app, ["frontier", *map(str, arguments)], env={"MULTIREF_SHARED": ""})
 
 
 def test_the_command_leaves_a_page_figures_and_numbers(cache, tmp_path):
@@ -201,7 +202,7 @@ def test_the_command_leaves_a_page_figures_and_numbers(cache, tmp_path):
     text = (tmp_path / "out" / "report.html").read_text()
     assert "Multi-DPO" in text and "multiref inspect" in text and "<script" not in text
     (plane,) = json.loads((tmp_path / "out" / "results.json").read_text())["planes"]
-    rows = {(row["rule"], row["alpha"]): row for row in plane["rows"]}
+    rows = {(row["rule"], row["weight"]): row for row in plane["rows"]}
     assert len(rows) == 9 and rows["exact", 0.5]["best_J"] >= rows["exact", 0.5]["seeds"]["J"][0]
     assert rows["mrpo", 1.0]["seeds"] == rows["exact", 1.0]["seeds"]
     assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 4
@@ -214,7 +215,9 @@ def test_the_command_leaves_a_page_figures_and_numbers(cache, tmp_path):
     [
         ("weigths=[0.5]", "did you mean `weights`"),
         ("generated.beta=2", "generated.beta"),
-        ("seeds=many", "seeds"),
+        ("seeds=many", "--set seeds=…: seeds: found"),
+        ("seeds=0", "seeds: found 0 (number), expected at least 1"),
+        ("weights=[1.2]", "expected at most 1"),
         ("rules=[mrpo]", "exact"),
     ],
 )
@@ -234,17 +237,17 @@ def test_full_without_a_full_grid_and_missing_models_are_named(tmp_path):
 
 def test_help_has_an_example_and_the_recipes_are_settings(monkeypatch):
     assert "multiref frontier --config recipes/figure1-small.yaml" in " ".join(invoke("--help").output.split())
-    from multiref_lab.cli.frontier import _settings
+    from multiref_lab.cli.frontier import read_settings
 
     folder = Path(__file__).parents[3] / "recipes"
-    one, two, three = (_settings(folder / f"figure{name}-small.yaml", False, []) for name in ("1", "2", "-overfitting"))
+    one, two, three = (read_settings(folder / f"figure{name}-small.yaml", False, []) for name in ("1", "2", "-overfitting"))
     assert (len(cells(one)), len(cells(two)), len(cells(three))) == (55, 65, 100)
-    assert set(_settings(folder / "figure1-small.yaml", True, []).tasks) == {"generated", "stories"}
-    assert len(cells(_settings(folder / "figure2-small.yaml", True, []))) == 5 * 3 * (9 * 2 + 11 + 2)
+    assert set(read_settings(folder / "figure1-small.yaml", True, []).tasks) == {"generated", "stories"}
+    assert len(cells(read_settings(folder / "figure2-small.yaml", True, []))) == 5 * 3 * (9 * 2 + 11 + 2)
 
 
 def test_findings_of_a_page_are_written_whole_or_not_at_all(settings, cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MultirefError, match="cannot write"):
-        run(settings, tmp_path / "file", Silent(), cache=cache, workers=1)
+        sweep(Training(settings, cache), tmp_path / "file", Told(), workers=1)
     assert page.__all__ == ["write"]
