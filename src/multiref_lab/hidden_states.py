@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from multiref.errors import ArgumentError
 
@@ -52,9 +53,8 @@ def _last_states(model: Any, rows: Sequence[Sequence[int]], *, size: int = 64) -
     states: list[Tensor] = [torch.empty(0)] * len(rows)
     for start in range(0, len(order), size):
         some = order[start : start + size]
-        width = len(rows[some[-1]])
-        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in some], device=device)
-        mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in some], device=device)
+        ids = pad_sequence([torch.tensor(rows[i]) for i in some], batch_first=True).to(device)
+        mask = pad_sequence([torch.ones(len(rows[i]), dtype=torch.long) for i in some], batch_first=True).to(device)
         hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
         for i, state in zip(some, hidden, strict=True):
             states[i] = state[len(rows[i]) - 1].double().cpu()

@@ -24,6 +24,7 @@ def command(
     An interrupted run goes on where it stopped. A refuted claim is a result, not an error: the exit code is 0.
     """
     from rich.console import Console
+    from rich.table import Column, Table
 
     import multiref_lab as lab
 
@@ -35,35 +36,25 @@ def command(
         return
     ledger = lab.Ledger(out)
     for i, claim in enumerate(chosen, 1):
+        place = f"({i}/{len(chosen)})"
         if not again and ledger.has(claim.name, full=full):
-            console.print(f"({i}/{len(chosen)}) {claim.name}: in the ledger", style="dim")
+            console.print(f"{place} {claim.name}: in the ledger", style="dim")
             continue
-        with console.status(f"({i}/{len(chosen)}) {claim.name}"):
+        with console.status(f"{place} {claim.name}"):
             outcome = lab.verify(claim.name, full=full)
         ledger.record(outcome)
-        console.print(f"({i}/{len(chosen)}) [bold]{claim.name}[/bold]: {_coloured(outcome.verdict)}, {outcome.seconds:.1f} s")
+        console.print(f"{place} [bold]{claim.name}[/bold]: {_colour(outcome.verdict)}, {outcome.seconds:.1f} s")
         for check in outcome.measurement.checks:
-            console.print(
-                f"      {check.what}: predicted {check.predicted}, measured {check.shown}",
-                style="" if check.holds else "red",
-                markup=False,
-            )
-    _summary(console, ledger, [claim.name for claim in chosen])
-
-
-def _coloured(verdict: str) -> str:
-    colour = _COLOURS.get(verdict)
-    return f"[{colour}]{verdict}[/{colour}]" if colour else verdict
-
-
-def _summary(console, ledger, names: list[str]) -> None:
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("claim", "who", "predicted", "verdict"):
-        table.add_column(heading, no_wrap=heading != "predicted", overflow="fold")
-    for name in names:
-        entry = ledger.entries[name]
-        table.add_row(name, entry["status"], entry["predicted"], _coloured(entry["verdict"]))
+            line = f"      {check.what}: predicted {check.predicted}, measured {check.shown}"
+            console.print(line, style="" if check.holds else "red", markup=False)
+    headings = [Column(each, no_wrap=each != "predicted", overflow="fold") for each in ("claim", "who", "predicted", "verdict")]
+    table = Table(*headings)
+    for claim in chosen:
+        table.add_row(claim.name, claim.status, claim.predicted, _colour(ledger.entries[claim.name]["verdict"]))
     console.print(table)
     console.print(f"Ledger: {ledger.folder / 'claims.md'}, {ledger.path}", markup=False)
+
+
+def _colour(verdict: str) -> str:
+    colour = _COLOURS.get(verdict)
+    return f"[{colour}]{verdict}[/{colour}]" if colour else verdict

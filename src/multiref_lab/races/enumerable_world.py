@@ -16,18 +16,8 @@ from multiref.divergences import kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref.training.iterative import State, Task
-from multiref_lab.toys import (
-    BatchedTransformer,
-    LinearReward,
-    LogLinearPolicy,
-    Size,
-    TableOracle,
-    TabularPolicy,
-    ToyPolicy,
-    TransformerReward,
-    at,
-    every_completion,
-)
+from multiref_lab import toys
+from multiref_lab.toys import Size, ToyPolicy
 
 __all__ = ["EnumerableWorld", "PolicyKind", "RewardKind", "enumerable_world", "price_of_labels"]
 
@@ -59,7 +49,7 @@ def smooth_features(worlds: int, size: Size, *, generator: torch.Generator) -> T
     """[W, X, V^L, d]: tanh of a sum of random embeddings of the prompt and of the token at each place;
     centred per prompt, of unit variance.
     """
-    ids = every_completion(size.vocabulary, size.length)
+    ids = toys.every_completion(size.vocabulary, size.length)
     places = torch.randn(worlds, size.length, size.vocabulary, size.dimension, generator=generator)
     each = (places[:, t, ids[:, t]] for t in range(size.length))
     drawn = sum(each, torch.zeros(())) / size.length**0.5
@@ -92,7 +82,7 @@ def enumerable_world(
     if worlds not in (1, seeds):
         raise ArgumentError(f"worlds: found {worlds}, expected 1 or as many as seeds ({seeds})")
     size, regularizer, generator = size or Size(), ReverseKL(), torch.Generator().manual_seed(world_seed)
-    models = [BatchedTransformer(worlds, size, spread=0.7, generator=generator) for _ in range(2)]
+    models = [toys.BatchedTransformer(worlds, size, spread=0.7, generator=generator) for _ in range(2)]
     features = smooth_features(worlds, size, generator=generator)
     theta = torch.randn(worlds, size.dimension, generator=generator)
     reward = torch.einsum("wxyd,wd->wxy", features, theta / theta.norm(dim=-1, keepdim=True))
@@ -100,18 +90,18 @@ def enumerable_world(
     best = exact.solve(reward.double(), tables, regularizer, beta=beta).log_policy
 
     def ref_logps(x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([at(table, x, y, size.vocabulary) for table in tables.float()])
+        return torch.stack([toys.at(table, x, y, size.vocabulary) for table in tables.float()])
 
     learner = _learner(policy, seeds, models[0], tables.float(), features, generator)
     seen = features[..., : size.seen or size.dimension].contiguous()
-    model: TransformerReward | LinearReward = (
-        TransformerReward(seeds, size, generator=generator)
+    model: toys.TransformerReward | toys.LinearReward = (
+        toys.TransformerReward(seeds, size, generator=generator)
         if reward_model == "transformer"
-        else LinearReward(seen, size.vocabulary, seeds)
+        else toys.LinearReward(seen, size.vocabulary, seeds)
     )
-    task = Task(size.prompts, learner, ref_logps, regularizer, beta, TableOracle(reward, size.vocabulary), model)
+    task = Task(size.prompts, learner, ref_logps, regularizer, beta, toys.TableOracle(reward, size.vocabulary), model)
     world = EnumerableWorld(task, seen, reward, best, tables, _wins(reward.double(), tables[0].exp()))
-    task.measure = _measure(world, every_completion(size.vocabulary, size.length))
+    task.measure = _measure(world, toys.every_completion(size.vocabulary, size.length))
     return world
 
 
@@ -125,16 +115,16 @@ def _wins(reward: Tensor, start: Tensor) -> Tensor:
 
 
 def _learner(
-    kind: PolicyKind, seeds: int, first: BatchedTransformer, tables: Tensor, features: Tensor, generator: torch.Generator
+    kind: PolicyKind, seeds: int, first: toys.BatchedTransformer, tables: Tensor, features: Tensor, generator: torch.Generator
 ) -> ToyPolicy:
     """A policy of this kind at the first reference."""
     vocabulary, length = first.vocabulary, first.length
     if kind == "tabular":
-        return TabularPolicy(tables[0], vocabulary, length, seeds)
+        return toys.TabularPolicy(tables[0], vocabulary, length, seeds)
     if kind == "log-linear":  # the reward's features and the references' log-ratios: holds every Gibbs policy of the pool
         ratios = (tables[1:] - tables[0]).movedim(0, -1)
-        return LogLinearPolicy(tables[0], torch.cat((features, ratios), -1), vocabulary, length, seeds)
-    learner = BatchedTransformer(seeds, first.size, generator=generator)
+        return toys.LogLinearPolicy(tables[0], torch.cat((features, ratios), -1), vocabulary, length, seeds)
+    learner = toys.BatchedTransformer(seeds, first.size, generator=generator)
     with torch.no_grad():
         for mine, theirs in zip(learner.parameters(), first.parameters()):
             mine.copy_(theirs.expand_as(mine))

@@ -38,7 +38,7 @@ _several = partial(
 )
 
 
-def _worlds(effort: Effort, regularizer: Regularizer) -> tuple[Tensor, Tensor]:
+def _worlds(effort: Effort, regularizer: Regularizer) -> dict[str, Tensor]:
     """[3, S] each, for reference 0, reference 1 and both, on the same pairs at the same β.
 
     The overestimate E_π[r̂ − r*] − E_μ[r̂ − r*], and the entropy of the trained policy.
@@ -54,41 +54,37 @@ def _worlds(effort: Effort, regularizer: Regularizer) -> tuple[Tensor, Tensor]:
         policy = exact.solve(problem.reward + error, refs, regularizer, beta=_BETA).log_policy
         over.append((expectation(policy, error) - expectation(law, error)).mean(-1)[kept])
         entropy.append(-expectation(policy, policy).mean(-1)[kept])
-    return torch.stack(over), torch.stack(entropy)
+    return {"overestimation": torch.stack(over), "entropy": torch.stack(entropy)}
 
 
-def _share(what: str, better: Tensor) -> Check:
-    share = bootstrap_mean(better.double())
-    return Check(what, "≥ 0.95", share, share.low >= 0.95)
+def _against_singles(effort: Effort, quantity: str, *, sign: int, words: tuple[str, str], unit: str = "") -> list[Check]:
+    """Both references against the best single one and the average one; sign −1: less of the quantity is better.
+
+    words: what is better, and what the best single reference is called.
+    """
+    checks = []
+    for name, regularizer in _REGULARIZERS.items():
+        found = _worlds(effort, regularizer)[quantity]
+        both, singles = sign * found[2], sign * found[:2]
+        for rival, level in ((words[1], singles.amax(0)), ("average", singles.mean(0))):
+            share = bootstrap_mean((both > level).double())
+            what = f"{name}: share of problems with {words[0]} than the {rival} single reference"
+            checks.append(Check(what, "≥ 0.95", share, share.low >= 0.95))
+        mean = bootstrap_mean(found[2] - found[:2].mean(0))
+        what = f"{name}: mean {quantity}, both − average single{unit}"
+        checks.append(Check(what, "> 0" if sign > 0 else "< 0", mean, mean.low > 0 if sign > 0 else mean.high < 0))
+    return checks
 
 
 @_several("several-references-reduce-overfitting", statement="Several references reduce overfitting to the learned reward.")
 def overfitting(effort: Effort) -> Measurement:
-    checks = []
-    for name, regularizer in _REGULARIZERS.items():
-        over, _ = _worlds(effort, regularizer)
-        less = f"{name}: share of problems with less overestimation than the"
-        mean = bootstrap_mean(over[2] - over[:2].mean(0))
-        checks += [
-            _share(f"{less} better single reference", over[2] < over[:2].amin(0)),
-            _share(f"{less} average single reference", over[2] < over[:2].mean(0)),
-            Check(f"{name}: mean overestimation, both − average single", "< 0", mean, mean.high < 0),
-        ]
     note = f"{_PAIRS} pairs from the mixture, one reward model for all; overestimation relative to the data's law."
-    return Measurement(checks, note=note)
+    words = ("less overestimation", "better")
+    return Measurement(_against_singles(effort, "overestimation", sign=-1, words=words), note=note)
 
 
 @_several("several-references-increase-diversity", statement="Several references increase the diversity of the policy.")
 def diversity(effort: Effort) -> Measurement:
-    checks = []
-    for name, regularizer in _REGULARIZERS.items():
-        _, entropy = _worlds(effort, regularizer)
-        more = f"{name}: share of problems with more entropy than the"
-        mean = bootstrap_mean(entropy[2] - entropy[:2].mean(0))
-        checks += [
-            _share(f"{more} more diverse single reference", entropy[2] > entropy[:2].amax(0)),
-            _share(f"{more} average single reference", entropy[2] > entropy[:2].mean(0)),
-            Check(f"{name}: mean entropy, both − average single, nats", "> 0", mean, mean.low > 0),
-        ]
     note = "Entropy of the trained policy. The arithmetic pool is a mixture and gains entropy; the escort is an intersection."
-    return Measurement(checks, note=note)
+    words = ("more entropy", "more diverse")
+    return Measurement(_against_singles(effort, "entropy", sign=1, words=words, unit=", nats"), note=note)

@@ -14,18 +14,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "LinearReward",
-    "LogLinearPolicy",
-    "Size",
-    "TableOracle",
-    "TabularPolicy",
-    "ToyPolicy",
-    "at",
-    "completion_index",
-    "every_completion",
-]
-
 
 @dataclass(frozen=True)
 class Size:
