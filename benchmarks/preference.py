@@ -98,7 +98,7 @@ def run(side: str, args, k: int) -> dict:
             from transformers import TrainingArguments
 
             trainer = mr.training.PreferenceTrainer(
-                model, mr.ReverseKL(), beta=0.1, scores=scores, args=TrainingArguments(**settings(args, folder)),
+                model, regularizer=mr.ReverseKL(), beta=0.1, scores=scores, args=TrainingArguments(**settings(args, folder)),
                 train_dataset=pairs,
                 processing_class=tokenizer, token_budget=args.token_budget or None, callbacks=[timer],
             )  # fmt: skip

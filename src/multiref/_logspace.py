@@ -39,6 +39,8 @@ def check_logps(logps: Tensor, argument: str) -> Tensor:
 
 def check_beta(beta: float | Tensor) -> float | Tensor:
     """Refuse a strength that is not positive and finite."""
+    if isinstance(beta, bool | str):
+        raise ArgumentError(f"beta: the strength of the regularizer is a number, found {beta!r}.")
     value = torch.as_tensor(beta, dtype=torch.float64)
     if not bool(((value > 0) & torch.isfinite(value)).all()):
         raise ArgumentError(f"beta: the strength of the regularizer is positive and finite, found {beta}.")

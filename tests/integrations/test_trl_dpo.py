@@ -79,7 +79,7 @@ def test_same_loss_curve_as_trl(rows, scores, tmp_path):
     }
     ours = PreferenceTrainer(
         copy.deepcopy(model),
-        mr.ReverseKL(WEIGHTS),
+        regularizer=mr.ReverseKL(WEIGHTS),
         beta=0.2,
         scores=scores,
         args=arguments(tmp_path / "ours", **common),

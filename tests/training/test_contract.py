@@ -83,8 +83,7 @@ def train(policy, tokenizer, pairs, scores, folder, objective=None, **options):
     losses = Losses()
     trainer = PreferenceTrainer(
         copy.deepcopy(policy),
-        objective or mr.ReverseKL((0.5, 0.25, 0.25)),
-        beta=None if objective is not None else BETA,
+        objective or mr.training.Preference.of(mr.ReverseKL((0.5, 0.25, 0.25)), BETA),
         scores=scores,
         args=arguments(folder, **(settings | options)),
         train_dataset=pairs,
@@ -199,6 +198,7 @@ def test_one_reference_among_several_is_that_reference_alone(policy, tokenizer, 
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:2 of 4 texts did not fit")
 def test_the_policys_context_cuts_as_a_references_does(policy, tokenizer, tmp_path):
     """A pair longer than the context: scored by `References` and trained on, both cut at the context, with nothing said about lengths."""
     long = [Pair("a", "b" * 80, "c" * 70, "long"), Pair("a", "b", "c", "short")]
@@ -224,6 +224,9 @@ def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
     ("options", "error", "words"),
     [
         ({"beta": 0.0}, ArgumentError, "beta"),
+        ({"beta": None}, ArgumentError, "both a regularizer and beta"),
+        ({"objective": mr.training.Preference.of(mr.ReverseKL(), 0.1)}, ArgumentError, "brings its own"),
+        ({"objective": mr.ReverseKL()}, ArgumentError, "a regularizer; write regularizer="),
         ({"regularizer": (0.5, 0.5)}, WeightsError, "3"),
         ({"extra": Pair("zz", "unseen", "seen")}, StoreError, "no score"),
         ({"prompt_tuning": True}, ModelError, "virtual"),
@@ -246,7 +249,7 @@ def test_what_cannot_work_is_refused_at_construction(options, error, words, poli
     with pytest.raises(error, match=words):
         PreferenceTrainer(
             model,
-            mr.ReverseKL(weights),
+            regularizer=mr.ReverseKL(weights),
             args=arguments(tmp_path, train_sampling_strategy=options.pop("sampling", "random")),
             train_dataset=data,
             scores=scores,

@@ -62,7 +62,7 @@ def curve(model, tokenizer, pairs, folder, **options):
         "per_device_train_batch_size": 3,
     }
     trainer = PreferenceTrainer(
-        model, mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=arguments(folder, **(settings | options)), train_dataset=pairs,
+        model, regularizer=mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=arguments(folder, **(settings | options)), train_dataset=pairs,
         processing_class=tokenizer,
     )  # fmt: skip
     trainer.train()

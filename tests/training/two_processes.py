@@ -49,7 +49,7 @@ def main(how: str, out: str, strategy: str = "fixed") -> None:
             per_device_eval_batch_size=2, **{"fsdp2": sharded, "deepspeed": {"deepspeed": zero}}.get(how, {}),
         )  # fmt: skip
         trainer = reward_trainer(args, pairs, tokenizer) if strategy == "reward" else PreferenceTrainer(
-            model, mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=args, train_dataset=pairs, eval_dataset=pairs[:5],
+            model, regularizer=mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=args, train_dataset=pairs, eval_dataset=pairs[:5],
             processing_class=tokenizer, token_budget=None if how == "one" else 40, strategy=strategy_of(strategy, pairs, tokenizer),
         )  # fmt: skip
         trainer.train()

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from multiref.data import Pair
 from multiref.models import Tabular, Tokenisation, tabular_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
-from multiref.training import PreferenceData, PreferenceTrainer
+from multiref.training import Preference, PreferenceData, PreferenceTrainer
 
 
 @dataclass
@@ -112,8 +112,7 @@ def train_to_the_end(world: World, objective, folder, *, steps=400, lr=0.1, data
         weight_decay=0.0,
         adam_beta2=0.99,
     )
-    trainer = PreferenceTrainer(
-        policy, objective, beta=beta, args=args, train_dataset=data, processing_class=tabular_tokenizer(policy)
-    )
+    objective = objective if beta is None else Preference.of(objective, beta)
+    trainer = PreferenceTrainer(policy, objective, args=args, train_dataset=data, processing_class=tabular_tokenizer(policy))
     trainer.train()
     return policy

@@ -16,7 +16,7 @@ from multiref.models.encoding import Encoded, encode, encode_many
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 
-__all__ = ["PairBatch", "PreferenceData", "checked_counts", "collate", "encoded_pairs"]
+__all__ = ["PairBatch", "PairData", "PreferenceData", "collate"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,48 @@ class PairBatch:
         return PairBatch(encoded, self.references[:, at], self.ref_lengths[:, at], self.shares[at])
 
 
-class PreferenceData(Dataset):
+class PairData(Dataset[tuple["PairData", int]]):
+    """P pairs, encoded. Abstract: a dataset whose batches are made at once, by `batch`.
+
+    Args:
+        pairs: `Pair`s or rows in TRL's preference format.
+        counts: [P] how much each pair counts in the average, at least zero; None: one each. A preference known as a probability p is the pair
+            with count p and the reversed pair with count 1 − p.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Any], tokenizer: Any, tokenisation: Tokenisation, counts: Sequence[float] | Tensor | None
+    ) -> None:
+        self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
+        if not self.pairs:
+            raise DataError("No pair was given; expected at least one.")
+        self.counts = check_counts(counts, len(self.pairs))
+        self.encoded = encode_pairs(self.pairs, tokenizer, tokenisation)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[PairData, int]:
+        """The pair at `index`; at −1 − index the same pair, to fill a batch without counting."""
+        return self, index
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """[P] tokens of each pair's row."""
+        raise NotImplementedError
+
+    def batch(self, indices: Sequence[int]) -> Any:
+        """The pairs at `indices`, with their `shares` [B]; a negative one, −1 − i, is pair i that fills without counting."""
+        raise NotImplementedError
+
+    def places(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[B] int64 and [B] float64: which pairs they are, and how much each counts in the average."""
+        given = torch.tensor(list(indices), dtype=torch.long)
+        at = torch.where(given >= 0, given, -1 - given)
+        return at, self.counts[at] * (given >= 0)
+
+
+class PreferenceData(PairData):
     """P pairs, encoded and joined with their scores. Build it once and hand it to several trainers: it depends on no objective.
 
     Args:
@@ -60,8 +101,7 @@ class PreferenceData(Dataset):
         scores: `SequenceScores` that cover them, joined by content key; the order of `scores.names` is the order of K.
         tokenizer: the policy's.
         tokenisation: what the scores were made with.
-        counts: [P] how much each pair counts in the average, at least zero; None: one each. A preference known as a probability p is the pair
-            with count p and the reversed pair with count 1 − p.
+        counts: as of `PairData`.
 
     Raises:
         StoreError: pairs without scores (how many, an example, what to do).
@@ -78,25 +118,14 @@ class PreferenceData(Dataset):
         tokenisation: Tokenisation = TOKENISATION,
         counts: Sequence[float] | Tensor | None = None,
     ) -> None:
-        self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
-        if not self.pairs:
-            raise DataError("No pair was given; expected at least one.")
+        super().__init__(pairs, tokenizer, tokenisation, counts)
         self.names = scores.names
         prompts = [pair.prompt for pair in self.pairs]
         columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
         self.references = scores.logps[:, at]
         self.ref_lengths = scores.lengths[:, at]
-        self.encoded = encoded_pairs(self.pairs, tokenizer, tokenisation)
-        self.counts = checked_counts(counts, len(self.pairs))
-        _same_truncation(self, scores.truncated[:, at])
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[PreferenceData, int]:
-        """The pair at `index`; at −1 − index the same pair, to fill a batch without counting."""
-        return self, index
+        _check_truncation(self, scores.truncated[:, at])
 
     @property
     def row_lengths(self) -> list[int]:
@@ -105,21 +134,19 @@ class PreferenceData(Dataset):
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
-        places = [i if i >= 0 else -1 - i for i in indices]
-        at = torch.tensor(places, dtype=torch.long)
-        shares = self.counts[at] * torch.tensor([i >= 0 for i in indices])
-        encoded = tuple(self.encoded[i] for i in places)
+        at, shares = self.places(indices)
+        encoded = tuple(self.encoded[i] for i in at.tolist())
         return PairBatch(encoded, self.references[:, at], self.ref_lengths[:, at], shares)
 
 
-def collate(items: Sequence[tuple[PreferenceData, int]]) -> dict[str, Any]:
-    """Items of one `PreferenceData` → {"index": [B] int64, "pairs": PairBatch}."""
+def collate(items: Sequence[tuple[PairData, int]]) -> dict[str, Any]:
+    """Items of one dataset → {"index": [B] int64, "pairs": its batch of them}."""
     data = items[0][0]
     indices = [index for _, index in items]
     return {"index": torch.tensor(indices), "pairs": data.batch(indices)}
 
 
-def checked_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
+def check_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
     """[P] float64: how much each pair counts; None: one each. ArgumentError where they are negative, all zero, or not as many."""
     if counts is None:
         return torch.ones(pairs, dtype=torch.float64)
@@ -131,7 +158,7 @@ def checked_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tenso
     return checked
 
 
-def encoded_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:
     """Each pair as `models.encode` has it; DataError names the pair that cannot be encoded."""
     texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     try:
@@ -145,7 +172,7 @@ def encoded_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisat
         raise
 
 
-def _same_truncation(data: PreferenceData, of_scores: Tensor) -> None:
+def _check_truncation(data: PreferenceData, of_scores: Tensor) -> None:
     """A cut completion and a whole one are different texts: their log-probabilities do not belong in one ratio."""
     of_policy = torch.tensor([item.truncated for item in data.encoded])
     differs = (of_scores != of_policy).any(-1)

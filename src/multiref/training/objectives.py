@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from multiref import losses as preference_losses
-from multiref._logspace import check_weights, expand_weights
+from multiref._logspace import expand_weights
 from multiref.errors import ArgumentError
+from multiref.regularizers import Regularizer, Weights, check_beta, check_weights
 
-__all__ = ["Loss", "MultiDPO", "Objective", "PairLogps", "Preference", "checked_beta"]
+__all__ = ["Loss", "MultiDPO", "Objective", "PairLogps", "Preference", "Weights"]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Weights: TypeAlias = Any  # None (uniform), K numbers, or a tensor [K] or [K, B]
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,20 @@ class Preference:
     losses are DERIVED); f-DPO, Wang et al., 2023; the continuation is ours.
     """
 
-    regularizer: Any
+    regularizer: Regularizer
     beta: float
     loss: Loss = preference_losses.bradley_terry
     reward_range: float = 10.0
 
     def __post_init__(self) -> None:
-        checked_beta(self.beta)
+        check_beta(self.beta)
         if not self.reward_range > 0:
             raise ArgumentError(f"reward_range: expected a number above zero, found {self.reward_range}.")
+
+    @classmethod
+    def of(cls, regularizer: Regularizer, beta: float, *, loss: Loss = preference_losses.bradley_terry) -> Preference:
+        """DPO and its kin under a regularizer at strength β."""
+        return cls(regularizer, beta, loss)
 
     @property
     def weights(self) -> Weights:
@@ -148,7 +153,7 @@ class MultiDPO:
     loss: Loss = preference_losses.bradley_terry
 
     def __post_init__(self) -> None:
-        checked_beta(self.beta)
+        check_beta(self.beta)
 
     def rewards(self, pairs: PairLogps) -> Tensor:
         """[B, 2]: β Σ_k w_k (log π − log π_k)."""
@@ -164,10 +169,3 @@ class MultiDPO:
 
     def _weights(self, pairs: PairLogps) -> Tensor:
         return expand_weights(check_weights(self.weights, len(pairs.references)), pairs.references[..., 0])
-
-
-def checked_beta(beta: float) -> float:
-    """β, or `ArgumentError` unless it is a finite number above zero."""
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < math.inf:
-        raise ArgumentError(f"beta: expected a finite number above zero, found {beta!r}.")
-    return float(beta)

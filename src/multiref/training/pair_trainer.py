@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,46 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError
 from multiref.training.batching import StepBatches
+from multiref.training.dataset import PairData, collate
 from multiref.training.metrics import Averages
 
-__all__ = ["PairTrainer", "checked_devices", "without_dropout"]
+__all__ = ["PairTrainer", "check_devices", "remove_dropout"]
 
 
 class PairTrainer(Trainer):
     """A `transformers.Trainer` on pairs; overrides documented methods only. Batches are mappings with "pairs", which has `shares` [B].
 
-    Its datasets have `row_lengths` [P], and items that `data_collator` turns into batches.
+    Its datasets are `PairData`: `ready` makes one of what is given, and where evaluation data are a mapping, of each of them.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, ready: Callable[[Any], PairData], train_dataset: Any, eval_dataset: Any, **options: Any) -> None:
         self._averages = Averages()
-        super().__init__(**options)
+        mapped = isinstance(eval_dataset, Mapping)
+        held_out = {
+            name: ready(each) for name, each in (eval_dataset if mapped else {"": eval_dataset}).items() if each is not None
+        }
+        super().__init__(
+            train_dataset=ready(train_dataset),
+            eval_dataset=held_out if mapped else held_out.get(""),
+            data_collator=collate,
+            compute_metrics=self._averaged,
+            **options,
+        )
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
+
+    def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of an evaluation, from what `prediction_step` returned for its pairs."""
+        raise NotImplementedError
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations a parameter and token, forward and backward."""
+        return 6 * sum(inputs["pairs"].row_lengths) * sum(p.numel() for p in self.model.parameters())
 
     def get_train_dataloader(self) -> DataLoader:
         """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
@@ -79,7 +100,7 @@ class _EpochLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def checked_devices(args: TrainingArguments) -> None:
+def check_devices(args: TrainingArguments) -> None:
     """Refuse arguments under which a step would not be what it says. ArgumentError."""
     if args.n_gpu > 1:
         raise ArgumentError(
@@ -94,7 +115,7 @@ def checked_devices(args: TrainingArguments) -> None:
         )
 
 
-def without_dropout(model: nn.Module) -> None:
+def remove_dropout(model: nn.Module) -> None:
     """Make the model deterministic: every dropout rate becomes zero."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

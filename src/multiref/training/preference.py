@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from multiref import losses as preference_losses
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import completion_logps
 from multiref.models.encoding import context_of
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
-from multiref.training.dataset import PairBatch, PreferenceData, collate
+from multiref.regularizers import Regularizer
+from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.microbatches import cut_into_microbatches
-from multiref.training.objectives import Loss, Objective, PairLogps, Preference
-from multiref.training.pair_trainer import PairTrainer, checked_devices, without_dropout
+from multiref.training.objectives import Objective, PairLogps, Preference
+from multiref.training.pair_trainer import PairTrainer, check_devices, remove_dropout
 from multiref.training.strategies import WeightStrategy
 
 __all__ = ["PreferenceTrainer"]
 
 
 class PreferenceTrainer(PairTrainer):
-    r"""Minimises the average over pairs of loss(r_chosen, r_rejected), r the implicit reward under K frozen references.
+    r"""Minimises the average over pairs of an objective: loss(r_chosen, r_rejected), r the implicit reward under K frozen references.
 
         L = (1/n) Σ_pairs loss(r(x, y_w), r(x, y_l)),     r = β f'(π / P),   P the regularizer's pool of the K references
 
@@ -38,14 +38,13 @@ class PreferenceTrainer(PairTrainer):
 
     Args:
         model: the policy, a transformers causal language model (or a PEFT model on one, or `Tabular`). Its dropout is set to zero.
-        regularizer: `ReverseKL`, `ForwardKL`, …; or an `Objective` (a rival, or `Preference` with its options), which brings its own β and loss.
-        beta: strength β > 0, with a regularizer.
+        objective: what is minimised: `Preference.of(regularizer, beta, loss=…)`, or a rival.
+        regularizer, beta: in place of an objective: `Preference.of(regularizer, beta)`.
         scores: `SequenceScores` that cover the training and evaluation pairs; their order of names is the order of the weights. Not needed
             where both datasets are `PreferenceData`.
         args: `transformers.TrainingArguments`; `per_device_train_batch_size` counts pairs.
         train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format), or `PreferenceData`; evaluation also a mapping from names to those.
         processing_class: the policy's tokenizer.
-        loss: two rewards [B] → losses [B], with a regularizer.
         strategy: where weights come from while training: a `WeightStrategy`; None keeps the objective's.
         tokenisation: what the scores were made with; `max_length` is at most the policy's context.
         token_budget: rows × longest row of one forward pass; a micro-batch above it is cut into several. None: one pass.
@@ -62,25 +61,25 @@ class PreferenceTrainer(PairTrainer):
     def __init__(
         self,
         model: nn.Module,
-        regularizer: Any,
+        objective: Objective | None = None,
         *,
+        regularizer: Regularizer | None = None,
+        beta: float | None = None,
         args: TrainingArguments,
         train_dataset: Sequence[Any] | PreferenceData,
         processing_class: Any,
-        beta: float | None = None,
         scores: SequenceScores | None = None,
         eval_dataset: Sequence[Any] | PreferenceData | Mapping[str, Any] | None = None,
-        loss: Loss | None = None,
         strategy: WeightStrategy | None = None,
         tokenisation: Tokenisation = TOKENISATION,
         token_budget: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        self.objective = _objective(regularizer, beta, loss)
-        tokenisation = tokenisation.within(context_of(getattr(model, "config", None)))
+        self.objective = _resolve(objective, regularizer, beta)
         self.token_budget = token_budget
-        _checked_policy(model, args)
+        limited = tokenisation.within(context_of(getattr(model, "config", None)))
+        _check_policy(model, args)
 
         def ready(data: Any) -> PreferenceData:
             if isinstance(data, PreferenceData):
@@ -89,12 +88,9 @@ class PreferenceTrainer(PairTrainer):
                 raise ArgumentError(
                     "scores: expected SequenceScores that cover the pairs, found None. Make them: References(...).score(pairs)."
                 )
-            return PreferenceData(data, scores, processing_class, tokenisation=tokenisation)
+            return PreferenceData(data, scores, processing_class, tokenisation=limited)
 
         train = ready(train_dataset)
-        held_out = {name: ready(d) for name, d in eval_dataset.items()} if isinstance(eval_dataset, Mapping) else None
-        if eval_dataset is not None and held_out is None:
-            held_out = ready(eval_dataset)  # type: ignore[assignment]
         check_weights(self.objective.weights, len(train.names))
         self.names = train.names
         self._strategy = strategy
@@ -105,11 +101,10 @@ class PreferenceTrainer(PairTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            ready=ready,
             train_dataset=train,
-            eval_dataset=held_out,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=self._averaged,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -123,10 +118,6 @@ class PreferenceTrainer(PairTrainer):
                 callback.succeed(given)
                 self._strategy = callback
         return self._strategy
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """6 operations a parameter and token, forward and backward."""
-        return 6 * sum(inputs["pairs"].row_lengths) * _parameters(self.model)
 
     # ---- the loss ----
 
@@ -217,26 +208,29 @@ def _part(inputs: dict[str, Any], group: list[int]) -> dict[str, Any]:
     return {**inputs, "index": inputs["index"][group], "pairs": inputs["pairs"].take(group)}
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _resolve(objective: Objective | None, regularizer: Regularizer | None, beta: float | None) -> Objective:
+    """What is minimised: an objective, or `Preference` of a regularizer and β."""
+    if isinstance(objective, Regularizer):
+        raise ArgumentError(
+            f"objective: found {objective!r}, a regularizer; write regularizer=… and beta=…, or Preference.of(…)."
+        )
+    if objective is not None:
+        if regularizer is not None or beta is not None:
+            raise ArgumentError("objective: it brings its own regularizer and β; found one beside it. Leave the others out.")
+        return objective
+    if regularizer is None or beta is None:
+        raise ArgumentError(
+            "objective: found none, and not both a regularizer and beta; give an objective, or the two of them."
+        )
+    return Preference.of(regularizer, beta)
 
 
-def _objective(regularizer: Any, beta: float | None, loss: Loss | None) -> Objective:
-    if hasattr(regularizer, "losses") and hasattr(regularizer, "rewards"):
-        if beta is not None or loss is not None:
-            raise ArgumentError("beta, loss: an objective brings its own; found one beside it. Leave beta and loss out.")
-        return regularizer
-    if beta is None:
-        raise ArgumentError("beta: expected a number above zero beside a regularizer, found None.")
-    return Preference(regularizer, beta, loss or preference_losses.bradley_terry)
-
-
-def _checked_policy(model: nn.Module, args: TrainingArguments) -> None:
+def _check_policy(model: nn.Module, args: TrainingArguments) -> None:
     """Refuse what would train something else, and make the policy deterministic."""
     config = getattr(model, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
         raise ModelError(
             f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes layers. Use LoRA."
         )
-    checked_devices(args)
-    without_dropout(model)
+    check_devices(args)
+    remove_dropout(model)

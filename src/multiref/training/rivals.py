@@ -6,7 +6,6 @@ MRPO as published is `AdaptiveWeights(TrustRegion(Preference(PooledKL(order=-1),
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +47,13 @@ def mrpo(
 
 @dataclass(frozen=True)
 class _Wrapper:
-    inner: Any
+    inner: Objective
 
     @property
     def weights(self) -> Weights:
         return self.inner.weights
 
-    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+    def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
         """The inner objective and the pairs it is shown."""
         raise NotImplementedError
 
@@ -66,7 +65,7 @@ class _Wrapper:
         objective, shown = self.seen(pairs)
         return objective.losses(shown)
 
-    def reweighted(self, weights: Weights) -> Any:
+    def reweighted(self, weights: Weights) -> Objective:
         return replace(self, inner=self.inner.reweighted(weights))
 
 
@@ -78,7 +77,7 @@ class LengthNormalised(_Wrapper):
     α ≠ 1 it brings the ratios of long completions into range. Each model's own token count is used.
     """
 
-    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+    def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
         policy = pairs.policy / pairs.lengths
         return self.inner, replace(pairs, policy=policy, references=pairs.references / pairs.ref_lengths)
 
@@ -94,7 +93,7 @@ class TrustRegion(_Wrapper):
         if not 0 < self.rate < 1:
             raise ArgumentError(f"trust region: expected a relative half-width between 0 and 1, found {self.rate}.")
 
-    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+    def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
         return self.inner, replace(pairs, references=clipped_references(pairs.references, self.rate, self.anchor))
 
 
@@ -102,7 +101,7 @@ class TrustRegion(_Wrapper):
 class AdaptiveWeights(_Wrapper):
     """Weights per pair from the raw references, `adaptive_weights`: MRPO's ARWC. Outermost, so that they are computed before any clipping."""
 
-    def seen(self, pairs: PairLogps) -> tuple[Any, PairLogps]:
+    def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
         return self.inner.reweighted(adaptive_weights(pairs.references)), pairs
 
 

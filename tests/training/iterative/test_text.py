@@ -11,6 +11,7 @@ from multiref.training.iterative import (
     Plan,
     TextPolicy,
     TextReward,
+    TextSetting,
     TextWorld,
     method_named,
     save_policy,
@@ -49,7 +50,7 @@ def test_scores_are_those_of_one_completion_at_a_time(make, world, tokenizer):
     for b, prompt in enumerate(x.tolist()):
         for n in range(4):
             answer = [t for t in y[b, n].tolist() if t >= 0]
-            ids = torch.tensor([world.ids[prompt] + answer])
+            ids = torch.tensor([[*world.ids[prompt], *answer]])
             laws = model(input_ids=ids).logits[0].log_softmax(-1)
             start = len(world.ids[prompt])
             alone = sum(laws[start + t - 1, token].detach() for t, token in enumerate(answer))
@@ -106,10 +107,10 @@ def test_a_completion_goes_through_the_frozen_model_once_and_prompts_are_told_ap
     y[1, 0], y[2, 1] = y[0, 0], y[0, 0]  # the same completion after three prompts
     reward, fresh = (TextReward(world, language_model(tokenizer, 1).model, (x, y)) for _ in range(2))
     one = reward.features(x, y)
-    reward._frozen[0] = None  # whatever is asked again is remembered
+    reward._frozen.model = None  # whatever is asked again is remembered
     assert torch.equal(reward.features(x.flip(0), y.flip(0)), one.flip(0))
     for prompt, place in ((0, 0), (1, 0), (2, 1)):
-        fresh._seen.clear()
+        fresh._frozen.seen.clear()
         alone = fresh.features(x[prompt : prompt + 1], y[prompt : prompt + 1, place : place + 1])
         assert torch.allclose(alone[0, 0], one[prompt, place], atol=1e-3)
     assert not torch.allclose(one[0, 0], one[1, 0], atol=1e-2)
@@ -134,10 +135,7 @@ def made_task(tokenizer, *, lora=LORA, counted=None):
         beta=0.2,
         prompts=PROMPTS,
         oracle=lambda world: FunctionOracle(prefer, world.decode),
-        max_new_tokens=5,
-        lora=lora,
-        hidden=hidden,
-        held_out=60,
+        setting=TextSetting(max_new_tokens=5, lora=lora, hidden=hidden, held_out=60),
     )
 
 
@@ -205,16 +203,16 @@ def test_what_is_saved_is_the_policy(lora, tokenizer, tmp_path):
 def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
     other = make_tokenizer(chat=True)
     other.add_tokens(["zebra"])
-    with pytest.raises(VocabularyMismatch, match="reference 0"):
-        frozen_references(world, [language_model(tokenizer).model], [other])
+    with pytest.raises(VocabularyMismatch, match="reference other"):
+        frozen_references(world, {"other": LanguageModel(language_model(tokenizer).model, other, "other")})
 
 
 def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
     """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions, between-prompt differences left out."""
-    from multiref.training.iterative.text_setup import _error_of_mean
+    from multiref.training.iterative.text_setup import error_of_mean
 
     generator = torch.Generator().manual_seed(0)
     level, spread = torch.tensor([0.0, 5.0, -2.0])[:, None], torch.tensor([0.1, 1.0, 2.0])[:, None]
     drawn = level + spread * torch.randn(4000, 3, 8, generator=generator)
-    estimates = torch.stack([_error_of_mean(each) ** 2 for each in drawn]).mean().sqrt()
+    estimates = torch.stack([error_of_mean(each) ** 2 for each in drawn]).mean().sqrt()
     assert float(estimates) == pytest.approx(float(drawn.mean((-1, -2)).std()), rel=0.04)

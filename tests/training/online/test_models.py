@@ -5,7 +5,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError
-from multiref.models import LanguageModel, encode_many
+from multiref.models import Generation, LanguageModel, encode_many
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, Rule, sample
@@ -61,13 +61,13 @@ def test_sums_over_the_vocabulary_in_blocks(models, tokenizer, budget):
 
 def test_rollouts_end_where_they_end_and_their_text_is_what_they_add(models, tokenizer):
     torch.manual_seed(0)
-    rollouts = sample(models[0], tokenizer, PROMPTS, group=16, max_new_tokens=12)
+    rollouts = sample(models[0], tokenizer, PROMPTS, Generation(12), group=16)
     end = tokenizer.eos_token_id
     for rollout in rollouts:
         for ids, ended in zip(rollout.completion_ids, rollout.ended):
             assert end not in ids[:-1] and (ids[-1] == end) == ended and (ended or len(ids) == 12)
     assert all(rollout.prompt_ids[0] == tokenizer.bos_token_id for rollout in rollouts)
-    chats = sample(models[0], tokenizer, [({"role": "user", "content": "hi"},)], group=2, max_new_tokens=3)
+    chats = sample(models[0], tokenizer, [({"role": "user", "content": "hi"},)], Generation(3), group=2)
     assert chats[0].completions[0][0]["role"] == "assistant"
 
 
@@ -76,7 +76,7 @@ def test_sampling_ignores_the_models_own_sampling_settings(models, tokenizer):
     model = make_llama(len(tokenizer), seed=0, std=0.1)
     model.generation_config.top_k, model.generation_config.do_sample, model.generation_config.temperature = 1, True, 0.01
     torch.manual_seed(0)
-    assert len(set(sample(model, tokenizer, PROMPTS[:1], group=16, max_new_tokens=6)[0].completion_ids)) > 12
+    assert len(set(sample(model, tokenizer, PROMPTS[:1], Generation(6), group=16)[0].completion_ids)) > 12
 
 
 def test_a_reference_with_another_tokenizer_scores_the_text(models, tokenizer):
@@ -85,7 +85,7 @@ def test_a_reference_with_another_tokenizer_scores_the_text(models, tokenizer):
     scorer = RolloutScorer({"same": reference(models[1], tokenizer), "foreign": other}, tokenizer)
     assert scorer.aligned == {"same": True, "foreign": False}
     torch.manual_seed(1)
-    rollouts = sample(models[0], tokenizer, PROMPTS, group=6, max_new_tokens=5)
+    rollouts = sample(models[0], tokenizer, PROMPTS, Generation(5), group=6)
     scores = scorer.completions(rollouts)
     n = 0
     for rollout in rollouts:

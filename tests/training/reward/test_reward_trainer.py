@@ -14,8 +14,8 @@ from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.models import ModelSpec, Tokenisation
 from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
+from multiref.training.dataset import collate
 from multiref.training.reward import open_reward_model, rewards_of
-from multiref.training.reward.data import collate
 
 WORDS = [f"w{k}" for k in range(8)]
 PAIRS = [

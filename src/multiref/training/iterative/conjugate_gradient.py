@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multiref.bilevel import conjugate_gradients
+from multiref.errors import ArgumentError
 from multiref.training.iterative.task import Policy
 from multiref.training.iterative.units import LabelledUnits
 
@@ -19,7 +20,15 @@ def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps
 
     F = E[∇log π ∇log πᵀ] on the units' completions stands for the lower level's Hessian, which β F is at a Gibbs optimum (approximation
     elsewhere). Seeds share one conjugate-gradient run: their parameters are blocks of one system.
+
+    Raises:
+        ArgumentError: a policy that can be differentiated once only.
     """
+    if getattr(policy, "once_differentiable", False):
+        raise ArgumentError(
+            f"estimator: conjugate_gradient needs second derivatives of log π, which {type(policy).__name__} does not have; use "
+            "shared_rollouts or covariance"
+        )
     parameters = [p for p in policy.parameters() if p.requires_grad]
     with torch.enable_grad():
         logps = policy.logps(units.prompts, units.completions)

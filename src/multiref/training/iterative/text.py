@@ -1,71 +1,80 @@
-"""Hugging Face models behind the same interface: policies with adapters on one base, frozen references, a reward head on frozen hidden states."""
+"""Hugging Face models as policies of a task: adapters on one base, frozen references, a reward head on frozen hidden states.
+
+Tokens, samples and log-probabilities are those of `multiref.models`.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, VocabularyMismatch
-from multiref.models.sampling import draw
-from multiref.models.spec import Generation
+from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, completion_logps
+from multiref.models.sampling import decode_behind, draw, encode_prompts, end_ids
+from multiref.models.spec import TOKENISATION
+from multiref.training.arguments import with_lora
+from multiref.training.iterative.task import Policy
+from multiref.training.reward.data import pad_rows
 
-__all__ = ["TextPolicy", "TextReward", "TextWorld", "frozen_references", "with_adapter"]
-
+__all__ = ["TextPolicy", "TextReward", "TextWorld", "frozen_references", "save_policy", "with_adapter"]
 
 _REMEMBERED = 100_000
 
 
 class TextWorld:
-    """Prompts as texts, a tokenizer, and what turns token ids back into texts. Completions are [B, n, L], padded with −1, end token included."""
+    """Prompts, a tokenizer, and what turns token ids back into texts. Completions are [B, n, L], padded with −1, end token included.
 
-    def __init__(self, prompts: Sequence[str], tokenizer: Any, *, max_new_tokens: int):
+    Args:
+        prompts: texts, or conversations, as `models.encode` has them; `tokenisation` says how they become ids.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Any], tokenizer: Any, *, max_new_tokens: int, tokenisation: Tokenisation = TOKENISATION
+    ) -> None:
         if not prompts or max_new_tokens < 1:
             raise ArgumentError(
                 f"prompts: found {len(prompts)} and max_new_tokens {max_new_tokens}, expected at least one of each"
             )
         self.prompts, self.tokenizer, self.max_new_tokens = list(prompts), tokenizer, max_new_tokens
-        self.ids = [tokenizer(prompt)["input_ids"] for prompt in self.prompts]
-        self.end = tokenizer.eos_token_id
+        self.ids = encode_prompts(tokenizer, self.prompts, tokenisation)
 
-    def decode(self, prompts: Tensor, completions: Tensor) -> tuple[list[str], list[str]]:
-        """[B], [B, L] → prompt texts and completion texts."""
-        texts = [self.tokenizer.decode([t for t in row if t >= 0], skip_special_tokens=True) for row in completions.tolist()]
-        return [self.prompts[x] for x in prompts.tolist()], texts
+    def decode(self, prompts: Tensor, completions: Tensor) -> tuple[list[Any], list[str]]:
+        """[B], [B, L] → the prompts and the completions' texts."""
+        places = prompts.tolist()
+        rows = [tuple(t for t in row if t >= 0) for row in completions.tolist()]
+        return [self.prompts[x] for x in places], decode_behind(self.tokenizer, [self.ids[x] for x in places], rows, 1)
 
-    def rows(self, prompts: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, int]:
-        """[B], [B, n, L] → ids [B·n, P + L] with prompts padded on the left, attention mask, and P."""
-        width = max(len(self.ids[x]) for x in prompts.tolist())
-        left = torch.tensor([[-1] * (width - len(self.ids[x])) + self.ids[x] for x in prompts.tolist()])
-        ids = torch.cat((left.repeat_interleave(completions.shape[1], 0), completions.flatten(0, 1)), 1)
-        return ids.clamp_min(0), (ids >= 0).long(), width
-
-
-def _forward(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> Any:
-    device = next(model.parameters()).device
-    places = (mask.cumsum(-1) - 1).clamp_min(0)
-    return model(input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=places.to(device), **options)
+    def encoded(self, prompts: Tensor, completions: Tensor) -> list[Encoded]:
+        """[B], [B, n, L] → each prompt with its n completions, as models score them."""
+        return [
+            Encoded(self.ids[x], tuple(tuple(t for t in row if t >= 0) for row in rows), (False,) * len(rows))
+            for x, rows in zip(prompts.tolist(), completions.tolist())
+        ]
 
 
-def with_adapter(model: Any, options: dict[str, Any], *, seed: int = 0) -> Any:
+def with_adapter(model: Any, options: Mapping[str, Any], *, seed: int = 0) -> Any:
     """The model with one LoRA adapter called `start`, which changes nothing yet; drawn from `seed`, the global random state left as it was."""
-    from peft import LoraConfig, get_peft_model
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options), adapter_name="start")
+        return with_lora(model, options, name="start")
 
 
 class TextPolicy:
     """A causal language model as a policy; with `adapter`, one LoRA adapter of a PEFT model, whose copies share its base."""
 
-    def __init__(self, world: TextWorld, model: Any, *, adapter: str | None = None):
+    once_differentiable = True  # in log π: the pass that saves memory has no second derivative
+
+    def __init__(self, world: TextWorld, model: Any, *, adapter: str | None = None) -> None:
         self.world, self.model, self.adapter = world, model.eval(), adapter
 
-    def _use(self) -> Any:
+    def _worn(self) -> Any:
+        """The model with this policy's adapter on."""
         if self.adapter is not None:
             self.model.set_adapter(self.adapter)
             for parameter in self.parameters():
@@ -100,40 +109,59 @@ class TextPolicy:
         return other
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
-        """[B], [B, n, L] → [B, n]."""
-        ids, mask, width = self.world.rows(prompts, completions)
-        logits = _forward(self._use(), ids, mask).logits[:, width - 1 : -1].float().cpu()
-        chosen = logits.log_softmax(-1).gather(-1, ids[:, width:, None]).squeeze(-1)
-        return (chosen * mask[:, width:]).sum(-1).view(completions.shape[:-1])
+        """[B], [B, n, L] → [B, n] float32."""
+        logps = completion_logps(self._worn(), self.world.encoded(prompts, completions))
+        return logps.float().cpu().view(completions.shape[:-1])
 
     def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """[B] → [B, n, L], ancestral at temperature 1."""
-        world, seed = self.world, int(torch.randint(2**31, (1,), generator=generator))
+        world, model = self.world, self._worn()
         rows = draw(
-            self._use(),
-            [tuple(world.ids[x]) for x in prompts.tolist()],
+            model,
+            [world.ids[x] for x in prompts.tolist()],
             Generation(world.max_new_tokens),
             group=n,
-            ends=(world.end,),
+            ends=end_ids(model, world.tokenizer),
             pad=world.tokenizer.pad_token_id or 0,
-            generator=torch.Generator().manual_seed(seed),
+            generator=generator,
         )
         padded = [[*ids, *[-1] * (world.max_new_tokens - len(ids))] for ids, _ in rows]
         return torch.tensor(padded).view(len(prompts), n, -1)
 
 
-def frozen_references(world: TextWorld, models: Sequence[Any], tokenizers: Sequence[Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """A text policy as transformers or PEFT loads it, tokenizer included.
+
+    Raises:
+        ArgumentError: a policy that is no language model.
+    """
+    if not isinstance(policy, TextPolicy):
+        raise ArgumentError(f"save_policy: found {type(policy).__name__}, expected a TextPolicy")
+    if policy.adapter is None:
+        policy.model.save_pretrained(folder)
+    else:
+        # PEFT puts adapters of other names into folders of their own; merged weights would lose the adapter, so rename what is written
+        policy.model.set_adapter(policy.adapter)
+        policy.model.save_pretrained(folder, selected_adapters=[policy.adapter])
+        inner = Path(folder) / policy.adapter
+        for file in inner.iterdir():
+            file.replace(Path(folder) / file.name)
+        inner.rmdir()
+    policy.world.tokenizer.save_pretrained(folder)
+
+
+def frozen_references(world: TextWorld, references: Mapping[str, LanguageModel]) -> Callable[[Tensor, Tensor], Tensor]:
     """K frozen models of one vocabulary → ref_logps of a task.
 
     Raises:
         VocabularyMismatch: a tokenizer that maps another way.
     """
-    for place, tokenizer in enumerate(tokenizers):
-        if tokenizer.get_vocab() != world.tokenizer.get_vocab():
+    for name, reference in references.items():
+        if reference.tokenizer.get_vocab() != world.tokenizer.get_vocab():
             raise VocabularyMismatch(
-                f"reference {place}: its vocabulary is not the policy's; expected the same mapping for online scoring"
+                f"reference {name}: its vocabulary is not the policy's; expected the same mapping for online scoring"
             )
-    frozen = [TextPolicy(world, model) for model in models]
+    frozen = [TextPolicy(world, reference.model) for reference in references.values()]
 
     @torch.no_grad()
     def ref_logps(prompts: Tensor, completions: Tensor) -> Tensor:
@@ -149,44 +177,18 @@ class TextReward(nn.Module):
         calibration: prompts [B] and completions [B, n, L] on which the features get mean 0 and deviation 1.
     """
 
-    def __init__(self, world: TextWorld, model: Any, calibration: tuple[Tensor, Tensor]):
+    def __init__(self, world: TextWorld, model: nn.Module, calibration: tuple[Tensor, Tensor]) -> None:
         super().__init__()
-        self.world, self._frozen = world, [model]  # in a list: its parameters are not ours to train
-        self._seen: dict[bytes, Tensor] = {}
+        self._frozen = _Hidden(world, model)
         self.centre, self.scale = torch.zeros(1), torch.ones(1)
         raw = self.features(*calibration).flatten(0, 1)
         self.centre, self.scale = raw.mean(0), raw.std(0).clamp_min(1e-6)
         self.phi = nn.Parameter(torch.zeros(raw.shape[-1]))
 
-    def __deepcopy__(self, memo: dict) -> TextReward:
-        other = TextReward.__new__(TextReward)
-        nn.Module.__init__(other)
-        other._seen = self._seen
-        other.world, other._frozen, other.centre, other.scale = self.world, self._frozen, self.centre, self.scale
-        other.phi = nn.Parameter(self.phi.detach().clone())
-        return other
-
     def features(self, prompts: Tensor, completions: Tensor) -> Tensor:
-        """[B], [B, n, L] → [B, n, d]; each completion goes through the frozen model once, for labelled pairs come back in every step of a fit."""
-        rows = completions.flatten(0, 1)
-        asked = prompts.repeat_interleave(completions.shape[1])
-        keys = [x.to_bytes(8, "little") + row.numpy().tobytes() for x, row in zip(asked.tolist(), rows)]
-        if len(self._seen) > _REMEMBERED:
-            self._seen.clear()
-        fresh = list({key: place for place, key in enumerate(keys) if key not in self._seen}.values())
-        if fresh:
-            found = self._hidden(asked[fresh], rows[fresh].unsqueeze(1))
-            self._seen.update({keys[place]: row for place, row in zip(fresh, found)})
-        raw = torch.stack([self._seen[key] for key in keys])
+        """[B], [B, n, L] → [B, n, d]."""
+        raw = self._frozen(prompts.repeat_interleave(completions.shape[1]), completions.flatten(0, 1))
         return ((raw - self.centre) / self.scale).view(*completions.shape[:-1], -1)
-
-    @torch.no_grad()
-    def _hidden(self, prompts: Tensor, completions: Tensor) -> Tensor:
-        """[B], [B, 1, L] → [B, d]: mean of the last hidden states over the completion."""
-        ids, mask, width = self.world.rows(prompts, completions)
-        hidden = _forward(self._frozen[0], ids, mask, output_hidden_states=True).hidden_states[-1].float().cpu()
-        kept = mask[:, width:, None].float()
-        return (hidden[:, width:] * kept).sum(1) / kept.sum(1).clamp_min(1)
 
     def jacobian(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n, d]: ∂r/∂φ."""
@@ -195,3 +197,38 @@ class TextReward(nn.Module):
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n]."""
         return self.jacobian(prompts, completions) @ self.phi
+
+
+@dataclass
+class _Hidden:
+    """A frozen model's last hidden states, averaged over a completion, each completion read once: labelled pairs come back in every step of a fit."""
+
+    world: TextWorld
+    model: Any
+
+    def __post_init__(self) -> None:
+        self.seen: dict[bytes, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hidden:
+        return self  # frozen: copies of a reward share it, and what it has read
+
+    def __call__(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[N], [N, L] → [N, d]."""
+        keys = [x.to_bytes(8, "little") + row.numpy().tobytes() for x, row in zip(prompts.tolist(), completions)]
+        if len(self.seen) > _REMEMBERED:
+            self.seen.clear()
+        fresh = list({key: place for place, key in enumerate(keys) if key not in self.seen}.values())
+        if fresh:
+            found = self._read(self.world.encoded(prompts[fresh], completions[fresh].unsqueeze(1)))
+            self.seen.update({keys[place]: row for place, row in zip(fresh, found)})
+        return torch.stack([self.seen[key] for key in keys])
+
+    @torch.no_grad()
+    def _read(self, items: Sequence[Encoded]) -> Tensor:
+        ids, mask = pad_rows([(*item.prompt_ids, *item.completions[0]) for item in items], 0)
+        device = next(self.model.parameters()).device
+        out = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+        hidden = out.hidden_states[-1].float().cpu()
+        starts = torch.tensor([len(item.prompt_ids) for item in items])
+        kept = (mask * (torch.arange(ids.shape[1])[None] >= starts[:, None]))[..., None].float()
+        return (hidden * kept).sum(1) / kept.sum(1).clamp_min(1)

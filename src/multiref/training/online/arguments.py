@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from multiref.errors import ArgumentError
+from multiref.models import Generation
 from multiref.training.checks import check_at_least, check_choice
 
 __all__ = ["AdaptiveBeta", "OnlineArguments"]
@@ -42,7 +44,7 @@ class OnlineArguments:
     max_grad_norm: float | None = 1.0
     token_budget: int = 4096
     generation_batch: int | None = None
-    cache: str | None = None
+    cache: Literal["dynamic", "static"] | None = None
     save_every: int = 0
     keep: int = 2
     log_every: int = 1
@@ -60,6 +62,11 @@ class OnlineArguments:
                 f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their log-probabilities are taken at "
                 "optimise another objective. (TRL's RLOO under multiref.integrations.trl takes both at its temperature.)"
             )
+
+    @property
+    def generation(self) -> Generation:
+        """How completions are sampled."""
+        return Generation(self.max_new_tokens, cache=self.cache, batch=self.generation_batch)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from multiref._logspace import check_beta, check_weights
 from multiref.errors import ArgumentError, MultirefWarning
+from multiref.models.sampling import encode_prompts
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ForwardKL, Regularizer
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
-from multiref.training.online.rollout import prompt_ids
 
 __all__ = [
     "as_rows",
@@ -87,7 +87,7 @@ def resolve_penalty(
 def check_policy_context(model: Any, tokenizer: Any, rows: Sequence[Row], new_tokens: int) -> None:
     """ArgumentError where the policy's context cannot hold the longest prompt and completion."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(map(len, prompt_ids(tokenizer, [row["prompt"] for row in rows]))) + new_tokens
+    longest = max(map(len, encode_prompts(tokenizer, [row["prompt"] for row in rows]))) + new_tokens
     if limit is not None and limit < longest:
         raise ArgumentError(
             f"max_new_tokens: the policy holds {limit} tokens, the longest prompt and completion may have {longest}. Shorten one of them."

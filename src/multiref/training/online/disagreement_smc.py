@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import check_weights, weighted_sum
-from multiref.training.online.rollout import end_ids, prompt_ids
+from multiref.models.sampling import encode_prompts, end_ids
 
 __all__ = ["estimate_disagreement"]
 
@@ -35,7 +35,7 @@ def estimate_disagreement(
     """
     w = check_weights(weights, len(models))
     present = [k for k in range(len(models)) if float(w[k]) > 0]
-    (context,) = prompt_ids(tokenizer, [prompt])
+    (context,) = encode_prompts(tokenizer, [prompt])
     walks = [_Walk(models[k], context) for k in present]
     ends = torch.tensor(end_ids(models[0], tokenizer), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)

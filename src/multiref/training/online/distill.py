@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError
+from multiref.models import Generation
 from multiref.models.encoding import encode_many
 from multiref.models.spec import Tokenisation
 from multiref.references.rollouts import Rollout
@@ -51,7 +52,7 @@ class TextStates:
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
         given = [prompt in self.texts and float(torch.rand(())) < self.share for prompt in prompts]
         mine = [prompt for prompt, text in zip(prompts, given) if not text]
-        sampled = iter(sample(model, tokenizer, mine, group=1, max_new_tokens=self.max_new_tokens) if mine else [])
+        sampled = iter(sample(model, tokenizer, mine, Generation(self.max_new_tokens), group=1) if mine else [])
         return [self._of_text(tokenizer, prompt) if text else next(sampled) for prompt, text in zip(prompts, given)]
 
     def _of_text(self, tokenizer: Any, prompt: Any) -> Rollout:

@@ -101,9 +101,7 @@ def _drawn(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: i
         torch.manual_seed(seed)
         for start in range(0, len(rows), args.prompts_per_step):
             prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
-            rollouts += sample(
-                trainer.model, trainer.tokenizer, prompts, group=samples, max_new_tokens=args.max_new_tokens, cache=args.cache
-            )
+            rollouts += sample(trainer.model, trainer.tokenizer, prompts, args.generation, group=samples)
     return rollouts
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
+from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
@@ -29,7 +30,7 @@ from multiref.training.online.metrics import rollout_metrics
 from multiref.training.online.order import prompts_of
 from multiref.training.online.penalty import FromReferences, Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
-from multiref.training.online.rollout import prompt_ids, sample
+from multiref.training.online.rollout import sample
 from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate
 
@@ -94,7 +95,7 @@ class OnlineTrainer:
                 )
             resolve_penalty(self.warm_up.penalty, regularizer, self.scorer, self.weights)
         if self.scorer is not None:
-            contexts = prompt_ids(self.tokenizer, [row["prompt"] for row in self.rows])
+            contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows])
             self.scorer.check_context(contexts, args.max_new_tokens)
         check_policy_context(self.model, self.tokenizer, self.rows, args.max_new_tokens)
         self.optimizer = torch.optim.AdamW(
@@ -227,16 +228,7 @@ class OnlineTrainer:
     # ---- the parts of a step ----
 
     def _sample(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
-        a = self.args
-        return sample(
-            model,
-            tokenizer,
-            prompts,
-            group=self.method.group,
-            max_new_tokens=a.max_new_tokens,
-            batch=a.generation_batch,
-            cache=a.cache,
-        )
+        return sample(model, tokenizer, prompts, self.args.generation, group=self.method.group)
 
     def _references_own(self, prompts: Sequence[Any]) -> list[tuple[float, Rollout]]:
         """For `FromReferences`: completions of each reference, and how much each group counts: w_k / (prompts · group)."""

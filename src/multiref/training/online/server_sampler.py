@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError, ReferenceUnavailable
+from multiref.models.sampling import decode_behind, encode_prompts, end_ids
 from multiref.references.completion_api import CompletionApi, Refused
 from multiref.references.rollouts import Rollout
-from multiref.training.online.rollout import end_ids, prompt_ids, texts_of
 
 __all__ = ["AdapterPush", "ServerSampler"]
 
@@ -112,12 +112,12 @@ class ServerSampler:
             self.model = self.push(model, self.api) or self.model
         self.calls += 1
         self.model = self.model or str(self.api.models()[0]["id"])
-        contexts, ends = prompt_ids(tokenizer, prompts), end_ids(model, tokenizer)
+        contexts, ends = encode_prompts(tokenizer, prompts), end_ids(model, tokenizer)
         seeds = torch.randint(2**31 - 1, (len(prompts),)).tolist()
         with ThreadPoolExecutor(self.concurrency) as pool:
             drawn = list(pool.map(lambda job: self._drawn(job[0], job[1], ends), zip(contexts, seeds)))
         rows = [ids for group in drawn for ids, _ in group]
-        texts = texts_of(tokenizer, contexts, rows, self.group)
+        texts = decode_behind(tokenizer, contexts, rows, self.group)
         rollouts = []
         for i, (prompt, group) in enumerate(zip(prompts, drawn)):
             said = texts[i * self.group : (i + 1) * self.group]

@@ -12,7 +12,7 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import encode_many
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
 from multiref.models.spec import ModelSpec, Tokenisation
-from multiref.training.reward.data import padded
+from multiref.training.reward.data import pad_rows
 
 __all__ = ["MARK", "head_of", "open_reward_model", "rewards_of", "with_lora"]
 
@@ -107,7 +107,7 @@ def rewards_of(
     values: list[Tensor] = []
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch):
-        ids, mask = padded(rows[start : start + batch], int(tokenizer.pad_token_id))
+        ids, mask = pad_rows(rows[start : start + batch], int(tokenizer.pad_token_id))
         values.append(model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].double().cpu())
     return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)
 

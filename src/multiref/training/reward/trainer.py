@@ -13,9 +13,9 @@ from transformers.trainer_utils import EvalPrediction
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.models.spec import TOKENISATION, Tokenisation
-from multiref.training.pair_trainer import PairTrainer, checked_devices, without_dropout
+from multiref.training.pair_trainer import PairTrainer, check_devices, remove_dropout
 from multiref.training.reward.calibration import Calibration, calibration
-from multiref.training.reward.data import RewardBatch, RewardData, collate
+from multiref.training.reward.data import RewardBatch, RewardData
 from multiref.training.reward.model import MARK, head_of
 
 __all__ = ["RewardTrainer"]
@@ -64,7 +64,7 @@ class RewardTrainer(PairTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        _checked(model, args, label_smoothing, centre)
+        _check(model, args, label_smoothing, centre)
         self.label_smoothing, self.centre = label_smoothing, centre
         self.reliability: Calibration | None = None
 
@@ -73,29 +73,19 @@ class RewardTrainer(PairTrainer):
                 return data
             return RewardData(data, processing_class, tokenisation=tokenisation)
 
-        train = ready(train_dataset)
-        held_out: Any = eval_dataset
-        if eval_dataset is not None:
-            mapped = isinstance(eval_dataset, Mapping)
-            held_out = {k: ready(d) for k, d in eval_dataset.items()} if mapped else ready(eval_dataset)  # type: ignore[union-attr]
-        config: Any = model.config
-        config.pad_token_id = train.pad
+        train, config = ready(train_dataset), model.config
+        config.pad_token_id = train.pad  # type: ignore[union-attr]
         setattr(config, MARK, {"end": train.end})
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            ready=ready,
             train_dataset=train,
-            eval_dataset=held_out,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=self._averaged,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """6 operations a parameter and token, forward and backward."""
-        return 6 * int(inputs["pairs"].attention_mask.sum()) * sum(p.numel() for p in self.model.parameters())
 
     # ---- the loss ----
 
@@ -148,12 +138,12 @@ def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tenso
     return {name: value.detach() for name, value in values.items()}
 
 
-def _checked(model: nn.Module, args: TrainingArguments, label_smoothing: float, centre: float) -> None:
+def _check(model: nn.Module, args: TrainingArguments, label_smoothing: float, centre: float) -> None:
     """Refuse what would train something else, and make the model deterministic."""
     if not 0 <= label_smoothing < 0.5:
         raise ArgumentError(f"label_smoothing: found {label_smoothing}, expected at least 0 and below 0.5.")
     if not 0 <= centre < float("inf"):
         raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
-    checked_devices(args)
+    check_devices(args)
     head_of(model)
-    without_dropout(model)
+    remove_dropout(model)
