@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Averages:
         count = shares.sum()
         self._count = count if self._count is None else self._count + count
 
-    def take(self, reduce) -> dict[str, float]:
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The averages so far, over all ranks (`reduce` sums a tensor over them), and start again."""
         if self._count is None:
             return {}

@@ -49,11 +49,13 @@ class PairTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         """6 operations a parameter and token, forward and backward."""
-        return 6 * sum(inputs["pairs"].row_lengths) * sum(p.numel() for p in self.model.parameters())
+        model: nn.Module = self.model  # type: ignore[assignment]
+        return 6 * sum(map(int, inputs["pairs"].row_lengths)) * sum(p.numel() for p in model.parameters())
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
-        args, data = self.args, self.train_dataset
+        args = self.args
+        data: PairData = self.train_dataset  # type: ignore[assignment]
         batches = StepBatches(
             data.row_lengths,
             args.per_device_train_batch_size,
@@ -84,7 +86,7 @@ class PairTrainer(Trainer):
         """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks."""
@@ -93,7 +95,7 @@ class PairTrainer(Trainer):
         super().log(logs, start_time)
 
 
-class _EpochLoader(DataLoader):
+class _EpochLoader(DataLoader[Any]):
     """A data loader that tells its batch sampler which epoch it is; already sharded, so it is not to be prepared again."""
 
     def set_epoch(self, epoch: int) -> None:

@@ -76,7 +76,7 @@ class PreferenceTrainer(PairTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        self.objective = _resolve(objective, regularizer, beta)
+        self.objective: Objective = _resolve(objective, regularizer, beta)
         self.token_budget = token_budget
         limited = tokenisation.within(context_of(getattr(model, "config", None)))
         _check_policy(model, args)

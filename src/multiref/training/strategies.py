@@ -29,7 +29,8 @@ def over_ranks(values: Sequence[float], how: str) -> list[float]:
     if state.num_processes == 1:
         return list(values)
     wide = torch.float32 if state.device.type == "mps" else torch.float64
-    return reduce(torch.tensor(values, dtype=wide, device=state.device), reduction=how).tolist()
+    reduced: Tensor = reduce(torch.tensor(values, dtype=wide, device=state.device), reduction=how)
+    return [float(value) for value in reduced]
 
 
 class WeightStrategy(TrainerCallback, ExportableState):

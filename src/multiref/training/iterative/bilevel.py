@@ -98,7 +98,7 @@ class Bilevel:
 
     def sigma_at(self, round: int) -> float:
         """σ_k."""
-        return self.sigma * max(0.1, (round + 1) ** -self.sigma_decay)
+        return self.sigma * float(max(0.1, (round + 1) ** -self.sigma_decay))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         reward, optimizer = state.learner()
@@ -178,7 +178,8 @@ class Bilevel:
         if self.objective == "win_rate":
             return torch.zeros(units.utility.shape[:-1])
         values = _pair_values(units.answers, units.again, units.margin(reward))
-        return values.unflatten(-1, (len(units.prompts), self.pairs)).mean(-1)
+        per_prompt: Tensor = values.unflatten(-1, (len(units.prompts), self.pairs))  # type: ignore[no-untyped-call]
+        return per_prompt.mean(-1)
 
     def _against_start(self, task: Task, state: State, x: Tensor, wide: Tensor) -> LabelledUnits:
         y = state.policy.sample(x, self.pairs, state.generator)

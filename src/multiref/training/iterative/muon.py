@@ -25,7 +25,7 @@ def orthogonal(matrix: Tensor, *, steps: int = 5) -> Tensor:
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
-    x = matrix.mT if tall else matrix
+    x: Tensor = matrix.mT if tall else matrix
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)
     for _ in range(steps):
         gram = x @ x.mT

@@ -188,7 +188,8 @@ class TextReward(nn.Module):
     def features(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n, d]."""
         raw = self._frozen(prompts.repeat_interleave(completions.shape[1]), completions.flatten(0, 1))
-        return ((raw - self.centre) / self.scale).view(*completions.shape[:-1], -1)
+        standard: Tensor = (raw - self.centre) / self.scale
+        return standard.view(*completions.shape[:-1], -1)
 
     def jacobian(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n, d]: ∂r/∂φ."""
@@ -228,7 +229,7 @@ class _Hidden:
         ids, mask = pad_rows([(*item.prompt_ids, *item.completions[0]) for item in items], 0)
         device = next(self.model.parameters()).device
         out = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
-        hidden = out.hidden_states[-1].float().cpu()
+        hidden: Tensor = out.hidden_states[-1].float().cpu()
         starts = torch.tensor([len(item.prompt_ids) for item in items])
-        kept = (mask * (torch.arange(ids.shape[1])[None] >= starts[:, None]))[..., None].float()
+        kept: Tensor = (mask * (torch.arange(ids.shape[1])[None] >= starts[:, None]))[..., None].float()
         return (hidden * kept).sum(1) / kept.sum(1).clamp_min(1)

@@ -15,7 +15,7 @@ from multiref import exact
 from multiref._logspace import NEG_INF
 from multiref.divergences import disagreement
 from multiref.pools import power_pool
-from multiref.regularizers import Regularizer
+from multiref.regularizers import Regularizer, Weights
 
 __all__ = ["backward", "conditionals", "disagreements", "levels_of", "path_tokens", "renormalised", "sequence_logps"]
 
@@ -60,12 +60,12 @@ def path_tokens(levels: Levels) -> Tensor:
     )
 
 
-def disagreements(ref_levels: Levels, weights=None) -> list[Tensor]:
+def disagreements(ref_levels: Levels, weights: Weights = None) -> list[Tensor]:
     """Levels [K, *S, V^t, V] → levels [*S, V^t]: −log F_t at each prefix."""
     return [disagreement(level, weights) for level in ref_levels]
 
 
-def renormalised(ref_levels: Levels, weights=None) -> list[Tensor]:
+def renormalised(ref_levels: Levels, weights: Weights = None) -> list[Tensor]:
     """Levels [K, *S, V^t, V] → levels [1, *S, V^t, V]: pooled and renormalised at each token. Not the pool of whole completions."""
     return [power_pool(level, weights, order=0.0).log_softmax(-1)[None] for level in ref_levels]
 

@@ -55,8 +55,8 @@ class Batch:
         """Places of prompts that go through the model together, groups whole; routed ones with those of the same references, so that no reference
         runs on what it has no part in."""
         sizes = [len(r.completion_ids) * (len(r.prompt_ids) + max(map(len, r.completion_ids))) for r in self.rollouts]
-        routed = self.weights is not None and self.weights.ndim == 2
-        routes = [tuple(row) for row in (self.weights[:, :: self.group] > 0).T.tolist()] if routed else None
+        w = self.weights
+        routes = None if w is None or w.ndim == 1 else [tuple(row) for row in (w[:, :: self.group] > 0).T.tolist()]
         return cut_into_microbatches(sizes, token_budget, routes=routes)
 
     def sampled_at(self, token_logps: Tensor) -> Batch:

@@ -76,7 +76,8 @@ class _Walk:
         out = self.model(input_ids=new, past_key_values=self.cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
         self.cache = cache if hasattr(cache, "reorder_cache") else None
-        return out.logits[:, -1].double().log_softmax(-1).cpu()
+        logits: Tensor = out.logits[:, -1]
+        return logits.double().log_softmax(-1).cpu()
 
     def go_on(self, kept: Tensor, token: Tensor) -> None:
         """The particles at `kept`, each with its next token."""

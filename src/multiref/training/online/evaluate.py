@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from multiref._logspace import check_weights, weighted_sum
+from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.spec import Tokenisation
-from multiref.references.rollouts import Rollout
+from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts
 from multiref.training.online.rollout import sample
@@ -51,7 +52,7 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
         e for row in rows for e in _cut(trainer, row) if context is None or len(e.prompt_ids) + len(e.completions[0]) <= context
     ]
     models = {"student": trainer.model}
-    with trainer.scorer.models() as references:
+    with _scorer(trainer).models() as references:
         models |= dict(zip(trainer.names, references))
         return {
             name: _interval(torch.stack([-x.double().mean() for x in score_tokens(model, encoded)]))
@@ -63,7 +64,7 @@ def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particl
     """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`. It is the teachers' alone: the same before and after."""
     from multiref.training.online.disagreement_smc import estimate_disagreement
 
-    with trainer.scorer.models() as models:
+    with _scorer(trainer).models() as models:
         found = [
             estimate_disagreement(
                 models, trainer.tokenizer, row["prompt"], new_tokens=trainer.args.max_new_tokens, weights=w, particles=particles, seed=seed + i
@@ -86,7 +87,7 @@ def floor_figures(
     weights = torch.stack(_weights(trainer, rows), 1).repeat_interleave(samples, 1)
     with torch.no_grad():
         own = score_completions(trainer.model, [rollout.encoded() for rollout in rollouts])
-        log_ratio = own - weighted_sum(trainer.scorer.completions(rollouts), weights)
+        log_ratio = own - weighted_sum(_scorer(trainer).completions(rollouts), weights)
     kls = log_ratio.reshape(-1, samples).mean(1)
     ratio = float(kls.mean() / floors.mean())
     residual = (kls - ratio * floors) / floors.mean()  # the delta method of a ratio of means
@@ -103,6 +104,12 @@ def _drawn(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: i
             prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
             rollouts += sample(trainer.model, trainer.tokenizer, prompts, args.generation, group=samples)
     return rollouts
+
+
+def _scorer(trainer: OnlineTrainer) -> RolloutScorer:
+    if trainer.scorer is None:
+        raise ArgumentError("beta is 0: this run has no references to compare with; give it a β above 0.")
+    return trainer.scorer
 
 
 def _weights(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:

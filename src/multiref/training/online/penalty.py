@@ -9,7 +9,7 @@ and through `fixed_point`, which computes it without sampling.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -61,7 +61,11 @@ class Penalty(ABC):
     needs: ClassVar[str] = "tokens"
     exact: ClassVar[bool] = False
     optimum: ClassVar[str] = ""
-    at_state: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(reverse_to_pool)
+
+    @staticmethod
+    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]."""
+        return reverse_to_pool(logps, pool)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -112,7 +116,7 @@ class PenaltyInReward(Penalty):
     exact = True
     optimum = "the optimum of the stated objective (P · e^{r/β} for reverse KL)"
 
-    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         regularizer = regularizer if samples.weights is None else regularizer.with_weights(samples.weights)
         return f_prime(samples.logps.detach() - regularizer.pool(samples.ref_logps.double()), regularizer.alpha)
 
@@ -238,7 +242,7 @@ class FullVocabulary(PenaltyInReward):
 
     needs = "vocabulary"
 
-    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         each = _divergences(samples).detach().double()
         return each.flip(-1).cumsum(-1).flip(-1) - each
 
@@ -263,11 +267,6 @@ class PerTokenReverseKL(FullVocabulary):
         return backward(reward, ref_levels, regularizer, beta=beta)
 
 
-def forward_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
-    """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: KL(ĝ_t‖π_t), ĝ_t the pool renormalised at the state."""
-    return kl(pool.log_softmax(-1), logps)
-
-
 class PerTokenForwardKL(K3RenormalisedLoss):
     """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state: `K3RenormalisedLoss` with the token summed out.
 
@@ -277,7 +276,10 @@ class PerTokenForwardKL(K3RenormalisedLoss):
 
     optimum = "state by state forward KL to the renormalised tokens, of strength β; without a reward the renormalised tokens themselves"
 
-    at_state = staticmethod(forward_to_pool)
+    @staticmethod
+    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: KL(ĝ_t‖π_t)."""
+        return kl(pool.log_softmax(-1), logps)
 
     def loss_terms(self, samples: Samples) -> Tensor:
         return _divergences(samples)
