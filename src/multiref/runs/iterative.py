@@ -17,7 +17,7 @@ from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts
 from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of
-from multiref.training.iterative import METHODS, HumanLabels, Plan, RewardOracle, save_policy, text_task, train
+from multiref.training.iterative import METHODS, HumanLabels, Plan, RewardOracle, TextSetting, save_policy, text_task, train
 from multiref.training.iterative.loop import Method
 from multiref.training.online import RewardModel, lexicon_reward
 
@@ -147,11 +147,13 @@ class IterativeRun(PooledRun):
             beta=self.beta,
             prompts=prompts,
             oracle=lambda world: self.oracle.make(world, reward),
-            max_new_tokens=self.max_new_tokens,
-            lora=None if self.lora is None else self.lora.model_dump(),
-            hidden=reward,
-            held_out=self.held_out,
-            seed=self.planned().seed,
+            setting=TextSetting(
+                max_new_tokens=self.max_new_tokens,
+                lora=None if self.lora is None else self.lora.model_dump(),
+                hidden=reward,
+                held_out=self.held_out,
+                seed=self.planned().seed,
+            ),
         )
         return IterativeJob(self, task, folder, say)
 
