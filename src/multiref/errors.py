@@ -1,6 +1,21 @@
 """The exception tree. Every error that a user can cause is one of these, says what was found,
 what was expected and what to do."""
 
+__all__ = [
+    "ArgumentError",
+    "ConfigError",
+    "DataError",
+    "EmptyPoolError",
+    "ModelError",
+    "MultirefError",
+    "MultirefWarning",
+    "OutputError",
+    "ReferenceUnavailable",
+    "StoreError",
+    "VocabularyMismatch",
+    "WeightsError",
+]
+
 
 class MultirefError(Exception):
     """Root of every error that `multiref` raises on purpose. On the command line: one message, exit code 2."""

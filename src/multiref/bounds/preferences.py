@@ -13,19 +13,6 @@ from math import exp, log, sqrt
 
 from multiref.bounds.statement import Statement
 
-__all__ = [
-    "forward_kl_6_2",
-    "forward_kl_fast",
-    "forward_kl_slow",
-    "forward_kl_versus_comparator",
-    "maximum_likelihood",
-    "reverse_kl_5_2",
-    "reverse_kl_from_references",
-    "reverse_kl_plain_reward",
-    "reverse_kl_suboptimality",
-    "reverse_kl_versus_comparator",
-]
-
 _PAPER = "Aminian, Asadi, Shenfeld, Mroueh, arXiv 2502.01203"
 _CLASS = (
     "true reward and every candidate in [0, R]",

@@ -20,24 +20,6 @@ from math import exp, log, sqrt
 
 from multiref.bounds.statement import Statement
 
-__all__ = [
-    "interpolation",
-    "interpolation_gradient_ascent",
-    "interpolation_optimum",
-    "learned_reward_parameter",
-    "learned_reward_value",
-    "stability_corollary_1",
-    "stability_gradient_ascent",
-    "stability_gradient_ascent_norm",
-    "stability_lemma_1",
-    "stability_stochastic_ascent",
-    "stability_stochastic_ascent_norm",
-    "stability_theorem_1",
-    "stability_theorem_2",
-    "stability_theorem_2_gap",
-    "stability_theorem_3",
-]
-
 _PAPER = "Li, Yi, Wang, Cui, Liu, arXiv 2601.16403"
 _LINEAR = ("features of norm at most C", "reward linear in them, known, without noise, ‖θ*‖ ≤ R/3", "parameters within norm R")
 _A5 = (
