@@ -12,7 +12,8 @@ LETTERS = 27  # token 0 is start, end and padding
 
 @torch.inference_mode()
 def names_world(models: Sequence[Any], letters: int = 2, mixture: bool = False, seed: int = 0) -> World:
-    """ "" (0 0 …), one letter (x 0 …), …, `letters` letters, the end forced after the last; renormalised by what is left, which is nothing but rounding.
+    """ "" (0 0 …), one letter (x 0 …), …, `letters` letters, the end forced after the last;
+    renormalised by what is left, which is nothing but rounding.
 
     The reward of a name is a number in [0, 1] drawn for it. mixture: one more reference, the even mixture of the models.
     """

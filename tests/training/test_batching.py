@@ -1,4 +1,5 @@
-"""Which pairs go together: every pair once an epoch, another order in each, as many batches on every rank, a budget that is kept."""
+"""Which pairs go together: every pair once an epoch, another order in each, as many batches on every rank,
+a budget that is kept."""
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ LENGTHS = [(7 * n) % 23 + 1 for n in range(23)]
 @settings(max_examples=60, deadline=None)
 @given(pairs=st.integers(1, 40), per_device=st.integers(1, 5), accumulation=st.integers(1, 4), world=st.integers(1, 4))
 def test_every_pair_counts_once_and_ranks_keep_step(pairs, per_device, accumulation, world):
-    """Over all ranks each index occurs once at or above zero; all ranks have len(sampler) batches, none is empty or above per_device."""
+    """Over all ranks each index occurs once at or above zero; all ranks have len(sampler) batches,
+    none is empty or above per_device."""
     lengths = [(7 * n) % 23 + 1 for n in range(pairs)]
     ranks = [
         list(StepBatches(lengths, per_device, accumulation=accumulation, world=world, rank=r, seed=3)) for r in range(world)

@@ -26,7 +26,8 @@ def test_the_limit_of_the_exact_reward(alpha, beta, limit):
 
 
 def test_beyond_the_limit_the_slope_is_beta():
-    """α = 0, β = 10, R = 10: limit log 2; at ℓ = log 2 + 3 the reward is 10 (1 − ½) + 10 · 3 = 35; at its mirror −10 − 30 = −40."""
+    """α = 0, β = 10, R = 10: limit log 2; at ℓ = log 2 + 3 the reward is 10 (1 − ½) + 10 · 3 = 35;
+    at its mirror −10 − 30 = −40."""
     objective = Preference.of(mr.ForwardKL(), 10.0)
     log_ratio = torch.tensor([[math.log(2) + 3, -math.log(2) - 3]], dtype=torch.float64)
     pairs = mr.training.PairLogps(log_ratio, torch.zeros(1, 1, 2, dtype=torch.float64), torch.ones(1, 2), torch.ones(1, 1, 2))
@@ -138,7 +139,8 @@ def test_the_rates_of_an_iterative_run():
 
 
 def test_a_batch_is_cut_by_its_longest_rows():
-    """Encoded prompts of 3 tokens with two completions of at most 2: 2 · (3 + 2) = 10 tokens a prompt; a budget of 20 holds two."""
+    """Encoded prompts of 3 tokens with two completions of at most 2: 2 · (3 + 2) = 10 tokens a prompt;
+    a budget of 20 holds two."""
     item = Encoded((1, 2, 3), ((4, 5), (6,)), (False, False))
     rollouts = [SimpleNamespace(prompt_ids=item.prompt_ids, completion_ids=item.completions) for _ in range(3)]
     batch = Batch(rollouts, 2, torch.zeros(6), {}, {}, None, None)

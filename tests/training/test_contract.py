@@ -122,7 +122,8 @@ def test_the_first_loss_is_the_textbook_formula_averaged_over_pairs(policy, toke
 def test_micro_batches_and_passes_do_not_change_the_curve(
     per_device, accumulation, token_budget, policy, tokenizer, pairs, scores, tmp_path
 ):
-    """Steps of 8 (or 9) pairs out of 23, whatever they are cut into; the last step of an epoch has fewer, and averages over those."""
+    """Steps of 8 (or 9) pairs out of 23, whatever they are cut into; the last step of an epoch has fewer,
+    and averages over those."""
     together = per_device * accumulation
     plain, _ = train(policy, tokenizer, pairs, scores, tmp_path, per_device_train_batch_size=together)
     cut, _ = train(
@@ -200,7 +201,8 @@ def test_one_reference_among_several_is_that_reference_alone(policy, tokenizer, 
 
 @pytest.mark.filterwarnings("ignore:2 of 4 texts did not fit")
 def test_the_policys_context_cuts_as_a_references_does(policy, tokenizer, tmp_path):
-    """A pair longer than the context: scored by `References` and trained on, both cut at the context, with nothing said about lengths."""
+    """A pair longer than the context: scored by `References` and trained on, both cut at the context,
+    with nothing said about lengths."""
     long = [Pair("a", "b" * 80, "c" * 70, "long"), Pair("a", "b", "c", "short")]
     scores = mr.References({"base": LanguageModel(policy, tokenizer, "base")}).score(long)
     lines, trainer = train(policy, tokenizer, long, scores, tmp_path, mr.training.Preference(mr.ReverseKL(), BETA))

@@ -62,9 +62,14 @@ def curve(model, tokenizer, pairs, folder, **options):
         "per_device_train_batch_size": 3,
     }
     trainer = PreferenceTrainer(
-        model, regularizer=mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=arguments(folder, **(settings | options)), train_dataset=pairs,
+        model,
+        regularizer=mr.ReverseKL((0.5, 0.5)),
+        beta=0.2,
+        scores=scored(pairs),
+        args=arguments(folder, **(settings | options)),
+        train_dataset=pairs,
         processing_class=tokenizer,
-    )  # fmt: skip
+    )
     trainer.train()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line], trainer
 
@@ -98,7 +103,8 @@ def test_an_adapter_trains_and_its_base_does_not(tiny_tokenizer, pairs, tmp_path
 
 
 def test_an_adapter_on_a_quantised_base_trains_as_on_the_same_numbers_unquantised(tiny_tokenizer, pairs, tmp_path):
-    """NF4 by bitsandbytes; the witness is a float32 model that holds the dequantised weights. The packed weights do not move."""
+    """NF4 by bitsandbytes; the witness is a float32 model that holds the dequantised weights.
+    The packed weights do not move."""
     bnb = pytest.importorskip("bitsandbytes")
     plain = make_llama(len(tiny_tokenizer), std=0.1)
     plain.save_pretrained(tmp_path / "base")
@@ -151,7 +157,8 @@ def test_conversations_of_several_turns(tiny_tokenizer, talks, tmp_path):
     [("ddp", "fixed"), ("fsdp2", "fixed"), ("deepspeed", "fixed"), ("ddp", "window"), ("ddp", "thompson"), ("ddp", "reward")],
 )
 def test_two_processes_follow_the_curve_of_one(how, strategy, tmp_path):
-    """gloo on the CPU: 11 pairs, steps of 4, so that the last step has an odd share; losses equal to 1e-5, changing weights too."""
+    """gloo on the CPU: 11 pairs, steps of 4, so that the last step has an odd share;
+    losses equal to 1e-5, changing weights too."""
     if how == "deepspeed":
         pytest.importorskip("deepspeed")
     script = Path(__file__).parent / "two_processes.py"

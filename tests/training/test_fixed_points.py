@@ -1,4 +1,5 @@
-"""Trained on a table under known preferences, each objective settles where theory says it does, and the rivals visibly elsewhere."""
+"""Trained on a table under known preferences, each objective settles where theory says it does,
+and the rivals visibly elsewhere."""
 
 import math
 
@@ -27,7 +28,8 @@ CASES = [
 
 @pytest.mark.parametrize(("regularizer", "k"), CASES)
 def test_population_preferences_end_at_the_optimum_that_the_regularizer_claims(regularizer, k, tmp_path):
-    """With P(y ≻ y') = σ(r(y) − r(y')) the loss is least where implicit margins equal reward margins, that is at π* of `exact.solve`."""
+    """With P(y ≻ y') = σ(r(y) − r(y')) the loss is least where implicit margins equal reward margins,
+    that is at π* of `exact.solve`."""
     world = random_world(k, seed=k)
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=BETA).log_policy
     policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=150)
@@ -36,7 +38,8 @@ def test_population_preferences_end_at_the_optimum_that_the_regularizer_claims(r
 
 
 def test_mrpo_ends_at_the_harmonic_tilt_and_not_at_the_optimum(tmp_path):
-    """π ∝ (Σ_k w_k / π_k)^{−1} e^{r/β}, computed here by NumPy with w_k over π_k (the released code has them swapped); unequal weights tell."""
+    """π ∝ (Σ_k w_k / π_k)^{−1} e^{r/β}, computed here by NumPy with w_k over π_k (the released code has them swapped);
+    unequal weights tell."""
     world = random_world(2, seed=5, spread=1.5)
     weights = (0.2, 0.8)
     inverse = np.einsum("k,ky->y", weights, np.exp(-world.ref_logps.numpy()))
@@ -48,7 +51,8 @@ def test_mrpo_ends_at_the_harmonic_tilt_and_not_at_the_optimum(tmp_path):
 
 
 def test_the_renormalised_token_mixture_ends_at_its_own_fixed_point(tmp_path):
-    """π ∝ Π_t g_t/F_t · e^{r/β} with g_t = Π_k π_k(y_t|·)^{w_k}: enumerated here prefix by prefix; away from π* by the accumulated disagreement."""
+    """π ∝ Π_t g_t/F_t · e^{r/β} with g_t = Π_k π_k(y_t|·)^{w_k}: enumerated here prefix by prefix;
+    away from π* by the accumulated disagreement."""
     world = random_world(2, vocabulary=3, length=2, seed=6, spread=2.0)
     weights = (0.5, 0.5)
     joint = np.exp(world.ref_logps.numpy()).reshape(2, 3, 3)
@@ -74,7 +78,8 @@ def test_the_renormalised_token_mixture_ends_at_its_own_fixed_point(tmp_path):
 
 
 def test_beyond_alpha_one_a_truncated_optimum_is_not_what_preferences_reach(tmp_path):
-    """α = 2, small β: π* drops completions, whose implicit reward cannot fall below −β/(α − 1) = −β. Training keeps mass on them, ends elsewhere."""
+    """α = 2, small β: π* drops completions, whose implicit reward cannot fall below −β/(α − 1) = −β.
+    Training keeps mass on them, ends elsewhere."""
     world = random_world(2, seed=7)
     regularizer, beta = mr.AlphaDivergence((0.5, 0.5), alpha=2.0), 0.1
     optimum = mr.exact.solve(world.reward, world.ref_logps, regularizer, beta=beta).log_policy
@@ -86,7 +91,8 @@ def test_beyond_alpha_one_a_truncated_optimum_is_not_what_preferences_reach(tmp_
 
 @pytest.mark.slow
 def test_with_finite_data_the_gap_falls_as_one_over_n(tmp_path):
-    """n labelled pairs, n from 10⁴ to 10⁵, 48 seeds (12 leave a standard error of 0.09): log J* − J against log n has slope −1 ± 0.15 (maximum likelihood in a smooth class of 8 dimensions).
+    """n labelled pairs, n from 10⁴ to 10⁵, 48 seeds (12 leave a standard error of 0.09):
+    log J* − J against log n has slope −1 ± 0.15 (maximum likelihood in a smooth class of 8 dimensions).
 
     Labels are drawn as counts of each comparison, so that a run costs the same at every n.
     """
@@ -130,7 +136,8 @@ def test_with_finite_data_the_gap_falls_as_one_over_n(tmp_path):
     ],
 )
 def test_on_real_references_cut_after_a_few_letters(regularizer, letters, shared, tmp_path):
-    """names-a, names-b and, for K = 3, their even mixture: all names of at most two (three) letters, the end forced, renormalised; a table as policy."""
+    """names-a, names-b and, for K = 3, their even mixture: all names of at most two (three) letters, the end forced,
+    renormalised; a table as policy."""
     models = [load(shared / "models" / name).model for name in ("names-a", "names-b")]
     world = names_world(models, letters, mixture=len(regularizer.weights) == 3)
     assert len(world.reward) == sum(26**n for n in range(letters + 1))
@@ -139,6 +146,7 @@ def test_on_real_references_cut_after_a_few_letters(regularizer, letters, shared
     policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=steps, lr=0.1, data=data)
     reached = world.kl_to(policy, optimum)
     print(
-        f"{regularizer.name}, K = {len(world.ref_logps)}: KL(π‖π*) from {world.kl_to(world.policy(), optimum):.4f} to {reached:.2e}"
+        f"{regularizer.name}, K = {len(world.ref_logps)}: KL(π‖π*) from {world.kl_to(world.policy(), optimum):.4f} to "
+        f"{reached:.2e}"
     )
     assert reached < 1e-3

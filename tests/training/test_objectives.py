@@ -27,7 +27,8 @@ def shifted(pairs, policy):
 
 
 def test_multi_dpo_is_at_least_the_loss_of_the_geometric_pool():
-    """Jensen: −log σ is convex, so Σ_k w_k loss_k ≥ loss of the average margin; equal where the references agree on the pair (docs/theory.md 3)."""
+    """Jensen: −log σ is convex, so Σ_k w_k loss_k ≥ loss of the average margin;
+    equal where the references agree on the pair (docs/theory.md 3)."""
     weights, pairs = (0.2, 0.5, 0.3), random_pairs()
     many, one = MultiDPO(BETA, weights).losses(pairs), Preference(mr.ReverseKL(weights), BETA).losses(pairs)
     assert bool((many >= one - 1e-12).all()) and float((many - one).max()) > 0.1
@@ -41,7 +42,8 @@ def test_multi_dpo_is_at_least_the_loss_of_the_geometric_pool():
     "objective", [Preference(mr.ReverseKL(), BETA), MultiDPO(BETA), mrpo(BETA)], ids=["dpo", "mdpo", "mrpo"]
 )
 def test_a_constant_per_prompt_and_reference_changes_no_loss(objective):
-    """log F, log Z and a reference's normaliser depend on the prompt alone. True for reverse KL and Multi-DPO; not for the harmonic pool."""
+    """log F, log Z and a reference's normaliser depend on the prompt alone.
+    True for reverse KL and Multi-DPO; not for the harmonic pool."""
     pairs = random_pairs()
     constants = torch.linspace(-3, 0, 3, dtype=torch.float64)[:, None, None]
     moved = PairLogps(pairs.policy, pairs.references + constants, pairs.lengths, pairs.ref_lengths)
@@ -60,8 +62,9 @@ def test_mrpo_weights_sit_on_their_own_reference():
 def test_the_trust_region_clips_around_the_anchor_by_hand():
     """K = 2, anchor second. log π: chosen (−40, −10), rejected (−12, −30); η = 0.1.
 
-    means 25 and 21, shares 25/46 and 21/46; windows 0.1 · share of the anchor: chosen [−10 (1 + 0.0543), −10 (1 − 0.0543)] → −10.543 for −40;
-    rejected [−30 (1.04565), −30 (0.95435)] → −28.630 for −12. The anchor stays.
+    means 25 and 21, shares 25/46 and 21/46; windows 0.1 · share of the anchor:
+    chosen [−10 (1 + 0.0543), −10 (1 − 0.0543)] → −10.543 for −40; rejected [−30 (1.04565), −30 (0.95435)] → −28.630 for −12.
+    The anchor stays.
     """
     references = torch.tensor([[[-40.0, -12.0]], [[-10.0, -30.0]]], dtype=torch.float64)
     from multiref.training.rivals import clipped_references
@@ -105,7 +108,8 @@ def test_within_the_stated_range_the_reward_is_exact(regularizer):
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("far", [-300.0, -95.0, -25.0, 25.0, 95.0, 300.0])
 def test_far_from_the_pool_there_is_a_finite_gradient_of_the_right_sign(alpha, far):
-    """Both completions `far` nats from the pool, the rejected one a nat better: raise chosen, lower rejected, at DPO's strength. float32.
+    """Both completions `far` nats from the pool, the rejected one a nat better:
+    raise chosen, lower rejected, at DPO's strength. float32.
 
     TRL 1.16's forward_kl has no gradient, or NaN, on such pairs.
     """

@@ -31,9 +31,13 @@ def test_an_optimizers_state_comes_back_to_the_bit(tmp_path):
         weight.grad = torch.randn_like(weight)
         optimizer.step()
     state = {
-        "optimizer": optimizer.state_dict(), "generator": torch.Generator().manual_seed(3).get_state(), "shared": [weight.detach()] * 2,
-        "numbers": [1, 1.0, True, None, "x", 0.1 + 0.2, 2**60], 5: (), "half": torch.ones(1, 2, dtype=torch.bfloat16).T,
-    }  # fmt: skip
+        "optimizer": optimizer.state_dict(),
+        "generator": torch.Generator().manual_seed(3).get_state(),
+        "shared": [weight.detach()] * 2,
+        "numbers": [1, 1.0, True, None, "x", 0.1 + 0.2, 2**60],
+        5: (),
+        "half": torch.ones(1, 2, dtype=torch.bfloat16).T,
+    }
     (tmp_path / "state").write_bytes(dump_plain(state))
     same(read_plain(tmp_path / "state"), state)
 

@@ -13,7 +13,8 @@ from tests.training.test_contract import pairs, policy, scores, tokenizer, train
 
 
 def logps(deltas, lengths):
-    """K references that judge B pairs: chosen minus rejected `deltas` [K, B] in nats, after `lengths` [K, B] tokens on each side."""
+    """K references that judge B pairs: chosen minus rejected `deltas` [K, B] in nats, after `lengths` [K,
+    B] tokens on each side."""
     deltas, lengths = torch.tensor(deltas, dtype=torch.float64), torch.tensor(lengths, dtype=torch.float64)
     both = torch.stack([deltas, torch.zeros_like(deltas)], dim=-1)
     pair = torch.ones(deltas.shape[1], 2, dtype=torch.float64)
@@ -100,9 +101,15 @@ def test_a_restart_goes_on_with_the_same_weights(kind, policy, tokenizer, pairs,
 def test_micro_batches_do_not_change_the_weights(policy, tokenizer, pairs, scores, tmp_path):  # noqa: F811
     whole, _ = train(policy, tokenizer, pairs, scores, tmp_path / "a", strategy=SlidingWindow(2), per_device_train_batch_size=4)
     cut, _ = train(
-        policy, tokenizer, pairs, scores, tmp_path / "b", strategy=SlidingWindow(2), per_device_train_batch_size=2,
+        policy,
+        tokenizer,
+        pairs,
+        scores,
+        tmp_path / "b",
+        strategy=SlidingWindow(2),
+        per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-    )  # fmt: skip
+    )
     for name in ("loss", "weights/a"):
         assert [line[name] for line in cut] == pytest.approx([line[name] for line in whole], rel=1e-6), name
     assert len({line["weights/a"] for line in whole}) > 3

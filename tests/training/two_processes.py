@@ -1,4 +1,5 @@
-"""One training run, in as many processes as it was launched with; the main one writes its curve. Started by test_features.py."""
+"""One training run, in as many processes as it was launched with; the main one writes its curve.
+Started by test_features.py."""
 
 import json
 import os
@@ -38,20 +39,48 @@ def main(how: str, out: str, strategy: str = "fixed") -> None:
     model = make_llama(len(tokenizer), std=0.1)
     per_device = 4 if how == "one" else 2
     zero = {
-        "zero_optimization": {"stage": 2}, "gradient_clipping": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-    }  # fmt: skip
+        "zero_optimization": {"stage": 2},
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
     sharded = {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            folder, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, per_device_train_batch_size=per_device,
-            num_train_epochs=2, learning_rate=1e-2, lr_scheduler_type="constant", max_grad_norm=0.0, seed=5, ddp_backend=None if how == "one" else "gloo",
-            per_device_eval_batch_size=2, **{"fsdp2": sharded, "deepspeed": {"deepspeed": zero}}.get(how, {}),
-        )  # fmt: skip
-        trainer = reward_trainer(args, pairs, tokenizer) if strategy == "reward" else PreferenceTrainer(
-            model, regularizer=mr.ReverseKL((0.5, 0.5)), beta=0.2, scores=scored(pairs), args=args, train_dataset=pairs, eval_dataset=pairs[:5],
-            processing_class=tokenizer, token_budget=None if how == "one" else 40, strategy=strategy_of(strategy, pairs, tokenizer),
-        )  # fmt: skip
+            folder,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            per_device_train_batch_size=per_device,
+            num_train_epochs=2,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            seed=5,
+            ddp_backend=None if how == "one" else "gloo",
+            per_device_eval_batch_size=2,
+            **{"fsdp2": sharded, "deepspeed": {"deepspeed": zero}}.get(how, {}),
+        )
+        trainer = (
+            reward_trainer(args, pairs, tokenizer)
+            if strategy == "reward"
+            else PreferenceTrainer(
+                model,
+                regularizer=mr.ReverseKL((0.5, 0.5)),
+                beta=0.2,
+                scores=scored(pairs),
+                args=args,
+                train_dataset=pairs,
+                eval_dataset=pairs[:5],
+                processing_class=tokenizer,
+                token_budget=None if how == "one" else 40,
+                strategy=strategy_of(strategy, pairs, tokenizer),
+            )
+        )
         trainer.train()
         evaluated = trainer.evaluate()["eval_loss"]
     lines = [line for line in trainer.state.log_history if "loss" in line]

@@ -1,4 +1,5 @@
-"""A world in which everything is known: a table as policy, K tables as references, every answer enumerable, preferences as probabilities."""
+"""A world in which everything is known: a table as policy, K tables as references, every answer enumerable,
+preferences as probabilities."""
 
 from dataclasses import dataclass
 
@@ -53,7 +54,8 @@ class World:
         return SequenceScores(names, keys, self.ref_logps, lengths, torch.zeros_like(lengths, dtype=torch.bool))
 
     def population(self, partners: int | None = None, seed: int = 0) -> PreferenceData:
-        """Every comparison (or `partners` random ones an answer), both ways, with its Bradley-Terry probability as its count."""
+        """Every comparison (or `partners` random ones an answer), both ways, with its Bradley-Terry probability as its
+        count."""
         size = len(self.reward)
         if partners is None:
             edges = [(a, b) for a in range(size) for b in range(a)]

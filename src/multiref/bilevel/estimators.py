@@ -4,9 +4,10 @@ r"""The hyper-gradient's response term from rollouts, as scalars whose derivativ
     shared (E2)        mean_{π_0} (1 − w) r / σ,  w = π_σ/π_0     one set; deviation does not depend on σ
     covariance (E3)    β⁻¹ Ĉov_{π_0}(u, r)                        one policy, no σ, unbiased — for a Gibbs lower level
 
-Add the direct term (the mean of the pair losses, differentiable in the reward) to any of them. Rewards carry the gradient; weights and utilities are
-detached. Gibbs is assumed by `covariance`, and by `shared` where its weights come from `shared_weights` rather than from two policies: for a
-parametrised policy that has not reached the Gibbs policy they are biased; the claims measure by how much.
+Add the direct term (the mean of the pair losses, differentiable in the reward) to any of them.
+Rewards carry the gradient; weights and utilities are detached. Gibbs is assumed by `covariance`,
+and by `shared` where its weights come from `shared_weights` rather than from two policies:
+for a parametrised policy that has not reached the Gibbs policy they are biased; the claims measure by how much.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def shared_weights(payoff: Tensor, mean_payoff: Tensor, *, sigma: float, beta: f
 def covariance(utility: Tensor, reward: Tensor, *, beta: float) -> Tensor:
     r"""[*B, m] utilities of independent units, [*B, m] their rewards → [*B]: β⁻¹ Σ_i (u_i − ū) r_i / (m − 1).
 
-    A unit is whatever was drawn independently under π_0: a pair, with u its loss and r the sum of its two rewards (likelihood); a rollout
-    with u its payoff (win rate). Unbiased for the response term in any case, because E[u (∇log π(y) + ∇log π(y'))] is what is estimated. DERIVED.
+    A unit is whatever was drawn independently under π_0: a pair, with u its loss and r the sum of its two rewards (likelihood);
+    a rollout with u its payoff (win rate). Unbiased for the response term in any case, because E[u (∇log π(y) + ∇log π(y'))] is
+    what is estimated. DERIVED.
 
     Raises:
         ArgumentError: fewer than two units a prompt.

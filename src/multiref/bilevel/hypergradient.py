@@ -16,8 +16,9 @@ def policy_response(problem: Problem, log_policy: Tensor, payoff: Tensor) -> Ten
 
         (∂π/∂r)ᵀ c = β⁻¹ h (c − Σ h c / Σ h),      h = π (π/P)^{1−α};   h = π for reverse KL: a covariance under the policy
 
-    Reverse KL: DERIVED (docs/theory.md 9). The rest of the family: DERIVED from β f'(π/P) = r − λ, whose derivative is β dπ/h = dr − dλ with
-    Σ dπ = 0. Where the optimum is truncated (α > 1), completions without mass do not respond.
+    Reverse KL: DERIVED (docs/theory.md 9). The rest of the family: DERIVED from β f'(π/P) = r − λ,
+    whose derivative is β dπ/h = dr − dλ with Σ dπ = 0. Where the optimum is truncated (α > 1),
+    completions without mass do not respond.
     """
     alpha = problem.regularizer.alpha
     if alpha == 1:
@@ -35,8 +36,8 @@ def hypergradient(problem: Problem, reward: Tensor, upper: Upper) -> Tensor:
 
         dψ/dr = ∂f/∂r + (∂π/∂r)ᵀ ∂f/∂π            for reverse KL  ∂_r f + β⁻¹ π (c − E_π c)
 
-    In parameters: ∇ψ(φ) = E_x Σ_y (dψ/dr)(x, y) ∇r_φ(x, y) = ∂_φ f + β⁻¹ E_x Cov_π(c, ∇r_φ). `StopGradient` leaves the second term
-    out, by definition.
+    In parameters: ∇ψ(φ) = E_x Σ_y (dψ/dr)(x, y) ∇r_φ(x, y) = ∂_φ f + β⁻¹ E_x Cov_π(c, ∇r_φ).
+    `StopGradient` leaves the second term out, by definition.
     """
     log_policy = problem.lower(reward)
     direct = upper.direct(problem, log_policy, reward)

@@ -40,7 +40,8 @@ def implicit_hypergradient(
 
     Args:
         upper, lower: f(φ, θ) and g(φ, θ), scalars, differentiable twice by autograd.
-        damping: δ ≥ 0. A softmax has a gauge, along which ∂_θ f is zero: conjugate gradients stay in the range and need no damping there.
+        damping: δ ≥ 0. A softmax has a gauge, along which ∂_θ f is zero: conjugate gradients stay in the range and need no
+            damping there.
 
     Raises:
         ArgumentError: δ < 0; a lower level that is not convex at θ (negative curvature met): train it further or damp.

@@ -1,9 +1,10 @@
-r"""Four upper objectives, each as three functions of a policy and a reward: its value, its derivative in the policy, its derivative in the reward.
+r"""Four upper objectives, each as three functions of a policy and a reward:
+its value, its derivative in the policy, its derivative in the reward.
 
 With p(y, y') = σ(r(y) − r(y')), P* the true preference, π the policy, ν the comparator (the normalised pool):
 
-    Likelihood     f = −Σ π π' [P* log p + (1 − P*) log(1 − p)]    the papers' objective, U0 in our pages (FOUND: SAIL, PARL's use);
-                                                                   not Fisher-consistent (DERIVED)
+    Likelihood     f = −Σ π π' [P* log p + (1 − P*) log(1 − p)]    the papers' objective, U0 in our pages
+                   (FOUND: SAIL, PARL's use); not Fisher-consistent (DERIVED)
     StopGradient   its direct derivative alone, U1: iterated on-policy maximum likelihood; a field, not the gradient of anything
     Debiased       f = Σ π π' (p − P*)², U2: from two labels a pair (p − z)(p − z'); optionally Σ π ν' (p − P*)²
     WinRate        f = −Σ π ν' P* + κ β Σ_k w_k D(π‖π_k), U3: κ = ¼ (the slope of σ at zero); does not look at the reward itself
@@ -77,14 +78,16 @@ class Likelihood(Upper):
 
 @dataclass(frozen=True)
 class StopGradient(Likelihood):
-    """The likelihood's derivative with the sampling law held fixed. Its fixed point is the true reward when that is in the class."""
+    """The likelihood's derivative with the sampling law held fixed. Its fixed point is the true reward when that is in the
+    class."""
 
     follows_policy = False
 
 
 @dataclass(frozen=True)
 class Debiased(Upper):
-    """Squared error of the predicted preference. `mixed`: pairs π ⊗ ν, which keeps a collapsed policy from hiding its errors."""
+    """Squared error of the predicted preference. `mixed`: pairs π ⊗ ν, which keeps a collapsed policy from hiding its
+    errors."""
 
     mixed: bool = False
 

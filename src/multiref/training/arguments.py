@@ -1,4 +1,5 @@
-"""What a run needs from transformers and peft beside the trainer: arguments by name, a listener to its log lines, a LoRA adapter, silence."""
+"""What a run needs from transformers and peft beside the trainer: arguments by name, a listener to its log lines,
+a LoRA adapter, silence."""
 
 from __future__ import annotations
 

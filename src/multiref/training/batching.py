@@ -1,8 +1,9 @@
-"""Which pairs go together. An optimizer step always holds the same number of pairs, drawn at random; inside a step they are sorted by length.
+"""Which pairs go together. An optimizer step always holds the same number of pairs, drawn at random;
+inside a step they are sorted by length.
 
-Batches filled up to a token budget would weigh a pair by the length of its neighbours (a step of few long pairs counts each of them more).
-So the budget never decides *which* pairs make a step, only into how many passes a micro-batch is cut (`cut_into_microbatches`), and the loss is averaged
-over the pairs of the whole step.
+Batches filled up to a token budget would weigh a pair by the length of its neighbours (a step of few long pairs counts each of
+them more). So the budget never decides *which* pairs make a step, only into how many passes a micro-batch is cut
+(`cut_into_microbatches`), and the loss is averaged over the pairs of the whole step.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ __all__ = ["StepBatches"]
 class StepBatches(Sampler[list[int]]):
     """Micro-batches of one rank: lists of indices, as many on every rank, in an order that (seed, epoch) decides.
 
-    A step takes `per_device × accumulation × world` pairs, the last one of an epoch what is left (or drops it). The pairs of a step
-    are sorted by length and dealt so that micro-batches are homogeneous and ranks balanced. Where a rank would have nothing to do it gets a pair
-    that fills without counting, index −1 − i.
+    A step takes `per_device × accumulation × world` pairs, the last one of an epoch what is left (or drops it).
+    The pairs of a step are sorted by length and dealt so that micro-batches are homogeneous and ranks balanced.
+    Where a rank would have nothing to do it gets a pair that fills without counting, index −1 − i.
 
     Args:
         lengths: [P] tokens of each pair.

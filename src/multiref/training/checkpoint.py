@@ -39,7 +39,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts weights, optimizer and generators back, and returns the rest. OutputError for a folder that is no checkpoint of this model."""
+    """Puts weights, optimizer and generators back, and returns the rest.
+    OutputError for a folder that is no checkpoint of this model."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     try:
         state: dict[str, Any] = read_plain(path / _FILE)
@@ -48,8 +49,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer.load_state_dict(state.pop("optimizer"))
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(
-            f"{path} is no whole checkpoint of this model: {error}. Resume with the model of that run, or remove it and go on from the "
-            "one before."
+            f"{path} is no whole checkpoint of this model: {error}. Resume with the model of that run, or remove it and go on "
+            "from the one before."
         ) from None
     torch.set_rng_state(generators["cpu"])
     if torch.cuda.is_available() and "cuda" in generators:

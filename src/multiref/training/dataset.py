@@ -1,4 +1,5 @@
-"""Pairs made ready for training, once: token ids under the policy's tokenizer, joined by content with the stored scores of the references."""
+"""Pairs made ready for training, once: token ids under the policy's tokenizer, joined by content with the stored scores of the
+references."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ class PairData(Dataset[tuple["PairData", int]]):
 
     Args:
         pairs: `Pair`s or rows in TRL's preference format.
-        counts: [P] how much each pair counts in the average, at least zero; None: one each. A preference known as a probability p is the pair
-            with count p and the reversed pair with count 1 − p.
+        counts: [P] how much each pair counts in the average, at least zero; None: one each.
+            A preference known as a probability p is the pair with count p and the reversed pair with count 1 − p.
     """
 
     def __init__(
@@ -147,7 +148,8 @@ def collate(items: Sequence[tuple[PairData, int]]) -> dict[str, Any]:
 
 
 def check_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
-    """[P] float64: how much each pair counts; None: one each. ArgumentError where they are negative, all zero, or not as many."""
+    """[P] float64: how much each pair counts; None: one each. ArgumentError where they are negative, all zero,
+    or not as many."""
     if counts is None:
         return torch.ones(pairs, dtype=torch.float64)
     checked = torch.as_tensor(counts, dtype=torch.float64)
@@ -181,7 +183,7 @@ def _check_truncation(data: PreferenceData, of_scores: Tensor) -> None:
     k, row = (int(i) for i in differs.nonzero()[0])
     cut, whole = ("the policy", f"reference {data.names[k]!r}")[:: 1 if bool(of_policy[row].any()) else -1]
     raise ArgumentError(
-        f"{int(differs.any(0).sum()):,} of {len(data):,} pairs are cut differently by the policy and by the references' scores; the first is "
-        f"{data.pairs[row].origin or f'pair {row + 1}'}, cut for {cut} and not for {whole}. Expected the same texts on both sides. Score again with the "
-        "tokenisation of this run, or leave these rows out."
+        f"{int(differs.any(0).sum()):,} of {len(data):,} pairs are cut differently by the policy and by the references' "
+        f"scores; the first is {data.pairs[row].origin or f'pair {row + 1}'}, cut for {cut} and not for {whole}. Expected the "
+        "same texts on both sides. Score again with the tokenisation of this run, or leave these rows out."
     )

@@ -13,7 +13,8 @@ __all__ = ["cut_into_microbatches"]
 def cut_into_microbatches(
     lengths: Sequence[int], token_budget: int | None, *, at_least: int = 1, routes: Sequence[Hashable] | None = None
 ) -> list[list[int]]:
-    """Indices into `lengths`, cut into forward passes of rows × longest row ≤ token_budget, longest first; never fewer than `at_least`.
+    """Indices into `lengths`, cut into forward passes of rows × longest row ≤ token_budget, longest first;
+    never fewer than `at_least`.
 
     A row above the budget is a pass of its own. None: one pass. Every rank must make as many passes, hence `at_least`.
 

@@ -65,14 +65,16 @@ class Preference:
 
         r = β f'(π / P),     ℓ = log π − log P,     P the regularizer's pool over the references, of whole completions
 
-    Reverse KL: r = β ℓ, and this is DPO on the geometric pool, Σ_k w_k log π_k. Log-normalisers depend on the prompt alone and cancel
-    in the margin. Forward KL: r = β (1 − e^{−ℓ}); in general r = β (e^{(α−1)ℓ} − 1)/(α − 1).
+    Reverse KL: r = β ℓ, and this is DPO on the geometric pool, Σ_k w_k log π_k.
+    Log-normalisers depend on the prompt alone and cancel in the margin.
+    Forward KL: r = β (1 − e^{−ℓ}); in general r = β (e^{(α−1)ℓ} − 1)/(α − 1).
 
-    **What is exact.** Whole completions differ by hundreds of nats, so for α ≠ 1 the slope dr/dℓ = β e^{(α−1)ℓ} spans e^{±300}: it is
-    zero, or infinite, in any floating-point format. We keep r exact while its slope lies in [β²/(β+R), β+R], R = `reward_range`; that is,
-    where |ℓ| ≤ log(1 + R/β)/|1 − α|; beyond, r goes on with slope β in ℓ, as reverse KL would. It stays continuous and strictly increasing,
-    and a policy that starts far away is pulled back as firmly as by DPO. The optimum is that of the exact objective if, at that optimum, every
-    completion in the data has |ℓ| within the limit; the metric `log_ratio_clipped` is the share that is outside. Reverse KL is
+    **What is exact.** Whole completions differ by hundreds of nats, so for α ≠ 1 the slope dr/dℓ = β e^{(α−1)ℓ} spans e^{±300}:
+    it is zero, or infinite, in any floating-point format. We keep r exact while its slope lies in [β²/(β+R), β+R],
+    R = `reward_range`; that is, where |ℓ| ≤ log(1 + R/β)/|1 − α|; beyond, r goes on with slope β in ℓ, as reverse KL would.
+    It stays continuous and strictly increasing, and a policy that starts far away is pulled back as firmly as by DPO.
+    The optimum is that of the exact objective if, at that optimum, every completion in the data has |ℓ| within the limit;
+    the metric `log_ratio_clipped` is the share that is outside. Reverse KL is
     linear in ℓ: nothing is ever clipped. `reward_range=math.inf` is the exact map everywhere, with the gradients that it has.
 
     For α > 1 implicit rewards cannot fall below −β/(α − 1): where the exact optimum truncates (π* = 0), the preference optimum
@@ -84,8 +86,8 @@ class Preference:
         loss: two rewards [B] → losses [B]: `losses.bradley_terry`, `robust`, `ipo`, `hinge`, or a partial of one.
         reward_range: R above, in units of reward (nats of preference).
 
-    Reference: Rafailov et al., 2023, eq. 7, with the reference replaced by the pool (arXiv 2502.01203, appendix F: FOUND that it exists, the
-    losses are DERIVED); f-DPO, Wang et al., 2023; the continuation is ours.
+    Reference: Rafailov et al., 2023, eq. 7, with the reference replaced by the pool (arXiv 2502.01203, appendix F:
+    FOUND that it exists, the losses are DERIVED); f-DPO, Wang et al., 2023; the continuation is ours.
     """
 
     regularizer: Regularizer
@@ -141,11 +143,11 @@ class MultiDPO:
 
         L = Σ_k w_k loss(β (log π − log π_k) chosen, the same rejected)
 
-    By Jensen L ≥ the loss of the geometric pool at the same weights, with equality where the references agree on the pair. Its optimum is
-    that of no weighted-KL objective. The rewards that it reports are those of the geometric pool.
+    By Jensen L ≥ the loss of the geometric pool at the same weights, with equality where the references agree on the pair.
+    Its optimum is that of no weighted-KL objective. The rewards that it reports are those of the geometric pool.
 
-    Reference: docs/theory.md 7 and 8 (CODE of arXiv 2405.16388 and 2512.10040), there with clipped or length-normalised log-probabilities:
-    wrap it in `TrustRegion` or `LengthNormalised` for those.
+    Reference: docs/theory.md 7 and 8 (CODE of arXiv 2405.16388 and 2512.10040), there with clipped or length-normalised
+    log-probabilities: wrap it in `TrustRegion` or `LengthNormalised` for those.
     """
 
     beta: float

@@ -21,7 +21,8 @@ __all__ = ["PairTrainer", "check_devices", "remove_dropout"]
 
 
 class PairTrainer(Trainer):
-    """A `transformers.Trainer` on pairs; overrides documented methods only. Batches are mappings with "pairs", which has `shares` [B].
+    """A `transformers.Trainer` on pairs; overrides documented methods only.
+    Batches are mappings with "pairs", which has `shares` [B].
 
     Its datasets are `PairData`: `ready` makes one of what is given, and where evaluation data are a mapping, of each of them.
     """
@@ -77,7 +78,8 @@ class PairTrainer(Trainer):
         return samples, self.accelerator.reduce(count, reduction="sum")
 
     def mean_of_step(self, losses: Tensor, shares: Tensor, pairs_of_step: Any) -> Tensor:
-        """[B], [B] → Σ losses of these pairs / pairs of the step (None: of these). Gradients are averaged over ranks, hence the number of ranks."""
+        """[B], [B] → Σ losses of these pairs / pairs of the step (None: of these).
+        Gradients are averaged over ranks, hence the number of ranks."""
         count = shares.sum() if pairs_of_step is None else pairs_of_step
         ranks = 1 if pairs_of_step is None else self.accelerator.num_processes
         return ((losses * shares).sum() / count * ranks).float()
@@ -106,14 +108,14 @@ def check_devices(args: TrainingArguments) -> None:
     """Refuse arguments under which a step would not be what it says. ArgumentError."""
     if args.n_gpu > 1:
         raise ArgumentError(
-            f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one device a process. "
-            "Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
+            f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one "
+            "device a process. Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
         )
     sampling = getattr(args, "train_sampling_strategy", "random")
     if sampling not in ("random", "sequential"):
         raise ArgumentError(
-            f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by length anyway; grouping "
-            "whole steps by length would weigh a pair by the length of its neighbours."
+            f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by "
+            "length anyway; grouping whole steps by length would weigh a pair by the length of its neighbours."
         )
 
 

@@ -19,7 +19,8 @@ _STRUCTURE = "structure"
 
 
 def dump_plain(value: Any) -> bytes:
-    """The bytes of a safetensors file: tensors as such, everything around them as JSON in its metadata. Keys and tuples keep their types.
+    """The bytes of a safetensors file: tensors as such, everything around them as JSON in its metadata.
+    Keys and tuples keep their types.
 
     Raises:
         ArgumentError: something that is neither a tensor, a number, a text, None, nor a list, tuple or dictionary of those.
@@ -44,7 +45,8 @@ def dump_plain(value: Any) -> bytes:
 
 
 def read_plain(path: str | Path) -> Any:
-    """What `dump_plain` was given; tensors on the CPU. ValueError for a file that is damaged or another one, OSError where there is none."""
+    """What `dump_plain` was given; tensors on the CPU. ValueError for a file that is damaged or another one,
+    OSError where there is none."""
     try:
         with safe_open(str(path), framework="pt") as file:
             structure = (file.metadata() or {}).get(_STRUCTURE)

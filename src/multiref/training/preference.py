@@ -1,4 +1,5 @@
-"""`PreferenceTrainer`: preference training under several references, as a `transformers.Trainer` that overrides documented methods only."""
+"""`PreferenceTrainer`: preference training under several references, as a `transformers.Trainer` that overrides documented
+methods only."""
 
 from __future__ import annotations
 
@@ -28,30 +29,35 @@ __all__ = ["PreferenceTrainer"]
 
 
 class PreferenceTrainer(PairTrainer):
-    r"""Minimises the average over pairs of an objective: loss(r_chosen, r_rejected), r the implicit reward under K frozen references.
+    r"""Minimises the average over pairs of an objective: loss(r_chosen, r_rejected), r the implicit reward under K frozen
+    references.
 
         L = (1/n) Σ_pairs loss(r(x, y_w), r(x, y_l)),     r = β f'(π / P),   P the regularizer's pool of the K references
 
-    No reference model is in memory: their log-probabilities of whole completions come as stored scores, joined by content, so a step costs
-    the same for every K. Chosen and rejected share their prompt in one row. The average is over the pairs of an optimizer step, whatever
-    its micro-batches, passes and ranks are: gradient accumulation, a token budget and more processes change nothing but the rounding.
+    No reference model is in memory: their log-probabilities of whole completions come as stored scores, joined by content,
+    so a step costs the same for every K. Chosen and rejected share their prompt in one row.
+    The average is over the pairs of an optimizer step, whatever its micro-batches, passes and ranks are:
+    gradient accumulation, a token budget and more processes change nothing but the rounding.
 
     Args:
-        model: the policy, a transformers causal language model (or a PEFT model on one, or `Tabular`). Its dropout is set to zero.
+        model: the policy, a transformers causal language model (or a PEFT model on one, or `Tabular`).
+            Its dropout is set to zero.
         objective: what is minimised: `Preference.of(regularizer, beta, loss=…)`, or a rival.
         regularizer, beta: in place of an objective: `Preference.of(regularizer, beta)`.
-        scores: `SequenceScores` that cover the training and evaluation pairs; their order of names is the order of the weights. Not needed
-            where both datasets are `PreferenceData`.
+        scores: `SequenceScores` that cover the training and evaluation pairs; their order of names is the order of the weights.
+            Not needed where both datasets are `PreferenceData`.
         args: `transformers.TrainingArguments`; `per_device_train_batch_size` counts pairs.
-        train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format), or `PreferenceData`; evaluation also a mapping from names to those.
+        train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format), or `PreferenceData`;
+            evaluation also a mapping from names to those.
         processing_class: the policy's tokenizer.
         strategy: where weights come from while training: a `WeightStrategy`; None keeps the objective's.
         tokenisation: what the scores were made with; `max_length` is at most the policy's context.
         token_budget: rows × longest row of one forward pass; a micro-batch above it is cut into several. None: one pass.
         callbacks, optimizers: as of `transformers.Trainer`.
 
-    Metrics: the names of `metrics.pair_metrics`, averaged over pairs, `eval_` before those of the evaluation set; and with an evaluation set
-    `reward_gap`, the last training `rewards/margins` minus that of evaluation: the gap that overfitting opens.
+    Metrics: the names of `metrics.pair_metrics`, averaged over pairs, `eval_` before those of the evaluation set;
+    and with an evaluation set `reward_gap`, the last training `rewards/margins` minus that of evaluation:
+    the gap that overfitting opens.
 
     Raises: ArgumentError, WeightsError, StoreError, DataError, ModelError; all at construction.
 
@@ -111,7 +117,8 @@ class PreferenceTrainer(PairTrainer):
 
     @property
     def strategy(self) -> WeightStrategy | None:
-        """Where weights come from, if they change. A resumed run has another object here than the one that was given: the saved one."""
+        """Where weights come from, if they change. A resumed run has another object here than the one that was given:
+        the saved one."""
         given = self._strategy
         for callback in self.callback_handler.callbacks if given is not None else ():
             if isinstance(callback, WeightStrategy) and given is not None and callback is not given:
@@ -230,7 +237,8 @@ def _check_policy(model: nn.Module, args: TrainingArguments) -> None:
     config = getattr(model, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
         raise ModelError(
-            f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes layers. Use LoRA."
+            f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes "
+            "layers. Use LoRA."
         )
     check_devices(args)
     remove_dropout(model)

@@ -1,4 +1,5 @@
-"""The mixture that other code uses: pooled and renormalised at each token. Kept to show what it costs; not the optimum of the stated objective."""
+"""The mixture that other code uses: pooled and renormalised at each token.
+Kept to show what it costs; not the optimum of the stated objective."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ def renormalised_scores(
 
         log π_tok(y) = Σ_t [ Σ_k w_k log π_k(y_t | y_<t) − log F_t ],   F_t = Σ_v Π_k π_k(v | y_<t)^{w_k}
 
-    DPO against it ends at π ∝ π_tok e^{r/β} = (the exact optimum) · e^{D(y)}, D = −Σ_t log F_t ≥ 0: a bonus for long completions and for
-    contexts where references disagree (docs/theory.md 5).
+    DPO against it ends at π ∝ π_tok e^{r/β} = (the exact optimum) · e^{D(y)}, D = −Σ_t log F_t ≥ 0:
+    a bonus for long completions and for contexts where references disagree (docs/theory.md 5).
 
     Args:
         models: K `LanguageModel`s with one vocabulary (VocabularyMismatch otherwise).

@@ -1,6 +1,7 @@
 """Published rivals as wrappers of an objective: each changes what the inner objective sees, and nothing else. They compose.
 
-MRPO as published is `AdaptiveWeights(TrustRegion(Preference(PooledKL(order=-1), β)))`: `mrpo(β, trust_region=0.1, adaptive=True)`.
+MRPO as published is `AdaptiveWeights(TrustRegion(Preference(PooledKL(order=-1), β)))`:
+`mrpo(β, trust_region=0.1, adaptive=True)`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ def mrpo(
 ) -> Objective:
     """MRPO: reverse KL to the harmonic pool, with its clipped trust region and adaptive weights if asked.
 
-    A lower bound of the weighted reverse KL, not that objective (docs/theory.md 7). The weight of a reference multiplies 1/π_k, as in the paper; the
-    released code has them swapped (docs/theory.md 7), which we do not copy.
+    A lower bound of the weighted reverse KL, not that objective (docs/theory.md 7).
+    The weight of a reference multiplies 1/π_k, as in the paper; the released code has them swapped (docs/theory.md 7),
+    which we do not copy.
 
     Args:
-        trust_region: η, the relative half-width of the clip (0.1 in the released example); None leaves the references as they are.
+        trust_region: η, the relative half-width of the clip (0.1 in the released example);
+            None leaves the references as they are.
         anchor: which reference the others are clipped around (the policy's initial model, there).
         adaptive: weights per pair from how strongly each reference discriminates (ARWC).
     """
@@ -73,8 +76,8 @@ class _Wrapper:
 class LengthNormalised(_Wrapper):
     r"""Every log-probability divided by its number of tokens before the inner objective sees it, policy included.
 
-    Not exact for any objective on whole completions: a *named variant*, because released code uses it (docs/theory.md 8) and because for
-    α ≠ 1 it brings the ratios of long completions into range. Each model's own token count is used.
+    Not exact for any objective on whole completions: a *named variant*, because released code uses it (docs/theory.md 8) and
+    because for α ≠ 1 it brings the ratios of long completions into range. Each model's own token count is used.
     """
 
     def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
@@ -99,21 +102,25 @@ class TrustRegion(_Wrapper):
 
 @dataclass(frozen=True)
 class AdaptiveWeights(_Wrapper):
-    """Weights per pair from the raw references, `adaptive_weights`: MRPO's ARWC. Outermost, so that they are computed before any clipping."""
+    """Weights per pair from the raw references, `adaptive_weights`: MRPO's ARWC.
+    Outermost, so that they are computed before any clipping."""
 
     def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
         return self.inner.reweighted(adaptive_weights(pairs.references)), pairs
 
 
 def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
-    r"""[K, B, 2] → [K, B, 2]: each reference within a window around the anchor's log-probability, proportional to that log-probability.
+    r"""[K, B, 2] → [K, B, 2]: each reference within a window around the anchor's log-probability,
+    proportional to that log-probability.
 
         m_s = mean_k log π_k(y_s),   share_s = |m_s| / (|m_w| + |m_l|),   η_s = η · share_s
         log π_k(y_s) ← clip(log π_k(y_s), (1 + η_s) log π_a(y_s), (1 − η_s) log π_a(y_s))
 
-    Log-probabilities are negative, so (1 + η) is the lower end. The window grows with the length of the completion (docs/theory.md 7).
+    Log-probabilities are negative, so (1 + η) is the lower end. The window grows with the length of the completion
+    (docs/theory.md 7).
 
-    Reference: docs/theory.md 7 (CODE of arXiv 2405.16388, for K = 2); for K > 2 every reference but the anchor is clipped, DERIVED.
+    Reference: docs/theory.md 7 (CODE of arXiv 2405.16388, for K = 2); for K > 2 every reference but the anchor is clipped,
+    DERIVED.
     """
     if not 0 <= anchor < len(ref_logps):
         raise ArgumentError(
@@ -128,6 +135,7 @@ def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
 def adaptive_weights(ref_logps: Tensor) -> Tensor:
     r"""[K, B, 2] → [K, B]: w_k ∝ |log π_k(y_w) − log π_k(y_l)|, per pair; uniform where no reference discriminates.
 
-    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (docs/theory.md 7; kept, because it is the rival).
+    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (docs/theory.md 7;
+    kept, because it is the rival).
     """
     return arwc(ref_logps[..., 0] - ref_logps[..., 1])

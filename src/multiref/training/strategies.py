@@ -1,6 +1,8 @@
-"""Weights that change while training, as callbacks whose state is saved in every checkpoint. They change between steps only, alike on every rank.
+"""Weights that change while training, as callbacks whose state is saved in every checkpoint.
+They change between steps only, alike on every rank.
 
-They are the online strategies of arXiv 2512.10040 with the defects of the released code (docs/theory.md 8) repaired; each says which.
+They are the online strategies of arXiv 2512.10040 with the defects of the released code (docs/theory.md 8) repaired;
+each says which.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ def over_ranks(values: Sequence[float], how: str) -> list[float]:
 class WeightStrategy(TrainerCallback, ExportableState):
     """Where a step's weights come from. A `TrainerCallback` with state: a resumed run goes on with the same weights.
 
-    The trainer calls `start(names)` once, `weights(pairs)` before each loss and `observe(pairs, objective, shares)` after it; what is
-    observed takes effect at the next step, so that micro-batches of one step share their weights. Each rank observes its own pairs:
-    what decides the next weights goes through `over_ranks`.
+    The trainer calls `start(names)` once, `weights(pairs)` before each loss and `observe(pairs, objective, shares)` after it;
+    what is observed takes effect at the next step, so that micro-batches of one step share their weights.
+    Each rank observes its own pairs: what decides the next weights goes through `over_ranks`.
     """
 
     names: tuple[str, ...] = ()
@@ -52,7 +54,8 @@ class WeightStrategy(TrainerCallback, ExportableState):
         raise NotImplementedError
 
     def observe(self, pairs: PairLogps, objective: Objective, shares: Tensor) -> None:
-        """See the pairs of a training pass and how much each counts, [B] (0: it only fills a rank's batch); by default, nothing."""
+        """See the pairs of a training pass and how much each counts, [B] (0: it only fills a rank's batch);
+        by default, nothing."""
 
     def succeed(self, predecessor: WeightStrategy) -> None:
         """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""
@@ -64,9 +67,10 @@ class SlidingWindow(WeightStrategy):
         statistic "discrimination": |Δ_k|,   Δ_k = log π_k(y_w)/T_w − log π_k(y_l)/T_l  (per token, each in its own tokenizer)
         statistic "accuracy":       1[Δ_k > 0],  ½ at a tie
 
-    Repaired against the released SWCW: it averages over a window of whole steps instead of giving row j of this batch the weights of row j of the last
-    one; weights are one vector; the same pairs in other micro-batches give the same weights; the state survives a restart. Not repaired, because it
-    is what "discrimination" means: the sign of Δ_k is ignored there. "accuracy" minds it.
+    Repaired against the released SWCW: it averages over a window of whole steps instead of giving row j of this batch the
+    weights of row j of the last one; weights are one vector; the same pairs in other micro-batches give the same weights;
+    the state survives a restart. Not repaired, because it is what "discrimination" means: the sign of Δ_k is ignored there.
+    "accuracy" minds it.
     """
 
     def __init__(self, window: int = 16, statistic: str = "discrimination") -> None:
@@ -107,12 +111,12 @@ class SlidingWindow(WeightStrategy):
 class ThompsonSampling(WeightStrategy):
     r"""One reference at a time, chosen by a bandit: θ_k ~ Beta(a_k, b_k), the largest is used alone for `hold` steps.
 
-    After them the arm is credited (a += 1) if the loss on `validation` fell, and b += 1 if it rose; a tie counts for neither. The loss is the objective's
-    at uniform weights, the same yardstick for every arm, on the same pairs before and after.
+    After them the arm is credited (a += 1) if the loss on `validation` fell, and b += 1 if it rose; a tie counts for neither.
+    The loss is the objective's at uniform weights, the same yardstick for every arm, on the same pairs before and after.
 
-    Repaired against the released TSW: it judges `hold` steps rather than one, by a loss rather than by a strict gain in accuracy on a random subset
-    (there "no change" counts as failure, and posterior means stay under ½ whatever the arm does). It is still not a mixture: each
-    step follows one reference.
+    Repaired against the released TSW: it judges `hold` steps rather than one, by a loss rather than by a strict gain in
+    accuracy on a random subset (there "no change" counts as failure, and posterior means stay under ½ whatever the arm does).
+    It is still not a mixture: each step follows one reference.
 
     Args:
         validation: `PreferenceData` with the same references, not trained on.

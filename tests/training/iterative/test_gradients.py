@@ -1,4 +1,5 @@
-"""The outer step's estimate against the closed form: a tabular policy that is the Gibbs policy of its reward, one world, many seeds as repeats."""
+"""The outer step's estimate against the closed form: a tabular policy that is the Gibbs policy of its reward, one world,
+many seeds as repeats."""
 
 import pytest
 import torch
@@ -73,7 +74,8 @@ def test_the_estimate_is_unbiased(options, bias):
     ("estimator", "sigma"), [("two_policies", 0.1), ("shared_rollouts", 0.02), ("conjugate_gradient", 0.02)]
 )
 def test_estimates_that_solve_a_lower_system_are_consistent(estimator, sigma):
-    """With 200 units a prompt the sampled lower system is nearly the whole one: the answer is within 6 % of the hyper-gradient's norm; U1's direct term is not."""
+    """With 200 units a prompt the sampled lower system is nearly the whole one:
+    the answer is within 6 % of the hyper-gradient's norm; U1's direct term is not."""
     task, exact = world(40)
     method = Bilevel("likelihood", estimator, pairs=200, sigma=sigma, perturbed_steps=60)
     state = State.begin(task, seed=1, learning_rate=1e-3, reward_rate=1e-3)
@@ -96,7 +98,8 @@ def test_momentum_of_one_is_the_single_loop():
 
 
 def test_momentum_averages_where_nothing_moves():
-    """φ fixed: d_k = a g_k + (1 − a) d_{k−1}, an exponential average, whose variance falls towards a/(2 − a) of one estimate's."""
+    """φ fixed: d_k = a g_k + (1 − a) d_{k−1}, an exponential average, whose variance falls towards a/(2 − a) of one
+    estimate's."""
     task, _ = world(500)
     state = State.begin(task, seed=1, learning_rate=0.0, reward_rate=0.0)
     method = Bilevel("likelihood", "covariance", loop="momentum", momentum=0.2)

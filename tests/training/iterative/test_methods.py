@@ -1,4 +1,5 @@
-"""Every method on an enumerable world: the shared steps settle where they should, runs resume exactly, failures keep the last good state."""
+"""Every method on an enumerable world: the shared steps settle where they should, runs resume exactly,
+failures keep the last good state."""
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ def world(seeds=2, **options):
 
 
 def test_policy_gradient_under_the_true_reward_reaches_the_optimum():
-    """From the first reference to π* under two: the gap falls to a twentieth, so the penalty, its pool and its sign are right."""
+    """From the first reference to π* under two: the gap falls to a twentieth, so the penalty,
+    its pool and its sign are right."""
     made = world(1)
     state = State.begin(made.task, seed=0, learning_rate=2e-2, reward_rate=1e-2)
     before = float(made.gap(state.policy.table()))
@@ -95,7 +97,8 @@ STOPPABLE = {
 
 @pytest.mark.parametrize("name", STOPPABLE)
 def test_a_run_that_was_stopped_goes_on_exactly(name, tmp_path):
-    """Killed in the middle of its third round, then run again: parameters to the bit and measurements as if nothing had happened."""
+    """Killed in the middle of its third round, then run again: parameters to the bit and measurements as if nothing had
+    happened."""
     plan = Plan(labels=[16, 32, 48, 64], final_rate=0.5, optimizer="muon" if name == "gshf" else "adam", **QUICK)
 
     def method():
@@ -139,7 +142,8 @@ def test_a_bad_oracle_stops_the_run_and_leaves_the_round_before(tmp_path):
 
 
 def test_after_an_error_a_trainer_stands_where_its_last_good_round_left_it():
-    """Without a folder too: policy, reward, labels and generator are those of one round, so mending the oracle and going on loses nothing."""
+    """Without a folder too: policy, reward, labels and generator are those of one round, so mending the oracle and going on
+    loses nothing."""
     made, whole = world(), world()
     plan = Plan(labels=[16, 32], **QUICK)
     good, calls = made.task.oracle, []

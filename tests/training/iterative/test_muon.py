@@ -1,4 +1,5 @@
-"""Muon with seeds side by side: the orthogonal factor against an SVD, each seed against torch's own Muon, and the optimum that it trains to."""
+"""Muon with seeds side by side: the orthogonal factor against an SVD, each seed against torch's own Muon,
+and the optimum that it trains to."""
 
 import pytest
 import torch

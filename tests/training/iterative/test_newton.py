@@ -1,4 +1,5 @@
-"""The outer step by online Newton: its first step by hand, maximum likelihood on all labels after many, and no dependence on the features' units."""
+"""The outer step by online Newton: its first step by hand, maximum likelihood on all labels after many,
+and no dependence on the features' units."""
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ RIDGE = 2.0
 
 
 def run(labels, *, scale=1.0, ridge=RIDGE, seeds=2):
-    """φ [S, d] after training, and all pairs asked: differences of features [S, N, d] and answers [S, N]; features in other units where asked."""
+    """φ [S, d] after training, and all pairs asked: differences of features [S, N, d] and answers [S, N];
+    features in other units where asked."""
     made = enumerable_world(seeds, **SMALL)
     made.task.reward_model = LinearReward(scale * made.task.reward_model.table, 3, seeds)
     good, moves, answers = made.task.oracle, [], []
@@ -41,7 +43,8 @@ def test_the_first_step_is_newtons_from_zero():
 
 
 def test_one_pass_is_maximum_likelihood_on_all_labels():
-    """Off the ridge-penalised maximum of all 3,000 labels by less than a fifth of that maximum's own standard error, in its Fisher metric."""
+    """Off the ridge-penalised maximum of all 3,000 labels by less than a fifth of that maximum's own standard error,
+    in its Fisher metric."""
     phi, move, answered = run(range(60, 3001, 60))
     move, answered = move.double(), answered.double()
     for s in range(2):
@@ -56,7 +59,8 @@ def test_one_pass_is_maximum_likelihood_on_all_labels():
 
 
 def test_units_of_the_features_do_not_matter():
-    """Features ten times as large with a ridge a hundred times as large: the same reward function, the same labels, the same run."""
+    """Features ten times as large with a ridge a hundred times as large: the same reward function, the same labels,
+    the same run."""
     phi, _, answered = run(range(60, 601, 60))
     tenfold, _, again = run(range(60, 601, 60), scale=10.0, ridge=100 * RIDGE)
     assert torch.equal(answered, again)

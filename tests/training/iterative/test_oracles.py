@@ -76,7 +76,8 @@ class TestExchange:
         return [json.loads(line) for line in path.read_text().splitlines()], folder / path.name.replace("pairs", "labels")
 
     def test_write_wait_resume(self, tmp_path):
-        """Nothing there: late, and the pairs are written. A person labels some: still late. All: the labels, by id, whatever their order."""
+        """Nothing there: late, and the pairs are written. A person labels some: still late.
+        All: the labels, by id, whatever their order."""
         oracle = HumanLabels(tmp_path, decode)
         with pytest.raises(LabelsLate, match="0 of 3"):
             ask(oracle)

@@ -15,7 +15,8 @@ SMALL = {"size": Size(4, 3, 2, width=12, dimension=3), "beta": 0.5}
 
 @pytest.mark.parametrize("design", ["PR", "PP"])
 def test_the_extra_gradient_makes_the_derivative_whole(design):
-    """With γ = 1 the online term is the whole derivative of −E_{pairs∼π, z}[log p_θ(z)], sampling law included; for PP the label's own law too."""
+    """With γ = 1 the online term is the whole derivative of −E_{pairs∼π, z}[log p_θ(z)], sampling law included;
+    for PP the label's own law too."""
     task, _ = world(3000)
     method, state = SAIL(design, mixture=0.5, extra=1.0), State.begin(task, seed=3, learning_rate=1e-3, reward_rate=1e-3)
     x = some_prompts(task, 4 * PROMPTS, state.generator)

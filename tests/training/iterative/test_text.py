@@ -1,4 +1,5 @@
-"""Hugging Face models behind the interface: scores are the model's, samples end where they say, adapters share one base and nothing else."""
+"""Hugging Face models behind the interface: scores are the model's, samples end where they say,
+adapters share one base and nothing else."""
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def language_model(tokenizer, seed=0):
 
 @pytest.mark.parametrize("make", [make_llama, make_gpt2])
 def test_scores_are_those_of_one_completion_at_a_time(make, world, tokenizer):
-    """Left padding, right padding and the end token against a forward pass of prompt and completion alone; GPT-2 knows absolute positions."""
+    """Left padding, right padding and the end token against a forward pass of prompt and completion alone;
+    GPT-2 knows absolute positions."""
     model = make(len(tokenizer), seed=0, std=0.2).eval()
     policy = TextPolicy(world, model)
     x = torch.tensor([2, 1])
@@ -208,7 +210,8 @@ def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
 
 
 def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
-    """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions, between-prompt differences left out."""
+    """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions,
+    between-prompt differences left out."""
     from multiref.training.iterative.text_setup import error_of_mean
 
     generator = torch.Generator().manual_seed(0)

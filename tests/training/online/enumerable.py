@@ -1,4 +1,5 @@
-"""A transformer over an enumerable space: V tokens, completions of exactly L of them, prompts written in the same tokens. No end token."""
+"""A transformer over an enumerable space: V tokens, completions of exactly L of them, prompts written in the same tokens.
+No end token."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -34,9 +35,18 @@ class Space:
     def model(self, seed, *, hidden=16, std=0.5):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=self.vocabulary, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=16, initializer_range=std, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-        )  # fmt: skip
+            vocab_size=self.vocabulary,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+            initializer_range=std,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
         return LlamaForCausalLM(config).eval()
 
     def levels(self, model):
@@ -53,7 +63,8 @@ class Space:
         return sequence_logps(self.levels(model))
 
     def reward(self, seed=7):
-        """[prompts, V^L]: a sum over positions of random numbers of (a prompt's token, position, token), and a random number of each completion."""
+        """[prompts, V^L]: a sum over positions of random numbers of (a prompt's token, position, token),
+        and a random number of each completion."""
         generator = torch.Generator().manual_seed(seed)
         table = torch.randn(PROMPT, self.symbols, self.length, self.vocabulary, generator=generator, dtype=torch.float64)
         prompts = torch.tensor(list(product(range(self.symbols), repeat=PROMPT)))
@@ -86,7 +97,8 @@ def distance(space, model, target):
 
 
 def descended(space, model, target, steps, rate=0.02):
-    """Exact gradient descent on the enumerated objective: J* − J = β KL(π‖π*), so on KL(π‖π*). Returns where it ends; `model` is changed."""
+    """Exact gradient descent on the enumerated objective: J* − J = β KL(π‖π*), so on KL(π‖π*).
+    Returns where it ends; `model` is changed."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

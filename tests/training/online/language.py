@@ -1,4 +1,5 @@
-"""The enumerable language model of the design page: 4 tokens, length 4, two references 2·N(0, 1), rewards U(0, 1), seed 0, β = ½."""
+"""The enumerable language model of the design page: 4 tokens, length 4, two references 2·N(0, 1), rewards U(0, 1), seed 0,
+β = ½."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""A test double: a server on loopback that samples as vLLM's /v1/completions does, over a model that it is given, by plain logits of one row at a time.
+"""A test double: a server on loopback that samples as vLLM's /v1/completions does, over a model that it is given,
+by plain logits of one row at a time.
 
 Answers and refusals are those of vLLM 0.32.0, word for word where a test reads them.
 """
@@ -12,9 +13,11 @@ import torch
 
 
 class SamplingServer(ThreadingHTTPServer):
-    """model: what it samples from, to be replaced by whoever pushes. adapters: {name: model}, as load_lora_adapter made them with `opener`.
+    """model: what it samples from, to be replaced by whoever pushes. adapters: {name:
+    model}, as load_lora_adapter made them with `opener`.
 
-    defaults: what the model's generation_config.json says (top_k, temperature, max_new_tokens), for requests that do not. context: max_model_len.
+    defaults: what the model's generation_config.json says (top_k, temperature, max_new_tokens), for requests that do not.
+    context: max_model_len.
     """
 
     daemon_threads = True
@@ -51,8 +54,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.reply(f"Success: LoRA adapter '{body['lora_name']}' removed successfully.", plain=True)
             if body["max_tokens"] > server.context:
                 return self.refuse(
-                    400, f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={server.context}. Please request fewer output tokens."
-                )  # fmt: skip
+                    400,
+                    f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={server.context}. Please request fewer "
+                    "output tokens.",
+                )
             room = server.context - len(body["prompt"])
             limit = min(room, body["max_tokens"], server.defaults.get("max_new_tokens", room))
             if limit < 1:
@@ -71,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as error:
             return self.refuse(
                 500,
-                f"Call to add_lora method failed: Worker failed with error '{error}', please check the stack trace above for the root cause",
+                f"Call to add_lora method failed: Worker failed with error '{error}', please check the stack trace above for "
+                "the root cause",
             )
         return self.reply(f"Success: LoRA adapter '{name}' added successfully.", plain=True)
 
@@ -89,7 +95,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @torch.no_grad()
 def choice(server, body, limit):
-    """The log-probabilities are those of the plain logits, whatever is drawn from: vLLM's --logprobs-mode raw_logprobs, its default."""
+    """The log-probabilities are those of the plain logits, whatever is drawn from:
+    vLLM's --logprobs-mode raw_logprobs, its default."""
     model = server.adapters.get(body["model"], server.model)
     said = {"temperature": 1.0, "top_k": 0, **server.defaults, **body}
     ids, new, logps = list(body["prompt"]), [], []
@@ -101,12 +108,23 @@ def choice(server, body, limit):
         new.append(int(torch.multinomial(drawn_from.softmax(-1), 1)))
         logps.append(float(each[new[-1]]))
     names = [f"token_id:{i}" for i in new]
-    block = {"text_offset": [0] * len(new), "token_logprobs": logps, "tokens": names, "top_logprobs": [{n: v} for n, v in zip(names, logps)]}  # fmt: skip
+    block = {
+        "text_offset": [0] * len(new),
+        "token_logprobs": logps,
+        "tokens": names,
+        "top_logprobs": [{n: v} for n, v in zip(names, logps)],
+    }
     ended = new[-1] in body["stop_token_ids"]
     made = {
-        "text": "…", "logprobs": block, "finish_reason": "stop" if ended else "length", "stop_reason": None, "token_ids": new, "prompt_logprobs": None,
-        "prompt_token_ids": ids, "routed_experts": None,
-    }  # fmt: skip
+        "text": "…",
+        "logprobs": block,
+        "finish_reason": "stop" if ended else "length",
+        "stop_reason": None,
+        "token_ids": new,
+        "prompt_logprobs": None,
+        "prompt_token_ids": ids,
+        "routed_experts": None,
+    }
     if server.forget == "ids":
         del made["token_ids"]
     elif server.forget == "logprobs":

@@ -1,4 +1,5 @@
-"""A transformer that cannot hold the optimum: the sampled exact rule ends as near to it as exact gradient descent on the enumerated objective does."""
+"""A transformer that cannot hold the optimum: the sampled exact rule ends as near to it as exact gradient descent on the
+enumerated objective does."""
 
 import copy
 
@@ -59,7 +60,8 @@ class Problem:
 
 
 def test_the_exact_rule_stays_at_the_best_of_the_class_and_others_leave_it():
-    """From where exact descent ends. Its distance there is a minimum over the class, so that a rule with another fixed point can only raise it."""
+    """From where exact descent ends. Its distance there is a minimum over the class, so that a rule with another fixed point
+    can only raise it."""
     problem = Problem(Space(4, 3, 3), hidden=8)
     best = problem.start(3)
     descended(problem.space, best, problem.target, 250)

@@ -1,4 +1,5 @@
-"""Distillation: a warm-up and what it leaves, texts as states, held-out losses, and the floor by sequential Monte Carlo beside what is reached."""
+"""Distillation: a warm-up and what it leaves, texts as states, held-out losses, and the floor by sequential Monte Carlo beside
+what is reached."""
 
 import math
 
@@ -27,8 +28,9 @@ def table_texts(prompts=2, vocabulary=3, length=3):
 
 
 def test_a_warm_up_ends_at_the_renormalised_tokens_and_what_follows_at_the_pool():
-    """On tables, reward zero. At states of texts forward KL brings the student to ∏_t ĝ_t, token by token; the exact rule then to the normalised pool of
-    completions. Both are computed from the tables; between them are 0.077 nats."""
+    """On tables, reward zero. At states of texts forward KL brings the student to ∏_t ĝ_t, token by token;
+    the exact rule then to the normalised pool of completions. Both are computed from the tables;
+    between them are 0.077 nats."""
     tables = [random_table(5, spread=2.0), random_table(6, spread=2.0)]
     student = random_table(3)
     whole = torch.stack([table.sequence_logps().detach() for table in tables])
@@ -41,9 +43,18 @@ def test_a_warm_up_ends_at_the_renormalised_tokens_and_what_follows_at_the_pool(
     warm_up = WarmUp(0.5, TextStates(table_texts(), share=1.0, max_new_tokens=3, end=False))
     halfway = {}
     trainer = make_trainer(
-        student, tables, mr.ReverseKL(W), beta=1.0, steps=240, penalty="full_vocabulary", method=Reinforce(), warm_up=warm_up, prompts=["x0", "x1"] * 24,
-        sampler=table_sampler(1), args={"prompts_per_step": 48, "learning_rate": 0.1, "max_grad_norm": None},
-    )  # fmt: skip
+        student,
+        tables,
+        mr.ReverseKL(W),
+        beta=1.0,
+        steps=240,
+        penalty="full_vocabulary",
+        method=Reinforce(),
+        warm_up=warm_up,
+        prompts=["x0", "x1"] * 24,
+        sampler=table_sampler(1),
+        args={"prompts_per_step": 48, "learning_rate": 0.1, "max_grad_norm": None},
+    )
     assert "120 of 240 steps under per_token_forward_kl" in trainer.describe()
     trainer.train(
         listener=lambda step, line: halfway.update({"kl": kl_to(student, tokens), "line": line}) if step == 120 else None
@@ -124,7 +135,8 @@ def test_held_out_losses_are_those_of_the_plain_logits():
 
 
 def test_the_floor_of_transformers_against_enumeration():
-    """Two transformers with caches over 5 tokens, length 5: −log F of all 3,125 completions, and by particles that are resampled on the way."""
+    """Two transformers with caches over 5 tokens, length 5: −log F of all 3,125 completions,
+    and by particles that are resampled on the way."""
     space = Space(5, 5, 2)
     models = [space.model(seed, hidden=8, std=1.0) for seed in (1, 2)]
     with torch.no_grad():
@@ -138,7 +150,8 @@ def test_the_floor_of_transformers_against_enumeration():
 
 
 def test_a_completion_that_has_ended_weighs_no_more():
-    """Tables whose y0 is an end token: F is summed over completions cut after their first y0, by recursion over the pool's rows."""
+    """Tables whose y0 is an end token: F is summed over completions cut after their first y0,
+    by recursion over the pool's rows."""
     tables = [random_table(1, prompts=1, spread=1.5), random_table(2, prompts=1, spread=1.5)]
     tokenizer = tabular_tokenizer(tables[0])
     tokenizer.eos_token = "y0"
@@ -158,7 +171,8 @@ def test_a_completion_that_has_ended_weighs_no_more():
 
 
 def test_the_estimate_of_f_is_unbiased_with_resampling():
-    """The mean of F̂ over 300 runs of eight particles, which resample, within 4 standard errors of F of two enumerable tables. Routed to one, it is 1."""
+    """The mean of F̂ over 300 runs of eight particles, which resample, within 4 standard errors of F of two enumerable tables.
+    Routed to one, it is 1."""
     tables = [random_table(1, prompts=1, length=4, spread=1.5), random_table(2, prompts=1, length=4, spread=1.5)]
     tokenizer = tabular_tokenizer(tables[0])
     truth = math.exp(-float(mr.divergences.disagreement(torch.stack([t.sequence_logps().detach() for t in tables]), W)[0]))

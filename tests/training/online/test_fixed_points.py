@@ -1,4 +1,5 @@
-"""Every rule settles where its `fixed_point` says: the expected update, by autograd through the estimator, is zero there and nowhere near."""
+"""Every rule settles where its `fixed_point` says: the expected update, by autograd through the estimator,
+is zero there and nowhere near."""
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ UNIFORM = mr.ReverseKL()
 WORLD = design_world()
 BEST = mr.exact.solve(WORLD.reward, sequence_logps(WORLD.refs), mr.ReverseKL(), beta=WORLD.beta).log_policy
 
-# KL(fixed point‖π*), nats per completion. The prototype prints where 4,000 steps of Adam end: the same to its five decimals, but for
+# KL(fixed point‖π*), nats per completion. The prototype prints where 4,000 steps of Adam end:
+# the same to its five decimals, but for
 # the harmonic pool, where Adam had not arrived (0.16323).
 RULES = [
     ("k1 in reward, pool", PenaltyInReward(), 0.0, mr.ReverseKL()),
@@ -74,7 +76,8 @@ def test_a_rule_stands_still_at_its_fixed_point_and_moves_elsewhere(name, penalt
     ids=str,
 )
 def test_the_exact_rule_is_the_gradient_of_the_objective_everywhere(regularizer):
-    """∇ [E_π r − β Σ_k w_k D(π‖π_k)], by autograd through `exact.value`, against the expected update of the rule, at a policy far from both ends."""
+    """∇ [E_π r − β Σ_k w_k D(π‖π_k)], by autograd through `exact.value`, against the expected update of the rule,
+    at a policy far from both ends."""
     generator = torch.Generator().manual_seed(3)
     logits = [torch.randn(level.shape[1:], generator=generator, dtype=torch.float64).requires_grad_() for level in WORLD.refs]
     tokens = [level.log_softmax(-1) for level in logits]
@@ -117,7 +120,8 @@ def test_dividing_by_the_deviation_means_another_beta(penalty):
 
 
 def test_dividing_by_the_deviation_can_leave_no_fixed_point_but_the_greedy_policy():
-    """β = ½ on the design's instance: σ ↦ sd_r(π_{βσ}) has no positive solution, and the expected update climbs to the best completion."""
+    """β = ½ on the design's instance: σ ↦ sd_r(π_{βσ}) has no positive solution, and the expected update climbs to the best
+    completion."""
     assert standardised_fixed_point(RatioK3(), WORLD.reward, WORLD.refs, UNIFORM, beta=0.5) is None
     logits = [level[0].clone().requires_grad_() for level in WORLD.refs]
     optimizer = torch.optim.Adam(logits, lr=0.1)

@@ -1,4 +1,5 @@
-"""The loop on tables: it samples, scores, steps, and settles where its rule says; it resumes exactly; it refuses what cannot work."""
+"""The loop on tables: it samples, scores, steps, and settles where its rule says; it resumes exactly;
+it refuses what cannot work."""
 
 import pytest
 import torch
@@ -52,10 +53,18 @@ def settled(regularizer, penalty, target, *, steps=150, method=None, lr=0.15, be
     policy = random_table(1, spread=0.7)
     method = method or RLOO(group=96)
     trainer = make_trainer(
-        policy, TABLES, regularizer, rewards=reward_function(policy, reward_table(policy)), steps=steps, penalty=penalty, beta=beta,
+        policy,
+        TABLES,
+        regularizer,
+        rewards=reward_function(policy, reward_table(policy)),
+        steps=steps,
+        penalty=penalty,
+        beta=beta,
         method=method,
-        sampler=table_sampler(method.group), args={"learning_rate": lr, "max_grad_norm": None}, **options,
-    )  # fmt: skip
+        sampler=table_sampler(method.group),
+        args={"learning_rate": lr, "max_grad_norm": None},
+        **options,
+    )
     before = kl_to(policy, target)
     trainer.train()
     return before, kl_to(policy, target), trainer
@@ -88,8 +97,8 @@ def test_the_exact_rule_ends_at_the_optimum():
     ids=str,
 )
 def test_every_exact_rule_ends_at_its_optimum(regularizer, penalty, method):
-    """To 1e-3. The noise of the whole completion's penalty vanishes at the optimum, where all returns of a prompt are equal; that of the vocabulary's sums and
-    of samples of the references does not, and 200 steps leave 0.002 of it."""
+    """To 1e-3. The noise of the whole completion's penalty vanishes at the optimum, where all returns of a prompt are equal;
+    that of the vocabulary's sums and of samples of the references does not, and 200 steps leave 0.002 of it."""
     mark = 3e-3 if penalty == "full_vocabulary" or isinstance(regularizer, mr.ForwardKL) else 1e-3
     before, after, _ = settled(regularizer, penalty, optimum(regularizer), method=method, steps=200, lr=0.15)
     assert before > 0.2 and after <= mark
@@ -111,7 +120,8 @@ OTHERS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("penalty", "regularizer", "method", "beta"), OTHERS, ids=[f"{p}-{r}-{m}" for p, r, m, _ in OTHERS])
 def test_other_rules_end_at_their_own_fixed_points(penalty, regularizer, method, beta):
-    """Computed by backward induction or closed form, prompt by prompt, and not at the optimum, which is further away than what sampling leaves."""
+    """Computed by backward induction or closed form, prompt by prompt, and not at the optimum,
+    which is further away than what sampling leaves."""
     values, refs = reward_table(TABLES[0]), levels()
     if method is None:
         target = sequence_logps(penalty.fixed_point(values, refs, regularizer, beta=beta))
@@ -127,7 +137,8 @@ def test_other_rules_end_at_their_own_fixed_points(penalty, regularizer, method,
 
 
 def test_adaptive_beta_comes_to_rest_at_its_target():
-    """β* of which the optimum has Σ_k w_k KL = 0.6 is found by bisection on the exact solution; the run ends at it, and at that optimum."""
+    """β* of which the optimum has Σ_k w_k KL = 0.6 is found by bisection on the exact solution;
+    the run ends at it, and at that optimum."""
     tables, target = TABLES, 0.6
     values, refs = reward_table(tables[0]), whole()
 
@@ -141,9 +152,16 @@ def test_adaptive_beta_comes_to_rest_at_its_target():
         low, high = (middle, high) if kl_at(middle) > target else (low, middle)
     policy = random_table(1, spread=0.7)
     trainer = make_trainer(
-        policy, tables, mr.ReverseKL(W), rewards=reward_function(policy, values), steps=300, method=RLOO(group=96), sampler=table_sampler(96),
-        adaptive_beta=AdaptiveBeta(target=target), args={"learning_rate": 0.1, "max_grad_norm": None, "schedule": "constant"},
-    )  # fmt: skip
+        policy,
+        tables,
+        mr.ReverseKL(W),
+        rewards=reward_function(policy, values),
+        steps=300,
+        method=RLOO(group=96),
+        sampler=table_sampler(96),
+        adaptive_beta=AdaptiveBeta(target=target),
+        args={"learning_rate": 0.1, "max_grad_norm": None, "schedule": "constant"},
+    )
     lines = trainer.train()
     assert abs(0.5 - low) > 0.1 * low, "it started there: nothing is tested"
     rest = lines[-40:]
@@ -176,9 +194,14 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     def run(steps_now, folder, resume=False):
         policy = random_table(1)
         trainer = make_trainer(
-            policy, TABLES, mr.ReverseKL(W), rewards=reward_function(policy, reward_table(policy)), steps=8,
-            args={"save_every": 3, "log_every": 2, "prompts_per_step": 1}, adaptive_beta=AdaptiveBeta(target=0.3),
-        )  # fmt: skip
+            policy,
+            TABLES,
+            mr.ReverseKL(W),
+            rewards=reward_function(policy, reward_table(policy)),
+            steps=8,
+            args={"save_every": 3, "log_every": 2, "prompts_per_step": 1},
+            adaptive_beta=AdaptiveBeta(target=0.3),
+        )
         if steps_now < 8:
             # killed while sampling, at a step
             calls = {"n": 0}
@@ -212,9 +235,15 @@ def test_passes_do_not_change_a_step():
     for budget in (1, 10_000):
         policy = random_table(1)
         trainer = make_trainer(
-            policy, TABLES, mr.ReverseKL(W), rewards=reward_function(policy, reward_table(policy)), steps=2, penalty="ratio_k3",
-            method=GRPO(group=4, updates=2), args={"token_budget": budget},
-        )  # fmt: skip
+            policy,
+            TABLES,
+            mr.ReverseKL(W),
+            rewards=reward_function(policy, reward_table(policy)),
+            steps=2,
+            penalty="ratio_k3",
+            method=GRPO(group=4, updates=2),
+            args={"token_budget": budget},
+        )
         trainer.train()
         ends.append(policy.table.detach())
     torch.testing.assert_close(*ends, atol=1e-10, rtol=0)

@@ -1,4 +1,5 @@
-"""On transformers: sums over the vocabulary in blocks are the plain ones, rollouts are what they say, references with other tokenizers score the text."""
+"""On transformers: sums over the vocabulary in blocks are the plain ones, rollouts are what they say,
+references with other tokenizers score the text."""
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def reference(model, tokenizer):
 
 @pytest.mark.parametrize("budget", [10**8, 2000])
 def test_sums_over_the_vocabulary_in_blocks(models, tokenizer, budget):
-    """D_t and −log F_t from plain logits of separate rows, and the gradient of their sum in the policy's head; with weights per completion."""
+    """D_t and −log F_t from plain logits of separate rows, and the gradient of their sum in the policy's head;
+    with weights per completion."""
     policy, others = models[0], models[1:]
     batch = encode_many(tokenizer, [(PROMPTS[0], (" on the mat", " down")), (PROMPTS[1], (" a dog",))])
     weights = torch.tensor([[0.3, 0.5, 1.0], [0.7, 0.5, 0.0]], dtype=torch.float64)

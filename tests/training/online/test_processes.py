@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_processes_follow_the_curve_of_one(tmp_path):
-    """The same completions, 2 prompts a step on each of two processes or 4 on one: metrics, β (adapted to the KL of all) and weights equal to 1e-5."""
+    """The same completions, 2 prompts a step on each of two processes or 4 on one:
+    metrics, β (adapted to the KL of all) and weights equal to 1e-5."""
     script = Path(__file__).parent / "two_processes.py"
     environment = {
         **os.environ,

@@ -1,15 +1,19 @@
-"""What the doubles claim of vLLM, asked of a running one: sampling, adapters, training with it, and scores as a reference. Skipped unless two variables name it.
+"""What the doubles claim of vLLM, asked of a running one: sampling, adapters, training with it, and scores as a reference.
+Skipped unless two variables name it.
 
-Write a model (or take any small Llama whose head size is 32 or more: vLLM's CPU attention takes no smaller one), serve it, and run this on the same machine:
+Write a model (or take any small Llama whose head size is 32 or more: vLLM's CPU attention takes no smaller one), serve it,
+and run this on the same machine:
 
     python -m tests.training.online.test_real_vllm MODEL
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+    DO_NOT_TRACK=1 \
         vllm serve MODEL --host 127.0.0.1 --port 8000 --dtype float32 --enforce-eager --max-model-len 128 --enable-lora \
         --override-generation-config '{"top_k": 2, "repetition_penalty": 1.5}'
     MULTIREF_VLLM=http://127.0.0.1:8000/v1 MULTIREF_VLLM_MODEL=MODEL pytest tests/training/online/test_real_vllm.py -n0
 
-The overriding defaults are there to be overridden by what we ask for. vllm-cpu 0.32.0, whose command does not find its own version: python -m vllm.entrypoints.openai.api_server --model
-MODEL in place of vllm serve MODEL. Tolerances are of float32.
+The overriding defaults are there to be overridden by what we ask for.
+vllm-cpu 0.32.0, whose command does not find its own version: python -m vllm.entrypoints.openai.api_server --model MODEL in
+place of vllm serve MODEL. Tolerances are of float32.
 """
 
 import os
@@ -83,7 +87,8 @@ def test_sampled_logps_are_the_policys(policy):
 
 @needs_vllm
 def test_first_tokens_follow_the_law(policy):
-    """χ² over the tokens expected at least 5 times, the others together: within five standard deviations, √(2 df), of its mean df. top_k = 2 would give thousands."""
+    """χ² over the tokens expected at least 5 times, the others together: within five standard deviations, √(2 df),
+    of its mean df. top_k = 2 would give thousands."""
     n = 4000
     torch.manual_seed(0)
     (rollout,) = ServerSampler(ENDPOINT, group=n, max_new_tokens=1)(policy.model, policy.tokenizer, ["the cat"])
@@ -135,7 +140,8 @@ def test_training_is_on_policy(policy, tmp_path):
 @needs_vllm
 @pytest.mark.parametrize("mode", ["prompt_logprobs", "echo"])
 def test_scores_are_those_of_the_folder(policy, mode):
-    """Also of a text longer than the context: vLLM keeps one place of it. One request at a time, for with --enable-lora vllm-cpu 0.32.0 dies of prompt_logprobs beside others."""
+    """Also of a text longer than the context: vLLM keeps one place of it.
+    One request at a time, for with --enable-lora vllm-cpu 0.32.0 dies of prompt_logprobs beside others."""
     items = [
         Item("the dog", (" sat on the log", " and the cat")),
         Item("", ("Once upon a time",)),

@@ -21,9 +21,16 @@ def judge(tmp_path_factory):
     tokenizer, folder = make_tokenizer(chat=True), tmp_path_factory.mktemp("judge")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_labels=1, pad_token_id=2,
-        max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=1,
+        pad_token_id=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -31,7 +38,8 @@ def judge(tmp_path_factory):
 
 
 def test_a_reward_model_is_its_logit_on_prompt_and_completion(judge):
-    """Three texts of different length in batches of two, against each alone, without padding; a conversation through the template."""
+    """Three texts of different length in batches of two, against each alone, without padding;
+    a conversation through the template."""
     folder, model, tokenizer = judge
     prompts, completions = (
         ["the cat", "Once upon a time there was", "two"],
@@ -59,9 +67,15 @@ def test_several_rewards_add_up_with_their_weights():
     total, each = total_reward(rewards, ["a", "b"], ["xx", "yyy"], {"n": [1.0, 10.0]})
     assert total.tolist() == [2 * 2 - 0.5, 2 * 3 - 5.0] and each["length"].tolist() == [2.0, 3.0]
     trainer = make_trainer(
-        random_table(1), [random_table(1)], mr.ReverseKL(), steps=1,
-        rewards={"one": Reward(lambda completions, prompts: [1.0] * len(completions), weight=3.0), "two": lambda completions, **_: [2.0] * len(completions)},
-    )  # fmt: skip
+        random_table(1),
+        [random_table(1)],
+        mr.ReverseKL(),
+        steps=1,
+        rewards={
+            "one": Reward(lambda completions, prompts: [1.0] * len(completions), weight=3.0),
+            "two": lambda completions, **_: [2.0] * len(completions),
+        },
+    )
     line = trainer.train()[0]
     assert (line["reward"], line["rewards/one/mean"], line["rewards/two/mean"]) == pytest.approx((5.0, 1.0, 2.0))
     with pytest.raises(ArgumentError, match="two are called"):

@@ -1,4 +1,5 @@
-"""Completions from a server: the ids and log-probabilities that it drew, weighted by π/μ where its weights are old, and refusals of what cannot be weighted."""
+"""Completions from a server: the ids and log-probabilities that it drew, weighted by π/μ where its weights are old,
+and refusals of what cannot be weighted."""
 
 import copy
 
@@ -38,7 +39,8 @@ def test_what_the_server_drew_is_what_the_loop_sees(forget):
 
 
 def test_an_old_server_is_weighted_by_the_ratio():
-    """The server's policy is not ours and never will be. The mean update over many completions is that of the enumerated objective, which it is not without the ratio."""
+    """The server's policy is not ours and never will be. The mean update over many completions is that of the enumerated
+    objective, which it is not without the ratio."""
     policy, behaviour = random_table(1, prompts=1, spread=0.7), random_table(5, prompts=1, spread=0.7)
     tables = [random_table(seed, prompts=1, spread=0.7) for seed in (1, 2)]
     values = reward_table(policy)
@@ -63,9 +65,15 @@ def test_an_old_server_is_weighted_by_the_ratio():
                 ]
 
             trainer = make_trainer(
-                trained, tables, mr.ReverseKL(W), rewards=reward_function(policy, values), steps=1, method=RLOO(group=3000), sampler=drawn,
+                trained,
+                tables,
+                mr.ReverseKL(W),
+                rewards=reward_function(policy, values),
+                steps=1,
+                method=RLOO(group=3000),
+                sampler=drawn,
                 args={"prompts_per_step": 1, "max_grad_norm": None, "learning_rate": 0.0},
-            )  # fmt: skip
+            )
             line = trainer.train()[0]
         return -trained.table.grad, line
 
@@ -86,9 +94,15 @@ def test_pushing_every_few_steps_ends_at_the_optimum():
 
         sampler = ServerSampler(server.endpoint, group=24, max_new_tokens=3, push=push, every=2)
         trainer = make_trainer(
-            policy, TABLES, regularizer, rewards=reward_function(policy, reward_table(policy)), steps=40, method=RLOO(group=24), sampler=sampler,
+            policy,
+            TABLES,
+            regularizer,
+            rewards=reward_function(policy, reward_table(policy)),
+            steps=40,
+            method=RLOO(group=24),
+            sampler=sampler,
             args={"learning_rate": 0.15, "max_grad_norm": None},
-        )  # fmt: skip
+        )
         lines = trainer.train()
     before, after = kl_to(random_table(1, spread=0.7), optimum(regularizer)), kl_to(policy, optimum(regularizer))
     assert after < 0.1 * before
@@ -117,7 +131,8 @@ def test_adapters_are_pushed_as_vllm_takes_them(tmp_path):
 
 
 def test_defaults_of_the_servers_model_cut_nothing():
-    """vLLM samples by the model's generation_config.json where a request is silent, and its log-probabilities do not show it. All are drawn from: with top_k = 1 one."""
+    """vLLM samples by the model's generation_config.json where a request is silent, and its log-probabilities do not show it.
+    All are drawn from: with top_k = 1 one."""
     tokenizer = make_tokenizer(chat=True)
     model = make_llama(len(tokenizer), std=0.01)
     torch.manual_seed(0)
@@ -131,7 +146,8 @@ def test_defaults_of_the_servers_model_cut_nothing():
 
 @pytest.mark.parametrize("options", [{"defaults": {"max_new_tokens": 2}}, {"context": 5}])
 def test_a_completion_that_the_server_cut_is_refused(options):
-    """vLLM lowers max_tokens, and says so only by finish_reason; a longer completion has another probability. A prompt without any room it refuses."""
+    """vLLM lowers max_tokens, and says so only by finish_reason; a longer completion has another probability.
+    A prompt without any room it refuses."""
     tokenizer = make_tokenizer(chat=True)
     model = make_llama(len(tokenizer), std=0.1)
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Sampled gradients are unbiased: their mean over 10⁵ completions is within 4 standard errors of the enumerated gradient, entry by entry."""
+"""Sampled gradients are unbiased: their mean over 10⁵ completions is within 4 standard errors of the enumerated gradient,
+entry by entry."""
 
 from dataclasses import replace
 
@@ -98,9 +99,10 @@ def test_on_policy(method, penalty, regularizer):
 
 
 @pytest.mark.parametrize(
-    ("method", "penalty", "regularizer"), [case for case in CASES if isinstance(case[0], (RLOO, Reinforce)) and case[1].exact],
+    ("method", "penalty", "regularizer"),
+    [case for case in CASES if isinstance(case[0], (RLOO, Reinforce)) and case[1].exact],
     ids=[name for name, case in zip(NAMES, CASES) if isinstance(case[0], (RLOO, Reinforce)) and case[1].exact],
-)  # fmt: skip
+)
 def test_off_policy(method, penalty, regularizer):
     """Sampled by an older policy, weighted by the ratio of whole completions, the penalty that of the policy as it is now."""
     rows = policy(4)
@@ -110,7 +112,8 @@ def test_off_policy(method, penalty, regularizer):
 
 
 def test_leaving_out_the_factor_of_the_group_changes_beta():
-    """With the group's mean as baseline and the penalty in the loss, the update is (G−1)/G of the one for β G/(G−1): theory in `leave_one_out`."""
+    """With the group's mean as baseline and the penalty in the loss, the update is (G−1)/G of the one for β G/(G−1):
+    theory in `leave_one_out`."""
 
     class GroupMean(RLOO):
         def advantages(self, returns):

@@ -1,4 +1,5 @@
-"""One online run on a table, in as many processes as it was launched with; the main one writes its curve. Started by test_processes.py."""
+"""One online run on a table, in as many processes as it was launched with; the main one writes its curve.
+Started by test_processes.py."""
 
 import json
 import os
@@ -35,10 +36,16 @@ def keyed_sampler(group):
 def main(size: str, out: str, folder: str) -> None:
     policy = random_table(1, prompts=4)
     trainer = make_trainer(
-        policy, [random_table(1, prompts=4), random_table(2, prompts=4)], mr.ReverseKL((0.3, 0.7)), rewards=reward_function(policy, reward_table(policy)),
-        steps=12, method=RLOO(group=8), sampler=keyed_sampler(8), adaptive_beta=AdaptiveBeta(target=0.85, rate=1.0),
+        policy,
+        [random_table(1, prompts=4), random_table(2, prompts=4)],
+        mr.ReverseKL((0.3, 0.7)),
+        rewards=reward_function(policy, reward_table(policy)),
+        steps=12,
+        method=RLOO(group=8),
+        sampler=keyed_sampler(8),
+        adaptive_beta=AdaptiveBeta(target=0.85, rate=1.0),
         args={"prompts_per_step": int(size), "save_every": 5},
-    )  # fmt: skip
+    )
     lines = trainer.train(folder=folder)
     if trainer.accelerator.is_main_process:
         with open(out, "w") as stream:

@@ -10,7 +10,8 @@ from multiref.training.reward import calibration
 
 
 def test_by_hand():
-    """Margins log 3, log 3, −log 3 (confidence ¾, two of three right: |⅔ − ¾|) and log 9 (0.9, right: 0.1), one fourth each of the pairs in the sum.
+    """Margins log 3, log 3, −log 3 (confidence ¾, two of three right: |⅔ − ¾|) and log 9 (0.9, right:
+    0.1), one fourth each of the pairs in the sum.
 
     ECE = ¾ · 1/12 + ¼ · 0.1 = 0.0625 + 0.025.
     """
@@ -30,7 +31,8 @@ def test_a_count_is_that_many_pairs():
 
 
 def test_the_true_margins_are_calibrated_and_twice_them_are_not():
-    """10⁵ pairs with margins N(0, 4), chosen first with probability σ(m): ECE within sampling error; doubled, ECE = E|σ(2|m|) − σ(|m|)|."""
+    """10⁵ pairs with margins N(0, 4), chosen first with probability σ(m): ECE within sampling error;
+    doubled, ECE = E|σ(2|m|) − σ(|m|)|."""
     generator = torch.Generator().manual_seed(0)
     true = 2 * torch.randn(100_000, generator=generator, dtype=torch.float64)
     wins = torch.rand(100_000, generator=generator, dtype=torch.float64) < torch.sigmoid(true)

@@ -1,4 +1,5 @@
-"""The reward trainer: its loss worked out by hand, nothing beside a pair matters, the population optimum, exact resumption, and what it writes."""
+"""The reward trainer: its loss worked out by hand, nothing beside a pair matters, the population optimum, exact resumption,
+and what it writes."""
 
 import math
 from pathlib import Path
@@ -28,15 +29,31 @@ PAIRS = [
 def small(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=9, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=16, initializer_range=0.3, pad_token_id=0, num_labels=1,
-    )  # fmt: skip
+        vocab_size=9,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        initializer_range=0.3,
+        pad_token_id=0,
+        num_labels=1,
+    )
     return LlamaForSequenceClassification(config).to(dtype)
 
 
 def arguments(folder, **options):
-    base = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
-            "lr_scheduler_type": "constant", "max_grad_norm": 0.0}  # fmt: skip
+    base = {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+    }
     return TrainingArguments(**(base | options))
 
 
@@ -89,11 +106,13 @@ def test_a_reward_depends_on_its_text_alone():
 
 
 def test_it_ends_at_the_population_optimum(tmp_path):
-    """Six completions, every comparison both ways with its Bradley–Terry probability as count. SciPy minimises the population loss over six free numbers:
+    """Six completions, every comparison both ways with its Bradley–Terry probability as count.
+    SciPy minimises the population loss over six free numbers:
 
         Σ_{a≠b} σ(r*_a − r*_b) {−log σ(r_a − r_b) + c (r_a + r_b)²}
 
-    Without the centring term that is r* up to a constant; the term settles the constant, and shrinks differences a little (c is not free).
+    Without the centring term that is r* up to a constant; the term settles the constant, and shrinks differences a little (c is
+    not free).
     """
     true = torch.tensor([0.0, 1.0, -0.5, 2.0, 0.3, -1.2], dtype=torch.float64)
     a, b = (~torch.eye(6, dtype=torch.bool)).nonzero(as_tuple=True)
@@ -107,8 +126,17 @@ def test_it_ends_at_the_population_optimum(tmp_path):
     torch.testing.assert_close(free - free.mean(), true - true.mean(), atol=1e-4, rtol=0)
     pairs = [{"prompt": "w7", "chosen": f" w{i}", "rejected": f" w{j}"} for i, j in zip(a.tolist(), b.tolist())]
     data = RewardData(pairs, word_tokenizer(WORDS), tokenisation=Tokenisation(end=False), counts=counts)
-    made = trainer(tmp_path, pairs=data, per_device_train_batch_size=len(data), max_steps=100, learning_rate=0.03, lr_scheduler_type="cosine",
-                   centre=centre, eval_dataset=data, per_device_eval_batch_size=7)  # fmt: skip
+    made = trainer(
+        tmp_path,
+        pairs=data,
+        per_device_train_batch_size=len(data),
+        max_steps=100,
+        learning_rate=0.03,
+        lr_scheduler_type="cosine",
+        centre=centre,
+        eval_dataset=data,
+        per_device_eval_batch_size=7,
+    )
     made.train()
     found = rewards_of(made.model, made.processing_class, ["w7"] * 6, [f" w{k}" for k in range(6)], end=False)
     torch.testing.assert_close(found, best, atol=0.02, rtol=0)
@@ -207,7 +235,8 @@ def test_bad_input_is_one_clear_error(tmp_path):
 
 @pytest.mark.shared
 def test_a_real_small_model_learns_real_preferences(shared, tmp_path):
-    """stories260K tells true continuations of stories from another story's, which it has not seen: well above chance, and better than its zero head."""
+    """stories260K tells true continuations of stories from another story's, which it has not seen:
+    well above chance, and better than its zero head."""
     import json
 
     lines = (shared / "data" / "tinystories" / "stories.jsonl").read_text(encoding="utf-8").splitlines()[:260]
@@ -218,9 +247,13 @@ def test_a_real_small_model_learns_real_preferences(shared, tmp_path):
     ]
     opened = open_reward_model(str(shared / "models" / "stories260K"), device="cpu")
     made = RewardTrainer(
-        opened.model, args=arguments(tmp_path, per_device_train_batch_size=16, max_steps=16, learning_rate=3e-3, lr_scheduler_type="cosine"),
-        train_dataset=pairs[:200], eval_dataset=pairs[200:], processing_class=opened.tokenizer, centre=0.01,
-    )  # fmt: skip
+        opened.model,
+        args=arguments(tmp_path, per_device_train_batch_size=16, max_steps=16, learning_rate=3e-3, lr_scheduler_type="cosine"),
+        train_dataset=pairs[:200],
+        eval_dataset=pairs[200:],
+        processing_class=opened.tokenizer,
+        centre=0.01,
+    )
     before = made.evaluate()
     assert before["eval_nll"] == pytest.approx(math.log(2), abs=1e-6) and before["eval_rewards/accuracies"] == 0.5
     made.train()

@@ -1,4 +1,5 @@
-"""The bilevel method: an outer step on the reward along a hyper-gradient estimated from fresh labels, an inner loop on the policy.
+"""The bilevel method: an outer step on the reward along a hyper-gradient estimated from fresh labels,
+an inner loop on the policy.
 
 What the papers say and what is ours: the two-policy penalty step is our reconstruction of arXiv 2410.15610 from 2309.01753;
 the other estimators, and every objective but the likelihood, are ours.
@@ -41,16 +42,16 @@ class Bilevel:
     """One outer step a round.
 
     Attributes:
-        objective: likelihood (the papers' U0), stop_gradient (U1), debiased (U2: two labels a pair), win_rate (U3: measured, over the
-            starting policy).
-        estimator: two_policies (E1: separate rollouts), shared_rollouts (E2), covariance (E3: assumes that the policy is the Gibbs policy),
-            conjugate_gradient.
-        loop: double: the plan's steps on the policy between outer steps; single: one step, on the outer step's own rollouts; momentum:
-            single, with the variance-reduced d_k = g_k(φ_k) + (1 − momentum)(d_{k−1} − g_k(φ_{k−1})), both g_k on the same labelled
-            rollouts (STORM). The law of the rollouts is the current policy's in both: off by one policy step.
-        outer: adam, at the plan's reward_rate/(1 + k/reward_decay); or newton, which has no rate: see `newton_step`, ridge its prior.
-            Newton is for stop_gradient (the labels' information is no Hessian of the others: the likelihood diverged under it) and a
-            reward linear in features.
+        objective: likelihood (the papers' U0), stop_gradient (U1), debiased (U2: two labels a pair), win_rate (U3:
+            measured, over the starting policy).
+        estimator: two_policies (E1: separate rollouts), shared_rollouts (E2), covariance (E3:
+            assumes that the policy is the Gibbs policy), conjugate_gradient.
+        loop: double: the plan's steps on the policy between outer steps; single: one step, on the outer step's own rollouts;
+            momentum: single, with the variance-reduced d_k = g_k(φ_k) + (1 − momentum)(d_{k−1} − g_k(φ_{k−1})), both g_k on the
+            same labelled rollouts (STORM). The law of the rollouts is the current policy's in both: off by one policy step.
+        outer: adam, at the plan's reward_rate/(1 + k/reward_decay); or newton, which has no rate:
+            see `newton_step`, ridge its prior. Newton is for stop_gradient (the labels' information is no Hessian of the
+            others: the likelihood diverged under it) and a reward linear in features.
         sigma: σ of two_policies and shared_rollouts, falling as σ (k + 1)^(−sigma_decay), never below a tenth of it.
         pairs: m, labelled units a prompt, at least 2.
         strength: κ of win_rate's penalty.
@@ -81,8 +82,8 @@ class Bilevel:
             raise ArgumentError(f"perturbed_steps: found {self.perturbed_steps}, expected at least one")
         if not self.ridge > 0 or (self.outer == "newton" and self.objective != "stop_gradient"):
             raise ArgumentError(
-                f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam for all "
-                "but stop_gradient"
+                f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam "
+                "for all but stop_gradient"
             )
         if self.pairs < 2:
             raise ArgumentError(
@@ -155,7 +156,8 @@ class Bilevel:
         return fresh
 
     def _units(self, task: Task, state: State, labels: int) -> LabelledUnits:
-        """Fresh completions of the current policy, labelled. A debiased unit costs two labels, the second asked with the sides exchanged."""
+        """Fresh completions of the current policy, labelled. A debiased unit costs two labels,
+        the second asked with the sides exchanged."""
         reward, _ = state.learner()
         cost = 2 if self.objective == "debiased" else 1
         count = max(1, labels // (self.pairs * cost))
@@ -178,7 +180,7 @@ class Bilevel:
         if self.objective == "win_rate":
             return torch.zeros(units.utility.shape[:-1])
         values = _pair_values(units.answers, units.again, units.margin(reward))
-        per_prompt: Tensor = values.unflatten(-1, (len(units.prompts), self.pairs))  # type: ignore[no-untyped-call]
+        per_prompt: Tensor = values.unflatten(-1, (len(units.prompts), self.pairs))
         return per_prompt.mean(-1)
 
     def _against_start(self, task: Task, state: State, x: Tensor, wide: Tensor) -> LabelledUnits:
@@ -230,7 +232,8 @@ def _check_size(task: Task, reward: RewardModel, units: LabelledUnits) -> None:
         largest = float(reward(units.prompts, units.completions).abs().max())
     if not largest / task.beta < _TOO_LARGE:
         raise Diverged(
-            f"reward model: a reward of {largest:.3g} at β = {task.beta}; stopped, the last good state is kept. Lower reward_rate"
+            f"reward model: a reward of {largest:.3g} at β = {task.beta}; stopped, the last good state is kept. Lower "
+            "reward_rate"
         )
 
 

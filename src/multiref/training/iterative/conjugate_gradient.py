@@ -18,16 +18,16 @@ __all__ = ["implicit_weights"]
 def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps: int = 10, damping: float = 1e-4) -> Tensor:
     r"""[*S, B, m·n]: weights with Σ weight · r_φ = E[(∇log π · v) r_φ], v = (β F + δ)⁻¹ ∇_θ f.
 
-    F = E[∇log π ∇log πᵀ] on the units' completions stands for the lower level's Hessian, which β F is at a Gibbs optimum (approximation
-    elsewhere). Seeds share one conjugate-gradient run: their parameters are blocks of one system.
+    F = E[∇log π ∇log πᵀ] on the units' completions stands for the lower level's Hessian, which β F is at a Gibbs optimum
+    (approximation elsewhere). Seeds share one conjugate-gradient run: their parameters are blocks of one system.
 
     Raises:
         ArgumentError: a policy that can be differentiated once only.
     """
     if getattr(policy, "once_differentiable", False):
         raise ArgumentError(
-            f"estimator: conjugate_gradient needs second derivatives of log π, which {type(policy).__name__} does not have; use "
-            "shared_rollouts or covariance"
+            f"estimator: conjugate_gradient needs second derivatives of log π, which {type(policy).__name__} does not have; "
+            "use shared_rollouts or covariance"
         )
     parameters = [p for p in policy.parameters() if p.requires_grad]
     with torch.enable_grad():

@@ -20,10 +20,11 @@ __all__ = ["HumanLabels", "read_labels"]
 
 
 class HumanLabels:
-    """`folder/pairs-<round>.jsonl` out: {"id", "prompt", "first", "second"} a line. `folder/labels-<round>.jsonl` in: {"id", "preferred": "first" | "second"}.
+    """`folder/pairs-<round>.jsonl` out: {"id", "prompt", "first", "second"} a line.
+    `folder/labels-<round>.jsonl` in: {"id", "preferred": "first" | "second"}.
 
-    Asked again with the same pairs at the same moment of the run (a resumed run), it writes nothing anew and reads the labels that are there. The files
-    of a round are named by the pairs themselves, so that labels cannot land on other pairs.
+    Asked again with the same pairs at the same moment of the run (a resumed run), it writes nothing anew and reads the labels
+    that are there. The files of a round are named by the pairs themselves, so that labels cannot land on other pairs.
 
     Args:
         decode: (prompt numbers, completions) → prompt texts, completion texts.
@@ -57,7 +58,8 @@ class HumanLabels:
                 return torch.tensor([labels[i] for i in ids], dtype=torch.float64).reshape(first.shape[:-1])
             if time.monotonic() >= deadline:
                 raise LabelsLate(
-                    f"{answered}: {len(labels)} of {len(ids)} labels are there after {self.wait:g} s; label the pairs in {asked} and run again"
+                    f"{answered}: {len(labels)} of {len(ids)} labels are there after {self.wait:g} s; label the pairs in "
+                    f"{asked} and run again"
                 )
             time.sleep(min(self.look_every, max(deadline - time.monotonic(), 0.01)))
 
@@ -78,7 +80,8 @@ def read_labels(path: Path, ids: list[str]) -> dict[str, float]:
             ) from None
         if identity not in known:
             raise DataError(
-                f"{path}:{row}: id {identity!r} is none of the {len(ids)} pairs asked; expected ids such as {ids[0]!r}; remove the line"
+                f"{path}:{row}: id {identity!r} is none of the {len(ids)} pairs asked; expected ids such as {ids[0]!r}; "
+                "remove the line"
             )
         if identity in found:
             raise DataError(f"{path}:{row}: id {identity!r} is labelled a second time; keep one line for each pair")

@@ -22,8 +22,8 @@ def check_answers(answers: Tensor) -> Tensor:
     if bool(wrong.any()):
         found = answers[wrong][0].item()
         raise DataError(
-            f"oracle: {int(wrong.sum())} of {answers.numel()} answers are neither side, the first {found!r}; expected 1 (first preferred) or 0 (second). "
-            "Nothing of this round was learnt from; mend the oracle and run again"
+            f"oracle: {int(wrong.sum())} of {answers.numel()} answers are neither side, the first {found!r}; expected 1 "
+            "(first preferred) or 0 (second). Nothing of this round was learnt from; mend the oracle and run again"
         )
     return answers
 

@@ -34,11 +34,14 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """labels: cumulative label counts at the ends of rounds. steps: policy steps a round. prompts × rollouts: size of a policy step.
+    """labels: cumulative label counts at the ends of rounds. steps: policy steps a round.
+    prompts × rollouts: size of a policy step.
 
-    optimizer: the policy's; muon needs half of Adam's steps or fewer where a transformer follows a reward (docs/which-online-algorithm.md), and a policy with hidden
-    matrices. The policy's rate falls linearly over the rounds, from learning_rate to final_rate times that. An outer step k of a bilevel method takes the reward rate
-    reward_rate/(1 + k/reward_decay); the other methods fit the reward by reward_steps steps on batches of reward_batch labels.
+    optimizer: the policy's; muon needs half of Adam's steps or fewer where a transformer follows a reward
+    (docs/which-online-algorithm.md), and a policy with hidden matrices.
+    The policy's rate falls linearly over the rounds, from learning_rate to final_rate times that.
+    An outer step k of a bilevel method takes the reward rate reward_rate/(1 + k/reward_decay);
+    the other methods fit the reward by reward_steps steps on batches of reward_batch labels.
     """
 
     labels: Sequence[int]
@@ -69,7 +72,8 @@ class Plan:
 
 @dataclass
 class History:
-    """One line a round: labels, wall seconds, what the method logged, and what the task measured, seeds on the axis of each list."""
+    """One line a round: labels, wall seconds, what the method logged, and what the task measured,
+    seeds on the axis of each list."""
 
     method: str
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -89,9 +93,11 @@ def train(
     state: State | None = None,
     listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[State, History]:
-    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`; run again to resume. `listener` gets each new line.
+    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`;
+    run again to resume. `listener` gets each new line.
 
-    A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round before, in `state` and in the folder.
+    A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round
+    before, in `state` and in the folder.
 
     Raises:
         StoreError: a folder whose state is damaged or of another task.

@@ -1,4 +1,5 @@
-"""Muon for policies whose seeds lie side by side: hidden matrices move along the orthogonal factor of their momentum, everything else by Adam."""
+"""Muon for policies whose seeds lie side by side: hidden matrices move along the orthogonal factor of their momentum,
+everything else by Adam."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def orthogonal(matrix: Tensor, *, steps: int = 5) -> Tensor:
 
         X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X,   X_0 = M/‖M‖_F,   (a, b, c) = (3.4445, −4.7750, 2.0315)
 
-    Singular values below a thousandth of the norm are left short of that. Source: Jordan et al., Muon (2024), a quintic Newton–Schulz iteration.
+    Singular values below a thousandth of the norm are left short of that.
+    Source: Jordan et al., Muon (2024), a quintic Newton–Schulz iteration.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
@@ -34,10 +36,11 @@ def orthogonal(matrix: Tensor, *, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    r"""M ← μM + (1 − μ)g,   W ← W − lr · 0.2 √max(m, n) · UVᵀ((1 − μ)g + μM) for every matrix [*S, m, n] in `matrices`; Adam at the same lr for `rest`.
+    r"""M ← μM + (1 − μ)g,   W ← W − lr · 0.2 √max(m, n) · UVᵀ((1 − μ)g + μM) for every matrix [*S, m, n] in `matrices`;
+    Adam at the same lr for `rest`.
 
-    The factor gives an update Adam's usual size, so that a rate means the same for both (Liu et al., arXiv 2502.16982). As `torch.optim.Muon` without weight
-    decay, which takes neither a leading axis of seeds nor anything but matrices.
+    The factor gives an update Adam's usual size, so that a rate means the same for both (Liu et al., arXiv 2502.16982).
+    As `torch.optim.Muon` without weight decay, which takes neither a leading axis of seeds nor anything but matrices.
     """
 
     def __init__(self, matrices: Iterable[Tensor], rest: Iterable[Tensor], *, lr: float, momentum: float = 0.9):

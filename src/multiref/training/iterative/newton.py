@@ -17,10 +17,10 @@ _LEAST = 1e-2
 def newton_step(state: State, units: LabelledUnits, gradient: list[Tensor], *, ridge: float) -> None:
     r"""A_k = A_{k−1} + Σ_i h_i Δf_i Δf_iᵀ,   φ_{k+1} = φ_k − A_k⁻¹ n_k g_k,   A_0 = ridge · I
 
-    i runs over the n_k pairs of the step, Δf_i is a pair's difference of ∂r/∂φ, h_i = p_i (1 − p_i) its curvature at φ_k (at least 0.01,
-    so that one overconfident step does not lame the next), g_k the hyper-gradient per pair. With "stop_gradient" it is the recursive form
-    of maximum likelihood on all labels so far, so that what early, spread-out pairs said is kept: a plain step along on-policy pairs
-    forgets it. A is the labels' Fisher information.
+    i runs over the n_k pairs of the step, Δf_i is a pair's difference of ∂r/∂φ, h_i = p_i (1 − p_i) its curvature at φ_k (at
+    least 0.01, so that one overconfident step does not lame the next), g_k the hyper-gradient per pair.
+    With "stop_gradient" it is the recursive form of maximum likelihood on all labels so far, so that what early,
+    spread-out pairs said is kept: a plain step along on-policy pairs forgets it. A is the labels' Fisher information.
 
     Raises:
         ArgumentError: a reward model that is not linear in its one parameter (it has no `jacobian`).

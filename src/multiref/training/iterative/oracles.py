@@ -19,7 +19,8 @@ class LabelsLate(MultirefError, TimeoutError):
 
 
 class FunctionOracle:
-    """A function (prompt texts, first texts, second texts) → which is preferred: 1 first, 0 second, or a probability strictly between.
+    """A function (prompt texts, first texts, second texts) → which is preferred:
+    1 first, 0 second, or a probability strictly between.
 
     Args:
         decode: (prompt numbers, completions) → prompt texts, completion texts.
@@ -48,7 +49,8 @@ class FunctionOracle:
         for place, answer in enumerate(answers):
             if not isinstance(answer, int | float) or not math.isfinite(answer) or not 0 <= answer <= 1:
                 raise DataError(
-                    f"oracle: pair {place} is answered {answer!r}; expected 1 (first), 0 (second) or a probability between; it preferred neither side"
+                    f"oracle: pair {place} is answered {answer!r}; expected 1 (first), 0 (second) or a probability between; "
+                    "it preferred neither side"
                 )
         return torch.bernoulli(torch.tensor(answers, dtype=torch.float64), generator=generator).reshape(first.shape[:-1])
 

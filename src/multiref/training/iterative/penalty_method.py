@@ -23,10 +23,12 @@ def perturb(state: State, units: LabelledUnits, *, sigma: float, beta: float, st
 
         minimise  mean ½ (Σ_unit log π_σ/π_0 + n (σ/β)(u − ū))²          n completions a unit
 
-    Its minimiser over a class is the first-order response of the penalised lower level, δθ = −σ (βF)⁻¹ ∂_θ f with F the class's Fisher
-    matrix, the lower level's Hessian at a Gibbs optimum (DERIVED). Rollouts and labels are those of the outer step: no label is bought for
-    the inner level, and the two policies share their noise; two policies trained apart would differ by their noise over σ. In a class that
-    can fit every unit, enough steps make "shared_rollouts" the "covariance". Few steps leave part of the response out.
+    Its minimiser over a class is the first-order response of the penalised lower level, δθ = −σ (βF)⁻¹ ∂_θ f with F the class's
+    Fisher matrix, the lower level's Hessian at a Gibbs optimum (DERIVED).
+    Rollouts and labels are those of the outer step: no label is bought for the inner level,
+    and the two policies share their noise; two policies trained apart would differ by their noise over σ.
+    In a class that can fit every unit, enough steps make "shared_rollouts" the "covariance".
+    Few steps leave part of the response out.
     """
     if state.moved is None:
         state.moved = state.policy.copy()

@@ -1,4 +1,5 @@
-"""Methods with a reward model, fitted to all labels so far, and a policy improved on it: iterated RLHF, GSHF, two-stage mixed sampling."""
+"""Methods with a reward model, fitted to all labels so far, and a policy improved on it:
+iterated RLHF, GSHF, two-stage mixed sampling."""
 
 from __future__ import annotations
 
@@ -36,9 +37,11 @@ class Iterative:
 
 @dataclass(frozen=True)
 class GSHF:
-    """Main agent against an enhancer: of `candidates` rollouts the opponent is the one about whose margin the labels so far say least.
+    """Main agent against an enhancer: of `candidates` rollouts the opponent is the one about whose margin the labels so far say
+    least.
 
-    With a linear reward Γ = ‖f(y) − f(y')‖ in the inverse of the pairs' second moments; other rewards fall back on the largest predicted margin.
+    With a linear reward Γ = ‖f(y) − f(y')‖ in the inverse of the pairs' second moments;
+    other rewards fall back on the largest predicted margin.
     Reference: arXiv 2312.11456, main agent and enhancer (form FOUND, the choice among rollouts DERIVED).
     """
 
@@ -74,7 +77,8 @@ class GSHF:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """A quarter of the labels on pairs of the starting policy, then a policy fixed, then the rest on its pairs; the reward fitted to all.
+    """A quarter of the labels on pairs of the starting policy, then a policy fixed, then the rest on its pairs;
+    the reward fitted to all.
 
     Reference: arXiv 2411.04625, two-stage mixed-policy sampling (FOUND).
     """

@@ -26,10 +26,12 @@ class SAIL:
 
         loss = (1 − p) DPO(labelled) + p [ DPO(fresh) − γ F (∇ log π(y_w) + ∇ log π(y_l)) ],   F = log σ(reward margin)
 
-    design DP: responses of the data set, the policy as judge; PP: responses of the policy, the policy as judge; PR: responses of the policy, the oracle
-    as judge (all its labels are bought online). With the policy as judge the label's own score is added.
+    design DP: responses of the data set, the policy as judge; PP: responses of the policy, the policy as judge; PR:
+    responses of the policy, the oracle as judge (all its labels are bought online).
+    With the policy as judge the label's own score is added.
 
-    Reference: arXiv 2406.15567; names FOUND, equations DERIVED or RECALLED (docs/theory.md 9). The objective inherits the likelihood's inconsistency.
+    Reference: arXiv 2406.15567; names FOUND, equations DERIVED or RECALLED (docs/theory.md 9).
+    The objective inherits the likelihood's inconsistency.
     """
 
     design: Literal["DP", "PP", "PR"] = "PR"

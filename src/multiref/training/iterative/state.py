@@ -102,7 +102,8 @@ class State:
         return self.reward, self.reward_optimizer
 
     def kept(self) -> dict[str, Any]:
-        """Everything that the next round depends on, as plain tensors and numbers, independent of what happens to the state afterwards."""
+        """Everything that the next round depends on, as plain tensors and numbers, independent of what happens to the state
+        afterwards."""
         return copy.deepcopy(
             {
                 "policy": _values(self.policy),

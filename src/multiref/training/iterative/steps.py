@@ -1,4 +1,5 @@
-"""The steps that methods share: drawing pairs and having them labelled, fitting a reward, improving a policy on a reward, a preference step."""
+"""The steps that methods share: drawing pairs and having them labelled, fitting a reward, improving a policy on a reward,
+a preference step."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:
 
 
 def fit_reward(task: Task, state: State, *, steps: int, batch: int, rate: float) -> float:
-    """Maximum likelihood of the reward model on all labels (Bradley–Terry), by Adam on random batches, its rate falling to nothing over the steps."""
+    """Maximum likelihood of the reward model on all labels (Bradley–Terry), by Adam on random batches,
+    its rate falling to nothing over the steps."""
     model, optimizer = state.learner()
     last = 0.0
     for step in range(steps):
@@ -75,7 +77,8 @@ def improve(
     prompts: int,
     rollouts: int,
 ) -> float:
-    """Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward, its exact gradient."""
+    """Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward,
+    its exact gradient."""
     last = 0.0
     for _ in range(steps):
         x = some_prompts(task, prompts, state.generator)

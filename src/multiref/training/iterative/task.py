@@ -1,7 +1,7 @@
 """What a method is given: a policy, references, a reward model and an oracle, all of them functions of prompts and completions.
 
-Prompts are numbers [B]; completions are token ids [*S, B, n, L], n of each prompt, padded with −1. *S is empty for one model, or an axis of seeds that
-train side by side.
+Prompts are numbers [B]; completions are token ids [*S, B, n, L], n of each prompt, padded with −1.
+*S is empty for one model, or an axis of seeds that train side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["Oracle", "Policy", "RewardModel", "Task"]
 
 
 class Policy(Protocol):
-    """A policy that can be sampled, scored, trained and copied; one that has `matrices()`, hidden ones [*S, m, n], can be trained with Muon."""
+    """A policy that can be sampled, scored, trained and copied; one that has `matrices()`, hidden ones [*S, m, n],
+    can be trained with Muon."""
 
     def parameters(self) -> Iterable[Tensor]: ...
 

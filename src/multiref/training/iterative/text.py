@@ -28,7 +28,8 @@ _REMEMBERED = 100_000
 
 
 class TextWorld:
-    """Prompts, a tokenizer, and what turns token ids back into texts. Completions are [B, n, L], padded with −1, end token included.
+    """Prompts, a tokenizer, and what turns token ids back into texts. Completions are [B, n, L], padded with −1,
+    end token included.
 
     Args:
         prompts: texts, or conversations, as `models.encode` has them; `tokenisation` says how they become ids.
@@ -59,7 +60,8 @@ class TextWorld:
 
 
 def with_adapter(model: Any, options: Mapping[str, Any], *, seed: int = 0) -> Any:
-    """The model with one LoRA adapter called `start`, which changes nothing yet; drawn from `seed`, the global random state left as it was."""
+    """The model with one LoRA adapter called `start`, which changes nothing yet;
+    drawn from `seed`, the global random state left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return with_lora(model, options, name="start")
@@ -140,7 +142,8 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     if policy.adapter is None:
         policy.model.save_pretrained(folder)
     else:
-        # PEFT puts adapters of other names into folders of their own; merged weights would lose the adapter, so rename what is written
+        # PEFT puts adapters of other names into folders of their own; merged weights would lose the adapter,
+        # so rename what is written
         policy.model.set_adapter(policy.adapter)
         policy.model.save_pretrained(folder, selected_adapters=[policy.adapter])
         inner = Path(folder) / policy.adapter
@@ -171,7 +174,8 @@ def frozen_references(world: TextWorld, references: Mapping[str, LanguageModel])
 
 
 class TextReward(nn.Module):
-    """r_φ = ⟨φ, f⟩/√d with f the mean of a frozen model's hidden states over the completion, standardised on the starting policy's completions.
+    """r_φ = ⟨φ, f⟩/√d with f the mean of a frozen model's hidden states over the completion,
+    standardised on the starting policy's completions.
 
     Args:
         calibration: prompts [B] and completions [B, n, L] on which the features get mean 0 and deviation 1.
@@ -197,12 +201,14 @@ class TextReward(nn.Module):
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n]."""
-        return self.jacobian(prompts, completions) @ self.phi
+        reward: Tensor = self.jacobian(prompts, completions) @ self.phi
+        return reward
 
 
 @dataclass
 class _Hidden:
-    """A frozen model's last hidden states, averaged over a completion, each completion read once: labelled pairs come back in every step of a fit."""
+    """A frozen model's last hidden states, averaged over a completion, each completion read once:
+    labelled pairs come back in every step of a fit."""
 
     world: TextWorld
     model: Any

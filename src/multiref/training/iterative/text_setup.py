@@ -26,7 +26,8 @@ class TextSetting:
     """How a text task is set up, and what is measured of it.
 
     Attributes:
-        lora: options of `peft.LoraConfig`; the policies of the two levels are then adapters on one base. None trains all parameters.
+        lora: options of `peft.LoraConfig`; the policies of the two levels are then adapters on one base.
+            None trains all parameters.
         hidden: the reward behind the oracle, where there is one: measured and reported, never shown to the method.
         held_out: completions drawn for each measurement.
         seed: of the adapter and of the completions on which the reward's features are standardised.
@@ -80,8 +81,9 @@ def text_task(
 
 @dataclass(frozen=True)
 class _Measure:
-    """Estimates on n fresh rollouts of each prompt, drawn with common random numbers: KL(π‖π_k), and where the reward is known its mean, the
-    true objective under reverse KL, and how far the learnt reward is off under the policy and under its start."""
+    """Estimates on n fresh rollouts of each prompt, drawn with common random numbers:
+    KL(π‖π_k), and where the reward is known its mean, the true objective under reverse KL,
+    and how far the learnt reward is off under the policy and under its start."""
 
     task: Task
     world: TextWorld

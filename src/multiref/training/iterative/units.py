@@ -32,7 +32,7 @@ class LabelledUnits:
 
     def per_unit(self, values: Tensor) -> Tensor:
         """[*S, B, m·n] → [*S, B, m]: summed over the completions of a unit."""
-        units: Tensor = values.unflatten(-1, (self.utility.shape[-1], -1))  # type: ignore[no-untyped-call]
+        units: Tensor = values.unflatten(-1, (self.utility.shape[-1], -1))
         return units.sum(-1)
 
     def margin(self, reward: RewardModel) -> Tensor:
@@ -42,6 +42,6 @@ class LabelledUnits:
 
 def pair_margin(reward: RewardModel, prompts: Tensor, completions: Tensor) -> Tensor:
     """[B], [*S, B, 2m, L] → [*S, B·m]: predicted reward of the first of each pair less that of the second."""
-    first, second = reward(prompts, completions).unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
+    first, second = reward(prompts, completions).unflatten(-1, (-1, 2)).unbind(-1)
     margin: Tensor = first - second
     return margin.flatten(-2)

@@ -23,14 +23,16 @@ class OnlineArguments:
         steps: batches of completions; each is followed by as many optimizer steps as the method has `updates`.
         prompts_per_step: prompts of a batch, on each process.
         max_new_tokens: where a completion is cut.
-        learning_rate, schedule, warmup: AdamW's peak rate; constant, linear or cosine to zero after `warmup` of the steps (a share).
+        learning_rate, schedule, warmup: AdamW's peak rate; constant, linear or cosine to zero after `warmup` of the steps (a
+            share).
         token_budget: rows × longest row of one forward and backward pass; the completions of a prompt stay together.
         generation_batch: completions sampled side by side; None: all of a step.
         cache: transformers' cache implementation for sampling, such as "static".
         save_every: steps between checkpoints, 0: none; `keep`: how many of them stay.
         log_every: steps between lines of metrics, which are averages over them.
         mixed_precision: "none", "bf16" or "fp16": autocast of the policy's passes.
-        temperature: only 1. Log-probabilities are of the model's own distribution, so sampling from another would be another objective.
+        temperature: only 1. Log-probabilities are of the model's own distribution, so sampling from another would be another
+            objective.
     """
 
     steps: int = 100
@@ -59,8 +61,9 @@ class OnlineArguments:
         check_at_least(self, 1, "steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every")
         if self.temperature != 1:
             raise ArgumentError(
-                f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their log-probabilities are taken at "
-                "optimise another objective. (TRL's RLOO under multiref.integrations.trl takes both at its temperature.)"
+                f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their "
+                "log-probabilities are taken at optimise another objective. (TRL's RLOO under multiref.integrations.trl takes "
+                "both at its temperature.)"
             )
 
     @property
@@ -82,8 +85,9 @@ class OnlineArguments:
 class AdaptiveBeta:
     """β that seeks a target Σ_k w_k KL(π‖π_k) per completion: β ← β (1 + rate · clip(KL/target − 1, ±0.2)) after each step.
 
-    The optimum is then that of the β at which it comes to rest, which is in the log and in every checkpoint. The policy has to keep up: under a learning rate
-    that falls to zero β runs away from a policy that no longer moves, so use schedule "constant". Reference: Ziegler et al., 2019, section 2.2.
+    The optimum is then that of the β at which it comes to rest, which is in the log and in every checkpoint.
+    The policy has to keep up: under a learning rate that falls to zero β runs away from a policy that no longer moves,
+    so use schedule "constant". Reference: Ziegler et al., 2019, section 2.2.
     """
 
     target: float

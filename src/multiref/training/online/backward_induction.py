@@ -1,7 +1,8 @@
 """Language models that can be enumerated, as a tree of prefixes, and fixed points by backward induction on it.
 
-A model is a list of L tensors; level t is [*S, V^t, V] log-probabilities of the next token at each prefix of t tokens, prefixes in lexicographic order: prefix
-i of level t followed by token v is prefix i V + v of level t + 1, so that walking the tree is reshaping.
+A model is a list of L tensors; level t is [*S, V^t, V] log-probabilities of the next token at each prefix of t tokens,
+prefixes in lexicographic order: prefix i of level t followed by token v is prefix i V + v of level t + 1,
+so that walking the tree is reshaping.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def sequence_logps(levels: Levels) -> Tensor:
 
 
 def conditionals(sequence_logps: Tensor, vocabulary: int) -> list[Tensor]:
-    """[*S, V^L] log-probabilities → levels [*S, V^t, V]: the language model that has them. Prefixes without mass become uniform."""
+    """[*S, V^L] log-probabilities → levels [*S, V^t, V]: the language model that has them.
+    Prefixes without mass become uniform."""
     levels: list[Tensor] = []
     mass = sequence_logps
     while mass.shape[-1] > 1:
@@ -66,14 +68,16 @@ def disagreements(ref_levels: Levels, weights: Weights = None) -> list[Tensor]:
 
 
 def renormalised(ref_levels: Levels, weights: Weights = None) -> list[Tensor]:
-    """Levels [K, *S, V^t, V] → levels [1, *S, V^t, V]: pooled and renormalised at each token. Not the pool of whole completions."""
+    """Levels [K, *S, V^t, V] → levels [1, *S, V^t, V]: pooled and renormalised at each token.
+    Not the pool of whole completions."""
     return [power_pool(level, weights, order=0.0).log_softmax(-1)[None] for level in ref_levels]
 
 
 def backward(
     reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float, scale: Levels | None = None
 ) -> list[Tensor]:
-    r"""The fixed point of a rule whose penalty at a state looks at that state only: from the last token backwards, each prefix solves
+    r"""The fixed point of a rule whose penalty at a state looks at that state only:
+    from the last token backwards, each prefix solves
 
         max_{π(·|s)}  Σ_v π(v|s) Q(s, v) − β c(s) D(π(·|s)‖π_k(·|s)),      Q(s, v) = E_π[r | s, v] under the policy below it
 
@@ -82,7 +86,8 @@ def backward(
         ref_levels: [K, *S, V^t, V] per level.
         scale: c(s), levels [*S, V^t]; None is one.
 
-    Returns: levels [*S, V^t, V]. Reference: DERIVED; the update at a prefix is its visiting probability times the gradient of this problem.
+    Returns: levels [*S, V^t, V]. Reference: DERIVED; the update at a prefix is its visiting probability times the gradient of
+    this problem.
     """
     levels: list[Tensor] = []
     to_go = reward

@@ -1,4 +1,5 @@
-"""A step's completions, and what policy, references and rewards said of them; from it the `Samples` of each pass, and the log's figures."""
+"""A step's completions, and what policy, references and rewards said of them;
+from it the `Samples` of each pass, and the log's figures."""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ class Batch:
         return int(self.lengths.max())
 
     def passes(self, token_budget: int) -> list[list[int]]:
-        """Places of prompts that go through the model together, groups whole; routed ones with those of the same references, so that no reference
-        runs on what it has no part in."""
+        """Places of prompts that go through the model together, groups whole; routed ones with those of the same references,
+        so that no reference runs on what it has no part in."""
         sizes = [len(r.completion_ids) * (len(r.prompt_ids) + max(map(len, r.completion_ids))) for r in self.rollouts]
         w = self.weights
         routes = None if w is None or w.ndim == 1 else [tuple(row) for row in (w[:, :: self.group] > 0).T.tolist()]
@@ -92,7 +93,8 @@ class Batch:
 
 
 def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
-    """{"completions": [K, N], "tokens": [K, N, T] where vocabularies agree}: one reference after the other over the whole step."""
+    """{"completions": [K, N], "tokens": [K, N, T] where vocabularies agree}: one reference after the other over the whole
+    step."""
     if scorer is None:
         return {}
     if all(scorer.aligned.values()):
@@ -102,7 +104,8 @@ def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) 
 
 
 def behaviour_logps(rollouts: Sequence[Rollout]) -> Tensor | None:
-    """[N, T] token log-probabilities under whoever sampled, where every rollout has them; None: the policy as it is sampled them."""
+    """[N, T] token log-probabilities under whoever sampled, where every rollout has them; None:
+    the policy as it is sampled them."""
     rows = [row for rollout in rollouts for row in rollout.sampled_logps or ()]
     if len(rows) < sum(len(rollout.completion_ids) for rollout in rollouts):
         return None

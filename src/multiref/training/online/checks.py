@@ -1,4 +1,5 @@
-"""Whether policy, references, prompts, weights and penalty fit together: settled before the first step, each misfit with one message."""
+"""Whether policy, references, prompts, weights and penalty fit together: settled before the first step,
+each misfit with one message."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def resolve_penalty(
     """The penalty asked for, or the exact one of the regularizer.
 
     Raises:
-        ArgumentError: a penalty that is no estimator of the regularizer. VocabularyMismatch: one that needs tokens which a reference does not have.
+        ArgumentError: a penalty that is no estimator of the regularizer.
+            VocabularyMismatch: one that needs tokens which a reference does not have.
     """
     if scorer is None or weights is None:
         return NoPenalty()
@@ -90,7 +92,8 @@ def check_policy_context(model: Any, tokenizer: Any, rows: Sequence[Row], new_to
     longest = max(map(len, encode_prompts(tokenizer, [row["prompt"] for row in rows]))) + new_tokens
     if limit is not None and limit < longest:
         raise ArgumentError(
-            f"max_new_tokens: the policy holds {limit} tokens, the longest prompt and completion may have {longest}. Shorten one of them."
+            f"max_new_tokens: the policy holds {limit} tokens, the longest prompt and completion may have {longest}. Shorten "
+            "one of them."
         )
 
 
@@ -98,5 +101,6 @@ def check_processes(accelerator: Any) -> None:
     """One process, or data parallel. ArgumentError for others."""
     if str(accelerator.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise ArgumentError(
-            f"OnlineTrainer runs in one process or data parallel, found {accelerator.distributed_type}. Use integrations.trl.rloo for FSDP and DeepSpeed."
+            f"OnlineTrainer runs in one process or data parallel, found {accelerator.distributed_type}. Use "
+            "integrations.trl.rloo for FSDP and DeepSpeed."
         )

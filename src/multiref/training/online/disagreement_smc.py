@@ -1,4 +1,5 @@
-"""−log F of a prompt by sequential Monte Carlo: the least weighted reverse KL that any policy can have, what `kl` in the metrics can reach."""
+"""−log F of a prompt by sequential Monte Carlo: the least weighted reverse KL that any policy can have,
+what `kl` in the metrics can reach."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ def estimate_disagreement(
     particles: int = 64,
     seed: int = 0,
 ) -> tuple[float, float]:
-    r"""(−log F, its standard error) for completions of exactly `new_tokens` tokens or an end token before, by sequential Monte Carlo.
+    r"""(−log F, its standard error) for completions of exactly `new_tokens` tokens or an end token before,
+    by sequential Monte Carlo.
 
         propose v ∼ ∏_k π_k(v|s)^{w_k} / F_t(s),   weigh by F_t(s),   resample where the effective sample size falls under half
 
-    The product of the steps' mean weights is unbiased for F (docs/theory.md 6), so that its −log is too large on average, by half its variance; the error is
-    that of log F̂ from the spread of its particles' weights, of first order. The models share one vocabulary.
+    The product of the steps' mean weights is unbiased for F (docs/theory.md 6), so that its −log is too large on average,
+    by half its variance; the error is that of log F̂ from the spread of its particles' weights, of first order.
+    The models share one vocabulary.
     """
     w = check_weights(weights, len(models))
     present = [k for k in range(len(models)) if float(w[k]) > 0]
@@ -63,7 +66,8 @@ def estimate_disagreement(
 
 
 class _Walk:
-    """Particles of one model: what it says of the next token, with its cache where it has one. Before the first token they are one row, the prompt."""
+    """Particles of one model: what it says of the next token, with its cache where it has one.
+    Before the first token they are one row, the prompt."""
 
     def __init__(self, model: Any, context: Sequence[int]) -> None:
         self.model, self.device = model, next(model.parameters()).device

@@ -1,7 +1,9 @@
-"""Distillation from K weighted teachers: where the states come from that the student is corrected at, and how far it is from the floor.
+"""Distillation from K weighted teachers: where the states come from that the student is corrected at,
+and how far it is from the floor.
 
-With reward zero the regularizer is the whole objective: Σ_k w_k KL(π‖π_k), per prompt its own weights. Its floor is −log F, the teachers' disagreement; a
-student at the floor is the normalised geometric pool of the teachers, or the teacher itself where a prompt is routed to one.
+With reward zero the regularizer is the whole objective: Σ_k w_k KL(π‖π_k), per prompt its own weights.
+Its floor is −log F, the teachers' disagreement; a student at the floor is the normalised geometric pool of the teachers,
+or the teacher itself where a prompt is routed to one.
 """
 
 from __future__ import annotations
@@ -22,17 +24,19 @@ __all__ = ["TextStates"]
 
 
 class TextStates:
-    """A sampler for penalties that look at states one by one: for a share of the prompts the states along a given text, for the rest those that the
-    student visits.
+    """A sampler for penalties that look at states one by one: for a share of the prompts the states along a given text,
+    for the rest those that the student visits.
 
-    At states of a text the student's own mistakes do not compound, so a student far from its teachers learns there first; states of its own are what
-    it will be used at (Agarwal et al., 2024, GKD). With one fixed share the fixed point, for a class that contains it, is the same: every state's pool.
+    At states of a text the student's own mistakes do not compound, so a student far from its teachers learns there first;
+    states of its own are what it will be used at (Agarwal et al., 2024, GKD).
+    With one fixed share the fixed point, for a class that contains it, is the same: every state's pool.
 
     Args:
         texts: {prompt: text that follows it, or several, of which one is drawn}; prompts without one are sampled.
         share: of the prompts, from 0 (all on-policy) to 1.
         max_new_tokens: where either kind is cut.
-        end: whether a text ends in the end token; but for those of the prompts in `unfinished`, which are stretches of longer ones.
+        end: whether a text ends in the end token; but for those of the prompts in `unfinished`,
+            which are stretches of longer ones.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ Interval = tuple[float, float, float]
 def evaluate_online(
     trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, samples: int = 4, ks: Sequence[int] = (1,), seed: int = 0
 ) -> dict[str, Interval]:
-    """{"reward": (mean, low, high), each reward's, "pass@k"} over prompts, `samples` completions each. The generators are left as they were found.
+    """{"reward": (mean, low, high), each reward's, "pass@k"} over prompts, `samples` completions each.
+    The generators are left as they were found.
 
     pass@k is of the reward called `correctness`: right where it is above zero.
     """
@@ -41,9 +42,11 @@ def evaluate_online(
 
 
 def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
-    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at `max_new_tokens` as completions are; mean over rows, 95 % interval.
+    """{"student", and each reference}: nats per token of `text` after `prompt`, cut at `max_new_tokens` as completions are;
+    mean over rows, 95 % interval.
 
-    A row whose text is `unfinished` is not scored on an end token. Prompts that leave no room in the student's context are left out.
+    A row whose text is `unfinished` is not scored on an end token. Prompts that leave no room in the student's context are left
+    out.
     """
     from multiref.models import score_tokens
 
@@ -61,23 +64,31 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
 
 
 def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particles: int, seed: int = 0) -> torch.Tensor:
-    """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`. It is the teachers' alone: the same before and after."""
+    """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`.
+    It is the teachers' alone: the same before and after."""
     from multiref.training.online.disagreement_smc import estimate_disagreement
 
     with _scorer(trainer).models() as models:
         found = [
             estimate_disagreement(
-                models, trainer.tokenizer, row["prompt"], new_tokens=trainer.args.max_new_tokens, weights=w, particles=particles, seed=seed + i
+                models,
+                trainer.tokenizer,
+                row["prompt"],
+                new_tokens=trainer.args.max_new_tokens,
+                weights=w,
+                particles=particles,
+                seed=seed + i,
             )
             for i, (row, w) in enumerate(zip(rows, _weights(trainer, rows)))
-        ]  # fmt: skip
+        ]
     return torch.tensor([value for value, _ in found], dtype=torch.float64)
 
 
 def floor_figures(
     trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], floors: torch.Tensor, *, samples: int, seed: int = 0
 ) -> dict[str, Interval]:
-    """{"kl": Σ_k w_k KL(π‖π_k) of whole completions cut at `max_new_tokens`, by sampling; "floor": −log F of the same; "kl/floor": their ratio}, 95 % intervals.
+    """{"kl": Σ_k w_k KL(π‖π_k) of whole completions cut at `max_new_tokens`, by sampling; "floor": −log F of the same;
+    "kl/floor": their ratio}, 95 % intervals.
 
     Over prompts; that of the ratio from both, to first order. The student and its teachers share one vocabulary.
     """

@@ -1,4 +1,5 @@
-"""`OnlineTrainer`: completions, rewards, K-reference scores, loss, step. The loop; what is optimised is `surrogate`'s business."""
+"""`OnlineTrainer`: completions, rewards, K-reference scores, loss, step.
+The loop; what is optimised is `surrogate`'s business."""
 
 from __future__ import annotations
 
@@ -44,18 +45,19 @@ class OnlineTrainer:
 
     Args:
         policy: model and tokenizer (`models.load`; any transformers causal language model, PEFT included, or `Tabular`).
-        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence`, `PooledKL`. Weights per prompt (routing): a column "weights" in `prompts`.
+        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence`, `PooledKL`.
+            Weights per prompt (routing): a column "weights" in `prompts`.
         beta: strength. 0: the references are ignored, and that is said.
-        references: `References`, or what they are made of: {name: folder, hub id or object}. Those with the policy's vocabulary score the
-            sampled ids, others the text.
+        references: `References`, or what they are made of: {name: folder, hub id or object}.
+            Those with the policy's vocabulary score the sampled ids, others the text.
         prompts: texts, or mappings with "prompt"; other columns go to the reward functions.
         args: how long, how fast, how much at once.
         rewards: functions, `Reward`s, {name: function}; none is reward zero: distillation.
         rule: from which completions, and by which estimator, the policy is updated.
 
-    One process or data parallel (gradients are averaged over processes, each of which takes `prompts_per_step` prompts); FSDP and DeepSpeed
-    are for TRL's door. The same seed gives the same run, and a resumed run the same as one that was not interrupted, on one machine: every
-    step seeds torch's generator from (seed, step, process).
+    One process or data parallel (gradients are averaged over processes, each of which takes `prompts_per_step` prompts);
+    FSDP and DeepSpeed are for TRL's door. The same seed gives the same run, and a resumed run the same as one that was not
+    interrupted, on one machine: every step seeds torch's generator from (seed, step, process).
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Policy-gradient methods as small values: group, baseline, ratio, clipping, how tokens are averaged. What they may change beside the variance, they say."""
+"""Policy-gradient methods as small values: group, baseline, ratio, clipping, how tokens are averaged.
+What they may change beside the variance, they say."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ __all__ = ["GRPO", "RLOO", "Method", "Reinforce"]
 NORMALISATIONS = {
     "sum": "a completion's tokens are summed: the gradient of the objective",
     "dr_grpo": "a completion's tokens are summed and divided by a constant: the gradient of the objective up to that constant",
-    "completion_mean": "each completion's tokens are averaged: long completions count less per token, which is no gradient of the objective",
+    "completion_mean": "each completion's tokens are averaged: long completions count less per token, no gradient of the objective",
     "token_mean": "the tokens of the batch are averaged: prompts with long completions count more",
 }
 
@@ -78,8 +79,9 @@ class Reinforce(Method):
 class GRPO(Method):
     """A ratio at each token, clipped, advantages of the group.
 
-    Defaults are those of Dr. GRPO (arXiv 2503.20783), no division by the standard deviation nor by the length, with the leave-one-out factor G/(G − 1).
-    `standardise=True` and `normalisation="completion_mean"` are the habits of the first GRPO; see `standardised` for what they do to the optimum.
+    Defaults are those of Dr. GRPO (arXiv 2503.20783), no division by the standard deviation nor by the length,
+    with the leave-one-out factor G/(G − 1). `standardise=True` and `normalisation="completion_mean"` are the habits of the
+    first GRPO; see `standardised` for what they do to the optimum.
     """
 
     group: int = 8
@@ -96,8 +98,9 @@ class GRPO(Method):
         lines = super().notes()
         if self.standardise:
             lines.append(
-                "advantages are divided by each group's standard deviation: β means β · deviation, another for every prompt; with the penalty in "
-                "the loss and β small the only fixed point is the greedy policy, with it in the reward the noise grows as the optimum is neared"
+                "advantages are divided by each group's standard deviation: β means β · deviation, another for every prompt; "
+                "with the penalty in the loss and β small the only fixed point is the greedy policy, with it in the reward the "
+                "noise grows as the optimum is neared"
             )
         if self.normalisation not in ("sum", "dr_grpo"):
             lines.append(NORMALISATIONS[self.normalisation])

@@ -1,4 +1,5 @@
-"""Which prompts a step takes: a permutation per epoch, from the seed alone, so that a resumed run and several processes take the right ones."""
+"""Which prompts a step takes: a permutation per epoch, from the seed alone, so that a resumed run and several processes take
+the right ones."""
 
 from __future__ import annotations
 

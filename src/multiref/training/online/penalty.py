@@ -1,9 +1,11 @@
 """Penalties: where a rule puts its divergence from the references, and hence which optimum it has.
 
-The user names a regularizer and β; a `Penalty` is the estimator, a value without state that is handed the run's regularizer. Two places
-exist: in the reward (`reward_terms`, no gradient through them) or in the loss (`loss_terms`, differentiated on samples whose distribution is
-held fixed). The same word, "KL to the reference", means another objective in each, and each member says which, in its docstring, in `optimum`
-and through `fixed_point`, which computes it without sampling.
+The user names a regularizer and β; a `Penalty` is the estimator, a value without state that is handed the run's regularizer.
+Two places
+exist: in the reward (`reward_terms`, no gradient through them) or in the loss (`loss_terms`,
+differentiated on samples whose distribution is held fixed). The same word, "KL to the reference",
+means another objective in each, and each member says which, in its docstring, in `optimum` and through `fixed_point`,
+which computes it without sampling.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
 
 
 class Penalty(ABC):
-    """Abstract. `needs` says which scores: of whole "completions", of "tokens" (one vocabulary), or the whole "vocabulary" at each token.
+    """Abstract. `needs` says which scores: of whole "completions", of "tokens" (one vocabulary),
+    or the whole "vocabulary" at each token.
 
     exact: whether the rule's expected update is the gradient of E_π[r] − β Σ_k w_k D(π‖π_k), for every policy.
     at_state: what is summed over the vocabulary at each state, for those that need it.
@@ -80,8 +83,8 @@ class Penalty(ABC):
         """ArgumentError for a regularizer that this penalty is no estimator of."""
         if self.needs != "completions" and not isinstance(regularizer, ReverseKL):
             raise ArgumentError(
-                f"{type(self).__name__}: expected ReverseKL, found {regularizer!r}. Penalties at tokens exist for reverse KL only; other "
-                "regularizers use PenaltyInReward, the exact rule."
+                f"{type(self).__name__}: expected ReverseKL, found {regularizer!r}. Penalties at tokens exist for reverse KL "
+                "only; other regularizers use PenaltyInReward, the exact rule."
             )
 
     def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
@@ -105,9 +108,9 @@ class PenaltyInReward(Penalty):
 
         ∇ Σ_k w_k D(π‖π_k) = E_π[f'(π/P) ∇ log π],      f' = log for reverse KL (k1 of the weighted log-ratio)
 
-    Note the derivative: the divergence's integrand in the reward would be another objective. π is the policy being updated, also when an older
-    one sampled. For α < 1 the term is an importance weight (forward KL: 1 − P/π); where P is not close to π, train forward KL on samples of the
-    references instead (`ForwardKL` in the loop does).
+    Note the derivative: the divergence's integrand in the reward would be another objective.
+    π is the policy being updated, also when an older one sampled. For α < 1 the term is an importance weight (forward KL:
+    1 − P/π); where P is not close to π, train forward KL on samples of the references instead (`ForwardKL` in the loop does).
 
     Reference: DERIVED (docs/theory.md 6 for reverse KL).
     """
@@ -126,7 +129,8 @@ class PenaltyInReward(Penalty):
 
 
 class RewardToGo(PenaltyInReward):
-    """Reverse KL in the reward, credited from each token on: Σ_{s ≥ t} (log π_s − Σ_k w_k log π_{k,s}). The same expectation as `PenaltyInReward`, less variance."""
+    """Reverse KL in the reward, credited from each token on: Σ_{s ≥ t} (log π_s − Σ_k w_k log π_{k,s}).
+    The same expectation as `PenaltyInReward`, less variance."""
 
     needs = "tokens"
 
@@ -138,14 +142,18 @@ class RewardToGo(PenaltyInReward):
 class RatioK3(Penalty):
     """Σ_t ρ_t Σ_k w_k k3(ℓ_{k,t}) as loss, ρ_t = π/π_old of the token, differentiated.
 
-    Per-sample gradient ρ_t ℓ_t ∇ log π_t: that of Σ_k w_k KL(π‖π_k) at each visited state, *with the visited states held fixed*. It ignores that a
-    token leads to states where the references disagree more. Exact for completions of one token; elsewhere it settles where each token
-    balances the expected reward against the divergence at its own state.
+    Per-sample gradient ρ_t ℓ_t ∇ log π_t: that of Σ_k w_k KL(π‖π_k) at each visited state,
+    *with the visited states held fixed*. It ignores that a token leads to states where the references disagree more.
+    Exact for completions of one token; elsewhere it settles where each token balances the expected reward against the
+    divergence at its own state.
 
     Reference: DeepSeek-V3.2 eq. 7 for one reference; several: DERIVED (docs/theory.md 6).
     """
 
-    optimum = "state by state ∏ π_k^{w_k} e^{Q/β}, Q the expected reward of the token: the optimum only where completions have one token"
+    optimum = (
+        "state by state ∏ π_k^{w_k} e^{Q/β}, Q the expected reward of the token: the optimum only where "
+        "completions have one token"
+    )
 
     def loss_terms(self, samples: Samples) -> Tensor:
         ratio = (samples.token_logps - samples.old).exp()
@@ -165,7 +173,8 @@ class K2Loss(RatioK3):
 class K3Loss(Penalty):
     """Σ_t Σ_k w_k k3(ℓ_{k,t}) as loss, no ratio: the usual habit of GRPO, for several references.
 
-    Its gradient is that of the *forward* KL(Σ_k w_k π_k‖π) to the *arithmetic* mixture at each visited state, states held fixed.
+    Its gradient is that of the *forward* KL(Σ_k w_k π_k‖π) to the *arithmetic* mixture at each visited state,
+    states held fixed.
 
     Reference: DERIVED (docs/theory.md 6).
     """
@@ -182,7 +191,8 @@ class K3Loss(Penalty):
 class K3PoolLoss(Penalty):
     """Σ_t k3(log π − Σ_k w_k log π_k) as loss: k3 on the (unnormalised) geometric pool.
 
-    Its gradient is F_t times that of forward KL to the renormalised pool at each state: the penalty is weakest where references disagree.
+    Its gradient is F_t times that of forward KL to the renormalised pool at each state:
+    the penalty is weakest where references disagree.
 
     Reference: DERIVED (docs/theory.md 6).
     """
@@ -214,7 +224,8 @@ class K3RenormalisedLoss(Penalty):
 
 
 class RenormalisedInReward(Penalty):
-    """k1 to the mixture renormalised at each token, in the reward: an exact gradient, of KL(π‖∏_t ĝ_t), which forgets Σ_t −log F_t."""
+    """k1 to the mixture renormalised at each token, in the reward: an exact gradient, of KL(π‖∏_t ĝ_t),
+    which forgets Σ_t −log F_t."""
 
     needs = "vocabulary"
     optimum = (
@@ -230,12 +241,14 @@ class RenormalisedInReward(Penalty):
 
 
 class FullVocabulary(PenaltyInReward):
-    r"""Σ_k w_k KL(π_t‖π_{k,t}) summed over the vocabulary at each sampled state, differentiated, and what follows the token in the reward.
+    r"""Σ_k w_k KL(π_t‖π_{k,t}) summed over the vocabulary at each sampled state, differentiated,
+    and what follows the token in the reward.
 
-        ∇ Σ_k w_k KL(π‖π_k) = E_π Σ_t [∇ D_t(s_t) + (Σ_{s > t} D_s) ∇ log π(y_t|s_t)],      D_t = Σ_v π(v|s_t) log(π(v|s_t)/∏_k π_k(v|s_t)^{w_k})
+        ∇ Σ_k w_k KL(π‖π_k) = E_π Σ_t [∇ D_t(s_t) + (Σ_{s > t} D_s) ∇ log π(y_t|s_t)],      D_t = Σ_v π(v|s_t) log(π(v|s_t)/∏_k
+        π_k(v|s_t)^{w_k})
 
-    The same expectation as `RewardToGo` with each token's own noise summed out: the exact gradient, and the estimator for distillation. Needs
-    all logits of all references.
+    The same expectation as `RewardToGo` with each token's own noise summed out:
+    the exact gradient, and the estimator for distillation. Needs all logits of all references.
 
     Reference: DERIVED (Rao–Blackwell over the token; chain rule of docs/theory.md 6).
     """
@@ -255,10 +268,14 @@ class FullVocabulary(PenaltyInReward):
 
 
 class PerTokenReverseKL(FullVocabulary):
-    """The first half of `FullVocabulary`: what on-policy distillation usually is. Least variance, but it does not charge a token for where it leads."""
+    """The first half of `FullVocabulary`: what on-policy distillation usually is.
+    Least variance, but it does not charge a token for where it leads."""
 
     exact = False
-    optimum = "state by state ∏ π_k^{w_k} e^{Q/β}; without a reward the tokens renormalised one by one, not the normalised pool of completions"
+    optimum = (
+        "state by state ∏ π_k^{w_k} e^{Q/β}; without a reward the tokens renormalised one by one, not the "
+        "normalised pool of completions"
+    )
 
     def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         return None
@@ -268,13 +285,18 @@ class PerTokenReverseKL(FullVocabulary):
 
 
 class PerTokenForwardKL(K3RenormalisedLoss):
-    """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state: `K3RenormalisedLoss` with the token summed out.
+    """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state:
+    `K3RenormalisedLoss` with the token summed out.
 
-    Without a reward it has the fixed point of `PerTokenReverseKL` (both are zero at ĝ_t), and its gradient, that of a cross-entropy, does not fade where
-    the student gives no mass to what the teachers say: the warm-up for a student that is far from them.
+    Without a reward it has the fixed point of `PerTokenReverseKL` (both are zero at ĝ_t), and its gradient,
+    that of a cross-entropy, does not fade where the student gives no mass to what the teachers say:
+    the warm-up for a student that is far from them.
     """
 
-    optimum = "state by state forward KL to the renormalised tokens, of strength β; without a reward the renormalised tokens themselves"
+    optimum = (
+        "state by state forward KL to the renormalised tokens, of strength β; without a reward the "
+        "renormalised tokens themselves"
+    )
 
     @staticmethod
     def at_state(logps: Tensor, pool: Tensor) -> Tensor:
@@ -288,7 +310,8 @@ class PerTokenForwardKL(K3RenormalisedLoss):
 class FromReferences(Penalty):
     """Forward KL on samples of the references: −β Σ_k w_k E_{π_k}[log π(y|x)], the exact gradient without an importance weight.
 
-    The terms are of other completions than the policy's; the loop draws them (see `OnlineTrainer`), and adds them to a loss that has the reward alone.
+    The terms are of other completions than the policy's; the loop draws them (see `OnlineTrainer`),
+    and adds them to a loss that has the reward alone.
     """
 
     needs = "references"
@@ -348,8 +371,8 @@ def _k3(samples: Samples) -> Tensor:
 def _ref_tokens(samples: Samples) -> Tensor:
     if samples.ref_token_logps is None:
         raise ArgumentError(
-            "This penalty is computed token by token and needs references with the policy's vocabulary; found scores of whole completions only. "
-            "Use the penalty `reward` (PenaltyInReward), which is exact and works across tokenizers."
+            "This penalty is computed token by token and needs references with the policy's vocabulary; found scores of "
+            "whole completions only. Use the penalty `reward` (PenaltyInReward), which is exact and works across tokenizers."
         )
     return samples.ref_token_logps.detach()
 

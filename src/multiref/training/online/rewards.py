@@ -1,4 +1,5 @@
-"""Rewards: functions of prompts and completions, several with weights; what a step's completions earn, and what happens when one misbehaves."""
+"""Rewards: functions of prompts and completions, several with weights; what a step's completions earn,
+and what happens when one misbehaves."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ __all__ = [
 class Reward:
     """A reward function under its name, with its weight in the sum.
 
-    function(prompts, completions, **columns) → N numbers, as TRL calls its reward functions: texts (strings or messages), and each column of the
-    prompts' rows as a list of N. A function that takes no **columns gets only those it names.
+    function(prompts, completions, **columns) → N numbers, as TRL calls its reward functions:
+    texts (strings or messages), and each column of the prompts' rows as a list of N.
+    A function that takes no **columns gets only those it names.
     """
 
     function: Callable[..., Sequence[float]]
@@ -41,29 +43,34 @@ class Reward:
     weight: float = 1.0
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Tensor:
-        """[N] float64. ArgumentError, naming the function and showing the completion, where it raises, returns another length or no finite number."""
+        """[N] float64. ArgumentError, naming the function and showing the completion, where it raises,
+        returns another length or no finite number."""
         try:
             values = self.function(prompts=prompts, completions=completions, **_accepted(self.function, columns))
         except Exception as error:
             raise ArgumentError(
-                f"The reward {self.name!r} raised {type(error).__name__}: {error}. It was given {len(completions)} completions, the first "
-                f"{_shown(completions[0])}. The last checkpoint is kept; mend the function and run again."
+                f"The reward {self.name!r} raised {type(error).__name__}: {error}. It was given {len(completions)} "
+                f"completions, the first {_shown(completions[0])}. The last checkpoint is kept; mend the function and run "
+                "again."
             ) from error
         values = values.tolist() if isinstance(values, Tensor) else list(values)
         if len(values) != len(completions):
             raise ArgumentError(
-                f"The reward {self.name!r} returned {len(values)} numbers for {len(completions)} completions; expected one each. The last checkpoint is kept."
+                f"The reward {self.name!r} returned {len(values)} numbers for {len(completions)} completions; expected one "
+                "each. The last checkpoint is kept."
             )
         for completion, value in zip(completions, values):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ArgumentError(
-                    f"The reward {self.name!r} is {value!r} for the completion {_shown(completion)}; expected a finite number. The last checkpoint is kept."
+                    f"The reward {self.name!r} is {value!r} for the completion {_shown(completion)}; expected a finite "
+                    "number. The last checkpoint is kept."
                 )
         return torch.tensor(values, dtype=torch.float64)
 
 
 class RewardModel:
-    """A sequence classifier with one output as a reward: r(x, y) is its logit on prompt and completion, encoded as `RewardTrainer` did where that made it.
+    """A sequence classifier with one output as a reward: r(x, y) is its logit on prompt and completion,
+    encoded as `RewardTrainer` did where that made it.
 
     Args:
         path_or_id: a model folder or hub id of a sequence classification model (num_labels = 1, as TRL's RewardTrainer writes).
@@ -142,7 +149,8 @@ def total_reward(
 def reward_rollouts(
     rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], group: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """([N] weighted sum, {name: [N]}) of `group` completions of each row; columns but `prompt` and `weights` go to the functions.
+    """([N] weighted sum, {name: [N]}) of `group` completions of each row; columns but `prompt` and `weights` go to the
+    functions.
 
     ArgumentError where there are not as many completions, or one has no token.
     """
@@ -150,8 +158,8 @@ def reward_rollouts(
     empty = any(not ids for rollout in rollouts for ids in rollout.completion_ids)
     if len(completions) != len(rows) * group or empty:
         raise ArgumentError(
-            f"The sampler gave {len(completions)} completions for {len(rows)} prompts{', some of no token' if empty else ''}; expected "
-            f"{group} each of at least one token."
+            f"The sampler gave {len(completions)} completions for {len(rows)} prompts{', some of no token' if empty else ''}; "
+            f"expected {group} each of at least one token."
         )
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
     names = {name for row in rows for name in row} - {"prompt", "weights"}
@@ -170,8 +178,8 @@ def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: b
         )
     if first and ends and not any(end for rollout in rollouts for end in rollout.ended):
         warnings.warn(
-            f"Every completion of the first step was cut at max_new_tokens = {limit}: none ended. They count as they are, cut; raise "
-            "max_new_tokens if answers should be whole.",
+            f"Every completion of the first step was cut at max_new_tokens = {limit}: none ended. They count as they are, "
+            "cut; raise max_new_tokens if answers should be whole.",
             MultirefWarning,
             stacklevel=3,
         )

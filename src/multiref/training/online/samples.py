@@ -41,8 +41,8 @@ class Samples:
         n = self.token_logps.shape[0]
         if self.mask.shape != self.token_logps.shape or self.ref_logps.ndim != 2 or self.ref_logps.shape[1] != n:
             raise ArgumentError(
-                f"samples: expected token_logps [N, T], mask [N, T] and ref_logps [K, N], found {tuple(self.token_logps.shape)}, "
-                f"{tuple(self.mask.shape)} and {tuple(self.ref_logps.shape)}."
+                "samples: expected token_logps [N, T], mask [N, T] and ref_logps [K, N], found "
+                f"{tuple(self.token_logps.shape)}, {tuple(self.mask.shape)} and {tuple(self.ref_logps.shape)}."
             )
 
     @property

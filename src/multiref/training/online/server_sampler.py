@@ -1,4 +1,5 @@
-"""Completions sampled by a server that speaks OpenAI's completion protocol as vLLM does, with the log-probabilities they were sampled with."""
+"""Completions sampled by a server that speaks OpenAI's completion protocol as vLLM does,
+with the log-probabilities they were sampled with."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from multiref.references.rollouts import Rollout
 
 __all__ = ["AdapterPush", "ServerSampler"]
 
-# All said, for what is not said vLLM takes from the model's generation_config.json; and it gives the log-probabilities before any of these, so that π/μ would not tell.
+# All said, for what is not said vLLM takes from the model's generation_config.json;
+# and it gives the log-probabilities before any of these, so that π/μ would not tell.
 UNCUT = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -33,8 +35,8 @@ UNCUT = {
 class AdapterPush:
     """Gives a vLLM server the policy's LoRA adapter, through its endpoints load_lora_adapter and unload_lora_adapter.
 
-    The server is started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True on the adapter's base model, and reads `folder`. Every push has a
-    name of its own, so that nothing that was cached under older weights is used again.
+    The server is started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True on the adapter's base model,
+    and reads `folder`. Every push has a name of its own, so that nothing that was cached under older weights is used again.
     """
 
     def __init__(self, folder: str | Path, name: str = "policy") -> None:
@@ -43,7 +45,8 @@ class AdapterPush:
     def __call__(self, model: Any, api: CompletionApi) -> str:
         if not hasattr(model, "peft_config"):
             raise ArgumentError(
-                "AdapterPush: expected a policy with a LoRA adapter; a server takes no whole model this way. Give `push` a function that does."
+                "AdapterPush: expected a policy with a LoRA adapter; a server takes no whole model this way. Give `push` a "
+                "function that does."
             )
         before, name = f"{self.name}-{self.served}", f"{self.name}-{self.served + 1}"
         model.save_pretrained(self.folder / name)
@@ -54,30 +57,35 @@ class AdapterPush:
                 shutil.rmtree(self.folder / before, ignore_errors=True)
         except (Refused, ReferenceUnavailable) as error:  # 404 without the endpoint, 500 for an adapter that it cannot use
             raise ReferenceUnavailable(
-                f"{str(error).rstrip('.')}. To take adapters the server needs --enable-lora, --max-lora-rank of at least the adapter's rank and "
-                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see {self.folder}; vLLM takes neither DoRA nor modules_to_save."
+                f"{str(error).rstrip('.')}. To take adapters the server needs --enable-lora, --max-lora-rank of at least the "
+                f"adapter's rank and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and must see {self.folder}; vLLM takes neither "
+                "DoRA nor modules_to_save."
             ) from None
         self.served += 1
         return name
 
 
 class ServerSampler:
-    r"""A sampler for `OnlineTrainer`: the server draws, the loop learns, and each completion carries log μ of the server's policy μ when it was drawn.
+    r"""A sampler for `OnlineTrainer`: the server draws, the loop learns, and each completion carries log μ of the server's
+    policy μ when it was drawn.
 
-    What is on-policy: with `push` and every = 1 the server has the weights of each step, and μ is π but for the arithmetic of two programs. With every > 1, or
-    without `push`, μ is an older policy. The loop multiplies each completion by π/μ (of whole completions under RLOO and REINFORCE: unbiased for every μ; of
-    tokens under GRPO: approximate), logs its mean as `sampling_ratio` (1 but for noise) and takes the penalty of the policy as it is. Nothing bounds the variance of
+    What is on-policy: with `push` and every = 1 the server has the weights of each step, and μ is π but for the arithmetic of
+    two programs. With every > 1, or without `push`, μ is an older policy.
+    The loop multiplies each completion by π/μ (of whole completions under RLOO and REINFORCE: unbiased for every μ; of
+    tokens under GRPO: approximate), logs its mean as `sampling_ratio` (1 but for noise) and takes the penalty of the policy as
+    it is. Nothing bounds the variance of
     that ratio: push often.
 
     Args:
         endpoint: "http://host:8000/v1". model: its name there; None: the first that it lists.
         group, max_new_tokens: as the method's and the arguments'.
-        push: (policy, api) → the name to sample from, or None for the same: gives the server the policy's weights. `AdapterPush(folder)` for LoRA under vLLM.
+        push: (policy, api) → the name to sample from, or None for the same: gives the server the policy's weights.
+            `AdapterPush(folder)` for LoRA under vLLM.
             None: the server is never told, which is right for few steps at most.
         every: calls between pushes. concurrency: requests at a time. timeout, attempts, api_key: see `CompletionApi`.
 
-    Asked of the server: prompts as token ids, `n`, every setting of sampling at its neutral value, `logprobs`, `return_token_ids` (vLLM 0.10.2) or
-    `return_tokens_as_token_ids`, and the end token among the tokens.
+    Asked of the server: prompts as token ids, `n`, every setting of sampling at its neutral value, `logprobs`,
+    `return_token_ids` (vLLM 0.10.2) or `return_tokens_as_token_ids`, and the end token among the tokens.
     Errors: ReferenceUnavailable where it does not answer so. Sampling on one machine, pushing from one process.
     """
 
@@ -131,9 +139,17 @@ class ServerSampler:
     ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
         try:
             choices = self.api.choices(
-                model=self.model, prompt=list(context), n=self.group, max_tokens=self.max_new_tokens, **UNCUT, seed=seed, logprobs=1,
-                return_token_ids=True, return_tokens_as_token_ids=True, stop_token_ids=list(ends),
-            )  # fmt: skip
+                model=self.model,
+                prompt=list(context),
+                n=self.group,
+                max_tokens=self.max_new_tokens,
+                **UNCUT,
+                seed=seed,
+                logprobs=1,
+                return_token_ids=True,
+                return_tokens_as_token_ids=True,
+                stop_token_ids=list(ends),
+            )
         except Refused as error:
             raise ReferenceUnavailable(
                 f"{error}. Expected a server that samples from token ids, as vLLM's /v1/completions does."
@@ -150,16 +166,18 @@ def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -
         ids = [int(token.partition(":")[2]) for token in block["tokens"]]
     if not isinstance(ids, list) or not isinstance(logps, list) or len(ids) != len(logps) or not ids:
         raise ReferenceUnavailable(
-            "The server gave no token ids with a log-probability each (token_ids, logprobs.token_logprobs); expected those of vLLM's /v1/completions with "
-            "return_token_ids."
+            "The server gave no token ids with a log-probability each (token_ids, logprobs.token_logprobs); expected those "
+            "of vLLM's /v1/completions with return_token_ids."
         )
     if len(ids) < limit and ids[-1] not in ends:
         if choice.get("finish_reason") == "length":
             raise ReferenceUnavailable(
-                f"The server cut a completion at {len(ids)} tokens, max_new_tokens is {limit}: its context (max_model_len) has no room for more after this "
-                "prompt, or the max_new_tokens of its model's generation_config.json is smaller (--generation-config vllm)."
+                f"The server cut a completion at {len(ids)} tokens, max_new_tokens is {limit}: its context (max_model_len) "
+                "has no room for more after this prompt, or the max_new_tokens of its model's generation_config.json is "
+                "smaller (--generation-config vllm)."
             )
         raise ReferenceUnavailable(
-            "A completion of the server stopped without an end token: the probability of stopping is missing. Expected the end token among its tokens."
+            "A completion of the server stopped without an end token: the probability of stopping is missing. Expected the "
+            "end token among its tokens."
         )
     return tuple(ids), tuple(float(value) for value in logps)

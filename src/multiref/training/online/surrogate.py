@@ -1,4 +1,5 @@
-"""From samples and rewards to a loss whose gradient is the rule's update: the one function that the loop, the tables and the tests share."""
+"""From samples and rewards to a loss whose gradient is the rule's update: the one function that the loop,
+the tables and the tests share."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["Surrogate", "compute_surrogate"]
 @dataclass(frozen=True)
 class Surrogate:
     """losses: [N], to be averaged over completions; only their gradient means something.
-    returns, advantages: [N] or [N, T], r − β · (penalty in the reward), and the same less its baseline. clipped: [N], share of clipped terms.
+    returns, advantages: [N] or [N, T], r − β · (penalty in the reward), and the same less its baseline.
+    clipped: [N], share of clipped terms.
     """
 
     losses: Tensor
@@ -41,8 +43,9 @@ def compute_surrogate(
 
         L_i = −Σ_t ⌊c_{i,t} A_{i,t}⌋ log π(y_{i,t} | ·) + β Σ_t penalty_{i,t},     A = advantages(r − β · terms)
 
-    c is the ratio π/π_old (of the completion or of the token), zero where clipped; ⌊·⌋ without gradient. The terms in the reward are those
-    of the policy as it is now, so that off-policy updates keep the gradient of the objective and not of yesterday's.
+    c is the ratio π/π_old (of the completion or of the token), zero where clipped; ⌊·⌋ without gradient.
+    The terms in the reward are those of the policy as it is now, so that off-policy updates keep the gradient of the objective
+    and not of yesterday's.
 
     Args:
         samples: N = P · G completions, the G of a prompt together; `token_logps` differentiable.

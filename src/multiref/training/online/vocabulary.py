@@ -1,4 +1,5 @@
-"""Sums over the whole vocabulary at each sampled state, a block of positions at a time: divergence to the pool, and the references' disagreement."""
+"""Sums over the whole vocabulary at each sampled state, a block of positions at a time:
+divergence to the pool, and the references' disagreement."""
 
 from __future__ import annotations
 
@@ -33,13 +34,16 @@ def vocabulary_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""At each token of the N completions of `batch`, [n] each, in order:
 
-        log π(y_t | s_t),    D_t = Σ_v π(v|s_t) [log π(v|s_t) − Σ_k w_k log π_k(v|s_t)],    −log F_t = −log Σ_v Π_k π_k(v|s_t)^{w_k}
+        log π(y_t | s_t),    D_t = Σ_v π(v|s_t) [log π(v|s_t) − Σ_k w_k log π_k(v|s_t)],    −log F_t = −log Σ_v Π_k
+        π_k(v|s_t)^{w_k}
 
-    The first two are differentiable in the policy. D_t = Σ_k w_k KL(π_t‖π_{k,t}) ≥ −log F_t ≥ 0. No array of more than `logits_budget` logits
-    exists, forward or backward (blocks are recomputed). Where models pad the rows of one vocabulary differently, the columns that all have count.
+    The first two are differentiable in the policy. D_t = Σ_k w_k KL(π_t‖π_{k,t}) ≥ −log F_t ≥ 0.
+    No array of more than `logits_budget` logits exists, forward or backward (blocks are recomputed).
+    Where models pad the rows of one vocabulary differently, the columns that all have count.
 
     Args:
-        weights: [K], or [K, N] for each completion its own; None is uniform. A reference without weight in the whole batch is not run.
+        weights: [K], or [K, N] for each completion its own; None is uniform.
+            A reference without weight in the whole batch is not run.
         divergence: D_t of (log π(·|s_t), Σ_k w_k log π_k(·|s_t)); by default the one above.
     """
     layout = layout_of(policy, forward_logps)
@@ -85,7 +89,8 @@ def _rows_for(reference: nn.Module, rows: Rows, batch: Sequence[Encoded]) -> Row
 
 
 def _features(model: Any, rows: Rows) -> Features:
-    """([n, D] last hidden states where a token is predicted, the head that makes logits of them). Without a head apart: the logits, and nothing."""
+    """([n, D] last hidden states where a token is predicted, the head that makes logits of them).
+    Without a head apart: the logits, and nothing."""
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
     if rows.mask is not None:
         inputs |= {"position_ids": rows.position_ids, "attention_mask": rows.mask}

@@ -1,4 +1,5 @@
-"""A first part of a distillation under another penalty, at states of given texts: for a student that is far from its teachers."""
+"""A first part of a distillation under another penalty, at states of given texts:
+for a student that is far from its teachers."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ Sampler = Callable[[Any, Any, Sequence[Any]], list[Rollout]]
 class WarmUp:
     """The first `share` of the steps at states that `sampler` gives (`TextStates(texts, share=1.0, …)`), under `penalty`.
 
-    Where a run ends is decided by what follows; this is where it starts from. At states of a text the student's own mistakes do not compound.
+    Where a run ends is decided by what follows; this is where it starts from.
+    At states of a text the student's own mistakes do not compound.
 
     Args:
         share: of the steps, from 0 to 1.
-        penalty: "per_token_forward_kl", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "per_token_reverse_kl". Others look at how
-            likely the policy was to sample what it sees, and these states are not its samples.
+        penalty: "per_token_forward_kl", KL(ĝ_t‖π_t) to the pool ĝ_t renormalised at each state, or "per_token_reverse_kl".
+            Others look at how likely the policy was to sample what it sees, and these states are not its samples.
     """
 
     share: float

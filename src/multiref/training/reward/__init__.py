@@ -1,7 +1,8 @@
-"""Reward models from preference pairs: a causal language model's body with one number at its last token, in the format of transformers.
+"""Reward models from preference pairs: a causal language model's body with one number at its last token,
+in the format of transformers.
 
-`RewardTrainer(model, args=…, train_dataset=pairs, processing_class=tokenizer)`; `open_reward_model` makes or loads the model, `calibration` says
-whether σ(margin) is how often the pair goes that way.
+`RewardTrainer(model, args=…, train_dataset=pairs, processing_class=tokenizer)`;
+`open_reward_model` makes or loads the model, `calibration` says whether σ(margin) is how often the pair goes that way.
 """
 
 from multiref.training.reward.calibration import Bin, Calibration, calibration

@@ -38,8 +38,9 @@ def calibration(margins: Tensor, counts: Tensor | None = None, *, bins: int = 10
 
         ECE = Σ_b (n_b/n) |accuracy_b − confidence_b|
 
-    A pair has no side of its own, so a prediction is the side with the larger reward, its confidence σ(|m|) ∈ [½, 1], and it is right where m > 0 (half
-    right at a tie). `bins` of equal width over [½, 1]; within a bin confidence and accuracy are means.
+    A pair has no side of its own, so a prediction is the side with the larger reward, its confidence σ(|m|) ∈ [½, 1],
+    and it is right where m > 0 (half right at a tie). `bins` of equal width over [½, 1];
+    within a bin confidence and accuracy are means.
 
     Raises:
         ArgumentError: no pair, a margin that is not finite, or fewer than one bin.
@@ -50,7 +51,8 @@ def calibration(margins: Tensor, counts: Tensor | None = None, *, bins: int = 10
     counts = torch.ones_like(margins) if counts is None else counts.double().flatten()
     if not len(margins) or bins < 1 or not bool(margins.isfinite().all()) or counts.shape != margins.shape:
         raise ArgumentError(
-            f"calibration: expected finite margins of at least one pair, as many counts and at least one bin; found {tuple(margins.shape)}, {tuple(counts.shape)}, {bins}"
+            "calibration: expected finite margins of at least one pair, as many counts and at least one bin; found "
+            f"{tuple(margins.shape)}, {tuple(counts.shape)}, {bins}"
         )
     confidence = torch.sigmoid(margins.abs())
     right = (torch.sign(margins) + 1) / 2

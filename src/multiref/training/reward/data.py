@@ -18,7 +18,8 @@ __all__ = ["RewardBatch", "RewardData", "pad_rows"]
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """B pairs as 2B rows, the chosen ones first, padded on the right. input_ids, attention_mask [2B, T]; margins, shares [B] float64.
+    """B pairs as 2B rows, the chosen ones first, padded on the right. input_ids, attention_mask [2B, T];
+    margins, shares [B] float64.
 
     shares: how much each pair counts in the average; 0 for one that only fills a rank's last batch.
     """
@@ -48,7 +49,8 @@ class RewardData(PairData):
         counts: as of `PairData`.
 
     Raises:
-        DataError: no pair, or a row that cannot be encoded, named. ArgumentError: counts that do not fit, a tokenizer without padding.
+        DataError: no pair, or a row that cannot be encoded, named. ArgumentError:
+            counts that do not fit, a tokenizer without padding.
     """
 
     def __init__(

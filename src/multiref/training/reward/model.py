@@ -1,4 +1,5 @@
-"""A reward model in transformers' own format: `AutoModelForSequenceClassification` with one label, so that everything reads what we write."""
+"""A reward model in transformers' own format: `AutoModelForSequenceClassification` with one label,
+so that everything reads what we write."""
 
 from __future__ import annotations
 
@@ -26,9 +27,10 @@ def open_reward_model(
 ) -> LanguageModel:
     """A reward model from a causal language model's folder, or one that was trained already.
 
-    The reward is a linear head on the last token's last hidden state. On a language model that head is new and zero: every reward is 0, the loss log 2,
-    and nothing depends on a draw. The padding token must not be the end token, for the last token that is not padding is the one that is scored: where
-    the tokenizer has none of its own, the unknown token pads, and else the end token.
+    The reward is a linear head on the last token's last hidden state. On a language model that head is new and zero:
+    every reward is 0, the loss log 2, and nothing depends on a draw. The padding token must not be the end token,
+    for the last token that is not padding is the one that is scored: where the tokenizer has none of its own,
+    the unknown token pads, and else the end token.
 
     Raises:
         ModelError: a folder that cannot be loaded, an architecture without such a head, or a model with several labels.
@@ -94,7 +96,8 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
 def rewards_of(
     model: Any, tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], *, batch: int = 16, end: bool | None = None
 ) -> Tensor:
-    """N prompts (texts or messages), N completions → [N] float64 rewards, encoded as the model was trained. Does not depend on what is beside a text.
+    """N prompts (texts or messages), N completions → [N] float64 rewards, encoded as the model was trained.
+    Does not depend on what is beside a text.
 
     Args:
         end: close each completion with the end token; None: as the model's config says it was trained, else yes.

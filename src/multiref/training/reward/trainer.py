@@ -24,26 +24,29 @@ _EVALUATED = ("loss", "nll", "rewards/chosen", "rewards/rejected", "rewards/marg
 
 
 class RewardTrainer(PairTrainer):
-    r"""Minimises the average over pairs of the Bradley–Terry loss of the rewards' difference, less the pair's margin, and keeps rewards centred.
+    r"""Minimises the average over pairs of the Bradley–Terry loss of the rewards' difference, less the pair's margin,
+    and keeps rewards centred.
 
-        L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },     d = r(x, y_w) − r(x, y_l) − margin
+        L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },     d = r(x, y_w) − r(x,
+        y_l) − margin
 
-    A pair says nothing about the sum of its two rewards; the last term, `centre` c, puts it near zero. It is not free: differences shrink by O(c).
-    Both completions of a pair go through the model in one forward pass. The average is over the pairs of an optimizer step, whatever its micro-batches
-    and ranks are.
+    A pair says nothing about the sum of its two rewards; the last term, `centre` c, puts it near zero.
+    It is not free: differences shrink by O(c). Both completions of a pair go through the model in one forward pass.
+    The average is over the pairs of an optimizer step, whatever its micro-batches and ranks are.
 
     Args:
         model: a sequence classification model with one label (`open_reward_model(folder).model`). Its dropout is set to zero.
         args: `transformers.TrainingArguments`; batch sizes count pairs.
-        train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format, `margin` included), or `RewardData`; evaluation also a mapping
-            from names to those.
+        train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format, `margin` included), or `RewardData`;
+            evaluation also a mapping from names to those.
         processing_class: the tokenizer, with a padding token.
         label_smoothing: ε, the share of labels taken to be wrong.
         centre: c ≥ 0; 0 leaves the sums alone.
         tokenisation: as of `RewardData`.
 
-    Evaluation reports the means over pairs of `loss` (what is minimised), `nll` (−log σ of the bare difference), `rewards/chosen`, `/rejected`,
-    `/margins`, `/accuracies` (½ at a tie), and `calibration_error`; `reliability` holds the points of the last evaluation's reliability diagram.
+    Evaluation reports the means over pairs of `loss` (what is minimised), `nll` (−log σ of the bare difference),
+    `rewards/chosen`, `/rejected`, `/margins`, `/accuracies` (½ at a tie), and `calibration_error`;
+    `reliability` holds the points of the last evaluation's reliability diagram.
 
     Raises: ArgumentError, DataError, ModelError; all at construction.
 
@@ -116,7 +119,8 @@ class RewardTrainer(PairTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, Tensor, Tensor]:
-        """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches, by `compute_metrics`."""
+        """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches,
+        by `compute_metrics`."""
         with torch.no_grad():
             _, values = self.compute_loss(model, inputs, return_outputs=True)
         return None, torch.stack([values[name].double() for name in _EVALUATED], dim=-1), values["share"].double()
@@ -132,9 +136,13 @@ def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tenso
     """[B] each, by the names of `_EVALUATED`."""
     margin = chosen - rejected
     values = {
-        "loss": losses, "nll": bradley_terry(chosen, rejected), "rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": margin,
+        "loss": losses,
+        "nll": bradley_terry(chosen, rejected),
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margin,
         "rewards/accuracies": (torch.sign(margin) + 1) / 2,
-    }  # fmt: skip
+    }
     return {name: value.detach() for name, value in values.items()}
 
 
