@@ -55,8 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             if body["max_tokens"] > server.context:
                 return self.refuse(
                     400,
-                    f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={server.context}. Please request fewer "
-                    "output tokens.",
+                    f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={server.context}. "
+                    "Please request fewer output tokens.",
                 )
             room = server.context - len(body["prompt"])
             limit = min(room, body["max_tokens"], server.defaults.get("max_new_tokens", room))

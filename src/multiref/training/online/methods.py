@@ -17,7 +17,7 @@ __all__ = ["GRPO", "RLOO", "Method", "Reinforce"]
 NORMALISATIONS = {
     "sum": "a completion's tokens are summed: the gradient of the objective",
     "dr_grpo": "a completion's tokens are summed and divided by a constant: the gradient of the objective up to that constant",
-    "completion_mean": "each completion's tokens are averaged: long completions count less per token, no gradient of the objective",
+    "completion_mean": "each completion's tokens are averaged: long ones count less per token, no gradient of the objective",
     "token_mean": "the tokens of the batch are averaged: prompts with long completions count more",
 }
 
