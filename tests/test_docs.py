@@ -24,6 +24,21 @@ def test_links_lead_to_files_that_exist(page):
     assert not missing, f"{page.name}: {missing}"
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_exist(page):
+    """Of the maps: a file or folder in backticks is there."""
+    named = re.findall(r"`((?:src|tests|docs|recipes|benchmarks)/[\w./-]*)`", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(named) > 5
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, f"{page}: {missing}"
+
+
+def test_each_walk_has_under_ten_stops():
+    walks = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## The walk of ")[1:]
+    assert len(walks) == 2
+    assert all(0 < len(re.findall(r"^\d+\. ", walk.split("\n## ")[0], re.MULTILINE)) < 10 for walk in walks)
+
+
 def test_the_log_s_table_of_ratios_is_made_of_the_recorded_lines():
     made = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "table.py"], capture_output=True, text=True, check=True, timeout=60
