@@ -1,7 +1,5 @@
 """A claim as a value: what is said, where, what number it predicts, how that is measured, and by which rule it is decided."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args

@@ -2,8 +2,6 @@
 intervals at a few places.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Features from a real model: its frozen last hidden state at the end of each completion, whitened down to d dimensions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The ledger: one JSON file that knows every verdict, and the page and figures made from it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

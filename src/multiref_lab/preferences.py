@@ -4,8 +4,6 @@ A data set of n pairs enters a likelihood only through how often each unordered 
 first won. So the counts are drawn instead, by splitting n down a binary tree of binomials: the cost does not depend on n.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ measure what is lost.
 The text of the paper's two algorithms is not available; this is the reading that its theorems suggest, for any regularizer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Every claim, found by file; run one: measure, decide, say so."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import pkgutil

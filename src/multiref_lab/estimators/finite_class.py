@@ -1,14 +1,10 @@
 """Maximum likelihood over a finite class of rewards."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref_lab.preferences import PairCounts
-
-__all__ = ["finite_class_mle", "likeliest"]
 
 _CHUNK = 1 << 26  # doubles held at once
 

@@ -1,7 +1,5 @@
 """Maximum likelihood for linear rewards under Bradley–Terry: Newton's method on every data set at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +8,6 @@ from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
 from multiref_lab.preferences import PairCounts
-
-__all__ = ["LogisticFit", "logistic_mle"]
 
 _STEPS = 60
 _TOLERANCE = 1e-13

@@ -1,7 +1,5 @@
 """Contextual bandits with finitely many completions and K references."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +10,6 @@ from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 from multiref.regularizers import check_weights
-
-__all__ = ["Bandits", "bandits_of_seed", "random_bandits", "random_logps"]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,7 @@
 """Finite classes of rewards that hold the truth."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
-
-__all__ = ["random_class", "refined_class"]
 
 
 def random_class(reward: Tensor, size: int, *, reward_max: float = 1.0, generator: torch.Generator) -> Tensor:

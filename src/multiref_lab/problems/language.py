@@ -4,15 +4,11 @@ A model is a list of levels, level t holding [*S, V^t, V] log-probabilities of t
 `multiref.training.online.sequence_logps` makes [*S, V^L] log-probabilities of whole completions of them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from multiref.training.online import sequence_logps
 from multiref_lab.problems.bandits import random_logps
-
-__all__ = ["accumulate", "random_language"]
 
 
 def accumulate(numbers: list[Tensor], vocabulary: int) -> Tensor:

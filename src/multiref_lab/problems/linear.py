@@ -1,7 +1,5 @@
 """Log-linear contextual bandits: the reward is linear in features, random or given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ from torch import Tensor
 from multiref.errors import ArgumentError
 from multiref.regularizers import check_weights
 from multiref_lab.problems.bandits import Bandits, random_logps
-
-__all__ = ["LinearBandits", "linear_bandits"]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 and only the prompts are sampled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ import torch
 from torch import Tensor
 
 from multiref_lab.preferences import multinomial_counts
-
-__all__ = ["KnownReward", "known_reward"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Where each upper objective ends, with nothing sampled: the true value of the policy that its minimiser induces."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ from torch import Tensor
 from multiref.bilevel import Likelihood, Upper
 from multiref_lab.races.minimise import minimise
 from multiref_lab.races.world import LinearWorld
-
-__all__ = ["Audit", "audit", "best_in_class", "offline_fit", "on_policy_fit"]
 
 
 @dataclass(frozen=True)

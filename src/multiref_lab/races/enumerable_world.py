@@ -2,8 +2,6 @@
 the price of a label.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +16,6 @@ from multiref.regularizers import ReverseKL
 from multiref.training.iterative import State, Task
 from multiref_lab import toys
 from multiref_lab.toys import Size, ToyPolicy
-
-__all__ = ["EnumerableWorld", "PolicyKind", "RewardKind", "enumerable_world", "price_of_labels"]
 
 PolicyKind = Literal["transformer", "log-linear", "tabular"]
 RewardKind = Literal["features", "transformer"]

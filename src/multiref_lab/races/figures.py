@@ -1,7 +1,5 @@
 """The race as figures and as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,6 @@ import torch
 
 from multiref.report.figures import Curve, Plot, draw
 from multiref_lab.stats import fit_slope
-
-__all__ = ["GROUPS", "curve", "draw_all", "summary"]
 
 Lines = Sequence[Mapping[str, Any]]  # of a history: labels, processor seconds, and measurements with the seeds in a list
 

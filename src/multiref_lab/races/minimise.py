@@ -1,13 +1,9 @@
 """Quasi-Newton descent for many small problems at once, rows on one axis."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-__all__ = ["minimise"]
 
 
 def minimise(

@@ -2,8 +2,6 @@
 as an experiment of the laboratory's engine.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,6 @@ from multiref.training.iterative import (
 from multiref_lab.experiment import Experiment
 from multiref_lab.races.enumerable_world import PolicyKind, RewardKind, enumerable_world
 from multiref_lab.toys import Size, TableOracle
-
-__all__ = ["AUDIT", "CONTESTANTS", "Entry", "KnownReward", "Start", "plan_for", "race"]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 many seeds at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,8 +21,6 @@ from multiref_lab.problems import random_logps
 from multiref_lab.races.minimise import minimise
 from multiref_lab.races.world import LinearModel
 from multiref_lab.toys import BatchedTransformer, Size
-
-__all__ = ["Restricted", "exact_hypergradient", "expected_estimates", "log_linear", "outer_path", "settle", "small_transformer"]
 
 
 @dataclass(frozen=True)

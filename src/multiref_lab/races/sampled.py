@@ -2,8 +2,6 @@
 labels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -12,8 +10,6 @@ from multiref.bilevel import Likelihood, covariance, independent, shared
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.races.world import LinearWorld
-
-__all__ = ["ESTIMATORS", "ROLLOUTS", "descend", "sampled_gradient"]
 
 # Completions drawn for each labelled pair: two for the pair; two more from each of two policies, or two more from one.
 ROLLOUTS = {"two_policies": 6, "shared_rollouts": 4, "covariance": 2, "conjugate_gradient": 2}

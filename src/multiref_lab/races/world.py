@@ -1,8 +1,7 @@
 """Bilevel problems whose reward model is linear in features, and whose true reward may or may not be; many seeds at once."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,8 +10,6 @@ from multiref.bilevel import Problem, Upper, hypergradient, preference_table
 from multiref.divergences import kl
 from multiref.regularizers import Regularizer, ReverseKL
 from multiref_lab.problems import linear_bandits
-
-__all__ = ["LinearModel", "LinearWorld", "linear_world"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,13 @@ class LinearWorld(LinearModel):
 
     reward: Tensor
 
-    def repeat(self, times: int) -> LinearWorld:
+    def repeat(self, times: int) -> Self:
         """The same worlds `times` times over, for several starts each: row s·times + i."""
         preference = self.problem.preference.repeat_interleave(times, 0)
         ref_logps = self.problem.ref_logps.repeat_interleave(times, 1)
         problem = Problem(preference, ref_logps, self.problem.regularizer, self.problem.beta)
-        return LinearWorld(problem, self.features.repeat_interleave(times, 0), self.reward.repeat_interleave(times, 0))
+        features, reward = (each.repeat_interleave(times, 0) for each in (self.features, self.reward))
+        return replace(self, problem=problem, features=features, reward=reward)
 
     @property
     def pool(self) -> Tensor:

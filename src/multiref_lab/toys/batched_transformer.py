@@ -4,8 +4,6 @@ parameters carry the seeds on their first axis.
 Training S seeds then costs little more than one, because at this size it is the number of operations that takes the time.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
@@ -14,8 +12,6 @@ from torch.nn.functional import gelu, layer_norm
 
 from multiref.errors import ArgumentError
 from multiref_lab.toys.enumerable import Size, ToyPolicy
-
-__all__ = ["BatchedTransformer", "TransformerReward"]
 
 
 class BatchedTransformer(ToyPolicy):

@@ -4,8 +4,6 @@ one number for each, or linear in given features.
 Seeds on the first axis.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

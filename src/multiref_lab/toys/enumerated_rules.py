@@ -2,8 +2,6 @@
 and the expected update by autograd through the rule itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,8 +10,6 @@ from torch import Tensor
 from multiref.pools import power_pool
 from multiref.regularizers import Regularizer
 from multiref.training.online import Penalty, PerTokenReverseKL, Samples, disagreements, path_tokens, sequence_logps
-
-__all__ = ["enumerated_samples", "expected_surrogate", "standardised_fixed_point"]
 
 Levels = Sequence[Tensor]
 
