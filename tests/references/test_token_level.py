@@ -69,5 +69,5 @@ def test_other_vocabularies_and_other_kinds_are_refused(models):
     mixed = {"a": models["a"], "c": LanguageModel(make_llama(len(stranger)), stranger, "c")}
     with pytest.raises(VocabularyMismatch, match="'a' and 'c' have different vocabularies"):
         measure_token_level(References(mixed), TEXTS)
-    with pytest.raises(ModelError, match="'c' is no model on this machine"):
+    with pytest.raises(ModelError, match="'c' is a Companion"):
         measure_token_level(References({"a": models["a"], "c": Companion()}), TEXTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from multiref.errors import ArgumentError, ModelError
 
-__all__ = ["SUPPORTED", "check_arguments", "check_reference", "check_version"]
+__all__ = ["SUPPORTED", "check_arguments", "check_generation", "check_reference", "check_version"]
 
 SUPPORTED = "trl>=1.3,!=1.15.0"
 
@@ -55,6 +55,34 @@ def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
                 f"{name}: found {getattr(args, name)}, expected {neutral}: completions would be sampled from another policy than the one whose "
                 "log-probabilities are taken. Remove it."
             )
+
+
+_UNBENT = {
+    "max_length",
+    "max_new_tokens",
+    "transformers_version",
+    "cache_implementation",
+    "use_cache",
+    "return_dict_in_generate",
+}
+_SET_BY_TRL = {"do_sample", "temperature", "top_p", "top_k", "repetition_penalty"}  # RLOOConfig's values take their place
+
+
+def check_generation(model: Any) -> None:
+    """The policy's generation settings leave its distribution as it is: TRL takes from them what `RLOOConfig` does not name. ArgumentError."""
+    config = getattr(model, "generation_config", None)
+    given = {} if config is None else config.to_diff_dict()
+    bent = {
+        name: value
+        for name, value in given.items()
+        if name not in _UNBENT | _SET_BY_TRL and not name.startswith(("_", "output_")) and not name.endswith("_token_id")
+    }
+    if bent:
+        raise ArgumentError(
+            f"generation_config: the policy's has {', '.join(f'{name}={value!r}' for name, value in bent.items())}; completions would be "
+            "sampled from another policy than the one whose log-probabilities are taken. Set "
+            "model.generation_config = transformers.GenerationConfig(eos_token_id=…) before training."
+        )
 
 
 def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from multiref.errors import ArgumentError
 

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_beta, check_weights
 from multiref.errors import ArgumentError
-from multiref.integrations.trl_conditions import check_arguments, check_reference, check_version
+from multiref.integrations.trl_conditions import check_arguments, check_generation, check_reference, check_version
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
-from multiref.regularizers import ReverseKL
+from multiref.regularizers import ReverseKL, check_beta, check_weights
 
 __all__ = ["ReferenceReward", "reference_reward", "rloo"]
 
@@ -34,13 +33,8 @@ class ReferenceReward:
     """
 
     def __init__(self, scorer: RolloutScorer, weights: Tensor, beta: float, policy_reference: str, tokenizer: Any):
-        self.scorer, self.weights, self.beta, self.policy_reference, self.tokenizer = (
-            scorer,
-            weights,
-            beta,
-            policy_reference,
-            tokenizer,
-        )
+        self.scorer, self.weights, self.beta = scorer, weights, beta
+        self.policy_reference, self.tokenizer = policy_reference, tokenizer
         self.__name__ = "reference_reward"
         self._checked = False
 
@@ -54,6 +48,7 @@ class ReferenceReward:
                 raise ArgumentError(
                     f"reward_weights: expected 1 for reference_reward, found {float(weights[index])}; β already scales it."
                 )
+        check_generation(getattr(trainer, "model", None))
         check_reference(trainer, self.scorer, self.policy_reference)
         self._checked = True
 
@@ -171,7 +166,8 @@ def rloo(
         Others as of `reference_reward`.
     """
     check_version()
-    from trl import RLOOConfig, RLOOTrainer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
 
     if args is None or isinstance(args, Mapping):
         args = RLOOConfig(**{"output_dir": "rloo", "beta": beta, **(args or {})})

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from multiref.errors import ModelError
 
@@ -73,8 +73,7 @@ def model_weights_fingerprint(model: torch.nn.Module) -> str:
         seen.add(key)
         raw = tensor.detach().cpu()
         raw = raw.int_repr() if raw.is_quantized else raw
-        data = raw.contiguous().flatten().view(torch.uint8).numpy()
-        entries.append((name, f"{raw.dtype} {list(raw.shape)} {hashlib.sha256(data.tobytes()).hexdigest()}"))
+        entries.append((name, f"{raw.dtype} {list(raw.shape)} {_bytes_digest(raw)}"))
     return _combine(entries)
 
 
@@ -102,30 +101,20 @@ def _file_digests(path: Path) -> list[tuple[str, str]]:
     if key not in _FILES:
         try:
             _FILES[key] = _read_digests(path)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} is no whole safetensors file ({error}); copy or download it again.") from None
     return _FILES[key]
 
 
 def _read_digests(path: Path) -> list[tuple[str, str]]:
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header_size = int.from_bytes(data[:8], "little")
-        if header_size > len(data) - 8:
-            raise ValueError("its header is longer than the file")
-        header = json.loads(data[8 : 8 + header_size])
-        header.pop("__metadata__", None)
-        view = memoryview(data)
+    with safe_open(path, "pt") as file, ThreadPoolExecutor() as pool:  # hashing lets other threads run
 
-        def digest(item: tuple[str, dict[str, Any]]) -> tuple[str, str]:
-            name, entry = item
-            start, stop = (8 + header_size + offset for offset in entry["data_offsets"])
-            if stop > len(data):
-                raise ValueError("it is shorter than its header says")
-            with view[start:stop] as part:
-                return name, f"{entry['dtype']} {entry['shape']} {hashlib.sha256(part).hexdigest()}"
+        def digest(name: str) -> tuple[str, str]:
+            part = file.get_slice(name)
+            return name, f"{part.get_dtype()} {part.get_shape()} {_bytes_digest(file.get_tensor(name))}"
 
-        try:
-            with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-                return list(pool.map(digest, header.items()))
-        finally:
-            view.release()
+        return list(pool.map(digest, file.keys()))
+
+
+def _bytes_digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()

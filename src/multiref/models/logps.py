@@ -15,7 +15,7 @@ from multiref.models.encoding import Encoded
 from multiref.models.head import label_logps
 from multiref.models.rows import Rows, lay_out
 
-__all__ = ["LOGITS_BUDGET", "completion_logps", "forward_logps", "token_logps"]
+__all__ = ["LOGITS_BUDGET", "completion_logits", "completion_logps", "forward_logps", "token_logps"]
 
 LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 
@@ -56,6 +56,14 @@ def token_logps(
     return list(logps.split(torch.bincount(owner, minlength=count).tolist()))
 
 
+def completion_logits(model: nn.Module, item: Encoded, index: int = 0) -> Tensor:
+    """[T, V]: the logits from which each token of one completion is predicted, as the model gives them."""
+    context = item.context(index)
+    ids = torch.tensor([[*context, *item.completions[index]]], device=_device(model))
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
+    return logits
+
+
 def _run(model: nn.Module, batch: Sequence[Encoded], shared: bool | None, budget: int) -> tuple[Tensor, Tensor, int]:
     """Token log-probabilities [n], the completion that each belongs to [n], and the number of completions."""
     layout = layout_of(model, forward_logps)
@@ -88,7 +96,8 @@ def _captured_logps(model: nn.Module, rows: Rows, budget: int) -> Tensor:
 
     with _replaced_head(model, head_logps):
         out = model(**_inputs(model, rows))
-    return out.logits.flatten()
+    logps: Tensor = out.logits.flatten()
+    return logps
 
 
 def _module_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, rows: int) -> Tensor:

@@ -53,7 +53,7 @@ class Product(PreTrainedModel, GenerationMixin):
         made = [AutoConfig.for_model(**expert) for expert in config.experts]
         for k, each in enumerate(made):  # children of their own: transformers looks for tied weights no deeper
             self.add_module(f"expert_{k}", AutoModelForCausalLM.from_config(each))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @property
     def experts(self) -> list[Any]:
@@ -109,4 +109,5 @@ def product_of(models: Sequence[Any], weights: Any = None) -> Product:
         expert.load_state_dict(model.state_dict())
     product.to(next(models[0].parameters()))
     product.generation_config = copy.deepcopy(models[0].generation_config)
-    return product.eval()
+    product.train(False)
+    return product

@@ -54,7 +54,7 @@ class Tabular(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         rows = sum(config.answer_tokens**t for t in range(config.length))
         self.table = nn.Parameter(torch.zeros(config.prompts, rows, config.answer_tokens, dtype=torch.float64))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """The table is zero as made; there is nothing to draw."""
@@ -81,9 +81,8 @@ class Tabular(PreTrainedModel, GenerationMixin):
             loss = nn.functional.cross_entropy(stacked[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return CausalLMOutput(loss=loss, logits=stacked)
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Whole sequences: a table has no cache."""
         return {"input_ids": input_ids}
 
     def answers(self) -> Tensor:

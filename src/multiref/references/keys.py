@@ -51,7 +51,8 @@ def as_bytes(keys: np.ndarray) -> list[bytes]:
 def unique_keys(keys: np.ndarray) -> np.ndarray:
     """The different keys among these, ascending."""
     index = KeyIndex(keys)
-    return keys[index.order[~index.repeated]]
+    unique: np.ndarray = keys[index.order[~index.repeated]]
+    return unique
 
 
 class KeyIndex:

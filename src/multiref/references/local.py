@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.protocol import Item, Scored, text_identity
 
-__all__ = ["LocalReference"]
+__all__ = ["LocalReference", "local_reference"]
 
 
 class LocalReference:
@@ -93,6 +94,12 @@ class LocalReference:
         with self.loaded() as model:
             logps = score_completions(model, encoded, **self._options)
         return Scored.of(logps, encoded)
+
+    def ending(self, end: bool) -> LocalReference:
+        """The same reference, with the end token scored or not."""
+        other = copy.copy(self)
+        other.tokenisation = replace(self.tokenisation, end=end)
+        return other
 
     def token_logps(self, encoded: Sequence[Encoded]) -> list[Tensor]:
         """log π(y_t | x, y_<t) of each completion in order: [T] each (float32 or as the model has it)."""
@@ -165,3 +172,13 @@ class LocalReference:
             "config": config_fingerprint(json.loads((folder / "config.json").read_text(encoding="utf-8"))),
             "adapter": adapter,
         }
+
+
+def local_reference(name: str, reference: Any) -> LocalReference:
+    """The reference, if it is a model on this machine. ModelError for what has no scores of single tokens."""
+    if isinstance(reference, LocalReference):
+        return reference
+    raise ModelError(
+        f"Reference {name!r} is a {type(reference).__name__}; token-level scores and distributions need a model on this machine (path or "
+        "hub id). Sequence-level scores are unaffected."
+    )

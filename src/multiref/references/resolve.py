@@ -47,21 +47,21 @@ class Opener:
         return {**self.__dict__, "opened": None}
 
     def _open(self) -> Reference:
-        what, given = self.what, {"tokenisation": self.tokenisation}
+        what, tokenisation = self.what, self.tokenisation
         if isinstance(what, Reference):
             return what
         if isinstance(what, Mapping):
-            given["tokenisation"] = _overridden(self.tokenisation, what.get("tokenisation", {}))
+            tokenisation = _overridden(self.tokenisation, what.get("tokenisation", {}))
             what = {name: value for name, value in what.items() if name != "tokenisation"}
             if "endpoint" in what:
-                return _server(what, **given)
+                return _server(what, tokenisation)
             what = _spec(what)
         if isinstance(what, str) and what.startswith(("http://", "https://")):
-            return ServerReference(what, **given)
+            return ServerReference(what, tokenisation=tokenisation)
         if isinstance(what, ModelSpec | LanguageModel) or (isinstance(what, str | os.PathLike) and str(what)):
             return LocalReference(
                 what,
-                **given,
+                tokenisation=tokenisation,
                 dtype=self.dtype,
                 device=self.device,
                 token_budget=self.token_budget,

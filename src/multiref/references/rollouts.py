@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, VocabularyMismatch
-from multiref.models.encoding import Encoded, encode_many
-from multiref.models.rows import lay_out
+from multiref.models.encoding import Encoded
+from multiref.models.logps import completion_logits
 from multiref.models.sampling import Rollout
 from multiref.references.collection import References
-from multiref.references.local import LocalReference
+from multiref.references.local import LocalReference, local_reference
 from multiref.references.protocol import Item
 
 __all__ = ["Rollout", "RolloutScorer"]
@@ -62,13 +61,14 @@ class RolloutScorer:
 
     def completions(self, rollouts: Sequence[Rollout], names: Sequence[str] | None = None) -> Tensor:
         """[K, N] float64: log π_k(y|x) of every completion, in order."""
-        rows = []
-        for name in names or self.names:
-            if self.aligned[name]:
-                rows.append(torch.stack([logps.double().sum() for logps in self._tokens(name, rollouts)]))
-            else:
-                rows.append(self._of_text(name, rollouts))
-        return torch.stack(rows)
+        return torch.stack(
+            [
+                torch.stack([logps.double().sum() for logps in self._tokens(name, rollouts)])
+                if self.aligned[name]
+                else self._of_text(name, rollouts)
+                for name in names or self.names
+            ]
+        )
 
     def tokens(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[K, N, T]: log-probabilities of the tokens, zero where padded. VocabularyMismatch where a reference has another vocabulary."""
@@ -90,11 +90,12 @@ class RolloutScorer:
     def models(self) -> Iterator[list[Any]]:
         """The K models, in order, for sums over the vocabulary and for sampling. VocabularyMismatch as `require_aligned`."""
         self.require_aligned()
-        opened: list[Any] = list(self.opened.values())
+        opened = [local_reference(name, reference) for name, reference in self.opened.items()]
         bases = {id(reference.base) for reference in opened}
         if any(reference.spec.adapter for reference in opened) and len(bases) < len(opened):
             raise ArgumentError(
-                "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. Merge them into their base."
+                "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. Merge them "
+                "into their base."
             )
         with ExitStack() as stack:
             yield [stack.enter_context(reference.loaded()) for reference in opened]
@@ -111,53 +112,37 @@ class RolloutScorer:
         return isinstance(reference, LocalReference) and dict(reference.vocabulary) == self._vocabulary
 
     def _tokens(self, name: str, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        encoded = [rollout.encoded() for rollout in rollouts]
-        reference: Any = self.opened[name]
+        encoded, reference = [rollout.encoded() for rollout in rollouts], local_reference(name, self.opened[name])
         if self.temperature == 1:
             return reference.token_logps(encoded)
         with reference.loaded() as model:
             return _tempered(model, encoded, self.temperature)
 
     def _of_text(self, name: str, rollouts: Sequence[Rollout]) -> Tensor:
-        total = torch.zeros(sum(len(rollout.completions) for rollout in rollouts), dtype=torch.float64)
-        for ended in (True, False):
-            places, items, first = [], [], 0
-            for rollout in rollouts:
-                inside = [i for i, end in enumerate(rollout.ended) if end == ended]
-                if inside:
-                    places += [first + i for i in inside]
-                    items.append((rollout.prompt, tuple(rollout.completions[i] for i in inside)))
-                first += len(rollout.completions)
-            if items:
-                total[places] = self._scored(name, items, ended)
+        """[N] float64: those that ended with the end token (or as a server is told to score), the others without."""
+        reference = self.opened[name]
+        ends = torch.tensor([ended for rollout in rollouts for ended in rollout.ended])
+        total = torch.zeros(len(ends), dtype=torch.float64)
+        for end in (True, False):
+            parts = [(r.prompt, tuple(c for c, ended in zip(r.completions, r.ended) if ended == end)) for r in rollouts]
+            scorer = reference.ending(end) if isinstance(reference, LocalReference) else reference
+            scored = scorer.score([Item(prompt, completions) for prompt, completions in parts if completions])
+            if cut := int(scored.truncated.sum()):
+                raise ArgumentError(
+                    f"references: {cut} of {len(ends)} completions do not fit the context of {name!r} with their prompt. Shorten the "
+                    "prompts or max_new_tokens, or use another reference."
+                )
+            total[ends == end] = scored.logps.double()
         return total
-
-    def _scored(self, name: str, items: list[tuple[Any, tuple[Any, ...]]], end: bool) -> Tensor:
-        reference: Any = self.opened[name]
-        if not isinstance(reference, LocalReference):
-            scored = reference.score([Item(prompt, completions) for prompt, completions in items])
-            logps, cut = scored.logps.double(), scored.truncated
-        else:
-            encoded = encode_many(reference.tokenizer, items, replace(reference.tokenisation, end=end))
-            logps = torch.stack([x.double().sum() for x in reference.token_logps(encoded)])
-            cut = torch.tensor([cut for item in encoded for cut in item.truncated])
-        if bool(cut.any()):
-            raise ArgumentError(
-                f"references: {int(cut.sum())} of {len(cut)} completions do not fit the context of {name!r} with their prompt. Shorten the prompts or "
-                "max_new_tokens, or use another reference."
-            )
-        return logps
 
 
 @torch.inference_mode()
-def _tempered(model: Any, encoded: Sequence[Encoded], temperature: float) -> list[Tensor]:
-    """Token log-probabilities of softmax(logits / temperature), from plain logits, one prompt at a time."""
-    device = next(model.parameters()).device
-    logps: list[Tensor] = []
+def _tempered(model: nn.Module, encoded: Sequence[Encoded], temperature: float) -> list[Tensor]:
+    """Token log-probabilities of softmax(logits / temperature), from plain logits, one completion at a time."""
+    found = []
     for item in encoded:
-        rows = lay_out([item], shared=False, device=device)
-        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
-        wanted = logits.flatten(0, 1)[rows.where].to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        values = wanted.log_softmax(-1).gather(-1, rows.labels[:, None])[:, 0].cpu()
-        logps += values.split(torch.bincount(rows.owner, minlength=rows.completions).tolist())
-    return logps
+        for index, ids in enumerate(item.completions):
+            logits = completion_logits(model, item, index).cpu()
+            logps = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+            found.append(logps.gather(-1, torch.tensor(ids)[:, None])[:, 0])
+    return found

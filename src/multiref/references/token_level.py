@@ -9,10 +9,11 @@ from torch import Tensor
 
 from multiref.divergences import disagreement
 from multiref.errors import ModelError
-from multiref.models import Encoded
+from multiref.models.encoding import Encoded
+from multiref.models.logps import completion_logits
 from multiref.references.collection import References
 from multiref.references.keys import content_key
-from multiref.references.local import LocalReference
+from multiref.references.local import LocalReference, local_reference
 from multiref.references.plan import wanted
 from multiref.references.protocol import Item
 from multiref.references.scores import same_vocabulary
@@ -53,7 +54,7 @@ def measure_token_level(
 
     Errors: `VocabularyMismatch` naming the first difference; `ModelError` for references that are no model on this machine.
     """
-    opened = [_local(name, references.open(name)) for name in references.names]
+    opened = [local_reference(name, references.open(name)) for name in references.names]
     vocabularies = [reference.vocabulary for reference in opened]
     same_vocabulary(references.names, vocabularies)
     width = max(vocabularies[0].values()) + 1
@@ -61,7 +62,7 @@ def measure_token_level(
     texts = [item.completions[0] for item in encoded]
     logps = []
     for name, reference in zip(references.names, opened, strict=True):
-        logps.append(_distributions_of(reference, encoded, width))
+        logps.append(_distributions(reference, encoded, width))
         reference.release()
         if logps[-1].shape != (sum(map(len, texts)), width):
             raise ModelError(
@@ -104,22 +105,11 @@ def _error(values: Tensor, owner: Tensor) -> float:
     return float((sums.square().sum() * clusters / max(clusters - 1, 1)).sqrt()) / len(values)
 
 
-def _distributions_of(reference: LocalReference, encoded: Sequence[Encoded], width: int) -> Tensor:
+@torch.inference_mode()
+def _distributions(reference: LocalReference, encoded: Sequence[Encoded], width: int) -> Tensor:
+    """[T, width] float32 on the CPU: log π(· | prompt, y_<t) over the common vocabulary at each scored position."""
     with reference.loaded() as model:
-        return _distributions(model, encoded, width)
-
-
-def _distributions(model: Any, encoded: Sequence[Encoded], width: int) -> Tensor:
-    """[T, width] float32 on the CPU: log π(· | prompt, y_<t) over the common vocabulary at each scored position; one completion a pass."""
-    device = next(model.parameters()).device
-    parts = []
-    with torch.inference_mode():
-        for item in encoded:
-            context = item.contexts[0] if item.contexts else item.prompt_ids
-            ids = torch.tensor([[*context, *item.completions[0]]], device=device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1, :width]
-            parts.append(torch.log_softmax(logits.float(), dim=-1).cpu())
-    return torch.cat(parts)
+        return torch.cat([completion_logits(model, item)[:, :width].float().log_softmax(-1).cpu() for item in encoded])
 
 
 def _sample(reference: LocalReference, data: Iterable[Any], completions: int, tokens: int) -> list[Encoded]:
@@ -133,12 +123,3 @@ def _sample(reference: LocalReference, data: Iterable[Any], completions: int, to
             break
         encoded.append(item)
     return encoded
-
-
-def _local(name: str, reference: Any) -> LocalReference:
-    if isinstance(reference, LocalReference):
-        return reference
-    raise ModelError(
-        f"Reference {name!r} is no model on this machine ({type(reference).__name__}); whole next-token distributions need one. "
-        "Sequence-level scores are unaffected."
-    )

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from multiref.errors import ModelError, VocabularyMismatch
+from multiref.errors import VocabularyMismatch
 from multiref.references.collection import References
 from multiref.references.keys import content_key
-from multiref.references.local import LocalReference
+from multiref.references.local import local_reference
 from multiref.references.plan import wanted
 from multiref.references.protocol import Item
 from multiref.references.scores import TokenScores, same_vocabulary
@@ -29,7 +29,7 @@ def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
     Errors: VocabularyMismatch naming the first token that differs, or a completion that two references cut into different tokens;
         ModelError for a reference that is no model on this machine.
     """
-    opened = {name: _local(name, references.open(name)) for name in references.names}
+    opened = {name: local_reference(name, references.open(name)) for name in references.names}
     same_vocabulary(list(opened), [reference.vocabulary for reference in opened.values()])
     texts = {content_key(prompt, completion): (prompt, completion) for prompt, completion in wanted(data)}
     items = [Item(prompt, (completion,)) for prompt, completion in texts.values()]
@@ -44,14 +44,6 @@ def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
     assert first is not None
     offsets = torch.tensor([0] + [len(x) for x in first[1]], dtype=torch.int64).cumsum(0)
     return TokenScores(tuple(opened), np.frombuffer(b"".join(texts), "V16"), offsets, torch.stack(rows))
-
-
-def _local(name: str, reference: Any) -> LocalReference:
-    if not isinstance(reference, LocalReference):
-        raise ModelError(
-            f"Reference {name!r} is a {type(reference).__name__}; token-level scores need a model on this machine (path or hub id)."
-        )
-    return reference
 
 
 def _same_tokens(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded, encode_many
+from multiref.models.logps import completion_logits
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores, content_keys, same_vocabulary
 
@@ -53,13 +54,11 @@ def renormalised_scores(
 @torch.inference_mode()
 def renormalised_logps(models: Sequence[nn.Module], weights: Any, item: Encoded) -> Tensor:
     """The log-probability (float64, scalar) of an item's first completion under the token mixture."""
-    context, ids = list(item.context(0)), list(item.completions[0])
+    ids = list(item.completions[0])
     w = check_weights(weights, len(models)).double()
     mixed: Tensor | float = 0.0
     for k, model in enumerate(models):
-        device = next(model.parameters()).device
-        logits = model(input_ids=torch.tensor([context + ids], device=device)).logits[0, len(context) - 1 : -1]
-        mixed = mixed + w[k] * logits.double().log_softmax(-1).cpu()
+        mixed = mixed + w[k] * completion_logits(model, item).double().log_softmax(-1).cpu()
     assert isinstance(mixed, Tensor)
     return mixed.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).sum()
 

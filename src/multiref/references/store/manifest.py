@@ -17,7 +17,8 @@ NAME = "manifest.json"
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """Shard (`<identity>/<file>`) → {"rows", "bytes"}, as last written; empty if there is none or it cannot be read."""
     try:
-        return json.loads((folder / NAME).read_text())["shards"]
+        shards: dict[str, dict[str, Any]] = json.loads((folder / NAME).read_text())["shards"]
+        return shards
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -68,7 +68,8 @@ def encode(rows: Rows, identity: str) -> bytes:
     pq.write_table(
         pa.Table.from_arrays(columns, schema=schema), sink, compression="none", use_dictionary=False, write_statistics=False
     )
-    return sink.getvalue().to_pybytes()
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def append(folder: Path, rows: Rows, identity: str) -> Path:
