@@ -1,8 +1,9 @@
 """What an outer step costs, as ratios to an online DPO step with equal rollouts and labels: `python benchmarks/bilevel.py`.
 
-One small transformer (64 prompts, 6 tokens, 4 long), 64 prompts × 4 rollouts, 128 labels a step, single loop; processor time, the methods
-taking turns, median of the paired ratios. Marks: E3 at most 1.2, E2 at most 2.2. An online DPO step here labels 128 fresh pairs, draws as many rollouts
-as the others (256 completions), and takes one gradient step on 128 pairs.
+One small transformer (64 prompts, 6 tokens, 4 long), 64 prompts × 4 rollouts, 128 labels a step, single loop;
+processor time, the methods taking turns, median of the paired ratios. Marks: E3 at most 1.2, E2 at most 2.2.
+An online DPO step here labels 128 fresh pairs, draws as many rollouts as the others (256 completions),
+and takes one gradient step on 128 pairs.
 """
 
 import argparse

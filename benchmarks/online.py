@@ -1,11 +1,14 @@
-"""A step of online training with two more references against TRL's RLOO with one: same model, prompts, group, length and method, one run, in turn.
+"""A step of online training with two more references against TRL's RLOO with one: same model, prompts, group,
+length and method, one run, in turn.
 
     python benchmarks/online.py                                             a random Llama of 20 M parameters, vocabulary 32,000
     python benchmarks/online.py --model path/to/stories260K --more path/to/stories260K-gsm8k path/to/stories-xs-280K --prompts path/to/stories.jsonl
 
-A step is what lies between two calls of the reward function, which both sides call once a step: sampling, all scores, backward pass, optimizer. The first
-step is left out on both sides. Without --model the completions are as long as allowed on both sides, so the work is the same; with a real one their mean
-length is printed. Ours has the initial model and K = 2 more as references, under the exact rule; TRL (1.16, extra `trl`) has the initial model.
+A step is what lies between two calls of the reward function, which both sides call once a step:
+sampling, all scores, backward pass, optimizer. The first step is left out on both sides.
+Without --model the completions are as long as allowed on both sides, so the work is the same;
+with a real one their mean length is printed. Ours has the initial model and K = 2 more as references, under the exact rule;
+TRL (1.16, extra `trl`) has the initial model.
 The mark: ours at most 1.3 of TRL's. Processor time is printed too: on a busy machine, with --threads 1, it is the fair figure.
 """
 
@@ -48,9 +51,12 @@ def theirs(options, models, prompts, folder):
 
     clock = Clock()
     args = trl.RLOOConfig(
-        output_dir=folder, beta=0.1, per_device_train_batch_size=options.prompts_per_step * options.group, num_generations=options.group,
-        max_completion_length=options.tokens, max_steps=options.steps + 2, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-        save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=1e-4, model_init_kwargs={"dtype": "float32"},
+        output_dir=folder, beta=0.1, per_device_train_batch_size=options.prompts_per_step * options.group,
+        num_generations=options.group,
+        max_completion_length=options.tokens, max_steps=options.steps + 2, use_cpu=True, bf16=False,
+        gradient_checkpointing=False, report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=1e-4,
+        model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
     data = datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     trainer = trl.RLOOTrainer(models[0], reward_funcs=clock, args=args, train_dataset=data)
@@ -131,7 +137,8 @@ def main():
         else:
             models, prompts = random_models(folder, 3)
         print(
-            f"{machine()}; {options.threads} threads; {options.prompts_per_step} prompts × {options.group} completions of at most {options.tokens} tokens, float32",
+            f"{machine()}; {options.threads} threads; {options.prompts_per_step} prompts × {options.group} completions of at "
+            f"most {options.tokens} tokens, float32",
             flush=True,
         )
         for repeat in range(options.repeats):

@@ -1,4 +1,5 @@
-"""What the documents promise about themselves: lines that fit a screen, links that lead somewhere, a table that is the measurements'."""
+"""What the documents promise about themselves: lines that fit a screen, links that lead somewhere,
+a table that is the measurements'."""
 
 import re
 import subprocess

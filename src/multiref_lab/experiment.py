@@ -10,12 +10,14 @@
     experiment = Experiment(folder / "records", cells, measure)
     records = experiment.run(told, workers=2)    # {cell: Record}, in the order of the cells
 
-A record's file is called after its cell and after a digest of all that its numbers depend on: the cell, `given(cell)`, every source file that `measure`
-reaches, and the versions below. So what is there is never measured again, and what is out of date is never read. An interrupted sweep goes on where it
-was. Workers are spawned processes of one thread each; they leave interrupts to their parent and end when it does, however it ends. An error in a cell
-stops the sweep; what is finished is kept.
+A record's file is called after its cell and after a digest of all that its numbers depend on:
+the cell, `given(cell)`, every source file that `measure` reaches, and the versions below.
+So what is there is never measured again, and what is out of date is never read. An interrupted sweep goes on where it was.
+Workers are spawned processes of one thread each; they leave interrupts to their parent and end when it does, however it ends.
+An error in a cell stops the sweep; what is finished is kept.
 
-Without records: `in_workers(measure, cells, tell, workers=…)`. Who wants to be told what happens is a `Listener`: `cli/narrator.py` on a terminal.
+Without records: `in_workers(measure, cells, tell, workers=…)`. Who wants to be told what happens is a `Listener`:
+`cli/narrator.py` on a terminal.
 """
 
 from __future__ import annotations
@@ -166,7 +168,8 @@ def in_workers(
 ) -> None:
     """Measure every cell, `workers` at a time, and hand each record to `tell` as it comes; with `path`, it is on disk by then.
 
-    With one worker, or one cell, this process measures; then `measure` need not be picklable. At an error or an interrupt the workers are ended.
+    With one worker, or one cell, this process measures; then `measure` need not be picklable.
+    At an error or an interrupt the workers are ended.
     """
     if workers < 1:
         raise ArgumentError(f"workers: expected at least 1, found {workers}.")
@@ -191,7 +194,8 @@ def in_workers(
             process.terminate()
         if isinstance(error, BrokenProcessPool):
             raise OutputError(
-                "a worker ended in the middle of a cell (killed, or out of memory); what is finished is kept: run again, with fewer workers"
+                "a worker ended in the middle of a cell (killed, or out of memory); what is finished is kept: run again, "
+                "with fewer workers"
             ) from None
         raise
     finally:
@@ -224,7 +228,8 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Interrupts come after this block: workers started in it begin without them (they inherit the mask), and say nothing of them."""
+    """Interrupts come after this block: workers started in it begin without them (they inherit the mask),
+    and say nothing of them."""
     resource_tracker.ensure_running()  # it would lift the mask when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -235,7 +240,8 @@ def _interrupts_wait() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch inside: our arrays and models are too small to share, a busy machine does not stall them, sums come in one order."""
+    """One thread of torch inside: our arrays and models are too small to share, a busy machine does not stall them,
+    sums come in one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -249,6 +255,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
 
 
 def digest(values: object, module: str) -> str:
-    """Sixteen hexadecimal digits of plain values, of every source file that a module reaches, and of the versions below them."""
+    """Sixteen hexadecimal digits of plain values, of every source file that a module reaches, and of the versions below
+    them."""
     parts = [json.dumps(values, sort_keys=True, default=str), fingerprint(module), *map(importlib.metadata.version, VERSIONS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """What numbers depend on, as a hash: a module's own file and every file of both packages that it reaches by imports.
 
-Rooms import their public names when first used; where a room has a stub (`__init__.pyi`), the stub says which module a name comes from.
+Rooms import their public names when first used; where a room has a stub (`__init__.pyi`), the stub says which module a name
+comes from.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def _name(file: Path) -> str:
 
 
 def _behind(name: str) -> Iterator[Path]:
-    """The file of the longest module that a dotted name begins with, and the file that a lazy room's stub says the name comes from."""
+    """The file of the longest module that a dotted name begins with, and the file that a lazy room's stub says the name comes
+    from."""
     package, *rest = name.split(".")
     folder = _ROOTS[package]
     while rest and (folder / rest[0] / "__init__.py").is_file():

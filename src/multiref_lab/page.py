@@ -1,4 +1,5 @@
-"""The last stop of an experiment: one page out of the report's blocks, its figures, and its numbers as plain values beside it."""
+"""The last stop of an experiment: one page out of the report's blocks, its figures, and its numbers as plain values beside
+it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def write(
     settings: Mapping[str, object],
     results: Mapping[str, object] | None = None,
 ) -> Path:
-    """report.html in the folder: the blocks, then what was asked for and the versions. With `results`, results.json holds all three.
+    """report.html in the folder: the blocks, then what was asked for and the versions.
+    With `results`, results.json holds all three.
 
     Errors: OutputError.
     """

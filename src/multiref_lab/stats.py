@@ -7,7 +7,8 @@
     Measure.of(values)            mean ± one standard error, as pages show it
     paired(values, against)       the mean difference over the same seeds, and whether it is more than noise, as a `Difference`
 
-Bootstrap intervals draw seeds with replacement, whole curves at a time, always from the same stream: the same values give the same interval.
+Bootstrap intervals draw seeds with replacement, whole curves at a time, always from the same stream:
+the same values give the same interval.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def bootstrap_mean(values: Tensor) -> Estimate:
 
 
 def fit_slope(x: Sequence[float], values: Tensor, *, decade: float = 10.0) -> Estimate:
-    r"""[P], [S, P] → least-squares slope of log(mean over seeds) against log x over the points with x ≥ x_max/decade, bootstrap over seeds.
+    r"""[P], [S, P] → least-squares slope of log(mean over seeds) against log x over the points with x ≥ x_max/decade,
+    bootstrap over seeds.
 
     Raises:
         ArgumentError: fewer than three points in the decade, or means that are not positive there.

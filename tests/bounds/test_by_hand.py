@@ -1,8 +1,9 @@
 """Every bound against its formula written out once more, from the papers and docs/bounds.md, in 40-digit arithmetic.
 
-Nothing is shared with the library: no constant, no lemma, no order of arguments. Quantities are taken at two points at which none is 0 or 1
-and no two agree, so that a changed exponent, constant or letter in any term, or in any trivial range, shows. At the first point the numbers
-were worked out by hand too (`VALUES`), to six digits, for who does not trust the second writing either.
+Nothing is shared with the library: no constant, no lemma, no order of arguments.
+Quantities are taken at two points at which none is 0 or 1 and no two agree, so that a changed exponent,
+constant or letter in any term, or in any trivial range, shows. At the first point the numbers were worked out by hand too
+(`VALUES`), to six digits, for who does not trust the second writing either.
 """
 
 import mpmath
@@ -311,7 +312,8 @@ def test_every_term_and_the_trivial_range_are_the_formulas(name, point):
     assert found.trivial == pytest.approx(float(trivial(At(quantities))), rel=1e-13)
 
 
-# At the first point, with a pocket calculator: log(2000/0.03) = 11.107460, e^1.7 = 5.473947, e^3.4 = 29.964100, e^6.8 = 897.847292.
+# At the first point, with a pocket calculator: log(2000/0.03) = 11.107460, e^1.7 = 5.473947, e^3.4 = 29.964100,
+# e^6.8 = 897.847292.
 VALUES = {
     "maximum-likelihood": 16 * 29.964100 * 11.107460 / 7e6,
     "reverse-kl-5-2": 128 * 3 * 2.89 * 897.847292 * 11.107460 / (0.7 * 7e6),

@@ -50,7 +50,8 @@ def test_the_two_printed_constants_follow_from_one_lemma():
 
 
 def test_stability_theorem_3_in_the_reference_toy():
-    """C = 1, R = 6, σ_max = .2, σ⁺_min = .02, ε_n = 0 give Γ₁ = 24,000: 714 at 10⁴ prompts, 96 at 10⁶, 12.7 at 10⁸, against 3RC = 18."""
+    """C = 1, R = 6, σ_max = .2, σ⁺_min = .02, ε_n = 0 give Γ₁ = 24,000: 714 at 10⁴ prompts, 96 at 10⁶, 12.7 at 10⁸,
+    against 3RC = 18."""
     toy = {"radius": 6, "feature_norm": 1, "sigma_max": 0.2, "sigma_min": 0.02, "sigma_min_other": 0.02}
     for samples, printed in ((1e4, 714), (1e6, 96), (1e8, 12.7)):
         bound = bounds.stability_theorem_3(samples=samples, **toy)

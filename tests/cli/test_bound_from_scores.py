@@ -1,4 +1,5 @@
-"""`multiref bound`: what has no constants says so; and estimates from a store of real small models against an independent computation."""
+"""`multiref bound`: what has no constants says so; and estimates from a store of real small models against an independent
+computation."""
 
 import json
 
@@ -39,7 +40,8 @@ def own_logp(model, tokenizer, prompt, completion):
 
 @pytest.mark.shared
 def test_a_store_of_real_models_gives_the_numbers_that_numpy_gives(shared, tmp_path):
-    """stories260K and its Shakespeare variant on about 20 short completions of two kinds. NumPy on log-probabilities taken from transformers directly:
+    """stories260K and its Shakespeare variant on about 20 short completions of two kinds.
+    NumPy on log-probabilities taken from transformers directly:
 
     F = mean_i exp(Σ_k w_k ℓ_ki − log Σ_k w_k e^{ℓ_ki}); −log F, its error sd/(√N mean), and max_i of ratio/F as coverage.
     """

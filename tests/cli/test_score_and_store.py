@@ -1,4 +1,5 @@
-"""`multiref score`, `multiref store`, `multiref inspect`: from a file of pairs to a verdict, and one message for what cannot work."""
+"""`multiref score`, `multiref store`, `multiref inspect`: from a file of pairs to a verdict, and one message for what cannot
+work."""
 
 import json
 import subprocess

@@ -23,7 +23,8 @@ def command() -> None:
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
-    """A `multiref` as it is where other packages bring a good verb, one that is not there, one whose package fails, one that has our name."""
+    """A `multiref` as it is where other packages bring a good verb, one that is not there, one whose package fails,
+    one that has our name."""
     files = {
         "good_verbs/__init__.py": "",
         "good_verbs/hello.py": GOOD,

@@ -97,7 +97,8 @@ def test_pass_rates_have_intervals():
 
 def test_the_interval_of_a_mean_by_hand():
     """1, 2 and 3 of 4 right, k = 2: pass@2 = 1 − C(3,2)/6, 1 − C(2,2)/6, 1 − 0 = 1/2, 5/6, 1. Mean 7/9; squared deviations
-    (5/18)², (1/18)², (4/18)² sum to 42/324; divided by n − 1 = 2 and by n = 3: (7/324), so the standard error is √7/18 = 0.146986.
+    (5/18)², (1/18)², (4/18)² sum to 42/324; divided by n − 1 = 2 and by n = 3: (7/324), so the standard error is √7/18 =
+    0.146986.
     One problem alone has no spread to speak of: its interval is the point."""
     rows = [[True, False, False, False], [True, True, False, False], [True, True, True, False]]
     mean, low, high = pass_rate(rows, 2, z=1.5)

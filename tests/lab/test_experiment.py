@@ -1,4 +1,5 @@
-"""The engine under every experiment: records that are found again or not, workers, errors, interrupts, and a parent that is killed."""
+"""The engine under every experiment: records that are found again or not, workers, errors, interrupts,
+and a parent that is killed."""
 
 import json
 import os
@@ -119,7 +120,8 @@ SLEEPERS = """
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A sweep of cells that sleep, in a process group of its own, once both workers are in a cell that takes long; and its workers."""
+    """A sweep of cells that sleep, in a process group of its own, once both workers are in a cell that takes long;
+    and its workers."""
     script = tmp_path / "sleepers.py"
     script.write_text(textwrap.dedent(SLEEPERS))
     process = subprocess.Popen(

@@ -1,4 +1,5 @@
-"""Training on two processes: gradients of completion_logps through DistributedDataParallel and FSDP2 are those of one process on all data."""
+"""Training on two processes: gradients of completion_logps through DistributedDataParallel and FSDP2 are those of one process
+on all data."""
 
 import os
 import socket

@@ -49,7 +49,8 @@ def test_an_adapter_folder_brings_its_base(tiny_folder, adapter_folders):
 
 
 def test_adapters_share_one_base(tiny_folder, adapter_folders):
-    """The same object under both adapters and bare, each scoring as when loaded alone, in any order; freed with the last user."""
+    """The same object under both adapters and bare, each scoring as when loaded alone, in any order;
+    freed with the last user."""
     base = SharedBase.of(ModelSpec(tiny_folder), "cpu")
     assert SharedBase.of(ModelSpec(tiny_folder), "cpu") is base
     assert SharedBase.of(ModelSpec(tiny_folder, dtype="float64"), "cpu") is not base

@@ -1,4 +1,5 @@
-"""Log-probabilities against one completion at a time in float64: every model, layout, order, padding and budget gives the same."""
+"""Log-probabilities against one completion at a time in float64: every model, layout, order, padding and budget gives the
+same."""
 
 import copy
 import random
@@ -43,7 +44,8 @@ def make_qwen(**options):
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
         max_position_embeddings=128, initializer_range=0.3, **options,
     )  # fmt: skip
     return Qwen2ForCausalLM(config).eval()
@@ -55,8 +57,10 @@ def make_gemma2():
 
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        max_position_embeddings=128, initializer_range=0.3, final_logit_softcapping=2.0, sliding_window=5, attn_implementation="eager",
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=128, initializer_range=0.3, final_logit_softcapping=2.0, sliding_window=5,
+        attn_implementation="eager",
     )  # fmt: skip
     return Gemma2ForCausalLM(config).eval()
 
@@ -67,7 +71,8 @@ def make_cohere():
 
     torch.manual_seed(0)
     config = CohereConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
         max_position_embeddings=128, initializer_range=0.3, logit_scale=0.5, bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     return CohereForCausalLM(config).eval()
@@ -127,7 +132,8 @@ def test_left_padded_rows_of_the_model_itself_give_the_same(name):
 @pytest.mark.parametrize("budget", [13, VOCABULARY, 2**24])
 @pytest.mark.parametrize("shared", [True, False])
 def test_gradients_are_those_of_plain_logits(budget, shared):
-    """Σ_i c_i log π(y_i) with fixed random c, against autograd through full logits (float64, but for Llama's own float32 norms)."""
+    """Σ_i c_i log π(y_i) with fixed random c, against autograd through full logits (float64, but for Llama's own float32
+    norms)."""
     model, batch = make_llama(VOCABULARY).double(), random_batch(5, items=3, longest=8)
     weights = torch.randn(sum(len(item.completions) for item in batch), dtype=torch.float64)
     (completion_logps(model, batch, shared_prompt=shared, logits_budget=budget) * weights).sum().backward()
@@ -188,7 +194,8 @@ class LargestArray(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_no_array_of_logits_exceeds_the_budget(training):
-    """A vocabulary of 5,000 on 120 completion tokens is 600,000 logits; with a budget of 2,000 nothing grows past the head's weight."""
+    """A vocabulary of 5,000 on 120 completion tokens is 600,000 logits; with a budget of 2,000 nothing grows past the head's
+    weight."""
     model = make_llama(5000, hidden=8, layers=1)
     batch = [Encoded((1, 2, 3), (tuple(range(10)), tuple(range(10))), (False, False))] * 6
     completion_logps(model, batch)  # the layout is tried at the first call, on a batch of its own
@@ -228,7 +235,8 @@ def test_empty_batch_and_empty_completion():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_completions_with_contexts_of_their_own(shared):
-    """Truncation may cut a prompt differently for each completion (here the first and third alike): every term finds its place."""
+    """Truncation may cut a prompt differently for each completion (here the first and third alike):
+    every term finds its place."""
     model = make_llama(VOCABULARY)
     long, short = tuple(range(9)), (0, *range(5, 9))
     item = Encoded(long, ((11, 12), (13,), (14, 15, 16)), (False, True, False), (long, short, long))

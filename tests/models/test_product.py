@@ -45,7 +45,8 @@ def test_its_cache_is_every_experts():
 
 
 def test_a_cache_by_either_name_and_through_generate():
-    """Two tokens more after three, with what was read handed over as transformers before and after 5.24 names it; and its own `generate`."""
+    """Two tokens more after three, with what was read handed over as transformers before and after 5.24 names it;
+    and its own `generate`."""
     product = product_of([make_llama(20, seed=seed).double() for seed in (1, 2)], W)
     with torch.no_grad():
         whole = product(IDS).logits

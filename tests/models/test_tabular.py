@@ -87,7 +87,8 @@ def test_it_trains_in_a_transformers_trainer(tmp_path):
     data = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows]
     model = Tabular(2, 2)
     args = TrainingArguments(
-        tmp_path, max_steps=80, learning_rate=0.3, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_strategy="no",
+        tmp_path, max_steps=80, learning_rate=0.3, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+        save_strategy="no",
         logging_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
     )  # fmt: skip
     collate = lambda items: {key: torch.tensor([item[key] for item in items]) for key in items[0]}  # noqa: E731

@@ -1,7 +1,7 @@
 """A test double: a server on loopback that speaks the completion protocol over a small model, and misbehaves on request.
 
-It is no product. `multiref serve` is; this one exists so that a client can be tested against bytes on a socket: it computes with
-plain logits, one prompt at a time, and shares no code with the client.
+It is no product. `multiref serve` is; this one exists so that a client can be tested against bytes on a socket:
+it computes with plain logits, one prompt at a time, and shares no code with the client.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def test_precomputed_reference_scores(rows, kind, tmp_path):
     tokenizer = make_tokenizer(kind, chat=True)
     model = make_llama(len(tokenizer))
     args = trl.DPOConfig(
-        output_dir=str(tmp_path), precompute_ref_log_probs=True, precompute_ref_batch_size=2, per_device_train_batch_size=2, bf16=False,
+        output_dir=str(tmp_path), precompute_ref_log_probs=True, precompute_ref_batch_size=2, per_device_train_batch_size=2,
+        bf16=False,
         max_length=None, report_to=[], use_cpu=True, disable_tqdm=True, gradient_checkpointing=False,
     )  # fmt: skip
     trainer = trl.DPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

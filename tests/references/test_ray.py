@@ -1,4 +1,5 @@
-"""The engine of many workers against the engine of one: the same shards to the bit, also when a worker is ended in the middle."""
+"""The engine of many workers against the engine of one: the same shards to the bit, also when a worker is ended in the
+middle."""
 
 import os
 import signal

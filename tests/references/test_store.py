@@ -232,7 +232,8 @@ def test_prune_removes_what_is_named_and_nothing_that_is_sound(tmp_path):
 )
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_failed_write_is_one_clear_error_and_the_store_is_intact(tmp_path, monkeypatch, number, words, moment):
-    """The first shard is written, the second fails at either moment; what is there is sound and the next run needs only the rest."""
+    """The first shard is written, the second fails at either moment; what is there is sound and the next run needs only the
+    rest."""
     whole, _ = score(tmp_path / "whole")
     calls = []
     real = getattr(os, moment)

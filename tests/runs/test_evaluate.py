@@ -62,7 +62,8 @@ def test_two_policies_on_problems(world, tmp_path):
 def test_the_greedy_policy_on_prompts(world, tmp_path):
     """Temperature 0: every sample is the same completion, so every prompt's reward has no spread over samples."""
     done = call(
-        "-p", f"a={world / 'a'}", "--prompts", world / "prompts.txt", "--reward", "length=3", "--temperature", 0, "--samples", 3, "--max-new-tokens", 5,
+        "-p", f"a={world / 'a'}", "--prompts", world / "prompts.txt", "--reward", "length=3", "--temperature", 0, "--samples",
+        3, "--max-new-tokens", 5,
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.exit_code == 0, done.output

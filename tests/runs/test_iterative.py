@@ -35,9 +35,12 @@ def config(folders, tmp_path):
     words.write_text("dog\t2\ncat\t-1\nthe\t1\n")
     return {
         "task": "iterative", "model": folders["policy"], "beta": 0.2, "output": str(tmp_path / "run"),
-        "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
-        "prompts": str(prompts), "oracle": {"kind": "lexicon", "path": str(words)}, "method": {"name": "bilevel", "objective": "stop_gradient"},
-        "labels": [8, 16], "plan": {"steps": 2, "prompts": 3, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 4, "held_out": 6,
+        "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5},
+        {"name": "other", "model": folders["other"], "weight": 0.5}],
+        "prompts": str(prompts), "oracle": {"kind": "lexicon", "path": str(words)},
+        "method": {"name": "bilevel", "objective": "stop_gradient"},
+        "labels": [8, 16], "plan": {"steps": 2, "prompts": 3, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 4,
+        "held_out": 6,
     }  # fmt: skip
 
 

@@ -60,7 +60,8 @@ def config(world, tmp_path):
         "evaluation": {"fraction": 0.25},
         "output": str(tmp_path / "run"),
         "training": {
-            "learning_rate": 1e-3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4, "logging_steps": 1,
+            "learning_rate": 1e-3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4,
+            "logging_steps": 1,
             "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "use_cpu": True,
         },
     }  # fmt: skip
@@ -277,8 +278,10 @@ def test_the_ultrafeedback_recipe_runs_on_small_folders(config, tmp_path, world)
     rows = [{"chosen": talk(w, f"{w} is raining"), "rejected": talk(w, "no")} for w in WORDS]
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     changes = {
-        "model.path": world / "policy", "references.0.model": world / "first", "references.1.model": world / "second", "data": tmp_path / "talks.jsonl",
-        "evaluation.path": tmp_path / "talks.jsonl", "output": tmp_path / "run", "training.max_steps": 2, "training.eval_steps": 2,
+        "model.path": world / "policy", "references.0.model": world / "first", "references.1.model": world / "second",
+        "data": tmp_path / "talks.jsonl",
+        "evaluation.path": tmp_path / "talks.jsonl", "output": tmp_path / "run", "training.max_steps": 2,
+        "training.eval_steps": 2,
         "training.logging_steps": 1, "training.use_cpu": "true",
     }  # fmt: skip
     options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
@@ -313,7 +316,8 @@ def test_an_adapter_run_leaves_an_adapter_on_its_base(config, tmp_path):
     ids=str,
 )
 def test_every_objective_runs_from_the_file_and_is_named_in_the_card(objective, config):
-    """Two steps each; the first loss is that of the objective itself on the same pairs at the start (not one loss for all of them)."""
+    """Two steps each; the first loss is that of the objective itself on the same pairs at the start (not one loss for all of
+    them)."""
     config |= {"objective": objective}
     config["training"] |= {"max_steps": 2}
     folder = do(config, say=lambda _: None)

@@ -1,4 +1,5 @@
-"""`multiref train` with `task: reward`: a folder that loads with transformers, that an interrupted run reaches too, and clear messages."""
+"""`multiref train` with `task: reward`: a folder that loads with transformers, that an interrupted run reaches too,
+and clear messages."""
 
 import json
 import math
@@ -47,7 +48,8 @@ def config(tiny_folder, tmp_path):
         "seed": 1,
     }
     return {
-        "task": "reward", "model": str(tiny_folder), "data": str(tmp_path / "pairs.jsonl"), "evaluation": {"fraction": 0.25}, "centre": 0.01,
+        "task": "reward", "model": str(tiny_folder), "data": str(tmp_path / "pairs.jsonl"), "evaluation": {"fraction": 0.25},
+        "centre": 0.01,
         "output": str(tmp_path / "run"), "training": training,
     }  # fmt: skip
 

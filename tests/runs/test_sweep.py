@@ -41,7 +41,8 @@ def runs(tmp_path, tiny_tokenizer):
 
 
 def invoke(folder, *options):
-    return CliRunner().invoke(app, ["sweep", *(str(folder / n) for n in ("one", "two")), "--prompts", str(folder / "pairs.jsonl"), "--out", str(folder / "out"), *options])  # fmt: skip
+    return CliRunner().invoke(app, ["sweep", *(str(folder / n) for n in ("one", "two")), "--prompts",
+        str(folder / "pairs.jsonl"), "--out", str(folder / "out"), *options])  # fmt: skip
 
 
 def test_a_sweep_writes_its_curve(runs):
@@ -53,7 +54,8 @@ def test_a_sweep_writes_its_curve(runs):
 
 
 def test_each_point_reports_the_reward_of_the_merge(runs):
-    """Two tables of 12 and a reward that a table looks up: Σ u r over 40,000 samples is E_merge[r] to 5 errors, at both ends and inside."""
+    """Two tables of 12 and a reward that a table looks up: Σ u r over 40,000 samples is E_merge[r] to 5 errors,
+    at both ends and inside."""
     generator = torch.Generator().manual_seed(3)
     tables = torch.randn(2, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
     values = torch.randn(12, generator=generator, dtype=torch.float64)

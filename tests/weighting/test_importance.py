@@ -9,7 +9,8 @@ from multiref.weighting import importance_weights
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)])
 def test_reweighted_samples_are_distributed_as_the_exact_merge(weights):
-    """20,000 samples of each of two tables of 12: every probability within 5 binomial errors (at the effective sample size) of `exact.merge`."""
+    """20,000 samples of each of two tables of 12: every probability within 5 binomial errors (at the effective sample size) of
+    `exact.merge`."""
     generator = torch.Generator().manual_seed(0)
     tables = torch.randn(2, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
     drawn = torch.cat([torch.multinomial(t.exp(), 20_000, replacement=True, generator=generator) for t in tables])

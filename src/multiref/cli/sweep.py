@@ -1,4 +1,5 @@
-"""`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples. Reverse KL only."""
+"""`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples.
+Reverse KL only."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,18 +27,21 @@ def command(
         typer.Option(
             "--reward",
             "-r",
-            help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, or a YAML file with "
+            help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, "
+            "or a YAML file with "
             "`rewards:` as an online run has. Repeatable; several add up.",
         ),
     ] = None,
 ) -> None:
-    """The optimum at weights w is the normalised geometric mean of the K single-reference optima: drawn here by importance weights.
+    """The optimum at weights w is the normalised geometric mean of the K single-reference optima:
+    drawn here by importance weights.
 
-    For each prompt, samples of all K policies are one pool of proposals; at weights w a sample weighs Π_k π_k^{w_k} over the mixture it was
-    drawn from. Each point states its effective sample size, and with --reward E_π[r] with its standard error over prompts. Exact as far as the
-    runs have converged; never a merge per token.
+    For each prompt, samples of all K policies are one pool of proposals; at weights w a sample weighs Π_k π_k^{w_k} over the
+    mixture it was drawn from. Each point states its effective sample size, and with --reward E_π[r] with its standard error
+    over prompts. Exact as far as the runs have converged; never a merge per token.
 
-    Example: multiref sweep runs/base-alone runs/math-alone --prompts pairs.jsonl --out runs/sweep --reward lexicon=AFINN-en-165.txt
+    Example: multiref sweep runs/base-alone runs/math-alone --prompts pairs.jsonl --out runs/sweep --reward
+    lexicon=AFINN-en-165.txt
     """
     from multiref.runs.rewards import make_rewards, read_rewards
     from multiref.runs.sweeping import SweepSettings, sweep

@@ -24,8 +24,8 @@ def command(
 ) -> None:
     """Do what a run's file says: preference, reward, online, distillation or iterative training.
 
-    Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card), report.html.
-    Interrupted, the same command goes on exactly where the last checkpoint stands.
+    Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card),
+    report.html. Interrupted, the same command goes on exactly where the last checkpoint stands.
     """
     from multiref import runs
 

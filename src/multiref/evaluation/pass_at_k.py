@@ -1,4 +1,5 @@
-"""Right or wrong, and how good on average: pass@k and mean reward of several policies on the same prompts, intervals by bootstrap over prompts."""
+"""Right or wrong, and how good on average: pass@k and mean reward of several policies on the same prompts,
+intervals by bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -53,9 +54,11 @@ class PassAtK:
         return tuple(self.rewards)
 
     def values(self, ks: Sequence[int]) -> dict[str, Tensor]:
-        """{metric: [policies, P]}: "pass@k" (unbiased: 1 − C(n−c, k)/C(n, k) of c right ones), "reward/<name>" (mean over samples).
+        """{metric: [policies, P]}: "pass@k" (unbiased: 1 − C(n−c, k)/C(n, k) of c right ones),
+        "reward/<name>" (mean over samples).
 
-        pass@k says whether one of k independent completions at the stated temperature is right, a number of the policy and not of n.
+        pass@k says whether one of k independent completions at the stated temperature is right,
+        a number of the policy and not of n.
         """
         found: dict[str, Tensor] = {}
         for k in ks if self.correct else ():
@@ -66,7 +69,8 @@ class PassAtK:
         return found
 
     def summary(self, ks: Sequence[int], *, resamples: int = 2000) -> dict[str, Any]:
-        """{"settings", "policies": {name: {metric: [mean, low, high]}}, "differences": {"a − b": {metric: …}}}: paired, against the first policy."""
+        """{"settings", "policies": {name: {metric: [mean, low, high]}}, "differences": {"a − b": {metric: …}}}:
+        paired, against the first policy."""
         values = self.values(ks)
         names = self.policies
         return {
@@ -84,7 +88,8 @@ class PassAtK:
 
 
 def _figures(metric: str, values: Tensor, resamples: int) -> list[float | None]:
-    """[mean, low, high]; None for bounds that are not known. pass@k of prompts that all failed, or all passed: Wilson's interval."""
+    """[mean, low, high]; None for bounds that are not known. pass@k of prompts that all failed, or all passed:
+    Wilson's interval."""
     mean, low, high = bootstrap_interval(values, resamples=resamples)
     if metric.startswith("pass@") and math.isnan(low) and mean in (0.0, 1.0):
         mean, low, high = pass_rate([[bool(mean)]] * len(values), 1)

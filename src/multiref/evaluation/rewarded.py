@@ -1,4 +1,5 @@
-"""Completions of a policy on prompts, with their rewards, kept on disk block by block, so that a killed evaluation goes on where it was."""
+"""Completions of a policy on prompts, with their rewards, kept on disk block by block, so that a killed evaluation goes on
+where it was."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def sample_rewards(
 
     Args:
         rows: with `prompt` and whatever columns the rewards read.
-        block: prompts sampled side by side. Each block has its own seed, (seed, its place), so a resumed evaluation is the one that was not interrupted.
+        block: prompts sampled side by side. Each block has its own seed, (seed, its place), so a resumed evaluation is the one
+            that was not interrupted.
         store: a file of one JSON line a prompt (completions, rewards), appended to; what it holds is not sampled again.
 
     Errors: OutputError for a file that belongs to something else.

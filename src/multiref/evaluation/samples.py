@@ -39,8 +39,9 @@ def compare_samples(
 
         J = E_π[ r − β Σ_k w_k (log π − log π_k) ],     KL(π‖π_k) = E_π[log π − log π_k]      (k1, unbiased)
 
-    The yardstick is reverse KL at `weights`. The KL is that of the first `max_new_tokens` tokens: a completion that has not ended by then is
-    one outcome, "begins so", and its share is the metric `unfinished`. Several policies of one method (seeds) are several calls.
+    The yardstick is reverse KL at `weights`. The KL is that of the first `max_new_tokens` tokens:
+    a completion that has not ended by then is one outcome, "begins so", and its share is the metric `unfinished`.
+    Several policies of one method (seeds) are several calls.
 
     Args:
         policies, references: by name, all with one vocabulary (VocabularyMismatch otherwise; token ids are scored, not text).
@@ -80,7 +81,8 @@ def compare_samples(
 def sample_each(
     policy: LanguageModel, prompts: Sequence[Any], generation: Generation, *, group: int, seed: int
 ) -> list[Rollout]:
-    """`group` completions of each prompt, the n-th prompt's drawn from a seed of its own: they do not depend on the prompts beside it."""
+    """`group` completions of each prompt, the n-th prompt's drawn from a seed of its own:
+    they do not depend on the prompts beside it."""
     return [
         rollout
         for n, prompt in enumerate(prompts)

@@ -3,9 +3,9 @@
     dataset = with_reference_columns(dataset, scores, mr.ReverseKL([0.5, 0.5]))
     trainer = ReferenceColumnsDPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, …), train_dataset=dataset, …)
 
-Columns alone cannot do it (TRL 1.16): with `precompute_ref_log_probs=True` TRL computes the columns again and refuses the duplicates, with
-`False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the one method that computes them. TRL reports the construction of a trainer
-over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
+Columns alone cannot do it (TRL 1.16): with `precompute_ref_log_probs=True` TRL computes the columns again and refuses the
+duplicates, with `False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the one method that computes them.
+TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
 
     * `ReverseKL(w)`: TRL's logistic loss is then exactly ours, −log σ(β [Δ log π − Σ_k w_k Δ log π_k]).
     * `PooledKL(w, order=-1)`: MRPO.
-    * `ForwardKL(w)`, `AlphaDivergence(w, alpha)`: also needs `f_divergence_type` "forward_kl" or "alpha_divergence" in `DPOConfig`. TRL
-      exponentiates ratios of whole completions there: its gradient is zero, infinite or NaN where they differ by tens of nats, so with foreign
-      references use `PreferenceTrainer`.
+    * `ForwardKL(w)`, `AlphaDivergence(w, alpha)`: also needs `f_divergence_type` "forward_kl" or "alpha_divergence" in
+      `DPOConfig`. TRL exponentiates ratios of whole completions there: its gradient is zero, infinite or NaN where they differ
+      by tens of nats, so with foreign references use `PreferenceTrainer`.
 
     Args:
         dataset: columns prompt (or implicit), chosen, rejected; strings or conversations.

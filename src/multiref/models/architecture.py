@@ -24,7 +24,8 @@ _known: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
 @dataclass(frozen=True)
 class Layout:
     """head: logits are the output embedding of the last hidden state and nothing more, so that it may be applied to some
-    positions only. shared_prompt: position ids and a 4-D mask are honoured. vocabulary: width of the logits. why: what failed."""
+    positions only. shared_prompt: position ids and a 4-D mask are honoured. vocabulary: width of the logits. why: what failed.
+    """
 
     head: bool
     shared_prompt: bool
@@ -88,7 +89,8 @@ def _probe(model: Any, forward: Forward) -> Layout:
         )
     if any("quantized.dynamic" in type(module).__module__ for module in model.modules()):
         return layout  # what is beside a row changes its activations' scale, and so its score
-    # Sharing may move a score by what batching moves it anyway, or by little beside what mask and positions are there to prevent.
+    # Sharing may move a score by what batching moves it anyway, or by little beside what mask and positions are there to
+    # prevent.
     one_by_one = torch.cat([run([item], layout) for item in batch])
     effect = _largest(run(unmasked, layout) - truth[-len(unmasked[0].completions[0]) :])
     floor = 0.05 if next(model.parameters()).dtype.itemsize == 2 else 1e-4

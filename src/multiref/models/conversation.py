@@ -21,8 +21,8 @@ def write_conversation(
     An answer begins after the template's generation prompt (a last message of the assistant is resumed instead), and ends with
     the template's own end of turn; without `tokenisation.end`, with the last message's content.
 
-    Errors: ModelError without a template; where it refuses; where it rewrites the prompt once there is an answer, so that nothing can be
-    split off.
+    Errors: ModelError without a template; where it refuses; where it rewrites the prompt once there is an answer,
+    so that nothing can be split off.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
@@ -41,7 +41,8 @@ def write_conversation(
 def _answer(before: str, joint: str, completion: Messages, end: bool) -> str:
     if not joint.startswith(before):
         raise ModelError(
-            "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: alone "
+            "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: "
+            "alone "
             f"it ends in {before[-40:]!r}. Use a template that keeps what it has written, or give strings."
         )
     rest = joint[len(before) :]

@@ -54,7 +54,8 @@ def load(
     """Loads a model for scoring, sampling or training.
 
     Args:
-        what: a `ModelSpec`, or its path alone: a model folder, an adapter folder (its base is loaded too), or a hub id (downloaded as
+        what: a `ModelSpec`, or its path alone: a model folder, an adapter folder (its base is loaded too),
+            or a hub id (downloaded as
             transformers does). A quantised base trains through an adapter.
         device: None takes `best_device()`; "auto" spreads the layers over all devices.
 
@@ -137,7 +138,8 @@ def _source(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _classes(path: str) -> tuple[Any, Any]:
-    """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table or product of experts."""
+    """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table or product of
+    experts."""
     import transformers
 
     config = Path(path) / "config.json"
@@ -194,7 +196,8 @@ def _quantization_options(quantization: str | None, device: torch.device, dtype:
 
 
 def _never_repacked(model: Any) -> None:
-    """On some processors bitsandbytes repacks 4-bit layers in their first evaluation pass, and rounds their scales to bfloat16 for good."""
+    """On some processors bitsandbytes repacks 4-bit layers in their first evaluation pass, and rounds their scales to bfloat16
+    for good."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -2,8 +2,8 @@
 
     y_t ~ q(· | x, y_<t),   q = softmax(logits / temperature), cut by top_k and then top_p
 
-Nothing but `Generation` bends q: a model's `generation_config` (min_p, repetition_penalty, suppress_tokens, …) has no effect, except that its
-end tokens end a completion too.
+Nothing but `Generation` bends q: a model's `generation_config` (min_p, repetition_penalty, suppress_tokens, …) has no effect,
+except that its end tokens end a completion too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Ids = tuple[int, ...]
 class Rollout:
     """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended).
 
-    sampled_logps: each completion's token log-probabilities under the distribution that it was drawn from; None: not known, or that of the
+    sampled_logps: each completion's token log-probabilities under the distribution that it was drawn from; None:
+    not known, or that of the
         policy as it is.
     """
 
@@ -56,7 +57,8 @@ def sample(
     generator: torch.Generator,
     tokenisation: Tokenisation = TOKENISATION,
 ) -> list[Rollout]:
-    """`group` completions of each prompt, in evaluation mode and without gradients; the same generator's state gives the same completions.
+    """`group` completions of each prompt, in evaluation mode and without gradients; the same generator's state gives the same
+    completions.
 
     Args:
         prompts: strings or tuples of chat messages, as `encode` has them.
@@ -76,7 +78,8 @@ def sample(
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Any], tokenisation: Tokenisation = TOKENISATION) -> list[Ids]:
-    """The context of each prompt: start token first, conversations through the template with the turn of the assistant opened."""
+    """The context of each prompt: start token first, conversations through the template with the turn of the assistant
+    opened."""
     encoded = encode_many(tokenizer, [(prompt, ()) for prompt in prompts], replace(tokenisation, end=False))
     return [each.prompt_ids for each in encoded]
 
@@ -177,7 +180,8 @@ def _distribution(logits: Tensor, generation: Generation, end: Tensor, drawn: in
 
 
 class _Reader:
-    """What was drawn so far, for a model: prompts padded on the left, a cache where the model has one, next-token logits [B, V]."""
+    """What was drawn so far, for a model: prompts padded on the left, a cache where the model has one, next-token logits [B,
+    V]."""
 
     def __init__(self, model: nn.Module, contexts: Sequence[Ids], group: int, generation: Generation, pad: int) -> None:
         self.model, self.group = model, group

@@ -59,7 +59,8 @@ def score_tokens(
     logits_budget: int = LOGITS_BUDGET,
     alone: bool = False,
 ) -> list[Tensor]:
-    """log π(y_t | x, y_<t) of every token: for each completion, in order, a tensor on the CPU. Otherwise as `score_completions`."""
+    """log π(y_t | x, y_<t) of every token: for each completion, in order, a tensor on the CPU.
+    Otherwise as `score_completions`."""
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
     for places, values in _run(model, encoded, token_logps, token_budget, logits_budget, alone):
         for place, value in zip(places.tolist(), values):
@@ -110,7 +111,8 @@ def _units(encoded: Sequence[Encoded], shares: bool) -> Iterator[_Unit]:
 
 
 def _worth_sharing(item: Encoded) -> bool:
-    """Whether sharing leaves out at least a tenth of the tokens; a mask of its own costs more attention than that saves below."""
+    """Whether sharing leaves out at least a tenth of the tokens; a mask of its own costs more attention than that saves
+    below."""
     saved = len(item.prompt_ids) * (len(item.completions) - 1)
     return not item.contexts and saved > 0.1 * (saved + len(item.prompt_ids) + sum(map(len, item.completions)))
 
@@ -128,7 +130,8 @@ def _groups(item: Encoded) -> Iterator[tuple[int, ...]]:
 
 
 def _token_budget(model: Any) -> int:
-    """On a CPU as many as keep a layer's activations in its cache (measured: 1,024 at width 256); elsewhere as many as fill it."""
+    """On a CPU as many as keep a layer's activations in its cache (measured: 1,024 at width 256);
+    elsewhere as many as fill it."""
     if next(model.parameters()).device.type != "cpu":
         return 32768
     width = getattr(getattr(model, "config", None), "hidden_size", None) or 64

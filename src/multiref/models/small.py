@@ -23,7 +23,8 @@ def small_llama(
     spread: float = 0.06,
     seed: int = 0,
 ) -> Any:
-    """A random `transformers` Llama with tied embeddings, float32, in evaluation mode; token 0 pads. About 0.1 M parameters as it stands.
+    """A random `transformers` Llama with tied embeddings, float32, in evaluation mode; token 0 pads.
+    About 0.1 M parameters as it stands.
 
     The global random state is left as it was.
     """

@@ -39,8 +39,8 @@ class References:
         tokenisation: what is scored, of every reference that is opened here.
         dtype, device, token_budget, logits_budget: as of `LocalReference`, for those on this machine.
 
-    One reference is in memory at a time, unless they are objects that are there already. Errors: `ArgumentError` for two references
-    with one name; `ModelError` for one that cannot be opened.
+    One reference is in memory at a time, unless they are objects that are there already.
+    Errors: `ArgumentError` for two references with one name; `ModelError` for one that cannot be opened.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ class References:
             store: a folder (made if it is not there) or a `Store`; None keeps nothing.
             engine: "local", "ray", or an engine with settings of its own.
             progress: told what happens; None is silent, notices being Python warnings.
-            shard_size: completions per shard, about; None: 1/64 of the job, between 256 and 8,192. A killed run loses at most the open
+            shard_size: completions per shard, about; None: 1/64 of the job, between 256 and 8,192.
+                A killed run loses at most the open
                 shard, and a run of the same job ends with the same bits.
 
         Returns: the unique completions of `data` in the order of their content keys, [K, N].
@@ -123,7 +124,8 @@ class References:
         shard_size: int | None = None,
         measure: bool = True,
     ) -> list[CostEstimate]:
-        """What `score` would do with the same arguments, per reference. Nothing is written; with `measure`, a few completions are timed."""
+        """What `score` would do with the same arguments, per reference.
+        Nothing is written; with `measure`, a few completions are timed."""
         keeper = MemoryStore() if store is None else store if isinstance(store, Store) else Store(store)
         job = _Job(_texts(data), shard_size)
         estimates = []
@@ -159,7 +161,8 @@ class References:
         rows = _in_order(Rows.concatenate(parts), job.keys, name)
         if rows.truncated.any():
             listener.notice(
-                f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in its scores."
+                f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in "
+                "its scores."
             )
         listener.end(name)
         return rows
@@ -205,7 +208,8 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store | Memo
             key for key in identity.keys() | note["identity"].keys() if identity.get(key) != note["identity"].get(key)
         )
         listener.notice(
-            f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): {', '.join(changed)} changed. "
+            f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): "
+            f"{', '.join(changed)} changed. "
             f"It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
         )
     keeper.register(identity, name=name, location=where)
@@ -225,7 +229,8 @@ def _in_order(rows: Rows, keys: np.ndarray, name: str) -> Rows:
     at = KeyIndex(rows.keys).locate(keys)
     if (at < 0).any():
         raise ModelError(
-            f"The engine handed back no score for {int((at < 0).sum()):,} of {len(keys):,} completions under {name!r}; expected all."
+            f"The engine handed back no score for {int((at < 0).sum()):,} of {len(keys):,} completions under {name!r}; "
+            "expected all."
         )
     return rows.take(at)
 
@@ -237,14 +242,16 @@ def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
     )
     if not (logps.shape == lengths.shape == truncated.shape == (len(block),)):
         raise ModelError(
-            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in the order of the items."
+            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, "
+            "in the order of the items."
         )
     bad = np.flatnonzero(np.isnan(logps) | (logps > 1e-3) | (lengths < 0))
     if len(bad):
         at = int(bad[0])
         item = next(item for item, upto in _upto(block) if at < upto)
         raise ModelError(
-            f"Reference {name!r} gave {float(logps[at])} over {int(lengths[at])} tokens for a completion of the prompt {item.prompt!r:.80}; expected "
+            f"Reference {name!r} gave {float(logps[at])} over {int(lengths[at])} tokens for a completion of the prompt "
+            f"{item.prompt!r:.80}; expected "
             "a log-probability, at most 0. Check the model's weights and dtype (float16 overflows to NaN)."
         )
     return Rows(

@@ -14,7 +14,8 @@ SAMPLE = 16  # completions scored to measure speed; they are not stored
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """One reference's part of a run: completions wanted, stored already and missing; shards, bytes; and, if measured, tokens and seconds."""
+    """One reference's part of a run: completions wanted, stored already and missing; shards, bytes;
+    and, if measured, tokens and seconds."""
 
     name: str
     wanted: int
@@ -27,7 +28,8 @@ class CostEstimate:
 
 
 def estimate_cost(name: str, reference: Reference, *, wanted: int, blocks: list[Block], measure: bool) -> CostEstimate:
-    """The cost of one reference. With `measure`, a few of the missing completions are scored twice and the second time is scaled up
+    """The cost of one reference. With `measure`, a few of the missing completions are scored twice and the second time is
+    scaled up
     by the amount of text; an estimate, within a factor of two or so, since longer batches run faster per token."""
     missing = sum(map(len, blocks))
     tokens = seconds = None

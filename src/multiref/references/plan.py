@@ -2,9 +2,9 @@
 
     completions → unique keys → groups by prompt, sorted → blocks of about `shard_size` completions → one shard each
 
-What is in a block depends on the texts asked for and on the shard size; not on row order, on what was scored before, or on where a run
-was killed. Batches are made inside a block, never across, so a block that is scored again gets the same bits (same device, thread count
-and versions).
+What is in a block depends on the texts asked for and on the shard size; not on row order, on what was scored before,
+or on where a run was killed. Batches are made inside a block, never across, so a block that is scored again gets the same bits
+(same device, thread count and versions).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,7 +59,8 @@ def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             prompt, completion = row
             if not all(isinstance(part, str | tuple | list) for part in row):
                 raise DataError(
-                    f"row {number}: expected (prompt, completion) as text, found ({type(prompt).__name__}, {type(completion).__name__})."
+                    f"row {number}: expected (prompt, completion) as text, found ({type(prompt).__name__}, "
+                    f"{type(completion).__name__})."
                 )
             yield (
                 tuple(prompt) if isinstance(prompt, list) else prompt,
@@ -74,19 +75,22 @@ def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             yield pair.prompt, pair.rejected
         else:
             raise DataError(
-                f"row {number}: found {type(row).__name__}; expected a pair (prompt, chosen, rejected) or a tuple (prompt, completion)."
+                f"row {number}: found {type(row).__name__}; expected a pair (prompt, chosen, rejected) or a tuple (prompt, "
+                "completion)."
             )
 
 
 def shard_size_for(completions: int) -> int:
-    """Completions per shard, when the user does not say: about 64 shards a job, at least 256 and at most 8,192 completions each."""
+    """Completions per shard, when the user does not say: about 64 shards a job, at least 256 and at most 8,192 completions
+    each."""
     return max(256, min(8192, completions // 64))
 
 
 def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> list[Block]:
     """(prompt, completion) … → blocks. Repeated texts count once; the order of the texts does not matter.
 
-    Completions of one prompt stay together (at most `TOGETHER` in an item), so that a scorer can share the prompt. An empty prompt is
+    Completions of one prompt stay together (at most `TOGETHER` in an item), so that a scorer can share the prompt.
+    An empty prompt is
     nothing to share: its completions are items of their own.
     """
     if shard_size is not None and shard_size < 1:

@@ -13,7 +13,8 @@ class Listener(Protocol):
     """Told what happens. Counts are of completions, tokens (of the reference's own tokenizer) and characters of text."""
 
     def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
-        """A reference's turn: how many completions are wanted, how many of them are stored already, and the text left to score."""
+        """A reference's turn: how many completions are wanted, how many of them are stored already,
+        and the text left to score."""
 
     def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
         """A shard was scored and stored."""

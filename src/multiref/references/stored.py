@@ -1,4 +1,5 @@
-"""Scores straight from a store, with no reference at hand: for training, inspecting and plotting on a machine without the models."""
+"""Scores straight from a store, with no reference at hand: for training, inspecting and plotting on a machine without the
+models."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
 
     Args:
         store: a folder of scores that exists, or a `Store`.
-        names: names under which the references were scored, or the beginnings of their addresses; None: all that are there, by the alphabet.
+        names: names under which the references were scored, or the beginnings of their addresses; None:
+            all that are there, by the alphabet.
 
     Errors: `StoreError` for a name that is unknown or ambiguous, for a damaged shard, and where no completion has all scores.
     """
@@ -40,7 +42,8 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
         if not there.any():
             names_all = ", ".join(named)
             raise StoreError(
-                f"In {store.folder} no completion has a score under all of {names_all}. Score the same data under each of them, or name fewer."
+                f"In {store.folder} no completion has a score under all of {names_all}. "
+                "Score the same data under each of them, or name fewer."
             )
         logps[k], lengths[k], truncated[k] = rows.logps[at], rows.lengths[at], rows.truncated[at]
         del rows, index  # one reference's rows at a time

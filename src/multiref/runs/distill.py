@@ -22,8 +22,10 @@ __all__ = ["DistillRun"]
 
 
 class WarmUpSetting(Strict):
-    """Distillation's first `share` of the steps at the states of the texts that follow the prompts, for a share `text_share` of them, and else at
-    the student's own, under `penalty` (docs/distillation.md). max_new_tokens: where texts are cut there, if not as completions are."""
+    """Distillation's first `share` of the steps at the states of the texts that follow the prompts,
+    for a share `text_share` of them, and else at
+    the student's own, under `penalty` (docs/distillation.md). max_new_tokens: where texts are cut there,
+    if not as completions are."""
 
     share: float = 0.8
     max_new_tokens: int | None = None
@@ -32,8 +34,9 @@ class WarmUpSetting(Strict):
 
 
 class DistillEvaluation(Strict):
-    """Held-out prompts, before and after: nats per token of the texts that follow them, cut at `max_new_tokens`, under the student and under each
-    teacher; and where `floor` is above 0, on that many prompts of each source Σ_k w_k KL(π‖π_k) of `samples` sampled completions beside its floor
+    """Held-out prompts, before and after: nats per token of the texts that follow them, cut at `max_new_tokens`,
+    under the student and under each teacher; and where `floor` is above 0, on that many prompts of each source Σ_k w_k
+    KL(π‖π_k) of `samples` sampled completions beside its floor
     −log F by sequential Monte Carlo with `particles`."""
 
     prompts: list[Prompts]
@@ -42,7 +45,8 @@ class DistillEvaluation(Strict):
     particles: int = 256
 
     def figures(self, trainer: OnlineTrainer, held_out: Mapping[str, list[Row]], known: dict[str, Any]) -> Figures:
-        """{source/metric: (mean, low, high)}; `known`: the floors of each source, which the first call fills in and a second one finds."""
+        """{source/metric: (mean, low, high)}; `known`: the floors of each source, which the first call fills in and a second
+        one finds."""
         figures: Figures = {}
         for name, rows in held_out.items():
             found = text_losses(trainer, rows)
@@ -58,9 +62,11 @@ class DistillEvaluation(Strict):
 class DistillRun(RolloutRun):
     """Multi-teacher distillation: no reward, Σ_k w_k D(π‖π_k) alone.
 
-    text_share: with one completion a prompt and per_token_reverse_kl, the share of prompts whose states are those of the text that follows them.
-    warm_up: for a student that is far from its teachers: first at states of the texts, with one completion a prompt. start: model, or product: the
-    student is a product of copies of its teachers, as large as all of them; `model` gives the tokenizer.
+    text_share: with one completion a prompt and per_token_reverse_kl, the share of prompts whose states are those of the text
+    that follows them.
+    warm_up: for a student that is far from its teachers: first at states of the texts, with one completion a prompt.
+    start: model, or product: the student is a product of copies of its teachers, as large as all of them;
+    `model` gives the tokenizer.
     """
 
     MOVED: ClassVar = {"rewards": "distillation has none; use task: online."}
@@ -75,13 +81,15 @@ class DistillRun(RolloutRun):
     def _fits(self) -> DistillRun:
         if self.text_share and (self.penalty != "per_token_reverse_kl" or self.server is not None):
             raise ValueError(
-                "text_share: completions that the policy did not sample are for penalty: per_token_reverse_kl alone, without a server; "
+                "text_share: completions that the policy did not sample are for penalty: per_token_reverse_kl alone, "
+                "without a server; "
                 "other rules would be biased."
             )
         method = self.method.make()
         if (self.warm_up is not None or self.text_share) and (type(method).__name__ != "Reinforce" or method.group != 1):
             raise ValueError(
-                "method: expected one completion a prompt with warm_up or text_share (there is one text a prompt): method: {name: reinforce}."
+                "method: expected one completion a prompt with warm_up or text_share (there is one text a prompt): method: "
+                "{name: reinforce}."
             )
         return self
 

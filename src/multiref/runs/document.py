@@ -52,12 +52,14 @@ class Document:
         return self
 
     def where(self, place: Place) -> str:
-        """File and line of the key at a place (of the nearest one around it, where there is none), or the `--set` that gave it."""
+        """File and line of the key at a place (of the nearest one around it, where there is none),
+        or the `--set` that gave it."""
         around = (place[:length] for length in range(len(place), 0, -1))
         return next((self._origins[each] for each in around if each in self._origins), self.source)
 
     def validate(self, kind: type[T]) -> T:
-        """The values as a model, a dataclass or a union of them. ConfigError for the first value that does not fit, and where it stands."""
+        """The values as a model, a dataclass or a union of them.
+        ConfigError for the first value that does not fit, and where it stands."""
         try:
             return TypeAdapter(kind).validate_json(json.dumps(self.values))
         except ValidationError as error:
@@ -87,6 +89,7 @@ class Document:
             else:
                 above = ".".join(path[:depth])
                 raise ConfigError(
-                    f"{assignment}: {above} is {here!r} there, which has no keys; set the whole of it, as --set '{above}={{…}}'."
+                    f"{assignment}: {above} is {here!r} there, which has no keys; set the whole of it, "
+                    f"as --set '{above}={{…}}'."
                 )
         return tuple(place)

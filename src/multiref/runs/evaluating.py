@@ -23,7 +23,8 @@ __all__ = ["EvaluationSettings", "evaluate", "table"]
 class EvaluationSettings(Strict):
     """Which policies, on which prompts, by which rewards.
 
-    policies: name → folder or hub id; differences are against the first. samples: completions of each prompt under every policy. k: of pass@k.
+    policies: name → folder or hub id; differences are against the first.
+    samples: completions of each prompt under every policy. k: of pass@k.
     batch: prompts side by side. resamples: of the bootstrap over prompts.
     """
 
@@ -47,7 +48,8 @@ class EvaluationSettings(Strict):
 
 
 def evaluate(settings: EvaluationSettings, out: str | Path, *, device: str | None = None, say: Say = print) -> dict[str, Any]:
-    """Writes `out`/evaluation.json, config.yaml and samples/<policy>.jsonl; returns the summary. A second call with the same settings samples
+    """Writes `out`/evaluation.json, config.yaml and samples/<policy>.jsonl; returns the summary.
+    A second call with the same settings samples
     what is missing; k and resamples may change."""
     rows, rewards, folder = settings.prompts.rows(), make_rewards(settings.rewards), RunFolder(out)
     folder.claim({"format": FORMAT, **settings.model_dump(mode="json", exclude={"k", "resamples"})})
@@ -84,7 +86,8 @@ def table(summary: Mapping[str, Any]) -> str:
     body = [f"{name:{width}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths)) for name, row in cells.items()]
     s = summary["settings"]
     foot = (
-        f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, at most {s['max_new_tokens']} tokens, "
+        f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, "
+        f"at most {s['max_new_tokens']} tokens, "
         f"seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts"
     )
     return "\n".join([head, *body, foot])

@@ -1,4 +1,5 @@
-"""One executor for every task: claim the folder, find a finished run, go on where a killed one stopped, train, write card, page and model.
+"""One executor for every task: claim the folder, find a finished run, go on where a killed one stopped, train, write card,
+page and model.
 
 Under a launcher every process comes here. The folder belongs to the first: it alone claims, decides where to go on and writes.
 """
@@ -19,7 +20,8 @@ __all__ = ["execute"]
 
 
 def execute(run: BaseRun, *, say: Say = print) -> Path:
-    """Do the run; returns its folder. The same call again goes on where a killed one stopped; finished already: says so and does nothing."""
+    """Do the run; returns its folder.
+    The same call again goes on where a killed one stopped; finished already: says so and does nothing."""
     main = int(os.environ.get("RANK", "0")) == 0
     folder = RunFolder(run.output, main=main)
     say = say if main else _nothing

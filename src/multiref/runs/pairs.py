@@ -1,4 +1,5 @@
-"""What runs on preference pairs share: which pairs, which are held out, which are too long, and the `transformers.Trainer` around them."""
+"""What runs on preference pairs share: which pairs, which are held out, which are too long, and the `transformers.Trainer`
+around them."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Evaluation(Strict):
 
 
 def _arguments() -> type[Arguments[TrainingArguments]]:
-    """transformers' arguments as far as YAML has their types; an enumeration by its names, without the text that stands beside it there."""
+    """transformers' arguments as far as YAML has their types; an enumeration by its names, without the text that stands beside
+    it there."""
     made = arguments_of(
         TrainingArguments,
         check=False,
@@ -114,7 +116,8 @@ class PairsRun(BaseRun):
             raise ConfigError(f"training: {error}") from None
         if made.save_strategy == "steps" and made.logging_strategy == "steps" and made.save_steps % made.logging_steps:
             warnings.warn(
-                f"training: save_steps {made.save_steps} is no multiple of logging_steps {made.logging_steps}, so the first line after a "
+                f"training: save_steps {made.save_steps} is no multiple of logging_steps {made.logging_steps}, "
+                "so the first line after a "
                 "restart averages over fewer steps than an uninterrupted run's.",
                 MultirefWarning,
                 stacklevel=2,
@@ -152,7 +155,8 @@ class PairsRun(BaseRun):
         first = pairs[fits.index(False)].origin
         if self.too_long == "error" or not any(fits):
             raise ConfigError(
-                f"tokenisation.max_length: {fits.count(False)} of {len(pairs)} pairs are {why}, the first {first}. Raise max_length, use a model "
+                f"tokenisation.max_length: {fits.count(False)} of {len(pairs)} pairs are {why}, the first {first}. "
+                "Raise max_length, use a model "
                 "with a longer context, or set too_long to drop."
             )
         say(f"Left out {fits.count(False):,} of {len(pairs):,} pairs that are {why} (the first: {first}).")
@@ -219,7 +223,8 @@ def _warn_of_overlap(train: Sequence[Pair], held_out: Sequence[Pair]) -> None:
     shared = sum(content_key(p.prompt, "") in prompts for p in held_out)
     if same or shared:
         warnings.warn(
-            f"evaluation: {same} of {len(held_out)} held-out pairs have a completion that is trained on, and {shared} a prompt that is. "
+            f"evaluation: {same} of {len(held_out)} held-out pairs have a completion that is trained on, "
+            f"and {shared} a prompt that is. "
             "Their figures do not show generalisation.",
             MultirefWarning,
             stacklevel=2,

@@ -22,10 +22,14 @@ Row = dict[str, Any]
 class Prompts(Strict):
     """A source of prompts.
 
-    kind: text (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph) or gsm8k (a file or hub id).
-    words: the prompt is only the first so many, and the rest the text that follows it; of gsm8k, question and solution are one text then.
-    pieces: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that do not end.
-    style: of gsm8k, chat or plain. split: of a hub data set. skip, limit: so many are left out at the start, and at most so many taken.
+    kind: text (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph) or gsm8k (a file or hub
+    id).
+    words: the prompt is only the first so many, and the rest the text that follows it;
+    of gsm8k, question and solution are one text then.
+    pieces: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that do not
+    end.
+    style: of gsm8k, chat or plain. split: of a hub data set. skip, limit: so many are left out at the start,
+    and at most so many taken.
     weights: {reference: weight} for these prompts: routing.
     """
 

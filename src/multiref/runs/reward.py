@@ -25,9 +25,10 @@ __all__ = ["RewardRun"]
 class RewardRun(PairsRun):
     """A reward model from preference pairs.
 
-    model: a causal language model (its head is replaced by one number) or a reward model to go on with. data: pairs; a `margin` column is used.
-    label_smoothing: share of labels taken to be wrong. centre: c of c (r_w + r_l)², which keeps rewards around zero. lora: train an adapter,
-    merged into the model at the end.
+    model: a causal language model (its head is replaced by one number) or a reward model to go on with.
+    data: pairs; a `margin` column is used.
+    label_smoothing: share of labels taken to be wrong. centre: c of c (r_w + r_l)², which keeps rewards around zero.
+    lora: train an adapter, merged into the model at the end.
     """
 
     task: Literal["reward"]
@@ -82,7 +83,8 @@ class RewardRun(PairsRun):
             },
             limits=(
                 "A reward is defined up to a constant for each prompt: compare completions of one prompt, not prompts.",
-                "Accuracy and calibration are of the pairs' labels, on pairs like these; a policy trained on the reward leaves their distribution.",
+                "Accuracy and calibration are of the pairs' labels, on pairs like these; "
+                "a policy trained on the reward leaves their distribution.",
             ),
         )
         if found is not None:

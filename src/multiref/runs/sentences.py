@@ -1,4 +1,5 @@
-"""What pydantic found wrong, as one of our sentences: found …, expected …. No tag, no arm of a union, no word of pydantic's shows."""
+"""What pydantic found wrong, as one of our sentences: found …, expected ….
+No tag, no arm of a union, no word of pydantic's shows."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ __all__ = ["SweepSettings", "sweep", "weight_grid"]
 
 
 class SweepSettings(Strict):
-    """points: weights on the first of two runs, from 0 to 1 (for more runs the vertices and the middle). samples: completions a prompt from each
+    """points: weights on the first of two runs, from 0 to 1 (for more runs the vertices and the middle).
+    samples: completions a prompt from each
     run's policy, of at most max_new_tokens. limit: how many prompts."""
 
     points: int = Field(default=5, ge=2)
@@ -52,7 +53,8 @@ def sweep(
     rewards: Any = (),
     say: Say = print,
 ) -> list[dict[str, Any]]:
-    """Writes sweep.json; returns its rows: weights, effective sample size, mean length, and with `rewards` E_π[r] of each and of their sum.
+    """Writes sweep.json; returns its rows: weights, effective sample size, mean length, and with `rewards` E_π[r] of each and
+    of their sum.
 
     Args:
         runs: folders of finished runs under reverse KL, one reference each, with the same data and β. prompts: a file of pairs.
@@ -108,7 +110,8 @@ def _rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Encoded], to
 def _point(
     logps: Tensor, lengths: Tensor, weights: tuple[float, ...], names: Sequence[str], values: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """One point of the curve: every mean is Σ_i u_i v_i of a prompt's samples, averaged over prompts; `_error` its standard error over prompts."""
+    """One point of the curve: every mean is Σ_i u_i v_i of a prompt's samples, averaged over prompts;
+    `_error` its standard error over prompts."""
     u, ess = importance_weights(logps, torch.tensor(weights, dtype=torch.float64))
     row = {
         "weights": dict(zip(names, weights)),

@@ -1,4 +1,5 @@
-"""YAML text → plain values and the line of every key. Nothing is executed, and nothing is read twice: a repeated key is an error."""
+"""YAML text → plain values and the line of every key.
+Nothing is executed, and nothing is read twice: a repeated key is an error."""
 
 from __future__ import annotations
 

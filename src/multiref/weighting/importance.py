@@ -11,7 +11,8 @@ __all__ = ["importance_weights"]
 def importance_weights(log_policies: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""[K, B, K·n], [K] → normalised weights [B, K·n] and effective sample sizes [B].
 
-    Samples of prompt b: n from each of the K policies, so their law is the mixture q = (1/K) Σ_k π_k. The target is the geometric mean:
+    Samples of prompt b: n from each of the K policies, so their law is the mixture q = (1/K) Σ_k π_k.
+    The target is the geometric mean:
 
         u_i ∝ Π_k π_k(y_i)^{w_k} / q(y_i),     ESS = (Σ u)² / Σ u²
 

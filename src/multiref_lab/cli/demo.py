@@ -16,7 +16,8 @@ def command(
     cache: Annotated[Path | None, typer.Option(help="Folder in which worlds are kept; by default in the user's cache.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions: each draws its own prompts, answers, labels and order.")] = 3,
 ) -> None:
-    """Make a small world and align a model in it under several rules, with everything exact. No network, no files from elsewhere.
+    """Make a small world and align a model in it under several rules, with everything exact.
+    No network, no files from elsewhere.
 
     Interrupted, the same command goes on where it was; repeated, it reuses what is finished.
 

@@ -32,7 +32,8 @@ def command(
     cache: Annotated[Path | None, typer.Option(help="Folder in which worlds are kept; by default in the user's cache.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
 ) -> None:
-    """Sweep the weight of one reference from 0 to 1 under several rules and seeds: reward, KL and objective, with errors, figures and a page.
+    """Sweep the weight of one reference from 0 to 1 under several rules and seeds: reward, KL and objective, with errors,
+    figures and a page.
 
     Interrupted, the same command goes on where it was, run by run; repeated, it reuses what is finished.
 

@@ -17,7 +17,8 @@ __all__ = ["Narrator"]
 
 
 class Narrator:
-    """A listener (`multiref_lab.experiment`): sentences and progress bars on the terminal; sentences alone where the output is no terminal."""
+    """A listener (`multiref_lab.experiment`): sentences and progress bars on the terminal;
+    sentences alone where the output is no terminal."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -62,7 +63,8 @@ class Narrator:
         self.line(f"Report: {report}   figures: {figures}   ({self._seconds():.0f} s)")
 
     def table(self, table: Table, columns: Sequence[int] | None = None) -> None:
-        """A report's table, or the first of its columns and some others, so that it fits a terminal; "~" stands for "(within noise)"."""
+        """A report's table, or the first of its columns and some others, so that it fits a terminal;
+        "~" stands for "(within noise)"."""
         kept = range(len(table.header)) if columns is None else (0, *columns)
         shown = Shown(title=table.caption, title_justify="left", title_style="dim")
         for column in kept:

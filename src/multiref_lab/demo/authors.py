@@ -1,4 +1,5 @@
-"""The three models of a world, made from nothing: who writes the corpus, and small models that learn to answer as an author does."""
+"""The three models of a world, made from nothing: who writes the corpus, and small models that learn to answer as an author
+does."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ POOR = Habit(confusion=0.8, slip=0.2)
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """All that the world depends on. `base` answers both skills by one habit; a specialist has one for its own skill, one for the other."""
+    """All that the world depends on.
+    `base` answers both skills by one habit; a specialist has one for its own skill, one for the other."""
 
     base: Habit = NOISY
     own: Habit = GOOD
@@ -45,7 +47,8 @@ class WorldSettings:
 
 @dataclass(frozen=True)
 class Author:
-    """Who writes the corpus: which numbers occur, by which habit each skill is answered, and how often the first skill is asked."""
+    """Who writes the corpus: which numbers occur, by which habit each skill is answered, and how often the first skill is
+    asked."""
 
     numbers: tuple[tuple[int, int], ...]
     habits: Mapping[str, Habit]

@@ -64,8 +64,9 @@ class Problem:
 class Habit:
     """How an author answers one skill's problems.
 
-    confusion: probability of answering with the other skill. slip: probability, digit by digit, of writing a random word of `WORDS` instead
-    (which may be the right one). A slip above zero keeps every answer possible: no reference vetoes one.
+    confusion: probability of answering with the other skill. slip: probability, digit by digit,
+    of writing a random word of `WORDS` instead (which may be the right one).
+    A slip above zero keeps every answer possible: no reference vetoes one.
     """
 
     confusion: float
@@ -94,7 +95,8 @@ def points(prompt: str, completion: str) -> int:
 
 
 def split_numbers(seed: int = 0, *, held_out: float = 0.2) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-    """(training, held-out) number pairs: no held-out pair of numbers occurs in training, in either order, under any skill or name."""
+    """(training, held-out) number pairs: no held-out pair of numbers occurs in training, in either order,
+    under any skill or name."""
     unordered = sorted({(min(pair), max(pair)) for pair in NUMBERS})
     random.Random(seed).shuffle(unordered)
     kept = set(unordered[: round(held_out * len(unordered))])

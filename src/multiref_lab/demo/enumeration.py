@@ -1,4 +1,5 @@
-"""All answers to a prompt with their exact probabilities: V first words times V second words, real softmax probabilities, nothing renormalised."""
+"""All answers to a prompt with their exact probabilities: V first words times V second words, real softmax probabilities,
+nothing renormalised."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ __all__ = ["answer_logps", "answer_texts"]
 
 
 def answer_texts(vocabulary: Sequence[str]) -> list[str]:
-    """The V² answers in the order of `answer_logps`: the second word runs fastest. Each begins with a space, as it follows the prompt."""
+    """The V² answers in the order of `answer_logps`: the second word runs fastest.
+    Each begins with a space, as it follows the prompt."""
     return [f" {first} {second}" for first in vocabulary for second in vocabulary]
 
 
@@ -24,7 +26,8 @@ def answer_logps(model: Any, prompt_ids: Tensor, *, prompts_at_once: int = 128) 
 
         log π(y₁ y₂ | x) = log π(y₁ | x) + log π(y₂ | x, y₁)
 
-    The prompt is read once, then each of the V first tokens after it; log-softmax in float64, so that the V² probabilities sum to one to rounding.
+    The prompt is read once, then each of the V first tokens after it; log-softmax in float64, so that the V² probabilities sum
+    to one to rounding.
     """
     training = model.training
     model.eval()

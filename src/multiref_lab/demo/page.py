@@ -38,8 +38,10 @@ def write(findings: Findings, output: Path, *, command: str = "multiref demo") -
 
 EXACT_RULE = "reverse KL, both, is the exact rule: it aims at J itself."
 OWN = (
-    "Each rule is also held to its own standard: its own objective, the best value that objective can have, and the difference (own regret), "
-    "which is what training left undone. The last columns say where the rule would lead if training were perfect, by the yardstick above."
+    "Each rule is also held to its own standard: its own objective, the best value that objective can have, "
+    "and the difference (own regret), "
+    "which is what training left undone. The last columns say where the rule would lead if training were perfect, "
+    "by the yardstick above."
 )
 
 
@@ -51,13 +53,17 @@ def _question(findings: Findings) -> list[str]:
         else "from the references' mean"
     )
     return [
-        "A small language model that answers two kinds of word problems badly is trained on preferences. Two frozen references, each good at one "
+        "A small language model that answers two kinds of word problems badly is trained on preferences. "
+        "Two frozen references, each good at one "
         "kind and confused about the other, say what it must stay near. An answer is two words, so all "
-        f"{findings.answers} answers to a prompt are enumerated and every number below is exact for the policy it describes: nothing is sampled, "
+        f"{findings.answers} answers to a prompt are enumerated and every number below is exact for the policy it describes: "
+        "nothing is sampled, "
         "nothing renormalised.",
-        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two different answers, each drawn {law}; the first "
+        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two different answers, each drawn {law}; "
+        "the first "
         "is preferred with probability σ(difference of rewards).",
-        f"The references disagree by −log F = {findings.disagreement:.3f} nats per completion: no policy has a smaller weighted KL than that.",
+        f"The references disagree by −log F = {findings.disagreement:.3f} nats per completion: "
+        "no policy has a smaller weighted KL than that.",
     ]
 
 
@@ -67,10 +73,12 @@ def limits(findings: Findings) -> list[str]:
     test = (
         "With one seed nothing can be told apart."
         if n < 2
-        else f"“Within noise” means that a paired t-test over {n} seeds at the 5 % level, not corrected for several comparisons, sees no difference."
+        else f"“Within noise” means that a paired t-test over {n} seeds at the 5 % level, "
+        "not corrected for several comparisons, sees no difference."
     )
     return [
-        f"{test} A seed changes prompts, answers, labels and the order of training; the world (base and references) is one and the same, so the "
+        f"{test} A seed changes prompts, answers, labels and the order of training; "
+        "the world (base and references) is one and the same, so the "
         "errors say nothing about other worlds."
     ]
 
@@ -88,14 +96,17 @@ def _pictures(findings: Findings, folder: Path) -> list[Picture]:
         page.picture(
             objective_by_method(methods, axis="J* − J(π) = β KL(π‖π*), as asked  (log; lower is better)", scale="log"),
             folder / "objective",
-            "What is missing to the best value of the objective as asked. Large marks: mean and standard error over seeds; ticks: each seed; "
+            "What is missing to the best value of the objective as asked. Large marks: mean and standard error over seeds; "
+            "ticks: each seed; "
             "grey: models that were not trained here.",
-            "What each rule's policy misses of the best objective as asked: mean and standard error over seeds, each seed a tick.",
+            "What each rule's policy misses of the best objective as asked: mean and standard error over seeds, "
+            "each seed a tick.",
         ),
         page.picture(
             curves(_curves(findings, "gap"), x="preference pairs seen", y="KL(π‖π*), nats per completion  (log)", log_y=True),
             folder / "gap",
-            "Distance to the optimum of the objective as asked, while training. Only the exact rule is pulled to zero; the others settle "
+            "Distance to the optimum of the objective as asked, while training. Only the exact rule is pulled to zero; "
+            "the others settle "
             "at a distance.",
             "Distance to the exact optimum while training, by rule.",
         ),

@@ -19,11 +19,12 @@ __all__ = ["PairLaw", "draw_pairs"]
 class PairLaw:
     """How pairs are drawn and labelled.
 
-    Each answer comes from μ = (1 − explore) · mean of the references + explore · uniform over all V² answers; a pair holds two different answers
-    (the second is drawn from μ without the first). The first is preferred with probability σ(scale · (points(first) − points(second))).
+    Each answer comes from μ = (1 − explore) · mean of the references + explore · uniform over all V² answers;
+    a pair holds two different answers (the second is drawn from μ without the first).
+    The first is preferred with probability σ(scale · (points(first) − points(second))).
 
-    The references of the demo give every answer now and then, so `explore` may be zero; where they do not, nothing is ever said about the answers
-    that none gives, and a policy drifts there unpunished.
+    The references of the demo give every answer now and then, so `explore` may be zero;
+    where they do not, nothing is ever said about the answers that none gives, and a policy drifts there unpunished.
     """
 
     prompts: int = 2400

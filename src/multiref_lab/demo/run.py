@@ -1,4 +1,5 @@
-"""The demo itself: a world, then every rule under every seed, each trained and measured exactly. Finished runs are kept and reused."""
+"""The demo itself: a world, then every rule under every seed, each trained and measured exactly.
+Finished runs are kept and reused."""
 
 from __future__ import annotations
 
@@ -51,8 +52,10 @@ class Measured(TypedDict):
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report shows. `runs`: by rule, seed after seed; `given`: untouched models and the exact optimum; `ends`: each rule's own exact
-    optimum, on the common yardstick; `missed`: by rule and seed, the reward that the same weighted KL could have bought less the reward reached."""
+    """All that the report shows. `runs`: by rule, seed after seed; `given`: untouched models and the exact optimum; `ends`:
+    each rule's own exact
+    optimum, on the common yardstick; `missed`: by rule and seed, the reward that the same weighted KL could have bought less
+    the reward reached."""
 
     settings: DemoSettings
     rules: list[Rule]
@@ -81,7 +84,8 @@ def run(settings: DemoSettings, output: Path, cache: Path | None, told: Listener
 
 
 class _Training:
-    """Trains and measures a trial. The world, the measures, and the pairs of a seed are shared; pairs are made only where a rule is still to be trained."""
+    """Trains and measures a trial.
+    The world, the measures, and the pairs of a seed are shared; pairs are made only where a rule is still to be trained."""
 
     def __init__(self, settings: DemoSettings, output: Path, cache: Path | None, told: Listener) -> None:
         self.settings, self.output, self.cache, self.told = settings, output, cache, told
@@ -116,7 +120,8 @@ class _Training:
     @cached_property
     def world(self) -> World:
         self.told.phase(
-            "Making the world: a base model that answers two kinds of word problems badly, and two specialists, each good at one kind "
+            "Making the world: a base model that answers two kinds of word problems badly, and two specialists, "
+            "each good at one kind "
             "(kept for the next time)."
         )
         return make(self.cache, self.settings.world, progress=self.told.progress)

@@ -46,7 +46,8 @@ def common_table(findings: Findings) -> Table:
 
 
 def own_table(findings: Findings) -> Table:
-    """Each rule by its own objective: how near training came to what the rule asks for, and where the rule leads when it is reached."""
+    """Each rule by its own objective: how near training came to what the rule asks for, and where the rule leads when it is
+    reached."""
     header = ["rule", "its own objective", "its value", "its best value", "own regret"]
     header += ["J as asked at its own optimum", "KL(π*_rule‖π*)"]
     rows = []
@@ -60,7 +61,8 @@ def own_table(findings: Findings) -> Table:
 
 
 def verdicts(findings: Findings) -> list[str]:
-    """One line a rule: better, worse, or not told apart from the exact rule by J; what it gains in reward and pays in KL; and its own optimum."""
+    """One line a rule: better, worse, or not told apart from the exact rule by J; what it gains in reward and pays in KL;
+    and its own optimum."""
     best = findings.ends[EXACT]["J"]
     lines = []
     for rule in findings.rules:
@@ -78,7 +80,8 @@ def verdicts(findings: Findings) -> list[str]:
         reward, price = (difference(findings, rule.name, number).text() for number in ("reward", "price"))
         missed = Measure.of(findings.missed[rule.name]).text()
         lines.append(
-            f"{rule.name}: {said} Against it: reward {reward}, weighted KL {price}; it misses {missed} of the reward that this KL "
+            f"{rule.name}: {said} Against it: reward {reward}, weighted KL {price}; "
+            f"it misses {missed} of the reward that this KL "
             f"could buy. Trained perfectly, the rule would lose {lost:.3f} of J."
         )
     return lines

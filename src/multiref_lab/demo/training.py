@@ -24,7 +24,8 @@ def train_on_pairs(
     arguments: dict[str, Any],
     listen: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> None:
-    """AdamW with a short warm-up and a cosine to zero. The order of pairs is decided by the seed alone, so it is the same for every objective.
+    """AdamW with a short warm-up and a cosine to zero. The order of pairs is decided by the seed alone,
+    so it is the same for every objective.
 
     Args:
         arguments: of `TrainingArguments`; at least its length, batch, rate and seed.

@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]  # what, done, of
 class World:
     """Models, problems, and the reward; all answers can be enumerated.
 
-    `base` and the values of `references` are transformers models in evaluation mode (copy one before training it); `folder` holds each of
-    them as a model folder of its name, with the tokenizer.
+    `base` and the values of `references` are transformers models in evaluation mode (copy one before training it);
+    `folder` holds each of them as a model folder of its name, with the tokenizer.
     """
 
     folder: Path
@@ -114,7 +114,8 @@ def default_cache() -> Path:
 
 
 def folder_of(settings: WorldSettings, cache: str | os.PathLike[str] | None = None) -> Path:
-    """Where a world is kept: named by the settings, by the code that makes its models, and by the versions below. A change in any makes another world."""
+    """Where a world is kept: named by the settings, by the code that makes its models, and by the versions below.
+    A change in any makes another world."""
     named = digest(dataclasses.asdict(settings), "multiref_lab.demo.authors")
     return (Path(cache) if cache is not None else default_cache()) / f"world-{named}"
 

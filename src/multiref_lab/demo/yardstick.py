@@ -41,7 +41,8 @@ class Answers:
     def measure(self, log_policy: Tensor) -> dict[str, float]:
         """[N, Y] → numbers, means over prompts.
 
-        reward: E_π[r]; kl/<reference>: KL(π‖π_k), nats per completion; accuracy/<skill>: probability of the right answer on that skill's prompts.
+        reward: E_π[r]; kl/<reference>: KL(π‖π_k), nats per completion; accuracy/<skill>:
+        probability of the right answer on that skill's prompts.
         """
         right = log_policy.exp().gather(1, self.reward.argmax(1, keepdim=True))[:, 0]
         found = {"reward": expectation(log_policy, self.reward)}
@@ -73,7 +74,8 @@ class Yardstick:
     def measure(self, log_policy: Tensor) -> dict[str, float]:
         """[N, Y] → the numbers of `Answers.measure`, and, means over prompts too:
 
-        J: E_π[r] − β Σ_k w_k KL(π‖π_k); gap: KL(π‖π*), for which J* − J = β · gap; price: Σ_k w_k KL(π‖π_k), nats per completion.
+        J: E_π[r] − β Σ_k w_k KL(π‖π_k); gap: KL(π‖π*), for which J* − J = β · gap; price:
+        Σ_k w_k KL(π‖π_k), nats per completion.
         """
         found = {
             "J": self._value(log_policy, self.asked),
@@ -97,7 +99,8 @@ class Yardstick:
         return [(numbers["price"], numbers["reward"]) for numbers in found]
 
     def best_reward(self, price: float) -> float:
-        """The largest mean reward of any policy whose weighted KL is `price`, averaged over prompts: on the frontier, by bisection of log β.
+        """The largest mean reward of any policy whose weighted KL is `price`, averaged over prompts:
+        on the frontier, by bisection of log β.
 
         Below the disagreement no policy exists (NaN); above the price of the best reward, that reward.
         """

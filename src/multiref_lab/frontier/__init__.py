@@ -1,6 +1,8 @@
-"""The published figure at small scale: rules swept over the weight of one reference, offline and online, several seeds each, with errors.
+"""The published figure at small scale: rules swept over the weight of one reference, offline and online, several seeds each,
+with errors.
 
-`sweep(Training(settings), output, …)` trains what is missing, `Findings` asks the records, `write(findings, output)` makes the page.
+`sweep(Training(settings), output, …)` trains what is missing, `Findings` asks the records, `write(findings, output)` makes the
+page.
 """
 
 from lazy_loader import attach_stub

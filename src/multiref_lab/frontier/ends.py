@@ -20,8 +20,8 @@ def optimum(
 ) -> Tensor:
     """[N, Y] rewards, [K, N, Y] → [N, Y]: log-probabilities of the policy at which the rule comes to rest.
 
-    Offline the preferences are those of the exact reward and the pairs are drawn, two different answers, from the references' mean; only
-    Multi-DPO's optimum depends on that law.
+    Offline the preferences are those of the exact reward and the pairs are drawn, two different answers,
+    from the references' mean; only Multi-DPO's optimum depends on that law.
     """
     weights = (weight, 1 - weight)
     if training == "online":

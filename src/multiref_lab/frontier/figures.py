@@ -1,4 +1,5 @@
-"""The sweep's figures: curves over the weight α with standard errors, dashed where a rule would end if training were perfect, and the plane of reward
+"""The sweep's figures: curves over the weight α with standard errors, dashed where a rule would end if training were perfect,
+and the plane of reward
 and KL."""
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def reward(findings: Findings, plane: Plane) -> Figure:
 
 
 def plane_of_reward(findings: Findings, plane: Plane) -> Figure:
-    """Reward against the mean KL to both references: a line joins a rule's weights, larger marks a larger α; β is varied where it was swept."""
+    """Reward against the mean KL to both references: a line joins a rule's weights, larger marks a larger α;
+    β is varied where it was swept."""
     figure, axes = canvas(6.4, 5.2)
     planes = [p for p in findings.planes if (p.task, p.pairs) == (plane.task, plane.pairs)]
     optima = [findings.best(plane, 0.5, beta=plane.beta * factor) for factor in BETAS]

@@ -1,4 +1,5 @@
-"""All that a sweep found: values by task, rule and weight, seed by seed; J at every weight from reward and KL, in which it is linear."""
+"""All that a sweep found: values by task, rule and weight, seed by seed; J at every weight from reward and KL,
+in which it is linear."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Plane:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the exact optimum of the objective, or of a rule, lies: E_π[r], KL to each reference, J at the weight and β it is for, KL(π‖π*)."""
+    """Where the exact optimum of the objective, or of a rule, lies: E_π[r], KL to each reference,
+    J at the weight and β it is for, KL(π‖π*)."""
 
     reward: float
     kl: tuple[float, float]
@@ -104,7 +106,8 @@ class Findings:
         return self.end(plane, "exact", weight, beta=beta)
 
     def end(self, plane: Plane, rule: str, weight: float, *, beta: float | None = None) -> Place | None:
-        """Where `rule` comes to rest if trained perfectly, measured by the objective of its weight; None where answers cannot be enumerated."""
+        """Where `rule` comes to rest if trained perfectly, measured by the objective of its weight;
+        None where answers cannot be enumerated."""
         return (
             self._end(plane.task, rule, weight, plane.beta if beta is None else beta) if self.enumerated(plane.task) else None
         )
@@ -128,7 +131,8 @@ class Findings:
         )
 
     def best_reward(self, plane: Plane, weight: float, price: float) -> float:
-        """Reward of the exact optimum (over all β) whose price is this; linear between 80 values of β, so a little low (< 1e-3)."""
+        """Reward of the exact optimum (over all β) whose price is this; linear between 80 values of β,
+        so a little low (< 1e-3)."""
         found = [self.best(plane, weight, beta=plane.beta * 2 ** (step / 8)) for step in range(-48, 33)]
         places = [(place.price(weight), place.reward) for place in reversed(found) if place is not None]
         above = bisect.bisect_left([x for x, _ in places], price)
@@ -190,7 +194,8 @@ class Trained:
         return None if best is None else [best.J - value for value in self.values("J", at=at)]
 
     def missed(self, *, at: float | None = None) -> list[float]:
-        """By seed: the largest reward that any policy has at this one's Σ_k w_k KL, less its own. Empty where answers cannot be enumerated."""
+        """By seed: the largest reward that any policy has at this one's Σ_k w_k KL, less its own.
+        Empty where answers cannot be enumerated."""
         if not self.findings.enumerated(self.plane.task):
             return []
         weight = self.weight if at is None else at

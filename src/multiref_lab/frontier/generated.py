@@ -141,7 +141,8 @@ class PairSet:
         return torch.stack([self._of(model) for model in self.world.references.values()])
 
     def measure(self, policy: PreTrainedModel, cell: Cell, name: str) -> dict[str, float]:
-        """The mean loss of the cell's own objective (nats per pair), the share of pairs its reward ranks as labelled, its mean margin."""
+        """The mean loss of the cell's own objective (nats per pair), the share of pairs its reward ranks as labelled,
+        its mean margin."""
         rule = objective(cell.rule, cell.weights, cell.beta)
         lengths = torch.full((len(self.rows), 2), 2)
         seen = PairLogps(self._of(policy), self.references, lengths, lengths.expand(2, -1, -1))

@@ -35,7 +35,8 @@ class Cell:
 
 
 def rule_at(rule: str, weight: float) -> str:
-    """The rule of the run that a curve passes at a weight: at both ends the single reference's own, which every rule is there but those of `OWN_ENDS`."""
+    """The rule of the run that a curve passes at a weight: at both ends the single reference's own,
+    which every rule is there but those of `OWN_ENDS`."""
     return SINGLE if weight in (0, 1) and rule not in OWN_ENDS else rule
 
 
@@ -45,7 +46,8 @@ def cell_at(task: str, training: str, rule: str, weight: float, beta: float, pai
 
 
 def cells(settings: FrontierSettings) -> list[Cell]:
-    """All cells, each once; both single references always (they are a line across every weight). Seeds outermost, so that a cut run has whole seeds."""
+    """All cells, each once; both single references always (they are a line across every weight).
+    Seeds outermost, so that a cut run has whole seeds."""
     every = (
         cell_at(name, settings.training, rule, weight, beta, pairs, seed)
         for name, task in settings.tasks.items()

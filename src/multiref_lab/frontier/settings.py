@@ -1,4 +1,5 @@
-"""What a sweep is: which rules, which weights, which seeds, on which tasks, trained how. Plain values, as a YAML file holds them."""
+"""What a sweep is: which rules, which weights, which seeds, on which tasks, trained how.
+Plain values, as a YAML file holds them."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Offline:
 
 @dataclass(frozen=True, config=STRICT)
 class Online:
-    """RLOO: `steps` batches of `prompts_per_step` prompts with `group` completions each, out of `prompts` different prompts; the rate falls to zero."""
+    """RLOO: `steps` batches of `prompts_per_step` prompts with `group` completions each, out of `prompts` different prompts;
+    the rate falls to zero."""
 
     steps: Count = 150
     prompts: Count = 1200
@@ -68,11 +70,13 @@ class Generated:
 
 @dataclass(frozen=True, config=STRICT)
 class Stories:
-    """Small real language models, a reward from a lexicon, completions of `new_tokens` tokens: everything is estimated from samples.
+    """Small real language models, a reward from a lexicon, completions of `new_tokens` tokens:
+    everything is estimated from samples.
 
-    policy, references (two), stories, lexicon: paths, relative to the folder of models and data. A prompt is the first `prompt_words` words of a
-    story. The untouched policy gives four completions of each training prompt, two pairs, labelled by Bradley–Terry with reward
-    scale · Σ valence / √words. A policy is measured on `held_out` prompts, other ones for each seed, with `samples` completions each.
+    policy, references (two), stories, lexicon: paths, relative to the folder of models and data.
+    A prompt is the first `prompt_words` words of a story. The untouched policy gives four completions of each training prompt,
+    two pairs, labelled by Bradley–Terry with reward scale · Σ valence / √words.
+    A policy is measured on `held_out` prompts, other ones for each seed, with `samples` completions each.
     """
 
     policy: str
@@ -96,7 +100,8 @@ Task = Generated | Stories
 class FrontierSettings:
     """A sweep: rules × weights × seeds on each task that is given. `weights` are those of the first reference (α on the page).
 
-    At 1 and 0 are the single references themselves: K = 1 is left, so each is trained once and stands at the end of every curve (but the authors'
+    At 1 and 0 are the single references themselves: K = 1 is left, so each is trained once and stands at the end of every curve
+    (but the authors'
     recipe: with one reference it is still another objective, and is trained at its ends too).
     """
 

@@ -62,9 +62,9 @@ class StoriesBench:
     def measure(self, policy: Any, seed: int) -> dict[str, float]:
         """Means over this seed's held-out prompts, and `<name>±`, their standard errors over prompts.
 
-        reward: E_π[r]; kl/<reference>: E_π[log π − log π_k] over the first `new_tokens` tokens, nats per completion (k1: unbiased, may be
-        negative); entropy: −E_π[log π] of the same; distinct: different completions of a prompt, as a share of `samples`; unfinished: the share
-        cut at the limit.
+        reward: E_π[r]; kl/<reference>: E_π[log π − log π_k] over the first `new_tokens` tokens, nats per completion (k1:
+        unbiased, may be negative); entropy: −E_π[log π] of the same; distinct: different completions of a prompt,
+        as a share of `samples`; unfinished: the share cut at the limit.
         """
         task, held_out = self.task, self._split(seed)[0]
         model = type(self.policy)(policy, self.policy.tokenizer, "trained")
@@ -97,7 +97,8 @@ class StoriesBench:
         return _shared(self, pairs, seed)
 
     def pairs(self, number: int, seed: int) -> list[Pair]:
-        """Two pairs of completions of the untouched policy for each training prompt, labelled by Bradley–Terry; equal texts are left out."""
+        """Two pairs of completions of the untouched policy for each training prompt, labelled by Bradley–Terry;
+        equal texts are left out."""
         prompts = self._split(seed)[1][: -(-number // EACH)]
         chance = random.Random(seed)
         policy, generation = self.policy, Generation(self.task.new_tokens, batch=WIDE)
@@ -130,7 +131,8 @@ def _shared(bench: StoriesBench, pairs: int, seed: int) -> tuple[list[Pair], Seq
 
 
 def openings(path: Path, words: int) -> list[str]:
-    """The first `words` words of each story of a JSON Lines file with a key `text`; each opening once, shorter stories left out."""
+    """The first `words` words of each story of a JSON Lines file with a key `text`; each opening once,
+    shorter stories left out."""
     found: dict[str, None] = {}
     for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:

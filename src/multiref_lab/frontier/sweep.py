@@ -38,7 +38,8 @@ _BENCHES: dict[str, Bench] = {}
 class Training:
     """Cell → its numbers. A bench is made once a process.
 
-    cache: folder in which generated worlds are kept; None: the user's. shared: folder of models and data that the stories' paths are relative to.
+    cache: folder in which generated worlds are kept; None: the user's. shared: folder of models and data that the stories'
+    paths are relative to.
     """
 
     settings: FrontierSettings

@@ -1,4 +1,5 @@
-"""Logistic regression on many almost equal data sets: one design matrix a seed, one vector of weights a run, and what influence functions say of it."""
+"""Logistic regression on many almost equal data sets: one design matrix a seed, one vector of weights a run,
+and what influence functions say of it."""
 
 from __future__ import annotations
 
@@ -80,9 +81,11 @@ def influence(
 
         θ_{−i} − θ ≈ H⁻¹ ∇ℓ_i,     ∇ℓ_i = −σ(−m_i) Δ_i,     leverage h_i = σ'(m_i) Δ_iᵀ H⁻¹ Δ_i
 
-    Divided by 1 − h_i it is one Newton step on the data without i (exact to first order there): plain influence is too small by that factor.
+    Divided by 1 − h_i it is one Newton step on the data without i (exact to first order there):
+    plain influence is too small by that factor.
 
-    Source: Koh and Liang, 2017, for H⁻¹∇ℓ; the leverage is the classical one of weighted least squares (DERIVED here from Sherman–Morrison).
+    Source: Koh and Liang, 2017, for H⁻¹∇ℓ; the leverage is the classical one of weighted least squares (DERIVED here from
+    Sherman–Morrison).
     """
     offset = delta.new_zeros(delta.shape[:2]) if offset is None else offset
     margin = (delta * theta.unsqueeze(1)).sum(-1) + offset
@@ -98,7 +101,8 @@ def influence(
 class Agreement:
     """Predicted against true changes, one number a seed [S].
 
-    correlation: of predicted and true. slope: of true on predicted through zero (1: right size). error: ‖true − predicted‖ / ‖true‖.
+    correlation: of predicted and true. slope: of true on predicted through zero (1: right size).
+    error: ‖true − predicted‖ / ‖true‖.
     """
 
     correlation: Tensor

@@ -14,10 +14,12 @@ __all__ = ["Runs"]
 
 @dataclass(frozen=True)
 class Runs:
-    """M = 2 + replaced + left_out runs on n examples. Rows 0 … n−1 are the examples, row n + j the spare that run 1 + j gets for example j.
+    """M = 2 + replaced + left_out runs on n examples. Rows 0 … n−1 are the examples, row n + j the spare that run 1 + j gets
+    for example j.
 
-    Run 0: all n. Runs 1 … R: example j replaced. Runs R + 1 … R + L: example R + j left out. The last run: all n again, with other random
-    numbers in training (what a rerun moves anyway). Examples are drawn independently, so exchanging the first ones is exchanging random ones.
+    Run 0: all n. Runs 1 … R: example j replaced. Runs R + 1 … R + L: example R + j left out.
+    The last run: all n again, with other random numbers in training (what a rerun moves anyway).
+    Examples are drawn independently, so exchanging the first ones is exchanging random ones.
     """
 
     samples: int
@@ -28,7 +30,8 @@ class Runs:
         least = self.replaced + self.left_out + 1
         if self.samples < least or self.replaced < 1 or self.left_out < 0:
             raise ArgumentError(
-                f"samples: found {self.samples} with {self.replaced} replaced and {self.left_out} left out, expected at least {least} samples "
+                f"samples: found {self.samples} with {self.replaced} replaced and {self.left_out} left out, "
+                f"expected at least {least} samples "
                 "and one replacement"
             )
 
@@ -66,7 +69,8 @@ class Runs:
         return weights
 
     def rows_of(self, drawn: Tensor, second: Tensor) -> Tensor:
-        """[*, 1, B] examples drawn for all runs alike → [*, M, B] rows: a replaced example becomes its spare, one left out becomes `second` (or its neighbour)."""
+        """[*, 1, B] examples drawn for all runs alike → [*, M, B] rows: a replaced example becomes its spare,
+        one left out becomes `second` (or its neighbour)."""
         shape = (*[1] * (drawn.ndim - 2), -1, 1)
         gone, new = self.changed.reshape(shape), self.instead.reshape(shape)
         other = torch.where(second == gone, (gone + 1) % self.samples, second)

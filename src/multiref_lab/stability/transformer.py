@@ -1,7 +1,8 @@
-"""Many small transformers at once: a causal decoder whose every weight has the runs R on its first axis, over completions that can be counted.
+"""Many small transformers at once: a causal decoder whose every weight has the runs R on its first axis,
+over completions that can be counted.
 
-A prompt is a vector of content in place of a start token. Parameters of a run are one row of a matrix [R, P], so that a distance between two runs, a
-step of Adam, or a gradient for each run is one line.
+A prompt is a vector of content in place of a start token. Parameters of a run are one row of a matrix [R, P],
+so that a distance between two runs, a step of Adam, or a gradient for each run is one line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ __all__ = ["Shape"]
 
 @dataclass(frozen=True)
 class Shape:
-    """One pre-norm decoder layer of `width` with two heads and squared rectifiers; completions are `length` tokens of `vocabulary`; prompts are `content` numbers.
+    """One pre-norm decoder layer of `width` with two heads and squared rectifiers; completions are `length` tokens of
+    `vocabulary`; prompts are `content` numbers.
 
     outputs: numbers at each position: the vocabulary for a policy, 1 for a reward model.
     """
@@ -41,7 +43,8 @@ class Shape:
         """The matrices in a row of parameters."""
         w = self.width
         return {
-            "content": (self.content, w), "token": (self.vocabulary, w), "position": (self.length + 1, w), "qkv": (w, 3 * w), "mix": (w, w),
+            "content": (self.content, w), "token": (self.vocabulary, w), "position": (self.length + 1, w), "qkv": (w, 3 * w),
+            "mix": (w, w),
             "up": (w, 2 * w), "down": (2 * w, w), "head": (w, self.outputs),
         }  # fmt: skip
 

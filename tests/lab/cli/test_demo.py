@@ -57,8 +57,10 @@ def test_help_needs_nothing_heavy() -> None:
     import subprocess
 
     code = (
-        "import sys; from typer.testing import CliRunner; from multiref.cli import app; r = CliRunner().invoke(app, ['demo', '--help']); "
-        "assert r.exit_code == 0 and '--quick' in r.output; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+        "import sys; from typer.testing import CliRunner; from multiref.cli import app; r = CliRunner().invoke(app, ['demo', "
+        "'--help']); "
+        "assert r.exit_code == 0 and '--quick' in r.output; print([m for m in ('torch', 'transformers', "
+        "'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert "transformers" not in done.stdout and "matplotlib" not in done.stdout

@@ -54,7 +54,8 @@ def test_held_out_numbers_never_occur_in_training_in_either_order() -> None:
 
 @pytest.mark.parametrize("habit", [Habit(0.0, 0.0), Habit(0.85, 0.2), Habit(0.3, 0.3)])
 def test_an_author_answers_as_often_right_as_the_habit_says(habit: Habit) -> None:
-    """Problem with right digits (7, 8) and confused digits (4, 7), all different: P(right) = (1 − c)(1 − s + s/22)² + c (s/22)²."""
+    """Problem with right digits (7, 8) and confused digits (4, 7), all different: P(right) = (1 − c)(1 − s + s/22)² + c
+    (s/22)²."""
     problem, chance, n = Problem("total", 47, 31, ("ann", "bob"), "pens"), random.Random(0), 20000
     found = Counter(write(problem, habit, chance) for _ in range(n))
     c, s = habit.confusion, habit.slip

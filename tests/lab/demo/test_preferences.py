@@ -26,7 +26,8 @@ def test_labels_follow_bradley_terry(tiny_world) -> None:  # type: ignore[no-unt
 
 
 def test_answers_come_from_the_mixture_stated(tiny_world) -> None:  # type: ignore[no-untyped-def]
-    """One prompt, many pairs: how often each answer occurs is P(y first) + P(y second) = μ(y) + Σ_{z ≠ y} μ(z) μ(y) / (1 − μ(z))."""
+    """One prompt, many pairs: how often each answer occurs is P(y first) + P(y second) = μ(y) + Σ_{z ≠ y} μ(z) μ(y) / (1 −
+    μ(z))."""
     law = PairLaw(prompts=1, pairs_per_prompt=4000, explore=0.4)
     (problem,) = tiny_world.problems(1, 9)
     peaked = (3 * torch.randn(2, 1, 529, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).log_softmax(-1)

@@ -24,7 +24,8 @@ def test_every_answer_is_enumerated_and_their_probabilities_sum_to_one(tiny_worl
 
 
 def test_enumeration_agrees_with_scoring_each_answer_as_text(tiny_world) -> None:  # type: ignore[no-untyped-def]
-    """Brute force: every answer as text through `encode` and `completion_logps`, in the order of `answers`. Float32 model: 1e-5 nats."""
+    """Brute force: every answer as text through `encode` and `completion_logps`, in the order of `answers`.
+    Float32 model: 1e-5 nats."""
     (problem,) = tiny_world.problems(1, 5)
     model, tokenizer = tiny_world.references["adder"], tiny_world.tokenizer
     with torch.inference_mode():
@@ -99,7 +100,8 @@ def test_a_damaged_or_unwritable_cache_is_one_clear_error(tmp_path, tiny_world) 
 
 
 def test_specialists_begin_as_the_base_and_learn_their_own_habit(tiny_world) -> None:  # type: ignore[no-untyped-def]
-    """Even after a dozen steps digits have taken mass from the other words (uniform: 100 of V² answers), and the three models differ."""
+    """Even after a dozen steps digits have taken mass from the other words (uniform:
+    100 of V² answers), and the three models differ."""
     problems = tiny_world.problems(20, 2)
     digits = torch.tensor([all(word.isdigit() for word in text.split()) for text in tiny_world.answers])
     base = tiny_world.logps(tiny_world.base, problems)

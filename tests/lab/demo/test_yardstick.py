@@ -76,7 +76,8 @@ def test_the_frontier_is_what_it_says(bench) -> None:  # type: ignore[no-untyped
 
 
 def test_no_policy_has_more_reward_than_its_price_can_buy(bench) -> None:  # type: ignore[no-untyped-def]
-    """best_reward(price(π)) ≥ reward(π) for any π, with equality on the frontier (Lagrange: the optimum at β is best for its price)."""
+    """best_reward(price(π)) ≥ reward(π) for any π, with equality on the frontier (Lagrange:
+    the optimum at β is best for its price)."""
     yardstick, log_policy, *_ = bench
     for rule in rules(WEIGHTS):
         numbers = yardstick.measure(yardstick.solution(rule.regularizer).log_policy)

@@ -1,4 +1,5 @@
-"""What is compared is what is named: ends that are the single references, continuity, the exact rule's optimum, each rival's own."""
+"""What is compared is what is named: ends that are the single references, continuity, the exact rule's optimum,
+each rival's own."""
 
 import copy
 
@@ -27,7 +28,8 @@ def cell(rule: str, weight: float, training: str = "offline") -> Cell:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_every_rules_ends_are_the_single_reference_runs(rule, weight, bench):
-    """Trained at α = 1 (0) on scores of both references, a rule reaches, to rounding, the policy of plain DPO (K = 1) on the first (second) alone."""
+    """Trained at α = 1 (0) on scores of both references, a rule reaches, to rounding, the policy of plain DPO (K = 1) on the
+    first (second) alone."""
     pairs = draw_pairs(bench.world, PairLaw(prompts=32, pairs_per_prompt=2, scale=TASK.scale), 0)
     folders = bench.world.reference_folders
     scores = References(
@@ -46,21 +48,25 @@ def test_every_rules_ends_are_the_single_reference_runs(rule, weight, bench):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_curves_are_continuous_at_both_ends(rule, bench):
-    """As α → 0 and α → 1 a rule's numbers go to the single reference's: at 1e-7 from an end they are within 1e-4 (the authors' script jumps there)."""
+    """As α → 0 and α → 1 a rule's numbers go to the single reference's: at 1e-7 from an end they are within 1e-4 (the authors'
+    script jumps there)."""
     for end, near in ((0.0, 1e-7), (1.0, 1 - 1e-7)):
         at, beside = bench.train(cell("single", end)), bench.train(cell(rule, near))
-        assert {k: beside[k] for k in ("reward", "kl/adder", "kl/picker")} == pytest.approx({k: at[k] for k in ("reward", "kl/adder", "kl/picker")}, abs=1e-4)  # fmt: skip
+        assert {k: beside[k] for k in ("reward", "kl/adder", "kl/picker")} == pytest.approx({k: at[k] for k in ("reward",
+            "kl/adder", "kl/picker")}, abs=1e-4)  # fmt: skip
 
 
 def test_online_ends_are_the_single_references_but_for_the_authors_recipe(bench):
-    """MRPO's pool with one reference is that reference; k3 as a loss is another objective even then, so its run at α = 1 is another one."""
+    """MRPO's pool with one reference is that reference; k3 as a loss is another objective even then,
+    so its run at α = 1 is another one."""
     alone = bench.train(cell("single", 1.0, "online"))
     assert bench.train(cell("mrpo", 1.0, "online")) == pytest.approx(alone, abs=1e-5)
     assert abs(bench.train(cell("authors", 1.0, "online"))["reward"] - alone["reward"]) > 1e-6
 
 
 def test_the_exact_rule_maximises_the_objective_among_the_rules(tmp_path):
-    """A table trained to convergence on all comparisons: the exact rule reaches J* = β log Σ Π π_k^{w_k} e^{r/β} to 1e-5; the others miss 5e-4 or more of it.
+    """A table trained to convergence on all comparisons: the exact rule reaches J* = β log Σ Π π_k^{w_k} e^{r/β} to 1e-5;
+    the others miss 5e-4 or more of it.
     MRPO's ends at e^{r/β} / Σ_k (w_k / π_k), by hand."""
     world, beta, weights = random_world(2, seed=5, spread=1.5), 0.7, (0.3, 0.7)
     best = beta * float(((0.3 * world.ref_logps[0] + 0.7 * world.ref_logps[1]).exp() * (world.reward / beta).exp()).sum().log())

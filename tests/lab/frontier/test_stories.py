@@ -44,7 +44,8 @@ def bench(folder):
 
 
 def test_kl_from_samples_carries_its_error(bench):
-    """The untouched policy against itself: KL 0 with error 0. Against the other model: positive by more than 4 of its own standard errors."""
+    """The untouched policy against itself: KL 0 with error 0.
+    Against the other model: positive by more than 4 of its own standard errors."""
     numbers = bench.measure(bench.policy.model, 0)
     assert abs(numbers["kl/self"]) < 1e-4 and numbers["kl/self±"] < 1e-4
     assert numbers["kl/other"] > 4 * numbers["kl/other±"] > 0
@@ -59,7 +60,8 @@ def test_a_seeds_held_out_openings_are_none_of_its_training_openings(bench):
 
 
 def test_labels_follow_bradley_terry_in_the_lexicons_reward(bench):
-    """Over 40 seeds: the summed (reward of chosen − rejected) equals its expectation Σ |d| tanh(|d|/2) within 4 standard errors."""
+    """Over 40 seeds: the summed (reward of chosen − rejected) equals its expectation Σ |d| tanh(|d|/2) within 4 standard
+    errors."""
     found = [bench._rewards([pair.chosen, pair.rejected]) for seed in range(40) for pair in bench.pairs(16, seed)]
     d = torch.tensor([a - b for a, b in found], dtype=torch.float64)
     expected, variance = (d.abs() * (d.abs() / 2).tanh()).sum(), (d**2 * (1 - (d / 2).tanh() ** 2)).sum()

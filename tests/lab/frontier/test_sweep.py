@@ -64,7 +64,8 @@ def test_stories_have_two_references():
 
 
 def test_numbers_of_a_policy_give_j_at_every_weight(bench, settings):
-    """J is linear in α: from reward and two KL the findings give what `exact.value` computes from all 529 probabilities, for any policy and weight."""
+    """J is linear in α: from reward and two KL the findings give what `exact.value` computes from all 529 probabilities,
+    for any policy and weight."""
     log_policy = torch.randn(
         bench.answers.reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     ).log_softmax(-1)
@@ -81,7 +82,8 @@ def test_numbers_of_a_policy_give_j_at_every_weight(bench, settings):
 
 
 def test_the_reward_missed_is_that_of_the_demos_bisection(bench, settings, cache):
-    """The curve of exact optima, interpolated, against `Yardstick.best_reward`, which solves for the β of that price; at π* itself nothing is missed."""
+    """The curve of exact optima, interpolated, against `Yardstick.best_reward`, which solves for the β of that price;
+    at π* itself nothing is missed."""
     asked = mr.ReverseKL((0.3, 0.7))
     yardstick = Yardstick(Answers.of(bench.world, bench.problems, scale=TASK.scale), asked, 1.0)
     mixed = torch.logaddexp(yardstick.optimum.log_policy, bench.answers.ref_logps[0]) - math.log(2)
@@ -127,7 +129,8 @@ def test_pairs_are_measured_by_the_loss_that_trains(bench):
 
 
 def test_a_cut_sweep_goes_on_and_ends_with_the_same_records(settings, cache, tmp_path, monkeypatch):
-    """Killed in its fifth run, then damaged: the second call trains what is missing or broken, nothing else, and the numbers are those of an uncut sweep."""
+    """Killed in its fifth run, then damaged: the second call trains what is missing or broken, nothing else,
+    and the numbers are those of an uncut sweep."""
     whole = sweep(Training(settings, cache), tmp_path / "whole", Told(), workers=1)
     train, made = GeneratedBench.train, []
 

@@ -1,4 +1,5 @@
-"""Batched small transformers: one run and one sequence by plain loops, causality, laws that sum to one, runs that know nothing of each other."""
+"""Batched small transformers: one run and one sequence by plain loops, causality, laws that sum to one,
+runs that know nothing of each other."""
 
 from dataclasses import replace
 
@@ -114,7 +115,8 @@ def test_each_run_trains_as_if_it_were_alone_on_the_data_it_has():
     whole = fit_pairs(sample, SHAPE, start, settings, beta=0.5, tilt=tilt, seed=3)
     order = [20, *range(1, 20), 20, 21]
     p = sample.prompts
-    moved = Sample(Prompts(p.features[:, order], p.reward[:, order], p.ref_logps[:, :, order]), sample.preferred[:, order], sample.other[:, order],
+    moved = Sample(Prompts(p.features[:, order], p.reward[:, order], p.ref_logps[:, :, order]), sample.preferred[:, order],
+        sample.other[:, order],
                    sample.fresh, sample.runs, 0.0)  # fmt: skip
     alone = fit_pairs(moved, SHAPE, start, settings, beta=0.5, tilt=tilt, seed=3)
     torch.testing.assert_close(alone[:, 0], whole[:, 1], rtol=1e-8, atol=1e-10)

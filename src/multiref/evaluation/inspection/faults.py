@@ -47,7 +47,8 @@ def _signs(k: int, rates: Tensor, means: Tensor, agreement: Tensor, names: tuple
     uneven = rates.std(-1) / means.clamp_min(1e-9)
     if _alone(k, agreement, means) and uneven[k] > UNEVEN * uneven[others].median():
         signs.append(
-            f"its nats per token do not follow the text (rank correlation with another reference at most {_best(k, agreement):.2f}) "
+            "its nats per token do not follow the text (rank correlation with another reference at most "
+            f"{_best(k, agreement):.2f}) "
             f"and vary {uneven[k] / uneven[others].median():.1f} times as much as the others': {ADVICE}"
         )
     return signs

@@ -1,7 +1,7 @@
 """The engine of many workers: one pool of Ray actors per reference, each holding the model, each taking one block at a time.
 
-Only the driver touches the store, so the workers need no shared disk. A worker that dies is started again by Ray and its block is
-scored again by whoever is free; the block, and so its batches and its bits, are the same.
+Only the driver touches the store, so the workers need no shared disk. A worker that dies is started again by Ray and its block
+is scored again by whoever is free; the block, and so its batches and its bits, are the same.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -74,8 +74,10 @@ class RayEngine:
         except ray.exceptions.RayActorError as error:
             last = str(error).strip().splitlines()[-1].strip()
             raise ModelError(
-                f"Ray workers died on block {index + 1} of {total}, {self.retries + 1} times in a row or before they could start: {last} "
-                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command again."
+                f"Ray workers died on block {index + 1} of {total}, {self.retries + 1} times in a row or before they could "
+                f"start: {last} "
+                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), "
+                "and run the same command again."
             ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MultirefError):
@@ -95,7 +97,8 @@ class RayEngine:
                 ray.init(address=self.address, log_to_driver=False, include_dashboard=False if self.address is None else None)
             except ConnectionError as error:
                 raise ArgumentError(
-                    f"No Ray cluster answers at {self.address!r}: {error}. Start one (`ray start --head`) or leave the address out."
+                    f"No Ray cluster answers at {self.address!r}: {error}. Start one (`ray start --head`) or leave the "
+                    "address out."
                 ) from None
         return ray
 
@@ -111,7 +114,8 @@ class RayEngine:
 
 
 class _Worker:
-    """Lives in a Ray actor: opens the reference at the first block, then scores block after block. Arrays travel, models do not."""
+    """Lives in a Ray actor: opens the reference at the first block, then scores block after block.
+    Arrays travel, models do not."""
 
     def __init__(self, open_reference: Callable[[], Reference], threads: int):
         torch.set_num_threads(threads)

@@ -51,7 +51,8 @@ class Store:
 
     @staticmethod
     def address(identity: Mapping[str, Any]) -> str:
-        """Identity → 32 hex digits: the folder of a reference's shards. blake2b-128 of its canonical JSON; nothing else enters."""
+        """Identity → 32 hex digits: the folder of a reference's shards.
+        blake2b-128 of its canonical JSON; nothing else enters."""
         text = json.dumps(_plain(identity), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -87,7 +88,8 @@ class Store:
         return notes
 
     def predecessors(self, address: str, *, location: str) -> dict[str, dict[str, Any]]:
-        """References with other content that were used from this location, if this one was not yet: the model there has changed."""
+        """References with other content that were used from this location, if this one was not yet:
+        the model there has changed."""
         here = {
             other: note
             for other, note in self.references().items()
