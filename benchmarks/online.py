@@ -2,7 +2,8 @@
 length and method, one run, in turn.
 
     python benchmarks/online.py                                             a random Llama of 20 M parameters, vocabulary 32,000
-    python benchmarks/online.py --model path/to/stories260K --more path/to/stories260K-gsm8k path/to/stories-xs-280K --prompts path/to/stories.jsonl
+    python benchmarks/online.py --model path/to/stories260K --more path/to/stories260K-gsm8k path/to/stories-xs-280K \\
+        --prompts path/to/stories.jsonl
 
 A step is what lies between two calls of the reward function, which both sides call once a step:
 sampling, all scores, backward pass, optimizer. The first step is left out on both sides.

@@ -42,7 +42,7 @@ mr.report.write_page(1, "A page")  # type: ignore[arg-type]
 # what stands on transformers, whose types only the slow test reads
 TRAINING = """
 trainer.no_such_name  # type: ignore[attr-defined]
-mr.training.PreferenceTrainer(policy.model, regularizer=rule, beta=0.1, scores=scores, no_such_argument=1)  # type: ignore[call-arg]
+mr.training.PreferenceTrainer(policy.model, regularizer=rule, beta=0.1, scores=scores, other=1)  # type: ignore[call-arg]
 """
 
 

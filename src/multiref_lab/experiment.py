@@ -4,7 +4,8 @@
     class Cell:                                  # what a record stands for: a frozen dataclass with a `name`
         ...
 
-    def measure(cell: Cell) -> dict[str, float]: # a function of a module, or a frozen dataclass with `__call__`; its result is kept as JSON
+    # a function of a module, or a frozen dataclass with `__call__`; its result is kept as JSON
+    def measure(cell: Cell) -> dict[str, float]:
         ...
 
     experiment = Experiment(folder / "records", cells, measure)

@@ -44,7 +44,11 @@ def doubles(monkeypatch):
 
 def test_help_answers_without_loading_what_is_heavy():
     """Neither torch nor transformers is imported to print the help."""
-    code = "import sys; from multiref.cli import main\ntry: main()\nexcept SystemExit: pass\nprint([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    code = (
+        "import sys; from multiref.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    )
     for arguments in (["--help"], ["score", "--help"], ["store", "ls", "--help"], ["inspect", "--help"]):
         result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
         assert result.stdout.splitlines()[-1] == "[]", result.stdout[-500:] + result.stderr[-500:]

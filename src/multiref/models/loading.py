@@ -242,4 +242,5 @@ def _explain(path: str, error: Exception) -> str:
         return f"The model folder {path} cannot be loaded.{lack} ({type(error).__name__}: {error})"
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         return f"There is no model folder {path}; expected one, or a hub id such as owner/name."
-    return f"No model folder {path}, and it could not be had from the hub either. ({type(error).__name__}: {str(error).splitlines()[0]})"
+    why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return f"No model folder {path}, and it could not be had from the hub either. ({why})"

@@ -98,4 +98,5 @@ class Bar:
         """One line: tokens, tokens per second, completions scored now and before."""
         tally = self.tallies[name]
         rate = f", {tally['tokens'] / tally['seconds']:,.0f}/s" if tally["seconds"] > 0 else ""
-        return f"{tally['tokens']:,.0f} completion tokens{rate}; {tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
+        counts = f"{tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
+        return f"{tally['tokens']:,.0f} completion tokens{rate}; {counts}"

@@ -75,7 +75,8 @@ def verdicts(findings: Findings) -> list[str]:
         elif found.mean < 0:
             said = f"J is lower than under the exact rule by {size.lstrip('−')}."
         else:
-            said = f"J is HIGHER than under the exact rule by {size.lstrip('+')}: here the rule that aims elsewhere was trained better."
+            size = size.lstrip("+")
+            said = f"J is HIGHER than under the exact rule by {size}: here the rule that aims elsewhere was trained better."
         lost = best - findings.ends[rule.name]["J"]
         reward, price = (difference(findings, rule.name, number).text() for number in ("reward", "price"))
         missed = Measure.of(findings.missed[rule.name]).text()
