@@ -66,6 +66,7 @@ def command(
     from multiref.runs.evaluating import EvaluationSettings
     from multiref.runs.evaluating import evaluate as carry_out
     from multiref.runs.rewards import read_rewards
+    from multiref.runs.yaml_values import Plain
     from multiref.training.arguments import quiet
 
     quiet()
@@ -82,12 +83,12 @@ def command(
         else {"path": problems, "kind": "gsm8k", "style": style, "split": split}
     )
     rewards = read_rewards(reward or ["gsm8k"], answers=problems is not None)
-    values = {
-        "policies": named,
+    values: dict[str, Plain] = {
+        "policies": {**named},
         "prompts": {**source, "limit": limit},
         "rewards": [each.model_dump() for each in rewards],
         "samples": samples,
-        "k": k or [1],
+        "k": [*(k or [1])],
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
         "batch": batch,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from multiref.regularizers import Regularizer
+    from multiref.runs.yaml_values import Plain
 
 EXAMPLE = '{"reward": [0, 1], "references": {"base": [0.7, 0.3], "math": [0.2, 0.8]}, "weights": [0.5, 0.5], "beta": 1.0}'
 Kind = Literal["ReverseKL", "ForwardKL", "AlphaDivergence", "PooledKL"]
@@ -61,7 +62,7 @@ def command(
     print(f"value J* = {value:.12g}    multiplier λ = {multiplier:.12g}")
 
 
-def _read(file: Path, name: str) -> dict[str, object]:
+def _read(file: Path, name: str) -> "dict[str, Plain]":
     try:
         problem = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -50,7 +50,7 @@ def svg(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with rc_context(RC):
         undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(stream, metadata=undated)  # type: ignore[no-untyped-call]
+        FigureCanvasSVG(figure).print_svg(stream, metadata=undated)
     return stream.getvalue()
 
 
