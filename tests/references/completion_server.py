@@ -106,7 +106,13 @@ def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]
 def serving(
     model: Any, tokenizer: Any, *, supports: tuple[str, ...] = ("prompt_logprobs", "echo"), context: int | None = None
 ) -> Iterator[CompletionServer]:
-    server = CompletionServer(model, tokenizer, supports, context)
+    with running(CompletionServer(model, tokenizer, supports, context)) as server:
+        yield server
+
+
+@contextmanager
+def running(server: Any) -> Iterator[Any]:
+    """An HTTP server on a thread of its own."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

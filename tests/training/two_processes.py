@@ -2,7 +2,6 @@
 Started by test_features.py."""
 
 import json
-import os
 import sys
 import tempfile
 
@@ -13,6 +12,7 @@ import multiref as mr
 from multiref.data import Pair
 from multiref.training import PreferenceData, PreferenceTrainer, RewardTrainer, SlidingWindow, ThompsonSampling
 from tests.conftest import make_llama, make_tokenizer
+from tests.training.leave import leave
 from tests.training.test_features import scored
 
 WORDS = ["the cat", "a dog", "two", "the log", "a little dog", "five", "Max", "the mat", "on a log", "yes", "no it"]
@@ -89,12 +89,8 @@ def main(how: str, out: str, strategy: str = "fixed") -> None:
             columns = {"losses": "loss", "margins": "rewards/margins", "weights": "weights/a"}
             curves = {name: [line.get(column) for line in lines] for name, column in columns.items()}
             json.dump({**curves, "eval_loss": evaluated}, stream)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    sys.stdout.flush()
-    # All is written. In one run of twenty gloo's threads abort the process while the interpreter is being taken down.
-    os._exit(0)
+    leave()

@@ -13,6 +13,7 @@ from multiref.errors import ConfigError
 from multiref.models import LanguageModel, load
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
+from multiref.references.completion_api import CompletionApi
 from multiref.report import Table
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
@@ -157,7 +158,7 @@ class RolloutRun(PooledRun):
             return None
         options = self.server.model_dump(exclude={"endpoint"})
         return ServerSampler(
-            self.server.endpoint,
+            CompletionApi(self.server.endpoint, options.pop("timeout"), 5),
             group=self.method.make().group,
             max_new_tokens=self.longest,
             push=AdapterPush(folder.path.resolve() / "served"),

@@ -3,7 +3,6 @@ a LoRA adapter, silence."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-__all__ = ["LogLines", "argument_names", "quiet", "silence", "training_arguments", "with_lora"]
+__all__ = ["LogLines", "quiet", "silence", "training_arguments", "with_lora"]
 
 DEFAULTS: dict[str, Any] = {
     "report_to": "none",
@@ -22,11 +21,6 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,
     "restore_callback_states_from_checkpoint": True,
 }
-
-
-def argument_names() -> set[str]:
-    """The fields of `transformers.TrainingArguments`."""
-    return {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 
 
 def training_arguments(output_dir: str, given: Mapping[str, Any]) -> TrainingArguments:

@@ -29,7 +29,7 @@ class PairTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
-    def __init__(self, *, ready: Callable[[Any], PairData], train_dataset: Any, eval_dataset: Any, **options: Any) -> None:
+    def __init__(self, ready: Callable[[Any], PairData], train_dataset: Any, eval_dataset: Any, **options: Any) -> None:
         self._averages = Averages()
         mapped = isinstance(eval_dataset, Mapping)
         held_out = {

@@ -104,16 +104,8 @@ class PreferenceTrainer(PairTrainer):
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
-        super().__init__(
-            model=model,
-            args=args,
-            ready=ready,
-            train_dataset=train,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        asked = {"model": model, "args": args, "processing_class": processing_class}
+        super().__init__(ready, train, eval_dataset, **asked, callbacks=callbacks, optimizers=optimizers)
 
     @property
     def strategy(self) -> WeightStrategy | None:

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
+from tests.references.completion_server import running
+
 
 class SamplingServer(ThreadingHTTPServer):
     """model: what it samples from, to be replaced by whoever pushes. adapters: {name:
@@ -136,12 +138,5 @@ def choice(server, body, limit):
 
 @contextmanager
 def sampling(model, **options):
-    server = SamplingServer(model, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(SamplingServer(model, **options)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

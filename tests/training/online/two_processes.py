@@ -2,7 +2,6 @@
 Started by test_processes.py."""
 
 import json
-import os
 import sys
 
 import torch
@@ -10,6 +9,7 @@ import torch
 import multiref as mr
 from multiref.references.rollouts import Rollout
 from multiref.training.online import RLOO, AdaptiveBeta
+from tests.training.leave import leave
 from tests.training.online.tables import make_trainer, random_table, reward_function, reward_table
 
 
@@ -50,12 +50,8 @@ def main(size: str, out: str, folder: str) -> None:
     if trainer.accelerator.is_main_process:
         with open(out, "w") as stream:
             json.dump({"lines": lines, "table": policy.table.detach().flatten().tolist()}, stream)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    sys.stdout.flush()
-    # All is written. In one run of twenty gloo's threads abort the process while the interpreter is being taken down.
-    os._exit(0)
+    leave()

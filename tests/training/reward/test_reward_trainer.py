@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from multiref.data import as_pair
 from multiref.errors import ArgumentError, DataError, ModelError
@@ -17,6 +17,7 @@ from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.dataset import collate
 from multiref.training.reward import open_reward_model, rewards_of
+from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
 PAIRS = [
@@ -41,20 +42,6 @@ def small(seed=0, dtype=torch.float64):
         num_labels=1,
     )
     return LlamaForSequenceClassification(config).to(dtype)
-
-
-def arguments(folder, **options):
-    base = {
-        "output_dir": str(folder),
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-    }
-    return TrainingArguments(**(base | options))
 
 
 def trainer(folder, *, model=None, pairs=PAIRS, **options):

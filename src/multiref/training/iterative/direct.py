@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import ask, own_pairs, preference_step, some_prompts
+from multiref.training.iterative.steps import ask, buy, preference_step, some_prompts
 from multiref.training.iterative.task import Task
 
 __all__ = ["XPO", "OfflineDPO", "OnlineDPO"]
@@ -19,8 +21,7 @@ class OfflineDPO:
     name: str = "offline DPO"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
-        x = some_prompts(task, labels, state.generator)
-        ask(task, state, x, own_pairs(state.start, x, state.generator))
+        buy(task, state, labels, state.start)
         return {"loss": _fit(task, state, plan)}
 
 
@@ -31,8 +32,7 @@ class OnlineDPO:
     name: str = "online DPO"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
-        x = some_prompts(task, labels, state.generator)
-        ask(task, state, x, own_pairs(state.policy, x, state.generator))
+        buy(task, state, labels, state.policy)
         return {"loss": _fit(task, state, plan)}
 
 
@@ -51,8 +51,6 @@ class XPO:
     name: str = "XPO"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
-        import torch
-
         x = some_prompts(task, labels, state.generator)
         pairs = torch.cat((state.policy.sample(x, 1, state.generator), state.start.sample(x, 1, state.generator)), -2)
         ask(task, state, x, pairs)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import ask, fit_reward, improve, own_pairs, some_prompts
+from multiref.training.iterative.steps import ask, buy, fit_reward, improve, some_prompts
 from multiref.training.iterative.task import Task
 
 __all__ = ["GSHF", "Iterative", "TwoStage"]
@@ -30,8 +30,7 @@ class Iterative:
     name: str = "iterative RLHF"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
-        x = some_prompts(task, labels, state.generator)
-        ask(task, state, x, own_pairs(state.policy, x, state.generator))
+        buy(task, state, labels, state.policy)
         return _learn(task, state, plan)
 
 
@@ -92,6 +91,5 @@ class TwoStage:
         if not first and state.middle is None:
             state.middle = state.policy.copy()
         source = state.start if first or state.middle is None else state.middle
-        x = some_prompts(task, labels, state.generator)
-        ask(task, state, x, own_pairs(source, x, state.generator))
+        buy(task, state, labels, source)
         return _learn(task, state, plan)

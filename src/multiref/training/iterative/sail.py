@@ -13,7 +13,7 @@ from multiref.errors import ArgumentError
 from multiref.training.checks import check_choice
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import ask, own_pairs, preference_step, some_prompts
+from multiref.training.iterative.steps import buy, own_pairs, preference_step, some_prompts
 from multiref.training.iterative.task import Task
 from multiref.training.online.advantages import leave_one_out
 
@@ -48,8 +48,7 @@ class SAIL:
         return f"SAIL-{self.design}"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
-        x = some_prompts(task, labels, state.generator)
-        ask(task, state, x, own_pairs(state.policy if self.design == "PR" else state.start, x, state.generator))
+        buy(task, state, labels, state.policy if self.design == "PR" else state.start)
         last = 0.0
         for _ in range(plan.steps):
             last = preference_step(

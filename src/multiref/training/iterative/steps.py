@@ -15,7 +15,18 @@ from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy, Task
 from multiref.training.online.advantages import leave_one_out
 
-__all__ = ["Diverged", "ask", "descend", "fit_reward", "improve", "own_pairs", "policy_step", "preference_step", "some_prompts"]
+__all__ = [
+    "Diverged",
+    "ask",
+    "buy",
+    "descend",
+    "fit_reward",
+    "improve",
+    "own_pairs",
+    "policy_step",
+    "preference_step",
+    "some_prompts",
+]
 
 
 class Diverged(MultirefError, RuntimeError):
@@ -40,6 +51,12 @@ def ask(task: Task, state: State, prompts: Tensor, pairs: Tensor, *, keep: bool 
     if keep:
         state.labels.add(prompts, pairs, answers)
     return answers
+
+
+def buy(task: Task, state: State, labels: int, source: Policy) -> None:
+    """`labels` labels on pairs of `source`, kept."""
+    x = some_prompts(task, labels, state.generator)
+    ask(task, state, x, own_pairs(source, x, state.generator))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:

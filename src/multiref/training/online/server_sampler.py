@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models.sampling import decode_behind, encode_prompts, end_ids
@@ -77,12 +78,12 @@ class ServerSampler:
     that ratio: push often.
 
     Args:
-        endpoint: "http://host:8000/v1". model: its name there; None: the first that it lists.
+        endpoint: "http://host:8000/v1", or a `CompletionApi` with its own timeout, attempts and key. model: its name there; None: the first that it lists.
         group, max_new_tokens: as the method's and the arguments'.
         push: (policy, api) → the name to sample from, or None for the same: gives the server the policy's weights.
             `AdapterPush(folder)` for LoRA under vLLM.
             None: the server is never told, which is right for few steps at most.
-        every: calls between pushes. concurrency: requests at a time. timeout, attempts, api_key: see `CompletionApi`.
+        every: calls between pushes. concurrency: requests at a time.
 
     Asked of the server: prompts as token ids, `n`, every setting of sampling at its neutral value, `logprobs`,
     `return_token_ids` (vLLM 0.10.2) or `return_tokens_as_token_ids`, and the end token among the tokens.
@@ -91,7 +92,7 @@ class ServerSampler:
 
     def __init__(
         self,
-        endpoint: str,
+        endpoint: str | CompletionApi,
         *,
         group: int,
         max_new_tokens: int,
@@ -99,23 +100,16 @@ class ServerSampler:
         push: Callable[[Any, CompletionApi], str | None] | None = None,
         every: int = 1,
         concurrency: int = 8,
-        timeout: float = 600.0,
-        attempts: int = 5,
-        api_key: str | None = None,
     ) -> None:
         if every < 1 or concurrency < 1:
             raise ArgumentError(f"ServerSampler: expected every ≥ 1 and concurrency ≥ 1, found {every} and {concurrency}.")
-        self.api = CompletionApi(endpoint, timeout, attempts, api_key=api_key)
+        self.api = CompletionApi(endpoint, 600.0, 5) if isinstance(endpoint, str) else endpoint
         self.group, self.max_new_tokens, self.model = group, max_new_tokens, model
         self.push, self.every, self.concurrency, self.calls = push, every, concurrency, 0
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
         if self.push is not None and self.calls % self.every == 0:
-            if (
-                torch.distributed.is_available()
-                and torch.distributed.is_initialized()
-                and torch.distributed.get_world_size() > 1
-            ):
+            if PartialState().num_processes > 1:
                 raise ArgumentError("ServerSampler: pushing weights is for one process; found several.")
             self.model = self.push(model, self.api) or self.model
         self.calls += 1

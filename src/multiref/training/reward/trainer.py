@@ -79,16 +79,8 @@ class RewardTrainer(PairTrainer):
         train, config = ready(train_dataset), model.config
         config.pad_token_id = train.pad  # type: ignore[union-attr]
         setattr(config, MARK, {"end": train.end})
-        super().__init__(
-            model=model,
-            args=args,
-            ready=ready,
-            train_dataset=train,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        asked = {"model": model, "args": args, "processing_class": processing_class}
+        super().__init__(ready, train, eval_dataset, **asked, callbacks=callbacks, optimizers=optimizers)
 
     # ---- the loss ----
 
