@@ -68,7 +68,9 @@ def test_a_run_leaves_a_folder_and_a_killed_one_goes_on_to_the_same_end(config, 
     with pytest.raises(KeyboardInterrupt):
         do(again, say=said.append)
     monkeypatch.setattr(OnlineTrainer, "_one_step", step)
+    said.clear()
     killed = do(again, say=said.append)
+    assert "Going on from step 2." in said
     assert (killed / "model" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
     assert [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()] == lines
     do(again, say=said.append)

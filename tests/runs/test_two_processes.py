@@ -46,7 +46,16 @@ def test_two_processes_leave_one_folder(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Model:") == 1 and done.stdout.count("step 4/4") == 1 and done.stdout.count("after:") == 1
     folder = tmp_path / "run"
-    files = {"config.yaml", "versions.json", "timing.json", "metrics.jsonl", "evaluation.json", "checkpoints", "model", "report.html"}
+    files = {
+        "config.yaml",
+        "versions.json",
+        "timing.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints",
+        "model",
+        "report.html",
+    }
     assert {path.name for path in folder.iterdir()} == files
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {p.name for p in (folder / "model").iterdir()}
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

@@ -15,7 +15,7 @@ from multiref.models import ModelSpec, Tokenisation
 from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report.page import Block
 from multiref.runs.folder import RunFolder
-from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of, short_for
+from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_for
 
 __all__ = ["FORMAT", "BaseRun", "Facts", "Job", "Lora", "ModelSetting", "PooledRun", "ReferenceSetting", "Say"]
 
@@ -105,12 +105,11 @@ REGULARIZERS: dict[str, Callable[..., Regularizer]] = {
     "AlphaDivergence": AlphaDivergence,
     "PooledKL": PooledKL,
 }
-_REGULARIZERS = kinds("kind", REGULARIZERS, without={"weights"})
 if TYPE_CHECKING:
     RegularizerSetting = Arguments[Regularizer]
     TokenisationSetting = Arguments[Tokenisation]
 else:
-    RegularizerSetting = one_of("kind", _REGULARIZERS.values())
+    RegularizerSetting = one_of("kind", REGULARIZERS, without={"weights"})
     TokenisationSetting = arguments_of(Tokenisation)
 
 
@@ -161,7 +160,7 @@ class PooledRun(BaseRun):
 
     references: list[ReferenceSetting] = Field(min_length=1)
     beta: float = Field(ge=0)
-    regularizer: RegularizerSetting = Field(default_factory=_REGULARIZERS["ReverseKL"])
+    regularizer: RegularizerSetting = Field(default="ReverseKL", validate_default=True)
 
     @model_validator(mode="after")
     def _weights(self) -> PooledRun:

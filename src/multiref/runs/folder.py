@@ -17,8 +17,6 @@ from multiref.report import write_whole
 
 __all__ = ["RunFolder"]
 
-WHOLE = ("trainer_state.json", "state.json")  # written last into a checkpoint: by transformers, by us
-
 
 class RunFolder:
     """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html. One process writes it:
@@ -134,13 +132,13 @@ def _step(checkpoint: Path) -> int:
 
 
 def _complete(checkpoint: Path) -> bool:
-    for name in WHOLE:
-        try:
-            json.loads((checkpoint / name).read_text(encoding="utf-8"))
-            return True
-        except (OSError, json.JSONDecodeError):
-            continue
-    return False
+    """Ours is one file, written whole; transformers writes its state last, but not at once."""
+    try:
+        return (checkpoint / "state.safetensors").exists() or bool(
+            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        )
+    except (OSError, json.JSONDecodeError):
+        return False
 
 
 def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -16,8 +15,19 @@ from multiref.models import load
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts
-from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of
-from multiref.training.iterative import METHODS, HumanLabels, Plan, RewardOracle, TextSetting, save_policy, text_task, train
+from multiref.runs.strict import Arguments, arguments_of, one_of
+from multiref.training.iterative import (
+    METHODS,
+    HumanLabels,
+    Oracle,
+    Plan,
+    RewardOracle,
+    TextSetting,
+    TextWorld,
+    save_policy,
+    text_task,
+    train,
+)
 from multiref.training.iterative.loop import Method
 from multiref.training.online import RewardModel, lexicon_reward
 
@@ -35,61 +45,41 @@ SHOWN = {
     "kl/*": "KL of the policy to each reference, nats",
 }
 
-METHOD_SETTINGS = kinds("name", METHODS, without={"name"})
-if TYPE_CHECKING:
-    MethodSetting = Arguments[Method]
-    PlanSetting = Arguments[Plan]
-else:
-    MethodSetting = one_of("name", METHOD_SETTINGS.values())
-    PlanSetting = arguments_of(Plan, without={"labels"}, check=False)
+
+class Answers(NamedTuple):
+    """Who answers which of two completions is better, made from the world (which turns ids into texts); and the hidden reward behind it, where
+    there is one, to be reported and never shown to the method."""
+
+    oracle: Callable[[TextWorld], Oracle]
+    hidden: Callable[..., Any] | None
 
 
-class Oracle(Strict):
-    """Who answers which of two completions is better."""
-
-    kind: str
-
-    @abstractmethod
-    def reward(self) -> Callable[..., Any] | None:
-        """What is behind the answers, where that is a function; to be reported, never shown to the method."""
-
-    @abstractmethod
-    def make(self, world: Any, reward: Any) -> Any:
-        """The oracle, of a world that turns ids into texts."""
+def _lexicon(path: str, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Answers:
+    """Bradley–Terry labels of a lexicon's reward at `temperature`."""
+    return _judge(lexicon_reward(path), temperature)
 
 
-class RewardJudge(Oracle):
-    """A lexicon or a reward model as judge: Bradley–Terry at `temperature`."""
-
-    kind: Literal["lexicon", "reward_model"]
-    path: str
-    temperature: float = Field(default=1.0, gt=0)
-
-    def reward(self) -> Callable[..., Any]:
-        return lexicon_reward(self.path) if self.kind == "lexicon" else RewardModel(self.path)
-
-    def make(self, world: Any, reward: Any) -> RewardOracle:
-        return RewardOracle(reward, world.decode, temperature=self.temperature)
+def _reward_model(path: str, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Answers:
+    """Bradley–Terry labels of a reward model at `temperature`."""
+    return _judge(RewardModel(path), temperature)
 
 
-class Person(Oracle):
+def _judge(reward: Callable[..., Any], temperature: float) -> Answers:
+    return Answers(lambda world: RewardOracle(reward, world.decode, temperature=temperature), reward)
+
+
+def _human_labels(folder: str, wait: Annotated[float, Field(ge=0)] = 0.0) -> Answers:
     """A person, through JSONL files in `folder`; `wait`: seconds to wait for labels before the run stops, to be run again."""
-
-    kind: Literal["human_labels"]
-    folder: str
-    wait: float = Field(default=0.0, ge=0)
-
-    def reward(self) -> None:
-        return None
-
-    def make(self, world: Any, reward: Any) -> HumanLabels:
-        return HumanLabels(self.folder, world.decode, wait=self.wait)
+    return Answers(lambda world: HumanLabels(folder, world.decode, wait=wait), None)
 
 
+ORACLES = {"lexicon": _lexicon, "reward_model": _reward_model, "human_labels": _human_labels}
 if TYPE_CHECKING:
-    OracleSetting = Oracle
+    MethodSetting, PlanSetting, OracleSetting = Arguments[Method], Arguments[Plan], Arguments[Answers]
 else:
-    OracleSetting = one_of("kind", [RewardJudge, Person], renamed={"exchange": "human_labels"})
+    MethodSetting = one_of("name", METHODS, without={"name"})
+    PlanSetting = arguments_of(Plan, without={"labels"}, check=False)
+    OracleSetting = one_of("kind", ORACLES, check=False, renamed={"exchange": "human_labels"})
 
 
 def _counts(labels: Any) -> Any:
@@ -136,21 +126,21 @@ class IterativeRun(PooledRun):
             raise ConfigError("task: iterative runs in one process; start it without a launcher.")
         rows = Prompts(path=self.prompts, limit=self.limit).rows()
         prompts = [" ".join(row["prompt"].split()[: self.prompt_words]) for row in rows]
-        reward = self.oracle.reward()
-        return lambda folder, say: self._job(prompts, reward, folder, say)
+        answers = self.oracle.make()
+        return lambda folder, say: self._job(prompts, answers, folder, say)
 
-    def _job(self, prompts: list[str], reward: Any, folder: RunFolder, say: Say) -> IterativeJob:
+    def _job(self, prompts: list[str], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
         task = text_task(
             load(self.model),
             {each.name: load(each.local("a run that buys labels scores its references here")) for each in self.references},
             self.pool(),
             beta=self.beta,
             prompts=prompts,
-            oracle=lambda world: self.oracle.make(world, reward),
+            oracle=answers.oracle,
             setting=TextSetting(
                 max_new_tokens=self.max_new_tokens,
                 lora=None if self.lora is None else self.lora.model_dump(),
-                hidden=reward,
+                hidden=answers.hidden,
                 held_out=self.held_out,
                 seed=self.planned().seed,
             ),

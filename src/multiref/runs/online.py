@@ -19,7 +19,7 @@ from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
-from multiref.runs.strict import Arguments, Strict, arguments_of, kinds, one_of
+from multiref.runs.strict import Arguments, Strict, arguments_of, one_of
 from multiref.training.arguments import with_lora
 from multiref.training.online import (
     GRPO,
@@ -43,14 +43,14 @@ __all__ = ["Figures", "OnlineJob", "OnlineRun", "RolloutRun"]
 Figures = dict[str, tuple[float, float, float]]
 
 SHOWN = {"reward": "reward", "divergence/per_token": "divergence per token", "kl": "kl", "objective": "objective", "ess": "ess"}
-METHODS = kinds("name", {"rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce})
+METHODS = {"rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce}
 if TYPE_CHECKING:
     MethodSetting = Arguments[Method]
     TrainingSetting = Arguments[OnlineArguments]
     AdaptiveBetaSetting = Arguments[AdaptiveBeta]
     PenaltyName = str
 else:
-    MethodSetting = one_of("name", METHODS.values())
+    MethodSetting = one_of("name", METHODS)
     TrainingSetting = arguments_of(OnlineArguments)
     AdaptiveBetaSetting = arguments_of(AdaptiveBeta)
     PenaltyName = Literal[tuple(PENALTIES)]
@@ -87,7 +87,7 @@ class RolloutRun(PooledRun):
     """
 
     prompts: list[Prompts] = Field(min_length=1)
-    method: MethodSetting = Field(default_factory=METHODS["rloo"])
+    method: MethodSetting = Field(default="rloo", validate_default=True)
     penalty: PenaltyName | None = None
     adaptive_beta: AdaptiveBetaSetting | None = None
     server: ServerSetting | None = None

@@ -14,9 +14,8 @@ from multiref.models import context_of, load
 from multiref.references import References, SequenceScores
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
-from multiref.runs.objectives import ImplicitReward, ObjectiveSetting, RenormalisedTokens, WeightingSetting, weigh
+from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
 from multiref.runs.pairs import PairsRun, TrainerJob, lines
-from multiref.runs.sentences import nearest
 from multiref.training.arguments import TrainingArguments, silence, with_lora
 from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
@@ -37,7 +36,7 @@ class PreferenceRun(PairsRun, PooledRun):
 
     task: Literal["preference"] = "preference"
     beta: float = Field(gt=0)
-    objective: ObjectiveSetting = Field(default_factory=ImplicitReward)
+    objective: ObjectiveSetting = Field(default="preference", validate_default=True)
     weighting: WeightingSetting | None = None
     store: str | None = None
     token_budget: int | None = Field(default=None, gt=0)
@@ -48,10 +47,7 @@ class PreferenceRun(PairsRun, PooledRun):
             raise ValueError(
                 f"weighting: {self.weighting.kind} chooses the weights, and references have weights of their own; remove one or the other."
             )
-        anchor = getattr(self.objective, "anchor", None)
-        if anchor is not None and anchor not in self.names:
-            raise ValueError(f"objective: anchor: no reference is called {anchor!r}{nearest(anchor, self.names)}")
-        self.objective.objective(self)
+        self.objective.of(self)
         return self
 
     def ready(self) -> Callable[[RunFolder, Say], TrainerJob]:
@@ -74,12 +70,12 @@ class PreferenceRun(PairsRun, PooledRun):
             say(f"Scoring {number:,} pairs under {len(self.names)} references, or reading what is stored in {store}.")
             scores = opened.score([*train, *held_out], store=store)
         train, held_out = (self._untruncated(pairs, scores, say) for pairs in (train, held_out))
-        if isinstance(self.objective, RenormalisedTokens):
+        if self.objective.kind == "renormalised_tokens":
             models = [load(each.local("renormalised_tokens needs models here")) for each in self.references]
             scores = renormalised_scores(models, self.weights, [*train, *held_out], tokenisation=tokenisation)
         data = PreferenceData(train, scores, loaded.tokenizer, tokenisation=tokenisation)
         evaluation = PreferenceData(held_out, scores, loaded.tokenizer, tokenisation=tokenisation) if held_out else None
-        objective, strategy = weigh(self.weighting, self.objective.objective(self), evaluation)
+        objective, strategy = weigh(self.weighting, self.objective.of(self).objective, evaluation)
         trainer = PreferenceTrainer(
             policy,
             objective,
@@ -113,7 +109,7 @@ class PreferenceRun(PairsRun, PooledRun):
             each.name: (each.source, f"{last[w]:.4g}" if (w := f"weights/{each.name}") in last else "in the mixture")
             for each in self.references
         }
-        words, formula = self.objective.words(self)
+        _, words, formula = self.objective.of(self)
         return Facts(
             asked=f"{self.model.path} aligned against {len(self.references)} references",
             base=self.model.path,

@@ -1,83 +1,55 @@
 """Rewards by name: those of a run's file, and of `--reward` on the command line."""
 
-from __future__ import annotations
-
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from multiref.data.gsm8k import rewards as gsm8k_rewards
 from multiref.errors import ConfigError
 from multiref.runs.document import Document
-from multiref.runs.strict import Strict, one_of
+from multiref.runs.strict import Arguments, Strict, one_of
 from multiref.training.online import Reward, RewardModel, lexicon_reward
 
 __all__ = ["NamedReward", "RewardSetting", "make_rewards", "read_rewards"]
 
 
-class NamedReward(Strict):
-    """A reward, with its weight in the sum."""
-
-    kind: str
-    weight: float = 1.0
-
-    def named(self) -> dict[str, Callable[..., Sequence[float]]]:
-        """The functions of prompts and completions, most kinds having one."""
-        return {self.kind: self.function()}
-
-    @abstractmethod
-    def function(self) -> Callable[..., Sequence[float]]: ...
+def _gsm8k(weight: float = 1.0) -> list[Reward]:
+    """The five rewards of the paper's script for GSM8K, each with this weight in the sum."""
+    return [Reward(function, name, weight) for name, function in gsm8k_rewards().items()]
 
 
-class ProblemRewards(NamedReward):
-    """The five rewards of the paper's script for GSM8K."""
-
-    kind: Literal["gsm8k"]
-
-    def named(self) -> dict[str, Callable[..., Sequence[float]]]:
-        return gsm8k_rewards()
-
-    def function(self) -> Callable[..., Sequence[float]]:
-        raise NotImplementedError
-
-
-class LexiconReward(NamedReward):
+def _lexicon(path: str, weight: float = 1.0) -> list[Reward]:
     """Valence of the words that a lexicon knows."""
-
-    kind: Literal["lexicon"]
-    path: str
-
-    def function(self) -> Callable[..., Sequence[float]]:
-        return lexicon_reward(self.path)
+    return [Reward(lexicon_reward(path), "lexicon", weight)]
 
 
-class ModelReward(NamedReward):
+def _model(path: str, weight: float = 1.0) -> list[Reward]:
     """A reward model's folder or hub id."""
-
-    kind: Literal["model"]
-    path: str
-
-    def function(self) -> Callable[..., Sequence[float]]:
-        return RewardModel(self.path)
+    return [Reward(RewardModel(path), "model", weight)]
 
 
-class LengthReward(NamedReward):
+def _length(target: Annotated[int, Field(gt=0)] = 50, weight: float = 1.0) -> list[Reward]:
     """−|words − target|/target."""
 
-    kind: Literal["length"]
-    target: int = Field(default=50, gt=0)
+    def length(prompts: Any, completions: Any) -> list[float]:
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        return [-abs(len(text.split()) - target) / target for text in texts]
 
-    def function(self) -> Callable[..., Sequence[float]]:
-        return partial(_length, self.target)
+    return [Reward(length, "length", weight)]
 
 
+class NamedReward(Arguments[list[Reward]]):
+    """A reward by its name."""
+
+    kind: str
+
+
+KINDS = {"gsm8k": _gsm8k, "lexicon": _lexicon, "length": _length, "model": _model}
 if TYPE_CHECKING:
     RewardSetting = NamedReward
 else:
-    RewardSetting = one_of("kind", [ProblemRewards, LexiconReward, LengthReward, ModelReward])
+    RewardSetting = one_of("kind", KINDS, base=NamedReward, check=False)
 
 
 class _Rewards(Strict):
@@ -86,7 +58,7 @@ class _Rewards(Strict):
 
 def make_rewards(settings: Iterable[NamedReward]) -> list[Reward]:
     """`Reward`s from their settings."""
-    return [Reward(function, name, each.weight) for each in settings for name, function in each.named().items()]
+    return [reward for each in settings for reward in each.make()]
 
 
 def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
@@ -116,8 +88,3 @@ def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
     if not answers and any(setting.kind == "gsm8k" for setting in found):
         raise ConfigError("--reward gsm8k: needs each problem's answer; use `multiref evaluate --problems`.")
     return found
-
-
-def _length(target: int, prompts: Any, completions: Any) -> list[float]:
-    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-    return [-abs(len(text.split()) - target) / target for text in texts]

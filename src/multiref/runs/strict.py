@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from multiref.runs.sentences import nearest
 
-__all__ = ["Arguments", "Strict", "arguments_of", "kinds", "one_of", "short_for"]
+__all__ = ["Arguments", "Strict", "arguments_of", "one_of", "short_for", "union"]
 
 T = TypeVar("T")
 
@@ -38,31 +38,32 @@ class Strict(BaseModel):
 
 
 class Arguments(Strict, Generic[T]):
-    """A constructor's arguments as settings; what the constructor refuses is refused as soon as it is read."""
+    """A constructor's arguments as settings. With `CHECK`, what the constructor refuses is refused as soon as it is read."""
 
     CONSTRUCTOR: ClassVar[Callable[..., Any]]
-    TAG: ClassVar[str | None] = None
+    OWN: ClassVar[frozenset[str]]
+    CHECK: ClassVar[bool] = False
 
     def given(self) -> dict[str, Any]:
         """The arguments that were written down."""
-        return {name: getattr(self, name) for name in sorted(self.model_fields_set) if name != self.TAG}
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set & self.OWN)}
 
     def make(self, **more: Any) -> T:
         """What the constructor makes of them."""
         made: T = type(self).CONSTRUCTOR(**self.given(), **more)
         return made
 
-
-class _Checked(Arguments[T], Generic[T]):
     @model_validator(mode="after")
-    def _makes(self) -> _Checked[T]:
-        self.make()
+    def _makes(self) -> Self:
+        if self.CHECK:
+            self.make()
         return self
 
 
 def arguments_of(
     constructor: Callable[..., T],
     *,
+    base: type[Arguments[T]] = Arguments,
     tag: tuple[str, str] | None = None,
     without: Collection[str] = (),
     check: bool = True,
@@ -70,29 +71,30 @@ def arguments_of(
     defaults: Mapping[str, Any] = {},
     moved: Mapping[str, str] = {},
 ) -> type[Arguments[T]]:
-    """Settings with the fields of a dataclass or the parameters of a constructor.
+    """Settings with the fields of a dataclass, or the parameters of another constructor.
 
     Args:
-        tag: (key, value) that names this one among several.
-        without: arguments that are no settings. check: make it once as it is read. only: a type → the type that a file can hold, or None.
-        defaults: other defaults than the constructor's. moved: as `Strict.MOVED`.
+        base: has fields beside them. tag: (key, value) that names this one among several. without: arguments that are no settings.
+        check: make it as soon as it is read. only: a type → the type that a file can hold, or None. defaults: other than the constructor's.
+        moved: as `Strict.MOVED`.
     """
-    fields: dict[str, Any] = {} if tag is None else {tag[0]: (Literal[tag[1]], tag[1])}
+    fields: dict[str, Any] = {}
     for name, hint, default in _parameters(constructor):
         if name not in without and name not in moved and (readable := only(hint)) is not None:
             fields[name] = (_from_yaml(readable), Field(default=defaults[name]) if name in defaults else default)
-    made = create_model(constructor.__name__, __base__=_Checked if check else Arguments, __doc__=constructor.__doc__, **fields)
-    made.CONSTRUCTOR, made.TAG, made.MOVED = constructor, tag and tag[0], moved
+    tagged = {} if tag is None else {tag[0]: (Literal[tag[1]], tag[1])}
+    made = create_model(constructor.__name__, __base__=base, __doc__=constructor.__doc__, **tagged, **fields)
+    made.CONSTRUCTOR, made.OWN, made.CHECK, made.MOVED = constructor, frozenset(fields), check, moved
     return made
 
 
-def kinds(tag: str, constructors: Mapping[str, Callable[..., Any]], **options: Any) -> dict[str, type[Arguments[Any]]]:
-    """Settings of several constructors, told apart by `tag`."""
-    return {name: arguments_of(each, tag=(tag, name), **options) for name, each in constructors.items()}
+def one_of(tag: str, constructors: Mapping[str, Callable[..., Any]], *, renamed: Mapping[str, str] = {}, **options: Any) -> Any:
+    """The type of a key that holds the arguments of one of several constructors, told apart by `tag`; a bare text is the tag's value."""
+    return union(tag, [arguments_of(each, tag=(tag, name), **options) for name, each in constructors.items()], renamed=renamed)
 
 
-def one_of(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, str] = {}) -> Any:
-    """The type of a key that holds one of several models; a bare text is the tag's value. renamed: old tags, with what they are called now."""
+def union(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, str] = {}) -> Any:
+    """The same of models that have the tag already. renamed: old tags, with what they are called now."""
 
     def opened(value: Any) -> Any:
         value = _long(value, tag)
@@ -113,19 +115,16 @@ def _long(value: Any, short: str | None) -> Any:
     return {short: value} if short is not None and isinstance(value, str) else value
 
 
-def _parameters(constructor: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+def _parameters(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, type, pydantic's field) of each argument."""
-    if dataclasses.is_dataclass(constructor):
-        hints = typing.get_type_hints(constructor)
-        missing = dataclasses.MISSING
-        return [
-            (f.name, hints[f.name], Field(default_factory=f.default_factory) if f.default is missing and f.default_factory is not missing
-             else Field(default=... if f.default is missing else f.default, description=f.metadata.get("help")))
-            for f in dataclasses.fields(constructor) if f.init
-        ]  # fmt: skip
-    hints = typing.get_type_hints(constructor.__init__)
-    own = list(inspect.signature(constructor).parameters.values())
-    return [(p.name, hints[p.name], Field(default=... if p.default is p.empty else p.default)) for p in own]
+    factories = {f.name: f.default_factory for f in getattr(constructor, "__dataclass_fields__", {}).values()}
+    function = constructor.__init__ if isinstance(constructor, type) and not factories else constructor
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if (factory := factories.get(name, dataclasses.MISSING)) is not dataclasses.MISSING:
+            yield name, hints[name], Field(default_factory=factory)
+        else:
+            yield name, hints[name], Field(default=... if parameter.default is parameter.empty else parameter.default)
 
 
 def _from_yaml(hint: Any) -> Any:

@@ -16,7 +16,7 @@ from multiref.runs.iterative import IterativeRun
 from multiref.runs.online import OnlineRun
 from multiref.runs.preference import PreferenceRun
 from multiref.runs.reward import RewardRun
-from multiref.runs.strict import one_of
+from multiref.runs.strict import union
 from multiref.training.arguments import quiet
 
 __all__ = ["TASKS", "read_run", "run", "schema"]
@@ -37,7 +37,7 @@ def _with_task(values: Any) -> Any:
 if TYPE_CHECKING:
     Run = BaseRun
 else:
-    Run = Annotated[one_of("task", TASKS.values(), renamed={"labels": "iterative"}), BeforeValidator(_with_task)]
+    Run = Annotated[union("task", TASKS.values(), renamed={"labels": "iterative"}), BeforeValidator(_with_task)]
 
 
 def run(path: str | Path, set: Iterable[str] = (), *, say: Say = print) -> Path:
