@@ -23,8 +23,8 @@ __all__ = ["DistillRun"]
 
 class WarmUpSetting(Strict):
     """Distillation's first `share` of the steps at the states of the texts that follow the prompts,
-    for a share `text_share` of them, and else at
-    the student's own, under `penalty` (docs/distillation.md). max_new_tokens: where texts are cut there,
+    for a share `text_share` of them, and else at the student's own, under `penalty` (docs/distillation.md).
+    max_new_tokens: where texts are cut there,
     if not as completions are."""
 
     share: float = 0.8

@@ -53,8 +53,8 @@ class Measured(TypedDict):
 @dataclass(frozen=True)
 class Findings:
     """All that the report shows. `runs`: by rule, seed after seed; `given`: untouched models and the exact optimum; `ends`:
-    each rule's own exact
-    optimum, on the common yardstick; `missed`: by rule and seed, the reward that the same weighted KL could have bought less
+    each rule's own exact optimum, on the common yardstick; `missed`: by rule and seed, the reward that the same weighted KL
+    could have bought less
     the reward reached."""
 
     settings: DemoSettings

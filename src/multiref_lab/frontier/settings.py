@@ -101,8 +101,7 @@ class FrontierSettings:
     """A sweep: rules × weights × seeds on each task that is given. `weights` are those of the first reference (α on the page).
 
     At 1 and 0 are the single references themselves: K = 1 is left, so each is trained once and stands at the end of every curve
-    (but the authors'
-    recipe: with one reference it is still another objective, and is trained at its ends too).
+    (but the authors' recipe: with one reference it is still another objective, and is trained at its ends too).
     """
 
     training: Literal["offline", "online"] = "offline"
