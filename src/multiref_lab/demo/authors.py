@@ -107,4 +107,5 @@ def teach(
         optimizer.step()
         schedule.step()
         tell(step)
-    return model.eval()
+    model.eval()
+    return model

@@ -53,8 +53,7 @@ class World:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The V words, by token."""
-        words: list[str] = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
-        return words
+        return list(self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer)))))
 
     @cached_property
     def answers(self) -> list[str]:

@@ -81,4 +81,5 @@ def _newton(gradient: Tensor, curvature: Tensor) -> Tensor:
     root = curvature.sum(1).sqrt()
     scaled = torch.eye(len(root), dtype=root.dtype) - curvature / (root[:, None] * root[None, :])
     null = root / root.norm()
-    return torch.linalg.solve(scaled + null[:, None] * null[None, :], gradient / root) / root
+    step: Tensor = torch.linalg.solve(scaled + null[:, None] * null[None, :], gradient / root)
+    return step / root

@@ -122,14 +122,17 @@ def _rules(axes: Axes, findings: Findings, plane: Plane, measure: Callable[[Trai
     for place, rule in enumerate(findings.settings.chosen):
         found = [measure(findings.trained(plane, rule, weight)) for weight in findings.weights]
         apart = [weight + (place - 1) * 0.006 if 0 < weight < 1 else weight for weight in findings.weights]
-        style = {
-            "color": PALETTE[STYLES[rule]],
-            "marker": MARKERS[STYLES[rule]],
-            "markersize": 5.5,
-            "linewidth": 1.5,
-            "capsize": 2.5,
-        }
-        axes.errorbar(apart, [m.mean for m in found], [m.error or 0.0 for m in found], label=LABELS[rule], **style)
+        axes.errorbar(
+            apart,
+            [m.mean for m in found],
+            [m.error or 0.0 for m in found],
+            label=LABELS[rule],
+            color=PALETTE[STYLES[rule]],
+            marker=MARKERS[STYLES[rule]],
+            markersize=5.5,
+            linewidth=1.5,
+            capsize=2.5,
+        )
 
 
 def _finished(figure: Figure, axes: Axes, findings: Findings, plane: Plane, axis: str) -> Figure:

@@ -55,8 +55,10 @@ class Training:
         settings = self.settings.tasks[task]
         key = repr((settings, self.cache, self.shared))
         if key not in _BENCHES:
-            generated = isinstance(settings, Generated)
-            _BENCHES[key] = GeneratedBench(settings, self.cache) if generated else StoriesBench(settings, self.shared)
+            if isinstance(settings, Generated):
+                _BENCHES[key] = GeneratedBench(settings, self.cache)
+            else:
+                _BENCHES[key] = StoriesBench(settings, self.shared)
         return _BENCHES[key]
 
 

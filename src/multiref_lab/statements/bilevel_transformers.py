@@ -26,8 +26,16 @@ def _share_left(objective: Objective, beta: float, size: Size, effort: Effort) -
     world = enumerable_world(_SEEDS, size, beta=beta, worlds=_SEEDS, world_seed=seed)
     labels, rounds, steps = effort.choose((1500, 30, 5), (4000, 40, 12))
     counts = [round(labels * (k + 1) / rounds) for k in range(rounds)]
-    rates = {"learning_rate": 1e-2, "final_rate": 0.1, "reward_rate": 0.1}
-    plan = Plan(labels=counts, steps=steps, prompts=16, rollouts=4, measure_at=[labels], **rates)
+    plan = Plan(
+        labels=counts,
+        steps=steps,
+        prompts=16,
+        rollouts=4,
+        measure_at=[labels],
+        learning_rate=1e-2,
+        final_rate=0.1,
+        reward_rate=0.1,
+    )
     _, history = train(world.task, Bilevel(objective, "covariance"), plan)
     return torch.tensor(history.lines[-1]["gap"]).double() / torch.tensor(history.lines[0]["gap"]).double()
 

@@ -197,7 +197,8 @@ class TextReward(nn.Module):
 
     def jacobian(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n, d]: ∂r/∂φ."""
-        return self.features(prompts, completions) / len(self.phi) ** 0.5
+        jacobian: Tensor = self.features(prompts, completions) / len(self.phi) ** 0.5
+        return jacobian
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n]."""
