@@ -10,6 +10,7 @@ import torch
 from multiref.errors import ArgumentError
 from multiref.training.iterative import Iterative, OnlineDPO, State, begin, train
 from multiref_lab.races import enumerable_world
+from multiref_lab.races.__main__ import main
 from multiref_lab.races.figures import curve, draw_all, summary
 from multiref_lab.races.race import CONTESTANTS, Entry, Start, plan_for, race
 from multiref_lab.toys import Size
@@ -144,3 +145,14 @@ def test_a_transformer_reward_learns_the_order_from_labels_alone():
 def test_a_number_of_worlds_that_does_not_fit_is_refused():
     with pytest.raises(ArgumentError, match="worlds"):
         enumerable_world(3, SIZE, worlds=2)
+
+
+def test_the_command_runs_what_is_named_and_goes_on(tmp_path, capsys):
+    """`python -m multiref_lab.races`: a table and figures for each setting, records of each method."""
+    options = {"out": tmp_path, "seeds": 1, "labels": 160, "work": 80, "features": 3, "width": 8, "world": [0]}
+    main(**options, only=["online DPO"])
+    shown = capsys.readouterr().out
+    assert "beta=0.5 seen=3 world=0" in shown and "| online DPO | " in shown and "direct.png" in shown
+    assert len(list((tmp_path / "records").glob("*.json"))) == 1
+    main(**options, only=["online DPO"])
+    assert "1 of them finished before" in capsys.readouterr().out

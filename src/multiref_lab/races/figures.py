@@ -62,7 +62,7 @@ def curve(name: str, lines: Lines, key: str, *, relative: bool = True, over: str
     return Curve(name, x, values.mean(1).tolist(), "measured", values.amin(1).tolist(), values.amax(1).tolist())
 
 
-def draw_all(methods: Mapping[str, Lines], folder: Path, *, prefix: str = "race") -> list[Path]:
+def draw_all(methods: Mapping[str, Lines], folder: Path, *, prefix: str = "bilevel-race") -> list[Path]:
     """The gap over labels by group of methods, the gap of the learnt reward, and the shift of distribution:
     those whose methods are there.
     """
