@@ -9,7 +9,7 @@ __all__ = ["command"]
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Folder for the records, the table and the figures.")] = Path("stability"),
+    out: Annotated[Path, typer.Option(help="Folder for the records, the page and the figures.")] = Path("stability"),
     world: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,6 +32,7 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two points an axis and few seeds: a look, in about a minute.")
     ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
 ) -> None:
     """Measure stability by retraining: how far DPO, and a reward model with its Gibbs optimum, PPO or RLOO, move when one pair is exchanged.
 
@@ -40,47 +41,28 @@ def command(
 
     Example: multiref stability --out runs/stability --model models/a --reference models/b --prompts stories.jsonl
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from multiref_lab.stability import Experiment, axes, write_page
-
-    console = Console(highlight=False)
-    worlds = world or (["linear", "features", "transformer"] if model else ["linear", "transformer"])
-    chosen = axes(worlds, quick=quick, seeds=seeds, seed=seed)
-    given, source = (None, "")
-    if "features" in worlds:
-        given, source = _given(
-            console, out, model, reference, prompts, [axis for axis in chosen if axis.world == "features"], seed
-        )
-    experiment = Experiment(out, chosen, given=given, source=source)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=len(experiment.cells))
-
-        def watch(cell, done: bool) -> None:
-            bar.update(task, advance=int(done), description=cell.name)
-
-        experiment.run(watch=watch)
-    page = write_page(experiment, out)
-    console.print(page.table(), markup=False)
-    console.print(
-        f"{len(experiment.cells)} cells, {page.seconds:.0f} s of measuring. Written: {page.path}, {page.json}, {out / 'figures'}",
-        markup=False,
-    )
-
-
-def _given(console, out: Path, model, reference, prompts, chosen, seed: int):
-    """The features world, made once and kept beside the records."""
     from multiref.errors import ArgumentError
-    from multiref_lab.stability import kept_given, prompts_needed
+    from multiref_lab import stability
+    from multiref_lab.cli.narrator import Narrator
+    from multiref_lab.stability.page import entries, table
 
-    missing = [
-        name for name, value in (("--model", model), ("--reference", reference), ("--prompts", prompts)) if value is None
-    ]
-    if missing:
-        raise ArgumentError(
-            f"world features: found no {', '.join(missing)}; expected two model folders and a file of texts, or --world linear"
-        )
-    with console.status("Completions, hidden states and log-probabilities of the two models"):
-        return kept_given(out, model, reference, prompts, prompts_needed(chosen), seed=seed)
+    worlds = world or (["linear", "features", "transformer"] if model else ["linear", "transformer"])
+    chosen = stability.axes(worlds, quick=quick, seeds=seeds, seed=seed)
+    measuring = stability.Measuring()
+    with Narrator() as narrator:
+        if "features" in worlds:
+            if model is None or reference is None or prompts is None:
+                needed = {"--model": model, "--reference": reference, "--prompts": prompts}
+                missing = ", ".join(name for name, value in needed.items() if value is None)
+                raise ArgumentError(
+                    f"world features: found no {missing}; expected two model folders and a file of texts, or --world linear"
+                )
+            narrator.phase("Completions, hidden states and log-probabilities of the two models.")
+            needs = stability.prompts_needed([axis for axis in chosen if axis.world == "features"])
+            measuring = stability.Measuring(*stability.kept_given(out, model, reference, prompts, needs, seed=seed))
+        records = stability.experiment(out, chosen, measuring).run(narrator, workers=workers)
+        narrator.phase("Writing the page and the figures.")
+        page = stability.write(chosen, records, out)
+    for axis in chosen:
+        narrator.table(table(axis, list(entries(axis, records))))
+    narrator.end(page, out / "figures")

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from multiref.report.noise import Measure
 from multiref_lab.stability.gradient import PPO, RLOO, Ascent
 from multiref_lab.stability.linear_cell import LinearSettings, draw
 from multiref_lab.stability.log_linear import climb, gibbs, reward_model
 from multiref_lab.stability.measures import distances
+from multiref_lab.stats import Measure
 
 __all__ = ["VARIANTS", "controls"]
 
@@ -29,7 +29,8 @@ VARIANTS: dict[str, Ascent] = {
 def controls(
     settings: LinearSettings | None = None, variants: Mapping[str, Ascent] = MappingProxyType(VARIANTS)
 ) -> dict[str, dict[str, Measure]]:
-    """{variant: {measure: mean and standard error over seeds}}: `replace/tv`, `rerun/tv`, `regret`; the Gibbs policy of the same rewards first."""
+    """{variant: {measure: mean and standard error over seeds}}: `replace/tv`, `rerun/tv`, `regret`; the Gibbs policy of the same rewards
+    first."""
     settings = settings or LinearSettings(samples=2048, left_out=0)
     sample = draw(settings)
     theta = reward_model(sample, ridge=settings.ridge)
@@ -38,10 +39,7 @@ def controls(
         policies[name] = climb(sample, theta, 1, ascent, beta=settings.beta, seed=settings.seed)
     found = {}
     for name, policy in policies.items():
-        fresh = sample.fresh
-        measured = distances(
-            policy.log_policy(fresh), policy.parameter, fresh.reward, fresh.references(1), sample.runs, beta=settings.beta
-        )
+        measured = distances(policy.log_policy(sample.fresh), policy.parameter, sample, 1, beta=settings.beta)
         found[name] = {key: Measure.of(measured[key]) for key in ("replace/tv", "rerun/tv", "regret")}
     return found
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from multiref.report.figures.canvas import MARKERS, PALETTE, canvas
-from multiref.report.noise import Measure
+from multiref.report.figures import MARKERS, PALETTE, canvas
+from multiref_lab.stats import Measure
 
 __all__ = ["Line", "figure"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from multiref.errors import ArgumentError
 from multiref_lab.stability.runs import Runs
 
-__all__ = ["PPO", "RLOO", "Ascent", "Draws", "cosine"]
+__all__ = ["PPO", "RLOO", "Adam", "Ascent", "Draws"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,24 @@ class Draws:
         return self.runs.rows_of(drawn, second), uniforms
 
 
-def cosine(step: int, steps: int) -> float:
+def _cosine(step: int, steps: int) -> float:
     """1 → 0 over the steps."""
     return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps, dtype=torch.float64))))
+
+
+class Adam:
+    """Adam (0.9, 0.99) on parameters that know nothing of each other; the step falls to zero by a cosine."""
+
+    def __init__(self, rate: float, steps: int) -> None:
+        self.rate, self.steps = rate, steps
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def step(self, parameters: Tensor, gradient: Tensor, number: int) -> Tensor:
+        """Down the gradient."""
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.99 * self.square + 0.01 * gradient.square()
+        scaled = (self.mean / (1 - 0.9 ** (number + 1))) / (
+            torch.as_tensor(self.square / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
+        )
+        return parameters - self.rate * _cosine(number, self.steps) * scaled

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from multiref.errors import ArgumentError
+from multiref_lab.experiment import Experiment
 from multiref_lab.stability.linear_cell import Given, LinearSettings, measure_linear
+from multiref_lab.stability.measures import Measured
 from multiref_lab.stability.transformer_cell import TransformerSettings, measure_transformer
 
-__all__ = ["WORLDS", "Axis", "Cell", "axes", "unique"]
+__all__ = ["WORLDS", "Axis", "Cell", "Measuring", "axes", "experiment"]
 
 WORLDS = ("linear", "features", "transformer")
 Settings = LinearSettings | TransformerSettings
@@ -19,39 +22,65 @@ Settings = LinearSettings | TransformerSettings
 
 @dataclass(frozen=True)
 class Cell:
-    """One set of settings in one world: what a record on disk stands for."""
+    """One set of settings in one world."""
 
     world: str
     settings: Settings
 
     @property
     def name(self) -> str:
-        """The file's name: what differs from cell to cell."""
+        """What differs from cell to cell."""
         wanted = ("samples", "dimension", "width", "noise", "curved")
         values = dataclasses.asdict(self.settings)
         return "-".join([self.world, *(f"{key}{values[key]:g}" for key in wanted if key in values)])
 
-    def measure(self, given: Given | None = None) -> dict[str, Any]:
-        """{method/K: {measure: one number a seed}}."""
-        if isinstance(self.settings, TransformerSettings):
-            return measure_transformer(self.settings)
-        return measure_linear(self.settings, given if self.world == "features" else None)
+
+@dataclass(frozen=True)
+class Measuring:
+    """Cell → {method/K: {measure: one number a seed}}. given: what the world `features` stands on; source: where it comes from, in words."""
+
+    given: Given | None = None
+    source: str = ""
+
+    def __call__(self, cell: Cell) -> Measured:
+        if isinstance(cell.settings, TransformerSettings):
+            return measure_transformer(cell.settings)
+        return measure_linear(cell.settings, self.given if cell.world == "features" else None)
+
+    def depends(self, cell: Cell) -> dict[str, str]:
+        """What a cell's numbers depend on beside it."""
+        return {"source": self.source} if cell.world == "features" else {}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Cells in which one thing grows. x: its value in a cell; label: what it is called on a figure."""
+    """Cells in which one thing grows: the settings' `field`, called `label` on a figure."""
 
     world: str
     name: str
     label: str
-    x: Callable[[Any], float]
+    field: str
     cells: tuple[Cell, ...]
-    logarithmic: bool = True
 
     @property
     def title(self) -> str:
         return f"{self.world}-{self.name}"
+
+    @property
+    def x(self) -> list[float]:
+        """What grows, cell by cell."""
+        return [float(getattr(cell.settings, self.field)) for cell in self.cells]
+
+    @property
+    def logarithmic(self) -> bool:
+        """Sizes are; shares, which begin at zero, aren't."""
+        return self.field not in ("noise", "curved")
+
+
+def experiment(folder: str | Path, chosen: Sequence[Axis], measuring: Measuring) -> Experiment[Cell, Measured]:
+    """Every cell of these axes, kept in the folder."""
+    cells = [cell for axis in chosen for cell in axis.cells]
+    return Experiment(Path(folder) / "records", cells, measuring, given=measuring.depends)
 
 
 def axes(worlds: Sequence[str], *, quick: bool = False, seeds: int | None = None, seed: int = 0) -> list[Axis]:
@@ -63,79 +92,57 @@ def axes(worlds: Sequence[str], *, quick: bool = False, seeds: int | None = None
     for world in worlds:
         if world not in WORLDS:
             raise ArgumentError(f"world: found {world!r}, expected one of {', '.join(WORLDS)}")
+    base = LinearSettings(seed=seed, seeds=(4 if quick else 20) if seeds is None else seeds, ascent_steps=20 if quick else 160)
     made: list[Axis] = []
     if "linear" in worlds:
-        base = LinearSettings(seed=seed, seeds=_seeds(seeds, 4 if quick else 20), ascent_steps=20 if quick else 160)
         made += _linear("linear", base, (64, 128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 64, 128))
         made += _more_linear(base)
     if "features" in worlds:
-        base = LinearSettings(
-            seed=seed, samples=256, seeds=_seeds(seeds, 4 if quick else 20), ascent_steps=20 if quick else 160
-        )
-        made += _linear("features", base, (32, 64, 128, 256, 512), (2, 4, 8, 16, 32))
+        made += _linear("features", replace(base, samples=256), (32, 64, 128, 256, 512), (2, 4, 8, 16, 32))
     if "transformer" in worlds:
-        made += _transformer(TransformerSettings(seed=seed, seeds=_seeds(seeds, 2 if quick else 8)), quick)
+        made += _transformer(TransformerSettings(seed=seed, seeds=(2 if quick else 8) if seeds is None else seeds), quick)
     return [replace(axis, cells=(axis.cells[0], axis.cells[len(axis.cells) // 2])) for axis in made] if quick else made
 
 
-def _seeds(asked: int | None, otherwise: int) -> int:
-    return otherwise if asked is None else asked
+def _axis(world: str, base: Settings, name: str, label: str, changes: Sequence[dict[str, Any]]) -> Axis:
+    """Cells that differ from the base by these; the first key is what grows."""
+    return Axis(world, name, label, next(iter(changes[0])), tuple(Cell(world, replace(base, **change)) for change in changes))
 
 
-def unique(of: Sequence[Axis]) -> list[Cell]:
-    """Every cell once, in order."""
-    return list({cell: None for axis in of for cell in axis.cells})
+def _each(field: str, values: Sequence[float], **fixed: float) -> list[dict[str, float]]:
+    return [{field: value, **fixed} for value in values]
 
 
 def _linear(world: str, base: LinearSettings, samples: Sequence[int], dimensions: Sequence[int]) -> list[Axis]:
-    def axis(name: str, label: str, settings: Sequence[LinearSettings], field: str, logarithmic: bool = True) -> Axis:
-        return Axis(world, name, label, lambda s: getattr(s, field), tuple(Cell(world, s) for s in settings), logarithmic)
-
+    unseen = "share of the reward's variance that no linear function of the features sees"
     return [
-        axis("samples", "preference pairs n", [replace(base, samples=n) for n in samples], "samples"),
-        axis("dimension", f"features d, at n = {base.samples}", [replace(base, dimension=d) for d in dimensions], "dimension"),
-        axis("noise", "share of flipped labels", [replace(base, noise=p) for p in (0.0, 0.05, 0.1, 0.2, 0.3)], "noise", False),
-        axis(
-            "curved", "share of the reward's variance that no linear function of the features sees",
-            [replace(base, curved=c) for c in (0.0, 0.25, 0.5, 0.75, 1.0)], "curved", False,
-        ),
-    ]  # fmt: skip
+        _axis(world, base, "samples", "preference pairs n", _each("samples", samples)),
+        _axis(world, base, "dimension", f"features d, at n = {base.samples}", _each("dimension", dimensions)),
+        _axis(world, base, "noise", "share of flipped labels", _each("noise", (0.0, 0.05, 0.1, 0.2, 0.3))),
+        _axis(world, base, "curved", unseen, _each("curved", (0.0, 0.25, 0.5, 0.75, 1.0))),
+    ]
 
 
 def _more_linear(base: LinearSettings) -> list[Axis]:
-    sizes = (256, 512, 1024, 2048, 4096)
-    ratio = ((64, 4), (128, 8), (256, 16), (512, 32), (1024, 64))
-
-    def cells(settings: Sequence[LinearSettings]) -> tuple[Cell, ...]:
-        return tuple(Cell("linear", s) for s in settings)
-
+    sizes, ratio = (256, 512, 1024, 2048, 4096), [{"samples": n, "dimension": n // 16} for n in (64, 128, 256, 512, 1024)]
+    noisy, curved = (
+        "preference pairs n, 20 % of the labels flipped",
+        "preference pairs n, half of the reward's variance not linear",
+    )
     return [
-        Axis("linear", "samples-noisy", "preference pairs n, 20 % of the labels flipped", lambda s: s.samples,
-             cells([replace(base, samples=n, noise=0.2) for n in sizes])),
-        Axis("linear", "samples-curved", "preference pairs n, half of the reward's variance not linear", lambda s: s.samples,
-             cells([replace(base, samples=n, curved=0.5) for n in sizes])),
-        Axis("linear", "proportional", "preference pairs n, d = n/16", lambda s: s.samples,
-             cells([replace(base, samples=n, dimension=d) for n, d in ratio])),
-    ]  # fmt: skip
+        _axis("linear", base, "samples-noisy", noisy, _each("samples", sizes, noise=0.2)),
+        _axis("linear", base, "samples-curved", curved, _each("samples", sizes, curved=0.5)),
+        _axis("linear", base, "proportional", "preference pairs n, d = n/16", ratio),
+    ]
 
 
 def _transformer(base: TransformerSettings, quick: bool) -> list[Axis]:
     if quick:
         base = replace(base, samples=64, fit_steps=20, ascent_steps=16, fresh=8)
+    width = f"width of policy and reward model, at n = {base.samples}"
     sizes = (64, 128) if quick else (128, 256, 512, 1024, 2048)
-
-    def axis(name: str, label: str, settings: Sequence[TransformerSettings], field: str, logarithmic: bool = True) -> Axis:
-        return Axis(
-            "transformer",
-            name,
-            label,
-            lambda s: getattr(s, field),
-            tuple(Cell("transformer", s) for s in settings),
-            logarithmic,
-        )
-
     return [
-        axis("samples", "preference pairs n", [replace(base, samples=n) for n in sizes], "samples"),
-        axis("width", f"width of policy and reward model, at n = {base.samples}", [replace(base, width=w) for w in (8, 16, 32)], "width"),
-        axis("noise", "share of flipped labels", [replace(base, noise=p) for p in (0.0, 0.1, 0.2, 0.3)], "noise", False),
-    ]  # fmt: skip
+        _axis("transformer", base, "samples", "preference pairs n", _each("samples", sizes)),
+        _axis("transformer", base, "width", width, _each("width", (8, 16, 32))),
+        _axis("transformer", base, "noise", "share of flipped labels", _each("noise", (0.0, 0.1, 0.2, 0.3))),
+    ]

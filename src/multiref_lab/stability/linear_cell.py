@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref.divergences import kl
 from multiref.errors import ArgumentError
 from multiref_lab.stability.fit import agreement, influence
 from multiref_lab.stability.gradient import PPO, RLOO
 from multiref_lab.stability.log_linear import LogLinear, climb, dpo, dpo_offset, gibbs, reward_model
-from multiref_lab.stability.measures import distances
+from multiref_lab.stability.measures import Measured, distances, plain, regret, with_gap
 from multiref_lab.stability.runs import Runs
 from multiref_lab.stability.sample import Sample, given_sample, linear_sample
 
@@ -75,11 +73,11 @@ def draw(settings: LinearSettings, given: Given | None = None) -> Sample:
     )
 
 
-def measure_linear(settings: LinearSettings, given: Given | None = None) -> dict[str, Any]:
-    """{method/K: {measure: one number a seed}}, methods `dpo`, `gibbs`, `ppo`, `rloo`, K of 1 and 2; and `influence/…` of the two fits."""
+def measure_linear(settings: LinearSettings, given: Given | None = None) -> Measured:
+    """Methods `dpo`, `gibbs`, `ppo`, `rloo`, K of 1 and 2; and `influence/…` of the two fits."""
     sample, beta, ridge = draw(settings, given), settings.beta, settings.ridge
     theta = reward_model(sample, ridge=ridge)
-    found: dict[str, Any] = {"influence/reward model": _influence(sample, theta, None, ridge)}
+    found: Measured = {"influence/reward model": _influence(sample, theta, None, ridge)}
     ascents = [replace(a, steps=settings.ascent_steps) for a in (PPO, RLOO)]
     for references in (1, 2):
         policies = {
@@ -99,15 +97,10 @@ def measure_linear(settings: LinearSettings, given: Given | None = None) -> dict
 
 
 def _measured(sample: Sample, policy: LogLinear, references: int, beta: float) -> dict[str, list[float]]:
-    fresh = sample.fresh
-    found = distances(
-        policy.log_policy(fresh), policy.parameter, fresh.reward, fresh.references(references), sample.runs, beta=beta
-    )
-    seen = sample.prompts.take(slice(0, min(sample.runs.samples, 256)))
+    found = distances(policy.log_policy(sample.fresh), policy.parameter, sample, references, beta=beta)
+    seen = sample.seen(256)
     first = LogLinear(policy.parameter[:, :1], policy.pooled).log_policy(seen)[:, 0]
-    on_seen = beta * kl(first, seen.optimum(references, beta)).mean(-1)
-    found["regret_gap"] = (torch.tensor(found["regret"], dtype=torch.float64) - on_seen).tolist()
-    return found
+    return with_gap(found, regret(first, seen, references, beta=beta))
 
 
 def _loss_gap(sample: Sample, theta: Tensor, offset: Tensor | None, references: int, beta: float) -> list[float]:
@@ -139,8 +132,6 @@ def _influence(sample: Sample, theta: Tensor, offset: Tensor | None, ridge: floa
     features = sample.fresh.features
     across = features[:, :, 0] - features[:, :, 1]
     true = (runs.split(theta)[1] - theta[:, :1]) @ across.mT
-    plain, corrected = (agreement(p @ across.mT, true) for p in (moved, moved / (1 - leverage).unsqueeze(-1)))
-    found = {"leverage": leverage.mean(-1).tolist()}
-    for name, value in (("", plain), ("corrected_", corrected)):
-        found |= {f"{name}{key}": getattr(value, key).tolist() for key in ("correlation", "slope", "error")}
-    return found
+    corrected = moved / (1 - leverage).unsqueeze(-1)
+    found = {"leverage": leverage.mean(-1).tolist()} | plain(agreement(moved @ across.mT, true))
+    return found | plain(agreement(corrected @ across.mT, true), "corrected_")

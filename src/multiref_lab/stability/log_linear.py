@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multiref_lab.stability.fit import fit
-from multiref_lab.stability.gradient import Ascent, Draws, cosine
+from multiref_lab.stability.gradient import Adam, Ascent, Draws
 from multiref_lab.stability.sample import Prompts, Sample
 
 __all__ = ["LogLinear", "climb", "dpo", "dpo_offset", "gibbs", "reward_model"]
@@ -64,7 +64,7 @@ def climb(sample: Sample, theta: Tensor, references: int, ascent: Ascent, *, bet
     seeds = theta.shape[0]
     base, tilt = prompts.pool(1), prompts.pool(1) - prompts.pool(references)
     w = torch.zeros_like(theta)
-    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    adam = Adam(ascent.rate, ascent.steps)
     draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch, ascent.group, seed=seed))
     at = torch.arange(seeds)[:, None, None]
     for step in range(ascent.steps):
@@ -81,9 +81,7 @@ def climb(sample: Sample, theta: Tensor, references: int, ascent: Ascent, *, bet
         share = (advantages * ratio) / (ascent.batch * ascent.group)
         pull = torch.zeros_like(policy).scatter_add(-1, chosen, share)
         gradient = features.transposed(pull - pull.sum(-1, keepdim=True) * policy.exp())
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient.square()
-        scaled = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-8)
-        w = w + ascent.rate * cosine(step, ascent.steps) * scaled
+        w = adam.step(w, -gradient, step)
     return LogLinear(w, 1)
 
 

@@ -8,9 +8,12 @@ from torch import Tensor
 from multiref import exact
 from multiref.divergences import kl
 from multiref.regularizers import ReverseKL
-from multiref_lab.stability.runs import Runs
+from multiref_lab.stability.fit import Agreement
+from multiref_lab.stability.sample import Prompts, Sample
 
-__all__ = ["close_kl", "distances", "total_variation"]
+__all__ = ["Measured", "close_kl", "distances", "plain", "regret", "total_variation", "with_gap"]
+
+Measured = dict[str, dict[str, list[float]]]  # {method/K: {measure: one number a seed}}
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -24,20 +27,23 @@ def close_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (torch.expm1(-ratio) + ratio)).sum(-1)
 
 
-def distances(
-    log_policy: Tensor, parameter: Tensor, reward: Tensor, ref_logps: Tensor, runs: Runs, *, beta: float
-) -> dict[str, list[float]]:
-    """What exchanging one example does, averaged over the exchanged ones, one number a seed.
+def regret(log_policy: Tensor, prompts: Prompts, references: int, *, beta: float) -> Tensor:
+    """[S, F, Y] → [S]: β KL(π‖π*), averaged over prompts."""
+    return (beta * kl(log_policy, prompts.optimum(references, beta))).mean(-1)
+
+
+def distances(log_policy: Tensor, parameter: Tensor, sample: Sample, references: int, *, beta: float) -> dict[str, list[float]]:
+    """What exchanging one example does, averaged over the exchanged ones, one number a seed; and `regret` on fresh prompts, of the run on all data.
 
     Args:
-        log_policy: [S, M, F, Y] of every run on the fresh prompts. parameter: [S, M, P]. reward: [S, F, Y]. ref_logps: [K, S, F, Y].
+        log_policy: [S, M, F, Y] of every run on the fresh prompts. parameter: [S, M, P].
 
     Returns:
         for each of `replace`, `leave_out` and `rerun`: parameter (Euclidean), value (mean over prompts of |f − f'|), worst_value (largest),
-        tv, kl (KL(π‖π') to the run on all data). And `regret`: β KL(π‖π*) on fresh prompts, of the run on all data.
+        tv, kl (KL(π‖π') to the run on all data).
     """
-    refs = ref_logps.unsqueeze(2)
-    each = reward.unsqueeze(1).expand_as(log_policy)
+    refs, runs = sample.fresh.references(references).unsqueeze(2), sample.runs
+    each = sample.fresh.reward.unsqueeze(1).expand_as(log_policy)
     value = exact.value(log_policy, each, refs.expand(-1, -1, log_policy.shape[1], -1, -1), ReverseKL(), beta=beta)
     found: dict[str, list[float]] = {}
     pieces = zip(("replace", "leave_out", "rerun"), *(runs.split(x) for x in (log_policy, parameter, value)), strict=True)
@@ -53,6 +59,15 @@ def distances(
             "kl": close_kl(log_policy[:, :1], policies).mean((1, 2)),
         }
         found |= {f"{name}/{key}": column.tolist() for key, column in columns.items()}
-    optimum = exact.solve(reward, ref_logps, ReverseKL(), beta=beta).log_policy
-    found["regret"] = (beta * kl(log_policy[:, 0], optimum)).mean(-1).tolist()
-    return found
+    return found | {"regret": regret(log_policy[:, 0], sample.fresh, references, beta=beta).tolist()}
+
+
+def with_gap(measured: dict[str, list[float]], on_seen: Tensor) -> dict[str, list[float]]:
+    """The regret on fresh prompts, and how much more it is than on training prompts [S]."""
+    fresh = torch.tensor(measured["regret"], dtype=torch.float64)
+    return measured | {"regret_gap": (fresh - on_seen).tolist()}
+
+
+def plain(found: Agreement, prefix: str = "") -> dict[str, list[float]]:
+    """How well influence functions agree, as numbers of a record."""
+    return {f"{prefix}{key}": getattr(found, key).tolist() for key in ("correlation", "slope", "error")}

@@ -1,25 +1,24 @@
-"""What an experiment shows: figures, one table, one JSON. Means over seeds with their standard errors, slopes with bootstrap intervals."""
+"""What an experiment shows: figures, tables, one page and its numbers. Means over seeds with their standard errors, slopes with bootstrap intervals."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from multiref._files import write_whole
-from multiref.report.figures import save
-from multiref.report.noise import Measure
-from multiref_lab.claim import Estimate
-from multiref_lab.stability.experiment import Experiment
+from multiref.report import Block, Picture, Prose, Section, Table
+from multiref_lab import page
+from multiref_lab.experiment import Record
 from multiref_lab.stability.figures import Line, figure
-from multiref_lab.stability.grid import Axis
-from multiref_lab.stats import fit_slope
+from multiref_lab.stability.grid import Axis, Cell
+from multiref_lab.stability.measures import Measured
+from multiref_lab.stats import Estimate, Measure, fit_slope
 
-__all__ = ["Page", "write_page"]
+__all__ = ["Entry", "entries", "table", "write"]
+
+Records = Mapping[Cell, Record[Cell, Measured]]
 
 METHODS = {"dpo": "DPO", "gibbs": "reward model, Gibbs", "ppo": "reward model, PPO", "rloo": "reward model, RLOO"}
 MEASURES = {
@@ -39,129 +38,117 @@ ALONG_DATA = ("rerun/tv", "regret_gap", "loss_gap")
 
 
 @dataclass(frozen=True)
-class Page:
-    """What was written: `path` the table as Markdown, `json` all numbers, `seconds` spent measuring."""
+class Entry:
+    """One measure of one method along an axis: values of all seeds at each point, and the slope on the top decade where it has one."""
 
-    path: Path
-    json: Path
-    seconds: float
-    text: str
+    method: str
+    measure: str
+    values: list[list[float]]
+    slope: Estimate | None
 
-    def table(self) -> str:
-        """The table as Markdown."""
-        return self.text
+    @property
+    def points(self) -> list[Measure]:
+        return [Measure.of(each) for each in self.values]
 
 
-def write_page(experiment: Experiment, folder: str | Path) -> Page:
-    """stability.md, stability.json and figures/ in the folder, from the records that are there."""
-    folder = Path(folder)
-    for axis in experiment.axes:
-        _draw(experiment, axis, folder / "figures")
-    entries = [entry for axis in experiment.axes for entry in _entries(experiment, axis)]
-    seconds = sum(record.seconds for cell in experiment.cells if (record := experiment.record(cell)))
-    text = _markdown(entries)
-    write_whole(
-        folder / "stability.json",
-        json.dumps({"axes": entries, "seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n",
+def write(chosen: Sequence[Axis], records: Records, folder: Path, *, command: str = "multiref stability") -> Path:
+    """report.html, results.json and figures/ in the folder; returns the page. Errors: OutputError."""
+    minutes = sum(record.seconds for record in records.values()) / 60
+    sections, results = [], []
+    for axis in chosen:
+        found = list(entries(axis, records))
+        blocks: list[Block] = [table(axis, found), *_pictures(axis, found, folder / "figures")]
+        sections.append(Section(axis.title, blocks))
+        results += [_plain(axis, entry) for entry in found]
+    return page.write(
+        folder,
+        "How far each RLHF variant moves when one example changes",
+        *sections,
+        Section("What it took", [Prose(f"{len(records)} cells, {minutes:.1f} min of processor time.")]),
+        subtitle="multiref stability",
+        settings={"command": command},
+        results={"axes": results},
     )
-    write_whole(folder / "stability.md", text + "\n")
-    return Page(folder / "stability.md", folder / "stability.json", seconds, text)
 
 
-def _columns(experiment: Experiment, axis: Axis) -> dict[str, dict[str, list[list[float]]]]:
-    """{method/K: {measure: [points][seeds]}}, only what every point has."""
-    records = [experiment.record(cell) for cell in axis.cells]
-    measured = [record.measured for record in records if record is not None]
-    if len(measured) < len(axis.cells):
-        return {}
-    keys = [key for key in measured[0] if all(key in one for one in measured)]
+def entries(axis: Axis, records: Records) -> Iterator[Entry]:
+    """What every point of the axis has, method by method."""
+    measured = [records[cell].found for cell in axis.cells]
+    for method, first in measured[0].items():
+        for name in first if all(method in one for one in measured) else ():
+            values = [one[method].get(name, []) for one in measured]
+            if all(values):
+                yield Entry(method, name, values, _slope(axis, name, values))
+
+
+def _slope(axis: Axis, name: str, values: list[list[float]]) -> Estimate | None:
+    """None for a measure that isn't positive by nature (gaps and correlations), or with fewer than three points in the top decade."""
+    rate = name.endswith("error") or (name.startswith(("replace/", "leave_out/", "regret")) and "gap" not in name)
+    means = torch.tensor(values, dtype=torch.float64).T
+    if not (axis.logarithmic and rate and bool((means.mean(0) > 0).all()) and sum(x >= max(axis.x) / 10 for x in axis.x) >= 3):
+        return None
+    return fit_slope(axis.x, means)
+
+
+def table(axis: Axis, found: Sequence[Entry]) -> Table:
+    """Total variation, value stability and regret of every method at both ends of the axis, and slopes."""
+    rows = [
+        [entry.method, entry.measure, *(_number(entry.points[i]) for i in (0, -1)), _shown(entry.slope)]
+        for entry in found
+        if entry.measure in DRAWN
+    ]
+    return Table(
+        ["method", "measure", "first", "last", "slope (95 %)"], rows, f"{axis.title} ({axis.x[0]:g} to {axis.x[-1]:g})"
+    )
+
+
+def _number(found: Measure) -> str:
+    return f"{found.mean:.3g}" if found.error is None else f"{found.mean:.3g} ± {found.error:.1g}"
+
+
+def _shown(slope: Estimate | None) -> str:
+    return "" if slope is None else f"{slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
+
+
+def _plain(axis: Axis, entry: Entry) -> dict[str, object]:
+    slope, points = entry.slope, entry.points
     return {
-        key: {
-            name: [one[key][name] for one in measured]
-            for name in measured[0][key]
-            if all(one[key].get(name) for one in measured)
-        }
-        for key in keys
+        "axis": axis.title,
+        "method": entry.method,
+        "measure": entry.measure,
+        "x": axis.x,
+        "mean": [point.mean for point in points],
+        "error": [point.error for point in points],
+        "slope": None if slope is None else [slope.value, slope.low, slope.high],
     }
 
 
-def _entries(experiment: Experiment, axis: Axis) -> Iterator[dict[str, Any]]:
-    """One entry a measure and method of an axis: the points, mean and standard error at each, the slope on the top decade."""
-    x = [float(axis.x(cell.settings)) for cell in axis.cells]
-    for method, measures in _columns(experiment, axis).items():
-        for name, values in measures.items():
-            points = [Measure.of(one) for one in values]
-            slope = _slope(x, values) if axis.logarithmic and _has_a_rate(name) else None
-            yield {
-                "axis": axis.title, "method": method, "measure": name, "x": x,
-                "mean": [p.mean for p in points], "error": [p.error for p in points],
-                "slope": None if slope is None else [slope.value, slope.low, slope.high],
-            }  # fmt: skip
-
-
-def _has_a_rate(name: str) -> bool:
-    """Whether a measure is positive by nature; gaps and correlations have no slope in log."""
-    return (name.startswith(("replace/", "leave_out/", "regret")) and "gap" not in name) or name.endswith("error")
-
-
-def _slope(x: list[float], values: list[list[float]]) -> Estimate | None:
-    """None where the means aren't positive, or fewer than three points lie in the top decade."""
-    table = torch.tensor(values, dtype=torch.float64).T
-    if not bool((table.mean(0) > 0).all()) or sum(v >= max(x) / 10 for v in x) < 3:
-        return None
-    return fit_slope(x, table)
-
-
-def _draw(experiment: Experiment, axis: Axis, folder: Path) -> None:
+def _pictures(axis: Axis, found: Sequence[Entry], folder: Path) -> Iterator[Picture]:
     """One figure a measure: every method that has it, under one and two references; and how well influence functions predict."""
-    columns = _columns(experiment, axis)
-    if not columns:
-        return
-    x = [float(axis.x(cell.settings)) for cell in axis.cells]
-    wanted = [*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())]
-    for name in wanted:
+    by_name = {(entry.method, entry.measure): entry for entry in found}
+    for name in (*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())):
         lines = [
-            Line(f"{METHODS[method]}, K = {count}", number, count == 2, values, _shown_slope(x, name, values, axis))
+            Line(f"{METHODS[method]}, K = {count}", number, count == 2, entry.values, entry.slope and entry.slope.value)
             for number, method in enumerate(METHODS)
             for count in (1, 2)
-            if (values := columns.get(f"{method}/{count}", {}).get(name))
-            and not (name.startswith("rerun") and not any(map(any, values)))  # a closed form has no random numbers
+            if (entry := by_name.get((f"{method}/{count}", name)))
+            and not (name.startswith("rerun") and not any(map(any, entry.values)))  # a closed form has no random numbers
         ]
-        _saved(lines, x, axis, MEASURES[name], folder / f"{axis.title}-{name.replace('/', '-')}", signed="gap" in name)
+        yield from _picture(
+            axis, lines, MEASURES[name], folder / f"{axis.title}-{name.replace('/', '-')}", signed="gap" in name
+        )
+    influence = list(dict.fromkeys(entry.method for entry in found if entry.method.startswith("influence/")))
     lines = [
-        Line(f"{key.removeprefix('influence/')}, {words}", number + 2 * k, False, values)
-        for number, key in enumerate(key for key in columns if key.startswith("influence/"))
+        Line(f"{method.removeprefix('influence/')}, {words}", number + 2 * k, False, entry.values)
+        for number, method in enumerate(influence)
         for k, (name, words) in enumerate((("error", "influence"), ("corrected_error", "influence / (1 − leverage)")))
-        if (values := columns[key].get(name))
+        if (entry := by_name.get((method, name)))
     ]
-    _saved(lines, x, axis, "‖true − predicted‖ / ‖true‖ of left-out pairs", folder / f"{axis.title}-influence")
+    yield from _picture(axis, lines, "‖true − predicted‖ / ‖true‖ of left-out pairs", folder / f"{axis.title}-influence")
 
 
-def _saved(lines: list[Line], x: list[float], axis: Axis, ylabel: str, path: Path, *, signed: bool = False) -> None:
+def _picture(axis: Axis, lines: list[Line], ylabel: str, stem: Path, *, signed: bool = False) -> Iterator[Picture]:
     if lines:
         log_y = axis.logarithmic and not signed
-        save(figure(lines, x, xlabel=axis.label, ylabel=ylabel, log_x=axis.logarithmic, log_y=log_y), path)
-
-
-def _shown_slope(x: list[float], name: str, values: list[list[float]], axis: Axis) -> float | None:
-    found = _slope(x, values) if axis.logarithmic and _has_a_rate(name) else None
-    return None if found is None else found.value
-
-
-def _markdown(entries: list[dict[str, Any]]) -> str:
-    """For each axis: the methods' total variation, value stability and regret at both ends, and slopes."""
-    parts = []
-    for title in dict.fromkeys(entry["axis"] for entry in entries):
-        rows = ["| method | measure | first | last | slope (95 %) |", "|---|---|---|---|---|"]
-        for entry in entries:
-            if entry["axis"] == title and entry["measure"] in DRAWN:
-                slope = "" if entry["slope"] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*entry["slope"])
-                first, last = (_number(entry["mean"][i], entry["error"][i]) for i in (0, -1))
-                rows.append(f"| {entry['method']} | {entry['measure']} | {first} | {last} | {slope} |")
-        ends = next(entry["x"] for entry in entries if entry["axis"] == title)
-        parts.append(f"## {title} ({ends[0]:g} to {ends[-1]:g})\n\n" + "\n".join(rows))
-    return "\n\n".join(parts)
-
-
-def _number(mean: float, error: float | None) -> str:
-    return f"{mean:.3g}" if error is None else f"{mean:.3g} ± {error:.1g}"
+        drawn = figure(lines, axis.x, xlabel=axis.label, ylabel=ylabel, log_x=axis.logarithmic, log_y=log_y)
+        yield page.picture(drawn, stem, f"{ylabel}, by {axis.label}")

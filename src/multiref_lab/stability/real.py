@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from multiref._files import write_whole
 from multiref.errors import DataError
+from multiref.report import write_whole
 from multiref_lab.hidden_states import hidden_state_features
 from multiref_lab.stability.linear_cell import Given
 

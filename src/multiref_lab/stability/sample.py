@@ -57,6 +57,10 @@ class Sample:
     runs: Runs
     flip: float
 
+    def seen(self, most: int) -> Prompts:
+        """The first training prompts, `most` of them at most."""
+        return self.prompts.take(slice(0, min(self.runs.samples, most)))
+
     def delta(self) -> Tensor:
         """[S, N, d]: φ(preferred) − φ(other)."""
         return _at(self.prompts.features, self.preferred) - _at(self.prompts.features, self.other)
@@ -105,7 +109,7 @@ def linear_sample(
     The second part is a Hermite polynomial of degree two: uncorrelated with everything linear. References: half of their logits' variance is linear in
     the same features, half is not; standard deviation one.
     """
-    _checked_share(curved)
+    _check_share(curved)
     theta, curves, tilt = (
         torch.randn(seeds, count, dimension, generator=generator, dtype=torch.float64) for count in (1, min(3, dimension), 2)
     )
@@ -146,7 +150,7 @@ def given_sample(
     Raises:
         ArgumentError: fewer prompts than n + spares + fresh, or c > 0 with no direction left.
     """
-    _checked_share(curved)
+    _check_share(curved)
     total, (count, _, width) = runs.rows + fresh, states.shape
     if total > count:
         raise ArgumentError(
@@ -170,7 +174,7 @@ def given_sample(
     return Sample(prompts, *draw_pairs(prompts, flip, generator), whole.take(slice(runs.rows, total)), runs, flip)
 
 
-def _checked_share(curved: float) -> None:
+def _check_share(curved: float) -> None:
     if not 0 <= curved <= 1:
         raise ArgumentError(
             f"curved: found {curved}, expected the share of the reward's variance outside the class, between 0 and 1"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref_lab.stability.gradient import Ascent, Draws, cosine
+from multiref_lab.stability.gradient import Adam, Ascent, Draws
 from multiref_lab.stability.sample import Sample
 from multiref_lab.stability.transformer import Shape
 
@@ -56,7 +56,7 @@ def fit_pairs(
     runs = sample.runs
     parameters = start.repeat_interleave(runs.count, 0)
     origin = parameters.clone()
-    adam = _Adam(settings.rate, settings.steps)
+    adam = Adam(settings.rate, settings.steps)
     draws = iter(Draws(runs, len(start), settings.batch, 0, seed=seed))
     content = sample.prompts.features[:, :, 0]
     at = torch.arange(len(start))[:, None, None]
@@ -81,7 +81,7 @@ def climb(
     """
     runs, seeds = sample.runs, len(start)
     parameters = start.repeat_interleave(runs.count, 0)
-    adam = _Adam(ascent.rate, ascent.steps)
+    adam = Adam(ascent.rate, ascent.steps)
     draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch * ascent.group, shape.length, seed=seed))
     content = sample.prompts.features[:, :, 0]
     at = torch.arange(seeds)[:, None, None]
@@ -102,20 +102,3 @@ def climb(
         (gradient,) = torch.autograd.grad(-(advantages * ratio * logps).mean(-1).sum(), leaf)
         parameters = adam.step(parameters, gradient, step)
     return parameters.unflatten(0, (seeds, runs.count))
-
-
-class _Adam:
-    """Adam (0.9, 0.99) on a matrix whose rows know nothing of each other; the step falls to zero by a cosine."""
-
-    def __init__(self, rate: float, steps: int) -> None:
-        self.rate, self.steps = rate, steps
-        self.mean: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
-
-    def step(self, parameters: Tensor, gradient: Tensor, number: int) -> Tensor:
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.99 * self.square + 0.01 * gradient.square()
-        scaled = (self.mean / (1 - 0.9 ** (number + 1))) / (
-            torch.as_tensor(self.square / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
-        )
-        return parameters - self.rate * cosine(number, self.steps) * scaled

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref.divergences import kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.fit import agreement
 from multiref_lab.stability.gradient import PPO, RLOO, Ascent
-from multiref_lab.stability.measures import distances
+from multiref_lab.stability.measures import Measured, distances, plain, regret, with_gap
 from multiref_lab.stability.runs import Runs
 from multiref_lab.stability.sample import Prompts, Sample, draw_pairs
 from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
@@ -65,7 +64,8 @@ class TransformerSettings:
 def draw_transformer(settings: TransformerSettings) -> tuple[Sample, Tensor]:
     """The data, and the parameters [S, P] of the first reference, from which every policy starts.
 
-    References are two random transformers of the policy's width. The reward is additive in tokens and neighbouring tokens, with weights that depend on the prompt:
+    References are two random transformers of the policy's width. The reward is additive in tokens and neighbouring tokens, with weights that
+    depend on the prompt:
 
         r*(x, y) ∝ Σ_t ⟨A_t[y_t], x⟩ + Σ_t B[y_t, y_{t+1}],   scaled to variance one
     """
@@ -85,36 +85,26 @@ def draw_transformer(settings: TransformerSettings) -> tuple[Sample, Tensor]:
         return Prompts(content.unsqueeze(2), reward, refs)
 
     prompts = world(runs.rows)
-    return Sample(prompts, *draw_pairs(prompts, settings.noise, generator), world(settings.fresh), runs, settings.noise), start[
-        0
-    ]
+    pairs = draw_pairs(prompts, settings.noise, generator)
+    return Sample(prompts, *pairs, world(settings.fresh), runs, settings.noise), start[0]
 
 
-def measure_transformer(settings: TransformerSettings) -> dict[str, Any]:
-    """{method/K: {measure: one number a seed}}, as of `measure_linear`."""
+def measure_transformer(settings: TransformerSettings) -> Measured:
+    """As `measure_linear`."""
     sample, start = draw_transformer(settings)
     trained = _Trained(settings, sample, start)
-    found: dict[str, Any] = {}
+    found: Measured = {}
     reward_model = trained.reward_model()
     if settings.left_out:
         found["influence/reward model"] = _influence(settings, sample, reward_model, settings.reward, None, trained.no_tilt)
+    seen, beta = sample.seen(64), settings.beta
     for references in (1, 2):
         for name, (parameters, log_policy, on_seen) in trained.policies(reward_model, references).items():
-            measured = distances(
-                log_policy,
-                parameters,
-                sample.fresh.reward,
-                sample.fresh.references(references),
-                sample.runs,
-                beta=settings.beta,
-            )
-            seen = sample.prompts.take(slice(0, min(settings.samples, 64)))
-            on_seen_regret = settings.beta * kl(on_seen, seen.optimum(references, settings.beta)).mean(-1)
-            measured["regret_gap"] = (torch.tensor(measured["regret"], dtype=torch.float64) - on_seen_regret).tolist()
-            found[f"{name}/{references}"] = measured
+            measured = distances(log_policy, parameters, sample, references, beta=beta)
+            found[f"{name}/{references}"] = with_gap(measured, regret(on_seen, seen, references, beta=beta))
         if references == 1 and settings.left_out:
-            parameters = trained.last_dpo
-            found["influence/dpo/1"] = _influence(settings, sample, parameters, settings.policy, settings.beta, trained.tilt(1))
+            tilt = trained.tilt(1)
+            found["influence/dpo/1"] = _influence(settings, sample, trained.last_dpo, settings.policy, beta, tilt)
     return found
 
 
@@ -144,31 +134,22 @@ class _Trained:
             sample, shape, self.start, settings.fit, beta=settings.beta, tilt=self.tilt(references), seed=settings.seed
         )
         found["dpo"] = self._network(self.last_dpo)
-        few = sample.prompts.take(slice(0, min(settings.samples, 64)))
-        laws = [
-            exact.solve(
-                r, p.references(references).unsqueeze(2).expand(-1, -1, r.shape[1], -1, -1), ReverseKL(), beta=settings.beta
-            )
-            for r, p in (
-                (self._rewards(reward_model, sample.fresh), sample.fresh),
-                (self._rewards(reward_model[:, :1], few), few),
-            )
-        ]
-        found["gibbs"] = (reward_model, laws[0].log_policy, laws[1].log_policy[:, 0])
-        learned = partial(settings.reward.rewards, reward_model.flatten(0, 1))
+        few = sample.seen(64)
+        fresh, on_few = (
+            self._optimum(self._rewards(model, prompts), prompts, references)
+            for model, prompts in ((reward_model, sample.fresh), (reward_model[:, :1], few))
+        )
+        found["gibbs"] = (reward_model, fresh, on_few[:, 0])
+        learned, pool = partial(settings.reward.rewards, reward_model.flatten(0, 1)), sample.prompts.pool(references)
         for ascent in settings.ascents():
-            parameters = climb(
-                sample,
-                shape,
-                self.start,
-                learned,
-                sample.prompts.pool(references),
-                ascent,
-                beta=settings.beta,
-                seed=settings.seed,
-            )
+            parameters = climb(sample, shape, self.start, learned, pool, ascent, beta=settings.beta, seed=settings.seed)
             found[ascent.name] = self._network(parameters)
         return found
+
+    def _optimum(self, reward: Tensor, prompts: Prompts, references: int) -> Tensor:
+        """[S, M, F, Y] → [S, M, F, Y]: log π* for these rewards."""
+        refs = prompts.references(references).unsqueeze(2).expand(-1, -1, reward.shape[1], -1, -1)
+        return exact.solve(reward, refs, ReverseKL(), beta=self.settings.beta).log_policy
 
     def _rewards(self, reward_model: Tensor, prompts: Prompts) -> Tensor:
         """[S, M, F, Y]."""
@@ -179,7 +160,7 @@ class _Trained:
 
     def _network(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape, runs = self.settings.policy, parameters.shape[1]
-        seen = self.sample.prompts.features[:, : min(self.settings.samples, 64), 0]
+        seen = self.sample.seen(64).features[:, :, 0]
         with torch.no_grad():
             fresh = self.sample.fresh.features[:, :, 0].repeat_interleave(runs, 0)
             log_policy = shape.all_logps(parameters.flatten(0, 1), fresh).unflatten(0, (-1, runs))
@@ -208,8 +189,7 @@ def _influence(
         with torch.no_grad():
             at = margins(several, *(x.expand(len(several), *x.shape) for x in args))
         true.append(at[1:] - at[0])
-    found = agreement(torch.stack(predicted), torch.stack(true))
-    return {key: getattr(found, key).tolist() for key in ("correlation", "slope", "error")}
+    return plain(agreement(torch.stack(predicted), torch.stack(true)))
 
 
 def gauss_newton(jacobian: Tensor, across: Tensor, margins: Tensor, ridge: float) -> Tensor:

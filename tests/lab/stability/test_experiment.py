@@ -9,11 +9,23 @@ from typer.testing import CliRunner
 
 from multiref.cli import app
 from multiref.errors import ArgumentError, DataError, OutputError
-from multiref.report.noise import Measure
+from multiref.report import Measure
+from multiref.report.figures import canvas
 from multiref_lab import stability
-from multiref_lab.stability import Experiment, Given, LinearSettings, axes, measure_linear, read_prompts, write_page
-from multiref_lab.stability.grid import Axis, Cell
+from multiref_lab.stability import (
+    Axis,
+    Cell,
+    Given,
+    LinearSettings,
+    Measuring,
+    axes,
+    experiment,
+    measure_linear,
+    read_prompts,
+    write,
+)
 from multiref_lab.stability.linear_cell import draw
+from tests.report.test_page import read
 
 SMALL = LinearSettings(samples=24, dimension=2, seeds=3, completions=4, replaced=2, left_out=2, fresh=6, ascent_steps=4)
 
@@ -21,58 +33,63 @@ SMALL = LinearSettings(samples=24, dimension=2, seeds=3, completions=4, replaced
 THREE = tuple(replace(SMALL, samples=n) for n in (24, 48, 96))
 
 
-def axis(world="linear", settings=THREE):
-    return Axis(world, "samples", "preference pairs n", lambda s: s.samples, tuple(Cell(world, s) for s in settings))
+def axis(world="linear", settings=THREE, name="samples"):
+    return Axis(world, name, "preference pairs n", "samples", tuple(Cell(world, s) for s in settings))
+
+
+def of(folder, *chosen, **given):
+    return experiment(folder, chosen, Measuring(**given))
 
 
 def test_a_killed_experiment_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    measured = []
-    original = Cell.measure
+    measured, original = [], Measuring.__call__
 
-    def counting(cell, given=None):
+    def counting(self, cell):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(cell.name)
-        return original(cell, given)
+        return original(self, cell)
 
-    monkeypatch.setattr(Cell, "measure", counting)
+    monkeypatch.setattr(Measuring, "__call__", counting)
     with pytest.raises(KeyboardInterrupt):
-        Experiment(tmp_path, [axis()]).run()
-    monkeypatch.setattr(Cell, "measure", original)
-    experiment = Experiment(tmp_path, [axis()])
-    assert [cell.name for cell in experiment.missing] == [axis().cells[2].name]
-    path = tmp_path / "cells" / f"{axis().cells[0].name}.json"
+        of(tmp_path, axis()).run()
+    monkeypatch.setattr(Measuring, "__call__", original)
+    cut = of(tmp_path, axis())
+    assert cut.missing == [axis().cells[2]]
+    path = cut.path(axis().cells[0])
     before = path.read_bytes()
-    told = []
-    experiment.run(watch=lambda cell, done: told.append((cell.settings.samples, done)))
-    assert told == [(24, True), (48, True), (96, False), (96, True)] and path.read_bytes() == before
+    cut.run()
+    assert not cut.missing and path.read_bytes() == before
     path.write_text(path.read_text()[:100], encoding="utf-8")  # half a record
-    assert len(Experiment(tmp_path, [axis()]).missing) == 1
-    experiment.run()
+    assert len(of(tmp_path, axis()).missing) == 1
+    cut.run()
     again = json.loads(path.read_text())
-    assert again["measured"] == json.loads(before)["measured"]  # the same settings measure the same numbers
+    assert again["found"] == json.loads(before)["found"]  # the same settings measure the same numbers
     other = axis(settings=(replace(SMALL, seed=1),))
-    assert len(Experiment(tmp_path, [other]).missing) == 1  # records of other settings are not taken for these
+    assert len(of(tmp_path, other).missing) == 1  # records of other settings are not taken for these
+    features = axis("features")
+    assert len({of(tmp_path, features, source=source).path(features.cells[0]) for source in ("", "models", "others")}) == 3
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_two_axes_share_a_cell(tmp_path):
-    experiment = Experiment(tmp_path, [axis(), replace(axis(), name="twin")])
-    assert len(experiment.cells) == 3
+    assert len(of(tmp_path, axis(), axis(name="twin")).cells) == 3
     base = [cell for a in axes(["linear", "features", "transformer"]) for cell in a.cells]
-    assert len({(c.world, c.settings) for c in base}) == len({c.name for c in base})  # a name stands for one cell
+    assert len(set(base)) == len({cell.name for cell in base})  # a name stands for one cell
 
 
 def test_the_page_says_what_the_records_say(tmp_path):
-    experiment = Experiment(tmp_path, [axis()])
-    experiment.run()
-    page = write_page(experiment, tmp_path)
-    entries = {(e["method"], e["measure"]): e for e in json.loads(page.json.read_text())["axes"]}
-    record = json.loads((tmp_path / "cells" / f"{axis().cells[1].name}.json").read_text())
-    expected = Measure.of(record["measured"]["ppo/2"]["replace/tv"])
+    records = of(tmp_path, axis()).run()
+    page = write([axis()], records, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    entries = {(e["method"], e["measure"]): e for e in results["axes"]}
+    expected = Measure.of(records[axis().cells[1]].found["ppo/2"]["replace/tv"])
     found = entries["ppo/2", "replace/tv"]
     assert found["x"] == [24, 48, 96] and found["mean"][1] == expected.mean and found["error"][1] == expected.error
-    assert "slope" in page.text and f"{expected.mean:.3g}" not in page.text.split("\n")[0]
+    first = Measure.of(records[axis().cells[0]].found["ppo/2"]["replace/tv"])
+    reader = read(page.read_text(encoding="utf-8"))
+    (row,) = [row for row in reader.rows if row[:2] == ["ppo/2", "replace/tv"]]
+    assert row[2] == f"{first.mean:.3g} ± {first.error:.1g}" and row[4].startswith(f"{found['slope'][0]:+.2f} [")
     for name in ("replace-tv", "replace-value", "regret"):
         assert (tmp_path / "figures" / f"linear-samples-{name}.png").stat().st_size > 5000
 
@@ -132,27 +149,30 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
             axes([world], seeds=0)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot write"):
-        Experiment(tmp_path / "file", [axis(settings=(SMALL,))]).run()
+        of(tmp_path / "file", axis(settings=(SMALL,))).run()
 
 
 def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
-    monkeypatch.setattr("multiref_lab.stability.axes", lambda worlds, **_: [axis()])
-    monkeypatch.setattr("multiref_lab.stability.page.save", lambda *_: None)  # figures have their own test
-    first = CliRunner().invoke(app, ["stability", "--world", "linear", "--out", str(tmp_path)])
-    assert first.exit_code == 0 and "linear-samples" in first.output and "3 cells" in first.output
-    monkeypatch.setattr(Cell, "measure", None)  # would fail if called
-    second = CliRunner().invoke(app, ["stability", "--world", "linear", "--out", str(tmp_path)])
-    assert second.exit_code == 0 and second.output == first.output
+    monkeypatch.setattr("multiref_lab.stability.grid.axes", lambda worlds, **_: [axis()])
+    monkeypatch.setattr("multiref_lab.stability.page.figure", lambda *_, **__: canvas()[0])  # figures have their own test
+    command = ["stability", "--world", "linear", "--out", str(tmp_path)]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0 and "linear-samples (24 to 96)" in first.output and "3 cells, 0 of them" in first.output
+    monkeypatch.setattr(Measuring, "__call__", None)  # would fail if called
+    second = CliRunner().invoke(app, command)
+    assert second.exit_code == 0 and "3 cells, 3 of them" in second.output
+    shown = [text[text.index("linear-samples (24") : text.index("Report:")] for text in (first.output, second.output)]
+    assert shown[0] == shown[1]
     refused = CliRunner().invoke(app, ["stability", "--world", "features", "--out", str(tmp_path)])
     assert refused.exit_code == 2 and "found no --model, --reference, --prompts" in refused.stderr
-    shown = CliRunner().invoke(app, ["stability", "--help"])
-    assert shown.exit_code == 0 and "Example" in shown.output
+    help_text = CliRunner().invoke(app, ["stability", "--help"])
+    assert help_text.exit_code == 0 and "Example" in help_text.output
 
 
 @pytest.mark.slow
 def test_the_quick_form_of_the_default_runs(tmp_path):
     ran = CliRunner().invoke(app, ["stability", "--quick", "--out", str(tmp_path)])
-    assert ran.exit_code == 0 and (tmp_path / "stability.json").exists()
+    assert ran.exit_code == 0 and (tmp_path / "results.json").exists()
 
 
 @pytest.mark.shared

@@ -125,8 +125,7 @@ def test_rates_of_theory_5_6_and_what_a_wrong_model_does_to_them(noise, curved, 
             LinearSettings(samples=samples, seeds=40, dimension=4, replaced=4, left_out=0, noise=noise, curved=curved)
         )
         policy = gibbs(reward_model(sample, ridge=0.1), 1, beta=0.5)
-        fresh = sample.fresh
-        found = distances(policy.log_policy(fresh), policy.parameter, fresh.reward, fresh.references(1), sample.runs, beta=0.5)
+        found = distances(policy.log_policy(sample.fresh), policy.parameter, sample, 1, beta=0.5)
         for name, parts in columns.items():
             parts.append(found[f"replace/{name}"])
     expected = {"parameter": -1.0, "value": value, "tv": -1.0, "kl": -2.0}

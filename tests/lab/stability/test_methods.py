@@ -40,7 +40,7 @@ def test_gibbs_is_the_exact_optimum_and_its_distances_are_brute_force():
     torch.testing.assert_close(
         log_policy[:, 1], exact.solve(learned, fresh.ref_logps, ReverseKL(), beta=BETA).log_policy, rtol=0, atol=1e-12
     )
-    found = distances(log_policy, theta / BETA, fresh.reward, fresh.ref_logps, sample.runs, beta=BETA)
+    found = distances(log_policy, theta / BETA, sample, 2, beta=BETA)
     p = log_policy.exp().numpy()
     refs, reward = fresh.ref_logps.numpy(), fresh.reward.numpy()
     for s in range(2):
