@@ -33,9 +33,12 @@ def config(folders, tmp_path):
     )
     return {
         "task": "online", "model": folders["policy"], "beta": 0.1, "output": str(tmp_path / "run"),
-        "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5}, {"name": "other", "model": folders["other"], "weight": 0.5}],
-        "prompts": [{"path": str(problems), "kind": "gsm8k", "style": "plain"}], "rewards": [{"kind": "gsm8k"}, {"kind": "length", "target": 3}],
-        "method": {"name": "rloo", "group": 2}, "evaluation": {"prompts": [{"path": str(problems), "kind": "gsm8k", "style": "plain"}], "samples": 2, "k": [1, 2]},
+        "references": [{"name": "policy", "model": folders["policy"], "weight": 0.5},
+        {"name": "other", "model": folders["other"], "weight": 0.5}],
+        "prompts": [{"path": str(problems), "kind": "gsm8k", "style": "plain"}],
+        "rewards": [{"kind": "gsm8k"}, {"kind": "length", "target": 3}],
+        "method": {"name": "rloo", "group": 2}, "evaluation": {"prompts": [{"path": str(problems), "kind": "gsm8k",
+        "style": "plain"}], "samples": 2, "k": [1, 2]},
         "training": {"steps": 4, "prompts_per_step": 2, "max_new_tokens": 4, "learning_rate": 1e-3, "save_every": 1},
     }  # fmt: skip
 
@@ -83,7 +86,8 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
     for reference in config["references"]:
         del reference["weight"]
     run = {key: value for key, value in config.items() if key not in ("rewards", "evaluation")} | {
-        "task": "distill", "penalty": "per_token_reverse_kl", "prompts": [{"path": str(words), "words": 3, "weights": {"other": 1.0}}],
+        "task": "distill", "penalty": "per_token_reverse_kl",
+        "prompts": [{"path": str(words), "words": 3, "weights": {"other": 1.0}}],
     }  # fmt: skip
     folder = do(run, say=lambda text: None)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -138,12 +142,15 @@ def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
 
 
 def test_a_warm_up_and_the_floor(config, folders, tmp_path):
-    """The lines of the warm-up know no KL, those after it do; evaluation.json has what is reached beside the floor, before and after."""
+    """The lines of the warm-up know no KL, those after it do; evaluation.json has what is reached beside the floor,
+    before and after."""
     words = tmp_path / "words.txt"
     words.write_text("the cat sat on\n\nthe mat and the dog sat on the log\n\nOnce upon a time there was a dog\n")
     run = {key: value for key, value in config.items() if key != "rewards"} | {
-        "task": "distill", "penalty": "full_vocabulary", "method": {"name": "reinforce"}, "beta": 1.0, "warm_up": {"share": 0.5, "max_new_tokens": 6},
-        "prompts": [{"path": str(words), "words": 2, "pieces": 10}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
+        "task": "distill", "penalty": "full_vocabulary", "method": {"name": "reinforce"}, "beta": 1.0,
+        "warm_up": {"share": 0.5, "max_new_tokens": 6},
+        "prompts": [{"path": str(words), "words": 2, "pieces": 10}],
+        "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
     }  # fmt: skip
     said = []
     folder = do(run, say=said.append)
@@ -167,7 +174,8 @@ def test_a_student_that_is_a_product_of_its_teachers(config, folders, tmp_path):
     words.write_text("the cat sat on\n\nthe mat and the dog\n")
     run = {key: value for key, value in config.items() if key != "rewards"} | {
         "task": "distill", "penalty": "full_vocabulary", "beta": 1.0, "start": "product",
-        "prompts": [{"path": str(words)}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2, "samples": 4, "particles": 16},
+        "prompts": [{"path": str(words)}], "evaluation": {"prompts": [{"path": str(words), "words": 2}], "floor": 2,
+        "samples": 4, "particles": 16},
     }  # fmt: skip
     folder = do(run, say=lambda text: None)
     figures = json.loads((folder / "evaluation.json").read_text())
@@ -224,7 +232,8 @@ def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
 
 
 def test_a_run_whose_completions_a_server_draws(config, folders, tmp_path):
-    """A LoRA policy, pushed at every step: what the server draws is on-policy, so that the ratio is one; the model folder holds the adapter."""
+    """A LoRA policy, pushed at every step: what the server draws is on-policy, so that the ratio is one;
+    the model folder holds the adapter."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -37,7 +37,8 @@ def command(
         typer.Option(
             "--reward",
             "-r",
-            help="gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, or a YAML file with `rewards:`. Repeatable; default gsm8k for --problems.",
+            help="gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, or a YAML file with `rewards:`. Repeatable; "
+            "default gsm8k for --problems.",
             show_default=False,
         ),
     ] = None,
@@ -57,9 +58,11 @@ def command(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default a GPU if there is one.")] = None,
 ) -> None:
-    """Evaluate policies on the same prompts: pass@k (unbiased) and mean rewards, 95 % intervals by bootstrap over prompts, paired differences.
+    """Evaluate policies on the same prompts: pass@k (unbiased) and mean rewards, 95 % intervals by bootstrap over prompts,
+    paired differences.
 
-    Example: multiref evaluate --policy base=./base --policy trained=runs/gsm8k-0.5b/model --problems test.jsonl --samples 8 --k 1 --k 4 --out runs/eval
+    Example: multiref evaluate --policy base=./base --policy trained=runs/gsm8k-0.5b/model --problems test.jsonl --samples 8 --k
+    1 --k 4 --out runs/eval
     """
     from multiref.errors import ConfigError
     from multiref.runs.document import Document

@@ -25,8 +25,9 @@ def command(
 ) -> None:
     """Solve: maximise E_π r − β Σ_k w_k D(π‖π_k) over the completions of one prompt, exactly.
 
-    The file holds reward (one number a completion), references (name → probabilities, or a list of them), and optionally weights
-    (uniform), beta (0.1) and regularizer: ReverseKL (the default), ForwardKL, AlphaDivergence with alpha, or PooledKL with order.
+    The file holds reward (one number a completion), references (name → probabilities, or a list of them),
+    and optionally weights (uniform), beta (0.1) and regularizer: ReverseKL (the default), ForwardKL,
+    AlphaDivergence with alpha, or PooledKL with order.
 
     Example: echo '{"reward": [0, 1], "references": {"base": [0.7, 0.3], "math": [0.2, 0.8]}, "beta": 1.0}' | multiref solve -
     """

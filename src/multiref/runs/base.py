@@ -1,4 +1,5 @@
-"""What every run's file can say, and what the files of most tasks share: the policy, references with weights, a regularizer, an adapter."""
+"""What every run's file can say, and what the files of most tasks share: the policy, references with weights, a regularizer,
+an adapter."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Facts:
     """What a finished job tells its card and its page.
 
     Attributes:
-        asked: one sentence. objective, formula: what was optimised, in words and as a formula. references: name → (source, weight as text).
+        asked: one sentence. objective, formula: what was optimised, in words and as a formula.
+            references: name → (source, weight as text).
         metrics: plain numbers to show. curves: caption → the metrics of one figure. limits: what the numbers do not show.
         tables: blocks for the page, below the numbers. notes: Markdown for the end of the card.
     """
@@ -72,8 +74,9 @@ class Lora(Strict):
 class BaseRun(Strict, ABC):
     """A run.
 
-    task: what is done. model: what is trained, a folder, a hub id or a `ModelSpec`. lora: train an adapter; null trains all weights. output: the
-    run's folder. title: of its page and card. format: of the folder, written into it.
+    task: what is done. model: what is trained, a folder, a hub id or a `ModelSpec`.
+    lora: train an adapter; null trains all weights. output: the run's folder. title: of its page and card.
+    format: of the folder, written into it.
     """
 
     task: str
@@ -114,7 +117,8 @@ else:
 
 
 class ReferenceSetting(Strict):
-    """A reference. model: a folder, a hub id or a `ModelSpec`; or endpoint: the URL of a completion server. weight: all of them or none.
+    """A reference. model: a folder, a hub id or a `ModelSpec`; or endpoint: the URL of a completion server.
+    weight: all of them or none.
     tokenisation: in what its own differs from the run's."""
 
     MOVED = {
@@ -154,8 +158,8 @@ class ReferenceSetting(Strict):
 class PooledRun(BaseRun):
     """A run under several references.
 
-    regularizer: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5} or {kind: PooledKL, order: -1}, under the references' weights (uniform
-    where none is given).
+    regularizer: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5} or {kind: PooledKL, order:
+    -1}, under the references' weights (uniform where none is given).
     """
 
     references: list[ReferenceSetting] = Field(min_length=1)

@@ -19,7 +19,8 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html. One process writes it:
+    """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html.
+    One process writes it:
     `main`; the others may read."""
 
     def __init__(self, path: str | Path, *, main: bool = True) -> None:
@@ -35,8 +36,8 @@ class RunFolder:
     def claim(self, resolved: dict[str, Any]) -> bool:
         """Make the folder this run's own, or find that it is. True where an earlier call with the same settings began it.
 
-        Raises: OutputError where it cannot be written; ConfigError where it belongs to a run with other settings, naming the first difference,
-        or to one of multiref 0.1.
+        Raises: OutputError where it cannot be written; ConfigError where it belongs to a run with other settings,
+        naming the first difference, or to one of multiref 0.1.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,8 @@ class RunFolder:
                 pass
         except OSError as error:
             raise OutputError(
-                f"output: cannot write into {self.path}: {error.strerror or error}. Choose a folder that can be written (--set output=…)."
+                f"output: cannot write into {self.path}: {error.strerror or error}. "
+                "Choose a folder that can be written (--set output=…)."
             ) from None
         if not self.config.exists():
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))

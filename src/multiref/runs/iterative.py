@@ -1,4 +1,5 @@
-"""`task: iterative`: labels are bought as training goes, by a method (bilevel, or an iterative peer), from an oracle, within a budget."""
+"""`task: iterative`: labels are bought as training goes, by a method (bilevel, or an iterative peer), from an oracle,
+within a budget."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ SHOWN = {
 
 
 class Answers(NamedTuple):
-    """Who answers which of two completions is better, made from the world (which turns ids into texts); and the hidden reward behind it, where
+    """Who answers which of two completions is better, made from the world (which turns ids into texts);
+    and the hidden reward behind it, where
     there is one, to be reported and never shown to the method."""
 
     oracle: Callable[[TextWorld], Oracle]
@@ -95,10 +97,11 @@ def _counts(labels: Any) -> Any:
 class IterativeRun(PooledRun):
     """A run that buys labels.
 
-    prompts: a .jsonl with `prompt` or `text` a line, of which the first prompt_words words are taken, and at most `limit` lines. oracle: {kind:
-    lexicon, path, temperature}, {kind: reward_model, path, temperature} or {kind: human_labels, folder, wait}. method: {name, options…}, see
-    `multiref.training.iterative.METHODS`. labels: cumulative counts at the ends of rounds, or {each, rounds} for rounds of equally many. plan:
-    what `multiref.training.iterative.Plan` takes besides. held_out: completions drawn for each measurement.
+    prompts: a .jsonl with `prompt` or `text` a line, of which the first prompt_words words are taken,
+    and at most `limit` lines. oracle: {kind: lexicon, path, temperature}, {kind: reward_model, path, temperature} or {kind:
+    human_labels, folder, wait}. method: {name, options…}, see `multiref.training.iterative.METHODS`.
+    labels: cumulative counts at the ends of rounds, or {each, rounds} for rounds of equally many.
+    plan: what `multiref.training.iterative.Plan` takes besides. held_out: completions drawn for each measurement.
     """
 
     task: Literal["iterative"]

@@ -46,7 +46,8 @@ class Stated(NamedTuple):
 
 
 class PairObjective(Arguments[Stated]):
-    """What is minimised. loss: of the margin. label_smoothing: share of labels taken to be wrong, under bradley_terry (conservative) and robust."""
+    """What is minimised. loss: of the margin. label_smoothing: share of labels taken to be wrong,
+    under bradley_terry (conservative) and robust."""
 
     kind: str
     loss: Literal["bradley_terry", "robust", "ipo", "hinge"] = "bradley_terry"
@@ -87,7 +88,8 @@ def _multi_dpo(run: PooledRun, loss: Loss) -> Stated:
 def _mrpo(
     run: PooledRun, loss: Loss, trust_region: float | None = None, anchor: str | None = None, adaptive: bool = False
 ) -> Stated:
-    """Reverse KL to the harmonic pool. trust_region: of the log-ratio to the anchor, a reference (the first); adaptive: weights by confidence."""
+    """Reverse KL to the harmonic pool. trust_region: of the log-ratio to the anchor, a reference (the first); adaptive:
+    weights by confidence."""
     if anchor is not None and anchor not in run.names:
         raise ConfigError(f"objective: anchor: no reference is called {anchor!r}{nearest(anchor, run.names)}")
     place = run.names.index(anchor) if anchor else 0
@@ -110,7 +112,8 @@ OBJECTIVES = {
 
 
 class Weighting(Arguments[WeightStrategy]):
-    """Who chooses the weights: uniform; vdw, vaw or convex_fit, once, from held-out pairs; arwc, for each pair from its own references; or a
+    """Who chooses the weights: uniform; vdw, vaw or convex_fit, once, from held-out pairs;
+    arwc, for each pair from its own references; or a
     strategy that changes them while training."""
 
     kind: str

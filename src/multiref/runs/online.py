@@ -1,4 +1,5 @@
-"""`task: online`: a policy that is trained on its own completions under K references, for rewards; distillation builds on it."""
+"""`task: online`: a policy that is trained on its own completions under K references, for rewards;
+distillation builds on it."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ else:
 
 
 class ServerSetting(Strict):
-    """Generation by a vLLM server at `endpoint` in place of transformers; it is given the policy's adapter (`lora`) every so many steps."""
+    """Generation by a vLLM server at `endpoint` in place of transformers; it is given the policy's adapter (`lora`) every so
+    many steps."""
 
     endpoint: str
     every: int = 1
@@ -66,7 +68,8 @@ class ServerSetting(Strict):
 
 
 class OnlineEvaluation(Strict):
-    """Held-out prompts, before and after: rewards of `samples` completions of each, and pass@k for each of `k` where the reward is gsm8k."""
+    """Held-out prompts, before and after: rewards of `samples` completions of each, and pass@k for each of `k` where the reward
+    is gsm8k."""
 
     prompts: list[Prompts]
     samples: int = Field(default=4, gt=0)
@@ -81,8 +84,9 @@ class RolloutRun(PooledRun):
     """A policy that is trained on completions it samples.
 
     prompts: where they come from. method: {name: rloo | reinforce | grpo, …its arguments}. penalty: a name of
-    `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. adaptive_beta: β that seeks a KL. server: completions
-    from a server; needs `lora`. too_long: prompts that leave no room for `max_new_tokens` in the policy's context: left out, or refused.
+    `multiref.training.online.PENALTIES`, or nothing for the exact rule of the regularizer. adaptive_beta: β that seeks a KL.
+    server: completions from a server; needs `lora`. too_long: prompts that leave no room for `max_new_tokens` in the policy's
+    context: left out, or refused.
     training: arguments of `OnlineArguments`.
     """
 
@@ -111,7 +115,8 @@ class RolloutRun(PooledRun):
         return self.training.make().max_new_tokens
 
     def held_out(self, sources: Iterable[Prompts], *, text: bool) -> dict[str, list[Row]]:
-        """The rows of each source of the evaluation, by its file's name, a second file of the same name as name-2; `text`: those that one follows."""
+        """The rows of each source of the evaluation, by its file's name, a second file of the same name as name-2; `text`:
+        those that one follows."""
         found: dict[str, list[Row]] = {}
         for source in sources:
             rows = [row for row in source.rows(self.names) if row.get("text") or not text]
@@ -135,7 +140,8 @@ class RolloutRun(PooledRun):
         fits = [len(ids) + self.longest <= context for ids in encode_prompts(loaded.tokenizer, [row["prompt"] for row in rows])]
         if not any(fits):
             raise ConfigError(
-                f"max_new_tokens: no prompt leaves room for {self.longest} new tokens in a context of {context}. Make it smaller."
+                f"max_new_tokens: no prompt leaves room for {self.longest} new tokens in a context of {context}. "
+                "Make it smaller."
             )
         if not all(fits):
             say(

@@ -27,9 +27,10 @@ __all__ = ["PreferenceRun"]
 class PreferenceRun(PairsRun, PooledRun):
     """A policy from preference pairs. What a file without `task` asks for.
 
-    objective: preference (the regularizer's implicit reward), multi_dpo, mrpo, renormalised_tokens (the token mixture). weighting: a strategy
-    that chooses the weights (otherwise they are the references', or uniform): see docs/choose-beta-and-weights.md. store: of scores; by default
-    in the run's folder. token_budget: rows × longest row of one forward pass.
+    objective: preference (the regularizer's implicit reward), multi_dpo, mrpo, renormalised_tokens (the token mixture).
+    weighting: a strategy that chooses the weights (otherwise they are the references', or uniform):
+    see docs/choose-beta-and-weights.md. store: of scores; by default in the run's folder.
+    token_budget: rows × longest row of one forward pass.
     """
 
     MOVED: ClassVar = {**PairsRun.MOVED, "scores": "it is called store now, as the command line's --store."}
@@ -45,7 +46,8 @@ class PreferenceRun(PairsRun, PooledRun):
     def _fits(self) -> PreferenceRun:
         if self.weighting is not None and self.weights is not None:
             raise ValueError(
-                f"weighting: {self.weighting.kind} chooses the weights, and references have weights of their own; remove one or the other."
+                f"weighting: {self.weighting.kind} chooses the weights, and references have weights of their own; "
+                "remove one or the other."
             )
         self.objective.of(self)
         return self
@@ -125,7 +127,8 @@ class PreferenceRun(PairsRun, PooledRun):
                 "log-ratio to each reference (nats per completion)": ("kl/*",),
             },
             limits=(
-                "kl/<reference> is the average of log π − log π_k on the pairs' completions: a KL only where these are samples of the policy.",
+                "kl/<reference> is the average of log π − log π_k on the pairs' completions: "
+                "a KL only where these are samples of the policy.",
                 "Accuracies are of implicit rewards on pairs, not of generated text.",
             ),
         )

@@ -62,7 +62,8 @@ def make_rewards(settings: Iterable[NamedReward]) -> list[Reward]:
 
 
 def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
-    """`lexicon=FILE`, `model=FOLDER`, `length=WORDS`, `gsm8k`, or a YAML file with `rewards:` → settings. ConfigError for what is none of these.
+    """`lexicon=FILE`, `model=FOLDER`, `length=WORDS`, `gsm8k`, or a YAML file with `rewards:` → settings.
+    ConfigError for what is none of these.
 
     Args:
         answers: whether the prompts are problems whose answers are known, as gsm8k needs.

@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 class Strict(BaseModel):
-    """No unknown key, no number that is text or true. `SHORT`: the key that a bare text stands for. `MOVED`: old key → what to write instead."""
+    """No unknown key, no number that is text or true.
+    `SHORT`: the key that a bare text stands for. `MOVED`: old key → what to write instead."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
     SHORT: ClassVar[str | None] = None
@@ -74,8 +75,10 @@ def arguments_of(
     """Settings with the fields of a dataclass, or the parameters of another constructor.
 
     Args:
-        base: has fields beside them. tag: (key, value) that names this one among several. without: arguments that are no settings.
-        check: make it as soon as it is read. only: a type → the type that a file can hold, or None. defaults: other than the constructor's.
+        base: has fields beside them. tag: (key, value) that names this one among several. without:
+            arguments that are no settings.
+        check: make it as soon as it is read. only: a type → the type that a file can hold, or None.
+            defaults: other than the constructor's.
         moved: as `Strict.MOVED`.
     """
     fields: dict[str, Any] = {}
@@ -89,7 +92,8 @@ def arguments_of(
 
 
 def one_of(tag: str, constructors: Mapping[str, Callable[..., Any]], *, renamed: Mapping[str, str] = {}, **options: Any) -> Any:
-    """The type of a key that holds the arguments of one of several constructors, told apart by `tag`; a bare text is the tag's value."""
+    """The type of a key that holds the arguments of one of several constructors, told apart by `tag`;
+    a bare text is the tag's value."""
     return union(tag, [arguments_of(each, tag=(tag, name), **options) for name, each in constructors.items()], renamed=renamed)
 
 

@@ -48,7 +48,8 @@ def run(path: str | Path, set: Iterable[str] = (), *, say: Say = print) -> Path:
     Args:
         path: a YAML file, such as those in recipes/. set: `key=value` laid over it. say: told what happens, line by line.
 
-    Raises: ConfigError naming file and line for what cannot be meant; DataError, ModelError, OutputError for what cannot be read or written.
+    Raises: ConfigError naming file and line for what cannot be meant; DataError, ModelError, OutputError for what cannot be
+    read or written.
     """
     quiet()
     return execute(read_run(path, set), say=say)

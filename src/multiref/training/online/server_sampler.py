@@ -72,13 +72,13 @@ class ServerSampler:
 
     What is on-policy: with `push` and every = 1 the server has the weights of each step, and μ is π but for the arithmetic of
     two programs. With every > 1, or without `push`, μ is an older policy.
-    The loop multiplies each completion by π/μ (of whole completions under RLOO and REINFORCE: unbiased for every μ; of
-    tokens under GRPO: approximate), logs its mean as `sampling_ratio` (1 but for noise) and takes the penalty of the policy as
-    it is. Nothing bounds the variance of
-    that ratio: push often.
+    The loop multiplies each completion by π/μ (of whole completions under RLOO and REINFORCE: unbiased for every μ;
+    of tokens under GRPO: approximate), logs its mean as `sampling_ratio` (1 but for noise) and takes the penalty of the policy
+    as it is. Nothing bounds the variance of that ratio: push often.
 
     Args:
-        endpoint: "http://host:8000/v1", or a `CompletionApi` with its own timeout, attempts and key. model: its name there; None: the first that it lists.
+        endpoint: "http://host:8000/v1", or a `CompletionApi` with its own timeout, attempts and key.
+            model: its name there; None: the first that it lists.
         group, max_new_tokens: as the method's and the arguments'.
         push: (policy, api) → the name to sample from, or None for the same: gives the server the policy's weights.
             `AdapterPush(folder)` for LoRA under vLLM.
