@@ -198,3 +198,16 @@ def test_a_release_of_trl_that_is_not_supported_is_named(monkeypatch):
     monkeypatch.setattr(conditions, "version", lambda name: "1.15.0")
     with pytest.raises(ArgumentError, match=r"1\.15\.0 .* supports"):
         conditions.check_version()
+
+
+@pytest.mark.parametrize(("settings", "word"), [({"min_p": 0.1}, "min_p=0.1"), ({"suppress_tokens": [5]}, "suppress_tokens")])
+def test_generation_settings_of_the_policy_that_bend_sampling_are_refused(settings, word):
+    """TRL's own `generate` takes from them what `RLOOConfig` leaves open; what the config sets, and end tokens, are let through."""
+    from multiref.integrations.trl_conditions import check_generation
+
+    policy = make_llama(20)
+    policy.generation_config.update(eos_token_id=[1, 2], do_sample=True, temperature=0.7, top_k=20, repetition_penalty=1.05)
+    check_generation(policy)
+    policy.generation_config.update(**settings)
+    with pytest.raises(ArgumentError, match=f"generation_config: the policy's has .*{word}"):
+        check_generation(policy)

@@ -1,5 +1,5 @@
-"""Sharing a prompt and splitting off the head are tried before they are used; what does not honour them is scored plainly,
-and says so."""
+"""Sharing a prompt and splitting off the head are tried before they are used; what does not honour them is scored plainly, and
+says so."""
 
 import logging
 

@@ -45,8 +45,8 @@ def test_ids_of_a_completion_do_not_depend_on_its_company(kind, prompt, completi
 
 
 def test_a_continuation_gets_no_space_of_its_own():
-    """encode("the") + encode("dog") would read "the dog"; the completion "dog" after "the" must read "thedog",
-    " dog" the dog."""
+    """encode("the") + encode("dog") would read "the dog"; the completion "dog" after "the" must read "thedog", " dog" the
+    dog."""
     tokenizer = TOKENIZERS["sentencepiece"]
     for completion, text in (("dog", "thedog"), (" dog", "the dog")):
         item = encode(tokenizer, "the", [completion], Tokenisation(end=False))
@@ -168,8 +168,8 @@ def test_real_tokenizers(shared, folder):
 
 
 def test_without_a_start_token_and_encoded_apart():
-    """start=False: the same context less the start token, which an empty prompt cannot do without.
-    join="tokens": each text by itself."""
+    """start=False: the same context less the start token, which an empty prompt cannot do without. join="tokens":
+    each text by itself."""
     tokenizer = TOKENIZERS["sentencepiece"]
     with_start, without = (encode(tokenizer, "the do", ["g sat"], Tokenisation(start=start)) for start in (True, False))
     assert with_start.prompt_ids == (1, *without.prompt_ids) and with_start.completions == without.completions

@@ -52,8 +52,8 @@ BENT = {
 
 @pytest.mark.parametrize("name", BENT)
 def test_generation_settings_of_the_model_do_not_bend_the_distribution(name, model, tokenizer):
-    """The same ids as without them, and the stated log-probabilities are the model's:
-    min_p alone once raised their mean by 0.2 nats."""
+    """The same ids as without them, and the stated log-probabilities are the model's: min_p alone once raised their mean by 0.2
+    nats."""
     bent = copy.deepcopy(model)
     bent.generation_config.update(**BENT[name])
     found = drawn(bent, tokenizer)
@@ -142,8 +142,8 @@ def test_with_and_without_a_cache(kind, tokenizer):
     "cut", [{"temperature": 0.6}, {"top_k": 4}, {"top_p": 0.5}, {"temperature": 1.7, "top_k": 9, "top_p": 0.8}]
 )
 def test_what_is_cut_and_what_the_log_probabilities_are_then(cut, model, tokenizer):
-    """q worked out naively from plain logits, one completion at a time: its support holds every token,
-    its log is what is stated."""
+    """q worked out naively from plain logits, one completion at a time: its support holds every token, its log is what is
+    stated."""
     generation = Generation(6, **cut)
     for rollout in drawn(model.float(), tokenizer, generation):
         for ids, logps in zip(rollout.completion_ids, rollout.sampled_logps):

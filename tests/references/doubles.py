@@ -15,9 +15,9 @@ from multiref.references.protocol import Scored
 class Companion:
     """A reference whose score depends a little on the company a text is scored in, as float32 scores depend on the batch.
 
-    log π(y) = −10 u(y) − 1e-9 u(all texts of the call), u(·) in [0, 1) from a hash.
-    So two runs agree to the bit only if they scored the same texts together.
-    `log` (a file) gets one line per completion scored, so that work done by another process can be counted.
+    log π(y) = −10 u(y) − 1e-9 u(all texts of the call), u(·) in [0, 1) from a hash. So two runs agree to the bit only if they
+    scored the same texts together. `log` (a file) gets one line per completion scored, so that work done by another process can
+    be counted.
     """
 
     def __init__(self, name="companion", *, log=None, pause=0.0):

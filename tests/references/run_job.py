@@ -1,5 +1,5 @@
-"""A job in a process of its own, to be ended by the test that starts it:
-`python -m tests.references.run_job STORE LOG SHARD_SIZE PAUSE PAIRS [MODEL]`."""
+"""A job in a process of its own, to be ended by the test that starts it: `python -m tests.references.run_job STORE LOG
+SHARD_SIZE PAUSE PAIRS [MODEL]`."""
 
 import sys
 import warnings

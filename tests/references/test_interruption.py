@@ -22,8 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(store, log, *, pause=PAUSE, limit=None, model=()):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT),
-        *map(str, model)],
+        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT), *map(str, model)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit,
     )  # fmt: skip
 
@@ -40,8 +39,8 @@ def scored_by(log):
 
 
 def kill_after(completions, delay, folder):
-    """Start the job, and end it with SIGKILL `delay` seconds after it scored so many.
-    Returns how many it had scored by then."""
+    """Start the job, and end it with SIGKILL `delay` seconds after it scored so many. Returns how many it had scored by
+    then."""
     log = folder / "log"
     process = start(folder / "store", log)
     while scored_by(log) < completions and process.poll() is None:

@@ -1,6 +1,5 @@
-"""A reference on this machine: golden values, one network under two tokenizers, the same score in any company,
-an identity that is neither
-too wide nor too narrow."""
+"""A reference on this machine: golden values, one network under two tokenizers, the same score in any company, an identity that
+is neither too wide nor too narrow."""
 
 import json
 import shutil
@@ -50,11 +49,11 @@ def test_golden_values(shared, name):
 
 @pytest.mark.shared
 def test_one_network_under_two_tokenizers(shared):
-    """log p(as-105) = log p(361) − log(1 − mass of the tokens that were cut), summed over positions,
-    on text of the 102 known characters.
+    """log p(as-105) = log p(361) − log(1 − mass of the tokens that were cut), summed over positions, on text of the 102 known
+    characters.
 
-    The cut tokens are those of C361 that C105 does not have; the mass is read off the full distribution of babyllama-361,
-    which is run here position by position by its own forward, not by the scorer.
+    The cut tokens are those of C361 that C105 does not have; the mass is read off the full distribution of babyllama-361, which
+    is run here position by position by its own forward, not by the scorer.
     """
     large, small = (
         LocalReference(shared / "models" / name, tokenisation=Tokenisation(end=False))

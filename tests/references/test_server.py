@@ -58,8 +58,8 @@ def test_without_a_tokenizer_the_server_splits():
 
 
 def test_a_generated_token_without_text_is_not_scored(tiny):
-    """So vLLM echoes: a token more than was sent, "" if it ends the text or is half a character,
-    and then no longer than the completion."""
+    """So vLLM echoes: a token more than was sent, "" if it ends the text or is half a character, and then no longer than the
+    completion."""
     tokens, values = ["the", " dog", " and", " the", " cat", ""], [None, -3.5, -5.25, -1.5, -2.0, -6.0]
     answer = {"choices": [{"text": "the dog and the cat", "logprobs": {"tokens": tokens, "token_logprobs": values}}]}
     with serving(tiny.model, tiny.tokenizer, supports=()) as server:

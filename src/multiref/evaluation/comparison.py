@@ -76,10 +76,11 @@ def compare(
 ) -> Comparison:
     r"""Exact figures of each method, averaged over prompts, one value a seed.
 
-        J = E_π r − β Σ_k w_k D(π‖π_k),   gap = J* − J ≥ 0,   KL(π‖π*),   reward E_π r,   KL(π‖π_k),   accuracy P_π(correct)
+        J = E_π r − β Σ_k w_k D(π‖π_k),     gap = J* − J ≥ 0,     KL(π‖π*),     reward E_π r,     KL(π‖π_k),     accuracy
+        P_π(correct)
 
     One yardstick for every row: `regularizer`, `beta` and its optimum π* from `exact.solve`, whatever the method itself was
-    trained for.
+        trained for.
 
     Args:
         log_policies: method → [*B, Y] of one seed, or a sequence of those; every method with as many seeds.

@@ -1,5 +1,5 @@
-"""Right or wrong, and how good on average: pass@k and mean reward of several policies on the same prompts,
-intervals by bootstrap over prompts."""
+"""Right or wrong, and how good on average: pass@k and mean reward of several policies on the same prompts, intervals by
+bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class PassAtK:
         return tuple(self.rewards)
 
     def values(self, ks: Sequence[int]) -> dict[str, Tensor]:
-        """{metric: [policies, P]}: "pass@k" (unbiased: 1 − C(n−c, k)/C(n, k) of c right ones),
-        "reward/<name>" (mean over samples).
+        """{metric: [policies, P]}: "pass@k" (unbiased: 1 − C(n−c, k)/C(n, k) of c right ones), "reward/<name>" (mean over
+        samples).
 
-        pass@k says whether one of k independent completions at the stated temperature is right,
-        a number of the policy and not of n.
+        pass@k says whether one of k independent completions at the stated temperature is right, a number of the policy and not
+        of n.
         """
         found: dict[str, Tensor] = {}
         for k in ks if self.correct else ():

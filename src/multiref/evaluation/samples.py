@@ -81,8 +81,8 @@ def compare_samples(
 def sample_each(
     policy: LanguageModel, prompts: Sequence[Any], generation: Generation, *, group: int, seed: int
 ) -> list[Rollout]:
-    """`group` completions of each prompt, the n-th prompt's drawn from a seed of its own:
-    they do not depend on the prompts beside it."""
+    """`group` completions of each prompt, the n-th prompt's drawn from a seed of its own: they do not depend on the prompts
+    beside it."""
     return [
         rollout
         for n, prompt in enumerate(prompts)

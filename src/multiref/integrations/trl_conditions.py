@@ -1,4 +1,5 @@
-"""When TRL's RLOO plus one reward function is the objective under K references, and when it is not: each condition refused with one message."""
+"""When TRL's RLOO plus one reward function is the objective under K references, and when it is not:
+each condition refused with one message."""
 
 from __future__ import annotations
 
@@ -23,23 +24,27 @@ def check_version() -> None:
         raise ArgumentError(f"TRL is not installed; expected {SUPPORTED}. Install it: pip install 'multiref[trl]'.") from None
     if not SpecifierSet(SUPPORTED.removeprefix("trl"), prereleases=True).contains(found):
         raise ArgumentError(
-            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.3.0, 1.8.0, 1.14.2 and 1.16.0). Install one of these."
+            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.3.0, 1.8.0, 1.14.2 and 1.16.0). Install "
+            f"one of these."
         )
 
 
 def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
-    """An `RLOOConfig` under which TRL's own penalty and the added reward sum to the objective. ArgumentError naming the first that does not."""
+    """An `RLOOConfig` under which TRL's own penalty and the added reward sum to the objective.
+    ArgumentError naming the first that does not."""
     if not math.isclose(args.beta, beta, rel_tol=1e-12):
         raise ArgumentError(
-            f"beta: TRL's own penalty has {args.beta}, the reference reward {beta}; they are two parts of one penalty. Set RLOOConfig(beta={beta})."
+            f"beta: TRL's own penalty has {args.beta}, the reference reward {beta}; they are two parts of one penalty. Set "
+            f"RLOOConfig(beta={beta})."
         )
     if not math.isclose(args.temperature, temperature, rel_tol=1e-12):
         raise ArgumentError(
-            f"temperature: TRL samples and scores at {args.temperature}, the references at {temperature}. Give reference_reward "
+            f"temperature: TRL samples and scores at {args.temperature}, the references at {temperature}. Give "
+            f"reference_reward "
             f"temperature={args.temperature}, or set RLOOConfig(temperature={temperature})."
         )
     wrong = {
-        "reward_clip_range": "clips the reference reward with the task's, which is log-ratios of any size, but not TRL's own penalty",
+        "reward_clip_range": "clips the reference reward with the task's (log-ratios of any size), but not TRL's own penalty",
         "mask_truncated_completions": "drops truncated completions from TRL's penalty but not from the reference reward",
         "normalize_advantages": "divides by the batch's deviation, so that β means another strength at every step",
         "sync_ref_model": "moves TRL's reference, so that it is no longer the policy reference",
@@ -52,7 +57,8 @@ def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
     for name, neutral in {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}.items():
         if getattr(args, name, neutral) not in (neutral, None, -1):
             raise ArgumentError(
-                f"{name}: found {getattr(args, name)}, expected {neutral}: completions would be sampled from another policy than the one whose "
+                f"{name}: found {getattr(args, name)}, expected {neutral}: completions would be sampled from another policy "
+                f"than the one whose "
                 "log-probabilities are taken. Remove it."
             )
 
@@ -69,7 +75,8 @@ _SET_BY_TRL = {"do_sample", "temperature", "top_p", "top_k", "repetition_penalty
 
 
 def check_generation(model: Any) -> None:
-    """The policy's generation settings leave its distribution as it is: TRL takes from them what `RLOOConfig` does not name. ArgumentError."""
+    """The policy's generation settings leave its distribution as it is: TRL takes from them what `RLOOConfig` does not name.
+    ArgumentError."""
     config = getattr(model, "generation_config", None)
     given = {} if config is None else config.to_diff_dict()
     bent = {
@@ -79,16 +86,19 @@ def check_generation(model: Any) -> None:
     }
     if bent:
         raise ArgumentError(
-            f"generation_config: the policy's has {', '.join(f'{name}={value!r}' for name, value in bent.items())}; completions would be "
+            f"generation_config: the policy's has {', '.join(f'{name}={value!r}' for name, value in bent.items())}; "
+            f"completions would be "
             "sampled from another policy than the one whose log-probabilities are taken. Set "
             "model.generation_config = transformers.GenerationConfig(eos_token_id=…) before training."
         )
 
 
 def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
-    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight (under LoRA: the same base folder).
+    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight (under LoRA:
+    the same base folder).
 
-    Raises: ArgumentError. TRL reloads its reference from the policy's `_name_or_path`: a policy that was edited, or made in memory, gets another.
+    Raises: ArgumentError. TRL reloads its reference from the policy's `_name_or_path`: a policy that was edited, or made in
+        memory, gets another.
     """
     theirs = getattr(trainer, "ref_model", None)
     ours = scorer.weights(policy_reference)
@@ -103,8 +113,10 @@ def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
         if mine is None or mine.shape != value.shape or not bool((mine.detach().to(value).cpu() == value.detach().cpu()).all()):
             where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
             raise ArgumentError(
-                f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {name} is not that of "
-                f"{policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that folder as {policy_reference!r}."
+                f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight "
+                f"{name} is not that of "
+                f"{policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that "
+                f"folder as {policy_reference!r}."
             )
 
 
@@ -116,7 +128,8 @@ def _check_adapter(trainer: Any, scorer: Any, policy_reference: str) -> None:
         )
     if "ref" in model.peft_config:
         raise ArgumentError(
-            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can be. Merge the adapter "
+            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can "
+            "be. Merge the adapter "
             "into its base, and pass a peft_config for a new one."
         )
     ours = scorer.weights(policy_reference)
@@ -126,14 +139,16 @@ def _check_adapter(trainer: Any, scorer: Any, policy_reference: str) -> None:
     name = next((n for n in ours if n in base), None)
     if name is None:
         raise ModelError(
-            f"policy_reference: {policy_reference!r} has no weight in common with the policy's base model; expected the same model."
+            f"policy_reference: {policy_reference!r} has no weight in common with the policy's base model; expected the same "
+            f"model."
         )
     for each in ours.keys() & base.keys():
         if ours[each].shape != base[each].shape or not bool(
             (ours[each].detach().to(base[each]).cpu() == base[each].detach().cpu()).all()
         ):
             raise ArgumentError(
-                f"policy_reference: under LoRA TRL's reference is the policy's base, whose weight {each} is not that of {policy_reference!r}. Name the "
+                f"policy_reference: under LoRA TRL's reference is the policy's base, whose weight {each} is not that of "
+                f"{policy_reference!r}. Name the "
                 "base model as the policy reference."
             )
 

@@ -1,4 +1,5 @@
-"""The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset. Tested with TRL 1.16.0."""
+"""The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset.
+Tested with TRL 1.16.0."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ __all__ = ["ReferenceColumnsDPOTrainer"]
 
 
 class ReferenceColumnsDPOTrainer(DPOTrainer):
-    """`DPOTrainer` on a dataset that `with_reference_columns` filled. Set `precompute_ref_log_probs=True`; no reference model is loaded."""
+    """`DPOTrainer` on a dataset that `with_reference_columns` filled. Set `precompute_ref_log_probs=True`;
+    no reference model is loaded."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         config = options.get("args") or (args[2] if len(args) > 2 else None)

@@ -1,10 +1,11 @@
-"""K references under TRL's `RLOOTrainer`, through its public door: the others are one more reward function (TRL 1.3 to 1.16, not 1.15.0).
+"""K references under TRL's `RLOOTrainer`, through its public door: the others are one more reward function (TRL 1.3 to 1.16,
+not 1.15.0).
 
     Σ_k w_k KL(π‖π_k) = KL(π‖π_0) − E_π[Σ_k w_k log(π_k/π_0)],      Σ_k w_k = 1
 
-TRL keeps its own single reference π_0 with its own β in the reward (k1, whole completions); `reference_reward` adds β Σ_k w_k log(π_k/π_0). The sum is the
-exact rule for all K, for any tokenizer, LoRA, vLLM server or colocated generation. TRL reports the construction of a trainer over the
-network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
+TRL keeps its own single reference π_0 with its own β in the reward (k1, whole completions);
+`reference_reward` adds β Σ_k w_k log(π_k/π_0). The sum is the exact rule for all K, for any tokenizer, LoRA, vLLM server or
+colocated generation. TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ __all__ = ["ReferenceReward", "reference_reward", "rloo"]
 
 
 class ReferenceReward:
-    """β Σ_k w_k (log π_k(y|x) − log π_0(y|x)) of each completion, as TRL calls its reward functions. Made by `reference_reward`.
+    """β Σ_k w_k (log π_k(y|x) − log π_0(y|x)) of each completion, as TRL calls its reward functions.
+    Made by `reference_reward`.
 
     At its first call it finds the trainer that called it and refuses settings under which the sum would be another objective
     (`trl_conditions`). `check(trainer)` does the same at once.
@@ -104,24 +106,29 @@ def reference_reward(
     asynchronous: bool = False,
     **options: Any,
 ) -> Any:
-    """A TRL reward function that turns RLOO with one reference into RLOO with K: pass it in `reward_funcs` beside the task's own, with `RLOOConfig(beta=beta)`.
+    """A TRL reward function that turns RLOO with one reference into RLOO with K: pass it in `reward_funcs` beside the task's
+    own, with `RLOOConfig(beta=beta)`.
 
     Args:
         references: all K, by name: folders, hub ids, objects. Give one weight zero to have it as TRL's reference only.
         regularizer: `ReverseKL`; the identity holds for no other.
         beta: TRL's `beta`, the strength for all K together.
-        policy_reference: the name of the one that TRL has as its reference: what it reloads from the policy's `_name_or_path`, or the base model under LoRA.
+        policy_reference: the name of the one that TRL has as its reference: what it reloads from the policy's `_name_or_path`,
+            or the base model under LoRA.
         tokenizer: the policy's; None: that of `policy_reference`.
         temperature: TRL's sampling temperature, at which TRL takes log-probabilities too.
         asynchronous: an async function, scored in a thread beside other async rewards.
-        options: for opening references (dtype="float32", device, …). float32 where advantages are to be equal to direct pooling.
+        options: for opening references (dtype="float32", device, …). float32 where advantages are to be equal to direct
+            pooling.
 
-    Raises: ArgumentError here for what is wrong by itself, and at the first call for settings of the trainer that would make another objective.
+    Raises: ArgumentError here for what is wrong by itself, and at the first call for settings of the trainer that would make
+        another objective.
     """
     check_version()
     if not isinstance(regularizer, ReverseKL):
         raise ArgumentError(
-            f"regularizer: expected ReverseKL, found {regularizer!r}. Only reverse KL splits into one reference and a reward; train others with "
+            f"regularizer: expected ReverseKL, found {regularizer!r}. Only reverse KL splits into one reference and a reward; "
+            f"train others with "
             "multiref.training.online."
         )
     check_beta(beta)
@@ -157,7 +164,8 @@ def rloo(
     options: Mapping[str, Any] | None = None,
     **trainer_options: Any,
 ) -> Any:
-    """An `RLOOTrainer` under K references, ready to `.train()`: its arguments, its reference and the reward made and checked in one call.
+    """An `RLOOTrainer` under K references, ready to `.train()`: its arguments, its reference and the reward made and checked in
+    one call.
 
     Args:
         model: the policy, as TRL takes it.
@@ -173,9 +181,15 @@ def rloo(
         args = RLOOConfig(**{"output_dir": "rloo", "beta": beta, **(args or {})})
     check_arguments(args, beta=beta, temperature=args.temperature)
     reward = reference_reward(
-        references, regularizer, beta=beta, policy_reference=policy_reference, tokenizer=processing_class, temperature=args.temperature,
-        asynchronous=asynchronous, **(options or {}),
-    )  # fmt: skip
+        references,
+        regularizer,
+        beta=beta,
+        policy_reference=policy_reference,
+        tokenizer=processing_class,
+        temperature=args.temperature,
+        asynchronous=asynchronous,
+        **(options or {}),
+    )
     functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if args.reward_weights is not None and len(args.reward_weights) == len(functions):
         args.reward_weights = [*args.reward_weights, 1.0]

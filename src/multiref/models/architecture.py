@@ -24,8 +24,8 @@ _known: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
 @dataclass(frozen=True)
 class Layout:
     """head: logits are the output embedding of the last hidden state and nothing more, so that it may be applied to some
-    positions only. shared_prompt: position ids and a 4-D mask are honoured. vocabulary: width of the logits. why: what failed.
-    """
+    positions only. shared_prompt: position ids and a 4-D mask are honoured. vocabulary: width of the logits. why:
+        what failed."""
 
     head: bool
     shared_prompt: bool

@@ -21,8 +21,9 @@ def write_conversation(
     An answer begins after the template's generation prompt (a last message of the assistant is resumed instead), and ends with
     the template's own end of turn; without `tokenisation.end`, with the last message's content.
 
-    Errors: ModelError without a template; where it refuses; where it rewrites the prompt once there is an answer,
-    so that nothing can be split off.
+    Errors: ModelError without a template; where it refuses; where it rewrites the prompt once there is an answer, so that
+        nothing can be
+    split off.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(

@@ -51,16 +51,15 @@ def encode(
 
     The context is always encode(prompt), start token first: what the model is given when it generates. It does not depend on
     the completion. The completion's tokens are those that follow the context in encode(prompt + completion).
-    Where a token of the joint text straddles the boundary (so that encode(prompt) does not begin it),
-    the completion is encoded as a continuation instead: without the start token and without the space that SentencePiece-like
-    tokenizers put in front. Either way context and completion spell prompt + completion as far as the tokenizer can,
-    and different completions of one prompt have comparable scores.
+    Where a token of the joint text straddles the boundary (so that encode(prompt) does not begin it), the completion is encoded
+    as a continuation instead, without the start token and without the space that SentencePiece-like tokenizers put in front.
+    Either way context and completion spell prompt + completion as far as the tokenizer can, and different completions of one
+    prompt have comparable scores.
 
     Args:
         prompt, completions: strings, or tuples of chat messages, which go through the tokenizer's chat template.
-        tokenisation: start and end tokens, the rule above or another, truncation.
-            What is cut is marked in `truncated`; the start
-            token is not cut.
+        tokenisation: start and end tokens, the rule above or another, truncation. What is cut is marked in `truncated`;
+            the start token is not cut.
 
     Errors: ModelError for a tokenizer that lacks what is needed; DataError where nothing of a completion would be left.
     """
@@ -175,8 +174,8 @@ def _fit(context: Ids, completions: tuple[Ids, ...], start: Ids, tokenisation: T
     if truncation == "keep_start":
         if len(context) >= max_length:
             raise DataError(
-                f"The prompt has {len(context)} tokens and fills the context of {max_length}: "
-                "nothing of the completion is left to "
+                f"The prompt has {len(context)} tokens and fills the context of {max_length}: nothing of the completion is "
+                f"left to "
                 "score. Use truncation='keep_end', or remove the row."
             )
         return Encoded(context, tuple(ids[: max_length - len(context)] for ids in completions), over)

@@ -29,9 +29,11 @@ __all__ = [
 ]
 
 # Keys of config.json on which no log-probability depends (the dtype is part of an identity on its own).
-_NO_MATTER = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures", "id2label", "label2id",
-              "problem_type", "return_dict", "output_hidden_states", "output_attentions", "gradient_checkpointing", "base_model_name_or_path",
-              "revision", "inference_mode", "auto_mapping", "parent_library", "peft_version"}  # fmt: skip
+_NO_MATTER = {
+    "_name_or_path", "architectures", "auto_mapping", "base_model_name_or_path", "dtype", "gradient_checkpointing",
+    "id2label", "inference_mode", "label2id", "output_attentions", "output_hidden_states", "parent_library",
+    "peft_version", "problem_type", "return_dict", "revision", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 _FILES: dict[tuple[str, int, int, int], list[tuple[str, str]]] = {}
 
 
@@ -78,7 +80,8 @@ def model_weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Digest of what turns text into ids: the tokenizer's own model, special tokens and their ids; the chat template is apart."""
+    """Digest of what turns text into ids: the tokenizer's own model, special tokens and their ids;
+    the chat template is apart."""
     special = {name: str(value) for name, value in sorted(tokenizer.special_tokens_map.items())}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -1,4 +1,5 @@
-"""log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks, recomputed in the backward pass."""
+"""log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks, recomputed in the backward
+pass."""
 
 from __future__ import annotations
 

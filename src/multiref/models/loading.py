@@ -54,9 +54,8 @@ def load(
     """Loads a model for scoring, sampling or training.
 
     Args:
-        what: a `ModelSpec`, or its path alone: a model folder, an adapter folder (its base is loaded too),
-            or a hub id (downloaded as
-            transformers does). A quantised base trains through an adapter.
+        what: a `ModelSpec`, or its path alone: a model folder, an adapter folder (its base is loaded too), or a hub id
+            (downloaded as transformers does). A quantised base trains through an adapter.
         device: None takes `best_device()`; "auto" spreads the layers over all devices.
 
     Only safetensors are read, never pickle. Errors: ModelError saying what is missing; ArgumentError for an unknown option.

@@ -51,7 +51,8 @@ def token_logps(
     shared_prompt: bool | None = None,
     logits_budget: int = LOGITS_BUDGET,
 ) -> list[Tensor]:
-    """log π(y_t | x, y_<t): for each completion of the batch, in order, a tensor of its length. Otherwise as `completion_logps`."""
+    """log π(y_t | x, y_<t): for each completion of the batch, in order, a tensor of its length.
+    Otherwise as `completion_logps`."""
     logps, owner, count = _run(model, batch, shared_prompt, logits_budget)
     return list(logps.split(torch.bincount(owner, minlength=count).tolist()))
 

@@ -35,9 +35,11 @@ class ProductConfig(PreTrainedConfig):
 
 
 class Product(PreTrainedModel, GenerationMixin):
-    r"""π(v|s) ∝ ∏_k π_k(v|s)^{w_k}, every π_k trained. Made from K teachers it is the pool renormalised at each token; what is left to learn is what follows one:
+    r"""π(v|s) ∝ ∏_k π_k(v|s)^{w_k}, every π_k trained. Made from K teachers it is the pool renormalised at each token;
+    what is left to learn is what follows one:
 
-        pool of completions:  π(v|s) = ∏_k π_k(v|s)^{w_k} F(s, v)/F(s),      F the mass of ∏_k π_k^{w_k} over the completions of a prefix
+        pool of completions:  π(v|s) = ∏_k π_k(v|s)^{w_k} F(s, v)/F(s),      F the mass of ∏_k π_k^{w_k} over the completions of
+            a prefix
 
     K times as large and as slow as one teacher. It has one cache, in which the experts' layers stand one after the other.
 
@@ -70,7 +72,8 @@ class Product(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """[B, T] → logits [B, T, V]: Σ_k w_k log π_k, not normalised. The cache goes by either name that transformers has for it."""
+        """[B, T] → logits [B, T, V]: Σ_k w_k log π_k, not normalised. The cache goes by either name that transformers has for
+        it."""
         if any(isinstance(value, Cache) for value in others.values()):
             raise ArgumentError(
                 f"A product has one cache, as `cache` or `past_key_values`; found it among {', '.join(others)}."

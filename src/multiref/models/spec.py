@@ -24,7 +24,7 @@ class ModelSpec:
     revision: of a hub id: branch, tag or commit; None: the newest.
     adapter: a PEFT adapter to put on the model: folder or hub id.
     quantization: "int8" (torch's dynamic int8 on the CPU, for scoring only; bitsandbytes on CUDA) or "int4" (bitsandbytes, NF4,
-    on either).
+        on either).
     attention: transformers' `attn_implementation` ("sdpa", "eager", "flash_attention_2", …); None: the model's own choice.
     trust_remote_code: run the code that comes with the model.
 
@@ -64,11 +64,10 @@ class Tokenisation:
     start: put the tokenizer's start token before a plain prompt. (What a chat template writes is its own affair.)
     end: score the end token too: appended to a plain completion; in a conversation the template's own end of turn.
     join: "text": the completion's tokens are those that follow the prompt's in encode(prompt + completion); "tokens":
-    prompt and
-        completion are encoded apart.
+        prompt and completion are encoded apart.
     max_length: tokens of prompt and completion together; None: the model's context.
-    truncation: of what is longer: "keep_start" drops the completion's last tokens, "keep_end" the prompt's first ones,
-    "error" refuses.
+    truncation: of what is longer: "keep_start" drops the completion's last tokens, "keep_end" the prompt's first ones, "error"
+        refuses.
     chat_template_kwargs: passed to the tokenizer's `apply_chat_template`, such as {"enable_thinking": false}.
     """
 
@@ -101,15 +100,15 @@ class Tokenisation:
 
 @dataclass(frozen=True)
 class Generation:
-    """What is sampled, and how: the distribution is softmax(logits / temperature), cut by top_k and then top_p,
-    and by nothing else.
+    """What is sampled, and how: the distribution is softmax(logits / temperature), cut by top_k and then top_p, and by nothing
+    else.
 
     max_new_tokens: a completion that has not ended by then is cut, and is an outcome of its own.
     temperature: 0 takes the likeliest token.
     top_k: so many likeliest tokens; 0: all. top_p: the fewest likeliest tokens that have this mass; 1: all.
     min_new_tokens: a completion cannot end before it has so many.
     cache: transformers' kind of cache, "dynamic" or "static" (of fixed size: compiles well); None:
-    dynamic, or none where the model has none.
+        dynamic, or none where the model has none.
     batch: completions sampled side by side; None: all.
     """
 
@@ -130,8 +129,8 @@ class Generation:
                 raise ArgumentError(f"{name} is {value}; expected at least {least}.")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ArgumentError(
-                f"Found temperature {self.temperature} and top_p {self.top_p}; "
-                "expected a finite temperature of at least 0, and "
+                f"Found temperature {self.temperature} and top_p {self.top_p}; expected a finite temperature of at least 0, "
+                f"and "
                 "top_p above 0 and at most 1."
             )
         if self.min_new_tokens > self.max_new_tokens:

@@ -1,4 +1,5 @@
-"""A language model that is a table: one row of logits per prompt and prefix. Whatever trains, trains on it; everything is enumerable."""
+"""A language model that is a table: one row of logits per prompt and prefix. Whatever trains, trains on it;
+everything is enumerable."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["Tabular", "TabularConfig", "tabular_tokenizer"]
 
 
 class TabularConfig(PreTrainedConfig):
-    """answer_tokens: V; length: tokens of an answer L; prompts: how many have a table of their own. vocab_size counts all ids."""
+    """answer_tokens: V; length: tokens of an answer L; prompts: how many have a table of their own.
+    vocab_size counts all ids."""
 
     model_type = "multiref_tabular"
 
@@ -32,14 +34,16 @@ class TabularConfig(PreTrainedConfig):
 
 
 class Tabular(PreTrainedModel, GenerationMixin):
-    """π(y_t | x, y_<t) = softmax(table[x, y_<t]): any distribution over answers of `length` tokens, for each of `prompts` prompts.
+    """π(y_t | x, y_<t) = softmax(table[x, y_<t]): any distribution over answers of `length` tokens, for each of `prompts`
+    prompts.
 
-    Token ids: 0 … V−1 are answer tokens; V + x is prompt x (so that V, prompt 0, is also the start token); V + prompts is padding. A sequence is
+    Token ids: 0 … V−1 are answer tokens; V + x is prompt x (so that V, prompt 0, is also the start token);
+        V + prompts is padding. A sequence is
     a prompt and at most L answer tokens; whatever stands before the prompt (left padding) is ignored. Logits have width V: only
     answers can be predicted. After the last token the logits are zero.
 
-    `table` is [prompts, (V^L − 1)/(V − 1), V], float64, zero (the uniform model) at first. Row of a prefix: 0 for the empty one,
-    V · (row of y_<t) + 1 + y_t for one token more.
+    `table` is [prompts, (V^L − 1)/(V − 1), V], float64, zero (the uniform model) at first. Row of a prefix:
+    0 for the empty one, V · (row of y_<t) + 1 + y_t for one token more.
     """
 
     config_class = TabularConfig

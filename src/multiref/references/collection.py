@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property, partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from multiref.references.protocol import Reference, Scored
 from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores
 from multiref.references.store import Rows, Store
-from multiref.references.store.memory import MemoryStore
 
 __all__ = ["References"]
 
@@ -39,8 +39,9 @@ class References:
         tokenisation: what is scored, of every reference that is opened here.
         dtype, device, token_budget, logits_budget: as of `LocalReference`, for those on this machine.
 
-    One reference is in memory at a time, unless they are objects that are there already.
-    Errors: `ArgumentError` for two references with one name; `ModelError` for one that cannot be opened.
+    One reference is in memory at a time, unless they are objects that are there already. Errors:
+        `ArgumentError` for two references
+    with one name; `ModelError` for one that cannot be opened.
     """
 
     def __init__(
@@ -98,16 +99,15 @@ class References:
             engine: "local", "ray", or an engine with settings of its own.
             progress: told what happens; None is silent, notices being Python warnings.
             shard_size: completions per shard, about; None: 1/64 of the job, between 256 and 8,192.
-                A killed run loses at most the open
-                shard, and a run of the same job ends with the same bits.
+                A killed run loses at most the open shard, and a run of the same job ends with the same bits.
 
         Returns: the unique completions of `data` in the order of their content keys, [K, N].
         """
-        keeper = MemoryStore() if store is None else store if isinstance(store, Store) else Store(store)
         listener = progress or Silent()
         job = _Job(_texts(data), shard_size)
-        columns = [self._one(name, job, keeper, engine_named(engine), listener) for name in self.names]
-        keeper.manifest()
+        with _kept(store) as keeper:
+            columns = [self._one(name, job, keeper, engine_named(engine), listener) for name in self.names]
+            keeper.manifest()
         return SequenceScores(
             self.names,
             job.keys,
@@ -124,19 +124,19 @@ class References:
         shard_size: int | None = None,
         measure: bool = True,
     ) -> list[CostEstimate]:
-        """What `score` would do with the same arguments, per reference.
-        Nothing is written; with `measure`, a few completions are timed."""
-        keeper = MemoryStore() if store is None else store if isinstance(store, Store) else Store(store)
+        """What `score` would do with the same arguments, per reference. Nothing is written;
+        with `measure`, a few completions are timed."""
         job = _Job(_texts(data), shard_size)
         estimates = []
-        for name in self.names:
-            reference = self.open(name)
-            blocks = job.missing(keeper.read(keeper.address(reference.identity()))[0].keys)
-            estimates.append(estimate_cost(name, reference, wanted=len(job.keys), blocks=blocks, measure=measure))
-            getattr(reference, "release", lambda: None)()
+        with _kept(store) as keeper:
+            for name in self.names:
+                reference = self.open(name)
+                blocks = job.missing(keeper.read(keeper.address(reference.identity()))[0].keys)
+                estimates.append(estimate_cost(name, reference, wanted=len(job.keys), blocks=blocks, measure=measure))
+                getattr(reference, "release", lambda: None)()
         return estimates
 
-    def _one(self, name: str, job: "_Job", keeper: Store | MemoryStore, engine: Engine, listener: Listener) -> Rows:
+    def _one(self, name: str, job: "_Job", keeper: Store, engine: Engine, listener: Listener) -> Rows:
         """One reference's turn: its rows for the job's keys, in their order."""
         opener = self._opener(self.named[name])
         reference = opener()
@@ -161,11 +161,21 @@ class References:
         rows = _in_order(Rows.concatenate(parts), job.keys, name)
         if rows.truncated.any():
             listener.notice(
-                f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in "
-                "its scores."
+                f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in its "
+                f"scores."
             )
         listener.end(name)
         return rows
+
+
+@contextmanager
+def _kept(store: str | os.PathLike[str] | Store | None) -> Iterator[Store]:
+    """Where scores are kept; None: a folder that lasts as long as the call."""
+    if store is None:
+        with TemporaryDirectory(prefix="multiref-", ignore_cleanup_errors=True) as folder:
+            yield Store(folder)
+    else:
+        yield store if isinstance(store, Store) else Store(store)
 
 
 class _Job:
@@ -196,7 +206,7 @@ def _texts(data: Iterable[Any]) -> list[tuple[Any, Any]]:
     return texts
 
 
-def _introduce(name: str, reference: Reference, where: str, keeper: Store | MemoryStore, listener: Listener) -> str:
+def _introduce(name: str, reference: Reference, where: str, keeper: Store, listener: Listener) -> str:
     """Register a reference with the store, and say so if something else was once scored from the same place."""
     identity = reference.identity()
     address = keeper.address(identity)
@@ -208,15 +218,15 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store | Memo
             key for key in identity.keys() | note["identity"].keys() if identity.get(key) != note["identity"].get(key)
         )
         listener.notice(
-            f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): "
-            f"{', '.join(changed)} changed. "
+            f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): {', '.join(changed)} "
+            f"changed. "
             f"It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
         )
     keeper.register(identity, name=name, location=where)
     return address
 
 
-def _sound_rows(address: str, keeper: Store | MemoryStore, listener: Listener) -> Rows:
+def _sound_rows(address: str, keeper: Store, listener: Listener) -> Rows:
     """What the store has of a reference. Damaged shards are named, set aside, and count as missing."""
     rows, damage = keeper.read(address)
     for damaged in damage:
@@ -230,7 +240,7 @@ def _in_order(rows: Rows, keys: np.ndarray, name: str) -> Rows:
     if (at < 0).any():
         raise ModelError(
             f"The engine handed back no score for {int((at < 0).sum()):,} of {len(keys):,} completions under {name!r}; "
-            "expected all."
+            f"expected all."
         )
     return rows.take(at)
 
@@ -242,8 +252,8 @@ def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
     )
     if not (logps.shape == lengths.shape == truncated.shape == (len(block),)):
         raise ModelError(
-            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, "
-            "in the order of the items."
+            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in the order of "
+            f"the items."
         )
     bad = np.flatnonzero(np.isnan(logps) | (logps > 1e-3) | (lengths < 0))
     if len(bad):

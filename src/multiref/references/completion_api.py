@@ -118,8 +118,8 @@ def token_logps_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[floa
     tokens, values = (block.get(key) if isinstance(block, Mapping) else None for key in ("tokens", "token_logprobs"))
     if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
         raise ReferenceUnavailable(
-            "The server echoed no logprobs (logprobs.tokens and logprobs.token_logprobs of one length); "
-            "it must support `echo` with "
+            "The server echoed no logprobs (logprobs.tokens and logprobs.token_logprobs of one length); it must support `echo` "
+            "with "
             "`logprobs`, or `prompt_logprobs`, to be a reference."
         )
     return [str(token) for token in tokens], [

@@ -29,8 +29,7 @@ class CostEstimate:
 
 def estimate_cost(name: str, reference: Reference, *, wanted: int, blocks: list[Block], measure: bool) -> CostEstimate:
     """The cost of one reference. With `measure`, a few of the missing completions are scored twice and the second time is
-    scaled up
-    by the amount of text; an estimate, within a factor of two or so, since longer batches run faster per token."""
+    scaled up by the amount of text; an estimate, within a factor of two or so, since longer batches run faster per token."""
     missing = sum(map(len, blocks))
     tokens = seconds = None
     if measure and missing:

@@ -18,7 +18,8 @@ def content_key(prompt: Any, completion: Any) -> bytes:
     """Text, Text → 16 bytes: what a score is filed under. Depends on the text and on nothing else.
 
     key = blake2b-128( canonical JSON of [prompt, completion] ), canonical: UTF-8, keys sorted, no spaces, messages as objects.
-    A string and a one-message conversation with the same words are different texts, because a chat template treats them differently.
+    A string and a one-message conversation with the same words are different texts, because a chat template treats them
+    differently.
     """
     text = f"[{text_of(prompt)},{text_of(completion)}]"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
@@ -58,8 +59,8 @@ def unique_keys(keys: np.ndarray) -> np.ndarray:
 class KeyIndex:
     """A sorted view of N keys, for finding M others in it: O((N + M) log N) and no Python loop.
 
-    order [N] sorts the keys; repeated [N] marks, in that order, a key that is equal to the one before it. Where a key occurs more than once,
-    `locate` finds the occurrence that comes first.
+    order [N] sorts the keys; repeated [N] marks, in that order, a key that is equal to the one before it.
+    Where a key occurs more than once, `locate` finds the occurrence that comes first.
     """
 
     def __init__(self, keys: np.ndarray):
@@ -76,14 +77,16 @@ class KeyIndex:
         first, second = _halves(wanted)
         last = len(self.order) - 1
         place = np.minimum(np.searchsorted(self.first, first), last)
-        # Different keys with equal first halves lie next to each other. It takes 2^32 keys to expect one; an index should not err even then.
+        # Different keys with equal first halves lie next to each other. It takes 2^32 keys to expect one; an index should not
+        # err even then.
         while (behind := (self.first[place] == first) & (self.second[place] < second) & (place < last)).any():
             place = place + behind
         return np.where((self.first[place] == first) & (self.second[place] == second), self.order[place], -1)
 
 
 def _order(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The stable ascending order of keys given as halves. Content keys hardly ever tie in their first half, so that is tried first."""
+    """The stable ascending order of keys given as halves. Content keys hardly ever tie in their first half, so that is tried
+    first."""
     if (first[1:] > first[:-1]).all():
         return np.arange(len(first))
     order = np.argsort(first)

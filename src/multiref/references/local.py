@@ -31,13 +31,15 @@ class LocalReference:
     """A causal language model that scores text with its own tokenizer and chat template.
 
     Args:
-        what: a `ModelSpec` or its path alone (a model folder, an adapter folder, a hub id), or a `LanguageModel` in memory. References
-            over one base with different adapters hold that base once. int8 on a CPU scores one completion at a time, for its
-            activations are quantised over the whole batch.
+        what: a `ModelSpec` or its path alone (a model folder, an adapter folder, a hub id), or a `LanguageModel` in memory.
+            References over one base with different adapters hold that base once. int8 on a CPU scores one completion at a time,
+            for its activations are quantised over the whole batch.
         tokenisation: what is scored. `max_length` is at most the model's context.
         dtype: where the spec names none: "auto" is bfloat16 on CUDA and float32 elsewhere.
-        device: None takes CUDA, MPS or CPU, in this order; "auto" spreads the layers over all devices (for a model too large for one).
-        token_budget: tokens in one forward pass; logits_budget: elements of one block of logits. Neither moves a score but by rounding.
+        device: None takes CUDA, MPS or CPU, in this order; "auto" spreads the layers over all devices (for a model too large
+            for one).
+        token_budget: tokens in one forward pass; logits_budget: elements of one block of logits.
+            Neither moves a score but by rounding.
 
     The model is loaded by the first `score` and freed by `release`; `identity` reads files only.
     """
@@ -89,7 +91,8 @@ class LocalReference:
         }
 
     def score(self, items: Sequence[Item]) -> Scored:
-        """log π(completion | prompt) of every completion of every item; DataError where truncation would leave nothing to score."""
+        """log π(completion | prompt) of every completion of every item; DataError where truncation would leave nothing to
+        score."""
         encoded = self.encode(items)
         with self.loaded() as model:
             logps = score_completions(model, encoded, **self._options)
@@ -179,6 +182,7 @@ def local_reference(name: str, reference: Any) -> LocalReference:
     if isinstance(reference, LocalReference):
         return reference
     raise ModelError(
-        f"Reference {name!r} is a {type(reference).__name__}; token-level scores and distributions need a model on this machine (path or "
+        f"Reference {name!r} is a {type(reference).__name__}; token-level scores and distributions need a model on this "
+        f"machine (path or "
         "hub id). Sequence-level scores are unaffected."
     )

@@ -2,9 +2,9 @@
 
     completions → unique keys → groups by prompt, sorted → blocks of about `shard_size` completions → one shard each
 
-What is in a block depends on the texts asked for and on the shard size; not on row order, on what was scored before,
-or on where a run was killed. Batches are made inside a block, never across, so a block that is scored again gets the same bits
-(same device, thread count and versions).
+What is in a block depends on the texts asked for and on the shard size; not on row order, on what was scored before, or on
+where a run was killed. Batches are made inside a block, never across, so a block that is scored again gets the same bits (same
+device, thread count and versions).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -76,7 +76,7 @@ def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         else:
             raise DataError(
                 f"row {number}: found {type(row).__name__}; expected a pair (prompt, chosen, rejected) or a tuple (prompt, "
-                "completion)."
+                f"completion)."
             )
 
 

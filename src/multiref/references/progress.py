@@ -13,8 +13,8 @@ class Listener(Protocol):
     """Told what happens. Counts are of completions, tokens (of the reference's own tokenizer) and characters of text."""
 
     def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
-        """A reference's turn: how many completions are wanted, how many of them are stored already,
-        and the text left to score."""
+        """A reference's turn: how many completions are wanted, how many of them are stored already, and the text left to
+        score."""
 
     def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
         """A shard was scored and stored."""
@@ -98,5 +98,5 @@ class Bar:
         """One line: tokens, tokens per second, completions scored now and before."""
         tally = self.tallies[name]
         rate = f", {tally['tokens'] / tally['seconds']:,.0f}/s" if tally["seconds"] > 0 else ""
-        counts = f"{tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
-        return f"{tally['tokens']:,.0f} completion tokens{rate}; {counts}"
+        done = f"{tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
+        return f"{tally['tokens']:,.0f} completion tokens{rate}; {done}"

@@ -19,13 +19,16 @@ from multiref.references.server import Connection, ServerReference
 
 __all__ = ["Opener", "location", "resolve"]
 
+_HERE = {"dtype", "device", "token_budget", "logits_budget"}  # what concerns models on this machine, and no server
+
 
 @dataclass
 class Opener:
     """Opens one reference, at most once in a process. It travels to other processes as its description, not as a model.
 
-    what: a model folder or hub id; a `ModelSpec`; a server's URL; a mapping with `model` and other fields of `ModelSpec`, or with `endpoint` and
-        arguments of `ServerReference` and `Connection`, and perhaps `tokenisation`, in what it differs from the collection's; a `LanguageModel`;
+    what: a model folder or hub id; a `ModelSpec`; a server's URL; a mapping with `model` and other fields of `ModelSpec`, or
+        with `endpoint` and arguments of `ServerReference` and `Connection`, and perhaps `tokenisation`, in what it differs from
+        the collection's; a `LanguageModel`;
         or an object with the protocol's two methods.
     Others as of `LocalReference`; those that concern models on this machine alone have no effect on a server.
     """
@@ -48,25 +51,20 @@ class Opener:
 
     def _open(self) -> Reference:
         what, tokenisation = self.what, self.tokenisation
+        here: dict[str, Any] = {name: getattr(self, name) for name in _HERE}
         if isinstance(what, Reference):
             return what
         if isinstance(what, Mapping):
-            tokenisation = _overridden(self.tokenisation, what.get("tokenisation", {}))
-            what = {name: value for name, value in what.items() if name != "tokenisation"}
+            tokenisation = _overridden(tokenisation, what.get("tokenisation", {}))
+            here |= {name: what[name] for name in _HERE & what.keys()}
+            rest = {name: value for name, value in what.items() if name not in {*_HERE, "tokenisation"}}
             if "endpoint" in what:
-                return _server(what, tokenisation)
-            what = _spec(what)
+                return _server(rest, tokenisation)
+            what = _spec(rest)
         if isinstance(what, str) and what.startswith(("http://", "https://")):
             return ServerReference(what, tokenisation=tokenisation)
         if isinstance(what, ModelSpec | LanguageModel) or (isinstance(what, str | os.PathLike) and str(what)):
-            return LocalReference(
-                what,
-                tokenisation=tokenisation,
-                dtype=self.dtype,
-                device=self.device,
-                token_budget=self.token_budget,
-                logits_budget=self.logits_budget,
-            )
+            return LocalReference(what, tokenisation=tokenisation, **here)
         raise ArgumentError(
             f"A reference is given as {type(what).__name__}; expected a model folder or hub id, a ModelSpec, the URL of a completion "
             "server, a mapping with `model` or `endpoint`, or an object with the methods identity() and score(items)."

@@ -1,4 +1,5 @@
-"""K references scoring completions that were sampled a moment ago: held open, no store, in token ids where a reference shares the policy's vocabulary."""
+"""K references scoring completions that were sampled a moment ago: held open, no store, in token ids where a reference shares
+the policy's vocabulary."""
 
 from __future__ import annotations
 
@@ -23,14 +24,15 @@ __all__ = ["Rollout", "RolloutScorer"]
 class RolloutScorer:
     """log π_k of sampled completions under K references.
 
-    A local reference whose vocabulary is the policy's mapping scores the very token ids that were sampled. Any other scores the text, in its own
+    A local reference whose vocabulary is the policy's mapping scores the very token ids that were sampled.
+    Any other scores the text, in its own
     tokens: with the end token where the completion ended, without where it was cut off.
 
     Args:
         references: as of `References`, or one.
         tokenizer: the policy's.
-        temperature: of the policy that is trained: log-probabilities are of softmax(logits / temperature). Other than 1 only with the policy's
-            vocabulary.
+        temperature: of the policy that is trained: log-probabilities are of softmax(logits / temperature).
+            Other than 1 only with the policy's vocabulary.
     """
 
     def __init__(self, references: References | Mapping[str, Any], tokenizer: Any, *, temperature: float = 1.0):
@@ -44,18 +46,21 @@ class RolloutScorer:
         for name in self.names:
             if temperature != 1 and not self.aligned[name]:
                 raise ArgumentError(
-                    f"temperature: {temperature} with reference {name!r}, which has another vocabulary and is scored as text, at temperature 1. "
+                    f"temperature: {temperature} with reference {name!r}, which has another vocabulary and is scored as text, "
+                    f"at temperature 1. "
                     "Sample at temperature 1, or use references with the policy's vocabulary."
                 )
 
     def check_context(self, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> None:
-        """ArgumentError for a reference (of the policy's vocabulary) whose context cannot hold the longest prompt and completion."""
+        """ArgumentError for a reference (of the policy's vocabulary) whose context cannot hold the longest prompt and
+        completion."""
         longest = max(map(len, prompts)) + new_tokens
         for name, reference in self.opened.items():
             limit = getattr(reference, "max_length", None)
             if self.aligned[name] and limit is not None and limit < longest:
                 raise ArgumentError(
-                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} ({longest - new_tokens} of the longest prompt and "
+                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} ({longest - new_tokens} of "
+                    f"the longest prompt and "
                     f"{new_tokens} new ones). Shorten the prompts or max_new_tokens, or use another reference."
                 )
 
@@ -71,7 +76,8 @@ class RolloutScorer:
         )
 
     def tokens(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """[K, N, T]: log-probabilities of the tokens, zero where padded. VocabularyMismatch where a reference has another vocabulary."""
+        """[K, N, T]: log-probabilities of the tokens, zero where padded. VocabularyMismatch where a reference has another
+        vocabulary."""
         self.require_aligned()
         return torch.stack(
             [torch.nn.utils.rnn.pad_sequence(self._tokens(name, rollouts), batch_first=True) for name in self.names]
@@ -82,7 +88,8 @@ class RolloutScorer:
         for name, aligned in self.aligned.items():
             if not aligned:
                 raise VocabularyMismatch(
-                    f"Reference {name!r} has another vocabulary than the policy, or is no local model, so it has no score for the policy's tokens. "
+                    f"Reference {name!r} has another vocabulary than the policy, or is no local model, so it has no score for "
+                    f"the policy's tokens. "
                     "Use the penalty `reward` (whole completions), which works across tokenizers."
                 )
 
@@ -94,7 +101,8 @@ class RolloutScorer:
         bases = {id(reference.base) for reference in opened}
         if any(reference.spec.adapter for reference in opened) and len(bases) < len(opened):
             raise ArgumentError(
-                "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. Merge them "
+                "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. "
+                "Merge them "
                 "into their base."
             )
         with ExitStack() as stack:
@@ -129,7 +137,8 @@ class RolloutScorer:
             scored = scorer.score([Item(prompt, completions) for prompt, completions in parts if completions])
             if cut := int(scored.truncated.sum()):
                 raise ArgumentError(
-                    f"references: {cut} of {len(ends)} completions do not fit the context of {name!r} with their prompt. Shorten the "
+                    f"references: {cut} of {len(ends)} completions do not fit the context of {name!r} with their prompt. "
+                    f"Shorten the "
                     "prompts or max_new_tokens, or use another reference."
                 )
             total[ends == end] = scored.logps.double()

@@ -1,8 +1,8 @@
 """Scores: log-probabilities of completions under K references. The one door between models and mathematics.
 
-Two levels, two types that cannot be confused. `SequenceScores` holds one number per completion and reference,
-summed over the tokens of that reference's own tokenizer, so it works across tokenizers.
-`TokenScores` holds one number per token and exists only where all vocabularies are the same mapping.
+Two levels, two types that cannot be confused. `SequenceScores` holds one number per completion and reference, summed over the
+tokens of that reference's own tokenizer, so it works across tokenizers. `TokenScores` holds one number per token and exists
+only where all vocabularies are the same mapping.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,12 +75,12 @@ class SequenceScores:
         if len(missing):
             at = int(missing[0])
             raise StoreError(
-                f"{len(missing):,} of {len(columns):,} completions have no score under {', '.join(self.names)}; "
-                f"the first is row {at + 1}, prompt "
-                f"{_excerpt(prompts[at])}, completion {_excerpt(completions[at])}. Expected one score each. "
-                "Score this data first "
-                "(References(...).score(pairs, store=...), or `multiref score`); a changed text, even by a space, "
-                "is another text."
+                f"{len(missing):,} of {len(columns):,} completions have no score under {', '.join(self.names)}; the first is "
+                f"row {at + 1}, prompt "
+                f"{_excerpt(prompts[at])}, completion {_excerpt(completions[at])}. Expected one score each. Score this data "
+                f"first "
+                "(References(...).score(pairs, store=...), or `multiref score`); a changed text, even by a space, is another "
+                "text."
             )
         return columns
 
@@ -122,8 +122,8 @@ class TokenScores:
         offsets: [N + 1] int64, from 0 to T.
         token_logps: [K, T] float, log π_k(token | prompt and earlier tokens).
 
-    Make it with `TokenScores.checked`, which compares the vocabularies; they must be the same mapping,
-    not merely of the same size.
+    Make it with `TokenScores.checked`, which compares the vocabularies; they must be the same mapping, not merely of the same
+    size.
     """
 
     names: tuple[str, ...]
@@ -172,10 +172,10 @@ def same_vocabulary(names: Sequence[str], vocabularies: Sequence[Mapping[str, in
         by_id, other = ({index: token for token, index in v.items()} for v in (first, vocabulary))
         index = min(i for i in by_id.keys() | other.keys() if by_id.get(i) != other.get(i))
         raise VocabularyMismatch(
-            f"References {first_name!r} and {name!r} have different vocabularies: "
-            f"id {index} is {by_id.get(index)!r} in the first and "
-            f"{other.get(index)!r} in the second. Token-level scores need the same mapping; "
-            "sequence-level scores work across tokenizers."
+            f"References {first_name!r} and {name!r} have different vocabularies: id {index} is {by_id.get(index)!r} in the "
+            f"first and "
+            f"{other.get(index)!r} in the second. Token-level scores need the same mapping; sequence-level scores work across "
+            f"tokenizers."
         )
 
 

@@ -44,16 +44,15 @@ class ServerReference:
     Args:
         endpoint: "http://host:8000/v1".
         model: its name there; None: the first one that /models lists.
-        tokenizer: the model's tokenizer (folder, hub id, `ModelSpec`, or the object).
-            With it, token ids are sent, and split exactly as for
-            a local reference. Without it text is sent and split where the server's tokens say, if a token ends at the boundary;
-            the end token cannot be scored (`Tokenisation(end=False)`) and conversations cannot be written.
+        tokenizer: the model's tokenizer (folder, hub id, `ModelSpec`, or the object). With it, token ids are sent, and split
+            exactly as for a local reference. Without it text is sent and split where the server's tokens say, if a token ends
+            at the boundary; the end token cannot be scored (`Tokenisation(end=False)`) and conversations cannot be written.
         tokenisation: what is scored. `max_length` is at most the context that the server states (vLLM does) less the token it
             always adds.
         mode: "prompt_logprobs" (vLLM, SGLang's vLLM-compatible servers), "echo" (with `logprobs`), or "auto":
             the first if the server does it.
-        weights: your own label for what the server serves. Scores are stored under endpoint, model name and this label,
-            for a server
+        weights: your own label for what the server serves. Scores are stored under endpoint, model name and this label, for a
+            server
             does not tell a fingerprint: change the label when the weights change.
         connection: time-outs, attempts, API key, requests at a time.
 
@@ -75,8 +74,8 @@ class ServerReference:
             raise ArgumentError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")
         if tokenisation.end and tokenizer is None:
             raise ArgumentError(
-                f"To score the end token under {endpoint}, its tokenizer must be known here: give tokenizer=…, "
-                "or score without it "
+                f"To score the end token under {endpoint}, its tokenizer must be known here: give tokenizer=…, or score "
+                f"without it "
                 "(Tokenisation(end=False))."
             )
         self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
@@ -183,8 +182,8 @@ class ServerReference:
         clean = at >= 0 and inside and ends[inside[0]] - len(tokens[inside[0]]) == at + len(prompt)
         if not clean or ends[inside[-1]] != at + len(prompt + completion) or inside[0] == 0:
             raise ReferenceUnavailable(
-                f"The tokens of {self.endpoint} do not split prompt from completion ({tokens[:4]}…); "
-                "give its tokenizer (tokenizer=…)."
+                f"The tokens of {self.endpoint} do not split prompt from completion ({tokens[:4]}…); give its tokenizer "
+                f"(tokenizer=…)."
             )
         return logps[inside[0] : inside[-1] + 1]
 

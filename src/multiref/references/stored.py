@@ -42,8 +42,8 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
         if not there.any():
             names_all = ", ".join(named)
             raise StoreError(
-                f"In {store.folder} no completion has a score under all of {names_all}. "
-                "Score the same data under each of them, or name fewer."
+                f"In {store.folder} no completion has a score under all of {names_all}. Score the same data under each of "
+                f"them, or name fewer."
             )
         logps[k], lengths[k], truncated[k] = rows.logps[at], rows.lengths[at], rows.truncated[at]
         del rows, index  # one reference's rows at a time

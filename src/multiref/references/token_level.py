@@ -1,4 +1,5 @@
-"""How far references are apart token by token: full next-token distributions on a sample, where the vocabularies are the same."""
+"""How far references are apart token by token: full next-token distributions on a sample, where the vocabularies are the
+same."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ BUDGET = 2**28  # numbers in memory at once, K × tokens × vocabulary: 1 GiB of
 
 @dataclass(frozen=True)
 class TokenLevel:
-    """Means over the tokens of sampled completions, at the contexts that these completions pass through (not contexts that a policy visits).
+    """Means over the tokens of sampled completions, at the contexts that these completions pass through (not contexts that a
+    policy visits).
 
-    kl[i][j]: KL(π_i ‖ π_j) in nats per token, over the whole vocabulary; kl_error its standard error (completions are clusters).
+    kl[i][j]: KL(π_i ‖ π_j) in nats per token, over the whole vocabulary; kl_error its standard error (completions are
+    clusters).
     disagreement: −log F_t = −log Σ_v Π_k π_k(v)^{w_k} in nats per token, at `weights`.
     """
 
@@ -48,7 +51,8 @@ def measure_token_level(
 
     Args:
         references: models on this machine with one vocabulary.
-        data: as for `References.score`; the sample is the first so many completions in the order of content keys, whatever the row order.
+        data: as for `References.score`; the sample is the first so many completions in the order of content keys, whatever the
+            row order.
         completions: how many, less where K × tokens × vocabulary would exceed 2^28 numbers.
         weights: of the disagreement; None: uniform.
 

@@ -20,13 +20,16 @@ __all__ = ["token_scores"]
 def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
     """log π_k(y_t | x, y_<t) of every token of every completion of `data`, under every reference.
 
-    The vocabularies are compared before anything is scored, and must be the same mapping from token to id. One reference is in memory at a time.
+    The vocabularies are compared before anything is scored, and must be the same mapping from token to id.
+    One reference is in memory at a time.
 
     Args:
         references: models on this machine.
-        data: pairs, rows of TRL's preference format, or (prompt, completion) tuples; repeated ones count once, in order of first appearance.
+        data: pairs, rows of TRL's preference format, or (prompt, completion) tuples; repeated ones count once, in order of
+            first appearance.
 
-    Errors: VocabularyMismatch naming the first token that differs, or a completion that two references cut into different tokens;
+    Errors: VocabularyMismatch naming the first token that differs, or a completion that two references cut into different
+        tokens;
         ModelError for a reference that is no model on this machine.
     """
     opened = {name: local_reference(name, references.open(name)) for name in references.names}
@@ -52,6 +55,8 @@ def _same_tokens(
     for item, one, other in zip(items, first[1], second[1]):
         if one != other:
             raise VocabularyMismatch(
-                f"References {first[0]!r} and {second[0]!r} have one vocabulary but cut {str(item.completions[0])[:60]!r} into different tokens "
-                f"({list(one[:8])}… and {list(other[:8])}…): their tokenizers or chat templates differ. Use sequence-level scores."
+                f"References {first[0]!r} and {second[0]!r} have one vocabulary but cut {str(item.completions[0])[:60]!r} into "
+                f"different tokens "
+                f"({list(one[:8])}… and {list(other[:8])}…): their tokenizers or chat templates differ. Use sequence-level "
+                f"scores."
             )

@@ -1,5 +1,5 @@
-"""Where the work runs: `local` in this process, `ray` on as many workers as there are.
-The same blocks, the same shards, the same bits.
+"""Where the work runs: `local` in this process, `ray` on as many workers as there are. The same blocks, the same shards, the
+same bits.
 
 An engine takes a way to open a reference and a list of blocks, and hands back each block with its scores;
 the caller stores them.

@@ -10,8 +10,8 @@ __all__ = ["Engine", "LocalEngine"]
 
 
 class Engine(Protocol):
-    """Scores blocks.
-    Blocks come back in any order, each exactly once, as soon as they are done; `close()` lets the workers go."""
+    """Scores blocks. Blocks come back in any order, each exactly once, as soon as they are done;
+    `close()` lets the workers go."""
 
     def run(
         self, open_reference: Callable[[], Reference], blocks: Sequence[Block]

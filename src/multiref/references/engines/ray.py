@@ -76,8 +76,8 @@ class RayEngine:
             raise ModelError(
                 f"Ray workers died on block {index + 1} of {total}, {self.retries + 1} times in a row or before they could "
                 f"start: {last} "
-                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), "
-                "and run the same command again."
+                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command "
+                "again."
             ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MultirefError):
@@ -97,8 +97,8 @@ class RayEngine:
                 ray.init(address=self.address, log_to_driver=False, include_dashboard=False if self.address is None else None)
             except ConnectionError as error:
                 raise ArgumentError(
-                    f"No Ray cluster answers at {self.address!r}: {error}. Start one (`ray start --head`) or leave the "
-                    "address out."
+                    f"No Ray cluster answers at {self.address!r}: {error}. Start one (`ray start --head`) or leave the address "
+                    f"out."
                 ) from None
         return ray
 

@@ -1,8 +1,8 @@
 """The store of scores: a folder of Parquet shards, content-addressed and append-only, so that nothing is ever scored twice.
 
-A score is filed under (identity of the reference, content of prompt and completion).
-Layout: `shards/<identity>/<sha256>.parquet`, `references/<identity>.json`, and `manifest.json`,
-which can be rebuilt from the shards. Never pickle.
+A score is filed under (identity of the reference, content of prompt and completion). Layout:
+`shards/<identity>/<sha256>.parquet`, `references/<identity>.json`, and `manifest.json`, which can be rebuilt from the shards.
+Never pickle.
 """
 
 from multiref.references.store.folder import Damage, Store

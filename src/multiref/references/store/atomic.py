@@ -1,5 +1,5 @@
-"""A file of a store appears whole or not at all; what a killed process leaves behind (`TEMPORARY`) is removed by
-`multiref store prune`."""
+"""A file of a store appears whole or not at all; what a killed process leaves behind (`TEMPORARY`) is removed by `multiref
+store prune`."""
 
 import errno
 from pathlib import Path

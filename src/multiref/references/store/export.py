@@ -31,8 +31,8 @@ def export(store: Store, output: str | os.PathLike[str], *, references: Sequence
 
 def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[Any], *, references: Sequence[str] = ()) -> int:
     """One row per pair: prompt, chosen, rejected (chat messages as JSON), and per reference `<name>/chosen_logps`,
-    `<name>/rejected_logps`,
-    `<name>/chosen_length`, `<name>/rejected_length`; null where there is no score. Returns the number of rows."""
+    `<name>/rejected_logps`, `<name>/chosen_length`, `<name>/rejected_length`; null where there is no score.
+    Returns the number of rows."""
     columns: dict[str, Any] = {
         side: [_plain(getattr(pair, side)) for pair in pairs] for side in ("prompt", "chosen", "rejected")
     }

@@ -51,8 +51,8 @@ class Store:
 
     @staticmethod
     def address(identity: Mapping[str, Any]) -> str:
-        """Identity → 32 hex digits: the folder of a reference's shards.
-        blake2b-128 of its canonical JSON; nothing else enters."""
+        """Identity → 32 hex digits: the folder of a reference's shards. blake2b-128 of its canonical JSON;
+        nothing else enters."""
         text = json.dumps(_plain(identity), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -40,7 +40,8 @@ def rebuild(folder: Path) -> dict[str, dict[str, Any]]:
             atomic.write(folder / NAME, (json.dumps({"format": 1, "shards": shards}, indent=0) + "\n").encode())
         except StoreError:
             if not shards:
-                raise  # nothing there and nothing writable: say so; otherwise the manifest is a convenience and the shards are the truth
+                # nothing there and nothing writable: say so; else the shards are the truth and this a convenience
+                raise
     return shards
 
 

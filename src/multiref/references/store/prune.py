@@ -15,8 +15,7 @@ STALE = 600.0  # seconds: a temporary file younger than this may belong to a pro
 
 def prunable(store: Store, *, references: Sequence[str] = ()) -> dict[Path, str]:
     """File → why it can go. Always: stale temporary files, damaged shards and what was set aside;
-    and every file of `references`
-    (names, or beginnings of addresses)."""
+    and every file of `references` (names, or beginnings of addresses)."""
     gone: dict[Path, str] = {}
     for path in store.folder.rglob(f".*{atomic.TEMPORARY}"):
         if time.time() - path.stat().st_mtime > STALE:

@@ -90,14 +90,16 @@ def sound(path: Path) -> bool:
 
 
 def read(path: Path, identity: str) -> Rows:
-    """The rows of a shard, after checking its checksum. `StoreError` names a shard that is damaged or belongs to something else."""
+    """The rows of a shard, after checking its checksum. `StoreError` names a shard that is damaged or belongs to something
+    else."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StoreError(f"Cannot read the shard {path}: {error.strerror or error}.") from error
     if hashlib.sha256(content).hexdigest() != path.stem:
         raise StoreError(
-            f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same data again: only "
+            f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same "
+            f"data again: only "
             "this shard's completions are scored anew. (Or restore the file from a copy.)"
         )
     table = pq.read_table(pa.BufferReader(content))
