@@ -66,7 +66,8 @@ class Opener:
         if isinstance(what, ModelSpec | LanguageModel) or (isinstance(what, str | os.PathLike) and str(what)):
             return LocalReference(what, tokenisation=tokenisation, **here)
         raise ArgumentError(
-            f"A reference is given as {type(what).__name__}; expected a model folder or hub id, a ModelSpec, the URL of a completion "
+            f"A reference is given as {type(what).__name__}; expected a model folder or hub id, a ModelSpec, the URL of a "
+            f"completion "
             "server, a mapping with `model` or `endpoint`, or an object with the methods identity() and score(items)."
         )
 
