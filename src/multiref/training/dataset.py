@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError, DataError
+from multiref.models import completion_logps
 from multiref.models.encoding import Encoded, encode, encode_many
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
+from multiref.training.objectives import PairLogps
 
 __all__ = ["PairBatch", "PairData", "PreferenceData", "collate"]
 
@@ -45,6 +47,12 @@ class PairBatch:
     def row_lengths(self) -> list[int]:
         """Tokens of each pair's row: the prompt once, both completions."""
         return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
+
+    def logps(self, model: nn.Module) -> PairLogps:
+        """What an objective is shown of these pairs under this policy, in one pass."""
+        policy = completion_logps(model, self.encoded).reshape(-1, 2)
+        device = policy.device
+        return PairLogps(policy, self.references.to(policy), self.lengths.to(device), self.ref_lengths.to(device))
 
     def take(self, indices: Sequence[int]) -> PairBatch:
         """The pairs at these positions."""

@@ -12,7 +12,18 @@ from torch import Tensor
 from multiref._logspace import check_weights
 from multiref.training.objectives import Objective, PairLogps, Preference
 
-__all__ = ["Averages", "pair_metrics"]
+__all__ = ["Averages", "pair_metrics", "reward_metrics"]
+
+
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """[B], [B] rewards → by the names that TRL's users read, [B] each; accuracy ½ at a tie."""
+    margin = chosen - rejected
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margin,
+        "rewards/accuracies": (torch.sign(margin) + 1) / 2,
+    }
 
 
 @torch.no_grad()
@@ -30,16 +41,9 @@ def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -
     log_ratio_clipped              share of the two completions beyond the objective's `log_ratio_limit` (only where there is
     one)
     """
-    rewards = objective.rewards(pairs)
-    margin = rewards[:, 0] - rewards[:, 1]
-    values = {
-        "rewards/chosen": rewards[:, 0],
-        "rewards/rejected": rewards[:, 1],
-        "rewards/margins": margin,
-        "rewards/accuracies": (torch.sign(margin) + 1) / 2,
-        "logps/chosen": pairs.policy[:, 0],
-        "logps/rejected": pairs.policy[:, 1],
-    }
+    values = reward_metrics(*objective.rewards(pairs).unbind(-1))
+    values |= {"logps/chosen": pairs.policy[:, 0], "logps/rejected": pairs.policy[:, 1]}
+    margin = values["rewards/margins"]
     weights = check_weights(objective.weights, len(names))
     for k, name in enumerate(names):
         values[f"kl/{name}"] = (pairs.policy - pairs.references[k]).mean(-1)

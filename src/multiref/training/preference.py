@@ -13,7 +13,6 @@ from transformers.trainer_utils import EvalPrediction
 
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError, ModelError
-from multiref.models import completion_logps
 from multiref.models.encoding import context_of
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
@@ -152,13 +151,7 @@ class PreferenceTrainer(PairTrainer):
 
     def _pair_logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
         with self.accelerator.autocast():
-            policy = completion_logps(model, pairs.encoded).reshape(-1, 2)
-        return PairLogps(
-            policy,
-            pairs.references.to(policy),
-            pairs.lengths.to(policy.device),
-            pairs.ref_lengths.to(policy.device),
-        )
+            return pairs.logps(model)
 
     def _current(self, logps: PairLogps) -> Objective:
         strategy = self.strategy

@@ -56,10 +56,9 @@ def renormalised_logps(models: Sequence[nn.Module], weights: Any, item: Encoded)
     """The log-probability (float64, scalar) of an item's first completion under the token mixture."""
     ids = list(item.completions[0])
     w = check_weights(weights, len(models)).double()
-    mixed: Tensor | float = 0.0
+    mixed = torch.zeros((), dtype=torch.float64)
     for k, model in enumerate(models):
         mixed = mixed + w[k] * completion_logits(model, item).double().log_softmax(-1).cpu()
-    assert isinstance(mixed, Tensor)
     return mixed.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).sum()
 
 

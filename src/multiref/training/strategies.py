@@ -18,8 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from multiref.errors import ArgumentError
-from multiref.models import completion_logps
-from multiref.training.dataset import PairBatch, PreferenceData
+from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import Objective, PairLogps
 
 __all__ = ["SlidingWindow", "ThompsonSampling", "WeightStrategy", "over_ranks"]
@@ -174,15 +173,13 @@ class ThompsonSampling(WeightStrategy):
 
     @torch.no_grad()
     def _loss(self, model: Any) -> float:
-        assert self._validation is not None and self._objective is not None
-        batch: PairBatch = self._validation.batch(list(range(min(self.pairs, len(self._validation)))))
+        if self._validation is None or self._objective is None:
+            raise ArgumentError("ThompsonSampling: an arm is judged after `start` and a first `observe`; found neither.")
+        batch = self._validation.batch(range(min(self.pairs, len(self._validation))))
         was_training = model.training
         model.eval()
-        policy = completion_logps(model, batch.encoded).reshape(-1, 2)
+        logps = batch.logps(model)
         model.train(was_training)
-        logps = PairLogps(
-            policy, batch.references.to(policy), batch.lengths.to(policy.device), batch.ref_lengths.to(policy.device)
-        )
         return float(self._objective.losses(logps).mean())
 
     def succeed(self, predecessor: WeightStrategy) -> None:

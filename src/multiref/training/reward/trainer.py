@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalPrediction
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.models.spec import TOKENISATION, Tokenisation
+from multiref.training.metrics import reward_metrics
 from multiref.training.pair_trainer import PairTrainer, check_devices, remove_dropout
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.data import RewardBatch, RewardData
@@ -126,15 +127,7 @@ class RewardTrainer(PairTrainer):
 
 def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
     """[B] each, by the names of `_EVALUATED`."""
-    margin = chosen - rejected
-    values = {
-        "loss": losses,
-        "nll": bradley_terry(chosen, rejected),
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": margin,
-        "rewards/accuracies": (torch.sign(margin) + 1) / 2,
-    }
+    values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
     return {name: value.detach() for name, value in values.items()}
 
 
