@@ -8,6 +8,7 @@ from .rollouts import RolloutScorer as RolloutScorer
 from .scores import SequenceScores as SequenceScores
 from .scores import TokenScores as TokenScores
 from .scores import content_key as content_key
+from .scores import same_vocabulary as same_vocabulary
 from .server import Connection as Connection
 from .server import ServerReference as ServerReference
 from .store import Store as Store

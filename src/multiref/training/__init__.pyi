@@ -1,6 +1,10 @@
 from . import iterative as iterative
 from . import online as online
 from . import reward as reward
+from .arguments import LogLines as LogLines
+from .arguments import quiet as quiet
+from .arguments import silence as silence
+from .arguments import training_arguments as training_arguments
 from .dataset import PreferenceData as PreferenceData
 from .objectives import MultiDPO as MultiDPO
 from .objectives import Objective as Objective

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from multiref.models.small import small_llama
+from multiref.models import small_llama
 from multiref_lab.demo.corpus import ANSWER_WORDS, SKILLS, Habit, draw_problems, split_numbers, write
 
 __all__ = ["BASE", "REFERENCES", "Author", "WorldSettings", "teach", "train_models"]

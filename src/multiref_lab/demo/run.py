@@ -14,8 +14,7 @@ from typing import Any, TypedDict
 from transformers import PreTrainedModel
 
 from multiref.regularizers import ReverseKL
-from multiref.training import Preference, PreferenceData
-from multiref.training.arguments import quiet
+from multiref.training import Preference, PreferenceData, quiet
 from multiref_lab.demo.authors import BASE
 from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.preferences import draw_pairs

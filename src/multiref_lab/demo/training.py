@@ -9,8 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multiref.models import Tokenisation
-from multiref.training import Objective, PreferenceData, PreferenceTrainer
-from multiref.training.arguments import LogLines, silence, training_arguments
+from multiref.training import LogLines, Objective, PreferenceData, PreferenceTrainer, silence, training_arguments
 
 __all__ = ["train_on_pairs"]
 

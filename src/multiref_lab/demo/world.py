@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multiref.data import Pair
 from multiref.errors import ArgumentError, ModelError, OutputError
-from multiref.models import Tokenisation, load
-from multiref.models.small import word_tokenizer
+from multiref.models import Tokenisation, load, word_tokenizer
 from multiref.references import References, SequenceScores
 from multiref.training import PreferenceData
 from multiref_lab.demo import enumeration

@@ -17,8 +17,7 @@ from multiref.data import Pair
 from multiref.errors import ConfigError, DataError
 from multiref.evaluation import Inspection, inspect, sample_each, score_samples
 from multiref.models import Generation, Tokenisation, load, sample
-from multiref.references import References, SequenceScores
-from multiref.references.scores import same_vocabulary
+from multiref.references import References, SequenceScores, same_vocabulary
 from multiref.training import PreferenceData
 from multiref.training.online import lexicon_reward
 from multiref_lab.demo.training import train_on_pairs

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from multiref.evaluation import Inspection
-from multiref.training.arguments import quiet
+from multiref.training import quiet
 from multiref_lab.demo import make
 from multiref_lab.experiment import Experiment, Listener, Record, one_thread
 from multiref_lab.frontier.generated import GeneratedBench
