@@ -92,7 +92,7 @@ def teach(
 
     Only the answer's words are learned, so that no capacity goes into guessing the question.
     """
-    model = copy.deepcopy(start).train()
+    model: PreTrainedModel = copy.deepcopy(start).train()
     steps = -(-len(lines) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = max(1, min(50, steps // 5))
