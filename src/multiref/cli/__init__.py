@@ -55,6 +55,9 @@ class Verbs(TyperGroup):
         except MultirefError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("Interrupted. What was already stored is kept; run the same command again to go on.", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 def _stand_in(verb: str, line: str) -> Any:
@@ -124,8 +127,4 @@ def root(
 
 def main() -> None:
     """Entry point of the `multiref` command."""
-    try:
-        app(prog_name="multiref")
-    except KeyboardInterrupt:
-        print("Interrupted. What was already stored is kept; run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    app(prog_name="multiref")

@@ -67,6 +67,7 @@ def sweep(training: Training, output: Path, told: Listener, *, workers: int = 2)
 
     Errors: ArgumentError, ConfigError, OutputError.
     """
+    quiet()
     settings = training.settings
 
     def given(cell: Cell) -> dict[str, object]:

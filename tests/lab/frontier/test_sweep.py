@@ -229,6 +229,17 @@ def test_mistakes_in_the_file_are_named(change, words, tmp_path):
     assert result.exit_code == 2 and words in result.output
 
 
+def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path, monkeypatch):
+    """What becomes of workers is the engine's business (tests/lab/test_experiment.py)."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multiref_lab.experiment.Experiment.run", interrupt)
+    result = invoke("--config", config(tmp_path), "--cache", tmp_path, "--output", tmp_path / "out")
+    assert result.exit_code == 130 and result.stderr.count("\n") == 1 and result.stderr.startswith("Interrupted.")
+
+
 def test_full_without_a_full_grid_and_missing_models_are_named(tmp_path):
     path = tmp_path / "no.yaml"
     path.write_text("generated: {}\n")
