@@ -202,7 +202,8 @@ def test_a_release_of_trl_that_is_not_supported_is_named(monkeypatch):
 
 @pytest.mark.parametrize(("settings", "word"), [({"min_p": 0.1}, "min_p=0.1"), ({"suppress_tokens": [5]}, "suppress_tokens")])
 def test_generation_settings_of_the_policy_that_bend_sampling_are_refused(settings, word):
-    """TRL's own `generate` takes from them what `RLOOConfig` leaves open; what the config sets, and end tokens, are let through."""
+    """TRL's own `generate` takes from them what `RLOOConfig` leaves open; what the config sets, and end tokens,
+    are let through."""
     from multiref.integrations.trl_conditions import check_generation
 
     policy = make_llama(20)

@@ -163,7 +163,8 @@ def test_locations(tmp_path):
 
 
 def test_a_mapping_is_a_spec_with_what_concerns_this_machine(tiny_folder):
-    """`model` for `path`; device and budgets beside it; what differs of the tokenisation; a key that is none of these is named."""
+    """`model` for `path`; device and budgets beside it; what differs of the tokenisation;
+    a key that is none of these is named."""
     given = {"model": str(tiny_folder), "dtype": "float64", "device": "cpu", "token_budget": 50, "tokenisation": {"end": False}}
     reference = resolve(given, Tokenisation(max_length=20))
     assert reference.spec == ModelSpec(tiny_folder, dtype="float64")

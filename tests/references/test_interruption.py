@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 def start(store, log, *, pause=PAUSE, limit=None, model=()):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT), *map(str, model)],
+        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT),
+        *map(str, model)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit,
     )  # fmt: skip
 

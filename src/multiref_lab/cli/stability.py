@@ -34,7 +34,8 @@ def command(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
 ) -> None:
-    """Measure stability by retraining: how far DPO, and a reward model with its Gibbs optimum, PPO or RLOO, move when one pair is exchanged.
+    """Measure stability by retraining: how far DPO, and a reward model with its Gibbs optimum, PPO or RLOO,
+    move when one pair is exchanged.
 
     As functions of data, features, label noise and nonlinearity, under one and two references, with influence functions beside.
     One record a finished cell: the same command goes on where it was interrupted. The default takes minutes on two cores.

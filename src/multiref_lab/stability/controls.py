@@ -29,7 +29,8 @@ VARIANTS: dict[str, Ascent] = {
 def controls(
     settings: LinearSettings | None = None, variants: Mapping[str, Ascent] = MappingProxyType(VARIANTS)
 ) -> dict[str, dict[str, Measure]]:
-    """{variant: {measure: mean and standard error over seeds}}: `replace/tv`, `rerun/tv`, `regret`; the Gibbs policy of the same rewards
+    """{variant: {measure: mean and standard error over seeds}}: `replace/tv`, `rerun/tv`, `regret`;
+    the Gibbs policy of the same rewards
     first."""
     settings = settings or LinearSettings(samples=2048, left_out=0)
     sample = draw(settings)

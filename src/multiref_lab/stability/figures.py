@@ -1,4 +1,5 @@
-"""The experiment's figures: a colour and marker for each method, a full line under one reference, a dashed one under two, bands of one standard error."""
+"""The experiment's figures: a colour and marker for each method, a full line under one reference, a dashed one under two,
+bands of one standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ __all__ = ["Line", "figure"]
 
 @dataclass(frozen=True)
 class Line:
-    """label; colour: which of the palette; dashed: under two references; values: of all seeds at each x; slope: to be shown, or None."""
+    """label; colour: which of the palette; dashed: under two references; values: of all seeds at each x; slope:
+    to be shown, or None."""
 
     label: str
     colour: int
@@ -32,7 +34,8 @@ def figure(lines: Sequence[Line], x: Sequence[float], *, xlabel: str, ylabel: st
         colour = PALETTE[line.colour % len(PALETTE)]
         label = line.label if line.slope is None else f"{line.label}  (slope {line.slope:+.2f})".replace("-", "−")
         axes.plot(
-            x, [m.mean for m in means], color=colour, marker=MARKERS[line.colour % len(MARKERS)], markersize=5, linewidth=1.4, label=label,
+            x, [m.mean for m in means], color=colour, marker=MARKERS[line.colour % len(MARKERS)], markersize=5, linewidth=1.4,
+            label=label,
             linestyle="--" if line.dashed else "-", markerfacecolor="white" if line.dashed else colour,
         )  # fmt: skip
         low, high = ([m.mean + sign * (m.error or 0) for m in means] for sign in (-1, 1))

@@ -1,4 +1,5 @@
-"""Policy gradient with common random numbers: which prompts, which completions, which advantages. What the log-linear and the small transformer share."""
+"""Policy gradient with common random numbers: which prompts, which completions, which advantages.
+What the log-linear and the small transformer share."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Ascent:
         name: how it is called.
         updates: steps on each batch of completions.
         clip: ε of the clipped ratio; None: not clipped.
-        whiten: advantages are returns less the batch's mean, divided by its standard deviation (PPO without a critic); else leave-one-out.
+        whiten: advantages are returns less the batch's mean, divided by its standard deviation (PPO without a critic);
+            else leave-one-out.
         batch, group: prompts a batch and completions of each.
         steps: updates in all.
         rate: Adam's step, falling to zero by a cosine.

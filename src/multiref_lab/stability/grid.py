@@ -37,7 +37,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measuring:
-    """Cell → {method/K: {measure: one number a seed}}. given: what the world `features` stands on; source: where it comes from, in words."""
+    """Cell → {method/K: {measure: one number a seed}}. given: what the world `features` stands on; source:
+    where it comes from, in words."""
 
     given: Given | None = None
     source: str = ""

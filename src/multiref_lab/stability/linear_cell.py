@@ -29,7 +29,8 @@ class Given:
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """samples n, dimension d of the class, noise: share of flipped labels, curved: share of the reward's variance outside the class."""
+    """samples n, dimension d of the class, noise: share of flipped labels, curved: share of the reward's variance outside the
+    class."""
 
     samples: int = 512
     dimension: int = 8

@@ -1,4 +1,5 @@
-"""RLHF variants in a log-linear class, all runs at once: DPO, a reward model with its Gibbs optimum, and with sampled policy gradients."""
+"""RLHF variants in a log-linear class, all runs at once: DPO, a reward model with its Gibbs optimum,
+and with sampled policy gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ __all__ = ["LogLinear", "climb", "dpo", "dpo_offset", "gibbs", "reward_model"]
 
 @dataclass(frozen=True)
 class LogLinear:
-    """π ∝ base e^{⟨w, φ⟩}, parameter w [S, M, d]; base: the pool of the first `pooled` references, or the first reference alone (pooled = 1)."""
+    """π ∝ base e^{⟨w, φ⟩}, parameter w [S, M, d]; base: the pool of the first `pooled` references,
+    or the first reference alone (pooled = 1)."""
 
     parameter: Tensor
     pooled: int
@@ -38,7 +40,8 @@ def gibbs(theta: Tensor, references: int, *, beta: float) -> LogLinear:
 
 
 def dpo(sample: Sample, references: int, *, beta: float, ridge: float) -> LogLinear:
-    r"""Maximum likelihood of the implicit reward β log(π_w/P) in the class π_w ∝ π_1 e^{⟨w, φ⟩}, which starts at the first reference.
+    r"""Maximum likelihood of the implicit reward β log(π_w/P) in the class π_w ∝ π_1 e^{⟨w, φ⟩},
+    which starts at the first reference.
 
         m = β (⟨w, Δφ⟩ + Δ log π_1 − Δ log P)
 
@@ -58,7 +61,8 @@ def dpo_offset(sample: Sample, references: int, *, beta: float) -> Tensor:
 def climb(sample: Sample, theta: Tensor, references: int, ascent: Ascent, *, beta: float, seed: int) -> LogLinear:
     r"""Policy gradient on E_π[⟨θ̂, φ⟩ − β log(π/P)] over the training prompts, π_w ∝ π_1 e^{⟨w, φ⟩} from w = 0, by Adam.
 
-    Prompts and completions are sampled with the same uniforms in every run of a seed, so that what differs is what the example did.
+    Prompts and completions are sampled with the same uniforms in every run of a seed, so that what differs is what the example
+    did.
     """
     prompts, runs = sample.prompts, sample.runs
     seeds = theta.shape[0]
@@ -90,7 +94,8 @@ def _weights(sample: Sample) -> Tensor:
 
 
 class _Gathered:
-    """Features of the prompts that each run draws, held once for all runs and apart where a run draws another: [S, B, Y, d] and a few rows."""
+    """Features of the prompts that each run draws, held once for all runs and apart where a run draws another:
+    [S, B, Y, d] and a few rows."""
 
     def __init__(self, features: Tensor, rows: Tensor) -> None:
         seeds = torch.arange(len(features))

@@ -22,7 +22,8 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def close_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[*B, Y], [*B, Y] → [*B]: KL(p‖q) = Σ p (e^{−ℓ} − 1 + ℓ), ℓ = log p/q: every term positive, so that it keeps its digits where p ≈ q."""
+    """[*B, Y], [*B, Y] → [*B]: KL(p‖q) = Σ p (e^{−ℓ} − 1 + ℓ), ℓ = log p/q: every term positive,
+    so that it keeps its digits where p ≈ q."""
     ratio = log_p - log_q
     return (log_p.exp() * (torch.expm1(-ratio) + ratio)).sum(-1)
 
@@ -33,14 +34,15 @@ def regret(log_policy: Tensor, prompts: Prompts, references: int, *, beta: float
 
 
 def distances(log_policy: Tensor, parameter: Tensor, sample: Sample, references: int, *, beta: float) -> dict[str, list[float]]:
-    """What exchanging one example does, averaged over the exchanged ones, one number a seed; and `regret` on fresh prompts, of the run on all data.
+    """What exchanging one example does, averaged over the exchanged ones, one number a seed;
+    and `regret` on fresh prompts, of the run on all data.
 
     Args:
         log_policy: [S, M, F, Y] of every run on the fresh prompts. parameter: [S, M, P].
 
     Returns:
-        for each of `replace`, `leave_out` and `rerun`: parameter (Euclidean), value (mean over prompts of |f − f'|), worst_value (largest),
-        tv, kl (KL(π‖π') to the run on all data).
+        for each of `replace`, `leave_out` and `rerun`: parameter (Euclidean), value (mean over prompts of |f − f'|),
+        worst_value (largest), tv, kl (KL(π‖π') to the run on all data).
     """
     refs, runs = sample.fresh.references(references).unsqueeze(2), sample.runs
     each = sample.fresh.reward.unsqueeze(1).expand_as(log_policy)

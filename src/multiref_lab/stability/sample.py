@@ -1,4 +1,5 @@
-"""Preference data whose examples can be exchanged: n labelled pairs, each with a prompt of its own, spare ones, and fresh prompts to judge on."""
+"""Preference data whose examples can be exchanged: n labelled pairs, each with a prompt of its own, spare ones,
+and fresh prompts to judge on."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["Prompts", "Sample", "draw_pairs", "given_sample", "linear_sample"]
 
 @dataclass(frozen=True)
 class Prompts:
-    """F prompts a seed with Y completions: features [S, F, Y, d] that the class sees, true reward [S, F, Y], ref_logps [2, S, F, Y]."""
+    """F prompts a seed with Y completions: features [S, F, Y, d] that the class sees, true reward [S, F, Y], ref_logps [2, S,
+    F, Y]."""
 
     features: Tensor
     reward: Tensor
@@ -76,7 +78,8 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def draw_pairs(prompts: Prompts, flip: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """[S, N], [S, N]: preferred and other of two different completions from the references' even mixture, labelled by Bradley–Terry, then flipped."""
+    """[S, N], [S, N]: preferred and other of two different completions from the references' even mixture,
+    labelled by Bradley–Terry, then flipped."""
     if not 0 <= flip < 0.5:
         raise ArgumentError(
             f"noise: found {flip}, expected a share of flipped labels of at least 0 and below 0.5; at 0.5 a label says nothing"
@@ -106,8 +109,8 @@ def linear_sample(
 
         r* = √(1 − c) √d ⟨θ, φ⟩/‖θ‖ + √c Σ_{k≤3} (z_k² − 1)/√6,     z_k = √d ⟨a_k, φ⟩, a_k orthonormal
 
-    The second part is a Hermite polynomial of degree two: uncorrelated with everything linear. References: half of their logits' variance is linear in
-    the same features, half is not; standard deviation one.
+    The second part is a Hermite polynomial of degree two: uncorrelated with everything linear.
+    References: half of their logits' variance is linear in the same features, half is not; standard deviation one.
     """
     _check_share(curved)
     theta, curves, tilt = (
@@ -143,9 +146,11 @@ def given_sample(
     curved: float,
     generator: torch.Generator,
 ) -> Sample:
-    r"""The same from P prompts with given features [P, Y, D] and references [2, P, Y]: each seed deals the prompts anew into training, spare and fresh ones.
+    r"""The same from P prompts with given features [P, Y, D] and references [2, P, Y]:
+    each seed deals the prompts anew into training, spare and fresh ones.
 
-    The class sees the first d of D directions. r* = √(1 − c) (linear in those) + √c (linear in the other D − d), each of variance one.
+    The class sees the first d of D directions. r* = √(1 − c) (linear in those) + √c (linear in the other D − d),
+    each of variance one.
 
     Raises:
         ArgumentError: fewer prompts than n + spares + fresh, or c > 0 with no direction left.
@@ -158,7 +163,8 @@ def given_sample(
         )
     if curved > 0 and width <= dimension:
         raise ArgumentError(
-            f"curved: the class sees all {width} directions, so nothing is left for it to miss; expected a dimension below {width}"
+            f"curved: the class sees all {width} directions, so nothing is left for it to miss; "
+            f"expected a dimension below {width}"
         )
     order = torch.stack([torch.randperm(count, generator=generator)[:total] for _ in range(seeds)])
     theta = torch.randn(seeds, width, generator=generator, dtype=torch.float64)

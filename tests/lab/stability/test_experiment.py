@@ -1,4 +1,5 @@
-"""The experiment as a folder: what is there is not measured again, half a record is; the page; a real model's features; the command; refusals."""
+"""The experiment as a folder: what is there is not measured again, half a record is; the page; a real model's features;
+the command; refusals."""
 
 import json
 from dataclasses import replace

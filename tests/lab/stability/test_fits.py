@@ -1,4 +1,5 @@
-"""Fits of almost equal data sets, influence functions, and what rates they must have: against SciPy, finite differences and docs/theory.md 10."""
+"""Fits of almost equal data sets, influence functions, and what rates they must have:
+against SciPy, finite differences and docs/theory.md 10."""
 
 import numpy as np
 import pytest
@@ -116,7 +117,8 @@ def test_agreement_by_hand():
 
 @pytest.mark.parametrize("noise, curved, value", [(0.0, 0.0, -1.5), (0.2, 0.0, -1.0), (0.0, 0.5, -1.0)])
 def test_rates_of_theory_5_6_and_what_a_wrong_model_does_to_them(noise, curved, value):
-    """Parameter and total variation −1, KL −2. Value −3/2 where the class is right (∇f vanishes at the truth); with flipped labels or a reward outside the
+    """Parameter and total variation −1, KL −2. Value −3/2 where the class is right (∇f vanishes at the truth);
+    with flipped labels or a reward outside the
     class θ̂ stays away from the optimum, ∇f does not vanish there, and the value moves like the parameter: −1 (DERIVED)."""
     sizes = (400, 1300, 4000)
     columns: dict[str, list[list[float]]] = {name: [] for name in ("parameter", "value", "tv", "kl")}

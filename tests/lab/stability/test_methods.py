@@ -1,4 +1,5 @@
-"""DPO, Gibbs, PPO and RLOO in a log-linear class: what they end at, what is the same about them, and what exchanging nothing moves."""
+"""DPO, Gibbs, PPO and RLOO in a log-linear class: what they end at, what is the same about them,
+and what exchanging nothing moves."""
 
 from dataclasses import replace
 
@@ -66,7 +67,8 @@ def test_gibbs_is_the_exact_optimum_and_its_distances_are_brute_force():
 
 
 def test_close_kl_keeps_its_digits_where_policies_nearly_agree():
-    """KL of p and p perturbed by δ is ½ Σ p δ² − ½ (Σ p δ)² to first order: at δ = 1e-8 the naive sum has none of its digits."""
+    """KL of p and p perturbed by δ is ½ Σ p δ² − ½ (Σ p δ)² to first order: at δ = 1e-8 the naive sum has none of its
+    digits."""
     log_p = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
     delta = 1e-8 * torch.arange(7, dtype=torch.float64)
     p = log_p.exp()
@@ -120,7 +122,8 @@ def test_dpo_and_gibbs_agree_under_two_references_where_these_differ_linearly():
 
 @pytest.mark.parametrize("ascent", [PPO, RLOO], ids=lambda a: a.name)
 def test_policy_gradients_end_at_the_best_of_their_class(ascent):
-    """K = 1: the Gibbs policy itself. K = 2: what SciPy finds as the largest E_π[r̂] − β mean_k KL(π‖π_k) over π_1 e^{⟨w, φ⟩} on the training prompts."""
+    """K = 1: the Gibbs policy itself.
+    K = 2: what SciPy finds as the largest E_π[r̂] − β mean_k KL(π‖π_k) over π_1 e^{⟨w, φ⟩} on the training prompts."""
     sample = draw(replace(SMALL, samples=30, replaced=1, left_out=0, seeds=2))
     theta = reward_model(sample, ridge=1.0)
     patient = replace(ascent, steps=240, batch=32, group=8, rate=0.1)
@@ -140,7 +143,8 @@ def test_policy_gradients_end_at_the_best_of_their_class(ascent):
 
 
 def test_exchanging_a_pair_for_itself_moves_nothing_and_other_random_numbers_do():
-    """Common random numbers: with every spare equal to what it replaces, all replaced runs are run 0 to the last bit, whatever the method; the rerun isn't."""
+    """Common random numbers: with every spare equal to what it replaces, all replaced runs are run 0 to the last bit,
+    whatever the method; the rerun isn't."""
     sample = draw(SMALL)
     copies = [*range(60), 0, 1]
     prompts = Prompts(
@@ -221,7 +225,8 @@ def test_the_world_is_what_it_says():
 
 
 def test_loss_gap_is_fresh_loss_less_training_loss():
-    """With many fresh prompts it is the mean loss of fresh labelled pairs, drawn as the training pairs are, less that of the training pairs."""
+    """With many fresh prompts it is the mean loss of fresh labelled pairs, drawn as the training pairs are,
+    less that of the training pairs."""
     settings = replace(SMALL, samples=40, seeds=2, replaced=1, left_out=0, fresh=3000, noise=0.1)
     sample = draw(settings)
     theta = reward_model(sample, ridge=settings.ridge)[:, 0]
