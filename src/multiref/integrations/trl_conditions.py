@@ -7,6 +7,8 @@ import math
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import Tensor
+
 from multiref.errors import ArgumentError, ModelError
 
 __all__ = ["SUPPORTED", "check_arguments", "check_generation", "check_reference", "check_version"]
@@ -94,64 +96,58 @@ def check_generation(model: Any) -> None:
 
 
 def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
-    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight (under LoRA:
-    the same base folder).
+    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight; under LoRA that is
+    the policy's base.
 
     Raises: ArgumentError. TRL reloads its reference from the policy's `_name_or_path`: a policy that was edited, or made in
         memory, gets another.
     """
-    theirs = getattr(trainer, "ref_model", None)
+    reloaded = getattr(trainer, "ref_model", None)
+    theirs = _weights_under_lora(trainer) if reloaded is None else _weights(trainer, reloaded)
     ours = scorer.weights(policy_reference)
-    if theirs is None:
-        _check_adapter(trainer, scorer, policy_reference)
-        return
     if ours is None:
         return  # a server: its weights cannot be compared
-    unwrapped = trainer.accelerator.unwrap_model(theirs)
-    for name, value in unwrapped.named_parameters():
-        mine = ours.get(name)
-        if mine is None or mine.shape != value.shape or not bool((mine.detach().to(value).cpu() == value.detach().cpu()).all()):
-            where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
-            raise ArgumentError(
-                f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight "
-                f"{name} is not that of "
-                f"{policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that "
-                f"folder as {policy_reference!r}."
-            )
+    if not ours.keys() & theirs.keys():
+        raise ModelError(
+            f"policy_reference: {policy_reference!r} has no weight in common with TRL's reference; expected the same model."
+        )
+    compared = theirs.keys() if reloaded is not None else ours.keys() & theirs.keys()
+    wrong = next((name for name in sorted(compared) if not _equal(ours.get(name), theirs[name])), None)
+    if wrong is not None and reloaded is None:
+        raise ArgumentError(
+            f"policy_reference: under LoRA TRL's reference is the policy's base, whose weight {wrong} is not that of "
+            f"{policy_reference!r}. Name the base model as the policy reference."
+        )
+    if wrong is not None:
+        where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
+        raise ArgumentError(
+            f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {wrong} is not "
+            f"that of {policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that folder "
+            f"as {policy_reference!r}."
+        )
 
 
-def _check_adapter(trainer: Any, scorer: Any, policy_reference: str) -> None:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not hasattr(model, "peft_config"):
+def _weights(trainer: Any, model: Any) -> dict[str, Tensor]:
+    return dict(trainer.accelerator.unwrap_model(model).named_parameters())
+
+
+def _weights_under_lora(trainer: Any) -> dict[str, Tensor]:
+    """The weights of the policy's base, by the names that they have in a model of its own."""
+    adapters = getattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config", None)
+    if adapters is None:
         raise ArgumentError(
             "beta: TRL has no reference model (its beta is 0), so there is nothing that the reference reward could complete."
         )
-    if "ref" in model.peft_config:
+    if "ref" in adapters:
         raise ArgumentError(
-            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can "
-            "be. Merge the adapter "
-            "into its base, and pass a peft_config for a new one."
+            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can be. "
+            "Merge the adapter into its base, and pass a peft_config for a new one."
         )
-    ours = scorer.weights(policy_reference)
-    if ours is None:
-        return
-    base = {_plain(name): value for name, value in model.named_parameters() if "lora_" not in name}
-    name = next((n for n in ours if n in base), None)
-    if name is None:
-        raise ModelError(
-            f"policy_reference: {policy_reference!r} has no weight in common with the policy's base model; expected the same "
-            f"model."
-        )
-    for each in ours.keys() & base.keys():
-        if ours[each].shape != base[each].shape or not bool(
-            (ours[each].detach().to(base[each]).cpu() == base[each].detach().cpu()).all()
-        ):
-            raise ArgumentError(
-                f"policy_reference: under LoRA TRL's reference is the policy's base, whose weight {each} is not that of "
-                f"{policy_reference!r}. Name the "
-                "base model as the policy reference."
-            )
+    named = {name: value for name, value in _weights(trainer, trainer.model).items() if "lora_" not in name}
+    return {name.removeprefix("base_model.model.").replace(".base_layer", ""): value for name, value in named.items()}
 
 
-def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+def _equal(ours: Tensor | None, theirs: Tensor) -> bool:
+    if ours is None or ours.shape != theirs.shape:
+        return False
+    return bool((ours.detach().to(theirs).cpu() == theirs.detach().cpu()).all())

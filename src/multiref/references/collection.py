@@ -258,20 +258,12 @@ def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
     bad = np.flatnonzero(np.isnan(logps) | (logps > 1e-3) | (lengths < 0))
     if len(bad):
         at = int(bad[0])
-        item = next(item for item, upto in _upto(block) if at < upto)
+        prompt = [item.prompt for item in block.items for _ in item.completions][at]
         raise ModelError(
             f"Reference {name!r} gave {float(logps[at])} over {int(lengths[at])} tokens for a completion of the prompt "
-            f"{item.prompt!r:.80}; expected "
+            f"{prompt!r:.80}; expected "
             "a log-probability, at most 0. Check the model's weights and dtype (float16 overflows to NaN)."
         )
     return Rows(
         np.frombuffer(b"".join(block.keys), "V16"), logps.astype(np.float64), lengths.astype(np.int32), truncated.astype(bool)
     )
-
-
-def _upto(block: Block) -> Iterator[tuple[Any, int]]:
-    """The items of a block, each with the number of completions up to its end."""
-    total = 0
-    for item in block.items:
-        total += len(item.completions)
-        yield item, total
