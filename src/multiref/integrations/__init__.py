@@ -1,4 +1,7 @@
 """Integrations: several references for people who stay with another trainer. `integrations.trl` fills the columns that TRL's
-DPO reads.
+DPO reads, and makes the reward that its RLOO lacks.
+"""
 
-What they share is scores as data: the other trainer sees numbers, and none of its insides is touched."""
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -96,8 +96,8 @@ def check_generation(model: Any) -> None:
 
 
 def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
-    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight; under LoRA that is
-    the policy's base.
+    """The model that the trainer has as its reference is the one called `policy_reference`, weight by weight;
+    under LoRA that is the policy's base.
 
     Raises: ArgumentError. TRL reloads its reference from the policy's `_name_or_path`: a policy that was edited, or made in
         memory, gets another.
@@ -121,8 +121,10 @@ def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
     if wrong is not None:
         where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
         raise ArgumentError(
-            f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {wrong} is not "
-            f"that of {policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that folder "
+            f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {wrong} "
+            f"is not "
+            f"that of {policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that "
+            f"folder "
             f"as {policy_reference!r}."
         )
 
@@ -140,7 +142,8 @@ def _weights_under_lora(trainer: Any) -> dict[str, Tensor]:
         )
     if "ref" in adapters:
         raise ArgumentError(
-            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can be. "
+            "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can "
+            "be. "
             "Merge the adapter into its base, and pass a peft_config for a new one."
         )
     named = {name: value for name, value in _weights(trainer, trainer.model).items() if "lora_" not in name}

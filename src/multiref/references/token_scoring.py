@@ -36,16 +36,16 @@ def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
     same_vocabulary(list(opened), [reference.vocabulary for reference in opened.values()])
     texts = {content_key(prompt, completion): (prompt, completion) for prompt, completion in wanted(data)}
     items = [Item(prompt, (completion,)) for prompt, completion in texts.values()]
-    rows, first = [], None
+    rows: list[torch.Tensor] = []
+    first: tuple[str, list[tuple[int, ...]]] = ("", [])
     for name, reference in opened.items():
         encoded = reference.encode(items)
         ids, logps = [ids for item in encoded for ids in item.completions], reference.token_logps(encoded)
         reference.release()
-        first = first or (name, ids)
+        first = first if rows else (name, ids)
         _same_tokens(first, (name, ids), items)
         rows.append(torch.cat([torch.empty(0), *logps]).float())
-    assert first is not None
-    offsets = torch.tensor([0] + [len(x) for x in first[1]], dtype=torch.int64).cumsum(0)
+    offsets = torch.tensor([0] + [len(ids) for ids in first[1]], dtype=torch.int64).cumsum(0)
     return TokenScores(tuple(opened), np.frombuffer(b"".join(texts), "V16"), offsets, torch.stack(rows))
 
 

@@ -1,0 +1,1 @@
+from . import trl as trl
