@@ -33,9 +33,8 @@ def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -
     rewards/chosen, /rejected      implicit rewards of the whole completion
     rewards/margins, /accuracies   chosen − rejected; 1 where that is positive (½ at a tie)
     logps/chosen, /rejected        log π of the whole completion
-    kl/<reference>                 log π − log π_k, averaged over the pair's two completions: the k1 estimator *on the data*.
-    It is the
-                                   reverse KL(π‖π_k) only where the completions are samples of π;
+    kl/<reference>                 log π − log π_k, averaged over the pair's two completions: the k1 estimator *on the data*,
+                                   which is the reverse KL(π‖π_k) only where the completions are samples of π;
                                    on other data it is a log-ratio, and may be negative
     weights/<reference>            the weight in use
     log_ratio_clipped              share of the two completions beyond the objective's `log_ratio_limit` (only where there is

@@ -26,12 +26,11 @@ def rollout_metrics(
         kl                    Σ_k w_k of these
         objective             r − β Σ_k w_k (log π − log π_k): for reverse KL unbiased for J(π)
         disagreement          −log of the group's mean of e^{−ℓ}, ℓ = log π − Σ_k w_k log π_k:
-        consistent for −log F, too large on average for small groups
+                              consistent for −log F, too large on average for small groups
         ess                   effective sample size, as a share of the group, of the completions as samples of the optimum
-        (weights P e^{r/β}/π): 1 at the optimum
+                              (weights P e^{r/β}/π): 1 at the optimum
         regret                β (log mean − mean log) of those weights, a consistent estimate of J* − J(π),
-        too small on average for small groups
-
+                              too small on average for small groups
         sampling_ratio        mean of π/μ, μ whoever sampled, where that is not the policy as it is: 1 but for noise
         logps/per_token       log π, of a token
 

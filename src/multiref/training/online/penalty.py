@@ -244,8 +244,8 @@ class FullVocabulary(PenaltyInReward):
     r"""Σ_k w_k KL(π_t‖π_{k,t}) summed over the vocabulary at each sampled state, differentiated,
     and what follows the token in the reward.
 
-        ∇ Σ_k w_k KL(π‖π_k) = E_π Σ_t [∇ D_t(s_t) + (Σ_{s > t} D_s) ∇ log π(y_t|s_t)],      D_t = Σ_v π(v|s_t) log(π(v|s_t)/∏_k
-        π_k(v|s_t)^{w_k})
+        ∇ Σ_k w_k KL(π‖π_k) = E_π Σ_t [∇ D_t(s_t) + (Σ_{s > t} D_s) ∇ log π(y_t|s_t)],
+        D_t = Σ_v π(v|s_t) log(π(v|s_t)/∏_k π_k(v|s_t)^{w_k})
 
     The same expectation as `RewardToGo` with each token's own noise summed out:
     the exact gradient, and the estimator for distillation. Needs all logits of all references.

@@ -34,8 +34,8 @@ def vocabulary_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""At each token of the N completions of `batch`, [n] each, in order:
 
-        log π(y_t | s_t),    D_t = Σ_v π(v|s_t) [log π(v|s_t) − Σ_k w_k log π_k(v|s_t)],    −log F_t = −log Σ_v Π_k
-        π_k(v|s_t)^{w_k}
+        log π(y_t | s_t),    D_t = Σ_v π(v|s_t) [log π(v|s_t) − Σ_k w_k log π_k(v|s_t)],
+        −log F_t = −log Σ_v Π_k π_k(v|s_t)^{w_k}
 
     The first two are differentiable in the policy. D_t = Σ_k w_k KL(π_t‖π_{k,t}) ≥ −log F_t ≥ 0.
     No array of more than `logits_budget` logits exists, forward or backward (blocks are recomputed).

@@ -28,8 +28,8 @@ class RewardTrainer(PairTrainer):
     r"""Minimises the average over pairs of the Bradley–Terry loss of the rewards' difference, less the pair's margin,
     and keeps rewards centred.
 
-        L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },     d = r(x, y_w) − r(x,
-        y_l) − margin
+        L = (1/n) Σ_pairs { −(1 − ε) log σ(d) − ε log σ(−d) + c (r(x, y_w) + r(x, y_l))² },
+        d = r(x, y_w) − r(x, y_l) − margin
 
     A pair says nothing about the sum of its two rewards; the last term, `centre` c, puts it near zero.
     It is not free: differences shrink by O(c). Both completions of a pair go through the model in one forward pass.
