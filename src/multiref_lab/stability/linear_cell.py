@@ -14,7 +14,7 @@ from multiref_lab.stability.gradient import PPO, RLOO
 from multiref_lab.stability.log_linear import LogLinear, climb, dpo, dpo_offset, gibbs, reward_model
 from multiref_lab.stability.measures import Measured, distances, plain, regret, with_gap
 from multiref_lab.stability.runs import Runs
-from multiref_lab.stability.sample import Sample, given_sample, linear_sample
+from multiref_lab.stability.sample import Dealt, Sample, given_sample, linear_sample
 
 __all__ = ["Given", "LinearSettings", "draw", "measure_linear"]
 
@@ -59,19 +59,10 @@ def draw(settings: LinearSettings, given: Given | None = None) -> Sample:
     """The data of a cell. Seeds, not cells, are independent: a cell's data come from its own settings' seed."""
     generator = torch.Generator().manual_seed(7919 * settings.seed + 17)
     runs = Runs(settings.samples, settings.replaced, settings.left_out)
-    options = {
-        "dimension": settings.dimension, "fresh": settings.fresh, "flip": settings.noise, "curved": settings.curved,
-    }  # fmt: skip
+    shape = Dealt(settings.dimension, settings.fresh, settings.noise, settings.curved)
     if given is None:
-        return linear_sample(settings.seeds, runs, completions=settings.completions, generator=generator, **options)  # type: ignore[arg-type]
-    return given_sample(
-        settings.seeds,
-        runs,
-        states=given.states,
-        ref_logps=given.ref_logps,
-        generator=generator,
-        **options,  # type: ignore[arg-type]
-    )
+        return linear_sample(settings.seeds, runs, shape, completions=settings.completions, generator=generator)
+    return given_sample(settings.seeds, runs, shape, states=given.states, ref_logps=given.ref_logps, generator=generator)
 
 
 def measure_linear(settings: LinearSettings, given: Given | None = None) -> Measured:

@@ -1,4 +1,5 @@
-"""What an experiment shows: figures, tables, one page and its numbers. Means over seeds with their standard errors, slopes with bootstrap intervals."""
+"""What an experiment shows: figures, tables, one page and its numbers.
+Means over seeds with their standard errors, slopes with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ ALONG_DATA = ("rerun/tv", "regret_gap", "loss_gap")
 
 @dataclass(frozen=True)
 class Entry:
-    """One measure of one method along an axis: values of all seeds at each point, and the slope on the top decade where it has one."""
+    """One measure of one method along an axis: values of all seeds at each point, and the slope on the top decade where it has
+    one."""
 
     method: str
     measure: str
@@ -82,7 +84,8 @@ def entries(axis: Axis, records: Records) -> Iterator[Entry]:
 
 
 def _slope(axis: Axis, name: str, values: list[list[float]]) -> Estimate | None:
-    """None for a measure that isn't positive by nature (gaps and correlations), or with fewer than three points in the top decade."""
+    """None for a measure that isn't positive by nature (gaps and correlations), or with fewer than three points in the top
+    decade."""
     rate = name.endswith("error") or (name.startswith(("replace/", "leave_out/", "regret")) and "gap" not in name)
     means = torch.tensor(values, dtype=torch.float64).T
     if not (axis.logarithmic and rate and bool((means.mean(0) > 0).all()) and sum(x >= max(axis.x) / 10 for x in axis.x) >= 3):
@@ -124,11 +127,14 @@ def _plain(axis: Axis, entry: Entry) -> dict[str, object]:
 
 
 def _pictures(axis: Axis, found: Sequence[Entry], folder: Path) -> Iterator[Picture]:
-    """One figure a measure: every method that has it, under one and two references; and how well influence functions predict."""
+    """One figure a measure: every method that has it, under one and two references; and how well influence functions
+    predict."""
     by_name = {(entry.method, entry.measure): entry for entry in found}
     for name in (*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())):
         lines = [
-            Line(f"{METHODS[method]}, K = {count}", number, count == 2, entry.values, entry.slope and entry.slope.value)
+            Line(
+                f"{METHODS[method]}, K = {count}", number, count == 2, entry.values, entry.slope.value if entry.slope else None
+            )
             for number, method in enumerate(METHODS)
             for count in (1, 2)
             if (entry := by_name.get((f"{method}/{count}", name)))

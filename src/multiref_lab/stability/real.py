@@ -1,4 +1,5 @@
-"""The world `features`: prompts from a file, completions that two real models sample, the first one's frozen hidden states, both models' log-probabilities."""
+"""The world `features`: prompts from a file, completions that two real models sample, the first one's frozen hidden states,
+both models' log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ import torch
 from multiref.errors import DataError
 from multiref.report import write_whole
 from multiref_lab.hidden_states import hidden_state_features
+from multiref_lab.stability.grid import Axis
 from multiref_lab.stability.linear_cell import Given
 
 __all__ = ["given_by_models", "kept_given", "prompts_needed", "read_prompts"]
 
 
 def read_prompts(path: str | Path, count: int, *, words: int = 8) -> list[str]:
-    """The first `words` words of `count` different texts: .jsonl with `prompt` or `text` a line, or .txt with a text a paragraph.
+    """The first `words` words of `count` different texts: .jsonl with `prompt` or `text` a line,
+    or .txt with a text a paragraph.
 
     Raises:
         DataError: a file that cannot be read, a row without text, fewer texts.
@@ -63,9 +66,10 @@ def given_by_models(
 ) -> Given:
     """P prompts with Y completions, half of them sampled by each model → features [P, Y, D] and ref_logps [2, P, Y].
 
-    Features are the first model's last hidden states at a completion's last token, the D principal directions. The laws over a prompt's Y candidates
-    are the models' log-probabilities of the whole completions, divided by one number that gives them standard deviation one: as they are, a law over
-    eight sampled texts is almost all on one of them.
+    Features are the first model's last hidden states at a completion's last token, the D principal directions.
+    The laws over a prompt's Y candidates are the models' log-probabilities of the whole completions,
+    divided by one number that gives them standard deviation one: as they are, a law over eight sampled texts is almost all on
+    one of them.
     """
     from multiref.models import load
     from multiref.references import References
@@ -94,7 +98,7 @@ def _sampled(one: Any, prompts: Sequence[str], count: int, tokens: int, seed: in
     return [[" " + text.strip() for text in row] for row in texts]
 
 
-def prompts_needed(axes: Sequence[Any]) -> int:
+def prompts_needed(axes: Sequence[Axis]) -> int:
     """The most prompts that a cell of these axes takes: training, spare and fresh ones."""
     return max(cell.settings.samples + cell.settings.replaced + cell.settings.fresh for axis in axes for cell in axis.cells)
 
@@ -102,7 +106,8 @@ def prompts_needed(axes: Sequence[Any]) -> int:
 def kept_given(
     folder: str | Path, model: str, reference: str, prompts: str | Path, count: int, *, seed: int = 0
 ) -> tuple[Given, str]:
-    """`given_by_models` for the first `count` prompts of a file, and its source in words; made once, then read from `given.safetensors` in the folder."""
+    """`given_by_models` for the first `count` prompts of a file, and its source in words;
+    made once, then read from `given.safetensors` in the folder."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save
 

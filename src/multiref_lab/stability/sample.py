@@ -13,7 +13,7 @@ from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.runs import Runs
 
-__all__ = ["Prompts", "Sample", "draw_pairs", "given_sample", "linear_sample"]
+__all__ = ["Dealt", "Prompts", "Sample", "draw_pairs", "given_sample", "linear_sample"]
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,30 @@ def draw_pairs(prompts: Prompts, flip: float, generator: torch.Generator) -> tup
     return torch.where(wins, first, second), torch.where(wins, second, first)
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """What a sample is made of: the dimension of the class, fresh prompts, the share of flipped labels,
+    and that of the reward's
+    variance which is outside the class."""
+
+    dimension: int
+    fresh: int
+    flip: float
+    curved: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.curved <= 1:
+            raise ArgumentError(
+                f"curved: found {self.curved}, expected the share of the reward's variance outside the class, between 0 and 1"
+            )
+
+
 def linear_sample(
     seeds: int,
     runs: Runs,
+    shape: Dealt,
     *,
-    dimension: int,
     completions: int,
-    fresh: int,
-    flip: float,
-    curved: float,
     generator: torch.Generator,
 ) -> Sample:
     r"""Gaussian features N(0, 1/d); the reward has variance one, of which the share `curved` no linear function can see.
@@ -112,7 +127,7 @@ def linear_sample(
     The second part is a Hermite polynomial of degree two: uncorrelated with everything linear.
     References: half of their logits' variance is linear in the same features, half is not; standard deviation one.
     """
-    _check_share(curved)
+    dimension, fresh, flip, curved = shape.dimension, shape.fresh, shape.flip, shape.curved
     theta, curves, tilt = (
         torch.randn(seeds, count, dimension, generator=generator, dtype=torch.float64) for count in (1, min(3, dimension), 2)
     )
@@ -137,13 +152,10 @@ def linear_sample(
 def given_sample(
     seeds: int,
     runs: Runs,
+    shape: Dealt,
     *,
     states: Tensor,
     ref_logps: Tensor,
-    dimension: int,
-    fresh: int,
-    flip: float,
-    curved: float,
     generator: torch.Generator,
 ) -> Sample:
     r"""The same from P prompts with given features [P, Y, D] and references [2, P, Y]:
@@ -155,7 +167,7 @@ def given_sample(
     Raises:
         ArgumentError: fewer prompts than n + spares + fresh, or c > 0 with no direction left.
     """
-    _check_share(curved)
+    dimension, fresh, flip, curved = shape.dimension, shape.fresh, shape.flip, shape.curved
     total, (count, _, width) = runs.rows + fresh, states.shape
     if total > count:
         raise ArgumentError(
@@ -178,10 +190,3 @@ def given_sample(
     whole = Prompts(states[order][..., :dimension] / dimension**0.5, reward, ref_logps[:, order])
     prompts = whole.take(slice(0, runs.rows))
     return Sample(prompts, *draw_pairs(prompts, flip, generator), whole.take(slice(runs.rows, total)), runs, flip)
-
-
-def _check_share(curved: float) -> None:
-    if not 0 <= curved <= 1:
-        raise ArgumentError(
-            f"curved: found {curved}, expected the share of the reward's variance outside the class, between 0 and 1"
-        )

@@ -1,4 +1,5 @@
-"""Training small transformers, all runs at once: pairs for a reward model or DPO, sampled completions for policy gradients. Adam, common random numbers."""
+"""Training small transformers, all runs at once: pairs for a reward model or DPO, sampled completions for policy gradients.
+Adam, common random numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Margins = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Fit:
-    """How pairs are fitted: `steps` of Adam on `batch` pairs, step `rate` falling to zero, (ridge/2)‖w − w_0‖² added to the sum of all n losses."""
+    """How pairs are fitted: `steps` of Adam on `batch` pairs, step `rate` falling to zero, (ridge/2)‖w − w_0‖² added to the sum
+    of all n losses."""
 
     steps: int = 200
     batch: int = 32
@@ -68,7 +70,8 @@ def fit_pairs(
         loss = loss + 0.5 * settings.ridge / runs.samples * (leaf - origin).square().sum(-1)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         parameters = adam.step(parameters, gradient, step)
-    return parameters.unflatten(0, (len(start), runs.count))
+    trained: Tensor = parameters.unflatten(0, (len(start), runs.count))
+    return trained
 
 
 def climb(
@@ -101,4 +104,5 @@ def climb(
         ratio = ascent.kept((logps.detach() - old).exp(), advantages)
         (gradient,) = torch.autograd.grad(-(advantages * ratio * logps).mean(-1).sum(), leaf)
         parameters = adam.step(parameters, gradient, step)
-    return parameters.unflatten(0, (seeds, runs.count))
+    trained: Tensor = parameters.unflatten(0, (seeds, runs.count))
+    return trained

@@ -115,7 +115,8 @@ class Shape:
         runs, prompts = content.shape[:2]
         many = content.repeat_interleave(len(tokens), 1)
         rows = tokens.repeat(prompts, 1).expand(runs, -1, -1)
-        return self.outputs_at(parameters, many, rows).unflatten(1, (prompts, len(tokens)))
+        outputs: Tensor = self.outputs_at(parameters, many, rows).unflatten(1, (prompts, len(tokens)))
+        return outputs
 
     def sample(self, parameters: Tensor, content: Tensor, uniforms: Tensor) -> Tensor:
         """[R, P], [R, B, c], [R, B, L] → [R, B, L]: completions by inverting the distribution of each token."""
@@ -138,4 +139,5 @@ def _norm(x: Tensor) -> Tensor:
 
 def _times(x: Tensor, w: Tensor) -> Tensor:
     """[R, B, T, in], [R, in, out] → [R, B, T, out]."""
-    return (x.flatten(1, 2) @ w).unflatten(1, x.shape[1:3])
+    product: Tensor = (x.flatten(1, 2) @ w).unflatten(1, x.shape[1:3])
+    return product

@@ -1,4 +1,5 @@
-"""One cell of the experiment with small transformers: policies and reward models that are networks, completions that can be counted."""
+"""One cell of the experiment with small transformers: policies and reward models that are networks,
+completions that can be counted."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ class TransformerSettings:
 def draw_transformer(settings: TransformerSettings) -> tuple[Sample, Tensor]:
     """The data, and the parameters [S, P] of the first reference, from which every policy starts.
 
-    References are two random transformers of the policy's width. The reward is additive in tokens and neighbouring tokens, with weights that
-    depend on the prompt:
+    References are two random transformers of the policy's width. The reward is additive in tokens and neighbouring tokens,
+    with weights that depend on the prompt:
 
         r*(x, y) ∝ Σ_t ⟨A_t[y_t], x⟩ + Σ_t B[y_t, y_{t+1}],   scaled to variance one
     """
@@ -156,7 +157,8 @@ class _Trained:
         runs, content = reward_model.shape[1], prompts.features[:, :, 0]
         with torch.no_grad():
             flat = self.settings.reward.all_rewards(reward_model.flatten(0, 1), content.repeat_interleave(runs, 0))
-        return flat.unflatten(0, (-1, runs))
+        rewards: Tensor = flat.unflatten(0, (-1, runs))
+        return rewards
 
     def _network(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape, runs = self.settings.policy, parameters.shape[1]
@@ -170,7 +172,8 @@ class _Trained:
 def _influence(
     settings: TransformerSettings, sample: Sample, parameters: Tensor, shape: Shape, beta: float | None, tilt: Tensor
 ) -> dict[str, list[float]]:
-    """Predicted against true changes of margins on fresh prompts when a pair is left out, by the Gauss–Newton curvature of the full run."""
+    """Predicted against true changes of margins on fresh prompts when a pair is left out, by the Gauss–Newton curvature of the
+    full run."""
     runs, n, completions = sample.runs, sample.runs.samples, shape.completions()
     gone = runs.changed[1 + runs.replaced : -1]
     margins = pair_margins(shape, beta=beta)
@@ -193,16 +196,18 @@ def _influence(
 
 
 def gauss_newton(jacobian: Tensor, across: Tensor, margins: Tensor, ridge: float) -> Tensor:
-    r"""[n, P], [F, P], [n] → [F, n]: how leaving pair i out would move margin z, to first order in a network linearised where it stands.
+    r"""[n, P], [F, P], [n] → [F, n]: how leaving pair i out would move margin z, to first order in a network linearised where
+    it stands.
 
         δm(z) = −σ(−m_i) J_z (ridge·I + Σ_j σ'(m_j) J_jᵀ J_j)⁻¹ J_iᵀ
 
-    Solved in the n pairs, not in the P parameters. Exact to first order for a linear model at its optimum; a network that stopped before it is neither.
+    Solved in the n pairs, not in the P parameters. Exact to first order for a linear model at its optimum;
+    a network that stopped before it is neither.
     """
-    p = torch.sigmoid(-margins)
+    p: Tensor = torch.sigmoid(-margins)
     kernel = jacobian @ jacobian.T
     towards = across @ jacobian.T
-    solved = (towards - towards @ torch.linalg.solve(kernel + torch.diag(ridge / (p * (1 - p))), kernel)) / ridge
+    solved: Tensor = (towards - towards @ torch.linalg.solve(kernel + torch.diag(ridge / (p * (1 - p))), kernel)) / ridge
     return -solved * p
 
 
