@@ -1,13 +1,11 @@
 """What every run's file can say, and what the files of most tasks share: the policy, references with weights, a regularizer,
 an adapter."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -20,7 +18,7 @@ from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_
 
 __all__ = ["FORMAT", "BaseRun", "Facts", "Job", "Lora", "ModelSetting", "PooledRun", "ReferenceSetting", "Say"]
 
-FORMAT = 2  # of the run folder: raised when an earlier version's folder cannot be gone on with
+FORMAT = 2  # of a run's folder: raised when an earlier version's folder cannot be gone on with
 Say = Callable[[str], None]
 
 
@@ -84,7 +82,7 @@ class BaseRun(Strict, ABC):
     lora: Lora | None = None
     output: str
     title: str | None = None
-    format: Literal[2] = FORMAT
+    format: Literal[2] = 2
 
     @abstractmethod
     def ready(self) -> Callable[[RunFolder, Say], Job]:
@@ -133,7 +131,7 @@ class ReferenceSetting(Strict):
     tokenisation: TokenisationSetting | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> ReferenceSetting:
+    def _one(self) -> Self:
         if (self.model is None) == (self.endpoint is None):
             raise ValueError(f"{self.name!r} needs a model or an endpoint, one of them.")
         return self
@@ -167,7 +165,7 @@ class PooledRun(BaseRun):
     regularizer: RegularizerSetting = Field(default="ReverseKL", validate_default=True)
 
     @model_validator(mode="after")
-    def _weights(self) -> PooledRun:
+    def _weights(self) -> Self:
         missing = [reference.name for reference in self.references if reference.weight is None]
         if missing and len(missing) < len(self.references):
             raise ValueError(

@@ -1,10 +1,8 @@
 """`task: distill`: one student from several teachers, on its own completions and on texts that follow the prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -78,7 +76,7 @@ class DistillRun(RolloutRun):
     evaluation: DistillEvaluation | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> DistillRun:
+    def _fits(self) -> Self:
         if self.text_share and (self.penalty != "per_token_reverse_kl" or self.server is not None):
             raise ValueError(
                 "text_share: completions that the policy did not sample are for penalty: per_token_reverse_kl alone, "

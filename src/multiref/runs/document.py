@@ -1,11 +1,9 @@
 """Settings on their way into a model: plain values that know the line of every key, and what `--set` laid over it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,7 +24,7 @@ class Document:
         self._origins: dict[Place, str] = {place: f"{source}:{line}" for place, line in (lines or {}).items()}
 
     @classmethod
-    def read(cls, path: str | Path) -> Document:
+    def read(cls, path: str | Path) -> Self:
         """The document of a YAML file. ConfigError with file and line."""
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -39,7 +37,7 @@ class Document:
             raise ConfigError(f"{path}: found {kind_of(values)}, expected keys and values such as `beta: 0.1`.")
         return cls(values, str(path), lines)
 
-    def set(self, assignments: Iterable[str]) -> Document:
+    def set(self, assignments: Iterable[str]) -> Self:
         """Lay `a.b=c` over the values; c is YAML, a number in the path is a place in a list. Returns the document itself."""
         for assignment in assignments:
             key, equals, text = assignment.partition("=")

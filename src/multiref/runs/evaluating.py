@@ -1,11 +1,10 @@
 """What `multiref evaluate` does: each policy in turn samples the same prompts; the figures and a table at the end."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -41,7 +40,7 @@ class EvaluationSettings(Strict):
     dtype: str = "float32"
 
     @model_validator(mode="after")
-    def _within(self) -> EvaluationSettings:
+    def _within(self) -> Self:
         if wrong := [k for k in self.k if not 1 <= k <= self.samples]:
             raise ValueError(f"k: expected from 1 to samples = {self.samples}, found {wrong[0]}.")
         return self
@@ -65,7 +64,7 @@ def evaluate(settings: EvaluationSettings, out: str | Path, *, device: str | Non
             seed=settings.seed,
             block=settings.batch,
             store=folder.path / "samples" / f"{name}.jsonl",
-            say=lambda text, name=name: say(f"{name}: {text}"),
+            say=partial(_under, say, name),
         )
     right = {name: each["correctness"] > 0 for name, each in found.items() if "correctness" in each}
     shown = settings.model_dump(include={"samples", "temperature", "max_new_tokens", "seed"})
@@ -73,6 +72,10 @@ def evaluate(settings: EvaluationSettings, out: str | Path, *, device: str | Non
     folder.write("evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
     say(table(summary))
     return summary
+
+
+def _under(say: Say, name: str, text: str) -> None:
+    say(f"{name}: {text}")
 
 
 def table(summary: Mapping[str, Any]) -> str:

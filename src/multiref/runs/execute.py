@@ -4,8 +4,6 @@ page and model.
 Under a launcher every process comes here. The folder belongs to the first: it alone claims, decides where to go on and writes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

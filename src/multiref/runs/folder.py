@@ -1,7 +1,5 @@
 """The folder of a run: what is in it, written in one step each, and what a killed run left to go on from."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

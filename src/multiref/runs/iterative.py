@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -77,7 +77,9 @@ def _human_labels(folder: str, wait: Annotated[float, Field(ge=0)] = 0.0) -> Ans
 
 ORACLES = {"lexicon": _lexicon, "reward_model": _reward_model, "human_labels": _human_labels}
 if TYPE_CHECKING:
-    MethodSetting, PlanSetting, OracleSetting = Arguments[Method], Arguments[Plan], Arguments[Answers]
+    MethodSetting = Arguments[Method]
+    PlanSetting = Arguments[Plan]
+    OracleSetting = Arguments[Answers]
 else:
     MethodSetting = one_of("name", METHODS, without={"name"})
     PlanSetting = arguments_of(Plan, without={"labels"}, check=False)
@@ -88,7 +90,7 @@ def _counts(labels: Any) -> Any:
     """Cumulative counts at the ends of rounds, from {each, rounds}."""
     if not isinstance(labels, dict):
         return labels
-    each, rounds = labels.get("each"), labels.get("rounds")
+    each, rounds = labels.get("each", 0), labels.get("rounds", 0)
     if set(labels) != {"each", "rounds"} or not all(isinstance(n, int) and n > 0 for n in (each, rounds)):
         raise ValueError(f"found {labels!r}, expected growing cumulative counts, or {{each: 64, rounds: 16}}.")
     return [each * (k + 1) for k in range(rounds)]
@@ -116,7 +118,7 @@ class IterativeRun(PooledRun):
     held_out: int = Field(default=128, gt=0)
 
     @model_validator(mode="after")
-    def _planned(self) -> IterativeRun:
+    def _planned(self) -> Self:
         self.planned()
         return self
 

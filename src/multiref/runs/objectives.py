@@ -126,7 +126,8 @@ class Rule(Weighting):
 SLIDING_WINDOW = arguments_of(SlidingWindow, base=Weighting, tag=("kind", "sliding_window"))
 THOMPSON = arguments_of(ThompsonSampling, base=Weighting, tag=("kind", "thompson"), without={"validation"})
 if TYPE_CHECKING:
-    ObjectiveSetting, WeightingSetting = PairObjective, Weighting
+    ObjectiveSetting = PairObjective
+    WeightingSetting = Weighting
 else:
     ObjectiveSetting = one_of("kind", OBJECTIVES, base=PairObjective, without={"run", "loss"}, check=False)
     WeightingSetting = union("kind", [Rule, SLIDING_WINDOW, THOMPSON])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -100,7 +100,7 @@ class RolloutRun(PooledRun):
     evaluation: Any = None
 
     @model_validator(mode="after")
-    def _served(self) -> RolloutRun:
+    def _served(self) -> Self:
         if self.server is not None and self.lora is None:
             raise ValueError(
                 "server: expected with lora, whose adapter it is given: through a configuration a server takes no whole model."
@@ -194,7 +194,7 @@ class RolloutRun(PooledRun):
             rule=Rule(
                 self.method.make(),
                 self.penalty,
-                self.adaptive_beta and self.adaptive_beta.make(),
+                None if self.adaptive_beta is None else self.adaptive_beta.make(),
                 self.sampler(rows, folder),
                 self.warming(rows),
             ),
@@ -285,7 +285,7 @@ class OnlineRun(RolloutRun):
     evaluation: OnlineEvaluation | None = None
 
     @model_validator(mode="after")
-    def _rewarded(self) -> OnlineRun:
+    def _rewarded(self) -> Self:
         if not self.rewards:
             raise ValueError("rewards: expected at least one; without a reward it is distillation, task: distill.")
         return self

@@ -1,7 +1,5 @@
 """What a run shows: the model card beside the weights, and report.html; of every task from the same facts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """What runs on preference pairs share: which pairs, which are held out, which are too long, and the `transformers.Trainer`
 around them."""
 
-from __future__ import annotations
-
 import enum
 import types
 import typing
@@ -10,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_serializer, model_validator
@@ -25,6 +23,9 @@ from multiref.runs.strict import Arguments, Strict, arguments_of
 from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
 
 __all__ = ["DataSource", "Evaluation", "PairsRun", "Sides", "TrainerJob"]
+
+
+Sides = tuple[list[Pair], list[Pair]]
 
 
 class DataSource(Strict):
@@ -44,7 +45,7 @@ class Evaluation(Strict):
     fraction: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _one(self) -> Evaluation:
+    def _one(self) -> Self:
         if (self.path is None) == (self.fraction is None):
             raise ValueError("expected a path or a fraction, one of them.")
         return self
@@ -161,9 +162,6 @@ class PairsRun(BaseRun):
             )
         say(f"Left out {fits.count(False):,} of {len(pairs):,} pairs that are {why} (the first: {first}).")
         return [pair for pair, fit in zip(pairs, fits) if fit]
-
-
-Sides = tuple[list[Pair], list[Pair]]
 
 
 class TrainerJob:

@@ -1,10 +1,8 @@
 """`task: preference`: a policy from preference pairs, under stored scores of K references."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -43,7 +41,7 @@ class PreferenceRun(PairsRun, PooledRun):
     token_budget: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _fits(self) -> PreferenceRun:
+    def _fits(self) -> Self:
         if self.weighting is not None and self.weights is not None:
             raise ValueError(
                 f"weighting: {self.weighting.kind} chooses the weights, and references have weights of their own; "

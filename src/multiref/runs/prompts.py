@@ -1,7 +1,5 @@
 """Prompts, and the texts that follow them, from the files that settings name."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

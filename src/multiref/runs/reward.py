@@ -1,12 +1,11 @@
 """`task: reward`: a reward model from preference pairs, checked for calibration on held-out ones."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -36,7 +35,7 @@ class RewardRun(PairsRun):
     centre: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
-    def _whole(self) -> RewardRun:
+    def _whole(self) -> Self:
         for name in ("adapter", "quantization"):
             if getattr(self.model, name):
                 raise ValueError(
@@ -49,24 +48,23 @@ class RewardRun(PairsRun):
         return lambda folder, say: self._job(folder, arguments, say)
 
     def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
-        sides = self.read()
         loaded = open_reward_model(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
-        sides = [self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides]
-        train, held_out = (RewardData(pairs, loaded.tokenizer, tokenisation=tokenisation) if pairs else None for pairs in sides)
+        train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in self.read())
+        ready = partial(RewardData, tokenizer=loaded.tokenizer, tokenisation=tokenisation)
         trainer = RewardTrainer(
             self.adapted(loaded.model, with_lora),
             args=arguments,
-            train_dataset=train,
-            eval_dataset=held_out,
+            train_dataset=ready(train),
+            eval_dataset=ready(held_out) if held_out else None,
             processing_class=loaded.tokenizer,
             label_smoothing=self.label_smoothing,
             centre=self.centre,
             callbacks=[lines(folder, say)],
         )
         silence(trainer)
-        say(f"{len(sides[0]):,} pairs, {len(sides[1]):,} held out.")
-        return RewardJob(trainer, lambda: self._facts(folder, trainer, *map(len, sides)), merge=self.lora is not None)
+        say(f"{len(train):,} pairs, {len(held_out):,} held out.")
+        return RewardJob(trainer, lambda: self._facts(folder, trainer, len(train), len(held_out)), merge=self.lora is not None)
 
     def _facts(self, folder: RunFolder, trainer: Any, pairs: int, held_out: int) -> Facts:
         found = trainer.reliability

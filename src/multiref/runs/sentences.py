@@ -1,8 +1,6 @@
 """What pydantic found wrong, as one of our sentences: found …, expected ….
 No tag, no arm of a union, no word of pydantic's shows."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json
@@ -123,7 +121,7 @@ def _place(error: Any, values: Plain) -> Place:
         if held:
             here = here[part]
             place.append(part)
-    if error["type"] == "missing" and isinstance(here, dict):
+    if error["type"] == "missing" and isinstance(here, dict) and last is not None:
         place.append(last)
     return tuple(place)
 
@@ -132,7 +130,8 @@ def _at(values: Plain, place: Place) -> Plain:
     here: Any = values
     for part in place:
         here = here.get(part) if isinstance(here, dict) else here[part]
-    return here
+    found: Plain = here
+    return found
 
 
 def _fields(kind: object, place: Place) -> set[str]:

@@ -1,7 +1,5 @@
 """Models that take what they mean and nothing else, and settings made from a constructor's own arguments."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import typing
@@ -85,8 +83,10 @@ def arguments_of(
     for name, hint, default in _parameters(constructor):
         if name not in without and name not in moved and (readable := only(hint)) is not None:
             fields[name] = (_from_yaml(readable), Field(default=defaults[name]) if name in defaults else default)
-    tagged = {} if tag is None else {tag[0]: (Literal[tag[1]], tag[1])}
-    made = create_model(constructor.__name__, __base__=base, __doc__=constructor.__doc__, **tagged, **fields)
+    tagged: dict[str, Any] = {} if tag is None else {tag[0]: (Literal[tag[1]], tag[1])}
+    made: type[Arguments[T]] = create_model(
+        constructor.__name__, __base__=base, __doc__=constructor.__doc__, **(tagged | fields)
+    )
     made.CONSTRUCTOR, made.OWN, made.CHECK, made.MOVED = constructor, frozenset(fields), check, moved
     return made
 
@@ -122,8 +122,8 @@ def _long(value: Any, short: str | None) -> Any:
 def _parameters(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, type, pydantic's field) of each argument."""
     factories = {f.name: f.default_factory for f in getattr(constructor, "__dataclass_fields__", {}).values()}
-    function = constructor.__init__ if isinstance(constructor, type) and not factories else constructor
-    hints = typing.get_type_hints(function)
+    own: Any = getattr(constructor, "__init__") if isinstance(constructor, type) and not factories else constructor  # noqa: B009
+    hints = typing.get_type_hints(own)
     for name, parameter in inspect.signature(constructor).parameters.items():
         if (factory := factories.get(name, dataclasses.MISSING)) is not dataclasses.MISSING:
             yield name, hints[name], Field(default_factory=factory)

@@ -1,7 +1,5 @@
 """The curve over weights after training: K single-reference policies, one pool of samples, weights by importance."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The one type of all runs, told apart by `task`; a run from a file, and the schema with which an editor completes it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,11 +55,12 @@ def run(path: str | Path, set: Iterable[str] = (), *, say: Say = print) -> Path:
 
 def read_run(path: str | Path, set: Iterable[str] = ()) -> BaseRun:
     """The run that a file describes, checked. ConfigError names file and line of the first mistake, or the `--set`."""
-    return Document.read(path).set(set).validate(Run)
+    return Document.read(path).set(set).validate(Run)  # type: ignore[type-abstract]
 
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a run's file."""
-    found = TypeAdapter(Run).json_schema()
+    adapter: TypeAdapter[BaseRun] = TypeAdapter(Run)
+    found = adapter.json_schema()
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return found

@@ -1,8 +1,6 @@
 """YAML text → plain values and the line of every key.
 Nothing is executed, and nothing is read twice: a repeated key is an error."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import yaml

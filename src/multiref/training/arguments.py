@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-__all__ = ["LogLines", "quiet", "silence", "training_arguments", "with_lora"]
+__all__ = [
+    "DEFAULTS",
+    "LogLines",
+    "TrainingArguments",
+    "quiet",
+    "silence",
+    "training_arguments",
+    "with_lora",
+]
 
 DEFAULTS: dict[str, Any] = {
     "report_to": "none",

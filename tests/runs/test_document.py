@@ -1,0 +1,137 @@
+"""A run's file is read once, strictly; every mistake is one sentence of ours that names file and line of the key, or the `--set`."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import multiref as mr
+from multiref.cli import app
+from multiref.errors import ConfigError
+from multiref.runs import BaseRun, read_run
+from multiref.runs.folder import RunFolder
+
+FILE = """\
+model: policy
+references:
+  - {name: a, model: first, weight: 0.5}
+  - name: b
+    model:
+      path: second
+      dtype: bfloat16
+    weight: 0.5
+beta: 1e-1
+data: pairs.jsonl
+output: run
+training:
+  learning_rate: 5e-7
+  num_train_epochs: 1
+"""
+
+
+def read(tmp_path, text=FILE, changes=()):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_run(path, changes)
+
+
+def test_shorthands_and_defaults_are_written_out_and_read_back(tmp_path):
+    run = read(tmp_path, changes=["output=elsewhere", "references.1.model.revision=v1", "lora.r=4"])
+    assert isinstance(run, BaseRun) and run.task == "preference" and run.beta == 0.1 and run.output == "elsewhere"
+    assert run.model == mr.models.ModelSpec("policy")
+    assert run.references[1].model == mr.models.ModelSpec("second", dtype="bfloat16", revision="v1")
+    plain = run.plain()
+    assert plain["objective"]["kind"] == "preference" and plain["training"] == {"learning_rate": 5e-7, "num_train_epochs": 1.0}
+    assert read(tmp_path, yaml.safe_dump(plain)) == run
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("beta: 1e-1", "betta: 1e-1", "run.yaml:9: betta: unknown key; did you mean `beta`?"),
+        ("beta: 1e-1", "beta: true", "run.yaml:9: beta: found true (true or false), expected a number."),
+        ("beta: 1e-1", "beta: '1'", "run.yaml:9: beta: found '1' (text), expected a number."),
+        ("beta: 1e-1", "beta: 0", "run.yaml:9: beta: found 0 (number), expected a number above 0."),
+        ("dtype: bfloat16", "dtipe: bfloat16", "run.yaml:7: references[1].model.dtipe: unknown key; did you mean `dtype`?"),
+        ("dtype: bfloat16", "dtype: half", "run.yaml:7: references[1].model.dtype: dtype is 'half'; expected one of"),
+        ("weight: 0.5\nbeta", "wait: 0.5\nbeta", "run.yaml:8: references[1].wait: unknown key; did you mean `weight`?"),
+        ("num_train_epochs", "num_train_epoch", "run.yaml:14: training.num_train_epoch: unknown key; did you mean `num_train_ep"),
+        ("5e-7", "fast", "run.yaml:13: training.learning_rate: found 'fast' (text), expected a number."),
+        ("output: run", "output: run\noutput: b", "run.yaml:12: output: a second time, first in line 11"),
+        ("output: run\n", "", "run.yaml: output: missing"),
+        ("output: run", "output: run\nscores: s", "run.yaml:12: scores: it is called store now"),
+        ("output: run", "output: run\nend: false", "run.yaml:12: end: it is a part of tokenisation"),
+        ("output: run", "output: run\ntask: labels", "run.yaml:12: task: labels is called iterative now."),
+        ("output: run", "output: run\nregularizer: ReversKL", "run.yaml:12: regularizer.kind: found 'ReversKL', expected one of"),
+        ("{name: a, model: first,", "{name: a, model: first, adapter: x,", "run.yaml:3: references[0].adapter: it is a property of"),
+        ("output: run", "output: *there", "run.yaml:11: found undefined alias"),
+        ("output: run", "output: !!python/name:os.system run", "run.yaml:11: found tag:yaml.org,2002:python/name:os.system"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_with_the_line_of_its_key(old, new, said, tmp_path):
+    assert old in FILE
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, FILE.replace(old, new))
+    text = str(caught.value)
+    assert text.replace(f"{tmp_path}/", "").startswith(said)
+    assert "\n" not in text and "pydantic" not in text and "Input should" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("beta=much", "--set beta=…: beta: found 'much' (text), expected a number."),
+        ("training.learning_rate=true", "--set training.learning_rate=…: training.learning_rate: found true"),
+        ("references.0.wight=1", "--set references.0.wight=…: references[0].wight: unknown key; did you mean `weight`?"),
+        ("references.5.weight=1", "--set references.5.weight=1: '5' is no place in a list of 2"),
+        ("model.dtype=bfloat16", "--set model.dtype=bfloat16: model is 'policy' there, which has no keys"),
+        ("beta", "--set beta: expected key=value"),
+        ("beta={a: 1, a: 2}", "--set beta=…:1: a: a second time"),
+    ],
+)
+def test_a_mistake_in_a_change_names_the_change(change, said, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, changes=[change])
+    assert str(caught.value).startswith(said)
+
+
+def test_anchors_merges_and_dates(tmp_path):
+    text = FILE.replace("model: policy", "model: &m policy").replace("output: run", "output: 2024-05-01\ntitle: *m")
+    run = read(tmp_path, text)
+    assert run.title == "policy" and run.output == "2024-05-01"
+    merged = (
+        FILE.replace("  - name: b", "  - &b\n    name: b") + "lora: &l {r: 2}\nevaluation: {<<: {fraction: 0.5}, limit: 3}\n"
+    )
+    assert read(tmp_path, merged).evaluation.fraction == 0.5
+    with pytest.raises(ConfigError, match=r"run\.yaml:12: an alias of what it stands in"):
+        read(tmp_path, FILE.replace("output: run", "output: run\nlora: &x {r: *x}"))
+
+
+def test_the_schema_completes_a_recipe():
+    """Every task with its keys, transformers' arguments for pairs and ours online."""
+    printed = CliRunner().invoke(app, ["train", "--schema"])
+    assert printed.exit_code == 0
+    schema = json.loads(printed.stdout)
+    assert {arm["$ref"].rpartition("/")[2] for arm in schema["oneOf"]} == {
+        "PreferenceRun", "RewardRun", "OnlineRun", "DistillRun", "IterativeRun"
+    }  # fmt: skip
+    models = schema["$defs"]
+    assert {"gradient_accumulation_steps", "lr_scheduler_type"} <= set(models["TrainingArguments"]["properties"])
+    assert models["TrainingArguments"]["properties"]["learning_rate"]["default"] == 1e-6
+    assert {"prompts_per_step", "max_new_tokens"} <= set(models["OnlineArguments"]["properties"])
+    assert "learning_rate" in models["Plan"]["properties"] and "labels" not in models["Plan"]["properties"]
+    assert {"path", "adapter", "quantization"} <= set(models["ModelSpec"]["properties"])
+
+
+def test_a_run_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("beta: 0.1\nmodel: {path: m}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is a run folder of multiref 0\.1") as caught:
+        RunFolder(tmp_path).claim({"format": 2, "beta": 0.1})
+    assert "\n" not in str(caught.value)
+
+
+def test_python_runs_what_the_command_runs(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set beta=…: beta"):
+        read(tmp_path)
+        mr.run(tmp_path / "run.yaml", set=["beta=-1"])
