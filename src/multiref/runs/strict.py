@@ -122,7 +122,9 @@ def _long(value: Any, short: str | None) -> Any:
 def _parameters(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, type, pydantic's field) of each argument."""
     factories = {f.name: f.default_factory for f in getattr(constructor, "__dataclass_fields__", {}).values()}
-    own: Any = getattr(constructor, "__init__") if isinstance(constructor, type) and not factories else constructor  # noqa: B009
+    own: Any = constructor
+    if isinstance(constructor, type) and not factories:
+        own = getattr(constructor, "__init__")  # noqa: B009
     hints = typing.get_type_hints(own)
     for name, parameter in inspect.signature(constructor).parameters.items():
         if (factory := factories.get(name, dataclasses.MISSING)) is not dataclasses.MISSING:
