@@ -64,7 +64,7 @@ def check_kill(seed, folder):
     return before
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_killed_and_run_again_gives_the_same_bits(seed, tmp_path):
     check_kill(seed, tmp_path)
 

@@ -59,6 +59,7 @@ class Problem:
         return self.distance(policy)
 
 
+@pytest.mark.slow
 def test_the_exact_rule_stays_at_the_best_of_the_class_and_others_leave_it():
     """From where exact descent ends. Its distance there is a minimum over the class, so that a rule with another fixed point
     can only raise it."""

@@ -136,6 +136,7 @@ def test_other_rules_end_at_their_own_fixed_points(penalty, regularizer, method,
     assert after <= 2e-3 < far
 
 
+@pytest.mark.slow
 def test_adaptive_beta_comes_to_rest_at_its_target():
     """β* of which the optimum has Σ_k w_k KL = 0.6 is found by bisection on the exact solution;
     the run ends at it, and at that optimum."""

@@ -38,6 +38,7 @@ def test_what_the_server_drew_is_what_the_loop_sees(forget):
             assert len(ids) == len(logps) and torch.tensor(logps) == pytest.approx(truth.double(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_old_server_is_weighted_by_the_ratio():
     """The server's policy is not ours and never will be. The mean update over many completions is that of the enumerated
     objective, which it is not without the ratio."""
