@@ -100,7 +100,8 @@ def _sampled(one: Any, prompts: Sequence[str], count: int, tokens: int, seed: in
 
 def prompts_needed(axes: Sequence[Axis]) -> int:
     """The most prompts that a cell of these axes takes: training, spare and fresh ones."""
-    return max(cell.settings.samples + cell.settings.replaced + cell.settings.fresh for axis in axes for cell in axis.cells)
+    settings = [cell.settings for axis in axes for cell in axis.cells]
+    return max(int(each.samples + each.replaced + each.fresh) for each in settings)
 
 
 def kept_given(
