@@ -1,7 +1,8 @@
 """What an outer step costs, as ratios to an online DPO step with equal rollouts and labels: `python benchmarks/bilevel.py`.
 
 One small transformer (64 prompts, 6 tokens, 4 long), 64 prompts × 4 rollouts, 128 labels a step, single loop;
-processor time, the methods taking turns, median of the paired ratios. Marks: E3 at most 1.2, E2 at most 2.2.
+processor time, the methods taking turns, median of the paired ratios.
+Marks: covariance at most 1.2, shared rollouts at most 2.2.
 An online DPO step here labels 128 fresh pairs, draws as many rollouts as the others (256 completions),
 and takes one gradient step on 128 pairs.
 """
@@ -44,7 +45,7 @@ def main() -> None:
             method.round(task, state, 128, plan)
             if step >= 3:
                 times.append(time.process_time() - began)
-    marks = {"bilevel U0 E3, single loop": 1.2, "bilevel U0 E2, single loop": 2.2}
+    marks = {"bilevel likelihood covariance, single loop": 1.2, "bilevel likelihood shared rollouts, single loop": 2.2}
     for method, times in zip(contestants, spent):
         ratio = statistics.median(a / b for a, b in zip(times, spent[0]))
         ms = round(1000 * statistics.median(times), 1)
