@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.models import load, product_of
+from multiref.models import Generation, load, product_of
 from multiref.models.cache import cache_of
 from multiref.training.online import rollout
 from tests.conftest import make_llama, make_tokenizer
@@ -40,7 +40,7 @@ def test_its_cache_is_every_experts():
         product.config.use_cache = cached
         torch.manual_seed(0)
         prompts = ["the cat", "a dog sat on the mat and"]
-        drawn.append([r.completion_ids for r in rollout.sample(product, tokenizer, prompts, group=4, max_new_tokens=9)])
+        drawn.append([r.completion_ids for r in rollout.sample(product, tokenizer, prompts, Generation(9), group=4)])
     assert drawn[0] == drawn[1]
 
 

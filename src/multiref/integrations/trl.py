@@ -10,7 +10,6 @@ TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from multiref.data import as_pair
@@ -47,15 +46,11 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
     there = [name for name in COLUMNS if name in (dataset.column_names or ())]
     if there:
         raise ArgumentError(f"The dataset already has a column {there[0]!r}; remove it first (dataset.remove_columns).")
-    pairs = [as_pair(row, origin=f"row {number}") for number, row in enumerate(_rows(dataset), 1)]
+    texts = dataset.select_columns([name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
+    pairs = [as_pair(row, origin=f"row {number}") for number, row in enumerate(texts, 1)]
     for name, ref_logps in zip(COLUMNS, scores.of_pairs(pairs)):
         dataset = dataset.add_column(name, regularizer.pool(ref_logps).tolist())
     return dataset
-
-
-def _rows(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    wanted = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
-    yield from dataset.select_columns(wanted)
 
 
 def __getattr__(name: str) -> Any:

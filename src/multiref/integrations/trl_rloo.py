@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -78,20 +80,14 @@ class ReferenceReward:
 
     def rollouts(self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any]) -> list[Rollout]:
         """TRL's batch as rollouts; neighbours with the same prompt share it."""
-        made: list[Rollout] = []
-        ends = _end_ids(self.tokenizer)
-        for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
-            prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
-            completion = completion if isinstance(completion, str) else tuple(dict(message) for message in completion)
-            ids = tuple(int(i) for i in ids)
-            ended = bool(ids) and ids[-1] in ends
-            if made and made[-1].prompt == prompt:
-                last = made[-1]
-                made[-1] = Rollout(
-                    prompt, (*last.completions, completion), last.prompt_ids, (*last.completion_ids, ids), (*last.ended, ended)
-                )
-            else:
-                made.append(Rollout(prompt, (completion,), _prompt_ids(self.tokenizer, prompt), (ids,), (ended,)))
+        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        texts = zip(map(_frozen, prompts), map(_frozen, completions), completion_ids, strict=True)
+        made = []
+        for prompt, group in groupby(texts, key=itemgetter(0)):
+            _, said, given = zip(*group)
+            rows = tuple(tuple(map(int, ids)) for ids in given)
+            ended = tuple(bool(ids) and ids[-1] in ends for ids in rows)
+            made.append(Rollout(prompt, said, _prompt_ids(self.tokenizer, prompt), rows, ended))
         return made
 
 
@@ -223,5 +219,5 @@ def _prompt_ids(tokenizer: Any, prompt: Any) -> tuple[int, ...]:
     return tuple(made["input_ids"][0])
 
 
-def _end_ids(tokenizer: Any) -> set[int]:
-    return {index for index in (tokenizer.eos_token_id, tokenizer.pad_token_id) if index is not None}
+def _frozen(text: Any) -> Any:
+    return text if isinstance(text, str) else tuple(dict(message) for message in text)

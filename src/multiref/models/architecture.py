@@ -58,13 +58,9 @@ def layout_of(model: nn.Module, forward: Forward) -> Layout:
 
 def unwrapped(model: Any) -> Any:
     """The model inside DistributedDataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or (
-            model.module if type(model).__name__ == "DistributedDataParallel" else None
-        )
-        if inner is None:
-            return model
-        model = inner
+    while hasattr(model, "_orig_mod") or type(model).__name__ == "DistributedDataParallel":
+        model = getattr(model, "_orig_mod", None) or model.module
+    return model
 
 
 def _probe(model: Any, forward: Forward) -> Layout:

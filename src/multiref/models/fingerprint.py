@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ _NO_MATTER = {
     "id2label", "inference_mode", "label2id", "output_attentions", "output_hidden_states", "parent_library",
     "peft_version", "problem_type", "return_dict", "revision", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-_FILES: dict[tuple[str, int, int, int], list[tuple[str, str]]] = {}
 
 
 def text_digest(text: str) -> str:
@@ -45,12 +45,8 @@ def text_digest(text: str) -> str:
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """Digest of a configuration without the keys that cannot move a score (paths, versions, output switches)."""
     kept = {key: value for key, value in config.items() if key not in _NO_MATTER}
-    return text_digest(json.dumps(kept, sort_keys=True, default=sorted_or_str))
-
-
-def sorted_or_str(value: Any) -> Any:
-    """Sets have no order of their own."""
-    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+    plain = lambda value: sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)  # noqa: E731
+    return text_digest(json.dumps(kept, sort_keys=True, default=plain))
 
 
 def file_weights_fingerprint(folder: str | Path, pattern: str = "*.safetensors") -> str:
@@ -58,7 +54,8 @@ def file_weights_fingerprint(folder: str | Path, pattern: str = "*.safetensors")
     files = sorted(Path(folder).glob(pattern))
     if not files:
         raise ModelError(f"{folder} has no {pattern} file; expected safetensors weights (pickled weights are not read).")
-    return _combine(entry for file in files for entry in _file_digests(file))
+    stats = [(file.resolve(), file.stat()) for file in files]
+    return _combine(entry for file, stat in stats for entry in _file_digests(file, stat.st_size, stat.st_mtime_ns, stat.st_ino))
 
 
 def model_weights_fingerprint(model: torch.nn.Module) -> str:
@@ -97,26 +94,19 @@ def _combine(entries: Iterable[tuple[str, str]]) -> str:
     return text_digest("\n".join(f"{name} {digest}" for name, digest in sorted(entries)))
 
 
-def _file_digests(path: Path) -> list[tuple[str, str]]:
-    """(name, "dtype shape sha256") of each tensor in a safetensors file."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    if key not in _FILES:
-        try:
-            _FILES[key] = _read_digests(path)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path} is no whole safetensors file ({error}); copy or download it again.") from None
-    return _FILES[key]
+@cache
+def _file_digests(path: Path, size: int, modified: int, inode: int) -> list[tuple[str, str]]:
+    """(name, "dtype shape sha256") of each tensor in a safetensors file; read again where one of the four is another."""
 
+    def digest(name: str) -> tuple[str, str]:
+        part = file.get_slice(name)
+        return name, f"{part.get_dtype()} {part.get_shape()} {_bytes_digest(file.get_tensor(name))}"
 
-def _read_digests(path: Path) -> list[tuple[str, str]]:
-    with safe_open(path, "pt") as file, ThreadPoolExecutor() as pool:  # hashing lets other threads run
-
-        def digest(name: str) -> tuple[str, str]:
-            part = file.get_slice(name)
-            return name, f"{part.get_dtype()} {part.get_shape()} {_bytes_digest(file.get_tensor(name))}"
-
-        return list(pool.map(digest, file.keys()))
+    try:
+        with safe_open(path, "pt") as file, ThreadPoolExecutor() as pool:  # hashing lets other threads run
+            return list(pool.map(digest, file.keys()))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is no whole safetensors file ({error}); copy or download it again.") from None
 
 
 def _bytes_digest(tensor: torch.Tensor) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,21 +63,21 @@ def load(
     kind = as_dtype(spec.dtype or "float32")
     spread = device == "auto"
     place = torch.device(device) if device is not None and not spread else best_device()
-    path, quantization = spec.path, spec.quantization
     tokenizer = load_tokenizer(spec)
-    options = _source(spec) | {"dtype": kind, "use_safetensors": True, **_quantization_options(quantization, place, kind)}
+    quantized = _quantization_options(spec.quantization, place, kind)
+    options = _source(spec) | {"dtype": kind, "use_safetensors": True, **quantized}
     if spec.attention is not None:
         options["attn_implementation"] = spec.attention
     if spread:
         options["device_map"] = "auto"
-    model = _loaded(_classes(path)[1], path, **options)
+    model = _loaded(_classes(spec.path)[1], spec.path, **options)
     if spec.adapter is not None:
         model = put_adapter(model, spec.adapter)
     if "device_map" not in options:
         model = model.to(place)
-    if quantization == "int8" and place.type == "cpu":
+    if spec.quantization == "int8" and place.type == "cpu":
         model = _dynamic_int8(model)
-    if quantization == "int4" and place.type == "cpu":
+    if spec.quantization == "int4" and place.type == "cpu":
         _never_repacked(model)
     return LanguageModel(model.eval(), tokenizer, asked.path)
 
@@ -154,32 +152,22 @@ def _classes(path: str) -> tuple[Any, Any]:
     return transformers.AutoConfig, transformers.AutoModelForCausalLM
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Reading weights takes a moment and has its bar in transformers; ours are the bars that count texts."""
+def _loaded(kind: Any, path: str, **options: Any) -> Any:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
     try:
-        yield
+        return kind.from_pretrained(path, **options)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' own, …: all mean the same here
+        raise ModelError(_explain(path, error)) from error
     finally:
         if shown:
             logging.enable_progress_bar()
 
 
-def _loaded(kind: Any, path: str, **options: Any) -> Any:
-    try:
-        with _no_progress_bar():
-            return kind.from_pretrained(path, **options)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' own, …: all mean the same here
-        raise ModelError(_explain(path, error)) from error
-
-
 def _quantization_options(quantization: str | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    if quantization is None:
-        return {}
-    if quantization == "int8" and device.type == "cpu":
+    if quantization is None or (quantization == "int8" and device.type == "cpu"):
         return {}
     if device.type not in ("cuda", "cpu"):
         raise ModelError(f"quantization {quantization!r} needs a CUDA device or the CPU, found {device.type}; load without it.")

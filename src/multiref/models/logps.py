@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,16 +87,26 @@ def _captured_logps(model: nn.Module, rows: Rows, budget: int) -> Tensor:
     checkpointing, PEFT, autocast, devices of the layers.
     """
 
-    def head_logps(head: nn.Module, original: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    head = unwrapped(model).get_output_embeddings()
+    original, saved = head.forward, head.__dict__.get("forward")
+    hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
+
+    def head_logps(hidden: Tensor) -> Tensor:
         wanted = hidden.flatten(0, 1)[rows.where.to(hidden.device)]
         labels = rows.labels.to(hidden.device)
-        if type(head) is nn.Linear and head.weight.device == hidden.device and not _has_hooks(head):
+        if type(head) is nn.Linear and head.weight.device == hidden.device and not hooked:
             return label_logps(wanted, head.weight, head.bias, labels, budget=budget)[None, :, None]
-        return _module_logps(original, wanted, labels, budget // max(_vocabulary(model), 1))[None, :, None]
+        vocabulary = int(getattr(_config(model), "vocab_size", 1))
+        return _module_logps(original, wanted, labels, budget // max(vocabulary, 1))[None, :, None]
 
-    with _replaced_head(model, head_logps):
-        out = model(**_inputs(model, rows))
-    logps: Tensor = out.logits.flatten()
+    head.forward = head_logps
+    try:
+        logps: Tensor = model(**_inputs(model, rows)).logits.flatten()
+    finally:
+        if saved is None:
+            del head.forward
+        else:
+            head.forward = saved
     return logps
 
 
@@ -105,8 +114,7 @@ def _module_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tens
     """For heads that are no plain linear layer (an adapter on it, quantised): the module itself, a few tokens at a time."""
 
     def some(h: Tensor, y: Tensor) -> Tensor:
-        logits = head(h)
-        return _gather(logits, y)
+        return _gather(head(h), y)
 
     parts = []
     for h, y in zip(hidden.split(max(rows, 1)), labels.split(max(rows, 1))):
@@ -149,37 +157,8 @@ def _inputs(model: nn.Module, rows: Rows) -> dict[str, Any]:
     return inputs
 
 
-@contextmanager
-def _replaced_head(
-    model: nn.Module, replacement: Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor], Tensor]
-) -> Iterator[None]:
-    head = _head(model)
-    saved = head.__dict__.get("forward")
-    original = head.forward
-    head.forward = lambda hidden: replacement(head, original, hidden)
-    try:
-        yield
-    finally:
-        if saved is None:
-            del head.forward
-        else:
-            head.forward = saved
-
-
-def _head(model: nn.Module) -> Any:
-    return unwrapped(model).get_output_embeddings()
-
-
 def _config(model: nn.Module) -> Any:
     return getattr(unwrapped(model), "config", None)
-
-
-def _vocabulary(model: nn.Module) -> int:
-    return int(getattr(_config(model), "vocab_size", 1))
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -197,7 +197,11 @@ class _Reader:
             mask = [[0] * left + [1] * (len(context) + room) for left, context in padded]
             self.mask = torch.tensor(mask, device=self.device)
         self.static = generation.cache == "static"
-        self.cache: Any = _static_cache(inner, width + room) if self.static else None
+        self.cache: Any = None
+        if self.static:
+            from transformers import StaticCache
+
+            self.cache = StaticCache(config=inner.config.get_text_config(), max_cache_len=width + room)
 
     def read_prompts(self) -> Tensor:
         """A prompt is read once, and its cache repeated for the completions of its group; each copy where that cannot be."""
@@ -234,12 +238,6 @@ class _Reader:
         self.cache = cache_of(out) if self.caching else None
         logits: Tensor = out.logits[:, -1]
         return logits
-
-
-def _static_cache(model: Any, length: int) -> Any:
-    from transformers import StaticCache
-
-    return StaticCache(config=model.config.get_text_config(), max_cache_len=length)
 
 
 def _on(generator: torch.Generator, device: torch.device) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from multiref.models.architecture import layout_of
 from multiref.models.batching import token_budget_batches
 from multiref.models.encoding import Encoded
-from multiref.models.logps import LOGITS_BUDGET, completion_logps, forward_logps, token_logps
+from multiref.models.logps import LOGITS_BUDGET, forward_logps, token_logps
 from multiref.models.rows import row_length
 
 __all__ = ["score_completions", "score_tokens"]
@@ -45,10 +45,9 @@ def score_completions(
         alone: one completion a forward pass, without padding, for models in which what is beside a row changes its score
             (activations quantised over the batch).
     """
-    sums = torch.zeros(sum(len(item.completions) for item in encoded), dtype=torch.float64)
-    for places, values in _run(model, encoded, completion_logps, token_budget, logits_budget, alone):
-        sums[places] = values.cpu().double()
-    return sums
+    logps = score_tokens(model, encoded, token_budget=token_budget, logits_budget=logits_budget, alone=alone)
+    owner = torch.arange(len(logps)).repeat_interleave(torch.tensor([len(each) for each in logps], dtype=torch.long))
+    return torch.zeros(len(logps), dtype=torch.float64).index_add(0, owner, torch.cat([torch.empty(0), *logps]).double())
 
 
 def score_tokens(
@@ -62,20 +61,6 @@ def score_tokens(
     """log π(y_t | x, y_<t) of every token: for each completion, in order, a tensor on the CPU.
     Otherwise as `score_completions`."""
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
-    for places, values in _run(model, encoded, token_logps, token_budget, logits_budget, alone):
-        for place, value in zip(places.tolist(), values):
-            logps[place] = value.cpu()
-    return logps
-
-
-def _run(
-    model: Any,
-    encoded: Sequence[Encoded],
-    compute: Callable[..., Any],
-    token_budget: int | None,
-    logits_budget: int,
-    alone: bool,
-) -> Iterator[tuple[Tensor, Any]]:
     training = model.training
     model.eval()
     try:
@@ -87,10 +72,13 @@ def _run(
             for indices in token_budget_batches(lengths, 1 if alone else token_budget or _token_budget(model)):
                 with torch.inference_mode():
                     batch = [kind[i].encoded for i in indices]
-                    values = compute(model, batch, shared_prompt=shared, logits_budget=logits_budget)
-                yield torch.tensor([place for i in indices for place in kind[i].places]), values
+                    values = token_logps(model, batch, shared_prompt=shared, logits_budget=logits_budget)
+                    values = list(torch.cat(values).cpu().split([len(each) for each in values]))  # one copy a batch
+                for place, value in zip((place for i in indices for place in kind[i].places), values):
+                    logps[place] = value
     finally:
         model.train(training)
+    return logps
 
 
 def _units(encoded: Sequence[Encoded], shares: bool) -> Iterator[_Unit]:

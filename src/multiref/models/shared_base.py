@@ -33,11 +33,7 @@ class SharedBase:
 
     @classmethod
     def of(cls, spec: ModelSpec, device: str | torch.device) -> SharedBase:
-        key = (spec, str(device))
-        base = _bases.get(key)
-        if base is None:
-            base = _bases[key] = cls(spec, device)
-        return base
+        return _bases.setdefault((spec, str(device)), cls(spec, device))
 
     def claim(self, user: Any) -> None:
         self._users.add(user)
@@ -65,13 +61,10 @@ class SharedBase:
             with self._peft.disable_adapter():
                 yield self._peft
         else:
-            self._put_on(model, adapter)
+            if adapter not in self._adapters:
+                name = f"adapter{len(self._adapters)}"
+                self._peft = put_adapter(model if self._peft is None else self._peft, adapter, name)
+                self._adapters[adapter] = name
+            self._peft.set_adapter(self._adapters[adapter])
+            self._peft.eval()
             yield self._peft
-
-    def _put_on(self, model: Any, adapter: str) -> None:
-        if adapter not in self._adapters:
-            name = f"adapter{len(self._adapters)}"
-            self._peft = put_adapter(model if self._peft is None else self._peft, adapter, name)
-            self._adapters[adapter] = name
-        self._peft.set_adapter(self._adapters[adapter])
-        self._peft.eval()

@@ -18,10 +18,10 @@ from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.keys import KeyIndex, as_bytes, content_keys, unique_keys
 from multiref.references.plan import Block, plan, wanted
-from multiref.references.progress import Listener, Silent
+from multiref.references.progress import Listener
 from multiref.references.protocol import Reference, Scored
 from multiref.references.resolve import Opener, location
-from multiref.references.scores import SequenceScores
+from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Rows, Store
 
 __all__ = ["References"]
@@ -54,13 +54,8 @@ class References:
         token_budget: int | None = None,
         logits_budget: int = LOGITS_BUDGET,
     ) -> None:
-        named = list(references.items()) if isinstance(references, Mapping) else [(name, what) for name, what in references]
-        names = [name for name, _ in named]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ArgumentError(f"Two references are called {repeated[0]!r}. Expected different names; rename one of them.")
-        if not named:
-            raise ArgumentError("No reference was given. Expected at least one, as {name: path, hub id, URL or object}.")
+        named = list(references.items()) if isinstance(references, Mapping) else list(references)
+        check_names([name for name, _ in named])
         self.named = dict(named)
         self._opener = partial(
             Opener,
@@ -103,8 +98,8 @@ class References:
 
         Returns: the unique completions of `data` in the order of their content keys, [K, N].
         """
-        listener = progress or Silent()
-        job = _Job(_texts(data), shard_size)
+        listener = progress or Listener()
+        job = _Job(data, shard_size)
         with _kept(store) as keeper:
             columns = [self._one(name, job, keeper, engine_named(engine), listener) for name in self.names]
             keeper.manifest()
@@ -126,7 +121,7 @@ class References:
     ) -> list[CostEstimate]:
         """What `score` would do with the same arguments, per reference. Nothing is written;
         with `measure`, a few completions are timed."""
-        job = _Job(_texts(data), shard_size)
+        job = _Job(data, shard_size)
         estimates = []
         with _kept(store) as keeper:
             for name in self.names:
@@ -141,7 +136,9 @@ class References:
         opener = self._opener(self.named[name])
         reference = opener()
         address = _introduce(name, reference, location(self.named[name]), keeper, listener)
-        rows = _sound_rows(address, keeper, listener)
+        rows, damage = keeper.read(address)
+        for damaged in damage:  # counts as missing
+            listener.notice(f"{damaged} It was set aside as {keeper.quarantine(damaged)}.")
         missing = job.missing(rows.keys)
         stored = len(job.keys) - sum(map(len, missing))
         listener.begin(name, completions=len(job.keys), stored=stored, characters=sum(block.size() for block in missing))
@@ -181,9 +178,11 @@ def _kept(store: str | os.PathLike[str] | Store | None) -> Iterator[Store]:
 class _Job:
     """The texts of one call: their unique keys, and (only if something is missing) the plan."""
 
-    def __init__(self, texts: list[tuple[Any, Any]], shard_size: int | None):
-        self.texts, self.shard_size = texts, shard_size
-        self.keys = unique_keys(content_keys((prompt for prompt, _ in texts), (completion for _, completion in texts)))
+    def __init__(self, data: Iterable[Any], shard_size: int | None):
+        self.texts, self.shard_size = list(wanted(data)), shard_size
+        if not self.texts:
+            raise ArgumentError("There is nothing to score: the data has no rows. Expected at least one pair or completion.")
+        self.keys = unique_keys(content_keys(*zip(*self.texts)))
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -197,13 +196,6 @@ class _Job:
         have = frozenset(as_bytes(self.keys[there]))
         left = (block.without(have) for block in self.blocks)
         return [block for block in left if len(block)]
-
-
-def _texts(data: Iterable[Any]) -> list[tuple[Any, Any]]:
-    texts = list(wanted(data))
-    if not texts:
-        raise ArgumentError("There is nothing to score: the data has no rows. Expected at least one pair or completion.")
-    return texts
 
 
 def _introduce(name: str, reference: Reference, where: str, keeper: Store, listener: Listener) -> str:
@@ -224,14 +216,6 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store, liste
         )
     keeper.register(identity, name=name, location=where)
     return address
-
-
-def _sound_rows(address: str, keeper: Store, listener: Listener) -> Rows:
-    """What the store has of a reference. Damaged shards are named, set aside, and count as missing."""
-    rows, damage = keeper.read(address)
-    for damaged in damage:
-        listener.notice(f"{damaged} It was set aside as {keeper.quarantine(damaged)}.")
-    return rows
 
 
 def _in_order(rows: Rows, keys: np.ndarray, name: str) -> Rows:

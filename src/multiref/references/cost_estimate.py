@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 
 from multiref.references.plan import Block
 from multiref.references.protocol import Item, Reference
@@ -47,10 +48,5 @@ def estimate_cost(name: str, reference: Reference, *, wanted: int, blocks: list[
 
 def _sample(blocks: list[Block]) -> list[Item]:
     """A few items from the first block; blocks are in the order of hashes, so the first is as good as a random one."""
-    items, count = [], 0
-    for item in blocks[0].items:
-        items.append(item)
-        count += len(item.completions)
-        if count >= SAMPLE:
-            break
-    return items
+    too_few = sum(total < SAMPLE for total in accumulate(len(item.completions) for item in blocks[0].items))
+    return list(blocks[0].items[: too_few + 1])

@@ -60,7 +60,8 @@ class KeyIndex:
 
     def __init__(self, keys: np.ndarray):
         first, second = _halves(keys)
-        self.order = _order(first, second)
+        sorted_already = (first[1:] > first[:-1]).all()
+        self.order = np.arange(len(first)) if sorted_already else np.lexsort((second, first))
         self.first, self.second = first[self.order], second[self.order]
         self.repeated = np.zeros(len(first), bool)
         self.repeated[1:] = (self.first[1:] == self.first[:-1]) & (self.second[1:] == self.second[:-1])
@@ -77,16 +78,6 @@ class KeyIndex:
         while (behind := (self.first[place] == first) & (self.second[place] < second) & (place < last)).any():
             place = place + behind
         return np.where((self.first[place] == first) & (self.second[place] == second), self.order[place], -1)
-
-
-def _order(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The stable ascending order of keys given as halves. Content keys hardly ever tie in their first half, so that is tried
-    first."""
-    if (first[1:] > first[:-1]).all():
-        return np.arange(len(first))
-    order = np.argsort(first)
-    ties = (first[order[1:]] == first[order[:-1]]).any()
-    return np.lexsort((second, first)) if ties else order
 
 
 def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,11 @@ class LocalReference:
 
     def identity(self) -> Mapping[str, Any]:
         """What the scores depend on beside the text. See `models.fingerprint` for what is hashed, and how."""
-        weights = self._file_weights if self._memory is None else self._memory_weights(self._memory.model)
+        if self._memory is None:
+            weights = self._file_weights
+        else:
+            config = config_fingerprint(self._memory.model.config.to_dict())
+            weights = {"weights": model_weights_fingerprint(self._memory.model), "config": config, "adapter": None}
         attention = {"attention": self.spec.attention} if self.spec.attention else {}
         return {
             **text_identity("local", self.tokenizer, self.tokenisation),
@@ -156,11 +160,6 @@ class LocalReference:
     def _quantizer(self) -> str:
         on_cpu = isinstance(self.base.device, torch.device) and self.base.device.type == "cpu"
         return "torch dynamic" if on_cpu and self.spec.quantization == "int8" else "bitsandbytes"
-
-    @staticmethod
-    def _memory_weights(model: Any) -> dict[str, Any]:
-        config = config_fingerprint(model.config.to_dict())
-        return {"weights": model_weights_fingerprint(model), "config": config, "adapter": None}
 
     @cached_property
     def _file_weights(self) -> dict[str, Any]:

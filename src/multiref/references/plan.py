@@ -7,7 +7,7 @@ where a run was killed. Batches are made inside a block, never across, so a bloc
 device, thread count and versions).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -56,21 +56,13 @@ def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Pairs, rows of TRL's preference format, or (prompt, completion) tuples → (prompt, completion), two for a pair."""
     for number, row in enumerate(data, 1):
         if isinstance(row, tuple) and len(row) == 2:
-            prompt, completion = row
             if not all(isinstance(part, str | tuple | list) for part in row):
-                raise DataError(
-                    f"row {number}: expected (prompt, completion) as text, found ({type(prompt).__name__}, "
-                    f"{type(completion).__name__})."
-                )
-            yield (
-                tuple(prompt) if isinstance(prompt, list) else prompt,
-                tuple(completion) if isinstance(completion, list) else completion,
-            )
-        elif hasattr(row, "chosen"):
-            yield row.prompt, row.chosen
-            yield row.prompt, row.rejected
-        elif isinstance(row, Mapping):
-            pair = as_pair(row, origin=f"row {number}")
+                kinds = ", ".join(type(part).__name__ for part in row)
+                raise DataError(f"row {number}: expected (prompt, completion) as text, found ({kinds}).")
+            prompt, completion = (tuple(part) if isinstance(part, list) else part for part in row)
+            yield prompt, completion
+        elif isinstance(row, Mapping) or hasattr(row, "chosen"):
+            pair = as_pair(row, origin=f"row {number}") if isinstance(row, Mapping) else row
             yield pair.prompt, pair.chosen
             yield pair.prompt, pair.rejected
         else:
@@ -99,7 +91,7 @@ def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> 
     for prompt, completion in texts:
         key = content_key(prompt, completion)
         if key not in unique:
-            unique[key] = (_prompt_key(prompt), prompt, completion)
+            unique[key] = (content_key(prompt, ""), prompt, completion)
     size = shard_size or shard_size_for(len(unique))
     ordered = sorted((prompt_key, key) for key, (prompt_key, _, _) in unique.items())
     blocks: list[Block] = []
@@ -107,7 +99,9 @@ def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> 
     keys: list[bytes] = []
     for _, group in groupby(ordered, key=lambda entry: entry[0]):
         mine = [key for _, key in group]
-        for part in _parts(mine, TOGETHER if unique[mine[0]][1] else 1):
+        most = TOGETHER if unique[mine[0]][1] else 1
+        for start in range(0, len(mine), most):
+            part = mine[start : start + most]
             items.append(Item(unique[part[0]][1], tuple(unique[key][2] for key in part)))
             keys += part
             if len(keys) >= size:
@@ -116,15 +110,6 @@ def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> 
     if keys:
         blocks.append(Block(tuple(items), tuple(keys)))
     return blocks
-
-
-def _parts(keys: Sequence[bytes], most: int) -> Iterator[list[bytes]]:
-    for start in range(0, len(keys), most):
-        yield list(keys[start : start + most])
-
-
-def _prompt_key(prompt: Any) -> bytes:
-    return content_key(prompt, "")
 
 
 def _length(text: Any) -> int:

@@ -1,16 +1,17 @@
-"""What a run says while it works: a listener with four calls, one that is silent and one that draws a bar."""
+"""What a run says while it works: a listener with four calls, silent as it stands, and one that draws a bar."""
 
 import time
 import warnings
-from typing import Any, Protocol
+from typing import Any
 
 from multiref.errors import MultirefWarning
 
-__all__ = ["Bar", "Listener", "Silent"]
+__all__ = ["Bar", "Listener"]
 
 
-class Listener(Protocol):
-    """Told what happens. Counts are of completions, tokens (of the reference's own tokenizer) and characters of text."""
+class Listener:
+    """Told what happens; as it stands it says nothing but notices. Counts are of completions, tokens (of the reference's own
+    tokenizer) and characters of text."""
 
     def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
         """A reference's turn: how many completions are wanted, how many of them are stored already, and the text left to
@@ -24,22 +25,10 @@ class Listener(Protocol):
 
     def notice(self, message: str) -> None:
         """Something the user should know: a damaged shard, a model that changed in its place, truncated texts."""
-
-
-class Silent:
-    """Says nothing but notices, which are Python warnings."""
-
-    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None: ...
-
-    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None: ...
-
-    def end(self, name: str) -> None: ...
-
-    def notice(self, message: str) -> None:
         warnings.warn(message, MultirefWarning, stacklevel=4)
 
 
-class Bar:
+class Bar(Listener):
     """A rich progress bar per reference: tokens so far and tokens per second, what was there already, time left.
 
     The time left follows the share of the text that is done; the number of tokens is known only once the text is tokenised.

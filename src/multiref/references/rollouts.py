@@ -41,8 +41,11 @@ class RolloutScorer:
         collection = references if isinstance(references, References) else References(references)
         self.names, self.temperature = collection.names, temperature
         self.opened = {name: collection.open(name) for name in self.names}
-        self._vocabulary = tokenizer.get_vocab()
-        self.aligned = {name: self._shares(reference) for name, reference in self.opened.items()}
+        vocabulary = tokenizer.get_vocab()
+        self.aligned = {
+            name: isinstance(reference, LocalReference) and dict(reference.vocabulary) == vocabulary
+            for name, reference in self.opened.items()
+        }
         for name in self.names:
             if temperature != 1 and not self.aligned[name]:
                 raise ArgumentError(
@@ -115,9 +118,6 @@ class RolloutScorer:
             return None
         with reference.loaded() as model:
             return dict(model.named_parameters())
-
-    def _shares(self, reference: Any) -> bool:
-        return isinstance(reference, LocalReference) and dict(reference.vocabulary) == self._vocabulary
 
     def _tokens(self, name: str, rollouts: Sequence[Rollout]) -> list[Tensor]:
         encoded, reference = [rollout.encoded() for rollout in rollouts], local_reference(name, self.opened[name])

@@ -17,7 +17,7 @@ from torch import Tensor
 from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
 from multiref.references.keys import KeyIndex, content_key, content_keys, text_of
 
-__all__ = ["SequenceScores", "TokenScores", "content_key", "content_keys", "same_vocabulary"]
+__all__ = ["SequenceScores", "TokenScores", "check_names", "content_key", "content_keys", "same_vocabulary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class SequenceScores:
     truncated: Tensor
 
     def __post_init__(self) -> None:
-        _check_names(self.names)
+        check_names(self.names)
         expected = (len(self.names), len(self.keys))
         for what in ("logps", "lengths", "truncated"):
             found = tuple(getattr(self, what).shape)
@@ -132,7 +132,7 @@ class TokenScores:
     token_logps: Tensor
 
     def __post_init__(self) -> None:
-        _check_names(self.names)
+        check_names(self.names)
         if len(self.offsets) != len(self.keys) + 1:
             raise ArgumentError(f"offsets has {len(self.offsets)} entries; expected N + 1 = {len(self.keys) + 1}.")
         expected = (len(self.names), int(self.offsets[-1]))
@@ -179,12 +179,13 @@ def same_vocabulary(names: Sequence[str], vocabularies: Sequence[Mapping[str, in
         )
 
 
-def _check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
+    """ArgumentError unless there is a name, and none twice."""
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise ArgumentError(f"Two references are called {repeated[0]!r}; expected different names. Rename one of them.")
     if not names:
-        raise ArgumentError("No reference was given; expected at least one name.")
+        raise ArgumentError("No reference was given; expected at least one, as {name: path, hub id, URL or object}.")
 
 
 def _excerpt(text: Any, width: int = 60) -> str:

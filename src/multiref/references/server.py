@@ -192,11 +192,7 @@ class ServerReference:
             return []
         first = work(jobs[0])  # alone: finds out what the server can do
         with ThreadPoolExecutor(self._concurrency) as pool:
-            futures = [pool.submit(work, job) for job in jobs[1:]]
-            try:
-                return [first, *(future.result() for future in futures)]
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            return [first, *pool.map(work, jobs[1:])]  # the first that fails cancels those that have not begun
 
 
 def _sum(logps: Sequence[float | None]) -> float:

@@ -11,7 +11,6 @@ from multiref.errors import StoreError
 from multiref.references.keys import KeyIndex
 from multiref.references.scores import SequenceScores
 from multiref.references.store import Store
-from multiref.references.store.shards import Rows
 
 __all__ = ["read_scores"]
 
@@ -31,7 +30,7 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
     keys, there = np.empty(0, "V16"), np.empty(0, bool)
     logps, lengths, truncated = np.empty((len(named), 0)), np.empty((len(named), 0), np.int64), np.empty((len(named), 0), bool)
     for k, address in enumerate(named.values()):
-        rows = _sound(store, address)
+        rows = store.sound(address)
         index = KeyIndex(rows.keys)
         if k == 0:
             keys = rows.keys[index.order[~index.repeated]]
@@ -63,10 +62,3 @@ def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:
     if not named:
         raise StoreError(f"{store.folder} holds no scores yet. Fill it with `multiref score`.")
     return named
-
-
-def _sound(store: Store, address: str) -> Rows:
-    rows, damage = store.read(address)
-    if damage:
-        raise StoreError(f"{damage[0]} ({len(damage)} damaged in all; `multiref store verify` lists them.)")
-    return rows

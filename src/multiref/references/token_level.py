@@ -3,6 +3,7 @@ same."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -119,11 +120,6 @@ def _distributions(reference: LocalReference, encoded: Sequence[Encoded], width:
 def _sample(reference: LocalReference, data: Iterable[Any], completions: int, tokens: int) -> list[Encoded]:
     unique = {content_key(*text): text for text in wanted(data)}
     items = [Item(prompt, (completion,)) for _, (prompt, completion) in sorted(unique.items())[:completions]]
-    encoded: list[Encoded] = []
-    room = tokens
-    for item in reference.encode(items):
-        room -= len(item.completions[0])
-        if room < 0 and encoded:
-            break
-        encoded.append(item)
-    return encoded
+    encoded = reference.encode(items)
+    fitting = sum(total <= tokens for total in accumulate(len(item.completions[0]) for item in encoded))
+    return encoded[: max(fitting, 1)]

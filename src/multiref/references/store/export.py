@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from multiref.errors import OutputError, StoreError
+from multiref.errors import OutputError
 from multiref.references.keys import KeyIndex, content_keys
 from multiref.references.store.folder import Store
-from multiref.references.store.shards import Rows
 
 __all__ = ["export", "export_pairs"]
 
@@ -37,7 +36,7 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
         side: [_plain(getattr(pair, side)) for pair in pairs] for side in ("prompt", "chosen", "rejected")
     }
     for address, name in _chosen(store, references).items():
-        rows = _sound(store, address)
+        rows = store.sound(address)
         index = KeyIndex(rows.keys)
         for side in ("chosen", "rejected"):
             at = index.locate(content_keys((pair.prompt for pair in pairs), (getattr(pair, side) for pair in pairs)))
@@ -50,7 +49,7 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
 
 def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     for address, name in _chosen(store, references).items():
-        rows = _sound(store, address)
+        rows = store.sound(address)
         count, raw = len(rows), rows.keys.tobytes().hex()
         keys = [raw[start : start + 32] for start in range(0, len(raw), 32)]
         columns = [[name] * count, [address] * count, keys, rows.logps, rows.lengths, rows.truncated]
@@ -64,13 +63,6 @@ def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
     names = {a: notes[a]["seen"][-1]["name"] if notes[a]["seen"] else a[:8] for a in addresses}
     taken = list(names.values())
     return {a: name if taken.count(name) == 1 else f"{name}-{a[:8]}" for a, name in names.items()}
-
-
-def _sound(store: Store, address: str) -> Rows:
-    rows, damage = store.read(address)
-    if damage:
-        raise StoreError(f"{damage[0]} Nothing was exported.")
-    return rows
 
 
 def _plain(text: Any) -> str:

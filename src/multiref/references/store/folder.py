@@ -127,9 +127,20 @@ class Store:
             parts = list(pool.map(lambda path: _attempt(path, address), paths))
         return Rows.concatenate([part for part in parts if isinstance(part, Rows)]), [p for p in parts if isinstance(p, Damage)]
 
+    def sound(self, address: str) -> Rows:
+        """All scores of one reference. `StoreError` where a shard is damaged."""
+        rows, damage = self.read(address)
+        if damage:
+            raise StoreError(f"{damage[0]} ({len(damage)} damaged in all; `multiref store verify` lists them.)")
+        return rows
+
     def append(self, address: str, rows: Rows) -> Path:
         """Add a shard. Atomic; the same rows twice are one file."""
-        return shards.append(self.folder / "shards" / address, rows, address)
+        content = shards.encode(rows, address)
+        path = self.folder / "shards" / address / f"{hashlib.sha256(content).hexdigest()}.parquet"
+        if not shards.sound(path):
+            atomic.write(path, content)
+        return path
 
     def check_writable(self) -> None:
         """Raise `StoreError` now rather than after an hour of work, if nothing can be written here."""

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multiref.errors import StoreError
-from multiref.references.store import atomic
 
-__all__ = ["Rows", "append", "read", "sound"]
+__all__ = ["Rows", "encode", "read", "sound"]
 
 FORMAT = "1"  # of the shard's columns; a reader refuses a later one
 SCHEMA = pa.schema(
@@ -70,15 +69,6 @@ def encode(rows: Rows, identity: str) -> bytes:
     )
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def append(folder: Path, rows: Rows, identity: str) -> Path:
-    """Write a shard into `folder` (atomically) and return its path. Writing the same rows twice writes the same file."""
-    content = encode(rows, identity)
-    path = folder / f"{hashlib.sha256(content).hexdigest()}.parquet"
-    if not sound(path):
-        atomic.write(path, content)
-    return path
 
 
 def sound(path: Path) -> bool:
