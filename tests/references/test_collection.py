@@ -13,7 +13,7 @@ from multiref.models import LanguageModel, ModelSpec, Tokenisation
 from multiref.references import References, Store, read_scores
 from multiref.references.progress import Bar
 from multiref.references.protocol import Scored
-from multiref.references.resolve import Opener, location, resolve
+from multiref.references.resolve import Opener, location
 from tests.conftest import make_llama
 from tests.references.doubles import Companion, pairs
 
@@ -159,19 +159,19 @@ def test_locations(tmp_path):
     assert location({"model": "org/model", "adapter": tmp_path}) == f"org/model + {tmp_path}"
     assert location("http://host:8000/v1") == "http://host:8000/v1" and location(Companion()).startswith("<")
     assert location(ModelSpec("org/model", adapter="tuned")) == "org/model + tuned"
-    assert resolve(Companion("x")).name == "x"
+    assert Opener(Companion("x"))().name == "x"
 
 
 def test_a_mapping_is_a_spec_with_what_concerns_this_machine(tiny_folder):
     """`model` for `path`; device and budgets beside it; what differs of the tokenisation;
     a key that is none of these is named."""
     given = {"model": str(tiny_folder), "dtype": "float64", "device": "cpu", "token_budget": 50, "tokenisation": {"end": False}}
-    reference = resolve(given, Tokenisation(max_length=20))
+    reference = Opener(given, Tokenisation(max_length=20))()
     assert reference.spec == ModelSpec(tiny_folder, dtype="float64")
     assert reference.tokenisation == Tokenisation(end=False, max_length=20)
-    assert resolve({"model": ModelSpec(tiny_folder), "device": "cpu"}).name == str(tiny_folder)
+    assert Opener({"model": ModelSpec(tiny_folder), "device": "cpu"})().name == str(tiny_folder)
     with pytest.raises(ArgumentError, match="the key 'max_length'; expected for a model on this machine: adapter, attention"):
-        resolve({"model": str(tiny_folder), "max_length": 9})
+        Opener({"model": str(tiny_folder), "max_length": 9})()
 
 
 def test_stored_scores_need_no_model(tmp_path):

@@ -9,7 +9,7 @@ from multiref.errors import ArgumentError, DataError, ModelError, ReferenceUnava
 from multiref.models import LanguageModel, Tokenisation
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
-from multiref.references.resolve import resolve
+from multiref.references.resolve import Opener
 from multiref.references.server import Connection, ServerReference
 from tests.conftest import make_llama, make_tokenizer
 from tests.references.completion_server import serving
@@ -179,9 +179,9 @@ def test_identity_and_options(tiny):
             == 4
         )
         options = {"revision": None, "timeout": 3, "attempts": 2, "tokenisation": {"max_length": 9}}
-        found = resolve({"endpoint": server.endpoint, "tokenizer": tiny.tokenizer, **options})
+        found = Opener({"endpoint": server.endpoint, "tokenizer": tiny.tokenizer, **options})()
         assert found.identity() == make(tokenisation=Tokenisation(max_length=9))
     with pytest.raises(ArgumentError, match=r"the key 'colour'; expected for a server: api_key, attempts"):
-        resolve({"endpoint": server.endpoint, "tokenizer": tiny.tokenizer, "colour": "red"})
+        Opener({"endpoint": server.endpoint, "tokenizer": tiny.tokenizer, "colour": "red"})()
     with pytest.raises(ArgumentError, match=r"mode is 'guess'"):
         ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode="guess")

@@ -8,7 +8,7 @@ import torch
 
 from multiref.errors import ModelError, VocabularyMismatch
 from multiref.references import References
-from multiref.references.token_scoring import token_scores
+from multiref.references.token_level import token_scores
 from tests.conftest import make_llama, make_tokenizer
 
 TEXTS = [("the dog", " sat on the log"), ("the dog", " and the cat"), ("", "Once upon a time"), ("the dog", " and the cat")]

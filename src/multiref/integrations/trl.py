@@ -10,6 +10,7 @@ TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from multiref.data import as_pair
@@ -54,12 +55,7 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ReferenceColumnsDPOTrainer":
-        from multiref.integrations.trl_dpo import ReferenceColumnsDPOTrainer
-
-        return ReferenceColumnsDPOTrainer
-    if name in ("reference_reward", "rloo"):
-        from multiref.integrations import trl_rloo
-
-        return getattr(trl_rloo, name)
+    homes = {"ReferenceColumnsDPOTrainer": "trl_dpo", "reference_reward": "trl_rloo", "rloo": "trl_rloo"}
+    if name in homes:
+        return getattr(import_module(f"multiref.integrations.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,42 +74,35 @@ def encode_many(
     """`encode` of many (prompt, completions) at once: the same ids, several times as fast."""
     apart = tokenisation.join == "tokens"
     written = [_write(tokenizer, prompt, completions, tokenisation) for prompt, completions in items]
-    prompts = _plain_ids(tokenizer, [item.prompt for item in written])
-    joints = iter(
-        _plain_ids(tokenizer, [rest if apart else item.prompt + rest for item in written for rest in item.completions])
-    )
+    bodies = _plain_ids(tokenizer, [text for text, _, _ in written])
+    joints = iter(_plain_ids(tokenizer, [rest if apart else text + rest for text, rests, _ in written for rest in rests]))
     start = start_ids(tokenizer) if tokenisation.start else ()
     encoded = []
-    for item, body in zip(written, prompts):
-        ids = tuple(
-            (next(joints) if apart else _continuation(tokenizer, next(joints), rest, body)) + item.tail
-            for rest in item.completions
-        )
-        context = (start + body if item.plain else body) or _start_token(tokenizer, tokenisation)
+    for (prompt, _), (text, rests, tail), body in zip(items, written, bodies):
+        ids = tuple((next(joints) if apart else _continuation(tokenizer, next(joints), rest, body)) + tail for rest in rests)
+        context = (start + body if isinstance(prompt, str) else body) or _start_token(tokenizer, tokenisation)
         try:
             encoded.append(_fit(context, ids, start, tokenisation))
         except DataError as error:
-            raise DataError(f"{error} The prompt begins {item.prompt[:50]!r}.") from None
+            raise DataError(f"{error} The prompt begins {text[:50]!r}.") from None
     return encoded
 
 
-@dataclass(frozen=True)
-class _Written:
-    """An item as strings: conversations through the template, which writes start and end itself."""
-
-    prompt: str
-    completions: tuple[str, ...]
-    tail: Ids
-    plain: bool
-
-
-def _write(tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation) -> _Written:
+def _write(
+    tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation
+) -> tuple[str, tuple[str, ...], Ids]:
+    """An item as strings, and the ids that end its completions: conversations through the template, which writes start and end
+    itself."""
     if any(isinstance(completion, str) != isinstance(prompt, str) for completion in completions):
         raise DataError("A prompt and its completion are not of one kind: one is a string, the other a list of chat messages.")
     if isinstance(prompt, str):
-        return _Written(prompt, tuple(completions), (_end_id(tokenizer),) if tokenisation.end else (), True)
+        if tokenisation.end and tokenizer.eos_token_id is None:
+            raise ModelError(
+                "The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False."
+            )
+        return prompt, tuple(completions), (int(tokenizer.eos_token_id),) if tokenisation.end else ()
     before, rests = write_conversation(tokenizer, prompt, completions, tokenisation)
-    return _Written(before, rests, (), False)
+    return before, rests, ()
 
 
 def start_ids(tokenizer: Any) -> Ids:
@@ -132,12 +125,6 @@ def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:
             "An empty prompt needs a start token, and this tokenizer has neither bos_token nor eos_token; set one."
         )
     return (int(token),)
-
-
-def _end_id(tokenizer: Any) -> int:
-    if tokenizer.eos_token_id is None:
-        raise ModelError("The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False.")
-    return int(tokenizer.eos_token_id)
 
 
 def _plain_ids(tokenizer: Any, texts: list[str]) -> list[Ids]:

@@ -25,12 +25,6 @@ def label_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Ten
     return logps
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the matrix products: autocast's where it is on, for a custom function must ask for itself."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
 def _blocks(hidden: Tensor, vocabulary: int, budget: int) -> tuple[int, int]:
     """Tokens and vocabulary entries of a block of at most `budget` logits; on a CPU small enough to stay in its cache."""
     tokens = max(len(hidden), 1)
@@ -64,7 +58,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 class _LabelLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, budget: int) -> Tensor:
-        dtype = _compute_dtype(hidden)
+        kind = hidden.device.type  # a custom function must ask for autocast's dtype itself
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         wide = torch.promote_types(dtype, torch.float32)
         hidden = hidden.detach().to(dtype)
         rows, columns = _blocks(hidden, len(weight), budget)

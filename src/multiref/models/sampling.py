@@ -21,9 +21,10 @@ from multiref.models.cache import cache_argument, cache_of, takes
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
-__all__ = ["Generation", "Rollout", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
+__all__ = ["Generation", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
 
 Ids = tuple[int, ...]
+Logps = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,14 @@ def sample(
     contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     rows = draw(model, contexts, generation, group=group, ends=ends, pad=pad, generator=generator)
+    return as_rollouts(tokenizer, prompts, contexts, rows, ends)
+
+
+def as_rollouts(
+    tokenizer: Any, prompts: Sequence[Any], contexts: Sequence[Ids], rows: Sequence[tuple[Ids, Logps]], ends: Ids
+) -> list[Rollout]:
+    """What `draw` gave as rollouts: the completions' texts, those of a conversation as messages of the assistant."""
+    group = len(rows) // max(len(prompts), 1)
     texts = decode_behind(tokenizer, contexts, [ids for ids, _ in rows], group)
     rollouts = []
     for i, (prompt, context) in enumerate(zip(prompts, contexts)):
@@ -111,7 +120,7 @@ def draw(
     ends: Sequence[int],
     pad: int = 0,
     generator: torch.Generator,
-) -> list[tuple[Ids, tuple[float, ...]]]:
+) -> list[tuple[Ids, Logps]]:
     """(token ids, their log-probabilities under q) of `group` completions of each context, in the order of the contexts.
 
     Args:
@@ -125,7 +134,7 @@ def draw(
     step = max(1, (generation.batch or each * len(contexts)) // each)
     training = model.training
     model.eval()
-    rows: list[tuple[Ids, tuple[float, ...]]] = []
+    rows: list[tuple[Ids, Logps]] = []
     try:
         for start in range(0, len(contexts), step):
             reader = _Reader(model, contexts[start : start + step], each, generation, pad)
@@ -137,7 +146,7 @@ def draw(
 
 def _draw(
     reader: _Reader, generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
-) -> list[tuple[Ids, tuple[float, ...]]]:
+) -> list[tuple[Ids, Logps]]:
     logits = reader.read_prompts()
     end = torch.tensor(list(ends), device=logits.device, dtype=torch.long)
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,15 +17,6 @@ from multiref.models.rows import row_length
 __all__ = ["score_completions", "score_tokens"]
 
 ROW_LIMIT = 2048  # attention grows with the square of a row: completions beyond this start another row with the prompt again
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What stays together: one row, and where its completions' scores go."""
-
-    encoded: Encoded
-    places: tuple[int, ...]
-    shared: bool
 
 
 def score_completions(
@@ -67,22 +57,23 @@ def score_tokens(
         shares = layout_of(model, forward_logps).shared_prompt and not alone
         units = list(_units(encoded, shares))
         for shared in (True, False):
-            kind = [unit for unit in units if unit.shared == shared]
-            lengths = [row_length(unit.encoded, shared=shared) for unit in kind]
+            kind = [unit for unit in units if (len(unit[1]) > 1) == shared]
+            lengths = [row_length(part, shared=shared) for part, _ in kind]
             for indices in token_budget_batches(lengths, 1 if alone else token_budget or _token_budget(model)):
                 with torch.inference_mode():
-                    batch = [kind[i].encoded for i in indices]
+                    batch = [kind[i][0] for i in indices]
                     values = token_logps(model, batch, shared_prompt=shared, logits_budget=logits_budget)
                     values = list(torch.cat(values).cpu().split([len(each) for each in values]))  # one copy a batch
-                for place, value in zip((place for i in indices for place in kind[i].places), values):
+                for place, value in zip((place for i in indices for place in kind[i][1]), values):
                     logps[place] = value
     finally:
         model.train(training)
     return logps
 
 
-def _units(encoded: Sequence[Encoded], shares: bool) -> Iterator[_Unit]:
-    """Rows with a shared prompt where that saves something, rows of one completion elsewhere. Depends on the item alone."""
+def _units(encoded: Sequence[Encoded], shares: bool) -> Iterator[tuple[Encoded, list[int]]]:
+    """What stays together, and where its completions' scores go: rows with a shared prompt where that saves something, rows of
+    one completion elsewhere. Depends on the item alone."""
     first = 0
     for item in encoded:
         count = len(item.completions)
@@ -94,7 +85,7 @@ def _units(encoded: Sequence[Encoded], shares: bool) -> Iterator[_Unit]:
                 tuple(item.truncated[i] for i in group),
                 tuple(item.contexts[i] for i in group) if item.contexts else (),
             )
-            yield _Unit(part, tuple(first + i for i in group), len(group) > 1)
+            yield part, [first + i for i in group]
         first += count
 
 

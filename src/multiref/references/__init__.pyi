@@ -15,4 +15,4 @@ from .store import Store as Store
 from .stored import read_scores as read_scores
 from .token_level import TokenLevel as TokenLevel
 from .token_level import measure_token_level as measure_token_level
-from .token_scoring import token_scores as token_scores
+from .token_level import token_scores as token_scores

@@ -16,7 +16,7 @@ from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.cost_estimate import CostEstimate, estimate_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
-from multiref.references.keys import KeyIndex, as_bytes, content_keys, unique_keys
+from multiref.references.keys import KeyIndex, content_keys, unique_keys
 from multiref.references.plan import Block, plan, wanted
 from multiref.references.progress import Listener
 from multiref.references.protocol import Reference, Scored
@@ -155,7 +155,14 @@ class References:
                     listener.advance(
                         name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size()
                     )
-        rows = _in_order(Rows.concatenate(parts), job.keys, name)
+        rows = Rows.concatenate(parts)
+        at = KeyIndex(rows.keys).locate(job.keys)
+        if (at < 0).any():
+            raise ModelError(
+                f"The engine handed back no score for {int((at < 0).sum()):,} of {len(at):,} completions under {name!r}; "
+                f"expected all."
+            )
+        rows = rows.take(at)
         if rows.truncated.any():
             listener.notice(
                 f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in its "
@@ -193,7 +200,7 @@ class _Job:
         there = KeyIndex(stored).locate(self.keys) >= 0
         if there.all():
             return []
-        have = frozenset(as_bytes(self.keys[there]))
+        have = frozenset(self.keys[there].tolist())
         left = (block.without(have) for block in self.blocks)
         return [block for block in left if len(block)]
 
@@ -216,17 +223,6 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store, liste
         )
     keeper.register(identity, name=name, location=where)
     return address
-
-
-def _in_order(rows: Rows, keys: np.ndarray, name: str) -> Rows:
-    """The rows of these keys, in their order."""
-    at = KeyIndex(rows.keys).locate(keys)
-    if (at < 0).any():
-        raise ModelError(
-            f"The engine handed back no score for {int((at < 0).sum()):,} of {len(keys):,} completions under {name!r}; "
-            f"expected all."
-        )
-    return rows.take(at)
 
 
 def _as_rows(name: str, block: Block, scored: Scored) -> Rows:

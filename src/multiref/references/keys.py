@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["KeyIndex", "as_bytes", "content_key", "content_keys", "text_of", "unique_keys"]
+__all__ = ["KeyIndex", "content_key", "content_keys", "text_of", "unique_keys"]
 
 KEY_BYTES = 16
 _json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
@@ -36,12 +36,6 @@ def text_of(text: Any) -> str:
     if isinstance(text, str):
         return encode_basestring(text)  # what the JSON encoder does for a string, without its overhead
     return _json([dict(message) for message in text])
-
-
-def as_bytes(keys: np.ndarray) -> list[bytes]:
-    """[N] keys (V16) → N byte strings."""
-    raw = np.ascontiguousarray(keys).tobytes()
-    return [raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES)]
 
 
 def unique_keys(keys: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from multiref.references.local import LocalReference
 from multiref.references.protocol import Reference
 from multiref.references.server import Connection, ServerReference
 
-__all__ = ["Opener", "location", "resolve"]
+__all__ = ["Opener", "location"]
 
 _HERE = {"dtype", "device", "token_budget", "logits_budget"}  # what concerns models on this machine, and no server
 
@@ -70,11 +70,6 @@ class Opener:
             f"completion "
             "server, a mapping with `model` or `endpoint`, or an object with the methods identity() and score(items)."
         )
-
-
-def resolve(what: Any, tokenisation: Tokenisation = TOKENISATION) -> Reference:
-    """The reference that is meant, opened; see `Opener`."""
-    return Opener(what, tokenisation)()
 
 
 def _overridden(tokenisation: Tokenisation, given: Tokenisation | Mapping[str, Any]) -> Tokenisation:

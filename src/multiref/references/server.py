@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
-from multiref.models.encoding import Encoded, encode_many
+from multiref.models.encoding import encode_many
 from multiref.models.loading import load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.completion_api import CompletionApi, Refused, token_logps_of_echo, token_logps_of_prompt
@@ -92,8 +92,8 @@ class ServerReference:
             return self._score_text(items)
         texts = [(item.prompt, item.completions) for item in items]
         encoded = encode_many(self.tokenizer, texts, self.tokenisation)
-        jobs = [(item, index) for item in encoded for index in range(len(item.completions))]
-        sums = self._side_by_side(lambda job: self._score_ids(*job), jobs)
+        jobs = [(item.context(index), ids) for item in encoded for index, ids in enumerate(item.completions)]
+        sums = self._side_by_side(lambda job: _sum(self._token_logps([*job[0], *job[1]])[len(job[0]) :]), jobs)
         return Scored.of(torch.tensor(sums, dtype=torch.float64), encoded)
 
     @cached_property
@@ -128,12 +128,6 @@ class ServerReference:
             served = ", ".join(entry["id"] for entry in listed) or "nothing"
             raise ReferenceUnavailable(f"{self.endpoint} does not serve {self._model!r}; it serves {served}.")
         return matching[0]
-
-    def _score_ids(self, item: Encoded, index: int) -> float:
-        """Σ log p of the last tokens of context + completion."""
-        ids = [*item.context(index), *item.completions[index]]
-        count = len(item.completions[index])
-        return _sum(self._token_logps(ids)[len(ids) - count : len(ids)])
 
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):

@@ -1,16 +1,17 @@
-"""How far references are apart token by token: full next-token distributions on a sample, where the vocabularies are the
-same."""
+"""Token by token, where all vocabularies are the same: the scores of each token, and how far references are apart in full
+next-token distributions on a sample."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from multiref.divergences import disagreement
-from multiref.errors import ModelError
+from multiref.errors import ModelError, VocabularyMismatch
 from multiref.models.encoding import Encoded
 from multiref.models.logps import completion_logits
 from multiref.references.collection import References
@@ -18,11 +19,48 @@ from multiref.references.keys import content_key
 from multiref.references.local import LocalReference, local_reference
 from multiref.references.plan import wanted
 from multiref.references.protocol import Item
-from multiref.references.scores import same_vocabulary
+from multiref.references.scores import TokenScores, same_vocabulary
 
-__all__ = ["TokenLevel", "measure_token_level"]
+__all__ = ["TokenLevel", "measure_token_level", "token_scores"]
 
 BUDGET = 2**28  # numbers in memory at once, K × tokens × vocabulary: 1 GiB of float32
+
+
+def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
+    """log π_k(y_t | x, y_<t) of every token of every completion of `data`, under every reference.
+
+    The vocabularies are compared before anything is scored, and must be the same mapping from token to id.
+    One reference is in memory at a time.
+
+    Args:
+        references: models on this machine.
+        data: pairs, rows of TRL's preference format, or (prompt, completion) tuples; repeated ones count once, in order of
+            first appearance.
+
+    Errors: VocabularyMismatch naming the first token that differs, or a completion that two references cut into different
+        tokens;
+        ModelError for a reference that is no model on this machine.
+    """
+    opened = _open_all(references)
+    texts = {content_key(prompt, completion): (prompt, completion) for prompt, completion in wanted(data)}
+    items = [Item(prompt, (completion,)) for prompt, completion in texts.values()]
+    rows: list[torch.Tensor] = []
+    first: tuple[str, list[tuple[int, ...]]] = ("", [])
+    for name, reference in opened.items():
+        encoded = reference.encode(items)
+        ids, logps = [ids for item in encoded for ids in item.completions], reference.token_logps(encoded)
+        reference.release()
+        first = first if rows else (name, ids)
+        for item, one, other in zip(items, first[1], ids):
+            if one != other:
+                raise VocabularyMismatch(
+                    f"References {first[0]!r} and {name!r} have one vocabulary but cut {str(item.completions[0])[:60]!r} into "
+                    f"different tokens ({list(one[:8])}… and {list(other[:8])}…): their tokenizers or chat templates differ. "
+                    f"Use sequence-level scores."
+                )
+        rows.append(torch.cat([torch.empty(0), *logps]).float())
+    offsets = torch.tensor([0] + [len(ids) for ids in first[1]], dtype=torch.int64).cumsum(0)
+    return TokenScores(tuple(opened), np.frombuffer(b"".join(texts), "V16"), offsets, torch.stack(rows))
 
 
 @dataclass(frozen=True)
@@ -59,14 +97,13 @@ def measure_token_level(
 
     Errors: `VocabularyMismatch` naming the first difference; `ModelError` for references that are no model on this machine.
     """
-    opened = [local_reference(name, references.open(name)) for name in references.names]
-    vocabularies = [reference.vocabulary for reference in opened]
-    same_vocabulary(references.names, vocabularies)
-    width = max(vocabularies[0].values()) + 1
-    encoded = _sample(opened[0], data, completions, BUDGET // (len(opened) * width))
+    opened = _open_all(references)
+    first = opened[references.names[0]]
+    width = max(first.vocabulary.values()) + 1
+    encoded = _sample(first, data, completions, BUDGET // (len(opened) * width))
     texts = [item.completions[0] for item in encoded]
     logps = []
-    for name, reference in zip(references.names, opened, strict=True):
+    for name, reference in opened.items():
         logps.append(_distributions(reference, encoded, width))
         reference.release()
         if logps[-1].shape != (sum(map(len, texts)), width):
@@ -94,6 +131,12 @@ def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: T
         float(apart.mean()),
         _error(apart, owner),
     )
+
+
+def _open_all(references: References) -> dict[str, LocalReference]:
+    opened = {name: local_reference(name, references.open(name)) for name in references.names}
+    same_vocabulary(list(opened), [reference.vocabulary for reference in opened.values()])
+    return opened
 
 
 def _kl_matrix(logps: Tensor) -> Tensor:

@@ -5,9 +5,36 @@ An engine takes a way to open a reference and a list of blocks, and hands back e
 the caller stores them.
 """
 
-from multiref.references.engines.local import Engine, LocalEngine
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
+
+from multiref.errors import ArgumentError
+from multiref.references.plan import Block
+from multiref.references.protocol import Reference, Scored
 
 __all__ = ["Engine", "LocalEngine", "engine"]
+
+
+class Engine(Protocol):
+    """Scores blocks. Blocks come back in any order, each exactly once, as soon as they are done;
+    `close()` lets the workers go."""
+
+    def run(
+        self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
+    ) -> Generator[tuple[int, Scored], None, None]:
+        """→ (index of the block, its scores), …"""
+        ...
+
+
+class LocalEngine:
+    """Scores in this process, and holds one reference while it does."""
+
+    def run(
+        self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
+    ) -> Generator[tuple[int, Scored], None, None]:
+        reference = open_reference()
+        for index, block in enumerate(blocks):
+            yield index, reference.score(block.items)
 
 
 def engine(name: "str | Engine") -> Engine:
@@ -20,6 +47,4 @@ def engine(name: "str | Engine") -> Engine:
         from multiref.references.engines.ray import RayEngine
 
         return RayEngine()
-    from multiref.errors import ArgumentError
-
     raise ArgumentError(f"There is no engine {name!r}; there are 'local' and 'ray'.")

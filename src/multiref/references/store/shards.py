@@ -103,17 +103,10 @@ def read(path: Path, identity: str) -> Rows:
         raise StoreError(
             f"The shard {path} lies under another reference than the one it was written for. Move it back, or remove it."
         )
-    table = table.combine_chunks()
+    keys = table["key"].combine_chunks()
     return Rows(
-        _keys(table["key"]),
+        np.frombuffer(keys.buffers()[1] or b"", "V16")[keys.offset : keys.offset + len(keys)].copy(),
         table["logp"].to_numpy().copy(),  # copies, so that Arrow's buffers go with the table
         table["length"].to_numpy().copy(),
         table["truncated"].to_numpy(),
     )
-
-
-def _keys(column: pa.ChunkedArray) -> np.ndarray:
-    if column.num_chunks == 0 or len(column) == 0:
-        return np.empty(0, "V16")
-    array = column.chunk(0)
-    return np.frombuffer(array.buffers()[1], dtype="V16")[array.offset : array.offset + len(array)].copy()

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from multiref.errors import ArgumentError, ReferenceUnavailable
-from multiref.models.sampling import decode_behind, encode_prompts, end_ids
+from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
 from multiref.references.completion_api import CompletionApi, Refused
 from multiref.references.rollouts import Rollout
 
@@ -118,15 +118,7 @@ class ServerSampler:
         seeds = torch.randint(2**31 - 1, (len(prompts),)).tolist()
         with ThreadPoolExecutor(self.concurrency) as pool:
             drawn = list(pool.map(lambda job: self._drawn(job[0], job[1], ends), zip(contexts, seeds)))
-        rows = [ids for group in drawn for ids, _ in group]
-        texts = decode_behind(tokenizer, contexts, rows, self.group)
-        rollouts = []
-        for i, (prompt, group) in enumerate(zip(prompts, drawn)):
-            said = texts[i * self.group : (i + 1) * self.group]
-            completions = tuple(t if isinstance(prompt, str) else ({"role": "assistant", "content": t},) for t in said)
-            ids, logps = tuple(ids for ids, _ in group), tuple(logps for _, logps in group)
-            rollouts.append(Rollout(prompt, completions, contexts[i], ids, tuple(row[-1] in ends for row in ids), logps))
-        return rollouts
+        return as_rollouts(tokenizer, prompts, contexts, [row for group in drawn for row in group], ends)
 
     def _drawn(
         self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
