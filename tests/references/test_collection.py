@@ -148,10 +148,10 @@ def test_a_model_in_memory_and_the_same_on_disk_agree(tiny_folder, tiny_tokenize
 
 
 def test_an_opener_travels_as_a_description():
-    opener = Opener("./somewhere", dtype="float32")
+    opener = Opener("./somewhere", here={"dtype": "float32"})
     opener.opened = Companion()  # stands for a large model
     again = pickle.loads(pickle.dumps(opener))
-    assert again.opened is None and again == Opener("./somewhere", dtype="float32")
+    assert again.opened is None and again == Opener("./somewhere", here={"dtype": "float32"})
 
 
 def test_locations(tmp_path):

@@ -7,10 +7,10 @@ import torch
 
 from multiref.errors import ArgumentError, DataError, ModelError, ReferenceUnavailable
 from multiref.models import LanguageModel, Tokenisation
+from multiref.references import Connection, ServerReference
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
 from multiref.references.resolve import Opener
-from multiref.references.server import Connection, ServerReference
 from tests.conftest import make_llama, make_tokenizer
 from tests.references.completion_server import serving
 

@@ -1,4 +1,5 @@
 from .collection import References as References
+from .completion_api import Connection as Connection
 from .local import LocalReference as LocalReference
 from .protocol import Item as Item
 from .protocol import Reference as Reference
@@ -9,7 +10,6 @@ from .scores import SequenceScores as SequenceScores
 from .scores import TokenScores as TokenScores
 from .scores import content_key as content_key
 from .scores import same_vocabulary as same_vocabulary
-from .server import Connection as Connection
 from .server import ServerReference as ServerReference
 from .store import Store as Store
 from .stored import read_scores as read_scores

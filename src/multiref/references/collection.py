@@ -57,14 +57,8 @@ class References:
         named = list(references.items()) if isinstance(references, Mapping) else list(references)
         check_names([name for name, _ in named])
         self.named = dict(named)
-        self._opener = partial(
-            Opener,
-            tokenisation=tokenisation,
-            dtype=dtype,
-            device=device,
-            token_budget=token_budget,
-            logits_budget=logits_budget,
-        )
+        here = {"dtype": dtype, "device": device, "token_budget": token_budget, "logits_budget": logits_budget}
+        self._opener = partial(Opener, tokenisation=tokenisation, here=here)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from multiref.errors import ReferenceUnavailable
 
-__all__ = ["CompletionApi", "Refused", "token_logps_of_echo", "token_logps_of_prompt"]
+__all__ = ["CONNECTION", "CompletionApi", "Connection", "Refused", "token_logps_of_echo", "token_logps_of_prompt"]
 
 
 class Refused(Exception):
@@ -24,18 +24,32 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class CompletionApi:
-    """Requests to one server. A request is tried again after a time-out, a broken connection, 429 or 5xx, ever more slowly.
+class Connection:
+    """How a server is asked.
 
-    endpoint: URL up to and with the version, "http://host:8000/v1"; timeout: seconds that one request may take;
-    attempts: how often it is tried in all; pause: seconds before the second attempt, doubled each time, at most 30.
+    timeout: seconds that one request may take; attempts: how often it is tried in all; pause: seconds before the second
+    attempt, doubled each time, at most 30; concurrency: requests at a time, where many completions are scored.
     """
 
-    endpoint: str
     timeout: float = 60.0
     attempts: int = 5
     pause: float = 0.5
     api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 8
+
+
+CONNECTION = Connection()
+
+
+@dataclass(frozen=True)
+class CompletionApi:
+    """Requests to one server. A request is tried again after a time-out, a broken connection, 429 or 5xx, ever more slowly.
+
+    endpoint: URL up to and with the version, "http://host:8000/v1".
+    """
+
+    endpoint: str
+    connection: Connection = CONNECTION
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False, compare=False)
 
     def models(self) -> list[dict[str, Any]]:
@@ -66,10 +80,10 @@ class CompletionApi:
 
     def _request(self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False) -> dict[str, Any]:
         url = f"{self.endpoint.rstrip('/')}/{path}"
-        trouble = ""
-        for attempt in range(self.attempts):
+        trouble, ask = "", self.connection
+        for attempt in range(ask.attempts):
             if attempt:
-                self.sleep(min(30.0, self.pause * 2 ** (attempt - 1)))
+                self.sleep(min(30.0, ask.pause * 2 ** (attempt - 1)))
             try:
                 text = self._open(url, body)
             except urllib.error.HTTPError as error:
@@ -81,16 +95,17 @@ class CompletionApi:
             else:
                 return {} if plain else _as_object(url, text)
         raise ReferenceUnavailable(
-            f"{url} gave no answer in {self.attempts} attempts of at most {self.timeout:g} s; the last ended in {trouble}. "
+            f"{url} gave no answer in {ask.attempts} attempts of at most {ask.timeout:g} s; the last ended in {trouble}. "
             "Is the server up, and the address right? A slow one needs a longer `timeout`."
         )
 
     def _open(self, url: str, body: Mapping[str, Any] | None) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+        key = self.connection.api_key
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         data = None if body is None else json.dumps(body).encode()
         local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")  # never by way of a proxy
         opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
-        with opener.open(urllib.request.Request(url, data=data, headers=headers), timeout=self.timeout) as response:
+        with opener.open(urllib.request.Request(url, data=data, headers=headers), timeout=self.connection.timeout) as response:
             answer: bytes = response.read()
             return answer
 

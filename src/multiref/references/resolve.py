@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
-
 from multiref.errors import ArgumentError
 from multiref.models.loading import LanguageModel
-from multiref.models.logps import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
+from multiref.references.completion_api import Connection
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Reference
-from multiref.references.server import Connection, ServerReference
+from multiref.references.server import ServerReference
 
 __all__ = ["Opener", "location"]
 
@@ -30,15 +28,12 @@ class Opener:
         with `endpoint` and arguments of `ServerReference` and `Connection`, and perhaps `tokenisation`, in what it differs from
         the collection's; a `LanguageModel`;
         or an object with the protocol's two methods.
-    Others as of `LocalReference`; those that concern models on this machine alone have no effect on a server.
+    here: dtype, device, token_budget, logits_budget, as of `LocalReference`; a server has none of them.
     """
 
     what: Any
     tokenisation: Tokenisation = TOKENISATION
-    dtype: str = "auto"
-    device: str | torch.device | None = None
-    token_budget: int | None = None
-    logits_budget: int = LOGITS_BUDGET
+    here: Mapping[str, Any] = field(default_factory=dict)
     opened: Reference | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> Reference:
@@ -50,8 +45,7 @@ class Opener:
         return {**self.__dict__, "opened": None}
 
     def _open(self) -> Reference:
-        what, tokenisation = self.what, self.tokenisation
-        here: dict[str, Any] = {name: getattr(self, name) for name in _HERE}
+        what, tokenisation, here = self.what, self.tokenisation, dict(self.here)
         if isinstance(what, Reference):
             return what
         if isinstance(what, Mapping):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -16,26 +15,19 @@ from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
 from multiref.models.encoding import encode_many
 from multiref.models.loading import load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
-from multiref.references.completion_api import CompletionApi, Refused, token_logps_of_echo, token_logps_of_prompt
+from multiref.references.completion_api import (
+    CONNECTION,
+    CompletionApi,
+    Connection,
+    Refused,
+    token_logps_of_echo,
+    token_logps_of_prompt,
+)
 from multiref.references.protocol import Item, Scored, text_identity
 
-__all__ = ["Connection", "ServerReference"]
+__all__ = ["ServerReference"]
 
 MODES = ("auto", "prompt_logprobs", "echo")
-
-
-@dataclass(frozen=True)
-class Connection:
-    """How a server is asked. timeout, attempts, pause, api_key: see `CompletionApi`; concurrency: requests at a time."""
-
-    timeout: float = 60.0
-    attempts: int = 5
-    pause: float = 0.5
-    api_key: str | None = field(default=None, repr=False)
-    concurrency: int = 8
-
-
-CONNECTION = Connection()
 
 
 class ServerReference:
@@ -79,7 +71,7 @@ class ServerReference:
                 "(Tokenisation(end=False))."
             )
         self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
-        self._api = CompletionApi(endpoint, connection.timeout, connection.attempts, connection.pause, connection.api_key)
+        self._api = CompletionApi(endpoint, connection)
         self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
 
     def identity(self) -> Mapping[str, Any]:

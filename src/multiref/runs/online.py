@@ -14,7 +14,7 @@ from multiref.errors import ConfigError
 from multiref.models import LanguageModel, load
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
-from multiref.references.completion_api import CompletionApi
+from multiref.references.completion_api import CompletionApi, Connection
 from multiref.report import Table
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
@@ -164,7 +164,7 @@ class RolloutRun(PooledRun):
             return None
         options = self.server.model_dump(exclude={"endpoint"})
         return ServerSampler(
-            CompletionApi(self.server.endpoint, options.pop("timeout"), 5),
+            CompletionApi(self.server.endpoint, Connection(timeout=options.pop("timeout"))),
             group=self.method.make().group,
             max_new_tokens=self.longest,
             push=AdapterPush(folder.path.resolve() / "served"),

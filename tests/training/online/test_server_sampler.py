@@ -10,7 +10,7 @@ import multiref as mr
 from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models import encode_many
 from multiref.models.scoring import score_tokens
-from multiref.references.completion_api import CompletionApi
+from multiref.references.completion_api import CompletionApi, Connection
 from multiref.training.online import RLOO, AdapterPush, ServerSampler
 from tests.conftest import make_llama, make_tokenizer
 from tests.training.online.sampling_server import sampling
@@ -176,7 +176,7 @@ def test_an_adapter_that_the_server_cannot_use_is_said(tmp_path):
             ReferenceUnavailable, match=r"rank 32 is greater than max_lora_rank 16.*needs --enable-lora, --max-lora-rank"
         ),
     ):
-        AdapterPush(tmp_path)(policy, CompletionApi(server.endpoint, attempts=2, pause=0.001))
+        AdapterPush(tmp_path)(policy, CompletionApi(server.endpoint, Connection(attempts=2, pause=0.001)))
 
 
 @pytest.mark.parametrize(("forget", "words"), [("logprobs", "token_logprobs"), ("end", "without an end token")])

@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
-from multiref.references.completion_api import CompletionApi, Refused
+from multiref.references.completion_api import CompletionApi, Connection, Refused
 from multiref.references.rollouts import Rollout
 
 __all__ = ["AdapterPush", "ServerSampler"]
@@ -103,7 +103,7 @@ class ServerSampler:
     ) -> None:
         if every < 1 or concurrency < 1:
             raise ArgumentError(f"ServerSampler: expected every ≥ 1 and concurrency ≥ 1, found {every} and {concurrency}.")
-        self.api = CompletionApi(endpoint, 600.0, 5) if isinstance(endpoint, str) else endpoint
+        self.api = CompletionApi(endpoint, Connection(timeout=600.0)) if isinstance(endpoint, str) else endpoint
         self.group, self.max_new_tokens, self.model = group, max_new_tokens, model
         self.push, self.every, self.concurrency, self.calls = push, every, concurrency, 0
 
