@@ -27,12 +27,14 @@ class Loss:
     Attributes:
         regularised: [S], J(π*) − J(π_r̂) ≥ 0.
         plain: [S], |E_π* r* − E_π_r̂ r*|, same strength.
+        best: [S, X, Y], log π*.
         log_policy: [S, X, Y], log π_r̂.
         estimate: [S, X, Y], r̂.
     """
 
     regularised: Tensor
     plain: Tensor
+    best: Tensor
     log_policy: Tensor
     estimate: Tensor
 
@@ -49,7 +51,7 @@ def plug_in(problem: Bandits, estimate: Tensor, regularizer: Regularizer, *, bet
     else:
         regularised = best.value - exact.value(used, problem.reward, problem.ref_logps, regularizer, beta=beta)
     plain = ((best.policy - used.exp()) * problem.reward).sum(-1)
-    return Loss(regularised.mean(-1), plain.mean(-1).abs(), used, estimate)
+    return Loss(regularised.mean(-1), plain.mean(-1).abs(), best.log_policy, used, estimate)
 
 
 @dataclass(frozen=True)

@@ -105,5 +105,4 @@ def descend(
         phi = phi - rate * sampled_gradient(world, phi, estimator, pairs=pairs, sigma=sigma, generator=generator)
         if step in marks:
             places.append(phi)
-    squares = [world.upper_gradient(phi, Likelihood()).square().sum(-1) for phi in places]
-    return torch.stack(places), torch.stack(squares)
+    return torch.stack(places), torch.stack([world.upper_gradient(phi, Likelihood()).square().sum(-1) for phi in places])

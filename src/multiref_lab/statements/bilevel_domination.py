@@ -17,8 +17,7 @@ def _tabular(effort: Effort) -> tuple[Tensor, Tensor]:
     best = audit(world, Likelihood(), starts=effort.choose(1, 3), generator=torch.Generator().manual_seed(1)).value
     steps, generator = effort.choose(120, 600), torch.Generator().manual_seed(14)
     places, squares = descend(world, "covariance", steps=steps, pairs=8, rate=0.5, sigma=0.1, generator=generator)
-    gaps = torch.stack([world.upper_value(phi, Likelihood()) for phi in places]) - best
-    return gaps, squares.sqrt()
+    return torch.stack([world.upper_value(phi, Likelihood()) for phi in places]) - best, squares.sqrt()
 
 
 def _class(case: Restricted, warm: int, steps: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from multiref import bounds, exact
+from multiref import bounds
 from multiref.divergences import disagreement, kl
 from multiref.pools import power_pool
 from multiref.regularizers import ForwardKL, ReverseKL
@@ -16,6 +16,7 @@ from multiref_lab.claim import Check, Effort, Measurement, claim, exactly
 from multiref_lab.estimators import likeliest
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import Bandits, random_bandits, random_class, refined_class
+from multiref_lab.procedure import plug_in
 
 _WEIGHTS, _CLASS_SIZE, _LAWS = (0.6, 0.4), 200, ("escort", "mixture", "uniform", "reference 0")
 _bounds_hold = partial(
@@ -64,14 +65,11 @@ def _batches(instances: int, per_batch: int, seed: int) -> Iterator[_Batch]:
 
 def _reverse_pairs(batch: _Batch) -> Pairs:
     problem, beta, law, error = batch.problem, batch.beta, batch.law, batch.estimate - batch.problem.reward
-    best = exact.solve(problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=beta)
-    used = exact.solve(batch.estimate, problem.ref_logps, ReverseKL(_WEIGHTS), beta=beta)
-    regularised = beta * kl(used.log_policy, best.log_policy)[:, 0]
-    plain = ((best.policy - used.policy) * problem.reward).sum(-1)[:, 0].abs()
+    loss = plug_in(problem, batch.estimate, ReverseKL(_WEIGHTS), beta=beta)
     pool = power_pool(problem.ref_logps, _WEIGHTS, order=0.0)
     cover = bounds.path_coverage(problem.reward, batch.estimate, pool, law, beta=beta)[:, 0].clamp_min(1)
     greedy = problem.reward.argmax(-1, keepdim=True)
-    versus = (problem.reward.amax(-1) - (used.policy * problem.reward).sum(-1))[:, 0]
+    versus = (problem.reward.amax(-1) - (loss.log_policy.exp() * problem.reward).sum(-1))[:, 0]
     escort_at = -(problem.law("escort").gather(-1, greedy))[:, 0, 0].clamp_max(0)
     variance = (law.exp() * error**2).sum(-1)[:, 0] - ((law.exp() * error).sum(-1)[:, 0]) ** 2
 
@@ -80,45 +78,42 @@ def _reverse_pairs(batch: _Batch) -> Pairs:
 
     found = {
         "Lemma M": (variance, batch.each(bounds.maximum_likelihood)),
-        "Theorem 5.2": (regularised, at_cover(bounds.reverse_kl_5_2)),
-        "R1": (regularised, at_cover(bounds.reverse_kl_suboptimality)),
-        "R2": (plain, at_cover(bounds.reverse_kl_plain_reward)),
+        "Theorem 5.2": (loss.regularised, at_cover(bounds.reverse_kl_5_2)),
+        "R1": (loss.regularised, at_cover(bounds.reverse_kl_suboptimality)),
+        "R2": (loss.plain, at_cover(bounds.reverse_kl_plain_reward)),
         "R3, greedy comparator": (versus, at_cover(bounds.reverse_kl_versus_comparator, log_comparator=escort_at)),
     }
     if batch.law_name == "mixture":
         price = disagreement(problem.ref_logps, _WEIGHTS)[:, 0]
         known = partial(bounds.reverse_kl_from_references, beta=beta)
-        found["1/F, pairs from the references"] = (regularised, batch.each(known, disagreement=price))
+        found["1/F, pairs from the references"] = (loss.regularised, batch.each(known, disagreement=price))
     return found
 
 
 def _forward_pairs(batch: _Batch) -> Pairs:
     problem, beta, law, mixture = batch.problem, batch.beta, batch.law, batch.problem.law("mixture")
-    regularizer = ForwardKL(_WEIGHTS)
-    best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=beta)
-    used = exact.solve(batch.estimate, problem.ref_logps, regularizer, beta=beta)
-    regularised = (best.value - exact.value(used.log_policy, problem.reward, problem.ref_logps, regularizer, beta=beta))[:, 0]
-    both = torch.maximum(best.log_policy, used.log_policy)
+    loss = plug_in(problem, batch.estimate, ForwardKL(_WEIGHTS), beta=beta)
+    both = torch.maximum(loss.best, loss.log_policy)
     top = torch.zeros_like(law).scatter_(-1, problem.reward.argmax(-1, keepdim=True), 1.0)
     q = (0.5 * top + 0.5 * mixture.exp()).log()
-    versus = ((q.exp() - used.policy) * problem.reward).sum(-1)[:, 0]
+    versus = ((q.exp() - loss.log_policy.exp()) * problem.reward).sum(-1)[:, 0]
 
     def cover(policy: Tensor, law: Tensor) -> Tensor:
         return bounds.coverage(policy, law)[:, 0].clamp_min(1)
 
-    half_greedy = {
-        "coverage": cover(torch.maximum(q, used.log_policy), law),
-        "comparator_kl": kl(mixture, q)[:, 0].clamp_min(0),
-    }
-    fast = {"coverage": cover(both, mixture), "sampling_coverage": cover(mixture, law)}
+    fast, greedy = (partial(each, beta=beta) for each in (bounds.forward_kl_fast, bounds.forward_kl_versus_comparator))
+    apart = kl(mixture, q)[:, 0].clamp_min(0)
     return {
-        "Theorem 6.2": (regularised, batch.each(bounds.forward_kl_6_2, coverage=cover(both, law))),
-        "F1": (regularised, batch.each(bounds.forward_kl_slow, coverage=cover(both, law))),
+        "Theorem 6.2": (loss.regularised, batch.each(bounds.forward_kl_6_2, coverage=cover(both, law))),
+        "F1": (loss.regularised, batch.each(bounds.forward_kl_slow, coverage=cover(both, law))),
         "F1, half-greedy comparator": (
             versus,
-            batch.each(partial(bounds.forward_kl_versus_comparator, beta=beta), **half_greedy),
+            batch.each(greedy, coverage=cover(torch.maximum(q, loss.log_policy), law), comparator_kl=apart),
         ),
-        "F2": (regularised, batch.each(partial(bounds.forward_kl_fast, beta=beta), **fast)),
+        "F2": (
+            loss.regularised,
+            batch.each(fast, coverage=cover(both, mixture), sampling_coverage=cover(mixture, law)),
+        ),
     }
 
 

@@ -32,8 +32,7 @@ def merge(effort: Effort) -> Measurement:
     each = [exact.solve(problem.reward, problem.ref_logps[k : k + 1], ReverseKL(), beta=_BETA).log_policy for k in range(3)]
     together = exact.solve(problem.reward, problem.ref_logps, ReverseKL(_WEIGHTS), beta=_BETA).policy
     mean = (torch.stack(each) * torch.tensor(_WEIGHTS, dtype=torch.float64)[:, None, None, None]).sum(0).exp()
-    merged = mean / mean.sum(-1, keepdim=True)
-    return Measurement([all_within("largest |merged − solved|", 1e-12, merged - together)])
+    return Measurement([all_within("largest |merged − solved|", 1e-12, mean / mean.sum(-1, keepdim=True) - together)])
 
 
 @_identity(
@@ -80,8 +79,7 @@ def regret(effort: Effort) -> Measurement:
     best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
     other = random_logps(*problem.reward.shape, generator=generator, spread=2.0)
     lost = best.value - exact.value(other, problem.reward, problem.ref_logps, regularizer, beta=_BETA)
-    error = lost - _BETA * kl(other, best.log_policy)
-    return Measurement((all_within("largest |J* − J(π) − β KL(π‖π*)|", 1e-11, error),))
+    return Measurement((all_within("largest |J* − J(π) − β KL(π‖π*)|", 1e-11, lost - _BETA * kl(other, best.log_policy)),))
 
 
 @_identity(

@@ -105,6 +105,5 @@ def learned_value(effort: Effort) -> Measurement:
         near("slope of the mean over prompts", -1.5, mean, tolerance),
         near("slope of ‖θ̂ − θ*‖", -0.5, error, effort.choose(0.15, 0.1)),
     )
-    figure = Plot("preference pairs n", "|f_S(x) − f_S'(x)|", (worst, average))
     note = "Log-linear DPO is this maximum likelihood in another letter: its stability is the same number."
-    return Measurement(checks, figure, note)
+    return Measurement(checks, Plot("preference pairs n", "|f_S(x) − f_S'(x)|", (worst, average)), note)

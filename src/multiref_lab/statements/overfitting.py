@@ -79,8 +79,7 @@ def _against_singles(effort: Effort, quantity: str, *, sign: int, words: tuple[s
 @_several("several-references-reduce-overfitting", statement="Several references reduce overfitting to the learned reward.")
 def overfitting(effort: Effort) -> Measurement:
     note = f"{_PAIRS} pairs from the mixture, one reward model for all; overestimation relative to the data's law."
-    words = ("less overestimation", "better")
-    return Measurement(_against_singles(effort, "overestimation", sign=-1, words=words), note=note)
+    return Measurement(_against_singles(effort, "overestimation", sign=-1, words=("less overestimation", "better")), note=note)
 
 
 @_several("several-references-increase-diversity", statement="Several references increase the diversity of the policy.")

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from multiref import bounds, exact
+from multiref import bounds
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, claim, near
@@ -44,8 +44,7 @@ def _coverage(problem: Bandits, loss: Loss, regularizer: Regularizer, law: Tenso
     if regularizer.alpha == 1:
         pool = regularizer.pool(problem.ref_logps)
         return float(bounds.path_coverage(problem.reward, loss.estimate, pool, law, beta=_BETA).max())
-    best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA).log_policy
-    return float(bounds.coverage(torch.maximum(best, loss.log_policy), law).max())
+    return float(bounds.coverage(torch.maximum(loss.best, loss.log_policy), law).max())
 
 
 def _refined(name: str, effort: Effort) -> tuple[LearningCurve, list[Curve]]:
@@ -70,8 +69,7 @@ def _refined(name: str, effort: Effort) -> tuple[LearningCurve, list[Curve]]:
             "F2 (derived)": bounds.forward_kl_fast(beta=_BETA, **given),
         }
     drawn = [along(label, bound, sizes) for label, bound in lines.items()]
-    trivial = flat("trivial range", sizes, next(iter(lines.values())).trivial)
-    return found, [*drawn, trivial]
+    return found, [*drawn, flat("trivial range", sizes, next(iter(lines.values())).trivial)]
 
 
 def _regularised(name: str, effort: Effort) -> Measurement:

@@ -99,5 +99,4 @@ def iterations(effort: Effort) -> Measurement:
         rising = int((found[:, 1:] > found[:, :-1] * (1 + 1e-12)).sum())
         checks.append(exactly(f"d = {d}: runs in which sub-optimality rises with T", 0, rising))
         curves.append(measured_curve(f"d = {d}", steps, found))
-    figure = Plot("iterations T", "J(θ*) − J(θ_T)", curves)
-    return Measurement(checks, figure, "20 training prompts of 40, |A| = 5, step 1")
+    return Measurement(checks, Plot("iterations T", "J(θ*) − J(θ_T)", curves), "20 training prompts of 40, |A| = 5, step 1")
