@@ -101,7 +101,8 @@ def _forward_pairs(batch: _Batch) -> Pairs:
     def cover(policy: Tensor, law: Tensor) -> Tensor:
         return bounds.coverage(policy, law)[:, 0].clamp_min(1)
 
-    fast, greedy = (partial(each, beta=beta) for each in (bounds.forward_kl_fast, bounds.forward_kl_versus_comparator))
+    fast = partial(bounds.forward_kl_fast, beta=beta)
+    greedy = partial(bounds.forward_kl_versus_comparator, beta=beta)
     apart = kl(mixture, q)[:, 0].clamp_min(0)
     return {
         "Theorem 6.2": (loss.regularised, batch.each(bounds.forward_kl_6_2, coverage=cover(both, law))),
