@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref._logspace import check_beta
 from multiref.errors import ArgumentError
-from multiref.regularizers import Regularizer
+from multiref.regularizers import Regularizer, check_beta
 
 __all__ = ["Problem", "preference_table"]
 

@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError, DataError
-from multiref.models import completion_logps
-from multiref.models.encoding import Encoded, encode, encode_many
+from multiref.models import Encoded, completion_logps, encode, encode_many
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.objectives import PairLogps

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from multiref._logspace import check_weights
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import context_of
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
-from multiref.regularizers import Regularizer
+from multiref.regularizers import Regularizer, check_weights
 from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.microbatches import cut_into_microbatches

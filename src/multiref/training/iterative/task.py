@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_beta
-from multiref.regularizers import Regularizer
+from multiref.regularizers import Regularizer, check_beta
 from multiref.training.checks import check_at_least
 
 __all__ = ["Oracle", "Policy", "RewardModel", "Task"]

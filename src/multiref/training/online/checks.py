@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_beta, check_weights
 from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models.sampling import encode_prompts
 from multiref.references.rollouts import RolloutScorer
-from multiref.regularizers import ForwardKL, Regularizer
+from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
 
 __all__ = [

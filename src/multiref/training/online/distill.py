@@ -14,10 +14,7 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.models import Generation
-from multiref.models.encoding import encode_many
-from multiref.models.spec import Tokenisation
-from multiref.references.rollouts import Rollout
+from multiref.models import Generation, Rollout, Tokenisation, encode_many
 from multiref.training.online.rollout import sample
 
 __all__ = ["TextStates"]

@@ -9,8 +9,7 @@ import torch
 
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
-from multiref.models.encoding import Encoded, encode_many
-from multiref.models.spec import Tokenisation
+from multiref.models import Encoded, Tokenisation, encode_many
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts

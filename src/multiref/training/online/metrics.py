@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_weights
-from multiref.regularizers import Regularizer
+from multiref.regularizers import Regularizer, check_weights
 from multiref.training.online.batch import Batch
 
 __all__ = ["rollout_metrics"]

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from multiref.models import sampling
-from multiref.models.sampling import Generation, Rollout
+from multiref.models import Generation, Rollout, sampling
 
 __all__ = ["sample"]
 

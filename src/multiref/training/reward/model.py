@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.encoding import encode_many
+from multiref.models import ModelSpec, Tokenisation, encode_many
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
-from multiref.models.spec import ModelSpec, Tokenisation
 from multiref.training.reward.data import pad_rows
 
 __all__ = ["MARK", "head_of", "open_reward_model", "rewards_of", "with_lora"]
