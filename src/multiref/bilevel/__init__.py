@@ -6,9 +6,15 @@ Arrays only; everything is per prompt, in the reward table: chain it through any
 """
 
 from multiref.bilevel.estimators import covariance, independent, shared, shared_weights
-from multiref.bilevel.hypergradient import hypergradient, policy_response
+from multiref.bilevel.hypergradient import (
+    check_sigma,
+    hypergradient,
+    penalised_gradient,
+    penalised_value,
+    perturbed_policy,
+    policy_response,
+)
 from multiref.bilevel.implicit import ImplicitGradient, conjugate_gradients, implicit_hypergradient
-from multiref.bilevel.penalty import check_sigma, penalised_gradient, penalised_value, perturbed_policy
 from multiref.bilevel.problem import Problem, preference_table
 from multiref.bilevel.upper import Debiased, Likelihood, StopGradient, Upper, WinRate, upper_named
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from multiref._logspace import check_beta
-from multiref.bilevel.penalty import check_sigma
+from multiref.bilevel.hypergradient import check_sigma
 from multiref.errors import ArgumentError
 
 __all__ = ["covariance", "independent", "shared", "shared_weights"]

@@ -38,10 +38,10 @@ def test_policy_gradient_under_the_true_reward_reaches_the_optimum():
 def test_reward_fit_recovers_the_truth_from_many_labels():
     made = world(1)
     state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=5e-2)
-    from multiref.training.iterative.steps import ask, own_pairs, some_prompts
+    from multiref.training.iterative.steps import ask, some_prompts
 
     x = some_prompts(made.task, 6_000, state.generator)
-    ask(made.task, state, x, own_pairs(state.policy, x, state.generator))
+    ask(made.task, state, x, state.policy.sample(x, 2, state.generator))
     fit_reward(made.task, state, steps=150, batch=6000, rate=5e-2)
     measured = made.task.measure(state)
     assert float(measured["reward error at start"].detach()) < 0.15

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from multiref.training.iterative import GSHF, SAIL, XPO, Plan, State, TwoStage, train
-from multiref.training.iterative.steps import ask, own_pairs, some_prompts
+from multiref.training.iterative.steps import ask, some_prompts
 from multiref_lab.races import enumerable_world
 from multiref_lab.toys import Size
 from tests.training.iterative.test_gradients import BETA, PROMPTS, VOCABULARY, world
@@ -20,7 +20,7 @@ def test_the_extra_gradient_makes_the_derivative_whole(design):
     task, _ = world(3000)
     method, state = SAIL(design, mixture=0.5, extra=1.0), State.begin(task, seed=3, learning_rate=1e-3, reward_rate=1e-3)
     x = some_prompts(task, 4 * PROMPTS, state.generator)
-    ask(task, state, x, own_pairs(state.policy, x, state.generator))
+    ask(task, state, x, state.policy.sample(x, 2, state.generator))
     loss = method._online(task, state, Plan(labels=[1], batch=8 * PROMPTS))
     (found,) = torch.autograd.grad(loss.sum(), list(state.policy.parameters()))
 

@@ -1,6 +1,6 @@
 """Which prompts a step takes."""
 
-from multiref.training.online.order import prompts_of
+from multiref.training.online.loop import prompts_of
 
 
 def test_every_epoch_is_a_permutation_of_its_own():

@@ -1,5 +1,6 @@
 from .bilevel import Bilevel as Bilevel
 from .bilevel import BilevelTrainer as BilevelTrainer
+from .direct import SAIL as SAIL
 from .direct import XPO as XPO
 from .direct import OfflineDPO as OfflineDPO
 from .direct import OnlineDPO as OnlineDPO
@@ -17,7 +18,6 @@ from .oracles import RewardOracle as RewardOracle
 from .reward_then_policy import GSHF as GSHF
 from .reward_then_policy import Iterative as Iterative
 from .reward_then_policy import TwoStage as TwoStage
-from .sail import SAIL as SAIL
 from .state import State as State
 from .steps import Diverged as Diverged
 from .steps import improve as improve

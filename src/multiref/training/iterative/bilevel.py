@@ -17,15 +17,16 @@ from torch import Tensor
 from multiref.bilevel import check_sigma, covariance
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
+from multiref.training.checkpoint import put_back
 from multiref.training.checks import check_choice
 from multiref.training.iterative.conjugate_gradient import implicit_weights
+from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
 from multiref.training.iterative.newton import newton_step
 from multiref.training.iterative.penalty_method import perturb
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, some_prompts
 from multiref.training.iterative.task import Policy, RewardModel, Task
-from multiref.training.iterative.units import LabelledUnits, pair_margin
 
 __all__ = ["Bilevel", "BilevelTrainer"]
 
@@ -33,6 +34,7 @@ ObjectiveName = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]
 EstimatorName = Literal["two_policies", "shared_rollouts", "covariance", "conjugate_gradient"]
 LoopName = Literal["double", "single", "momentum"]
 OuterName = Literal["adam", "newton"]
+_CHOICES = {"objective": ObjectiveName, "estimator": EstimatorName, "loop": LoopName, "outer": OuterName}
 
 _TOO_LARGE = 1e4
 
@@ -72,10 +74,8 @@ class Bilevel:
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
-        check_choice("objective", self.objective, ObjectiveName)
-        check_choice("estimator", self.estimator, EstimatorName)
-        check_choice("loop", self.loop, LoopName)
-        check_choice("outer", self.outer, OuterName)
+        for name, known in _CHOICES.items():
+            check_choice(name, getattr(self, name), known)
         if not 0 < self.momentum <= 1:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
         if self.perturbed_steps < 1:
@@ -146,11 +146,11 @@ class Bilevel:
         now = [p.detach().clone() for p in parameters]
         if state.momentum:
             running, before = state.momentum
-            _assign(parameters, before)
+            put_back(zip(parameters, before))
             try:
                 past = here()
             finally:
-                _assign(parameters, now)
+                put_back(zip(parameters, now))
             fresh = [g + (1 - self.momentum) * (d - p) for g, d, p in zip(fresh, running, past)]
         state.momentum = [[g.clone() for g in fresh], now]
         return fresh
@@ -235,12 +235,6 @@ def _check_size(task: Task, reward: RewardModel, units: LabelledUnits) -> None:
             f"reward model: a reward of {largest:.3g} at β = {task.beta}; stopped, the last good state is kept. Lower "
             "reward_rate"
         )
-
-
-@torch.no_grad()
-def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values):
-        parameter.copy_(value)
 
 
 class BilevelTrainer:

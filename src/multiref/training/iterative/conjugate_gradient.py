@@ -9,8 +9,8 @@ from torch import Tensor
 
 from multiref.bilevel import conjugate_gradients
 from multiref.errors import ArgumentError
+from multiref.training.iterative.labels import LabelledUnits
 from multiref.training.iterative.task import Policy
-from multiref.training.iterative.units import LabelledUnits
 
 __all__ = ["implicit_weights"]
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from multiref.errors import ConfigError
 from multiref.training.iterative.bilevel import Bilevel
-from multiref.training.iterative.direct import XPO, OfflineDPO, OnlineDPO
+from multiref.training.iterative.direct import SAIL, XPO, OfflineDPO, OnlineDPO
 from multiref.training.iterative.reward_then_policy import GSHF, Iterative, TwoStage
-from multiref.training.iterative.sail import SAIL
 
 __all__ = ["METHODS", "method_named"]
 

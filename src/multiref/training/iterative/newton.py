@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
+from multiref.training.iterative.labels import LabelledUnits
 from multiref.training.iterative.state import State
-from multiref.training.iterative.units import LabelledUnits
 
 __all__ = ["newton_step"]
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multiref.training.iterative.state import State, assign
+from multiref.training.checkpoint import put_back
+from multiref.training.iterative.labels import LabelledUnits
+from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy
-from multiref.training.iterative.units import LabelledUnits
 
 __all__ = ["perturb"]
 
@@ -33,7 +34,7 @@ def perturb(state: State, units: LabelledUnits, *, sigma: float, beta: float, st
     if state.moved is None:
         state.moved = state.policy.copy()
     moved = state.moved
-    assign(moved, state.policy)
+    put_back(zip(moved.parameters(), state.policy.parameters(), strict=True))
     parameters = list(moved.parameters())
     each = units.completions.shape[-2] // units.utility.shape[-1]
     target = -each * sigma / beta * (units.utility - units.utility.mean(-1, keepdim=True))

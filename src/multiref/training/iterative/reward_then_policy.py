@@ -86,10 +86,8 @@ class TwoStage:
     name: str = "two-stage mixed sampling"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
-        total = list(plan.labels)[-1]
-        first = state.labels_used < self.first_stage * total
+        first = state.labels_used < self.first_stage * plan.labels[-1]
         if not first and state.middle is None:
             state.middle = state.policy.copy()
-        source = state.start if first or state.middle is None else state.middle
-        buy(task, state, labels, source)
+        buy(task, state, labels, state.start if first or state.middle is None else state.middle)
         return _learn(task, state, plan)

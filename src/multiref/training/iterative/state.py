@@ -17,17 +17,10 @@ from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
 from multiref.training.plain import dump_plain, read_plain
 
-__all__ = ["State", "assign"]
+__all__ = ["State"]
 
 
 _BETAS = (0.9, 0.99)
-
-
-@torch.no_grad()
-def assign(policy: Policy, source: Policy) -> None:
-    """`source`'s parameters into `policy`, in place."""
-    for mine, theirs in zip(policy.parameters(), source.parameters(), strict=True):
-        mine.copy_(theirs)
 
 
 def _values(model: Policy | RewardModel | None) -> list[torch.Tensor] | None:
@@ -67,7 +60,6 @@ class State:
     round: int = 0
     labels_used: int = 0
     wall: float = 0.0
-    notes: dict[str, float] = field(default_factory=dict)
     middle: Policy | None = None
     moved: Policy | None = None
     momentum: list[list[torch.Tensor]] = field(default_factory=list)
@@ -113,7 +105,6 @@ class State:
                 "generator": self.generator.get_state(),
                 "labels": [self.labels.prompts, self.labels.completions, self.labels.latest],
                 "counts": [self.round, self.labels_used, self.wall],
-                "notes": self.notes,
                 "middle": _values(self.middle),
                 "momentum": self.momentum,
                 "information": self.information,
@@ -140,7 +131,7 @@ class State:
         self.generator.set_state(kept["generator"])
         self.labels = Labels(*kept["labels"])
         self.round, self.labels_used, self.wall = kept["counts"]
-        self.notes, self.momentum, self.information = dict(kept["notes"]), kept["momentum"], kept["information"]
+        self.momentum, self.information = kept["momentum"], kept["information"]
 
     def save(self, path: str | Path) -> None:
         """One file, put in place atomically.

@@ -13,7 +13,7 @@ from multiref.losses import bradley_terry
 from multiref.training.iterative.labels import check_answers
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy, Task
-from multiref.training.online.advantages import leave_one_out
+from multiref.training.online.methods import leave_one_out
 
 __all__ = [
     "Diverged",
@@ -22,7 +22,6 @@ __all__ = [
     "descend",
     "fit_reward",
     "improve",
-    "own_pairs",
     "policy_step",
     "preference_step",
     "some_prompts",
@@ -39,11 +38,6 @@ def some_prompts(task: Task, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.randperm(task.prompts, generator=generator) for _ in range(passes)])[:count]
 
 
-def own_pairs(policy: Policy, prompts: Tensor, generator: torch.Generator) -> Tensor:
-    """[M] → [*S, M, 2, L]: both completions from one policy."""
-    return policy.sample(prompts, 2, generator)
-
-
 def ask(task: Task, state: State, prompts: Tensor, pairs: Tensor, *, keep: bool = True) -> Tensor:
     """Labels [*S, M] for pairs [*S, M, 2, L], counted; and kept in the state's set."""
     answers = check_answers(task.oracle(prompts, pairs[..., 0, :], pairs[..., 1, :], state.generator))
@@ -56,7 +50,7 @@ def ask(task: Task, state: State, prompts: Tensor, pairs: Tensor, *, keep: bool 
 def buy(task: Task, state: State, labels: int, source: Policy) -> None:
     """`labels` labels on pairs of `source`, kept."""
     x = some_prompts(task, labels, state.generator)
-    ask(task, state, x, own_pairs(source, x, state.generator))
+    ask(task, state, x, source.sample(x, 2, state.generator))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:

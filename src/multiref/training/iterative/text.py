@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, co
 from multiref.models.sampling import decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
 from multiref.training.arguments import with_lora
+from multiref.training.checkpoint import put_back
 from multiref.training.iterative.task import Policy
 from multiref.training.reward.data import pad_rows
 
@@ -104,10 +105,9 @@ class TextPolicy:
         with torch.random.fork_rng(devices=[]):
             self.model.add_adapter(name, self.model.peft_config[self.adapter])
         other = TextPolicy(self.world, self.model, adapter=name)
-        with torch.no_grad():
-            for mine, theirs in zip(other.parameters(), self.parameters(), strict=True):
-                mine.copy_(theirs)
-                mine.requires_grad_(True)
+        put_back(zip(other.parameters(), self.parameters(), strict=True))
+        for parameter in other.parameters():
+            parameter.requires_grad_(True)
         return other
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
@@ -213,9 +213,7 @@ class _Hidden:
 
     world: TextWorld
     model: Any
-
-    def __post_init__(self) -> None:
-        self.seen: dict[bytes, Tensor] = {}
+    seen: dict[bytes, Tensor] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hidden:
         return self  # frozen: copies of a reward share it, and what it has read

@@ -5,6 +5,7 @@ from .backward_induction import disagreements as disagreements
 from .backward_induction import levels_of as levels_of
 from .backward_induction import path_tokens as path_tokens
 from .backward_induction import sequence_logps as sequence_logps
+from .batch import sample as sample
 from .disagreement_smc import estimate_disagreement as estimate_disagreement
 from .distill import TextStates as TextStates
 from .evaluate import evaluate_online as evaluate_online
@@ -37,12 +38,11 @@ from .rewards import as_rewards as as_rewards
 from .rewards import lexicon_reward as lexicon_reward
 from .rewards import reward_rollouts as reward_rollouts
 from .rewards import total_reward as total_reward
-from .rollout import sample as sample
 from .rule import Rule as Rule
+from .rule import WarmUp as WarmUp
 from .rule import describe as describe
 from .samples import Samples as Samples
 from .server_sampler import AdapterPush as AdapterPush
 from .server_sampler import ServerSampler as ServerSampler
 from .surrogate import Surrogate as Surrogate
 from .surrogate import compute_surrogate as compute_surrogate
-from .warm_up import WarmUp as WarmUp

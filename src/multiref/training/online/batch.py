@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from multiref.errors import VocabularyMismatch
-from multiref.models import token_logps
-from multiref.references.rollouts import Rollout, RolloutScorer
+from multiref.models import Generation, Rollout, sampling, token_logps
+from multiref.references.rollouts import RolloutScorer
 from multiref.training.microbatches import cut_into_microbatches
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.vocabulary import vocabulary_terms
 
-__all__ = ["Batch", "behaviour_logps", "policy_tokens", "reference_scores"]
+__all__ = ["Batch", "behaviour_logps", "policy_tokens", "reference_scores", "sample"]
 
 SHARED_LIMIT = 1024  # attention grows with the square of a row: longer groups are scored one completion a row
 
@@ -60,10 +60,6 @@ class Batch:
         routes = None if w is None or w.ndim == 1 else [tuple(row) for row in (w[:, :: self.group] > 0).T.tolist()]
         return cut_into_microbatches(sizes, token_budget, routes=routes)
 
-    def sampled_at(self, token_logps: Tensor) -> Batch:
-        """The same, sampled by a policy with these [N, T], unless it is known who did."""
-        return replace(self, old=token_logps) if self.old is None else self
-
     def places(self, prompts: Sequence[int]) -> Tensor:
         """[n]: where the completions of these prompts are among the N."""
         return torch.tensor([i * self.group + j for i in prompts for j in range(self.group)])
@@ -90,6 +86,12 @@ class Batch:
             disagreements=disagreements,
             divergences=divergences,
         )
+
+
+def sample(model: nn.Module, tokenizer: Any, prompts: Sequence[Any], generation: Generation, *, group: int) -> list[Rollout]:
+    """`group` completions of each prompt; without log-probabilities, for they are the policy's as it is."""
+    drawn = sampling.sample(model, tokenizer, prompts, generation, group=group, generator=torch.default_generator)
+    return [replace(rollout, sampled_logps=None) for rollout in drawn]
 
 
 def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Rollout, Tokenisation, encode_many
-from multiref.training.online.rollout import sample
+from multiref.training.online.batch import sample
 
 __all__ = ["TextStates"]
 

@@ -11,9 +11,9 @@ from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
 from multiref.models import Encoded, Tokenisation, encode_many
 from multiref.references.rollouts import Rollout, RolloutScorer
+from multiref.training.online.batch import sample
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts
-from multiref.training.online.rollout import sample
 
 __all__ = ["evaluate_online", "floor_figures", "floors", "text_losses"]
 

@@ -4,6 +4,7 @@ The loop; what is optimised is `surrogate`'s business."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from multiref.training.online.arguments import OnlineArguments
-from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores
+from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, sample
 from multiref.training.online.checks import (
     as_rows,
     check_policy_context,
@@ -28,14 +29,13 @@ from multiref.training.online.checks import (
     resolve_weights,
 )
 from multiref.training.online.metrics import rollout_metrics
-from multiref.training.online.order import prompts_of
 from multiref.training.online.penalty import FromReferences, Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
-from multiref.training.online.rollout import sample
 from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate
+from multiref.training.strategies import over_ranks
 
-__all__ = ["OnlineTrainer"]
+__all__ = ["OnlineTrainer", "prompts_of"]
 
 Listener = Callable[[int, dict[str, float]], None]
 
@@ -162,11 +162,11 @@ class OnlineTrainer:
             logps, figures = self._update(batch, penalty, own)
             if update == 0:
                 line = figures | rollout_metrics(batch, logps, self.regularizer, beta=self.beta, names=self.names)
-                batch = batch.sampled_at(logps)
+                batch = replace(batch, old=logps) if batch.old is None else batch
         line |= {name: figures[name] for name in ("clip_fraction", "grad_norm")}  # of the last update
         line |= {"learning_rate": self.args.rate(self.step), "beta": self.beta}
         if self.rule.adaptive_beta is not None and "kl" in line:
-            self.beta = self.rule.adaptive_beta.next(self.beta, self._over_processes([line["kl"]])[0])
+            self.beta = self.rule.adaptive_beta.next(self.beta, over_ranks([line["kl"]], "mean")[0])
         return line
 
     def _batch(self, index: Sequence[int], sampler: Callable[..., list[Rollout]], warming: bool) -> Batch:
@@ -248,16 +248,22 @@ class OnlineTrainer:
         """The average of the lines since the last one, over processes."""
         names = sorted(set().union(*self._lines))
         each = [[line[name] for line in self._lines if name in line] for name in names]
-        means = self._over_processes([sum(values) / len(values) for values in each])
+        means = over_ranks([sum(values) / len(values) for values in each], "mean")
         line = {"step": float(self.step), **dict(zip(names, means))}
         self.history.append(line)
         self._lines = []
         if listener is not None and self.accelerator.is_main_process:
             listener(self.step, line)
 
-    def _over_processes(self, values: Sequence[float]) -> list[float]:
-        """The mean over processes of each."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        reduced: torch.Tensor = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64), reduction="mean")
-        return [float(value) for value in reduced]
+
+def prompts_of(first: int, size: int, count: int, seed: int) -> list[int]:
+    """Places first … first + size − 1 of an endless sequence of permutations of 0 … count − 1, one per epoch:
+    from the seed alone, so that a resumed run and several processes take the right ones."""
+    order: list[int] = []
+    permutation: list[int] = []
+    for place in range(first, first + size):
+        epoch, at = divmod(place, count)
+        if not permutation or at == 0:
+            permutation = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        order.append(permutation[at])
+    return order

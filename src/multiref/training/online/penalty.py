@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -53,6 +54,7 @@ def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
     return expectation(logps, logps - pool)
 
 
+@dataclass(frozen=True)
 class Penalty(ABC):
     """Abstract. `needs` says which scores: of whole "completions", of "tokens" (one vocabulary),
     or the whole "vocabulary" at each token.
@@ -69,15 +71,6 @@ class Penalty(ABC):
     def at_state(logps: Tensor, pool: Tensor) -> Tensor:
         """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]."""
         return reverse_to_pool(logps, pool)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
 
     def check(self, regularizer: Regularizer) -> None:
         """ArgumentError for a regularizer that this penalty is no estimator of."""
@@ -157,7 +150,7 @@ class RatioK3(Penalty):
 
     def loss_terms(self, samples: Samples) -> Tensor:
         ratio = (samples.token_logps - samples.old).exp()
-        return ratio * _k3(samples)
+        return ratio * K3Loss().loss_terms(samples)
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
         return backward(reward, ref_levels, regularizer, beta=beta)
@@ -182,7 +175,10 @@ class K3Loss(Penalty):
     optimum = "state by state β m/(Z − Q), m the arithmetic mixture: forward KL, not the reverse KL that k3 estimates"
 
     def loss_terms(self, samples: Samples) -> Tensor:
-        return _k3(samples)
+        log_ratio = samples.token_logps - _ref_tokens(samples)
+        w = samples.token_weights()
+        each = torch.where(w > 0, torch.expm1(-log_ratio) + log_ratio, 0.0)
+        return torch.where(samples.mask, (w * each).sum(0), 0.0)
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
         return backward(reward, ref_levels, ForwardKL(regularizer.weights), beta=beta)
@@ -358,14 +354,6 @@ def _token_log_ratio(samples: Samples) -> Tensor:
     """[N, T]: log π − Σ_k w_k log π_k of each token; zero where padded."""
     refs = _ref_tokens(samples)
     return torch.where(samples.mask, samples.token_logps - weighted_sum(refs, samples.token_weights()), 0.0)
-
-
-def _k3(samples: Samples) -> Tensor:
-    """[N, T]: Σ_k w_k (e^{−ℓ_k} − 1 + ℓ_k); zero where padded."""
-    log_ratio = samples.token_logps - _ref_tokens(samples)
-    w = samples.token_weights()
-    each = torch.where(w > 0, torch.expm1(-log_ratio) + log_ratio, 0.0)
-    return torch.where(samples.mask, (w * each).sum(0), 0.0)
 
 
 def _ref_tokens(samples: Samples) -> Tensor:

@@ -120,9 +120,8 @@ def as_rewards(rewards: Any) -> tuple[Reward, ...]:
         else [("", r) for r in (rewards if isinstance(rewards, Sequence) else [rewards])]
     )
     made = []
-    for name, reward in items:
-        if not isinstance(reward, Reward):
-            reward = Reward(reward)
+    for name, given in items:
+        reward = given if isinstance(given, Reward) else Reward(given)
         if not callable(reward.function):
             raise ArgumentError(f"rewards: expected functions of prompts and completions, found {reward.function!r}.")
         made.append(
@@ -140,10 +139,8 @@ def total_reward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """([N] weighted sum, {name: [N]}), float64. No reward at all is zero: distillation."""
     each = {reward.name: reward(prompts, completions, columns) for reward in rewards}
-    total = torch.zeros(len(completions), dtype=torch.float64)
-    for reward in rewards:
-        total = total + reward.weight * each[reward.name]
-    return total, each
+    zero = torch.zeros(len(completions), dtype=torch.float64)
+    return sum((reward.weight * each[reward.name] for reward in rewards), zero), each
 
 
 def reward_rollouts(

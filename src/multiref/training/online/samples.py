@@ -51,12 +51,6 @@ class Samples:
         return self.token_logps.double().sum(-1)
 
     @property
-    def old_logps(self) -> Tensor:
-        """[N], of the policy that sampled."""
-        old = self.token_logps if self.old_token_logps is None else self.old_token_logps
-        return old.detach().double().sum(-1)
-
-    @property
     def old(self) -> Tensor:
         """[N, T], token log-probabilities of the policy that sampled, without gradient."""
         return (self.token_logps if self.old_token_logps is None else self.old_token_logps).detach()

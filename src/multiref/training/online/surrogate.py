@@ -66,13 +66,20 @@ def compute_surrogate(
     loss_terms = penalty.loss_terms(samples)
     if loss_terms is not None:
         per_token = per_token + beta * loss_terms
-    return Surrogate(_normalised(per_token, samples.mask, method.normalisation, longest), returns, advantages, clipped)
+    total, mask = per_token.sum(-1), samples.mask
+    losses = {
+        "sum": total,
+        "dr_grpo": total / (longest or mask.shape[1]),
+        "completion_mean": total / mask.sum(-1).clamp_min(1),
+        "token_mean": total * (len(mask) / mask.sum().clamp_min(1)),
+    }[method.normalisation]
+    return Surrogate(losses, returns, advantages, clipped)
 
 
 def _coefficients(samples: Samples, advantages: Tensor, method: Method) -> tuple[Tensor, Tensor]:
     """Ratios [N, 1] or [N, T], zero where clipped; and the share that is, [N]."""
     if method.ratio == "completion":
-        ratio = (samples.logps - samples.old_logps).exp()[:, None]
+        ratio = (samples.logps - samples.old.double().sum(-1)).exp()[:, None]
     else:
         ratio = (samples.token_logps - samples.old).double().exp()
     if method.clip is None:
@@ -81,15 +88,3 @@ def _coefficients(samples: Samples, advantages: Tensor, method: Method) -> tuple
     seen = samples.mask if beyond.shape == samples.mask.shape else torch.ones_like(beyond)
     share = (beyond & seen).double().sum(-1) / seen.sum(-1).clamp_min(1)
     return torch.where(beyond, 0.0, ratio), share
-
-
-def _normalised(per_token: Tensor, mask: Tensor, normalisation: str, longest: int | None) -> Tensor:
-    """[N, T] → [N]."""
-    total = per_token.sum(-1)
-    if normalisation == "dr_grpo":
-        return total / (longest or mask.shape[1])
-    if normalisation == "completion_mean":
-        return total / mask.sum(-1).clamp_min(1)
-    if normalisation == "token_mean":
-        return total * (len(mask) / mask.sum().clamp_min(1))
-    return total
