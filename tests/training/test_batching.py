@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiref.errors import ArgumentError
-from multiref.training.batching import StepBatches
-from multiref.training.microbatches import cut_into_microbatches
+from multiref.training.batching import StepBatches, cut_into_microbatches
 
 LENGTHS = [(7 * n) % 23 + 1 for n in range(23)]
 

@@ -11,9 +11,8 @@ from multiref.models import Encoded
 from multiref.training import Preference
 from multiref.training.iterative import Bilevel, Plan, State, Task, train
 from multiref.training.online import GRPO, RLOO, AdaptiveBeta, OnlineArguments, PenaltyInReward, Samples, compute_surrogate
-from multiref.training.online.batch import Batch
+from multiref.training.online.batch import Batch, rollout_metrics
 from multiref.training.online.methods import leave_one_out, standardised
-from multiref.training.online.metrics import rollout_metrics
 from multiref_lab.toys import LinearReward, TableOracle, TabularPolicy
 
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from multiref.errors import ArgumentError
-from multiref.training.plain import dump_plain, read_plain
+from multiref.training.checkpoint import dump_plain, read_plain
 
 
 def same(a, b):

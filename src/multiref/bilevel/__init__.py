@@ -5,7 +5,15 @@ The problem, four upper objectives, the closed form, the penalty form, three sam
 Arrays only; everything is per prompt, in the reward table: chain it through any reward model with `reward.backward(gradient)`.
 """
 
-from multiref.bilevel.estimators import covariance, independent, shared, shared_weights
+from multiref.bilevel.estimators import (
+    ImplicitGradient,
+    conjugate_gradients,
+    covariance,
+    implicit_hypergradient,
+    independent,
+    shared,
+    shared_weights,
+)
 from multiref.bilevel.hypergradient import (
     check_sigma,
     hypergradient,
@@ -14,7 +22,6 @@ from multiref.bilevel.hypergradient import (
     perturbed_policy,
     policy_response,
 )
-from multiref.bilevel.implicit import ImplicitGradient, conjugate_gradients, implicit_hypergradient
 from multiref.bilevel.problem import Problem, preference_table
 from multiref.bilevel.upper import Debiased, Likelihood, StopGradient, Upper, WinRate, upper_named
 

@@ -1,5 +1,5 @@
 """Which pairs go together. An optimizer step always holds the same number of pairs, drawn at random;
-inside a step they are sorted by length.
+inside a step they are sorted by length. And which rows share a forward pass, for pairs and for rollouts.
 
 Batches filled up to a token budget would weigh a pair by the length of its neighbours (a step of few long pairs counts each of
 them more). So the budget never decides *which* pairs make a step, only into how many passes a micro-batch is cut
@@ -9,14 +9,15 @@ them more). So the budget never decides *which* pairs make a step, only into how
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
 
 from multiref.errors import ArgumentError
+from multiref.models import token_budget_batches
 
-__all__ = ["StepBatches"]
+__all__ = ["StepBatches", "cut_into_microbatches"]
 
 
 class StepBatches(Sampler[list[int]]):
@@ -83,3 +84,32 @@ class StepBatches(Sampler[list[int]]):
         bounds = [len(step) * c // count for c in range(count + 1)]
         groups = [step[a:b] for a, b in itertools.pairwise(bounds)]
         return [group[self.rank :: self.world] or [-1 - group[-1]] for group in groups]
+
+
+def cut_into_microbatches(
+    lengths: Sequence[int], token_budget: int | None, *, at_least: int = 1, routes: Sequence[Hashable] | None = None
+) -> list[list[int]]:
+    """Indices into `lengths`, cut into forward passes of rows × longest row ≤ token_budget, longest first;
+    never fewer than `at_least`.
+
+    A row above the budget is a pass of its own. None: one pass. Every rank must make as many passes, hence `at_least`.
+
+    Args:
+        routes: [rows]: only rows of the same route go together.
+    """
+    budget = max(1, len(lengths) * max(lengths, default=1)) if token_budget is None else token_budget
+    members: dict[Hashable, list[int]] = {}
+    for row in range(len(lengths)):
+        members.setdefault(routes[row] if routes is not None else None, []).append(row)
+    groups = [
+        [rows[i] for i in part]
+        for rows in members.values()
+        for part in token_budget_batches([lengths[row] for row in rows], budget)
+    ]
+    while len(groups) < at_least:
+        widest = max(range(len(groups)), key=lambda g: len(groups[g]))
+        group = groups[widest]
+        if len(group) == 1:
+            raise ArgumentError(f"{len(lengths)} rows cannot be cut into {at_least} passes.")
+        groups[widest : widest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
+    return groups

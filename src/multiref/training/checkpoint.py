@@ -1,7 +1,9 @@
-"""What a run needs to go on: written whole or not at all, one file a checkpoint, without pickle; the last few stay."""
+"""What a run needs to go on: written whole or not at all, one file a checkpoint, without pickle; the last few stay.
+A file is nested lists, dictionaries, numbers and tensors as safetensors: what an optimizer's state is."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterable
@@ -9,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from multiref._files import write_whole
-from multiref.errors import OutputError
-from multiref.training.plain import dump_plain, read_plain
+from multiref.errors import ArgumentError, OutputError
 
-__all__ = ["last_checkpoint", "load_checkpoint", "put_back", "save_checkpoint"]
+__all__ = ["dump_plain", "last_checkpoint", "load_checkpoint", "put_back", "read_plain", "save_checkpoint"]
 
 _FILE = "state.safetensors"
+_STRUCTURE = "structure"
 
 
 def save_checkpoint(
@@ -25,12 +29,15 @@ def save_checkpoint(
 ) -> Path:
     """`folder`/checkpoint-<step>: trainable weights, optimizer, random generators, `state`. The last `keep` stay; 0: all."""
     target = folder / f"checkpoint-{step}"
+    generators: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state_all()
     whole = {
         **state,
         "step": step,
         "weights": {name: p for name, p in model.named_parameters() if p.requires_grad},
         "optimizer": optimizer.state_dict(),
-        "generators": _generators(),
+        "generators": generators,
     }
     write_whole(target / _FILE, dump_plain(whole))
     for old in _all(folder)[:-keep] if keep > 0 else []:
@@ -80,8 +87,52 @@ def _all(folder: Path) -> list[Path]:
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _generators() -> dict[str, Any]:
-    states: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
+def dump_plain(value: Any) -> bytes:
+    """The bytes of a safetensors file: tensors as such, everything around them as JSON in its metadata.
+    Keys and tuples keep their types.
+
+    Raises:
+        ArgumentError: something that is neither a tensor, a number, a text, None, nor a list, tuple or dictionary of those.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            name = str(len(tensors))
+            tensors[name] = part.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(part, dict):
+            return {"dict": [[plain(key), plain(item)] for key, item in part.items()]}
+        if isinstance(part, (list, tuple)):
+            return {"tuple" if isinstance(part, tuple) else "list": [plain(item) for item in part]}
+        if part is None or isinstance(part, (bool, int, float, str)):
+            return part
+        raise ArgumentError(f"found a {type(part).__name__} in a state; expected tensors, numbers, texts and lists of those.")
+
+    structure = json.dumps(plain(value))
+    return save(tensors or {"none": torch.zeros(0)}, metadata={_STRUCTURE: structure})
+
+
+def read_plain(path: str | Path) -> Any:
+    """What `dump_plain` was given; tensors on the CPU. ValueError for a file that is damaged or another one,
+    OSError where there is none."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            structure = (file.metadata() or {}).get(_STRUCTURE)
+            if structure is None:
+                raise ValueError(f"{path} holds tensors alone; expected a state written by multiref")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+    def whole(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        (kind, inside), *_ = part.items()
+        if kind == "tensor":
+            return tensors[inside]
+        if kind == "dict":
+            return {whole(key): whole(item) for key, item in inside}
+        return tuple(map(whole, inside)) if kind == "tuple" else list(map(whole, inside))
+
+    return whole(json.loads(structure))

@@ -87,8 +87,8 @@ class PairData(Dataset[tuple["PairData", int]]):
 
     @property
     def row_lengths(self) -> list[int]:
-        """[P] tokens of each pair's row."""
-        raise NotImplementedError
+        """[P] tokens of each pair's row: the prompt once, both completions."""
+        return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
 
     def batch(self, indices: Sequence[int]) -> Any:
         """The pairs at `indices`, with their `shares` [B]; a negative one, −1 − i, is pair i that fills without counting."""
@@ -134,11 +134,6 @@ class PreferenceData(PairData):
         self.references = scores.logps[:, at]
         self.ref_lengths = scores.lengths[:, at]
         _check_truncation(self, scores.truncated[:, at])
-
-    @property
-    def row_lengths(self) -> list[int]:
-        """[P] tokens of each pair's row."""
-        return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""

@@ -58,21 +58,16 @@ class Averages:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count: Tensor | None = None
 
     def add(self, values: dict[str, Tensor], shares: Tensor) -> None:
         """Values [B] of each name, and how much each pair counts, [B]."""
-        for name, value in values.items():
-            total = (value * shares).sum()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-        count = shares.sum()
-        self._count = count if self._count is None else self._count + count
+        for name, value in {"": torch.ones_like(shares), **values}.items():  # first how many pairs they are
+            self._sums[name] = self._sums.get(name, 0) + (value * shares).sum()
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The averages so far, over all ranks (`reduce` sums a tensor over them), and start again."""
-        if self._count is None:
+        if not self._sums:
             return {}
-        totals = reduce(torch.stack([self._count, *self._sums.values()]))
-        names = list(self._sums)
-        self._sums, self._count = {}, None
-        return {name: float(total / totals[0]) for name, total in zip(names, totals[1:])}
+        sums, self._sums = self._sums, {}
+        totals = reduce(torch.stack(list(sums.values())))
+        return {name: float(total / totals[0]) for name, total in zip(sums, totals) if name}

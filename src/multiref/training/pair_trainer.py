@@ -29,13 +29,25 @@ class PairTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
-    def __init__(self, ready: Callable[[Any], PairData], train_dataset: Any, eval_dataset: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        ready: Callable[[Any], PairData],
+        train_dataset: Any,
+        eval_dataset: Any,
+        **options: Any,
+    ) -> None:
+        check_devices(args)
+        remove_dropout(model)
         self._averages = Averages()
         mapped = isinstance(eval_dataset, Mapping)
         held_out = {
             name: ready(each) for name, each in (eval_dataset if mapped else {"": eval_dataset}).items() if each is not None
         }
         super().__init__(
+            model=model,
+            args=args,
             train_dataset=ready(train_dataset),
             eval_dataset=held_out if mapped else held_out.get(""),
             data_collator=collate,

@@ -16,11 +16,11 @@ from multiref.models.encoding import context_of
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.regularizers import Regularizer, check_weights
+from multiref.training.batching import cut_into_microbatches
 from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
-from multiref.training.microbatches import cut_into_microbatches
-from multiref.training.objectives import Objective, PairLogps, Preference
-from multiref.training.pair_trainer import PairTrainer, check_devices, remove_dropout
+from multiref.training.objectives import Objective, Preference
+from multiref.training.pair_trainer import PairTrainer
 from multiref.training.strategies import WeightStrategy
 
 __all__ = ["PreferenceTrainer"]
@@ -83,7 +83,12 @@ class PreferenceTrainer(PairTrainer):
         self.objective: Objective = _resolve(objective, regularizer, beta)
         self.token_budget = token_budget
         limited = tokenisation.within(context_of(getattr(model, "config", None)))
-        _check_policy(model, args)
+        config = getattr(model, "active_peft_config", None)
+        if config is not None and config.is_prompt_learning:
+            raise ModelError(
+                f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes "
+                "layers. Use LoRA."
+            )
 
         def ready(data: Any) -> PreferenceData:
             if isinstance(data, PreferenceData):
@@ -102,8 +107,16 @@ class PreferenceTrainer(PairTrainer):
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
-        asked = {"model": model, "args": args, "processing_class": processing_class}
-        super().__init__(ready, train, eval_dataset, **asked, callbacks=callbacks, optimizers=optimizers)
+        super().__init__(
+            model,
+            args,
+            ready,
+            train,
+            eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
 
     @property
     def strategy(self) -> WeightStrategy | None:
@@ -136,25 +149,19 @@ class PreferenceTrainer(PairTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """`mean_of_step` of the objective's losses."""
-        pairs, logps = inputs["pairs"], self._pair_logps(model, inputs["pairs"])
+        pairs, strategy = inputs["pairs"], self.strategy
+        with self.accelerator.autocast():
+            logps = pairs.logps(model)
         shares = pairs.shares.to(logps.policy)
-        objective = self._current(logps)
+        objective = self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
         losses = objective.losses(logps)
         values = pair_metrics(objective, logps, self.names)
         if model.training:
             self._averages.add(values, shares)
-            if (strategy := self.strategy) is not None:
+            if strategy is not None:
                 strategy.observe(logps, objective, shares)
         loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {"loss": losses.detach(), **values}) if return_outputs else loss
-
-    def _pair_logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
-        with self.accelerator.autocast():
-            return pairs.logps(model)
-
-    def _current(self, logps: PairLogps) -> Objective:
-        strategy = self.strategy
-        return self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
 
     def _passes(self, pairs: PairBatch) -> list[list[int]]:
         groups = cut_into_microbatches(pairs.row_lengths, self.token_budget)
@@ -214,15 +221,3 @@ def _resolve(objective: Objective | None, regularizer: Regularizer | None, beta:
             "objective: found none, and not both a regularizer and beta; give an objective, or the two of them."
         )
     return Preference.of(regularizer, beta)
-
-
-def _check_policy(model: nn.Module, args: TrainingArguments) -> None:
-    """Refuse what would train something else, and make the policy deterministic."""
-    config = getattr(model, "active_peft_config", None)
-    if config is not None and config.is_prompt_learning:
-        raise ModelError(
-            f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes "
-            "layers. Use LoRA."
-        )
-    check_devices(args)
-    remove_dropout(model)

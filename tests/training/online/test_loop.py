@@ -8,6 +8,7 @@ import multiref as mr
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models import Tokenisation
 from multiref.references.local import LocalReference
+from multiref.training.checkpoint import read_plain
 from multiref.training.online import (
     GRPO,
     RLOO,
@@ -24,7 +25,6 @@ from multiref.training.online import (
     levels_of,
     sequence_logps,
 )
-from multiref.training.plain import read_plain
 from multiref_lab.toys import standardised_fixed_point
 from tests.training.online.tables import (
     as_reference,

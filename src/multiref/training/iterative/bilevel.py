@@ -130,7 +130,10 @@ class Bilevel:
         weights = self._response_weights(task, state, units, sigma, plan) if follows else []
 
         def here() -> list[Tensor]:
-            upper = self._upper(reward, units)
+            upper = torch.zeros(units.utility.shape[:-1])  # win_rate does not look at the reward
+            if self.objective != "win_rate":
+                values = _pair_values(units.answers, units.again, units.margin(reward))
+                upper = values.unflatten(-1, (len(units.prompts), self.pairs)).mean(-1)
             for w, y in weights:
                 upper = upper + (w * reward(units.prompts, y)).sum(-1)
             if not bool(torch.isfinite(upper.detach()).all()):
@@ -174,14 +177,6 @@ class Bilevel:
             loss = _cross_entropy(answers, margin)
             utility = _pair_values(answers, again, margin).unflatten(-1, (count, self.pairs))
         return LabelledUnits(x, y, answers, again, utility, loss)
-
-    def _upper(self, reward: RewardModel, units: LabelledUnits) -> Tensor:
-        """[*S, B]: the upper objective, differentiable in the reward alone (win_rate does not look at the reward)."""
-        if self.objective == "win_rate":
-            return torch.zeros(units.utility.shape[:-1])
-        values = _pair_values(units.answers, units.again, units.margin(reward))
-        per_prompt: Tensor = values.unflatten(-1, (len(units.prompts), self.pairs))
-        return per_prompt.mean(-1)
 
     def _against_start(self, task: Task, state: State, x: Tensor, wide: Tensor) -> LabelledUnits:
         y = state.policy.sample(x, self.pairs, state.generator)

@@ -11,11 +11,10 @@ import torch
 
 from multiref._files import write_whole
 from multiref.errors import ArgumentError, StoreError
-from multiref.training.checkpoint import put_back
+from multiref.training.checkpoint import dump_plain, put_back, read_plain
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
-from multiref.training.plain import dump_plain, read_plain
 
 __all__ = ["State"]
 

@@ -3,6 +3,7 @@ from it the `Samples` of each pass, and the log's figures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from multiref.errors import VocabularyMismatch
 from multiref.models import Generation, Rollout, sampling, token_logps
 from multiref.references.rollouts import RolloutScorer
-from multiref.training.microbatches import cut_into_microbatches
+from multiref.regularizers import Regularizer, check_weights
+from multiref.training.batching import cut_into_microbatches
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.vocabulary import vocabulary_terms
 
-__all__ = ["Batch", "behaviour_logps", "policy_tokens", "reference_scores", "sample"]
+__all__ = ["Batch", "behaviour_logps", "policy_tokens", "reference_scores", "rollout_metrics", "sample"]
 
 SHARED_LIMIT = 1024  # attention grows with the square of a row: longer groups are scored one completion a row
 
@@ -70,8 +72,14 @@ class Batch:
         weights = self.weights[:, index] if self.weights is not None and self.weights.ndim == 2 else self.weights
         divergences = disagreements = None
         if penalty.needs == "vocabulary":
-            tokens, mask, divergences, disagreements = _whole_vocabulary(model, scorer, penalty, rollouts, weights)
-            divergences, disagreements = _padded(divergences, self.width), _padded(disagreements, self.width)
+            if scorer is None:
+                raise VocabularyMismatch(f"{penalty!r} sums over the references' vocabulary; found no references.")
+            encoded = [rollout.encoded() for rollout in rollouts]
+            with scorer.models() as models:
+                terms = vocabulary_terms(model, models, encoded, weights, divergence=type(penalty).at_state)
+            lengths = [len(ids) for rollout in rollouts for ids in rollout.completion_ids]
+            (tokens, mask), (divergences, _), (disagreements, _) = (_rows(term.split(lengths)) for term in terms)
+            divergences, disagreements = _padded(divergences, self.width), _padded(disagreements.detach(), self.width)
         else:
             tokens, mask = policy_tokens(model, rollouts)
         tokens, mask = _padded(tokens, self.width), _padded(mask, self.width)
@@ -122,21 +130,6 @@ def policy_tokens(model: nn.Module, batch: Sequence[Rollout]) -> tuple[Tensor, T
     return _rows(token_logps(model, [rollout.encoded() for rollout in batch], shared_prompt=shared))
 
 
-def _whole_vocabulary(
-    model: nn.Module, scorer: RolloutScorer | None, penalty: Penalty, batch: Sequence[Rollout], weights: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(token log-probabilities, mask, D_t, −log F_t), [n, T] each."""
-    if scorer is None:
-        raise VocabularyMismatch(f"{penalty!r} sums over the references' vocabulary; found no references.")
-    with scorer.models() as models:
-        terms = vocabulary_terms(
-            model, models, [rollout.encoded() for rollout in batch], weights, divergence=type(penalty).at_state
-        )
-    lengths = [len(ids) for rollout in batch for ids in rollout.completion_ids]
-    tokens, divergences, disagreements = (_rows(term.split(lengths)) for term in terms)
-    return *tokens, divergences[0], disagreements[0].detach()
-
-
 def _rows(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows of different lengths → [N, T], zero where padded, and the mask [N, T] of what is not."""
     lengths = torch.tensor([len(part) for part in parts], device=parts[0].device)
@@ -147,3 +140,59 @@ def _rows(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def _padded(rows: Tensor, width: int) -> Tensor:
     """[*, T] → [*, width], zero (False) behind."""
     return nn.functional.pad(rows, (0, width - rows.shape[-1])) if rows.shape[-1] < width else rows
+
+
+def rollout_metrics(
+    batch: Batch, token_logps: Tensor, regularizer: Regularizer, *, beta: float, names: Sequence[str]
+) -> dict[str, float]:
+    r"""Of N = P · G completions of the policy, whole-completion quantities, in nats:
+
+        reward, reward_std    of the task's reward, without the penalty
+        kl/<name>             log π − log π_k: unbiased for KL(π‖π_k)
+        kl                    Σ_k w_k of these
+        objective             r − β Σ_k w_k (log π − log π_k): for reverse KL unbiased for J(π)
+        disagreement          −log of the group's mean of e^{−ℓ}, ℓ = log π − Σ_k w_k log π_k:
+                              consistent for −log F, too large on average for small groups
+        ess                   effective sample size, as a share of the group, of the completions as samples of the optimum
+                              (weights P e^{r/β}/π): 1 at the optimum
+        regret                β (log mean − mean log) of those weights, a consistent estimate of J* − J(π),
+                              too small on average for small groups
+        sampling_ratio        mean of π/μ, μ whoever sampled, where that is not the policy as it is: 1 but for noise
+        logps/per_token       log π, of a token
+
+    `ess` and `regret` for pools of reverse KL (α = 1) only.
+
+    Args:
+        token_logps: [N, T] of the policy before the update; names: of the K references.
+    """
+    reward, logps, lengths = batch.reward, token_logps.sum(-1), batch.lengths.double()
+    ended = [end for rollout in batch.rollouts for end in rollout.ended]
+    values = {
+        "reward": float(reward.mean()),
+        "reward_std": float(reward.std(unbiased=False)),
+        **{f"rewards/{name}/mean": float(each.mean()) for name, each in batch.each.items()},
+        "completions/mean_length": float(lengths.mean()),
+        "completions/clipped_ratio": 1 - sum(ended) / len(ended),
+        "logps/per_token": float(token_logps.sum() / lengths.sum()),
+    }
+    if batch.old is not None:
+        values["sampling_ratio"] = float((token_logps - batch.old).sum(-1).exp().mean())
+    if "completions" not in batch.refs:
+        return values
+    ref_logps = batch.refs["completions"].double()
+    w = check_weights(batch.weights, len(ref_logps))
+    w = w if w.ndim == 2 else w[:, None]
+    each = logps - ref_logps
+    log_ratio = (w * torch.where(w > 0, each, 0.0)).sum(0)
+    values["kl"] = float(log_ratio.mean())
+    values |= {f"kl/{name}": float(each[k].mean()) for k, name in enumerate(names)}
+    values["objective"] = float((reward - beta * log_ratio).mean())
+    group = batch.group
+    values["disagreement"] = float(-(torch.logsumexp(-log_ratio.reshape(-1, group), 1) - math.log(group)).mean())
+    if regularizer.alpha == 1 and beta > 0:
+        pool = regularizer.with_weights(batch.weights).pool(ref_logps)
+        log_weight = (reward / beta + pool - logps).reshape(-1, group)
+        total = torch.logsumexp(log_weight, 1)
+        values["ess"] = float((2 * total - torch.logsumexp(2 * log_weight, 1)).exp().mean() / group)
+        values["regret"] = float(beta * (total - math.log(group) - log_weight.mean(1)).mean())
+    return values

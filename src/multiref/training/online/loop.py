@@ -19,7 +19,7 @@ from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from multiref.training.online.arguments import OnlineArguments
-from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, sample
+from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
 from multiref.training.online.checks import (
     as_rows,
     check_policy_context,
@@ -28,7 +28,6 @@ from multiref.training.online.checks import (
     resolve_penalty,
     resolve_weights,
 )
-from multiref.training.online.metrics import rollout_metrics
 from multiref.training.online.penalty import FromReferences, Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, describe

@@ -175,7 +175,7 @@ class K3Loss(Penalty):
     optimum = "state by state β m/(Z − Q), m the arithmetic mixture: forward KL, not the reverse KL that k3 estimates"
 
     def loss_terms(self, samples: Samples) -> Tensor:
-        log_ratio = samples.token_logps - _ref_tokens(samples)
+        log_ratio = samples.token_logps - _needed(samples, "ref_token_logps").detach()
         w = samples.token_weights()
         each = torch.where(w > 0, torch.expm1(-log_ratio) + log_ratio, 0.0)
         return torch.where(samples.mask, (w * each).sum(0), 0.0)
@@ -212,7 +212,7 @@ class K3RenormalisedLoss(Penalty):
     optimum = "state by state forward KL to the renormalised tokens, of strength β"
 
     def loss_terms(self, samples: Samples) -> Tensor:
-        log_ratio = _token_log_ratio(samples) - _disagreements(samples)
+        log_ratio = _token_log_ratio(samples) - _needed(samples, "disagreements")
         return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
@@ -229,7 +229,7 @@ class RenormalisedInReward(Penalty):
     )
 
     def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
-        return (_token_log_ratio(samples.detached()) - _disagreements(samples)).double().sum(-1)
+        return (_token_log_ratio(samples.detached()) - _needed(samples, "disagreements")).double().sum(-1)
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
         mixed = sequence_logps(renormalised(ref_levels, regularizer.weights))
@@ -252,7 +252,7 @@ class FullVocabulary(PenaltyInReward):
     needs = "vocabulary"
 
     def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
-        each = _divergences(samples).detach().double()
+        each = _needed(samples, "divergences").detach().double()
         return each.flip(-1).cumsum(-1).flip(-1) - each
 
     def loss_terms(self, samples: Samples) -> Tensor:
@@ -260,7 +260,7 @@ class FullVocabulary(PenaltyInReward):
         visited = (
             log_ratio.cumsum(-1) - log_ratio
         ).exp()  # of the state, under the policy as it is now against the one that sampled
-        return visited.to(samples.token_logps) * _divergences(samples)
+        return visited.to(samples.token_logps) * _needed(samples, "divergences")
 
 
 class PerTokenReverseKL(FullVocabulary):
@@ -300,7 +300,7 @@ class PerTokenForwardKL(K3RenormalisedLoss):
         return kl(pool.log_softmax(-1), logps)
 
     def loss_terms(self, samples: Samples) -> Tensor:
-        return _divergences(samples)
+        return _needed(samples, "divergences")
 
 
 class FromReferences(Penalty):
@@ -352,31 +352,24 @@ PENALTIES: dict[str, Penalty] = {
 
 def _token_log_ratio(samples: Samples) -> Tensor:
     """[N, T]: log π − Σ_k w_k log π_k of each token; zero where padded."""
-    refs = _ref_tokens(samples)
+    refs = _needed(samples, "ref_token_logps").detach()
     return torch.where(samples.mask, samples.token_logps - weighted_sum(refs, samples.token_weights()), 0.0)
 
 
-def _ref_tokens(samples: Samples) -> Tensor:
-    if samples.ref_token_logps is None:
-        raise ArgumentError(
-            "This penalty is computed token by token and needs references with the policy's vocabulary; found scores of "
-            "whole completions only. Use the penalty `reward` (PenaltyInReward), which is exact and works across tokenizers."
-        )
-    return samples.ref_token_logps.detach()
+_MISSING = {
+    "ref_token_logps": "This penalty is computed token by token and needs references with the policy's vocabulary; found "
+    "scores of whole completions only. Use the penalty `reward` (PenaltyInReward), which is exact and works across tokenizers.",
+    "disagreements": "This penalty renormalises at each token and needs −log F_t of each state; found none in the samples.",
+    "divergences": "This penalty is summed over the vocabulary at each token; found no such sums in the samples.",
+}
 
 
-def _disagreements(samples: Samples) -> Tensor:
-    if samples.disagreements is None:
-        raise ArgumentError(
-            "This penalty renormalises at each token and needs −log F_t of each state; found none in the samples."
-        )
-    return torch.where(samples.mask, samples.disagreements, 0.0)
-
-
-def _divergences(samples: Samples) -> Tensor:
-    if samples.divergences is None:
-        raise ArgumentError("This penalty is summed over the vocabulary at each token; found no such sums in the samples.")
-    return torch.where(samples.mask, samples.divergences, 0.0)
+def _needed(samples: Samples, name: str) -> Tensor:
+    """What the samples have under this name, zero where padded."""
+    found: Tensor | None = getattr(samples, name)
+    if found is None:
+        raise ArgumentError(_MISSING[name])
+    return torch.where(samples.mask, found, 0.0)
 
 
 def penalty_named(name: str) -> Penalty:

@@ -14,7 +14,7 @@ from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.metrics import reward_metrics
-from multiref.training.pair_trainer import PairTrainer, check_devices, remove_dropout
+from multiref.training.pair_trainer import PairTrainer
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.data import RewardBatch, RewardData
 from multiref.training.reward.model import MARK, head_of
@@ -68,7 +68,11 @@ class RewardTrainer(PairTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        _check(model, args, label_smoothing, centre)
+        if not 0 <= label_smoothing < 0.5:
+            raise ArgumentError(f"label_smoothing: found {label_smoothing}, expected at least 0 and below 0.5.")
+        if not 0 <= centre < float("inf"):
+            raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
+        head_of(model)
         self.label_smoothing, self.centre = label_smoothing, centre
         self.reliability: Calibration | None = None
 
@@ -80,8 +84,16 @@ class RewardTrainer(PairTrainer):
         train, config = ready(train_dataset), model.config
         config.pad_token_id = train.pad  # type: ignore[union-attr]
         setattr(config, MARK, {"end": train.end})
-        asked = {"model": model, "args": args, "processing_class": processing_class}
-        super().__init__(ready, train, eval_dataset, **asked, callbacks=callbacks, optimizers=optimizers)
+        super().__init__(
+            model,
+            args,
+            ready,
+            train,
+            eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
 
     # ---- the loss ----
 
@@ -93,7 +105,8 @@ class RewardTrainer(PairTrainer):
         chosen, rejected = self._rewards(model, pairs)
         losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
         losses = losses + self.centre * (chosen + rejected) ** 2
-        values = _values(losses, chosen, rejected)
+        values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
+        values = {name: value.detach() for name, value in values.items()}
         shares = pairs.shares.to(losses)
         if model.training:
             self._averages.add({name: value for name, value in values.items() if name.startswith("rewards/")}, shares)
@@ -123,20 +136,3 @@ class RewardTrainer(PairTrainer):
         means = (table * shares[:, None]).sum(0) / shares.sum()
         self.reliability = calibration(table[:, _EVALUATED.index("rewards/margins")], shares)
         return {**dict(zip(_EVALUATED, means.tolist(), strict=True)), "calibration_error": self.reliability.error}
-
-
-def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """[B] each, by the names of `_EVALUATED`."""
-    values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
-    return {name: value.detach() for name, value in values.items()}
-
-
-def _check(model: nn.Module, args: TrainingArguments, label_smoothing: float, centre: float) -> None:
-    """Refuse what would train something else, and make the model deterministic."""
-    if not 0 <= label_smoothing < 0.5:
-        raise ArgumentError(f"label_smoothing: found {label_smoothing}, expected at least 0 and below 0.5.")
-    if not 0 <= centre < float("inf"):
-        raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
-    check_devices(args)
-    head_of(model)
-    remove_dropout(model)
