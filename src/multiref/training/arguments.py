@@ -33,8 +33,7 @@ DEFAULTS: dict[str, Any] = {
 
 def training_arguments(output_dir: str, given: Mapping[str, Any]) -> TrainingArguments:
     """`TrainingArguments` with our defaults under what is given."""
-    given = {"dataloader_pin_memory": torch.cuda.is_available(), **given}
-    return TrainingArguments(output_dir=output_dir, **(DEFAULTS | dict(given)))
+    return TrainingArguments(output_dir, **{**DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **given})
 
 
 class LogLines(TrainerCallback):

@@ -74,16 +74,11 @@ class StepBatches(Sampler[list[int]]):
             step = order[start : start + per_step]
             if len(step) < per_step and self.drop_last:
                 return
-            yield from self._micro_batches(step)
-
-    def _micro_batches(self, step: list[int]) -> list[list[int]]:
-        """This rank's share of one step's pairs."""
-        if self.shuffle:
-            step = sorted(step, key=lambda i: -self.lengths[i])
-        count = -(-len(step) // (self.per_device * self.world))
-        bounds = [len(step) * c // count for c in range(count + 1)]
-        groups = [step[a:b] for a, b in itertools.pairwise(bounds)]
-        return [group[self.rank :: self.world] or [-1 - group[-1]] for group in groups]
+            if self.shuffle:
+                step.sort(key=lambda i: -self.lengths[i])
+            count = -(-len(step) // (self.per_device * self.world))
+            for a, b in itertools.pairwise(len(step) * c // count for c in range(count + 1)):
+                yield step[a:b][self.rank :: self.world] or [-1 - step[b - 1]]  # this rank's share
 
 
 def cut_into_microbatches(

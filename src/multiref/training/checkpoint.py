@@ -32,14 +32,14 @@ def save_checkpoint(
     generators: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state_all()
-    whole = {
+    state = {
         **state,
         "step": step,
         "weights": {name: p for name, p in model.named_parameters() if p.requires_grad},
         "optimizer": optimizer.state_dict(),
         "generators": generators,
     }
-    write_whole(target / _FILE, dump_plain(whole))
+    write_whole(target / _FILE, dump_plain(state))
     for old in _all(folder)[:-keep] if keep > 0 else []:
         shutil.rmtree(old, ignore_errors=True)
     return target

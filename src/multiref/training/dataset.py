@@ -75,7 +75,12 @@ class PairData(Dataset[tuple["PairData", int]]):
         self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
         if not self.pairs:
             raise DataError("No pair was given; expected at least one.")
-        self.counts = check_counts(counts, len(self.pairs))
+        given = torch.ones(len(self.pairs)) if counts is None else counts
+        self.counts = torch.as_tensor(given, dtype=torch.float64)
+        if self.counts.shape != (len(self),) or not bool((self.counts >= 0).all()) or not bool(self.counts.sum() > 0):
+            raise ArgumentError(
+                f"counts: expected {len(self)} numbers of at least zero, not all zero; found shape {tuple(self.counts.shape)}."
+            )
         self.encoded = encode_pairs(self.pairs, tokenizer, tokenisation)
 
     def __len__(self) -> int:
@@ -147,19 +152,6 @@ def collate(items: Sequence[tuple[PairData, int]]) -> dict[str, Any]:
     data = items[0][0]
     indices = [index for _, index in items]
     return {"index": torch.tensor(indices), "pairs": data.batch(indices)}
-
-
-def check_counts(counts: Sequence[float] | Tensor | None, pairs: int) -> Tensor:
-    """[P] float64: how much each pair counts; None: one each. ArgumentError where they are negative, all zero,
-    or not as many."""
-    if counts is None:
-        return torch.ones(pairs, dtype=torch.float64)
-    checked = torch.as_tensor(counts, dtype=torch.float64)
-    if checked.shape != (pairs,) or not bool((checked >= 0).all()) or not bool(checked.sum() > 0):
-        raise ArgumentError(
-            f"counts: expected {pairs} numbers of at least zero, not all zero; found shape {tuple(checked.shape)}."
-        )
-    return checked
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:

@@ -37,7 +37,9 @@ def renormalised_scores(
     """
     tokenizers = [each.tokenizer for each in models]
     same_vocabulary([each.name for each in models], [tokenizer.get_vocab() for tokenizer in tokenizers])
-    texts = list({(p.prompt, side): None for p in map(_hashable, pairs) for side in (p.chosen, p.rejected)})
+    if not all(isinstance(pair.prompt, str) for pair in pairs):
+        raise ArgumentError("The token-level mixture is a baseline for plain text; found a conversation. Render it first.")
+    texts = list({(p.prompt, side): None for p in pairs for side in (p.chosen, p.rejected)})
     if not texts:
         raise ArgumentError("pairs: expected at least one, found none.")
     encoded = encode_many(tokenizers[0], [(prompt, (side,)) for prompt, side in texts], tokenisation)
@@ -54,15 +56,8 @@ def renormalised_scores(
 @torch.inference_mode()
 def renormalised_logps(models: Sequence[nn.Module], weights: Any, item: Encoded) -> Tensor:
     """The log-probability (float64, scalar) of an item's first completion under the token mixture."""
-    ids = list(item.completions[0])
     w = check_weights(weights, len(models)).double()
     mixed = torch.zeros((), dtype=torch.float64)
     for k, model in enumerate(models):
         mixed = mixed + w[k] * completion_logits(model, item).double().log_softmax(-1).cpu()
-    return mixed.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).sum()
-
-
-def _hashable(pair: Any) -> Any:
-    if not isinstance(pair.prompt, str):
-        raise ArgumentError("The token-level mixture is a baseline for plain text; found a conversation. Render it first.")
-    return pair
+    return mixed.log_softmax(-1).gather(-1, torch.tensor(item.completions[0])[:, None]).sum()

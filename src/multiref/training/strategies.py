@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from multiref.errors import ArgumentError
+from multiref.training.checks import check_at_least, check_choice
 from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import Objective, PairLogps
 
@@ -73,11 +74,9 @@ class SlidingWindow(WeightStrategy):
     """
 
     def __init__(self, window: int = 16, statistic: str = "discrimination") -> None:
-        if window < 1:
-            raise ArgumentError(f"window: expected at least one step, found {window}.")
-        if statistic not in ("discrimination", "accuracy"):
-            raise ArgumentError(f"statistic: expected discrimination or accuracy, found {statistic!r}.")
         self.window, self.statistic = window, statistic
+        check_at_least(self, 1, "window")
+        check_choice("statistic", statistic, ("discrimination", "accuracy"))
         self.steps: list[list[float]] = []  # per step: Σ over pairs of each reference's statistic, then the number of pairs
         self._open: list[float] = []
 

@@ -18,7 +18,7 @@ from multiref.bilevel import check_sigma, covariance
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.training.checkpoint import put_back
-from multiref.training.checks import check_choice
+from multiref.training.checks import check_at_least, check_choice
 from multiref.training.iterative.conjugate_gradient import implicit_weights
 from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
@@ -78,8 +78,7 @@ class Bilevel:
             check_choice(name, getattr(self, name), known)
         if not 0 < self.momentum <= 1:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
-        if self.perturbed_steps < 1:
-            raise ArgumentError(f"perturbed_steps: found {self.perturbed_steps}, expected at least one")
+        check_at_least(self, 1, "perturbed_steps")
         if not self.ridge > 0 or (self.outer == "newton" and self.objective != "stop_gradient"):
             raise ArgumentError(
                 f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam "
@@ -117,7 +116,13 @@ class Bilevel:
             for parameter, along in zip(reward.parameters(), gradient, strict=True):
                 parameter.grad = along
             optimizer.step()
-        _check_size(task, reward, units)
+        with torch.no_grad():
+            largest = float(reward(units.prompts, units.completions).abs().max())
+        if not largest / task.beta < _TOO_LARGE:
+            raise Diverged(
+                f"reward model: a reward of {largest:.3g} at β = {task.beta}; stopped, the last good state is kept. Lower "
+                "reward_rate"
+            )
         if self.loop != "double":
             policy_step(task, state, reward, units.prompts, units.completions)
         return {"upper loss": float(units.loss.mean()), "sigma": sigma, "hypergradient norm": norm}
@@ -220,16 +225,6 @@ def _pair_values(answers: Tensor, again: Tensor | None, margin: Tensor) -> Tenso
         return _cross_entropy(answers, margin)
     p = torch.sigmoid(margin)
     return (p - answers) * (p - again)
-
-
-def _check_size(task: Task, reward: RewardModel, units: LabelledUnits) -> None:
-    with torch.no_grad():
-        largest = float(reward(units.prompts, units.completions).abs().max())
-    if not largest / task.beta < _TOO_LARGE:
-        raise Diverged(
-            f"reward model: a reward of {largest:.3g} at β = {task.beta}; stopped, the last good state is kept. Lower "
-            "reward_rate"
-        )
 
 
 class BilevelTrainer:

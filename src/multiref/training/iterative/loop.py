@@ -105,7 +105,12 @@ def train(
     state = state or begin(task, plan)
     history, where = History(method.name), None if folder is None else Path(folder)
     if where is not None:
-        _resume(state, history, where)
+        where.mkdir(parents=True, exist_ok=True)
+        if (where / "state.safetensors").exists():
+            state.load(where / "state.safetensors")
+            lines = (where / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            # a line that was written before its state was saved is left out and made again
+            history.lines = [json.loads(line) for line in lines[: state.round + 1]]
     if not history.lines:
         history.lines.append({"labels": 0, "wall": 0.0, **_measured(task, state)})
     total = list(plan.labels)
@@ -139,15 +144,6 @@ def begin(task: Task, plan: Plan) -> State:
     return State.begin(
         task, seed=plan.seed, learning_rate=plan.learning_rate, reward_rate=plan.reward_rate, optimizer=plan.optimizer
     )
-
-
-def _resume(state: State, history: History, where: Path) -> None:
-    """What the folder holds; a line that was written before its state was saved is left out and made again."""
-    where.mkdir(parents=True, exist_ok=True)
-    if (where / "state.safetensors").exists():
-        state.load(where / "state.safetensors")
-        lines = (where / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        history.lines = [json.loads(line) for line in lines[: state.round + 1]]
 
 
 @torch.no_grad()

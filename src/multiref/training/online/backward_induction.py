@@ -18,7 +18,7 @@ from multiref.divergences import disagreement
 from multiref.pools import power_pool
 from multiref.regularizers import Regularizer, Weights
 
-__all__ = ["backward", "conditionals", "disagreements", "levels_of", "path_tokens", "renormalised", "sequence_logps"]
+__all__ = ["Levels", "backward", "conditionals", "disagreements", "levels_of", "path_tokens", "renormalised", "sequence_logps"]
 
 Levels = Sequence[Tensor]
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, MultirefWarning
-from multiref.models.sampling import encode_prompts
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
@@ -85,10 +84,10 @@ def resolve_penalty(
     return chosen
 
 
-def check_policy_context(model: Any, tokenizer: Any, rows: Sequence[Row], new_tokens: int) -> None:
-    """ArgumentError where the policy's context cannot hold the longest prompt and completion."""
+def check_policy_context(model: Any, contexts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """ArgumentError where the policy's context cannot hold the longest prompt (token ids) and completion."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(map(len, encode_prompts(tokenizer, [row["prompt"] for row in rows]))) + new_tokens
+    longest = max(map(len, contexts)) + new_tokens
     if limit is not None and limit < longest:
         raise ArgumentError(
             f"max_new_tokens: the policy holds {limit} tokens, the longest prompt and completion may have {longest}. Shorten "

@@ -95,10 +95,10 @@ class OnlineTrainer:
                     "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
                 )
             resolve_penalty(self.warm_up.penalty, regularizer, self.scorer, self.weights)
+        contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows])
         if self.scorer is not None:
-            contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows])
             self.scorer.check_context(contexts, args.max_new_tokens)
-        check_policy_context(self.model, self.tokenizer, self.rows, args.max_new_tokens)
+        check_policy_context(self.model, contexts, args.max_new_tokens)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad],
             lr=args.learning_rate,

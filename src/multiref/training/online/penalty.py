@@ -11,7 +11,6 @@ which computes it without sampling.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +23,14 @@ from multiref.divergences import f_prime, kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.checks import check_choice
-from multiref.training.online.backward_induction import backward, conditionals, disagreements, renormalised, sequence_logps
+from multiref.training.online.backward_induction import (
+    Levels,
+    backward,
+    conditionals,
+    disagreements,
+    renormalised,
+    sequence_logps,
+)
 from multiref.training.online.samples import Samples
 
 __all__ = [
@@ -45,8 +51,6 @@ __all__ = [
     "penalty_named",
     "reverse_to_pool",
 ]
-
-Levels = Sequence[Tensor]
 
 
 def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:

@@ -62,23 +62,20 @@ def vocabulary_terms(
         each = w[:, rows.owner[here]] if w.ndim == 2 else w[:, None]
 
         def block(hidden: Tensor, *theirs: Tensor, each: Tensor = each, labels: Tensor = rows.labels[here]) -> Tensor:
-            return _terms(own[1](hidden), [head(h) for (_, head), h in zip(others, theirs)], each, labels, divergence)
+            logits, refs = own[1](hidden), [head(h) for (_, head), h in zip(others, theirs)]
+            width = min(logits.shape[-1], *(other.shape[-1] for other in refs))
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            logps = logits[..., :width].to(wide).log_softmax(-1)
+            with torch.no_grad():
+                levels = torch.stack([other[..., :width].to(wide).log_softmax(-1) for other in refs])
+                pool = weighted_sum(levels, each[..., None].to(wide))
+            return torch.stack([logps.gather(-1, labels[:, None])[:, 0], divergence(logps, pool), -pool.logsumexp(-1)], -1)
 
         inputs = (own[0][here], *(features[here] for features, _ in others))
         again = torch.is_grad_enabled() and step < len(rows.labels)  # one block is within the budget anyway
         parts.append(checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs))
     terms = torch.cat(parts) if parts else torch.zeros(0, 3, device=rows.labels.device)
     return terms[:, 0], terms[:, 1], terms[:, 2]
-
-
-def _terms(logits: Tensor, theirs: Sequence[Tensor], weights: Tensor, labels: Tensor, divergence: Divergence) -> Tensor:
-    width = min(logits.shape[-1], *(other.shape[-1] for other in theirs))
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logps = logits[..., :width].to(wide).log_softmax(-1)
-    with torch.no_grad():
-        refs = torch.stack([other[..., :width].to(wide).log_softmax(-1) for other in theirs])
-        pool = weighted_sum(refs, weights[..., None].to(wide))
-    return torch.stack([logps.gather(-1, labels[:, None])[:, 0], divergence(logps, pool), -pool.logsumexp(-1)], -1)
 
 
 def _rows_for(reference: nn.Module, rows: Rows, batch: Sequence[Encoded]) -> Rows:

@@ -77,9 +77,7 @@ class RewardTrainer(PairTrainer):
         self.reliability: Calibration | None = None
 
         def ready(data: Any) -> RewardData:
-            if isinstance(data, RewardData):
-                return data
-            return RewardData(data, processing_class, tokenisation=tokenisation)
+            return data if isinstance(data, RewardData) else RewardData(data, processing_class, tokenisation=tokenisation)
 
         train, config = ready(train_dataset), model.config
         config.pad_token_id = train.pad  # type: ignore[union-attr]
@@ -102,7 +100,9 @@ class RewardTrainer(PairTrainer):
     ) -> Any:
         """`mean_of_step` of the losses."""
         pairs: RewardBatch = inputs["pairs"].to(self.args.device)
-        chosen, rejected = self._rewards(model, pairs)
+        with self.accelerator.autocast():
+            rewards = model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits[:, 0]
+        chosen, rejected = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).chunk(2)
         losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
         losses = losses + self.centre * (chosen + rejected) ** 2
         values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
@@ -112,13 +112,6 @@ class RewardTrainer(PairTrainer):
             self._averages.add({name: value for name, value in values.items() if name.startswith("rewards/")}, shares)
         loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {**values, "share": shares}) if return_outputs else loss
-
-    def _rewards(self, model: nn.Module, pairs: RewardBatch) -> tuple[Tensor, Tensor]:
-        """([B], [B]): rewards of chosen and rejected, at least float32."""
-        with self.accelerator.autocast():
-            rewards = model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits[:, 0]
-        chosen, rejected = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).chunk(2)
-        return chosen, rejected
 
     # ---- evaluation and logs ----
 
