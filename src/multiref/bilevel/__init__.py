@@ -22,8 +22,16 @@ from multiref.bilevel.hypergradient import (
     perturbed_policy,
     policy_response,
 )
-from multiref.bilevel.problem import Problem, preference_table
-from multiref.bilevel.upper import Debiased, Likelihood, StopGradient, Upper, WinRate, upper_named
+from multiref.bilevel.problem import (
+    Debiased,
+    Likelihood,
+    Problem,
+    StopGradient,
+    Upper,
+    WinRate,
+    preference_table,
+    upper_named,
+)
 
 __all__ = [
     "Debiased",

@@ -15,8 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from multiref.bilevel.problem import Problem
-from multiref.bilevel.upper import Upper
+from multiref.bilevel.problem import Problem, Upper
 from multiref.errors import ArgumentError
 
 __all__ = ["check_sigma", "hypergradient", "penalised_gradient", "penalised_value", "perturbed_policy", "policy_response"]

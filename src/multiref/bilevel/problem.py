@@ -1,17 +1,41 @@
-"""The bilevel problem on finite completions: who prefers what, which references, which regularizer."""
+r"""The bilevel problem on finite completions: who prefers what, which references, which regularizer.
+
+Four upper objectives, each as three functions of a policy and a reward:
+its value, its derivative in the policy, its derivative in the reward.
+
+With p(y, y') = σ(r(y) − r(y')), P* the true preference, π the policy, ν the comparator (the normalised pool):
+
+    Likelihood     f = −Σ π π' [P* log p + (1 − P*) log(1 − p)]    the papers' objective, U0 in our pages
+                   (FOUND: SAIL, PARL's use); not Fisher-consistent (DERIVED)
+    StopGradient   its direct derivative alone, U1: iterated on-policy maximum likelihood; a field, not the gradient of anything
+    Debiased       f = Σ π π' (p − P*)², U2: from two labels a pair (p − z)(p − z'); optionally Σ π ν' (p − P*)²
+    WinRate        f = −Σ π ν' P* + κ β Σ_k w_k D(π‖π_k), U3: κ = ¼ (the slope of σ at zero); does not look at the reward itself
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from multiref import exact
+from multiref.divergences import f_prime
 from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer, check_beta
 
-__all__ = ["Problem", "preference_table"]
+__all__ = [
+    "Debiased",
+    "Likelihood",
+    "Problem",
+    "StopGradient",
+    "Upper",
+    "WinRate",
+    "preference_table",
+    "upper_named",
+]
 
 
 def preference_table(reward: Tensor) -> Tensor:
@@ -71,3 +95,131 @@ class Problem:
     def lower_value(self, log_policy: Tensor, reward: Tensor) -> Tensor:
         """[*B, Y], [*B, Y] → [*B]: E_π[r] − β Σ_k w_k D(π‖π_k)."""
         return exact.value(log_policy, reward, self.ref_logps, self.regularizer, beta=self.beta)
+
+
+class Upper(ABC):
+    """f(r, π), per prompt. `follows_policy`: whether the hyper-gradient includes the policy's response to the reward."""
+
+    follows_policy: bool = True
+
+    @abstractmethod
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        """[*B, Y], [*B, Y] → [*B]: f."""
+
+    @abstractmethod
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        """[*B, Y], [*B, Y] → [*B, Y]: c = ∂f/∂π."""
+
+    @abstractmethod
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        """[*B, Y], [*B, Y] → [*B, Y]: ∂f/∂r, the policy held fixed."""
+
+
+def _pair_loss(problem: Problem, reward: Tensor) -> Tensor:
+    """[*B, Y] → [*B, Y, Y]: cross-entropy of the true preference under the reward's."""
+    margin = reward.unsqueeze(-1) - reward.unsqueeze(-2)
+    return -problem.preference * logsigmoid(margin) - (1 - problem.preference) * logsigmoid(-margin)
+
+
+def _excess(problem: Problem, reward: Tensor) -> Tensor:
+    """[*B, Y] → [*B, Y, Y]: p − P*, antisymmetric."""
+    return preference_table(reward) - problem.preference
+
+
+def _over(table: Tensor, law: Tensor) -> Tensor:
+    """[*B, Y, Y], [*B, Y] → [*B, Y]: Σ_y' table(y, y') law(y')."""
+    return (table @ law.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Likelihood(Upper):
+    """Cross-entropy of pairs drawn from the policy that the reward induces."""
+
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        policy = log_policy.exp()
+        return (policy * _over(_pair_loss(problem, reward), policy)).sum(-1)
+
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        return 2 * _over(_pair_loss(problem, reward), log_policy.exp())
+
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        policy = log_policy.exp()
+        return 2 * policy * _over(_excess(problem, reward), policy)
+
+
+@dataclass(frozen=True)
+class StopGradient(Likelihood):
+    """The likelihood's derivative with the sampling law held fixed. Its fixed point is the true reward when that is in the
+    class."""
+
+    follows_policy = False
+
+
+@dataclass(frozen=True)
+class Debiased(Upper):
+    """Squared error of the predicted preference. `mixed`: pairs π ⊗ ν, which keeps a collapsed policy from hiding its
+    errors."""
+
+    mixed: bool = False
+
+    def _partner(self, problem: Problem, log_policy: Tensor) -> Tensor:
+        return (problem.comparator_logps if self.mixed else log_policy).exp()
+
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        return (log_policy.exp() * _over(_excess(problem, reward) ** 2, self._partner(problem, log_policy))).sum(-1)
+
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        return (1 if self.mixed else 2) * _over(_excess(problem, reward) ** 2, self._partner(problem, log_policy))
+
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        excess = _excess(problem, reward)
+        p = excess + problem.preference
+        slope = 2 * excess * p * (1 - p)  # ∂(p − P*)²/∂r(y), antisymmetric
+        policy, partner = log_policy.exp(), self._partner(problem, log_policy)
+        return policy * _over(slope, partner) + partner * _over(slope, policy)
+
+
+@dataclass(frozen=True)
+class WinRate(Upper):
+    """Minus the measured win rate over the comparator, plus `strength` · β times the lower level's penalty."""
+
+    strength: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ArgumentError(
+                f"strength: found {self.strength!r}, expected at least zero; a quarter matches Bradley–Terry at small margins"
+            )
+
+    def value(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        won = (log_policy.exp() * _over(problem.preference, problem.comparator_logps.exp())).sum(-1)
+        return -won + self.strength * problem.beta * problem.regularizer.penalty(log_policy, problem.ref_logps)
+
+    def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        slope = f_prime(log_policy - problem.log_pool, problem.regularizer.alpha)
+        return -_over(problem.preference, problem.comparator_logps.exp()) + self.strength * problem.beta * slope
+
+    def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
+        return torch.zeros_like(reward)
+
+
+_NAMES: dict[str, Upper] = {
+    "likelihood": Likelihood(),
+    "stop_gradient": StopGradient(),
+    "debiased": Debiased(),
+    "debiased_mixed": Debiased(mixed=True),
+    "win_rate": WinRate(),
+}
+
+
+def upper_named(name: str) -> Upper:
+    """likelihood, stop_gradient, debiased, debiased_mixed (pairs against the comparator) or win_rate.
+
+    Raises:
+        ArgumentError: any other name.
+    """
+    if name not in _NAMES:
+        raise ArgumentError(
+            f"objective: found {name!r}, expected one of {', '.join(_NAMES)}; see docs/bilevel.md for what each is worth"
+        )
+    return _NAMES[name]
