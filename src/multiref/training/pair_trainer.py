@@ -31,11 +31,12 @@ class PairTrainer(Trainer):
 
     def __init__(
         self,
+        ready: Callable[[Any], PairData],
         model: nn.Module,
         args: TrainingArguments,
-        ready: Callable[[Any], PairData],
         train_dataset: Any,
         eval_dataset: Any,
+        processing_class: Any,
         **options: Any,
     ) -> None:
         check_devices(args)
@@ -48,6 +49,7 @@ class PairTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
+            processing_class=processing_class,
             train_dataset=ready(train_dataset),
             eval_dataset=held_out if mapped else held_out.get(""),
             data_collator=collate,

@@ -107,16 +107,7 @@ class PreferenceTrainer(PairTrainer):
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
-        super().__init__(
-            model,
-            args,
-            ready,
-            train,
-            eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
 
     @property
     def strategy(self) -> WeightStrategy | None:

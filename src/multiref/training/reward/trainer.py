@@ -82,16 +82,7 @@ class RewardTrainer(PairTrainer):
         train, config = ready(train_dataset), model.config
         config.pad_token_id = train.pad  # type: ignore[union-attr]
         setattr(config, MARK, {"end": train.end})
-        super().__init__(
-            model,
-            args,
-            ready,
-            train,
-            eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
 
     # ---- the loss ----
 
