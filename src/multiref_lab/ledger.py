@@ -86,11 +86,7 @@ def _check(check: Check) -> dict[str, Any]:
 def _entry(outcome: Outcome) -> dict[str, Any]:
     claim, figure = outcome.claim, outcome.measurement.figure
     return {
-        "group": claim.group,
-        "statement": claim.statement,
-        "status": claim.status,
-        "source": claim.source,
-        "predicted": claim.predicted,
+        **{name: getattr(claim, name) for name in ("group", "statement", "status", "source", "predicted")},
         "rule": claim.rule.words,
         "verdict": outcome.verdict,
         "checks": [_check(check) for check in outcome.measurement.checks],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from multiref.errors import ArgumentError
-from multiref_lab.toys.enumerable import Size, ToyPolicy
+from multiref_lab.toys.enumerable import Size, ToyPolicy, every_completion
 
 
 class BatchedTransformer(ToyPolicy):
@@ -34,15 +34,8 @@ class BatchedTransformer(ToyPolicy):
             raise ArgumentError(
                 f"width: found {width} over {heads} heads, expected positive sizes and a width that the heads divide"
             )
-        self.seeds, self.size, self.vocabulary, self.length, self.width, self.heads = (
-            seeds,
-            size,
-            vocabulary,
-            length,
-            width,
-            heads,
-        )
-        self.eps = eps
+        self.seeds, self.size, self.heads, self.eps = seeds, size, heads, eps
+        self.vocabulary, self.length, self.width = vocabulary, length, width
 
         def draw(*shape: int, std: float) -> nn.Parameter:
             return nn.Parameter(std * torch.randn(seeds, *shape, generator=generator))
@@ -102,7 +95,7 @@ class BatchedTransformer(ToyPolicy):
 
     def forward(self) -> Tensor:
         prompts = torch.arange(self.embedding.shape[1] - self.vocabulary)
-        prefixes = torch.cartesian_prod(*[torch.arange(self.vocabulary)] * (self.length - 1)).reshape(-1, self.length - 1)
+        prefixes = every_completion(self.vocabulary, self.length - 1)
         rows = []
         for chunk in prompts.split(16):
             ids = prefixes.expand(self.seeds, len(chunk), *prefixes.shape)
