@@ -1,15 +1,11 @@
 """A file appears whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import uuid
 from pathlib import Path
 
 from multiref.errors import OutputError
-
-__all__ = ["TEMPORARY", "replace_whole", "write_whole"]
 
 TEMPORARY = ".part"  # what a killed process may leave behind; never read
 

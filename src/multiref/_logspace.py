@@ -8,8 +8,6 @@ Three rules, and everything above calls them by name:
 - a log-probability is −inf or finite and not above zero; NaN is refused where it enters, with the name of the argument.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import TypeAlias

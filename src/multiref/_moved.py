@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
-__all__ = ["MOVED", "install"]
-
 MOVED = {
     "multiref.demo": "multiref_lab.demo",
     "multiref.lab": "multiref_lab",

@@ -3,8 +3,6 @@
 Direction is always in the name or the formula. `reverse` is KL(π‖π_k), `forward` is KL(π_k‖π), π the policy.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Losses: numbers in, one value per example out. Where the rewards came from is another room's work."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid

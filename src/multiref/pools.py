@@ -1,8 +1,6 @@
 """Pools: K references collapsed into one, exactly. The order of the power mean decides which divergence it serves (design:
 ρ = 1 − α)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

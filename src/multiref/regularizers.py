@@ -9,8 +9,6 @@ A member states two numbers, α (which f) and ρ (which pool); the formulas are 
     penalty         Σ_k w_k D_α(π‖π_k)
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

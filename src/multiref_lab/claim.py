@@ -10,24 +10,6 @@ from multiref.errors import ArgumentError
 from multiref.report import Estimate
 from multiref.report.figures import Plot
 
-__all__ = [
-    "GROUPS",
-    "VERDICTS",
-    "Check",
-    "Claim",
-    "Effort",
-    "Measurement",
-    "Rule",
-    "Verdict",
-    "all_hold",
-    "all_within",
-    "at_least",
-    "at_most",
-    "claim",
-    "exactly",
-    "near",
-]
-
 Verdict = Literal["verified", "vacuous", "convention-dependent", "refuted", "not testable here"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 GROUPS = (

@@ -11,8 +11,6 @@ from multiref.report import Estimate
 from multiref.report.figures import Curve
 from multiref_lab.stats import fit_slope, measured_curve
 
-__all__ = ["along", "bars", "fitted", "flat"]
-
 
 def fitted(label: str, x: Sequence[float], values: Tensor, *, decade: float = 10.0) -> tuple[Estimate, Curve]:
     """[P], [S, P] → the slope of log(mean over seeds) against log x over the last decade,

@@ -21,8 +21,6 @@ Without records: `in_workers(measure, cells, tell, workers=…)`. Who wants to b
 `cli/narrator.py` on a terminal.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -47,8 +45,6 @@ import torch
 from multiref.errors import ArgumentError, OutputError
 from multiref.report import write_whole
 from multiref_lab.fingerprint import fingerprint
-
-__all__ = ["Cell", "Experiment", "Listener", "Record", "Silent", "digest", "in_workers", "one_thread"]
 
 VERSIONS = ("torch", "transformers", "accelerate")
 

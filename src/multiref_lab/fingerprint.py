@@ -4,8 +4,6 @@ Rooms import their public names when first used; where a room has a stub (`__ini
 comes from.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib
@@ -15,8 +13,6 @@ from pathlib import Path
 
 import multiref
 import multiref_lab
-
-__all__ = ["dependencies", "fingerprint"]
 
 _ROOTS = {package.__name__: Path(str(package.__file__)).parent for package in (multiref, multiref_lab)}
 

@@ -9,8 +9,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from multiref.errors import ArgumentError
 
-__all__ = ["hidden_state_features", "principal_features"]
-
 
 def hidden_state_features(
     model: Any, tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Sequence[Any]], *, dimension: int

@@ -17,8 +17,6 @@ from multiref_lab.claim import VERDICTS, Check
 from multiref_lab.fingerprint import fingerprint
 from multiref_lab.registry import Outcome, claims
 
-__all__ = ["Ledger"]
-
 Entry = Mapping[str, Any]  # what JSON holds of an outcome
 
 

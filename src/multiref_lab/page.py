@@ -13,8 +13,6 @@ from multiref.report import Block, Picture, Section, Settings, versions, write_p
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["picture", "write"]
-
 
 def picture(figure: Figure, stem: Path, caption: str, alt: str = "") -> Picture:
     """Save a figure as <stem>.svg and <stem>.png, and embed it. Errors: OutputError."""

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 
-__all__ = ["PairCounts", "multinomial_counts", "pair_indices", "sample_pairs"]
-
 
 @dataclass(frozen=True)
 class PairCounts:

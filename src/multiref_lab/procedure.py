@@ -17,8 +17,6 @@ from multiref_lab.estimators import likeliest, logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import Bandits, LinearBandits
 
-__all__ = ["LearningCurve", "Loss", "finite_fit", "learning_curve", "linear_fit", "plug_in"]
-
 
 @dataclass(frozen=True)
 class Loss:

@@ -13,8 +13,6 @@ from multiref_lab import statements
 from multiref_lab.claim import GROUPS, Claim, Effort, Measurement, Verdict
 from multiref_lab.experiment import one_thread
 
-__all__ = ["Outcome", "claims", "find", "verify"]
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -11,8 +11,6 @@ Bootstrap intervals draw seeds with replacement, whole curves at a time, always 
 the same values give the same interval.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -12,8 +12,6 @@ for a parametrised policy that has not reached the Gibbs policy they are biased;
 For any parametrised lower level: conjugate gradients on its Hessian (PARL's estimator).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,16 +21,6 @@ from torch import Tensor
 from multiref._logspace import check_beta
 from multiref.bilevel.hypergradient import check_sigma
 from multiref.errors import ArgumentError
-
-__all__ = [
-    "ImplicitGradient",
-    "conjugate_gradients",
-    "covariance",
-    "implicit_hypergradient",
-    "independent",
-    "shared",
-    "shared_weights",
-]
 
 
 def independent(lower_reward: Tensor, perturbed_reward: Tensor, *, sigma: float) -> Tensor:

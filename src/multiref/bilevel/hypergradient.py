@@ -8,8 +8,6 @@ and by the penalty method of Kwon et al.: the upper level through two lower solu
 Reference: arXiv 2309.01753 (FOUND); for preferences, arXiv 2410.15610 as reconstructed in the theory notes (DERIVED).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -17,8 +15,6 @@ from torch import Tensor
 
 from multiref.bilevel.problem import Problem, Upper
 from multiref.errors import ArgumentError
-
-__all__ = ["check_sigma", "hypergradient", "penalised_gradient", "penalised_value", "perturbed_policy", "policy_response"]
 
 
 def policy_response(problem: Problem, log_policy: Tensor, payoff: Tensor) -> Tensor:

@@ -12,8 +12,6 @@ With p(y, y') = σ(r(y) − r(y')), P* the true preference, π the policy, ν th
     WinRate        f = −Σ π ν' P* + κ β Σ_k w_k D(π‖π_k), U3: κ = ¼ (the slope of σ at zero); does not look at the reward itself
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -25,17 +23,6 @@ from multiref import exact
 from multiref.divergences import f_prime
 from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer, check_beta
-
-__all__ = [
-    "Debiased",
-    "Likelihood",
-    "Problem",
-    "StopGradient",
-    "Upper",
-    "WinRate",
-    "preference_table",
-    "upper_named",
-]
 
 
 def preference_table(reward: Tensor) -> Tensor:

@@ -1,15 +1,11 @@
 """Two papers, two letters, one number: how regularisation strengths and stationarity targets convert."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from multiref.errors import ArgumentError
-
-__all__ = ["Exponent", "Stationarity", "convert_exponent", "convert_strength", "convert_target", "strengths"]
 
 Stationarity = Literal["norm", "squared-norm"]
 

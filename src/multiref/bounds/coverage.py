@@ -1,7 +1,5 @@
 """Coverage constants: what the bounds call C, computed exactly on finite supports, and estimated from scores."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +11,6 @@ from multiref._logspace import NEG_INF, Weights, broadcast, check_weights, expec
 from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
-
-__all__ = ["CoverageEstimate", "ball_coverage", "coverage", "coverage_from_scores", "path_coverage", "sampling_coverage"]
 
 _STEPS = 60  # bisection; the maximum is flat in its argument, so its value is exact long before
 

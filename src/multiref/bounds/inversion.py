@@ -1,13 +1,9 @@
 """Where a function of one positive quantity meets a target: bisection on logarithms."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
 from multiref.errors import ArgumentError
-
-__all__ = ["solve"]
 
 _CELLS, _HALVINGS = 400, 200
 _LARGEST = math.log(1e300)

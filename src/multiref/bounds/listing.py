@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from multiref.bounds import preferences, stability
 from multiref.bounds.statement import Statement
 
-__all__ = ["statements"]
-
 
 def statements() -> Mapping[str, Statement]:
     """Every statement, by the name that the command line uses, in the order of the files."""

@@ -6,8 +6,6 @@ The number of references enters through the coverage constant C alone. Reverse K
 forward KL the arithmetic one, π̄ = Σ_k w_k π_k, and there the printed rate 1/√n is the proof's: F2 gives 1/n at fixed β.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import exp, log, sqrt
 

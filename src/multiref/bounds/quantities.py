@@ -1,7 +1,5 @@
 """What each named quantity of a bound must satisfy, decided once."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 
@@ -9,8 +7,6 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-
-__all__ = ["DEFAULTS", "check_quantities", "check_reward_range", "describe"]
 
 _KINDS: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "positive": (lambda v: v > 0, "a positive number"),

@@ -13,8 +13,6 @@ With a reward learned in the same log-linear class (Bradley–Terry or DPO maxim
 and `learned_reward_…` bound what one pair changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import exp, log, sqrt
 

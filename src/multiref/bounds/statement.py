@@ -1,7 +1,5 @@
 """A theorem as a function of its quantities, and its value at some of them: a number, its source, whether it says anything."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +8,6 @@ from typing import Literal
 from multiref.bounds.inversion import solve
 from multiref.bounds.quantities import DEFAULTS, check_quantities, describe
 from multiref.errors import ArgumentError
-
-__all__ = ["Bound", "Statement", "Status"]
 
 Status = Literal["found", "derived", "provisional"]
 _MEANING = {
@@ -54,7 +50,7 @@ class Statement:
         """Its quantities, each with its default; None where it must be given."""
         return {q.rstrip("?"): DEFAULTS[q[:-1]] if q.endswith("?") else None for q in self.quantities.split()}
 
-    def __call__(self, **quantities: float) -> Bound:
+    def __call__(self, **quantities: float) -> "Bound":
         """The bound at these quantities.
 
         Raises:
@@ -114,7 +110,7 @@ class Bound:
         """Whether the bound is no better than the range that needs no theorem."""
         return not self.value < self.trivial
 
-    def at(self, **changes: float) -> Bound:
+    def at(self, **changes: float) -> "Bound":
         """The same statement with some quantities changed."""
         return self.statement(**{**self.quantities, **changes})
 

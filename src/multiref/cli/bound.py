@@ -11,7 +11,6 @@ from multiref.errors import ArgumentError, OutputError, StoreError, WeightsError
 if TYPE_CHECKING:
     from multiref.bounds import Bound, CoverageEstimate, Statement
 
-__all__ = ["app"]
 
 app = typer.Typer(add_completion=False)
 

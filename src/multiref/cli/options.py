@@ -7,8 +7,6 @@ import typer
 
 from multiref.errors import ArgumentError
 
-__all__ = ["Device", "Dtype", "Limit", "NamedReferences", "Seed", "Store", "name_and_path"]
-
 Store: TypeAlias = Annotated[
     Path, typer.Option("--store", "-s", help="The folder of scores; `multiref score` makes it.", show_default=False)
 ]

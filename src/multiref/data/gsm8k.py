@@ -1,8 +1,6 @@
 """GSM8K: questions with a number as answer, read from a file or the hub; the answer in a solution;
 the rewards of the paper's script, repaired."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -14,18 +12,6 @@ from typing import TypeAlias
 
 from multiref.data.pairs import Message, Text
 from multiref.errors import ArgumentError, DataError
-
-__all__ = [
-    "HIGHEST_REWARD",
-    "Problem",
-    "extract_answer",
-    "pass_at_k",
-    "pass_rate",
-    "prompts",
-    "read_gsm8k",
-    "rewards",
-    "same_number",
-]
 
 Completions: TypeAlias = Sequence[Text | Sequence[Message]]  # as TRL hands them to a reward
 

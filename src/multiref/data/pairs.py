@@ -1,15 +1,11 @@
 """A preference pair, and how a row of TRL's preference format becomes one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from multiref.errors import DataError
-
-__all__ = ["Message", "Pair", "Text", "as_pair"]
 
 Message: TypeAlias = dict[str, str]  # {"role": …, "content": …}
 Text: TypeAlias = str | tuple[Message, ...]

@@ -1,7 +1,5 @@
 """Files of preference pairs: JSON Lines (plain or gzipped), a JSON list, Parquet."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Iterator
@@ -11,8 +9,6 @@ from typing import Any, TypeAlias
 
 from multiref.data.pairs import Pair, as_pair
 from multiref.errors import DataError
-
-__all__ = ["read_pairs"]
 
 Rows: TypeAlias = Iterator[tuple[int, Any]]  # number of the row, counted from 1, and what stands there
 

@@ -1,7 +1,5 @@
 """Policies under one yardstick, exactly: where every completion of every prompt can be written down, nothing is estimated."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +11,6 @@ from torch import Tensor
 from multiref import exact
 from multiref.divergences import expectation, kl
 from multiref.errors import ArgumentError
-
-__all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Right or wrong, and how good on average: pass@k and mean reward of several policies on the same prompts, intervals by
 bootstrap over prompts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +11,6 @@ from torch import Tensor
 
 from multiref.data.gsm8k import pass_at_k, pass_rate
 from multiref.errors import ArgumentError
-
-__all__ = ["PassAtK", "bootstrap_interval"]
 
 Interval = tuple[float, float, float]
 

@@ -1,8 +1,6 @@
 """Completions of a policy on prompts, with their rewards, kept on disk block by block, so that a killed evaluation goes on
 where it was."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +14,6 @@ from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout, sample
 from multiref.models.spec import Generation
 from multiref.training.online.rewards import Reward, total_reward
-
-__all__ = ["sample_rewards"]
 
 CORRECTNESS = "correctness"  # the reward that says right or wrong: right above zero
 

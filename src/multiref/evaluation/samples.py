@@ -1,7 +1,5 @@
 """Policies under one yardstick by sampling, with error bars over prompts: where completions cannot be enumerated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +15,6 @@ from multiref.models.scoring import score_completions
 from multiref.models.spec import Generation
 from multiref.references.scores import same_vocabulary
 from multiref.regularizers import check_weights
-
-__all__ = ["compare_samples", "sample_each", "score_samples"]
 
 Judge = Callable[[Any, str], float]  # (prompt, decoded completion) → number
 

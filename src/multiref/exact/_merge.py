@@ -1,15 +1,11 @@
 """The merge identity: the reverse-KL optimum for any weights from the K single-reference optima."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from multiref._logspace import Weights
 from multiref.exact._problem import check_mass
 from multiref.pools import power_pool
-
-__all__ = ["merge"]
 
 
 def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:

@@ -1,14 +1,10 @@
 """The regularised objective at any policy."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from multiref._logspace import check_beta, check_logps, expectation
 from multiref.exact._problem import check_policy_shape, check_reward, check_shapes
 from multiref.regularizers import Regularizer
-
-__all__ = ["value"]
 
 
 def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: float = 0.1) -> Tensor:

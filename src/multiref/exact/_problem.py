@@ -1,7 +1,5 @@
 """What every exact function checks of its arguments, once, with the argument named."""
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -13,8 +13,6 @@ Two unknowns, for digits: the top base b = 1 + a c itself away from α = 1 (the 
 c near it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -34,7 +32,7 @@ class Family(NamedTuple):
     near: bool
 
     @staticmethod
-    def of(alpha: float) -> Family:
+    def of(alpha: float) -> "Family":
         return Family(alpha - 1, abs(alpha - 1) < NEAR_REVERSE_KL)
 
     def log_base(self, x: Tensor, gap: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """The optimum of the regularised objective under K references, exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,8 +11,6 @@ from multiref._logspace import NEG_INF, check_beta, check_logps, expectation
 from multiref.exact._problem import check_mass, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
 from multiref.regularizers import Regularizer
-
-__all__ = ["Solution", "solve"]
 
 BLOCK = 2**17  # numbers in an array [rows, Y] that is worked on at once
 NO_MASS = 600.0  # a mass P^|α−1| below e^−600 of the largest is outside the support for the root, so that no base underflows

@@ -1,8 +1,6 @@
 """When TRL's RLOO plus one reward function is the objective under K references, and when it is not:
 each condition refused with one message."""
 
-from __future__ import annotations
-
 import math
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,8 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from multiref.errors import ArgumentError, ModelError
-
-__all__ = ["SUPPORTED", "check_arguments", "check_generation", "check_reference", "check_version"]
 
 SUPPORTED = "trl>=1.3,!=1.15.0"
 

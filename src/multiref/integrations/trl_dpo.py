@@ -1,15 +1,11 @@
 """The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset.
 Tested with TRL 1.16.0."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from multiref.errors import ArgumentError
-
-__all__ = ["ReferenceColumnsDPOTrainer"]
 
 
 class ReferenceColumnsDPOTrainer(DPOTrainer):

@@ -8,8 +8,6 @@ TRL keeps its own single reference π_0 with its own β in the reward (k1, whole
 colocated generation. TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -24,8 +22,6 @@ from multiref.integrations.trl_conditions import check_arguments, check_generati
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import ReverseKL, check_beta, check_weights
-
-__all__ = ["ReferenceReward", "reference_reward", "rloo"]
 
 
 class ReferenceReward:

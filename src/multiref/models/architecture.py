@@ -1,7 +1,5 @@
 """What a model allows: a head apart from its body, a prompt shared by its completions. Found by trying, once per model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +13,8 @@ from multiref.errors import ModelError
 from multiref.models.encoding import Encoded
 from multiref.models.rows import Rows, lay_out
 
-__all__ = ["Layout", "layout_of", "unwrapped"]
-
 _log = logging.getLogger("multiref")
-_known: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
+_known: "WeakKeyDictionary[nn.Module, Layout]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
 """Which rows go through the model together: batches by token budget, after sorting by length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from multiref.errors import ArgumentError
-
-__all__ = ["token_budget_batches"]
 
 
 def token_budget_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -1,14 +1,10 @@
 """What a model has read, by the name that its version of transformers has for it: `past_key_values`, or `cache` since 5.24."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Collection
 from typing import Any
 
 from multiref.models.architecture import unwrapped
-
-__all__ = ["cache_argument", "cache_of", "takes"]
 
 
 def takes(model: Any) -> Collection[str]:

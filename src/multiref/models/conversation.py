@@ -1,14 +1,10 @@
 """Conversations as text: what a chat template writes for a prompt, and what it adds for an answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 from multiref.errors import ModelError
 from multiref.models.spec import Tokenisation
-
-__all__ = ["write_conversation"]
 
 Messages = tuple[dict[str, str], ...]
 

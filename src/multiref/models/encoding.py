@@ -1,7 +1,5 @@
 """From text to token ids: where the prompt ends and the completion begins, the end token, truncation, chat templates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +7,6 @@ from typing import Any
 from multiref.errors import DataError, ModelError
 from multiref.models.conversation import write_conversation
 from multiref.models.spec import TOKENISATION, Tokenisation
-
-__all__ = ["Encoded", "context_of", "encode", "encode_many", "start_ids"]
 
 Text = Any  # str | tuple of chat messages: `multiref.data.Text`, which this room must not import
 Ids = tuple[int, ...]

@@ -6,8 +6,6 @@ file's digests are kept under (path, size, modification time, inode), so that a 
 with all four unchanged would not be noticed by the running process, and is by the next one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -20,14 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from multiref.errors import ModelError
-
-__all__ = [
-    "config_fingerprint",
-    "file_weights_fingerprint",
-    "model_weights_fingerprint",
-    "text_digest",
-    "tokenizer_fingerprint",
-]
 
 # Keys of config.json on which no log-probability depends (the dtype is part of an identity on its own).
 _NO_MATTER = {

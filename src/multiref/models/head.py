@@ -1,14 +1,10 @@
 """log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks, recomputed in the backward
 pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["label_logps"]
 
 CACHED = 2**20  # elements of a block on a CPU: 4 MiB in float32
 

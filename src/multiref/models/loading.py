@@ -1,7 +1,5 @@
 """A language model and its tokenizer from a folder or hub id, with an adapter or quantised if asked."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, replace
@@ -12,18 +10,6 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.spec import DTYPES, ModelSpec
-
-__all__ = [
-    "LanguageModel",
-    "as_dtype",
-    "best_device",
-    "load",
-    "load_config",
-    "load_tokenizer",
-    "local_folder",
-    "on_base",
-    "put_adapter",
-]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Log-probabilities of completions under a causal language model, for scoring and for training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +11,6 @@ from multiref.models.architecture import Layout, layout_of, unwrapped
 from multiref.models.encoding import Encoded
 from multiref.models.head import label_logps
 from multiref.models.rows import Rows, lay_out
-
-__all__ = ["LOGITS_BUDGET", "completion_logits", "completion_logps", "forward_logps", "token_logps"]
 
 LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 

@@ -1,7 +1,5 @@
 """A product of experts as one student: copies of the teachers whose weighted logits are summed, each of them trained."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,8 +14,6 @@ from transformers.models.auto import AutoConfig, AutoModelForCausalLM
 from multiref.errors import ArgumentError
 from multiref.models.cache import cache_argument, takes
 from multiref.regularizers import check_weights
-
-__all__ = ["Product", "ProductConfig", "product_of"]
 
 _OUTPUTS = {each.name for each in fields(CausalLMOutputWithPast)}
 

@@ -1,7 +1,5 @@
 """How completions are laid into rows of token ids: with the prompt shared, or each on its own."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +10,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded
-
-__all__ = ["Rows", "lay_out", "row_length"]
 
 _Row = tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]  # a prompt, and which completions follow it
 
@@ -117,7 +113,7 @@ class _Pieces:
     widths: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[_Row]) -> _Pieces:
+    def of(cls, rows: Sequence[_Row]) -> "_Pieces":
         texts = [ids for prompt, members in rows for ids in (prompt, *(ids for _, ids in members))]
         owners = [owner for _, members in rows for owner in (-1, *(owner for owner, _ in members))]
         members = np.array([len(members) for _, members in rows], dtype=np.int64)

@@ -6,8 +6,6 @@ Nothing but `Generation` bends q: a model's `generation_config` (min_p, repetiti
 except that its end tokens end a completion too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,7 +143,7 @@ def draw(
 
 
 def _draw(
-    reader: _Reader, generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
+    reader: "_Reader", generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
 ) -> list[tuple[Ids, Logps]]:
     logits = reader.read_prompts()
     end = torch.tensor(list(ends), device=logits.device, dtype=torch.long)

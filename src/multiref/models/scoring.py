@@ -1,7 +1,5 @@
 """Many completions under one model: rows planned, batched, run without gradients, put back in order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,8 +11,6 @@ from multiref.models.batching import token_budget_batches
 from multiref.models.encoding import Encoded
 from multiref.models.logps import LOGITS_BUDGET, forward_logps, token_logps
 from multiref.models.rows import row_length
-
-__all__ = ["score_completions", "score_tokens"]
 
 ROW_LIMIT = 2048  # attention grows with the square of a row: completions beyond this start another row with the prompt again
 

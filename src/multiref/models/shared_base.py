@@ -1,7 +1,5 @@
 """One base model held once, under any number of adapters: loaded when first needed, freed when nobody is left who needs it."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +11,7 @@ import torch
 from multiref.models.loading import LanguageModel, load, put_adapter
 from multiref.models.spec import ModelSpec
 
-__all__ = ["SharedBase"]
-
-_bases: WeakValueDictionary[tuple[ModelSpec, str], SharedBase] = WeakValueDictionary()
+_bases: "WeakValueDictionary[tuple[ModelSpec, str], SharedBase]" = WeakValueDictionary()
 
 
 class SharedBase:
@@ -32,7 +28,7 @@ class SharedBase:
         self._peft: Any = None
 
     @classmethod
-    def of(cls, spec: ModelSpec, device: str | torch.device) -> SharedBase:
+    def of(cls, spec: ModelSpec, device: str | torch.device) -> "SharedBase":
         return _bases.setdefault((spec, str(device)), cls(spec, device))
 
     def claim(self, user: Any) -> None:

@@ -1,15 +1,11 @@
 """Small language models made from nothing: a Llama of random weights and a tokenizer whose tokens are words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from multiref.errors import ArgumentError
-
-__all__ = ["small_llama", "word_tokenizer"]
 
 
 def small_llama(

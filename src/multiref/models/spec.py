@@ -1,15 +1,11 @@
 """Which model, how text becomes tokens, and what is sampled: three small values, the same in Python and in a run's file."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from multiref.errors import ArgumentError
-
-__all__ = ["DTYPES", "TOKENISATION", "Generation", "ModelSpec", "Tokenisation"]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _FROM_FILES = {"extra": "forbid", "strict": True}  # how pydantic reads one of these from a file
@@ -42,7 +38,7 @@ class ModelSpec:
     trust_remote_code: bool = False
 
     @classmethod
-    def of(cls, what: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
+    def of(cls, what: "str | os.PathLike[str] | ModelSpec") -> "ModelSpec":
         """The spec itself, or that of a path alone."""
         return what if isinstance(what, ModelSpec) else cls(os.fspath(what))
 
@@ -86,7 +82,7 @@ class Tokenisation:
         if self.max_length is not None and self.max_length < 2:
             raise ArgumentError(f"max_length is {self.max_length}; expected at least 2 tokens, one to see and one to score.")
 
-    def within(self, context: int | None) -> Tokenisation:
+    def within(self, context: int | None) -> "Tokenisation":
         """The same, for a model that holds so many tokens (None: not known)."""
         limits = [limit for limit in (self.max_length, context) if limit]
         return replace(self, max_length=min(limits) if limits else None)

@@ -1,8 +1,6 @@
 """A language model that is a table: one row of logits per prompt and prefix. Whatever trains, trains on it;
 everything is enumerable."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 
@@ -13,8 +11,6 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, Pre
 from transformers.modeling_outputs import CausalLMOutput
 
 from multiref.errors import ArgumentError
-
-__all__ = ["Tabular", "TabularConfig", "tabular_tokenizer"]
 
 
 class TabularConfig(PreTrainedConfig):
@@ -107,7 +103,7 @@ class Tabular(PreTrainedModel, GenerationMixin):
         return total
 
     @torch.no_grad()
-    def assign(self, sequence_logps: Tensor) -> Tabular:
+    def assign(self, sequence_logps: Tensor) -> "Tabular":
         """Makes π(y | x) proportional to exp of [prompts, V^L] (or [V^L]); returns itself. Answers of zero mass: −inf."""
         size, length = self.config.answer_tokens, self.config.length
         logps = sequence_logps.to(self.table).expand(self.config.prompts, size**length)

@@ -24,8 +24,6 @@ from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Rows, Store
 
-__all__ = ["References"]
-
 
 class References:
     """K references by name.

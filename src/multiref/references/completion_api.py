@@ -1,8 +1,6 @@
 """The completion protocol that vLLM, SGLang and llama.cpp speak after OpenAI's: one request, and the log-probabilities in its
 answer."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import math
@@ -15,8 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from multiref.errors import ReferenceUnavailable
-
-__all__ = ["CONNECTION", "CompletionApi", "Connection", "Refused", "token_logps_of_echo", "token_logps_of_prompt"]
 
 
 class Refused(Exception):

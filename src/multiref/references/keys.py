@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["KeyIndex", "content_key", "content_keys", "text_of", "unique_keys"]
-
 KEY_BYTES = 16
 _json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 

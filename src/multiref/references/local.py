@@ -1,7 +1,5 @@
 """A reference on this machine: a model folder or hub id, with its own tokenizer; an adapter on a base; quantised if asked."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -23,8 +21,6 @@ from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.protocol import Item, Scored, text_identity
-
-__all__ = ["LocalReference", "local_reference"]
 
 
 class LocalReference:
@@ -102,7 +98,7 @@ class LocalReference:
             logps = score_completions(model, encoded, **self._options)
         return Scored.of(logps, encoded)
 
-    def ending(self, end: bool) -> LocalReference:
+    def ending(self, end: bool) -> "LocalReference":
         """The same reference, with the end token scored or not."""
         other = copy.copy(self)
         other.tokenisation = replace(self.tokenisation, end=end)

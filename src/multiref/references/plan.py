@@ -17,8 +17,6 @@ from multiref.errors import ArgumentError, DataError
 from multiref.references.keys import content_key
 from multiref.references.protocol import Item
 
-__all__ = ["Block", "plan", "shard_size_for", "wanted"]
-
 TOGETHER = (
     8  # completions of one prompt in one item: they share a row, and a row's attention grows with the square of its length
 )

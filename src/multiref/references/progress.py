@@ -6,8 +6,6 @@ from typing import Any
 
 from multiref.errors import MultirefWarning
 
-__all__ = ["Bar", "Listener"]
-
 
 class Listener:
     """Told what happens; as it stands it says nothing but notices. Counts are of completions, tokens (of the reference's own

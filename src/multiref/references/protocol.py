@@ -1,7 +1,5 @@
 """What a reference is: something that says who it is, and scores text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ from multiref.data import Text
 from multiref.models.encoding import Encoded
 from multiref.models.fingerprint import text_digest, tokenizer_fingerprint
 from multiref.models.spec import Tokenisation
-
-__all__ = ["SCORING_VERSION", "Item", "Reference", "Scored", "text_identity"]
 
 SCORING_VERSION = 1  # rises whenever the same model and text would get another number; part of every identity
 
@@ -42,7 +38,7 @@ class Scored:
     truncated: Tensor
 
     @classmethod
-    def of(cls, logps: Tensor, encoded: Sequence[Encoded]) -> Scored:
+    def of(cls, logps: Tensor, encoded: Sequence[Encoded]) -> "Scored":
         """The scores of all completions of these, lengths and cuts as they were encoded."""
         lengths = [len(ids) for item in encoded for ids in item.completions]
         cut = [cut for item in encoded for cut in item.truncated]

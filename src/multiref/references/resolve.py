@@ -1,7 +1,5 @@
 """From what a user writes down (a path, a mapping, a URL, an object) to a reference."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,8 +12,6 @@ from multiref.references.completion_api import Connection
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Reference
 from multiref.references.server import ServerReference
-
-__all__ = ["Opener", "location"]
 
 _HERE = {"dtype", "device", "token_budget", "logits_budget"}  # what concerns models on this machine, and no server
 

@@ -1,8 +1,6 @@
 """K references scoring completions that were sampled a moment ago: held open, no store, in token ids where a reference shares
 the policy's vocabulary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

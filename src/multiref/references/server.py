@@ -1,7 +1,5 @@
 """A reference behind an OpenAI-compatible completion server (vLLM, SGLang, llama.cpp, …)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +22,6 @@ from multiref.references.completion_api import (
     token_logps_of_prompt,
 )
 from multiref.references.protocol import Item, Scored, text_identity
-
-__all__ = ["ServerReference"]
 
 MODES = ("auto", "prompt_logprobs", "echo")
 

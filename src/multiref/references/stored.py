@@ -12,8 +12,6 @@ from multiref.references.keys import KeyIndex
 from multiref.references.scores import SequenceScores
 from multiref.references.store import Store
 
-__all__ = ["read_scores"]
-
 
 def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | None = None) -> SequenceScores:
     """The completions that every named reference has a score for, [K, N].

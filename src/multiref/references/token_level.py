@@ -21,8 +21,6 @@ from multiref.references.plan import wanted
 from multiref.references.protocol import Item
 from multiref.references.scores import TokenScores, same_vocabulary
 
-__all__ = ["TokenLevel", "measure_token_level", "token_scores"]
-
 BUDGET = 2**28  # numbers in memory at once, K × tokens × vocabulary: 1 GiB of float32
 
 

@@ -7,8 +7,6 @@ import yaml
 
 from multiref.report.versions import versions
 
-__all__ = ["ModelCard"]
-
 
 @dataclass(frozen=True)
 class ModelCard:

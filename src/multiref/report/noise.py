@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from multiref.errors import ArgumentError
 
-__all__ = ["Difference", "Estimate", "Measure", "critical_t", "paired"]
-
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom (any statistics text); beyond, see critical_t.
 CRITICAL = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,

@@ -11,8 +11,6 @@ from typing import Protocol
 from multiref._files import write_whole
 from multiref.errors import ArgumentError
 
-__all__ = ["Block", "Formula", "Note", "Picture", "Prose", "Section", "Settings", "Table", "page", "write_page"]
-
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }

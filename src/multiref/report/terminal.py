@@ -2,8 +2,6 @@
 
 from multiref.report.page import Table
 
-__all__ = ["print_table"]
-
 
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal allows; its caption stands above it, numbers stand to the right."""

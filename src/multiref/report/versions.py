@@ -3,8 +3,6 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["versions"]
-
 PACKAGES = ("multiref", "torch", "transformers", "tokenizers", "accelerate", "datasets", "peft", "pyarrow", "safetensors")
 
 

@@ -16,8 +16,6 @@ from multiref.report.page import Block
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_for
 
-__all__ = ["FORMAT", "BaseRun", "Facts", "Job", "Lora", "ModelSetting", "PooledRun", "ReferenceSetting", "Say"]
-
 FORMAT = 2  # of a run's folder: raised when an earlier version's folder cannot be gone on with
 Say = Callable[[str], None]
 

@@ -16,8 +16,6 @@ from multiref.runs.strict import Strict
 from multiref.training.online import OnlineTrainer, TextStates, WarmUp
 from multiref.training.online.evaluate import floor_figures, floors, text_losses
 
-__all__ = ["DistillRun"]
-
 
 class WarmUpSetting(Strict):
     """Distillation's first `share` of the steps at the states of the texts that follow the prompts,

@@ -11,8 +11,6 @@ from multiref.errors import ConfigError
 from multiref.runs.sentences import sentence
 from multiref.runs.yaml_values import Place, Plain, kind_of, parse
 
-__all__ = ["Document"]
-
 T = TypeVar("T")
 
 

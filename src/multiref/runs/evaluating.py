@@ -16,8 +16,6 @@ from multiref.runs.prompts import Prompts
 from multiref.runs.rewards import RewardSetting, make_rewards
 from multiref.runs.strict import Strict
 
-__all__ = ["EvaluationSettings", "evaluate", "table"]
-
 
 class EvaluationSettings(Strict):
     """Which policies, on which prompts, by which rewards.

@@ -14,8 +14,6 @@ from multiref.runs.base import BaseRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.page import model_card, write_report
 
-__all__ = ["execute"]
-
 
 def execute(run: BaseRun, *, say: Say = print) -> Path:
     """Do the run; returns its folder.

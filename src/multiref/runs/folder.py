@@ -13,8 +13,6 @@ import yaml
 from multiref.errors import ConfigError, OutputError
 from multiref.report import write_whole
 
-__all__ = ["RunFolder"]
-
 
 class RunFolder:
     """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html.

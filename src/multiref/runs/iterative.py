@@ -32,8 +32,6 @@ from multiref.training.iterative import (
 from multiref.training.iterative.loop import Method
 from multiref.training.online import RewardModel, lexicon_reward
 
-__all__ = ["IterativeRun"]
-
 SHOWN = {
     "true objective": "the hidden reward less β times the penalty, on fresh rollouts: what the run is for",
     "hidden reward": "the reward behind the oracle, on fresh rollouts; the method never sees it",

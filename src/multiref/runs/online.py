@@ -39,8 +39,6 @@ from multiref.training.online import (
 from multiref.training.online.evaluate import evaluate_online
 from multiref.training.online.rewards import Reward
 
-__all__ = ["Figures", "OnlineJob", "OnlineRun", "RolloutRun"]
-
 Figures = dict[str, tuple[float, float, float]]
 
 SHOWN = {"reward": "reward", "divergence/per_token": "divergence per token", "kl": "kl", "objective": "objective", "ess": "ess"}

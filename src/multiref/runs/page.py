@@ -8,8 +8,6 @@ from multiref.report import Formula, ModelCard, Note, Picture, Prose, Section, S
 from multiref.report.figures import Series, curves, svg
 from multiref.runs.base import BaseRun, Facts
 
-__all__ = ["model_card", "write_report"]
-
 Lines = Sequence[dict[str, Any]]
 _UNSEEN = (
     "runtime",

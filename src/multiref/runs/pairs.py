@@ -22,9 +22,6 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of
 from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
 
-__all__ = ["DataSource", "Evaluation", "PairsRun", "Sides", "TrainerJob"]
-
-
 Sides = tuple[list[Pair], list[Pair]]
 
 

@@ -19,8 +19,6 @@ from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
 from multiref.training.renormalised import renormalised_scores
 
-__all__ = ["PreferenceRun"]
-
 
 class PreferenceRun(PairsRun, PooledRun):
     """A policy from preference pairs. What a file without `task` asks for.

@@ -12,8 +12,6 @@ from multiref.errors import ConfigError, DataError
 from multiref.runs.sentences import nearest
 from multiref.runs.strict import Strict
 
-__all__ = ["Prompts"]
-
 Row = dict[str, Any]
 
 

@@ -18,8 +18,6 @@ from multiref.training.arguments import TrainingArguments, silence
 from multiref.training.reward import RewardData, RewardTrainer, open_reward_model
 from multiref.training.reward.model import with_lora
 
-__all__ = ["RewardRun"]
-
 
 class RewardRun(PairsRun):
     """A reward model from preference pairs.

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ValidationError
 
 from multiref.runs.yaml_values import Place, Plain, kind_of
 
-__all__ = ["nearest", "sentence"]
-
 _KINDS = {
     "string_type": "text",
     "float_type": "a number",

@@ -11,8 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from multiref.runs.sentences import nearest
 
-__all__ = ["Arguments", "Strict", "arguments_of", "one_of", "short_for", "union"]
-
 T = TypeVar("T")
 
 

@@ -20,8 +20,6 @@ from multiref.runs.strict import Strict
 from multiref.training.online.rewards import as_rewards, total_reward
 from multiref.weighting import importance_weights
 
-__all__ = ["SweepSettings", "sweep", "weight_grid"]
-
 
 class SweepSettings(Strict):
     """points: weights on the first of two runs, from 0 to 1 (for more runs the vertices and the middle).

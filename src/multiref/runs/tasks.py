@@ -17,8 +17,6 @@ from multiref.runs.reward import RewardRun
 from multiref.runs.strict import union
 from multiref.training.arguments import quiet
 
-__all__ = ["TASKS", "read_run", "run", "schema"]
-
 TASKS: dict[str, type[BaseRun]] = {
     "preference": PreferenceRun,
     "reward": RewardRun,

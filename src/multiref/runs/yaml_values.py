@@ -7,8 +7,6 @@ import yaml
 
 from multiref.errors import ConfigError
 
-__all__ = ["Place", "Plain", "kind_of", "parse"]
-
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 Place = tuple[str | int, ...]
 

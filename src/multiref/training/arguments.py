@@ -1,8 +1,6 @@
 """What a run needs from transformers and peft beside the trainer: arguments by name, a listener to its log lines,
 a LoRA adapter, silence."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from typing import Any

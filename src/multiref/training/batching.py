@@ -6,8 +6,6 @@ them more). So the budget never decides *which* pairs make a step, only into how
 (`cut_into_microbatches`), and the loss is averaged over the pairs of the whole step.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
@@ -16,8 +14,6 @@ from torch.utils.data import Sampler
 
 from multiref.errors import ArgumentError
 from multiref.models import token_budget_batches
-
-__all__ = ["StepBatches", "cut_into_microbatches"]
 
 
 class StepBatches(Sampler[list[int]]):

@@ -1,8 +1,6 @@
 """What a run needs to go on: written whole or not at all, one file a checkpoint, without pickle; the last few stay.
 A file is nested lists, dictionaries, numbers and tensors as safetensors: what an optimizer's state is."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -17,8 +15,6 @@ from torch import Tensor, nn
 
 from multiref._files import write_whole
 from multiref.errors import ArgumentError, OutputError
-
-__all__ = ["dump_plain", "last_checkpoint", "load_checkpoint", "put_back", "read_plain", "save_checkpoint"]
 
 _FILE = "state.safetensors"
 _STRUCTURE = "structure"

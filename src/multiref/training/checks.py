@@ -1,12 +1,8 @@
 """What arguments of every trainer are asked: one of a few words, at least so much."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 from multiref.errors import ArgumentError
-
-__all__ = ["check_at_least", "check_choice"]
 
 
 def check_choice(name: str, found: object, known: Any) -> None:

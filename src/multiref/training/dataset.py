@@ -1,8 +1,6 @@
 """Pairs made ready for training, once: token ids under the policy's tokenizer, joined by content with the stored scores of the
 references."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +15,6 @@ from multiref.models import Encoded, completion_logps, encode, encode_many
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.objectives import PairLogps
-
-__all__ = ["PairBatch", "PairData", "PreferenceData", "collate"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class PairBatch:
         device = policy.device
         return PairLogps(policy, self.references.to(policy), self.lengths.to(device), self.ref_lengths.to(device))
 
-    def take(self, indices: Sequence[int]) -> PairBatch:
+    def take(self, indices: Sequence[int]) -> "PairBatch":
         """The pairs at these positions."""
         at = torch.tensor(list(indices), dtype=torch.long)
         encoded = tuple(self.encoded[i] for i in indices)
@@ -86,7 +82,7 @@ class PairData(Dataset[tuple["PairData", int]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[PairData, int]:
+    def __getitem__(self, index: int) -> "tuple[PairData, int]":
         """The pair at `index`; at −1 − index the same pair, to fill a batch without counting."""
         return self, index
 

@@ -1,8 +1,6 @@
 """What a training run reports, from log-probabilities alone. Apart from the losses on purpose:
 a metric never changes a gradient."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,8 +9,6 @@ from torch import Tensor
 
 from multiref._logspace import check_weights
 from multiref.training.objectives import Objective, PairLogps, Preference
-
-__all__ = ["Averages", "pair_metrics", "reward_metrics"]
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

@@ -3,8 +3,6 @@
 Axes: `B` pairs, then the two sides of a pair (0 chosen, 1 rejected); references first, `K`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,7 +52,7 @@ class Objective(Protocol):
         """[B]: one loss per pair."""
         ...
 
-    def reweighted(self, weights: Weights) -> Objective:
+    def reweighted(self, weights: Weights) -> "Objective":
         """The same objective at other weights, [K] or [K, B]."""
         ...
 
@@ -101,7 +99,7 @@ class Preference:
             raise ArgumentError(f"reward_range: expected a number above zero, found {self.reward_range}.")
 
     @classmethod
-    def of(cls, regularizer: Regularizer, beta: float, *, loss: Loss = preference_losses.bradley_terry) -> Preference:
+    def of(cls, regularizer: Regularizer, beta: float, *, loss: Loss = preference_losses.bradley_terry) -> "Preference":
         """DPO and its kin under a regularizer at strength β."""
         return cls(regularizer, beta, loss)
 
@@ -133,7 +131,7 @@ class Preference:
         rewards = self.rewards(pairs)
         return self.loss(rewards[:, 0], rewards[:, 1])
 
-    def reweighted(self, weights: Weights) -> Preference:
+    def reweighted(self, weights: Weights) -> "Preference":
         return replace(self, regularizer=self.regularizer.with_weights(weights))
 
 
@@ -166,7 +164,7 @@ class MultiDPO:
         rewards = self.beta * (pairs.policy - pairs.references)
         return (self._weights(pairs) * self.loss(rewards[..., 0], rewards[..., 1])).sum(0)
 
-    def reweighted(self, weights: Weights) -> MultiDPO:
+    def reweighted(self, weights: Weights) -> "MultiDPO":
         return replace(self, weights=weights)
 
     def _weights(self, pairs: PairLogps) -> Tensor:

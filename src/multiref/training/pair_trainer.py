@@ -1,7 +1,5 @@
 """What trainers on pairs share: steps of equally many pairs on every rank, averages over the pairs of a step, safe files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from multiref.errors import ArgumentError
 from multiref.training.batching import StepBatches
 from multiref.training.dataset import PairData, collate
 from multiref.training.metrics import Averages
-
-__all__ = ["PairTrainer", "check_devices", "remove_dropout"]
 
 
 class PairTrainer(Trainer):

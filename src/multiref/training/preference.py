@@ -1,8 +1,6 @@
 """`PreferenceTrainer`: preference training under several references, as a `transformers.Trainer` that overrides documented
 methods only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +20,6 @@ from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Objective, Preference
 from multiref.training.pair_trainer import PairTrainer
 from multiref.training.strategies import WeightStrategy
-
-__all__ = ["PreferenceTrainer"]
 
 
 class PreferenceTrainer(PairTrainer):

@@ -1,8 +1,6 @@
 """The mixture that other code uses: pooled and renormalised at each token.
 Kept to show what it costs; not the optimum of the stated objective."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +13,6 @@ from multiref.models.encoding import Encoded, encode_many
 from multiref.models.logps import completion_logits
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores, content_keys, same_vocabulary
-
-__all__ = ["RENORMALISED", "renormalised_logps", "renormalised_scores"]
 
 RENORMALISED = "renormalised tokens"
 

@@ -4,8 +4,6 @@ MRPO as published is `AdaptiveWeights(TrustRegion(Preference(PooledKL(order=-1),
 `mrpo(β, trust_region=0.1, adaptive=True)`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +13,6 @@ from multiref import losses as preference_losses
 from multiref.errors import ArgumentError
 from multiref.training.objectives import Loss, Objective, PairLogps, Preference, Weights
 from multiref.weighting import arwc
-
-__all__ = ["AdaptiveWeights", "LengthNormalised", "TrustRegion", "adaptive_weights", "clipped_references", "mrpo"]
 
 
 def mrpo(

@@ -5,8 +5,6 @@ They are the online strategies of arXiv 2512.10040 with the defects of the relea
 each says which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +19,6 @@ from multiref.errors import ArgumentError
 from multiref.training.checks import check_at_least, check_choice
 from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import Objective, PairLogps
-
-__all__ = ["SlidingWindow", "ThompsonSampling", "WeightStrategy", "over_ranks"]
 
 
 def over_ranks(values: Sequence[float], how: str) -> list[float]:
@@ -57,7 +53,7 @@ class WeightStrategy(TrainerCallback, ExportableState):
         """See the pairs of a training pass and how much each counts, [B] (0: it only fills a rank's batch);
         by default, nothing."""
 
-    def succeed(self, predecessor: WeightStrategy) -> None:
+    def succeed(self, predecessor: "WeightStrategy") -> None:
         """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""
 
 

@@ -1,11 +1,7 @@
 """Samples of several policies as samples of their geometric mean."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
-
-__all__ = ["importance_weights"]
 
 
 def importance_weights(log_policies: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,6 @@ from torch.nn.functional import softplus
 from multiref.errors import ArgumentError
 from multiref.weighting.strategies import check_margins
 
-__all__ = ["PreferenceFit", "fit_preferences"]
-
 MAX_STEPS = 200
 
 

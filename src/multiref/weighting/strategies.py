@@ -5,8 +5,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 
-__all__ = ["arwc", "check_margins", "uniform", "vaw", "vdw"]
-
 
 def uniform(margins: Tensor) -> Tensor:
     """[K, P] → [K]: w_k = 1/K."""

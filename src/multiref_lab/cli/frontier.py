@@ -8,8 +8,6 @@ import typer
 if TYPE_CHECKING:
     from multiref_lab.frontier import FrontierSettings
 
-__all__ = ["command"]
-
 
 def command(
     config: Annotated[

@@ -1,7 +1,5 @@
 """What an experiment says on the terminal: sentences, progress bars, tables."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table as Shown
 
 from multiref.report import Table
-
-__all__ = ["Narrator"]
 
 
 class Narrator:
@@ -27,7 +23,7 @@ class Narrator:
         self.current: tuple[str, TaskID] | None = None
         self.began = time.perf_counter()
 
-    def __enter__(self) -> Narrator:
+    def __enter__(self) -> "Narrator":
         self.bars.start()
         return self
 

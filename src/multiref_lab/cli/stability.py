@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["command"]
-
 
 def command(
     out: Annotated[Path, typer.Option(help="Folder for the records, the page and the figures.")] = Path("stability"),

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["command"]
-
 _COLOURS = {"verified": "green", "refuted": "red", "vacuous": "yellow", "convention-dependent": "yellow"}
 
 

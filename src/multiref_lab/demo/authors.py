@@ -1,8 +1,6 @@
 """The three models of a world, made from nothing: who writes the corpus, and small models that learn to answer as an author
 does."""
 
-from __future__ import annotations
-
 import copy
 import math
 import random
@@ -16,8 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multiref.models import small_llama
 from multiref_lab.demo.corpus import ANSWER_WORDS, SKILLS, Habit, draw_problems, split_numbers, write
-
-__all__ = ["BASE", "REFERENCES", "Author", "WorldSettings", "teach", "train_models"]
 
 BASE = "base"
 REFERENCES = ("adder", "picker")  # good at SKILLS[0] and at SKILLS[1]

@@ -10,19 +10,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = [
-    "ANSWER_WORDS",
-    "NUMBERS",
-    "SKILLS",
-    "WORDS",
-    "Habit",
-    "Problem",
-    "draw_problems",
-    "points",
-    "split_numbers",
-    "write",
-]
-
 NAMES = ("ann", "bob", "eve")
 THINGS = ("pens", "cups", "nuts")
 SKILLS = ("total", "top")

@@ -1,8 +1,6 @@
 """All answers to a prompt with their exact probabilities: V first words times V second words, real softmax probabilities,
 nothing renormalised."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +8,6 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ModelError
-
-__all__ = ["answer_logps", "answer_texts"]
 
 
 def answer_texts(vocabulary: Sequence[str]) -> list[str]:

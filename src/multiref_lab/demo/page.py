@@ -1,7 +1,5 @@
 """The demo's page and figures."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -11,8 +9,6 @@ from multiref_lab import page
 from multiref_lab.demo.run import OPTIMUM, Findings
 from multiref_lab.demo.tables import common_table, own_table, values, verdicts
 from multiref_lab.stats import Measure
-
-__all__ = ["limits", "write"]
 
 
 def write(findings: Findings, output: Path, *, command: str = "multiref demo") -> Path:

@@ -1,7 +1,5 @@
 """Preference pairs of the world: whose answers are compared, and who says which is better."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ from multiref.data import Pair
 from multiref.errors import ArgumentError
 from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.world import World
-
-__all__ = ["PairLaw", "draw_pairs"]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,9 @@
 """The rules that are compared: which regularizer each trains under, and what it says in one line."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from multiref.regularizers import ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref_lab.demo.authors import REFERENCES
-
-__all__ = ["EXACT", "Rule", "rules"]
 
 EXACT = "reverse KL, both"
 

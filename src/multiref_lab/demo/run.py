@@ -1,8 +1,6 @@
 """The demo itself: a world, then every rule under every seed, each trained and measured exactly.
 Finished runs are kept and reused."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import re
@@ -24,8 +22,6 @@ from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.demo.world import World, make
 from multiref_lab.demo.yardstick import Answers, Yardstick
 from multiref_lab.experiment import Experiment, Listener, one_thread
-
-__all__ = ["OPTIMUM", "Findings", "Measured", "Trial", "run"]
 
 OPTIMUM = "π* (exact optimum)"
 

@@ -1,7 +1,5 @@
 """What a demo run is: its world, the objective as stated, the pairs, the training."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 
@@ -9,8 +7,6 @@ from multiref.errors import ArgumentError
 from multiref.regularizers import check_beta, check_weights
 from multiref_lab.demo.authors import REFERENCES, WorldSettings
 from multiref_lab.demo.preferences import PairLaw
-
-__all__ = ["FULL", "QUICK", "DemoSettings"]
 
 LAW, WORLD = PairLaw(), WorldSettings()
 

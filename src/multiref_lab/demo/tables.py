@@ -1,15 +1,11 @@
 """Findings as rows of text: the same tables for the terminal and for the page, and what may be said about the differences."""
 
-from __future__ import annotations
-
 from multiref.report import Table
 from multiref_lab.demo.authors import REFERENCES
 from multiref_lab.demo.corpus import SKILLS
 from multiref_lab.demo.rules import EXACT
 from multiref_lab.demo.run import Findings
 from multiref_lab.stats import Difference, Measure, paired
-
-__all__ = ["common_table", "difference", "own_table", "values", "verdicts"]
 
 
 def values(findings: Findings, rule: str, number: str) -> list[float]:

@@ -1,7 +1,5 @@
 """One preference run in a world: the policy in, the policy trained in place. The demo and the frontier train by it."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multiref.models import Tokenisation
 from multiref.training import LogLines, Objective, PreferenceData, PreferenceTrainer, silence, training_arguments
-
-__all__ = ["train_on_pairs"]
 
 
 def train_on_pairs(

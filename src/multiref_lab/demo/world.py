@@ -1,7 +1,5 @@
 """The world: a base model and two specialists of it, trained on generated problems once and kept in a cache folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -26,8 +24,6 @@ from multiref_lab.demo import enumeration
 from multiref_lab.demo.authors import BASE, REFERENCES, WorldSettings, train_models
 from multiref_lab.demo.corpus import SKILLS, WORDS, Problem, draw_problems, points, split_numbers
 from multiref_lab.experiment import digest, one_thread
-
-__all__ = ["World", "default_cache", "folder_of", "make"]
 
 BARE = Tokenisation(end=False)  # an answer is two words, nothing after them
 Progress = Callable[[str, int, int], None]  # what, done, of

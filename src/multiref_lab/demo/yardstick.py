@@ -1,7 +1,5 @@
 """One yardstick for every policy: the objective as stated, exact, averaged over held-out prompts of both skills."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from multiref.regularizers import Regularizer, ReverseKL
 from multiref_lab.demo.corpus import SKILLS, Problem
 from multiref_lab.demo.world import World
 
-__all__ = ["Answers", "Yardstick"]
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -31,7 +27,7 @@ class Answers:
     ref_logps: Tensor
 
     @classmethod
-    def of(cls, world: World, problems: Sequence[Problem], *, scale: float) -> Answers:
+    def of(cls, world: World, problems: Sequence[Problem], *, scale: float) -> "Answers":
         """A point of reward is worth `scale`, as in the labels."""
         if not problems:
             raise ArgumentError("a yardstick needs at least one prompt")

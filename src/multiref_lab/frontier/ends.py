@@ -1,7 +1,5 @@
 """Where each rule would lead if training were perfect: its own optimum on enumerated answers, computed without training."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,6 @@ from multiref.regularizers import PooledKL, ReverseKL, check_weights
 from multiref.training.online import conditionals, penalty_named, sequence_logps
 from multiref_lab.frontier.grid import SINGLE
 from multiref_lab.frontier.rules import online_rule
-
-__all__ = ["multi_dpo_optimum", "optimum"]
 
 
 def optimum(

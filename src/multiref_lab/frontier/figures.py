@@ -2,8 +2,6 @@
 and the plane of reward
 and KL."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
@@ -13,8 +11,6 @@ from multiref.report.figures import GREY, MARKERS, PALETTE, canvas
 from multiref_lab.frontier.findings import Findings, Place, Plane, Trained
 from multiref_lab.frontier.rules import LABELS, label
 from multiref_lab.stats import Measure
-
-__all__ = ["gap", "objective", "plane_of_reward", "reward"]
 
 INK = "#1b1f24"
 DASHED = (0, (4, 3))

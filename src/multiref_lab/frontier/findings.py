@@ -1,8 +1,6 @@
 """All that a sweep found: values by task, rule and weight, seed by seed; J at every weight from reward and KL,
 in which it is linear."""
 
-from __future__ import annotations
-
 import bisect
 import functools
 import math
@@ -20,8 +18,6 @@ from multiref_lab.frontier.grid import Cell, cell_at, rule_at
 from multiref_lab.frontier.settings import FrontierSettings
 from multiref_lab.frontier.sweep import Training
 from multiref_lab.stats import Difference, Measure, paired
-
-__all__ = ["Findings", "Place", "Plane", "Trained"]
 
 FEW = 24  # prompts on which Multi-DPO's optimum is computed
 
@@ -91,7 +87,7 @@ class Findings:
         one, two = (name[3:] for name in numbers if name.startswith("kl/") and not name.endswith("±"))
         return one, two
 
-    def trained(self, plane: Plane, rule: str, weight: float) -> Trained:
+    def trained(self, plane: Plane, rule: str, weight: float) -> "Trained":
         """The runs of a rule at a weight, by seed; at 0 and 1 the single reference's."""
         training, seeds = self.settings.training, range(self.settings.seeds)
         cells = (cell_at(plane.task, training, rule, weight, plane.beta, plane.pairs, seed) for seed in seeds)
@@ -113,7 +109,7 @@ class Findings:
         )
 
     @cached_property
-    def _end(self) -> functools._lru_cache_wrapper[Place]:
+    def _end(self) -> "functools._lru_cache_wrapper[Place]":
         return functools.lru_cache(maxsize=None)(self._computed_end)
 
     def _computed_end(self, task: str, rule: str, weight: float, beta: float) -> Place:

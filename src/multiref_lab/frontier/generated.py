@@ -1,7 +1,5 @@
 """The task whose every answer is enumerated: train a cell in the demo's world, measure its policy exactly."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -25,8 +23,6 @@ from multiref_lab.demo.world import World
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.rules import objective, online_rule
 from multiref_lab.frontier.settings import Generated
-
-__all__ = ["GeneratedBench"]
 
 DRAWS = 8  # of "distinct answers"
 OTHER = 1_000_003  # between the seed of the training pairs and that of the test pairs
@@ -75,7 +71,7 @@ class GeneratedBench:
         entropy = -expectation(log_policy, log_policy)
         return self.answers.measure(log_policy) | {"entropy": float(entropy.mean()), "distinct": float(distinct.mean())}
 
-    def shared(self, pairs: int, seed: int) -> SharedPairs:
+    def shared(self, pairs: int, seed: int) -> "SharedPairs":
         """The pairs of a seed, made once for all its rules."""
         return _shared(self, pairs, seed)
 

@@ -1,12 +1,8 @@
 """The cells of a sweep: one training run each, none trained twice."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from multiref_lab.frontier.settings import FrontierSettings
-
-__all__ = ["OWN_ENDS", "SINGLE", "Cell", "cell_at", "cells", "rule_at"]
 
 SINGLE = "single"
 OWN_ENDS = ("authors",)  # with one reference this rule is still not the objective as stated: it is trained at its ends too

@@ -1,7 +1,5 @@
 """A sweep's page, its figures and results.json."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ from multiref_lab.frontier import figures
 from multiref_lab.frontier.findings import Findings, Plane
 from multiref_lab.frontier.rules import FORMULAS, LABELS
 from multiref_lab.frontier.tables import diversity_table, given_table, objective_table, sentences
-
-__all__ = ["write"]
 
 ASKED = Formula(
     "J_α(π) = E_π[r(x, y)] − β (α KL(π‖π_1) + (1 − α) KL(π‖π_2))\n"

@@ -1,15 +1,11 @@
 """What each rule minimises, offline and online, and how it is called on a page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL, Regularizer, ReverseKL
 from multiref.training import MultiDPO, Objective, Preference
 from multiref_lab.frontier.grid import SINGLE
-
-__all__ = ["FORMULAS", "LABELS", "label", "objective", "online_rule"]
 
 LABELS = {
     "exact": "exact reverse KL",

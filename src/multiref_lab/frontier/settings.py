@@ -1,8 +1,6 @@
 """What a sweep is: which rules, which weights, which seeds, on which tasks, trained how.
 Plain values, as a YAML file holds them."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -11,8 +9,6 @@ from pydantic.dataclasses import dataclass
 
 from multiref.errors import ConfigError
 from multiref_lab.demo import WorldSettings
-
-__all__ = ["RULES", "FrontierSettings", "Generated", "Offline", "Online", "Stories", "Task"]
 
 RULES = {"offline": ("exact", "mrpo", "multi-dpo"), "online": ("exact", "mrpo", "authors")}
 

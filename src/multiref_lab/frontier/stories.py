@@ -1,7 +1,5 @@
 """The task on small real language models: pairs sampled from the policy, a lexicon's reward, everything measured on samples."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -24,8 +22,6 @@ from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.rules import objective
 from multiref_lab.frontier.settings import Stories
-
-__all__ = ["StoriesBench"]
 
 EACH = 2  # pairs of a prompt
 WIDE = 256  # completions sampled side by side

@@ -1,7 +1,5 @@
 """A sweep carried out: every cell trained on the bench of its task and measured, or read where it was finished before."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,6 @@ from multiref_lab.frontier.generated import GeneratedBench
 from multiref_lab.frontier.grid import Cell, cells
 from multiref_lab.frontier.settings import FrontierSettings, Generated
 from multiref_lab.frontier.stories import StoriesBench
-
-__all__ = ["Bench", "Training", "sweep"]
 
 
 class Bench(Protocol):

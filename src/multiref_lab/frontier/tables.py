@@ -1,7 +1,5 @@
 """Findings as rows of text, and what may be said about the differences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from multiref.report import Table
@@ -9,8 +7,6 @@ from multiref_lab.frontier.findings import Findings, Plane, Trained
 from multiref_lab.frontier.grid import OWN_ENDS
 from multiref_lab.frontier.rules import LABELS, label
 from multiref_lab.stats import Difference, Measure, paired
-
-__all__ = ["diversity_table", "given_table", "objective_table", "sentences"]
 
 
 def objective_table(findings: Findings, plane: Plane) -> Table:

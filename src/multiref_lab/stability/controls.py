@@ -3,8 +3,6 @@
 python -m multiref_lab.stability.controls
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -14,8 +12,6 @@ from multiref_lab.stability.linear_cell import LinearSettings, draw
 from multiref_lab.stability.log_linear import climb, gibbs, reward_model
 from multiref_lab.stability.measures import distances
 from multiref_lab.stats import Measure
-
-__all__ = ["VARIANTS", "controls"]
 
 VARIANTS: dict[str, Ascent] = {
     "PPO: clipped, 4 updates a batch, whitened": PPO,

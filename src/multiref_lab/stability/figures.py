@@ -1,8 +1,6 @@
 """The experiment's figures: a colour and marker for each method, a full line under one reference, a dashed one under two,
 bands of one standard error."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +8,6 @@ from matplotlib.figure import Figure
 
 from multiref.report.figures import MARKERS, PALETTE, canvas
 from multiref_lab.stats import Measure
-
-__all__ = ["Line", "figure"]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """Logistic regression on many almost equal data sets: one design matrix a seed, one vector of weights a run,
 and what influence functions say of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
-
-__all__ = ["Agreement", "agreement", "fit", "influence"]
 
 _STEPS = 80
 _TOLERANCE = 1e-13

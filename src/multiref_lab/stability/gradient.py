@@ -1,8 +1,6 @@
 """Policy gradient with common random numbers: which prompts, which completions, which advantages.
 What the log-linear and the small transformer share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref_lab.stability.runs import Runs
-
-__all__ = ["PPO", "RLOO", "Adam", "Ascent", "Draws"]
 
 
 @dataclass(frozen=True)

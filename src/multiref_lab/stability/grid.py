@@ -1,7 +1,5 @@
 """What is varied: one thing at a time around a base, in three worlds. A cell that two axes share is measured once."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +11,6 @@ from multiref_lab.experiment import Experiment
 from multiref_lab.stability.linear_cell import Given, LinearSettings, measure_linear
 from multiref_lab.stability.measures import Measured
 from multiref_lab.stability.transformer_cell import TransformerSettings, measure_transformer
-
-__all__ = ["WORLDS", "Axis", "Cell", "Measuring", "axes", "experiment"]
 
 WORLDS = ("linear", "features", "transformer")
 Settings = LinearSettings | TransformerSettings

@@ -1,7 +1,5 @@
 """One cell of the experiment in a log-linear class: data, every method under one and two references, all measures."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +13,6 @@ from multiref_lab.stability.log_linear import LogLinear, climb, dpo, dpo_offset,
 from multiref_lab.stability.measures import Measured, distances, plain, regret, with_gap
 from multiref_lab.stability.runs import Runs
 from multiref_lab.stability.sample import Dealt, Sample, given_sample, linear_sample
-
-__all__ = ["Given", "LinearSettings", "draw", "measure_linear"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """RLHF variants in a log-linear class, all runs at once: DPO, a reward model with its Gibbs optimum,
 and with sampled policy gradients."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +9,6 @@ from torch import Tensor
 from multiref_lab.stability.fit import fit
 from multiref_lab.stability.gradient import Adam, Ascent, Draws
 from multiref_lab.stability.sample import Prompts, Sample
-
-__all__ = ["LogLinear", "climb", "dpo", "dpo_offset", "gibbs", "reward_model"]
 
 
 @dataclass(frozen=True)

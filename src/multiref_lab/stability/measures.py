@@ -1,7 +1,5 @@
 """How far apart two policies are, and how good one is: exact, on completions that can be counted."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -10,8 +8,6 @@ from multiref.divergences import kl
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.fit import Agreement
 from multiref_lab.stability.sample import Prompts, Sample
-
-__all__ = ["Measured", "close_kl", "distances", "plain", "regret", "total_variation", "with_gap"]
 
 Measured = dict[str, dict[str, list[float]]]  # {method/K: {measure: one number a seed}}
 

@@ -1,8 +1,6 @@
 """What an experiment shows: figures, tables, one page and its numbers.
 Means over seeds with their standard errors, slopes with bootstrap intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,6 @@ from multiref_lab.stability.figures import Line, figure
 from multiref_lab.stability.grid import Axis, Cell
 from multiref_lab.stability.measures import Measured
 from multiref_lab.stats import Estimate, Measure, fit_slope
-
-__all__ = ["Entry", "entries", "table", "write"]
 
 Records = Mapping[Cell, Record[Cell, Measured]]
 

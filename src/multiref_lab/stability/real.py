@@ -1,8 +1,6 @@
 """The world `features`: prompts from a file, completions that two real models sample, the first one's frozen hidden states,
 both models' log-probabilities."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,8 +14,6 @@ from multiref.report import write_whole
 from multiref_lab.hidden_states import hidden_state_features
 from multiref_lab.stability.grid import Axis
 from multiref_lab.stability.linear_cell import Given
-
-__all__ = ["given_by_models", "kept_given", "prompts_needed", "read_prompts"]
 
 
 def read_prompts(path: str | Path, count: int, *, words: int = 8) -> list[str]:

@@ -1,15 +1,11 @@
 """Which examples each run trains on: all of them, one replaced, one left out; and everything but that example the same."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-
-__all__ = ["Runs"]
 
 
 @dataclass(frozen=True)

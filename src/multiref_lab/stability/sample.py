@@ -1,8 +1,6 @@
 """Preference data whose examples can be exchanged: n labelled pairs, each with a prompt of its own, spare ones,
 and fresh prompts to judge on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +10,6 @@ from multiref import exact, pools
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.runs import Runs
-
-__all__ = ["Dealt", "Prompts", "Sample", "draw_pairs", "given_sample", "linear_sample"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Prompts:
         """[S, F, Y]: log π* for the true reward."""
         return exact.solve(self.reward, self.references(count), ReverseKL(), beta=beta).log_policy
 
-    def take(self, rows: slice) -> Prompts:
+    def take(self, rows: slice) -> "Prompts":
         """Some of the prompts."""
         return Prompts(self.features[:, rows], self.reward[:, rows], self.ref_logps[:, :, rows])
 

@@ -1,8 +1,6 @@
 """Training small transformers, all runs at once: pairs for a reward model or DPO, sampled completions for policy gradients.
 Adam, common random numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +11,6 @@ from torch.nn.functional import softplus
 from multiref_lab.stability.gradient import Adam, Ascent, Draws
 from multiref_lab.stability.sample import Sample
 from multiref_lab.stability.transformer import Shape
-
-__all__ = ["Fit", "climb", "fit_pairs", "pair_margins"]
 
 Learned = Callable[[Tensor, Tensor], Tensor]
 Margins = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -5,8 +5,6 @@ A prompt is a vector of content in place of a start token. Parameters of a run a
 so that a distance between two runs, a step of Adam, or a gradient for each run is one line.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,8 +13,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from multiref.errors import ArgumentError
-
-__all__ = ["Shape"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """One cell of the experiment with small transformers: policies and reward models that are networks,
 completions that can be counted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,8 +18,6 @@ from multiref_lab.stability.runs import Runs
 from multiref_lab.stability.sample import Prompts, Sample, draw_pairs
 from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
 from multiref_lab.stability.transformer import Shape
-
-__all__ = ["TransformerSettings", "draw_transformer", "measure_transformer"]
 
 
 @dataclass(frozen=True)

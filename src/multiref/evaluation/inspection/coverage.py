@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["Coverage", "coverage"]
-
 EMPTY = 1e-3  # a geometric pool whose total mass is below this has lost 99.9 % of what one reference alone has
 
 

@@ -11,8 +11,6 @@ from multiref.errors import DataError
 from multiref.references.keys import text_of
 from multiref.references.scores import SequenceScores
 
-__all__ = ["Evidence", "gather", "standard_error"]
-
 
 @dataclass(frozen=True, eq=False)
 class Evidence:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from multiref.evaluation.inspection.evidence import Evidence
 
-__all__ = ["doubts", "find_faults"]
-
 GUESS = math.log(2**18)  # nats per token of a uniform guess over 262,144 tokens, more than vocabularies have: 12.5
 AWAY = (
     8.0  # nats per token above the best other reference; good and merely foreign models differ by less than log V, mostly by 5

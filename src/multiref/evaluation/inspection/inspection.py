@@ -19,7 +19,6 @@ from multiref.references.scores import SequenceScores
 if TYPE_CHECKING:
     from multiref.references.token_level import TokenLevel
 
-__all__ = ["Inspection", "inspect"]
 
 MANY = 20_000  # pairs from which on the intervals are resampled less often
 

@@ -12,8 +12,6 @@ from torch.nn.functional import softplus
 from multiref.evaluation.inspection.evidence import Evidence, standard_error
 from multiref.weighting import arwc, fit_preferences, uniform, vaw, vdw
 
-__all__ = ["Contender", "Step", "Weighting", "contenders", "select", "weigh"]
-
 SIGNIFICANCE = 0.01  # one-sided, for each question "does one more reference help?", shared among the candidates
 Rule = Callable[[Tensor], Tensor]
 

@@ -15,8 +15,6 @@ from multiref.evaluation.inspection.tables import (
 from multiref.report import Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, svg
 
-__all__ = ["write"]
-
 MODEL = """P(chosen ≻ rejected) = σ( s · Σ_k w_k [log π_k(chosen) − log π_k(rejected)] ),   w on the simplex, s ≥ 0
 convex in c = s · w ≥ 0 and solved exactly; every figure of merit is on prompts that the fit did not see"""
 

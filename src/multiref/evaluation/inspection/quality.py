@@ -10,8 +10,6 @@ from torch.nn.functional import logsigmoid
 from multiref.evaluation.inspection.evidence import Evidence, standard_error
 from multiref.weighting import fit_preferences
 
-__all__ = ["Quality", "quality"]
-
 BINS = 10
 
 

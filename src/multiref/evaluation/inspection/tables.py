@@ -8,8 +8,6 @@ from multiref.evaluation.inspection.quality import Quality
 from multiref.references.token_level import TokenLevel
 from multiref.report import Table
 
-__all__ = ["contenders_table", "correlations_table", "coverage_lines", "references_table", "tables", "token_level_table"]
-
 
 def tables(found: Inspection) -> list[Table]:
     """Every table that this inspection has."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from multiref.evaluation.inspection.mixture import Contender, Step, Weighting
 from multiref.evaluation.inspection.quality import Quality
 
-__all__ = ["Verdict", "judge"]
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -15,8 +15,6 @@ from multiref.errors import ArgumentError, ModelError, MultirefError
 from multiref.references.plan import Block
 from multiref.references.protocol import Reference, Scored
 
-__all__ = ["RayEngine"]
-
 
 @dataclass(frozen=True)
 class RayEngine:

@@ -14,8 +14,6 @@ from multiref.errors import OutputError
 from multiref.references.keys import KeyIndex, content_keys
 from multiref.references.store.folder import Store
 
-__all__ = ["export", "export_pairs"]
-
 _VALUES = {"logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()}
 
 

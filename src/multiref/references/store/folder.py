@@ -13,8 +13,6 @@ from multiref.errors import StoreError
 from multiref.references.store import atomic, manifest, shards
 from multiref.references.store.shards import Rows
 
-__all__ = ["Damage", "Store"]
-
 
 @dataclass(frozen=True)
 class Damage:

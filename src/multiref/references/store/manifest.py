@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 from multiref.errors import StoreError
 from multiref.references.store import atomic
 
-__all__ = ["read", "rebuild"]
-
 NAME = "manifest.json"
 
 

@@ -8,8 +8,6 @@ from multiref.errors import StoreError
 from multiref.references.store import atomic
 from multiref.references.store.folder import Store
 
-__all__ = ["prunable", "remove"]
-
 STALE = 600.0  # seconds: a temporary file younger than this may belong to a process that is writing it
 
 

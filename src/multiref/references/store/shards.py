@@ -10,8 +10,6 @@ import pyarrow.parquet as pq
 
 from multiref.errors import StoreError
 
-__all__ = ["Rows", "encode", "read", "sound"]
-
 FORMAT = "1"  # of the shard's columns; a reader refuses a later one
 SCHEMA = pa.schema(
     [

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from multiref._files import write_whole
 
-__all__ = ["GREY", "MARKERS", "PALETTE", "canvas", "png", "save", "svg"]
-
 # Okabe and Ito's eight colours without black and yellow (too faint on white); every series has its own marker too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")

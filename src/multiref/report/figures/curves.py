@@ -11,8 +11,6 @@ from multiref.errors import ArgumentError
 from multiref.report.figures.canvas import MARKERS, PALETTE, canvas
 from multiref.report.noise import Measure
 
-__all__ = ["Series", "curves", "log_log", "slope"]
-
 
 @dataclass(frozen=True)
 class Series:

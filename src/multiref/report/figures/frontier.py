@@ -8,8 +8,6 @@ from matplotlib.figure import Figure
 from multiref.report.figures.canvas import GREY, MARKERS, PALETTE, canvas
 from multiref.report.noise import Measure
 
-__all__ = ["Point", "frontier"]
-
 
 @dataclass(frozen=True)
 class Point:

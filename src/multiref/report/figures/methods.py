@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 from multiref.report.figures.canvas import GREY, MARKERS, PALETTE, canvas
 from multiref.report.noise import Measure
 
-__all__ = ["Method", "objective_by_method"]
-
 
 @dataclass(frozen=True)
 class Method:

@@ -15,7 +15,6 @@ from multiref.report.noise import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "Plot", "draw"]
 
 Kind = Literal["measured", "points", "bound", "trivial", "theory"]
 

@@ -5,8 +5,6 @@ What the papers say and what is ours: the two-policy penalty step is our reconst
 the other estimators, and every objective but the likelihood, are ours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +25,6 @@ from multiref.training.iterative.penalty_method import perturb
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, some_prompts
 from multiref.training.iterative.task import Policy, RewardModel, Task
-
-__all__ = ["Bilevel", "BilevelTrainer"]
 
 ObjectiveName = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]
 EstimatorName = Literal["two_policies", "shared_rollouts", "covariance", "conjugate_gradient"]

@@ -1,7 +1,5 @@
 """PARL's response term for a parametrised policy: conjugate gradients on β times the Fisher matrix, by products with it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +9,6 @@ from multiref.bilevel import conjugate_gradients
 from multiref.errors import ArgumentError
 from multiref.training.iterative.labels import LabelledUnits
 from multiref.training.iterative.task import Policy
-
-__all__ = ["implicit_weights"]
 
 
 def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps: int = 10, damping: float = 1e-4) -> Tensor:

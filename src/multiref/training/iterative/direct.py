@@ -1,7 +1,5 @@
 """Methods without a reward model: the policy itself is fitted to labelled pairs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +14,6 @@ from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import ask, buy, preference_step, some_prompts
 from multiref.training.iterative.task import Task
 from multiref.training.online.methods import leave_one_out
-
-__all__ = ["SAIL", "XPO", "OfflineDPO", "OnlineDPO"]
 
 
 @dataclass(frozen=True)

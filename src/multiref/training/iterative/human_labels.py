@@ -1,7 +1,5 @@
 """A person as the oracle: pairs are written to a file, labels are read from another; nothing is lost if either side stops."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -15,8 +13,6 @@ from torch import Tensor
 from multiref._files import write_whole
 from multiref.errors import ArgumentError, DataError
 from multiref.training.iterative.oracles import LabelsLate
-
-__all__ = ["HumanLabels", "read_labels"]
 
 
 class HumanLabels:

@@ -1,8 +1,6 @@
 """Labelled pairs, as bought: a growing set that methods learn from;
 and what an outer step drew and had labelled, as the estimators of its gradient look at it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +8,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError, DataError
 from multiref.training.iterative.task import RewardModel
-
-__all__ = ["LabelledUnits", "Labels", "check_answers", "pair_margin"]
 
 
 def check_answers(answers: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """The one loop: rounds of labels, learning, measuring; a log line a round; a state that resumes exactly."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import time
@@ -18,8 +16,6 @@ from multiref.training.checks import check_choice
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
 
-__all__ = ["History", "Method", "Plan", "begin", "train"]
-
 
 class Method(Protocol):
     """Which pairs to have labelled, and how to learn from them."""
@@ -28,7 +24,7 @@ class Method(Protocol):
     def name(self) -> str:
         """As reports call it."""
 
-    def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+    def round(self, task: Task, state: State, labels: int, plan: "Plan") -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""
 
 

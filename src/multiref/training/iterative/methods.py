@@ -1,15 +1,11 @@
 """Every method by name, as recipes and reports call them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from multiref.errors import ConfigError
 from multiref.training.iterative.bilevel import Bilevel
 from multiref.training.iterative.direct import SAIL, XPO, OfflineDPO, OnlineDPO
 from multiref.training.iterative.reward_then_policy import GSHF, Iterative, TwoStage
-
-__all__ = ["METHODS", "method_named"]
 
 METHODS: dict[str, Any] = {
     "offline-dpo": OfflineDPO,

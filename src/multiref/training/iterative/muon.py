@@ -1,8 +1,6 @@
 """Muon for policies whose seeds lie side by side: hidden matrices move along the orthogonal factor of their momentum,
 everything else by Adam."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +8,6 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-
-__all__ = ["Muon", "orthogonal"]
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _RMS = 0.2

@@ -1,15 +1,11 @@
 """The outer step without a rate to choose: online Newton, one pass over the labels, for rewards that are linear in features."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref.training.iterative.labels import LabelledUnits
 from multiref.training.iterative.state import State
-
-__all__ = ["newton_step"]
 
 _LEAST = 1e-2
 

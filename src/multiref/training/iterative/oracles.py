@@ -1,7 +1,5 @@
 """Who answers which of two completions is better: a function, or a reward as judge."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,8 +8,6 @@ import torch
 from torch import Tensor
 
 from multiref.errors import DataError, MultirefError
-
-__all__ = ["FunctionOracle", "LabelsLate", "RewardOracle"]
 
 
 class LabelsLate(MultirefError, TimeoutError):

@@ -1,7 +1,5 @@
 """The second policy of the penalty method: the lower optimum, moved a little against the upper objective."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +9,6 @@ from multiref.training.checkpoint import put_back
 from multiref.training.iterative.labels import LabelledUnits
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy
-
-__all__ = ["perturb"]
 
 _PROBE = 1e-3
 

@@ -1,8 +1,6 @@
 """Methods with a reward model, fitted to all labels so far, and a policy improved on it:
 iterated RLHF, GSHF, two-stage mixed sampling."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +10,6 @@ from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import ask, buy, fit_reward, improve, some_prompts
 from multiref.training.iterative.task import Task
-
-__all__ = ["GSHF", "Iterative", "TwoStage"]
 
 
 def _learn(task: Task, state: State, plan: Plan) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """What a run is in the middle of: models, optimisers, labels, random numbers. Saved and resumed exactly, without pickle."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,6 @@ from multiref.training.checkpoint import dump_plain, put_back, read_plain
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
-
-__all__ = ["State"]
-
 
 _BETAS = (0.9, 0.99)
 
@@ -65,7 +60,7 @@ class State:
     information: torch.Tensor | None = None
 
     @classmethod
-    def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float, optimizer: str = "adam") -> State:
+    def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float, optimizer: str = "adam") -> "State":
         """Copies of the task's models, so that the task itself stays as it is; `optimizer` is the policy's: adam or muon.
 
         Raises:

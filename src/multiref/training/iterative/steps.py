@@ -1,8 +1,6 @@
 """The steps that methods share: drawing pairs and having them labelled, fitting a reward, improving a policy on a reward,
 a preference step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -14,18 +12,6 @@ from multiref.training.iterative.labels import check_answers
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy, Task
 from multiref.training.online.methods import leave_one_out
-
-__all__ = [
-    "Diverged",
-    "ask",
-    "buy",
-    "descend",
-    "fit_reward",
-    "improve",
-    "policy_step",
-    "preference_step",
-    "some_prompts",
-]
 
 
 class Diverged(MultirefError, RuntimeError):

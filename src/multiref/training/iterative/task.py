@@ -4,8 +4,6 @@ Prompts are numbers [B]; completions are token ids [*S, B, n, L], n of each prom
 *S is empty for one model, or an axis of seeds that train side by side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,8 +13,6 @@ from torch import Tensor
 
 from multiref.regularizers import Regularizer, check_beta
 from multiref.training.checks import check_at_least
-
-__all__ = ["Oracle", "Policy", "RewardModel", "Task"]
 
 
 class Policy(Protocol):
@@ -31,7 +27,7 @@ class Policy(Protocol):
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [*S, B, n, L] → [*S, B, n], differentiable."""
 
-    def copy(self) -> Policy:
+    def copy(self) -> "Policy":
         """An independent policy with the same parameters (for adapters: the same base)."""
 
 

@@ -3,8 +3,6 @@
 Tokens, samples and log-probabilities are those of `multiref.models`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +20,6 @@ from multiref.training.arguments import with_lora
 from multiref.training.checkpoint import put_back
 from multiref.training.iterative.task import Policy
 from multiref.training.reward.data import pad_rows
-
-__all__ = ["TextPolicy", "TextReward", "TextWorld", "frozen_references", "save_policy", "with_adapter"]
 
 _REMEMBERED = 100_000
 
@@ -97,7 +93,7 @@ class TextPolicy:
         }
         return [p for p in self.parameters() if p.ndim == 2 and id(p) not in ends]
 
-    def copy(self) -> TextPolicy:
+    def copy(self) -> "TextPolicy":
         """Without an adapter a whole model; with one, another adapter on the same base."""
         if self.adapter is None:
             return TextPolicy(self.world, copy.deepcopy(self.model))
@@ -215,7 +211,7 @@ class _Hidden:
     model: Any
     seen: dict[bytes, Tensor] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hidden:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hidden":
         return self  # frozen: copies of a reward share it, and what it has read
 
     def __call__(self, prompts: Tensor, completions: Tensor) -> Tensor:

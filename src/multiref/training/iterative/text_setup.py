@@ -1,7 +1,5 @@
 """A task of real models: a policy (with a LoRA adapter, or whole), K references of its vocabulary, prompts, an oracle."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +13,6 @@ from multiref.regularizers import Regularizer
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Task
 from multiref.training.iterative.text import TextPolicy, TextReward, TextWorld, frozen_references, with_adapter
-
-__all__ = ["TextSetting", "text_task"]
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 

@@ -1,7 +1,5 @@
 """The numbers of an online run, checked once."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +7,6 @@ from typing import Literal
 from multiref.errors import ArgumentError
 from multiref.models import Generation
 from multiref.training.checks import check_at_least, check_choice
-
-__all__ = ["AdaptiveBeta", "OnlineArguments"]
 
 SCHEDULES = ("constant", "linear", "cosine")
 

@@ -5,8 +5,6 @@ prefixes in lexicographic order: prefix i of level t followed by token v is pref
 so that walking the tree is reshaping.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +15,6 @@ from multiref._logspace import NEG_INF
 from multiref.divergences import disagreement
 from multiref.pools import power_pool
 from multiref.regularizers import Regularizer, Weights
-
-__all__ = ["Levels", "backward", "conditionals", "disagreements", "levels_of", "path_tokens", "renormalised", "sequence_logps"]
 
 Levels = Sequence[Tensor]
 

@@ -1,8 +1,6 @@
 """A step's completions, and what policy, references and rewards said of them;
 from it the `Samples` of each pass, and the log's figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +18,6 @@ from multiref.training.batching import cut_into_microbatches
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
 from multiref.training.online.vocabulary import vocabulary_terms
-
-__all__ = ["Batch", "behaviour_logps", "policy_tokens", "reference_scores", "rollout_metrics", "sample"]
 
 SHARED_LIMIT = 1024  # attention grows with the square of a row: longer groups are scored one completion a row
 

@@ -1,8 +1,6 @@
 """Whether policy, references, prompts, weights and penalty fit together: settled before the first step,
 each misfit with one message."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,15 +12,6 @@ from multiref.errors import ArgumentError, MultirefWarning
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
-
-__all__ = [
-    "as_rows",
-    "check_policy_context",
-    "check_processes",
-    "references_matter",
-    "resolve_penalty",
-    "resolve_weights",
-]
 
 Row = Mapping[str, Any]
 

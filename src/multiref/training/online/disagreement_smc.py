@@ -1,8 +1,6 @@
 """−log F of a prompt by sequential Monte Carlo: the least weighted reverse KL that any policy can have,
 what `kl` in the metrics can reach."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +10,6 @@ from torch import Tensor
 
 from multiref._logspace import check_weights, weighted_sum
 from multiref.models.sampling import encode_prompts, end_ids
-
-__all__ = ["estimate_disagreement"]
 
 
 @torch.inference_mode()

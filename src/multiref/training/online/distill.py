@@ -6,8 +6,6 @@ Its floor is −log F, the teachers' disagreement; a student at the floor is the
 or the teacher itself where a prompt is routed to one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +14,6 @@ import torch
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Rollout, Tokenisation, encode_many
 from multiref.training.online.batch import sample
-
-__all__ = ["TextStates"]
 
 
 class TextStates:

@@ -1,7 +1,5 @@
 """A policy's rewards on held-out prompts, with 95 % intervals over prompts; pass@k where a reward says right or wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +12,6 @@ from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.batch import sample
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts
-
-__all__ = ["evaluate_online", "floor_figures", "floors", "text_losses"]
 
 Interval = tuple[float, float, float]
 

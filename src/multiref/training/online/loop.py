@@ -1,8 +1,6 @@
 """`OnlineTrainer`: completions, rewards, K-reference scores, loss, step.
 The loop; what is optimised is `surrogate`'s business."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +31,6 @@ from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_o
 from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate
 from multiref.training.strategies import over_ranks
-
-__all__ = ["OnlineTrainer", "prompts_of"]
 
 Listener = Callable[[int, dict[str, float]], None]
 

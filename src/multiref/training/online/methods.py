@@ -1,8 +1,6 @@
 """Policy-gradient methods as small values: group, baseline, ratio, clipping, how tokens are averaged.
 What they may change beside the variance, they say."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +8,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref.training.checks import check_choice
-
-__all__ = ["GRPO", "RLOO", "Method", "Reinforce", "leave_one_out", "standardised"]
 
 NORMALISATIONS = {
     "sum": "a completion's tokens are summed: the gradient of the objective",

@@ -8,8 +8,6 @@ means another objective in each, and each member says which, in its docstring, i
 which computes it without sampling.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,25 +30,6 @@ from multiref.training.online.backward_induction import (
     sequence_logps,
 )
 from multiref.training.online.samples import Samples
-
-__all__ = [
-    "PENALTIES",
-    "FromReferences",
-    "FullVocabulary",
-    "K2Loss",
-    "K3Loss",
-    "K3PoolLoss",
-    "K3RenormalisedLoss",
-    "NoPenalty",
-    "Penalty",
-    "PenaltyInReward",
-    "PerTokenForwardKL",
-    "RatioK3",
-    "RenormalisedInReward",
-    "RewardToGo",
-    "penalty_named",
-    "reverse_to_pool",
-]
 
 
 def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:

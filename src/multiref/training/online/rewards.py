@@ -1,8 +1,6 @@
 """Rewards: functions of prompts and completions, several with weights; what a step's completions earn,
 and what happens when one misbehaves."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re
@@ -17,16 +15,6 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
 from multiref.references.rollouts import Rollout
-
-__all__ = [
-    "Reward",
-    "RewardModel",
-    "as_rewards",
-    "lexicon_reward",
-    "reward_rollouts",
-    "total_reward",
-    "warn_of_odd_completions",
-]
 
 
 @dataclass(frozen=True)

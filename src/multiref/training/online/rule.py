@@ -1,8 +1,6 @@
 """How a policy is updated: from which completions, by which estimator, at which strength;
 and what a run of it optimises, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +12,6 @@ from multiref.training.checks import check_choice
 from multiref.training.online.arguments import AdaptiveBeta
 from multiref.training.online.methods import RLOO, Method
 from multiref.training.online.penalty import Penalty
-
-__all__ = ["Rule", "Sampler", "WarmUp", "describe"]
 
 Sampler = Callable[[Any, Any, Sequence[Any]], list[Rollout]]
 

@@ -1,7 +1,5 @@
 """What a rule may look at: the log-probabilities of sampled completions under the policy and the K references."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +7,6 @@ from torch import Tensor
 
 from multiref._logspace import check_weights
 from multiref.errors import ArgumentError
-
-__all__ = ["Samples"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,6 @@ class Samples:
         w = check_weights(self.weights, self.ref_logps.shape[0]).to(self.token_logps)
         return w.reshape(*w.shape, *([1] * (3 - w.ndim)))
 
-    def detached(self) -> Samples:
+    def detached(self) -> "Samples":
         """The same without gradient."""
         return replace(self, token_logps=self.token_logps.detach())

@@ -1,8 +1,6 @@
 """Completions sampled by a server that speaks OpenAI's completion protocol as vLLM does,
 with the log-probabilities they were sampled with."""
 
-from __future__ import annotations
-
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +15,6 @@ from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
 from multiref.references.completion_api import CompletionApi, Connection, Refused
 from multiref.references.rollouts import Rollout
-
-__all__ = ["AdapterPush", "ServerSampler"]
 
 # All said, for what is not said vLLM takes from the model's generation_config.json;
 # and it gives the log-probabilities before any of these, so that π/μ would not tell.

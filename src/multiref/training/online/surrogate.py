@@ -1,8 +1,6 @@
 """From samples and rewards to a loss whose gradient is the rule's update: the one function that the loop,
 the tables and the tests share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +10,6 @@ from multiref.regularizers import Regularizer
 from multiref.training.online.methods import Method
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
-
-__all__ = ["Surrogate", "compute_surrogate"]
 
 
 @dataclass(frozen=True)

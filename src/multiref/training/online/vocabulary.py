@@ -1,8 +1,6 @@
 """Sums over the whole vocabulary at each sampled state, a block of positions at a time:
 divergence to the pool, and the references' disagreement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +14,6 @@ from multiref.models.encoding import Encoded
 from multiref.models.logps import LOGITS_BUDGET, forward_logps
 from multiref.models.rows import Rows, lay_out
 from multiref.training.online.penalty import reverse_to_pool
-
-__all__ = ["vocabulary_terms"]
 
 Features = tuple[Tensor, Callable[[Tensor], Tensor]]
 Divergence = Callable[[Tensor, Tensor], Tensor]

@@ -1,15 +1,11 @@
 """Does a margin of m mean that the pair goes that way with probability σ(m)?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-
-__all__ = ["Bin", "Calibration", "calibration"]
 
 
 @dataclass(frozen=True)

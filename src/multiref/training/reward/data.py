@@ -1,7 +1,5 @@
 """Pairs made ready for a reward model: token ids, margins, and how much each pair counts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +10,6 @@ from torch import Tensor
 from multiref.errors import ArgumentError
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.dataset import PairData
-
-__all__ = ["RewardBatch", "RewardData", "pad_rows"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class RewardBatch:
         """[2B] tokens of each row."""
         return [int(length) for length in self.attention_mask.sum(1)]
 
-    def to(self, device: Any) -> RewardBatch:
+    def to(self, device: Any) -> "RewardBatch":
         """The same on another device."""
         return RewardBatch(*(getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "margins", "shares")))
 

@@ -1,8 +1,6 @@
 """A reward model in transformers' own format: `AutoModelForSequenceClassification` with one label,
 so that everything reads what we write."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +11,6 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
 from multiref.training.reward.data import pad_rows
-
-__all__ = ["MARK", "head_of", "open_reward_model", "rewards_of", "with_lora"]
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
 

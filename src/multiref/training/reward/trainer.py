@@ -1,7 +1,5 @@
 """`RewardTrainer`: a reward model from preference pairs, as a `transformers.Trainer` that overrides documented methods only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +16,6 @@ from multiref.training.pair_trainer import PairTrainer
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.data import RewardBatch, RewardData
 from multiref.training.reward.model import MARK, head_of
-
-__all__ = ["RewardTrainer"]
 
 _EVALUATED = ("loss", "nll", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
