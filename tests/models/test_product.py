@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.models import Generation, load, product_of
+from multiref.models import Generation, load, product_of, sample
 from multiref.models.cache import cache_of
-from multiref.training.online import rollout
 from tests.conftest import make_llama, make_tokenizer
 
 W = (0.3, 0.7)
@@ -38,9 +37,9 @@ def test_its_cache_is_every_experts():
     drawn = []
     for cached in (True, False):
         product.config.use_cache = cached
-        torch.manual_seed(0)
-        prompts = ["the cat", "a dog sat on the mat and"]
-        drawn.append([r.completion_ids for r in rollout.sample(product, tokenizer, prompts, Generation(9), group=4)])
+        same = torch.Generator().manual_seed(0)
+        rollouts = sample(product, tokenizer, ["the cat", "a dog sat on the mat and"], Generation(9), group=4, generator=same)
+        drawn.append([rollout.completion_ids for rollout in rollouts])
     assert drawn[0] == drawn[1]
 
 

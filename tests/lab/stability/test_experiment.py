@@ -154,7 +154,7 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
 
 
 def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
-    monkeypatch.setattr("multiref_lab.stability.grid.axes", lambda worlds, **_: [axis()])
+    monkeypatch.setattr("multiref_lab.stability.axes", lambda worlds, **_: [axis()])
     monkeypatch.setattr("multiref_lab.stability.page.figure", lambda *_, **__: canvas()[0])  # figures have their own test
     command = ["stability", "--world", "linear", "--out", str(tmp_path)]
     first = CliRunner().invoke(app, command)
