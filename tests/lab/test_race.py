@@ -132,6 +132,7 @@ def test_worlds_of_their_own_are_like_one_world_each():
     assert torch.allclose(wins.mean(-1), expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_transformer_reward_learns_the_order_from_labels_alone():
     """Nothing known of the reward: most of what its optimum would leave is gone after 2,000 labels (that of zero reward is the
     start).

@@ -14,7 +14,7 @@ from multiref.cli import app
 from multiref.errors import MultirefError
 from multiref_lab.demo.yardstick import Answers, Yardstick
 from multiref_lab.experiment import Record
-from multiref_lab.frontier import page, tables
+from multiref_lab.frontier import tables
 from multiref_lab.frontier.findings import Findings
 from multiref_lab.frontier.generated import GeneratedBench
 from multiref_lab.frontier.grid import Cell, cells
@@ -128,6 +128,7 @@ def test_pairs_are_measured_by_the_loss_that_trains(bench):
 # ---- resuming ----
 
 
+@pytest.mark.slow
 def test_a_cut_sweep_goes_on_and_ends_with_the_same_records(settings, cache, tmp_path, monkeypatch):
     """Killed in its fifth run, then damaged: the second call trains what is missing or broken, nothing else,
     and the numbers are those of an uncut sweep."""
@@ -264,4 +265,3 @@ def test_findings_of_a_page_are_written_whole_or_not_at_all(settings, cache, tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(MultirefError, match="cannot write"):
         sweep(Training(settings, cache), tmp_path / "file", Told(), workers=1)
-    assert page.__all__ == ["write"]
