@@ -95,7 +95,7 @@ def test_an_error_in_a_cell_stops_the_sweep_and_what_is_finished_is_kept(tmp_pat
 
 
 SLEEPERS = """
-    import os, sys, time
+    import os, signal, sys, time
     from dataclasses import dataclass
     from pathlib import Path
     from multiref_lab.experiment import Experiment
@@ -111,6 +111,7 @@ SLEEPERS = """
         return {}
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
         try:
             Experiment(Path(sys.argv[1], "records"), [Cell(n) for n in range(4)], sleep).run(workers=2)
         except KeyboardInterrupt:
