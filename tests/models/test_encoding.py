@@ -1,11 +1,13 @@
 """Where the prompt ends and the completion begins: exact for tokenizers of both families, whatever stands at the boundary."""
 
+from hashlib import blake2b
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiref.errors import ArgumentError, DataError, ModelError
-from multiref.models import Tokenisation, encode, encode_many
+from multiref.models import Encoded, Tokenisation, encode, encode_many
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 
 KINDS = ["sentencepiece", "bytelevel"]
@@ -178,3 +180,14 @@ def test_without_a_start_token_and_encoded_apart():
     apart = encode(tokenizer, "the do", ["g sat"], Tokenisation(join="tokens", end=False))
     assert apart.completions[0] == tuple(tokenizer("g sat", add_special_tokens=False)["input_ids"])
     assert apart.prompt_ids == with_start.prompt_ids and apart.completions[0] != with_start.completions[0][:-1]
+
+
+def test_a_digest_names_ids_boundary_and_cut():
+    """blake2b-64 over (boundary, context, completion) as little-endian int64; one id, the boundary or the cut changes it."""
+    item = Encoded((1, 2), ((3,), (2, 3)), (False, True), ((1, 2), (1,)))
+    raw = b"".join(number.to_bytes(8, "little") for number in (2, 1, 2, 3))
+    assert item.digest(0) == int.from_bytes(blake2b(raw, digest_size=8).digest(), "little")
+    assert item.digest(0) != item.digest(1)  # the same ids, divided elsewhere
+    assert item.digest(1) == Encoded((1,), ((2, 3),), (False,)).digest(0)
+    rows = [Encoded((a,), ((b, c),), (False,)).digest(0) for a in range(4) for b in range(4) for c in range(300)]
+    assert len(set(rows)) == len(rows) and 0 < min(rows) and max(rows) < 2**64

@@ -1,7 +1,10 @@
 """From text to token ids: where the prompt ends and the completion begins, the end token, truncation, chat templates."""
 
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from multiref.errors import DataError, ModelError
@@ -30,6 +33,15 @@ class Encoded:
     def context(self, index: int) -> Ids:
         """The token ids before completion `index`."""
         return self.contexts[index] if self.contexts else self.prompt_ids
+
+    def digest(self, index: int) -> int:
+        """64 bits that name what is scored of completion `index`: blake2b of the boundary's place, the context's ids and the
+        completion's ids, each as int64. Never 0, which stands for "unknown" where digests are stored."""
+        context = self.context(index)
+        ids = array("q", (len(context), *context, *self.completions[index]))
+        if sys.byteorder == "big":
+            ids.byteswap()
+        return int.from_bytes(blake2b(ids.tobytes(), digest_size=8).digest(), "little") or 1
 
 
 def context_of(config: Any) -> int | None:
