@@ -190,4 +190,4 @@ def test_a_digest_names_ids_boundary_and_cut():
     assert item.digest(0) != item.digest(1)  # the same ids, divided elsewhere
     assert item.digest(1) == Encoded((1,), ((2, 3),), (False,)).digest(0)
     rows = [Encoded((a,), ((b, c),), (False,)).digest(0) for a in range(4) for b in range(4) for c in range(300)]
-    assert len(set(rows)) == len(rows) and 0 < min(rows) and max(rows) < 2**64
+    assert len(set(rows)) == len(rows) and min(rows) > 0 and max(rows) < 2**64
