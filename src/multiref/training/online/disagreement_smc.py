@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import check_weights, weighted_sum
+from multiref.models.cache import cache_argument, cache_of, takes
 from multiref.models.sampling import encode_prompts, end_ids
+
+ISLANDS = 8  # independent estimates, whose spread is the error
+NOTHING = 1e-9  # of the mass so far: what is left to find cannot be seen
 
 
 @torch.inference_mode()
@@ -22,43 +26,69 @@ def estimate_disagreement(
     weights: Any = None,
     particles: int = 64,
     seed: int = 0,
+    ends: Sequence[int] | None = None,
 ) -> tuple[float, float]:
     r"""(−log F, its standard error) for completions of exactly `new_tokens` tokens or an end token before,
-    by sequential Monte Carlo.
+    by sequential Monte Carlo in islands of particles (docs/theory.md 6, the end branch).
 
-        propose v ∼ ∏_k π_k(v|s)^{w_k} / F_t(s),   weigh by F_t(s),   resample where the effective sample size falls under half
+        g(v) = ∏_k π_k(v|s)^{w_k};   a particle of weight W files the completion that ends here, W Σ_{v ends} g(v), and goes on:
+        v ∼ q over what does not end,   W ← W g(v)/q(v),   q = ½ g/Σg + ½ √g/Σ√g,
+        and is resampled where the effective sample size of its island falls under half.
 
-    The product of the steps' mean weights is unbiased for F (docs/theory.md 6), so that its −log is too large on average,
-    by half its variance; the error is that of log F̂ from the spread of its particles' weights, of first order.
+    Most of F may sit on completions that end early, by an end that is rarely drawn: so ends are counted, not drawn, and q is
+    flatter than g, for a rare token after which the end is likely carries mass too.
+    Each island's sum over n particles is unbiased for F, and the error is their spread over √islands: `particles` are all
+    together. −log of the mean is too large on average by half the square of the error.
     The models share one vocabulary.
+
+    Args:
+        ends: token ids that end a completion; None: those of the first model and the tokenizer.
     """
     w = check_weights(weights, len(models))
     present = [k for k in range(len(models)) if float(w[k]) > 0]
+    if len(present) == 1:
+        return 0.0, 0.0
     (context,) = encode_prompts(tokenizer, [prompt])
     walks = [_Walk(models[k], context) for k in present]
-    ends = torch.tensor(end_ids(models[0], tokenizer), dtype=torch.long)
+    end = torch.tensor(list(end_ids(models[0], tokenizer) if ends is None else ends), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
-    alive = torch.ones(particles, dtype=torch.bool)
-    log_weight, log_f, variance = torch.zeros(particles, dtype=torch.float64), 0.0, 0.0
+    n = max(1, particles // ISLANDS)
+    live, filed = torch.zeros(ISLANDS, n, dtype=torch.float64), torch.full((ISLANDS,), -torch.inf, dtype=torch.float64)
     for step in range(new_tokens):
-        pool = weighted_sum(torch.stack([walk.next_logps() for walk in walks]), w[present, None, None]).expand(particles, -1)
-        log_mass = pool.logsumexp(-1)
-        log_weight = log_weight + torch.where(alive, log_mass, 0.0)
-        token = torch.multinomial((pool - log_mass[:, None]).exp(), 1, generator=generator)[:, 0]
-        alive = alive & ~torch.isin(token, ends)
-        p = log_weight.softmax(0)
-        kept = torch.arange(particles)
-        if float(1 / (p**2).sum()) < particles / 2 or step == new_tokens - 1 or not bool(alive.any()):
-            log_f += float(log_weight.logsumexp(0)) - math.log(particles)
-            variance += float(particles * (p**2).sum() - 1) / particles
-            kept = torch.multinomial(p, particles, replacement=True, generator=generator)
-            log_weight = torch.zeros_like(log_weight)
-        alive, token = alive[kept], token[kept]
-        if not bool(alive.any()):
+        pool = weighted_sum(torch.stack([walk.next_logps() for walk in walks]), w[present, None, None]).expand(ISLANDS * n, -1)
+        counted = pool if step == new_tokens - 1 else pool[:, end]  # at the last place whatever comes is a completion
+        filed = torch.logaddexp(filed, (live + counted.logsumexp(-1).view(ISLANDS, n)).logsumexp(-1))
+        token, log_ratio = _propose(pool.index_fill(-1, end, -torch.inf), generator)
+        live = live + log_ratio.view(ISLANDS, n)
+        if step == new_tokens - 1 or bool((live.logsumexp(-1) <= filed + math.log(NOTHING)).all()):
             break
+        kept, live = _resampled(live, generator)
         for walk in walks:
-            walk.go_on(kept, token)
-    return -log_f, max(variance, 0.0) ** 0.5  # equal weights can round below zero
+            walk.go_on(kept, token[kept])
+    values = filed - math.log(n)
+    log_f = float(values.logsumexp(0)) - math.log(ISLANDS)
+    return -log_f, float((values - log_f).exp().std()) / ISLANDS**0.5
+
+
+def _propose(pool: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """log g [N, V] → tokens of q [N], log g/q of them [N]: −∞ where nothing goes on."""
+    shape = torch.where((pool > -torch.inf).any(-1, keepdim=True), pool, 0.0)
+    proposal = (shape.softmax(-1) + (shape / 2).softmax(-1)) / 2
+    token = torch.multinomial(proposal, 1, generator=generator)
+    return token[:, 0], (pool.gather(1, token) - proposal.gather(1, token).log())[:, 0]
+
+
+def _resampled(live: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """[I, n] log-weights → (which particles go on [I n], their log-weights), systematically within the islands that need it."""
+    islands, n = live.shape
+    p = live.softmax(-1)  # NaN where an island is dead: it is left as it is
+    low = 1 / p.square().sum(-1, keepdim=True) < n / 2
+    places = (torch.arange(n) + torch.rand(islands, 1, generator=generator, dtype=torch.float64)) / n
+    edges = p.nan_to_num().cumsum(-1)
+    parents = torch.searchsorted(edges / edges[:, -1:].clamp_min(1e-300), places).clamp_max(n - 1)
+    kept = torch.where(low, parents, torch.arange(n).expand(islands, n)) + n * torch.arange(islands)[:, None]
+    level = live.logsumexp(-1, keepdim=True) - math.log(n)
+    return kept.flatten(), torch.where(low, level, live)
 
 
 class _Walk:
@@ -73,8 +103,8 @@ class _Walk:
     def next_logps(self) -> Tensor:
         """[particles, V] float64 on the CPU; [1, V] after the prompt."""
         new = self.ids if self.cache is None else self.ids[:, -1:]
-        out = self.model(input_ids=new, past_key_values=self.cache, use_cache=True)
-        cache = getattr(out, "past_key_values", None)
+        out = self.model(input_ids=new, use_cache=True, **cache_argument(takes(self.model), self.cache))
+        cache = cache_of(out)
         self.cache = cache if hasattr(cache, "reorder_cache") else None
         logits: Tensor = out.logits[:, -1]
         return logits.double().log_softmax(-1).cpu()

@@ -8,6 +8,7 @@ import torch
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
 from multiref.models import Encoded, Tokenisation, encode_many
+from multiref.models.sampling import end_ids
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.batch import sample
 from multiref.training.online.loop import OnlineTrainer
@@ -73,6 +74,7 @@ def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particl
                 weights=w,
                 particles=particles,
                 seed=seed + i,
+                ends=end_ids(trainer.model, trainer.tokenizer),
             )
             for i, (row, w) in enumerate(zip(rows, _weights(trainer, rows)))
         ]
