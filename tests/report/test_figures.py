@@ -1,7 +1,5 @@
 """What a figure draws is what it was given; the same figure gives the same bytes."""
 
-import math
-
 import pytest
 
 from multiref.errors import ArgumentError
@@ -11,16 +9,12 @@ from multiref.report.figures import (
     Method,
     Plot,
     Point,
-    Series,
-    curves,
     draw,
     frontier,
-    log_log,
     objective_by_method,
     save,
     svg,
 )
-from multiref.report.figures.curves import slope
 from multiref.report.noise import Measure
 
 
@@ -36,14 +30,15 @@ def test_frontier_draws_each_policy_at_its_place() -> None:
     figure = frontier(points, [(0.6, 1.0), (0.0, 0.1)], optimum=(0.55, 0.95), beta=0.2)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert list(lines["exact optima, every β"].get_xdata()) == [0.0, 0.6]
-    assert (lines["base"].get_xdata()[0], lines["base"].get_ydata()[0]) == (0.1, 0.2)
+    (base,) = (container[0] for container in figure.axes[0].containers if container.get_label() == "base")
+    assert (base.get_xdata()[0], base.get_ydata()[0]) == (0.1, 0.2)
     assert (lines["π* (exact optimum)"].get_xdata()[0], lines["π* (exact optimum)"].get_ydata()[0]) == (0.55, 0.95)
     assert {"exact", "base"} <= labels(figure)
     assert lines["J as at π* (slope β)"].get_slope() == 0.2
 
 
-def test_methods_stand_in_the_order_given_with_means_and_the_optimum() -> None:
-    figure = objective_by_method([Method("a", [1.0, 3.0]), Method("b", [5.0], given=True)], optimum=6.0)
+def test_methods_stand_in_the_order_given_with_means() -> None:
+    figure = objective_by_method([Method("a", [1.0, 3.0]), Method("b", [5.0], given=True)])
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b"]
     means = [tuple(container[0].get_xdata()) for container in axes.containers]
@@ -54,34 +49,36 @@ def test_methods_stand_in_the_order_given_with_means_and_the_optimum() -> None:
 
 def test_curves_show_mean_and_one_standard_error() -> None:
     """Seeds 1 and 3: mean 2, standard error sqrt(2/2) = 1, so the band runs from 1 to 3."""
-    figure = curves([Series("a", [0, 1], [[1.0, 3.0], [2.0, 2.0]])], x="x", y="y")
+    figure = Plot("x", "y", [Curve.of_seeds("a", [0, 1], [[1.0, 3.0], [2.0, 2.0]])], log_x=False, log_y=False).figure()
     axes = figure.axes[0]
     assert list(axes.lines[0].get_ydata()) == [2.0, 2.0]
     box = axes.collections[0].get_paths()[0].get_extents()
     assert (box.y0, box.y1) == (1.0, 3.0)
 
 
-def test_slopes_are_those_of_power_laws() -> None:
-    x = [1.0, 10.0, 100.0]
-    assert slope(x, [3 * v**-0.5 for v in x]) == pytest.approx(-0.5, abs=1e-12)
-    assert math.isnan(slope([1.0], [2.0]))
-    assert math.isnan(slope([1.0, 2.0], [0.0, 2.0]))
-    figure = log_log([Series("gap", x, [[v**-1.0] for v in x])], x="n", y="gap")
-    assert labels(figure) == {"gap  (slope −1.00)"}
-    assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+def test_a_slope_stands_in_the_legend_and_a_twin_is_dashed() -> None:
+    slope = Estimate(-0.5, -0.6, -0.4)
+    full, twin = (Curve("gap", [1.0, 10.0], [1.0, 0.3], slope=slope, place=1, dashed=dashed) for dashed in (False, True))
+    figure = Plot("n", "gap", [full, twin, Curve("bound", [1.0, 10.0], [2.0, 1.0], "bound")], ticks=[1, 10]).figure("title")
+    axes = figure.axes[0]
+    assert labels(figure) == {"gap  (slope −0.50)", "bound"}
+    assert axes.get_xscale() == axes.get_yscale() == "log" and axes.get_title() == "title"
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--", "--"]
+    assert axes.lines[0].get_color() == axes.lines[1].get_color() != axes.lines[2].get_color()
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "10"]
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    make = lambda: objective_by_method([Method("a", [1.0, 3.0]), Method("b", [2.0, 2.5])], optimum=6.0)  # noqa: E731
+    make = lambda: objective_by_method([Method("a", [1.0, 3.0]), Method("b", [2.0, 2.5])])  # noqa: E731
     assert svg(make()) == svg(make())
     written = save(make(), tmp_path / "figures" / "objective")
     assert [path.name for path in written] == ["objective.svg", "objective.png"]
     assert written[0].read_bytes() == svg(make())
 
 
-def test_a_series_must_have_a_value_for_each_place() -> None:
+def test_a_curve_must_have_a_value_for_each_place() -> None:
     with pytest.raises(ArgumentError, match="2 places and 1 values"):
-        Series("a", [1, 2], [[1.0]])
+        Curve("a", [1, 2], [1.0])
 
 
 def test_a_plot_is_written_whole_and_the_same_twice(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import pytest
 
 from multiref.errors import ArgumentError, OutputError
 from multiref.report import Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
-from multiref.report.figures import Series, curves, png, svg
+from multiref.report.figures import Curve, Plot, png, svg
 
 VOID = {"meta", "img", "br", "link", "hr"}
 NASTY = """<script>alert("1")</script> & 'x' <img src=http://evil.example/x>"""
@@ -53,7 +53,7 @@ def read(text: str) -> Reader:
 
 
 def everything() -> str:
-    figure = curves([Series("a < b", [1, 2], [[1.0, 2.0], [2.0, 3.0]])], x="pairs", y="loss")
+    figure = Plot("pairs", "loss", [Curve("a < b", [1, 2], [1.0, 2.0])], log_x=False).figure()
     return page(
         NASTY,
         Section(

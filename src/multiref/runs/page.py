@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from multiref.report import Formula, ModelCard, Note, Picture, Prose, Section, Settings, Table, versions, write_page
-from multiref.report.figures import Series, curves, svg
+from multiref.report.figures import Curve, Plot, svg
 from multiref.runs.base import BaseRun, Facts
 
 Lines = Sequence[dict[str, Any]]
@@ -85,10 +85,11 @@ def _pictures(facts: Facts, lines: Lines) -> list[Picture]:
         names = [key for name in wanted for key in (known if name.endswith("*") else [name]) if key in known and _is(key, name)]
         series = []
         for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line and line[name] is not None]
-            series.append(Series(name, [x for x, _ in points], [[y] for _, y in points]))
+            if points := [(line["step"], line[name]) for line in lines if name in line and line[name] is not None]:
+                series.append(Curve(name, *zip(*points, strict=True)))
         if series:
-            pictures.append(Picture(svg(curves(series, x="step", y=caption)), alt=f"{caption} over steps", caption=caption))
+            figure = Plot("step", caption, series, log_x=False, log_y=False).figure()
+            pictures.append(Picture(svg(figure), alt=f"{caption} over steps", caption=caption))
     return pictures
 
 

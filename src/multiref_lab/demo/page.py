@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from multiref.report import Formula, Note, Picture, Prose, Section, Settings
-from multiref.report.figures import Method, Point, Series, curves, frontier, objective_by_method
+from multiref.report.figures import Curve, Method, Plot, Point, frontier, objective_by_method
 from multiref_lab import page
 from multiref_lab.demo.run import OPTIMUM, Findings
 from multiref_lab.demo.tables import common_table, own_table, values, verdicts
@@ -93,23 +95,19 @@ def _pictures(findings: Findings, folder: Path) -> list[Picture]:
             objective_by_method(methods, axis="J* − J(π) = β KL(π‖π*), as asked  (log; lower is better)", scale="log"),
             folder / "objective",
             "What is missing to the best value of the objective as asked. Large marks: mean and standard error over seeds; "
-            "ticks: each seed; "
-            "grey: models that were not trained here.",
+            "ticks: each seed; grey: models that were not trained here.",
             "What each rule's policy misses of the best objective as asked: mean and standard error over seeds, "
             "each seed a tick.",
         ),
         page.picture(
-            curves(_curves(findings, "gap"), x="preference pairs seen", y="KL(π‖π*), nats per completion  (log)", log_y=True),
+            _over_pairs(findings, "gap", "KL(π‖π*), nats per completion  (log)"),
             folder / "gap",
             "Distance to the optimum of the objective as asked, while training. Only the exact rule is pulled to zero; "
-            "the others settle "
-            "at a distance.",
+            "the others settle at a distance.",
             "Distance to the exact optimum while training, by rule.",
         ),
         page.picture(
-            curves(
-                _curves(findings, "own/regret"), x="preference pairs seen", y="own objective: best − reached  (log)", log_y=True
-            ),
+            _over_pairs(findings, "own/regret", "own objective: best − reached  (log)"),
             folder / "regret",
             "Each rule by its own objective: what training has left undone. Scales differ between rules.",
             "Regret of each rule in its own objective while training.",
@@ -127,11 +125,11 @@ def _both(findings: Findings, rule: str) -> tuple[Measure, Measure]:
     return Measure.of(values(findings, rule, "price")), Measure.of(values(findings, rule, "reward"))
 
 
-def _curves(findings: Findings, number: str) -> list[Series]:
+def _over_pairs(findings: Findings, number: str, axis: str) -> Figure:
+    """A number of every rule while it trains."""
     found = []
     for rule in findings.rules:
-        ways = [run["curve"] for run in findings.runs[rule.name]]
-        steps = range(min(map(len, ways)))
-        places = [ways[0][i]["pairs"] for i in steps]
-        found.append(Series(rule.name, places, [[max(way[i][number], 1e-6) for way in ways] for i in steps]))
-    return found
+        points = list(zip(*(run["curve"] for run in findings.runs[rule.name]), strict=False))
+        seeds = [[max(way[number], 1e-6) for way in point] for point in points]
+        found.append(Curve.of_seeds(rule.name, [point[0]["pairs"] for point in points], seeds))
+    return Plot("preference pairs seen", axis, found, log_x=False).figure()

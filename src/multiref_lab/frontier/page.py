@@ -83,7 +83,7 @@ def _pictures(findings: Findings, plane: Plane, stem: Path) -> list[Picture]:
     drawn = {
         "objective": (
             figures.objective,
-            "The objective of each α, reached by each rule; bars are one standard error over seeds. "
+            "The objective of each α, reached by each rule; bands are one standard error over seeds. "
             "A single reference is a straight line: "
             "J is linear in α.",
         ),

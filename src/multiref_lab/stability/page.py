@@ -2,15 +2,15 @@
 Means over seeds with their standard errors, slopes with bootstrap intervals."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from multiref.report import Block, Picture, Prose, Section, Table
+from multiref.report.figures import Curve, Plot
 from multiref_lab import page
 from multiref_lab.experiment import Record
-from multiref_lab.stability.figures import Line, figure
 from multiref_lab.stability.grid import Axis, Cell
 from multiref_lab.stability.measures import Measured
 from multiref_lab.stats import Estimate, Measure, fit_slope
@@ -128,20 +128,17 @@ def _pictures(axis: Axis, found: Sequence[Entry], folder: Path) -> Iterator[Pict
     by_name = {(entry.method, entry.measure): entry for entry in found}
     for name in (*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())):
         lines = [
-            Line(
-                f"{METHODS[method]}, K = {count}", number, count == 2, entry.values, entry.slope.value if entry.slope else None
-            )
+            _line(axis, f"{METHODS[method]}, K = {count}", entry, number, dashed=count == 2)
             for number, method in enumerate(METHODS)
             for count in (1, 2)
             if (entry := by_name.get((f"{method}/{count}", name)))
             and not (name.startswith("rerun") and not any(map(any, entry.values)))  # a closed form has no random numbers
         ]
-        yield from _picture(
-            axis, lines, MEASURES[name], folder / f"{axis.title}-{name.replace('/', '-')}", signed="gap" in name
-        )
+        stem = folder / f"{axis.title}-{name.replace('/', '-')}"
+        yield from _picture(axis, lines, MEASURES[name], stem, signed="gap" in name)
     influence = list(dict.fromkeys(entry.method for entry in found if entry.method.startswith("influence/")))
     lines = [
-        Line(f"{method.removeprefix('influence/')}, {words}", number + 2 * k, False, entry.values)
+        _line(axis, f"{method.removeprefix('influence/')}, {words}", replace(entry, slope=None), number + 2 * k)
         for number, method in enumerate(influence)
         for k, (name, words) in enumerate((("error", "influence"), ("corrected_error", "influence / (1 − leverage)")))
         if (entry := by_name.get((method, name)))
@@ -149,8 +146,12 @@ def _pictures(axis: Axis, found: Sequence[Entry], folder: Path) -> Iterator[Pict
     yield from _picture(axis, lines, "‖true − predicted‖ / ‖true‖ of left-out pairs", folder / f"{axis.title}-influence")
 
 
-def _picture(axis: Axis, lines: list[Line], ylabel: str, stem: Path, *, signed: bool = False) -> Iterator[Picture]:
+def _line(axis: Axis, label: str, entry: Entry, place: int, *, dashed: bool = False) -> Curve:
+    return Curve.of_seeds(label, axis.x, entry.values, slope=entry.slope, place=place, dashed=dashed)
+
+
+def _picture(axis: Axis, lines: list[Curve], ylabel: str, stem: Path, *, signed: bool = False) -> Iterator[Picture]:
     if lines:
-        log_y = axis.logarithmic and not signed
-        drawn = figure(lines, axis.x, xlabel=axis.label, ylabel=ylabel, log_x=axis.logarithmic, log_y=log_y)
-        yield page.picture(drawn, stem, f"{ylabel}, by {axis.label}")
+        log = axis.logarithmic
+        plot = Plot(axis.label, ylabel, lines, log_x=log, log_y=log and not signed, ticks=axis.x if log else ())
+        yield page.picture(plot.figure(), stem, f"{ylabel}, by {axis.label}")

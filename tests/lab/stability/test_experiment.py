@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from multiref.cli import app
 from multiref.errors import ArgumentError, DataError, OutputError
 from multiref.report import Measure
-from multiref.report.figures import canvas
+from multiref.report.figures import Plot, canvas
 from multiref_lab import stability
 from multiref_lab.stability import (
     Axis,
@@ -155,7 +155,7 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
 
 def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr("multiref_lab.stability.axes", lambda worlds, **_: [axis()])
-    monkeypatch.setattr("multiref_lab.stability.page.figure", lambda *_, **__: canvas()[0])  # figures have their own test
+    monkeypatch.setattr(Plot, "figure", lambda *_: canvas()[0])  # figures have their own test
     command = ["stability", "--world", "linear", "--out", str(tmp_path)]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0 and "linear-samples (24 to 96)" in first.output and "3 cells, 0 of them" in first.output

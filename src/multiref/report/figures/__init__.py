@@ -1,5 +1,5 @@
 """The figures of a report, as matplotlib Figures that no window or global state knows:
-frontier, methods, curves, log-log, plots of curves.
+frontier, methods, plots of curves.
 
 Numbers in, one Figure out; `svg` and `png` give the bytes that `Picture` embeds and a folder keeps.
 matplotlib loads with the first figure."""

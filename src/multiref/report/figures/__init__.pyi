@@ -1,14 +1,13 @@
 from .canvas import GREY as GREY
+from .canvas import INK as INK
 from .canvas import MARKERS as MARKERS
 from .canvas import PALETTE as PALETTE
 from .canvas import canvas as canvas
+from .canvas import finish as finish
+from .canvas import mark as mark
 from .canvas import png as png
 from .canvas import save as save
 from .canvas import svg as svg
-from .curves import Series as Series
-from .curves import curves as curves
-from .curves import log_log as log_log
-from .curves import slope as slope
 from .frontier import Point as Point
 from .frontier import frontier as frontier
 from .methods import Method as Method

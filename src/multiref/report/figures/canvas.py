@@ -12,18 +12,19 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from multiref._files import write_whole
+from multiref.report.noise import Measure
 
 # Okabe and Ito's eight colours without black and yellow (too faint on white); every series has its own marker too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-GREY = "#57606a"
+GREY, INK = "#57606a", "#1b1f24"
 
 RC: dict[Any, Any] = {  # matplotlib's own type lists every key
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.labelsize": 10,
     "axes.edgecolor": "#8c959f",
-    "axes.labelcolor": "#1b1f24",
+    "axes.labelcolor": INK,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "svg.fonttype": "path",
@@ -43,6 +44,19 @@ def canvas(width: float = 6.0, height: float = 4.0) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def mark(axes: Axes, x: Measure, y: Measure, **style: Any) -> None:
+    """A point with its standard errors."""
+    axes.errorbar(x.mean, y.mean, xerr=x.error, yerr=y.error, linestyle="none", capsize=2.5, **style)
+
+
+def finish(figure: Figure, axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> Figure:
+    """Names and scales of the axes, the title, and the legend below."""
+    axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    axes.set_title(title, fontsize=10, color=GREY)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for the same figure; letters are shapes, so that no font is needed to read it."""
     stream = io.BytesIO()
@@ -57,7 +71,7 @@ def png(figure: Figure, *, dots_per_inch: int = 160) -> bytes:
     stream = io.BytesIO()
     with rc_context(RC):
         FigureCanvasAgg(figure)
-        figure.savefig(stream, format="png", dpi=dots_per_inch)
+        figure.savefig(stream, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return stream.getvalue()
 
 

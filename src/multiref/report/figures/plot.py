@@ -1,36 +1,40 @@
-"""A plot as a value, and its drawing: measured points with their intervals, fitted slopes,
-and bounds with their real constants."""
+"""A plot as a value, and its drawing: measured points with their spread, fitted slopes, bounds with their real constants."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from multiref._files import write_whole
-from multiref.report.noise import Estimate
+from multiref.errors import ArgumentError
+from multiref.report.noise import Estimate, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 Kind = Literal["measured", "points", "bound", "trivial", "theory"]
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES: dict[Kind, dict[str, Any]] = {
-    "measured": {"marker": "o", "markersize": 4, "linewidth": 1.2},
+    "measured": {"markersize": 5, "linewidth": 1.4},
     "points": {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.5},
-    "bound": {"linestyle": "--", "linewidth": 1.2},
-    "theory": {"linestyle": "-.", "linewidth": 1.0},
-    "trivial": {"linestyle": ":", "linewidth": 1.2, "color": "#888888"},
+    "bound": {"marker": "", "linestyle": "--", "linewidth": 1.2},
+    "theory": {"marker": "", "linestyle": "-.", "linewidth": 1.2, "color": "#1b1f24"},
+    "trivial": {"marker": "", "linestyle": ":", "linewidth": 1.2, "color": "#888888"},
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of a plot; `kind` says how to draw them."""
+    """Points of a plot; `kind` says how to draw them, `low` and `high` are a band's edges, `slope` stands in the legend.
+
+    Attributes:
+        place: in the palette of colours and markers; None: as it comes in the plot.
+        dashed: a twin of the full line of the same place.
+    """
 
     label: str
     x: Sequence[float]
@@ -39,45 +43,62 @@ class Curve:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     slope: Estimate | None = None
+    place: int | None = None
+    dashed: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ArgumentError(f"curve {self.label!r}: found {len(self.x)} places and {len(self.y)} values")
+
+    @classmethod
+    def of_seeds(
+        cls, label: str, x: Sequence[float], values: Sequence[Sequence[float]], *, place: int | None = None, **more: Any
+    ) -> Curve:
+        """For each x the values of all seeds: their mean, with a band of one standard error either side."""
+        found = [Measure.of(seeds) for seeds in values]
+        low, high = ([m.mean + sign * (m.error or 0) for m in found] for sign in (-1, 1))
+        return cls(label, x, [m.mean for m in found], "measured", low, high, place=place, **more)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Axes and curves."""
+    """Axes and curves. `ticks`: where the x axis is labelled, if not where matplotlib would."""
 
     x_label: str
     y_label: str
     curves: Sequence[Curve]
     log_x: bool = True
     log_y: bool = True
+    ticks: Sequence[float] = ()
+
+    def figure(self, title: str = "") -> Figure:
+        """The plot drawn."""
+        from multiref.report.figures.canvas import canvas, finish
+
+        figure, axes = canvas(6.4, 4.9)
+        for number, curve in enumerate(self.curves):
+            _draw(axes, curve, number if curve.place is None else curve.place)
+        finish(figure, axes, self.x_label, self.y_label, title, log_x=self.log_x, log_y=self.log_y)
+        if self.ticks:
+            axes.set_xticks(list(self.ticks), [f"{tick:,.0f}" for tick in self.ticks])
+            axes.set_xticks([], minor=True)
+        return figure
 
 
 def draw(plot: Plot, path: str | os.PathLike[str], *, title: str = "") -> None:
     """Write the plot as PNG, in one step (a reader never sees half of it)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from multiref.report.figures.canvas import png
 
-    figure = Figure(figsize=(6.6, 5.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for i, curve in enumerate(plot.curves):
-        _draw_curve(axes, curve, _COLOURS[i % len(_COLOURS)])
-    if plot.log_x:
-        axes.set_xscale("log")
-    if plot.log_y:
-        axes.set_yscale("log")
-    axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
-    axes.set_title(title, fontsize=10)
-    axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
-    figure.legend(loc="outside lower center", fontsize=7, ncols=2, frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    write_whole(path, stream.getvalue())
+    write_whole(path, png(plot.figure(title), dots_per_inch=110))
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str) -> None:
-    label = curve.label if curve.slope is None else f"{curve.label}: slope {curve.slope.value:.2f}"
-    style = {"color": colour, **_STYLES[curve.kind]}
-    axes.plot(curve.x, curve.y, label=label, **style)
+def _draw(axes: Axes, curve: Curve, place: int) -> None:
+    from multiref.report.figures.canvas import MARKERS, PALETTE
+
+    label = curve.label if curve.slope is None else f"{curve.label}  (slope {curve.slope.value:+.2f})".replace("-", "−")
+    style = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], **_STYLES[curve.kind]}
+    if curve.dashed:
+        style |= {"linestyle": "--", "markerfacecolor": "white"}
+    axes.plot(curve.x, curve.y, label=label, markevery=max(1, len(curve.x) // 12), **style)
     if curve.low:
-        axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.15, linewidth=0)
