@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
+from multiref_lab.estimators.newton import damped_newton
 from multiref_lab.preferences import PairCounts
 
 _STEPS = 60
@@ -37,43 +38,24 @@ def logistic_mle(features: Tensor, counts: PairCounts, *, ridge: float = 0.0, st
     wins, losses = counts.wins.flatten(-2), counts.losses.flatten(-2)
     shown, seeds, dimension = wins + losses, wins.shape[0], features.shape[-1]
     total = shown.sum(-1, keepdim=True).clamp_min(1)
-    theta = torch.zeros(seeds, dimension, dtype=torch.float64) if start is None else start.double().clone()
     eye = torch.eye(dimension, dtype=torch.float64)
 
-    def margin_of(value: Tensor) -> Tensor:
-        return torch.einsum("scd,sd->sc", difference, value)
-
-    def loss_of(value: Tensor, margin: Tensor) -> Tensor:
+    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+        margin = torch.einsum("scd,sd->sc", difference, theta)
         data = (shown * logsigmoid(margin) - losses * margin).sum(-1) / total[:, 0]
-        return 0.5 * ridge * (value**2).sum(-1) / total[:, 0] - data
+        return 0.5 * ridge * (theta**2).sum(-1) / total[:, 0] - data, margin
 
-    margin = margin_of(theta)
-    loss, converged = loss_of(theta, margin), torch.zeros(seeds, dtype=torch.bool)
-    for _ in range(_STEPS):
+    def derivatives(theta: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.sigmoid(margin)
         gradient = torch.einsum("scd,sc->sd", difference, (shown * p - wins) / total) + ridge * theta / total
         curved = difference * (shown * p * (1 - p) / total).unsqueeze(-1)
         hessian = torch.bmm(curved.mT, difference) + (ridge / total).unsqueeze(-1) * eye
-        damping = 1e-14 * hessian.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-290)[:, None, None] * eye
-        step = torch.linalg.solve(hessian + damping, gradient)
-        decrement = (step * gradient).sum(-1)
-        converged = decrement.abs() <= _TOLERANCE**2 * (1 + loss.abs())
-        length = torch.ones(seeds, 1, dtype=torch.float64)
-        for _ in range(30):
-            proposal = theta - length * step
-            new_margin = margin_of(proposal)
-            worse = ~(loss_of(proposal, new_margin) <= loss + 1e-15 * (1 + loss.abs()))
-            if not bool((worse & ~converged).any()):
-                break
-            length = torch.where(worse.unsqueeze(-1), 0.5 * length, length)
-        accept = ~(converged | worse)
-        theta = torch.where(accept.unsqueeze(-1), proposal, theta)
-        margin = margin_of(theta)
-        loss = loss_of(theta, margin)
-        if bool((converged | worse).all()):
-            break
+        return gradient, hessian + 1e-14 * hessian.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-290)[:, None, None] * eye
+
+    first = torch.zeros(seeds, dimension, dtype=torch.float64) if start is None else start.double()
+    theta, reached, hessian = damped_newton(objective, derivatives, first, steps=_STEPS, tolerance=_TOLERANCE, rounding=1e-15)
     finite = (torch.linalg.eigvalsh(hessian)[:, 0] > _FLAT) | (ridge > 0)
-    return LogisticFit(theta, (converged | worse) & finite)
+    return LogisticFit(theta, reached & finite)
 
 
 def _check_span(difference: Tensor, ridge: float) -> None:

@@ -1,4 +1,3 @@
-from .fit import Agreement as Agreement
 from .fit import agreement as agreement
 from .fit import fit as fit
 from .fit import influence as influence
@@ -8,13 +7,13 @@ from .grid import Cell as Cell
 from .grid import Measuring as Measuring
 from .grid import axes as axes
 from .grid import experiment as experiment
-from .linear_cell import Given as Given
-from .linear_cell import LinearSettings as LinearSettings
 from .linear_cell import measure_linear as measure_linear
 from .page import write as write
 from .real import given_by_models as given_by_models
 from .real import kept_given as kept_given
 from .real import prompts_needed as prompts_needed
 from .real import read_prompts as read_prompts
+from .sample import Given as Given
+from .sample import LinearSettings as LinearSettings
 from .transformer_cell import TransformerSettings as TransformerSettings
 from .transformer_cell import measure_transformer as measure_transformer

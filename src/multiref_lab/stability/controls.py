@@ -8,9 +8,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from multiref_lab.stability.gradient import PPO, RLOO, Ascent
-from multiref_lab.stability.linear_cell import LinearSettings, draw
 from multiref_lab.stability.log_linear import climb, gibbs, reward_model
 from multiref_lab.stability.measures import distances
+from multiref_lab.stability.sample import LinearSettings, draw
 from multiref_lab.stats import Measure
 
 VARIANTS: dict[str, Ascent] = {

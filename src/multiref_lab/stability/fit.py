@@ -1,11 +1,11 @@
 """Logistic regression on many almost equal data sets: one design matrix a seed, one vector of weights a run,
 and what influence functions say of it."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from multiref_lab.estimators.newton import damped_newton
 
 _STEPS = 80
 _TOLERANCE = 1e-13
@@ -31,34 +31,15 @@ def fit(delta: Tensor, weight: Tensor, *, offset: Tensor | None = None, ridge: f
     return torch.cat(found)
 
 
-def _newton(delta: Tensor, weight: Tensor, offset: Tensor, ridge: float, theta: Tensor) -> Tensor:
-    """Damped Newton steps; each run stops on its own."""
+def _newton(delta: Tensor, weight: Tensor, offset: Tensor, ridge: float, start: Tensor) -> Tensor:
+    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+        margin = theta @ delta.mT + offset.unsqueeze(1)
+        return (weight * softplus(-margin)).sum(-1) + 0.5 * ridge * theta.square().sum(-1), margin
 
-    def objective(value: Tensor) -> tuple[Tensor, Tensor]:
-        margin = value @ delta.mT + offset.unsqueeze(1)
-        return (weight * softplus(-margin)).sum(-1) + 0.5 * ridge * value.square().sum(-1), margin
+    def derivatives(theta: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+        return _derivatives(delta, weight, margin, theta, ridge)
 
-    loss, margin = objective(theta)
-    for _ in range(_STEPS):
-        gradient, hessian = _derivatives(delta, weight, margin, theta, ridge)
-        step = torch.linalg.solve(hessian, gradient)
-        done = (step * gradient).sum(-1) <= _TOLERANCE**2 * (1 + loss)
-        if bool(done.all()):
-            break
-        length = torch.ones_like(loss)
-        for _ in range(30):
-            proposal = theta - length.unsqueeze(-1) * step
-            new_loss, new_margin = objective(proposal)
-            worse = ~(new_loss <= loss + 1e-14 * (1 + loss)) & ~done
-            if not bool(worse.any()):
-                break
-            length = torch.where(worse, 0.5 * length, length)
-        keep = (done | worse).unsqueeze(-1)
-        theta, margin = torch.where(keep, theta, proposal), torch.where(keep, margin, new_margin)
-        loss = torch.where(keep[..., 0], loss, new_loss)
-        if bool((done | worse).all()):
-            break
-    return theta
+    return damped_newton(objective, derivatives, start, steps=_STEPS, tolerance=_TOLERANCE, rounding=1e-14)[0]
 
 
 def _derivatives(delta: Tensor, weight: Tensor, margin: Tensor, theta: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -93,28 +74,20 @@ def influence(
     return -p.unsqueeze(-1) * solved, p * (1 - p) * (rows * solved).sum(-1)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Predicted against true changes, one number a seed [S].
+def agreement(predicted: Tensor, true: Tensor, prefix: str = "") -> dict[str, list[float]]:
+    """[S, …], [S, …] → predicted against true changes, one number a seed, everything but the seeds pooled.
 
     correlation: of predicted and true. slope: of true on predicted through zero (1: right size).
     error: ‖true − predicted‖ / ‖true‖.
     """
-
-    correlation: Tensor
-    slope: Tensor
-    error: Tensor
-
-
-def agreement(predicted: Tensor, true: Tensor) -> Agreement:
-    """[S, …], [S, …] → how well they agree, everything but the seeds pooled."""
     p, t = predicted.flatten(1).double(), true.flatten(1).double()
     norm = (p.square().sum(-1) * t.square().sum(-1)).sqrt()
     product = (p * t).sum(-1)
     centred_p, centred_t = p - p.mean(-1, keepdim=True), t - t.mean(-1, keepdim=True)
     spread = (centred_p.square().sum(-1) * centred_t.square().sum(-1)).sqrt()
-    return Agreement(
-        torch.where(spread > 0, (centred_p * centred_t).sum(-1) / spread, torch.nan),
-        torch.where(norm > 0, product / p.square().sum(-1), torch.nan),
-        (t - p).norm(dim=-1) / t.norm(dim=-1),
-    )
+    found = {
+        "correlation": torch.where(spread > 0, (centred_p * centred_t).sum(-1) / spread, torch.nan),
+        "slope": torch.where(norm > 0, product / p.square().sum(-1), torch.nan),
+        "error": (t - p).norm(dim=-1) / t.norm(dim=-1),
+    }
+    return {f"{prefix}{name}": values.tolist() for name, values in found.items()}

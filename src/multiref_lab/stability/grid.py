@@ -8,8 +8,9 @@ from typing import Any
 
 from multiref.errors import ArgumentError
 from multiref_lab.experiment import Experiment
-from multiref_lab.stability.linear_cell import Given, LinearSettings, measure_linear
+from multiref_lab.stability.linear_cell import measure_linear
 from multiref_lab.stability.measures import Measured
+from multiref_lab.stability.sample import Given, LinearSettings
 from multiref_lab.stability.transformer_cell import TransformerSettings, measure_transformer
 
 WORLDS = ("linear", "features", "transformer")

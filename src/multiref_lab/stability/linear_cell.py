@@ -1,64 +1,16 @@
 """One cell of the experiment in a log-linear class: data, every method under one and two references, all measures."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref.errors import ArgumentError
 from multiref_lab.stability.fit import agreement, influence
 from multiref_lab.stability.gradient import PPO, RLOO
 from multiref_lab.stability.log_linear import LogLinear, climb, dpo, dpo_offset, gibbs, reward_model
-from multiref_lab.stability.measures import Measured, distances, plain, regret, with_gap
-from multiref_lab.stability.runs import Runs
-from multiref_lab.stability.sample import Dealt, Sample, given_sample, linear_sample
-
-
-@dataclass(frozen=True)
-class Given:
-    """Prompts of a real model: states [P, Y, D] (frozen hidden states, principal directions first) and ref_logps [2, P, Y]."""
-
-    states: Tensor
-    ref_logps: Tensor
-
-
-@dataclass(frozen=True)
-class LinearSettings:
-    """samples n, dimension d of the class, noise: share of flipped labels, curved: share of the reward's variance outside the
-    class."""
-
-    samples: int = 512
-    dimension: int = 8
-    noise: float = 0.0
-    curved: float = 0.0
-    seeds: int = 20
-    completions: int = 8
-    replaced: int = 6
-    left_out: int = 8
-    fresh: int = 64
-    beta: float = 0.5
-    ridge: float = 0.1
-    ascent_steps: int = 160
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "dimension", "seeds", "fresh", "ascent_steps"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a positive whole number")
-        for name in ("beta", "ridge"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a number above zero")
-
-
-def draw(settings: LinearSettings, given: Given | None = None) -> Sample:
-    """The data of a cell. Seeds, not cells, are independent: a cell's data come from its own settings' seed."""
-    generator = torch.Generator().manual_seed(7919 * settings.seed + 17)
-    runs = Runs(settings.samples, settings.replaced, settings.left_out)
-    shape = Dealt(settings.dimension, settings.fresh, settings.noise, settings.curved)
-    if given is None:
-        return linear_sample(settings.seeds, runs, shape, completions=settings.completions, generator=generator)
-    return given_sample(settings.seeds, runs, shape, states=given.states, ref_logps=given.ref_logps, generator=generator)
+from multiref_lab.stability.measures import Measured, distances, regret, with_gap
+from multiref_lab.stability.sample import Given, LinearSettings, Sample, draw
 
 
 def measure_linear(settings: LinearSettings, given: Given | None = None) -> Measured:
@@ -121,5 +73,5 @@ def _influence(sample: Sample, theta: Tensor, offset: Tensor | None, ridge: floa
     across = features[:, :, 0] - features[:, :, 1]
     true = (runs.split(theta)[1] - theta[:, :1]) @ across.mT
     corrected = moved / (1 - leverage).unsqueeze(-1)
-    found = {"leverage": leverage.mean(-1).tolist()} | plain(agreement(moved @ across.mT, true))
-    return found | plain(agreement(corrected @ across.mT, true), "corrected_")
+    found = {"leverage": leverage.mean(-1).tolist()} | agreement(moved @ across.mT, true)
+    return found | agreement(corrected @ across.mT, true, "corrected_")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref_lab.stability.fit import fit
-from multiref_lab.stability.gradient import Adam, Ascent, Draws
+from multiref_lab.stability.gradient import Ascent, Draws, adam
 from multiref_lab.stability.sample import Prompts, Sample
 
 
@@ -64,7 +64,7 @@ def climb(sample: Sample, theta: Tensor, references: int, ascent: Ascent, *, bet
     seeds = theta.shape[0]
     base, tilt = prompts.pool(1), prompts.pool(1) - prompts.pool(references)
     w = torch.zeros_like(theta)
-    adam = Adam(ascent.rate, ascent.steps)
+    descend = adam(w, ascent.rate, ascent.steps)
     draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch, ascent.group, seed=seed))
     at = torch.arange(seeds)[:, None, None]
     for step in range(ascent.steps):
@@ -80,8 +80,7 @@ def climb(sample: Sample, theta: Tensor, references: int, ascent: Ascent, *, bet
         ratio = ascent.kept((policy - old).gather(-1, chosen).exp(), advantages)
         share = (advantages * ratio) / (ascent.batch * ascent.group)
         pull = torch.zeros_like(policy).scatter_add(-1, chosen, share)
-        gradient = features.transposed(pull - pull.sum(-1, keepdim=True) * policy.exp())
-        w = adam.step(w, -gradient, step)
+        descend(-features.transposed(pull - pull.sum(-1, keepdim=True) * policy.exp()))
     return LogLinear(w, 1)
 
 

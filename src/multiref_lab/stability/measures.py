@@ -6,7 +6,6 @@ from torch import Tensor
 from multiref import exact
 from multiref.divergences import kl
 from multiref.regularizers import ReverseKL
-from multiref_lab.stability.fit import Agreement
 from multiref_lab.stability.sample import Prompts, Sample
 
 Measured = dict[str, dict[str, list[float]]]  # {method/K: {measure: one number a seed}}
@@ -64,8 +63,3 @@ def with_gap(measured: dict[str, list[float]], on_seen: Tensor) -> dict[str, lis
     """The regret on fresh prompts, and how much more it is than on training prompts [S]."""
     fresh = torch.tensor(measured["regret"], dtype=torch.float64)
     return measured | {"regret_gap": (fresh - on_seen).tolist()}
-
-
-def plain(found: Agreement, prefix: str = "") -> dict[str, list[float]]:
-    """How well influence functions agree, as numbers of a record."""
-    return {f"{prefix}{key}": getattr(found, key).tolist() for key in ("correlation", "slope", "error")}

@@ -13,7 +13,7 @@ from multiref.errors import DataError
 from multiref.report import write_whole
 from multiref_lab.hidden_states import hidden_state_features
 from multiref_lab.stability.grid import Axis
-from multiref_lab.stability.linear_cell import Given
+from multiref_lab.stability.sample import Given
 
 
 def read_prompts(path: str | Path, count: int, *, words: int = 8) -> list[str]:

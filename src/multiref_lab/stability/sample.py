@@ -1,6 +1,7 @@
 """Preference data whose examples can be exchanged: n labelled pairs, each with a prompt of its own, spare ones,
 and fresh prompts to judge on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -91,31 +92,73 @@ def draw_pairs(prompts: Prompts, flip: float, generator: torch.Generator) -> tup
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """What a sample is made of: the dimension of the class, fresh prompts, the share of flipped labels,
-    and that of the reward's
-    variance which is outside the class."""
+class Settings:
+    """samples n; noise: share of flipped labels; seeds: data sets; replaced, left_out: one a run; fresh: prompts."""
 
-    dimension: int
-    fresh: int
-    flip: float
-    curved: float
+    samples: int = 512
+    noise: float = 0.0
+    seeds: int = 20
+    replaced: int = 6
+    left_out: int = 8
+    fresh: int = 64
+    beta: float = 0.5
+    ascent_steps: int = 160
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name not in ("noise", "left_out", "seed", "curved") and not value > 0:
+                raise ArgumentError(f"{name}: found {value}, expected a number above zero")
+
+    @property
+    def runs(self) -> Runs:
+        return Runs(self.samples, self.replaced, self.left_out)
+
+
+@dataclass(frozen=True)
+class LinearSettings(Settings):
+    """dimension d of the class, curved: share of the reward's variance outside it."""
+
+    dimension: int = 8
+    curved: float = 0.0
+    completions: int = 8
+    ridge: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.curved <= 1:
             raise ArgumentError(
                 f"curved: found {self.curved}, expected the share of the reward's variance outside the class, between 0 and 1"
             )
 
 
-def linear_sample(
-    seeds: int,
-    runs: Runs,
-    shape: Dealt,
-    *,
-    completions: int,
-    generator: torch.Generator,
-) -> Sample:
+@dataclass(frozen=True)
+class Given:
+    """Prompts of a real model: states [P, Y, D] (frozen hidden states, principal directions first) and ref_logps [2, P, Y]."""
+
+    states: Tensor
+    ref_logps: Tensor
+
+
+World = Callable[[slice], Prompts]  # some rows of all the prompts that there are
+
+
+def deal(settings: Settings, world: World, generator: torch.Generator) -> Sample:
+    """Prompts of the runs with their labelled pairs, and fresh ones after them."""
+    runs = settings.runs
+    prompts = world(slice(0, runs.rows))
+    pairs = draw_pairs(prompts, settings.noise, generator)
+    return Sample(prompts, *pairs, world(slice(runs.rows, runs.rows + settings.fresh)), runs, settings.noise)
+
+
+def draw(settings: LinearSettings, given: Given | None = None) -> Sample:
+    """The data of a cell. Seeds, not cells, are independent: a cell's data come from its own settings' seed."""
+    generator = torch.Generator().manual_seed(7919 * settings.seed + 17)
+    world = _gaussian(settings, generator) if given is None else _given(settings, given, generator)
+    return deal(settings, world, generator)
+
+
+def _gaussian(settings: LinearSettings, generator: torch.Generator) -> World:
     r"""Gaussian features N(0, 1/d); the reward has variance one, of which the share `curved` no linear function can see.
 
         r* = √(1 − c) √d ⟨θ, φ⟩/‖θ‖ + √c Σ_{k≤3} (z_k² − 1)/√6,     z_k = √d ⟨a_k, φ⟩, a_k orthonormal
@@ -123,14 +166,15 @@ def linear_sample(
     The second part is a Hermite polynomial of degree two: uncorrelated with everything linear.
     References: half of their logits' variance is linear in the same features, half is not; standard deviation one.
     """
-    dimension, fresh, flip, curved = shape.dimension, shape.fresh, shape.flip, shape.curved
+    seeds, dimension, curved = settings.seeds, settings.dimension, settings.curved
     theta, curves, tilt = (
         torch.randn(seeds, count, dimension, generator=generator, dtype=torch.float64) for count in (1, min(3, dimension), 2)
     )
     curves = torch.linalg.qr(curves.mT)[0].mT
 
-    def world(count: int) -> Prompts:
-        features = torch.randn(seeds, count, completions, dimension, generator=generator, dtype=torch.float64)
+    def world(rows: slice) -> Prompts:
+        shape = (seeds, rows.stop - rows.start, settings.completions, dimension)
+        features = torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         def along(directions: Tensor) -> Tensor:  # [S, k, d] → [S, F, Y, k], standard normal
             return torch.einsum("sfyd,skd->sfyk", features, directions / directions.norm(dim=-1, keepdim=True))
@@ -141,19 +185,10 @@ def linear_sample(
         logits = (along(tilt).movedim(-1, 0) + noise) / 2**0.5
         return Prompts(features / dimension**0.5, reward, logits.log_softmax(-1))
 
-    prompts = world(runs.rows)
-    return Sample(prompts, *draw_pairs(prompts, flip, generator), world(fresh), runs, flip)
+    return world
 
 
-def given_sample(
-    seeds: int,
-    runs: Runs,
-    shape: Dealt,
-    *,
-    states: Tensor,
-    ref_logps: Tensor,
-    generator: torch.Generator,
-) -> Sample:
+def _given(settings: LinearSettings, given: Given, generator: torch.Generator) -> World:
     r"""The same from P prompts with given features [P, Y, D] and references [2, P, Y]:
     each seed deals the prompts anew into training, spare and fresh ones.
 
@@ -163,8 +198,8 @@ def given_sample(
     Raises:
         ArgumentError: fewer prompts than n + spares + fresh, or c > 0 with no direction left.
     """
-    dimension, fresh, flip, curved = shape.dimension, shape.fresh, shape.flip, shape.curved
-    total, (count, _, width) = runs.rows + fresh, states.shape
+    dimension, curved, seeds = settings.dimension, settings.curved, settings.seeds
+    total, (count, _, width) = settings.runs.rows + settings.fresh, given.states.shape
     if total > count:
         raise ArgumentError(
             f"samples: {total} different prompts are needed, found {count}; use fewer samples or give more prompts"
@@ -176,13 +211,11 @@ def given_sample(
         )
     order = torch.stack([torch.randperm(count, generator=generator)[:total] for _ in range(seeds)])
     theta = torch.randn(seeds, width, generator=generator, dtype=torch.float64)
-    states = states / states.flatten(0, 1).std(0)
+    states = given.states / given.states.flatten(0, 1).std(0)
     parts = []
     for part, share in ((slice(0, dimension), 1 - curved), (slice(dimension, width), curved)):
         values = torch.einsum("pyd,sd->spy", states[..., part], theta[:, part])
         scale = values.flatten(1).std(-1)[:, None, None]
         parts.append(share**0.5 * values / scale if share > 0 else torch.zeros_like(values))
     reward = (parts[0] + parts[1]).gather(1, order.unsqueeze(-1).expand(-1, -1, states.shape[1]))
-    whole = Prompts(states[order][..., :dimension] / dimension**0.5, reward, ref_logps[:, order])
-    prompts = whole.take(slice(0, runs.rows))
-    return Sample(prompts, *draw_pairs(prompts, flip, generator), whole.take(slice(runs.rows, total)), runs, flip)
+    return Prompts(states[order][..., :dimension] / dimension**0.5, reward, given.ref_logps[:, order]).take

@@ -3,12 +3,13 @@ Adam, common random numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref_lab.stability.gradient import Adam, Ascent, Draws
+from multiref_lab.stability.gradient import Ascent, Draws, adam
 from multiref_lab.stability.sample import Sample
 from multiref_lab.stability.transformer import Shape
 
@@ -52,22 +53,18 @@ def fit_pairs(
     """
     completions, margins = shape.completions(), pair_margins(shape, beta=beta)
     runs = sample.runs
-    parameters = start.repeat_interleave(runs.count, 0)
-    origin = parameters.clone()
-    adam = Adam(settings.rate, settings.steps)
+    origin = start.repeat_interleave(runs.count, 0)
+    parameters = origin.clone().requires_grad_()
+    descend = adam(parameters, settings.rate, settings.steps)
     draws = iter(Draws(runs, len(start), settings.batch, 0, seed=seed))
     content = sample.prompts.features[:, :, 0]
     at = torch.arange(len(start))[:, None, None]
-    for step in range(settings.steps):
-        rows, _ = next(draws)
+    for rows, _ in islice(draws, settings.steps):
         batch = [x[at, rows].flatten(0, 1) for x in (content, completions[sample.preferred], completions[sample.other], tilt)]
-        leaf = parameters.detach().requires_grad_()
-        loss = softplus(-margins(leaf, *batch)).mean(-1)
-        loss = loss + 0.5 * settings.ridge / runs.samples * (leaf - origin).square().sum(-1)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        parameters = adam.step(parameters, gradient, step)
-    trained: Tensor = parameters.unflatten(0, (len(start), runs.count))
-    return trained
+        loss = softplus(-margins(parameters, *batch)).mean(-1)
+        loss = loss + 0.5 * settings.ridge / runs.samples * (parameters - origin).square().sum(-1)
+        descend(*torch.autograd.grad(loss.sum(), parameters))
+    return _by_seed(parameters, start)
 
 
 def climb(
@@ -79,8 +76,8 @@ def climb(
         reward: (content [R, B, c], completions [R, B, L]) → [R, B], each run's learned reward. log_pool: [S, N, Y].
     """
     runs, seeds = sample.runs, len(start)
-    parameters = start.repeat_interleave(runs.count, 0)
-    adam = Adam(ascent.rate, ascent.steps)
+    parameters = start.repeat_interleave(runs.count, 0).requires_grad_()
+    descend = adam(parameters, ascent.rate, ascent.steps)
     draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch * ascent.group, shape.length, seed=seed))
     content = sample.prompts.features[:, :, 0]
     at = torch.arange(seeds)[:, None, None]
@@ -95,10 +92,12 @@ def climb(
                 place = shape.index(chosen).unflatten(0, (seeds, -1))
                 net = reward(prompts, chosen) - beta * (old - log_pool[at, rows, place].flatten(0, 1))
             advantages = ascent.advantages(net.unflatten(-1, (ascent.batch, ascent.group))).flatten(1)
-        leaf = parameters.detach().requires_grad_()
-        logps = shape.logps(leaf, prompts, chosen)
+        logps = shape.logps(parameters, prompts, chosen)
         ratio = ascent.kept((logps.detach() - old).exp(), advantages)
-        (gradient,) = torch.autograd.grad(-(advantages * ratio * logps).mean(-1).sum(), leaf)
-        parameters = adam.step(parameters, gradient, step)
-    trained: Tensor = parameters.unflatten(0, (seeds, runs.count))
-    return trained
+        descend(*torch.autograd.grad(-(advantages * ratio * logps).mean(-1).sum(), parameters))
+    return _by_seed(parameters, start)
+
+
+def _by_seed(parameters: Tensor, start: Tensor) -> Tensor:
+    """[S·M, P] → [S, M, P]."""
+    return torch.unflatten(parameters.detach(), 0, (len(start), -1))

@@ -6,13 +6,13 @@ so that a distance between two runs, a step of Adam, or a gradient for each run 
 """
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from multiref.errors import ArgumentError
+from multiref_lab.toys import completion_index, every_completion
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,9 @@ class Shape:
             "up": (w, 2 * w), "down": (2 * w, w), "head": (w, self.outputs),
         }  # fmt: skip
 
-    @property
-    def size(self) -> int:
-        """P."""
-        return sum(rows * columns for rows, columns in self.parts.values())
-
     def completions(self) -> Tensor:
         """[V^L, L]: every completion."""
-        return torch.tensor(list(product(range(self.vocabulary), repeat=self.length)))
+        return every_completion(self.vocabulary, self.length)
 
     def initial(self, count: int, generator: torch.Generator, *, spread: float = 1.0) -> Tensor:
         """[count, P]: N(0, 1/rows) for every matrix (N(0, 1) for embeddings), the head times `spread`."""
@@ -125,8 +120,7 @@ class Shape:
 
     def index(self, completions: Tensor) -> Tensor:
         """[…, L] → […]: their places among all completions."""
-        powers = torch.tensor([self.vocabulary ** (self.length - 1 - t) for t in range(self.length)])
-        return (completions * powers).sum(-1)
+        return completion_index(completions, self.vocabulary)
 
 
 def _norm(x: Tensor) -> Tensor:

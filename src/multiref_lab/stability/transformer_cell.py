@@ -9,37 +9,26 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.fit import agreement
 from multiref_lab.stability.gradient import PPO, RLOO, Ascent
-from multiref_lab.stability.measures import Measured, distances, plain, regret, with_gap
-from multiref_lab.stability.runs import Runs
-from multiref_lab.stability.sample import Prompts, Sample, draw_pairs
+from multiref_lab.stability.measures import Measured, distances, regret, with_gap
+from multiref_lab.stability.sample import Prompts, Sample, Settings, deal
 from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
 from multiref_lab.stability.transformer import Shape
 
 
 @dataclass(frozen=True)
-class TransformerSettings:
-    """samples n, width of policy and reward model, noise: share of flipped labels."""
+class TransformerSettings(Settings):
+    """width of policy and reward model; fewer of everything than in a log-linear class."""
 
-    samples: int = 512
-    width: int = 16
-    noise: float = 0.0
     seeds: int = 8
     replaced: int = 3
     left_out: int = 2
     fresh: int = 32
-    beta: float = 0.5
-    fit_steps: int = 200
     ascent_steps: int = 120
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "seeds", "fresh", "fit_steps", "ascent_steps"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}: found {getattr(self, name)}, expected a positive whole number")
+    width: int = 16
+    fit_steps: int = 200
 
     @property
     def policy(self) -> Shape:
@@ -67,23 +56,21 @@ def draw_transformer(settings: TransformerSettings) -> tuple[Sample, Tensor]:
         r*(x, y) ∝ Σ_t ⟨A_t[y_t], x⟩ + Σ_t B[y_t, y_{t+1}],   scaled to variance one
     """
     generator = torch.Generator().manual_seed(104729 * settings.seed + 29)
-    shape, runs, seeds = settings.policy, Runs(settings.samples, settings.replaced, settings.left_out), settings.seeds
+    shape, seeds = settings.policy, settings.seeds
     start = [shape.initial(seeds, generator, spread=1.5) for _ in range(2)]
     tokens = shape.completions()
     taste = torch.randn(seeds, shape.length, shape.vocabulary, shape.content, generator=generator, dtype=torch.float64)
     follow = torch.randn(seeds, shape.vocabulary, shape.vocabulary, generator=generator, dtype=torch.float64)
 
-    def world(count: int) -> Prompts:
-        content = torch.randn(seeds, count, shape.content, generator=generator, dtype=torch.float64)
+    def world(rows: slice) -> Prompts:
+        content = torch.randn(seeds, rows.stop - rows.start, shape.content, generator=generator, dtype=torch.float64)
         own = taste[:, torch.arange(shape.length), tokens].sum(2)  # [S, Y, c]
         reward = torch.einsum("syc,sfc->sfy", own, content) + follow[:, tokens[:, :-1], tokens[:, 1:]].sum(-1).unsqueeze(1)
         reward = reward / (shape.content * shape.length + shape.length - 1) ** 0.5
         refs = torch.stack([shape.all_logps(parameters, content) for parameters in start])
         return Prompts(content.unsqueeze(2), reward, refs)
 
-    prompts = world(runs.rows)
-    pairs = draw_pairs(prompts, settings.noise, generator)
-    return Sample(prompts, *pairs, world(settings.fresh), runs, settings.noise), start[0]
+    return deal(settings, world, generator), start[0]
 
 
 def measure_transformer(settings: TransformerSettings) -> Measured:
@@ -188,7 +175,7 @@ def _influence(
         with torch.no_grad():
             at = margins(several, *(x.expand(len(several), *x.shape) for x in args))
         true.append(at[1:] - at[0])
-    return plain(agreement(torch.stack(predicted), torch.stack(true)))
+    return agreement(torch.stack(predicted), torch.stack(true))
 
 
 def gauss_newton(jacobian: Tensor, across: Tensor, margins: Tensor, ridge: float) -> Tensor:

@@ -4,33 +4,6 @@ Tables over all completions of a few tokens, small transformers with several see
 the labels of a true reward, and online rules with their samples summed out.
 """
 
-from multiref_lab.toys.batched_transformer import BatchedTransformer, TransformerReward
-from multiref_lab.toys.enumerable import (
-    LinearReward,
-    LogLinearPolicy,
-    Size,
-    TableOracle,
-    TabularPolicy,
-    ToyPolicy,
-    at,
-    completion_index,
-    every_completion,
-)
-from multiref_lab.toys.enumerated_rules import enumerated_samples, expected_surrogate, standardised_fixed_point
+from lazy_loader import attach_stub
 
-__all__ = [
-    "BatchedTransformer",
-    "LinearReward",
-    "LogLinearPolicy",
-    "Size",
-    "TableOracle",
-    "TabularPolicy",
-    "ToyPolicy",
-    "TransformerReward",
-    "at",
-    "completion_index",
-    "enumerated_samples",
-    "every_completion",
-    "expected_surrogate",
-    "standardised_fixed_point",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

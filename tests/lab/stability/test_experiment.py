@@ -25,7 +25,7 @@ from multiref_lab.stability import (
     read_prompts,
     write,
 )
-from multiref_lab.stability.linear_cell import draw
+from multiref_lab.stability.sample import draw
 from tests.report.test_page import read
 
 SMALL = LinearSettings(samples=24, dimension=2, seeds=3, completions=4, replaced=2, left_out=2, fresh=6, ascent_steps=4)

@@ -10,11 +10,11 @@ from scipy.optimize import minimize
 
 from multiref import ReverseKL, exact
 from multiref_lab.stability.gradient import PPO, RLOO, Draws
-from multiref_lab.stability.linear_cell import LinearSettings, _loss_gap, draw
+from multiref_lab.stability.linear_cell import _loss_gap
 from multiref_lab.stability.log_linear import climb, dpo, gibbs, reward_model
 from multiref_lab.stability.measures import close_kl, distances, total_variation
 from multiref_lab.stability.runs import Runs
-from multiref_lab.stability.sample import Prompts, Sample
+from multiref_lab.stability.sample import LinearSettings, Prompts, Sample, draw
 
 BETA = 0.5
 SMALL = LinearSettings(samples=60, dimension=3, seeds=2, completions=5, replaced=2, left_out=2, fresh=12)

@@ -1,0 +1,12 @@
+from .bandits import Bandits as Bandits
+from .bandits import bandits_of_seed as bandits_of_seed
+from .bandits import random_bandits as random_bandits
+from .bandits import random_logps as random_logps
+from .finite_class import random_class as random_class
+from .finite_class import refined_class as refined_class
+from .language import accumulate as accumulate
+from .language import random_language as random_language
+from .linear import LinearBandits as LinearBandits
+from .linear import linear_bandits as linear_bandits
+from .prompts import KnownReward as KnownReward
+from .prompts import known_reward as known_reward

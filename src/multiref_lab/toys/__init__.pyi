@@ -1,0 +1,14 @@
+from .batched_transformer import BatchedTransformer as BatchedTransformer
+from .batched_transformer import TransformerReward as TransformerReward
+from .enumerable import LinearReward as LinearReward
+from .enumerable import LogLinearPolicy as LogLinearPolicy
+from .enumerable import Size as Size
+from .enumerable import TableOracle as TableOracle
+from .enumerable import TabularPolicy as TabularPolicy
+from .enumerable import ToyPolicy as ToyPolicy
+from .enumerable import at as at
+from .enumerable import completion_index as completion_index
+from .enumerable import every_completion as every_completion
+from .enumerated_rules import enumerated_samples as enumerated_samples
+from .enumerated_rules import expected_surrogate as expected_surrogate
+from .enumerated_rules import standardised_fixed_point as standardised_fixed_point
