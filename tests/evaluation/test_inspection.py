@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from multiref.data import Pair
-from multiref.errors import ArgumentError, DataError
+from multiref.errors import DataError
 from multiref.evaluation.inspection import inspect
 from multiref.evaluation.inspection.coverage import coverage
 from multiref.evaluation.inspection.evidence import gather, standard_error
@@ -244,8 +244,14 @@ def test_one_reference_and_a_veto():
             pairs,
             SequenceScores(scores.names, scores.keys, torch.full_like(logps, -math.inf), scores.lengths, scores.truncated),
         )
-    with pytest.raises(ArgumentError, match="3 different prompts; expected at least 10"):
-        inspect(*made(-np.ones((1, 3, 2))))
+
+
+@pytest.mark.parametrize("prompts, answer", [(3, "too few to tell"), (8, "too few to tell"), (9, "one")])
+def test_below_nine_prompts_it_is_too_few_to_tell(prompts, answer):
+    """Every margin is right: of the 2^G sign flips none gives more, p = 2^−G, and 2^−9 is the first below 1 %."""
+    found = inspect(*made(np.stack([np.linspace(1, 2, prompts), np.zeros(prompts)], axis=1)[None] - 5), resamples=2)
+    assert found.verdict.answer == answer and (answer != "one" or found.additions[0].p == 2**-9)
+    assert answer == "one" or f"there are {prompts} different prompts" in str(found.verdict)
 
 
 def test_coverage_on_paper():

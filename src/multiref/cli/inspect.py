@@ -29,6 +29,10 @@ def command(
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Completions in that sample.")] = 64,
     limit: Limit = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Also say how many pairs would show each reference's effect.")] = False,
+    gain: Annotated[
+        float | None, typer.Option(help="With --plan: an effect of this size, nats a pair, instead of the one found.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     seed: Seed = 0,
@@ -39,18 +43,20 @@ def command(
     Example: multiref inspect pairs.jsonl --store scores/ --html inspect.html
     """
     from multiref.data import read_pairs
-    from multiref.evaluation.inspection import coverage_lines, inspect, tables, write_page
+    from multiref.evaluation.inspection import coverage_lines, inspect, plan_table, tables, write_page
     from multiref.references import read_scores
     from multiref.report import print_table
 
     pairs = read_pairs(data, limit=limit)
     found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample)
+    sizes = found.plan(gain) if plan or gain is not None else None
     if html is not None:
         write_page(html, found, data=str(data), store=str(store))
     if as_json:
-        typer.echo(json.dumps(_plain(found.as_dict()), indent=1, ensure_ascii=False))
+        planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
+        typer.echo(json.dumps(_plain(found.as_dict() | planned), indent=1, ensure_ascii=False))
     else:
-        for table in tables(found):
+        for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
             print_table(table)
         typer.echo("\n".join((*coverage_lines(found), "\nVerdict", *found.verdict.sentences)))
     if html is not None:

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from multiref.data import Pair
-from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.coverage import Coverage, coverage
 from multiref.evaluation.inspection.evidence import gather
 from multiref.evaluation.inspection.faults import doubts, find_faults
-from multiref.evaluation.inspection.mixture import Contender, Step, Weighting, contenders, folds_of, select, weigh
+from multiref.evaluation.inspection.mixture import (
+    MIN_GAIN,
+    SIGNIFICANCE,
+    Contender,
+    Step,
+    Weighting,
+    contenders,
+    folds_of,
+    select,
+    weigh,
+)
 from multiref.evaluation.inspection.quality import Quality, quality
+from multiref.evaluation.inspection.sample_size import SampleSize, plan_pairs
+from multiref.evaluation.inspection.score_test import FEWEST, ScoreTest, try_additions
 from multiref.evaluation.inspection.verdict import Verdict, judge
 from multiref.references.scores import SequenceScores
 
@@ -25,7 +36,8 @@ MANY = 20_000  # pairs from which on the intervals are resampled less often
 
 @dataclass(frozen=True)
 class Inspection:
-    """The whole finding; `verdict` is its summary in words. `length`: mean tokens of a completion.
+    """The whole finding; `verdict` is its summary in words. `additions`: each sound reference tested for what it adds to the
+    chosen ones (an already chosen one: to the others). `length`: mean tokens of a completion.
     `token_level` and `coverage` are None where they were not measured, and `not_measured` says why."""
 
     pairs: int
@@ -34,6 +46,7 @@ class Inspection:
     references: tuple[Quality, ...]
     correlations: tuple[tuple[float, ...], ...]
     steps: tuple[Step, ...]
+    additions: tuple[ScoreTest, ...]
     contenders: tuple[Contender, ...]
     weighting: Weighting | None
     length: float
@@ -59,6 +72,11 @@ class Inspection:
         """The same, saying why nothing was measured per token."""
         return replace(self, not_measured=reason)
 
+    def plan(self, gain: float | None = None) -> list[SampleSize]:
+        """How many pairs would show what each sound reference adds, at the size found or at `gain` nats a pair."""
+        level = SIGNIFICANCE / max(len(self.additions), 1)
+        return plan_pairs(self.additions, pairs=self.pairs, significance=level, gain=gain)
+
     def as_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -69,6 +87,7 @@ def inspect(
     scores: SequenceScores,
     *,
     folds: int = 5,
+    min_gain: float = MIN_GAIN,
     resamples: int = 200,
     seed: int = 0,
 ) -> Inspection:
@@ -77,21 +96,21 @@ def inspect(
     Args:
         pairs: preference pairs, all of which have scores.
         scores: their `SequenceScores`, K ≥ 1.
-        folds: prompts are split in so many parts, each predicted from the others.
+        folds: prompts are split in so many parts, each predicted from the others; at most half as many as there are prompts.
+        min_gain: nats a pair; a reference whose gain is surely smaller does not join, however sure it is.
         resamples: bootstrap resamples of prompts for the intervals of weights.
         seed: of the split and the resampling; the verdict should not depend on it.
     """
     evidence = gather(pairs, scores)
     prompts = int(evidence.groups.max()) + 1
-    if prompts < 2 * folds:
-        expected = f"expected at least {2 * folds} for {folds} folds"
-        raise ArgumentError(f"There are {prompts} different prompts; {expected}. Bring more pairs, or fewer folds.")
     faults = find_faults(evidence)
     qualities = [quality(evidence, k, faults=faults[k]) for k in range(len(evidence.names))]
     sound = [k for k, signs in enumerate(faults) if not signs]
-    split = folds_of(evidence.groups, folds, seed)
-    chosen, steps = select(evidence, sound, split) if sound else ([], [])
-    table = contenders(evidence, sound, split) if sound else []
+    enough = prompts >= FEWEST and bool(sound)
+    split = folds_of(evidence.groups, min(folds, prompts // 2), seed) if enough else evidence.groups
+    chosen, steps = select(evidence, sound, split, min_gain=min_gain) if enough else ([], [])
+    table = contenders(evidence, sound, split) if enough else []
+    additions = try_additions(evidence, sound, chosen) if enough else []
     times = resamples if evidence.pairs <= MANY else min(resamples, 50)
     weighting = weigh(evidence, chosen, resamples=times, seed=seed) if chosen else None
     correlations = torch.corrcoef(evidence.margins).reshape(len(evidence.names), -1).nan_to_num(0.0)
@@ -102,8 +121,9 @@ def inspect(
         references=tuple(qualities),
         correlations=tuple(tuple(row) for row in correlations.tolist()),
         steps=tuple(steps),
+        additions=tuple(additions),
         contenders=tuple(table),
         weighting=weighting,
         length=float(evidence.lengths.double().mean()),
-        verdict=judge(qualities, steps, weighting, table, doubts(evidence, faults)),
+        verdict=judge(qualities, steps, additions, weighting, table, doubts(evidence, faults), prompts=prompts),
     )

@@ -2,30 +2,37 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from multiref.evaluation.inspection.evidence import Evidence, standard_error
+from multiref.evaluation.inspection.score_test import ScoreTest, try_additions
 from multiref.weighting import arwc, fit_preferences, uniform, vaw, vdw
 
 SIGNIFICANCE = 0.01  # one-sided, for each question "does one more reference help?", shared among the candidates
+MIN_GAIN = 0.005  # nats a pair: an effect that surely is smaller is no reason to keep another model
 Rule = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the selection: the candidate that did best, the gain in held-out log-likelihood per pair, its standard error,
-    accepted or not."""
+    """One step of the selection: the candidate with the largest z among those that may join (or among all, if none may), the
+    gain in held-out log-likelihood per pair and its standard error, the level that its p had to reach; accepted or not, and
+    which earlier ones it made needless."""
 
-    name: str
+    test: ScoreTest
     gain: float
     error: float
-    needed: float
+    level: float
     accepted: bool
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.test.name
 
 
 @dataclass(frozen=True)
@@ -96,29 +103,40 @@ def _best_single(training: Tensor, testing: Tensor) -> Tensor:
     return fits[best].coefficients[0] * testing[best]
 
 
-def select(evidence: Evidence, allowed: list[int], folds: Tensor) -> tuple[list[int], list[Step]]:
-    """Forward selection by held-out log-likelihood. It starts from no reference at all (a fair coin),
-    so that "none" and "one" are answers too.
+def select(
+    evidence: Evidence, allowed: list[int], folds: Tensor, *, min_gain: float = MIN_GAIN
+) -> tuple[list[int], list[Step]]:
+    """Forward selection. It starts from no reference at all (a fair coin), so that "none" and "one" are answers too.
 
-    The best candidate joins if its gain over what is chosen exceeds z standard errors (clustered by prompt),
-    z the normal quantile of SIGNIFICANCE divided by the number of candidates.
+    A candidate may join if its score test has p ≤ SIGNIFICANCE / candidates, and the upper end (95 %) of its gain in held-out
+    log-likelihood reaches `min_gain`: the test says whether there is an effect, the gain how large it is. The one with the
+    largest z joins. Then each earlier one must still pass given the others, or is dropped for good.
     """
-    margins = evidence.margins
     chosen: list[int] = []
+    gone: list[int] = []
     steps: list[Step] = []
     current = torch.full((evidence.pairs,), -math.log(2), dtype=torch.float64)
-    while candidates := [k for k in allowed if k not in chosen]:
-        trials = {k: held_out(_fitted, margins[[*chosen, k]], folds)[0] for k in candidates}
-        best = max(candidates, key=lambda k: float(trials[k].mean()))
-        gain = trials[best] - current
-        error = standard_error(gain, evidence.groups)
-        needed = NormalDist().inv_cdf(1 - SIGNIFICANCE / len(candidates))
-        accepted = bool(gain.mean() > needed * error)
-        steps.append(Step(evidence.names[best], float(gain.mean()), error, needed, accepted))
-        if not accepted:
+    while candidates := [k for k in allowed if k not in chosen + gone]:
+        level = SIGNIFICANCE / len(candidates)
+        tests = dict(zip(candidates, try_additions(evidence, candidates, chosen), strict=True))
+        offers = []
+        for k in sorted(candidates, key=lambda k: -tests[k].z):
+            trial = held_out(_fitted, evidence.margins[[*chosen, k]], folds)[0]
+            gain, error = float((trial - current).mean()), standard_error(trial - current, evidence.groups)
+            accepted = tests[k].p <= level and gain + 1.96 * error >= min_gain
+            offers.append((k, Step(tests[k], gain, error, level, accepted)))
+            if accepted or tests[k].p > level:
+                break
+        best, step = next((offer for offer in offers if offer[1].accepted), offers[0])
+        if not step.accepted:
+            steps.append(step)
             break
-        chosen.append(best)
-        current = trials[best]
+        again = try_additions(evidence, chosen, [*chosen, best]) if chosen else []
+        needless = [k for k, test in zip(chosen, again, strict=True) if test.p > SIGNIFICANCE / len(chosen)]
+        steps.append(replace(step, dropped=tuple(evidence.names[k] for k in needless)))
+        gone += needless
+        chosen = [k for k in chosen if k not in needless] + [best]
+        current = held_out(_fitted, evidence.margins[chosen], folds)[0]
     return sorted(chosen), steps
 
 

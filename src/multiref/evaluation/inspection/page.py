@@ -6,6 +6,7 @@ from pathlib import Path
 from multiref.evaluation.inspection.inspection import Inspection
 from multiref.evaluation.inspection.mixture import Contender, Weighting
 from multiref.evaluation.inspection.tables import (
+    additions_table,
     contenders_table,
     correlations_table,
     coverage_lines,
@@ -25,6 +26,8 @@ def write(path: Path, found: Inspection, *, data: str, store: str) -> None:
     if signs := [f"{q.name}: {sign}" for q in found.references for sign in q.faults]:
         own.append(Note(*signs))
     mixture: list[Block] = [Formula(MODEL), correlations_table(found)]
+    if found.additions:
+        mixture.append(additions_table(found.additions))
     if found.contenders:
         mixture += [contenders_table(found.contenders), _gains(found.contenders)]
     if found.weighting is not None and len(found.weighting.names) > 1:

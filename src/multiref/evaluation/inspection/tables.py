@@ -5,6 +5,8 @@ import math
 from multiref.evaluation.inspection.inspection import Inspection
 from multiref.evaluation.inspection.mixture import Contender
 from multiref.evaluation.inspection.quality import Quality
+from multiref.evaluation.inspection.sample_size import POWER, SampleSize
+from multiref.evaluation.inspection.score_test import ScoreTest
 from multiref.references.token_level import TokenLevel
 from multiref.report import Table
 
@@ -12,6 +14,7 @@ from multiref.report import Table
 def tables(found: Inspection) -> list[Table]:
     """Every table that this inspection has."""
     result = [references_table(found), correlations_table(found)]
+    result += [additions_table(found.additions)] if found.additions else []
     result += [contenders_table(found.contenders)] if found.contenders else []
     return [*result, token_level_table(found.token_level)] if found.token_level is not None else result
 
@@ -54,6 +57,30 @@ def correlations_table(found: Inspection) -> Table:
     names = [quality.name for quality in found.references]
     rows = [[name, *(f"{value:+.2f}" for value in row)] for name, row in zip(names, found.correlations, strict=True)]
     return Table(["", *names], rows, "Correlation of margins between references")
+
+
+def additions_table(additions: tuple[ScoreTest, ...]) -> Table:
+    """What each sound reference adds to the chosen ones, by the score test."""
+    header = ["reference", "beside", "z", "p", "z without what tokens explain"]
+    rows = [
+        [test.name, ", ".join(test.given) or "nothing", f"{test.z:+.2f}", f"{test.p:.2g}", f"{test.z_without_length:+.2f}"]
+        for test in additions
+    ]
+    return Table(header, rows, "What each reference adds to those that are used (score test, one-sided, prompts are the units)")
+
+
+def plan_table(sizes: list[SampleSize], gain: float | None) -> Table:
+    """How many pairs would show it."""
+    rows = [
+        [
+            size.name,
+            ", ".join(size.given) or "nothing",
+            "points the other way" if math.isinf(size.pairs) else f"{size.pairs:,.0f}",
+        ]
+        for size in sizes
+    ]
+    effect = "the effect found here (an estimate, so this is one too)" if gain is None else f"a gain of {gain:g} nats a pair"
+    return Table(["reference", "beside", "pairs"], rows, f"Pairs that would show {effect}, at {POWER:.0%} power")
 
 
 def contenders_table(contenders: tuple[Contender, ...]) -> Table:

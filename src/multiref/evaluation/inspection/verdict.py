@@ -4,12 +4,16 @@ from dataclasses import dataclass
 
 from multiref.evaluation.inspection.mixture import Contender, Step, Weighting
 from multiref.evaluation.inspection.quality import Quality
+from multiref.evaluation.inspection.score_test import FEWEST, ScoreTest
+
+OPPOSITE = 0.05  # a hint, not a finding: shared among the references
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`answer`: "none", "one" or "several" references are supported by the data. `use`: their names; `weights` in their order;
-    `broken`: names."""
+    """`answer`: "none", "one" or "several" references are supported by the data, or "too few to tell". `use`: their names;
+    `weights` in their order; `broken`: names.
+    """
 
     answer: str
     use: tuple[str, ...]
@@ -28,38 +32,68 @@ NO_PROMISE = (
 
 
 def judge(
-    qualities: list[Quality], steps: list[Step], weighting: Weighting | None, table: list[Contender], doubts: list[str]
+    qualities: list[Quality],
+    steps: list[Step],
+    additions: list[ScoreTest],
+    weighting: Weighting | None,
+    table: list[Contender],
+    doubts: list[str],
+    *,
+    prompts: int,
 ) -> Verdict:
-    """Selection steps, weights and faults → a verdict."""
+    """Selection steps, tests, weights and faults → a verdict."""
     broken = [quality for quality in qualities if quality.faults]
     sentences = [
         f"{quality.name} looks broken ({'; '.join(quality.faults)}). It gets no weight." for quality in broken
     ] + doubts
     names = tuple(quality.name for quality in broken)
-    accepted = [step for step in steps if step.accepted]
-    refused = steps[-1] if steps and not steps[-1].accepted else None
-    if not accepted:
-        sentences += _none(qualities, refused)
+    if len(broken) == len(qualities):
+        sentences.append("No reference is left to judge: mend what is broken, score again, and inspect again.")
         return Verdict("none", (), (), names, tuple(sentences))
-    assert weighting is not None
-    if len(accepted) == 1:
-        sentences += _one(accepted[0], refused, {quality.name: quality for quality in qualities})
+    if prompts < FEWEST:
+        few = f"Too few to tell: there are {prompts} different prompts, and fewer than {FEWEST} decide nothing at this level. "
+        return Verdict("too few to tell", (), (), names, (*sentences, few + "Bring pairs with more different prompts."))
+    known = {quality.name: quality for quality in qualities}
+    refused = steps[-1] if steps and not steps[-1].accepted else None
+    accepted = {step.name: step for step in steps if step.accepted}
+    if weighting is None:
+        sentences += [*(_none(known[refused.name], refused) if refused else []), *_opposite(additions, known)]
+        return Verdict("none", (), (), names, tuple(sentences))
+    used = [step for name, step in accepted.items() if name in weighting.names]
+    if len(used) == 1:
+        sentences += _one(used[0], refused, known)
         return Verdict("one", weighting.names, (1.0,), names, tuple(sentences))
-    sentences += _several(accepted, refused, weighting, table)
+    sentences += _several(used, refused, weighting, table)
     return Verdict("several", weighting.names, weighting.weights, names, tuple(sentences))
 
 
-def _none(qualities: list[Quality], refused: Step | None) -> list[str]:
-    if refused is None:
-        return ["No reference is left to judge: mend what is broken, score again, and inspect again."]
-    best = next(quality for quality in qualities if quality.name == refused.name)
+def _tested(step: Step) -> str:
+    test = step.test
+    return f"z = {test.z:.1f}, p = {test.p:.2g}; z = {test.z_without_length:.1f} without what the tokens explain"
+
+
+def _none(best: Quality, refused: Step) -> list[str]:
     low, high = best.accuracy_interval
+    if refused.test.p <= refused.level:
+        why = f"{best.name} does predict these preferences ({_tested(refused)}), but by less than is worth a model: it"
+    else:
+        why = f"No reference predicts these preferences better than a coin ({_tested(refused)}): the best, {best.name},"
     return [
-        f"No reference predicts these preferences better than a coin: the best, {best.name}, is right on "
-        f"{best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to {high:.1%}), "
+        f"{why} is right on {best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to {high:.1%}), "
         f"a held-out gain of {refused.gain:+.4f} ± {refused.error:.4f} nats per pair.",
         "This data does not say which reference to use, nor at which weight. "
         "Stay with the reference you want the policy to be close to, or bring more pairs.",
+    ]
+
+
+def _opposite(additions: list[ScoreTest], known: dict[str, Quality]) -> list[str]:
+    """Margins that predict the other side, where nothing was chosen."""
+    turned = [test for test in additions if test.p_opposite <= OPPOSITE / len(additions)]
+    return [
+        f"The margins of {test.name} predict the other side (right on {known[test.name].accuracy:.0%}; z = {test.z:.1f}, "
+        f"{test.z_without_length:.1f} without what the tokens explain): are chosen and rejected swapped, or do the pairs "
+        "prefer what is unlikely?"
+        for test in turned
     ]
 
 
@@ -69,27 +103,25 @@ def _one(step: Step, refused: Step | None, qualities: dict[str, Quality]) -> lis
     sentences = [
         f"Use {step.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs "
         f"(95 % interval {low:.1%} to {high:.1%}), "
-        f"{step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin."
+        f"{step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin ({_tested(step)})."
     ]
     if refused is not None:
         sentences.append(
             f"The evidence does not support more than one: adding {refused.name} changes the held-out log-likelihood by "
-            f"{refused.gain:+.4f} ± {refused.error:.4f} nats per pair; "
-            f"it would have to gain {refused.needed:.1f} standard errors."
+            f"{refused.gain:+.4f} ± {refused.error:.4f} nats per pair ({_tested(refused)}; p has to reach {refused.level:.2g})."
         )
     return sentences
 
 
-def _several(accepted: list[Step], refused: Step | None, weighting: Weighting, table: list[Contender]) -> list[str]:
+def _several(used: list[Step], refused: Step | None, weighting: Weighting, table: list[Contender]) -> list[str]:
     parts = [
         f"{name} {weight:.2f} [{low:.2f}, {high:.2f}]"
         for name, weight, (low, high) in zip(weighting.names, weighting.weights, weighting.intervals, strict=True)
     ]
-    sentences = [f"Use {len(accepted)} references: {', '.join(parts)} (95 % intervals)."]
+    sentences = [f"Use {len(used)} references: {', '.join(parts)} (95 % intervals)."]
     sentences += [
-        f"Adding {step.name} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair "
-        f"({step.gain / step.error:.1f} standard errors)."
-        for step in accepted[1:]
+        f"Adding {step.name} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair ({_tested(step)})."
+        for step in used[1:]
     ]
     uniform = next((contender for contender in table if contender.name == "uniform"), None)
     if uniform is not None:
