@@ -8,6 +8,7 @@ __all__ = [
     "EmptyPoolError",
     "ModelError",
     "MultirefError",
+    "MultirefNotice",
     "MultirefWarning",
     "OutputError",
     "ReferenceUnavailable",
@@ -63,3 +64,7 @@ class OutputError(MultirefError, OSError):
 
 class MultirefWarning(UserWarning):
     """Every warning that `multiref` gives on purpose: the result stands, but something about it should be known."""
+
+
+class MultirefNotice(UserWarning):
+    """What is said once and asks for nothing: columns of a file that are not read."""

@@ -55,7 +55,14 @@ def test_conversations_in_parquet_and_jsonl_agree(tmp_path):
         ({"chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
         ({"prompt": None, "chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
         ({"prompt": "?", "chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
-        ({"prompt": [USER], "chosen": [{**YES, "name": "x"}], "rejected": [NO]}, ((USER,), (YES,), (NO,))),
+        ({"prompt": [USER], "chosen": [{**YES, "name": "x"}], "rejected": [NO]}, ((USER,), ({**YES, "name": "x"},), (NO,))),
+        ({"prompt": [{**USER, "name": None}], "chosen": [YES], "rejected": [NO]}, ((USER,), (YES,), (NO,))),
+        # a string before messages is what the user said, unless what both sides have in common says it
+        ({"prompt": "2+2?", "chosen": [YES], "rejected": [NO]}, (({"role": "user", "content": "2+2?"},), (YES,), (NO,))),
+        (
+            {"prompt": "Say.", "chosen": [USER, YES], "rejected": [USER, NO]},
+            (({"role": "user", "content": "Say."}, USER), (YES,), (NO,)),
+        ),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, ("", "a", "b")),
     ],
 )

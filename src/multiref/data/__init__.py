@@ -1,10 +1,12 @@
 """Preference pairs and where they come from: files and rows in TRL's preference format become `Pair`.
 
-Text is a string or a tuple of chat messages; how text becomes tokens is another room's work (`models.encoding`).
-Public: Message, Pair, Text, as_pair, read_pairs.
+Text is a string, a tuple of chat messages, or a `Conversation` (which has tools and template arguments too); how text becomes
+tokens is another room's work (`models.encoding`).
+Public: Conversation, Message, Pair, Text, as_pair, as_pairs, read_pairs.
 """
 
-from multiref.data.pairs import Message, Pair, Text, as_pair
+from multiref.data.pairs import Pair, as_pair, as_pairs
 from multiref.data.reading import read_pairs
+from multiref.data.text import Conversation, Message, Text
 
-__all__ = ["Message", "Pair", "Text", "as_pair", "read_pairs"]
+__all__ = ["Conversation", "Message", "Pair", "Text", "as_pair", "as_pairs", "read_pairs"]

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
-from multiref.data.pairs import Message, Text
+from multiref.data.text import Message, Text, said
 from multiref.errors import ArgumentError, DataError
 
 Completions: TypeAlias = Sequence[Text | Sequence[Message]]  # as TRL hands them to a reward
@@ -217,7 +217,7 @@ def _marks(text: str) -> float:
 
 
 def _text(completion: Text | Sequence[Message]) -> str:
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+    return completion if isinstance(completion, str) else "".join(map(said, completion))
 
 
 def _plain(number: str) -> str:

@@ -1,21 +1,27 @@
 """A preference pair, and how a row of TRL's preference format becomes one."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from multiref.errors import DataError
+from multiref.data.text import Conversation, Text, as_text, check_json, said, words
+from multiref.errors import DataError, MultirefNotice
 
-Message: TypeAlias = dict[str, str]  # {"role": …, "content": …}
-Text: TypeAlias = str | tuple[Message, ...]
+USED = ("prompt", "chosen", "rejected", "margin", "system", "tools", "chat_template_kwargs")
+_USED = frozenset(USED)
+# Columns that change what a row says, and that nothing here reads. With something in them a row is refused.
+REFUSED = ("image", "images", "video", "videos", "audio", "audios", "documents", "history")
+QUESTIONS = ("question", "instruction", "query", "input")  # what others call the prompt
 
 
 @dataclass(frozen=True)
 class Pair:
     """A prompt, the completion that was preferred, and the one that was not.
 
-    All three are strings, or all three are tuples of chat messages. `origin` ("pairs.jsonl:12", rows counted from 1) is for
+    All three are strings, or all three are tuples of chat messages; a prompt of messages may be a `Conversation`, which has
+    tools and arguments for the chat template too. `origin` ("pairs.jsonl:12", rows counted from 1) is for
     error messages only: nothing is ever joined or cached by it. `margin`: how far a reward model is to put chosen above
     rejected.
     """
@@ -30,29 +36,124 @@ class Pair:
 def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     """One row of TRL's preference format → `Pair`.
 
-    The row has `chosen` and `rejected`, strings or lists of messages, and usually `prompt`. Without one (or where the prompt
-    is a string and the sides are conversations) the prompt is what both sides have in common, as TRL's `extract_prompt` takes
-    it: the longest common beginning, a space before the first difference going to the completions.
+    The row has `chosen` and `rejected`, strings or lists of messages (every field of a message is kept), and usually `prompt`.
+    Without one the prompt is what both sides have in common, as TRL's `extract_prompt` takes it: the longest common beginning,
+    a space before the first difference going to the completions. A prompt that is a string before sides of messages is a
+    message of the user before them, unless what they have in common says it already.
+    `system` is the conversation's first message; `tools` and `chat_template_kwargs` go to the chat template with this row.
 
-    Errors: DataError naming `origin` for a side that is missing, empty, no text, or the same as the other.
+    Errors: DataError naming `origin` for a side that is missing, empty, no text, or the same as the other, and for a column
+        with content that would be lost (`REFUSED`; system, tools or template arguments beside strings, which no template sees).
     """
     if isinstance(row, Pair):
         return row
     where = origin or "row"
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: found {type(row).__name__}, expected an object with prompt, chosen and rejected.")
+    _check_lost(row, where)
     chosen, rejected = (_side(row, side, where) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(f"{where}: one of chosen and rejected is a string, the other a list of messages; make both the same.")
-    prompt = _text(row["prompt"], "prompt", where) if row.get("prompt") is not None else None
+    prompt = as_text(row["prompt"], "prompt", where) if row.get("prompt") is not None else None
     if isinstance(prompt, tuple) and isinstance(chosen, str):
         raise DataError(f"{where}: the prompt is a list of messages but the completions are strings; make all three the same.")
     implicit = prompt is None or isinstance(prompt, str) != isinstance(chosen, str)
     if prompt is None or implicit:
+        asked = prompt
         prompt, chosen, rejected = _split_common(chosen, rejected)
-    pair = Pair(prompt, chosen, rejected, origin, _margin(row, where))
+        if isinstance(asked, str) and isinstance(prompt, tuple) and asked.strip() and not _says(prompt, asked):
+            prompt = ({"role": "user", "content": asked}, *prompt)
+    pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, _margin(row, where))
     _check_sides(pair, where, implicit)
     return pair
+
+
+def as_pairs(rows: Iterable[tuple[str, Mapping[str, object] | Pair]], source: str) -> Iterator[Pair]:
+    """(origin, row) … → pairs; columns that nothing here reads are listed in one notice, once for the whole `source`."""
+    unread: set[str] = set()
+    for origin, row in rows:
+        unread |= unread_columns(row)
+        yield as_pair(row, origin=origin)
+    list_unread(unread, source)
+
+
+def unread_columns(row: object) -> set[str]:
+    """The columns of a row that hold something and that nothing here reads."""
+    return {str(name) for name in row.keys() - _USED if row[name] is not None} if isinstance(row, Mapping) else set()
+
+
+def list_unread(columns: Iterable[str], source: str) -> None:
+    """One notice that names the columns of `source` that are not read."""
+    if names := sorted(columns):
+        shown = ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        warnings.warn(
+            f"{source}: columns that are not read: {shown}. Read are {', '.join(USED)}.", MultirefNotice, stacklevel=1
+        )
+
+
+def _check_lost(row: Mapping[str, object], where: str) -> None:
+    """DataError for a column with content that changes what a row says, and that is not read."""
+    for name in REFUSED:
+        if row.get(name) not in (None, "", [], {}, ()) and not _is_nothing(row[name]):
+            advice = "give it as chat_template_kwargs: {documents: …}" if name == "documents" else "write it into the messages"
+            raise DataError(
+                f"{where}: the column `{name}` is not read, and this row says something there; {advice}, or remove it."
+            )
+    if row.get("prompt") is None and (other := next((name for name in QUESTIONS if _is_words(row.get(name))), None)):
+        raise DataError(f"{where}: no `prompt`, but `{other}`, which would be lost; rename the column to prompt, or remove it.")
+
+
+def _is_nothing(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(part is None for part in value)
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _says(prompt: tuple[dict[str, object], ...], asked: str) -> bool:
+    """Whether a message of the user in these says what was asked."""
+    return any(message["role"] == "user" and said(message).strip() == asked.strip() for message in prompt)
+
+
+def _with_extras(prompt: Text, row: Mapping[str, object], where: str) -> Text:
+    """The prompt with the row's system message, tools and arguments of the template."""
+    system = row.get("system")
+    tools, options = (
+        _json(row.get(name), name, kind, where) for name, kind in (("tools", list), ("chat_template_kwargs", dict))
+    )
+    given = [name for name, value in (("system", system), ("tools", tools), ("chat_template_kwargs", options)) if value]
+    if not given:
+        return prompt
+    if isinstance(prompt, str):
+        raise DataError(
+            f"{where}: the row has `{given[0]}`, which only a chat template can write, and its texts are strings, which are "
+            "scored as they are. Give prompt, chosen and rejected as lists of messages, or remove the column."
+        )
+    if system:
+        if not isinstance(system, str):
+            raise DataError(f"{where}: `system` is a {type(system).__name__}, expected a string.")
+        if not prompt or prompt[0]["role"] != "system":
+            prompt = ({"role": "system", "content": system}, *prompt)
+        elif said(prompt[0]).strip() != system.strip():
+            raise DataError(f"{where}: `system` and the prompt's own system message differ; keep one of them.")
+    return Conversation(prompt, tools=tools, chat_template_kwargs=options) if tools or options else prompt
+
+
+def _json(value: object, name: str, kind: type, where: str) -> "list[object] | dict[str, object]":
+    """A column that holds a list or an object, or the JSON of one, as TRL has them."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise DataError(f"{where}: `{name}` is a string that is no JSON ({error}).") from None
+    if value is None:
+        return kind()
+    if not isinstance(value, kind | tuple):
+        raise DataError(f"{where}: `{name}` is {type(value).__name__}, expected {kind.__name__} or its JSON.")
+    made = list(value) if kind is list else {key: part for key, part in value.items() if part is not None}
+    check_json(made, name, where)
+    return made
 
 
 def _side(row: Mapping[str, object], name: str, where: str) -> Text:
@@ -61,7 +162,7 @@ def _side(row: Mapping[str, object], name: str, where: str) -> Text:
         raise DataError(
             f"{where}: no `{name}`; found {known}. A preference row needs chosen and rejected (and usually prompt)."
         )
-    return _text(row[name], name, where)
+    return as_text(row[name], name, where)
 
 
 def _margin(row: Mapping[str, object], where: str) -> float:
@@ -71,22 +172,6 @@ def _margin(row: Mapping[str, object], where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{where}: `margin` is {value!r}, expected a finite number, or no such column.")
     return float(value)
-
-
-def _text(value: object, name: str, where: str) -> Text:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return tuple(_message(message, f"{name}[{index}]", where) for index, message in enumerate(value))
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    raise DataError(f"{where}: `{name}` is {shown} ({type(value).__name__}), expected a string or a list of chat messages.")
-
-
-def _message(value: object, name: str, where: str) -> Message:
-    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str) or not isinstance(value.get("content"), str):
-        raise DataError(f'{where}: `{name}` is no chat message; expected {{"role": string, "content": string}}.')
-    return {"role": value["role"], "content": value["content"]}
 
 
 def _split_common(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
@@ -103,7 +188,8 @@ def _check_sides(pair: Pair, where: str, implicit: bool) -> None:
     if pair.chosen == pair.rejected:
         raise DataError(f"{where}: chosen and rejected are the same; such a row says nothing about preference, remove it.")
     for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        empty = not side.strip() if isinstance(side, str) else not any(message["content"].strip() for message in side)
+        calls = not isinstance(side, str) and any(message.get("tool_calls") for message in side)
+        empty = not calls and not words(side).strip()
         if empty:
             after, advice = (" after the part that both sides share", ", or give a `prompt` column") if implicit else ("", "")
             raise DataError(f"{where}: `{name}` is empty{after}; expected a completion. Remove the row{advice}.")

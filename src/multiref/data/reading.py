@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from multiref.data.pairs import Pair, as_pair
+from multiref.data.pairs import QUESTIONS, REFUSED, USED, Pair, as_pairs, list_unread
 from multiref.errors import DataError
 
 Rows: TypeAlias = Iterator[tuple[int, Any]]  # number of the row, counted from 1, and what stands there
@@ -24,7 +24,8 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"{path} {what}; expected a file of preference pairs (.jsonl, .jsonl.gz, .json or .parquet).")
-    pairs = [as_pair(row, origin=f"{path.name}:{number}") for number, row in islice(_rows(path), limit)]
+    rows = ((f"{path.name}:{number}", row) for number, row in islice(_rows(path), limit))
+    pairs = list(as_pairs(rows, path.name))
     if not pairs and limit != 0:
         raise DataError(f"{path} has no rows; expected at least one preference pair.")
     return pairs
@@ -85,7 +86,8 @@ def _parquet_rows(path: Path) -> Rows:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        wanted = [name for name in ("prompt", "chosen", "rejected", "margin") if name in file.schema_arrow.names]
+        wanted = [name for name in file.schema_arrow.names if name in USED or name in REFUSED or name in QUESTIONS]
+        list_unread(set(file.schema_arrow.names) - set(wanted), path.name)
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=wanted):
             for row in batch.to_pylist():

@@ -1,14 +1,17 @@
 """From text to token ids: where the prompt ends and the completion begins, the end token, truncation, chat templates."""
 
+import re
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
 from multiref.errors import DataError, ModelError
-from multiref.models.conversation import write_conversation
+from multiref.models.conversation import Chat, warn_of_strings, write_conversation
 from multiref.models.spec import TOKENISATION, Tokenisation
 
 Text = Any  # str | tuple of chat messages: `multiref.data.Text`, which this room must not import
@@ -45,8 +48,10 @@ class Encoded:
 
 
 def context_of(config: Any) -> int | None:
-    """Tokens of the context that a model's configuration names; None where it names none."""
-    return getattr(config, "max_position_embeddings", None) or None
+    """Tokens of the context that a model's configuration names; None where it names none, or writes "no limit" as 0 or −1."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def encode(
@@ -62,7 +67,8 @@ def encode(
     Where a token of the joint text straddles the boundary (so that encode(prompt) does not begin it), the completion is encoded
     as a continuation instead, without the start token and without the space that SentencePiece-like tokenizers put in front.
     Either way context and completion spell prompt + completion as far as the tokenizer can, and different completions of one
-    prompt have comparable scores.
+    prompt have comparable scores. A start token that the text writes itself is not put there again, and an end token with
+    which it ends is not added again.
 
     Args:
         prompt, completions: strings, or tuples of chat messages, which go through the tokenizer's chat template.
@@ -78,39 +84,89 @@ def encode_many(
     tokenizer: Any,
     items: Sequence[tuple[Text, Sequence[Text]]],
     tokenisation: Tokenisation = TOKENISATION,
+    *,
+    origins: Sequence[str] = (),
 ) -> list[Encoded]:
-    """`encode` of many (prompt, completions) at once: the same ids, several times as fast."""
+    """`encode` of many (prompt, completions) at once: the same ids, several times as fast.
+
+    origins: what each item is called in errors and warnings ("pairs.jsonl:12"); none: by how its prompt begins.
+    """
+    names = origins or [""] * len(items)
+    warn_of_strings(tokenizer, (prompt for prompt, _ in items if isinstance(prompt, str)))
     apart = tokenisation.join == "tokens"
-    written = [_write(tokenizer, prompt, completions, tokenisation) for prompt, completions in items]
-    bodies = _plain_ids(tokenizer, [text for text, _, _ in written])
-    joints = iter(_plain_ids(tokenizer, [rest if apart else text + rest for text, rests, _ in written for rest in rests]))
+    written = []
+    for (prompt, completions), name in zip(items, names):
+        with _named(name, prompt):
+            written.append(_write(tokenizer, prompt, completions, tokenisation, name))
+    bodies = _plain_ids(tokenizer, [text for text, _ in written], names)
+    texts = [rest if apart else text + rest for text, rests in written for rest in rests]
+    joints = iter(_plain_ids(tokenizer, texts, [name for name, (_, rests) in zip(names, written) for _ in rests]))
     start = start_ids(tokenizer) if tokenisation.start else ()
+    ends = _Ends(tokenizer, tokenisation)
     encoded = []
-    for (prompt, _), (text, rests, tail), body in zip(items, written, bodies):
-        ids = tuple((next(joints) if apart else _continuation(tokenizer, next(joints), rest, body)) + tail for rest in rests)
-        context = (start + body if isinstance(prompt, str) else body) or _start_token(tokenizer, tokenisation)
-        try:
-            encoded.append(_fit(context, ids, start, tokenisation))
-        except DataError as error:
-            raise DataError(f"{error} The prompt begins {text[:50]!r}.") from None
+    for (prompt, _), name, (text, rests), body in zip(items, names, written, bodies):
+        plain = isinstance(prompt, str)
+        ids = tuple(next(joints) if apart else _continuation(tokenizer, next(joints), rest, body) for rest in rests)
+        if plain and tokenisation.end:
+            ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
+        with _named(name, text):
+            if plain and body[: len(start)] != start:
+                body = start + body
+            if not body:
+                body = _start_token(tokenizer, tokenisation)
+                ids = tuple(each[len(body) :] if each[: len(body)] == body else each for each in ids)
+            encoded.append(_fit(body, ids, start, tokenisation))
     return encoded
 
 
+@contextmanager
+def _named(name: str, prompt: Text) -> Iterator[None]:
+    """Errors name the row, or how its prompt begins."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        if name:
+            raise type(error)(f"{name}: {error}") from error.__cause__
+        raise type(error)(f"{error} The prompt begins {str(prompt)[:50]!r}.") from error.__cause__
+
+
 def _write(
-    tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation
-) -> tuple[str, tuple[str, ...], Ids]:
-    """An item as strings, and the ids that end its completions: conversations through the template, which writes start and end
-    itself."""
+    tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation, name: str
+) -> tuple[str, tuple[str, ...]]:
+    """An item as strings: conversations through the template, which writes start and end itself."""
     if any(isinstance(completion, str) != isinstance(prompt, str) for completion in completions):
         raise DataError("A prompt and its completion are not of one kind: one is a string, the other a list of chat messages.")
     if isinstance(prompt, str):
-        if tokenisation.end and tokenizer.eos_token_id is None:
+        return prompt, tuple(completions)
+    return write_conversation(tokenizer, prompt, completions, tokenisation, origin=name)
+
+
+class _Ends:
+    """The end token behind plain completions, unless one ends their text already."""
+
+    def __init__(self, tokenizer: Any, tokenisation: Tokenisation) -> None:
+        self.tokenizer, self.tokenisation = tokenizer, tokenisation
+
+    def closed(self, ids: Ids, text: str) -> Ids:
+        """The completion's ids, its end token last. ModelError for a tokenizer that has none."""
+        end = self.tokenizer.eos_token_id
+        if end is None:
             raise ModelError(
                 "The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False."
             )
-        return prompt, tuple(completions), (int(tokenizer.eos_token_id),) if tokenisation.end else ()
-    before, rests = write_conversation(tokenizer, prompt, completions, tokenisation)
-    return before, rests, ()
+        words = text.rstrip()
+        last = ids[-1 - (len(text) - len(words)) :]  # a token of the end, and what spaces the text has behind it
+        if words.endswith(self.strings) and not self.ids.isdisjoint(last):
+            return ids
+        return (*ids, int(end))
+
+    @cached_property
+    def strings(self) -> tuple[str, ...]:
+        return Chat.of(self.tokenizer, (), self.tokenisation).ends()
+
+    @cached_property
+    def ids(self) -> set[int]:
+        return {int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.strings}
 
 
 def start_ids(tokenizer: Any) -> Ids:
@@ -135,14 +191,21 @@ def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:
     return (int(token),)
 
 
-def _plain_ids(tokenizer: Any, texts: list[str]) -> list[Ids]:
-    """Token ids of texts, nothing added."""
+def _plain_ids(tokenizer: Any, texts: list[str], names: Sequence[str] = ()) -> list[Ids]:
+    """Token ids of texts, nothing added. DataError naming the text that is no text: half of a surrogate pair has no bytes."""
     if not texts:
         return []
-    return [
-        tuple(ids)
-        for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    ]
+    try:
+        found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    except Exception:
+        for text, name in zip(texts, names or [""] * len(texts)):
+            if (bad := re.search("[\ud800-\udfff]", text)) is not None:
+                raise DataError(
+                    f"{name or f'The text {text[:40]!a}'}: character {bad.start() + 1}, {bad[0]!a}, is half of a surrogate "
+                    "pair and no text; repair the row or remove it."
+                ) from None
+        raise
+    return [tuple(ids) for ids in found]
 
 
 def _continuation(tokenizer: Any, joint: Ids, rest: str, body: Ids) -> Ids:

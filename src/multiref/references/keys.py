@@ -17,7 +17,7 @@ def content_key(prompt: Any, completion: Any) -> bytes:
 
     key = blake2b-128( canonical JSON of [prompt, completion] ), canonical: UTF-8, keys sorted, no spaces, messages as objects.
     A string and a one-message conversation with the same words are different texts, because a chat template treats them
-    differently.
+    differently. What tokenisation adds is a reference's own (`references.identity`), so that one key joins K tokenizers.
     """
     text = f"[{text_of(prompt)},{text_of(completion)}]"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
@@ -30,10 +30,15 @@ def content_keys(prompts: Iterable[Any], completions: Iterable[Any]) -> np.ndarr
 
 
 def text_of(text: Any) -> str:
-    """Canonical JSON of a text: a string, or chat messages."""
+    """Canonical JSON of a text: a string, or chat messages with every field that the row has.
+
+    A `Conversation` with tools or arguments for the template is an object of the three: its row says more than its messages.
+    """
     if isinstance(text, str):
         return encode_basestring(text)  # what the JSON encoder does for a string, without its overhead
-    return _json([dict(message) for message in text])
+    messages = [dict(message) for message in text]
+    tools, options = getattr(text, "tools", ()), getattr(text, "chat_template_kwargs", {})
+    return _json({"messages": messages, "tools": tools, "chat_template_kwargs": options} if tools or options else messages)
 
 
 def unique_keys(keys: np.ndarray) -> np.ndarray:

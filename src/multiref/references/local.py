@@ -112,7 +112,8 @@ class LocalReference:
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """The items as this reference's token ids, as they are scored."""
         try:
-            return encode_many(self.tokenizer, [(item.prompt, item.completions) for item in items], self.tokenisation)
+            texts = [(item.prompt, item.completions) for item in items]
+            return encode_many(self.tokenizer, texts, self.tokenisation, origins=[item.origin for item in items])
         except (DataError, ModelError) as error:
             raise type(error)(f"{self.name}: {error}") from None
 

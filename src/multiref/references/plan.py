@@ -13,6 +13,8 @@ from itertools import groupby
 from typing import Any
 
 from multiref.data import as_pair
+from multiref.data.pairs import list_unread, unread_columns
+from multiref.data.text import words
 from multiref.errors import ArgumentError, DataError
 from multiref.references.keys import content_key
 from multiref.references.protocol import Item
@@ -45,29 +47,45 @@ class Block:
             mine = [(completion, next(keys)) for completion in item.completions]
             missing = [(completion, key) for completion, key in mine if key not in have]
             if missing:
-                kept.append(Item(item.prompt, tuple(completion for completion, _ in missing)))
+                kept.append(Item(item.prompt, tuple(completion for completion, _ in missing), item.origin))
                 left += [key for _, key in missing]
         return Block(tuple(kept), tuple(left))
 
 
+class Asked(tuple[Any, Any]):
+    """(prompt, completion), and in `origin` the row that asks for it, for messages."""
+
+    origin: str
+
+    @classmethod
+    def by(cls, origin: str, prompt: Any, completion: Any) -> "Asked":
+        made = cls((prompt, completion))
+        made.origin = origin
+        return made
+
+
 def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """Pairs, rows of TRL's preference format, or (prompt, completion) tuples → (prompt, completion), two for a pair."""
+    unread: set[str] = set()
     for number, row in enumerate(data, 1):
         if isinstance(row, tuple) and len(row) == 2:
             if not all(isinstance(part, str | tuple | list) for part in row):
                 kinds = ", ".join(type(part).__name__ for part in row)
                 raise DataError(f"row {number}: expected (prompt, completion) as text, found ({kinds}).")
             prompt, completion = (tuple(part) if isinstance(part, list) else part for part in row)
-            yield prompt, completion
+            yield Asked.by(f"row {number}", prompt, completion)
         elif isinstance(row, Mapping) or hasattr(row, "chosen"):
+            unread |= unread_columns(row)
             pair = as_pair(row, origin=f"row {number}") if isinstance(row, Mapping) else row
-            yield pair.prompt, pair.chosen
-            yield pair.prompt, pair.rejected
+            origin = pair.origin or f"row {number}"
+            yield Asked.by(origin, pair.prompt, pair.chosen)
+            yield Asked.by(origin, pair.prompt, pair.rejected)
         else:
             raise DataError(
                 f"row {number}: found {type(row).__name__}; expected a pair (prompt, chosen, rejected) or a tuple (prompt, "
                 f"completion)."
             )
+    list_unread(unread, "The rows")
 
 
 def shard_size_for(completions: int) -> int:
@@ -85,13 +103,14 @@ def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> 
     """
     if shard_size is not None and shard_size < 1:
         raise ArgumentError(f"shard_size is {shard_size}; expected at least 1 completion per shard.")
-    unique: dict[bytes, tuple[bytes, Any, Any]] = {}
-    for prompt, completion in texts:
+    unique: dict[bytes, tuple[bytes, Any, Any, str]] = {}
+    for text in texts:
+        prompt, completion = text
         key = content_key(prompt, completion)
         if key not in unique:
-            unique[key] = (content_key(prompt, ""), prompt, completion)
+            unique[key] = (content_key(prompt, ""), prompt, completion, getattr(text, "origin", ""))
     size = shard_size or shard_size_for(len(unique))
-    ordered = sorted((prompt_key, key) for key, (prompt_key, _, _) in unique.items())
+    ordered = sorted((prompt_key, key) for key, (prompt_key, *_) in unique.items())
     blocks: list[Block] = []
     items: list[Item] = []
     keys: list[bytes] = []
@@ -100,7 +119,8 @@ def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> 
         most = TOGETHER if unique[mine[0]][1] else 1
         for start in range(0, len(mine), most):
             part = mine[start : start + most]
-            items.append(Item(unique[part[0]][1], tuple(unique[key][2] for key in part)))
+            origins = dict.fromkeys(unique[key][3] for key in part if unique[key][3])
+            items.append(Item(unique[part[0]][1], tuple(unique[key][2] for key in part), ", ".join(origins)))
             keys += part
             if len(keys) >= size:
                 blocks.append(Block(tuple(items), tuple(keys)))
@@ -111,4 +131,4 @@ def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> 
 
 
 def _length(text: Any) -> int:
-    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
+    return len(words(text))

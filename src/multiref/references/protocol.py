@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,10 +18,14 @@ SCORING_VERSION = 1  # rises whenever the same model and text would get another 
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and all completions of it that are wanted: they share its row where the model can do that."""
+    """A prompt and all completions of it that are wanted: they share its row where the model can do that.
+
+    origin: the rows that ask for them ("pairs.jsonl:12"), for messages.
+    """
 
     prompt: Text
     completions: tuple[Text, ...]
+    origin: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

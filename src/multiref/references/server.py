@@ -79,7 +79,7 @@ class ServerReference:
         if self.tokenizer is None:
             return self._score_text(items)
         texts = [(item.prompt, item.completions) for item in items]
-        encoded = encode_many(self.tokenizer, texts, self.tokenisation)
+        encoded = encode_many(self.tokenizer, texts, self.tokenisation, origins=[item.origin for item in items])
         jobs = [(item.context(index), ids) for item in encoded for index, ids in enumerate(item.completions)]
         sums = self._side_by_side(lambda job: _sum(self._token_logps([*job[0], *job[1]])[len(job[0]) :]), jobs)
         return Scored.of(torch.tensor(sums, dtype=torch.float64), encoded)

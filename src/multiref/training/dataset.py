@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from multiref.data import Pair, as_pair
+from multiref.data import Pair, as_pairs
 from multiref.errors import ArgumentError, DataError
-from multiref.models import Encoded, completion_logps, encode, encode_many
+from multiref.models import Encoded, completion_logps, encode_many
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.objectives import PairLogps
@@ -68,7 +68,7 @@ class PairData(Dataset[tuple["PairData", int]]):
     def __init__(
         self, pairs: Sequence[Any], tokenizer: Any, tokenisation: Tokenisation, counts: Sequence[float] | Tensor | None
     ) -> None:
-        self.pairs: list[Pair] = [as_pair(pair, origin=f"pair {number}") for number, pair in enumerate(pairs, 1)]
+        self.pairs: list[Pair] = list(as_pairs(((f"pair {number}", pair) for number, pair in enumerate(pairs, 1)), "The pairs"))
         if not self.pairs:
             raise DataError("No pair was given; expected at least one.")
         given = torch.ones(len(self.pairs)) if counts is None else counts
@@ -151,17 +151,18 @@ def collate(items: Sequence[tuple[PairData, int]]) -> dict[str, Any]:
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:
-    """Each pair as `models.encode` has it; DataError names the pair that cannot be encoded."""
+    """Each pair as `models.encode` has it. Errors name the pair: one that cannot be encoded, or whose two sides are the same
+    tokens, so that it says nothing about preference."""
     texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
-    try:
-        return encode_many(tokenizer, texts, tokenisation)
-    except DataError:
-        for pair, (prompt, completions) in zip(pairs, texts):  # which one was it?
-            try:
-                encode(tokenizer, prompt, completions, tokenisation)
-            except DataError as error:
-                raise DataError(f"{pair.origin or 'a pair'}: {error}") from None
-        raise
+    origins = [pair.origin or f"pair {number}" for number, pair in enumerate(pairs, 1)]
+    encoded = encode_many(tokenizer, texts, tokenisation, origins=origins)
+    for origin, item in zip(origins, encoded):
+        if item.completions[0] == item.completions[1] and item.context(0) == item.context(1) and not any(item.truncated):
+            raise DataError(
+                f"{origin}: chosen and rejected are different texts and become the same tokens, so the row says nothing about "
+                "preference. The tokenizer or the chat template deletes what tells them apart; remove the row, or use another."
+            )
+    return encoded
 
 
 def _check_truncation(data: PreferenceData, of_scores: Tensor) -> None:

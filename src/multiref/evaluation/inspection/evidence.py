@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref.data import Pair, Text
+from multiref.data.text import words
 from multiref.errors import DataError
 from multiref.references.keys import text_of
 from multiref.references.scores import SequenceScores
@@ -85,4 +86,4 @@ def standard_error(values: Tensor, groups: Tensor) -> float:
 
 
 def _length(text: Text) -> int:
-    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
+    return len(words(text))

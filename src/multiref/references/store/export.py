@@ -1,6 +1,5 @@
 """Scores as a plain Parquet file, for people and programs that know nothing of `multiref`."""
 
-import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multiref.errors import OutputError
-from multiref.references.keys import KeyIndex, content_keys
+from multiref.references.keys import KeyIndex, content_keys, text_of
 from multiref.references.store.folder import Store
 
 _VALUES = {"logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()}
@@ -64,7 +63,7 @@ def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
 
 
 def _plain(text: Any) -> str:
-    return text if isinstance(text, str) else json.dumps(list(text), ensure_ascii=False)
+    return text if isinstance(text, str) else text_of(text)
 
 
 def _write(output: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:

@@ -1,0 +1,98 @@
+"""What a text is: a string, chat messages, or chat messages with what else a row hands to the chat template."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, TypeAlias
+
+from multiref.errors import DataError
+
+Message: TypeAlias = dict[str, Any]  # {"role": …, "content": …}, and whatever else the row says: tool_calls, name, …
+Text: TypeAlias = str | tuple[Message, ...]
+
+
+class Conversation(tuple[Message, ...]):
+    """Chat messages of a prompt, with the tools and the template's arguments that its row names.
+
+    A tuple of messages in everything else, so it stands wherever one does. Without tools and arguments it equals that tuple.
+    """
+
+    tools: tuple[Any, ...]
+    chat_template_kwargs: dict[str, Any]
+
+    def __new__(
+        cls,
+        messages: Iterable[Message] = (),
+        *,
+        tools: Sequence[Any] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
+        made = super().__new__(cls, messages)
+        made.tools, made.chat_template_kwargs = tuple(tools), dict(chat_template_kwargs or {})
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        extras = (getattr(other, "tools", ()), getattr(other, "chat_template_kwargs", {}))
+        return super().__eq__(other) and (self.tools, self.chat_template_kwargs) == extras
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Conversation({super().__repr__()}, tools={self.tools!r}, chat_template_kwargs={self.chat_template_kwargs!r})"
+
+
+def as_text(value: object, name: str, where: str) -> Text:
+    """A string, or a list of messages as a tuple of them, every field kept. DataError naming `where` for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return tuple(as_message(message, f"{name}[{index}]", where) for index, message in enumerate(value))
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    raise DataError(f"{where}: `{name}` is {shown} ({type(value).__name__}), expected a string or a list of chat messages.")
+
+
+def as_message(value: object, name: str, where: str) -> Message:
+    """A message with every field that it has a value for. Its content is a string, text parts, or nothing beside tool calls."""
+    message = {key: part for key, part in value.items() if part is not None} if isinstance(value, Mapping) else {}
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        message["content"] = content = ""
+    if not isinstance(message.get("role"), str) or not isinstance(content, str | list | tuple):
+        raise DataError(f'{where}: `{name}` is no chat message; expected {{"role": string, "content": string}}.')
+    if not isinstance(content, str):
+        message["content"] = [_part(part, f"{name}.content[{index}]", where) for index, part in enumerate(content)]
+    if message.keys() - {"role", "content"}:
+        check_json(message, name, where)
+    return message
+
+
+def said(message: Mapping[str, Any]) -> str:
+    """The words of a message: its content as one string, parts one after the other."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
+
+
+def words(text: Text) -> str:
+    """The words of a text: itself, or what its messages say, one after the other."""
+    return text if isinstance(text, str) else "".join(map(said, text))
+
+
+def check_json(value: object, name: str, where: str) -> None:
+    """DataError unless JSON can hold it: what is scored is filed under its JSON."""
+    try:
+        json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: `{name}` holds what JSON cannot ({error}); expected text, numbers, lists, objects."
+        ) from None
+
+
+def _part(part: object, name: str, where: str) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise DataError(
+            f'{where}: `{name}` is of kind {kind!r}; expected {{"type": "text", "text": string}}: text is all we read.'
+        )
+    return {key: value for key, value in part.items() if value is not None}
