@@ -1,6 +1,7 @@
 """One base model held once, under any number of adapters: loaded when first needed, freed when nobody is left who needs it."""
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,9 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
-from multiref.models.loading import LanguageModel, load, put_adapter
+from multiref.errors import ModelError
+from multiref.models.adapters import check_base, put_adapter
+from multiref.models.loading import LanguageModel, load_merged
 from multiref.models.spec import ModelSpec
 
 _bases: "WeakValueDictionary[tuple[ModelSpec, str], SharedBase]" = WeakValueDictionary()
@@ -19,13 +22,19 @@ class SharedBase:
 
     `SharedBase.of(...)` with equal arguments gives the same object as long as somebody holds it. Who will use it says `claim`,
     and `release` when done; with the last one the weights go. One that is given its model (`loaded`) keeps it.
+
+    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that PEFT does not put
+    beside the others, gets a copy of the base of its own, so that nobody else's scores move.
     """
 
     def __init__(self, spec: ModelSpec, device: str | torch.device | None, loaded: LanguageModel | None = None) -> None:
         self.spec, self.device, self._given, self._loaded = spec, device, loaded, loaded
         self._users: WeakSet[Any] = WeakSet()
         self._adapters: dict[str, str] = {}
+        self._own: dict[str, Any] = {}
         self._peft: Any = None
+        self._turn = threading.RLock()
+        self._inside: list[str | None] = []
 
     @classmethod
     def of(cls, spec: ModelSpec, device: str | torch.device) -> "SharedBase":
@@ -37,30 +46,75 @@ class SharedBase:
     def release(self, user: Any) -> None:
         self._users.discard(user)
         if not self._users and self._given is None:
-            self._loaded, self._peft, self._adapters = None, None, {}
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self._own = {}
+            self._drop()
 
     def language_model(self) -> LanguageModel:
         if self._loaded is None:
-            self._loaded = load(self.spec, device=self.device)
+            self._loaded = load_merged(self.spec, device=self.device)
         return self._loaded
 
     @contextmanager
     def with_adapter(self, adapter: str | None) -> Iterator[Any]:
-        """The model with this adapter on it, or bare."""
-        model = self.language_model().model
-        if adapter is None and self._peft is None:
-            yield model
-        elif adapter is None:
-            with self._peft.disable_adapter():
-                yield self._peft
+        """The model with this adapter on it, or bare. Other threads wait for their turn.
+
+        Errors: ModelError where the same thread has another adapter on, whose scores would change.
+        """
+        with self._turn:
+            if any(other != adapter for other in self._inside):
+                raise ModelError(
+                    f"{self.spec.path} is in use with {self._inside[-1] or 'no adapter'}, and {adapter or 'none'} is asked: "
+                    "one base carries one adapter at a time. Score one after the other, or merge one into its base."
+                )
+            self._inside.append(adapter)
+            try:
+                yield self._wearing(adapter)
+            finally:
+                self._inside.pop()
+
+    def _wearing(self, adapter: str | None) -> Any:
+        if adapter is not None and adapter not in self._adapters and adapter not in self._own:
+            self._put(adapter)
+        if adapter in self._own:
+            return self._own[adapter]
+        if self._peft is None:
+            return self.language_model().model
+        if adapter is None:
+            self._peft.base_model.disable_adapter_layers()
         else:
-            if adapter not in self._adapters:
-                name = f"adapter{len(self._adapters)}"
-                self._peft = put_adapter(model if self._peft is None else self._peft, adapter, name)
-                self._adapters[adapter] = name
+            self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(self._adapters[adapter])
-            self._peft.eval()
-            yield self._peft
+        return self._peft.eval()
+
+    def _put(self, adapter: str) -> None:
+        check_base(self.spec.path, adapter)
+        base = self.language_model().model
+        held = list(base.parameters())
+        before = _marks(held)
+        name = f"adapter{len(self._adapters)}x"  # none of these names is part of another
+        try:
+            worn = put_adapter(base if self._peft is None else self._peft, adapter, name)
+            alone = _marks(held) != before or not set(held) <= set(worn.parameters())
+        except ModelError:
+            others = bool(self._adapters)
+            self._drop()  # with whatever was done to it
+            if not others:
+                raise
+            worn, alone = put_adapter(self.language_model().model, adapter, name), True
+        if alone:
+            worn.set_adapter(name)
+            self._own[adapter] = worn.eval()
+            self._drop()
+        else:
+            self._peft, self._adapters[adapter] = worn, name
+
+    def _drop(self) -> None:
+        self._loaded, self._peft, self._adapters = self._given, None, {}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _marks(parameters: list[torch.nn.Parameter]) -> list[tuple[int, int, torch.Size]]:
+    """Each one's place in memory, how often it was written, and its shape."""
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version, each.shape) for each in parameters]

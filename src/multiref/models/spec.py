@@ -1,7 +1,7 @@
 """Which model, how text becomes tokens, and what is sampled: three small values, the same in Python and in a run's file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ class ModelSpec:
         on either).
     attention: transformers' `attn_implementation` ("sdpa", "eager", "flash_attention_2", …); None: the model's own choice.
     trust_remote_code: run the code that comes with the model.
+    allow_keys: patterns (as of file names: "vision_tower.*") of weights that the checkpoint may lack, or have without a place
+        in the model. Every other one is an error, for the model would not be the one that was saved.
 
     Errors: ArgumentError for a value that is none of these.
     """
@@ -36,6 +38,7 @@ class ModelSpec:
     quantization: str | None = None
     attention: str | None = None
     trust_remote_code: bool = False
+    allow_keys: Sequence[str] = ()
 
     @classmethod
     def of(cls, what: "str | os.PathLike[str] | ModelSpec") -> "ModelSpec":
@@ -48,6 +51,9 @@ class ModelSpec:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if not isinstance(self.path, str) or not self.path:
             raise ArgumentError(f"path: found {self.path!r}; expected a model's folder or a hub id.")
+        if isinstance(self.allow_keys, str) or not all(isinstance(each, str) for each in self.allow_keys):
+            raise ArgumentError(f"allow_keys: found {self.allow_keys!r}; expected a list of patterns.")
+        object.__setattr__(self, "allow_keys", tuple(self.allow_keys))
         _check("dtype", self.dtype, (None, *DTYPES))
         _check("quantization", self.quantization, (None, "int8", "int4"))
 

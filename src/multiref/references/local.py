@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from multiref.errors import DataError, ModelError
+from multiref.models.adapters import on_base
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.fingerprint import config_fingerprint, file_weights_fingerprint, model_weights_fingerprint
-from multiref.models.loading import LanguageModel, as_dtype, best_device, load_config, load_tokenizer, local_folder, on_base
+from multiref.models.folders import local_folder
+from multiref.models.loading import LanguageModel, as_dtype, best_device, load_config, load_tokenizer
 from multiref.models.logps import LOGITS_BUDGET
 from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase

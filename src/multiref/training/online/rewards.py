@@ -68,12 +68,14 @@ class RewardModel:
     def __init__(self, path_or_id: str, *, device: Any = None, batch: int = 16, dtype: str = "float32") -> None:
         import transformers
 
+        from multiref.models.checkpoint import load_whole
         from multiref.models.loading import as_dtype, best_device, load_tokenizer
 
         try:
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path_or_id, num_labels=1, dtype=as_dtype(dtype), use_safetensors=True
-            )
+            kind = transformers.AutoModelForSequenceClassification
+            model, _ = load_whole(kind, path_or_id, num_labels=1, dtype=as_dtype(dtype), use_safetensors=True)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(f"The reward model {path_or_id} cannot be loaded: {type(error).__name__}: {error}") from error
         self.tokenizer = load_tokenizer(path_or_id)

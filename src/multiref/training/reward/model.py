@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
+from multiref.models.checkpoint import load_whole
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
 from multiref.training.reward.data import pad_rows
 
@@ -44,23 +45,22 @@ def open_reward_model(
             f"{path_or_id}: the tokenizer has no padding, unknown or end token; set pad_token in its tokenizer_config.json."
         )
     try:
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, created = load_whole(
+            transformers.AutoModelForSequenceClassification,
             path_or_id,
+            allow_keys=spec.allow_keys,
+            creates=("score.*", "classifier.*"),
             num_labels=1,
             dtype=as_dtype(spec.dtype or "float32"),
             use_safetensors=True,
-            output_loading_info=True,
             **source,
         )
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, …: all mean the same here
         raise ModelError(f"{path_or_id} cannot be loaded as a reward model: {type(error).__name__}: {error}") from error
-    name, head = head_of(model)
-    missing = [key for key in report["missing_keys"] if not key.startswith(name)]
-    if missing:
-        raise ModelError(
-            f"{path_or_id}: {len(missing)} weights are missing, the first {missing[0]}; expected all but the reward head's."
-        )
-    if any(key.startswith(name) for key in report["missing_keys"]):
+    head = head_of(model)[1]
+    if created:
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.zero_()

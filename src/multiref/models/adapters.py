@@ -1,0 +1,190 @@
+"""PEFT adapters: which base they name, their own tokenizer, and one put on a model whole."""
+
+import json
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref.errors import ModelError, MultirefWarning
+from multiref.models.checkpoint import check_numbers, file_shapes, first_three
+from multiref.models.folders import local_folder, may_be_hub_id
+from multiref.models.spec import ModelSpec
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "*.spm")
+
+
+def on_base(spec: ModelSpec) -> ModelSpec:
+    """The same with base and adapter apart: an adapter's folder given as the model names its base itself.
+
+    A base that is an adapter itself stays one: `load` merges it into its own base.
+    """
+    if spec.adapter is not None:
+        return spec
+    folder = adapter_folder(spec.path, spec.revision)
+    if folder is None:
+        return spec
+    config = read_adapter_config(folder)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{spec.path} is an adapter that does not name its base model; give the base, and this folder as adapter."
+        )
+    return replace(spec, path=_found(str(base), folder), adapter=spec.path, revision=config.get("revision"))
+
+
+def adapter_folder(path: str, revision: str | None = None) -> Path | None:
+    """The folder (of a hub id: its snapshot) if it is an adapter, else None."""
+    if Path(path).is_dir():
+        return Path(path) if (Path(path) / _CONFIG).is_file() else None
+    if not may_be_hub_id(path):
+        return None
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(path, revision=revision)
+    except Exception:  # no such id, offline, …: whoever loads it says which
+        return None
+    return None if file is None else Path(file).parent
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def check_base(path: str, adapter: str) -> None:
+    """A warning where the adapter names another base than the one it is put on."""
+    folder = adapter_folder(adapter)
+    named = str(read_adapter_config(folder).get("base_model_name_or_path") or "") if folder else ""
+    if named and Path(named).name != Path(path).name and Path(named).resolve() != Path(path).resolve():
+        warnings.warn(
+            f"The adapter {adapter} was trained on {named}, and is put on {path}. Their weights fit; whether they are the same "
+            "model is not known.",
+            MultirefWarning,
+            stacklevel=2,
+        )
+
+
+def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
+    """The model with this PEFT adapter on it under this name, beside those that a `PeftModel` has already.
+
+    Errors: ModelError where a weight of the file has no place or another shape, or the file lacks one; where one is NaN; where
+        the adapter puts tokens of its own before the text (prompt tuning), since scores are of the text alone.
+    """
+    import peft
+
+    folder = local_folder(adapter) if adapter_folder(adapter) else Path(adapter)
+    if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
+        raise ModelError(
+            f"The adapter {adapter} cannot be put on this model: expected a folder or hub id with {_CONFIG} and {_WEIGHTS} "
+            "(pickled weights are not read)."
+        )
+    try:
+        config = peft.PeftConfig.from_pretrained(adapter)
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
+                "changes weights, such as LoRA."
+            )
+        with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
+            if not isinstance(model, peft.PeftModel):
+                _make_room(model, folder)
+                model = peft.PeftModel.from_pretrained(model, adapter, adapter_name=name)
+            report = model.load_adapter(adapter, adapter_name=name)
+    except ModelError:
+        raise
+    except Exception as error:  # peft passes on whatever the files provoke
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"The adapter {adapter} cannot be put on this model: {' '.join(lines[:4])}") from error
+    missing, lost = list(report.missing_keys), list(report.unexpected_keys)
+    if getattr(config, "bias", "none") != "none":  # these replace the base's, so PEFT misses none
+        saved = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        missing += [key for key in saved if key.endswith(".bias") and key not in file_shapes(folder)]
+    if missing or lost:
+        raise ModelError(
+            f"The adapter {adapter} does not fit this model: {len(lost)} of its weights have no place and {len(missing)} that "
+            f"it should have are missing: {first_three(sorted(lost) + sorted(missing))}. Give the base it was trained on, and "
+            "an adapter saved without a wrapper's prefix."
+        )
+    check_numbers(((key, weight) for key, weight in model.named_parameters() if name in key.split(".")), adapter)
+    return model
+
+
+def own_tokenizer(adapter: str) -> tuple[str | None, str | None]:
+    """(folder of a tokenizer, chat template) that an adapter brings, as its author trained it; None where it has none."""
+    folder = local_folder(adapter) if adapter_folder(adapter) else Path(adapter)
+    if any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        return str(folder), None
+    template, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():
+        return None, template.read_text(encoding="utf-8")
+    if config.is_file():
+        return None, json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    return None, None
+
+
+def _found(base: str, folder: Path) -> str:
+    """Where the base is that an adapter names: an absolute path, a folder as seen from here or from the adapter's folder or one
+    above it, or a hub id.
+
+    Errors: ModelError where it is nowhere, or two different folders have this name.
+    """
+    name = Path(base).expanduser()
+    if name.is_absolute():
+        return str(name)
+    home = folder.resolve()
+    near = next((str(above / name) for above in (home, *home.parents) if _is_model(above / name)), None)
+    if _is_model(name):
+        if near is not None and not os.path.samefile(name, near):
+            raise ModelError(
+                f"The adapter {folder} names its base {base!r}, and there are two: {name.resolve()} (from the working folder) "
+                f"and {near} (from the adapter's). Give the base's path, and the adapter's folder as adapter."
+            )
+        return base
+    if near is not None:
+        return near
+    import huggingface_hub
+
+    try:
+        huggingface_hub.hf_hub_download(base, "config.json")
+    except Exception as error:  # no such id, no such file, offline, …
+        offline = isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
+        if isinstance(error, huggingface_hub.errors.EntryNotFoundError) and not offline and adapter_folder(base):
+            return base
+        raise ModelError(
+            f"The adapter {folder} names its base {base!r}, which is no folder from {Path.cwd()} nor from {home} or a folder "
+            f"above it, and no hub id that can be had ({type(error).__name__}). Give the base's path, and this as adapter."
+        ) from error
+    return base
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / _CONFIG).is_file()
+
+
+def _make_room(model: Any, folder: Path) -> None:
+    """An adapter that was trained with tokens added has whole embeddings of that size: the base gets as many rows.
+
+    Errors: ModelError where the file has the rows of one end only, and the other end is not tied to it.
+    """
+    shapes = file_shapes(folder)
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    sizes = []
+    for end in ends:
+        own = [s[1] for key, s in shapes.items() if f".{names[id(end)]}." in key and key.endswith("weight") and len(s) == 3]
+        sizes.append(max((rows for rows in own if rows > len(end.weight)), default=0))
+    if not any(sizes):
+        return
+    if min(sizes) < max(sizes) and ends[0].weight is not ends[-1].weight:
+        raise ModelError(
+            f"The adapter {folder} adds tokens ({max(sizes)} instead of {len(ends[0].weight)}) and brings the rows of one end "
+            "only: the other's would be random. Save it with save_embedding_layers=True."
+        )
+    model.resize_token_embeddings(max(sizes), mean_resizing=False)

@@ -1,0 +1,210 @@
+"""A checkpoint is loaded whole or not at all: its keys against what the model has."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from multiref.errors import ModelError, MultirefWarning
+
+# what wrappers of a training loop put into keys; weights under such a name are weights of this model that would be lost
+_WRAPPERS = {"_orig_mod", "module", "base_model", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
+# tables that are computed, and were saved by older versions
+_BUFFERS = re.compile(r"(^|\.)(\w*inv_freq|masked_bias|causal_mask|position_ids|\w*(cos|sin)_cached|num_batches_tracked)$")
+# modules beside the one that scores, by the names that they have everywhere: heads of other tasks, other senses, prediction
+# further ahead
+_BESIDE = r"vision|visual|image|video|audio|speech|projector|mtp|nextn"
+_ELSEWHERE = re.compile(rf"(head|score|classif|cls|qa_outputs|pool|value|reward|{_BESIDE})", re.I)
+_AHEAD = re.compile(r"(^|\.)(eh_proj|e_?norm|h_?norm|shared_head|mtp\w*|nextn\w*)(\.|$)")  # a layer that predicts further ahead
+
+
+def load_whole(
+    kind: Any, path: str, *, allow_keys: Sequence[str] = (), creates: Sequence[str] = (), **options: Any
+) -> tuple[Any, list[str]]:
+    """The model that `kind.from_pretrained(path, **options)` gives, and which of its weights the task creates.
+
+    Args:
+        allow_keys: patterns (`fnmatch`) of keys that may be missing, misshapen or without a place.
+        creates: patterns of weights that are new where the checkpoint lacks them: a head that is to be trained.
+
+    Errors: ModelError where a weight is missing or has another shape, or where the checkpoint holds weights of this model for
+        which its configuration has no place. What else it holds (vision towers, heads of other tasks) is one warning.
+    """
+    state = torch.get_rng_state()
+    with _without_report():
+        model, report = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+
+    def meant(key: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch(key, pattern) for pattern in patterns)
+
+    missing = sorted(key for key in report["missing_keys"] if not meant(key, allow_keys))
+    created = [key for key in missing if meant(key, creates)]
+    lacking = [key for key in missing if key not in created]
+    shapes = {key: (tuple(file), tuple(own)) for key, file, own in report["mismatched_keys"] if not meant(key, allow_keys)}
+    if lacking or shapes:
+        instead = sorted(report["unexpected_keys"])
+        misshapen = [f"{key} (file {list(file)}, model {list(own)})" for key, (file, own) in sorted(shapes.items())]
+        raise ModelError(
+            f"{path} does not hold a whole {type(model).__name__}: {len(lacking)} weights are missing and {len(shapes)} have "
+            f"another shape: {first_three(misshapen + lacking)}. They would be random. "
+            f"{f'The file has {instead[0]} and other keys instead. ' if instead else ''}Save the model whole, mend config.json "
+            "where it describes another model than the weights, or name these keys in allow_keys."
+        )
+    strays = [key for key in report["unexpected_keys"] if not meant(key, allow_keys)]
+    refused, listed = _sort(model, strays, path)
+    if refused:
+        raise ModelError(
+            f"{path} holds {len(refused)} weights for which its config.json leaves this {type(model).__name__} no place: "
+            f"{first_three(sorted(refused))}. The model would score without them. Mend config.json (layers, biases, norms), "
+            "save the weights without a wrapper's prefix, or name these keys in allow_keys."
+        )
+    if listed and not creates:
+        groups = Counter(re.split(r"\.\d+(?:\.|$)", key)[0] for key in listed)
+        named = [f"{name} ({count})" for name, count in sorted(groups.items())]
+        warnings.warn(
+            f"{path} holds {len(listed)} weights that a {type(model).__name__} does not use: {first_three(named)}.",
+            MultirefWarning,
+            stacklevel=3,
+        )
+    if not (created or allow_keys) and not torch.equal(state, torch.get_rng_state()):
+        _same_again(model, kind, path, options)
+    return model, created
+
+
+def first_three(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def check_numbers(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> None:
+    """ModelError where a weight is NaN."""
+    for name, weight in weights:
+        if weight.is_floating_point() and weight.device.type != "meta" and bool(torch.isnan(weight).any()):
+            raise ModelError(f"{path}: the weight {name} holds NaN; every score would be NaN. Take another checkpoint.")
+
+
+def _same_again(model: nn.Module, kind: Any, path: str, options: dict[str, Any]) -> None:
+    """Loading drew random numbers, though every key was there: ModelError if a second load gives other weights."""
+    with torch.random.fork_rng(devices=[]), _without_report():
+        torch.manual_seed(1 + torch.initial_seed() % 2**31)
+        again = kind.from_pretrained(path, **options).state_dict()
+    differ = [
+        key
+        for key, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and not torch.equal(value, again[key])
+    ]
+    if differ:
+        raise ModelError(
+            f"{path}: {len(differ)} weights of {type(model).__name__} are random numbers, drawn anew at each load: "
+            f"{first_three(differ)}. Save the model whole, or name these keys in allow_keys."
+        )
+
+
+def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[str]]:
+    """Which keys would be parameters of the modules that score, and which belong to something else.
+
+    A key hangs on the deepest module of the model that its name leads to. Below the model's body it is a weight that the
+    configuration left out; so is a layer beyond the last. On the model or its body it belongs to something else if that has
+    layers of its own or a name that says so.
+    """
+    keys = sorted(keys)
+    if not keys:
+        return [], []
+    modules = dict(model.named_modules())
+    buffers = {name for name, _ in model.named_buffers()}
+    body = getattr(model, "base_model_prefix", "")
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    shapes = file_shapes(Path(path))
+    doubled = _doubled(keys, expected, shapes)
+    places = {
+        key: max((_place(name, modules) for name in (key, f"{body}.{key}")), key=lambda p: _depth(p[0], body)) for key in keys
+    }
+    ahead = {_layer(*places[key]) for key in keys if _AHEAD.search(places[key][1])}
+    towers = any(re.search(r"(^|\.)\d+(\.|$)", rest) for owner, rest in places.values() if owner in ("", body))
+    refused, listed = [], []
+    for key, (owner, rest) in places.items():
+        module, parts = modules[owner], rest.split(".")
+        if {key, f"{owner}.{rest}"} & buffers or _BUFFERS.search(key) or shapes.get(key, (0,))[:1] == ("BOOL",):
+            counts = False
+        elif doubled or _WRAPPERS & set(key.split(".")):
+            counts = True
+        elif isinstance(module, nn.ModuleList) and parts[0].isdigit():
+            counts = _layer(owner, rest) not in ahead
+        elif owner not in ("", body):
+            counts = re.search(_BESIDE, owner) is None
+        else:
+            counts = not (towers or any(part.isdigit() for part in parts) or _ELSEWHERE.search(rest))
+        (refused if counts else listed).append(key)
+    return refused, [key for key in listed if not _BUFFERS.search(key)]
+
+
+def _place(key: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
+    """The deepest module to which this name leads, and the rest of the name."""
+    parts = key.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        if ".".join(parts[:cut]) in modules:
+            return ".".join(parts[:cut]), ".".join(parts[cut:])
+    return "", key
+
+
+def _depth(owner: str, body: str) -> int:
+    """A checkpoint of the body alone names its weights without the body; that reading counts only where it leads further."""
+    return 0 if owner == "" or owner == body else 1 + owner.count(".")
+
+
+def _layer(owner: str, rest: str) -> str:
+    return f"{owner}.{rest.split('.')[0]}"
+
+
+def _doubled(keys: Sequence[str], expected: dict[str, tuple[int, ...]], shapes: dict[str, tuple[Any, ...]]) -> bool:
+    """Whether a prefix before the model's own names makes half of the model or more: a second set of its weights."""
+    found: Counter[str] = Counter()
+    for key in keys:
+        parts = key.split(".")
+        for cut in range(1, len(parts)):
+            own = expected.get(".".join(parts[cut:]))
+            if own is not None and shapes.get(key, (None, *own))[1:] == own:
+                found[".".join(parts[:cut])] += 1
+    return any(2 * count >= len(expected) for count in found.values())
+
+
+def file_shapes(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Key → (dtype's name, *shape) as the files' headers say; empty for what is no folder."""
+    from safetensors import safe_open
+
+    found: dict[str, tuple[Any, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            found |= {key: (each.get_dtype(), *each.get_shape()) for key, each in slices.items()}
+    return found
+
+
+class _without_report:
+    """transformers' table of keys is not printed: what of it matters is said by us."""
+
+    def __enter__(self) -> None:
+        import logging
+
+        from transformers.utils import logging as shown
+
+        self.bar = shown.is_progress_bar_enabled()
+        shown.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
+        self.logger = logging.getLogger("transformers.modeling_utils")
+        self.logger.addFilter(_no_table)
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as shown
+
+        self.logger.removeFilter(_no_table)
+        if self.bar:
+            shown.enable_progress_bar()
+
+
+def _no_table(record: Any) -> bool:
+    return "LOAD REPORT" not in str(record.msg)
