@@ -70,6 +70,8 @@ def load(
             options["device_map"] = "auto"
         model = _whole(spec, **options)
         moves = "device_map" not in options
+        if kind == torch.float64 and hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
     if spec.adapter is not None:
         check_base(spec.path, spec.adapter)
         model = put_adapter(model, spec.adapter)
@@ -179,5 +181,6 @@ def _check_causal(config: Any, spec: ModelSpec) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{found}; {expected}")
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if named and not any(name in causal or "For" not in name or name.endswith("ForCausalLM") for name in named):
+    fine = ("ForCausalLM", "ForConditionalGeneration")  # the latter with towers beside its decoder
+    if named and not any(name in causal or "For" not in name or name.endswith(fine) for name in named):
         raise ModelError(f"{found}; {expected}")

@@ -16,6 +16,8 @@ from multiref.models.spec import ModelSpec
 
 _bases: "WeakValueDictionary[tuple[ModelSpec, str], SharedBase]" = WeakValueDictionary()
 
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class SharedBase:
     """A model as `load` loads it, and adapters put on it one at a time.
@@ -115,6 +117,10 @@ class SharedBase:
             torch.cuda.empty_cache()
 
 
-def _marks(parameters: list[torch.nn.Parameter]) -> list[tuple[int, int, torch.Size]]:
-    """Each one's place in memory, how often it was written, and its shape."""
-    return [(each.data_ptr(), 0 if each.is_inference() else each._version, each.shape) for each in parameters]
+def _marks(parameters: list[torch.nn.Parameter]) -> list[tuple[torch.Size, int]]:
+    """Each one's shape and the sum of its bits as whole numbers: in-place changes leave no other trace everywhere."""
+    found = []
+    for each in parameters:
+        bits = each.detach().contiguous().view(_WHOLE[each.element_size()]) if each.device.type != "meta" else None
+        found.append((each.shape, 0 if bits is None else int(bits.sum(dtype=torch.int64))))
+    return found

@@ -79,7 +79,7 @@ class LocalReference:
     def identity(self) -> Mapping[str, Any]:
         """What the scores depend on beside the text. See `models.fingerprint` for what is hashed, and how."""
         if self._memory is None:
-            weights = self._file_weights
+            weights = _of_files(self.spec)
         else:
             config = config_fingerprint(self._memory.model.config.to_dict())
             weights = {"weights": model_weights_fingerprint(self._memory.model), "config": config, "adapter": None}
@@ -160,19 +160,20 @@ class LocalReference:
         on_cpu = isinstance(self.base.device, torch.device) and self.base.device.type == "cpu"
         return "torch dynamic" if on_cpu and self.spec.quantization == "int8" else "bitsandbytes"
 
-    @cached_property
-    def _file_weights(self) -> dict[str, Any]:
-        folder = local_folder(self.name, revision=self.spec.revision)
-        adapter = None
-        if self.spec.adapter is not None:
-            where = local_folder(self.spec.adapter)
-            config = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
-            adapter = [file_weights_fingerprint(where, "adapter_model*.safetensors"), config_fingerprint(config)]
-        return {
-            "weights": file_weights_fingerprint(folder),
-            "config": config_fingerprint(json.loads((folder / "config.json").read_text(encoding="utf-8"))),
-            "adapter": adapter,
-        }
+
+def _of_files(spec: ModelSpec) -> dict[str, Any]:
+    """Fingerprints of weights, configuration and adapter; where the base is an adapter itself, its weights are all of these."""
+    adapter = None
+    if spec.adapter is not None:
+        where = local_folder(spec.adapter)
+        config = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter = [file_weights_fingerprint(where, "adapter_model*.safetensors"), config_fingerprint(config)]
+    below = on_base(replace(spec, adapter=None))
+    if below.adapter is not None:
+        return {"weights": _of_files(below), "config": None, "adapter": adapter}
+    folder = local_folder(spec.path, revision=spec.revision)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {"weights": file_weights_fingerprint(folder), "config": config_fingerprint(config), "adapter": adapter}
 
 
 def local_reference(name: str, reference: Any) -> LocalReference:

@@ -1,0 +1,252 @@
+"""Adapters: loaded whole, alone or beside others, without a trace on the base, with their own tokenizer."""
+
+import json
+import os
+import shutil
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from multiref.errors import ModelError, MultirefWarning
+from multiref.models import ModelSpec, encode, load
+from multiref.models.shared_base import SharedBase
+from multiref.references import LocalReference, References, token_scores
+from multiref.references.protocol import Item
+from tests.conftest import CHAT_TEMPLATE, make_llama, make_tokenizer
+
+ROW = [("the dog", " sat on the log")]
+FILE = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    make_llama(len(tiny_tokenizer), attention_bias=True).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def made(base, tiny_tokenizer, tmp_path_factory):
+    """made(seed, **LoRA's options) → (folder of an adapter with random weights, log-probability of ROW under PEFT itself)."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    def make(seed, on=base, **options):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(**({"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]} | options))
+        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(on), config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.3 * torch.randn_like(parameter)
+        folder = tmp_path_factory.mktemp("adapter")
+        model.save_pretrained(folder)
+        return str(folder), plain(model, tiny_tokenizer), model
+
+    return make
+
+
+def plain(model, tokenizer):
+    item = encode(tokenizer, ROW[0][0], [ROW[0][1]])
+    context, answer = item.context(0), item.completions[0]
+    with torch.no_grad():
+        logps = model(input_ids=torch.tensor([[*context, *answer]])).logits[0].log_softmax(-1)
+    return sum(logps[len(context) - 1 + i, token].item() for i, token in enumerate(answer))
+
+
+def go(**references):
+    """By token: those have no store, and K adapters share one base."""
+    return token_scores(References(references), ROW).summed().flatten().tolist()
+
+
+KINDS = {
+    "every bias": {"bias": "all"},
+    "LoRA's biases": {"bias": "lora_only"},
+    "DoRA": {"use_dora": True},
+    "another head": {"modules_to_save": ["lm_head"]},
+    "other embeddings": {"modules_to_save": ["embed_tokens"]},
+    "two tokens": {"trainable_token_indices": [3, 4]},
+    "ranks": {"rank_pattern": {"q_proj": 4}},
+    "a base of its own": {"init_lora_weights": "olora"},
+}
+
+
+def some(names, quick):
+    """Those that every run of the tests takes, and the others as slow."""
+    return [each if each in quick else pytest.param(each, marks=pytest.mark.slow) for each in names]
+
+
+@pytest.mark.parametrize("kind", some(KINDS, ("every bias", "another head", "a base of its own")))
+def test_every_kind_beside_others_and_the_base_untouched(base, made, tiny_tokenizer, kind):
+    (first, right, _), (other, right_other, _) = made(1), made(2, **KINDS[kind])
+    untouched = plain(load(base).model, tiny_tokenizer)
+    on = {"adapter": first, "model": base}, {"adapter": other, "model": base}
+    got = go(base=base, first=on[0], other=on[1], again=base)
+    assert got == pytest.approx([untouched, right, right_other, untouched], abs=1e-4)
+    got = go(other=on[1], base=base, first=on[0], alone=other)
+    assert got == pytest.approx([right_other, untouched, right, right_other], abs=1e-4)
+    assert abs(right_other - untouched) > 1e-3
+
+
+def damaged(folder, tmp_path, change):
+    shutil.copytree(folder, tmp_path)
+    weights = change(load_file(tmp_path / FILE))
+    save_file({key: value.clone() for key, value in weights.items()}, tmp_path / FILE)
+    return str(tmp_path)
+
+
+FAULTS = {
+    "prefixed": (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, r"4 of its weights have no place.*_orig_mod"),
+    "partly": (lambda w: dict(list(w.items())[1:]), r"0 .* have no place and 1 that it should have"),
+    "a seventh layer": (lambda w: w | {k.replace("rs.1.", "rs.7."): v for k, v in w.items()}, r"2 .* have no place.*layers\.7"),
+    "other names": (lambda w: {k.replace("q_proj", "query"): v for k, v in w.items()}, r"4 .* no place and 4 "),
+    "other shapes": (lambda w: {k: v[:1] if "_A" in k else v[:, :1] for k, v in w.items()}, r"size mismatch"),
+    "no number": (lambda w: {k: v * torch.nan for k, v in w.items()}, r"NaN"),
+}
+
+
+@pytest.mark.parametrize("fault", some(FAULTS, ("prefixed", "partly", "other shapes")))
+def test_one_that_does_not_fit_is_refused_first_or_second(base, made, tmp_path, fault):
+    folder, right, _ = made(1)
+    change, words = FAULTS[fault]
+    bad = {"model": base, "adapter": damaged(folder, tmp_path / "bad", change)}
+    for before in ({}, {"good": {"model": base, "adapter": folder}}):
+        with pytest.raises(ModelError, match=words):
+            go(**before, bad=bad)
+    assert go(good={"model": base, "adapter": folder}) == pytest.approx([right], abs=1e-4)
+
+
+def test_a_bias_that_the_file_lacks(base, made, tmp_path):
+    folder, _, _ = made(1, bias="all")
+    short = damaged(
+        folder, tmp_path / "short", lambda w: {k: v for k, v in w.items() if "layers.0" not in k or "bias" not in k}
+    )
+    with pytest.raises(ModelError, match=r"0 .* no place and 4 .*\.bias"):
+        load(short)
+
+
+def test_tokens_added(base, tiny_tokenizer, tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    grown = AutoModelForCausalLM.from_pretrained(base)
+    grown.resize_token_embeddings(len(tiny_tokenizer) + 6, mean_resizing=False)
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(grown, config).eval()
+    with pytest.warns(UserWarning, match="resized"):
+        model.save_pretrained(tmp_path / "grown")
+    right, untouched = plain(model, tiny_tokenizer), plain(load(base).model, tiny_tokenizer)
+    assert go(grown=str(tmp_path / "grown"), base=base) == pytest.approx([right, untouched], abs=1e-4)
+    one_end = damaged(tmp_path / "grown", tmp_path / "one", lambda w: {k: v for k, v in w.items() if "lm_head" not in k})
+    with pytest.raises(ModelError, match=r"rows of one end only"):
+        load(one_end)
+
+
+def test_an_adapter_on_an_adapter(base, made, tiny_tokenizer, tmp_path):
+    """The second was trained on the first merged, and names its folder; its scores and identity are of both."""
+    first, _, model = made(1)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tiny_tokenizer.save_pretrained(tmp_path / "merged")
+    second, right, _ = made(2, on=tmp_path / "merged", target_modules=["v_proj"])
+    config = json.loads((tmp_path / second / "adapter_config.json").read_text())
+    (tmp_path / second / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": first}))
+    assert plain(load(second).model, tiny_tokenizer) == pytest.approx(right, abs=1e-4)
+    assert go(both=second, same={"model": first, "adapter": second}, base=base)[:2] == pytest.approx([right] * 2, abs=1e-4)
+    scored = References({"both": second}).score(ROW, store=tmp_path / "store")
+    assert scored.logps.item() == pytest.approx(right, abs=1e-4)
+    config = json.loads((tmp_path / first / "adapter_config.json").read_text())
+    before = LocalReference(second).identity()
+    (tmp_path / first / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 64}))
+    assert LocalReference(second).identity() != before
+
+
+def test_a_base_by_a_relative_path(base, made, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, "base")
+    folder, right, _ = made(1, on="base")
+    shutil.copytree(folder, tmp_path / "runs/x")
+    for place in (tmp_path, tmp_path / "runs", "/"):
+        monkeypatch.chdir(place)
+        assert plain(load(tmp_path / "runs/x").model, tiny_tokenizer) == pytest.approx(right, abs=1e-4)
+    with pytest.raises(ModelError, match=rf"names its base 'base', which is no folder from / nor from {folder}"):
+        LocalReference(folder)
+    os.makedirs(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.copytree(base, "base")
+    with pytest.raises(ModelError, match=r"there are two: .*elsewhere.base .*from the working folder.*Give the base"):
+        load(tmp_path / "runs/x")
+
+
+def test_another_base_than_the_one_it_names(base, made, tmp_path):
+    folder, right, _ = made(1)
+    shutil.copytree(base, tmp_path / "other")
+    with pytest.warns(MultirefWarning, match=r"was trained on .*, and is put on .*other"):
+        assert go(a={"model": str(tmp_path / "other"), "adapter": folder}) == pytest.approx([right], abs=1e-4)
+
+
+def test_its_own_tokenizer_and_template(base, made, tiny_tokenizer, tmp_path):
+    """Whole tokenizer or template alone, as `model` or as `adapter`: the scores of the same weights in a folder with them."""
+    folder, _, _ = made(1)
+    own = make_tokenizer(chat=True)
+    own.chat_template = CHAT_TEMPLATE.replace("<|", "<<")
+    shutil.copytree(base, tmp_path / "base")
+    own.save_pretrained(tmp_path / "base")
+    chat = [([{"role": "user", "content": "the dog"}], [{"role": "assistant", "content": "sat"}])]
+
+    def score(what):
+        return References({"r": what}).score(chat).logps.item()
+
+    plainly = score(folder)
+    with pytest.warns(MultirefWarning, match="was trained on"):
+        right = score({"model": str(tmp_path / "base"), "adapter": folder})
+    assert abs(plainly - right) > 0.1
+    for write in (
+        lambda place: own.save_pretrained(place),
+        lambda place: (place / "chat_template.jinja").write_text(own.chat_template),
+    ):
+        place = tmp_path / f"adapter{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(folder, place)
+        write(place)
+        assert score(str(place)) == pytest.approx(right, abs=1e-5)
+        assert score({"model": base, "adapter": str(place)}) == pytest.approx(right, abs=1e-5)
+        assert load(place).tokenizer.chat_template == own.chat_template
+
+
+def test_prompt_tuning_is_refused(base, tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"tokens of its own before the text"):
+        load(tmp_path)
+
+
+def test_two_threads_on_one_base(base, made):
+    references = References({name: {"model": base, "adapter": made(seed)[0]} for seed, name in enumerate("ab", 1)})
+    encoded = {name: references.open(name).encode([Item(*ROW[0][:1], ROW[0][1:])]) for name in "ab"}
+    right = {name: torch.cat(references.open(name).token_logps(encoded[name])) for name in "ab"}
+    found = {"a": [], "b": []}
+
+    def work(name):
+        for _ in range(15):
+            found[name].append(torch.cat(references.open(name).token_logps(encoded[name])))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(each, right[name]) for name in "ab" for each in found[name]) and len(found["a"]) == 15
+
+
+def test_one_base_wears_one_at_a_time(base, made):
+    shared = SharedBase(ModelSpec(base), "cpu")
+    folder, _, _ = made(1)
+    with shared.with_adapter(None), pytest.raises(ModelError, match=r"in use with no adapter"), shared.with_adapter(folder):
+        pass
+    with shared.with_adapter(folder), shared.with_adapter(folder):
+        pass

@@ -1,0 +1,209 @@
+"""Checkpoints that are not whole, or hold more than the model has a place for: the same number at every seed, or refused."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from multiref.errors import ModelError, MultirefWarning
+from multiref.models import ModelSpec, completion_logps, encode, load
+from multiref.models.checkpoint import load_whole
+from multiref.references import References
+from multiref.training.online.rewards import RewardModel
+from multiref.training.reward import open_reward_model
+from tests.conftest import make_gpt2, make_llama
+
+ROW = [("the dog", " sat on the log")]
+
+
+@pytest.fixture
+def folder(tiny_tokenizer, tmp_path):
+    """Two layers, no biases, the head not tied; and its weights."""
+    make_llama(len(tiny_tokenizer)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def write(folder, weights):
+    save_file({key: value.clone() for key, value in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def score(folder):
+    return References({"r": folder}).score(ROW).logps.item()
+
+
+def renamed(weights, old, new):
+    return {key.replace(old, new): value for key, value in weights.items() if old in key}
+
+
+LAYER = "model.layers.0.self_attn."
+REFUSED = {
+    "no head": (lambda w: {k: v for k, v in w.items() if k != "lm_head.weight"}, r"whole.*1 weights are missing.*lm_head"),
+    "compiled": (
+        lambda w: {f"_orig_mod.{k}": v for k, v in w.items()},
+        r"lm_head\.weight, .*, … .*file has _orig_mod\.lm_head",
+    ),
+    "a norm of another width": (
+        lambda w: w | {"model.norm.weight": torch.ones(31)},
+        r"model\.norm\.weight \(file \[31\], model",
+    ),
+    "a third layer": (lambda w: w | renamed(w, "layers.1.", "layers.2."), r"9 weights.*no place: model\.layers\.2\.input_lay"),
+    "a bias": (lambda w: w | {LAYER + "q_proj.bias": torch.ones(32)}, r"no place: .*q_proj\.bias"),
+    "norms of queries": (lambda w: w | {LAYER + "q_norm.weight": torch.ones(8)}, r"no place: .*q_norm\.weight"),
+    "an adapter left in": (lambda w: w | {LAYER + "q_proj.lora_A.default.weight": torch.ones(2, 32)}, r"no place: .*lora_A"),
+    "a norm of embeddings": (lambda w: w | {"model.embed_norm.weight": torch.ones(32)}, r"no place: model\.embed_norm"),
+    "a bias of the head": (lambda w: w | {"lm_head.bias": torch.ones(9)}, r"no place: lm_head\.bias"),
+    "one head wrapped": (lambda w: w | {"module.lm_head.weight": w["lm_head.weight"]}, r"no place: module\.lm_head"),
+    "two copies": (lambda w: w | {f"average.{k}": v for k, v in w.items()}, r"no place: average\."),
+    "the body alone, a layer more": (
+        lambda w: {k.removeprefix("model."): v for k, v in w.items()} | {"layers.2.mlp.up_proj.weight": torch.ones(3)},
+        r"no place: layers\.2\.mlp",
+    ),
+    "not a number": (lambda w: w | {"model.norm.weight": torch.full((32,), torch.nan)}, r"model\.norm\.weight holds NaN"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_whole_is_refused(folder, weights, what):
+    change, words = REFUSED[what]
+    write(folder, change(weights))
+    with pytest.raises(ModelError, match=words):
+        score(folder)
+
+
+LISTED = {
+    "a vision tower": (
+        {"vision_tower.blocks.0.weight": torch.ones(4), "multi_modal_projector.linear.weight": torch.ones(3)},
+        r"2 weights .*multi_modal_projector.*vision_tower",
+    ),
+    "one in the body": ({"model.visual.blocks.0.w": torch.ones(4), "model.image_newline": torch.ones(4)}, r"model\.visual"),
+    "prediction further ahead": (
+        {"mtp.layers.0.fc.weight": torch.ones(4), "model.layers.2.eh_proj.weight": torch.ones(4),
+         "model.layers.2.self_attn.q_proj.weight": torch.ones(4)},
+        r"mtp",
+    ),
+    "a head of another task": ({"score.weight": torch.ones(1, 32)}, r"score\.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LISTED)
+def test_what_else_it_holds_is_listed(folder, weights, what):
+    right, (more, words) = score(folder), LISTED[what]
+    write(folder, weights | more)
+    with pytest.warns(MultirefWarning, match=words):
+        assert score(folder) == right
+
+
+def test_what_is_fine_loads_in_silence(folder, weights, tiny_tokenizer, tmp_path):
+    """Whole at two seeds; the body's names without its prefix; tables of older versions; a head tied to the embeddings, in the
+    file or not; GPT-2 with its masks. Loading draws nothing."""
+    right, tables = score(folder), {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    for held in (weights, {k.removeprefix("model."): v for k, v in weights.items()}, weights | tables):
+        write(folder, held)
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        assert score(folder) == right
+        assert torch.equal(before, torch.get_rng_state())
+    for name, model in {"llama": make_llama(len(tiny_tokenizer), tie_word_embeddings=True), "gpt2": make_gpt2(420)}.items():
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        held, right = load_file(tmp_path / name / "model.safetensors"), score(tmp_path / name)
+        assert "lm_head.weight" not in held
+        masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9).bool(), "transformer.h.0.attn.masked_bias": torch.ones(())}
+        write(tmp_path / name, held | {"lm_head.weight": model.lm_head.weight.detach()} | (masks if name == "gpt2" else {}))
+        assert score(tmp_path / name) == right
+
+
+def test_allow_keys_is_for_who_means_it(folder, weights):
+    right = score(folder)
+    write(folder, weights | {"lm_head.bias": torch.ones(9), "vision_tower.blocks.0.weight": torch.ones(4)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MultirefWarning)
+        spec = ModelSpec(folder, allow_keys=["lm_head.b*", "vision_tower.*"])
+        assert References({"r": spec}).score(ROW).logps.item() == right
+    assert hash(spec) == hash(ModelSpec(folder, allow_keys=("lm_head.b*", "vision_tower.*")))
+
+
+def test_a_loader_that_drops_a_key_and_says_nothing(folder):
+    """Planted: a class that reports every key as loaded, though one is drawn anew at each load."""
+    from transformers import AutoModelForCausalLM
+
+    class Dropping:
+        @classmethod
+        def from_pretrained(cls, path, output_loading_info=False, **options):
+            model = AutoModelForCausalLM.from_pretrained(path)
+            torch.nn.init.normal_(model.model.norm.weight)
+            report = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+            return (model, report) if output_loading_info else model
+
+    with pytest.raises(ModelError, match=r"1 weights .* drawn anew at each load: model\.norm\.weight"):
+        load_whole(Dropping, str(folder))
+
+
+def test_a_new_head_is_trained_and_never_scores(folder):
+    """A reward head is made where it is to be trained; where it gives rewards it must be in the checkpoint."""
+    opened = open_reward_model(str(folder))
+    assert opened.model.score.weight.count_nonzero() == 0
+    with pytest.raises(ModelError, match=r"whole.*score\.weight"):
+        RewardModel(str(folder))
+    opened.model.save_pretrained(folder)
+    RewardModel(str(folder))
+    write(folder, {key: value for key, value in load_file(folder / "model.safetensors").items() if "norm" not in key})
+    with pytest.raises(ModelError, match=r"whole.*norm"):
+        open_reward_model(str(folder))
+
+
+def test_what_is_no_causal_model_is_named_in_one_line(tmp_path, tiny_tokenizer):
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        LlamaConfig,
+        LlamaForSequenceClassification,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    width = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 500}
+    made = {
+        "t5": (T5ForConditionalGeneration(T5Config(vocab_size=500, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
+               r"T5ForConditionalGeneration of type t5, an encoder-decoder; expected a causal"),
+        "bert": (BertForMaskedLM(BertConfig(**width)), r"BertForMaskedLM of type bert; expected a causal"),
+        "classifier": (LlamaForSequenceClassification(LlamaConfig(**width, tie_word_embeddings=True)),
+                       r"LlamaForSequenceClassification of type llama"),
+    }  # fmt: skip
+    for name, (model, words) in made.items():
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(ModelError, match=words) as caught:
+            load(tmp_path / name)
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_quantisation_that_does_nothing_or_is_not_known(tmp_path, tiny_tokenizer, folder):
+    make_gpt2(len(tiny_tokenizer)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ModelError, match=r"int8 quantises linear layers, and this model has none"):
+        load(ModelSpec(tmp_path / "gpt2", quantization="int8"), device="cpu")
+    config = json.loads((folder / "config.json").read_text())
+    for method, asked, words in (("magic", None, r"quantised by 'magic'"), ("gptq", "int8", r"quantised already \(gptq\)")):
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+        with pytest.raises(ModelError, match=words):
+            load(ModelSpec(folder, quantization=asked), device="cpu")
+
+
+def test_the_dtype_of_the_file_is_its_own_affair(folder, weights, tmp_path, tiny_tokenizer):
+    """Half-precision weights asked for in float32 are those numbers."""
+    shutil.copytree(folder, tmp_path / "half")
+    write(tmp_path / "half", {key: value.bfloat16() for key, value in weights.items()})
+    write(folder, {key: value.bfloat16().float() for key, value in weights.items()})
+    item = [encode(tiny_tokenizer, *ROW[0][:1], [ROW[0][1]])]
+    with torch.inference_mode():
+        assert torch.equal(completion_logps(load(tmp_path / "half").model, item), completion_logps(load(folder).model, item))
