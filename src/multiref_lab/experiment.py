@@ -129,7 +129,7 @@ class Experiment(Generic[C, F]):
 
     def path(self, cell: C) -> Path:
         """Where a cell's record belongs."""
-        return self.folder / f"{cell.name}-{digest([_plain(cell), self.given(cell)], self.measure.__module__)}.json"
+        return self.folder / f"{cell.name}-{digest([dataclasses.asdict(cell), self.given(cell)], self.measure.__module__)}.json"
 
     def record(self, cell: C) -> Record[C, F] | None:
         """A finished record; None where there is none, or only half of one (the cell is measured again)."""
@@ -204,7 +204,7 @@ def _finish(measure: Callable[[C], F], cell: C, path: Path | None) -> Record[C, 
         began = time.process_time()
         record = Record(cell, measure(cell), round(time.process_time() - began, 2))
     if path is not None:
-        kept = {"cell": _plain(cell), "found": record.found, "seconds": record.seconds}
+        kept = {"cell": dataclasses.asdict(cell), "found": record.found, "seconds": record.seconds}
         write_whole(path, json.dumps(kept, indent=1) + "\n")
     return record
 
@@ -245,10 +245,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _plain(cell: Cell) -> dict[str, Any]:
-    return dataclasses.asdict(cell)
 
 
 def digest(values: object, module: str) -> str:

@@ -54,20 +54,12 @@ def plug_in(problem: Bandits, estimate: Tensor, regularizer: Regularizer, *, bet
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """What is lost at each number of pairs."""
+    """What is lost at each of P numbers of pairs; `regularised` and `plain` [S, P]."""
 
     sizes: Sequence[int]
     losses: Sequence[Loss]
-
-    @property
-    def regularised(self) -> Tensor:
-        """[S, P]."""
-        return torch.stack([loss.regularised for loss in self.losses], -1)
-
-    @property
-    def plain(self) -> Tensor:
-        """[S, P]."""
-        return torch.stack([loss.plain for loss in self.losses], -1)
+    regularised: Tensor
+    plain: Tensor
 
 
 def learning_curve(
@@ -87,7 +79,9 @@ def learning_curve(
     """
     drawn = (sample_pairs(problem.reward, problem.law(law), size, generator=generator) for size in sizes)
     estimates = (estimate(i, counts) for i, counts in enumerate(drawn))
-    return LearningCurve(sizes, [plug_in(problem, each, regularizer, beta=beta) for each in estimates])
+    losses = [plug_in(problem, each, regularizer, beta=beta) for each in estimates]
+    regularised, plain = (torch.stack(each, -1) for each in zip(*((loss.regularised, loss.plain) for loss in losses)))
+    return LearningCurve(sizes, losses, regularised, plain)
 
 
 def linear_fit(problem: LinearBandits) -> Callable[[int, PairCounts], Tensor]:

@@ -48,27 +48,21 @@ class Block(Protocol):
     def html(self) -> str: ...
 
 
-@dataclass(frozen=True)
 class Prose:
     """Paragraphs of plain text."""
 
-    paragraphs: tuple[str, ...]
-
     def __init__(self, *paragraphs: str) -> None:
-        object.__setattr__(self, "paragraphs", paragraphs)
+        self.paragraphs = paragraphs
 
     def html(self) -> str:
         return "\n".join(f"<p>{html.escape(text)}</p>" for text in self.paragraphs)
 
 
-@dataclass(frozen=True)
 class Note:
     """What the reader must not miss: a difference within noise, a limit of the experiment."""
 
-    lines: tuple[str, ...]
-
     def __init__(self, *lines: str) -> None:
-        object.__setattr__(self, "lines", lines)
+        self.lines = lines
 
     def html(self) -> str:
         return '<div class="note">' + "".join(f"<p>{html.escape(line)}</p>" for line in self.lines) + "</div>"

@@ -1,17 +1,33 @@
 """A table in the terminal."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from multiref.report.page import Table
 
-
-def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal allows; its caption stands above it, numbers stand to the right."""
+if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Column
+
+
+def print_table(table: Table, columns: Sequence[int] | None = None, console: Console | None = None) -> None:
+    """Print a table as wide as the terminal allows; its caption stands above it, numbers stand to the right, and "~" stands
+    for "(within noise)".
+
+    Args:
+        columns: the first one and these, so that a wide table fits; None: all.
+    """
+    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as Grid
 
-    first, *others = table.header
-    columns = [Column(first), *(Column(name, justify="right") for name in others)]
-    grid = Grid(*columns, title=table.caption or None, title_justify="left")
-    for row in table.rows:
-        grid.add_row(*row)
-    Console(markup=False).print(grid)
+    kept = range(len(table.header)) if columns is None else (0, *columns)
+    grid = Grid(title=escape(table.caption) or None, title_justify="left", title_style="dim")
+    for column in kept:
+        names = columns is not None and not column
+        grid.add_column(escape(table.header[column]), justify="right" if column else "left", no_wrap=names)
+    for number, row in enumerate(table.rows):
+        cells = (escape(row[column].replace("(within noise)", "~")) for column in kept)
+        grid.add_row(*cells, style="dim" if number in table.quiet else None)
+    (console or Console(highlight=False)).print(grid)

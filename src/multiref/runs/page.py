@@ -86,7 +86,7 @@ def _pictures(facts: Facts, lines: Lines) -> list[Picture]:
         series = []
         for name in names:
             if points := [(line["step"], line[name]) for line in lines if name in line and line[name] is not None]:
-                series.append(Curve(name, *zip(*points, strict=True)))
+                series.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
         if series:
             figure = Plot("step", caption, series, log_x=False, log_y=False).figure()
             pictures.append(Picture(svg(figure), alt=f"{caption} over steps", caption=caption))

@@ -7,9 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table as Shown
 
-from multiref.report import Table
+from multiref.report import Table, print_table
 
 
 class Narrator:
@@ -59,13 +58,5 @@ class Narrator:
         self.line(f"Report: {report}   figures: {figures}   ({self._seconds():.0f} s)")
 
     def table(self, table: Table, columns: Sequence[int] | None = None) -> None:
-        """A report's table, or the first of its columns and some others, so that it fits a terminal;
-        "~" stands for "(within noise)"."""
-        kept = range(len(table.header)) if columns is None else (0, *columns)
-        shown = Shown(title=table.caption, title_justify="left", title_style="dim")
-        for column in kept:
-            shown.add_column(escape(table.header[column]), justify="right" if column else "left", no_wrap=not column)
-        for number, row in enumerate(table.rows):
-            cells = (escape(row[column].replace("(within noise)", "~")) for column in kept)
-            shown.add_row(*cells, style="dim" if number in table.quiet else None)
-        self.console.print(shown)
+        """A report's table, or some of its columns."""
+        print_table(table, columns, self.console)

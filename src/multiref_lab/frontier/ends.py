@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref.errors import ArgumentError
-from multiref.regularizers import PooledKL, ReverseKL, check_weights
+from multiref.regularizers import ReverseKL, check_weights
 from multiref.training.online import conditionals, penalty_named, sequence_logps
-from multiref_lab.frontier.grid import SINGLE
-from multiref_lab.frontier.rules import online_rule
+from multiref_lab.frontier.rules import penalty, regularizer
 
 
 def optimum(
@@ -21,15 +19,12 @@ def optimum(
     """
     weights = (weight, 1 - weight)
     if training == "online":
-        regularizer, penalty = online_rule(rule, weights)
         levels = [torch.stack(parts) for parts in zip(*(conditionals(ref, vocabulary) for ref in ref_logps), strict=True)]
-        return sequence_logps(penalty_named(penalty).fixed_point(reward, levels, regularizer, beta=beta))
+        settled = penalty_named(penalty(rule)).fixed_point(reward, levels, regularizer(rule, weights), beta=beta)
+        return sequence_logps(settled)
     if rule == "multi-dpo":
         return multi_dpo_optimum(reward, ref_logps, weights, beta=beta)
-    if rule in ("exact", SINGLE, "mrpo"):
-        regularizer = PooledKL(weights, order=-1) if rule == "mrpo" else ReverseKL(weights)
-        return exact.solve(reward, ref_logps, regularizer, beta=beta).log_policy
-    raise ArgumentError(f"rule: {rule!r} has no optimum here.")
+    return exact.solve(reward, ref_logps, regularizer(rule, weights), beta=beta).log_policy
 
 
 def multi_dpo_optimum(

@@ -1,11 +1,12 @@
 """All that a sweep found: values by task, rule and weight, seed by seed; J at every weight from reward and KL,
 in which it is linear."""
 
-import bisect
 import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 from multiref import exact
 from multiref.divergences import disagreement, expectation, kl
@@ -131,13 +132,8 @@ class Findings:
         so a little low (< 1e-3)."""
         found = [self.best(plane, weight, beta=plane.beta * 2 ** (step / 8)) for step in range(-48, 33)]
         places = [(place.price(weight), place.reward) for place in reversed(found) if place is not None]
-        above = bisect.bisect_left([x for x, _ in places], price)
-        if above == 0:
-            return math.nan
-        if above == len(places):
-            return places[-1][1]
-        (x0, y0), (x1, y1) = places[above - 1], places[above]
-        return y0 + (y1 - y0) * (price - x0) / (x1 - x0)
+        prices, rewards = zip(*places, strict=True)
+        return float(np.interp(price, prices, rewards, left=math.nan))
 
     def disagreement(self, task: str, weight: float) -> float | None:
         """−log F, nats per completion: the least weighted KL that any policy has; None where answers cannot be enumerated."""

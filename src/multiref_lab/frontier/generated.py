@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.demo.world import World
 from multiref_lab.frontier.grid import Cell
-from multiref_lab.frontier.rules import objective, online_rule
+from multiref_lab.frontier.rules import objective, penalty, regularizer
 from multiref_lab.frontier.settings import Generated
 
 DRAWS = 8  # of "distinct answers"
@@ -38,6 +38,7 @@ class GeneratedBench:
         self.problems = self.world.problems(task.held_out, 0, held_out=True)
         self.answers = Answers.of(self.world, self.problems, scale=task.scale)
         self.names = self.answers.names
+        self.shared = lru_cache(maxsize=1)(partial(SharedPairs, self))  # (pairs, seed): made once for all rules of a seed
 
     def train(self, cell: Cell) -> dict[str, float]:
         """A copy of the base model trained as the cell says → its numbers."""
@@ -71,13 +72,8 @@ class GeneratedBench:
         entropy = -expectation(log_policy, log_policy)
         return self.answers.measure(log_policy) | {"entropy": float(entropy.mean()), "distinct": float(distinct.mean())}
 
-    def shared(self, pairs: int, seed: int) -> "SharedPairs":
-        """The pairs of a seed, made once for all its rules."""
-        return _shared(self, pairs, seed)
-
     def _online(self, policy: PreTrainedModel, cell: Cell) -> None:
         how, scale = self.task.online, self.task.scale
-        regularizer, penalty = online_rule(cell.rule, cell.weights)
 
         def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
             return [scale * self.world.reward(prompt, said) for prompt, said in zip(prompts, completions, strict=True)]
@@ -93,13 +89,13 @@ class GeneratedBench:
         )
         trainer = OnlineTrainer(
             LanguageModel(policy, self.world.tokenizer, "policy"),
-            regularizer,
+            regularizer(cell.rule, cell.weights),
             beta=cell.beta,
             references=References(self.world.reference_folders, device="cpu"),
             prompts=[problem.prompt for problem in self.world.problems(how.prompts, cell.seed)],
             args=args,
             rewards=reward,
-            rule=Rule(RLOO(group=how.group), penalty),
+            rule=Rule(RLOO(group=how.group), penalty(cell.rule)),
         )
         trainer.train()
         policy.eval()
@@ -153,8 +149,3 @@ class PairSet:
     def _of(self, model: PreTrainedModel) -> Tensor:
         """[B, 2] log-probabilities of both sides."""
         return self.world.logps(model, self.problems)[self.rows[:, None], self.sides]
-
-
-@lru_cache(maxsize=1)
-def _shared(bench: GeneratedBench, pairs: int, seed: int) -> SharedPairs:
-    return SharedPairs(bench, pairs, seed)

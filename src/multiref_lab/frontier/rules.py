@@ -1,8 +1,8 @@
 """What each rule minimises, offline and online, and how it is called on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL, Regularizer, ReverseKL
 from multiref.training import MultiDPO, Objective, Preference
 from multiref_lab.frontier.grid import SINGLE
@@ -24,29 +24,29 @@ FORMULAS = {
     "single": "E_π[r] − β KL(π‖π_k): one reference; the ends of the other curves",
 }
 
+REGULARIZERS: dict[str, Callable[[tuple[float, float]], Regularizer]] = {
+    "exact": ReverseKL,
+    SINGLE: ReverseKL,
+    "authors": ReverseKL,
+    "mrpo": partial(PooledKL, order=-1),
+}
+
 
 def label(rule: str, weight: float, names: Sequence[str]) -> str:
     """The rule's name on a page; of a single reference, whose."""
     return f"{names[0] if weight == 1 else names[1]} alone" if rule == SINGLE else LABELS[rule]
 
 
+def regularizer(rule: str, weights: tuple[float, float]) -> Regularizer:
+    """Under which a rule trains. With a weight of zero a reference is absent, so every rule is K = 1 there."""
+    return REGULARIZERS[rule](weights)
+
+
 def objective(rule: str, weights: tuple[float, float], beta: float) -> Objective:
-    """What preference training minimises. With a weight of zero a reference is absent, so every rule is K = 1 there."""
-    if rule in ("exact", SINGLE):
-        return Preference(ReverseKL(weights), beta)
-    if rule == "mrpo":
-        return Preference(PooledKL(weights, order=-1), beta)
-    if rule == "multi-dpo":
-        return MultiDPO(beta, weights)
-    raise ArgumentError(f"rule: {rule!r} is no rule of preference training.")
+    """What preference training minimises."""
+    return MultiDPO(beta, weights) if rule == "multi-dpo" else Preference(regularizer(rule, weights), beta)
 
 
-def online_rule(rule: str, weights: tuple[float, float]) -> tuple[Regularizer, str]:
-    """(regularizer, name of the penalty) of online training."""
-    if rule in ("exact", SINGLE):
-        return ReverseKL(weights), "reward"
-    if rule == "mrpo":
-        return PooledKL(weights, order=-1), "reward"
-    if rule == "authors":
-        return ReverseKL(weights), "k3_renormalised"
-    raise ArgumentError(f"rule: {rule!r} is no rule of online training.")
+def penalty(rule: str) -> str:
+    """The name of online training's penalty."""
+    return "k3_renormalised" if rule == "authors" else "reward"

@@ -1,7 +1,6 @@
 """The task on small real language models: pairs sampled from the policy, a lexicon's reward, everything measured on samples."""
 
 import copy
-import json
 import math
 import random
 from functools import lru_cache
@@ -22,6 +21,7 @@ from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.rules import objective
 from multiref_lab.frontier.settings import Stories
+from multiref_lab.openings import read_openings
 
 EACH = 2  # pairs of a prompt
 WIDE = 256  # completions sampled side by side
@@ -39,7 +39,10 @@ class StoriesBench:
         same_vocabulary(list(every), [model.tokenizer.get_vocab() for model in every.values()])
         self.names = tuple(self.references)
         self.lexicon = lexicon_reward(_found(task.lexicon, shared, "stories.lexicon"))
-        self.openings = openings(_found(task.stories, shared, "stories.stories"), task.prompt_words)
+        self.openings = read_openings(
+            _found(task.stories, shared, "stories.stories"), task.prompt_words, longer_than=2 * task.prompt_words
+        )
+        self.shared = lru_cache(maxsize=1)(self._share)  # made once for all rules of a seed
         needed = task.held_out + max(-(-pairs // EACH) for pairs in task.pairs)
         if len(self.openings) < needed:
             raise DataError(
@@ -87,10 +90,6 @@ class StoriesBench:
         drawn_pairs, scores, _ = self.shared(pairs, 0)
         return inspect(drawn_pairs, scores)
 
-    def shared(self, pairs: int, seed: int) -> tuple[list[Pair], SequenceScores, PreferenceData]:
-        """(pairs, scores, data) of a seed, made once for all its rules."""
-        return _shared(self, pairs, seed)
-
     def pairs(self, number: int, seed: int) -> list[Pair]:
         """Two pairs of completions of the untouched policy for each training prompt, labelled by Bradley–Terry;
         equal texts are left out."""
@@ -108,6 +107,12 @@ class StoriesBench:
                     found.append(Pair(rollout.prompt, *((a, b) if first else (b, a)), f"stories pair {len(found) + 1}"))
         return found[:number]
 
+    def _share(self, pairs: int, seed: int) -> tuple[list[Pair], SequenceScores, PreferenceData]:
+        """(pairs, scores, data) of a seed."""
+        found, bare = self.pairs(pairs, seed), Tokenisation(end=False)
+        scores = References(self.folders, tokenisation=bare, device="cpu").score(found)
+        return found, scores, PreferenceData(found, scores, self.policy.tokenizer, tokenisation=bare)
+
     def _rewards(self, texts: list[str]) -> list[float]:
         return [self.task.scale * value for value in self.lexicon([""] * len(texts), texts)]
 
@@ -116,27 +121,6 @@ class StoriesBench:
         order = list(self.openings)
         random.Random(seed).shuffle(order)
         return order[: self.task.held_out], order[self.task.held_out :]
-
-
-@lru_cache(maxsize=1)
-def _shared(bench: StoriesBench, pairs: int, seed: int) -> tuple[list[Pair], SequenceScores, PreferenceData]:
-    found, bare = bench.pairs(pairs, seed), Tokenisation(end=False)
-    scores = References(bench.folders, tokenisation=bare, device="cpu").score(found)
-    return found, scores, PreferenceData(found, scores, bench.policy.tokenizer, tokenisation=bare)
-
-
-def openings(path: Path, words: int) -> list[str]:
-    """The first `words` words of each story of a JSON Lines file with a key `text`; each opening once,
-    shorter stories left out."""
-    found: dict[str, None] = {}
-    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            text = json.loads(line)["text"].split()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(f"{path}:{row}: found {line[:60]!r}, expected a JSON object with a key `text`.") from None
-        if len(text) > 2 * words:
-            found[" ".join(text[:words])] = None
-    return list(found)
 
 
 def _found(path: str, shared: Path | None, key: str) -> Path:

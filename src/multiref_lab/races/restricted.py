@@ -18,7 +18,7 @@ from multiref.bilevel import (
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.problems import random_logps
-from multiref_lab.races.minimise import minimise
+from multiref_lab.races.quasi_newton import minimise
 from multiref_lab.races.world import LinearModel
 from multiref_lab.toys import BatchedTransformer, Size
 

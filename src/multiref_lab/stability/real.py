@@ -2,7 +2,6 @@
 both models' log-probabilities."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,42 +11,23 @@ import torch
 from multiref.errors import DataError
 from multiref.report import write_whole
 from multiref_lab.hidden_states import hidden_state_features
+from multiref_lab.openings import read_openings
 from multiref_lab.stability.grid import Axis
 from multiref_lab.stability.sample import Given
 
 
 def read_prompts(path: str | Path, count: int, *, words: int = 8) -> list[str]:
-    """The first `words` words of `count` different texts: .jsonl with `prompt` or `text` a line,
-    or .txt with a text a paragraph.
+    """The first `words` words of `count` different texts of a file.
 
     Raises:
-        DataError: a file that cannot be read, a row without text, fewer texts.
+        DataError: as `read_openings`; fewer texts.
     """
-    path = Path(path)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
-    texts = (
-        content.split("\n\n")
-        if path.suffix == ".txt"
-        else [_text(path, i, row) for i, row in enumerate(content.splitlines(), 1)]
-    )
-    starts = (" ".join(text.split()[:words]) for text in texts)
-    found = list(dict.fromkeys(start for start in starts if start))
+    found = read_openings(path, words)
     if len(found) < count:
         raise DataError(
             f"{path}: found {len(found)} different prompts, expected at least {count}; give a longer file or use fewer samples."
         )
     return found[:count]
-
-
-def _text(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-        return str(row.get("prompt") or row["text"])
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
 
 
 def given_by_models(

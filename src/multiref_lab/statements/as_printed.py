@@ -2,11 +2,9 @@
 and what numbers on a table cannot decide: said so, instead of left out.
 """
 
-from functools import partial
-
 from multiref import bounds
 from multiref.report.figures import Plot
-from multiref_lab.claim import Check, Effort, Measurement, claim, near
+from multiref_lab.claim import Check, Claim, Effort, Measurement, claim, near
 from multiref_lab.curves import along, flat
 from multiref_lab.stats import log_spaced
 
@@ -58,27 +56,23 @@ def printed_theorem_3(effort: Effort) -> Measurement:
     return Measurement(checks, Plot("training prompts n", "right-hand side", lines), note)
 
 
-_untestable = partial(claim, group="not testable here", predicts="—", rule="not testable here")
+def _untestable(name: str, *, statement: str, source: str, note: str) -> Claim:
+    """What needs models and judges that are not here."""
+    made = claim(name, group="not testable here", statement=statement, source=source, predicts="—", rule="not testable here")
+    return made(lambda effort: Measurement((), note=note))
 
 
-@_untestable(
+table_7b = _untestable(
     "table-7b-win-rates",
     statement="Qwen2.5-7B on UltraFeedback: DPO with two references wins 66.1 %, with either alone 56.4 % and 59.8 %.",
     source="FOUND, arXiv 2502.01203, Table 1 (second-hand)",
+    note="Judge, opponent, weights, β and seeds are not available, and the run needs accelerators.",
 )
-def table_7b(effort: Effort) -> Measurement:
-    return Measurement((), note="Judge, opponent, weights, β and seeds are not available, and the run needs accelerators.")
-
-
-@_untestable(
+figure_1 = _untestable(
     "figure-1-exact-beats-mrpo-and-single",
     statement="On GSM8K and UltraFeedback with 0.5B policies the exact objective beats MRPO's approximation and the single "
     "reference.",
     source="FOUND, arXiv 2502.01203, Figure 1",
+    note="The released code optimises the tokenwise-renormalised reference under k3, and has no MRPO baseline; what these "
+    "rules reach on a language model that can be enumerated is the claim online-fixed-points.",
 )
-def figure_1(effort: Effort) -> Measurement:
-    note = (
-        "The released code optimises the tokenwise-renormalised reference under k3, and has no MRPO baseline; what these rules "
-        "reach on a language model that can be enumerated is the claim online-fixed-points."
-    )
-    return Measurement((), note=note)

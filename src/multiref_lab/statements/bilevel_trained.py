@@ -70,7 +70,7 @@ def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: fl
     return Measurement(checks, Plot("β", "share of the gap left", curves, log_y=False), note)
 
 
-@_bilevel(
+transformers = _bilevel(
     "bilevel-transformers",
     statement="Transformers trained on sampled labels lose by the papers' upper objective (likelihood, U0) too: it ends "
     "farther from the optimum than iterated likelihood (stop-gradient, U1).",
@@ -78,20 +78,16 @@ def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: fl
     "sums say 1.5 %, no difference that labels could show",
     rule="verified if the lower ends of the 95 % intervals of the paired difference are at least 0.05 at β = 0.5 "
     "(and 0.1 in the full form)",
-)
-def transformers(effort: Effort) -> Measurement:
-    return _compared(effort, (None, None), 0.05)
+)(lambda effort: _compared(effort, (None, None), 0.05))
 
 
-@_bilevel(
+transformers_misspecified = _bilevel(
     "bilevel-transformers-misspecified",
     statement="With a reward model that sees half of the reward's features, stop-gradient (U1) still ends nearer to the "
     "optimum than the likelihood (U0) on transformers.",
     predicts="likelihood leaves more than stop-gradient at β = 0.5 and 0.1",
     rule="verified if the lower ends of the 95 % intervals of the paired difference are not negative",
-)
-def transformers_misspecified(effort: Effort) -> Measurement:
-    return _compared(effort, (2, 4), 0.0)
+)(lambda effort: _compared(effort, (2, 4), 0.0))
 
 
 @claim(

@@ -142,22 +142,18 @@ def _against(effort: Effort, pairs: Callable[[_Batch], Pairs], axis: str) -> Mea
     return Measurement(checks, Plot("preference pairs n", f"{axis}: gap / bound", curves))
 
 
-@_bounds_hold(
+reverse_kl_bounds = _bounds_hold(
     "reverse-kl-bounds-hold",
     group="reverse KL",
     statement="Theorem 5.2, R1, R2, R3, Lemma M and the 1/F price are never below the measured gap, at the instance's own "
     "coverage.",
     source="DERIVED, arXiv 2502.01203, Theorem 5.2; docs/theory.md 4",
-)
-def reverse_kl_bounds(effort: Effort) -> Measurement:
-    return _against(effort, _reverse_pairs, "reverse KL")
+)(lambda effort: _against(effort, _reverse_pairs, "reverse KL"))
 
 
-@_bounds_hold(
+forward_kl_bounds = _bounds_hold(
     "forward-kl-bounds-hold",
     group="forward KL",
     statement="Theorem 6.2, F1 and F2 are never below the measured gap, at the instance's own coverage.",
     source="DERIVED, arXiv 2502.01203, Theorem 6.2; docs/theory.md 4",
-)
-def forward_kl_bounds(effort: Effort) -> Measurement:
-    return _against(effort, _forward_pairs, "forward KL")
+)(lambda effort: _against(effort, _forward_pairs, "forward KL"))

@@ -28,6 +28,12 @@ def _better(problem: Bandits, regularizer: Regularizer, best: Solution, generato
     return count
 
 
+def _solved(seed: int, effort: Effort, regularizer: Regularizer) -> tuple[Bandits, Solution, torch.Generator]:
+    """Random problems, their optima, and the generator for what is drawn next."""
+    problem, generator = bandits_of_seed(seed, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
+    return problem, exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA), generator
+
+
 @_exact(
     "reverse-kl-optimum",
     statement="Under Σ w_k KL(π‖π_k) the optimum is the generalised escort tilted by e^{γr}; "
@@ -37,9 +43,8 @@ def _better(problem: Bandits, regularizer: Regularizer, best: Solution, generato
     rule=_RULE.format("1e-10"),
 )
 def reverse_kl_optimum(effort: Effort) -> Measurement:
-    problem, generator = bandits_of_seed(1, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
     regularizer = ReverseKL(_WEIGHTS)
-    best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
+    problem, best, generator = _solved(1, effort, regularizer)
     escort = problem.law("escort").exp() * (problem.reward / _BETA).exp()
     policy = escort / escort.sum(-1, keepdim=True)
     powers = problem.ref_logps.exp() ** torch.tensor(_WEIGHTS, dtype=torch.float64)[:, None, None, None]
@@ -63,9 +68,8 @@ def reverse_kl_optimum(effort: Effort) -> Measurement:
     rule=_RULE.format("1e-10"),
 )
 def forward_kl_optimum(effort: Effort) -> Measurement:
-    problem, generator = bandits_of_seed(2, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
     regularizer = ForwardKL(_WEIGHTS)
-    best = exact.solve(problem.reward, problem.ref_logps, regularizer, beta=_BETA)
+    problem, best, generator = _solved(2, effort, regularizer)
     mixture, reward = problem.law("mixture").exp(), problem.reward
     root = best.multiplier + _BETA
     policy = mixture * _BETA / (root.unsqueeze(-1) - reward)

@@ -106,29 +106,25 @@ def _procedure(name: str, effort: Effort) -> Measurement:
     return Measurement(checks, figure, "Our reading of the paper's algorithm, whose text is not available.")
 
 
-@_reverse(
+reverse_rate = _reverse(
     "reverse-kl-suboptimality-rate",
     statement="Reverse KL: sub-optimality in the regularised objective falls like 1/n.",
     source="FOUND, arXiv 2502.01203, Theorem 5.2 and Remark 5.4",
     predicts="slope −1",
     rule=_SLOPE,
-)
-def reverse_rate(effort: Effort) -> Measurement:
-    return _regularised("reverse KL", effort)
+)(lambda effort: _regularised("reverse KL", effort))
 
 
-@_reverse(
+reverse_plain = _reverse(
     "reverse-kl-plain-reward-rate",
     statement="Reverse KL: the plain-reward gap at the same strength falls like 1/√n.",
     source="FOUND, arXiv 2502.01203, Theorem 5.3 (rate); R2 derived",
     predicts="slope −½",
     rule=_SLOPE,
-)
-def reverse_plain(effort: Effort) -> Measurement:
-    return _plain("reverse KL", effort)
+)(lambda effort: _plain("reverse KL", effort))
 
 
-@_reverse(
+reverse_procedure = _reverse(
     "reverse-kl-procedure",
     order=2,
     statement="The paper's procedure end to end, reverse KL: maximum-likelihood reward from pairs, plugged into the closed "
@@ -136,35 +132,29 @@ def reverse_plain(effort: Effort) -> Measurement:
     source="FOUND, arXiv 2502.01203, section 5 and appendix A (our reading)",
     predicts="slope −1, no run above the printed bound",
     rule=_PROCEDURE,
-)
-def reverse_procedure(effort: Effort) -> Measurement:
-    return _procedure("reverse KL", effort)
+)(lambda effort: _procedure("reverse KL", effort))
 
 
-@_forward(
+forward_rate = _forward(
     "forward-kl-suboptimality-rate",
     statement="Forward KL: sub-optimality in the regularised objective falls like 1/n at fixed β (the printed −½ is the "
     "proof's).",
     source="DERIVED, docs/theory.md 4, F2",
     predicts="slope −1",
     rule=_SLOPE,
-)
-def forward_rate(effort: Effort) -> Measurement:
-    return _regularised("forward KL", effort)
+)(lambda effort: _regularised("forward KL", effort))
 
 
-@_forward(
+forward_plain = _forward(
     "forward-kl-plain-reward-rate",
     statement="Forward KL: the plain-reward gap at the same strength falls like 1/√n.",
     source="FOUND, arXiv 2502.01203, Remark 6.4 (rate)",
     predicts="slope −½",
     rule=_SLOPE,
-)
-def forward_plain(effort: Effort) -> Measurement:
-    return _plain("forward KL", effort)
+)(lambda effort: _plain("forward KL", effort))
 
 
-@_forward(
+forward_procedure = _forward(
     "forward-kl-procedure",
     order=2,
     statement="The paper's procedure end to end, forward KL: maximum-likelihood reward from pairs, plugged into the closed "
@@ -172,9 +162,7 @@ def forward_plain(effort: Effort) -> Measurement:
     source="FOUND, arXiv 2502.01203, section 6 and appendix A (our reading)",
     predicts="slope −1 (not the printed −½), no run above the printed bound",
     rule=_PROCEDURE,
-)
-def forward_procedure(effort: Effort) -> Measurement:
-    return _procedure("forward KL", effort)
+)(lambda effort: _procedure("forward KL", effort))
 
 
 @_forward(

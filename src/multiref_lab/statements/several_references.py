@@ -68,23 +68,19 @@ def _compare(effort: Effort, probabilities: list[list[float]], *, beta: float, m
     return Measurement(checks, Plot("preference pairs n", "J(π*) − J(π_r̂), own optimum", curves))
 
 
-@_mixing(
+mixing_helps = _mixing(
     "mixing-helps-where-references-complete-each-other",
     statement="References that cover different halves: the coverage constant falls with both, and so does the loss at equal n.",
     predicts="C and loss smaller with both",
-)
-def mixing_helps(effort: Effort) -> Measurement:
-    return _compare(effort, [[1, 1, 1, 0.01, 0.01, 0.01], [0.01, 0.01, 0.01, 1, 1, 1]], beta=0.15, mixing_wins=True)
+)(lambda effort: _compare(effort, [[1, 1, 1, 0.01, 0.01, 0.01], [0.01, 0.01, 0.01, 1, 1, 1]], beta=0.15, mixing_wins=True))
 
 
-@_mixing(
+mixing_hurts = _mixing(
     "mixing-hurts-where-references-conflict",
     statement="References that agree only on what neither produces: the escort sits where pairs are rare, C grows, "
     "and so does the loss at equal n.",
     predicts="C and loss larger with both",
-)
-def mixing_hurts(effort: Effort) -> Measurement:
-    return _compare(effort, [[1, 1, 2e-3, 2e-3, 0.1, 0.1], [2e-3, 2e-3, 1, 1, 0.1, 0.1]], beta=1.0, mixing_wins=False)
+)(lambda effort: _compare(effort, [[1, 1, 2e-3, 2e-3, 0.1, 0.1], [2e-3, 2e-3, 1, 1, 0.1, 0.1]], beta=1.0, mixing_wins=False))
 
 
 def _a_matter_of_reading(measurement: Measurement) -> Verdict:

@@ -8,7 +8,8 @@ import torch
 from multiref.errors import DataError
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.settings import Offline, Stories
-from multiref_lab.frontier.stories import StoriesBench, openings
+from multiref_lab.frontier.stories import StoriesBench
+from multiref_lab.openings import read_openings
 from tests.conftest import make_llama
 
 
@@ -80,4 +81,4 @@ def test_openings_that_are_too_few_or_broken_are_named(folder, tmp_path):
         StoriesBench(Stories("policy", {"a": "policy", "b": "other"}, "stories.jsonl", "words.txt", prompt_words=3), folder)
     (tmp_path / "broken.jsonl").write_text('{"text": "a b c"}\n{"words": 1}\n')
     with pytest.raises(DataError, match=r"broken\.jsonl:2"):
-        openings(tmp_path / "broken.jsonl", 1)
+        read_openings(tmp_path / "broken.jsonl", 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref.bilevel import Likelihood, Upper
-from multiref_lab.races.minimise import minimise
+from multiref_lab.races.quasi_newton import minimise
 from multiref_lab.races.world import LinearWorld
 
 
