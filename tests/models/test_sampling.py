@@ -61,30 +61,6 @@ def test_generation_settings_of_the_model_do_not_bend_the_distribution(name, mod
     check_logps(model, found)
 
 
-@pytest.mark.shared
-def test_settings_of_a_folder_do_not_bend_a_real_model(shared, tmp_path):
-    """The mean log-probability of a token is that under ancestral sampling, whatever generation_config.json says."""
-    import json
-    import shutil
-
-    from multiref.models import load
-
-    means = []
-    for name, extra in {"plain": {}, "min_p": {"min_p": 0.1}, "penalty": {"repetition_penalty": 1.1}}.items():
-        folder = shutil.copytree(shared / "models" / "stories260K", tmp_path / name)
-        (folder / "generation_config.json").write_text(
-            json.dumps({"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 2, **extra})
-        )
-        opened = load(folder, device="cpu")
-        (rollout,) = drawn(
-            opened.model, opened.tokenizer, Generation(20), group=60, prompts=["Once upon a time, there was a little"]
-        )
-        truth = torch.cat(score_tokens(opened.model, [rollout.encoded()]))
-        means.append(float(truth.mean()))
-        torch.testing.assert_close(torch.tensor([x for row in rollout.sampled_logps for x in row]), truth, rtol=0, atol=1e-4)
-    assert means[0] == means[1] == means[2]
-
-
 def test_frequencies_are_the_tables():
     """4,000 answers of a table with 9: every frequency within four standard errors, and every log-probability exact."""
     table = Tabular(3, 2, 2).assign(torch.randn(2, 9, generator=torch.Generator().manual_seed(1)))

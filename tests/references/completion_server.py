@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         """Silence."""
 
     def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "tiny", "max_model_len": self.server.context}]})
+        self.answer(200, {"data": [{"id": "tiny", "owned_by": "doubles", "max_model_len": self.server.context}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -12,7 +12,7 @@ from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
 from multiref.references.resolve import Opener
 from tests.conftest import make_llama, make_tokenizer
-from tests.references.completion_server import serving
+from tests.references.completion_server import completion, serving
 
 ITEMS = [
     Item("the dog", (" sat on the log", " and the cat")),
@@ -116,7 +116,19 @@ GARBAGE = {
         r"0\.5; expected a log-probability",
     ),
     "NaN": (PROMPT_LOGPROBS % '[null, {"378": {"logprob": NaN}}, null, null, null, null]', r"nan; expected"),
-    "another token": (PROMPT_LOGPROBS % '[null, {"1": {"logprob": -1}}, null, null, null, null]', r"None; expected"),
+    "another token": (
+        PROMPT_LOGPROBS % '[null, {"1": {"logprob": -1}}, null, null, null, null]',
+        r"no token 378 at place 1, where it was sent, but \['1'\]",
+    ),
+    "a token before the first": (PROMPT_LOGPROBS % '[{"1": {"logprob": -1}}, null, null, null, null, null]', r"first token"),
+    "a clamped zero": (
+        PROMPT_LOGPROBS % '[null, {"378": {"logprob": -9999.0}}, null, null, null, null]',
+        r"-9999\.0, which stands for a probability that it does not tell",
+    ),
+    "generated tokens only": (
+        '{"choices": [{"logprobs": {"content": [{"id": 5, "token": "a", "logprob": -0.1}]}}]}',
+        r"logprobs\.content, which is of generated tokens only.*llama\.cpp",
+    ),
     "null": (PROMPT_LOGPROBS % "[null, null, null, null, null, null]", r"null for a token"),
     "text": (PROMPT_LOGPROBS % '"lots"', r"str; expected one for each"),
 }
@@ -127,8 +139,70 @@ def test_garbage_is_no_score(tiny, kind):
     answer, words = GARBAGE[kind]
     assert tiny.tokenizer("Once upon a time")["input_ids"][:2] == [1, 378]
     with serving(tiny.model, tiny.tokenizer) as server:
-        server.script = [answer]
+        server.script = [answer] * 2
         with pytest.raises(ReferenceUnavailable, match=words):
+            ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score([ITEMS[1]])
+
+
+LIES = {
+    "its own start token in front": (lambda t, v: (["<s>", *t], [None, -2.0, *v[1:]]), r"echoed 10 tokens of 8"),
+    "its own start token in place of the generated one": (
+        lambda t, v: (["<s>", *t[:-1]], [None, -2.0, *v[1:-1]]),
+        r"at place 1, where token \d+ \(.*\) was sent: it adds a start token",
+    ),
+    "its own start token, not shown": (lambda t, v: (t, [-2.5, *v[1:]]), r"-2\.5 for the first token"),
+    "the first left out, the generated one at its place": (lambda t, v: (t[1:], v[1:]), r"at place 0|echoed \d+ tokens"),
+    "shifted by one": (lambda t, v: (t, [*v[1:], -1.0]), r"for the first token"),
+    "another tokenizer": (lambda t, v: ([*t[:2], t[3], t[2], *t[4:]], v), r"at place 2, where token"),
+    "only the completion": (lambda t, v: (t[-1:], v[-1:]), r"echoed 1 tokens of"),
+    "cut": (lambda t, v: (t[2:], v[2:]), r"echoed \d+ tokens of"),
+    "one null too few": (lambda t, v: (t, v[1:]), r"of one length"),
+    "a flood of −100": (lambda t, v: (t, [None, *[-100.0] * (len(v) - 1)]), r"-100\.0, which stands for"),
+    "a clamped zero": (lambda t, v: (t, [*v[:3], -9999.0, *v[4:]]), r"-9999\.0, which stands for"),
+    "minus infinity": (lambda t, v: (t, [*v[:3], float("-inf"), *v[4:]]), r"-inf, which stands for"),
+    "probabilities": (lambda t, v: (t, [None, *[2.0**x for x in v[1:]]]), r"expected a log-probability"),
+    "zeros": (lambda t, v: (t, [None, *[0.0] * (len(v) - 1)]), r"0 for every token"),
+    "the word null": (lambda t, v: (t, [*v[:3], "null", *v[4:]]), r"'null'; expected a log-probability"),
+    "null inside": (lambda t, v: (t, [*v[:-2], None, v[-1]]), r"null for a token"),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_an_echo_that_lies_is_refused(tiny, kind, as_ids, monkeypatch):
+    """Tokens spelt as ids (vLLM) or as text; the truth passes, and each lie about the same request does not."""
+    lie, words = LIES[kind]
+
+    def spelt(server, body):
+        reply = completion(server, body)
+        block = reply["choices"][0]["logprobs"]
+        if as_ids:
+            assert body["return_tokens_as_token_ids"]
+            block["tokens"] = [f"token_id:{i}" for i in [*body["prompt"], 7]]
+        return reply
+
+    with serving(tiny.model, tiny.tokenizer, supports=("echo",)) as server:
+        monkeypatch.setattr("tests.references.completion_server.completion", spelt)
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode="echo")
+        assert torch.allclose(reference.score([ITEMS[0]]).logps, LocalReference(tiny).score([ITEMS[0]]).logps, atol=1e-4)
+
+        def lying(server, body):
+            reply = spelt(server, body)
+            block = reply["choices"][0]["logprobs"]
+            block["tokens"], block["token_logprobs"] = lie(block["tokens"], block["token_logprobs"])
+            return reply
+
+        monkeypatch.setattr("tests.references.completion_server.completion", lying)
+        with pytest.raises(ReferenceUnavailable, match=words):
+            reference.score([ITEMS[0]])
+
+
+def test_a_server_that_reads_more_tokens_than_were_sent(tiny):
+    """It says so in `usage`; and who it is, in the list of its models."""
+    answer = {"choices": [{"prompt_logprobs": [None] * 6}], "usage": {"prompt_tokens": 7}}
+    with serving(tiny.model, tiny.tokenizer) as server:
+        server.script = [json.dumps(answer)]
+        with pytest.raises(ReferenceUnavailable, match=r"\(doubles\): .*read 7 tokens, and 6 were sent"):
             ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score([ITEMS[1]])
 
 

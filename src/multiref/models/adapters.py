@@ -59,9 +59,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def check_base(path: str, adapter: str) -> None:
-    """A warning where the adapter names another base than the one it is put on."""
+    """A warning where the adapter names another base than the one it is put on; ModelError where it was trained on another
+    adapter, which that base lacks."""
     folder = adapter_folder(adapter)
     named = str(read_adapter_config(folder).get("base_model_name_or_path") or "") if folder else ""
+    under = folder / named if folder and named and (folder / named / _CONFIG).is_file() else Path(named)
+    if (under / _CONFIG).is_file() and under.resolve() != Path(path).resolve():
+        raise ModelError(
+            f"The adapter {adapter} was trained on top of another one ({under}), which {path} lacks. Give its folder as the "
+            "model: it loads its base and both."
+        )
     if named and Path(named).name != Path(path).name and Path(named).resolve() != Path(path).resolve():
         warnings.warn(
             f"The adapter {adapter} was trained on {named}, and is put on {path}. Their weights fit; whether they are the same "

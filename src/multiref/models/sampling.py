@@ -3,12 +3,13 @@
     y_t ~ q(· | x, y_<t),   q = softmax(logits / temperature), cut by top_k and then top_p
 
 Nothing but `Generation` bends q: a model's `generation_config` (min_p, repetition_penalty, suppress_tokens, …) has no effect,
-except that its end tokens end a completion too.
+except that its end tokens end a completion too. The first draws of a model are checked against its plain logits (`draws`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError
 from multiref.models.architecture import unwrapped
 from multiref.models.cache import cache_argument, cache_of, takes
+from multiref.models.distribution import bend
+from multiref.models.draws import check_draws
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
 __all__ = ["Generation", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
 
+_checked: WeakSet[nn.Module] = WeakSet()  # models whose first draws were looked at
 Ids = tuple[int, ...]
 Logps = tuple[float, ...]
 
@@ -121,6 +125,8 @@ def draw(
 ) -> list[tuple[Ids, Logps]]:
     """(token ids, their log-probabilities under q) of `group` completions of each context, in the order of the contexts.
 
+    Errors: ModelError where the model's first draws are not of its plain logits (a cache that goes wrong, say).
+
     Args:
         ends: token ids that end a completion, which keeps the one that ended it.
         pad: token id that fills rows; it has no effect on what is drawn.
@@ -139,6 +145,9 @@ def draw(
             rows += _draw(reader, generation, ends, pad, _on(generator, reader.device))
     finally:
         model.train(training)
+    if model not in _checked and not greedy:
+        check_draws(model, contexts, rows, generation, ends=ends)
+        _checked.add(model)
     return [row for row in rows for _ in range(group)] if greedy else rows
 
 
@@ -151,7 +160,7 @@ def _draw(
     drawn: list[Tensor] = []
     logps: list[Tensor] = []
     while True:
-        probabilities = _distribution(logits, generation, end, len(drawn))
+        probabilities = bend(logits.float(), generation, end, len(drawn)).softmax(-1)
         if generation.temperature == 0:
             token = probabilities.argmax(-1, keepdim=True)
         else:
@@ -164,25 +173,6 @@ def _draw(
         logits = reader.read(drawn[-1])
     rows = zip(torch.stack(drawn, 1).tolist(), torch.stack(logps, 1).tolist())
     return [(tuple(ids[:stop]), tuple(row[:stop])) for ids, row in rows for stop in [_length(ids, set(ends))]]
-
-
-def _distribution(logits: Tensor, generation: Generation, end: Tensor, drawn: int) -> Tensor:
-    """q [B, V], float32. At temperature 0 all its mass is on the likeliest token."""
-    scores = logits.float()
-    if drawn < generation.min_new_tokens:
-        scores = scores.index_fill(-1, end, -torch.inf)
-    if generation.temperature == 0:
-        return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
-    if generation.temperature != 1:
-        scores = scores / generation.temperature
-    if 0 < generation.top_k < scores.shape[-1]:
-        least = scores.topk(generation.top_k).values[..., -1:]
-        scores = scores.masked_fill(scores < least, -torch.inf)
-    if generation.top_p < 1:
-        ordered, places = scores.softmax(-1).sort(descending=True)
-        before = ordered.cumsum(-1) - ordered
-        scores = scores.masked_fill((before >= generation.top_p).scatter(-1, places, before >= generation.top_p), -torch.inf)
-    return scores.softmax(-1)
 
 
 class _Reader:

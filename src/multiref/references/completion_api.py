@@ -14,6 +14,11 @@ from urllib.parse import urlsplit
 
 from multiref.errors import ReferenceUnavailable
 
+WORKS = (
+    "What works: vLLM (prompt_logprobs, or echo with logprobs) and SGLang (echo). llama.cpp's server, Ollama and LM Studio "
+    "give log-probabilities of generated tokens only; TGI speaks another protocol (/generate)."
+)
+
 
 class Refused(Exception):
     """The server answered that it will not do this (4xx): asking again is no use, asking otherwise may be."""
@@ -64,8 +69,19 @@ class CompletionApi:
         return self.choices(**body)[0]
 
     def choices(self, **body: Any) -> list[dict[str, Any]]:
-        """All choices of a completion (as many as `n` asks for), at least one."""
-        choices = self._request("completions", body).get("choices")
+        """All choices of a completion (as many as `n` asks for), at least one.
+
+        Errors: ReferenceUnavailable for an answer without, or a server that read another number of tokens than were sent.
+        """
+        answer = self._request("completions", body)
+        choices, sent = answer.get("choices"), body.get("prompt")
+        usage = answer.get("usage")
+        read = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+        if isinstance(sent, list) and isinstance(read, int) and read not in (0, len(sent)):
+            raise ReferenceUnavailable(
+                f"{self.endpoint} says that it read {read} tokens, and {len(sent)} were sent: it adds a start token of its "
+                "own, or cuts. Its log-probabilities are of another text."
+            )
         if not isinstance(choices, list) or not choices or not all(isinstance(choice, Mapping) for choice in choices):
             raise ReferenceUnavailable(f"{self.endpoint}/completions answered without choices[0]; expected a completion.")
         return [dict(choice) for choice in choices]
@@ -112,37 +128,108 @@ def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list
     if not isinstance(listed, list) or len(listed) != len(ids):
         found = f"{len(listed)} entries" if isinstance(listed, list) else type(listed).__name__
         raise ReferenceUnavailable(f"The server's prompt_logprobs are {found}; expected one for each of {len(ids)} tokens.")
-    logps: list[float | None] = []
-    for position, (entry, token) in enumerate(zip(listed, ids)):
-        if entry is None:
-            logps.append(None)
-            continue
-        known = entry.get(str(token), entry.get(token)) if isinstance(entry, Mapping) else None
-        value = known.get("logprob") if isinstance(known, Mapping) else known
-        logps.append(_sound(value, f"prompt_logprobs[{position}] for token {token}"))
+    values: list[Any] = []
+    for entry, token in zip(listed, ids):
+        known = entry.get(str(token), entry.get(token)) if isinstance(entry, Mapping) else entry
+        if known is None and entry is not None:
+            raise ReferenceUnavailable(
+                f"The server's prompt_logprobs have no token {token} at place {len(values)}, where it was sent, but "
+                f"{list(entry)[:3]}: it adds a start token of its own, leaves one out, or has another vocabulary."
+            )
+        values.append(known.get("logprob") if isinstance(known, Mapping) else known)
+    logps = check_logps(values, "prompt_logprobs", first=True)
+    refuse_zeros(logps)
     return logps
 
 
-def token_logps_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[float | None]]:
-    """`echo` with `logprobs` (OpenAI): the tokens as text, and their log-probabilities; the first is null."""
+def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    """`echo` with `logprobs` (OpenAI): the tokens as text, and what is said of each, not yet checked."""
     block = choice.get("logprobs")
     tokens, values = (block.get(key) if isinstance(block, Mapping) else None for key in ("tokens", "token_logprobs"))
     if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
+        other = isinstance(block, Mapping) and block.get("content")
+        found = "logprobs.content, which is of generated tokens only" if other else f"logprobs {_excerpt(str(block).encode())}"
         raise ReferenceUnavailable(
             "The server echoed no logprobs (logprobs.tokens and logprobs.token_logprobs of one length); it must support `echo` "
-            "with "
-            "`logprobs`, or `prompt_logprobs`, to be a reference."
+            f"with `logprobs`, or `prompt_logprobs`, to be a reference. Found {found}. {WORKS}"
         )
-    return [str(token) for token in tokens], [
-        None if value is None else _sound(value, f"token_logprobs[{position}]") for position, value in enumerate(values)
+    return [str(token) for token in tokens], values
+
+
+def match_tokens(tokens: Sequence[str], ids: Sequence[int], tokenizer: Any) -> None:
+    """ReferenceUnavailable unless the echoed tokens are those that were sent, and at most one generated after them.
+
+    Spelt as "token_id:…", or as text: with or without the space in front, a special token also as nothing, half a character
+    (which each server spells in its own way) as anything.
+    """
+    if not len(ids) <= len(tokens) <= len(ids) + 1:
+        raise ReferenceUnavailable(
+            f"The server echoed {len(tokens)} tokens of {len(ids)} that were sent, beginning {list(tokens[:4])}; expected "
+            f"these and one that it generated. {WORKS}"
+        )
+    special = set(tokenizer.all_special_ids)
+    for place, (token, index) in enumerate(zip(tokens, ids)):
+        text, piece = tokenizer.decode([index]), str(tokenizer.convert_ids_to_tokens(index))
+        known = {_bare(text), _bare(piece), *([""] if index in special else [])}
+        if token.startswith("token_id:"):
+            same = token == f"token_id:{index}"
+        else:
+            same = "\ufffd" in text or token.startswith("bytes:") or _bare(token) in known
+        if not same:
+            raise ReferenceUnavailable(
+                f"The server echoed {token!r} at place {place}, where token {index} ({piece!r}) was sent: it adds a start "
+                "token of its own, leaves one out, or has another tokenizer. Its log-probabilities are of another text. Check "
+                "that `tokenizer` is that of the model that it serves."
+            )
+
+
+def check_logps(values: Sequence[Any], name: str, *, first: bool = False) -> list[float | None]:
+    """The values as log-probabilities, null as None.
+
+    Args:
+        name: of the list, for messages. first: they begin with the first token, before which nothing was sent.
+
+    Errors: ReferenceUnavailable for what is none: no number, NaN, above 0 (but for rounding), a number that stands for none
+        (−∞, −9999, −100); one of the first token.
+    """
+    before = values[0] if first and values else None
+    if isinstance(before, int | float) and before < 0 and not _stands_for_none(before):
+        raise ReferenceUnavailable(
+            f"The server gave {before!r} for the first token, before which nothing was sent: it puts a start token of its own "
+            "in front, or its list is shifted by one."
+        )
+    found: list[float | None] = [
+        None if value is None or (first and place == 0) else _sound(value, f"{name}[{place}]")
+        for place, value in enumerate(values)
     ]
+    return found
+
+
+def refuse_zeros(logps: Sequence[float | None]) -> None:
+    """ReferenceUnavailable for a prompt of which every token has log-probability 0: nobody is that sure."""
+    if sum(value is not None for value in logps) > 3 and not any(logps):
+        raise ReferenceUnavailable(f"The server gave 0 for every token: it computes no log-probabilities of a prompt. {WORKS}")
 
 
 def _sound(value: Any, where: str) -> float:
-    """A log-probability: a number, not NaN, not above 0 (but for rounding)."""
+    """A log-probability: a number, not NaN, not above 0 (but for rounding), and meant."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
         raise ReferenceUnavailable(f"The server's {where} is {value!r}; expected a log-probability, at most 0.")
+    if _stands_for_none(value):
+        raise ReferenceUnavailable(
+            f"The server's {where} is {value!r}, which stands for a probability that it does not tell (vLLM writes −9999 for "
+            "−∞); no sum can be made of it. Leave this row out, or score it with the model on this machine."
+        )
     return float(value)
+
+
+def _stands_for_none(value: float) -> bool:
+    return value <= -999 or value == -100
+
+
+def _bare(token: str) -> str:
+    """Without the space in front, however a tokenizer marks it."""
+    return token.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n").lstrip(" ")
 
 
 def _as_object(url: str, text: bytes) -> dict[str, Any]:

@@ -15,11 +15,15 @@ from multiref.models.loading import load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.completion_api import (
     CONNECTION,
+    WORKS,
     CompletionApi,
     Connection,
     Refused,
-    token_logps_of_echo,
+    check_logps,
+    match_tokens,
+    refuse_zeros,
     token_logps_of_prompt,
+    tokens_of_echo,
 )
 from multiref.references.protocol import Item, Scored, text_identity
 
@@ -117,6 +121,12 @@ class ServerReference:
             raise ReferenceUnavailable(f"{self.endpoint} does not serve {self._model!r}; it serves {served}.")
         return matching[0]
 
+    @property
+    def _who(self) -> str:
+        """The server, and what it says it is: "vllm", "llamacpp", …"""
+        owner = self._served.get("owned_by") if "_served" in self.__dict__ else None
+        return f"{self.endpoint} ({owner})" if owner else self.endpoint
+
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):
             try:
@@ -128,18 +138,23 @@ class ServerReference:
             if self.mode == "prompt_logprobs" or choice.get("prompt_logprobs") is not None:
                 self.mode = "prompt_logprobs"
                 return token_logps_of_prompt(choice, ids)
-        tokens, logps = token_logps_of_echo(self._echo(ids))
+        tokens, logps = tokens_of_echo(self._echo(ids))
+        match_tokens(tokens, ids, self.tokenizer)
         self.mode = "echo"
-        if len(logps) < len(ids):
-            raise ReferenceUnavailable(f"The server echoed {len(tokens)} tokens of {len(ids)} that were sent.")
-        return logps[: len(ids)]
+        checked = check_logps(logps[: len(ids)], "token_logprobs", first=True)
+        refuse_zeros(checked)
+        return checked
 
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
+        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
+        named = {"return_tokens_as_token_ids": True} if isinstance(prompt, list) else {}  # vLLM: no text is to be compared
         try:
-            return self._api.complete(model=self.model, prompt=prompt, max_tokens=1, temperature=1.0, echo=True, logprobs=1)
+            return self._api.complete(**asked, **named)
         except Refused as error:
+            if named and "return_tokens_as_token_ids" in str(error):
+                return self._api.complete(**asked)
             raise ReferenceUnavailable(
-                f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference."
+                f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
             ) from None
 
     def _score_text(self, items: Sequence[Item]) -> Scored:
@@ -154,7 +169,9 @@ class ServerReference:
 
     def _completion_logps(self, prompt: str, completion: str) -> list[float | None]:
         """The log-probabilities of the echoed tokens that spell the completion."""
-        tokens, logps = token_logps_of_echo(self._echo(prompt + completion))
+        tokens, values = tokens_of_echo(self._echo(prompt + completion))
+        logps = [None, *check_logps(values[1:], "token_logprobs")]
+        refuse_zeros(logps)
         if prompt + completion in "".join(tokens[:-1]):
             del tokens[-1]  # the generated one: an end token or half a character is "" and would count as the completion's last
         ends = list(accumulate(map(len, tokens)))
@@ -172,9 +189,12 @@ class ServerReference:
     def _side_by_side(self, work: Any, jobs: list[Any]) -> list[Any]:
         if not jobs:
             return []
-        first = work(jobs[0])  # alone: finds out what the server can do
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            return [first, *pool.map(work, jobs[1:])]  # the first that fails cancels those that have not begun
+        try:
+            first = work(jobs[0])  # alone: finds out what the server can do
+            with ThreadPoolExecutor(self._concurrency) as pool:
+                return [first, *pool.map(work, jobs[1:])]  # the first that fails cancels those that have not begun
+        except ReferenceUnavailable as error:
+            raise ReferenceUnavailable(f"{self._who}: {error}") from None
 
 
 def _sum(logps: Sequence[float | None]) -> float:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from multiref.errors import ConfigError
-from multiref.models import ModelSpec, Tokenisation
+from multiref.models import LanguageModel, ModelSpec, Tokenisation
 from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report.page import Block
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_for
+from multiref.training.adapters import with_trained_adapter
+from multiref.training.saved import Kept
 
 FORMAT = 2  # of a run's folder: raised when an earlier version's folder cannot be gone on with
 Say = Callable[[str], None]
@@ -27,6 +29,7 @@ class Facts:
     Attributes:
         asked: one sentence. objective, formula: what was optimised, in words and as a formula.
             references: name → (source, weight as text).
+        checks: sentences on what was checked and found.
         metrics: plain numbers to show. curves: caption → the metrics of one figure. limits: what the numbers do not show.
         tables: blocks for the page, below the numbers. notes: Markdown for the end of the card.
     """
@@ -39,6 +42,7 @@ class Facts:
     beta: float | None = None
     references: dict[str, tuple[str, str]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    checks: list[str] = field(default_factory=list)
     curves: dict[str, Sequence[str]] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     tables: list[Block] = field(default_factory=list)
@@ -53,6 +57,12 @@ class Job(Protocol):
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
         """What came out, and what writes the model; the latter is called on the main process only."""
+
+    def remember(self) -> Kept:
+        """Rows as the finished model scores them in memory."""
+
+    def release(self) -> None:
+        """Lets go of model and optimiser; nothing else is asked of the job afterwards."""
 
 
 ModelSetting = Annotated[ModelSpec, short_for("path")]
@@ -71,7 +81,9 @@ class BaseRun(Strict, ABC):
     """A run.
 
     task: what is done. model: what is trained, a folder, a hub id or a `ModelSpec`.
-    lora: train an adapter; null trains all weights. output: the run's folder. title: of its page and card.
+    lora: train an adapter; null trains all weights, or the adapter that the model comes with. On top of one that it comes with,
+    the new one has base and first adapter merged as its base. output: the run's folder. title: of its page and card.
+    check_saved: load what was saved and compare it with what was trained.
     format: of the folder, written into it.
     """
 
@@ -80,16 +92,17 @@ class BaseRun(Strict, ABC):
     lora: Lora | None = None
     output: str
     title: str | None = None
+    check_saved: bool = True
     format: Literal[2] = 2
 
     @abstractmethod
     def ready(self) -> Callable[[RunFolder, Say], Job]:
         """Refuse what can be refused before the folder is claimed; the result opens models and data in the folder."""
 
-    def adapted(self, model: Any, with_lora: Callable[..., Any]) -> Any:
+    def adapted(self, loaded: LanguageModel, with_lora: Callable[..., Any]) -> Any:
         """The model with a new adapter, where the run asks for one."""
         try:
-            return model if self.lora is None else with_lora(model, self.lora.model_dump())
+            return with_trained_adapter(loaded, self.model, self.lora and self.lora.model_dump(), with_lora)
         except ValueError as error:
             raise ConfigError(f"lora: {error}") from None
 

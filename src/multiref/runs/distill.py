@@ -81,6 +81,8 @@ class DistillRun(RolloutRun):
                 "without a server; "
                 "other rules would be biased."
             )
+        if self.start == "product" and self.lora is not None:
+            raise ValueError("lora: a product is made in memory: an adapter on it would have no base to load; leave it out.")
         method = self.method.make()
         if (self.warm_up is not None or self.text_share) and (type(method).__name__ != "Reinforce" or method.group != 1):
             raise ValueError(

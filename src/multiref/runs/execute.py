@@ -1,5 +1,5 @@
-"""One executor for every task: claim the folder, find a finished run, go on where a killed one stopped, train, write card,
-page and model.
+"""One executor for every task: claim the folder, find a finished run, go on where a killed one stopped, train, write the model,
+see whether it is what was trained, write card and page.
 
 Under a launcher every process comes here. The folder belongs to the first: it alone claims, decides where to go on and writes.
 """
@@ -9,10 +9,13 @@ import os
 import time
 from pathlib import Path
 
+from multiref.errors import ModelError
 from multiref.report import versions
-from multiref.runs.base import BaseRun, Say
+from multiref.runs.base import BaseRun, Facts, Job, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.page import model_card, write_report
+from multiref.runs.waiting import main_alone
+from multiref.training.saved import Kept, saved_as
 
 
 def execute(run: BaseRun, *, say: Say = print) -> Path:
@@ -38,21 +41,40 @@ def execute(run: BaseRun, *, say: Say = print) -> Path:
     job.train(checkpoint)
     clock.lap("training")
     facts, save = job.finish()
+    kept = job.remember() if run.check_saved else None
     clock.lap("evaluation and gathering")
-    if main:
-        timing = [*(folder.read("timing.json") or []), clock.seconds]
-        folder.write("timing.json", json.dumps(timing, indent=1))
-        lines = folder.read_metrics()
-        write_report(folder.report, run, facts, lines, timing)
+    with main_alone(str(folder.path.resolve())):  # nobody leaves before the model is there
+        if main:
 
-        def save_with_card(target: Path) -> None:
-            save(target)
-            (target / "README.md").write_text(model_card(run, facts, lines), encoding="utf-8")
+            def save_and_check(target: Path) -> None:
+                save(target)
+                _check(run, job, kept, target, facts)
+                clock.lap("saving and checking")
+                (target / "README.md").write_text(model_card(run, facts, folder.read_metrics()), encoding="utf-8")
 
-        folder.write_model(save_with_card)
-        say(f"Model: {folder.model}\nReport: {folder.report}")
-    _agreed([None])  # nobody leaves before the model is there
+            folder.write_model(save_and_check)
+            timing = [*(folder.read("timing.json") or []), clock.seconds]
+            folder.write("timing.json", json.dumps(timing, indent=1))
+            write_report(folder.report, run, facts, folder.read_metrics(), timing)
+            say(f"Model: {folder.model}\nReport: {folder.report}")
+        else:
+            job.release()
     return folder.path
+
+
+def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts) -> None:
+    """Frees what was trained, loads what was saved, and writes down what was found. ModelError where they differ."""
+    job.release()
+    if kept is None:
+        facts.checks.append("The saved model was not compared with the trained one (check_saved: false).")
+        return
+    try:
+        facts.checks.append(kept.compare(saved_as(run.model, target), reward=run.task == "reward"))
+    except ModelError as error:
+        raise ModelError(
+            f"{error} The folder is kept as model.refused and the checkpoints stay; run again to save from the last one, or "
+            "with check_saved: false to take it as it is."
+        ) from error
 
 
 class _Clock:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from multiref.errors import ConfigError, OutputError
+from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 
 
@@ -47,7 +47,7 @@ class RunFolder:
         if not self.config.exists():
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
-        different = _difference(self.settings(), resolved)
+        different = _difference(*({**settings, "check_saved": None} for settings in (self.settings(), resolved)))
         if different:
             key, was, now = different
             raise ConfigError(
@@ -79,12 +79,18 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_model(self, save: Callable[[Path], None]) -> None:
-        """The model folder: written beside its place, then moved there."""
+        """The model folder: written beside its place, then moved there. What `save` refuses, by a ModelError, is kept as
+        model.refused."""
         for left in self.path.glob(".model.*"):
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
         os.chmod(temporary, 0o755)
-        save(temporary)
+        try:
+            save(temporary)
+        except ModelError:
+            shutil.rmtree(self.path / "model.refused", ignore_errors=True)
+            os.replace(temporary, self.path / "model.refused")
+            raise
         if self.model.exists():
             shutil.rmtree(self.model)
         os.replace(temporary, self.model)

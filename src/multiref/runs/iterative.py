@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -25,12 +27,15 @@ from multiref.training.iterative import (
     RewardOracle,
     TextSetting,
     TextWorld,
+    sample_rollouts,
     save_policy,
     text_task,
     train,
+    with_adapter,
 )
 from multiref.training.iterative.loop import Method
 from multiref.training.online import RewardModel, lexicon_reward
+from multiref.training.saved import ROWS, Kept, rows_of_rollouts
 
 SHOWN = {
     "true objective": "the hidden reward less β times the penalty, on fresh rollouts: what the run is for",
@@ -133,8 +138,9 @@ class IterativeRun(PooledRun):
         return lambda folder, say: self._job(prompts, answers, folder, say)
 
     def _job(self, prompts: list[str], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
+        loaded = load(self.model)
         task = text_task(
-            load(self.model),
+            replace(loaded, model=self.adapted(loaded, partial(with_adapter, seed=self.planned().seed))),
             {each.name: load(each.local("a run that buys labels scores its references here")) for each in self.references},
             self.pool(),
             beta=self.beta,
@@ -142,7 +148,6 @@ class IterativeRun(PooledRun):
             oracle=answers.oracle,
             setting=TextSetting(
                 max_new_tokens=self.max_new_tokens,
-                lora=None if self.lora is None else self.lora.model_dump(),
                 hidden=answers.hidden,
                 held_out=self.held_out,
                 seed=self.planned().seed,
@@ -157,6 +162,7 @@ class IterativeJob:
     def __init__(self, run: IterativeRun, task: Any, folder: RunFolder, say: Say) -> None:
         self.run, self.task, self.folder, self.say = run, task, folder, say
         self.method = run.method.make()
+        self.state: Any = None
 
     def train(self, checkpoint: Path | None) -> None:
         labels = self.run.labels
@@ -191,6 +197,14 @@ class IterativeJob:
             limits=("The axis of the curves is labels bought.", *([spread] if error in lines[-1] else [])),
         )
         return facts, lambda target: save_policy(self.state.policy, target)
+
+    def remember(self) -> Kept:
+        policy = self.state.policy
+        rows = rows_of_rollouts(sample_rollouts(policy, ROWS), policy.world.tokenizer, policy.world.tokenisation)
+        return rows.remember(policy.worn(), policy.world.tokenizer)
+
+    def release(self) -> None:
+        self.state = self.task = None
 
 
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:

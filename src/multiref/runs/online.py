@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -21,6 +22,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
 from multiref.runs.strict import Arguments, Strict, arguments_of, one_of
+from multiref.training.adapters import save_whole
 from multiref.training.arguments import with_lora
 from multiref.training.online import (
     GRPO,
@@ -36,8 +38,9 @@ from multiref.training.online import (
     ServerSampler,
     WarmUp,
 )
-from multiref.training.online.evaluate import evaluate_online
+from multiref.training.online.evaluate import evaluate_online, sample_few
 from multiref.training.online.rewards import Reward
+from multiref.training.saved import Kept, rows_of_rollouts
 
 Figures = dict[str, tuple[float, float, float]]
 
@@ -182,7 +185,7 @@ class RolloutRun(PooledRun):
         rows = self.fitting(rows, loaded, say)
         say(f"{len(rows):,} prompts; references: {', '.join(self.names)}.")
         trainer = OnlineTrainer(
-            LanguageModel(self.adapted(self.student(loaded), with_lora), loaded.tokenizer, loaded.name),
+            replace(loaded, model=self.adapted(replace(loaded, model=self.student(loaded)), with_lora)),
             self.pool(),
             beta=self.beta,
             references=References({each.name: each.opens() for each in self.references}, dtype=self.model.dtype or "float32"),
@@ -207,7 +210,8 @@ class OnlineJob:
     def __init__(
         self, run: RolloutRun, trainer: OnlineTrainer, held_out: Mapping[str, list[Row]], folder: RunFolder, say: Say
     ) -> None:
-        self.run, self.trainer, self.held_out, self.folder, self.say = run, trainer, held_out, folder, say
+        self.run, self.held_out, self.folder, self.say = run, held_out, folder, say
+        self.trainer: Any = trainer
         self.figures: dict[str, Figures] = folder.read("evaluation.json") or {}
         self.known: dict[str, Any] = {}
 
@@ -258,11 +262,16 @@ class OnlineJob:
             else [],
         )
 
-        def save(target: Path) -> None:
-            trainer.model.save_pretrained(target)
-            trainer.tokenizer.save_pretrained(target)
+        return facts, lambda target: save_whole(self.trainer.model, self.trainer.tokenizer, target)
 
-        return facts, save
+    def remember(self) -> Kept:
+        trainer = self.trainer
+        rollouts = sample_few(trainer, [row for rows in self.held_out.values() for row in rows] or trainer.rows)
+        return rows_of_rollouts(rollouts, trainer.tokenizer).remember(trainer.model, trainer.tokenizer)
+
+    def release(self) -> None:
+        self.trainer.accelerator.free_memory()
+        self.trainer = None
 
 
 def _interval(value: Sequence[float]) -> str:

@@ -37,7 +37,8 @@ def model_card(run: BaseRun, facts: Facts, lines: Lines) -> str:
         settings=run.plain(),
         limits=facts.limits,
     ).markdown()
-    return f"{text}\n{facts.notes}" if facts.notes else text
+    checks = "## Checks\n\n" + "\n".join(f"- {sentence}" for sentence in facts.checks) + "\n" if facts.checks else ""
+    return "\n".join(part for part in (text, checks, facts.notes) if part)
 
 
 def write_report(path: Path, run: BaseRun, facts: Facts, lines: Lines, timing: Sequence[dict[str, float]]) -> None:
@@ -58,6 +59,7 @@ def write_report(path: Path, run: BaseRun, facts: Facts, lines: Lines, timing: S
             "What came out",
             [
                 Table(("metric", "last value"), numbers),
+                *map(Prose, facts.checks),
                 *facts.tables,
                 Note(*facts.limits, "One run with one seed: differences between runs need several."),
             ],

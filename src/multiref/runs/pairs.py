@@ -20,7 +20,9 @@ from multiref.references import content_key
 from multiref.runs.base import BaseRun, Facts, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of
+from multiref.training.adapters import save_whole
 from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
+from multiref.training.saved import Kept, rows_of_pairs
 
 Sides = tuple[list[Pair], list[Pair]]
 
@@ -165,7 +167,8 @@ class TrainerJob:
     """A `transformers.Trainer` as a job: `facts` of what it did, once it is done."""
 
     def __init__(self, trainer: Any, facts: Callable[[], Facts]) -> None:
-        self.trainer, self.facts = trainer, facts
+        self.trainer: Any = trainer
+        self.facts: Any = facts
 
     def train(self, checkpoint: Path | None) -> None:
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -176,10 +179,22 @@ class TrainerJob:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.args.world_size > 1 else None
 
         def save(target: Path) -> None:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target, state_dict=state)
-            trainer.processing_class.save_pretrained(target)
+            save_whole(self.model, self.trainer.processing_class, target, state_dict=state)
 
         return self.facts(), save
+
+    @property
+    def model(self) -> Any:
+        """As it is saved: without what wraps its forward pass, autocast included."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped, keep_fp32_wrapper=False)
+
+    def remember(self) -> Kept:
+        data = self.trainer.eval_dataset or self.trainer.train_dataset
+        return rows_of_pairs(data).remember(self.model, self.trainer.processing_class)
+
+    def release(self) -> None:
+        self.trainer.accelerator.free_memory()
+        self.trainer, self.facts = None, None
 
 
 def lines(folder: RunFolder, say: Say) -> LogLines:

@@ -56,10 +56,7 @@ class PreferenceRun(PairsRun, PooledRun):
         sides = self.read()
         loaded = load(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
-        policy = self.adapted(loaded.model, with_lora)
-        if self.lora is None and self.model.adapter is not None:
-            for name, parameter in policy.named_parameters():
-                parameter.requires_grad_("lora_" in name)
+        policy = self.adapted(loaded, with_lora)
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides)
         opened = References({each.name: each.opens() for each in self.references}, tokenisation=tokenisation)
         store = Path(self.store) if self.store else folder.path / "scores"

@@ -17,6 +17,7 @@ from multiref.runs.pairs import PairsRun, TrainerJob, lines
 from multiref.training.arguments import TrainingArguments, silence
 from multiref.training.reward import RewardData, RewardTrainer, open_reward_model
 from multiref.training.reward.model import with_lora
+from multiref.training.saved import Kept, rows_of_pairs
 
 
 class RewardRun(PairsRun):
@@ -35,7 +36,7 @@ class RewardRun(PairsRun):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         for name in ("adapter", "quantization"):
-            if getattr(self.model, name):
+            if getattr(self.model, name) or (name == "adapter" and (Path(self.model.path) / "adapter_config.json").is_file()):
                 raise ValueError(
                     f"model: {name}: a reward model is made from whole weights; merge the adapter first, or leave {name} out."
                 )
@@ -51,7 +52,7 @@ class RewardRun(PairsRun):
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in self.read())
         ready = partial(RewardData, tokenizer=loaded.tokenizer, tokenisation=tokenisation)
         trainer = RewardTrainer(
-            self.adapted(loaded.model, with_lora),
+            self.adapted(loaded, with_lora),
             args=arguments,
             train_dataset=ready(train),
             eval_dataset=ready(held_out) if held_out else None,
@@ -104,10 +105,10 @@ class RewardJob(TrainerJob):
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
         if self.trainer.eval_dataset is not None:
             self.trainer.evaluate()
-        facts, save = super().finish()
-        return facts, self._save_merged if self.merge else save
+        if self.merge:
+            self.trainer.model_wrapped = self.trainer.model = super().model.merge_and_unload()
+        return super().finish()
 
-    def _save_merged(self, target: Path) -> None:
-        trainer = self.trainer
-        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(target)
-        trainer.processing_class.save_pretrained(target)
+    def remember(self) -> Kept:
+        data = self.trainer.eval_dataset or self.trainer.train_dataset
+        return rows_of_pairs(data, rewards=True).remember(self.model, self.trainer.processing_class)

@@ -77,6 +77,7 @@ class PairData(Dataset[tuple["PairData", int]]):
             raise ArgumentError(
                 f"counts: expected {len(self)} numbers of at least zero, not all zero; found shape {tuple(self.counts.shape)}."
             )
+        self.tokenisation = tokenisation
         self.encoded = encode_pairs(self.pairs, tokenizer, tokenisation)
 
     def __len__(self) -> int:

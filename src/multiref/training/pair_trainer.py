@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError
+from multiref.training.adapters import complete_folder
 from multiref.training.batching import StepBatches
 from multiref.training.dataset import PairData, collate
 from multiref.training.metrics import Averages
@@ -95,10 +96,13 @@ class PairTrainer(Trainer):
         return ((losses * shares).sum() / count * ranks).float()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads."""
+        """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads; an adapter's
+        folder loads from anywhere."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+            folder = Path(str(output_dir or self.args.output_dir))
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            complete_folder(folder, self.accelerator.unwrap_model(self.model))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks."""

@@ -5,6 +5,7 @@ Answers and refusals are those of vLLM 0.32.0, word for word where a test reads 
 """
 
 import json
+import math
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,14 +20,15 @@ class SamplingServer(ThreadingHTTPServer):
     model}, as load_lora_adapter made them with `opener`.
 
     defaults: what the model's generation_config.json says (top_k, temperature, max_new_tokens), for requests that do not.
-    context: max_model_len.
+    context: max_model_len. hidden: settings that no request overrides.
     """
 
     daemon_threads = True
 
-    def __init__(self, model, *, forget="", opener=None, defaults=None, context=4096):
+    def __init__(self, model, *, forget="", opener=None, defaults=None, context=4096, hidden=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.forget, self.opener, self.defaults, self.context = model, forget, opener, defaults or {}, context
+        self.hidden = hidden or {}
         self.adapters, self.requests, self.lock = {}, [], threading.Lock()
 
     @property
@@ -100,13 +102,14 @@ def choice(server, body, limit):
     """The log-probabilities are those of the plain logits, whatever is drawn from:
     vLLM's --logprobs-mode raw_logprobs, its default."""
     model = server.adapters.get(body["model"], server.model)
-    said = {"temperature": 1.0, "top_k": 0, **server.defaults, **body}
+    said = {"temperature": 1.0, "top_k": 0, "min_p": 0.0, **server.defaults, **body, **server.hidden}
     ids, new, logps = list(body["prompt"]), [], []
     while len(new) < limit and not (new and new[-1] in body["stop_token_ids"]):
         each = model(input_ids=torch.tensor([ids + new])).logits[0, -1].double().log_softmax(-1)
         drawn_from = each / said["temperature"]
         if said["top_k"] > 0:
             drawn_from = drawn_from.masked_fill(drawn_from < drawn_from.topk(said["top_k"]).values[-1], -torch.inf)
+        drawn_from = drawn_from.masked_fill(drawn_from < drawn_from.max() + math.log(said["min_p"] or 1e-300), -torch.inf)
         new.append(int(torch.multinomial(drawn_from.softmax(-1), 1)))
         logps.append(float(each[new[-1]]))
     names = [f"token_id:{i}" for i in new]
@@ -131,6 +134,12 @@ def choice(server, body, limit):
         del made["token_ids"]
     elif server.forget == "logprobs":
         made["logprobs"] = None
+    elif server.forget == "prompt":
+        made["prompt_token_ids"] = [1, *ids]
+    elif server.forget == "null":
+        block["token_logprobs"] = [None, *logps[1:]]
+    elif server.forget == "clamp":
+        block["token_logprobs"] = [-9999.0, *logps[1:]]
     elif server.forget == "end" and ended:
         made |= {"token_ids": new[:-1], "logprobs": {"tokens": [], "token_logprobs": logps[:-1]}}
     return made

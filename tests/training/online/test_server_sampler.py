@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError, ReferenceUnavailable
+from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
 from multiref.models import encode_many
 from multiref.models.scoring import score_tokens
 from multiref.references.completion_api import CompletionApi, Connection
@@ -53,7 +53,7 @@ def test_an_old_server_is_weighted_by_the_ratio():
     def update(weighted):
         trained = copy.deepcopy(policy)
         with sampling(behaviour) as server:
-            sampler = ServerSampler(server.endpoint, group=3000, max_new_tokens=3)
+            sampler = ServerSampler(server.endpoint, group=3000, max_new_tokens=3, on_policy=False)
 
             def drawn(*arguments):
                 (rollout,) = sampler(*arguments)
@@ -179,7 +179,39 @@ def test_an_adapter_that_the_server_cannot_use_is_said(tmp_path):
         AdapterPush(tmp_path)(policy, CompletionApi(server.endpoint, Connection(attempts=2, pause=0.001)))
 
 
-@pytest.mark.parametrize(("forget", "words"), [("logprobs", "token_logprobs"), ("end", "without an end token")])
+@pytest.mark.parametrize(
+    ("hidden", "words"),
+    [
+        ({"min_p": 0.1}, "does not draw from the policy.*min_p"),
+        ({"temperature": 0.6}, "does not draw from the policy"),
+        ({"temperature": 1.6}, "does not draw from the policy"),
+    ],
+)
+def test_a_server_that_bends_what_it_draws_is_found_out(hidden, words):
+    """It states the policy's own log-probabilities (vLLM's raw_logprobs); what it drew gives it away."""
+    tokenizer = make_tokenizer(chat=True)
+    model = make_llama(len(tokenizer), std=0.3)
+    torch.manual_seed(0)
+    with sampling(model, hidden=hidden) as server, pytest.raises(ModelError, match=words):
+        ServerSampler(server.endpoint, group=16, max_new_tokens=16)(model, tokenizer, ["the cat"])
+
+
+def test_a_server_with_other_weights_is_found_out():
+    tokenizer = make_tokenizer(chat=True)
+    with sampling(make_llama(len(tokenizer), seed=1)) as server, pytest.raises(ModelError, match=r"has other weights"):
+        ServerSampler(server.endpoint, group=4, max_new_tokens=8)(make_llama(len(tokenizer)), tokenizer, ["the cat"])
+
+
+@pytest.mark.parametrize(
+    ("forget", "words"),
+    [
+        ("logprobs", "token_logprobs"),
+        ("end", "without an end token"),
+        ("prompt", "sampled after other tokens than were sent"),
+        ("null", "null for a token that it sampled"),
+        ("clamp", "stands for a probability"),
+    ],
+)
 def test_answers_that_cannot_be_weighted_are_refused(forget, words):
     tokenizer = make_tokenizer(chat=True)
     model = make_llama(len(tokenizer), std=0.1)

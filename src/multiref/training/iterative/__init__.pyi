@@ -28,6 +28,8 @@ from .task import Task as Task
 from .text import TextPolicy as TextPolicy
 from .text import TextReward as TextReward
 from .text import TextWorld as TextWorld
+from .text import sample_rollouts as sample_rollouts
 from .text import save_policy as save_policy
+from .text import with_adapter as with_adapter
 from .text_setup import TextSetting as TextSetting
 from .text_setup import text_task as text_task

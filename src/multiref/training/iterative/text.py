@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, completion_logps
-from multiref.models.sampling import decode_behind, draw, encode_prompts, end_ids
+from multiref.models.sampling import Rollout, decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
+from multiref.training.adapters import complete_folder
 from multiref.training.arguments import with_lora
 from multiref.training.checkpoint import put_back
 from multiref.training.iterative.task import Policy
@@ -40,6 +41,7 @@ class TextWorld:
                 f"prompts: found {len(prompts)} and max_new_tokens {max_new_tokens}, expected at least one of each"
             )
         self.prompts, self.tokenizer, self.max_new_tokens = list(prompts), tokenizer, max_new_tokens
+        self.tokenisation = tokenisation
         self.ids = encode_prompts(tokenizer, self.prompts, tokenisation)
 
     def decode(self, prompts: Tensor, completions: Tensor) -> tuple[list[Any], list[str]]:
@@ -72,7 +74,7 @@ class TextPolicy:
     def __init__(self, world: TextWorld, model: Any, *, adapter: str | None = None) -> None:
         self.world, self.model, self.adapter = world, model.eval(), adapter
 
-    def _worn(self) -> Any:
+    def worn(self) -> Any:
         """The model with this policy's adapter on."""
         if self.adapter is not None:
             self.model.set_adapter(self.adapter)
@@ -108,12 +110,12 @@ class TextPolicy:
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [B, n, L] → [B, n] float32."""
-        logps = completion_logps(self._worn(), self.world.encoded(prompts, completions))
+        logps = completion_logps(self.worn(), self.world.encoded(prompts, completions))
         return logps.float().cpu().view(completions.shape[:-1])
 
     def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """[B] → [B, n, L], ancestral at temperature 1."""
-        world, model = self.world, self._worn()
+        world, model = self.world, self.worn()
         rows = draw(
             model,
             [world.ids[x] for x in prompts.tolist()],
@@ -143,10 +145,22 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         policy.model.set_adapter(policy.adapter)
         policy.model.save_pretrained(folder, selected_adapters=[policy.adapter])
         inner = Path(folder) / policy.adapter
-        for file in inner.iterdir():
+        for file in inner.iterdir() if inner.is_dir() else ():  # PEFT's own "default" has none
             file.replace(Path(folder) / file.name)
-        inner.rmdir()
+        if inner.is_dir():
+            inner.rmdir()
     policy.world.tokenizer.save_pretrained(folder)
+    complete_folder(Path(folder), policy.model)
+
+
+def sample_rollouts(policy: Policy, count: int) -> list[Rollout]:
+    """One completion each of the first prompts, as the policy draws and spells them."""
+    if not isinstance(policy, TextPolicy):
+        raise ArgumentError(f"sample_rollouts: found {type(policy).__name__}, expected a TextPolicy")
+    world, few = policy.world, torch.arange(min(count, len(policy.world.prompts)))
+    drawn = policy.sample(few, 1, torch.Generator().manual_seed(0))
+    items = world.encoded(few, drawn)
+    return [Rollout(prompt, (None,), item.prompt_ids, item.completions, (False,)) for prompt, item in zip(world.prompts, items)]
 
 
 def frozen_references(world: TextWorld, references: Mapping[str, LanguageModel]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.errors import ModelError
 from multiref.models import LanguageModel, Tokenisation
 from multiref.models.spec import TOKENISATION
 from multiref.regularizers import Regularizer
@@ -57,7 +58,7 @@ def text_task(
     """
     world = TextWorld(prompts, policy.tokenizer, max_new_tokens=setting.max_new_tokens, tokenisation=setting.tokenisation)
     ref_logps = frozen_references(world, references)
-    learner = TextPolicy(world, policy.model)
+    learner = TextPolicy(world, policy.model, adapter=_adapter_of(policy))
     if setting.lora is not None:
         learner = TextPolicy(world, with_adapter(policy.model, setting.lora, seed=setting.seed), adapter="start")
     everyone = torch.arange(len(world.prompts))
@@ -73,6 +74,19 @@ def text_task(
     )
     task.measure = _Measure(task, world, tuple(references), setting.hidden, max(2, setting.held_out // len(everyone)))
     return task
+
+
+def _adapter_of(policy: LanguageModel) -> str | None:
+    """The adapter that the policy came with. ModelError for one that cannot be held twice, as the levels need it."""
+    if not hasattr(policy.model, "peft_config"):
+        return None
+    name: str = policy.model.active_adapter
+    if (bias := getattr(policy.model.peft_config[name], "bias", "none")) != "none":
+        raise ModelError(
+            f"The policy's adapter trains the base's biases (bias={bias!r}), of which two copies cannot share one base, as "
+            "this method needs. Put a new one on top (lora), or merge it."
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,12 @@ def _drawn(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: i
     return rollouts
 
 
+def sample_few(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], count: int = 8) -> list[Rollout]:
+    """One completion each of at most `count` of the prompts, spread over them; the generators are left as they were found."""
+    few = [rows[i * len(rows) // count] for i in range(min(count, len(rows)))] if len(rows) > count else rows
+    return _drawn(trainer, few, 1, seed=0)
+
+
 def _scorer(trainer: OnlineTrainer) -> RolloutScorer:
     if trainer.scorer is None:
         raise ArgumentError("beta is 0: this run has no references to compare with; give it a β above 0.")

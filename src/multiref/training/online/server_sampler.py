@@ -12,8 +12,10 @@ import torch
 from accelerate import PartialState
 
 from multiref.errors import ArgumentError, ReferenceUnavailable
+from multiref.models.draws import check_draws
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
-from multiref.references.completion_api import CompletionApi, Connection, Refused
+from multiref.models.spec import Generation
+from multiref.references.completion_api import CompletionApi, Connection, Refused, check_logps
 from multiref.references.rollouts import Rollout
 
 # All said, for what is not said vLLM takes from the model's generation_config.json;
@@ -80,10 +82,13 @@ class ServerSampler:
             `AdapterPush(folder)` for LoRA under vLLM.
             None: the server is never told, which is right for few steps at most.
         every: calls between pushes. concurrency: requests at a time.
+        on_policy: at the first call the server has the policy's weights, which is checked: by the log-probabilities that it
+            states, and by what it draws. False for a server that samples from another policy on purpose.
 
     Asked of the server: prompts as token ids, `n`, every setting of sampling at its neutral value, `logprobs`,
     `return_token_ids` (vLLM 0.10.2) or `return_tokens_as_token_ids`, and the end token among the tokens.
-    Errors: ReferenceUnavailable where it does not answer so. Sampling on one machine, pushing from one process.
+    Errors: ReferenceUnavailable where it does not answer so; ModelError where its first completions are not the policy's.
+    Sampling on one machine, pushing from one process.
     """
 
     def __init__(
@@ -96,12 +101,14 @@ class ServerSampler:
         push: Callable[[Any, CompletionApi], str | None] | None = None,
         every: int = 1,
         concurrency: int = 8,
+        on_policy: bool = True,
     ) -> None:
         if every < 1 or concurrency < 1:
             raise ArgumentError(f"ServerSampler: expected every ≥ 1 and concurrency ≥ 1, found {every} and {concurrency}.")
         self.api = CompletionApi(endpoint, Connection(timeout=600.0)) if isinstance(endpoint, str) else endpoint
         self.group, self.max_new_tokens, self.model = group, max_new_tokens, model
         self.push, self.every, self.concurrency, self.calls = push, every, concurrency, 0
+        self.on_policy = on_policy
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
         if self.push is not None and self.calls % self.every == 0:
@@ -114,7 +121,11 @@ class ServerSampler:
         seeds = torch.randint(2**31 - 1, (len(prompts),)).tolist()
         with ThreadPoolExecutor(self.concurrency) as pool:
             drawn = list(pool.map(lambda job: self._drawn(job[0], job[1], ends), zip(contexts, seeds)))
-        return as_rollouts(tokenizer, prompts, contexts, [row for group in drawn for row in group], ends)
+        rows = [row for group in drawn for row in group]
+        if self.on_policy and self.calls == 1:
+            who = f"The server {self.api.endpoint}"
+            check_draws(model, contexts, rows, Generation(self.max_new_tokens), ends=ends, who=who, coarse=True)
+        return as_rollouts(tokenizer, prompts, contexts, rows, ends)
 
     def _drawn(
         self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
@@ -138,6 +149,12 @@ class ServerSampler:
             ) from None
         if len(choices) != self.group:
             raise ReferenceUnavailable(f"The server gave {len(choices)} completions, expected {self.group}.")
+        for choice in choices:
+            if choice.get("prompt_token_ids") not in (None, list(context)):
+                raise ReferenceUnavailable(
+                    f"{self.api.endpoint} sampled after other tokens than were sent: {choice['prompt_token_ids'][:8]} …, sent "
+                    f"were {list(context[:8])} …. Expected a server that takes token ids as they are."
+                )
         return [_ids_and_logps(choice, ends, self.max_new_tokens) for choice in choices]
 
 
@@ -162,4 +179,7 @@ def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -
             "A completion of the server stopped without an end token: the probability of stopping is missing. Expected the "
             "end token among its tokens."
         )
-    return tuple(ids), tuple(float(value) for value in logps)
+    known = [value for value in check_logps(logps, "token_logprobs") if value is not None]
+    if len(known) < len(ids):
+        raise ReferenceUnavailable("The server gave null for a token that it sampled; expected its log-probability.")
+    return tuple(ids), tuple(known)

@@ -87,7 +87,7 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rewards_of(
     model: Any, tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], *, batch: int = 16, end: bool | None = None
 ) -> Tensor:

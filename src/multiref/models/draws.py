@@ -1,0 +1,97 @@
+"""Whether completions were drawn from the model: what is stated of them, and what was drawn.
+
+    stated:  the log-probability of each token, beside the one from plain logits of the sequence alone
+    drawn:   under honest draws  M_λ = Π_t q(y_t)^λ / Σ_v q(v)^{1+λ}  has mean 1 for every λ, so that  P(M ≥ 1/δ) ≤ δ  (Markov)
+
+The second needs no log-probabilities from whoever drew: where rare tokens are cut, or the draws are sharper or flatter than q,
+M of some λ > 0 or λ < 0 grows exponentially in the number of tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiref.errors import ModelError
+from multiref.models.cache import takes
+from multiref.models.distribution import bend
+from multiref.models.spec import Generation
+
+Ids = tuple[int, ...]
+TILTS = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5, 1.0)
+DELTA = 1e-6  # share of honest runs that would be refused
+ROUNDING, COARSE = (1e-3, 1e-3), (1.5, 0.1)  # nats a token, at most and on average: in float32, and in other arithmetic
+COMPLETIONS, TOKENS = 16, 256  # that are looked at
+
+
+def check_draws(
+    model: nn.Module,
+    contexts: Sequence[Ids],
+    rows: Sequence[tuple[Ids, Sequence[float]]],
+    generation: Generation,
+    *,
+    ends: Sequence[int] = (),
+    who: str = "The sampler",
+    coarse: bool = False,
+) -> None:
+    """Looks at some completions, one plain forward pass each.
+
+    Args:
+        contexts: token ids of the prompts. rows: (token ids, stated log-probabilities) of equally many completions of each.
+        generation: how they were to be drawn. ends: the token ids that end one (for `min_new_tokens`).
+        coarse: whoever drew computes in another arithmetic, such as a server in bfloat16.
+
+    Errors: ModelError where stated and recomputed log-probabilities differ by more than rounding, or the draws are of another
+        distribution.
+    """
+    if generation.temperature == 0 or not rows:
+        return
+    group = len(rows) // len(contexts)
+    places = range(0, len(rows), max(1, len(rows) // COMPLETIONS))[:COMPLETIONS]
+    seen = [_look(model, contexts[i // group], rows[i][0][:TOKENS], generation, ends) for i in places]
+    logps, evidence = torch.cat([a for a, _ in seen]), torch.stack([b for _, b in seen]).sum(0)
+    stated = torch.tensor([x for i in places for x in rows[i][1][:TOKENS]], dtype=torch.float64)
+    inside = logps > -torch.inf  # a token at the edge of a cut may be on either side of it
+    gap = (stated - logps)[inside].abs().nan_to_num(torch.inf)
+    coarse = coarse or next(model.parameters()).dtype not in (torch.float32, torch.float64)
+    most, mean = COARSE if coarse or generation.top_k or generation.top_p < 1 else ROUNDING
+    if int((~inside).sum()) > 1 + 0.02 * len(logps) or (len(gap) and not (gap.max() <= most and gap.mean() <= mean)):
+        raise ModelError(
+            f"{who} states other log-probabilities of the tokens that it drew than the policy gives them: off by "
+            f"{float(gap.max()) if len(gap) else math.inf:.3g} nats at most and {float(gap.mean()):.3g} on average over "
+            f"{len(logps)} tokens, where rounding is {most:g} and {mean:g}. It has other weights, another temperature or cut, "
+            "or a cache that goes wrong."
+        )
+    found = float(evidence.logsumexp(0)) - math.log(len(TILTS))
+    if found >= -math.log(DELTA):
+        raise ModelError(
+            f"{who} does not draw from the policy: draws of the policy look like these {len(logps)} tokens, of mean "
+            f"log-probability {float(logps.mean()):.3f}, with probability at most {math.exp(-min(found, 600.0)):.1g}. "
+            "Something bends the distribution: min_p, top_k, top_p, a temperature, a penalty on repetition."
+        )
+
+
+@torch.no_grad()
+def _look(model: Any, context: Ids, ids: Ids, generation: Generation, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """([T] log q of the tokens, [tilts] log M_λ of the completion), float64."""
+    device, training = next(model.parameters()).device, model.training
+    keep = {"logits_to_keep": len(ids) + 1} if "logits_to_keep" in takes(model) else {}
+    model.eval()
+    try:
+        logits = model(input_ids=torch.tensor([[*context, *ids]], device=device), use_cache=False, **keep).logits[0]
+    finally:
+        model.train(training)
+    end, label = (torch.tensor(list(each), device=device, dtype=torch.long) for each in (ends, ids))
+    logits, first, step = logits[-len(ids) - 1 : -1], generation.min_new_tokens, max(1, 2**24 // logits.shape[-1])
+    starts = sorted({0, *range(first, len(ids), step), *range(0, min(first, len(ids)), step)})
+    logps, evidence = [], torch.zeros(len(TILTS), dtype=torch.float64, device=device)
+    for a, b in zip(starts, [*starts[1:], len(ids)]):
+        q = bend(logits[a:b], generation, end, a).double().log_softmax(-1)
+        drawn = q.gather(-1, label[a:b, None])[:, 0]
+        sums = torch.stack([((1 + tilt) * q).logsumexp(-1) for tilt in TILTS])
+        terms = torch.tensor(TILTS, dtype=q.dtype, device=device)[:, None] * drawn - sums
+        evidence += torch.where(drawn > -torch.inf, terms, 0.0).sum(-1)
+        logps.append(drawn.cpu())
+    return torch.cat(logps), evidence.cpu()

@@ -1,0 +1,45 @@
+"""What the main process does alone while the others wait, for as long as it takes: a collective would time out."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import distributed
+
+from multiref.errors import ModelError
+
+PAUSE = 0.5  # seconds between looks
+_calls = itertools.count()
+
+
+@contextmanager
+def main_alone(what: str) -> Iterator[None]:
+    """The others come through at once, and wait at the end until the main process is there, looking into the store by which
+    they met. Every process calls it, in the same order.
+
+    Errors: on the others, ModelError where the main process failed.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    store = distributed.distributed_c10d._get_default_store()
+    key = f"multiref/{next(_calls)}/{what}"
+    if distributed.get_rank() > 0:
+        yield
+        while not store.check([key]):
+            time.sleep(PAUSE)
+        outcome = store.get(key)
+        store.add(f"{key}/seen", 1)
+        if outcome != b"done":
+            raise ModelError("The main process could not finish; its own message says why.")
+        return
+    outcome = "failed"
+    try:
+        yield
+        outcome = "done"
+    finally:
+        store.set(key, outcome)
+        until = time.monotonic() + 60  # the store may live in this process: let them see it
+        while store.add(f"{key}/seen", 0) < distributed.get_world_size() - 1 and time.monotonic() < until:
+            time.sleep(PAUSE)

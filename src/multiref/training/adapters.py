@@ -1,0 +1,102 @@
+"""The adapter of a policy: a new one, one that is trained further, or a new one on top of another; and its folder, complete."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiref.errors import ModelError
+from multiref.models import LanguageModel, ModelSpec
+from multiref.models.adapters import on_base
+from multiref.models.folders import local_folder
+
+FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
+_CONFIG = "adapter_config.json"
+
+
+def with_trained_adapter(
+    loaded: LanguageModel, spec: ModelSpec, options: Mapping[str, Any] | None, with_lora: Callable[..., Any]
+) -> Any:
+    """What is trained of a model as it was loaded from `spec`: all of it, the adapter that it came with, or a new adapter.
+
+    An adapter that it came with is trained whole, with its biases and `modules_to_save`: what is saved of it. A new one on top
+    of it finds it merged into the base, and names it as its base (see `complete_folder`).
+
+    Args:
+        options: of the new adapter; None: no new one. with_lora: (model, options) → the model with it.
+
+    Errors: ModelError for a quantised base that an adapter would be merged into.
+    """
+    model = loaded.model
+    if not hasattr(model, "peft_config"):
+        if options is not None:
+            model = with_lora(model, options)
+            model.active_peft_config.revision = spec.revision  # of the base, for whoever loads the adapter
+        return model
+    if options is None:
+        _train_what_is_saved(model)
+        return model
+    split = on_base(spec)
+    if split.quantization is not None:
+        raise ModelError(
+            f"{split.adapter} is an adapter, and a new one is to be trained on top; merging it into a base in "
+            f"{split.quantization} would round it away. Train it further (no `lora`), or load without quantization."
+        )
+    base = model.merge_and_unload()
+    base.name_or_path = _absolute(split.path)
+    worn = with_lora(base, options)
+    worn.active_peft_config.base_model_name_or_path = _absolute(str(split.adapter))
+    return worn
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+    """Weights and tokenizer, as transformers and PEFT save them, in a folder that loads alone and from anywhere."""
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    complete_folder(folder, model)
+
+
+def complete_folder(folder: Path, model: Any) -> None:
+    """An adapter's folder as it was saved: its base becomes an absolute path (or stays a hub id); an adapter under it is copied
+    into it, with the base that it was put on."""
+    if not (folder / _CONFIG).is_file():
+        return
+    named = str(_read(folder).get("base_model_name_or_path") or "")
+    if named == FIRST or not Path(named).is_dir():
+        return
+    if not (Path(named) / _CONFIG).is_file():
+        return _name_base(folder, _absolute(named))
+    first, inner = local_folder(named), folder / FIRST
+    inner.mkdir(exist_ok=True)
+    for file in (_CONFIG, "adapter_model.safetensors"):
+        shutil.copyfile(first / file, inner / file)
+    _name_base(inner, _absolute(str(model.get_base_model().name_or_path)))
+    _name_base(folder, FIRST)
+
+
+def _train_what_is_saved(model: Any) -> None:
+    """Gradients for the parameters that PEFT saves, and for no other."""
+    import peft
+
+    saved = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    places = {value.data_ptr() for value in saved.values()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.data_ptr() in places)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    return found
+
+
+def _name_base(folder: Path, base: str) -> None:
+    text = json.dumps({**_read(folder), "base_model_name_or_path": base}, indent=2, sort_keys=True)
+    (folder / _CONFIG).write_text(text, encoding="utf-8")
