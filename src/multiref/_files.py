@@ -1,13 +1,174 @@
-"""A file appears whole or not at all."""
+"""Files: what is read passes one door (`open_file`, `read_text`, `read_lines`), what is written appears whole or not at all."""
 
 import contextlib
+import gzip
 import os
+import stat
 import uuid
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Self
 
-from multiref.errors import OutputError
+from multiref.errors import DataError, MultirefError, OutputError
 
+MIB = 2**20
+RATIO = 50  # unpacked bytes for each on disk: text packs to a third, the most repetitive rows to a thirtieth
 TEMPORARY = ".part"  # what a killed process may leave behind; never read
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+          stat.S_IFBLK: "a device"}  # fmt: skip
+
+# ---- reading ----
+
+
+def open_file(
+    path: str | os.PathLike[str], expected: str, *, largest: int = 64 * MIB, error: type[MultirefError] = DataError
+) -> BinaryIO:
+    """A regular file, opened for reading. A pipe, a device or a folder is refused without being opened.
+
+    Args:
+        expected: what the file should be, for messages.
+        largest: bytes on disk that are still accepted.
+        error: what is raised for a file that is none, cannot be opened, or is larger.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            # it may have become a pipe meanwhile: opening must not wait for its other end
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            file, found = os.fdopen(handle, "rb"), os.fstat(handle)
+    except FileNotFoundError as wrong:
+        raise error(f"{path} does not exist; expected {expected}.") from wrong
+    except (OSError, ValueError) as wrong:  # no permission, a name that is too long or has a NUL in it, a folder meanwhile
+        raise error(f"{path} cannot be read ({_reason(wrong)}); expected {expected}.") from wrong
+    if not stat.S_ISREG(found.st_mode):
+        raise error(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}; expected {expected}.")
+    if found.st_size > largest:
+        file.close()
+        raise error(f"{path} has {_size(found.st_size)}; expected {expected} of at most {_size(largest)} (largest={largest}).")
+    return file
+
+
+class Unpacked:
+    """A file as it unpacks (named .gz: by gzip, else as it is), within limits.
+
+    Args:
+        largest: bytes on disk, and unpacked. ratio: see `check_unpacked`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        expected: str,
+        *,
+        largest: int,
+        ratio: int = RATIO,
+        error: type[MultirefError] = DataError,
+    ) -> None:
+        self.path, self.expected, self.largest, self.ratio, self.error = path, expected, largest, ratio, error
+        self.read_so_far = 0
+        self._packed = open_file(path, expected, largest=largest, error=error)
+        zipped = os.fspath(path).lower().endswith(".gz")
+        self._file = gzip.GzipFile(fileobj=self._packed) if zipped else self._packed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._packed.close()
+
+    def take(self, size: int, *, line: bool = False) -> bytes:
+        """The next bytes, at most so many; with `line`, up to the end of the line."""
+        try:
+            part = self._file.readline(size) if line else self._file.read(size)
+        except (OSError, EOFError, zlib.error) as wrong:  # a .gz that is none, is damaged or cut off
+            raise self.error(
+                f"{self.path} cannot be read beyond {self.read_so_far:,} bytes ({_reason(wrong)}); expected {self.expected}."
+            ) from wrong
+        self.read_so_far += len(part)
+        if self.read_so_far > 64 * MIB:
+            size = self.read_so_far if self._file is self._packed else os.fstat(self._packed.fileno()).st_size
+            check_unpacked(self.read_so_far, size, self.path, largest=self.largest, ratio=self.ratio, error=self.error)
+        return part
+
+    def rest(self) -> bytes:
+        """Everything that is left."""
+        content = bytearray()
+        while part := self.take(MIB):
+            content += part
+        return bytes(content)
+
+
+def read_text(
+    path: str | os.PathLike[str], expected: str, *, largest: int = 64 * MIB, error: type[MultirefError] = DataError
+) -> str:
+    """All of a text in UTF-8, with or without a byte order mark; every kind of line end is a newline."""
+    with Unpacked(path, expected, largest=largest, error=error) as file:
+        return decode(file.rest(), str(path), first=True, error=error).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(
+    path: str | os.PathLike[str],
+    expected: str,
+    *,
+    largest: int = 8192 * MIB,
+    longest: int = 16 * MIB,
+    error: type[MultirefError] = DataError,
+) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a text in UTF-8, plain or (named .gz) gzipped; memory for one line at a time, which has at most
+    `longest` bytes."""
+    number, name = 0, os.path.basename(path)
+    with Unpacked(path, expected, largest=largest, error=error) as file:
+        while line := file.take(longest + 1, line=True):
+            number += 1
+            if len(line) > longest:
+                raise error(f"{name}:{number}: the row has more than {_size(longest)}; expected {expected}.")
+            yield number, decode(line, f"{name}:{number}", first=number == 1, error=error)
+
+
+def check_unpacked(
+    unpacked: int,
+    packed: int,
+    path: object,
+    *,
+    largest: int,
+    ratio: int = RATIO,
+    error: type[MultirefError] = DataError,
+) -> None:
+    """`error` for a file that unpacks to more than `largest`, or to more than `ratio` bytes for each one on disk and more than
+    64 MiB."""
+    allowed = min(largest, max(64 * MIB, ratio * packed))
+    if unpacked > allowed:
+        raise error(
+            f"{path}: {_size(packed)} on disk unpack to more than {_size(allowed)}; expected at most {_size(largest)} "
+            f"(largest={largest}), and beyond 64 MiB at most {ratio} bytes for each one on disk. "
+            "If the file is what you mean, unpack it or split it."
+        )
+
+
+def decode(content: bytes, where: str, *, first: bool, error: type[MultirefError] = DataError) -> str:
+    """UTF-8 → text. `first`: a byte order mark may stand in front, and says which encoding another file has."""
+    if first and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise error(
+            f"{where}: byte 1 of the row is not UTF-8 (the file is UTF-16 or UTF-32); save the file as UTF-8 and try again."
+        )
+    try:
+        return content.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as wrong:
+        raise error(
+            f"{where}: byte {wrong.start + 1} of the row is not UTF-8; save the file as UTF-8 and try again."
+        ) from wrong
+
+
+def _reason(wrong: Exception) -> str:
+    return str(getattr(wrong, "strerror", None) or wrong)
+
+
+def _size(count: int) -> str:
+    return f"{count:,} bytes" if count < MIB else f"{count / MIB:,.4g} MiB"
+
+
+# ---- writing ----
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -34,12 +195,12 @@ def replace_whole(path: Path, content: bytes | str) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
     return path
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be flushed."""
+def flush_folder(folder: Path) -> None:
+    """Make what was renamed in it durable, where the system lets a folder be flushed."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,0 +1,111 @@
+"""The door for files: what is no file, too large, a bomb, or JSON of two readings is one error, fast and in little memory."""
+
+import gzip
+import json
+import os
+import tracemalloc
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from multiref.data import read_pairs
+from multiref.errors import DataError
+
+ROW = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.parquet"])
+def test_a_pipe_a_device_and_a_folder_are_refused_unopened(tmp_path, name):
+    """To open a pipe that nobody writes to would wait for ever."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="is a pipe; expected a file of preference pairs"):
+        read_pairs(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is a device"):
+        read_pairs(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        read_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".jsonl", "a\0b.jsonl", "\ud800.jsonl"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b" " * 2**20, (b" " * 1023 + b"\n") * 2**10])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+def test_a_gzip_bomb_stops_at_the_limit(tmp_path, name, content):
+    """80 MiB of spaces in one line, of blank lines: stopped where the ratio says, in little memory."""
+    packed = gzip.compress(content, 9)
+    (tmp_path / name).write_bytes(packed * 80)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"unpack to more than 64 MiB|the row has more than 16 MiB"):
+            read_pairs(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_dictionary_bomb_in_parquet_stops_before_it_is_written_out(tmp_path):
+    """A text of a megabyte stands once in the file and in 10⁴ rows."""
+    text = "x" * 10**6
+    side = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 10**4, pyarrow.int32()), [text])
+    table = pyarrow.table({"chosen": side, "rejected": ["b"] * 10**4})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", dictionary_pagesize_limit=2**30, compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10**5
+    with pytest.raises(DataError, match="unpack to more than 64 MiB"):
+        read_pairs(tmp_path / "a.parquet")
+
+
+def test_the_size_is_an_argument(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(ROW * 100)
+    assert len(read_pairs(tmp_path / "a.jsonl", largest=10**4)) == 100
+    with pytest.raises(DataError, match=r"at most 1,000 bytes \(largest=1000\)"):
+        read_pairs(tmp_path / "a.jsonl", largest=1000)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b'{"chosen": "a", "rejected": "b", "chosen": "c"}', r"a.jsonl:2: .*'chosen' stands twice"),
+        (b'{"chosen": "a", "rejected": "b", "x": ' + b"[" * 10**6, "a.jsonl:2: .*more than 64 deep"),
+        (b'{"chosen": "a", "rejected": "b", "margin": ' + b"9" * 5000 + b"}", "5,000 digits"),
+        (b'{"chosen": "a", "rejected": "b", "margin": 1e999}', "beyond a float"),
+        (b'{"chosen": "a", "rejected": "b", "margin": NaN}', "`margin` is nan"),
+        (rb'{"chosen": "a\ud800", "rejected": "b"}', "half of a character"),
+        (b'{"chosen": "a\0", "rejected": "b"}', "not valid JSON"),
+        (b'{"chosen": "\xff", "rejected": "b"}', "byte 13 of the row is not UTF-8"),
+    ],
+)
+def test_json_that_cannot_be_meant_is_named_by_row(tmp_path, row, said):
+    (tmp_path / "a.jsonl").write_bytes(ROW + row + b"\n")
+    with pytest.raises(DataError, match=said):
+        read_pairs(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("text", ["[1]", "[{}{}]", "[,{}]", "[[]]", "[{}", "[{},]", "[{}] x", '[{}, "b"]', "[", "[]]"])
+def test_a_list_that_is_none_of_rows(tmp_path, text):
+    row = ROW.decode().strip()
+    (tmp_path / "a.json").write_text(text.replace("{}", row))
+    with pytest.raises(DataError, match=r"a.json: not valid JSON after row \d"):
+        read_pairs(tmp_path / "a.json")
+
+
+def test_brackets_and_quotes_in_texts_are_no_structure(tmp_path):
+    rows = [{"prompt": 'a "]}{[' * 50, "chosen": "\\", "rejected": '\\"['}] * 3
+    for indent in (None, 2):
+        (tmp_path / "a.json").write_text("\ufeff \n" + json.dumps(rows, indent=indent), encoding="utf-8")
+        assert [pair.chosen for pair in read_pairs(tmp_path / "a.json")] == ["\\"] * 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_another_encoding_is_said(tmp_path, encoding):
+    (tmp_path / "a.jsonl").write_text(ROW.decode(), encoding=encoding)
+    with pytest.raises(DataError, match="UTF-16 or UTF-32"):
+        read_pairs(tmp_path / "a.jsonl")
