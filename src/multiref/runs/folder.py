@@ -47,7 +47,8 @@ class RunFolder:
         if not self.config.exists():
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
-        different = _difference(*({**settings, "check_saved": None} for settings in (self.settings(), resolved)))
+        skipped = {"check_saved": None}  # whether what is saved is looked at makes no other run
+        different = _difference(self.settings() | skipped, resolved | skipped)
         if different:
             key, was, now = different
             raise ConfigError(

@@ -29,9 +29,9 @@ def main_alone(what: str) -> Iterator[None]:
         yield
         while not store.check([key]):
             time.sleep(PAUSE)
-        outcome = store.get(key)
+        done = store.get(key) == b"done"
         store.add(f"{key}/seen", 1)
-        if outcome != b"done":
+        if not done:
             raise ModelError("The main process could not finish; its own message says why.")
         return
     outcome = "failed"
