@@ -87,7 +87,7 @@ def test_every_architecture_agrees_with_one_completion_at_a_time(name):
     expected = naive_logps(model, batch)
     with torch.inference_mode():
         assert torch.allclose(completion_logps(model, batch), expected, atol=1e-4, rtol=0)
-        assert torch.allclose(completion_logps(model, batch, shared_prompt=False), expected, atol=1e-4, rtol=0)
+        assert torch.allclose(completion_logps(model, batch, share=False), expected, atol=1e-4, rtol=0)
     assert torch.allclose(score_completions(model, batch), expected, atol=1e-4, rtol=0)
 
 
@@ -130,13 +130,13 @@ def test_left_padded_rows_of_the_model_itself_give_the_same(name):
 
 
 @pytest.mark.parametrize("budget", [13, VOCABULARY, 2**24])
-@pytest.mark.parametrize("shared", [True, False])
-def test_gradients_are_those_of_plain_logits(budget, shared):
+@pytest.mark.parametrize("layout", ["shared", "batched", "alone"])
+def test_gradients_are_those_of_plain_logits(budget, layout):
     """Σ_i c_i log π(y_i) with fixed random c, against autograd through full logits (float64, but for Llama's own float32
     norms)."""
     model, batch = make_llama(VOCABULARY).double(), random_batch(5, items=3, longest=8)
     weights = torch.randn(sum(len(item.completions) for item in batch), dtype=torch.float64)
-    (completion_logps(model, batch, shared_prompt=shared, logits_budget=budget) * weights).sum().backward()
+    (completion_logps(model, batch, layout=layout, logits_budget=budget) * weights).sum().backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     total, k = torch.zeros((), dtype=torch.float64), 0
@@ -198,7 +198,7 @@ def test_no_array_of_logits_exceeds_the_budget(training):
     weight."""
     model = make_llama(5000, hidden=8, layers=1)
     batch = [Encoded((1, 2, 3), (tuple(range(10)), tuple(range(10))), (False, False))] * 6
-    completion_logps(model, batch)  # the layout is tried at the first call, on a batch of its own
+    completion_logps(model, batch)  # the rows are audited at the first call
     watch = LargestArray()
     with watch, torch.set_grad_enabled(training):
         sums = completion_logps(model, batch, logits_budget=2000)
@@ -233,15 +233,15 @@ def test_empty_batch_and_empty_completion():
     assert sums[0] == 0 and torch.allclose(sums[1:], naive_logps(model, [Encoded((1, 2), ((3,),), (False,))]), atol=1e-4)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_completions_with_contexts_of_their_own(shared):
+@pytest.mark.parametrize("layout", ["shared", "batched", "alone"])
+def test_completions_with_contexts_of_their_own(layout):
     """Truncation may cut a prompt differently for each completion (here the first and third alike):
     every term finds its place."""
     model = make_llama(VOCABULARY)
     long, short = tuple(range(9)), (0, *range(5, 9))
     item = Encoded(long, ((11, 12), (13,), (14, 15, 16)), (False, True, False), (long, short, long))
     expected = [naive_token_logps(model, item.context(i), ids) for i, ids in enumerate(item.completions)]
-    for found in (token_logps(model, [item], shared_prompt=shared), score_tokens(model, [item])):
+    for found in (token_logps(model, [item], layout=layout), score_tokens(model, [item])):
         assert [len(x) for x in found] == [2, 1, 3]
         assert torch.allclose(torch.cat([x.double() for x in found]), torch.cat(expected), atol=1e-4)
 

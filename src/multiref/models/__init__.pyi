@@ -1,3 +1,5 @@
+from .audit import Audit as Audit
+from .audit import audit_layout as audit_layout
 from .batching import token_budget_batches as token_budget_batches
 from .encoding import Encoded as Encoded
 from .encoding import context_of as context_of

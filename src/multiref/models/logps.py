@@ -1,25 +1,27 @@
-"""Log-probabilities of completions under a causal language model, for scoring and for training."""
+"""Log-probabilities of completions under a causal language model, for training: differentiable, one batch at a time."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from multiref.models.architecture import Layout, layout_of, unwrapped
+from multiref.models.architecture import AtRest, check_rows
+from multiref.models.audit import Audit, audit_layout
+from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
-from multiref.models.head import label_logps
+from multiref.models.forward import LOGITS_BUDGET, device_of, forward_logps, uncached
 from multiref.models.rows import Rows, lay_out
 
-LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
+ONE_PASS = 2**62  # tokens: whatever the batch has, in one forward pass
 
 
 def completion_logps(
     model: nn.Module,
     batch: Sequence[Encoded],
     *,
-    shared_prompt: bool | None = None,
+    layout: Layout | None = None,
+    share: bool = True,
     logits_budget: int = LOGITS_BUDGET,
 ) -> Tensor:
     """log π(completion | prompt) of every completion of the batch, in order: [total completions], float64 (MPS: float32).
@@ -27,14 +29,16 @@ def completion_logps(
     log π(y|x) = Σ_t log π(y_t | x, y_<t), at temperature 1, summed over the tokens of the completion alone.
 
     Differentiable; wrap it in `torch.inference_mode()` to score. Dropout is as the model's mode says: call `model.eval()` first
-    for scores. One forward pass over the batch.
+    for scores. One forward pass over the batch, unless the layout is "alone".
 
     Args:
-        shared_prompt: one row per `Encoded`, its completions side by side; None: where the model is able to (checked once).
+        layout: how rows are laid out; None: as an audit finds it right. The batch's own rows are audited where no audit of this
+            model covers them (`models.audit_layout` on all rows that will come costs once); a name is taken at its word.
+        share: False: every completion has a row of its own, also where the prompt could be shared.
         logits_budget: no array of more logits than this exists, forward or backward, except for models whose logits are not
-            a linear map of the last hidden state (`Layout.head` is False): they need one row's logits at once.
+            a linear map of the last hidden state (`Audit.head` is False): they need one row's logits at once.
     """
-    logps, owner, count = _run(model, batch, shared_prompt, logits_budget)
+    logps, owner, count = _run(model, batch, layout, share, logits_budget)
     wide = torch.float32 if logps.device.type == "mps" else torch.float64
     return torch.zeros(count, dtype=wide, device=logps.device).index_add(0, owner, logps.to(wide))
 
@@ -43,119 +47,60 @@ def token_logps(
     model: nn.Module,
     batch: Sequence[Encoded],
     *,
-    shared_prompt: bool | None = None,
+    layout: Layout | None = None,
+    share: bool = True,
     logits_budget: int = LOGITS_BUDGET,
 ) -> list[Tensor]:
     """log π(y_t | x, y_<t): for each completion of the batch, in order, a tensor of its length.
     Otherwise as `completion_logps`."""
-    logps, owner, count = _run(model, batch, shared_prompt, logits_budget)
+    logps, owner, count = _run(model, batch, layout, share, logits_budget)
     return list(logps.split(torch.bincount(owner, minlength=count).tolist()))
 
 
 def completion_logits(model: nn.Module, item: Encoded, index: int = 0) -> Tensor:
-    """[T, V]: the logits from which each token of one completion is predicted, as the model gives them."""
+    """[T, V]: the logits from which each token of one completion is predicted, as the model gives them: a plain row."""
     context = item.context(index)
-    ids = torch.tensor([[*context, *item.completions[index]]], device=_device(model))
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
+    ids = torch.tensor([[*context, *item.completions[index]]], device=device_of(model))
+    logits: Tensor = model(input_ids=ids, **uncached(model)).logits[0, len(context) - 1 : -1]
     return logits
 
 
-def _run(model: nn.Module, batch: Sequence[Encoded], shared: bool | None, budget: int) -> tuple[Tensor, Tensor, int]:
+def audited(model: nn.Module, batch: Sequence[Encoded], *, layout: Layout | None = None, share: bool = True) -> Audit:
+    """What stands for this batch, run in one pass: what is known, or an audit of its rows."""
+    check_rows(model, batch)
+    audit = audit_layout(model, batch, token_budget=ONE_PASS, always=True)
+    if layout is None:
+        layout = "batched" if audit.layout == "shared" and not share else audit.layout
+    return replace(audit, layout=layout)
+
+
+def in_order(model: nn.Module, batch: Sequence[Encoded], audit: Audit, run: Callable[[Rows], Tensor]) -> tuple[Tensor, Tensor]:
+    """What `run` gives for each completion token of a forward pass, [n, …] over the passes that the layout asks for (one, but
+    where rows stand alone), in the order of the completions; and the completion to which each belongs [n]."""
+    device = device_of(model)
+    rest = AtRest(model) if audit.stateful else None
+    found, owners = [], [torch.zeros(0, dtype=torch.long, device=device)]
+    for part in plan_batches(batch, audit.layout, ONE_PASS, always=True):
+        rows = lay_out(part.items, shared=part.shared, device=device)
+        found.append(run(rows))
+        places = torch.tensor([place for places in part.places for place in places], device=device)
+        owners.append(places[rows.owner])
+        if rest is not None:
+            rest.restore()
+    owner = torch.cat(owners)
+    order = owner.argsort(stable=True)
+    return (torch.cat(found)[order] if found else torch.zeros(0, device=device)), owner[order]
+
+
+def _run(
+    model: nn.Module, batch: Sequence[Encoded], layout: Layout | None, share: bool, budget: int
+) -> tuple[Tensor, Tensor, int]:
     """Token log-probabilities [n], the completion that each belongs to [n], and the number of completions."""
-    layout = layout_of(model, forward_logps)
-    rows = lay_out(batch, shared=layout.shared_prompt if shared is None else shared, device=_device(model))
-    if not len(rows.labels):
-        return torch.zeros(0, device=rows.labels.device), rows.owner, rows.completions
-    return forward_logps(model, rows, layout, budget), rows.owner, rows.completions
-
-
-def forward_logps(model: nn.Module, rows: Rows, layout: Layout, budget: int) -> Tensor:
-    """[n] token log-probabilities of rows as laid out, by the way that the layout names."""
-    if layout.head:
-        return _captured_logps(model, rows, budget)
-    return _plain_logps(model, rows, layout, budget)
-
-
-def _captured_logps(model: nn.Module, rows: Rows, budget: int) -> Tensor:
-    """The model's own forward, with its head replaced for the time by log-probabilities at the places that are wanted.
-
-    Going through the model, not around it, keeps what hangs on its forward: DistributedDataParallel, FSDP, gradient
-    checkpointing, PEFT, autocast, devices of the layers.
-    """
-
-    head = unwrapped(model).get_output_embeddings()
-    original, saved = head.forward, head.__dict__.get("forward")
-    hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-
-    def head_logps(hidden: Tensor) -> Tensor:
-        wanted = hidden.flatten(0, 1)[rows.where.to(hidden.device)]
-        labels = rows.labels.to(hidden.device)
-        if type(head) is nn.Linear and head.weight.device == hidden.device and not hooked:
-            return label_logps(wanted, head.weight, head.bias, labels, budget=budget)[None, :, None]
-        vocabulary = int(getattr(_config(model), "vocab_size", 1))
-        return _module_logps(original, wanted, labels, budget // max(vocabulary, 1))[None, :, None]
-
-    head.forward = head_logps
-    try:
-        logps: Tensor = model(**_inputs(model, rows)).logits.flatten()
-    finally:
-        if saved is None:
-            del head.forward
-        else:
-            head.forward = saved
-    return logps
-
-
-def _module_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, rows: int) -> Tensor:
-    """For heads that are no plain linear layer (an adapter on it, quantised): the module itself, a few tokens at a time."""
-
-    def some(h: Tensor, y: Tensor) -> Tensor:
-        return _gather(head(h), y)
-
-    parts = []
-    for h, y in zip(hidden.split(max(rows, 1)), labels.split(max(rows, 1))):
-        parts.append(checkpoint(some, h, y, use_reentrant=False) if torch.is_grad_enabled() else some(h, y))
-    return torch.cat(parts)
-
-
-def _gather(logits: Tensor, labels: Tensor) -> Tensor:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.gather(-1, labels[..., None])[..., 0] - logits.logsumexp(-1)
-
-
-def _plain_logps(model: nn.Module, rows: Rows, layout: Layout, budget: int) -> Tensor:
-    """Full logits, as many rows at a time as the budget holds (at least one)."""
-    width = rows.input_ids.shape[1]
-    step = max(1, budget // max(width * layout.vocabulary, 1))
-    logps = []
-    order = []
-    inputs = _inputs(model, rows)
-    for a in range(0, len(rows.input_ids), step):
-        inside = ((rows.where >= a * width) & (rows.where < (a + step) * width)).nonzero()[:, 0]
-        logits = model(
-            **{name: value[a : a + step] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        ).logits
-        logps.append(_gather(logits.flatten(0, 1)[(rows.where[inside] - a * width).to(logits.device)], rows.labels[inside]))
-        order.append(inside)
-    back = torch.cat(order).argsort()
-    return torch.cat(logps)[back]
-
-
-def _inputs(model: nn.Module, rows: Rows) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
-    if rows.mask is not None:
-        inputs["position_ids"] = rows.position_ids
-        inputs["attention_mask"] = rows.mask
-        if getattr(_config(model), "_attn_implementation", "sdpa") != "sdpa":  # eager attention adds its mask
-            dtype = next(model.parameters()).dtype
-            zero = torch.zeros((), dtype=dtype, device=rows.mask.device)
-            inputs["attention_mask"] = torch.where(rows.mask, zero, torch.finfo(dtype).min)
-    return inputs
-
-
-def _config(model: nn.Module) -> Any:
-    return getattr(unwrapped(model), "config", None)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    audit = audited(model, batch, layout=layout, share=share)
+    logps, owner = in_order(
+        model,
+        batch,
+        audit,
+        lambda rows: forward_logps(model, rows, head=audit.head, vocabulary=audit.vocabulary, budget=budget),
+    )
+    return logps, owner, sum(len(item.completions) for item in batch)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded
 
 _Row = tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]  # a prompt, and which completions follow it
@@ -25,6 +24,7 @@ class Rows:
     labels: [n] the token
     owner:  [n] the completion to which it belongs, counted over the batch
     completions: how many there are
+    padded: whether any row is shorter than T
     """
 
     input_ids: Tensor
@@ -35,6 +35,7 @@ class Rows:
     labels: Tensor
     owner: Tensor
     completions: int
+    padded: bool
 
 
 def row_length(encoded: Encoded, *, shared: bool) -> int:
@@ -51,8 +52,8 @@ def _contexts(encoded: Encoded) -> list[tuple[tuple[int, ...], list[int]]]:
     return list(groups.items())
 
 
-def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: torch.device | str = "cpu") -> Rows:
-    """`batch` as one forward pass.
+def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: torch.device | str = "cpu") -> Rows:
+    """`batch` as one forward pass, its rows padded with token 0 to the longest, or to `width` where that is more.
 
     Shared: a row is prompt, completion 1, completion 2, …; a completion's positions restart after the prompt, and it sees the
     prompt and itself. The prompt's last hidden state predicts the first token of each. Separate: a row is prompt, completion.
@@ -61,18 +62,14 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: tor
     count = 0
     for encoded in batch:
         for prompt, indices in _contexts(encoded):
-            if not prompt:
-                raise ArgumentError(
-                    "A prompt has no token; expected at least a start token, from which the first token is predicted."
-                )
             members = [(count + index, encoded.completions[index]) for index in indices]
             rows += [(prompt, members)] if shared else [(prompt, [member]) for member in members]
         count += len(encoded.completions)
 
     pieces = _Pieces.of(rows)
-    width = int(pieces.widths.max(initial=0))
+    width = int(pieces.widths.max(initial=width))
     shape = (len(rows), width)
-    input_ids, position_ids, attention_mask, segments = (np.full(shape, fill, dtype=np.int64) for fill in (pad, 0, 0, 0))
+    input_ids, position_ids, attention_mask, segments = (np.zeros(shape, dtype=np.int64) for _ in range(4))
     at = (pieces.row, pieces.column)
     input_ids[at], position_ids[at], attention_mask[at], segments[at] = pieces.ids, pieces.position, 1, pieces.segment
 
@@ -92,6 +89,7 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, pad: int = 0, device: tor
         labels=tensor(pieces.ids[chosen]),
         owner=tensor(pieces.owner[chosen]),
         completions=count,
+        padded=bool((pieces.widths < width).any()),
     )
 
 

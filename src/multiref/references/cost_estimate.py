@@ -7,7 +7,7 @@ from itertools import accumulate
 from multiref.references.plan import Block
 from multiref.references.protocol import Item, Reference
 
-BYTES_PER_SCORE, BYTES_PER_SHARD = 28, 1000  # a key, a float64, an int32, a bit, Parquet's pages; and its footer
+BYTES_PER_SCORE, BYTES_PER_SHARD = 36, 1200  # a key, a float64, an int32, a bit, a digest, Parquet's pages; and its footer
 SAMPLE = 16  # completions scored to measure speed; they are not stored
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from multiref.errors import DataError, ModelError
 from multiref.models.adapters import on_base
+from multiref.models.architecture import check_rows
+from multiref.models.audit import Audit, Scores, audit_layout
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.fingerprint import config_fingerprint, file_weights_fingerprint, model_weights_fingerprint
 from multiref.models.folders import local_folder
+from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_dtype, best_device, load_config, load_tokenizer
-from multiref.models.logps import LOGITS_BUDGET
 from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
@@ -30,8 +33,7 @@ class LocalReference:
 
     Args:
         what: a `ModelSpec` or its path alone (a model folder, an adapter folder, a hub id), or a `LanguageModel` in memory.
-            References over one base with different adapters hold that base once. int8 on a CPU scores one completion at a time,
-            for its activations are quantised over the whole batch.
+            References over one base with different adapters hold that base once.
         tokenisation: what is scored. `max_length` is at most the model's context.
         dtype: where the spec names none: "auto" is bfloat16 on CUDA and float32 elsewhere.
         device: None takes CUDA, MPS or CPU, in this order; "auto" spreads the layers over all devices (for a model too large
@@ -67,6 +69,8 @@ class LocalReference:
             self.spec, self._memory = replace(spec, dtype=self.dtype), None
             self.base = SharedBase.of(replace(self.spec, adapter=None), place)
         self.base.claim(self)
+        self._obeyed: Audit | None = None
+        self._computed: Scores = {}
 
     @property
     def name(self) -> str:
@@ -97,8 +101,24 @@ class LocalReference:
         score."""
         encoded = self.encode(items)
         with self.loaded() as model:
-            logps = score_completions(model, encoded, **self._options)
+            check_rows(model, encoded, [item.prompt for item in items])
+            logps = score_completions(model, encoded, layout=self._obeyed, known=self._computed, **self._options)
         return Scored.of(logps, encoded)
+
+    def audit(self, blocks: Sequence[Sequence[Item]], *, everything: bool = False) -> Audit:
+        """The layout that stands for these items, each block of which is scored together (see `models.audit_layout`)."""
+        parts = [self.encode(block) for block in blocks]
+        items, encoded = ([each for part in whole for each in part] for whole in (blocks, parts))
+        self._computed = {}
+        with self.loaded() as model:
+            check_rows(model, encoded, [item.prompt for item in items])
+            cuts = list(accumulate(map(len, parts)))
+            return audit_layout(model, encoded, cuts=cuts, everything=everything, scores=self._computed, **self._options)
+
+    def obey(self, audit: Audit | None) -> None:
+        """Lay rows out as this audit says, until told otherwise; a row that it does not cover is scored alone. None: rows of
+        each call are audited for themselves."""
+        self._obeyed = audit
 
     def ending(self, end: bool) -> "LocalReference":
         """The same reference, with the end token scored or not."""
@@ -152,8 +172,7 @@ class LocalReference:
 
     @property
     def _options(self) -> dict[str, Any]:
-        alone = self.spec.quantization is not None and self._quantizer == "torch dynamic"
-        return {"token_budget": self._token_budget, "logits_budget": self._logits_budget, "alone": alone}
+        return {"token_budget": self._token_budget, "logits_budget": self._logits_budget}
 
     @property
     def _quantizer(self) -> str:

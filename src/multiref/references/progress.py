@@ -21,6 +21,9 @@ class Listener:
     def end(self, name: str) -> None:
         """The reference's turn is over."""
 
+    def audited(self, name: str, summary: str, share: float) -> None:
+        """In which layout a reference scored, what that was found on, and which share of its turn the audit took."""
+
     def notice(self, message: str) -> None:
         """Something the user should know: a damaged shard, a model that changed in its place, truncated texts."""
         warnings.warn(message, MultirefWarning, stacklevel=4)
@@ -77,6 +80,9 @@ class Bar(Listener):
 
     def end(self, name: str) -> None:
         self.bar.update(self.tasks[name], done=self.summary(name))
+
+    def audited(self, name: str, summary: str, share: float) -> None:
+        self.console.print(f"{name}: {summary} ({share:.1%} of its turn)", style="dim", markup=False, highlight=False)
 
     def notice(self, message: str) -> None:
         self.console.print(f"Note: {message}", style="yellow", markup=False, highlight=False)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,18 +36,21 @@ class Scored:
     logps:     [n] float64, log π(completion | prompt) in nats, summed over the completion's tokens
     lengths:   [n] int64, number of tokens summed (with the end token where it is scored)
     truncated: [n] bool, True where the context or `max_length` cut something off the prompt or the completion
+    digests:   [n] uint64, `Encoded.digest` of what was scored; None where nobody here saw the token ids
     """
 
     logps: Tensor
     lengths: Tensor
     truncated: Tensor
+    digests: np.ndarray | None = None
 
     @classmethod
     def of(cls, logps: Tensor, encoded: Sequence[Encoded]) -> "Scored":
         """The scores of all completions of these, lengths and cuts as they were encoded."""
         lengths = [len(ids) for item in encoded for ids in item.completions]
         cut = [cut for item in encoded for cut in item.truncated]
-        return cls(logps.double(), torch.tensor(lengths, dtype=torch.int64), torch.tensor(cut, dtype=torch.bool))
+        digests = np.array([item.digest(i) for item in encoded for i in range(len(item.completions))], np.uint64)
+        return cls(logps.double(), torch.tensor(lengths, dtype=torch.int64), torch.tensor(cut, dtype=torch.bool), digests)
 
 
 @runtime_checkable

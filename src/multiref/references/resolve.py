@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from multiref.errors import ArgumentError
+from multiref.models.audit import Audit
 from multiref.models.loading import LanguageModel
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.completion_api import Connection
@@ -25,16 +26,20 @@ class Opener:
         the collection's; a `LanguageModel`;
         or an object with the protocol's two methods.
     here: dtype, device, token_budget, logits_budget, as of `LocalReference`; a server has none of them.
+    audit: how rows are laid out, which the opened reference obeys wherever it is opened.
     """
 
     what: Any
     tokenisation: Tokenisation = TOKENISATION
     here: Mapping[str, Any] = field(default_factory=dict)
+    audit: Audit | None = field(default=None, repr=False)
     opened: Reference | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> Reference:
         if self.opened is None:
             self.opened = self._open()
+        if self.audit is not None:
+            self.opened.obey(self.audit)  # type: ignore[attr-defined]  # what was audited lays out rows
         return self.opened
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ only where all vocabularies are the same mapping.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ class SequenceScores:
         logps: [K, N] float64, natural log of π_k(completion | prompt), end token included unless the scorer was told otherwise.
         lengths: [K, N] int64, how many tokens were scored, in each reference's own tokenizer.
         truncated: [K, N] bool, where the reference's context did not hold the whole text.
+        digests: [K, N] uint64, `Encoded.digest` of the token ids that were scored; 0 where they are not known.
 
     Joined to data by content key, never by position: `of` and `of_pairs`.
     """
@@ -39,11 +40,14 @@ class SequenceScores:
     logps: Tensor
     lengths: Tensor
     truncated: Tensor
+    digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def __post_init__(self) -> None:
         check_names(self.names)
         expected = (len(self.names), len(self.keys))
-        for what in ("logps", "lengths", "truncated"):
+        if not self.digests.size:
+            object.__setattr__(self, "digests", np.zeros(expected, np.uint64))
+        for what in ("logps", "lengths", "truncated", "digests"):
             found = tuple(getattr(self, what).shape)
             if found != expected:
                 raise ArgumentError(
@@ -107,7 +111,8 @@ class SequenceScores:
                 f"No reference is called {unknown[0]!r} in these scores; there are {', '.join(map(repr, self.names))}."
             )
         rows = [self.names.index(name) for name in names]
-        return SequenceScores(tuple(names), self.keys, self.logps[rows], self.lengths[rows], self.truncated[rows])
+        parts = (getattr(self, what)[rows] for what in ("logps", "lengths", "truncated", "digests"))
+        return SequenceScores(tuple(names), self.keys, *parts)
 
 
 @dataclass(frozen=True, eq=False)

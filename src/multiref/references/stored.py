@@ -26,14 +26,15 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
     store = store if isinstance(store, Store) else Store(store, create=False)
     named = _named(store, names)
     keys, there = np.empty(0, "V16"), np.empty(0, bool)
-    logps, lengths, truncated = np.empty((len(named), 0)), np.empty((len(named), 0), np.int64), np.empty((len(named), 0), bool)
+    kinds = {"logps": np.float64, "lengths": np.int64, "truncated": bool, "digests": np.uint64}
+    found: dict[str, np.ndarray] = {what: np.empty((len(named), 0), kind) for what, kind in kinds.items()}
     for k, address in enumerate(named.values()):
         rows = store.sound(address)
         index = KeyIndex(rows.keys)
         if k == 0:
             keys = rows.keys[index.order[~index.repeated]]
             there = np.ones(len(keys), bool)
-            logps, lengths, truncated = (np.empty((len(named), len(keys)), kind.dtype) for kind in (logps, lengths, truncated))
+            found = {what: np.empty((len(named), len(keys)), kind) for what, kind in kinds.items()}
         at = index.locate(keys)
         there &= at >= 0
         if not there.any():
@@ -42,11 +43,13 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
                 f"In {store.folder} no completion has a score under all of {names_all}. Score the same data under each of "
                 f"them, or name fewer."
             )
-        logps[k], lengths[k], truncated[k] = rows.logps[at], rows.lengths[at], rows.truncated[at]
+        for what, values in found.items():
+            values[k] = getattr(rows, what)[at]
         del rows, index  # one reference's rows at a time
     if not there.all():
-        keys, logps, lengths, truncated = keys[there], logps[:, there], lengths[:, there], truncated[:, there]
-    return SequenceScores(tuple(named), keys, torch.from_numpy(logps), torch.from_numpy(lengths), torch.from_numpy(truncated))
+        keys, found = keys[there], {what: values[:, there] for what, values in found.items()}
+    tensors = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
+    return SequenceScores(tuple(named), keys, *tensors, found["digests"])
 
 
 def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:

@@ -6,11 +6,12 @@ the caller stores them.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from multiref.errors import ArgumentError
+from multiref.models.audit import Audit
 from multiref.references.plan import Block
-from multiref.references.protocol import Reference, Scored
+from multiref.references.protocol import Item, Reference, Scored
 
 __all__ = ["Engine", "LocalEngine", "engine"]
 
@@ -35,6 +36,12 @@ class LocalEngine:
         reference = open_reference()
         for index, block in enumerate(blocks):
             yield index, reference.score(block.items)
+
+    def audit(self, open_reference: Callable[[], Reference], blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
+        """How rows of these blocks are laid out. An engine without this method has it done in the calling process."""
+        reference: Any = open_reference()
+        audit: Audit = reference.audit(blocks, everything=everything)
+        return audit
 
 
 def engine(name: "str | Engine") -> Engine:

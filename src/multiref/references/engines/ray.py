@@ -4,7 +4,8 @@ Only the driver touches the store, so the workers need no shared disk. A worker 
 is scored again by whoever is free; the block, and so its batches and its bits, are the same.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from multiref.errors import ArgumentError, ModelError, MultirefError
+from multiref.models.audit import Audit
 from multiref.references.plan import Block
-from multiref.references.protocol import Reference, Scored
+from multiref.references.protocol import Item, Reference, Scored
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,23 @@ class RayEngine:
         self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
     ) -> Generator[tuple[int, Scored], None, None]:
         ray = self._connected()
-        count = min(self._workers(ray), max(len(blocks), 1))
+        with self._pool(ray, open_reference, min(self._workers(ray), max(len(blocks), 1))) as pool:
+            yield from self._scored(ray, pool, blocks)
+
+    def audit(self, open_reference: Callable[[], Reference], blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
+        """How rows of these blocks are laid out, found on a worker."""
+        ray = self._connected()
+        with self._pool(ray, open_reference, 1) as (actor,):
+            audit: Audit = self._got(ray, actor.audit.remote(blocks, everything), "the audit")
+        return audit
+
+    @contextmanager
+    def _pool(self, ray: Any, open_reference: Callable[[], Reference], count: int) -> Iterator[list[Any]]:
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": -1, "max_task_retries": self.retries}
         worker = ray.remote(**options)(_Worker)
         pool = [worker.remote(open_reference, self.threads or torch.get_num_threads()) for _ in range(count)]
         try:
-            yield from self._scored(ray, pool, blocks)
+            yield pool
         finally:
             for actor in pool:
                 ray.kill(actor)
@@ -60,19 +73,20 @@ class RayEngine:
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             index, actor = busy.pop(done)
-            result = self._result(ray, done, index, len(blocks))
+            *parts, digests = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
+            result = Scored(*(torch.from_numpy(np.array(part)) for part in parts), digests)
             if queue:
                 following = queue.pop()
                 busy[actor.score.remote(blocks[following])] = (following, actor)
             yield index, result
 
-    def _result(self, ray: Any, done: Any, index: int, total: int) -> Scored:
+    def _got(self, ray: Any, done: Any, what: str) -> Any:
         try:
-            logps, lengths, truncated = ray.get(done)
+            return ray.get(done)
         except ray.exceptions.RayActorError as error:
             last = str(error).strip().splitlines()[-1].strip()
             raise ModelError(
-                f"Ray workers died on block {index + 1} of {total}, {self.retries + 1} times in a row or before they could "
+                f"Ray workers died on {what}, {self.retries + 1} times in a row or before they could "
                 f"start: {last} "
                 "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command "
                 "again."
@@ -81,7 +95,6 @@ class RayEngine:
             if isinstance(error.cause, MultirefError):
                 raise error.cause from None
             raise
-        return Scored(*(torch.from_numpy(np.array(part)) for part in (logps, lengths, truncated)))
 
     def _connected(self) -> Any:
         try:
@@ -120,7 +133,12 @@ class _Worker:
         self.open_reference = open_reference
         self.reference: Reference | None = None
 
-    def score(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         self.reference = self.reference or self.open_reference()
         scored = self.reference.score(block.items)
-        return scored.logps.cpu().numpy(), scored.lengths.cpu().numpy(), scored.truncated.cpu().numpy()
+        return scored.logps.cpu().numpy(), scored.lengths.cpu().numpy(), scored.truncated.cpu().numpy(), scored.digests
+
+    def audit(self, blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
+        reference: Any = self.open_reference()
+        audit: Audit = reference.audit(blocks, everything=everything)
+        return audit

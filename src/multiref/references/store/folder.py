@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +120,9 @@ class Store:
 
         A completion may occur twice if two processes scored it at once; the first in the order of the shards counts, always.
         """
-        paths = self.shards(address)
+        paths, refuted = self.shards(address), self.audit(address).get("refuted", [])
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            parts = list(pool.map(lambda path: _attempt(path, address), paths))
+            parts = list(pool.map(lambda path: _attempt(path, address, refuted), paths))
         return Rows.concatenate([part for part in parts if isinstance(part, Rows)]), [p for p in parts if isinstance(p, Damage)]
 
     def sound(self, address: str) -> Rows:
@@ -132,13 +132,32 @@ class Store:
             raise StoreError(f"{damage[0]} ({len(damage)} damaged in all; `multiref store verify` lists them.)")
         return rows
 
-    def append(self, address: str, rows: Rows) -> Path:
-        """Add a shard. Atomic; the same rows twice are one file."""
-        content = shards.encode(rows, address)
+    def append(self, address: str, rows: Rows, *, layout: str = "") -> Path:
+        """Add a shard, whose rows were laid out so in the model. Atomic; the same rows twice are one file."""
+        content = shards.encode(rows, address, layout)
         path = self.folder / "shards" / address / f"{hashlib.sha256(content).hexdigest()}.parquet"
         if not shards.sound(path):
             atomic.write(path, content)
         return path
+
+    def audit(self, address: str) -> dict[str, Any]:
+        """What was found of a reference's layout; empty where it was never audited. "refuted": layouts whose shards do not
+        count any more."""
+        path = self.folder / "audits" / f"{address}.json"
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+            return record
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path}, the record of a reference's audit, is damaged ({error}). Remove it: the reference is audited anew."
+            ) from error
+
+    def record_audit(self, address: str, record: Mapping[str, Any]) -> None:
+        """Keep what an audit found, beside the reference's note."""
+        text = json.dumps(_plain(record), ensure_ascii=False, indent=1, sort_keys=True)
+        atomic.write(self.folder / "audits" / f"{address}.json", (text + "\n").encode())
 
     def check_writable(self) -> None:
         """Raise `StoreError` now rather than after an hour of work, if nothing can be written here."""
@@ -187,9 +206,9 @@ class Store:
         return target
 
 
-def _attempt(path: Path, address: str) -> Rows | Damage:
+def _attempt(path: Path, address: str, refuted: Collection[str]) -> Rows | Damage:
     try:
-        return shards.read(path, address)
+        return shards.read(path, address, refuted)
     except StoreError as error:
         return Damage(path, str(error))
 

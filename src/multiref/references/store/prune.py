@@ -22,7 +22,8 @@ def prunable(store: Store, *, references: Sequence[str] = ()) -> dict[Path, str]
         gone[path] = "damaged, set aside"
     for name in references:
         address = store.named(name)
-        for path in [*store.shards(address), store.folder / "references" / f"{address}.json"]:
+        notes = [store.folder / room / f"{address}.json" for room in ("references", "audits")]
+        for path in [*store.shards(address), *notes]:
             if path.exists():
                 gone[path] = f"of reference {name}"
     for damage in store.verify():

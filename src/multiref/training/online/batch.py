@@ -122,8 +122,8 @@ def policy_tokens(model: nn.Module, batch: Sequence[Rollout]) -> tuple[Tensor, T
     """(token log-probabilities [N, T], differentiable, zero where padded; mask [N, T])."""
     row = max(len(r.prompt_ids) + sum(map(len, r.completion_ids)) for r in batch)
     saved = max(len(r.prompt_ids) * (len(r.completion_ids) - 1) for r in batch)
-    shared = None if row <= SHARED_LIMIT and saved > 0.1 * row else False
-    return _rows(token_logps(model, [rollout.encoded() for rollout in batch], shared_prompt=shared))
+    share = row <= SHARED_LIMIT and saved > 0.1 * row
+    return _rows(token_logps(model, [rollout.encoded() for rollout in batch], share=share))
 
 
 def _rows(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,20 +2,19 @@
 divergence to the pool, and the references' disagreement."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref._logspace import check_weights, weighted_sum
-from multiref.models.architecture import layout_of
 from multiref.models.encoding import Encoded
-from multiref.models.logps import LOGITS_BUDGET, forward_logps
-from multiref.models.rows import Rows, lay_out
+from multiref.models.forward import LOGITS_BUDGET, head_of, inputs_of
+from multiref.models.logps import audited, in_order
+from multiref.models.rows import Rows
 from multiref.training.online.penalty import reverse_to_pool
 
-Features = tuple[Tensor, Callable[[Tensor], Tensor]]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -42,23 +41,21 @@ def vocabulary_terms(
             A reference without weight in the whole batch is not run.
         divergence: D_t of (log π(·|s_t), Σ_k w_k log π_k(·|s_t)); by default the one above.
     """
-    layout = layout_of(policy, forward_logps)
-    shared = layout.shared_prompt and any(len(item.completions) > 1 for item in batch)
-    rows = lay_out(batch, shared=shared, device=next(policy.parameters()).device)
-    w = check_weights(weights, len(references)).to(rows.labels.device)
+    own = _features(policy, batch)
+    labels = torch.tensor([token for item in batch for ids in item.completions for token in ids], device=own.owner.device)
+    w = check_weights(weights, len(references)).to(own.owner.device)
     present = [k for k in range(len(references)) if bool((w[k] > 0).any())]
     references, w = [references[k] for k in present], w[present]
-    own = _features(policy, rows)
     with torch.no_grad():
-        others = [_features(reference, _rows_for(reference, rows, batch)) for reference in references]
+        others = [_features(reference, batch) for reference in references]
     parts = []
-    step = max(1, logits_budget // max(layout.vocabulary * (1 + len(references)), 1))
-    for start in range(0, len(rows.labels), step):
+    step = max(1, logits_budget // max(own.vocabulary * (1 + len(references)), 1))
+    for start in range(0, len(labels), step):
         here = slice(start, start + step)
-        each = w[:, rows.owner[here]] if w.ndim == 2 else w[:, None]
+        each = w[:, own.owner[here]] if w.ndim == 2 else w[:, None]
 
-        def block(hidden: Tensor, *theirs: Tensor, each: Tensor = each, labels: Tensor = rows.labels[here]) -> Tensor:
-            logits, refs = own[1](hidden), [head(h) for (_, head), h in zip(others, theirs)]
+        def block(hidden: Tensor, *theirs: Tensor, each: Tensor = each, labels: Tensor = labels[here]) -> Tensor:
+            logits, refs = own.head(hidden), [other.head(h) for other, h in zip(others, theirs)]
             width = min(logits.shape[-1], *(other.shape[-1] for other in refs))
             wide = torch.promote_types(logits.dtype, torch.float32)
             logps = logits[..., :width].to(wide).log_softmax(-1)
@@ -67,36 +64,42 @@ def vocabulary_terms(
                 pool = weighted_sum(levels, each[..., None].to(wide))
             return torch.stack([logps.gather(-1, labels[:, None])[:, 0], divergence(logps, pool), -pool.logsumexp(-1)], -1)
 
-        inputs = (own[0][here], *(features[here] for features, _ in others))
-        again = torch.is_grad_enabled() and step < len(rows.labels)  # one block is within the budget anyway
+        inputs = (own.states[here], *(other.states[here] for other in others))
+        again = torch.is_grad_enabled() and step < len(labels)  # one block is within the budget anyway
         parts.append(checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs))
-    terms = torch.cat(parts) if parts else torch.zeros(0, 3, device=rows.labels.device)
+    terms = torch.cat(parts) if parts else torch.zeros(0, 3, device=labels.device)
     return terms[:, 0], terms[:, 1], terms[:, 2]
 
 
-def _rows_for(reference: nn.Module, rows: Rows, batch: Sequence[Encoded]) -> Rows:
-    """The rows as this model can take them: with the prompt shared where it honours that."""
-    if rows.mask is None or layout_of(reference, forward_logps).shared_prompt:
-        return rows
-    return lay_out(batch, shared=False, device=next(reference.parameters()).device)
+class _Features(NamedTuple):
+    """states: [n, D] last hidden states where a token is predicted; head: makes logits of them (of a model without a head
+    apart, states are the logits); owner: [n] the completion of each; vocabulary: width of the logits."""
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    owner: Tensor
+    vocabulary: int
 
 
-def _features(model: Any, rows: Rows) -> Features:
-    """([n, D] last hidden states where a token is predicted, the head that makes logits of them).
-    Without a head apart: the logits, and nothing."""
-    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
-    if rows.mask is not None:
-        inputs |= {"position_ids": rows.position_ids, "attention_mask": rows.mask}
-    head = model.get_output_embeddings() if layout_of(model, forward_logps).head else None
+def _features(model: Any, batch: Sequence[Encoded]) -> _Features:
+    """Of one model, in the layout that stands for these rows."""
+    audit = audited(model, batch)
+    head = head_of(model) if audit.head else None
+    states, owner = in_order(model, batch, audit, lambda rows: _states(model, rows, head))
+    return _Features(states, head or (lambda logits: logits), owner, audit.vocabulary)
+
+
+def _states(model: Any, rows: Rows, head: Any) -> Tensor:
     if head is None:
-        return model(**inputs).logits.flatten(0, 1)[rows.where], lambda logits: logits
+        logits: Tensor = model(**inputs_of(model, rows)).logits
+        return logits.flatten(0, 1)[rows.where]
     saved = head.__dict__.get("forward")
     head.forward = lambda hidden: hidden.flatten(0, 1)[rows.where][None]
     try:
-        features = model(**inputs).logits[0]
+        states: Tensor = model(**inputs_of(model, rows)).logits[0]
     finally:
         if saved is None:
             del head.forward
         else:
             head.forward = saved
-    return features, head
+    return states

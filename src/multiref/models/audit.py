@@ -1,0 +1,489 @@
+"""Which layout a model allows, tried on the rows that are to be scored: against one plain sequence at a time.
+
+Rows chosen from the plan (the longest, the longest that has another beside it, the widest spread of lengths, the widest group,
+some by their digest) are scored in the batches in which they will run, and again alone. The fastest layout that says the same
+stands, for rows of the lengths that were tried.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from multiref.errors import ModelError
+from multiref.models.architecture import AtRest, as_its_weights_are, check_rows, evaluating, unwrapped
+from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches, sequence_length
+from multiref.models.encoding import Encoded
+from multiref.models.forward import LOGITS_BUDGET, Plain, device_of, forward_logps, plain_logps
+from multiref.models.rows import lay_out, row_length
+
+TOLERANCE = 1e-4  # nats a token, in float32 or wider
+_FEW, _MANY = 64, 500  # completions: below the first six rows are audited, below the second three, then two in 300
+_log = logging.getLogger("multiref")
+_known: "WeakKeyDictionary[nn.Module, list[tuple[Any, Audit]]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What stands, and what it was tried on.
+
+    layout: how rows may be laid out. head: logits are the output embedding of the last hidden state and nothing more, so that
+        it may be applied to some positions only. vocabulary: width of the logits.
+    stateful: a pass changes the model (frequencies that grow with the longest row seen); it is put back after each.
+    span: the rows for which this holds. rows: digests of the completions that were compared.
+    errors: layout → largest difference of a token's log-probability from the plain pass; None: the model refuses the layout.
+    judged: the dtype in which they were compared. rounding: the largest difference that the model's dtype makes beside
+        float32 on these rows; None: not measured, `unmeasured` says why (empty: the dtype is no narrower).
+    seconds: what the audit took beside the batches that are scored anyway.
+    """
+
+    layout: Layout
+    head: bool
+    vocabulary: int
+    stateful: bool
+    span: Span
+    rows: tuple[int, ...]
+    errors: Mapping[str, float | None]
+    judged: str
+    rounding: float | None = None
+    unmeasured: str = ""
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> "Audit":
+        return cls(**{**record, "span": Span(**record["span"]), "rows": tuple(record["rows"])})
+
+    def summary(self) -> str:
+        """One line for people."""
+        worst = ", ".join(f"{name} {'refused' if e is None else f'{e:.1e}'}" for name, e in self.errors.items())
+        rounding = f"; {self.rounding:.1e} by rounding" if self.rounding is not None else ""
+        rounding = f"; rounding not measured: {self.unmeasured}" if self.unmeasured else rounding
+        return (
+            f"layout {self.layout}, audited on {len(self.rows)} completions of up to {self.span.longest} tokens "
+            f"(nats a token beside a plain pass, in {self.judged}: {worst or 'nothing to compare'}{rounding}), "
+            f"{self.seconds:.1f} s"
+        )
+
+
+Scores = dict[tuple[Batch, bool], list[Tensor]]
+
+
+def audit_layout(
+    model: Any,
+    encoded: Sequence[Encoded],
+    *,
+    token_budget: int | None = None,
+    logits_budget: int = LOGITS_BUDGET,
+    cuts: Sequence[int] = (),
+    everything: bool = False,
+    always: bool = False,
+    scores: Scores | None = None,
+) -> Audit:
+    """The layout that stands for these rows. A model is audited again only for rows that what is known of it does not cover.
+
+    Before a training run, call it with all rows of its data: a batch whose rows it covers costs nothing more.
+    Of a sharded model every rank calls it at once, with any rows: those of all ranks are audited together.
+
+    Args:
+        token_budget: tokens of one pass, as the rows will be run; None: what suits the device.
+        cuts: where, among the rows, those end that are batched together; none: all of them are.
+        everything: every completion is compared, not a few, and whatever is known already.
+        always: plan as training does, where each prompt is shared.
+        scores: filled with what was computed on the way: batch → token log-probabilities of its completions, as they stand.
+
+    Errors: ModelError for what is no causal language model: an earlier log-probability that a later token changes, noise,
+        logits that are no numbers, token ids that the embedding does not have.
+    """
+    inner = unwrapped(model)
+    rows = _of_all_ranks(encoded) if _is_sharded(inner) else list(encoded)
+    check_rows(inner, rows)
+    budget, blocks = token_budget or token_budget_of(inner), _cut(rows, cuts)
+
+    def plan(layout: Layout) -> list[Batch]:
+        return [batch for block in blocks for batch in plan_batches(block, layout, budget, always=always)]
+
+    state = _state(inner)
+    past = _known.setdefault(inner, [])
+    for layout in LAYOUTS if not everything else ():
+        for key, audit in past:
+            if (key, audit.layout) == (state, layout) and (layout == "alone" or Span.of(plan(layout)) in audit.span):
+                return replace(audit, seconds=0.0)
+    if not any(ids for item in rows for ids in item.completions):
+        return Audit("alone", False, 0, False, Span(), (), {}, "")
+    audit = _Auditor(inner, plan, logits_budget, everything).run(scores)
+    for key, other in [entry for entry in past if entry[0] == state and entry[1].layout == audit.layout]:
+        past.remove((key, other))
+        audit = replace(audit, span=audit.span.joined(other.span))
+    past.append((state, audit))
+    if audit.layout != "shared":
+        _log.warning("%s: %s", type(inner).__name__, audit.summary())
+    return audit
+
+
+def token_budget_of(model: Any) -> int:
+    """On a CPU as many as keep a layer's activations in its cache (measured: 1,024 at width 256);
+    elsewhere as many as fill it."""
+    if device_of(model).type != "cpu":
+        return 32768
+    width = getattr(getattr(model, "config", None), "hidden_size", None) or 64
+    return min(8192, max(1024, 2**18 // int(width)))
+
+
+class _Auditor:
+    """One audit: the witnesses, and the rows that they are asked about."""
+
+    def __init__(self, model: Any, plan: Callable[[Layout], list[Batch]], logits_budget: int, everything: bool) -> None:
+        self.model, self.plan, self.logits_budget, self.everything = model, plan, logits_budget, everything
+        self.own = _Witness(model, logits_budget)
+        self.unit = torch.finfo(dtype_of(model)).eps
+        self.narrow = dtype_of(model).itemsize <= 2
+        self.wide: _Witness | None = None  # in float32, of a model whose dtype is narrower
+        self.unmeasured = ""
+        self._float64: list[_Witness | None] = []
+
+    def run(self, scores: Scores | None) -> Audit:
+        start = time.perf_counter()
+        with torch.no_grad(), evaluating(self.model), as_its_weights_are(self.model):
+            audit, batches = self._found()
+        kept = {(batch, audit.head) for batch in batches} & self.own.planned.keys()
+        if scores is not None:
+            scores.update({each: self.own.planned[each] for each in kept})
+        return replace(audit, seconds=time.perf_counter() - start - sum(self.own.took[each] for each in kept))
+
+    def _found(self) -> tuple[Audit, list[Batch]]:
+        picks = sorted(self._picks(self.plan("shared")), key=_length)
+        plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
+        if self.narrow:
+            self.wide = self._widened(picks)
+        self._check_causal(picks[len(picks) // 2])
+        errors: dict[str, float | None] = {}
+        for head in (True, False) if all(each.of_head for each in plain) else (False,):
+            before: list[Batch] = []
+            for layout in LAYOUTS:
+                batches = self.plan(layout)
+                if batches == before:
+                    continue  # nothing was shared
+                before, picks = batches, self._picks(batches)
+                errors[layout], stands = self._tried(layout, batches, picks, head)
+                if stands:
+                    return self._audit(layout, head, batches, picks, errors), batches
+        return self._audit("alone", False, batches, picks, errors), batches
+
+    def _audit(
+        self, layout: Layout, head: bool, batches: Sequence[Batch], picks: Sequence[Encoded], errors: dict[str, float | None]
+    ) -> Audit:
+        rounding = None
+        if self.wide is not None:
+            rounding = max(_largest(self.own.plain(each).logps, self.wide.plain(each).logps) for each in picks)
+        return Audit(
+            layout,
+            head,
+            self.own.plain(picks[0]).vocabulary,
+            self.own.stateful,
+            Span.of(batches),
+            tuple(sorted(each.digest(0) for each in picks)),
+            errors,
+            str(dtype_of((self.wide or self.own).model)).removeprefix("torch."),
+            rounding,
+            self.unmeasured,
+        )
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def _tried(
+        self, layout: Layout, batches: Sequence[Batch], picks: Sequence[Encoded], head: bool
+    ) -> tuple[float | None, bool]:
+        """Largest difference of a token from the plain pass (None: it does not run), and whether the layout stands."""
+        try:
+            return self._judged(layout, batches, picks, head)
+        except (torch.OutOfMemoryError, ModelError):
+            raise
+        except Exception as refusal:  # a model may raise anything at a mask or positions that it does not take
+            _log.debug("%s refuses the layout %s: %r", type(self.model).__name__, layout, refusal)
+            return None, False
+
+    def _judged(self, layout: Layout, batches: Sequence[Batch], picks: Sequence[Encoded], head: bool) -> tuple[float, bool]:
+        def compared(witness: _Witness) -> tuple[Tensor, Tensor]:
+            return self._compared(layout, batches, picks, head, witness)
+
+        own = compared(self.own)
+        if self.narrow and self.wide is None:  # no room for a wider copy
+            return _largest(*own), self._within_rounding(*own, picks)
+        judged = own if self.wide is None else compared(self.wide)
+        error = _largest(*judged)
+        if not error <= TOLERANCE:
+            again = self._in_float64(lambda witness: _largest(*compared(witness)))
+            error = error if again is None else again
+        if self.wide is None or not error <= TOLERANCE:
+            return error, error <= TOLERANCE
+        # what is right in float32 may still overflow in the model's dtype, or take another kernel there
+        noise = _rms(own[1], judged[1]) + self.unit
+        return error, _rms(own[0], judged[1]) <= 4 * noise
+
+    def _compared(
+        self, layout: Layout, batches: Sequence[Batch], picks: Sequence[Encoded], head: bool, witness: "_Witness"
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of the picks (in their batches, plainly); and of the shortest as if it lay beside the longest."""
+        pairs, width, wanted = [], 0, set(picks)
+        vocabulary = self.own.plain(picks[0]).vocabulary
+        for batch in batches:
+            if batch.rows > 1:
+                width = max(width, *(row_length(item, shared=batch.shared) for item in batch.items))
+            singles = [each for item in batch.items for each in _singles(item)]
+            if not wanted.isdisjoint(singles):
+                values = witness.in_batch(batch, head, vocabulary)
+                pairs += [(value, witness.plain(each).logps) for each, value in zip(singles, values) if each in wanted]
+        shortest = min(picks, key=_length)
+        if layout != "alone" and width > _length(shortest):
+            pairs.append((witness.padded(shortest, width, head, vocabulary), witness.plain(shortest).logps))
+        return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
+
+    def _within_rounding(self, laid_out: Tensor, plain: Tensor, picks: Sequence[Encoded]) -> bool:
+        """Whether rows differ by no more than padding makes them differ, or a unit in the last place of the largest logit."""
+        spread = torch.cat([self.own.spread(each) for each in sorted(picks, key=_length)[:3]])
+        unit = self.unit * max(self.own.plain(each).largest for each in picks)
+        usual = max(float(spread.square().mean().sqrt()), unit / 4)
+        return _rms(laid_out, plain) <= 2 * usual and _largest(laid_out, plain) <= 4 * max(float(spread.max()), unit)
+
+    def _check_causal(self, item: Encoded) -> None:
+        """ModelError where a later token changes an earlier log-probability."""
+
+        def changed(witness: _Witness) -> float:
+            found = witness.with_other_end(item)
+            return _largest(found, witness.plain(item).logps[: len(found)])
+
+        judge = self.wide or self.own
+        error = changed(judge)
+        if error <= TOLERANCE:
+            return
+        if self.narrow and self.wide is None:
+            if error <= 4 * max(float(self.own.spread(item).max()), self.unit * self.own.plain(item).largest):
+                return
+        elif (again := self._in_float64(changed)) is not None and again <= TOLERANCE:
+            return
+        if (noise := _largest(judge.fresh(item).logps, judge.plain(item).logps)) > TOLERANCE:
+            raise ModelError(
+                f"{type(self.model).__name__} gives one row two scores (a token differs by {noise:.2g} nats): something in it "
+                "draws random numbers in evaluation mode. Expected a likelihood; take the noise out of the model."
+            )
+        raise ModelError(
+            f"{type(self.model).__name__} is no causal language model: a later token changes the log-probability of an earlier "
+            f"one by {error:.2g} nats. Expected a decoder (of an encoder's class, one loaded with is_decoder=True)."
+        )
+
+    # -- copies ----------------------------------------------------------------------------------------------------
+
+    def _widened(self, picks: Sequence[Encoded]) -> "_Witness | None":
+        """A copy in float32 that runs, or None and why."""
+        made = self._copy(torch.float32)
+        if isinstance(made, str):
+            self.unmeasured = made
+            return None
+        try:
+            made.plain(picks[0])
+        except (torch.OutOfMemoryError, ModelError):
+            self.unmeasured = "the copy in float32 does not run"
+            return None
+        return made
+
+    def _in_float64(self, ask: "Callable[[_Witness], float]") -> float | None:
+        """The same, asked of a copy in float64. Rounding may tip a choice (of experts, say), and one choice tips all after
+        it; where that is all, the copy does not see it."""
+        if not self._float64:
+            made = self._copy(torch.float64)
+            self._float64.append(None if isinstance(made, str) else made)
+        witness = self._float64[0]
+        try:
+            return None if witness is None else ask(witness)
+        except Exception as error:  # it need not run in another dtype
+            _log.debug("%s in float64: %r", type(self.model).__name__, error)
+            return None
+
+    def _copy(self, dtype: torch.dtype) -> "_Witness | str":
+        """The model in another dtype, where memory holds it; else why not."""
+        parameters = list(self.model.parameters())
+        if _is_sharded(self.model):
+            return "the model is sharded"
+        need = dtype.itemsize * sum(each.numel() for each in parameters)
+        if len({each.device for each in parameters}) > 1 or 1.5 * need > _free_memory(device_of(self.model)):
+            return "no memory"
+        try:
+            return _Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget)
+        except torch.OutOfMemoryError:
+            return "no memory"
+        except Exception as error:  # quantised weights, hooks that cannot be copied
+            return f"no copy in another dtype ({type(error).__name__})"
+
+    # -- choosing --------------------------------------------------------------------------------------------------
+
+    def _picks(self, batches: Sequence[Batch]) -> list[Encoded]:
+        """Single completions to be compared, in the order of what they are good for."""
+        chosen: dict[Encoded, None] = {}
+        every = [each for batch in batches for item in batch.items for each in _singles(item) if each.completions[0]]
+        count = len(every)
+        if not self.everything:
+            count = min(count, 6 if count <= _FEW else 3 if count < _MANY else min(16, count // 150))
+        for each in _by_worth(batches):
+            if len(chosen) < count and each.completions[0]:
+                chosen.setdefault(each)
+        for each in sorted(every, key=lambda each: each.digest(0)) if len(chosen) < count else ():
+            if len(chosen) < count:
+                chosen.setdefault(each)
+        return list(chosen)
+
+
+def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
+    """Completions, those first that tell most. Of a shared row the last completion: the others are before it."""
+    if not batches:
+        return
+    rows = [(batch, [_singles(item) for item in batch.items]) for batch in batches]
+    each_row = [row for _, members in rows for row in members]
+    longest = max(each_row, key=lambda row: max(map(_length, row)))
+    beside = [members if batch.shared else [[e] for row in members for e in row] for batch, members in rows if batch.rows > 1]
+    yield max(longest, key=_length)
+    if beside:
+        company = max(beside, key=lambda members: max(_length(row[-1]) for row in members))
+        spread = max(beside, key=lambda members: _length(members[0][-1]) - _length(members[-1][-1]))
+        yield company[min(1, len(company) - 1)][-1]
+        yield spread[-1][-1]
+        yield company[0][-1]
+        yield company[-1][-1]
+    yield max(each_row, key=len)[-1]
+    yield longest[-1]
+
+
+class _Witness:
+    """A model (the one that scores, or a copy in a wider dtype) and what it says, asked once."""
+
+    def __init__(self, model: Any, logits_budget: int) -> None:
+        self.model, self.logits_budget = model, logits_budget
+        self.told: dict[Encoded, Plain] = {}
+        self.planned: Scores = {}
+        self.took: dict[tuple[Batch, bool], float] = {}
+        self.stateful = False
+        self._rest = AtRest(model)
+
+    def plain(self, each: Encoded) -> Plain:
+        if each not in self.told:
+            self.told[each] = self.fresh(each)
+        return self.told[each]
+
+    def fresh(self, each: Encoded) -> Plain:
+        return self._alone(each.context(0) + each.completions[0], each.completions[0], len(each.context(0)) - 1)
+
+    def with_other_end(self, each: Encoded) -> Tensor:
+        """Log-probabilities of the first half of the completion, the inputs behind it being others."""
+        context, ids = each.context(0), each.completions[0]
+        half = (len(ids) - 1) // 2
+        known = sorted({*context, *ids})
+        known = known if len(known) > 1 else [*known, known[0] - 1 if known[0] else 1]
+        other = tuple(known[(known.index(token) + 1) % len(known)] for token in ids[half:])
+        return self._alone(context + ids[:half] + other, ids[: half + 1], len(context) - 1).logps
+
+    def in_batch(self, batch: Batch, head: bool, vocabulary: int) -> list[Tensor]:
+        """Token log-probabilities of each completion of a batch, as it runs."""
+        if (batch, head) not in self.planned:
+            start = time.perf_counter()
+            rows = lay_out(batch.items, shared=batch.shared, device=device_of(self.model))
+            logps = self._rested(lambda: forward_logps(
+                self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
+            ))  # fmt: skip
+            self.planned[batch, head] = list(logps.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
+            self.took[batch, head] = time.perf_counter() - start
+        return self.planned[batch, head]
+
+    def padded(self, each: Encoded, width: int, head: bool, vocabulary: int) -> Tensor:
+        """As beside a row of this width."""
+        rows = lay_out([each], shared=False, width=width, device=device_of(self.model))
+        return self._rested(lambda: forward_logps(
+            self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
+        )).cpu()  # fmt: skip
+
+    def spread(self, each: Encoded) -> Tensor:
+        """How far padding alone moves each token: the most of two widths."""
+        plain = self.plain(each)
+        padded = [self.padded(each, _length(each) + more, False, plain.vocabulary) for more in (8, 61)]
+        return torch.stack([_difference(one, plain.logps) for one in padded]).amax(0)
+
+    def _alone(self, row: tuple[int, ...], labels: tuple[int, ...], first: int) -> Plain:
+        known = next(iter(self.told.values()), None)
+        few = known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget
+        return self._rested(lambda: plain_logps(self.model, row, labels, first, few=few))
+
+    def _rested(self, run: Callable[[], Any]) -> Any:
+        result = run()
+        self.stateful |= self._rest.restore()
+        return result
+
+
+def _singles(item: Encoded) -> list[Encoded]:
+    """Each completion by itself, with its own context."""
+    return [Encoded(item.context(i), (ids,), (item.truncated[i],)) for i, ids in enumerate(item.completions)]
+
+
+def _length(each: Encoded) -> int:
+    return sequence_length(each, 0)
+
+
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """|one − other|, zero where both exclude a token alike."""
+    one, other = one.double(), other.double()
+    return torch.where(one == other, 0.0, (one - other).abs())
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    return float(_difference(one, other).max()) if len(one) else 0.0
+
+
+def _rms(one: Tensor, other: Tensor) -> float:
+    return float(_difference(one, other).square().mean().sqrt())
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The narrowest floating dtype among the parameters."""
+    kinds = {each.dtype for each in model.parameters() if each.is_floating_point()}
+    return min(kinds, key=lambda kind: kind.itemsize, default=torch.float32)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # which accelerate brings
+
+    return int(psutil.virtual_memory().available)
+
+
+def _state(model: Any) -> Any:
+    """What decides how a model computes beside its weights: dtype, device, adapters that are on."""
+    layer = next((each for each in model.modules() if isinstance(getattr(each, "disable_adapters", None), bool)), None)
+    worn = None if layer is None else (layer.disable_adapters, tuple(layer.active_adapters))
+    return dtype_of(model), device_of(model), worn
+
+
+def _cut(rows: list[Encoded], ends: Sequence[int]) -> list[list[Encoded]]:
+    places = [0, *ends] if ends else [0, len(rows)]
+    return [rows[start:end] for start, end in pairwise(places)]
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether a pass is made by all ranks together (FSDP2, DeepSpeed's third stage)."""
+    return any(hasattr(each, "ds_id") or type(each).__name__ == "DTensor" for each in model.parameters())
+
+
+def _of_all_ranks(encoded: Sequence[Encoded]) -> list[Encoded]:
+    import torch.distributed as dist
+
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, list(encoded))
+    return [item for rows in gathered for item in rows]

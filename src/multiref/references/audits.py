@@ -1,0 +1,104 @@
+"""In which layout a reference scores a job: audited on rows of the whole job, kept beside its scores, obeyed by all workers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from multiref.models.audit import Audit
+from multiref.models.batching import LAYOUTS, Span
+from multiref.models.encoding import Encoded
+from multiref.references.engines import Engine, LocalEngine
+from multiref.references.plan import Block
+from multiref.references.protocol import Item, Reference
+from multiref.references.store import Damage, Store
+
+CHECKED = 8  # stored rows that are encoded again, to compare
+
+
+def agree_on_layout(
+    open_reference: Callable[[], Reference],
+    address: str,
+    blocks: Sequence[Block],
+    keeper: Store,
+    engine: Engine,
+    everything: bool,
+) -> Audit | None:
+    """The audit that stands for this job; None for a reference that lays out no rows (a server).
+
+    What the store knows is obeyed where it covers the job's rows. Else rows of the whole job are audited, whatever is stored
+    of it already. The weaker of the two layouts stands; the stronger is refuted, and shards scored in it do not count any more.
+    """
+    reference: Any = open_reference()
+    if not hasattr(reference, "audit"):
+        return None
+    chosen = list(blocks) if everything else _telling(blocks)
+    encoded = [each for block in chosen for each in reference.encode(block.items)]
+    asked = Span.around(encoded)
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    record = keeper.audit(address)
+    if record and not everything and record["versions"] == versions and asked in Span(**record["asked"]):
+        return replace(Audit.read(record["audit"]), seconds=0.0)
+    audit = getattr(engine, "audit", LocalEngine().audit)(open_reference, [block.items for block in chosen], everything)
+    keys = _keys_of(audit, chosen, encoded)
+    record = keeper.audit(address)  # another process may have written meanwhile
+    if record:
+        before = Audit.read(record["audit"])
+        asked, keys = asked.joined(Span(**record["asked"])), sorted({*keys, *record["keys"]})
+        weaker = max(before.layout, audit.layout, key=LAYOUTS.index)
+        audit = replace(audit, layout=weaker, head=audit.head and before.head, span=audit.span.joined(before.span))
+    refuted = list(LAYOUTS[: LAYOUTS.index(audit.layout)]) if record else []
+    keeper.record_audit(
+        address,
+        {"audit": audit.record(), "asked": asdict(asked), "keys": keys, "refuted": refuted, "versions": versions},
+    )
+    return audit
+
+
+def changed_tokens(reference: Any, texts: Mapping[bytes, tuple[Any, Any]], digests: Mapping[bytes, int]) -> str | None:
+    """Encodes stored rows again: a sentence where one has become other token ids than those that were scored."""
+    for key, (prompt, completion) in texts.items():
+        (encoded,) = reference.encode([Item(prompt, (completion,))])
+        if digests[key] and encoded.digest(0) != digests[key]:
+            return (
+                f"was scored on other token ids than its tokenizer and template give today (the completion {completion!r:.60} "
+                f"of the prompt {prompt!r:.60})."
+            )
+    return None
+
+
+def set_aside(keeper: Store, address: str, why: str) -> int:
+    """All shards of a reference go to `damaged/`; how many."""
+    shards = keeper.shards(address)
+    for path in shards:
+        keeper.quarantine(Damage(path, f"The shard {path} {why}"))
+    return len(shards)
+
+
+def _telling(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks with the longest text, the widest group and the widest spread of lengths, and one more: blocks are in the
+    order of hashes, so the first is as good as a random one."""
+
+    def lengths(block: Block) -> list[int]:
+        return [Block((item,), ()).size() for item in block.items]
+
+    return list(
+        dict.fromkeys(
+            (
+                max(blocks, key=lambda block: max(lengths(block))),
+                max(blocks, key=lambda block: max(len(item.completions) for item in block.items)),
+                max(blocks, key=lambda block: max(lengths(block)) / max(1, min(lengths(block)))),
+                blocks[0],
+            )
+        )
+    )
+
+
+def _keys_of(audit: Audit, blocks: Sequence[Block], encoded: Sequence[Encoded]) -> list[str]:
+    """Content keys of the completions that were compared."""
+    digests = [each.digest(i) for each in encoded for i in range(len(each.completions))]
+    at = np.isin(np.array(digests, np.uint64), np.array(audit.rows, np.uint64))
+    keys = [key for block in blocks for key in block.keys]
+    return sorted({keys[i].hex() for i in np.flatnonzero(at)})
