@@ -62,7 +62,7 @@ def test_what_is_appended_is_read(tmp_path, count):
 
 def test_shards_are_plain_parquet(tmp_path):
     path = Store(tmp_path).append("ab", rows_of(3))
-    assert pq.read_table(path).column_names == ["key", "logp", "length", "truncated"]
+    assert pq.read_table(path).column_names == ["key", "logp", "length", "truncated", "digest"]
 
 
 def test_a_score_that_is_not_a_number_is_not_stored(tmp_path):

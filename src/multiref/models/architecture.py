@@ -105,6 +105,6 @@ class AtRest:
                     module.__dict__[name], changed = value, True
             for name, (buffer, content) in buffers.items():
                 if module._buffers.get(name) is not buffer or not torch.equal(buffer, content):
-                    module._buffers[name], changed = buffer, True
-                    buffer.copy_(content)
+                    module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer), True
+                    module._buffers[name].copy_(content)
         return changed

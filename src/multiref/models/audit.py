@@ -154,7 +154,7 @@ class _Auditor:
 
     def run(self, scores: Scores | None) -> Audit:
         start = time.perf_counter()
-        with torch.no_grad(), evaluating(self.model), as_its_weights_are(self.model):
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model), as_its_weights_are(self.model):
             audit, batches = self._found()
         kept = {(batch, audit.head) for batch in batches} & self.own.planned.keys()
         if scores is not None:
@@ -267,10 +267,12 @@ class _Auditor:
         error = changed(judge)
         if error <= TOLERANCE:
             return
-        if self.narrow and self.wide is None:
-            if error <= 4 * max(float(self.own.spread(item).max()), self.unit * self.own.plain(item).largest):
-                return
-        elif (again := self._in_float64(changed)) is not None and again <= TOLERANCE:
+        again = None if self.narrow and self.wide is None else self._in_float64(changed)
+        if again is None:  # no wider copy, or quantised: activations quantised over a row move it as padding does
+            limit = 4 * max(float(self.own.spread(item).max()), self.unit * self.own.plain(item).largest)
+        else:
+            error, limit = again, TOLERANCE
+        if error <= limit:
             return
         if (noise := _largest(judge.fresh(item).logps, judge.plain(item).logps)) > TOLERANCE:
             raise ModelError(

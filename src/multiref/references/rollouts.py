@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, VocabularyMismatch
+from multiref.models.audit import audit_layout
 from multiref.models.encoding import Encoded
 from multiref.models.logps import completion_logits
 from multiref.models.sampling import Rollout
@@ -146,6 +147,7 @@ class RolloutScorer:
 @torch.inference_mode()
 def _tempered(model: nn.Module, encoded: Sequence[Encoded], temperature: float) -> list[Tensor]:
     """Token log-probabilities of softmax(logits / temperature), from plain logits, one completion at a time."""
+    audit_layout(model, encoded)  # a causal model, and token ids that it has
     found = []
     for item in encoded:
         for index, ids in enumerate(item.completions):

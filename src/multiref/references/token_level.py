@@ -12,6 +12,8 @@ from torch import Tensor
 
 from multiref.divergences import disagreement
 from multiref.errors import ModelError, VocabularyMismatch
+from multiref.models.architecture import evaluating
+from multiref.models.audit import audit_layout
 from multiref.models.encoding import Encoded
 from multiref.models.logps import completion_logits
 from multiref.references.collection import References
@@ -154,7 +156,8 @@ def _error(values: Tensor, owner: Tensor) -> float:
 @torch.inference_mode()
 def _distributions(reference: LocalReference, encoded: Sequence[Encoded], width: int) -> Tensor:
     """[T, width] float32 on the CPU: log π(· | prompt, y_<t) over the common vocabulary at each scored position."""
-    with reference.loaded() as model:
+    with reference.loaded() as model, evaluating(model):
+        audit_layout(model, encoded)  # rows run alone here; but is it a causal model, and has it all these tokens?
         return torch.cat([completion_logits(model, item)[:, :width].float().log_softmax(-1).cpu() for item in encoded])
 
 
