@@ -139,11 +139,11 @@ def test_all_rows_are_audited_where_asked(tmp_path):
 def test_other_token_ids_than_were_scored_set_all_aside(tmp_path, monkeypatch):
     """The identity should have changed and did not; the ids say so."""
     monkeypatch.setattr(LocalReference, "identity", lambda self: {"kind": "local", "always": "the same"})
-    opened = LanguageModel(make_llama(len(TOKENIZER), context=512), TOKENIZER, "m")
+    opened = LanguageModel(make_llama(len(TOKENIZER), context=512), make_tokenizer("bytelevel"), "m")
     rows = pairs_of(20)
     References({"a": opened}).score(rows, store=tmp_path)
     again = References({"a": opened}).score(rows, store=tmp_path)  # the same ids: nothing to say
-    monkeypatch.setattr(TOKENIZER, "eos_token", TOKENIZER.convert_ids_to_tokens(50))
+    opened.tokenizer.eos_token = TOKENIZER.convert_ids_to_tokens(50)
     with pytest.warns(MultirefWarning, match="other token ids than its tokenizer and template give today"):
         changed = References({"a": opened}).score(rows, store=tmp_path)
     assert not torch.allclose(changed.logps, again.logps, atol=0.1) and (changed.digests != again.digests).all()

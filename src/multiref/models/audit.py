@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -175,7 +176,9 @@ class _Auditor:
                 if batches == before:
                     continue  # nothing was shared
                 before, picks = batches, self._picks(batches)
-                errors[layout], stands = self._tried(layout, batches, picks, head)
+                error, stands = self._tried(layout, batches, picks, head)
+                tried = "batched" if layout == "shared" and not any(batch.shared for batch in batches) else layout
+                errors[tried] = error if error is not None and isfinite(error) else None
                 if stands:
                     return self._audit(layout, head, batches, picks, errors), batches
         return self._audit("alone", False, batches, picks, errors), batches
@@ -330,7 +333,7 @@ class _Auditor:
     # -- choosing --------------------------------------------------------------------------------------------------
 
     def _picks(self, batches: Sequence[Batch]) -> list[Encoded]:
-        """Single completions to be compared, in the order of what they are good for."""
+        """Single completions to be compared, in the order of what they are good for; and the shortest, which costs least."""
         chosen: dict[Encoded, None] = {}
         every = [each for batch in batches for item in batch.items for each in _singles(item) if each.completions[0]]
         count = len(every)
@@ -342,7 +345,7 @@ class _Auditor:
         for each in sorted(every, key=lambda each: each.digest(0)) if len(chosen) < count else ():
             if len(chosen) < count:
                 chosen.setdefault(each)
-        return list(chosen)
+        return list(dict.fromkeys([*chosen, min(every, key=_length)]))
 
 
 def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
