@@ -161,6 +161,28 @@ def test_a_new_head_is_trained_and_never_scores(folder):
         open_reward_model(str(folder))
 
 
+def test_an_adapter_brings_its_reward_head(folder, tmp_path):
+    """The rewards in memory are those of the adapter's folder; without its head it is refused."""
+    from multiref.training.reward.model import with_lora
+
+    torch.manual_seed(3)
+    opened = open_reward_model(str(folder))
+    model = with_lora(opened.model, {"r": 2, "target_modules": ["q_proj"]}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter) if parameter.requires_grad else 0
+    model.save_pretrained(tmp_path / "adapter")
+    opened.tokenizer.save_pretrained(tmp_path / "adapter")
+    ids = opened.tokenizer(ROW[0][0] + ROW[0][1], return_tensors="pt")
+    with torch.no_grad():
+        right = model(**ids).logits.item()
+    assert RewardModel(str(tmp_path / "adapter"))([ROW[0][0]], [ROW[0][1]]) == pytest.approx([right], abs=1e-5)
+    held = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    save_file({k: v for k, v in held.items() if "score" not in k}, tmp_path / "adapter/adapter_model.safetensors")
+    with pytest.raises(ModelError, match="score"):
+        RewardModel(str(tmp_path / "adapter"))
+
+
 def test_what_is_no_causal_model_is_named_in_one_line(tmp_path, tiny_tokenizer):
     from transformers import (
         BertConfig,

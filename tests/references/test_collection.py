@@ -170,7 +170,7 @@ def test_a_mapping_is_a_spec_with_what_concerns_this_machine(tiny_folder):
     assert reference.spec == ModelSpec(tiny_folder, dtype="float64")
     assert reference.tokenisation == Tokenisation(end=False, max_length=20)
     assert Opener({"model": ModelSpec(tiny_folder), "device": "cpu"})().name == str(tiny_folder)
-    with pytest.raises(ArgumentError, match="the key 'max_length'; expected for a model on this machine: adapter, attention"):
+    with pytest.raises(ArgumentError, match="the key 'max_length'; expected for a model on this machine: adapter, allow_keys"):
         Opener({"model": str(tiny_folder), "max_length": 9})()
 
 

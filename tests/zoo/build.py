@@ -29,14 +29,48 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"rotary_dim|rope_dim", 4),
     (r".*intermediate.*|.*ffn_(hidden_)?(size|dim)|d_ff|n_inner|ffn_dim|.*mlp_dim.*|.*ffn_dim|dim_ff|inner_dim", 32),
     (r"hidden_size_per_layer_input|.*per_layer.*", 8),
-    (r".*hidden_size|d_model|n_embd|.*embed_dim|.*embedding_size|dim_model|emb_dim|.*_proj_dim|hidden_dim|lru_width|dim", 32),
+    (
+        r".*hidden_size|d_model|n_embd|.*embed(ding)?_dim|.*embedding_size|dim_model|emb_dim|.*_proj_dim|hidden_dim|lru_width|dim",
+        32,
+    ),
     (r".*state_size|.*d_state|time_step_rank|dt_rank|.*ssm_.*state.*|mamba_dt_rank", 8),
     (r"chunk_size|mamba_chunk_size", 4),
 )
 # What no rule knows: a number that must fit another, or kinds of layers that two layers do not show.
 KV = next(index for index, (pattern, _) in enumerate(SIZES) if "key_value" in pattern)
 LAYERS = r".*num_(hidden_)?layers|n_layers?|(en|de)coder_layers|num_blocks|n_block|num_h_layers|num_l_layers|.*_num_layers"
-SPECIAL: dict[str, dict[str, Any]] = {}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config.head_dim": 16},
+    "dots3_note_text": {"head_dim": 16},
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_ssm": 64},
+    "gemma3n_text": {
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "intermediate_size": [32] * 4, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+    },
+    "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention"]},
+    "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "longcat_flash": {"qk_head_dim": 16},
+    "mamba2": {"num_heads": 8},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2,
+        "ngram_vocab_size_base": 64,
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
+    "xlnet": {"d_head": 8},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 2, "num_hidden_layers": 3,
+              "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "zamba2": {"n_mamba_heads": 8, "mamba_headdim": 8, "attention_hidden_size": 64, "attention_head_dim": 16,
+               "hybrid_layer_ids": [1], "layers_block_type": ["linear_attention", "hybrid"]},
+}  # fmt: skip
 IDS = {
     "pad_token_id": 0,
     "bos_token_id": 1,

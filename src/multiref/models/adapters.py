@@ -35,7 +35,10 @@ def on_base(spec: ModelSpec) -> ModelSpec:
         raise ModelError(
             f"{spec.path} is an adapter that does not name its base model; give the base, and this folder as adapter."
         )
-    return replace(spec, path=_found(str(base), folder), adapter=spec.path, revision=config.get("revision"))
+    here = Path(spec.path).is_dir()
+    adapter = spec.path if here else str(local_folder(spec.path, revision=spec.revision))
+    revision = config.get("revision") or (spec.revision if here else None)
+    return replace(spec, path=_found(str(base), folder), adapter=adapter, revision=revision)
 
 
 def adapter_folder(path: str, revision: str | None = None) -> Path | None:
@@ -44,7 +47,7 @@ def adapter_folder(path: str, revision: str | None = None) -> Path | None:
         return Path(path) if (Path(path) / _CONFIG).is_file() else None
     if not may_be_hub_id(path):
         return None
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         file = find_adapter_config_file(path, revision=revision)

@@ -126,7 +126,8 @@ def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[s
     }
     ahead = {_layer(*places[key]) for key in keys if _AHEAD.search(places[key][1])}
     towers = any(re.search(r"(^|\.)\d+(\.|$)", rest) for owner, rest in places.values() if owner in ("", body))
-    refused, listed = [], []
+    refused: list[str] = []
+    listed: list[str] = []
     for key, (owner, rest) in places.items():
         module, parts = modules[owner], rest.split(".")
         if {key, f"{owner}.{rest}"} & buffers or _BUFFERS.search(key) or shapes.get(key, (0,))[:1] == ("BOOL",):

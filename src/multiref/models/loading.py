@@ -60,7 +60,7 @@ def load(
         model = load_merged(replace(spec, adapter=None), device=device).model
     else:
         config = load_config(spec)
-        _check_causal(config, spec)
+        reader = _causal_class(config, spec)
         check_quantization(config, spec.quantization, spec.path)
         options = _source(spec) | {"dtype": kind, "use_safetensors": True}
         options |= quantization_options(spec.quantization, place, kind)
@@ -68,7 +68,7 @@ def load(
             options["attn_implementation"] = spec.attention
         if spread:
             options["device_map"] = "auto"
-        model = _whole(spec, **options)
+        model = _whole(reader, spec, **options)
         moves = "device_map" not in options
         if kind == torch.float64 and hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
@@ -156,9 +156,9 @@ def _read(kind: Any, path: str, **options: Any) -> Any:
         raise ModelError(explain(path, error)) from error
 
 
-def _whole(spec: ModelSpec, **options: Any) -> Any:
+def _whole(reader: Any, spec: ModelSpec, **options: Any) -> Any:
     try:
-        model, _ = load_whole(_classes(spec.path)[1], spec.path, allow_keys=spec.allow_keys, **options)
+        model, _ = load_whole(reader, spec.path, allow_keys=spec.allow_keys, **options)
     except (ModelError, Warning):
         raise
     except Exception as error:  # as above, and safetensors' own
@@ -167,8 +167,9 @@ def _whole(spec: ModelSpec, **options: Any) -> Any:
     return model
 
 
-def _check_causal(config: Any, spec: ModelSpec) -> None:
-    """ModelError unless the configuration is that of a causal language model, as far as it says."""
+def _causal_class(config: Any, spec: ModelSpec) -> Any:
+    """Which class reads the weights. ModelError unless the configuration says that it is a causal language model."""
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     named = getattr(config, "architectures", None) or []
@@ -177,10 +178,14 @@ def _check_causal(config: Any, spec: ModelSpec) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{found}, an encoder-decoder; {expected}")
     if spec.trust_remote_code or config.model_type.startswith("multiref_"):
-        return
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{found}; {expected}")
+        return _classes(spec.path)[1]
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # the decoder of a larger model, saved alone, names its class only
+        own = [getattr(transformers, name, None) for name in named if name.endswith("ForCausalLM")]
+        if not own or own[0] is None:
+            raise ModelError(f"{found}; {expected}")
+        return own[0]
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     fine = ("ForCausalLM", "ForConditionalGeneration")  # the latter with towers beside its decoder
     if named and not any(name in causal or "For" not in name or name.endswith(fine) for name in named):
         raise ModelError(f"{found}; {expected}")
+    return _classes(spec.path)[1]

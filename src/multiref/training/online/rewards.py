@@ -68,12 +68,20 @@ class RewardModel:
     def __init__(self, path_or_id: str, *, device: Any = None, batch: int = 16, dtype: str = "float32") -> None:
         import transformers
 
-        from multiref.models.checkpoint import load_whole
+        from multiref.models.adapters import on_base, put_adapter
+        from multiref.models.checkpoint import file_shapes, load_whole
         from multiref.models.loading import as_dtype, best_device, load_tokenizer
+        from multiref.models.spec import ModelSpec
 
         try:
-            kind = transformers.AutoModelForSequenceClassification
-            model, _ = load_whole(kind, path_or_id, num_labels=1, dtype=as_dtype(dtype), use_safetensors=True)
+            kind, spec = transformers.AutoModelForSequenceClassification, on_base(ModelSpec(path_or_id))
+            heads = ("score.*", "classifier.*") if spec.adapter else ()  # an adapter brings its own
+            options = {"num_labels": 1, "dtype": as_dtype(dtype), "use_safetensors": True, "revision": spec.revision}
+            model, made = load_whole(kind, spec.path, creates=heads, **options)
+            if spec.adapter:
+                model = put_adapter(model, spec.adapter)
+                if made and not any(".score." in key or ".classifier." in key for key in file_shapes(Path(spec.adapter))):
+                    raise ModelError(f"{path_or_id}: neither the adapter nor its base has the reward's head ({made[0]}).")
         except ModelError:
             raise
         except Exception as error:
