@@ -117,7 +117,7 @@ def test_what_is_fine_loads_in_silence(folder, weights, tiny_tokenizer, tmp_path
         tiny_tokenizer.save_pretrained(tmp_path / name)
         held, right = load_file(tmp_path / name / "model.safetensors"), score(tmp_path / name)
         assert "lm_head.weight" not in held
-        masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9).bool(), "transformer.h.0.attn.masked_bias": torch.ones(())}
+        masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9), "transformer.h.0.attn.masked_bias": torch.ones(())}
         write(tmp_path / name, held | {"lm_head.weight": model.lm_head.weight.detach()} | (masks if name == "gpt2" else {}))
         assert score(tmp_path / name) == right
 
@@ -159,6 +159,26 @@ def test_a_new_head_is_trained_and_never_scores(folder):
     write(folder, {key: value for key, value in load_file(folder / "model.safetensors").items() if "norm" not in key})
     with pytest.raises(ModelError, match=r"whole.*norm"):
         open_reward_model(str(folder))
+
+
+def test_experts_are_put_together_from_all_of_them(tiny_tokenizer, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    assert load(ModelSpec(tmp_path, dtype="float64")).model(torch.tensor([[1, 2]])).logits.isfinite().all()
+    one = next(key for key in held if "experts.1." in key)
+    write(tmp_path, {key: value for key, value in held.items() if key != one})
+    with pytest.raises(ModelError, match=r"whole model: model\.layers\.0\.mlp\.experts.* cannot be put together"):
+        load(tmp_path)
+    write(tmp_path, held | renamed(held, "experts.1.", "experts.3."))
+    with pytest.raises(ModelError, match=r"experts\.\w+ \(file \[4, .*model \[3, "):
+        load(tmp_path)
 
 
 def test_an_adapter_brings_its_reward_head(folder, tmp_path):

@@ -16,7 +16,9 @@ from multiref.errors import ModelError, MultirefWarning
 # what wrappers of a training loop put into keys; weights under such a name are weights of this model that would be lost
 _WRAPPERS = {"_orig_mod", "module", "base_model", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
 # tables that are computed, and were saved by older versions
-_BUFFERS = re.compile(r"(^|\.)(\w*inv_freq|masked_bias|causal_mask|position_ids|\w*(cos|sin)_cached|num_batches_tracked)$")
+_BUFFERS = re.compile(
+    r"(^|\.)(\w*inv_freq|freqs(_cis)?|\w*(cos|sin)_cached|masked_bias|causal_mask|position_ids|alibi(_slopes)?)$"
+)
 # modules beside the one that scores, by the names that they have everywhere: heads of other tasks, other senses, prediction
 # further ahead
 _BESIDE = r"vision|visual|image|video|audio|speech|projector|mtp|nextn"
@@ -37,8 +39,16 @@ def load_whole(
         which its configuration has no place. What else it holds (vision towers, heads of other tasks) is one warning.
     """
     state = torch.get_rng_state()
-    with _without_report():
-        model, report = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    try:
+        with _without_report() as table:
+            model, report = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except RuntimeError as error:
+        if torn := re.findall(r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M):  # such as experts, one of which is not there
+            raise ModelError(
+                f"{path} does not hold a whole model: {first_three(torn)} cannot be put together from the weights of the file. "
+                "Save the model whole, or mend config.json where it describes another model."
+            ) from error
+        raise
 
     def meant(key: str, patterns: Sequence[str]) -> bool:
         return any(fnmatch(key, pattern) for pattern in patterns)
@@ -130,7 +140,7 @@ def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[s
     listed: list[str] = []
     for key, (owner, rest) in places.items():
         module, parts = modules[owner], rest.split(".")
-        if {key, f"{owner}.{rest}"} & buffers or _BUFFERS.search(key) or shapes.get(key, (0,))[:1] == ("BOOL",):
+        if {key, f"{owner}.{rest}"} & buffers or _BUFFERS.search(key) or _is_mask(*shapes.get(key, ("",))):
             counts = False
         elif doubled or _WRAPPERS & set(key.split(".")):
             counts = True
@@ -142,6 +152,11 @@ def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[s
             counts = not (towers or any(part.isdigit() for part in parts) or _ELSEWHERE.search(rest))
         (refused if counts else listed).append(key)
     return refused, [key for key in listed if not _BUFFERS.search(key)]
+
+
+def _is_mask(dtype: str, *shape: int) -> bool:
+    """A table of who sees whom, as attention once saved it."""
+    return dtype == "BOOL" or (shape[:2] == (1, 1) and len(shape) == 4 and shape[2] == shape[3])
 
 
 def _place(key: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
@@ -189,23 +204,26 @@ def file_shapes(folder: Path) -> dict[str, tuple[Any, ...]]:
 class _without_report:
     """transformers' table of keys is not printed: what of it matters is said by us."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_without_report":
         import logging
 
         from transformers.utils import logging as shown
 
+        self.text: list[str] = []
         self.bar = shown.is_progress_bar_enabled()
         shown.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
         self.logger = logging.getLogger("transformers.modeling_utils")
-        self.logger.addFilter(_no_table)
+        self.logger.addFilter(self._keeps)
+        return self
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging as shown
 
-        self.logger.removeFilter(_no_table)
+        self.logger.removeFilter(self._keeps)
         if self.bar:
             shown.enable_progress_bar()
 
-
-def _no_table(record: Any) -> bool:
-    return "LOAD REPORT" not in str(record.msg)
+    def _keeps(self, record: Any) -> bool:
+        if table := "LOAD REPORT" in str(record.msg):
+            self.text.append(re.sub(r"\x1b\[[\d;]*m", "", str(record.msg)))
+        return not table
