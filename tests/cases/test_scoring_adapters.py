@@ -215,6 +215,15 @@ def test_its_own_tokenizer_and_template(base, made, tiny_tokenizer, tmp_path):
         assert load(place).tokenizer.chat_template == own.chat_template
 
 
+def test_settings_of_a_newer_peft(base, made, tmp_path):
+    folder, right, _ = made(1)
+    shutil.copytree(folder, tmp_path / "newer")
+    config = json.loads((tmp_path / "newer/adapter_config.json").read_text())
+    (tmp_path / "newer/adapter_config.json").write_text(json.dumps(config | {"use_magic": True, "use_none": None}))
+    with pytest.warns(MultirefWarning, match=r"does not know \(use_magic\)"):
+        assert go(a={"model": base, "adapter": str(tmp_path / "newer")}) == pytest.approx([right], abs=1e-4)
+
+
 def test_prompt_tuning_is_refused(base, tmp_path):
     import peft
     from transformers import AutoModelForCausalLM

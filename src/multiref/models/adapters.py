@@ -102,20 +102,31 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
                 f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
                 "changes weights, such as LoRA."
             )
+        unknown = [key for key, value in read_adapter_config(folder).items() if value and not hasattr(config, key)]
+        if unknown:  # PEFT says so too, in words that nobody reads
+            warnings.warn(
+                f"The adapter {adapter} has settings that this PEFT does not know ({first_three(unknown)}), and that it may "
+                "have been trained with. Install a newer peft.",
+                MultirefWarning,
+                stacklevel=2,
+            )
         with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
             if not isinstance(model, peft.PeftModel):
                 _make_room(model, folder)
                 model = peft.PeftModel.from_pretrained(model, adapter, adapter_name=name)
             report = model.load_adapter(adapter, adapter_name=name)
-    except ModelError:
+    except (ModelError, MultirefWarning):
         raise
     except Exception as error:  # peft passes on whatever the files provoke
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(f"The adapter {adapter} cannot be put on this model: {' '.join(lines[:4])}") from error
-    missing, lost = list(report.missing_keys), list(report.unexpected_keys)
+    held = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(weight) for key, weight in held.items() if key not in set(report.missing_keys)}
+    missing = [key for key in report.missing_keys if id(held.get(key)) not in filled]  # one may have several names
+    lost = list(report.unexpected_keys)
     if getattr(config, "bias", "none") != "none":  # these replace the base's, so PEFT misses none
         saved = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        missing += [key for key in saved if key.endswith(".bias") and key not in file_shapes(folder)]
+        missing += [key for key in saved.keys() - file_shapes(folder).keys() if key.endswith(".bias")]
     if missing or lost:
         raise ModelError(
             f"The adapter {adapter} does not fit this model: {len(lost)} of its weights have no place and {len(missing)} that "

@@ -43,7 +43,9 @@ def load_whole(
         with _without_report() as table:
             model, report = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except RuntimeError as error:
-        if torn := re.findall(r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M):  # such as experts, one of which is not there
+        if torn := re.findall(
+            r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M
+        ):  # such as experts, one of which is not there
             raise ModelError(
                 f"{path} does not hold a whole model: {first_three(torn)} cannot be put together from the weights of the file. "
                 "Save the model whole, or mend config.json where it describes another model."
