@@ -167,7 +167,7 @@ class _Auditor:
         plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
         if self.narrow:
             self.wide = self._widened(picks)
-        self._check_causal(picks[len(picks) // 2])
+        self._check_causal(max(picks, key=lambda each: len(each.completions[0])))  # of one token, little is left to change
         errors: dict[str, float | None] = {}
         for head in (True, False) if all(each.of_head for each in plain) else (False,):
             before: list[Batch] = []
