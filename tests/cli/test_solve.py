@@ -38,7 +38,7 @@ def test_the_table_shows_the_optimum():
 @pytest.mark.parametrize(
     "problem, says",
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "reward and references"),
         ({**PROBLEM, "betta": 1}, "beta"),
         ({**PROBLEM, "regularizer": "KL"}, "ReverseKL"),

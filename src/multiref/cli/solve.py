@@ -1,21 +1,27 @@
 """`multiref solve`: the exact optimum of a problem given as numbers."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from multiref._files import read_text
+from multiref._json import parse_json
 from multiref.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from multiref.exact import Solution
     from multiref.regularizers import Regularizer
     from multiref.runs.yaml_values import Plain
 
 EXAMPLE = '{"reward": [0, 1], "references": {"base": [0.7, 0.3], "math": [0.2, 0.8]}, "weights": [0.5, 0.5], "beta": 1.0}'
+LARGEST = 2**24  # bytes of a problem
+SHOWN, SHOWN_REFERENCES = 100, 12  # in the table
 Kind = Literal["ReverseKL", "ForwardKL", "AlphaDivergence", "PooledKL"]
 
 
@@ -51,25 +57,32 @@ def command(
     weights = _weights(asked.weights, list(asked.references), name)
     regularizer = _regularizer(asked.regularizer, weights, asked.alpha, asked.order)
     solution = mr.exact.solve(reward, logps, regularizer, beta=asked.beta)
+    _check_solved(solution, name)
     value, multiplier = float(solution.value), float(solution.multiplier)
     if as_json:
         print(json.dumps({"log_policy": solution.log_policy.tolist(), "value": value, "multiplier": multiplier}))
         return
+    shown = list(asked.references)[:SHOWN_REFERENCES]
     rows = [
-        [str(y), f"{asked.reward[y]:g}", *(f"{row[y]:.6g}" for row in asked.references.values()), f"{p:.12g}"]
-        for y, p in enumerate(solution.policy.tolist())
+        [str(y), f"{asked.reward[y]:g}", *(f"{asked.references[k][y]:.6g}" for k in shown), f"{p:.12g}"]
+        for y, p in enumerate(solution.policy[:SHOWN].tolist())
     ]
-    print_table(Table(["completion", "reward", *asked.references, "optimum π*"], rows, f"{regularizer!r}, β = {asked.beta:g}"))
+    print_table(Table(["completion", "reward", *shown, "optimum π*"], rows, f"{regularizer!r}, β = {asked.beta:g}"))
+    if len(asked.reward) > SHOWN or len(shown) < len(asked.references):
+        many = f"{len(asked.reward):,} completions and {len(asked.references):,} references"
+        print(f"There are {many}; the table shows the first {SHOWN} and {SHOWN_REFERENCES}, --json gives the whole optimum.")
     print(f"value J* = {value:.12g}    multiplier λ = {multiplier:.12g}")
 
 
 def _read(file: Path, name: str) -> "dict[str, Plain]":
-    try:
-        problem = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror}). Expected a JSON file such as {EXAMPLE}") from error
-    except ValueError as error:
-        raise DataError(f"{name}: not JSON ({error}). Expected for example {EXAMPLE}") from error
+    expected = f"Expected for example {EXAMPLE}"
+    if str(file) == "-":
+        content = sys.stdin.buffer.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise DataError(f"{name}: more than {LARGEST:,} bytes. {expected}")
+        problem = parse_json(content, name, constants=True, expected=expected)
+    else:
+        problem = parse_json(read_text(file, "a JSON file", largest=LARGEST), name, constants=True, expected=expected)
     if not isinstance(problem, dict) or "reward" not in problem or "references" not in problem:
         raise DataError(f"{name}: expected an object with reward and references, such as {EXAMPLE}")
     if isinstance(references := problem["references"], list):
@@ -87,6 +100,16 @@ def _tensors(reward: list[float], named: dict[str, list[float]], name: str) -> "
             expected = f"expected {len(reward)} (one for each reward), none negative, with sum one"
             raise DataError(f"{name}: {found}; {expected}.")
     return torch.tensor(reward, dtype=torch.float64), torch.tensor(list(named.values()), dtype=torch.float64).log()
+
+
+def _check_solved(solution: "Solution", name: str) -> None:
+    """Numbers at the edge of float64 (α of 10³⁰⁰, say) may leave nothing to divide by: that is no solution."""
+    total = float(solution.policy.sum())
+    if not abs(total - 1) < 1e-6 or not math.isfinite(float(solution.value)):
+        raise DataError(
+            f"{name}: has no solution in float64: the optimum would sum to {total:.6g}, value {float(solution.value):g}; "
+            "expected rewards, beta, alpha and order whose powers and exponentials are finite."
+        )
 
 
 def _weights(given: dict[str, float] | list[float] | None, names: list[str], name: str) -> list[float] | None:
