@@ -65,7 +65,7 @@ def test_shorthands_and_defaults_are_written_out_and_read_back(tmp_path):
         ("output: run", "output: run\ntask: labels", "run.yaml:12: task: labels is called iterative now."),
         ("output: run", "output: run\nregularizer: ReversKL", "run.yaml:12: regularizer.kind: found 'ReversKL', expected"),
         ("{name: a, model: first,", "{name: a, model: first, adapter: x,", "run.yaml:3: references[0].adapter: it is a"),
-        ("output: run", "output: *there", "run.yaml:11: found undefined alias"),
+        ("output: run", "output: *there", "run.yaml:11: found the alias *there"),
         ("output: run", "output: !!python/name:os.system run", "run.yaml:11: found tag:yaml.org,2002:python/name:os.system"),
     ],
 )  # fmt: skip
@@ -96,16 +96,30 @@ def test_a_mistake_in_a_change_names_the_change(change, said, tmp_path):
     assert str(caught.value).startswith(said)
 
 
-def test_anchors_merges_and_dates(tmp_path):
-    text = FILE.replace("model: policy", "model: &m policy").replace("output: run", "output: 2024-05-01\ntitle: *m")
-    run = read(tmp_path, text)
-    assert run.title == "policy" and run.output == "2024-05-01"
-    merged = (
-        FILE.replace("  - name: b", "  - &b\n    name: b") + "lora: &l {r: 2}\nevaluation: {<<: {fraction: 0.5}, limit: 3}\n"
-    )
-    assert read(tmp_path, merged).evaluation.fraction == 0.5
-    with pytest.raises(ConfigError, match=r"run\.yaml:12: an alias of what it stands in"):
-        read(tmp_path, FILE.replace("output: run", "output: run\nlora: &x {r: *x}"))
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("title: *m", "run.yaml:12: found the alias *m; write out what it stands for"),
+        ("lora: &x {r: *x}", "run.yaml:12: found the alias *x"),
+        ("lora: " + "[" * 5000, "run.yaml:12: found lists and keys more than 32 deep"),
+        ("lora: !!omap [r: 1]", "run.yaml:12: found tag:yaml.org,2002:omap"),
+        ("lora: {r: " + "9" * 5000 + "}", "run.yaml:12: found 9999"),
+        ("lora: {lora_dropout: .nan}", "run.yaml:12: found .nan, expected a finite number."),
+        ("title: a\0", "run.yaml: special characters are not allowed"),
+        ("--- \ntitle: b", "run.yaml:12: but found another document"),
+        ("title: " + "x" * 2**17, "run.yaml has 131,"),
+    ],
+)
+def test_yaml_that_could_be_a_bomb_or_is_none_of_ours(added, said, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, FILE.replace("output: run", f"output: run\n{added}").replace("model: policy", "model: &m policy"))
+    assert str(caught.value).replace(f"{tmp_path}/", "").startswith(said)
+
+
+def test_dates_are_text_and_windows_line_ends_are_line_ends(tmp_path):
+    assert read(tmp_path, FILE.replace("output: run", "output: 2024-05-01")).output == "2024-05-01"
+    (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + FILE.replace("\n", "\r\n").encode())
+    assert read_run(tmp_path / "run.yaml") == read(tmp_path)
 
 
 def test_the_schema_completes_a_recipe():

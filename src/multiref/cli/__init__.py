@@ -8,6 +8,8 @@ Anything else is a bug of ours and keeps its traceback.
 import ast
 import importlib
 import importlib.util
+import io
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -126,5 +128,14 @@ def root(
 
 
 def main() -> None:
-    """Entry point of the `multiref` command."""
-    app(prog_name="multiref")
+    """Entry point of the `multiref` command. What the terminal's encoding does not have is shown escaped, not refused;
+    who reads our output and stops (`| head`) ends us without a word."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="multiref")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed into nothing
+        sys.exit(1)

@@ -33,6 +33,19 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+def as_device(device: str | torch.device | None) -> torch.device:
+    """A device that this machine has and that holds numbers; None: `best_device()`. ArgumentError for another."""
+    if device is None:
+        return best_device()
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()  # one that is not there, or "meta", fails here
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise ArgumentError(f"device: {str(device)!r} cannot be used here ({why}); expected cpu, cuda, cuda:1, mps.") from error
+    return place
+
+
 def load(
     what: str | os.PathLike[str] | ModelSpec,
     *,
@@ -53,7 +66,7 @@ def load(
     spec = on_base(asked)
     kind = as_dtype(spec.dtype or "float32")
     spread = device == "auto"
-    place = torch.device(device) if device is not None and not spread else best_device()
+    place = as_device(None if spread else device)
     tokenizer = load_tokenizer(spec)
     moves = not spread
     if spec.adapter is not None and adapter_folder(spec.path, spec.revision):

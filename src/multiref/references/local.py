@@ -21,7 +21,7 @@ from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.fingerprint import config_fingerprint, file_weights_fingerprint, model_weights_fingerprint
 from multiref.models.folders import local_folder
 from multiref.models.forward import LOGITS_BUDGET
-from multiref.models.loading import LanguageModel, as_dtype, best_device, load_config, load_tokenizer
+from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
 from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
@@ -61,7 +61,7 @@ class LocalReference:
             self._memory: LanguageModel | None = what
             self.base = SharedBase(self.spec, None, loaded=what)
         else:
-            place: str | torch.device = "auto" if device == "auto" else torch.device(device) if device else best_device()
+            place: str | torch.device = "auto" if device == "auto" else as_device(device or None)
             on_cuda = place == "auto" or torch.device(place).type == "cuda"
             spec = on_base(ModelSpec.of(what))
             self.dtype = spec.dtype or ("bfloat16" if on_cuda else "float32") if dtype == "auto" else spec.dtype or dtype

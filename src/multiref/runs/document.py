@@ -7,11 +7,13 @@ from typing import Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from multiref._files import read_text
 from multiref.errors import ConfigError
 from multiref.runs.sentences import sentence
-from multiref.runs.yaml_values import Place, Plain, kind_of, parse
+from multiref.runs.yaml_values import DEPTH, Place, Plain, kind_of, parse
 
 T = TypeVar("T")
+LARGEST = 2**17  # bytes of a run's file
 
 
 class Document:
@@ -24,12 +26,7 @@ class Document:
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The document of a YAML file. ConfigError with file and line."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a YAML file in UTF-8.") from None
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}; expected a YAML file of settings.") from None
+        text = read_text(path, "a YAML file of settings in UTF-8", largest=LARGEST, error=ConfigError)
         values, lines = parse(text, str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: found {kind_of(values)}, expected keys and values such as `beta: 0.1`.")
@@ -41,6 +38,10 @@ class Document:
             key, equals, text = assignment.partition("=")
             if not equals or not key:
                 raise ConfigError(f"--set {assignment}: expected key=value, such as --set training.learning_rate=1e-5.")
+            if key.count(".") >= DEPTH:
+                raise ConfigError(
+                    f"--set {key[:40]}…: more than {DEPTH} keys deep; expected one such as training.learning_rate."
+                )
             value, _ = parse(text, f"--set {key}=…")
             place = self._put(key.split("."), value, f"--set {assignment}")
             self._origins = {known: origin for known, origin in self._origins.items() if known[: len(place)] != place}
@@ -70,7 +71,7 @@ class Document:
         for depth, part in enumerate(path):
             last = depth == len(path) - 1
             if isinstance(here, list):
-                if not part.isdigit() or int(part) >= len(here):
+                if not (part.isdecimal() and len(part) < 10) or int(part) >= len(here):
                     known = f"0 to {len(here) - 1}" if here else "an index of a list that is not empty"
                     raise ConfigError(f"{assignment}: {part!r} is no place in a list of {len(here)}; expected {known}.")
                 place.append(int(part))

@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from multiref._files import MIB, read_text
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
+from multiref.runs.yaml_values import PlainLoader
 
 
 class RunFolder:
@@ -60,8 +62,9 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What config.yaml holds. ConfigError for what is no run's folder of this version."""
         try:
-            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            text = read_text(self.config, "config.yaml of `multiref train`", largest=MIB, error=ConfigError)
+            found = yaml.load(text, PlainLoader)
+        except (ValueError, yaml.YAMLError):  # ConfigError is a ValueError
             raise ConfigError(f"{self.path}: no run; expected config.yaml of `multiref train`.") from None
         if not isinstance(found, dict) or "format" not in found:
             raise ConfigError(

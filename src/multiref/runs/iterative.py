@@ -94,7 +94,7 @@ def _counts(labels: Any) -> Any:
     if not isinstance(labels, dict):
         return labels
     each, rounds = labels.get("each", 0), labels.get("rounds", 0)
-    if set(labels) != {"each", "rounds"} or not all(isinstance(n, int) and n > 0 for n in (each, rounds)):
+    if set(labels) != {"each", "rounds"} or not all(isinstance(n, int) and n > 0 for n in (each, rounds)) or rounds > 10**5:
         raise ValueError(f"found {labels!r}, expected growing cumulative counts, or {{each: 64, rounds: 16}}.")
     return [each * (k + 1) for k in range(rounds)]
 

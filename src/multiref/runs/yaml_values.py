@@ -1,6 +1,7 @@
 """YAML text → plain values and the line of every key.
 Nothing is executed, and nothing is read twice: a repeated key is an error."""
 
+import math
 from collections.abc import Iterator
 
 import yaml
@@ -10,7 +11,8 @@ from multiref.errors import ConfigError
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 Place = tuple[str | int, ...]
 
-_MERGE = "tag:yaml.org,2002:merge"
+DEPTH = 32
+DIGITS = 300
 _READ = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 _TEXT = {
     "tag:yaml.org,2002:str",
@@ -19,20 +21,39 @@ _TEXT = {
 }  # a date is the text that it looks like
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Text as it stands: no alias, of which ten lines can make a billion values, and nothing very deep."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"found the alias *{event.anchor}; write out what it stands for"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        if self.depth >= DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"found lists and keys more than {DEPTH} deep", event.start_mark)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        self.depth -= 1
+        return node
+
+
 def parse(text: str, source: str) -> tuple[Plain, dict[Place, int]]:
     """(the value, the line of each key by its place). ConfigError with source and line for what is no YAML of plain values."""
-    loader = yaml.SafeLoader(text)
     lines: dict[Place, int] = {}
     try:
-        node = loader.get_single_node()
-        return (None if node is None else _value(loader, node, (), lines, source, ())), lines
+        loader = PlainLoader(text)
+        try:
+            node = loader.get_single_node()
+            return (None if node is None else _value(loader, node, (), lines, source)), lines
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise ConfigError(f"{where}: {problem}; expected YAML of plain values.") from None
-    finally:
-        loader.dispose()
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+        raise ConfigError(f"{where}: {problem}; expected one YAML document of plain values.") from error
 
 
 def kind_of(value: Plain) -> str:
@@ -43,54 +64,64 @@ def kind_of(value: Plain) -> str:
     return names[type(value)]
 
 
-def _value(
-    loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], source: str, around: tuple[int, ...]
-) -> Plain:
-    if id(node) in around:
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: an alias of what it stands in; expected plain values.")
-    around = (*around, id(node))
-    if isinstance(node, yaml.MappingNode):
+def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], source: str) -> Plain:
+    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
         found: dict[str, Plain] = {}
-        for key, value in _pairs(loader, node, source):
+        for key, value in _pairs(node, source):
             here = (*place, key.value)
             lines[here] = key.start_mark.line + 1
-            found[key.value] = _value(loader, value, here, lines, source, around)
+            found[key.value] = _value(loader, value, here, lines, source)
         return found
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
         items: list[Plain] = []
         for number, item in enumerate(node.value):
             lines[*place, number] = item.start_mark.line + 1
-            items.append(_value(loader, item, (*place, number), lines, source, around))
+            items.append(_value(loader, item, (*place, number), lines, source))
         return items
-    if node.tag in _READ:
-        plain: Plain = loader.construct_object(node)
-        return plain
-    if node.tag in _TEXT:
+    if isinstance(node, yaml.ScalarNode) and node.tag in _READ:
+        return _finite(loader, node, source)
+    if isinstance(node, yaml.ScalarNode) and node.tag in _TEXT:
         return _number(node.value) if getattr(node, "style", None) is None else str(node.value)
-    raise ConfigError(f"{source}:{node.start_mark.line + 1}: found {node.tag}; expected text, numbers, lists, keys and values.")
+    raise ConfigError(
+        f"{source}:{node.start_mark.line + 1}: found {node.tag[:60]}; expected text, numbers, lists, keys and values."
+    )
 
 
-def _pairs(loader: yaml.SafeLoader, node: yaml.MappingNode, source: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-    """Keys and values, those that are merged in (`<<`) under the mapping's own."""
+def _finite(loader: yaml.SafeLoader, node: yaml.Node, source: str) -> Plain:
+    """A number that a setting can have, true, false or nothing."""
+    try:
+        plain: Plain = loader.construct_object(node) if len(node.value) <= DIGITS else None
+        if isinstance(plain, bool) or plain is None:
+            finite = len(node.value) <= DIGITS
+        else:
+            finite = math.isfinite(plain)  # type: ignore[arg-type]
+    except (ValueError, OverflowError):  # 0b, a date's digits, more of them than a float holds
+        finite = False
+    if not finite:
+        raise ConfigError(f"{source}:{node.start_mark.line + 1}: found {node.value[:40]}, expected a finite number.")
+    return plain
+
+
+def _pairs(node: yaml.MappingNode, source: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+    """Keys and values."""
     first: dict[str, int] = {}
-    for key, _ in node.value:
+    for key, value in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{source}:{line}: a key that is no text; expected keys such as `beta`.")
-        if key.value in first and key.tag != _MERGE:
+        if key.value in first:
             raise ConfigError(
                 f"{source}:{line}: {key.value}: a second time, first in line {first[key.value]}; keep one of the two."
             )
         first[key.value] = line
-    loader.flatten_mapping(node)
-    yield from node.value
+        yield key, value
 
 
 def _number(text: str) -> str | float:
     """YAML 1.1 reads 1e-5 as text; we read it as the number that everybody means."""
     if text[:1] in tuple("+-.0123456789") and "e" in text.lower():
         try:
-            return float(text)
+            return value if math.isfinite(value := float(text)) else text
         except ValueError:
             return text
     return text

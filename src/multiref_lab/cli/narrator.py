@@ -17,7 +17,12 @@ class Narrator:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        columns = (TextColumn("  {task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("  {task.description:<28}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.current: tuple[str, TaskID] | None = None
         self.began = time.perf_counter()

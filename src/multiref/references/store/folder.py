@@ -38,8 +38,12 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], *, create: bool = True):
         self.folder = Path(folder)
-        if not create and not (self.folder / "shards").is_dir():
-            there = "is no store of scores (it has no folder `shards`)" if self.folder.is_dir() else "does not exist"
+        try:
+            found, there = (self.folder / "shards").is_dir(), "is no store of scores (it has no folder `shards`)"
+            there = there if self.folder.is_dir() else "does not exist"
+        except OSError as error:  # a name that is too long, say
+            found, there = False, f"cannot be read ({error.strerror})"
+        if not create and not found:
             raise StoreError(f"{self.folder} {there}. Expected the folder given to `multiref score --store`.")
 
     def __repr__(self) -> str:

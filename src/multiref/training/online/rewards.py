@@ -70,7 +70,7 @@ class RewardModel:
 
         from multiref.models.adapters import on_base, put_adapter
         from multiref.models.checkpoint import file_shapes, load_whole
-        from multiref.models.loading import as_dtype, best_device, load_tokenizer
+        from multiref.models.loading import as_device, as_dtype, load_tokenizer
         from multiref.models.spec import ModelSpec
 
         try:
@@ -90,7 +90,7 @@ class RewardModel:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model, self.batch = model.to(device or best_device()).eval(), batch
+        self.model, self.batch = model.to(as_device(device)).eval(), batch
         self.__name__ = str(path_or_id).rstrip("/").rpartition("/")[2]
 
     @torch.inference_mode()

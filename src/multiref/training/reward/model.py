@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
 from multiref.models.checkpoint import load_whole
-from multiref.models.loading import LanguageModel, as_dtype, best_device, load_tokenizer
+from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
 from multiref.training.reward.data import pad_rows
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
@@ -66,7 +66,7 @@ def open_reward_model(
                 parameter.zero_()
     opened: Any = model
     opened.config.pad_token_id = tokenizer.pad_token_id
-    return LanguageModel(opened.to(device or best_device()).eval(), tokenizer, str(path_or_id))
+    return LanguageModel(opened.to(as_device(device)).eval(), tokenizer, str(path_or_id))
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
