@@ -85,7 +85,10 @@ def test_a_mistake_is_one_sentence_with_the_line_of_its_key(old, new, said, tmp_
         ("training.learning_rate=true", "--set training.learning_rate=…: training.learning_rate: found true"),
         ("references.0.wight=1", "--set references.0.wight=…: references[0].wight: unknown key; did you mean `weight`?"),
         ("references.5.weight=1", "--set references.5.weight=1: '5' is no place in a list of 2"),
-        ("model.dtype=bfloat16", "--set model.dtype=bfloat16: model is 'policy' there, which has no keys"),
+        ("beta.x=1", "--set beta.x=1: beta is 0.1 there, which has no keys"),
+        ("model.dtipe=bfloat16", "--set model.dtipe=…: model.dtipe: unknown key; did you mean `dtype`?"),
+        ("output.x=1", "--set output.x=…: output: found "),
+        ("lora={lora_dropout: 0.1}", "--set lora=…: lora.lora_dropout: found 0.1, expected 0: dropout is noise in log π"),
         ("beta", "--set beta: expected key=value"),
         ("beta={a: 1, a: 2}", "--set beta=…:1: a: a second time"),
     ],
@@ -149,3 +152,103 @@ def test_python_runs_what_the_command_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"--set beta=…: beta"):
         read(tmp_path)
         mr.run(tmp_path / "run.yaml", set=["beta=-1"])
+
+
+def test_a_change_lies_over_what_a_shorthand_stands_for(tmp_path):
+    """`model: policy` is `model: {path: policy}`, wherever a text is short for one of a value's keys."""
+    text = FILE + "evaluation: held.jsonl\nregularizer: AlphaDivergence\n"
+    changes = ["model.dtype=bfloat16", "references.0.model.revision=v2", "evaluation.limit=5", "data.limit=9"]
+    run = read(tmp_path, text, [*changes, "regularizer.alpha=0.5"])
+    assert run.model == mr.models.ModelSpec("policy", dtype="bfloat16")
+    assert run.references[0].model == mr.models.ModelSpec("first", revision="v2")
+    assert (run.evaluation.path, run.evaluation.limit, run.data.path, run.data.limit) == ("held.jsonl", 5, "pairs.jsonl", 9)
+    assert run.pool().alpha == 0.5
+
+
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    text = (
+        FILE.replace("model: policy", "model: {path: ~/policy, adapter: ~/adapter}").replace("model: first", "model: ~/first")
+        + "store: ~/scores\n"
+    )
+    run = read(tmp_path, text, ["output=~/o", "data=~/pairs.jsonl", "evaluation.path=~", "title=a~b"])
+    assert run.model == mr.models.ModelSpec("/home/somebody/policy", adapter="/home/somebody/adapter")
+    assert run.references[0].model.path == "/home/somebody/first" and run.output == "/home/somebody/o"
+    assert run.data.path == "/home/somebody/pairs.jsonl" and run.store == "/home/somebody/scores" and run.title == "a~b"
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "meant"),
+    [
+        ("save_strategy: no", "save_strategy", "no"),
+        ("save_strategy: 'no'", "save_strategy", "no"),
+        ("save_strategy: NO", "save_strategy", "no"),
+        ("logging_strategy: off", "logging_strategy", "no"),
+        ("bf16: 'false'", "bf16", False),
+        ("bf16: 'True'", "bf16", True),
+        ("bf16: yes", "bf16", True),
+        ("gradient_checkpointing: 'false'", "gradient_checkpointing", False),
+        ("max_steps: 3.0", "max_steps", 3),
+        ("max_steps: 1e3", "max_steps", 1000),
+        ("save_total_limit: 2.0", "save_total_limit", 2),
+        ("weight_decay: 1e-2", "weight_decay", 0.01),
+        ("weight_decay: 1.E-2", "weight_decay", 0.01),
+        ("num_train_epochs: 2", "num_train_epochs", 2.0),
+        ("warmup_steps: 10", "warmup_steps", 10.0),
+        ("warmup_steps: 0.1", "warmup_steps", 0.1),
+    ],
+)
+def test_a_value_is_what_a_person_means(written, name, meant, tmp_path):
+    run = read(tmp_path, FILE + f"  {written}\n")
+    found = getattr(run.training, name)
+    assert getattr(found, "value", found) == meant and type(getattr(found, "value", found)) is type(meant)
+    again = read(tmp_path, yaml.safe_dump(run.plain()))
+    assert again == run
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("max_steps: 2.5", "training.max_steps: found 2.5 (number), expected a whole number."),
+        ("max_steps: 010", "run.yaml:15: 010, which YAML reads as a number of base 8 or 60; write the number"),
+        ("max_steps: 1:30", "run.yaml:15: 1:30, which YAML reads as a number of base 8"),
+        ("learning_rate2: 1", "training.learning_rate2: unknown key"),
+        ("weight_decay: '1e-2'", "training.weight_decay: found '1e-2' (text), expected a number."),
+        ("bf16: maybe", "training.bf16: found 'maybe' (text), expected true or false."),
+        ("bf16: 1", "training.bf16: found 1 (number), expected true or false."),
+        ("save_strategy: yes", "training.save_strategy: found true"),
+        ("warmup: 10", "training.warmup: unknown key; did you mean `warmup_steps`?"),
+    ],
+)
+def test_what_nobody_can_mean_is_one_sentence(written, said, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, FILE + f"  {written}\n")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("label_smoothing_factor: 0.1", "label_smoothing_factor"), ("neftune_noise_alpha: 5", "neftune_noise_alpha")],
+)
+def test_an_argument_that_would_be_ignored_is_refused_before_anything_is_read(written, name, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^training: {name}: found .*, which would be ignored"):
+        read(tmp_path, FILE + f"  {written}\n").ready()
+
+
+def test_the_held_out_pairs_are_the_same_under_every_seed(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(40)), encoding="utf-8"
+    )
+    changes = [f"data={tmp_path / 'pairs.jsonl'}", "evaluation.fraction=0.25"]
+
+    def held_out(*more):
+        return [pair.prompt for pair in read(tmp_path, FILE, [*changes, *more]).read()[1]]
+
+    assert held_out() == held_out("training.seed=7") != held_out("evaluation.split_seed=7")
+
+
+def test_warmup_online_is_steps_or_below_one_a_share():
+    from multiref.training.online import OnlineArguments
+
+    rates = [OnlineArguments(steps=100, warmup=w, learning_rate=1.0, schedule="constant").rate(4) for w in (10, 0.1, 1, 0)]
+    assert rates == [0.5, 0.5, 1.0, 1.0]

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation
+from multiref.models.size import count_parameters
 from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report.page import Block
 from multiref.runs.folder import RunFolder
@@ -76,6 +78,15 @@ class Lora(Strict):
     lora_dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
 
+    @model_validator(mode="after")
+    def _silent(self) -> Self:
+        if self.lora_dropout:
+            raise ValueError(
+                f"lora_dropout: found {self.lora_dropout}, expected 0: dropout is noise in log π, and so in every ratio "
+                "log π / π_k, from the second step on. Policies train without; against overfitting use evaluation and beta."
+            )
+        return self
+
 
 class BaseRun(Strict, ABC):
     """A run.
@@ -105,6 +116,20 @@ class BaseRun(Strict, ABC):
             return with_trained_adapter(loaded, self.model, self.lora and self.lora.model_dump(), with_lora)
         except ValueError as error:
             raise ConfigError(f"lora: {error}") from None
+
+    def say_memory(self, say: Say) -> None:
+        """What training needs before activations, from the configuration alone, before anything is loaded."""
+        kind, count = self.model.dtype or "float32", count_parameters(self.model)
+        if count is None or self.model.quantization is not None:
+            return
+        size = getattr(torch, kind).itemsize
+        if self.lora is not None or self.model.adapter is not None:
+            return say(f"{count / 1e9:.3g} B weights in {kind}: {count * size / 1e9:.3g} GB; an adapter on them trains.")
+        less = "" if size == 2 else "; model.dtype: bfloat16 halves it, and loses small updates"
+        say(
+            f"{count / 1e9:.3g} B weights in {kind}, with gradients and Adam's two moments: {4 * count * size / 1e9:.3g} GB "
+            f"before activations, over all processes{less}."
+        )
 
     def plain(self) -> dict[str, Any]:
         """The resolved settings, defaults written out."""

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from multiref._files import read_text
 from multiref.errors import ConfigError
-from multiref.runs.sentences import sentence
-from multiref.runs.yaml_values import DEPTH, Place, Plain, kind_of, parse
+from multiref.runs.sentences import meant, sentence
+from multiref.runs.yaml_values import DEPTH, SHORT, Place, Plain, at_home, kind_of, parse
 
 T = TypeVar("T")
 LARGEST = 2**17  # bytes of a run's file
@@ -55,14 +55,26 @@ class Document:
         return next((self._origins[each] for each in around if each in self._origins), self.source)
 
     def validate(self, kind: type[T]) -> T:
-        """The values as a model, a dataclass or a union of them.
+        """The values as a model, a dataclass or a union of them; `~` is the home folder, and what YAML reads as another kind
+        than the one that is expected there is what a person means (`meant`).
         ConfigError for the first value that does not fit, and where it stands."""
+        self.values = at_home(self.values)
         try:
             return TypeAdapter(kind).validate_json(json.dumps(self.values))
         except ValidationError as error:
+            if self._mended(error):
+                return self.validate(kind)
             place, said = sentence(error, self.values, kind)
             name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
             raise ConfigError(": ".join(filter(None, (self.where(place), name, said)))) from None
+
+    def _mended(self, error: ValidationError) -> bool:
+        """Whether a value that did not fit was put as it is meant."""
+        mended = False
+        for place, value in meant(error, self.values):
+            self._put([str(part) for part in place], value, "")
+            mended = True
+        return mended
 
     def _put(self, path: list[str], value: Plain, assignment: str) -> Place:
         """Sets the value, and returns its place."""
@@ -77,11 +89,15 @@ class Document:
                 place.append(int(part))
                 if last:
                     here[int(part)] = value
+                elif isinstance(found := here[int(part)], str):
+                    here[int(part)] = {SHORT: found}
                 here = here[int(part)]
             elif isinstance(here, dict):
                 place.append(part)
                 if last or here.get(part) is None:
                     here[part] = value if last else {}
+                if isinstance(found := here[part], str) and not last:
+                    here[part] = {SHORT: found}  # a text stands for one of its keys; which one, the model knows
                 here = here[part]
             else:
                 above = ".".join(path[:depth])

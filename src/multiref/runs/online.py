@@ -181,6 +181,7 @@ class RolloutRun(PooledRun):
     def _job(
         self, rows: list[Row], rewards: list[Reward], held_out: dict[str, list[Row]], folder: RunFolder, say: Say
     ) -> OnlineJob:
+        self.say_memory(say)
         loaded = load(self.model)
         rows = self.fitting(rows, loaded, say)
         say(f"{len(rows):,} prompts; references: {', '.join(self.names)}.")

@@ -2,6 +2,7 @@
 around them."""
 
 import enum
+import os
 import types
 import typing
 import warnings
@@ -22,6 +23,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of
 from multiref.training.adapters import save_whole
 from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
+from multiref.training.honoured import check_arguments
 from multiref.training.saved import Kept, rows_of_pairs
 
 Sides = tuple[list[Pair], list[Pair]]
@@ -36,12 +38,14 @@ class DataSource(Strict):
 
 
 class Evaluation(Strict):
-    """Held-out pairs: a file (path, limit), or a fraction of the training data, split by prompt."""
+    """Held-out pairs: a file (path, limit), or a fraction of the training data, split by prompt: by `split_seed`, so that runs
+    with other seeds hold out the same."""
 
     SHORT: ClassVar = "path"
     path: str | None = None
     limit: int | None = None
     fraction: float | None = Field(default=None, gt=0, lt=1)
+    split_seed: int = 42
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -110,8 +114,10 @@ class PairsRun(BaseRun):
         given = self.training.given()
         if self.evaluation is not None:
             given = {"eval_strategy": "epoch", **given}
+        given = computed_in_bf16(given)
         try:
             made = training_arguments(str(Path(self.output) / "checkpoints"), given)
+            check_arguments(made)
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"training: {error}") from None
         if made.save_strategy == "steps" and made.logging_strategy == "steps" and made.save_steps % made.logging_steps:
@@ -131,7 +137,7 @@ class PairsRun(BaseRun):
             held_out = read_pairs(self.evaluation.path, limit=self.evaluation.limit)
             _warn_of_overlap(train, held_out)
         elif self.evaluation is not None and self.evaluation.fraction is not None:
-            train, held_out = _split(train, self.evaluation.fraction, int(self.training.given().get("seed", 42)))
+            train, held_out = _split(train, self.evaluation.fraction, self.evaluation.split_seed)
         return train, held_out
 
     def fitting(self, pairs: list[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> list[Pair]:
@@ -195,6 +201,14 @@ class TrainerJob:
     def release(self) -> None:
         self.trainer.accelerator.free_memory()
         self.trainer, self.facts = None, None
+
+
+def computed_in_bf16(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with bfloat16 autocast, where nothing else is asked for and CUDA has it: weights stay as `model.dtype`."""
+    settled = {"bf16", "fp16", "use_cpu", "deepspeed"} & set(given) or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if settled or not torch.cuda.is_available() or not torch.cuda.is_bf16_supported():
+        return given
+    return {"bf16": True, **given}
 
 
 def lines(folder: RunFolder, say: Say) -> LogLines:

@@ -54,6 +54,7 @@ class PreferenceRun(PairsRun, PooledRun):
 
     def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
         sides = self.read()
+        self.say_memory(say)
         loaded = load(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
         policy = self.adapted(loaded, with_lora)

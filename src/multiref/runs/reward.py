@@ -47,6 +47,7 @@ class RewardRun(PairsRun):
         return lambda folder, say: self._job(folder, arguments, say)
 
     def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
+        self.say_memory(say)
         loaded = open_reward_model(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in self.read())

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from multiref.runs.yaml_values import Place, Plain, kind_of
 
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _KINDS = {
     "string_type": "text",
     "float_type": "a number",
@@ -70,6 +71,23 @@ def sentence(error: ValidationError, values: Plain, kind: object) -> tuple[Place
             return _own(str(first["ctx"]["error"]), place, found)
     same = [each for each, there in zip(errors, places, strict=True) if there == place]
     return place, _found(found, list(dict.fromkeys(_expected(each) for each in same)), same)
+
+
+def meant(error: ValidationError, values: Plain) -> list[tuple[Place, Plain]]:
+    """(place, value) of what a person means where another kind was found: 3.0 and 1e3 for whole numbers, 'false' for false,
+    and `no` where it is one of the words, which YAML reads as false."""
+    found: dict[Place, Plain] = {}
+    for each in error.errors(include_url=False):
+        place = _place(each, values)
+        value = _at(values, place)
+        if each["type"] in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+            found[place] = int(value)
+        elif each["type"] == "bool_type" and isinstance(value, str) and value.strip().lower() in _TRUTHS:
+            found[place] = _TRUTHS[value.strip().lower()]
+        elif each["type"] in ("literal_error", "enum") and isinstance(value, bool):
+            words = [word for word in _words(each) if _TRUTHS.get(word) is value]
+            found |= {place: words[0]} if words else {}
+    return list(found.items())
 
 
 def _own(said: str, place: Place, found: Plain) -> tuple[Place, str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Un
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from multiref.runs.sentences import nearest
+from multiref.runs.yaml_values import SHORT
 
 T = TypeVar("T")
 
@@ -114,6 +115,8 @@ def short_for(key: str) -> BeforeValidator:
 
 
 def _long(value: Any, short: str | None) -> Any:
+    if short is not None and isinstance(value, dict) and SHORT in value:  # `--set` laid a key beside the text
+        return {short: value[SHORT], **{key: each for key, each in value.items() if key != SHORT}}
     return {short: value} if short is not None and isinstance(value, str) else value
 
 

@@ -2,7 +2,10 @@
 Nothing is executed, and nothing is read twice: a repeated key is an error."""
 
 import math
+import os
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -13,7 +16,9 @@ Place = tuple[str | int, ...]
 
 DEPTH = 32
 DIGITS = 300
+SHORT = "\0"  # the key, which no file can hold, of a text that is short for one of its keys: which, the model knows
 _READ = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
+_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")  # octal, and numbers of base 60
 _TEXT = {
     "tag:yaml.org,2002:str",
     "tag:yaml.org,2002:timestamp",
@@ -56,6 +61,15 @@ def parse(text: str, source: str) -> tuple[Plain, dict[Place, int]]:
         raise ConfigError(f"{where}: {problem}; expected one YAML document of plain values.") from error
 
 
+def at_home(value: Any) -> Any:
+    """The value with the home folder for `~` where a text begins with it."""
+    if isinstance(value, dict):
+        return {key: at_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [at_home(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
 def kind_of(value: Plain) -> str:
     """The kind of a value, as a person calls it."""
     if value is None:
@@ -89,6 +103,11 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[P
 
 def _finite(loader: yaml.SafeLoader, node: yaml.Node, source: str) -> Plain:
     """A number that a setting can have, true, false or nothing."""
+    if node.tag == "tag:yaml.org,2002:int" and _ODD.fullmatch(node.value[:DIGITS]):
+        raise ConfigError(
+            f"{source}:{node.start_mark.line + 1}: {node.value[:40]}, which YAML reads as a number of base 8 or 60; write the "
+            "number that is meant, or put quotes around a text."
+        )
     try:
         plain: Plain = loader.construct_object(node) if len(node.value) <= DIGITS else None
         if isinstance(plain, bool) or plain is None:

@@ -9,7 +9,7 @@ def check_choice(name: str, found: object, known: Any) -> None:
     """ArgumentError unless `found` is one of `known`: some words, or a `Literal` of them."""
     words = get_args(known) or tuple(known)
     if found not in words:
-        raise ArgumentError(f"{name}: found {found!r}, expected one of {', '.join(words)}.")
+        raise ArgumentError(f"{name}: found {found!r}, expected one of {', '.join(map(str, words))}.")
 
 
 def check_at_least(values: object, least: int, *names: str) -> None:

@@ -1,20 +1,24 @@
 """What trainers on pairs share: steps of equally many pairs on every rank, averages over the pairs of a step, safe files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalPrediction
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from multiref.errors import ArgumentError
 from multiref.training.adapters import complete_folder
 from multiref.training.batching import StepBatches
 from multiref.training.dataset import PairData, collate
+from multiref.training.honoured import check_arguments
+from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
+from multiref.training.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 
 
 class PairTrainer(Trainer):
@@ -36,24 +40,67 @@ class PairTrainer(Trainer):
         processing_class: Any,
         **options: Any,
     ) -> None:
-        check_devices(args)
-        remove_dropout(model)
+        check_arguments(args)
+        refuse_adapter_dropout(model)
         self._averages = Averages()
-        mapped = isinstance(eval_dataset, Mapping)
-        held_out = {
-            name: ready(each) for name, each in (eval_dataset if mapped else {"": eval_dataset}).items() if each is not None
-        }
+        self._learning = self._examined = False
+        self.once_logged: dict[str, float] = {}
+        self._ready = ready
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
             train_dataset=ready(train_dataset),
-            eval_dataset=held_out if mapped else held_out.get(""),
+            eval_dataset=self._all_ready(eval_dataset),
             data_collator=collate,
             compute_metrics=self._averaged,
             **options,
         )
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
+        self.add_callback(_Watch(self))
+
+    # ---- no noise in a likelihood ----
+
+    def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
+        """As transformers trains, with the model in evaluation mode, in which it stays.
+        ArgumentError for a checkpoint without the optimizer's state, with which transformers would start anew in silence."""
+        at = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
+            raise ArgumentError(
+                f"{at} holds no optimizer's state (save_only_model?), so training cannot go on from there as it was. "
+                "Train anew, from the weights in it if those are wanted."
+            )
+        try:
+            return super().train(resume_from_checkpoint, *arguments, **options)
+        finally:
+            set_evaluation_mode(self.model)  # type: ignore[arg-type]
+
+    def compute_loss_context_manager(self) -> Any:
+        """The forward pass of a training step, for which transformers has just put the model into training mode."""
+        set_evaluation_mode(self.model)  # type: ignore[arg-type]
+        return super().compute_loss_context_manager()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch. Its metrics are of training: the model's mode no longer says so."""
+        self._learning = True
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._learning = False
+
+    def examine(self, model: nn.Module) -> None:
+        """Once, on real rows and in the mode in which the model is used: what it says must not be random. ModelError."""
+        if not self._examined:
+            self._examined = True
+            data: PairData = self.train_dataset  # type: ignore[assignment]
+            longest = max(range(len(data)), key=data.row_lengths.__getitem__)
+            pairs = data.batch(sorted({0, longest}))
+            set_evaluation_mode(self.model)  # type: ignore[arg-type]
+            refuse_noise(self.model, lambda: self.said_of(model, pairs))  # type: ignore[arg-type]
+
+    def said_of(self, model: nn.Module, pairs: Any) -> Tensor:
+        """What the model says of a batch of pairs: log-probabilities, or rewards."""
+        raise NotImplementedError
 
     def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of an evaluation, from what `prediction_step` returned for its pairs."""
@@ -80,6 +127,33 @@ class PairTrainer(Trainer):
         )
         return _EpochLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Every pair, whatever `dataloader_drop_last` says of training; and of these data, not of those that were asked for
+        first, as transformers has it with workers that persist."""
+        self.__dict__.pop("_eval_dataloaders", None)
+        with _nothing_dropped(self.args):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The same."""
+        with _nothing_dropped(self.args):
+            return super().get_test_dataloader(test_dataset)
+
+    def evaluate(self, eval_dataset: Any = None, *arguments: Any, **options: Any) -> dict[str, float]:
+        """As transformers evaluates; pairs that are not ready are made so, as those given at construction."""
+        data = eval_dataset if isinstance(eval_dataset, str) else self._all_ready(eval_dataset)
+        return super().evaluate(data, *arguments, **options)
+
+    def predict(self, test_dataset: Any, *arguments: Any, **options: Any) -> Any:
+        """The same for `predict`."""
+        return super().predict(self._ready(test_dataset), *arguments, **options)
+
+    def _all_ready(self, data: Any) -> Any:
+        """One data set, or several by name."""
+        if isinstance(data, Mapping):
+            return {name: self._ready(each) for name, each in data.items() if each is not None}
+        return None if data is None else self._ready(data)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
         """The micro-batches of one step, and how many pairs they hold over all ranks."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -104,11 +178,51 @@ class PairTrainer(Trainer):
             (folder / "training_args.bin").unlink(missing_ok=True)
             complete_folder(folder, self.accelerator.unwrap_model(self.model))
 
+    def summed(self, totals: Tensor) -> Tensor:
+        """Their sum over all ranks."""
+        total: Tensor = self.accelerator.reduce(totals, reduction="sum")
+        return total
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks."""
         if "loss" in logs:
-            logs.update(self._averages.take(lambda totals: self.accelerator.reduce(totals, reduction="sum")))
+            logs.update(self._averages.take(self.summed) | self.once_logged)
+            self.once_logged = {}
         super().log(logs, start_time)
+
+
+class _Watch(TrainerCallback):
+    """Before the first step, when the model stands where it will be trained; and around the first steps of a fresh run."""
+
+    def __init__(self, trainer: PairTrainer) -> None:
+        self.trainer = trainer
+        self.updates: LostUpdates | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.examine(self.trainer.model_wrapped)
+        self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.updates is not None:
+            self.updates.before(max(group["lr"] for group in self.trainer.optimizer.param_groups))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.updates is not None:
+            self.updates.after(made=not self.trainer.accelerator.optimizer_step_was_skipped)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.updates is not None:
+            share = self.updates.conclude(self.trainer.summed, last=state.global_step >= state.max_steps)
+            self.trainer.once_logged |= {} if share is None else {"updates_lost": share}
+
+
+@contextmanager
+def _nothing_dropped(args: TrainingArguments) -> Iterator[None]:
+    kept, args.dataloader_drop_last = args.dataloader_drop_last, False
+    try:
+        yield
+    finally:
+        args.dataloader_drop_last = kept
 
 
 class _EpochLoader(DataLoader[Any]):
@@ -116,31 +230,3 @@ class _EpochLoader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-def check_devices(args: TrainingArguments) -> None:
-    """Refuse arguments under which a step would not be what it says. ArgumentError."""
-    if args.n_gpu > 1:
-        raise ArgumentError(
-            f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one "
-            "device a process. Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
-        )
-    sampling = getattr(args, "train_sampling_strategy", "random")
-    if sampling not in ("random", "sequential"):
-        raise ArgumentError(
-            f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by "
-            "length anyway; grouping whole steps by length would weigh a pair by the length of its neighbours."
-        )
-
-
-def remove_dropout(model: nn.Module) -> None:
-    """Make the model deterministic: every dropout rate becomes zero."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # a plain attribute, which mypy takes for a parameter
-    config = getattr(model, "config", None)
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, 0.0)

@@ -17,7 +17,7 @@ from multiref.regularizers import Regularizer, check_weights
 from multiref.training.batching import cut_into_microbatches
 from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
-from multiref.training.objectives import Objective, Preference
+from multiref.training.objectives import Objective, PairLogps, Preference
 from multiref.training.pair_trainer import PairTrainer
 from multiref.training.strategies import WeightStrategy
 
@@ -35,7 +35,7 @@ class PreferenceTrainer(PairTrainer):
 
     Args:
         model: the policy, a transformers causal language model (or a PEFT model on one, or `Tabular`).
-            Its dropout is set to zero.
+            It trains in evaluation mode, without dropout, and stays in that mode.
         objective: what is minimised: `Preference.of(regularizer, beta, loss=…)`, or a rival.
         regularizer, beta: in place of an objective: `Preference.of(regularizer, beta)`.
         scores: `SequenceScores` that cover the training and evaluation pairs; their order of names is the order of the weights.
@@ -137,18 +137,25 @@ class PreferenceTrainer(PairTrainer):
     ) -> Any:
         """`mean_of_step` of the objective's losses."""
         pairs, strategy = inputs["pairs"], self.strategy
-        with self.accelerator.autocast():
-            logps = pairs.logps(model)
+        logps = self._logps(model, pairs)
         shares = pairs.shares.to(logps.policy)
         objective = self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
         losses = objective.losses(logps)
         values = pair_metrics(objective, logps, self.names)
-        if model.training:
+        if self._learning:
             self._averages.add(values, shares)
             if strategy is not None:
                 strategy.observe(logps, objective, shares)
         loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {"loss": losses.detach(), **values}) if return_outputs else loss
+
+    def said_of(self, model: nn.Module, pairs: PairBatch) -> Tensor:
+        """[B, 2]: log π of both completions."""
+        return self._logps(model, pairs).policy
+
+    def _logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
+        with self.accelerator.autocast():
+            return pairs.logps(model)
 
     def _passes(self, pairs: PairBatch) -> list[list[int]]:
         groups = cut_into_microbatches(pairs.row_lengths, self.token_budget)
@@ -169,6 +176,7 @@ class PreferenceTrainer(PairTrainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, Tensor, Tensor]:
         """(no loss, [B, M] metrics of each pair, [B] labels): averaged over pairs, not over batches, by `compute_metrics`."""
+        self.examine(model)
         rows = []
         with torch.no_grad():
             groups = cut_into_microbatches(inputs["pairs"].row_lengths, self.token_budget)

@@ -1,7 +1,10 @@
 """Rewards: a reward model against its own forward pass, several with weights, and completions that are odd."""
 
+import asyncio
 import copy
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -120,3 +123,93 @@ def test_completions_that_are_all_empty_text_are_said():
 def test_completions_that_are_all_truncated_are_said():
     with pytest.warns(MultirefWarning, match="cut at max_new_tokens = 3: none ended"):
         trainer_with(lambda r: Rollout(r.prompt, r.completions, r.prompt_ids, r.completion_ids, (False,) * 4)).train()
+
+
+def of(function, completions=("xx", "yyy"), **columns):
+    """What one function earns."""
+    return total_reward(as_rewards({"f": function}), ["a"] * len(completions), list(completions), columns)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, 2], (1, 2.0), np.array([1.0, 2.0]), np.array([[1.0], [2.0]], dtype=np.float32), torch.tensor([1, 2]),
+        torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True), [torch.tensor(1.0), torch.tensor([2.0])],
+        [np.float32(1), np.int64(2)], [np.array(1.0), Decimal(2)], (x for x in (True, 2)), range(1, 3),
+    ],
+)  # fmt: skip
+def test_a_reward_is_a_number_whatever_holds_it(values):
+    assert of(lambda prompts, completions: values)[0].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["1", 2], "The reward 'f' is '1' for completion 1, 'xx'; expected a finite number, or None"),
+        ([1, np.nan], "The reward 'f' is nan for completion 2, 'yyy'"),
+        ([np.float32("inf"), 1], "The reward 'f' is .*inf.* for completion 1"),
+        ([1, [2, 3]], r"The reward 'f' is \[2, 3\] for completion 2"),
+        ([1, np.str_("2")], "The reward 'f' is .* for completion 2"),
+        ([1, torch.tensor([2, 3])], "The reward 'f' is .* for completion 2"),
+        ([1], "returned 1 numbers for 2 completions"),
+        ("12", "returned '12', expected 2 numbers"),
+        (1.0, "returned 1.0, expected 2 numbers"),
+        (None, "returned None, expected 2 numbers"),
+        ({"a": 1, "b": 2}, "expected 2 numbers, one for each"),
+        (torch.tensor(3.0), "expected 2 numbers, one for each"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_function_and_row(values, said):
+    with pytest.raises(ArgumentError, match=said):
+        of(lambda prompts, completions: values)
+
+
+def test_none_means_that_a_reward_does_not_apply():
+    """As TRL has it: left out of that completion's sum, and of the mean that is reported. Where none applies: an error."""
+    rewards = {
+        "a": Reward(lambda prompts, completions: [None, 3.0, None], weight=2.0),
+        "b": lambda prompts, completions: [5.0, 1.0, 7.0],
+    }
+    total, each = total_reward(as_rewards(rewards), ["p", "q", "r"], ["x", "y", "z"], {})
+    assert total.tolist() == [5.0, 7.0, 7.0] and each["a"].isnan().tolist() == [True, False, True]
+    with pytest.raises(ArgumentError, match="f all say None of completion 2, 'yyy', after the prompt 'a'"):
+        of(lambda prompts, completions: [1.0, None])
+
+    table, calls = random_table(1), []
+
+    def seldom(prompts, completions):
+        calls.append(len(completions))
+        return [4.0 if len(calls) == 1 else None] + [None] * (len(completions) - 1)
+
+    rewards = {"zero": lambda completions, **_: [0.0] * len(completions), "seldom": seldom}
+    trainer = make_trainer(table, [random_table(2)], mr.ReverseKL(), steps=2, rewards=rewards, args={"log_every": 2})
+    (line,) = trainer.train()
+    assert line["rewards/seldom/mean"] == 4.0 and line["rewards/zero/mean"] == 0.0
+
+
+def test_async_functions_are_awaited_together():
+    """Each waits until the other has begun: one after the other they would wait for ever."""
+    begun = {}
+
+    def asking(name, other):
+        async def ask(prompts, completions):
+            begun.setdefault(name, asyncio.Event()).set()
+            await asyncio.wait_for(begun.setdefault(other, asyncio.Event()).wait(), 10)
+            return [1.0] * len(completions)
+
+        return ask
+
+    rewards = as_rewards({"a": asking("a", "b"), "b": asking("b", "a"), "c": lambda completions, prompts: [1, 2]})
+    assert total_reward(rewards, ["p", "q"], ["x", "y"], {})[0].tolist() == [3.0, 4.0]
+
+    async def within():
+        begun.clear()
+        return total_reward(rewards, ["p", "q"], ["x", "y"], {})[0].tolist()
+
+    assert asyncio.run(within()) == [3.0, 4.0]  # where a loop runs already
+
+    async def fails(prompts, completions):
+        raise KeyError("answer")
+
+    with pytest.raises(ArgumentError, match="The reward 'f' raised KeyError: 'answer'"):
+        of(fails)

@@ -102,6 +102,7 @@ class TextPolicy:
         name = f"copy{len(self.model.peft_config)}"
         with torch.random.fork_rng(devices=[]):
             self.model.add_adapter(name, self.model.peft_config[self.adapter])
+        self.model.eval()  # the new modules as the others: no dropout
         other = TextPolicy(self.world, self.model, adapter=name)
         put_back(zip(other.parameters(), self.parameters(), strict=True))
         for parameter in other.parameters():

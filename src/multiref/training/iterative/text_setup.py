@@ -14,6 +14,7 @@ from multiref.regularizers import Regularizer
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Task
 from multiref.training.iterative.text import TextPolicy, TextReward, TextWorld, frozen_references, with_adapter
+from multiref.training.noise import refuse_adapter_dropout, refuse_noise
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 
@@ -62,7 +63,9 @@ def text_task(
     if setting.lora is not None:
         learner = TextPolicy(world, with_adapter(policy.model, setting.lora, seed=setting.seed), adapter="start")
     everyone = torch.arange(len(world.prompts))
+    refuse_adapter_dropout(learner.model)
     calibration = (everyone, learner.sample(everyone, 2, torch.Generator().manual_seed(setting.seed)))
+    refuse_noise(learner.model, lambda: learner.logps(everyone[:2], calibration[1][:2]))
     task = Task(
         prompts=len(world.prompts),
         policy=learner,

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from multiref.errors import ArgumentError
 from multiref.models import Generation
 from multiref.training.checks import check_at_least, check_choice
@@ -19,14 +21,14 @@ class OnlineArguments:
         steps: batches of completions; each is followed by as many optimizer steps as the method has `updates`.
         prompts_per_step: prompts of a batch, on each process.
         max_new_tokens: where a completion is cut.
-        learning_rate, schedule, warmup: AdamW's peak rate; constant, linear or cosine to zero after `warmup` of the steps (a
-            share).
+        learning_rate, schedule, warmup: AdamW's peak rate; constant, linear or cosine to zero after `warmup` steps, or below 1
+            that share of all steps.
         token_budget: rows × longest row of one forward and backward pass; the completions of a prompt stay together.
         generation_batch: completions sampled side by side; None: all of a step.
         cache: transformers' cache implementation for sampling, such as "static".
         save_every: steps between checkpoints, 0: none; `keep`: how many of them stay.
         log_every: steps between lines of metrics, which are averages over them.
-        mixed_precision: "none", "bf16" or "fp16": autocast of the policy's passes.
+        mixed_precision: "none", "bf16" or "fp16": autocast of the policy's passes; None: bf16 on a CUDA device that has it.
         temperature: only 1. Log-probabilities are of the model's own distribution, so sampling from another would be another
             objective.
     """
@@ -47,14 +49,15 @@ class OnlineArguments:
     keep: int = 2
     log_every: int = 1
     seed: int = 0
-    mixed_precision: str = "none"
+    mixed_precision: str | None = None
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
-        check_choice("mixed_precision", self.mixed_precision, ("none", "bf16", "fp16"))
+        check_choice("mixed_precision", self.mixed_precision, (None, "none", "bf16", "fp16"))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_at_least(self, 1, "steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every")
+        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "save_every", "keep")
         if self.temperature != 1:
             raise ArgumentError(
                 f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their "
@@ -67,9 +70,15 @@ class OnlineArguments:
         """How completions are sampled."""
         return Generation(self.max_new_tokens, cache=self.cache, batch=self.generation_batch)
 
+    def autocast(self, device: torch.device) -> str:
+        """`mixed_precision` as accelerate takes it, for a policy on this device."""
+        if self.mixed_precision is None:
+            return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        return "no" if self.mixed_precision == "none" else self.mixed_precision
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
-        warm = self.warmup * self.steps
+        warm = self.warmup if self.warmup >= 1 else self.warmup * self.steps
         if step < warm:
             return self.learning_rate * (step + 1) / max(warm, 1)
         done = (step - warm) / max(self.steps - warm, 1)

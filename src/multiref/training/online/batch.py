@@ -27,7 +27,7 @@ class Batch:
     """N completions, `group` of each prompt together, at most T tokens long.
 
     Attributes:
-        reward: [N], summed over the rewards; each: [N] of each of them.
+        reward: [N], summed over the rewards; each: [N] of each of them, NaN where it does not apply.
         refs: of `reference_scores`; weights: [K], or [K, N] where prompts are routed; None without references.
         old: [N, T] token log-probabilities under whoever sampled; None: the policy as it is.
     """
@@ -166,7 +166,7 @@ def rollout_metrics(
     values = {
         "reward": float(reward.mean()),
         "reward_std": float(reward.std(unbiased=False)),
-        **{f"rewards/{name}/mean": float(each.mean()) for name, each in batch.each.items()},
+        **{f"rewards/{name}/mean": float(each.nanmean()) for name, each in batch.each.items()},
         "completions/mean_length": float(lengths.mean()),
         "completions/clipped_ratio": 1 - sum(ended) / len(ended),
         "logps/per_token": float(token_logps.sum() / lengths.sum()),

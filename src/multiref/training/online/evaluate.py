@@ -30,9 +30,12 @@ def evaluate_online(
     rollouts = _drawn(trainer, rows, samples, seed)
     total, each = reward_rollouts(trainer.rewards, rows, rollouts, samples)
     figures = {"reward": _interval(total.reshape(-1, samples).mean(1))} if trainer.rewards else {}
-    figures |= {f"rewards/{name}": _interval(values.reshape(-1, samples).mean(1)) for name, values in each.items()}
-    if "correctness" in each:
-        right = (each["correctness"].reshape(-1, samples) > 0).tolist()
+    tables = {name: values.reshape(-1, samples) for name, values in each.items()}
+    means = {name: table.nanmean(1) for name, table in tables.items()}  # of the completions that a reward applies to
+    figures |= {f"rewards/{name}": _interval(values[~values.isnan()]) for name, values in means.items()}
+    if "correctness" in tables:
+        table = tables["correctness"]
+        right = (table[~table.isnan().any(1)] > 0).tolist()
         figures |= {f"pass@{k}": pass_rate(right, k) for k in ks if k <= samples}
     return figures
 

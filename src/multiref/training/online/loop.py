@@ -1,6 +1,7 @@
 """`OnlineTrainer`: completions, rewards, K-reference scores, loss, step.
 The loop; what is optimised is `surrogate`'s business."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from multiref.training.lost_updates import LostUpdates
+from multiref.training.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.training.online.arguments import OnlineArguments
 from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
 from multiref.training.online.checks import (
@@ -40,6 +43,7 @@ class OnlineTrainer:
 
     Args:
         policy: model and tokenizer (`models.load`; any transformers causal language model, PEFT included, or `Tabular`).
+            It trains in evaluation mode, without dropout, and stays in that mode.
         regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence`, `PooledKL`.
             Weights per prompt (routing): a column "weights" in `prompts`.
         beta: strength. 0: the references are ignored, and that is said.
@@ -70,10 +74,11 @@ class OnlineTrainer:
         self.args, self.regularizer, self.beta, self.rule = args, regularizer, float(beta), rule or Rule()
         self.method, self.tokenizer = self.rule.method, policy.tokenizer
         self.accelerator = Accelerator(
-            mixed_precision="no" if args.mixed_precision == "none" else args.mixed_precision,
+            mixed_precision=args.autocast(next(policy.model.parameters()).device),
             cpu=next(policy.model.parameters()).device.type == "cpu",
         )
         check_processes(self.accelerator)
+        refuse_adapter_dropout(policy.model)
         self.model = policy.model.to(self.accelerator.device)
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
         self.scorer = None
@@ -102,6 +107,8 @@ class OnlineTrainer:
             weight_decay=args.weight_decay,
         )
         self.step = 0
+        self._examined = False
+        self._updates: LostUpdates | None = None
         self.history: list[dict[str, float]] = []
         self._lines: list[dict[str, float]] = []
 
@@ -129,6 +136,7 @@ class OnlineTrainer:
         if path is not None:
             state = load_checkpoint(path, self.model, self.optimizer)
             self.step, self.beta, self._lines = state["step"], state["beta"], state["lines"]
+        self._updates = LostUpdates(self.model) if self.step == 0 else None
         while self.step < self.args.steps:
             self._lines.append(self._one_step())
             self.step += 1
@@ -150,6 +158,10 @@ class OnlineTrainer:
             self.penalty if warming is None else resolve_penalty(warming.penalty, self.regularizer, self.scorer, self.weights)
         )
         own = self._references_own([self.rows[i]["prompt"] for i in index])
+        set_evaluation_mode(self.model)
+        if not self._examined:
+            refuse_noise(self.model, lambda: policy_tokens(self.model, batch.rollouts[:1])[0])
+            self._examined = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate(self.step)
         line: dict[str, float] = {}
@@ -158,8 +170,14 @@ class OnlineTrainer:
             if update == 0:
                 line = figures | rollout_metrics(batch, logps, self.regularizer, beta=self.beta, names=self.names)
                 batch = replace(batch, old=logps) if batch.old is None else batch
+        self.model.eval()  # also where activations were recomputed: who samples next keeps a cache
         line |= {name: figures[name] for name in ("clip_fraction", "grad_norm")}  # of the last update
         line |= {"learning_rate": self.args.rate(self.step), "beta": self.beta}
+        if self._updates is not None:
+            lost = self._updates.conclude(
+                lambda counts: self.accelerator.reduce(counts, reduction="sum"), last=self.step + 1 == self.args.steps
+            )
+            line |= {} if lost is None else {"updates_lost": lost}
         if self.rule.adaptive_beta is not None and "kl" in line:
             self.beta = self.rule.adaptive_beta.next(self.beta, over_ranks([line["kl"]], "mean")[0])
         return line
@@ -210,7 +228,11 @@ class OnlineTrainer:
         figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm()}
         if penalty.needs == "vocabulary":
             figures["divergence/per_token"] = divergence / float(batch.lengths.sum())
+        if self._updates is not None:
+            self._updates.before(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
+        if self._updates is not None:
+            self._updates.after()
         return seen, figures
 
     def _reduced_norm(self) -> float:
@@ -242,8 +264,8 @@ class OnlineTrainer:
     def _log(self, listener: Listener | None) -> None:
         """The average of the lines since the last one, over processes."""
         names = sorted(set().union(*self._lines))
-        each = [[line[name] for line in self._lines if name in line] for name in names]
-        means = over_ranks([sum(values) / len(values) for values in each], "mean")
+        each = [[line[name] for line in self._lines if not math.isnan(line.get(name, math.nan))] for name in names]
+        means = over_ranks([sum(values) / len(values) if values else math.nan for values in each], "mean")
         line = {"step": float(self.step), **dict(zip(names, means))}
         self.history.append(line)
         self._lines = []

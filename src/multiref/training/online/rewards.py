@@ -1,15 +1,20 @@
 """Rewards: functions of prompts and completions, several with weights; what a step's completions earn,
 and what happens when one misbehaves."""
 
+import asyncio
 import inspect
 import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,38 +27,65 @@ class Reward:
     """A reward function under its name, with its weight in the sum.
 
     function(prompts, completions, **columns) → N numbers, as TRL calls its reward functions:
-    texts (strings or messages), and each column of the prompts' rows as a list of N.
-    A function that takes no **columns gets only those it names.
+    texts (strings or messages), and each column of the prompts' rows as a list of N. It may be async, and say None of a
+    completion to which it does not apply. A function that takes no **columns gets only those it names.
     """
 
-    function: Callable[..., Sequence[float]]
+    function: Callable[..., Any]
     name: str = ""
     weight: float = 1.0
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Tensor:
-        """[N] float64. ArgumentError, naming the function and showing the completion, where it raises,
-        returns another length or no finite number."""
+        """[N] float64, NaN where the function said None: it does not apply. ArgumentError, naming the function and the row,
+        where it raises, returns another length or what is no finite number."""
+        return self.read(self.begin(prompts, completions, columns), completions)
+
+    def begin(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Any:
+        """What the function returns: values, or of an async one what is to be awaited."""
         try:
-            values = self.function(prompts=prompts, completions=completions, **_accepted(self.function, columns))
+            return self.function(prompts=prompts, completions=completions, **_accepted(self.function, columns))
         except Exception as error:
+            raise self.raised(error, completions) from error
+
+    def raised(self, error: BaseException, completions: Sequence[Any]) -> ArgumentError:
+        """What is said where the function raises."""
+        return ArgumentError(
+            f"The reward {self.name!r} raised {type(error).__name__}: {error}. It was given {len(completions)} "
+            f"completions, the first {_shown(completions[0])}. The last checkpoint is kept; mend the function and run "
+            "again."
+        )
+
+    def read(self, values: Any, completions: Sequence[Any]) -> Tensor:
+        """[N] float64 of what the function returned: a list, a tensor or an array of numbers, or of what holds one."""
+        try:
+            if isinstance(values, (str, bytes, Mapping, set)):
+                raise TypeError
+            found = list(values)
+        except TypeError:  # a number, a text, a tensor without an axis
             raise ArgumentError(
-                f"The reward {self.name!r} raised {type(error).__name__}: {error}. It was given {len(completions)} "
-                f"completions, the first {_shown(completions[0])}. The last checkpoint is kept; mend the function and run "
-                "again."
-            ) from error
-        values = values.tolist() if isinstance(values, Tensor) else list(values)
-        if len(values) != len(completions):
+                f"The reward {self.name!r} returned {values!r}, expected {len(completions)} numbers, one for each completion. "
+                "The last checkpoint is kept."
+            ) from None
+        if len(found) != len(completions):
             raise ArgumentError(
-                f"The reward {self.name!r} returned {len(values)} numbers for {len(completions)} completions; expected one "
+                f"The reward {self.name!r} returned {len(found)} numbers for {len(completions)} completions; expected one "
                 "each. The last checkpoint is kept."
             )
-        for completion, value in zip(completions, values):
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ArgumentError(
-                    f"The reward {self.name!r} is {value!r} for the completion {_shown(completion)}; expected a finite "
-                    "number. The last checkpoint is kept."
-                )
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor([self._number(*each) for each in enumerate(zip(found, completions))], dtype=torch.float64)
+
+    def _number(self, row: int, given: tuple[Any, Any]) -> float:
+        value, completion = given
+        if value is None:
+            return math.nan
+        alone: Any = value
+        while getattr(alone, "shape", None) in ((), (1,)) or isinstance(alone, np.generic):
+            alone = alone.item()  # numpy's scalars, tensors and arrays of one number
+        if isinstance(alone, int | float | Decimal | Fraction) and math.isfinite(alone):
+            return float(alone)
+        raise ArgumentError(
+            f"The reward {self.name!r} is {value!r} for completion {row + 1}, {_shown(completion)}; expected a finite number, "
+            "or None where it does not apply. The last checkpoint is kept."
+        )
 
 
 class RewardModel:
@@ -135,10 +167,41 @@ def as_rewards(rewards: Any) -> tuple[Reward, ...]:
 def total_reward(
     rewards: Sequence[Reward], prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """([N] weighted sum, {name: [N]}), float64. No reward at all is zero: distillation."""
-    each = {reward.name: reward(prompts, completions, columns) for reward in rewards}
+    """([N] weighted sum, {name: [N]}), float64. No reward at all is zero: distillation.
+
+    A function that says None of a completion does not apply to it: NaN in its own column, and left out of that sum. Async
+    functions are awaited together. ArgumentError for a completion to which none applies.
+    """
+    begun = _awaited(rewards, [reward.begin(prompts, completions, columns) for reward in rewards], completions)
+    each = {reward.name: reward.read(values, completions) for reward, values in zip(rewards, begun)}
     zero = torch.zeros(len(completions), dtype=torch.float64)
-    return sum((reward.weight * each[reward.name] for reward in rewards), zero), each
+    if rewards and bool((none := torch.stack(list(each.values())).isnan().all(0)).any()):
+        row = int(none.nonzero()[0])
+        raise ArgumentError(
+            f"rewards: {', '.join(each)} all say None of completion {row + 1}, {_shown(completions[row])}, after the prompt "
+            f"{_shown(prompts[row])}; expected a number from at least one."
+        )
+    return sum((reward.weight * each[reward.name].nan_to_num(0.0) for reward in rewards), zero), each
+
+
+def _awaited(rewards: Sequence[Reward], begun: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
+    """What functions returned, the async ones' awaited side by side."""
+    waiting = [place for place, values in enumerate(begun) if inspect.isawaitable(values)]
+
+    async def together() -> list[Any]:
+        async def one(place: int) -> Any:
+            try:
+                return await begun[place]
+            except Exception as error:
+                raise rewards[place].raised(error, completions) from error
+
+        return await asyncio.gather(*map(one, waiting))
+
+    if not waiting:
+        return list(begun)
+    with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one runs already, as in a notebook
+        found = dict(zip(waiting, thread.submit(asyncio.run, together()).result()))
+    return [found.get(place, values) for place, values in enumerate(begun)]
 
 
 def reward_rollouts(

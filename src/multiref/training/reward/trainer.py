@@ -32,7 +32,8 @@ class RewardTrainer(PairTrainer):
     The average is over the pairs of an optimizer step, whatever its micro-batches and ranks are.
 
     Args:
-        model: a sequence classification model with one label (`open_reward_model(folder).model`). Its dropout is set to zero.
+        model: a sequence classification model with one label (`open_reward_model(folder).model`). It trains in evaluation
+            mode, without dropout.
         args: `transformers.TrainingArguments`; batch sizes count pairs.
         train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format, `margin` included), or `RewardData`;
             evaluation also a mapping from names to those.
@@ -87,18 +88,23 @@ class RewardTrainer(PairTrainer):
     ) -> Any:
         """`mean_of_step` of the losses."""
         pairs: RewardBatch = inputs["pairs"].to(self.args.device)
-        with self.accelerator.autocast():
-            rewards = model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits[:, 0]
-        chosen, rejected = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).chunk(2)
+        chosen, rejected = self.said_of(model, pairs).chunk(2)
         losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
         losses = losses + self.centre * (chosen + rejected) ** 2
         values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
         values = {name: value.detach() for name, value in values.items()}
         shares = pairs.shares.to(losses)
-        if model.training:
+        if self._learning:
             self._averages.add({name: value for name, value in values.items() if name.startswith("rewards/")}, shares)
         loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {**values, "share": shares}) if return_outputs else loss
+
+    def said_of(self, model: nn.Module, pairs: RewardBatch) -> Tensor:
+        """[2B]: the rewards of the chosen completions, then of the rejected ones."""
+        pairs = pairs.to(self.args.device)
+        with self.accelerator.autocast():
+            rewards: Tensor = model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits[:, 0]
+        return rewards.to(torch.promote_types(rewards.dtype, torch.float32))
 
     # ---- evaluation and logs ----
 
@@ -107,6 +113,7 @@ class RewardTrainer(PairTrainer):
     ) -> tuple[None, Tensor, Tensor]:
         """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches,
         by `compute_metrics`."""
+        self.examine(model)
         with torch.no_grad():
             _, values = self.compute_loss(model, inputs, return_outputs=True)
         return None, torch.stack([values[name].double() for name in _EVALUATED], dim=-1), values["share"].double()

@@ -1,0 +1,77 @@
+"""Whether a step moves the weights: an update smaller than half the distance to the next number of the weight's format is lost."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiref.errors import MultirefWarning
+
+UPDATES = 10
+_ENTRIES = 65_536  # of each tensor, evenly spread
+
+
+class LostUpdates:
+    """Over the first `UPDATES` steps with a learning rate above zero: of the entries with a gradient, the share that a step left
+    as it was.
+
+        lost = #{i : g_i ≠ 0, w_i + Δ_i = w_i} / #{i : g_i ≠ 0}
+
+    `before` and `after` stand around each step of the optimizer, `conclude` behind the last one. Where the optimizer keeps
+    gradients elsewhere (DeepSpeed), nothing is seen and nothing is said.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._left = model, UPDATES
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._lost = self._all = 0
+
+    def before(self, rate: float) -> None:
+        """Gradients are there, the step is not made."""
+        if self._left and rate > 0:
+            self._left -= 1
+            for parameter in self._model.parameters():
+                if parameter.grad is not None and parameter.numel():
+                    self._kept.append((parameter, _some(parameter).clone(), _some(parameter.grad) != 0))
+
+    def after(self, *, made: bool = True) -> None:
+        """The step is made, or was left out."""
+        for parameter, was, moved in self._kept if made else ():
+            self._lost += int(((_some(parameter) == was) & moved).sum())
+            self._all += int(moved.sum())
+        self._left += bool(self._kept) and not made
+        self._kept = []
+
+    def conclude(self, summed: Callable[[Tensor], Tensor] = lambda counts: counts, *, last: bool = False) -> float | None:
+        """The share, with a warning, where it is above a half; once, after `UPDATES` steps or at the `last`.
+
+        Args:
+            summed: adds [2] counts up over processes.
+        """
+        if self._left < 0 or (self._left and not last):
+            return None
+        self._left = -1
+        device = next(self._model.parameters()).device
+        lost, all_of_them = summed(torch.tensor([self._lost, self._all], device=device)).tolist()
+        if not all_of_them or lost <= 0.5 * all_of_them:
+            return None
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self._model.parameters() if p.requires_grad}
+        remedy = "raise the learning rate"
+        if kinds != {"float32"}:
+            remedy = f"train float32 weights (model.dtype: float32; bf16: true computes in bfloat16 all the same), or {remedy}"
+        warnings.warn(
+            f"{lost / all_of_them:.1%} of the entries with a gradient did not move in the first steps: their updates are "
+            f"smaller than {', '.join(sorted(kinds))} weights can take up; {remedy}.",
+            MultirefWarning,
+            stacklevel=2,
+        )
+        return float(lost / all_of_them)
+
+
+def _some(tensor: Any) -> Tensor:
+    """At most `_ENTRIES` entries of this process's part, evenly spread."""
+    flat = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach().reshape(-1)
+    some: Tensor = flat[:: max(1, -(-flat.numel() // _ENTRIES))]
+    return some

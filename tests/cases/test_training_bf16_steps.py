@@ -1,0 +1,92 @@
+"""A step moves the weights: where the weights' format loses most of the updates, the run says so, with the remedy."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import MultirefWarning
+from multiref.models import LanguageModel, Tokenisation
+from multiref.models.small import small_llama, word_tokenizer
+from multiref.training.lost_updates import LostUpdates
+from tests.training.world import arguments
+
+WORDS = [f"w{k}" for k in range(8)]
+END = Tokenisation(end=False)
+PAIRS = [{"prompt": "w0", "chosen": f" w{i}", "rejected": f" w{(i + 3) % 8}"} for i in range(8)]
+
+
+def moved(dtype, folder, **options):
+    """(share of the weights that differ afterwards, lines of the log)."""
+    tokenizer, model = word_tokenizer(WORDS), small_llama(9)
+    other = LanguageModel(small_llama(9, seed=1), tokenizer, "other")
+    scores = mr.References({"other": other}, tokenisation=END).score(PAIRS)
+    model = model.to(dtype)
+    before = copy.deepcopy(model.state_dict())
+    trainer = mr.training.PreferenceTrainer(
+        model,
+        regularizer=mr.ReverseKL(),
+        beta=0.3,
+        scores=scores,
+        train_dataset=PAIRS,
+        processing_class=tokenizer,
+        tokenisation=END,
+        args=arguments(
+            folder, per_device_train_batch_size=4, logging_strategy="steps", logging_steps=1, **({"max_steps": 12} | options)
+        ),
+    )
+    trainer.train()
+    same = sum(int((model.state_dict()[name] == value).sum()) for name, value in before.items())
+    return 1 - same / sum(value.numel() for value in before.values()), trainer.state.log_history
+
+
+@pytest.mark.parametrize("steps", [12, 3])
+def test_bfloat16_weights_that_stay_are_said(steps, tmp_path):
+    with pytest.warns(MultirefWarning, match=r"did not move in the first steps.*bfloat16.*train float32 weights"):
+        share, lines = moved(torch.bfloat16, tmp_path, learning_rate=5e-7, max_steps=steps)
+    assert share < 0.05
+    told = [line["updates_lost"] for line in lines if "updates_lost" in line]
+    assert len(told) == 1 and told[0] > 0.9 and lines[min(steps, 10) - 1]["updates_lost"] == told[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"), [(torch.float32, {"learning_rate": 5e-7}), (torch.bfloat16, {"learning_rate": 3e-2})]
+)
+def test_weights_that_move_are_not_warned_of(dtype, options, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MultirefWarning)
+        share, lines = moved(dtype, tmp_path, **options)
+    assert share > 0.5 and not any("updates_lost" in line for line in lines)
+
+
+def test_what_is_counted():
+    """Of four weights one has no gradient, one is too large for its step; nothing is counted at rate zero or for a step that
+    was left out. Two of three moved: no warning; and where the large ones are two of three, one."""
+    model = torch.nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 1e8, 1.0, 1.0]]))
+    watch = LostUpdates(model)
+
+    def step(rate, made=True):
+        model.weight.grad = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
+        watch.before(rate)
+        with torch.no_grad():
+            model.weight -= rate * model.weight.grad * made
+        watch.after(made=made)
+
+    step(0.0)
+    step(0.5, made=False)
+    assert (watch._lost, watch._all) == (0, 0)
+    for _ in range(4):
+        step(0.5)
+    assert (watch._lost, watch._all) == (4, 12) and watch.conclude() is None
+    with torch.no_grad():
+        model.weight[0, 0] = 1e8
+    for _ in range(6):
+        step(0.5)
+    assert (watch._lost, watch._all) == (16, 30)
+    with pytest.warns(MultirefWarning, match="53.3%.*raise the learning rate"):
+        assert watch.conclude() == pytest.approx(16 / 30)
+    assert watch.conclude(last=True) is None

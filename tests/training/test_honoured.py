@@ -1,0 +1,69 @@
+"""Every field of `transformers.TrainingArguments` is decided: honoured, without an effect on what is trained and reported, or
+refused by name. A field of a later release fails here until somebody decides."""
+
+from dataclasses import fields
+
+import pytest
+from transformers import TrainingArguments
+
+from multiref.errors import ArgumentError, MultirefWarning
+from multiref.training.honoured import IGNORED, check_arguments
+from tests.training.world import arguments
+
+HONOURED = """
+output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
+warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps
+max_grad_norm bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config
+torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter log_level
+log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+eval_strategy eval_steps eval_delay per_device_eval_batch_size eval_on_start eval_accumulation_steps save_only_model
+save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint push_to_hub hub_token hub_private_repo
+hub_model_id hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better
+ignore_data_skip restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config
+dataloader_drop_last dataloader_num_workers train_sampling_strategy ddp_find_unused_parameters ddp_bucket_cap_mb
+ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics local_rank
+""".split()
+# of speed alone, of scripts around a trainer, or of tokens and columns, which our batches have none of
+HARMLESS = """
+average_tokens_across_devices use_cache dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+dataloader_multiprocessing_context dataloader_in_order remove_unused_columns do_train do_eval do_predict
+""".split()
+REFUSED = {
+    "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0, "auto_find_batch_size": True,
+    "include_num_input_tokens_seen": "all", "prediction_loss_only": True, "eval_do_concat_batches": False,
+    "eval_use_gather_object": True, "include_for_metrics": ["loss"], "batch_eval_metrics": True, "label_names": ["labels"],
+    "length_column_name": "size", "bf16_full_eval": True, "fp16_full_eval": True, "resume_from_checkpoint": "folder",
+}  # fmt: skip
+
+
+def test_every_field_is_decided():
+    decided = {*HONOURED, *HARMLESS, *IGNORED}
+    assert {field.name for field in fields(TrainingArguments)} <= decided
+    assert not set(HONOURED) & set(HARMLESS) and not set(IGNORED) & {*HONOURED, *HARMLESS}
+    assert set(IGNORED) - {"parallelism_config"} == set(REFUSED)
+
+
+def test_what_stands_when_nothing_is_asked_is_taken(tmp_path):
+    check_arguments(arguments(tmp_path))
+    check_arguments(arguments(tmp_path, include_num_input_tokens_seen=False, label_names=None, neftune_noise_alpha=None))
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED.items())
+def test_what_would_be_ignored_is_refused_by_name(name, value, tmp_path):
+    with pytest.raises(ArgumentError, match=rf"^{name}: found .*, which would be ignored; "):
+        check_arguments(arguments(tmp_path, **{name: value}))
+
+
+def test_what_would_be_another_step_or_another_best(tmp_path):
+    with pytest.raises(ArgumentError, match=r"accelerator_config\.split_batches"):
+        check_arguments(arguments(tmp_path, accelerator_config={"split_batches": True}))
+    best = {"eval_strategy": "steps", "metric_for_best_model": "eval_calibration_error"}
+    with pytest.raises(ArgumentError, match="calibration_error is better where it is lower"):
+        check_arguments(arguments(tmp_path, **best))
+    check_arguments(arguments(tmp_path, **best, greater_is_better=False))
+
+
+def test_checkpoints_that_cannot_be_resumed_are_said(tmp_path):
+    with pytest.warns(MultirefWarning, match="save_only_model: .* cannot be resumed"):
+        check_arguments(arguments(tmp_path, save_only_model=True))
