@@ -1,4 +1,4 @@
-"""An evaluation is over every pair, whatever the batch size and whatever training drops; raw pairs are evaluated as ready ones."""
+"""An evaluation is over every pair, whatever the batch size and what training drops; raw pairs are evaluated as ready ones."""
 
 import pytest
 import torch

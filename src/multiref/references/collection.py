@@ -58,6 +58,7 @@ class References:
         check_names([name for name, _ in named])
         self.named = dict(named)
         here = {"dtype": dtype, "device": device, "token_budget": token_budget, "logits_budget": logits_budget}
+        self._identities: dict[str, Mapping[str, Any]] = {}
         self._opener = partial(Opener, tokenisation=tokenisation, here=here)
 
     @property
@@ -109,6 +110,7 @@ class References:
             torch.stack([torch.from_numpy(rows.lengths.astype(np.int64)) for rows in columns]),
             torch.stack([torch.from_numpy(rows.truncated) for rows in columns]),
             np.stack([rows.digests for rows in columns]),
+            tuple(self._identities[name] for name in self.names),
         )
 
     def estimate_cost(
@@ -136,7 +138,9 @@ class References:
         start = time.perf_counter()
         opener = self._opener(self.named[name])
         reference = opener()
-        address = _introduce(name, reference, location(self.named[name]), keeper, listener)
+        where = location(self.named[name])
+        address, identity = _introduce(name, reference, where, keeper, listener)
+        self._identities[name] = {**identity, "location": where}
         rows = _read(name, reference, address, job, keeper, listener)
         parts: list[Rows] = []
         with ExitStack() as stack:  # whatever happens, workers are let go and the model is released
@@ -232,7 +236,9 @@ class _Job:
         return [block for block in left if len(block)]
 
 
-def _introduce(name: str, reference: Reference, where: str, keeper: Store, listener: Listener) -> str:
+def _introduce(
+    name: str, reference: Reference, where: str, keeper: Store, listener: Listener
+) -> tuple[str, Mapping[str, Any]]:
     """Register a reference with the store, and say so if something else was once scored from the same place."""
     identity = reference.identity()
     address = keeper.address(identity)
@@ -249,7 +255,7 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store, liste
             f"It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
         )
     keeper.register(identity, name=name, location=where)
-    return address
+    return address, identity
 
 
 def _as_rows(name: str, block: Block, scored: Scored) -> Rows:

@@ -73,6 +73,11 @@ class LocalReference:
         self._computed: Scores = {}
 
     @property
+    def in_memory(self) -> Any:
+        """The model that was given; None where it is loaded from files."""
+        return None if self._memory is None else self._memory.model
+
+    @property
     def name(self) -> str:
         return self.spec.path
 

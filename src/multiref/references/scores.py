@@ -31,6 +31,7 @@ class SequenceScores:
         lengths: [K, N] int64, how many tokens were scored, in each reference's own tokenizer.
         truncated: [K, N] bool, where the reference's context did not hold the whole text.
         digests: [K, N] uint64, `Encoded.digest` of the token ids that were scored; 0 where they are not known.
+        identities: [K] what each was computed by, and from where; nothing where that is not known.
 
     Joined to data by content key, never by position: `of` and `of_pairs`.
     """
@@ -41,6 +42,7 @@ class SequenceScores:
     lengths: Tensor
     truncated: Tensor
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    identities: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_names(self.names)
@@ -112,7 +114,8 @@ class SequenceScores:
             )
         rows = [self.names.index(name) for name in names]
         parts = (getattr(self, what)[rows] for what in ("logps", "lengths", "truncated", "digests"))
-        return SequenceScores(tuple(names), self.keys, *parts)
+        known = tuple(self.identities[row] for row in rows) if self.identities else ()
+        return SequenceScores(tuple(names), self.keys, *parts, known)
 
 
 @dataclass(frozen=True, eq=False)

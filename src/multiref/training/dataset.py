@@ -129,7 +129,7 @@ class PreferenceData(PairData):
         counts: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__(pairs, tokenizer, tokenisation, counts)
-        self.names = scores.names
+        self.names, self.identities = scores.names, scores.identities
         prompts = [pair.prompt for pair in self.pairs]
         columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)

@@ -1,4 +1,4 @@
-"""Whether a step moves the weights: an update smaller than half the distance to the next number of the weight's format is lost."""
+"""Whether a step moves the weights: an update below half the distance to the next number of the weight's format is lost."""
 
 import warnings
 from collections.abc import Callable
@@ -14,8 +14,8 @@ _ENTRIES = 65_536  # of each tensor, evenly spread
 
 
 class LostUpdates:
-    """Over the first `UPDATES` steps with a learning rate above zero: of the entries with a gradient, the share that a step left
-    as it was.
+    """Over the first `UPDATES` steps with a learning rate above zero: of the entries with a gradient, the share that a step
+    left as it was.
 
         lost = #{i : g_i ≠ 0, w_i + Δ_i = w_i} / #{i : g_i ≠ 0}
 

@@ -98,6 +98,9 @@ class PairTrainer(Trainer):
             set_evaluation_mode(self.model)  # type: ignore[arg-type]
             refuse_noise(self.model, lambda: self.said_of(model, pairs))  # type: ignore[arg-type]
 
+    def check_start(self, model: nn.Module) -> None:
+        """What must hold before the first step of a fresh run alone."""
+
     def said_of(self, model: nn.Module, pairs: Any) -> Tensor:
         """What the model says of a batch of pairs: log-probabilities, or rewards."""
         raise NotImplementedError
@@ -200,6 +203,8 @@ class _Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.examine(self.trainer.model_wrapped)
+        if state.global_step == 0:
+            self.trainer.check_start(self.trainer.model_wrapped)
         self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

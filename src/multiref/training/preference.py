@@ -19,6 +19,7 @@ from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Objective, PairLogps, Preference
 from multiref.training.pair_trainer import PairTrainer
+from multiref.training.start import check_start, is_coarse, starts_as
 from multiref.training.strategies import WeightStrategy
 
 
@@ -103,6 +104,7 @@ class PreferenceTrainer(PairTrainer):
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
+        self._starts_as = starts_as(model, processing_class, train.identities)
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
 
     @property
@@ -152,6 +154,28 @@ class PreferenceTrainer(PairTrainer):
     def said_of(self, model: nn.Module, pairs: PairBatch) -> Tensor:
         """[B, 2]: log π of both completions."""
         return self._logps(model, pairs).policy
+
+    @torch.no_grad()
+    def check_start(self, model: nn.Module) -> None:
+        """On a few pairs, evenly spread: a policy that is a reference, with adapters that change nothing yet, has ratio 1."""
+        data: PreferenceData = self.train_dataset  # type: ignore[assignment]
+        if not self._starts_as:
+            return
+        chosen = torch.linspace(0, len(data) - 1, min(len(data), 8)).long().unique().tolist()
+        pairs = data.batch(chosen)
+        own = self._logps(model, pairs).policy
+        bare: Any = self.model
+        if hasattr(bare, "disable_adapter"):
+            with bare.disable_adapter():
+                if not torch.equal(own, self._logps(model, pairs).policy):
+                    return  # an adapter that was trained before
+        alike = {k: bool((pairs.ref_lengths[k] == pairs.lengths).all()) for k in self._starts_as}
+        names = [data.pairs[i].origin or f"pair {i + 1}" for i in chosen for _ in range(2)]
+        for k in (k for k, same in alike.items() if same):  # else the reference's tokenisation is another
+            coarse = is_coarse(bare, data.identities[k], self.accelerator.mixed_precision != "no")
+            reference = {self.names[k]: pairs.references[k].flatten()}
+            found = check_start(own.flatten(), reference, pairs.lengths.flatten(), coarse=coarse, rows=names)
+            self.once_logged |= {f"start/{name}": value for name, value in found.items()}
 
     def _logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
         with self.accelerator.autocast():

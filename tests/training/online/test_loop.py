@@ -291,7 +291,7 @@ def test_beta_zero_says_that_the_references_are_ignored():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda completions, **_: [float("nan")] * len(completions), r"'<lambda>' is nan for the completion 'y"),
+        (lambda completions, **_: [float("nan")] * len(completions), r"'<lambda>' is nan for completion 1, 'y"),
         (lambda completions, **_: [0.0], "returned 1 numbers for 8"),
         (lambda completions, **_: [1 / 0], "raised ZeroDivisionError.*'y"),
     ],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, MultirefWarning
+from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
@@ -71,6 +72,18 @@ def resolve_penalty(
     if chosen.needs != "completions":
         scorer.require_aligned()
     return chosen
+
+
+def check_not_the_policy(policy: Any, scorer: RolloutScorer) -> None:
+    """ArgumentError where a reference shares weights with the policy that train: it would move along."""
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    for name, reference in scorer.opened.items():
+        model = reference.in_memory if isinstance(reference, LocalReference) else None
+        if model is not None and any(id(parameter) in trained for parameter in model.parameters()):
+            raise ArgumentError(
+                f"references: {name!r} is the policy itself, and would move with it; expected a model of its own. Give its "
+                "folder, or a copy that was loaded apart."
+            )
 
 
 def check_policy_context(model: Any, contexts: Sequence[Sequence[int]], new_tokens: int) -> None:

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
+from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
+from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
@@ -23,6 +25,7 @@ from multiref.training.online.arguments import OnlineArguments
 from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
 from multiref.training.online.checks import (
     as_rows,
+    check_not_the_policy,
     check_policy_context,
     check_processes,
     references_matter,
@@ -33,6 +36,7 @@ from multiref.training.online.penalty import FromReferences, Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate
+from multiref.training.start import check_start, is_coarse, starts_as
 from multiref.training.strategies import over_ranks
 
 Listener = Callable[[int, dict[str, float]], None]
@@ -96,6 +100,11 @@ class OnlineTrainer:
                     "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
                 )
             resolve_penalty(self.warm_up.penalty, regularizer, self.scorer, self.weights)
+        self._starts_as = {}
+        if self.scorer is not None:
+            check_not_the_policy(policy.model, self.scorer)
+            known = [_identity(self.scorer, name) for name in self.names]
+            self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows])
         if self.scorer is not None:
             self.scorer.check_context(contexts, args.max_new_tokens)
@@ -168,6 +177,8 @@ class OnlineTrainer:
         for update in range(self.method.updates):
             logps, figures = self._update(batch, penalty, own)
             if update == 0:
+                if self.step == 0 and warming is None:
+                    self._check_start(batch, logps)
                 line = figures | rollout_metrics(batch, logps, self.regularizer, beta=self.beta, names=self.names)
                 batch = replace(batch, old=logps) if batch.old is None else batch
         self.model.eval()  # also where activations were recomputed: who samples next keeps a cache
@@ -194,6 +205,13 @@ class OnlineTrainer:
         if weights is not None and weights.ndim == 2:
             weights = weights[:, index].repeat_interleave(group, 1)
         return Batch(rollouts, group, reward, each, refs, weights, behaviour_logps(rollouts))
+
+    def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
+        """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
+        new = all(bool((p == 0).all()) for name, p in self.model.named_parameters() if "lora_B" in name)
+        for k, identity in self._starts_as.items() if new and "completions" in batch.refs else ():
+            coarse = is_coarse(self.model, identity, self.accelerator.mixed_precision != "no")
+            check_start(logps.sum(-1), {self.names[k]: batch.refs["completions"][k]}, batch.lengths, coarse=coarse)
 
     def _update(
         self, batch: Batch, penalty: Penalty, own: Sequence[tuple[float, Rollout]]
@@ -271,6 +289,22 @@ class OnlineTrainer:
         self._lines = []
         if listener is not None and self.accelerator.is_main_process:
             listener(self.step, line)
+
+
+def _identity(scorer: RolloutScorer, name: str) -> dict[str, Any]:
+    """Of a reference what says whether the policy starts as it, without reading its weights; nothing of a server."""
+    reference = scorer.opened[name]
+    if not isinstance(reference, LocalReference) or not scorer.aligned[name]:
+        return {}
+    own = None if reference.in_memory is None else model_weights_fingerprint(reference.in_memory)
+    return {
+        "location": reference.name if own is None else "<memory>",
+        "weights": own,
+        "tokenizer": tokenizer_fingerprint(reference.tokenizer),
+        "dtype": reference.dtype,
+        "adapter": reference.spec.adapter,
+        "quantization": reference.spec.quantization,
+    }
 
 
 def prompts_of(first: int, size: int, count: int, seed: int) -> list[int]:

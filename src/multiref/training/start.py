@@ -1,0 +1,106 @@
+"""A policy that starts as one of its references: its log-ratio to that reference is 0 at the first step, or one of the two is
+not computed as it is stated to be."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from multiref.errors import ModelError
+from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+
+_log = logging.getLogger("multiref")
+_ROUNDING = {"float32": 1e-4, "float64": 1e-4}  # nats a token; other formats, and autocast:
+_COARSE = 0.1
+_HASHED = 2**31  # parameters: a larger model in memory is not hashed to find out what it is
+
+
+def starts_as(model: nn.Module, tokenizer: Any, identities: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Places of the references that are the policy as it stands, new adapters aside: whole models, not quantised, of its
+    tokenizer and weights. What was loaded from the same folder is compared with that, what is in memory by digest.
+
+    Args:
+        identities: of `SequenceScores`: each reference's own, with its `location`.
+    """
+    if not identities or getattr(model, "quantization_method", None) is not None:
+        return []
+    tokens, weights = tokenizer_fingerprint(tokenizer), _Whole(model)
+    return [
+        place
+        for place, identity in enumerate(identities)
+        if not identity.get("adapter") and not identity.get("quantization") and identity.get("tokenizer") == tokens
+        if weights.are_those_of(identity)
+    ]
+
+
+def check_start(
+    policy: Tensor, references: Mapping[str, Tensor], lengths: Tensor, *, coarse: bool, rows: Sequence[str] = ()
+) -> dict[str, float]:
+    """{reference: the largest |log π − log π_k| a token}. ModelError where that is more than rounding.
+
+    Args:
+        policy, references: [N] of whole completions; lengths: [N] tokens. coarse: one side is computed in half precision.
+        rows: [N] their names.
+    """
+    found = {}
+    for name, reference in references.items():
+        each = (policy.double().cpu() - reference.double().cpu()).abs() / lengths.cpu().clamp_min(1)
+        found[name] = float(each.max())
+        if not found[name] <= (_COARSE if coarse else _ROUNDING["float32"]):
+            at = int(each.nan_to_num(torch.inf).argmax())
+            where = f" in {rows[at]}" if rows else ""
+            raise ModelError(
+                f"The policy has the weights of reference {name!r}, but before the first step its log-probabilities differ by "
+                f"{found[name]:.2g} a token{where}; expected 0 up to rounding. Score again with this tokenisation, "
+                "and look for what differs between the two: adapters, dtype, attention, a store of older scores."
+            )
+        _log.info("The policy starts as reference %r: log-ratio 0, at most %.1g a token.", name, found[name])
+    return found
+
+
+def is_coarse(model: nn.Module, identity: Mapping[str, Any], autocast: bool) -> bool:
+    """Whether policy or reference is computed in less than float32."""
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return autocast or own not in _ROUNDING or identity.get("dtype") not in _ROUNDING
+
+
+class _Whole:
+    """The weights of a policy under the names that they have without adapters."""
+
+    def __init__(self, model: Any) -> None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        adapters = set(getattr(model, "peft_config", None) or {})
+        self._path = str(getattr(getattr(base, "config", None), "_name_or_path", ""))
+        self._state: dict[str, Any] = {}
+        for name, value in base.state_dict().items():
+            parts = name.split(".")
+            if not adapters & set(parts):
+                self._state[".".join(part for part in parts if part not in ("base_layer", "original_module"))] = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state
+
+    def are_those_of(self, identity: Mapping[str, Any]) -> bool:
+        where = str(identity.get("location", "<"))
+        if where.startswith("<"):
+            small = sum(value.numel() for value in self._state.values() if isinstance(value, Tensor)) <= _HASHED
+            return small and model_weights_fingerprint(self) == identity.get("weights")  # type: ignore[arg-type]
+        folder = Path(self._path)
+        return folder.is_dir() and folder.resolve() == Path(where).resolve() and self._are_in(folder)
+
+    def _are_in(self, folder: Path) -> bool:
+        """Whether the folder's tensors are these, as far as names agree and some entries tell."""
+        known = 0
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # not a mapping
+                    own = self._state.get(name)
+                    if isinstance(own, Tensor) and own.ndim and tuple(tensors.get_slice(name).get_shape()) == tuple(own.shape):
+                        known += 1
+                        if not torch.equal(tensors.get_slice(name)[:1].to(own.dtype), own[:1].cpu()):
+                            return False
+        return known > len(self._state) / 2

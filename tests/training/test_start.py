@@ -1,0 +1,140 @@
+"""A policy that is one of its references starts at log-ratio 0: reported where it does, an error where it does not, and no
+matter of a policy that is another model, was trained, or is tokenised otherwise."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import multiref as mr
+from multiref.errors import ArgumentError, ModelError
+from multiref.models import LanguageModel, Tokenisation
+from multiref.models.small import small_llama, word_tokenizer
+from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
+from tests.training.world import arguments
+
+WORDS = [f"w{k}" for k in range(8)]
+END = Tokenisation(end=False)
+PAIRS = [{"prompt": f"w{i}", "chosen": " w1 w2", "rejected": " w3"} for i in range(6)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    small_llama(9, spread=0.3).save_pretrained(tmp_path / "model")
+    word_tokenizer(WORDS).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def trained(model, scores, where, **options):
+    """The first line of a run of one step."""
+    trainer = mr.training.PreferenceTrainer(
+        model,
+        regularizer=mr.ReverseKL(),
+        beta=0.3,
+        scores=scores,
+        train_dataset=PAIRS,
+        processing_class=word_tokenizer(WORDS),
+        tokenisation=END,
+        args=arguments(
+            where,
+            per_device_train_batch_size=6,
+            logging_strategy="steps",
+            logging_steps=1,
+            **({"max_steps": 1, "learning_rate": 1e-3} | options),
+        ),
+    )
+    trainer.train()
+    return trainer.state.log_history[0]
+
+
+def with_one_row_moved(scores):
+    """As a store whose rows are of another template, or one shard of which is of older weights."""
+    logps = scores.logps.clone()
+    logps[0, 3] += 0.01
+    return replace(scores, logps=logps)
+
+
+@pytest.mark.parametrize("place", ["folder", "memory"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_log_ratio_zero_is_reported_and_another_is_an_error(place, lora, folder, tmp_path):
+    def policy():
+        model = mr.models.load(folder, device="cpu").model
+        return get_peft_model(model, LoraConfig(target_modules="all-linear")) if lora else model
+
+    what = str(folder) if place == "folder" else mr.models.load(folder, device="cpu")
+    other = LanguageModel(small_llama(9, seed=1), word_tokenizer(WORDS), "other")
+    scores = mr.References({"self": what, "other": other}, tokenisation=END).score(PAIRS)
+    line = trained(policy(), scores, tmp_path)
+    assert 0 <= line["start/self"] < 1e-5 and "start/other" not in line
+    with pytest.raises(ModelError, match=r"weights of reference 'self', but .* differ by 0\.0\d+ a token in pair \d"):
+        trained(policy(), with_one_row_moved(scores), tmp_path)
+
+
+def test_it_is_no_matter_of_other_policies(folder, tmp_path):
+    scores = with_one_row_moved(mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS))
+    model = mr.models.load(folder, device="cpu").model
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight += 1e-3
+    assert "start/self" not in trained(model, scores, tmp_path)
+    adapted = get_peft_model(mr.models.load(folder, device="cpu").model, LoraConfig(target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    assert "start/self" not in trained(adapted, scores, tmp_path)
+    assert "start/self" not in trained(mr.models.load(folder, device="cpu").model, replace(scores, identities=()), tmp_path)
+
+
+def test_a_resumed_run_is_not_asked(folder, tmp_path):
+    scores = mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS)
+    model = mr.models.load(folder, device="cpu").model
+    trained(copy.deepcopy(model), scores, tmp_path, save_strategy="steps", save_steps=1)
+    trainer = mr.training.PreferenceTrainer(
+        model,
+        regularizer=mr.ReverseKL(),
+        beta=0.3,
+        scores=with_one_row_moved(scores),
+        train_dataset=PAIRS,
+        processing_class=word_tokenizer(WORDS),
+        tokenisation=END,
+        args=arguments(tmp_path, per_device_train_batch_size=6, max_steps=2),
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.state.global_step == 2
+    (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    with pytest.raises(ArgumentError, match="holds no optimizer's state"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def online(policy, reference, **options):
+    return OnlineTrainer(
+        LanguageModel(policy, word_tokenizer(WORDS), "policy"),
+        mr.ReverseKL(),
+        beta=0.1,
+        references={"self": reference},
+        prompts=["w0", "w1"],
+        rewards=lambda prompts, completions: [float(len(c)) for c in completions],
+        rule=Rule(RLOO(group=2)),
+        args=OnlineArguments(steps=1, prompts_per_step=2, max_new_tokens=4, learning_rate=1e-3),
+    )
+
+
+def test_online_too(folder, monkeypatch):
+    policy = mr.models.load(folder, device="cpu").model
+    trainer = online(policy, str(folder))
+    assert trainer.train()[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    trainer = online(mr.models.load(folder, device="cpu").model, str(folder))
+    scored = trainer.scorer.tokens
+    monkeypatch.setattr(trainer.scorer, "tokens", lambda rollouts: scored(rollouts) - 0.01)
+    with pytest.raises(ModelError, match="weights of reference 'self', but before the first step"):
+        trainer.train()
+    assert trainer.step == 0
+
+
+def test_a_reference_that_would_move_with_the_policy_is_refused(folder):
+    loaded = mr.models.load(folder, device="cpu")
+    with pytest.raises(ArgumentError, match="'self' is the policy itself, and would move with it"):
+        online(loaded.model, loaded)
+    with pytest.raises(ArgumentError, match="'self' is the policy itself"):
+        online(get_peft_model(loaded.model, LoraConfig(target_modules="all-linear")), loaded)
