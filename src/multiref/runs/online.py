@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, load
+from multiref.models.encoding import context_of
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.completion_api import CompletionApi, Connection
@@ -135,7 +136,7 @@ class RolloutRun(PooledRun):
 
     def fitting(self, rows: list[Row], loaded: LanguageModel, say: Say) -> list[Row]:
         """The prompts that leave room for a completion."""
-        context = getattr(loaded.model.config, "max_position_embeddings", None)
+        context = context_of(loaded.model.config)
         if self.too_long == "error" or context is None:
             return rows
         fits = [len(ids) + self.longest <= context for ids in encode_prompts(loaded.tokenizer, [row["prompt"] for row in rows])]

@@ -78,7 +78,7 @@ class Prompts(Strict):
             texts = [part.strip() for part in content.split("\n\n") if part.strip()]
             texts = texts if self.pieces is None else _joined(texts, self.pieces)
         else:
-            for number, line in enumerate(content.splitlines()[: self._end], 1):
+            for number, line in enumerate(content.removesuffix("\n").split("\n")[: self._end], 1):  # no other line ends
                 try:
                     row = json.loads(line)
                     texts.append(row.get("prompt") or row["text"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, MultirefWarning
+from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
@@ -88,7 +89,7 @@ def check_not_the_policy(policy: Any, scorer: RolloutScorer) -> None:
 
 def check_policy_context(model: Any, contexts: Sequence[Sequence[int]], new_tokens: int) -> None:
     """ArgumentError where the policy's context cannot hold the longest prompt (token ids) and completion."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context_of(model.config)
     longest = max(map(len, contexts)) + new_tokens
     if limit is not None and limit < longest:
         raise ArgumentError(

@@ -8,6 +8,7 @@ import torch
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
 from multiref.models import Encoded, Tokenisation, encode_many
+from multiref.models.encoding import context_of
 from multiref.models.sampling import end_ids
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.batch import sample
@@ -49,7 +50,7 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
     """
     from multiref.models import score_tokens
 
-    context = getattr(trainer.model.config, "max_position_embeddings", None)
+    context = context_of(trainer.model.config)
     encoded = [
         e for row in rows for e in _cut(trainer, row) if context is None or len(e.prompt_ids) + len(e.completions[0]) <= context
     ]

@@ -83,7 +83,7 @@ class OnlineTrainer:
         )
         check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
-        self.model = policy.model.to(self.accelerator.device)
+        self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
         self.scorer = None
         if references_matter(self.beta, references):
