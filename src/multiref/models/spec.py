@@ -46,9 +46,9 @@ class ModelSpec:
         return what if isinstance(what, ModelSpec) else cls(os.fspath(what))
 
     def __post_init__(self) -> None:
-        for name in ("path", "adapter"):  # paths from Python
-            if isinstance(getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        for name in ("path", "adapter"):  # paths from Python, and from the home folder
+            if isinstance(value := getattr(self, name), str | os.PathLike):
+                object.__setattr__(self, name, os.path.expanduser(os.fspath(value)))
         if not isinstance(self.path, str) or not self.path:
             raise ArgumentError(f"path: found {self.path!r}; expected a model's folder or a hub id.")
         if isinstance(self.allow_keys, str) or not all(isinstance(each, str) for each in self.allow_keys):

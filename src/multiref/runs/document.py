@@ -26,7 +26,7 @@ class Document:
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The document of a YAML file. ConfigError with file and line."""
-        text = read_text(path, "a YAML file of settings in UTF-8", largest=LARGEST, error=ConfigError)
+        text = read_text(Path(path).expanduser(), "a YAML file of settings in UTF-8", largest=LARGEST, error=ConfigError)
         values, lines = parse(text, str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: found {kind_of(values)}, expected keys and values such as `beta: 0.1`.")

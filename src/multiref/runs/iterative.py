@@ -138,6 +138,7 @@ class IterativeRun(PooledRun):
         return lambda folder, say: self._job(prompts, answers, folder, say)
 
     def _job(self, prompts: list[str], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
+        self.say_memory(say)
         loaded = load(self.model)
         task = text_task(
             replace(loaded, model=self.adapted(loaded, partial(with_adapter, seed=self.planned().seed))),

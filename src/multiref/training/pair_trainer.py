@@ -12,13 +12,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from multiref.errors import ArgumentError
+from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.training.adapters import complete_folder
 from multiref.training.batching import StepBatches
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
-from multiref.training.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 
 
 class PairTrainer(Trainer):
@@ -73,7 +73,7 @@ class PairTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *arguments, **options)
         finally:
-            set_evaluation_mode(self.model)  # type: ignore[arg-type]
+            self.model.eval()  # type: ignore[union-attr]
 
     def compute_loss_context_manager(self) -> Any:
         """The forward pass of a training step, for which transformers has just put the model into training mode."""
@@ -91,12 +91,12 @@ class PairTrainer(Trainer):
     def examine(self, model: nn.Module) -> None:
         """Once, on real rows and in the mode in which the model is used: what it says must not be random. ModelError."""
         if not self._examined:
-            self._examined = True
             data: PairData = self.train_dataset  # type: ignore[assignment]
             longest = max(range(len(data)), key=data.row_lengths.__getitem__)
             pairs = data.batch(sorted({0, longest}))
             set_evaluation_mode(self.model)  # type: ignore[arg-type]
             refuse_noise(self.model, lambda: self.said_of(model, pairs))  # type: ignore[arg-type]
+            self._examined = True
 
     def check_start(self, model: nn.Module) -> None:
         """What must hold before the first step of a fresh run alone."""

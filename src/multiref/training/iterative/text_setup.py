@@ -9,12 +9,12 @@ from torch import Tensor
 
 from multiref.errors import ModelError
 from multiref.models import LanguageModel, Tokenisation
+from multiref.models.noise import refuse_adapter_dropout, refuse_noise
 from multiref.models.spec import TOKENISATION
 from multiref.regularizers import Regularizer
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Task
 from multiref.training.iterative.text import TextPolicy, TextReward, TextWorld, frozen_references, with_adapter
-from multiref.training.noise import refuse_adapter_dropout, refuse_noise
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 

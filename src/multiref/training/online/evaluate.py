@@ -12,6 +12,7 @@ from multiref.models.encoding import context_of
 from multiref.models.sampling import end_ids
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.batch import sample
+from multiref.training.online.checks import as_rows
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts
 
@@ -19,15 +20,16 @@ Interval = tuple[float, float, float]
 
 
 def evaluate_online(
-    trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, samples: int = 4, ks: Sequence[int] = (1,), seed: int = 0
+    trainer: OnlineTrainer, rows: Sequence[Any], *, samples: int = 4, ks: Sequence[int] = (1,), seed: int = 0
 ) -> dict[str, Interval]:
     """{"reward": (mean, low, high), each reward's, "pass@k"} over prompts, `samples` completions each.
-    The generators are left as they were found.
+    The generators are left as they were found. `rows`: texts, or mappings with `prompt`, as the trainer's own prompts.
 
     pass@k is of the reward called `correctness`: right where it is above zero.
     """
     from multiref.data.gsm8k import pass_rate
 
+    rows = as_rows(rows)
     rollouts = _drawn(trainer, rows, samples, seed)
     total, each = reward_rollouts(trainer.rewards, rows, rollouts, samples)
     figures = {"reward": _interval(total.reshape(-1, samples).mean(1))} if trainer.rewards else {}

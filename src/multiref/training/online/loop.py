@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.local import LocalReference
@@ -20,7 +21,6 @@ from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from multiref.training.lost_updates import LostUpdates
-from multiref.training.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.training.online.arguments import OnlineArguments
 from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
 from multiref.training.online.checks import (

@@ -12,9 +12,9 @@ from torch import nn
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Tokenisation, completion_logps, encode
+from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
-from multiref.training.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
