@@ -24,7 +24,7 @@ def file(tmp_path, monkeypatch):
     tokenizer = make_tokenizer()
     make_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in PAIRS), encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS), encoding="utf-8")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -34,7 +34,7 @@ def file(tmp_path, monkeypatch):
 
 
 def test_a_repeated_key_is_refused(file):
-    file.write_text(file.read_text() + "training: {max_steps: 1}\\nbeta: 5.0\\n", encoding="utf-8")
+    file.write_text(file.read_text() + "training: {max_steps: 1}\nbeta: 5.0\n", encoding="utf-8")
     result = CliRunner().invoke(app, ["train", "-c", str(file)])
     assert result.exit_code == 2 and not (file.parent / "run").exists()
     assert "run.yaml:7: training: a second time, first in line 6; keep one of the two." in " ".join(result.output.split())

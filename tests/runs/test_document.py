@@ -87,7 +87,7 @@ def test_a_mistake_is_one_sentence_with_the_line_of_its_key(old, new, said, tmp_
         ("references.5.weight=1", "--set references.5.weight=1: '5' is no place in a list of 2"),
         ("beta.x=1", "--set beta.x=1: beta is 0.1 there, which has no keys"),
         ("model.dtipe=bfloat16", "--set model.dtipe=…: model.dtipe: unknown key; did you mean `dtype`?"),
-        ("output.x=1", "--set output.x=…: output: found "),
+        ("output.x=1", "--set output.x=…: output.x: output is 'run' there, which has no keys."),
         ("lora={lora_dropout: 0.1}", "--set lora=…: lora.lora_dropout: found 0.1, expected 0: dropout is noise in log π"),
         ("beta", "--set beta: expected key=value"),
         ("beta={a: 1, a: 2}", "--set beta=…:1: a: a second time"),
@@ -171,7 +171,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         FILE.replace("model: policy", "model: {path: ~/policy, adapter: ~/adapter}").replace("model: first", "model: ~/first")
         + "store: ~/scores\n"
     )
-    run = read(tmp_path, text, ["output=~/o", "data=~/pairs.jsonl", "evaluation.path=~", "title=a~b"])
+    run = read(tmp_path, text, ["output=~/o", "data=~/pairs.jsonl", "evaluation.path=~/held.jsonl", "title=a~b"])
     assert run.model == mr.models.ModelSpec("/home/somebody/policy", adapter="/home/somebody/adapter")
     assert run.references[0].model.path == "/home/somebody/first" and run.output == "/home/somebody/o"
     assert run.data.path == "/home/somebody/pairs.jsonl" and run.store == "/home/somebody/scores" and run.title == "a~b"
@@ -193,7 +193,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         ("save_total_limit: 2.0", "save_total_limit", 2),
         ("weight_decay: 1e-2", "weight_decay", 0.01),
         ("weight_decay: 1.E-2", "weight_decay", 0.01),
-        ("num_train_epochs: 2", "num_train_epochs", 2.0),
+        ("eval_delay: 2", "eval_delay", 2.0),
         ("warmup_steps: 10", "warmup_steps", 10.0),
         ("warmup_steps: 0.1", "warmup_steps", 0.1),
     ],

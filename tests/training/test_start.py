@@ -135,6 +135,6 @@ def test_online_too(folder, monkeypatch):
 def test_a_reference_that_would_move_with_the_policy_is_refused(folder):
     loaded = mr.models.load(folder, device="cpu")
     with pytest.raises(ArgumentError, match="'self' is the policy itself, and would move with it"):
-        online(loaded.model, loaded)
+        online(loaded.model, loaded).train()
     with pytest.raises(ArgumentError, match="'self' is the policy itself"):
-        online(get_peft_model(loaded.model, LoraConfig(target_modules="all-linear")), loaded)
+        online(get_peft_model(loaded.model, LoraConfig(target_modules="all-linear")), loaded).train()

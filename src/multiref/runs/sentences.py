@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from multiref.runs.yaml_values import Place, Plain, kind_of
+from multiref.runs.yaml_values import SHORT, Place, Plain, kind_of
 
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _KINDS = {
@@ -69,6 +69,9 @@ def sentence(error: ValidationError, values: Plain, kind: object) -> tuple[Place
             ), f"found {context['tag']!r}, expected one of {', '.join(known)}{_close(context['tag'], known) or '.'}"
         case "value_error":
             return _own(str(first["ctx"]["error"]), place, found)
+    if isinstance(found, dict) and SHORT in found:  # `--set` laid a key beside a text
+        key = next(each for each in found if each != SHORT)
+        return (*place, key), f"{place[-1]} is {found[SHORT]!r} there, which has no keys."
     same = [each for each, there in zip(errors, places, strict=True) if there == place]
     return place, _found(found, list(dict.fromkeys(_expected(each) for each in same)), same)
 

@@ -102,7 +102,6 @@ class OnlineTrainer:
             resolve_penalty(self.warm_up.penalty, regularizer, self.scorer, self.weights)
         self._starts_as = {}
         if self.scorer is not None:
-            check_not_the_policy(policy.model, self.scorer)
             known = [_identity(self.scorer, name) for name in self.names]
             self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows])
@@ -140,6 +139,8 @@ class OnlineTrainer:
             resume: from the folder's last checkpoint, where there is one.
             listener: called with (step, line) on the main process.
         """
+        if self.scorer is not None:
+            check_not_the_policy(self.model, self.scorer)
         where = None if folder is None else Path(folder)
         path = last_checkpoint(where) if resume and where is not None else None
         if path is not None:
