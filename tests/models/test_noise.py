@@ -12,7 +12,7 @@ from torch import nn
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Tokenisation, completion_logps, encode
-from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
+from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
 from tests.training.world import arguments
@@ -86,11 +86,11 @@ def examine(kind, place="model.layers.1.mlp.up_proj"):
     other.load_state_dict(plain.state_dict())
     setattr(model.get_submodule(parent), name, other)
     rows = [encode(word_tokenizer(WORDS), "w0 w1", (" w2 w3", " w4"), END)]
-    completion_logps(model, rows)  # makes what it makes on first use
+    plain_rows(model, rows)()  # makes what it makes on first use
     torch.manual_seed(3)
     found = [torch.get_rng_state(), *(value.detach().clone() for value in model.state_dict().values())]
     try:
-        refuse_noise(model, lambda: completion_logps(model, rows))
+        refuse_noise(model, plain_rows(model, rows))
     finally:
         kept = [torch.get_rng_state(), *model.state_dict().values()]
         assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
@@ -128,7 +128,7 @@ def test_a_hook_that_adds_noise_is_found():
     model.model.norm.register_forward_hook(lambda module, inputs, output: drop(output))
     rows = [encode(word_tokenizer(WORDS), "w0", (" w2",), END)]
     with pytest.raises(ModelError, match=r"^model\.norm "):
-        refuse_noise(model, lambda: completion_logps(model, rows))
+        refuse_noise(model, plain_rows(model, rows))
 
 
 def pairs_and_scores():

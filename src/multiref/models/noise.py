@@ -5,7 +5,7 @@ a KL that is not there.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from multiref.errors import ArgumentError, ModelError
+from multiref.models.encoding import Encoded
+from multiref.models.forward import plain_logps
 
 
 def set_evaluation_mode(model: nn.Module) -> None:
@@ -65,6 +67,12 @@ def refuse_adapter_dropout(model: nn.Module) -> None:
                     f"adapter {name!r}: {option}: found {value}, expected 0. Dropout is noise in log π and so in every ratio "
                     "log π / π_k, from the second step on (the first hides it behind a zero matrix); policies train without."
                 )
+
+
+def plain_rows(model: nn.Module, items: Sequence[Encoded]) -> Callable[[], Tensor]:
+    """A pass over these rows for `refuse_noise`: one plain sequence at a time, [tokens of all completions]."""
+    rows = [(item.context(k), ids) for item in items for k, ids in enumerate(item.completions)]
+    return lambda: torch.cat([plain_logps(model, (*before, *ids), ids, len(before) - 1).logps for before, ids in rows])
 
 
 @torch.no_grad()

@@ -236,9 +236,7 @@ class _Job:
         return [block for block in left if len(block)]
 
 
-def _introduce(
-    name: str, reference: Reference, where: str, keeper: Store, listener: Listener
-) -> tuple[str, Mapping[str, Any]]:
+def _introduce(name: str, reference: Reference, where: str, keeper: Store, listener: Listener) -> tuple[str, Mapping[str, Any]]:
     """Register a reference with the store, and say so if something else was once scored from the same place."""
     identity = reference.identity()
     address = keeper.address(identity)

@@ -95,15 +95,19 @@ class PairTrainer(Trainer):
             longest = max(range(len(data)), key=data.row_lengths.__getitem__)
             pairs = data.batch(sorted({0, longest}))
             set_evaluation_mode(self.model)  # type: ignore[arg-type]
-            refuse_noise(self.model, lambda: self.said_of(model, pairs))  # type: ignore[arg-type]
+            refuse_noise(self.model, self.plain_pass(model, pairs))  # type: ignore[arg-type]
+            self.audit(model)
             self._examined = True
 
     def check_start(self, model: nn.Module) -> None:
         """What must hold before the first step of a fresh run alone."""
 
-    def said_of(self, model: nn.Module, pairs: Any) -> Tensor:
-        """What the model says of a batch of pairs: log-probabilities, or rewards."""
+    def plain_pass(self, model: nn.Module, pairs: Any) -> Callable[[], Tensor]:
+        """A pass of the model over a batch of pairs, as plain as can be."""
         raise NotImplementedError
+
+    def audit(self, model: nn.Module) -> None:
+        """How the rows of these data may be laid out, where that is a question."""
 
     def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of an evaluation, from what `prediction_step` returned for its pairs."""

@@ -1,7 +1,7 @@
 """`PreferenceTrainer`: preference training under several references, as a `transformers.Trainer` that overrides documented
 methods only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError, ModelError
+from multiref.models.audit import audit_layout
 from multiref.models.encoding import context_of
+from multiref.models.logps import ONE_PASS
+from multiref.models.noise import plain_rows
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.regularizers import Regularizer, check_weights
@@ -151,9 +154,14 @@ class PreferenceTrainer(PairTrainer):
         loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {"loss": losses.detach(), **values}) if return_outputs else loss
 
-    def said_of(self, model: nn.Module, pairs: PairBatch) -> Tensor:
-        """[B, 2]: log π of both completions."""
-        return self._logps(model, pairs).policy
+    def plain_pass(self, model: nn.Module, pairs: PairBatch) -> Callable[[], Tensor]:
+        return plain_rows(model, pairs.encoded)
+
+    def audit(self, model: nn.Module) -> None:
+        """On all rows, in passes of as many pairs as a micro-batch has; ranks of a sharded model bring their parts together."""
+        rows, size = self.train_dataset.encoded, self.args.per_device_train_batch_size  # type: ignore[union-attr]
+        rows = rows[self.args.process_index :: self.args.world_size] if self.is_fsdp_enabled else rows
+        audit_layout(model, rows, token_budget=self.token_budget or ONE_PASS, cuts=range(size, len(rows), size), always=True)
 
     @torch.no_grad()
     def check_start(self, model: nn.Module) -> None:

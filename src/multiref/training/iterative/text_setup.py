@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multiref.errors import ModelError
 from multiref.models import LanguageModel, Tokenisation
-from multiref.models.noise import refuse_adapter_dropout, refuse_noise
+from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
 from multiref.models.spec import TOKENISATION
 from multiref.regularizers import Regularizer
 from multiref.training.iterative.state import State
@@ -65,7 +65,7 @@ def text_task(
     everyone = torch.arange(len(world.prompts))
     refuse_adapter_dropout(learner.model)
     calibration = (everyone, learner.sample(everyone, 2, torch.Generator().manual_seed(setting.seed)))
-    refuse_noise(learner.model, lambda: learner.logps(everyone[:2], calibration[1][:2]))
+    refuse_noise(learner.model, plain_rows(learner.model, world.encoded(everyone[:2], calibration[1][:2])))
     task = Task(
         prompts=len(world.prompts),
         policy=learner,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
-from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
+from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.local import LocalReference
@@ -170,7 +170,7 @@ class OnlineTrainer:
         own = self._references_own([self.rows[i]["prompt"] for i in index])
         set_evaluation_mode(self.model)
         if not self._examined:
-            refuse_noise(self.model, lambda: policy_tokens(self.model, batch.rollouts[:1])[0])
+            refuse_noise(self.model, plain_rows(self.model, [batch.rollouts[0].encoded()]))
             self._examined = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate(self.step)

@@ -1,6 +1,6 @@
 """`RewardTrainer`: a reward model from preference pairs, as a `transformers.Trainer` that overrides documented methods only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class RewardTrainer(PairTrainer):
     ) -> Any:
         """`mean_of_step` of the losses."""
         pairs: RewardBatch = inputs["pairs"].to(self.args.device)
-        chosen, rejected = self.said_of(model, pairs).chunk(2)
+        chosen, rejected = self._rewards(model, pairs).chunk(2)
         losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
         losses = losses + self.centre * (chosen + rejected) ** 2
         values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
@@ -99,7 +99,10 @@ class RewardTrainer(PairTrainer):
         loss = self.mean_of_step(losses, shares, num_items_in_batch)
         return (loss, {**values, "share": shares}) if return_outputs else loss
 
-    def said_of(self, model: nn.Module, pairs: RewardBatch) -> Tensor:
+    def plain_pass(self, model: nn.Module, pairs: RewardBatch) -> Callable[[], Tensor]:
+        return lambda: self._rewards(model, pairs)
+
+    def _rewards(self, model: nn.Module, pairs: RewardBatch) -> Tensor:
         """[2B]: the rewards of the chosen completions, then of the rejected ones."""
         pairs = pairs.to(self.args.device)
         with self.accelerator.autocast():
