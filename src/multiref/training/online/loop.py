@@ -209,7 +209,8 @@ class OnlineTrainer:
 
     def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
         """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
-        new = all(bool((p == 0).all()) for name, p in self.model.named_parameters() if "lora_B" in name)
+        zeros = [bool((p == 0).all()) for name, p in self.model.named_parameters() if "lora_B" in name]
+        new = all(zeros) and bool(zeros) == hasattr(self.model, "peft_config")  # other adapters: not known
         for k, identity in self._starts_as.items() if new and "completions" in batch.refs else ():
             coarse = is_coarse(self.model, identity, self.accelerator.mixed_precision != "no")
             check_start(logps.sum(-1), {self.names[k]: batch.refs["completions"][k]}, batch.lengths, coarse=coarse)
