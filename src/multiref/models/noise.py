@@ -111,7 +111,7 @@ class _Source(NamedTuple):
     """A generator of random numbers: its state, how to put that back, how to seed it."""
 
     state: Callable[[], Any]
-    put_back: Callable[[Any], None]
+    put_back: Callable[[Any], Any]
     seed: Callable[[int], Any]
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from multiref.models.loading import load_config, on_base
+from multiref.models.adapters import on_base
+from multiref.models.loading import load_config
 from multiref.models.spec import ModelSpec
 
 
@@ -17,6 +18,6 @@ def count_parameters(what: str | os.PathLike[str] | ModelSpec) -> int | None:
     try:
         with torch.device("meta"):
             model: Any = transformers.AutoModelForCausalLM.from_config(load_config(spec))
-        return sum(parameter.numel() for parameter in model.parameters())
+        return int(sum(parameter.numel() for parameter in model.parameters()))
     except Exception:  # what cannot be built like this says so when it is loaded, or is of our own kinds
         return None

@@ -113,7 +113,7 @@ class BaseRun(Strict, ABC):
     def adapted(self, loaded: LanguageModel, with_lora: Callable[..., Any]) -> Any:
         """The model with a new adapter, where the run asks for one."""
         try:
-            return with_trained_adapter(loaded, self.model, self.lora and self.lora.model_dump(), with_lora)
+            return with_trained_adapter(loaded, self.model, None if self.lora is None else self.lora.model_dump(), with_lora)
         except ValueError as error:
             raise ConfigError(f"lora: {error}") from None
 

@@ -148,7 +148,7 @@ class PairTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, *arguments: Any, **options: Any) -> dict[str, float]:
         """As transformers evaluates; pairs that are not ready are made so, as those given at construction."""
-        data = eval_dataset if isinstance(eval_dataset, str) else self._all_ready(eval_dataset)
+        data: Any = eval_dataset if isinstance(eval_dataset, str) else self._all_ready(eval_dataset)
         return super().evaluate(data, *arguments, **options)
 
     def predict(self, test_dataset: Any, *arguments: Any, **options: Any) -> Any:
@@ -213,7 +213,8 @@ class _Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.updates is not None:
-            self.updates.before(max(group["lr"] for group in self.trainer.optimizer.param_groups))
+            groups = self.trainer.optimizer.param_groups  # type: ignore[union-attr]
+            self.updates.before(max(group["lr"] for group in groups))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.updates is not None:
