@@ -86,7 +86,8 @@ def examine(kind, place="model.layers.1.mlp.up_proj"):
     other.load_state_dict(plain.state_dict())
     setattr(model.get_submodule(parent), name, other)
     rows = [encode(word_tokenizer(WORDS), "w0 w1", (" w2 w3", " w4"), END)]
-    plain_rows(model, rows)()  # makes what it makes on first use
+    with torch.no_grad():
+        plain_rows(model, rows)()  # makes what it makes on first use
     torch.manual_seed(3)
     found = [torch.get_rng_state(), *(value.detach().clone() for value in model.state_dict().values())]
     try:
