@@ -25,7 +25,7 @@ class Finding:
     """What became of one model type.
 
     built: no error, or the error's text. causal, independent: whether plain passes show that a later token leaves earlier
-        ones alone, and that what is beside a row leaves it alone.
+        ones alone, and that what is beside a row leaves it alone. noisy: whether two seeds give two answers.
     layout: what the audit chose, or the refusal's text. errors: layout → largest error of a token, of the one that was chosen
         and those below it; "loaded" after saving and loading. loaded: the error's text where that failed.
     """
@@ -35,6 +35,7 @@ class Finding:
     built: str = ""
     causal: bool = False
     independent: bool = False
+    noisy: bool = False
     layout: str = ""
     errors: dict[str, float] | None = None
     loaded: str = ""
@@ -61,7 +62,7 @@ def measure(kind: str, name: str) -> Finding:
         exact = plainly(model, rows())
     except Exception as error:  # a type that needs a package, a picture, another model, …: the table says which
         return Finding(kind, name, built=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-    causal, independent = is_causal(model), is_independent(model)
+    causal, independent, noisy = is_causal(model), is_independent(model), is_noisy(model)
     errors: dict[str, float] = {}
     layout, loaded = "", ""
     try:
@@ -77,7 +78,7 @@ def measure(kind: str, name: str) -> Finding:
             errors["loaded"] = apart(score_tokens(saved_and_loaded(model, Path(folder)), rows(), layout="alone"), exact)
         except Exception as error:
             loaded = f"{type(error).__name__}: {' '.join(str(error).split())[:300].replace(folder, 'the folder')}"
-    return Finding(kind, name, "", causal, independent, layout, errors, loaded)
+    return Finding(kind, name, "", causal, independent, noisy, layout, errors, loaded)
 
 
 def saved_and_loaded(model: Any, folder: Path) -> Any:
@@ -122,6 +123,15 @@ def is_causal(model: Any) -> bool:
     other = first.clone()
     other[:, 20:] = 3 + (other[:, 20:] + 11) % (VOCABULARY - 3)
     return bool((run(wide, first)[:, :20] - run(wide, other)[:, :20]).abs().max() < 1e-4)
+
+
+def is_noisy(model: Any) -> bool:
+    """Whether the same row has two answers in evaluation mode."""
+    answers = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        answers.append(run(model, torch.tensor([rows()[0].prompt_ids])))
+    return not torch.equal(*answers)
 
 
 def is_independent(model: Any) -> bool:

@@ -16,6 +16,7 @@ def faults(finding: Finding) -> list[str]:
         return ["scored, though a later token changes an earlier one's score"] if "chosen" in errors else []
     return [
         *finding.wrong,
+        *(["two answers in evaluation mode"] if finding.noisy else []),
         *(["not scored: " + finding.layout] if "chosen" not in errors else []),
         *(["not batched: " + finding.layout] if finding.independent and "batched" not in errors else []),
         *(["not loaded: " + finding.loaded] if "loaded" not in errors else []),
