@@ -27,7 +27,8 @@ def page(found: list[Finding]) -> str:
         "scores are compared with plain float64 forward passes of one sequence at a time.",
         "",
         f"{len(found)} types, {len(built)} built, {len(causal)} of them causal; {len(scored)} scored, {len(batched)} in "
-        f"batches. Wrong: {sum(bool(each.wrong) for each in built)}; noisy in evaluation mode: {sum(each.noisy for each in built)}.",
+        f"batches. Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
+        f"{sum(each.noisy for each in built)}.",
         "",
         "Errors are of a token's log-probability, float32 beside float64, the largest over the layout that stands and the",
         "slower ones; the last column is after saving and loading. Independent: a padded batch of plain passes gives each row",

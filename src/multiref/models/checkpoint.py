@@ -22,7 +22,7 @@ _BUFFERS = re.compile(
 # modules beside the one that scores, by the names that they have everywhere: heads of other tasks, other senses, prediction
 # further ahead
 _BESIDE = r"vision|visual|image|video|audio|speech|projector|mtp|nextn"
-_ELSEWHERE = re.compile(rf"(head|score|classif|cls|qa_outputs|pool|value|reward|{_BESIDE})", re.I)
+_ELSEWHERE = re.compile(rf"(heads?(\.|$)|score|classif|cls|qa_outputs|pool|value|reward|{_BESIDE})", re.I)
 _AHEAD = re.compile(r"(^|\.)(eh_proj|e_?norm|h_?norm|shared_head|mtp\w*|nextn\w*)(\.|$)")  # a layer that predicts further ahead
 
 
