@@ -235,7 +235,8 @@ def test_a_quantisation_that_does_nothing_or_is_not_known(tmp_path, tiny_tokeniz
     with pytest.raises(ModelError, match=r"int8 quantises linear layers, and this model has none"):
         load(ModelSpec(tmp_path / "gpt2", quantization="int8"), device="cpu")
     config = json.loads((folder / "config.json").read_text())
-    for method, asked, words in (("magic", None, r"quantised by 'magic'"), ("gptq", "int8", r"quantised already \(gptq\)")):
+    asked_for = ("magic", None, r"quantised by 'magic'"), ("gptq", "int8", r"quantised already \(gptq\)")
+    for method, asked, words in (*asked_for, ("compressed-tensors", None, r"needs a package|cannot be loaded")):
         (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
         with pytest.raises(ModelError, match=words):
             load(ModelSpec(folder, quantization=asked), device="cpu")

@@ -27,6 +27,8 @@ def explain(path: str, error: Exception) -> str:
     """One line on why a model cannot be loaded: what the folder lacks, or what the reader of its files said."""
     why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
     folder = Path(path)
+    if folder.is_dir() and isinstance(error, ImportError):
+        return f"The model folder {path} needs a package that is not installed, or a device that is not here. ({why})"
     if folder.is_dir():
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
         if not list(folder.glob("*.safetensors")):
