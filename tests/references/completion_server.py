@@ -79,6 +79,8 @@ def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]
     ids = body["prompt"] if isinstance(body["prompt"], list) else server.tokenizer(body["prompt"])["input_ids"]
     if "prompt_logprobs" in body and "prompt_logprobs" not in server.supports and "strict" in server.supports:
         return {"error": "unknown field prompt_logprobs"}
+    if "return_tokens_as_token_ids" in body and "openai" in server.supports:
+        return {"error": "Unrecognized request argument supplied: return_tokens_as_token_ids"}
     if body.get("echo") and "echo" not in server.supports:
         return {"error": "echo is not supported"}
     if server.context is not None and len(ids) >= server.context:  # vLLM 0.32.0: a token is always generated, and has to fit

@@ -27,7 +27,9 @@ def tiny():
     return LanguageModel(make_llama(len(tokenizer)), tokenizer, "tiny")
 
 
-@pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",), ("echo", "strict"), ("prompt_logprobs", "echo")])
+@pytest.mark.parametrize(
+    "supports", [("prompt_logprobs",), ("echo",), ("echo", "strict", "openai"), ("prompt_logprobs", "echo")]
+)
 def test_scores_are_those_of_the_model(tiny, supports):
     expected = LocalReference(tiny).score(ITEMS)
     with serving(tiny.model, tiny.tokenizer, supports=supports) as server:

@@ -147,15 +147,18 @@ class ServerReference:
 
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
         asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
-        named = {"return_tokens_as_token_ids": True} if isinstance(prompt, list) else {}  # vLLM: no text is to be compared
-        try:
-            return self._api.complete(**asked, **named)
-        except Refused as error:
-            if named and "return_tokens_as_token_ids" in str(error):
-                return self._api.complete(**asked)
-            raise ReferenceUnavailable(
-                f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
-            ) from None
+        as_ids = {"return_tokens_as_token_ids": True}  # of vLLM: no spelling is to be compared
+        said = ""
+        for body in ({**asked, **as_ids}, asked) if isinstance(prompt, list) else (asked,):
+            try:
+                return self._api.complete(**body)
+            except Refused as error:
+                said = str(error)
+                if "return_tokens_as_token_ids" not in said:
+                    break
+        raise ReferenceUnavailable(
+            f"{said}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
+        )
 
     def _score_text(self, items: Sequence[Item]) -> Scored:
         jobs = [(item.prompt, completion) for item in items for completion in item.completions]
