@@ -87,3 +87,28 @@ def test_a_cache_that_goes_wrong_is_found_at_the_first_draw(tokenizer):
         drawn(broken, tokenizer, Generation(8))
     with pytest.raises(ModelError, match=r"a cache that goes wrong"):  # and again: it is not forgotten
         drawn(broken, tokenizer, Generation(8))
+
+
+def test_a_model_that_padding_changes_reads_prompts_of_one_length(tokenizer):
+    """Positions counted from the first place, padding included: together it would draw from another distribution."""
+    model = make_llama(len(tokenizer), std=0.2)
+    real = model.forward
+
+    def forward(input_ids=None, past_key_values=None, logits_to_keep=0, use_cache=None, attention_mask=None):
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        places = torch.arange(seen, seen + input_ids.shape[1])[None].expand(input_ids.shape)
+        return real(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+            use_cache=use_cache,
+            position_ids=places,
+            attention_mask=None,  # it sees the padding
+        )
+
+    model.forward = forward
+    contexts, rows = drawn(model, tokenizer, Generation(8))
+    assert len({len(context) for context in contexts}) > 1
+    check_draws(model, contexts, rows, Generation(8))
+    alone = drawn(model, tokenizer, Generation(8), seed=1)
+    check_draws(model, *alone, Generation(8))

@@ -3,6 +3,7 @@ planted on the way."""
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,32 @@ def test_the_card_and_the_page_say_what_was_found(config):
     assert "was not compared with the trained one (check_saved: false)" in card(off)
 
 
+@pytest.mark.parametrize("task", ["preference", "reward"])
+def test_the_trained_model_is_gone_when_the_saved_one_is_loaded(task, config, monkeypatch):
+    """Memory holds one of them at a time; without room on the accelerator the saved one is loaded on the CPU."""
+    from multiref.runs.pairs import TrainerJob
+    from multiref.training import saved
+
+    settings = (
+        config if task == "preference" else {k: config[k] for k in ("model", "data", "output", "training")} | {"task": task}
+    )
+    seen, real_remember, real = [], TrainerJob.release, getattr(saved, "load" if task == "preference" else "open_reward_model")
+
+    def release(self):
+        seen.append(weakref.ref(self.model))
+        real_remember(self)
+
+    def opener(spec, device=None):
+        seen.append(seen[0]())
+        if device is None:
+            raise torch.OutOfMemoryError("no room")
+        return real(spec, device=device)
+
+    monkeypatch.setattr(TrainerJob, "release", release)
+    monkeypatch.setattr(saved, real.__name__, opener)
+    assert "(cpu)" in card(do(settings)) and seen[1:] == [None, None]
+
+
 def test_a_tensor_that_is_not_saved(config, monkeypatch):
     """A saver that leaves a tensor as it was before training: the run fails, keeps its checkpoint, and goes on from there."""
     from transformers import LlamaForCausalLM
@@ -135,6 +162,46 @@ def test_an_adapter_on_an_adapter(config, world, tmp_path, monkeypatch):
     assert torch.equal(logps(tmp_path / "two" / "model"), found) and not torch.allclose(found, after, atol=1e-3)
     shutil.move(tmp_path / "two" / "model", tmp_path / "moved")
     assert torch.equal(logps(tmp_path / "moved"), found)
+
+
+def test_an_adapter_on_an_adapter_resumes(config, world):
+    """From the checkpoint in the middle, to the same bits: what is in it is the new adapter, not the one below."""
+    settings = {**config, "lora": {"r": 2}, "model": str(world / "adapter")}
+    settings["training"] = {**config["training"], "max_steps": 4, "save_steps": 2}
+    folder = do(settings)
+    whole = logps(folder / "model")
+    for late in (folder / "model", folder / "checkpoints" / "checkpoint-4"):
+        shutil.rmtree(late)
+    said = []
+    assert torch.equal(logps(do(settings, say=said.append) / "model"), whole) and "Going on from step 2." in said
+
+
+@pytest.mark.parametrize("modules", [None, ["lm_head"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_with_tokens_added(modules, tied, tmp_path):
+    """Embeddings resized before training, whole in the adapter or not, tied or not: the folder scores as in memory."""
+    import peft
+
+    from multiref.training.adapters import save_whole
+
+    tokenizer = make_tokenizer()
+    make_llama(len(tokenizer), tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    tokenizer.add_tokens(["<new>"])
+    base = load(tmp_path / "base", device="cpu").model
+    base.resize_token_embeddings(len(tokenizer))
+    options = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False, modules_to_save=modules
+    )
+    policy = peft.get_peft_model(base, options)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        save_whole(policy, tokenizer, tmp_path / "adapter")
+        loaded = load(tmp_path / "adapter", device="cpu")
+        ids = torch.tensor([[3, 4, len(tokenizer) - 1, 5]])
+        assert torch.equal(loaded.model(ids).logits, policy.eval()(ids).logits) and len(loaded.tokenizer) == len(tokenizer)
 
 
 def test_an_adapter_is_trained_further(config, world):

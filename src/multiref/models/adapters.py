@@ -123,7 +123,7 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
     held = dict(model.named_parameters(remove_duplicate=False))
     filled = {id(weight) for key, weight in held.items() if key not in set(report.missing_keys)}
     missing = [key for key in report.missing_keys if id(held.get(key)) not in filled]  # one may have several names
-    lost = list(report.unexpected_keys)
+    lost = [key for key in report.unexpected_keys if not _is_repeated(folder, key)]
     if getattr(config, "bias", "none") != "none":  # these replace the base's, so PEFT misses none
         saved = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         missing += [key for key in saved.keys() - file_shapes(folder).keys() if key.endswith(".bias")]
@@ -135,6 +135,16 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
         )
     check_numbers(((key, weight) for key, weight in model.named_parameters() if name in key.split(".")), adapter)
     return model
+
+
+def _is_repeated(folder: Path, key: str) -> bool:
+    """Whether the file has this weight under its plain name too: so PEFT writes embeddings that were resized and are among
+    `modules_to_save`."""
+    from safetensors import safe_open
+
+    plain = key.replace(".modules_to_save", "")
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        return plain != key and plain in file.keys() and torch.equal(file.get_tensor(key), file.get_tensor(plain))  # noqa: SIM118
 
 
 def own_tokenizer(adapter: str) -> tuple[str | None, str | None]:

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models.architecture import unwrapped
 from multiref.models.cache import cache_argument, cache_of, takes
 from multiref.models.distribution import bend
@@ -25,6 +25,7 @@ from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 __all__ = ["Generation", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
 
 _checked: WeakSet[nn.Module] = WeakSet()  # models whose first draws were looked at
+_apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
 Ids = tuple[int, ...]
 Logps = tuple[float, ...]
 
@@ -134,21 +135,48 @@ def draw(
     if generation.min_new_tokens and not ends:
         raise ArgumentError(f"min_new_tokens is {generation.min_new_tokens}, and nothing ends a completion; leave it out.")
     greedy = generation.temperature == 0
-    each = 1 if greedy else group
-    step = max(1, (generation.batch or each * len(contexts)) // each)
-    training = model.training
-    model.eval()
-    rows: list[tuple[Ids, Logps]] = []
-    try:
-        for start in range(0, len(contexts), step):
-            reader = _Reader(model, contexts[start : start + step], each, generation, pad)
-            rows += _draw(reader, generation, ends, pad, _on(generator, reader.device))
-    finally:
-        model.train(training)
+    options = (generation, 1 if greedy else group, ends, pad, generator)
+    rows = _read_all(model, contexts, *options)
     if model not in _checked and not greedy:
-        check_draws(model, contexts, rows, generation, ends=ends)
+        try:
+            check_draws(model, contexts, rows, generation, ends=ends)
+        except ModelError:
+            if model in _apart or len({len(context) for context in contexts}) == 1:
+                raise
+            _apart.add(model)  # is it the padding?
+            rows = _read_all(model, contexts, *options)
+            check_draws(model, contexts, rows, generation, ends=ends)
         _checked.add(model)
     return [row for row in rows for _ in range(group)] if greedy else rows
+
+
+def _read_all(
+    model: nn.Module,
+    contexts: Sequence[Ids],
+    generation: Generation,
+    each: int,
+    ends: Sequence[int],
+    pad: int,
+    generator: torch.Generator,
+) -> list[tuple[Ids, Logps]]:
+    """Side by side, as many as `generation.batch` allows; contexts of one length at a time where padding goes wrong."""
+    step = max(1, (generation.batch or each * len(contexts)) // each)
+    lengths = sorted({len(context) for context in contexts}) if model in _apart else [None]
+    rows: list[list[tuple[Ids, Logps]]] = [[] for _ in contexts]
+    training = model.training
+    model.eval()
+    try:
+        for length in lengths:
+            places = [i for i, context in enumerate(contexts) if length in (None, len(context))]
+            for start in range(0, len(places), step):
+                some = places[start : start + step]
+                reader = _Reader(model, [contexts[i] for i in some], each, generation, pad)
+                drawn = _draw(reader, generation, ends, pad, _on(generator, reader.device))
+                for place, first in zip(some, range(0, len(drawn), each)):
+                    rows[place] = drawn[first : first + each]
+    finally:
+        model.train(training)
+    return [row for group in rows for row in group]
 
 
 def _draw(

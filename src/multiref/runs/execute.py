@@ -4,10 +4,13 @@ see whether it is what was trained, write card and page.
 Under a launcher every process comes here. The folder belongs to the first: it alone claims, decides where to go on and writes.
 """
 
+import gc
 import json
 import os
 import time
 from pathlib import Path
+
+import torch
 
 from multiref.errors import ModelError
 from multiref.report import versions
@@ -65,6 +68,9 @@ def execute(run: BaseRun, *, say: Say = print) -> Path:
 def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts) -> None:
     """Frees what was trained, loads what was saved, and writes down what was found. ModelError where they differ."""
     job.release()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if kept is None:
         facts.checks.append("The saved model was not compared with the trained one (check_saved: false).")
         return

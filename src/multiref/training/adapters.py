@@ -59,15 +59,16 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None
     complete_folder(folder, model)
 
 
-def complete_folder(folder: Path, model: Any) -> None:
+def complete_folder(folder: Path, model: Any, *, checkpoint: bool = False) -> None:
     """An adapter's folder as it was saved: its base becomes an absolute path (or stays a hub id); an adapter under it is copied
-    into it, with the base that it was put on."""
+    into it, with the base that it was put on. Not into a checkpoint: transformers resumes from the folders that it finds in it.
+    """
     if not (folder / _CONFIG).is_file():
         return
     named = str(_read(folder).get("base_model_name_or_path") or "")
     if named == FIRST or not Path(named).is_dir():
         return
-    if not (Path(named) / _CONFIG).is_file():
+    if checkpoint or not (Path(named) / _CONFIG).is_file():
         return _name_base(folder, _absolute(named))
     first, inner = local_folder(named), folder / FIRST
     inner.mkdir(exist_ok=True)

@@ -183,7 +183,7 @@ class PairTrainer(Trainer):
         if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             (folder / "training_args.bin").unlink(missing_ok=True)
-            complete_folder(folder, self.accelerator.unwrap_model(self.model))
+            complete_folder(folder, self.accelerator.unwrap_model(self.model), checkpoint=_internal_call)
 
     def summed(self, totals: Tensor) -> Tensor:
         """Their sum over all ranks."""

@@ -72,19 +72,16 @@ class Kept:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", MultirefWarning)  # what there is to be said was said when the run began
-                loaded = _open(open_reward_model if reward else load, spec)
-                encoded = self.rows.encode(loaded.tokenizer)
+                encoded, values, device = self._again(open_reward_model if reward else load, spec)
         except Exception as error:  # whatever transformers and the tokenizer provoke: it does not come back
             raise ModelError(f"The saved folder cannot be used: {error}") from error
         for number, (was, now) in enumerate(zip(self.rows.encoded, encoded, strict=True), 1):
             if was != now:
                 raise ModelError(
                     f"The saved folder's tokenizer writes other tokens than the one that was trained with: row {number} of "
-                    f"{len(self.values)} is {_ids(now)}, was {_ids(was)}. Its chat template or special tokens differ."
+                    f"{len(encoded)} is {_ids(now)}, was {_ids(was)}. Its chat template or special tokens differ."
                 )
-        values = self.rows.score(loaded.model, loaded.tokenizer)
         gaps = torch.cat([_gap(a, b.to(a)) for a, b in zip(self.values, values, strict=True)])
-        device = next(loaded.model.parameters()).device.type
         allowed = max(4 * self.spread, SAME_DEVICE if device == self.device else OTHER_DEVICE)
         unit = "reward" if reward else "nats a token"
         sums = [f"{float(each.sum()):.4f}" for each in (torch.cat(self.values), torch.cat(values))]
@@ -96,6 +93,19 @@ class Kept:
         if not bool((gaps <= allowed).all()):
             raise ModelError(f"What was saved is not what was trained. {found}")
         return found
+
+    def _again(self, opener: Callable[..., LanguageModel], spec: ModelSpec) -> tuple[Sequence[Encoded], list[Tensor], str]:
+        """The rows as the folder writes and scores them, and where: on the accelerator, or where it has no room on the CPU."""
+        for options in ({}, {"device": "cpu"}):
+            try:
+                loaded = opener(spec, **options)
+                values = self.rows.score(loaded.model, loaded.tokenizer)
+                return self.rows.encode(loaded.tokenizer), values, next(loaded.model.parameters()).device.type
+            except Exception as error:
+                full = any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__cause__))
+                if options or not full:
+                    raise
+        raise AssertionError("either of the two returns or raises")
 
 
 def rows_of_pairs(data: PairData, *, rewards: bool = False) -> Rows:
@@ -151,16 +161,6 @@ def _plain_logps(model: Any, encoded: Sequence[Encoded], *, more: int) -> list[T
             logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             found.append(logps.gather(-1, row[0, len(before) : length, None])[:, 0].cpu())
     return found
-
-
-def _open(opener: Callable[..., LanguageModel], spec: ModelSpec) -> LanguageModel:
-    """On the accelerator, or where it has no room on the CPU."""
-    try:
-        return opener(spec)
-    except Exception as error:
-        if not any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__cause__)):
-            raise
-    return opener(spec, device="cpu")
 
 
 def _gap(a: Tensor, b: Tensor) -> Tensor:
