@@ -71,8 +71,10 @@ def card(folder):
     return (Path(folder) / "model" / "README.md").read_text()
 
 
-def test_the_card_and_the_page_say_what_was_found(config):
-    folder = do(config)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_card_and_the_page_say_what_was_found(bf16, config):
+    """Weights in float32, under autocast to bfloat16 too: what is compared is the weights' own arithmetic."""
+    folder = do({**config, "training": {**config["training"], "bf16": bf16}})
     assert "8 rows scored in memory and from the saved folder (cpu): largest difference 0 nats a token" in card(folder)
     assert "scored in memory and from the saved folder" in (folder / "report.html").read_text()
     off = do({**config, "check_saved": False, "output": config["output"] + "2"})

@@ -191,8 +191,8 @@ class TrainerJob:
 
     @property
     def model(self) -> Any:
-        """As it is saved: without what wraps its forward pass, autocast included."""
-        return self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped, keep_fp32_wrapper=False)
+        """As it is saved: without what wraps it."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped, keep_torch_compile=False)
 
     def remember(self) -> Kept:
         data = self.trainer.eval_dataset or self.trainer.train_dataset

@@ -6,7 +6,8 @@ on the way, by the same rows in another shape.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,11 @@ class Rows:
 
     def score(self, model: Any, tokenizer: Any, *, moved: bool = False) -> list[Tensor]:
         """Of each completion its token log-probabilities, or its reward [1]; `moved`: in another shape, beside more tokens."""
-        training = model.training
-        model.eval()
-        try:
+        with _as_the_weights_are(model):
             if self.rewards is None:
                 return _plain_logps(model, self.encoded, more=4 if moved else 0)
             batch = len(self.rewards[0]) if moved else 1
             return list(rewards_of(model, tokenizer, *self.rewards, batch=batch).split(1))
-        finally:
-            model.train(training)
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,21 @@ def rows_of_rollouts(rollouts: Sequence[Rollout], tokenizer: Any, tokenisation: 
 def _spread(count: int) -> list[int]:
     """Up to eight places, from the first to the last."""
     return sorted({round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)})
+
+
+@contextmanager
+def _as_the_weights_are(model: Any) -> Iterator[None]:
+    """In evaluation mode, and by its own forward pass: accelerate puts one with autocast in its place, and keeps it there."""
+    own, wrapped, training = model.__dict__.get("_original_forward"), model.__dict__.get("forward"), model.training
+    model.eval()
+    if own is not None:
+        model.forward = own
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.forward = wrapped
+        model.train(training)
 
 
 @torch.no_grad()
