@@ -169,7 +169,7 @@ def test_an_adapter_on_an_adapter(config, world, tmp_path, monkeypatch):
 def test_an_adapter_on_an_adapter_resumes(config, world):
     """From the checkpoint in the middle, to the same bits: what is in it is the new adapter, not the one below."""
     settings = {**config, "lora": {"r": 2}, "model": str(world / "adapter")}
-    settings["training"] = {**config["training"], "max_steps": 4, "save_steps": 2}
+    settings["training"] = {**config["training"], "max_steps": 4, "save_steps": 2, "logging_steps": 1}
     folder = do(settings)
     whole = logps(folder / "model")
     for late in (folder / "model", folder / "checkpoints" / "checkpoint-4"):

@@ -25,7 +25,6 @@ from multiref.training.reward.model import open_reward_model, rewards_of
 
 ROWS = 8
 SAME_DEVICE, OTHER_DEVICE = 1e-5, 1e-4  # nats a token that pass for rounding in any case
-Texts = tuple[Any, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
