@@ -17,7 +17,7 @@ So what is there is never measured again, and what is out of date is never read.
 Workers are spawned processes of one thread each; they leave interrupts to their parent and end when it does, however it ends.
 An error in a cell stops the sweep; what is finished is kept.
 
-Without records: `in_workers(measure, cells, tell, workers=…)`. Who wants to be told what happens is a `Listener`:
+Who wants to be told what happens is a `Listener`:
 `cli/narrator.py` on a terminal.
 """
 
@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -64,14 +64,6 @@ F = TypeVar("F")
 
 class Listener(Protocol):
     """Told what happens, in sentences and in steps."""
-
-    def phase(self, sentence: str) -> None: ...
-
-    def progress(self, what: str, done: int, of: int) -> None: ...
-
-
-class Silent:
-    """A listener that says nothing."""
 
     def phase(self, sentence: str) -> None: ...
 
@@ -112,19 +104,19 @@ class Experiment(Generic[C, F]):
 
         Errors: ArgumentError; OutputError where the folder cannot be written or a worker is lost; whatever `measure` raises.
         """
-        told = told or Silent()
         self._check_folder()
         found = {cell: record for cell in self.cells if (record := self.record(cell)) is not None}
         missing = [cell for cell in self.cells if cell not in found]
-        told.phase(
-            f"{len(self.cells)} {what}, {len(found)} of them finished before; {min(workers, max(1, len(missing)))} at a time."
-        )
+        if told is not None:
+            most = min(workers, max(1, len(missing)))
+            told.phase(f"{len(self.cells)} {what}, {len(found)} of them finished before; {most} at a time.")
 
         def keep(record: Record[C, F]) -> None:
             found[record.cell] = record
-            told.progress(what, len(found), len(self.cells))
+            if told is not None:
+                told.progress(what, len(found), len(self.cells))
 
-        in_workers(self.measure, missing, keep, workers=workers, path=self.path)
+        _in_workers(self.measure, {cell: self.path(cell) for cell in missing}, keep, workers)
         return {cell: found[cell] for cell in self.cells}
 
     def path(self, cell: C) -> Path:
@@ -155,37 +147,27 @@ class Experiment(Generic[C, F]):
             ) from None
 
 
-def in_workers(
-    measure: Callable[[C], F],
-    cells: Sequence[C],
-    tell: Callable[[Record[C, F]], None],
-    *,
-    workers: int = 1,
-    path: Callable[[C], Path] | None = None,
+def _in_workers(
+    measure: Callable[[C], F], places: Mapping[C, Path], tell: Callable[[Record[C, F]], None], workers: int
 ) -> None:
-    """Measure every cell, `workers` at a time, and hand each record to `tell` as it comes; with `path`, it is on disk by then.
+    """Measure every cell, `workers` at a time, and hand each record to `tell` as it comes, when it is on disk.
 
     With one worker, or one cell, this process measures; then `measure` need not be picklable.
     At an error or an interrupt the workers are ended.
     """
     if workers < 1:
         raise ArgumentError(f"workers: expected at least 1, found {workers}.")
-    places = [path(cell) if path else None for cell in cells]
-    if workers == 1 or len(cells) < 2:
-        for cell, place in zip(cells, places, strict=True):
+    if workers == 1 or len(places) < 2:
+        for cell, place in places.items():
             tell(_finish(measure, cell, place))
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         with _interrupts_wait():
-            waiting: set[Future[Record[C, F]]] = {
-                pool.submit(_finish, measure, cell, place) for cell, place in zip(cells, places, strict=True)
-            }
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                tell(future.result())
+            waiting = [pool.submit(_finish, measure, cell, place) for cell, place in places.items()]
+        for future in as_completed(waiting):
+            tell(future.result())
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
@@ -199,13 +181,12 @@ def in_workers(
         pool.shutdown(cancel_futures=True)
 
 
-def _finish(measure: Callable[[C], F], cell: C, path: Path | None) -> Record[C, F]:
+def _finish(measure: Callable[[C], F], cell: C, place: Path) -> Record[C, F]:
     with one_thread():
         began = time.process_time()
         record = Record(cell, measure(cell), round(time.process_time() - began, 2))
-    if path is not None:
-        kept = {"cell": dataclasses.asdict(cell), "found": record.found, "seconds": record.seconds}
-        write_whole(path, json.dumps(kept, indent=1) + "\n")
+    kept = {"cell": dataclasses.asdict(cell), "found": record.found, "seconds": record.seconds}
+    write_whole(place, json.dumps(kept, indent=1) + "\n")
     return record
 
 

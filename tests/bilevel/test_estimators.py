@@ -11,9 +11,9 @@ from multiref.bilevel import (
     perturbed_policy,
     policy_response,
     shared,
-    upper_named,
 )
 from multiref.errors import ArgumentError
+from tests.bilevel.uppers import UPPERS
 from tests.bilevel.worlds import small
 
 ROLLOUTS = 400
@@ -31,7 +31,7 @@ def by_reward(surrogate, reward):
 
 def estimates(name, problem, table, sigma, generator, repeats=200):
     """[R, X, Y]: estimates of the response term of U0, exact payoffs, ROLLOUTS rollouts a prompt in all."""
-    upper = upper_named("likelihood")
+    upper = UPPERS["likelihood"]
     still = problem.lower(table)
     reward = table.expand(repeats, *table.shape).clone().requires_grad_(True)
     if name == "covariance":
@@ -63,7 +63,7 @@ def test_deviation_in_sigma(name, predicted):
 @pytest.mark.parametrize("name", ["two_policies", "shared_rollouts", "covariance"])
 def test_means_within_five_standard_errors(name):
     problem, table = small()
-    upper, sigma, still = upper_named("likelihood"), 0.1, problem.lower(table)
+    upper, sigma, still = UPPERS["likelihood"], 0.1, problem.lower(table)
     found = estimates(name, problem, table, sigma, torch.Generator().manual_seed(2))
     if name == "covariance":
         target = policy_response(problem, still, upper.payoff(problem, still, table))
@@ -88,7 +88,7 @@ def test_pairs_with_labels_estimate_the_whole_hypergradient():
     loss = -torch.nn.functional.logsigmoid(sign * (a - b))
     found = by_reward(loss.mean(-1) + covariance(loss, a + b, beta=problem.beta), reward)
     error = found.std(0) / repeats**0.5
-    assert bool(((found.mean(0) - hypergradient(problem, table, upper_named("likelihood"))).abs() < 5 * error).all())
+    assert bool(((found.mean(0) - hypergradient(problem, table, UPPERS["likelihood"])).abs() < 5 * error).all())
 
 
 def test_bad_arguments():

@@ -12,9 +12,9 @@ from multiref.bilevel import (
     penalised_gradient,
     penalised_value,
     perturbed_policy,
-    upper_named,
 )
 from multiref.errors import ArgumentError
+from tests.bilevel.uppers import UPPERS
 from tests.bilevel.worlds import FAMILY, small
 
 
@@ -33,7 +33,7 @@ def differences(function, point, step=1e-3):
 @pytest.mark.parametrize("regularizer", FAMILY, ids=lambda r: f"{r.name}-{r.alpha}")
 def test_closed_form_is_the_derivative(regularizer, objective):
     problem, reward = small(regularizer)
-    upper = upper_named(objective)
+    upper = UPPERS[objective]
     numeric = differences(lambda r: upper.value(problem, problem.lower(r), r).sum(), reward)
     assert float((hypergradient(problem, reward, upper) - numeric).abs().max()) < 1e-8
 
@@ -42,7 +42,7 @@ def test_truncated_optimum_does_not_respond_where_it_has_no_mass():
     """α = 2 at β = 0.3 cuts some completions: the derivative is still the one of the value."""
     problem, reward = small(FAMILY[2], beta=0.3, seed=3)
     assert bool((problem.lower(reward) == -torch.inf).any())
-    upper = upper_named("likelihood")
+    upper = UPPERS["likelihood"]
     numeric = differences(lambda r: upper.value(problem, problem.lower(r), r).sum(), reward, step=1e-4)
     assert float((hypergradient(problem, reward, upper) - numeric).abs().max()) < 1e-8
 
@@ -50,14 +50,14 @@ def test_truncated_optimum_does_not_respond_where_it_has_no_mass():
 def test_a_constant_added_to_the_reward_changes_nothing():
     problem, reward = small()
     for name in ("likelihood", "stop_gradient", "debiased", "debiased_mixed", "win_rate"):
-        gradient = hypergradient(problem, reward, upper_named(name))
+        gradient = hypergradient(problem, reward, UPPERS[name])
         assert float(gradient.sum(-1).abs().max()) < 1e-14
-        assert torch.allclose(gradient, hypergradient(problem, reward + 5.0, upper_named(name)), atol=1e-13)
+        assert torch.allclose(gradient, hypergradient(problem, reward + 5.0, UPPERS[name]), atol=1e-13)
 
 
 def test_references_in_another_order_and_one_split_in_two_change_nothing():
     problem, reward = small()
-    upper = upper_named("likelihood")
+    upper = UPPERS["likelihood"]
     gradient = hypergradient(problem, reward, upper)
     swapped = Problem(problem.preference, problem.ref_logps.flip(0), mr.ReverseKL((0.4, 0.6)), problem.beta)
     split = Problem(problem.preference, problem.ref_logps[[0, 1, 1]], mr.ReverseKL((0.6, 0.1, 0.3)), problem.beta)
@@ -70,15 +70,15 @@ def test_at_the_true_reward_u1_and_u2_rest_and_u0_does_not():
     problem, _ = small()
     true = torch.logit(problem.preference)[..., 0]
     for name in ("stop_gradient", "debiased", "debiased_mixed"):
-        assert float(hypergradient(problem, true, upper_named(name)).abs().max()) < 1e-14
-    assert float(hypergradient(problem, true, upper_named("likelihood")).abs().max()) > 1e-2
+        assert float(hypergradient(problem, true, UPPERS[name]).abs().max()) < 1e-14
+    assert float(hypergradient(problem, true, UPPERS["likelihood"]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("objective", ["likelihood", "debiased", "win_rate"])
 @pytest.mark.parametrize("regularizer", FAMILY[:3], ids=lambda r: r.name)
 def test_penalty_gradient_is_the_derivative_of_the_penalised_value(regularizer, objective):
     problem, reward = small(regularizer, prompts=1)
-    upper, sigma = upper_named(objective), 0.2
+    upper, sigma = UPPERS[objective], 0.2
     numeric = differences(lambda r: penalised_value(problem, r, upper, sigma=sigma).sum(), reward)
     assert float((penalised_gradient(problem, reward, upper, sigma=sigma) - numeric).abs().max()) < 1e-8
 
@@ -86,7 +86,7 @@ def test_penalty_gradient_is_the_derivative_of_the_penalised_value(regularizer, 
 @pytest.mark.parametrize("objective", ["likelihood", "debiased", "win_rate"])
 def test_penalty_bias_is_first_order_in_sigma(objective):
     problem, reward = small()
-    upper = upper_named(objective)
+    upper = UPPERS[objective]
     exact = hypergradient(problem, reward, upper)
     sigmas = torch.tensor([0.03, 0.01, 0.003, 0.001], dtype=torch.float64)
     bias = torch.stack([(penalised_gradient(problem, reward, upper, sigma=float(s)) - exact).norm() for s in sigmas])
@@ -96,7 +96,7 @@ def test_penalty_bias_is_first_order_in_sigma(objective):
 
 def test_penalised_value_is_below_and_the_perturbed_policy_is_its_minimiser():
     problem, reward = small()
-    upper, sigma = upper_named("likelihood"), 0.3
+    upper, sigma = UPPERS["likelihood"], 0.3
     value = upper.value(problem, problem.lower(reward), reward)
     below = penalised_value(problem, reward, upper, sigma=sigma)
     assert bool((below <= value + 1e-13).all())
@@ -115,7 +115,7 @@ def test_penalised_value_is_below_and_the_perturbed_policy_is_its_minimiser():
 def test_conjugate_gradients_agree_on_a_softmax(objective):
     """θ = logits per prompt, lower level at its optimum: PARL's formula and the covariance are the same number."""
     problem, reward = small()
-    upper = upper_named(objective)
+    upper = UPPERS[objective]
     found = implicit_hypergradient(
         lambda r, theta: upper.value(problem, theta.log_softmax(-1), r).sum(),
         lambda r, theta: -problem.lower_value(theta.log_softmax(-1), r).sum(),
@@ -140,7 +140,7 @@ def test_conjugate_gradients_refuse_a_lower_level_that_is_not_convex():
 def test_sigma_must_be_positive(sigma):
     problem, reward = small()
     with pytest.raises(ArgumentError, match="sigma"):
-        penalised_gradient(problem, reward, upper_named("likelihood"), sigma=sigma)
+        penalised_gradient(problem, reward, UPPERS["likelihood"], sigma=sigma)
 
 
 def test_bad_problems_are_refused():
@@ -153,5 +153,3 @@ def test_bad_problems_are_refused():
         Problem(problem.preference * torch.nan, problem.ref_logps, problem.regularizer, 1.0)
     with pytest.raises(ArgumentError, match="beta"):
         Problem(problem.preference, problem.ref_logps, problem.regularizer, 0.0)
-    with pytest.raises(ArgumentError, match="likelihood, stop_gradient"):
-        upper_named("U0")

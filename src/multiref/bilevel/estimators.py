@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import check_beta
-from multiref.bilevel.hypergradient import check_sigma
+from multiref.bilevel.derivative import check_sigma
 from multiref.errors import ArgumentError
 
 

@@ -188,25 +188,3 @@ class WinRate(Upper):
 
     def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
         return torch.zeros_like(reward)
-
-
-_NAMES: dict[str, Upper] = {
-    "likelihood": Likelihood(),
-    "stop_gradient": StopGradient(),
-    "debiased": Debiased(),
-    "debiased_mixed": Debiased(mixed=True),
-    "win_rate": WinRate(),
-}
-
-
-def upper_named(name: str) -> Upper:
-    """likelihood, stop_gradient, debiased, debiased_mixed (pairs against the comparator) or win_rate.
-
-    Raises:
-        ArgumentError: any other name.
-    """
-    if name not in _NAMES:
-        raise ArgumentError(
-            f"objective: found {name!r}, expected one of {', '.join(_NAMES)}; see docs/bilevel.md for what each is worth"
-        )
-    return _NAMES[name]

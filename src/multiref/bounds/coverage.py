@@ -1,6 +1,7 @@
 """Coverage constants: what the bounds call C, computed exactly on finite supports, and estimated from scores."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,12 +38,8 @@ def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling
     alive = pool_logps.expand(shape) > NEG_INF
     base = pool_logps + torch.where(alive, r, 0.0) / beta
     g = torch.where(alive, g, 0.0)
-    low, high = torch.zeros_like(g), torch.ones_like(g)
-    for _ in range(_STEPS):
-        middle = 0.5 * (low + high)
-        rising = g > expectation(_tilted(base, g, middle, beta), g.unsqueeze(-2))
-        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-    best = torch.diagonal(_tilted(base, g, low, beta), dim1=-2, dim2=-1)  # entry y: log π_{s(y)}(y)
+    top = _last(torch.zeros_like(g), lambda s: g > expectation(_tilted(base, g, s, beta), g.unsqueeze(-2)))
+    best = torch.diagonal(_tilted(base, g, top, beta), dim1=-2, dim2=-1)  # entry y: log π_{s(y)}(y)
     return coverage(best, sampling_logps.expand(shape))
 
 
@@ -65,13 +62,18 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
             f"radius: found {radius!r}, expected a number that is not negative; give the KL ball's radius in nats"
         )
     p = pool_logps.log_softmax(-1).exp()
-    low, high = p.clone(), torch.ones_like(p)
+    most = _last(p, lambda q: (_binary_kl(q, p) if direction == "reverse" else _binary_kl(p, q)) <= radius)
+    return torch.where(p > 0, most / p, 1.0).amax(-1)
+
+
+def _last(low: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
+    """The end of the interval from `low`, below one, in which a condition holds, entry by entry."""
+    high = torch.ones_like(low)
     for _ in range(_STEPS):
         middle = 0.5 * (low + high)
-        divergence = _binary_kl(middle, p) if direction == "reverse" else _binary_kl(p, middle)
-        inside = divergence <= radius
+        inside = holds(middle)
         low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    return torch.where(p > 0, low / p, 1.0).amax(-1)
+    return low
 
 
 def _binary_kl(q: Tensor, p: Tensor) -> Tensor:

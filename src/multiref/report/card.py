@@ -30,39 +30,29 @@ class ModelCard:
 
     def markdown(self) -> str:
         """The whole card."""
-        parts = [self._head(), f"# {_plain(self.title)}", self._objective(), self._references(), self._metrics()]
-        if self.limits:
-            parts.append("## Limits\n\n" + "\n".join(f"- {_plain(line)}" for line in self.limits))
-        if self.settings:
-            parts.append("## Settings\n\n" + _fenced(yaml.safe_dump(_safe(self.settings), sort_keys=False, allow_unicode=True)))
-        parts.append("## Versions\n\n" + _rows(("package", "version"), sorted(versions().items())))
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-    def _head(self) -> str:
         head = {
             "library_name": "transformers",
             "base_model": self.base_model,
             "tags": ["multiref", "preference-learning", "multi-reference"],
         }
-        return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
-
-    def _objective(self) -> str:
         strength = "" if self.beta is None else f", β = {self.beta:g}"
-        return (
-            f"Trained with `multiref` from {_code(self.base_model)} on {_code(self.data)}.\n\n"
-            f"## Objective\n\n{_plain(self.objective)}{strength}\n\n{_fenced(self.formula)}"
-        )
+        references = [(name, source, weight) for name, (source, weight) in self.references.items()]
+        sections = {
+            "Objective": f"{_plain(self.objective)}{strength}\n\n{_fenced(self.formula)}",
+            "References": _rows(("name", "source", "weight"), references),
+            "Metrics": _rows(("metric", "value"), [(name, f"{value:.6g}") for name, value in self.metrics.items()]),
+            "Limits": "\n".join(f"- {_plain(line)}" for line in self.limits),
+            "Settings": _fenced(_yaml(_safe(self.settings))) if self.settings else "",
+            "Versions": _rows(("package", "version"), sorted(versions().items())),
+        }
+        trained = f"Trained with `multiref` from {_code(self.base_model)} on {_code(self.data)}."
+        parts = [f"---\n{_yaml(head)}---", f"# {_plain(self.title)}", trained]
+        parts += [f"## {name}\n\n{body}" for name, body in sections.items() if body]
+        return "\n\n".join(parts) + "\n"
 
-    def _references(self) -> str:
-        if not self.references:
-            return ""
-        rows = [(name, source, weight) for name, (source, weight) in self.references.items()]
-        return "## References\n\n" + _rows(("name", "source", "weight"), rows)
 
-    def _metrics(self) -> str:
-        if not self.metrics:
-            return ""
-        return "## Metrics\n\n" + _rows(("metric", "value"), [(name, f"{value:.6g}") for name, value in self.metrics.items()])
+def _yaml(value: object) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 def _plain(text: str) -> str:
@@ -83,6 +73,9 @@ def _fenced(text: str) -> str:
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; nothing where it would have no rows."""
+    if not rows:
+        return ""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)

@@ -45,5 +45,4 @@ def _block(model: Any, prompt_ids: Tensor) -> Tensor:
     memory.batch_repeat_interleave(size)
     tokens = torch.arange(size, device=prompt_ids.device).repeat(count)[:, None]
     second: Tensor = model(input_ids=tokens, past_key_values=memory, use_cache=True).logits[:, -1].double().log_softmax(-1)
-    both: Tensor = first[:, :, None] + second.view(count, size, size)
-    return both.reshape(count, size * size)
+    return torch.flatten(first[:, :, None] + second.view(count, size, size), 1)

@@ -1,13 +1,11 @@
 """Preference pairs of the world: whose answers are compared, and who says which is better."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from multiref.data import Pair
 from multiref.errors import ArgumentError
-from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.world import World
 
 
@@ -39,22 +37,12 @@ def draw_pairs(world: World, law: PairLaw, seed: int) -> list[Pair]:
     chance = torch.Generator().manual_seed(seed)
     mixture = (1 - law.explore) * world.ref_logps(problems).exp().mean(0) + law.explore / len(world.answers)
     rewards = law.scale * world.rewards(problems)
-    first, second, preferred = [], [], []
+    pairs: list[Pair] = []
     for _ in range(law.pairs_per_prompt):
         sides = torch.multinomial(mixture, 2, replacement=False, generator=chance)
-        margin = rewards.gather(1, sides).diff(dim=1)[:, 0]  # second minus first
-        keep = torch.rand(len(problems), generator=chance, dtype=torch.float64) >= margin.sigmoid()
-        first += sides[:, 0].tolist()
-        second += sides[:, 1].tolist()
-        preferred += keep.tolist()
-    return _as_pairs(world, list(problems) * law.pairs_per_prompt, first, second, preferred)
-
-
-def _as_pairs(
-    world: World, problems: Sequence[Problem], first: Sequence[int], second: Sequence[int], preferred: Sequence[bool]
-) -> list[Pair]:
-    answers, pairs = world.answers, []
-    for number, (problem, a, b, first_wins) in enumerate(zip(problems, first, second, preferred, strict=True), 1):
-        chosen, rejected = (a, b) if first_wins else (b, a)
-        pairs.append(Pair(problem.prompt, answers[chosen], answers[rejected], f"demo pair {number}"))
+        margin = rewards.gather(1, sides).diff(dim=1)  # second minus first
+        keep = torch.rand(len(problems), generator=chance, dtype=torch.float64)[:, None] >= margin.sigmoid()
+        for problem, (chosen, rejected) in zip(problems, torch.where(keep, sides, sides.flip(1)).tolist(), strict=True):
+            sides_of = world.answers[chosen], world.answers[rejected]
+            pairs.append(Pair(problem.prompt, *sides_of, f"demo pair {len(pairs) + 1}"))
     return pairs

@@ -161,10 +161,9 @@ class _Training:
 
 def _findings(training: _Training, runs: dict[str, list[Measured]]) -> Findings:
     world, yardstick, settings = training.world, training.full, training.settings
-    given = {f"{BASE} model, untouched": yardstick.measure(world.logps(world.base, training.problems))}
-    for name, logps in zip(world.references, yardstick.answers.ref_logps, strict=True):
-        given[f"{name}, untouched"] = yardstick.measure(logps)
-    given[OPTIMUM] = yardstick.measure(yardstick.optimum.log_policy)
+    laws = {f"{BASE} model, untouched": world.logps(world.base, training.problems)}
+    laws |= {f"{name}, untouched": ref for name, ref in zip(world.references, yardstick.answers.ref_logps, strict=True)}
+    given = {name: yardstick.measure(law) for name, law in (laws | {OPTIMUM: yardstick.optimum.log_policy}).items()}
     compared = list(training.rules.values())
     return Findings(
         settings,

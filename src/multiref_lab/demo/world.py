@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,11 +89,9 @@ class World:
 
     def rewards(self, problems: Sequence[Problem]) -> Tensor:
         """[N, V²] float64: the reward of every answer."""
-        words, rows = self.vocabulary, []
-        for problem in problems:
-            first, second = (torch.tensor([word == digit for word in words]).double() for digit in problem.answer.split())
-            rows.append((first[:, None] + second[None, :]).flatten())
-        return torch.stack(rows)
+        digits = [problem.answer.split() for problem in problems]
+        right = torch.tensor([[[word == digit for word in self.vocabulary] for digit in each] for each in digits]).double()
+        return torch.flatten(right[:, 0, :, None] + right[:, 1, None, :], 1)
 
     def data(self, pairs: Sequence[Pair], store: Path | None = None) -> tuple[SequenceScores, PreferenceData]:
         """The pairs with their scores under every reference, for training."""
@@ -137,29 +134,22 @@ def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
         raise ArgumentError("a world needs at least one step and one problem per batch")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
     except OSError as error:
         raise OutputError(
             f"cannot write the cache folder {folder.parent}: {error.strerror or error}; name another one"
         ) from error
-    try:
-        tokenizer = word_tokenizer(WORDS)
-        with one_thread():
-            models = train_models(tokenizer, settings, progress)
-        for name, model in models.items():
-            model.save_pretrained(building / name)
-            tokenizer.save_pretrained(building / name)
-        (building / "world.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
-        os.chmod(building, 0o755)
+    with scratch as name, one_thread():
+        building, tokenizer = Path(name) / "world", word_tokenizer(WORDS)
         try:
+            for each, model in train_models(tokenizer, settings, progress).items():
+                model.save_pretrained(building / each)
+                tokenizer.save_pretrained(building / each)
+            (building / "world.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
             os.replace(building, folder)
-        except OSError:
+        except OSError as error:
             if not (folder / "world.json").is_file():  # not another process that was faster: something else is in the way
-                raise
-    except OSError as error:
-        raise OutputError(f"cannot write the world to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+                raise OutputError(f"cannot write the world to {folder}: {error.strerror or error}") from error
 
 
 def _load(folder: Path, settings: WorldSettings) -> World:

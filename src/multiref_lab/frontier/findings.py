@@ -3,15 +3,15 @@ in which it is linear."""
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from multiref import exact
-from multiref.divergences import disagreement, expectation, kl
+from multiref.divergences import disagreement
 from multiref.evaluation import Inspection
 from multiref.regularizers import ReverseKL
+from multiref_lab.demo import Yardstick
 from multiref_lab.experiment import Record
 from multiref_lab.frontier.ends import optimum
 from multiref_lab.frontier.generated import GeneratedBench
@@ -106,25 +106,7 @@ class Findings:
         """Where `rule` comes to rest if trained perfectly, measured by the objective of its weight;
         None where answers cannot be enumerated."""
         return (
-            self._end(plane.task, rule, weight, plane.beta if beta is None else beta) if self.enumerated(plane.task) else None
-        )
-
-    @cached_property
-    def _end(self) -> "functools._lru_cache_wrapper[Place]":
-        return functools.lru_cache(maxsize=None)(self._computed_end)
-
-    def _computed_end(self, task: str, rule: str, weight: float, beta: float) -> Place:
-        bench = self._generated(task)
-        few = slice(0, FEW if rule == "multi-dpo" and weight not in (0, 1) else None)
-        reward, refs = bench.answers.reward[few], bench.answers.ref_logps[:, few]
-        size, asked = len(bench.world.vocabulary), ReverseKL((weight, 1 - weight))
-        log_policy = optimum(self.settings.training, rule_at(rule, weight), weight, reward, refs, beta=beta, vocabulary=size)
-        best = exact.solve(reward, refs, asked, beta=beta)
-        return Place(
-            float(expectation(log_policy, reward).mean()),
-            (float(kl(log_policy, refs[0]).mean()), float(kl(log_policy, refs[1]).mean())),
-            float(exact.value(log_policy, reward, refs, asked, beta=beta).mean()),
-            float(kl(log_policy, best.log_policy).mean()),
+            _end(self, plane.task, rule, weight, plane.beta if beta is None else beta) if self.enumerated(plane.task) else None
         )
 
     def best_reward(self, plane: Plane, weight: float, price: float) -> float:
@@ -139,17 +121,30 @@ class Findings:
         """−log F, nats per completion: the least weighted KL that any policy has; None where answers cannot be enumerated."""
         if not self.enumerated(task):
             return None
-        return float(disagreement(self._generated(task).answers.ref_logps, (weight, 1 - weight)).mean())
+        return float(disagreement(self.generated(task).answers.ref_logps, (weight, 1 - weight)).mean())
 
     def inspection(self, plane: Plane) -> Inspection | None:
         """What `multiref inspect` says of the first seed's pairs; None for online training, which has none."""
         return self.training.bench(plane.task).inspection(plane.pairs) if plane.pairs else None
 
-    def _generated(self, task: str) -> GeneratedBench:
+    def generated(self, task: str) -> GeneratedBench:
+        """The bench of a task whose answers are enumerated."""
         bench = self.training.bench(task)
         if not isinstance(bench, GeneratedBench):
             raise TypeError(f"{task} is no task whose answers are enumerated")
         return bench
+
+
+@functools.cache
+def _end(findings: Findings, task: str, rule: str, weight: float, beta: float) -> Place:
+    answers, training = findings.generated(task).answers, findings.settings.training
+    few = slice(0, FEW if rule == "multi-dpo" and weight not in (0, 1) else None)
+    answers = replace(answers, skills=answers.skills[few], reward=answers.reward[few], ref_logps=answers.ref_logps[:, few])
+    size = len(findings.generated(task).world.vocabulary)
+    ends_at = optimum(training, rule_at(rule, weight), weight, answers.reward, answers.ref_logps, beta=beta, vocabulary=size)
+    found = Yardstick(answers, ReverseKL((weight, 1 - weight)), beta).measure(ends_at)
+    one, two = answers.names
+    return Place(found["reward"], (found[f"kl/{one}"], found[f"kl/{two}"]), found["J"], found["gap"])
 
 
 @dataclass(frozen=True, eq=False)

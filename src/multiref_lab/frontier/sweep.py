@@ -3,9 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from multiref.evaluation import Inspection
 from multiref.training import quiet
 from multiref_lab.demo import make
 from multiref_lab.experiment import Experiment, Listener, Record, one_thread
@@ -14,19 +12,7 @@ from multiref_lab.frontier.grid import Cell, cells
 from multiref_lab.frontier.settings import FrontierSettings, Generated
 from multiref_lab.frontier.stories import StoriesBench
 
-
-class Bench(Protocol):
-    """A task with its models: trains and measures a cell; what it knows beside."""
-
-    names: tuple[str, ...]
-
-    def train(self, cell: Cell) -> dict[str, float]: ...
-
-    def untouched(self) -> dict[str, dict[str, float]]: ...
-
-    def inspection(self, pairs: int) -> Inspection: ...
-
-
+Bench = GeneratedBench | StoriesBench  # a task with its models: trains and measures a cell; what it knows beside
 _BENCHES: dict[str, Bench] = {}
 
 

@@ -26,15 +26,12 @@ class Bandits:
     ref_logps: Tensor
     weights: Tensor
 
-    def law(self, name: str | Tensor) -> Tensor:
-        """[S, X, Y]: a sampling law by name (`escort`, `mixture`, `uniform`, `reference 0`, …) or as given log-probabilities,
-        normalised.
+    def law(self, name: str) -> Tensor:
+        """[S, X, Y]: a sampling law by name (`escort`, `mixture`, `uniform`, `reference 0`, …).
 
         Raises:
             ArgumentError: a name that is none of these.
         """
-        if isinstance(name, Tensor):
-            return name.log_softmax(-1).expand_as(self.reward)
         if name == "escort":
             return power_pool(self.ref_logps, self.weights, order=0.0) + disagreement(self.ref_logps, self.weights).unsqueeze(
                 -1
@@ -45,9 +42,7 @@ class Bandits:
             return torch.zeros_like(self.reward).log_softmax(-1)
         if name.startswith("reference ") and name[10:].isdigit() and int(name[10:]) < len(self.ref_logps):
             return self.ref_logps[int(name[10:])]
-        raise ArgumentError(
-            f"law: found {name!r}, expected escort, mixture, uniform, 'reference k' or a tensor of log-probabilities"
-        )
+        raise ArgumentError(f"law: found {name!r}, expected escort, mixture, uniform or 'reference k'")
 
 
 def random_logps(*shape: int, generator: torch.Generator, spread: float = 1.0) -> Tensor:
@@ -63,12 +58,11 @@ def random_bandits(
     references: int = 2,
     weights: Sequence[float] | None = None,
     spread: float = 1.0,
-    reward_max: float = 1.0,
     generator: torch.Generator,
 ) -> Bandits:
-    """Random references (logits spread · N(0, 1)) and uniform rewards in [0, reward_max]."""
+    """Random references (logits spread · N(0, 1)) and uniform rewards in [0, 1]."""
     ref_logps = random_logps(references, seeds, prompts, completions, generator=generator, spread=spread)
-    reward = reward_max * torch.rand(seeds, prompts, completions, generator=generator, dtype=torch.float64)
+    reward = torch.rand(seeds, prompts, completions, generator=generator, dtype=torch.float64)
     return Bandits(reward, ref_logps, check_weights(weights, references))
 
 

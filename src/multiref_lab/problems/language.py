@@ -13,8 +13,7 @@ from multiref_lab.problems.bandits import random_logps
 
 def accumulate(numbers: list[Tensor], vocabulary: int) -> Tensor:
     """[*S, V^t] per level → [*S, V^L]: the sum of a per-prefix number along each completion."""
-    total: Tensor = sequence_logps([level.unsqueeze(-1).expand(*level.shape, vocabulary) for level in numbers])
-    return total
+    return sequence_logps([level.unsqueeze(-1).expand(*level.shape, vocabulary) for level in numbers])
 
 
 def random_language(vocabulary: int, length: int, *seeds: int, generator: torch.Generator, spread: float = 1.0) -> list[Tensor]:

@@ -96,12 +96,10 @@ def known_reward(
     actions: int,
     dimension: int,
     generator: torch.Generator,
-    norm: float = 2.0,
-    feature_norm: float = 1.0,
 ) -> KnownReward:
-    """Features in general position, of norm at most `feature_norm` (uniform directions, radii U(½, 1)), and ‖θ*‖ = norm."""
+    """Features in general position, of norm at most 1 (uniform directions, radii U(½, 1)), and ‖θ*‖ = 2."""
     features = torch.randn(seeds, prompts, actions, dimension, generator=generator, dtype=torch.float64)
     radius = 0.5 + 0.5 * torch.rand(seeds, prompts, actions, 1, generator=generator, dtype=torch.float64)
-    features = feature_norm * radius * features / features.norm(dim=-1, keepdim=True)
+    features = radius * features / features.norm(dim=-1, keepdim=True)
     theta = torch.randn(seeds, dimension, generator=generator, dtype=torch.float64)
-    return KnownReward(features, norm * theta / theta.norm(dim=-1, keepdim=True))
+    return KnownReward(features, 2.0 * theta / theta.norm(dim=-1, keepdim=True))

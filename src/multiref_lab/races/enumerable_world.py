@@ -140,8 +140,7 @@ def _measure(world: EnumerableWorld, completions: Tensor) -> Callable[[State], d
             raise ArgumentError(f"policy: found {type(state.policy).__name__}, expected one with a table of all completions")
         table = state.policy.table()
         found = {"gap": world.gap(table), "win rate": (table.exp() * world.wins).sum(-1).mean(-1)}
-        for k in range(len(tables)):
-            found[f"kl/reference {k}"] = kl(table, tables[k].expand_as(table)).mean(-1)
+        found |= {f"kl/reference {k}": kl(table, each.expand_as(table)).mean(-1) for k, each in enumerate(tables)}
         if state.reward is not None:
             each = completions.expand(len(table), 1, *completions.shape)
             learnt = torch.cat([state.reward(x, each) for x in torch.arange(task.prompts).split(1)], 1).double()

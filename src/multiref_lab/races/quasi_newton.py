@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 
+def with_gradient(value: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """φ [R, d] → values [R] and their gradients [R, d], by autograd."""
+
+    def evaluate(point: Tensor) -> tuple[Tensor, Tensor]:
+        point = point.detach().requires_grad_(True)
+        found = value(point)
+        return found.detach(), torch.autograd.grad(found.sum(), point)[0]
+
+    return evaluate
+
+
 def minimise(
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *, steps: int = 120, tolerance: float = 1e-9
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from multiref.bilevel import (
 from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref_lab.problems import random_logps
-from multiref_lab.races.quasi_newton import minimise
+from multiref_lab.races.quasi_newton import minimise, with_gradient
 from multiref_lab.races.world import LinearModel
 from multiref_lab.toys import BatchedTransformer, Size
 
@@ -93,12 +93,10 @@ def settle(
     `warm` steps of Adam, then quasi-Newton, begun afresh where it sticks.
     """
 
-    def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
-        theta = theta.detach().requires_grad_(True)
+    @with_gradient
+    def evaluate(theta: Tensor) -> Tensor:
         value = case.lower(case.phi, theta)
-        if sigma:
-            value = value + sigma * case.upper(case.phi, theta)
-        return value.detach(), torch.autograd.grad(value.sum(), theta)[0]
+        return value + sigma * case.upper(case.phi, theta) if sigma else value
 
     theta = start.clone()
     adam = torch.optim.Adam([theta], lr=0.02)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref.bilevel import Likelihood, Upper
-from multiref_lab.races.quasi_newton import minimise
+from multiref_lab.races.quasi_newton import minimise, with_gradient
 from multiref_lab.races.world import LinearWorld
 
 
@@ -50,9 +50,7 @@ def best_in_class(world: LinearWorld, *, starts: int = 3, generator: torch.Gener
     """The best true value that any φ induces."""
 
     def evaluate(wide: LinearWorld, phi: Tensor) -> tuple[Tensor, Tensor]:
-        phi = phi.detach().requires_grad_(True)
-        value = -wide.true_value(wide.policy_of(phi))
-        return value.detach(), torch.autograd.grad(value.sum(), phi)[0]
+        return with_gradient(lambda each: -wide.true_value(wide.policy_of(each)))(phi)
 
     return _search(world, evaluate, starts, 1.0, generator)
 

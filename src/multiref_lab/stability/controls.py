@@ -31,9 +31,9 @@ def controls(
     settings = settings or LinearSettings(samples=2048, left_out=0)
     sample = draw(settings)
     theta = reward_model(sample, ridge=settings.ridge)
-    policies = {"Gibbs, exact": gibbs(theta, 1, beta=settings.beta)}
-    for name, ascent in variants.items():
-        policies[name] = climb(sample, theta, 1, ascent, beta=settings.beta, seed=settings.seed)
+    policies = {"Gibbs, exact": gibbs(theta, 1, beta=settings.beta)} | {
+        name: climb(sample, theta, 1, ascent, beta=settings.beta, seed=settings.seed) for name, ascent in variants.items()
+    }
     found = {}
     for name, policy in policies.items():
         measured = distances(policy.log_policy(sample.fresh), policy.parameter, sample, 1, beta=settings.beta)

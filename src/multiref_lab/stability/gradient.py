@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref.errors import ArgumentError
 from multiref_lab.stability.runs import Runs
 
 
@@ -55,30 +54,21 @@ PPO = Ascent("ppo", updates=4, clip=0.2, whiten=True)
 RLOO = Ascent("rloo", updates=1, clip=None, whiten=False)
 
 
-class Draws:
-    """The random numbers of a training: the same for every run of a seed but the last, which has its own.
+def draws(runs: Runs, seeds: int, batch: int, *shape: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows [S, M, B], uniforms [S, M, *shape]) for ever: the random numbers of a training, the same for every run of a seed
+    but the last, which has its own."""
+    common, rerun = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
 
-    Iterating gives (rows [S, M, B], uniforms [S, M, *shape]) for ever.
-    """
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        drawn, second = (torch.randint(runs.samples, (seeds, 1, batch), generator=generator) for _ in range(2))
+        uniforms = torch.rand(seeds, 1, *shape, generator=generator, dtype=torch.float64)
+        return runs.rows_of(drawn, second), uniforms
 
-    def __init__(self, runs: Runs, seeds: int, batch: int, *shape: int, seed: int) -> None:
-        if batch < 1:
-            raise ArgumentError(f"batch: found {batch}, expected at least one prompt")
-        self.runs, self.seeds, self.batch, self.shape = runs, seeds, batch, shape
-        self._common, self._rerun = (torch.Generator().manual_seed(2 * seed + k) for k in (0, 1))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            rows, uniforms = self._draw(self._common)
-            again_rows, again = self._draw(self._rerun)
-            rows, uniforms = rows.clone(), uniforms.expand(-1, self.runs.count, *[-1] * len(self.shape)).clone()
-            rows[:, -1], uniforms[:, -1] = again_rows[:, -1], again[:, 0]
-            yield rows, uniforms
-
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        drawn, second = (torch.randint(self.runs.samples, (self.seeds, 1, self.batch), generator=generator) for _ in range(2))
-        uniforms = torch.rand(self.seeds, 1, *self.shape, generator=generator, dtype=torch.float64)
-        return self.runs.rows_of(drawn, second), uniforms
+    while True:
+        (rows, uniforms), (again_rows, again) = draw(common), draw(rerun)
+        rows, uniforms = rows.clone(), uniforms.expand(-1, runs.count, *[-1] * len(shape)).clone()
+        rows[:, -1], uniforms[:, -1] = again_rows[:, -1], again[:, 0]
+        yield rows, uniforms
 
 
 def adam(parameters: Tensor, rate: float, steps: int) -> Callable[[Tensor], None]:

@@ -8,8 +8,8 @@ from torch.nn.functional import softplus
 
 from multiref_lab.stability.fit import agreement, influence
 from multiref_lab.stability.gradient import PPO, RLOO
-from multiref_lab.stability.log_linear import LogLinear, climb, dpo, dpo_offset, gibbs, reward_model
-from multiref_lab.stability.measures import Measured, distances, regret, with_gap
+from multiref_lab.stability.log_linear import climb, dpo, dpo_offset, gibbs, reward_model
+from multiref_lab.stability.measures import Measured, measure_policies
 from multiref_lab.stability.sample import Given, LinearSettings, Sample, draw
 
 
@@ -25,8 +25,8 @@ def measure_linear(settings: LinearSettings, given: Given | None = None) -> Meas
             "gibbs": gibbs(theta, references, beta=beta),
             **{a.name: climb(sample, theta, references, a, beta=beta, seed=settings.seed) for a in ascents},
         }
-        for name, policy in policies.items():
-            found[f"{name}/{references}"] = _measured(sample, policy, references, beta)
+        judged = {name: (each.parameter, each.law) for name, each in policies.items()}
+        found |= measure_policies(judged, sample, references, beta=beta, most=256)
         offset = dpo_offset(sample, references, beta=beta)
         fitted = policies["dpo"].parameter * beta
         found[f"dpo/{references}"]["loss_gap"] = _loss_gap(sample, fitted[:, 0], offset, references, beta)
@@ -34,13 +34,6 @@ def measure_linear(settings: LinearSettings, given: Given | None = None) -> Meas
             found["influence/dpo/2"] = _influence(sample, fitted, offset, ridge)
     found["gibbs/1"]["loss_gap"] = found["gibbs/2"]["loss_gap"] = _loss_gap(sample, theta[:, 0], None, 1, beta)
     return found
-
-
-def _measured(sample: Sample, policy: LogLinear, references: int, beta: float) -> dict[str, list[float]]:
-    found = distances(policy.log_policy(sample.fresh), policy.parameter, sample, references, beta=beta)
-    seen = sample.seen(256)
-    first = LogLinear(policy.parameter[:, :1], policy.pooled).log_policy(seen)[:, 0]
-    return with_gap(found, regret(first, seen, references, beta=beta))
 
 
 def _loss_gap(sample: Sample, theta: Tensor, offset: Tensor | None, references: int, beta: float) -> list[float]:

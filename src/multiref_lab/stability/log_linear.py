@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref_lab.stability.fit import fit
-from multiref_lab.stability.gradient import Ascent, Draws, adam
+from multiref_lab.stability.gradient import Ascent, adam, draws
 from multiref_lab.stability.sample import Prompts, Sample
 
 
@@ -19,10 +19,14 @@ class LogLinear:
     parameter: Tensor
     pooled: int
 
+    def law(self, parameter: Tensor, prompts: Prompts) -> Tensor:
+        """[S, M, F, Y] at another parameter."""
+        tilt = torch.einsum("sfyd,smd->smfy", prompts.features, parameter)
+        return (prompts.pool(self.pooled).unsqueeze(1) + tilt).log_softmax(-1)
+
     def log_policy(self, prompts: Prompts) -> Tensor:
         """[S, M, F, Y]."""
-        tilt = torch.einsum("sfyd,smd->smfy", prompts.features, self.parameter)
-        return (prompts.pool(self.pooled).unsqueeze(1) + tilt).log_softmax(-1)
+        return self.law(self.parameter, prompts)
 
 
 def reward_model(sample: Sample, *, ridge: float) -> Tensor:
@@ -65,11 +69,11 @@ def climb(sample: Sample, theta: Tensor, references: int, ascent: Ascent, *, bet
     base, tilt = prompts.pool(1), prompts.pool(1) - prompts.pool(references)
     w = torch.zeros_like(theta)
     descend = adam(w, ascent.rate, ascent.steps)
-    draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch, ascent.group, seed=seed))
+    batches = draws(runs, seeds, ascent.batch, ascent.batch, ascent.group, seed=seed)
     at = torch.arange(seeds)[:, None, None]
     for step in range(ascent.steps):
         if step % ascent.updates == 0:
-            rows, uniforms = next(draws)
+            rows, uniforms = next(batches)
             features = _Gathered(prompts.features, rows)
             start = base[at, rows]
             old = (start + features.times(w)).log_softmax(-1)

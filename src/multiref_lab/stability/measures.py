@@ -1,5 +1,7 @@
 """How far apart two policies are, and how good one is: exact, on completions that can be counted."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from multiref.divergences import kl
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.sample import Prompts, Sample
 
+Law = Callable[[Tensor, Prompts], Tensor]  # parameters [S, M, P], prompts → [S, M, F, Y]
 Measured = dict[str, dict[str, list[float]]]  # {method/K: {measure: one number a seed}}
 
 
@@ -59,7 +62,18 @@ def distances(log_policy: Tensor, parameter: Tensor, sample: Sample, references:
     return found | {"regret": regret(log_policy[:, 0], sample.fresh, references, beta=beta).tolist()}
 
 
-def with_gap(measured: dict[str, list[float]], on_seen: Tensor) -> dict[str, list[float]]:
-    """The regret on fresh prompts, and how much more it is than on training prompts [S]."""
-    fresh = torch.tensor(measured["regret"], dtype=torch.float64)
-    return measured | {"regret_gap": (fresh - on_seen).tolist()}
+def measure_policies(
+    policies: Mapping[str, tuple[Tensor, Law]], sample: Sample, references: int, *, beta: float, most: int
+) -> Measured:
+    """{method/K: `distances`, and how much more the regret is on fresh prompts than on the first `most` training prompts}.
+
+    Args:
+        policies: by method, the parameters [S, M, P] of every run and the law that they have: (parameters, prompts) → log π.
+    """
+    found, seen = {}, sample.seen(most)
+    for name, (parameters, law) in policies.items():
+        measured = distances(law(parameters, sample.fresh), parameters, sample, references, beta=beta)
+        on_seen = regret(law(parameters[:, :1], seen)[:, 0], seen, references, beta=beta).tolist()
+        gap = [fresh - here for fresh, here in zip(measured["regret"], on_seen, strict=True)]
+        found[f"{name}/{references}"] = measured | {"regret_gap": gap}
+    return found

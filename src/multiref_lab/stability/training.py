@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref_lab.stability.gradient import Ascent, Draws, adam
+from multiref_lab.stability.gradient import Ascent, adam, draws
 from multiref_lab.stability.sample import Sample
 from multiref_lab.stability.transformer import Shape
 
@@ -56,10 +56,10 @@ def fit_pairs(
     origin = start.repeat_interleave(runs.count, 0)
     parameters = origin.clone().requires_grad_()
     descend = adam(parameters, settings.rate, settings.steps)
-    draws = iter(Draws(runs, len(start), settings.batch, 0, seed=seed))
+    batches = draws(runs, len(start), settings.batch, 0, seed=seed)
     content = sample.prompts.features[:, :, 0]
     at = torch.arange(len(start))[:, None, None]
-    for rows, _ in islice(draws, settings.steps):
+    for rows, _ in islice(batches, settings.steps):
         batch = [x[at, rows].flatten(0, 1) for x in (content, completions[sample.preferred], completions[sample.other], tilt)]
         loss = softplus(-margins(parameters, *batch)).mean(-1)
         loss = loss + 0.5 * settings.ridge / runs.samples * (parameters - origin).square().sum(-1)
@@ -78,12 +78,12 @@ def climb(
     runs, seeds = sample.runs, len(start)
     parameters = start.repeat_interleave(runs.count, 0).requires_grad_()
     descend = adam(parameters, ascent.rate, ascent.steps)
-    draws = iter(Draws(runs, seeds, ascent.batch, ascent.batch * ascent.group, shape.length, seed=seed))
+    batches = draws(runs, seeds, ascent.batch, ascent.batch * ascent.group, shape.length, seed=seed)
     content = sample.prompts.features[:, :, 0]
     at = torch.arange(seeds)[:, None, None]
     for step in range(ascent.steps):
         if step % ascent.updates == 0:
-            rows, uniforms = next(draws)
+            rows, uniforms = next(batches)
             rows = rows.repeat_interleave(ascent.group, -1)
             prompts = content[at, rows].flatten(0, 1)
             with torch.no_grad():

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from multiref.errors import ArgumentError
-from multiref_lab.toys import completion_index, every_completion
+from multiref_lab.toys import completion_index, decode, every_completion, whole_completions
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,8 @@ class Shape:
         runs = torch.arange(len(parameters))[:, None, None]
         x = torch.cat(((content @ w["content"]).unsqueeze(2), w["token"][runs, tokens]), 2)
         x = x + w["position"][:, None, : x.shape[2]]
-        x = x + self._attend(_norm(x), w)
-        x = x + _times(_times(_norm(x), w["up"]).relu().square(), w["down"])
-        return _times(_norm(x), w["head"])
-
-    def _attend(self, x: Tensor, w: dict[str, Tensor]) -> Tensor:
-        shape = (*x.shape[:3], 3, self.heads, self.width // self.heads)
-        q, k, v = _times(x, w["qkv"]).reshape(shape).movedim(4, 2).unbind(4)  # each [R, B, heads, T, w/heads]
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
-        return _times(mixed.movedim(2, 3).flatten(3), w["mix"])
+        layer = (w["qkv"], w["mix"], w["up"], w["down"])
+        return decode(x, [layer], heads=self.heads, norm=_norm, bend=lambda h: h.relu().square()) @ w["head"].unsqueeze(1)
 
     def _named(self, parameters: Tensor) -> dict[str, Tensor]:
         sizes = [rows * columns for rows, columns in self.parts.values()]
@@ -92,10 +84,7 @@ class Shape:
     def all_logps(self, parameters: Tensor, content: Tensor) -> Tensor:
         """[R, P], [R, F, c] → [R, F, V^L]: log π of every completion, from the V^(L−1) prefixes."""
         prefixes = self.completions()[:: self.vocabulary, :-1]
-        steps = self._each(parameters, content, prefixes).log_softmax(-1)  # [R, F, prefixes, L, V]
-        chosen = prefixes.expand(*steps.shape[:2], -1, -1).unsqueeze(-1)
-        before = steps[..., :-1, :].gather(-1, chosen)[..., 0].sum(-1, keepdim=True)
-        return (before + steps[..., -1, :]).flatten(-2)
+        return whole_completions(self._each(parameters, content, prefixes).log_softmax(-1), prefixes)
 
     def all_rewards(self, parameters: Tensor, content: Tensor) -> Tensor:
         """[R, P], [R, F, c] → [R, F, V^L]."""
@@ -106,8 +95,7 @@ class Shape:
         runs, prompts = content.shape[:2]
         many = content.repeat_interleave(len(tokens), 1)
         rows = tokens.repeat(prompts, 1).expand(runs, -1, -1)
-        outputs: Tensor = self.outputs_at(parameters, many, rows).unflatten(1, (prompts, len(tokens)))
-        return outputs
+        return torch.unflatten(self.outputs_at(parameters, many, rows), 1, (prompts, len(tokens)))
 
     def sample(self, parameters: Tensor, content: Tensor, uniforms: Tensor) -> Tensor:
         """[R, P], [R, B, c], [R, B, L] → [R, B, L]: completions by inverting the distribution of each token."""
@@ -125,9 +113,3 @@ class Shape:
 
 def _norm(x: Tensor) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
-
-
-def _times(x: Tensor, w: Tensor) -> Tensor:
-    """[R, B, T, in], [R, in, out] → [R, B, T, out]."""
-    product: Tensor = (x.flatten(1, 2) @ w).unflatten(1, x.shape[1:3])
-    return product

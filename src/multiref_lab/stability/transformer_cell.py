@@ -1,6 +1,7 @@
 """One cell of the experiment with small transformers: policies and reward models that are networks,
 completions that can be counted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from multiref import exact
 from multiref.regularizers import ReverseKL
 from multiref_lab.stability.fit import agreement
 from multiref_lab.stability.gradient import PPO, RLOO, Ascent
-from multiref_lab.stability.measures import Measured, distances, regret, with_gap
+from multiref_lab.stability.measures import Law, Measured, measure_policies
 from multiref_lab.stability.sample import Prompts, Sample, Settings, deal
 from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
 from multiref_lab.stability.transformer import Shape
@@ -77,18 +78,16 @@ def measure_transformer(settings: TransformerSettings) -> Measured:
     """As `measure_linear`."""
     sample, start = draw_transformer(settings)
     trained = _Trained(settings, sample, start)
-    found: Measured = {}
     reward_model = trained.reward_model()
+    found: Measured = {}
     if settings.left_out:
         found["influence/reward model"] = _influence(settings, sample, reward_model, settings.reward, None, trained.no_tilt)
-    seen, beta = sample.seen(64), settings.beta
     for references in (1, 2):
-        for name, (parameters, log_policy, on_seen) in trained.policies(reward_model, references).items():
-            measured = distances(log_policy, parameters, sample, references, beta=beta)
-            found[f"{name}/{references}"] = with_gap(measured, regret(on_seen, seen, references, beta=beta))
+        policies = trained.policies(reward_model, references)
+        found |= measure_policies(policies, sample, references, beta=settings.beta, most=64)
         if references == 1 and settings.left_out:
             tilt = trained.tilt(1)
-            found["influence/dpo/1"] = _influence(settings, sample, trained.last_dpo, settings.policy, beta, tilt)
+            found["influence/dpo/1"] = _influence(settings, sample, policies["dpo"][0], settings.policy, settings.beta, tilt)
     return found
 
 
@@ -105,51 +104,34 @@ class _Trained:
 
     def reward_model(self) -> Tensor:
         """[S, M, P]."""
-        generator = torch.Generator().manual_seed(31 + self.settings.seed)
-        start = self.settings.reward.initial(self.settings.seeds, generator, spread=0.1)
-        settings = self.settings
+        settings, generator = self.settings, torch.Generator().manual_seed(31 + self.settings.seed)
+        start = settings.reward.initial(settings.seeds, generator, spread=0.1)
         return fit_pairs(self.sample, settings.reward, start, settings.fit, beta=None, tilt=self.no_tilt, seed=settings.seed)
 
-    def policies(self, reward_model: Tensor, references: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """{method: (parameters [S, M, P], log π on fresh prompts [S, M, F, Y], of run 0 on training prompts [S, f, Y])}."""
+    def policies(self, reward_model: Tensor, references: int) -> dict[str, tuple[Tensor, Law]]:
+        """{method: (parameters [S, M, P], the law that they have)}; the Gibbs policy's parameters are the reward model's."""
         settings, sample, shape = self.settings, self.sample, self.settings.policy
-        found = {}
-        self.last_dpo = fit_pairs(
-            sample, shape, self.start, settings.fit, beta=settings.beta, tilt=self.tilt(references), seed=settings.seed
-        )
-        found["dpo"] = self._network(self.last_dpo)
-        few = sample.seen(64)
-        fresh, on_few = (
-            self._optimum(self._rewards(model, prompts), prompts, references)
-            for model, prompts in ((reward_model, sample.fresh), (reward_model[:, :1], few))
-        )
-        found["gibbs"] = (reward_model, fresh, on_few[:, 0])
+        beta, seed, tilt = settings.beta, settings.seed, self.tilt(references)
+
+        def gibbs(parameters: Tensor, prompts: Prompts) -> Tensor:
+            rewards = _everywhere(settings.reward.all_rewards, parameters, prompts)
+            refs = prompts.references(references).unsqueeze(2).expand(-1, -1, rewards.shape[1], -1, -1)
+            return exact.solve(rewards, refs, ReverseKL(), beta=beta).log_policy
+
+        network = partial(_everywhere, shape.all_logps)
+        dpo = fit_pairs(sample, shape, self.start, settings.fit, beta=beta, tilt=tilt, seed=seed)
+        found: dict[str, tuple[Tensor, Law]] = {"dpo": (dpo, network), "gibbs": (reward_model, gibbs)}
         learned, pool = partial(settings.reward.rewards, reward_model.flatten(0, 1)), sample.prompts.pool(references)
         for ascent in settings.ascents():
-            parameters = climb(sample, shape, self.start, learned, pool, ascent, beta=settings.beta, seed=settings.seed)
-            found[ascent.name] = self._network(parameters)
+            found[ascent.name] = climb(sample, shape, self.start, learned, pool, ascent, beta=beta, seed=seed), network
         return found
 
-    def _optimum(self, reward: Tensor, prompts: Prompts, references: int) -> Tensor:
-        """[S, M, F, Y] → [S, M, F, Y]: log π* for these rewards."""
-        refs = prompts.references(references).unsqueeze(2).expand(-1, -1, reward.shape[1], -1, -1)
-        return exact.solve(reward, refs, ReverseKL(), beta=self.settings.beta).log_policy
 
-    def _rewards(self, reward_model: Tensor, prompts: Prompts) -> Tensor:
-        """[S, M, F, Y]."""
-        runs, content = reward_model.shape[1], prompts.features[:, :, 0]
-        with torch.no_grad():
-            flat = self.settings.reward.all_rewards(reward_model.flatten(0, 1), content.repeat_interleave(runs, 0))
-        rewards: Tensor = flat.unflatten(0, (-1, runs))
-        return rewards
-
-    def _network(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape, runs = self.settings.policy, parameters.shape[1]
-        seen = self.sample.seen(64).features[:, :, 0]
-        with torch.no_grad():
-            fresh = self.sample.fresh.features[:, :, 0].repeat_interleave(runs, 0)
-            log_policy = shape.all_logps(parameters.flatten(0, 1), fresh).unflatten(0, (-1, runs))
-            return parameters, log_policy, shape.all_logps(parameters[:, 0], seen)
+@torch.no_grad()
+def _everywhere(values: Callable[[Tensor, Tensor], Tensor], parameters: Tensor, prompts: Prompts) -> Tensor:
+    """[S, M, P] → [S, M, F, Y]: what networks say of every completion of each prompt."""
+    content = prompts.features[:, :, 0].repeat_interleave(parameters.shape[1], 0)
+    return torch.unflatten(values(parameters.flatten(0, 1), content), 0, parameters.shape[:2])
 
 
 def _influence(

@@ -85,9 +85,11 @@ def closed_form(effort: Effort) -> Measurement:
         refs = random_logps(2, *shape, generator=generator)
         true, reward = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
         problem = Problem(preference_table(true), refs, regularizer, 1.5)
-        steady, errors = _steady(problem, reward), []
-        for upper in (Likelihood(), Debiased(), Debiased(mixed=True), WinRate()):
-            errors.append((hypergradient(problem, reward, upper) - _numeric(problem, reward, upper))[steady])
+        steady = _steady(problem, reward)
+        errors = [
+            (hypergradient(problem, reward, upper) - _numeric(problem, reward, upper))[steady]
+            for upper in (Likelihood(), Debiased(), Debiased(mixed=True), WinRate())
+        ]
         where = f"{regularizer.name} (α = {regularizer.alpha:g})"
         what = f"{where}: largest |closed form − differences|, likelihood, debiased, win rate"
         checks.append(all_within(what, 1e-8, torch.cat(errors)))

@@ -1,5 +1,7 @@
 from .batched_transformer import BatchedTransformer as BatchedTransformer
 from .batched_transformer import TransformerReward as TransformerReward
+from .batched_transformer import decode as decode
+from .batched_transformer import whole_completions as whole_completions
 from .enumerable import LinearReward as LinearReward
 from .enumerable import LogLinearPolicy as LogLinearPolicy
 from .enumerable import Size as Size

@@ -4,6 +4,7 @@ parameters carry the seeds on their first axis.
 Training S seeds then costs little more than one, because at this size it is the number of operations that takes the time.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -52,23 +53,12 @@ class BatchedTransformer(ToyPolicy):
         """[S, m, n] each: the hidden matrices, without embeddings, positions and head."""
         return [*self.qkv, *self.mix, *self.up, *self.down]
 
-    def _normed(self, h: Tensor) -> Tensor:
-        return layer_norm(h, (self.width,), eps=self.eps)
-
     def hidden(self, ids: Tensor) -> Tensor:
         """[S, N, T] context ids → [S, N, T, D]: normalised, before the head."""
-        seeds, rows, steps = ids.shape
-        offset = torch.arange(seeds)[:, None, None] * self.embedding.shape[1]
-        h = self.embedding.flatten(0, 1)[ids + offset] + self.position[:, None, :steps]
-        h = h.reshape(seeds, rows * steps, self.width)
-        hidden = torch.full((steps, steps), -torch.inf).triu(1)
-        for qkv, mix, up, down in zip(self.qkv, self.mix, self.up, self.down):
-            parts = (self._normed(h) @ qkv).view(seeds, rows, steps, 3, self.heads, self.width // self.heads)
-            q, k, v = parts.permute(3, 0, 1, 4, 2, 5)
-            attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + hidden).softmax(-1)
-            h = h + (attention @ v).transpose(2, 3).reshape(seeds, rows * steps, self.width) @ mix
-            h = h + gelu(self._normed(h) @ up) @ down
-        return self._normed(h).view(seeds, rows, steps, self.width)
+        offset = torch.arange(len(ids))[:, None, None] * self.embedding.shape[1]
+        h = self.embedding.flatten(0, 1)[ids + offset] + self.position[:, None, : ids.shape[-1]]
+        layers = zip(self.qkv, self.mix, self.up, self.down)
+        return decode(h, layers, heads=self.heads, norm=lambda h: layer_norm(h, (self.width,), eps=self.eps), bend=gelu)
 
     def logits(self, ids: Tensor) -> Tensor:
         """[S, N, T] context ids → [S, N, T, V]: row t predicts the token after position t."""
@@ -100,9 +90,41 @@ class BatchedTransformer(ToyPolicy):
         for chunk in prompts.split(16):
             ids = prefixes.expand(self.seeds, len(chunk), *prefixes.shape)
             tokens = self.logits(self.context(chunk, ids)).double().log_softmax(-1).unflatten(1, (len(chunk), -1))
-            before = tokens[..., :-1, :].gather(-1, ids.unsqueeze(-1)).squeeze(-1).sum(-1)
-            rows.append((before.unsqueeze(-1) + tokens[..., -1, :]).flatten(-2))
+            rows.append(whole_completions(tokens, prefixes))
         return torch.cat(rows, 1)
+
+
+def decode(
+    h: Tensor,
+    layers: Iterable[Sequence[Tensor]],
+    *,
+    heads: int,
+    norm: Callable[[Tensor], Tensor],
+    bend: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """[S, N, T, D] → [S, N, T, D]: causal pre-norm layers of four matrices each, seeds on their first axis, and a last norm.
+
+    Args:
+        layers: queries, keys and values [S, D, 3D]; their mixture [S, D, D]; up [S, D, E] and down [S, E, D].
+        bend: between up and down.
+    """
+    shape = seeds, rows, steps, width = h.shape
+    h = h.reshape(seeds, rows * steps, width)
+    unseen = torch.full((steps, steps), -torch.inf).triu(1)
+    for qkv, mix, up, down in layers:
+        parts = (norm(h) @ qkv).view(seeds, rows, steps, 3, heads, width // heads)
+        q, k, v = parts.permute(3, 0, 1, 4, 2, 5)
+        attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + unseen).softmax(-1)
+        h = h + (attention @ v).transpose(2, 3).reshape(seeds, rows * steps, width) @ mix
+        h = h + bend(norm(h) @ up) @ down
+    return norm(h).view(shape)
+
+
+def whole_completions(steps: Tensor, prefixes: Tensor) -> Tensor:
+    """[*E, V^(L−1), L, V] log-probabilities after each of the prefixes [V^(L−1), L − 1] → [*E, V^L] of whole completions."""
+    taken = prefixes.expand(*steps.shape[:-2], -1).unsqueeze(-1)
+    before = steps[..., :-1, :].gather(-1, taken)[..., 0].sum(-1, keepdim=True)
+    return (before + steps[..., -1, :]).flatten(-2)
 
 
 class TransformerReward(nn.Module):

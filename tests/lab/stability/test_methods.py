@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 from multiref import ReverseKL, exact
-from multiref_lab.stability.gradient import PPO, RLOO, Draws
+from multiref_lab.stability.gradient import PPO, RLOO, draws
 from multiref_lab.stability.linear_cell import _loss_gap
 from multiref_lab.stability.log_linear import climb, dpo, gibbs, reward_model
 from multiref_lab.stability.measures import close_kl, distances, total_variation
@@ -199,7 +199,7 @@ def test_clipping_stops_only_what_goes_too_far():
 
 def test_runs_share_their_random_numbers_but_for_the_last():
     runs = Runs(20, 2, 1)
-    rows, uniforms = next(iter(Draws(runs, 3, 50, 50, 2, seed=1)))
+    rows, uniforms = next(draws(runs, 3, 50, 50, 2, seed=1))
     assert rows.shape == (3, 5, 50) and uniforms.shape == (3, 5, 50, 2)
     for m in range(1, 4):
         assert torch.equal(uniforms[:, m], uniforms[:, 0])

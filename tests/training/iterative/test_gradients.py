@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.bilevel import Problem, hypergradient, preference_table, upper_named
+from multiref.bilevel import Problem, hypergradient, preference_table
 from multiref.training.iterative import Bilevel, Plan, State, Task, train
 from multiref_lab.toys import LinearReward, TableOracle, TabularPolicy
+from tests.bilevel.uppers import UPPERS
 
 SEEDS, PROMPTS, VOCABULARY, BETA = 4000, 3, 4, 0.5
 
@@ -38,7 +39,7 @@ def world(seeds=SEEDS):
         model,
     )
     exact = {
-        name: torch.einsum("xy,xyd->d", hypergradient(problem, (features @ phi).double(), upper_named(name)), features.double())
+        name: torch.einsum("xy,xyd->d", hypergradient(problem, (features @ phi).double(), UPPERS[name]), features.double())
         / PROMPTS
         for name in ("likelihood", "stop_gradient", "debiased", "win_rate")
     }
