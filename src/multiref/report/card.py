@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from multiref.report.versions import versions
+from multiref.report.installed import versions
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from multiref.report.page import Table
+from multiref.report.blocks import Table
 
 if TYPE_CHECKING:
     from rich.console import Console

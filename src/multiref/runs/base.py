@@ -14,7 +14,7 @@ from multiref.errors import ConfigError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation
 from multiref.models.size import count_parameters
 from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
-from multiref.report.page import Block
+from multiref.report import Block
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_for
 from multiref.training.adapters import with_trained_adapter

@@ -4,8 +4,9 @@ does."""
 import copy
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -41,23 +42,6 @@ class WorldSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Author:
-    """Who writes the corpus: which numbers occur, by which habit each skill is answered, and how often the first skill is
-    asked."""
-
-    numbers: tuple[tuple[int, int], ...]
-    habits: Mapping[str, Habit]
-    share_of_first: float = 0.5
-    seed: str = "0"
-
-    def texts(self, count: int) -> list[str]:
-        """`count` lines: a prompt and this author's answer."""
-        chance = random.Random(self.seed)
-        problems = draw_problems(self.numbers, chance, share_of_first=self.share_of_first)
-        return [f"{p.prompt} {write(p, self.habits[p.skill], chance)}" for p, _ in zip(problems, range(count), strict=False)]
-
-
 def train_models(
     tokenizer: PreTrainedTokenizerBase, settings: WorldSettings, progress: Callable[[str, int, int], None]
 ) -> dict[str, PreTrainedModel]:
@@ -68,8 +52,10 @@ def train_models(
     def taught(
         start: PreTrainedModel, name: str, steps: int, habits: dict[str, Habit], share: float, rate: float
     ) -> PreTrainedModel:
-        author = Author(numbers, habits, share_of_first=share, seed=f"{s.seed} {name}")
-        lines = torch.tensor(tokenizer(author.texts(steps * s.batch), add_special_tokens=False)["input_ids"])
+        chance = random.Random(f"{s.seed} {name}")
+        problems = islice(draw_problems(numbers, chance, share_of_first=share), steps * s.batch)
+        corpus = [f"{p.prompt} {write(p, habits[p.skill], chance)}" for p in problems]
+        lines = torch.tensor(tokenizer(corpus, add_special_tokens=False)["input_ids"])
         return teach(start, lines, batch=s.batch, learning_rate=rate, tell=lambda done: progress(name, done, steps))
 
     start = small_llama(len(tokenizer), hidden=s.hidden, intermediate=2 * s.hidden, layers=s.layers, seed=s.seed)

@@ -1,7 +1,6 @@
 """All answers to a prompt with their exact probabilities: V first words times V second words, real softmax probabilities,
 nothing renormalised."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,15 +9,10 @@ from torch import Tensor
 from multiref.errors import ModelError
 
 
-def answer_texts(vocabulary: Sequence[str]) -> list[str]:
-    """The V² answers in the order of `answer_logps`: the second word runs fastest.
-    Each begins with a space, as it follows the prompt."""
-    return [f" {first} {second}" for first in vocabulary for second in vocabulary]
-
-
 @torch.no_grad()
 def answer_logps(model: Any, prompt_ids: Tensor, *, prompts_at_once: int = 128) -> Tensor:
-    r"""[N, T] prompts of one length → [N, V²] float64: log π(y₁ y₂ | x) of every answer of two tokens.
+    r"""[N, T] prompts of one length → [N, V²] float64: log π(y₁ y₂ | x) of every answer of two tokens, the second of which
+    runs fastest.
 
         log π(y₁ y₂ | x) = log π(y₁ | x) + log π(y₂ | x, y₁)
 

@@ -6,7 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -41,8 +41,6 @@ class World:
     tokenizer: PreTrainedTokenizerBase
     base: PreTrainedModel
     references: dict[str, PreTrainedModel]
-    training_numbers: tuple[tuple[int, int], ...] = field(repr=False)
-    held_out_numbers: tuple[tuple[int, int], ...] = field(repr=False)
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -52,7 +50,7 @@ class World:
     @cached_property
     def answers(self) -> list[str]:
         """The V² answers, each with the space before it, in the order of every [.., V²] array here."""
-        return enumeration.answer_texts(self.vocabulary)
+        return [f" {first} {second}" for first in self.vocabulary for second in self.vocabulary]
 
     @property
     def reference_folders(self) -> dict[str, str]:
@@ -61,7 +59,7 @@ class World:
 
     def problems(self, number: int, seed: int, *, held_out: bool = False) -> list[Problem]:
         """`number` different problems, skills taking turns; the same seed gives the same problems."""
-        numbers = self.held_out_numbers if held_out else self.training_numbers
+        numbers = split_numbers(self.settings.seed)[held_out]
         chance = random.Random(f"{seed} {held_out}")
         found: dict[str, Problem] = {}
         wanted = {skill: (number + (skill == SKILLS[0])) // 2 for skill in SKILLS}
@@ -99,16 +97,12 @@ class World:
         return scores, PreferenceData(pairs, scores, self.tokenizer, tokenisation=BARE)
 
 
-def default_cache() -> Path:
-    """Where worlds are kept if nobody says: multiref/worlds in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "worlds"
-
-
 def folder_of(settings: WorldSettings, cache: str | os.PathLike[str] | None = None) -> Path:
     """Where a world is kept: named by the settings, by the code that makes its models, and by the versions below.
-    A change in any makes another world."""
+    A change in any makes another world. Without a cache: multiref/worlds in the user's cache folder."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "worlds"
     named = digest(dataclasses.asdict(settings), "multiref_lab.demo.authors")
-    return (Path(cache) if cache is not None else default_cache()) / f"world-{named}"
+    return (usual if cache is None else Path(cache)) / f"world-{named}"
 
 
 def make(
@@ -157,6 +151,5 @@ def _load(folder: Path, settings: WorldSettings) -> World:
         models = {name: load(folder / name, device="cpu") for name in (BASE, *REFERENCES)}
     except ModelError as error:
         raise ModelError(f"the cached world {folder} is damaged; remove that folder and it is made anew. {error}") from error
-    training, held_out = split_numbers(settings.seed)
     references = {name: models[name].model for name in REFERENCES}
-    return World(folder, settings, models[BASE].tokenizer, models[BASE].model, references, training, held_out)
+    return World(folder, settings, models[BASE].tokenizer, models[BASE].model, references)

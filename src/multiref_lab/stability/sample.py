@@ -62,16 +62,12 @@ class Sample:
 
     def delta(self) -> Tensor:
         """[S, N, d]: φ(preferred) − φ(other)."""
-        return _at(self.prompts.features, self.preferred) - _at(self.prompts.features, self.other)
+        return self.difference(self.prompts.features)
 
     def difference(self, values: Tensor) -> Tensor:
-        """[S, N, Y] → [S, N]: the value at the preferred completion less that at the other."""
-        return _at(values.unsqueeze(-1), self.preferred)[..., 0] - _at(values.unsqueeze(-1), self.other)[..., 0]
-
-
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    """[S, N, Y, d], [S, N] → [S, N, d]."""
-    return values.gather(2, index[..., None, None].expand(-1, -1, 1, values.shape[-1]))[:, :, 0]
+        """[S, N, Y, …] → [S, N, …]: the value at the preferred completion less that at the other."""
+        seeds, pairs = torch.arange(values.shape[0])[:, None], torch.arange(values.shape[1])
+        return values[seeds, pairs, self.preferred] - values[seeds, pairs, self.other]
 
 
 def draw_pairs(prompts: Prompts, flip: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

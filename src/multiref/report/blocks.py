@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from multiref._files import write_whole
+from multiref._files import write_whole as write_whole
 from multiref.errors import ArgumentError
 
 STYLE = """
