@@ -52,6 +52,9 @@ def command(
     end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end token too, as TRL does.")] = True,
     quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
+    audit: Annotated[
+        str, typer.Option(help="Rows also scored alone, to find the layout that gives the same: some (a few), or all.")
+    ] = "some",
 ) -> None:
     """Score pairs under K references, one after another. What is stored already is not scored again;
     a killed run goes on where it was.
@@ -77,7 +80,7 @@ def command(
         typer.echo("Tokens and time are scaled up from a few completions here: right to within a factor of two or so.")
         return
     with Bar() as bar:
-        scores = references.score(pairs, store=store, engine=runner, progress=bar, shard_size=shard_size)
+        scores = references.score(pairs, store=store, engine=runner, progress=bar, shard_size=shard_size, audit=audit)
     for name in references.names:
         typer.echo(f"{name}: {bar.summary(name)}")
     typer.echo(f"{len(pairs):,} pairs, {len(scores):,} different completions, {len(references.names)} references in {store}")

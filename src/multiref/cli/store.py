@@ -16,18 +16,26 @@ def ls(folder: Folder) -> None:
 
     Example: multiref store ls scores/
     """
+    from multiref.references.protocol import SCORING_VERSION
     from multiref.references.store import Store
     from multiref.report import Table, print_table
 
     store = Store(folder, create=False)
     held = store.manifest()
-    lines = []
+    lines, outdated = [], {}
     for address, note in store.references().items():
         mine = [entry for name, entry in held.items() if name.startswith(f"{address}/")]
         rows, size = sum(entry["rows"] for entry in mine), sum(entry["bytes"] for entry in mine)
+        if note["identity"].get("scoring_version", SCORING_VERSION) != SCORING_VERSION:
+            outdated[address[:8]] = rows
         names, places = (", ".join(dict.fromkeys(seen[what] for seen in note["seen"])) or "?" for what in ("name", "location"))
         lines.append([names, address[:8], f"{rows:,}", f"{len(mine):,}", f"{size / 1e6:.1f}", places])
     print_table(Table(["reference", "address", "completions", "shards", "MB", "scored from"], lines, str(folder)))
+    if outdated:
+        typer.echo(
+            f"{sum(outdated.values()):,} of these completions ({', '.join(outdated)}) were scored by another version of the "
+            "scoring and are not used; `multiref store prune` with --reference ADDRESS removes them."
+        )
 
 
 @app.command()

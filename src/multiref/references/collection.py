@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property, partial
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class References:
         engine: str | Engine = "local",
         progress: Listener | None = None,
         shard_size: int | None = None,
-        audit: Literal["some", "all"] = "some",
+        audit: str = "some",
     ) -> SequenceScores:
         """Every completion of `data` under every reference: what is stored is read, what is missing is scored and stored.
 
