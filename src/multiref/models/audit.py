@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -77,6 +77,7 @@ class Audit:
         )
 
 
+T = TypeVar("T")
 Scores = dict[tuple[Batch, bool], list[Tensor]]
 
 
@@ -150,7 +151,7 @@ class _Auditor:
         self.unit = torch.finfo(dtype_of(model)).eps
         self.narrow = dtype_of(model).itemsize <= 2
         self.wide: _Witness | None = None  # in float32, of a model whose dtype is narrower
-        self.unmeasured = ""
+        self.unmeasured, self.count = "", 0
         self._float64: list[_Witness | None] = []
 
     def run(self, scores: Scores | None) -> Audit:
@@ -167,7 +168,7 @@ class _Auditor:
         plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
         if self.narrow:
             self.wide = self._widened(picks)
-        self._check_causal(max(picks, key=lambda each: len(each.completions[0])))  # of one token, little is left to change
+        self._check_causal(self._changeable(picks))
         errors: dict[str, float | None] = {}
         for head in (True, False) if all(each.of_head for each in plain) else (False,):
             before: list[Batch] = []
@@ -259,6 +260,13 @@ class _Auditor:
         usual = max(float(spread.square().mean().sqrt()), unit / 4)
         return _rms(laid_out, plain) <= 2 * usual and _largest(laid_out, plain) <= 4 * max(float(spread.max()), unit)
 
+    def _changeable(self, picks: Sequence[Encoded]) -> Encoded:
+        """The longest completion, for of one token little is left to change; in a large job the shortest row that will do."""
+        enough = [each for each in picks if len(each.completions[0]) >= 8]
+        if enough and self.count > _FEW:
+            return min(enough, key=_length)
+        return max(picks, key=lambda each: len(each.completions[0]))
+
     def _check_causal(self, item: Encoded) -> None:
         """ModelError where a later token changes an earlier log-probability."""
 
@@ -336,7 +344,7 @@ class _Auditor:
         """Single completions to be compared, in the order of what they are good for; and the shortest, which costs least."""
         chosen: dict[Encoded, None] = {}
         every = [each for batch in batches for item in batch.items for each in _singles(item) if each.completions[0]]
-        count = len(every)
+        count = self.count = len(every)
         if not self.everything:
             count = min(count, 6 if count <= _FEW else 3 if count < _MANY else min(16, count // 150))
         for each in _by_worth(batches):
@@ -423,10 +431,10 @@ class _Witness:
 
     def _alone(self, row: tuple[int, ...], labels: tuple[int, ...], first: int) -> Plain:
         known = next(iter(self.told.values()), None)
-        few = known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget
+        few = known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget // 4
         return self._rested(lambda: plain_logps(self.model, row, labels, first, few=few))
 
-    def _rested(self, run: Callable[[], Any]) -> Any:
+    def _rested(self, run: Callable[[], T]) -> T:
         result = run()
         self.stateful |= self._rest.restore()
         return result
@@ -464,7 +472,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # which accelerate brings
+    import psutil  # type: ignore[import-untyped]  # accelerate brings it
 
     return int(psutil.virtual_memory().available)
 

@@ -52,12 +52,11 @@ def score_tokens(
     Otherwise as `score_completions`."""
     check_rows(model, encoded)
     budget, known = token_budget or token_budget_of(model), {} if known is None else known
-    audit, within = layout, None
-    if not isinstance(audit, Audit):
-        audit = audit_layout(model, encoded, token_budget=budget, logits_budget=logits_budget, scores=known)
-        audit = audit if layout is None else replace(audit, layout=layout)
-    elif audit.layout != "alone":
-        within = audit.span
+    if isinstance(layout, Audit):
+        audit, within = layout, layout.span if layout.layout != "alone" else None
+    else:
+        audit, within = audit_layout(model, encoded, token_budget=budget, logits_budget=logits_budget, scores=known), None
+        audit = replace(audit, layout=layout or audit.layout)
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
     with torch.inference_mode(), evaluating(model):
         rest = AtRest(model) if audit.stateful else None

@@ -1,5 +1,6 @@
 """In which layout a reference scores a job: audited on rows of the whole job, kept beside its scores, obeyed by all workers."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from multiref.errors import MultirefWarning
 from multiref.models.audit import Audit
 from multiref.models.batching import LAYOUTS, Span
 from multiref.models.encoding import Encoded
@@ -60,7 +62,9 @@ def agree_on_layout(
 def changed_tokens(reference: Any, texts: Mapping[bytes, tuple[Any, Any]], digests: Mapping[bytes, int]) -> str | None:
     """Encodes stored rows again: a sentence where one has become other token ids than those that were scored."""
     for key, (prompt, completion) in texts.items():
-        (encoded,) = reference.encode([Item(prompt, (completion,))])
+        with warnings.catch_warnings():  # said when they were scored
+            warnings.simplefilter("ignore", MultirefWarning)
+            (encoded,) = reference.encode([Item(prompt, (completion,))])
         if digests[key] and encoded.digest(0) != digests[key]:
             return (
                 f"was scored on other token ids than its tokenizer and template give today (the completion {completion!r:.60} "

@@ -73,8 +73,8 @@ class RayEngine:
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             index, actor = busy.pop(done)
-            *parts, digests = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
-            result = Scored(*(torch.from_numpy(np.array(part)) for part in parts), digests)
+            logps, lengths, truncated, digests = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
+            result = Scored(*(torch.from_numpy(np.array(part)) for part in (logps, lengths, truncated)), digests=digests)
             if queue:
                 following = queue.pop()
                 busy[actor.score.remote(blocks[following])] = (following, actor)
