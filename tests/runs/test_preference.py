@@ -16,6 +16,7 @@ from multiref.cli import app
 from multiref.errors import MultirefWarning
 from multiref.runs import read_run
 from multiref.runs.document import Document
+from multiref.training.sums import damage
 from tests.conftest import make_llama
 from tests.runs.doing import do
 
@@ -119,6 +120,7 @@ def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(con
         do(config, say=killing(at=8))
     folder = tmp_path / "run"
     assert not (folder / "model").exists()
+    assert damage(folder / "checkpoints" / "checkpoint-6") is None
     (folder / "checkpoints" / "checkpoint-8").mkdir()  # a checkpoint that the kill cut short
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "lo')
@@ -131,6 +133,37 @@ def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(con
     do(config, say=said.append)
     assert "nothing to do" in said[0]
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def spoil_weights(checkpoint):
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-100] ^= 4
+    (checkpoint / "model.safetensors").write_bytes(content)
+
+
+def spoil_scheduler(checkpoint):
+    (checkpoint / "scheduler.pt").unlink()
+    (checkpoint / "scheduler.pt").mkdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoil", [spoil_weights, spoil_scheduler])
+def test_a_checkpoint_that_changed_is_named_and_the_one_before_gives_the_same_bits(spoil, config, tmp_path):
+    """One bit of the weights gave other numbers without a word, and a scheduler that is a folder another schedule."""
+    whole = do({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
+    with pytest.raises(Killed):
+        do(config, say=killing(at=10))
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert len(checkpoints) == 2
+    (tmp_path / "run" / "checkpoints" / "checkpoint-foo").mkdir()
+    spoil(checkpoints[-1])
+    said = []
+    again = do(config, say=said.append)
+    assert any(line.startswith(f"{checkpoints[-1].name} is not used: ") for line in said)
+    assert f"Going on from step {checkpoints[0].name[11:]}." in said
+    assert losses(again) == losses(whole)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, again)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow

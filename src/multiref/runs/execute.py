@@ -36,7 +36,7 @@ def execute(run: BaseRun, *, say: Say = print) -> Path:
     clock = _Clock()
     job = start(folder, say)
     clock.lap("preparation")
-    (checkpoint,) = _agreed([folder.last_checkpoint() if began and main else None])
+    (checkpoint,) = _agreed([folder.last_checkpoint(say) if began and main else None])
     if main:
         step = folder.keep_metrics_until(checkpoint)
         if checkpoint:

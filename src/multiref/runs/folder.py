@@ -14,6 +14,7 @@ from multiref._files import MIB, read_text
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 from multiref.runs.yaml_values import PlainLoader
+from multiref.training.sums import SUMS, newest_whole, set_aside, step_of
 
 
 class RunFolder:
@@ -99,18 +100,19 @@ class RunFolder:
             shutil.rmtree(self.model)
         os.replace(temporary, self.model)
 
-    def last_checkpoint(self) -> Path | None:
-        """The latest checkpoint that was written completely; half-written ones are removed."""
-        found = sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
-        for path in found:
-            if _complete(path):
-                return path
-            shutil.rmtree(path, ignore_errors=True)
-        return None
+    def last_checkpoint(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint that is whole by its sums. Newer ones are put aside, and it is said why."""
+        found, bad = newest_whole(self.checkpoints)
+        for path, problem in bad.items():
+            say(f"{path.name} is not used: {problem}.")
+        set_aside(bad)
+        if found is not None and not (found / SUMS).exists():
+            say(f"{found.name} is of an earlier version, without sums: whether it is whole cannot be verified.")
+        return found
 
     def keep_metrics_until(self, checkpoint: Path | None) -> int:
         """The checkpoint's step; lines of metrics after it are dropped, for a resumed run writes them again."""
-        step = _step(checkpoint) if checkpoint else 0
+        step = step_of(checkpoint) if checkpoint else 0
         if self.metrics.exists():
             self.write_metrics([line for line in self.read_metrics() if line.get("step", 0) <= step])
         return step
@@ -133,20 +135,6 @@ class RunFolder:
         if self.main:
             with self.metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Ours is one file, written whole; transformers writes its state last, but not at once."""
-    try:
-        return (checkpoint / "state.safetensors").exists() or bool(
-            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-        )
-    except (OSError, json.JSONDecodeError):
-        return False
 
 
 def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -220,7 +220,7 @@ class OnlineJob:
     def train(self, checkpoint: Path | None) -> None:
         if "before" not in self.figures:
             self._evaluate("before")
-        self.trainer.train(folder=self.folder.checkpoints, resume=checkpoint is not None, listener=self._listen)
+        self.trainer.train(folder=self.folder.checkpoints, resume=checkpoint or False, listener=self._listen)
         self._evaluate("after")
 
     def _listen(self, step: int, line: dict[str, float]) -> None:

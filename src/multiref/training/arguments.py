@@ -3,14 +3,18 @@ a LoRA adapter, silence."""
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from multiref.training.sums import write_sums
+
 __all__ = [
     "DEFAULTS",
     "LogLines",
+    "SumCheckpoints",
     "TrainingArguments",
     "quiet",
     "silence",
@@ -43,6 +47,14 @@ class LogLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs is not None:
             self.listener(state.global_step, state.max_steps, logs)
+
+
+class SumCheckpoints(TrainerCallback):
+    """Writes the sums of every checkpoint (`sums.py`), on every process, once it is there."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_sums(folder, rank=args.process_index, world=args.world_size)
 
 
 def with_lora(model: Any, options: Mapping[str, Any], *, name: str = "default") -> Any:

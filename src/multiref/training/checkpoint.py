@@ -2,6 +2,7 @@
 A file is nested lists, dictionaries, numbers and tensors as safetensors: what an optimizer's state is."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterable
@@ -13,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from multiref._files import write_whole
+from multiref._files import TEMPORARY, flush_folder, write_whole
 from multiref.errors import ArgumentError, OutputError
+from multiref.training.sums import SUMS, damage, step_of, write_sums
 
 _FILE = "state.safetensors"
 _STRUCTURE = "structure"
@@ -24,7 +26,6 @@ def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
 ) -> Path:
     """`folder`/checkpoint-<step>: trainable weights, optimizer, random generators, `state`. The last `keep` stay; 0: all."""
-    target = folder / f"checkpoint-{step}"
     generators: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state_all()
@@ -35,8 +36,24 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "generators": generators,
     }
-    write_whole(target / _FILE, dump_plain(state))
-    for old in _all(folder)[:-keep] if keep > 0 else []:
+    return save_state(folder, step, state, keep=keep)
+
+
+def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
+    """`folder`/checkpoint-<step> with the state and its sums, in one step; the last `keep` stay, 0: all.
+    OutputError where it cannot be written."""
+    target, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}{TEMPORARY}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_whole(temporary / _FILE, dump_plain(state))
+    write_sums(temporary)
+    shutil.rmtree(target, ignore_errors=True)  # one that was left aside when the run went on from before it
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; choose a folder that can be written") from error
+    flush_folder(folder)
+    known = sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+    for old in known[:-keep] if keep > 0 else []:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -46,10 +63,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     OutputError for a folder that is no checkpoint of this model."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     try:
-        state: dict[str, Any] = read_plain(path / _FILE)
+        state = read_state(path)
         weights, generators = state.pop("weights"), state.pop("generators")
         put_back((p, weights[name]) for name, p in own.items())
         optimizer.load_state_dict(state.pop("optimizer"))
+    except OutputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(
             f"{path} is no whole checkpoint of this model: {error}. Resume with the model of that run, or remove it and go on "
@@ -62,9 +81,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     return state
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole one."""
-    return next(iter(reversed(_all(folder))), None)
+def read_state(path: Path) -> dict[str, Any]:
+    """What `save_state` was given. OutputError for a checkpoint whose sums do not agree, ValueError for another file."""
+    if (path / SUMS).exists() and (problem := damage(path)):
+        raise OutputError(f"{path} is damaged: {problem}; remove it and go on from the one before.")
+    state: dict[str, Any] = read_plain(path / _FILE)
+    return state
 
 
 @torch.no_grad()
@@ -76,11 +98,6 @@ def put_back(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
             raise ValueError(f"a parameter of shape {tuple(value.shape)} where {tuple(parameter.shape)} is expected")
     for parameter, value in known:
         parameter.copy_(value)
-
-
-def _all(folder: Path) -> list[Path]:
-    whole = [path for path in folder.glob("checkpoint-*") if (path / _FILE).is_file()]
-    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def dump_plain(value: Any) -> bytes:

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, OutputError
 from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.training.adapters import complete_folder
+from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
+from multiref.training.sums import SUMS, damage, newest_whole
 
 
 class PairTrainer(Trainer):
@@ -56,6 +58,7 @@ class PairTrainer(Trainer):
             compute_metrics=self._averaged,
             **options,
         )
+        self.add_callback(SumCheckpoints())
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
         self.add_callback(_Watch(self))
 
@@ -63,15 +66,18 @@ class PairTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
         """As transformers trains, with the model in evaluation mode, in which it stays.
-        ArgumentError for a checkpoint without the optimizer's state, with which transformers would start anew in silence."""
-        at = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        True: from the newest checkpoint whose sums agree. OutputError for one that changed since it was written;
+        ArgumentError for one without the optimizer's state, with which transformers would start anew in silence."""
+        at = newest_whole(Path(str(self.args.output_dir)))[0] if resume_from_checkpoint is True else resume_from_checkpoint
+        if at and (Path(at) / SUMS).exists() and (problem := damage(Path(at))):
+            raise OutputError(f"{at} is damaged: {problem}; remove it and go on from the one before.")
         if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
             raise ArgumentError(
                 f"{at} holds no optimizer's state (save_only_model?), so training cannot go on from there as it was. "
                 "Train anew, from the weights in it if those are wanted."
             )
         try:
-            return super().train(resume_from_checkpoint, *arguments, **options)
+            return super().train(str(at) if at else resume_from_checkpoint, *arguments, **options)
         finally:
             self.model.eval()  # type: ignore[union-attr]
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, Protocol
 import torch
 
 from multiref._files import write_whole
-from multiref.errors import ArgumentError, MultirefError
+from multiref.errors import ArgumentError, MultirefError, StoreError
 from multiref.training.checks import check_choice
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
+from multiref.training.sums import newest_whole
 
 
 class Method(Protocol):
@@ -89,8 +90,8 @@ def train(
     state: State | None = None,
     listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[State, History]:
-    """Run a method on a task. With a folder: `state.safetensors` after every round (atomic), `history.jsonl`;
-    run again to resume. `listener` gets each new line.
+    """Run a method on a task. With a folder: `checkpoint-<round>` after every round (in one step, with sums),
+    `history.jsonl`; run again to resume from the newest that is whole. `listener` gets each new line.
 
     A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round
     before, in `state` and in the folder.
@@ -103,10 +104,10 @@ def train(
     if where is not None:
         where.mkdir(parents=True, exist_ok=True)
         if (where / "state.safetensors").exists():
-            state.load(where / "state.safetensors")
-            lines = (where / "history.jsonl").read_text(encoding="utf-8").splitlines()
-            # a line that was written before its state was saved is left out and made again
-            history.lines = [json.loads(line) for line in lines[: state.round + 1]]
+            raise StoreError(f"{where / 'state.safetensors'} is of an earlier version, or no state; delete it to start again")
+        path, _ = newest_whole(where)
+        if path is not None:
+            history.lines = state.load(path)
     if not history.lines:
         history.lines.append({"labels": 0, "wall": 0.0, **_measured(task, state)})
     total = list(plan.labels)
@@ -129,7 +130,7 @@ def train(
         if where is not None:
             text = "".join(json.dumps(each) + "\n" for each in history.lines)
             write_whole(where / "history.jsonl", text)
-            state.save(where / "state.safetensors")
+            state.save(where, history.lines)
         if listener is not None:
             listener(line)
     return state, history

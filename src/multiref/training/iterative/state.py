@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from multiref._files import write_whole
 from multiref.errors import ArgumentError, StoreError
-from multiref.training.checkpoint import dump_plain, put_back, read_plain
+from multiref.training.checkpoint import put_back, read_state, save_state
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
@@ -127,21 +126,24 @@ class State:
         self.round, self.labels_used, self.wall = kept["counts"]
         self.momentum, self.information = kept["momentum"], kept["information"]
 
-    def save(self, path: str | Path) -> None:
-        """One file, put in place atomically.
+    def save(self, folder: Path, lines: list[dict[str, Any]]) -> None:
+        """`folder`/checkpoint-<round>, with the history's lines, put in place in one step; the last two stay.
 
         Raises:
             OutputError: a path that cannot be written.
         """
-        write_whole(path, dump_plain(self.kept()))
+        save_state(folder, self.round, {"state": self.kept(), "lines": lines}, keep=2)
 
-    def load(self, path: str | Path) -> None:
-        """Back to exactly where `save` was.
+    def load(self, checkpoint: Path) -> list[dict[str, Any]]:
+        """Back to exactly where `save` was; the lines.
 
         Raises:
             StoreError: a file that is damaged, or of another task.
         """
         try:
-            self.restore(read_plain(path))
+            found = read_state(checkpoint)
+            self.restore(found["state"])
+            lines: list[dict[str, Any]] = found["lines"]
+            return lines
         except Exception as error:
-            raise StoreError(f"{path}: cannot be resumed ({error}); delete it to start again") from error
+            raise StoreError(f"{checkpoint}: cannot be resumed ({error}); delete it to start again") from error

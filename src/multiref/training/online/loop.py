@@ -19,7 +19,7 @@ from multiref.references import References
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
-from multiref.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from multiref.training.checkpoint import load_checkpoint, save_checkpoint
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.online.arguments import OnlineArguments
 from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
@@ -38,6 +38,7 @@ from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate
 from multiref.training.start import check_start, is_coarse, starts_as
 from multiref.training.strategies import over_ranks
+from multiref.training.sums import newest_whole
 
 Listener = Callable[[int, dict[str, float]], None]
 
@@ -130,19 +131,19 @@ class OnlineTrainer:
     # ---- the loop ----
 
     def train(
-        self, *, folder: str | Path | None = None, resume: bool = False, listener: Listener | None = None
+        self, *, folder: str | Path | None = None, resume: bool | Path = False, listener: Listener | None = None
     ) -> list[dict[str, float]]:
         """Runs to `args.steps` and returns the lines of metrics.
 
         Args:
             folder: of checkpoints; None: none.
-            resume: from the folder's last checkpoint, where there is one.
+            resume: from this checkpoint; True: from the folder's newest whole one, where there is one.
             listener: called with (step, line) on the main process.
         """
         if self.scorer is not None:
             check_not_the_policy(self.model, self.scorer)
         where = None if folder is None else Path(folder)
-        path = last_checkpoint(where) if resume and where is not None else None
+        path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
             state = load_checkpoint(path, self.model, self.optimizer)
             self.step, self.beta, self._lines = state["step"], state["beta"], state["lines"]

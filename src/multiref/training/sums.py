@@ -1,0 +1,126 @@
+"""Which checkpoint is whole: the sums of its files, written once they all are, and compared before any of them is read."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from multiref._files import open_file, read_text, write_whole
+from multiref._json import parse_json
+from multiref.errors import OutputError
+
+SUMS = "sums.json"
+_NAME = re.compile(r"checkpoint-(\d{1,12})")
+_RANK = re.compile(r"(?:rng_state_|rank_?|__)(\d+)\D")  # rng_state_1.pth, …_rank1.pt, __1_0.distcp: written by rank 1
+_LARGEST = 2**50
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder; −1 of any other."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match and path.is_dir() else -1
+
+
+def write_sums(folder: Path, *, rank: int = 0, world: int = 1) -> None:
+    """Called by every rank when it has written its files: each flushes and hashes its own, and rank 0 writes sums.json when
+    all have, whole or not at all."""
+    own = [path for path in _files(folder) if (rank if world == 1 else _rank(path, world)) == rank]
+    found = {path.relative_to(folder).as_posix(): _sum(path, flush=True) for path in own}
+    if world > 1:
+        gathered: list[dict[str, list[int | str]] | None] = [None] * world
+        torch.distributed.all_gather_object(gathered, found)
+        found = {name: value for part in gathered if part for name, value in part.items()}
+    if rank == 0:
+        write_whole(folder / SUMS, json.dumps(dict(sorted(found.items())), indent=0))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by its sums; None where it is whole."""
+    path = folder / SUMS
+    if not path.exists():
+        return "sums.json is missing: it was not written to its end, or by an earlier version"
+    try:
+        known = parse_json(read_text(path, "sums of a checkpoint", error=OutputError), SUMS, error=OutputError)
+        if not isinstance(known, dict) or not known:
+            return "sums.json holds no sums"
+        for name in sorted(known.keys() ^ {path.relative_to(folder).as_posix() for path in _files(folder)}):
+            return f"{name} is {'missing' if name in known else 'there, which was not saved with it'}"
+        return next((f"{name} has changed since it was written" for name in known if _sum(folder / name) != known[name]), None)
+    except OutputError as error:
+        return str(error)
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """(the newest checkpoint whose sums agree, newer ones with what is wrong with them).
+
+    Where no checkpoint has sums, an earlier version wrote them: the newest that looks complete stands, unverified.
+    """
+    found = sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of, reverse=True)
+    bad: dict[Path, str] = {}
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path, bad
+        bad[path] = problem
+    if not any((path / SUMS).exists() for path in found):
+        for path in found:
+            if _looks_complete(path):
+                return path, {newer: problem for newer, problem in bad.items() if step_of(newer) > step_of(path)}
+    return None, bad
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Out of the way: what was never written to its end is removed, what changed since is kept under another name."""
+    for path in paths:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            if (path / SUMS).exists():
+                os.replace(path, aside)
+            else:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be moved away ({error.strerror}); remove it and start again.") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """Everything in a checkpoint but the sums and what systems leave (hidden files); an empty folder too."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.name.startswith(".")
+        and path.name != SUMS
+        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    ]
+
+
+def _rank(path: Path, world: int) -> int:
+    match = _RANK.search(path.name)
+    return int(match[1]) % world if match else 0
+
+
+def _sum(path: Path, *, flush: bool = False) -> list[int | str]:
+    """[bytes, SHA-256]; OutputError for what is no file."""
+    with open_file(path, "a file of a checkpoint", largest=_LARGEST, error=OutputError) as file:
+        try:
+            if flush:
+                os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return [os.fstat(file.fileno()).st_size, digest]
+        except OSError as error:
+            raise OutputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _looks_complete(folder: Path) -> bool:
+    """Ours is one file, written whole; transformers writes its state last, but not at once."""
+    if (folder / "state.safetensors").is_file():
+        return True
+    try:
+        return bool(parse_json(read_text(folder / "trainer_state.json", "a state", error=OutputError), "", error=OutputError))
+    except OutputError:
+        return False

@@ -1,0 +1,110 @@
+"""A checkpoint that changed after it was written is named and passed over, and the run ends with the same bits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from multiref.errors import OutputError
+from multiref.training.checkpoint import read_state, save_state
+from multiref.training.iterative import Plan, method_named, train
+from multiref.training.sums import SUMS, damage, newest_whole, set_aside, write_sums
+from tests.training.iterative.test_methods import QUICK, world
+
+
+def flip(path, bit=9):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def spoil_bit(checkpoint):
+    flip(checkpoint / "state.safetensors")
+
+
+def spoil_end(checkpoint):
+    path = checkpoint / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil_folder(checkpoint):
+    (checkpoint / "state.safetensors").unlink()
+    (checkpoint / "state.safetensors").mkdir()
+
+
+def spoil_sums(checkpoint):
+    flip(checkpoint / SUMS)
+
+
+def spoil_more(checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text("{}")
+
+
+SPOIL = [spoil_bit, spoil_end, spoil_folder, spoil_sums, spoil_more]
+
+
+def make(folder):
+    for step in (2, 10, 4):
+        save_state(folder, step, {"step": step, "weights": torch.arange(500.0)}, keep=0)
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_the_newest_whole_one_is_found_and_the_bad_one_named(tmp_path, spoil):
+    make(tmp_path)
+    (tmp_path / "checkpoint-foo").mkdir()  # nobody's
+    (tmp_path / "checkpoint-11").write_text("a file")
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-10", {})
+    spoil(tmp_path / "checkpoint-10")
+    found, bad = newest_whole(tmp_path)
+    assert found == tmp_path / "checkpoint-4" and list(bad) == [tmp_path / "checkpoint-10"]
+    set_aside(bad)
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-4", {}) and (tmp_path / "damaged-checkpoint-10").is_dir()
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_a_damaged_one_that_is_asked_for_is_refused(tmp_path, spoil):
+    make(tmp_path)
+    assert read_state(tmp_path / "checkpoint-10")["step"] == 10
+    spoil(tmp_path / "checkpoint-10")
+    with pytest.raises(OutputError, match="checkpoint-10 is damaged"):
+        read_state(tmp_path / "checkpoint-10")
+
+
+def test_one_without_sums_stands_only_where_none_has_any(tmp_path):
+    make(tmp_path)
+    (tmp_path / "checkpoint-10" / SUMS).unlink()
+    assert newest_whole(tmp_path)[0] == tmp_path / "checkpoint-4"
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / SUMS).unlink()
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-10", {})
+
+
+def test_the_sums_are_of_every_file_under_the_checkpoint(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "part.bin").write_bytes(b"abc")
+    (tmp_path / "rng_state.pth").write_bytes(b"")
+    write_sums(tmp_path)
+    sums = json.loads((tmp_path / SUMS).read_text())
+    assert sums["inner/part.bin"] == [3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"]  # FIPS 180-2
+    assert damage(tmp_path) is None
+    (tmp_path / "inner" / "part.bin").write_bytes(b"abd")
+    assert damage(tmp_path) == "inner/part.bin has changed since it was written"
+    shutil.rmtree(tmp_path / "inner")
+    assert damage(tmp_path) == "inner/part.bin is missing"
+
+
+@pytest.mark.parametrize("spoil", [spoil_bit, spoil_folder])
+def test_an_iterative_run_goes_on_from_the_one_before_to_the_same_bits(tmp_path, spoil):
+    def reward(folder, rounds):
+        plan = Plan(labels=[16, 32, 48][:rounds], **QUICK)
+        state, history = train(world().task, method_named("bilevel"), plan, folder=folder)
+        return torch.cat([p.detach().reshape(-1) for p in state.policy.parameters()]), [
+            line["labels"] for line in history.lines
+        ]
+
+    whole, labels = reward(tmp_path / "whole", 3)
+    reward(tmp_path / "cut", 2)
+    spoil(tmp_path / "cut" / "checkpoint-2")
+    again, seen = reward(tmp_path / "cut", 3)
+    assert torch.equal(whole, again) and seen == labels
