@@ -4,12 +4,13 @@
 
 Each side runs in a process of its own, one after the other, so that peak memory is its own.
 TRL: `_precompute_ref_logps` alone, at batch size 8, its tokenisation not counted.
-multiref: text to scores, its tokenisation counted. Both must give the same sums.
+multiref: text to scores, its tokenisation and its audit of the rows counted. Both must give the same sums.
 Cases: HH-style pairs (mean 150 prompt and 55 completion tokens), pairs without a prompt and of mixed length, and,
 for memory only, a vocabulary of 128,000. Needs the extra `trl`.
 """
 
 import argparse
+import copy
 import json
 import random
 import tempfile
@@ -93,10 +94,12 @@ def run_trl(pairs, model, tokenizer, device: str, repeats: int):
 
 
 def run_multiref(pairs, model, tokenizer, device: str, repeats: int, logits_budget: int):
+    """Every repeat has a model that was never audited: what is clocked is what the first score of a job costs."""
     from multiref.models import encode_many, score_completions
 
     clocks: list[tuple[float, float]] = []
     for _ in range(repeats):
+        model = copy.deepcopy(model)
         with Clock(device, clocks):
             encoded = encode_many(tokenizer, [(row["prompt"], (row["chosen"], row["rejected"])) for row in pairs])
             scores = score_completions(model, encoded, logits_budget=logits_budget).view(-1, 2).tolist()

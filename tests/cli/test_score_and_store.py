@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from multiref.cli import app
 from multiref.references import Store
+from multiref.references.store import Rows
 from tests.references.doubles import Companion, pairs
 
 
@@ -75,7 +77,7 @@ def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, double
     scores = tmp_path / "scores"
     run("score", data, "-r", "base=./base", "-r", "math=./math", "--store", scores)
     listed = run("store", "ls", scores).output
-    assert "base" in listed and "math" in listed and listed.count("80") >= 2
+    assert "base" in listed and "math" in listed and listed.count("80") >= 2 and "another version" not in listed
     assert run("store", "verify", scores).exit_code == 0
     assert "Nothing to remove" in run("store", "prune", scores).output
 
@@ -98,6 +100,11 @@ def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, double
     shard.write_bytes(shard.read_bytes()[:-1])
     broken = run("store", "verify", scores)
     assert broken.exit_code == 1 and shard.name in broken.output
+
+    old = Store(scores).register({"kind": "local", "scoring_version": 0}, name="old", location="./old")
+    count = np.arange(3)
+    Store(scores).append(old, Rows(np.frombuffer(bytes(48), "V16"), -count * 1.0, count, count > 1))
+    assert f"3 of these completions ({old[:8]}) were scored by another version" in run("store", "ls", scores).output
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,28 @@ def test_a_model_folder_on_two_workers_gives_the_bits_of_one(cluster, tmp_path, 
     assert torch.equal(one.logps, two.logps) and shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
 
 
+def test_workers_obey_the_layout_that_was_audited(cluster, tmp_path, tiny_tokenizer):
+    """Sliding windows: prompts must not be shared, by no worker; a second run with workers obeys the first one's audit."""
+    import transformers as tf
+
+    from multiref.references.engines.ray import RayEngine
+    from tests.references.test_audits import layouts, record
+
+    torch.manual_seed(0)
+    config = tf.MistralConfig(vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                              num_attention_heads=4, num_key_value_heads=2, sliding_window=4, initializer_range=0.3,
+                              bos_token_id=1, eos_token_id=1, pad_token_id=2)  # fmt: skip
+    tf.MistralForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    references, engine = References({"a": str(tmp_path / "model")}), RayEngine(workers=2)
+    some = references.score(pairs(40)[:20], store=tmp_path / "ray", shard_size=16, engine=engine)
+    kept = record(tmp_path / "ray")
+    every = references.score(pairs(40), store=tmp_path / "ray", shard_size=16, engine=engine)
+    exact = references.score(pairs(40), store=tmp_path / "local", audit="all")
+    assert layouts(tmp_path / "ray") == layouts(tmp_path / "local") == {"batched"} and kept["audit"]["errors"]["shared"] > 0.1
+    assert len(some) < len(every) and torch.allclose(every.logps, exact.logps, atol=1e-3)
+
+
 def test_settings_that_cannot_work(cluster, tmp_path):
     from multiref.references.engines.ray import RayEngine
 

@@ -65,6 +65,22 @@ def test_shards_are_plain_parquet(tmp_path):
     assert pq.read_table(path).column_names == ["key", "logp", "length", "truncated", "digest"]
 
 
+def test_shards_of_the_format_before_are_read(tmp_path):
+    """They have no digests, which are then unknown, and no layout."""
+    import hashlib
+    import io
+
+    new = pq.read_table(Store(tmp_path).append("ab", rows_of(3)))
+    old = new.drop_columns("digest").replace_schema_metadata({"multiref.format": "1", "multiref.reference": "cd"})
+    content = io.BytesIO()
+    pq.write_table(old, content)
+    path = tmp_path / "shards" / "cd" / f"{hashlib.sha256(content.getvalue()).hexdigest()}.parquet"
+    path.parent.mkdir()
+    path.write_bytes(content.getvalue())
+    read, damage = Store(tmp_path).read("cd")
+    assert not damage and np.array_equal(read.logps, rows_of(3).logps) and not read.digests.any()
+
+
 def test_a_score_that_is_not_a_number_is_not_stored(tmp_path):
     rows = rows_of(3)
     rows.logps[1] = np.nan

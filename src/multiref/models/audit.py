@@ -485,7 +485,7 @@ def _state(model: Any) -> Any:
 
 
 def _cut(rows: list[Encoded], ends: Sequence[int]) -> list[list[Encoded]]:
-    places = [0, *ends] if ends else [0, len(rows)]
+    places = sorted({0, *ends, len(rows)})
     return [rows[start:end] for start, end in pairwise(places)]
 
 
