@@ -21,7 +21,7 @@ _BUFFERS = re.compile(
 )
 # modules beside the one that scores, by the names that they have everywhere: heads of other tasks, other senses, prediction
 # further ahead
-_BESIDE = r"vision|visual|image|video|audio|speech|projector|mtp|nextn"
+_BESIDE = r"vision|visual|image|video|audio|speech|modal|projector|merger|connector|resampler|perceiver|mtp|nextn"
 _ELSEWHERE = re.compile(rf"(heads?(\.|$)|score|classif|cls|qa_outputs|pool|value|reward|{_BESIDE})", re.I)
 _AHEAD = re.compile(r"(^|\.)(eh_proj|e_?norm|h_?norm|shared_head|mtp\w*|nextn\w*)(\.|$)")  # a layer that predicts further ahead
 
@@ -43,9 +43,8 @@ def load_whole(
         with _without_report() as table:
             model, report = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except RuntimeError as error:
-        if torn := re.findall(
-            r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M
-        ):  # such as experts, one of which is not there
+        torn = re.findall(r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M)  # such as experts, of which one is not there
+        if torn:
             raise ModelError(
                 f"{path} does not hold a whole model: {first_three(torn)} cannot be put together from the weights of the file. "
                 "Save the model whole, or mend config.json where it describes another model."
@@ -137,23 +136,22 @@ def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[s
         key: max((_place(name, modules) for name in (key, f"{body}.{key}")), key=lambda p: _depth(p[0], body)) for key in keys
     }
     ahead = {_layer(*places[key]) for key in keys if _AHEAD.search(places[key][1])}
-    towers = any(re.search(r"(^|\.)\d+(\.|$)", rest) for owner, rest in places.values() if owner in ("", body))
     refused: list[str] = []
     listed: list[str] = []
     for key, (owner, rest) in places.items():
         module, parts = modules[owner], rest.split(".")
         if {key, f"{owner}.{rest}"} & buffers or _BUFFERS.search(key) or _is_mask(*shapes.get(key, ("",))):
-            counts = False
-        elif doubled or _WRAPPERS & set(key.split(".")):
+            continue
+        if doubled or _WRAPPERS & set(key.split(".")):
             counts = True
         elif isinstance(module, nn.ModuleList) and parts[0].isdigit():
             counts = _layer(owner, rest) not in ahead
         elif owner not in ("", body):
             counts = re.search(_BESIDE, owner) is None
         else:
-            counts = not (towers or any(part.isdigit() for part in parts) or _ELSEWHERE.search(rest))
+            counts = not (any(part.isdigit() for part in parts) or _ELSEWHERE.search(rest))
         (refused if counts else listed).append(key)
-    return refused, [key for key in listed if not _BUFFERS.search(key)]
+    return refused, listed
 
 
 def _is_mask(dtype: str, *shape: int) -> bool:
