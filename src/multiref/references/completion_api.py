@@ -77,7 +77,7 @@ class CompletionApi:
         choices, sent = answer.get("choices"), body.get("prompt")
         usage = answer.get("usage")
         read = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
-        if isinstance(sent, list) and isinstance(read, int) and read not in (0, len(sent)):
+        if isinstance(sent, list) and isinstance(read, int) and read not in (0, len(sent), len(sent) * body.get("n", 1)):
             raise ReferenceUnavailable(
                 f"{self.endpoint} says that it read {read} tokens, and {len(sent)} were sent: it adds a start token of its "
                 "own, or cuts. Its log-probabilities are of another text."
