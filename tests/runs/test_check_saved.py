@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from multiref.errors import ModelError
 from multiref.models import load
@@ -81,7 +80,7 @@ def test_the_card_and_the_page_say_what_was_found(bf16, config):
     assert "was not compared with the trained one (check_saved: false)" in card(off)
 
 
-@pytest.mark.parametrize("task", ["preference", "reward"])
+@pytest.mark.parametrize("task", ["preference", pytest.param("reward", marks=pytest.mark.slow)])
 def test_the_trained_model_is_gone_when_the_saved_one_is_loaded(task, config, monkeypatch):
     """Memory holds one of them at a time; without room on the accelerator the saved one is loaded on the CPU."""
     from multiref.runs.pairs import TrainerJob
@@ -225,7 +224,7 @@ def test_a_reward_model(config):
         assert "8 rows scored in memory" in card(folder) and "reward, where rounding may be" in card(folder)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}])
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), {"r": 2}])
 @pytest.mark.filterwarnings("ignore:Every completion of the first step")
 @pytest.mark.parametrize("task", ["online", "iterative"])
 def test_what_samples(task, lora, config, world, tmp_path):
@@ -271,8 +270,3 @@ def test_a_table_is_compared_too(world):
     tokenizer = tabular_tokenizer(table)
     rollouts = sample(table, tokenizer, ["x0", "x1"], Generation(2), generator=torch.Generator().manual_seed(0))
     assert rows_of_rollouts(rollouts, tokenizer).remember(table, tokenizer).spread < 1e-6
-
-
-def test_settings_of_a_run_name_the_check(config):
-    folder = do(config)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["check_saved"] is True
