@@ -92,7 +92,8 @@ def plan_batches(
 ) -> list[Batch]:
     """The forward passes over `encoded`, the longest rows first in each kind. Batches depend on these items alone.
 
-    within: what the layout was found right for; a row outside of it is scored alone.
+    within: what the layout was found right for; a longer row is scored alone, and one of a length that was not tried beside
+        another has a pass of its own.
     always: every item is a row of one kind of batch, whatever sharing saves it (training: one pass a batch).
     """
     units: dict[Layout, list[tuple[Encoded, tuple[int, ...]]]] = {"shared": [], "batched": [], "alone": []}
@@ -102,13 +103,14 @@ def plan_batches(
         for kind, group in _units(item, layout, within, always):
             units[kind].append((part_of(item, group), tuple(first + i for i in group)))
         first += len(item.completions)
-    solitary = within is not None and not within.company  # what was tried was tried without anything beside it
     batches = []
     for kind in LAYOUTS:
-        lengths = [row_length(part, shared=kind == "shared") for part, _ in units[kind]]
-        for indices in token_budget_batches(lengths, 1 if kind == "alone" or solitary else token_budget):
-            parts, places = zip(*(units[kind][i] for i in indices))
-            batches.append(Batch(kind == "shared", parts, places))
+        for sociable in (False, True):
+            some = [unit for unit in units[kind] if (kind != "alone" and _sociable(unit[0], within)) == sociable]
+            lengths = [row_length(part, shared=kind == "shared") for part, _ in some]
+            for indices in token_budget_batches(lengths, token_budget if sociable else 1):
+                parts, places = zip(*(some[i] for i in indices))
+                batches.append(Batch(kind == "shared", parts, places))
     return batches
 
 
@@ -118,7 +120,7 @@ def _units(item: Encoded, layout: Layout, within: Span | None, always: bool) -> 
     if always:
         yield "shared", tuple(everything)
         return
-    fits = [i for i in everything if within is None or _inside(sequence_length(item, i), within)]
+    fits = [i for i in everything if within is None or sequence_length(item, i) <= within.longest]
     taken: set[int] = set()
     if layout == "shared" and _worth_sharing(item):
         for group in _groups(item, fits, len(item.completions) if within is None else within.widest):
@@ -130,10 +132,10 @@ def _units(item: Encoded, layout: Layout, within: Span | None, always: bool) -> 
             yield ("alone" if layout == "alone" or i not in fits else "batched"), (i,)
 
 
-def _inside(length: int, within: Span) -> bool:
-    if not within.company:
-        return length <= within.longest
-    return within.shortest <= length <= min(within.longest, within.company)
+def _sociable(item: Encoded, within: Span | None) -> bool:
+    """Whether rows of such lengths were tried beside others."""
+    lengths = (sequence_length(item, i) for i in range(len(item.completions)))
+    return within is None or all(within.shortest <= length <= within.company for length in lengths)
 
 
 def _worth_sharing(item: Encoded) -> bool:
