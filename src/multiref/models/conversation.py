@@ -5,9 +5,12 @@ around them is its own. Nothing is searched for by an answer's letters.
 """
 
 import json
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -91,12 +94,13 @@ class Chat:
         return tuple({**message, "content": _joined(message.get("content"))} for message in messages)
 
     def _reads_parts(self) -> bool:
-        plain = self._tried([{"role": "user", "content": _MARK}])
-        return plain is not None and plain == self._tried([{"role": "user", "content": [{"type": "text", "text": _MARK}]}])
+        plain = self.tried([{"role": "user", "content": _MARK}])
+        return plain is not None and plain == self.tried([{"role": "user", "content": [{"type": "text", "text": _MARK}]}])
 
-    def _tried(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    def tried(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str | None:
+        """What the template writes; None where it refuses."""
         try:
-            return self.write(messages)
+            return self.write(messages, **opened)
         except ModelError:
             return None
 
@@ -108,7 +112,7 @@ class Chat:
         """What stands after the content of the last of these messages."""
         found = set()
         for mark in (_MARK, f"0 {_MARK}"):
-            text = self._tried([*messages[:-1], {**messages[-1], "content": mark}])
+            text = self.tried([*messages[:-1], {**messages[-1], "content": mark}])
             if text is None or mark not in text:
                 return None
             found.add(text[text.rindex(mark) + len(mark) :])
@@ -221,6 +225,49 @@ def _check_told_apart(completions: Sequence[Messages], answers: Sequence[str]) -
             )
 
 
+# ---- the date, which some templates write ----
+
+
+def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any]) -> str | None:
+    """None where `write()` is the same on any day; else the argument of the template that fixes the date, "" for none."""
+    source = str(template_of(tokenizer))
+    if "strftime_now" not in source:
+        return None
+    with _another_day():
+        elsewhen = write()
+    if elsewhen == write():
+        return None
+    for name in dict.fromkeys(re.findall(r"(\w+)\s+is\s+(?:not\s+)?defined", source)):
+        if name in ("strftime_now", "tools", "messages"):
+            continue
+        fixed = Chat(tokenizer, {**tokenisation.chat_template_kwargs, name: "26 Jul 2024"})
+        asked = [{"role": "user", "content": "a"}]
+        with _another_day():
+            then = fixed.tried(asked)
+        if then is not None and then == fixed.tried(asked):
+            return name
+    return ""
+
+
+@contextmanager
+def _another_day() -> Iterator[None]:
+    """Within it templates are told that it is the last day of 1999."""
+    from transformers.utils import chat_template_utils as home
+
+    real = home.datetime
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Then":
+            return cls(1999, 12, 31, 23, 58, 57, tzinfo=tz)
+
+    home.datetime = Then
+    try:
+        yield
+    finally:
+        home.datetime = real
+
+
 # ---- fields that the template does not read ----
 
 
@@ -251,7 +298,7 @@ def _warn_of_unread(chat: Chat, prompt: Messages, completions: Sequence[Messages
 def _without(chat: Chat, row: Messages, field: str) -> str | None:
     less = Chat(chat.tokenizer, chat.options, () if field == "tools" else chat.tools)
     messages = [{name: value for name, value in message.items() if name != field or name in _PLAIN} for message in row]
-    return less._tried(messages)
+    return less.tried(messages)
 
 
 def warn_of_strings(tokenizer: Any, texts: Iterable[Any]) -> None:

@@ -66,18 +66,61 @@ def model_weights_fingerprint(model: torch.nn.Module) -> str:
     return _combine(entries)
 
 
+def model_state_fingerprint(model: torch.nn.Module) -> str:
+    """Digest of what a model in memory computes with beside its state dict: buffers that are not saved (rotary frequencies),
+    and every plain value that a module holds: scaling factors, active, disabled and merged adapters, window sizes."""
+    entries = []
+    for name, module in model.named_modules():
+        adapters = {key: getattr(module, key) for key in _ADAPTERS if hasattr(module, key)}
+        held = {key: value for key, value in vars(module).items() if key not in _NO_STATE and "cache" not in key} | adapters
+        plain = {key: value for key, value in held.items() if _is_plain(value)}
+        entries.append((name, f"{type(module).__name__} {json.dumps(plain, sort_keys=True, default=sorted)}"))
+        unsaved = ((key, buffer) for key, buffer in module.named_buffers(recurse=False) if key not in _saved(module))
+        entries += [(f"{name}.{key}", _bytes_digest(buffer.detach().cpu())) for key, buffer in unsaved]
+    return _combine(entries)
+
+
+_ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")  # peft's; the class may hold them
+# What a module holds that moves no score: torch's own, paths, devices, whether it trains.
+_NO_STATE = vars(torch.nn.Module()).keys() | {
+    "gradient_checkpointing", "hf_device_map", "name_or_path", "warnings_issued", "_is_hf_initialized", "_auto_class",
+    "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "is_parallelizable",
+}  # fmt: skip
+
+
+def _saved(module: torch.nn.Module) -> set[str]:
+    return set(module._buffers) - module._non_persistent_buffers_set
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+_PROBES = ("a", " a  b\n", "Hello, world! 1234567 é 中文 ½ don't", "<s>a</s> <|im_end|>\n[INST]")
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Digest of what turns text into ids: the tokenizer's own model, special tokens and their ids;
-    the chat template is apart."""
+    """Digest of what turns text into ids: the tokenizer's own model, added and special tokens and their ids, switches that it
+    keeps beside them, and the ids of fixed texts with and without what it puts around them; the chat template is apart."""
     special = {name: str(value) for name, value in sorted(tokenizer.special_tokens_map.items())}
+    switches = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens", "do_lower_case")
+    kept = {name: str(getattr(tokenizer, name, None)) for name in switches}
+    probes = (*_PROBES, "x".join(special.values()))
+    does = [tokenizer(text, add_special_tokens=put)["input_ids"] for text in probes for put in (False, True)]
+    added = {str(index): str(token) for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
         rules.pop("truncation", None)
         rules.pop("padding", None)
     else:  # a tokenizer in Python: its vocabulary and how it was made
-        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "options": str(tokenizer.init_kwargs)}
-    return text_digest(json.dumps([special, rules], sort_keys=True))
+        options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if not name.endswith(("_file", "_path"))}
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "options": options}
+    return text_digest(json.dumps([special, added, kept, [list(map(int, ids)) for ids in does], rules], sort_keys=True))
 
 
 def _combine(entries: Iterable[tuple[str, str]]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from multiref.errors import ArgumentError
@@ -94,10 +94,10 @@ class Tokenisation:
         return replace(self, max_length=min(limits) if limits else None)
 
     def identity(self) -> dict[str, Any]:
-        """What of it a score depends on, for a reference's identity. What is as it always was is not named."""
-        named = {"end": self.end, "max_length": self.max_length, "truncation": self.truncation}
-        later = {"start": self.start, "join": self.join, "chat_template_kwargs": dict(self.chat_template_kwargs)}
-        return named | {name: value for name, value in later.items() if value != getattr(TOKENISATION, name)}
+        """All of it, for a reference's identity."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {
+            "chat_template_kwargs": dict(self.chat_template_kwargs)
+        }
 
 
 @dataclass(frozen=True)

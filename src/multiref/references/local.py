@@ -1,7 +1,6 @@
 """A reference on this machine: a model folder or hub id, with its own tokenizer; an adapter on a base; quantised if asked."""
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,14 +17,13 @@ from multiref.models.adapters import on_base
 from multiref.models.architecture import check_rows
 from multiref.models.audit import Audit, Scores, audit_layout
 from multiref.models.encoding import Encoded, context_of, encode_many
-from multiref.models.fingerprint import config_fingerprint, file_weights_fingerprint, model_weights_fingerprint
-from multiref.models.folders import local_folder
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
 from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
-from multiref.references.protocol import Item, Scored, text_identity
+from multiref.references.identity import file_identity, memory_identity, text_identity
+from multiref.references.protocol import Item, Scored
 
 
 class LocalReference:
@@ -86,19 +84,13 @@ class LocalReference:
         return f"LocalReference({self.name}{worn}, {self.dtype})"
 
     def identity(self) -> Mapping[str, Any]:
-        """What the scores depend on beside the text. See `models.fingerprint` for what is hashed, and how."""
-        if self._memory is None:
-            weights = _of_files(self.spec)
-        else:
-            config = config_fingerprint(self._memory.model.config.to_dict())
-            weights = {"weights": model_weights_fingerprint(self._memory.model), "config": config, "adapter": None}
-        attention = {"attention": self.spec.attention} if self.spec.attention else {}
+        """What the scores depend on beside the text: `references.identity`; `models.fingerprint` for how it is hashed."""
+        computes = file_identity(self.spec) if self._memory is None else memory_identity(self._memory.model)
         return {
             **text_identity("local", self.tokenizer, self.tokenisation),
-            **weights,
+            **computes,
             "dtype": self.dtype,
             "quantization": self.spec.quantization and f"{self.spec.quantization} {self._quantizer}",
-            **attention,
         }
 
     def score(self, items: Sequence[Item]) -> Scored:
@@ -183,21 +175,6 @@ class LocalReference:
     def _quantizer(self) -> str:
         on_cpu = isinstance(self.base.device, torch.device) and self.base.device.type == "cpu"
         return "torch dynamic" if on_cpu and self.spec.quantization == "int8" else "bitsandbytes"
-
-
-def _of_files(spec: ModelSpec) -> dict[str, Any]:
-    """Fingerprints of weights, configuration and adapter; where the base is an adapter itself, its weights are all of these."""
-    adapter = None
-    if spec.adapter is not None:
-        where = local_folder(spec.adapter)
-        config = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
-        adapter = [file_weights_fingerprint(where, "adapter_model*.safetensors"), config_fingerprint(config)]
-    below = on_base(replace(spec, adapter=None))
-    if below.adapter is not None:
-        return {"weights": _of_files(below), "config": None, "adapter": adapter}
-    folder = local_folder(spec.path, revision=spec.revision)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {"weights": file_weights_fingerprint(folder), "config": config_fingerprint(config), "adapter": adapter}
 
 
 def local_reference(name: str, reference: Any) -> LocalReference:

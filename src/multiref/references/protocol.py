@@ -1,6 +1,5 @@
 """What a reference is: something that says who it is, and scores text."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -11,10 +10,6 @@ from torch import Tensor
 
 from multiref.data import Text
 from multiref.models.encoding import Encoded
-from multiref.models.fingerprint import text_digest, tokenizer_fingerprint
-from multiref.models.spec import Tokenisation
-
-SCORING_VERSION = 1  # rises whenever the same model and text would get another number; part of every identity
 
 
 @dataclass(frozen=True)
@@ -68,16 +63,3 @@ class Reference(Protocol):
     def score(self, items: Sequence[Item]) -> Scored:
         """The scores of every completion of every item. The same text gets the same score in any company (to rounding)."""
         ...
-
-
-def text_identity(kind: str, tokenizer: Any, tokenisation: Tokenisation) -> dict[str, Any]:
-    """The part of an identity that says how text becomes tokens; None for the tokenizer where the server has it."""
-    template = getattr(tokenizer, "chat_template", None)
-    written = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return {
-        "kind": kind,
-        "scoring_version": SCORING_VERSION,
-        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        "chat_template": text_digest(written) if template else None,
-        **tokenisation.identity(),
-    }

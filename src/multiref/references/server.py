@@ -25,7 +25,8 @@ from multiref.references.completion_api import (
     token_logps_of_prompt,
     tokens_of_echo,
 )
-from multiref.references.protocol import Item, Scored, text_identity
+from multiref.references.identity import text_identity
+from multiref.references.protocol import Item, Scored
 
 MODES = ("auto", "prompt_logprobs", "echo")
 
