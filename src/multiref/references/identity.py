@@ -80,7 +80,7 @@ def write_probe(tokenizer: Any, tokenisation: Tokenisation) -> list[str | None]:
 
 
 def file_identity(spec: ModelSpec) -> dict[str, Any]:
-    """What computes, of a model in files: weights, configuration, adapter, the attention asked for, the code that comes with it.
+    """What computes, of a model in files: weights, configuration, adapter, the attention asked for, the folder's own code.
     Where the base is an adapter itself, its weights are all of these."""
     adapter = None
     if spec.adapter is not None:

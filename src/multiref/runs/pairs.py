@@ -146,7 +146,8 @@ class PairsRun(BaseRun):
         if not pairs or limit is None or self.too_long == "keep":
             return pairs
         items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
-        encoded = encode_many(tokenizer, items, replace(tokenisation, max_length=None))
+        origins = [pair.origin for pair in pairs]
+        encoded = encode_many(tokenizer, items, replace(tokenisation, max_length=None), origins=origins)
         return self.kept(
             pairs,
             [len(e.prompt_ids) + max(map(len, e.completions)) <= limit for e in encoded],

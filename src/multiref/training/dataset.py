@@ -1,16 +1,18 @@
 """Pairs made ready for training, once: token ids under the policy's tokenizer, joined by content with the stored scores of the
 references."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pairs
-from multiref.errors import ArgumentError, DataError
+from multiref.errors import ArgumentError, DataError, MultirefWarning
 from multiref.models import Encoded, completion_logps, encode_many
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
@@ -112,10 +114,12 @@ class PreferenceData(PairData):
         tokenizer: the policy's.
         tokenisation: what the scores were made with.
         counts: as of `PairData`.
+        too_long: pairs that the policy or a reference cuts, and not all to the very same tokens, are an error ("refuse"), or
+            left out with one warning that says how many ("drop"; `dropped` counts them).
 
     Raises:
         StoreError: pairs without scores (how many, an example, what to do).
-        ArgumentError: scores made with another truncation.
+        ArgumentError: pairs that are cut, as `too_long` says.
         DataError: a row that cannot be encoded, named.
     """
 
@@ -127,15 +131,30 @@ class PreferenceData(PairData):
         *,
         tokenisation: Tokenisation = TOKENISATION,
         counts: Sequence[float] | Tensor | None = None,
+        too_long: Literal["refuse", "drop"] = "refuse",
     ) -> None:
         super().__init__(pairs, tokenizer, tokenisation, counts)
         self.names, self.identities = scores.names, scores.identities
         prompts = [pair.prompt for pair in self.pairs]
         columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
-        self.references = scores.logps[:, at]
-        self.ref_lengths = scores.lengths[:, at]
-        _check_truncation(self, scores.truncated[:, at])
+        self.references, self.ref_lengths = scores.logps[:, at], scores.lengths[:, at]
+        truncated = scores.truncated[:, at]
+        digests = getattr(scores, "digests", np.zeros(scores.logps.shape, np.uint64))
+        cut = _cut(self.encoded, truncated, torch.from_numpy(digests.view(np.int64))[:, at])
+        if bool(cut.any()) and (too_long != "drop" or bool(cut.any(0).all())):
+            _refuse(self, cut, truncated)
+        self.dropped = int(cut.any(0).sum())
+        if self.dropped:
+            self._keep((~cut.any(0)).nonzero()[:, 0])
+
+    def _keep(self, at: Tensor) -> None:
+        """Only the pairs at these places. Says how many were left out."""
+        warnings.warn(
+            f"Left out {self.dropped:,} of {len(self):,} pairs that are cut on one side.", MultirefWarning, stacklevel=3
+        )
+        self.pairs, self.encoded = ([rows[i] for i in at.tolist()] for rows in (self.pairs, self.encoded))
+        self.counts, self.references, self.ref_lengths = self.counts[at], self.references[:, at], self.ref_lengths[:, at]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
@@ -166,16 +185,35 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisati
     return encoded
 
 
-def _check_truncation(data: PreferenceData, of_scores: Tensor) -> None:
-    """A cut completion and a whole one are different texts: their log-probabilities do not belong in one ratio."""
-    of_policy = torch.tensor([item.truncated for item in data.encoded])
-    differs = (of_scores != of_policy).any(-1)
-    if not bool(differs.any()):
-        return
-    k, row = (int(i) for i in differs.nonzero()[0])
-    cut, whole = ("the policy", f"reference {data.names[k]!r}")[:: 1 if bool(of_policy[row].any()) else -1]
+def _cut(encoded: Sequence[Encoded], truncated: Tensor, digests: Tensor) -> Tensor:
+    """[K, P] bool: pairs that the policy or reference k has cut, unless both kept the very same tokens of both sides.
+
+    truncated, digests: [K, P, 2] of the scores; a digest is `Encoded.digest` as int64, 0 where it is not known.
+    """
+    ours = torch.tensor([item.truncated for item in encoded])
+    cut = truncated | ours
+    kept = torch.zeros(ours.shape, dtype=torch.int64)
+    for row, side in cut.any(0).nonzero().tolist():
+        kept[row, side] = _signed(encoded[row].digest(side))
+    return (cut & ((digests != kept) | (digests == 0))).any(-1)
+
+
+def _signed(digest: int) -> int:
+    """64 bits as torch has them."""
+    return digest - (1 << 64) if digest >> 63 else digest
+
+
+def _refuse(data: PreferenceData, cut: Tensor, truncated: Tensor) -> None:
+    """A text that was cut and a whole one, or two that were cut elsewhere, are different texts: their log-probabilities do not
+    belong in one ratio."""
+    k, row = (int(i) for i in cut.nonzero()[0])
+    name, policy = data.names[k], data.encoded[row]
+    marks = ((f"reference {name!r}", truncated[k, row]), ("the policy", policy.truncated))
+    where = " and for ".join(side for side, is_cut in marks if any(is_cut))
+    lengths = f"{max(map(len, policy.completions))} tokens of its longer side under the policy"
     raise ArgumentError(
-        f"{int(differs.any(0).sum()):,} of {len(data):,} pairs are cut differently by the policy and by the references' "
-        f"scores; the first is {data.pairs[row].origin or f'pair {row + 1}'}, cut for {cut} and not for {whole}. Expected the "
-        "same texts on both sides. Score again with the tokenisation of this run, or leave these rows out."
+        f"{int(cut.any(0).sum()):,} of {len(data.pairs):,} pairs are cut differently by the policy and by the references' scores; "
+        f"the first is {data.pairs[row].origin or f'pair {row + 1}'}, cut for {where} ({lengths}, "
+        f"{int(data.ref_lengths[k, row].max())} under {name!r}). Expected the same tokens on all sides. Score again with the "
+        "tokenisation of this run and a max_length that holds them, or leave these rows out: too_long='drop'."
     )
