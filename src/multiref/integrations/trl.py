@@ -13,7 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from multiref.data import as_pair
+import numpy as np
+import torch
+
+from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError
 from multiref.references.scores import SequenceScores
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["ReferenceColumnsDPOTrainer", "reference_reward", "rloo", "with_reference_columns"]
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+DIGESTS = ("ref_chosen_digests", "ref_rejected_digests")  # by reference, which token ids were scored: `Encoded.digest`
+TEXTS = ("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs")
 
 
 def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: Any) -> Any:
@@ -42,16 +47,35 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
         scores: `SequenceScores` that cover it, joined by content.
         regularizer: with its weights, in the order of `scores.names`.
 
-    Raises: ArgumentError where the columns are there already; StoreError, DataError as elsewhere.
+    The columns `ref_chosen_digests` and `ref_rejected_digests` say which token ids each reference scored, so that the trainer
+    can compare them with its own.
+
+    Raises: ArgumentError where the columns are there already, and for texts that a reference cut; StoreError, DataError as
+        elsewhere.
     """
     there = [name for name in COLUMNS if name in (dataset.column_names or ())]
     if there:
         raise ArgumentError(f"The dataset already has a column {there[0]!r}; remove it first (dataset.remove_columns).")
-    texts = dataset.select_columns([name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
-    pairs = [as_pair(row, origin=f"row {number}") for number, row in enumerate(texts, 1)]
-    for name, ref_logps in zip(COLUMNS, scores.of_pairs(pairs)):
-        dataset = dataset.add_column(name, regularizer.pool(ref_logps).tolist())
+    pairs = pairs_of(dataset, "row")
+    prompts = [pair.prompt for pair in pairs]
+    for side, name, digests in zip(("chosen", "rejected"), COLUMNS, DIGESTS):
+        at = scores.columns(prompts, [getattr(pair, side) for pair in pairs])
+        cut = scores.truncated[:, torch.from_numpy(at)].any(0)
+        if bool(cut.any()):
+            raise ArgumentError(
+                f"{int(cut.sum()):,} of {len(pairs):,} rows are cut in the references' scores, the first is "
+                f"{pairs[int(cut.nonzero()[0])].origin}; TRL would train on other tokens. Leave these rows out."
+            )
+        dataset = dataset.add_column(name, regularizer.pool(scores.logps[:, torch.from_numpy(at)]).tolist())
+        known = getattr(scores, "digests", np.zeros(scores.logps.shape, np.uint64))
+        dataset = dataset.add_column(digests, list(known[:, at].T))
     return dataset
+
+
+def pairs_of(dataset: Any, what: str) -> list[Pair]:
+    """A dataset's rows as pairs, their texts and what belongs to them."""
+    texts = dataset.select_columns([name for name in TEXTS if name in dataset.column_names])
+    return [as_pair(row, origin=f"{what} {number}") for number, row in enumerate(texts, 1)]
 
 
 def __getattr__(name: str) -> Any:

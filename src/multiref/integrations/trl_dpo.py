@@ -1,16 +1,28 @@
-"""The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset.
-Tested with TRL 1.16.0."""
+"""The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset, and trains on the very
+token ids that the references scored. Tested with TRL 1.16.0."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from multiref.errors import ArgumentError
+from multiref.data import Pair, Text
+from multiref.errors import ArgumentError, MultirefWarning
+from multiref.integrations.trl import COLUMNS, DIGESTS, pairs_of
+from multiref.models import Encoded, Tokenisation, encode_many
+
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class ReferenceColumnsDPOTrainer(DPOTrainer):
     """`DPOTrainer` on a dataset that `with_reference_columns` filled. Set `precompute_ref_log_probs=True`;
-    no reference model is loaded."""
+    no reference model is loaded.
+
+    The rows are encoded as the references scored them (`multiref.models.encode`), in place of TRL's own tokenisation. A
+    reference with the policy's tokenizer and template must have scored exactly these ids. ArgumentError names the row where it
+    did not, and a row that `DPOConfig.max_length` would cut.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         config = options.get("args") or (args[2] if len(args) > 2 else None)
@@ -22,7 +34,56 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
         super().__init__(*args, **options)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        missing = [column for column in ("ref_chosen_logps", "ref_rejected_logps") if column not in dataset.column_names]
+        missing = [column for column in (*COLUMNS, *DIGESTS) if column not in dataset.column_names]
         if missing:
             raise ArgumentError(f"The {name} dataset has no column {missing[0]!r}; fill it with with_reference_columns first.")
+        pairs = pairs_of(dataset, f"{name} row")
+        encoded = _as_scored(pairs, list(zip(*(dataset[column] for column in DIGESTS))), self._tokenizer)
+        limit = self.args.max_length
+        for pair, item in zip(pairs, encoded):
+            if limit is not None and len(item.prompt_ids) + max(map(len, item.completions)) > limit:
+                raise ArgumentError(
+                    f"max_length: {pair.origin} has more than {limit} tokens, which TRL would cut while the references scored "
+                    "all. Set DPOConfig(max_length=None), or leave such rows out."
+                )
+        ids = [[item.prompt_ids for item in encoded], *([item.completions[side] for item in encoded] for side in (0, 1))]
+        dataset = dataset.remove_columns([*_IDS, *DIGESTS])
+        for column, values in zip(_IDS, ids):
+            dataset = dataset.add_column(column, [list(each) for each in values])
         return dataset
+
+
+def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any) -> list[Encoded]:
+    """The pairs as token ids: with the end scored or not, as the references that share the policy's tokens have them.
+
+    digests: P rows of (chosen, rejected), each K numbers; 0 where a reference's is not known.
+    """
+    eos, origins = tokenizer.eos_token or "", [pair.origin for pair in pairs]
+
+    def given(side: Text) -> Text:
+        """Without the end that TRL has written behind strings."""
+        return side.removesuffix(eos) if isinstance(side, str) else side
+
+    texts = [(pair.prompt, (given(pair.chosen), given(pair.rejected))) for pair in pairs]
+    ends = (False,) if tokenizer.eos_token_id is None else (True, False)
+    made = [encode_many(tokenizer, texts, Tokenisation(end=end), origins=origins) for end in ends]
+    agree = [[[_agree(item, row, k) for item, row in zip(each, digests)] for k in range(len(digests[0][0]))] for each in made]
+    best = max(range(len(ends)), key=lambda which: sum(map(sum, agree[which])))
+    for k, rows in enumerate(agree[best]):
+        if any(rows) and not all(rows):
+            raise ArgumentError(
+                f"{origins[rows.index(False)]}: reference {k + 1} of the columns has the policy's tokens elsewhere, and scored "
+                "other tokens of this row. Score the rows with one tokenisation, Tokenisation() or Tokenisation(end=False)."
+            )
+    if not any(map(any, agree[best])) and any(any(side) for row in digests for side in row):
+        warnings.warn(
+            "No reference scored the policy's tokens in any row, so they cannot be compared: right where every reference has a "
+            "tokenizer or template of its own. Else score with Tokenisation() or Tokenisation(end=False).",
+            MultirefWarning,
+            stacklevel=2,
+        )
+    return made[best]
+
+
+def _agree(item: Encoded, row: Any, k: int) -> bool:
+    return all(item.digest(side) == int(row[side][k]) for side in (0, 1))

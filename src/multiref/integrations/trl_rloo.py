@@ -19,6 +19,8 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref.integrations.trl_conditions import check_arguments, check_generation, check_reference, check_version
+from multiref.models import Tokenisation
+from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import ReverseKL, check_beta, check_weights
@@ -36,6 +38,7 @@ class ReferenceReward:
         self.scorer, self.weights, self.beta = scorer, weights, beta
         self.policy_reference, self.tokenizer = policy_reference, tokenizer
         self.__name__ = "reference_reward"
+        self.options: Mapping[str, Any] = {}  # for the chat template; the trainer's, once it is known
         self._checked = False
 
     def check(self, trainer: Any) -> None:
@@ -48,6 +51,7 @@ class ReferenceReward:
                 raise ArgumentError(
                     f"reward_weights: expected 1 for reference_reward, found {float(weights[index])}; β already scales it."
                 )
+        self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
         check_generation(getattr(trainer, "model", None))
         check_reference(trainer, self.scorer, self.policy_reference)
         self._checked = True
@@ -83,7 +87,7 @@ class ReferenceReward:
             _, said, given = zip(*group)
             rows = tuple(tuple(map(int, ids)) for ids in given)
             ended = tuple(bool(ids) and ids[-1] in ends for ids in rows)
-            made.append(Rollout(prompt, said, _prompt_ids(self.tokenizer, prompt), rows, ended))
+            made.append(Rollout(prompt, said, _prompt_ids(self.tokenizer, prompt, self.options), rows, ended))
         return made
 
 
@@ -205,14 +209,23 @@ def _in_a_thread(reward: ReferenceReward) -> Callable[..., Any]:
     return reference_reward
 
 
-def _prompt_ids(tokenizer: Any, prompt: Any) -> tuple[int, ...]:
-    """As TRL makes them: plain text by the tokenizer, conversations by its template with the generation prompt."""
+def _prompt_ids(tokenizer: Any, prompt: Any, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """As TRL makes them: plain text by the tokenizer, conversations by its template with the generation prompt. ArgumentError
+    where the references would condition on others, such as a start token that TRL puts before one in the text."""
     if isinstance(prompt, str):
-        return tuple(tokenizer(text=[prompt])["input_ids"][0])
-    made = tokenizer.apply_chat_template(
-        conversation=[list(prompt)], add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return tuple(made["input_ids"][0])
+        made = tuple(tokenizer(text=[prompt])["input_ids"][0])
+    else:
+        written = tokenizer.apply_chat_template(
+            conversation=[list(prompt)], add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        )
+        made = tuple(written["input_ids"][0])
+    (ours,) = encode_prompts(tokenizer, [prompt], Tokenisation(chat_template_kwargs=options))
+    if made != ours:
+        raise ArgumentError(
+            f"The prompt that begins {str(prompt)[:40]!r}: TRL makes {len(made)} tokens of it, {made[:4]}…, and scoring "
+            f"{len(ours)}, {ours[:4]}…. Write no start token into the text, and end conversations with a message of the user."
+        )
+    return made
 
 
 def _frozen(text: Any) -> Any:

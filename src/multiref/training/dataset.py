@@ -212,8 +212,8 @@ def _refuse(data: PreferenceData, cut: Tensor, truncated: Tensor) -> None:
     where = " and for ".join(side for side, is_cut in marks if any(is_cut))
     lengths = f"{max(map(len, policy.completions))} tokens of its longer side under the policy"
     raise ArgumentError(
-        f"{int(cut.any(0).sum()):,} of {len(data.pairs):,} pairs are cut differently by the policy and by the references' scores; "
-        f"the first is {data.pairs[row].origin or f'pair {row + 1}'}, cut for {where} ({lengths}, "
+        f"{int(cut.any(0).sum()):,} of {len(data.pairs):,} pairs are cut differently by the policy and by the "
+        f"references' scores; the first is {data.pairs[row].origin or f'pair {row + 1}'}, cut for {where} ({lengths}, "
         f"{int(data.ref_lengths[k, row].max())} under {name!r}). Expected the same tokens on all sides. Score again with the "
         "tokenisation of this run and a max_length that holds them, or leave these rows out: too_long='drop'."
     )
