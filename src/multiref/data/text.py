@@ -34,6 +34,9 @@ class Conversation(tuple[Message, ...]):
         extras = (getattr(other, "tools", ()), getattr(other, "chat_template_kwargs", {}))
         return super().__eq__(other) and (self.tools, self.chat_template_kwargs) == extras
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:

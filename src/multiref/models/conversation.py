@@ -47,11 +47,12 @@ def write_conversation(
             "chat_template.jinja in the model folder), or give prompt and completions as strings."
         )
     chat = Chat.of(tokenizer, prompt, tokenisation)
+    options = tuple(getattr(prompt, "chat_template_kwargs", ()))
     prompt, *completions = (chat.readable(messages) for messages in (prompt, *completions))
     resumed = _is_begun(prompt)
     before = chat.write(prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
     joints = [chat.write(_merged(prompt, completion)) for completion in completions]
-    _warn_of_unread(chat, prompt, completions, joints or [before], origin)
+    _warn_of_unread(chat, options, [_merged(prompt, each) for each in completions] or [prompt], joints or [before], origin)
     answers = tuple(
         _answer(chat, before, joint, prompt, completion, tokenisation.end) for joint, completion in zip(joints, completions)
     )
@@ -271,11 +272,9 @@ def _another_day() -> Iterator[None]:
 # ---- fields that the template does not read ----
 
 
-def _warn_of_unread(chat: Chat, prompt: Messages, completions: Sequence[Messages], written: Sequence[str], origin: str) -> None:
-    """A warning, once a field, where the template writes a row the same without a field that the row has."""
-    rows = [_merged(prompt, completion) for completion in completions] or [prompt]
+def _warn_of_unread(chat: Chat, options: Sequence[str], rows: Sequence[Messages], written: Sequence[str], origin: str) -> None:
+    """A warning, once a field, where the template writes a row the same without a field (or argument) that the row has."""
     fields = sorted({field for row in rows for message in row for field in message.keys() - _PLAIN if message[field]})
-    options = list(getattr(prompt, "chat_template_kwargs", {}))
     if not fields and not options and not chat.tools:
         return
     source = str(template_of(chat.tokenizer))

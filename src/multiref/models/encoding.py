@@ -110,12 +110,11 @@ def encode_many(
         if plain and tokenisation.end:
             ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
         with _named(name, text):
-            if plain and body[: len(start)] != start:
-                body = start + body
-            if not body:
-                body = _start_token(tokenizer, tokenisation)
-                ids = tuple(each[len(body) :] if each[: len(body)] == body else each for each in ids)
-            encoded.append(_fit(body, ids, start, tokenisation))
+            context = start + body if plain and body[: len(start)] != start else body
+            context = context or _start_token(tokenizer, tokenisation)
+            if not body:  # the texts may bring the start token with them
+                ids = tuple(each[len(context) :] if each[: len(context)] == context else each for each in ids)
+            encoded.append(_fit(context, ids, start, tokenisation))
     return encoded
 
 

@@ -1,0 +1,206 @@
+"""What is scored of a conversation, under the templates of six families: the template's own words, asked of it and not searched
+by letters; start and end once; nothing that a row says lost without a word."""
+
+import warnings
+
+import pytest
+
+from multiref.data import Conversation
+from multiref.errors import DataError, ModelError, MultirefWarning
+from multiref.models import Tokenisation, encode, encode_many
+from multiref.models.conversation import dates_of
+from multiref.models.spec import TOKENISATION
+from multiref.references.identity import text_identity
+from tests.models.templates import CHATML, DATED, DEEPSEEK, GEMMA, LLAMA, MISTRAL, PARTS, QWEN, byte_tokenizer
+
+BARE = Tokenisation(end=False)
+USER = {"role": "user", "content": "hi"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def says(content, **fields):
+    return ({"role": "assistant", "content": content, **fields},)
+
+
+def written(tokenizer, prompt, answer, tokenisation=TOKENISATION):
+    """(context, completion) as text."""
+    item = encode(tokenizer, prompt, [answer], tokenisation)
+    return tokenizer.decode(item.context(0)), tokenizer.decode(item.completions[0])
+
+
+# template, prompt's end, what it makes of a content (by hand), its end of turn
+FAMILIES = {
+    "chatml": (CHATML, "<|im_start|>assistant\n", str, "<|im_end|>\n"),
+    "llama": (LLAMA, "<|end_header_id|>\n\n", str.strip, "<|eot_id|>"),
+    "mistral": (MISTRAL, " [/INST]", lambda content: " " + content.strip(), "</s>"),
+    "qwen": (QWEN, "assistant\n", lambda content: "<think>\n\n</think>\n\n" + content, "<|im_end|>\n"),
+    "gemma": (GEMMA, "model\n", str.strip, "<end_of_turn>\n"),
+    "deepseek": (DEEPSEEK, "<|Assistant|>", str, "<|end_of_sentence|>"),
+}
+CONTENTS = (
+    "yes",
+    "end",
+    "i",
+    "im_end",
+    "user",
+    "assistant\n",
+    "",
+    " two\nlines ",
+    "model",
+    "s",
+    "[/INST]",
+    "\n",
+    "hi",
+    "of_turn>",
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_the_template_s_words_and_its_end_of_turn(family):
+    template, before, made, end = FAMILIES[family]
+    tokenizer = byte_tokenizer(template)
+    for content in CONTENTS:
+        context, whole = written(tokenizer, (USER,), says(content))
+        assert context.endswith(before) and whole == made(content) + end, content
+        assert written(tokenizer, (USER,), says(content), BARE) == (context, made(content)), content
+        assert context.count("<s>") <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bos", [False, True])
+def test_start_and_end_are_there_once(family, bos):
+    """A tokenizer that puts a start token in front beside a template that writes one; an answer that ends in an end token
+    of the tokenizer or the template; strings that carry both."""
+    template, _, made, end = FAMILIES[family]
+    tokenizer = byte_tokenizer(template, bos=bos)
+    stop = end.strip()
+    for content in ("yes" + stop, "yes</s>", f"yes{stop}\n"):
+        context, whole = written(tokenizer, (USER,), says(content))
+        assert whole == made("yes") + end and context.count("<s>") == template.count("bos_token"), content
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        item = encode(tokenizer, "<s>[INST] hi [/INST]", [" yes", " yes</s>", f" yes{stop}", f" yes{stop}\n"])
+        assert [tokenizer.decode(ids) for ids in item.completions] == [" yes</s>", " yes</s>", f" yes{stop}", f" yes{stop}\n"]
+        assert item.prompt_ids.count(tokenizer.bos_token_id) == 1
+        assert encode(tokenizer, "hi", ["a"]).prompt_ids.count(tokenizer.bos_token_id) == bos
+        assert encode(tokenizer, "", ["<s>a"]) == encode(tokenizer, "<s>", ["a"])
+        # without the end nothing is taken from a string that has one
+        assert written(tokenizer, "hi", f"yes{stop}", BARE)[1] == f"yes{stop}"
+
+
+def test_a_conversation_without_a_prompt_starts_once():
+    tokenizer = byte_tokenizer(LLAMA, bos=True)
+    item = encode(tokenizer, (), [(USER, *says("yes"))])
+    assert item.prompt_ids == (tokenizer.bos_token_id,) and tokenizer.bos_token_id not in item.completions[0]
+
+
+def test_earlier_turns_and_begun_answers():
+    tokenizer = byte_tokenizer(QWEN)
+    turns = (USER, *says("<think>\nhm\n</think>\n\nyes"), {"role": "user", "content": "sure?"})
+    context, answer = written(tokenizer, turns, says("<think>\nwell\n</think>\n\nend"), BARE)
+    assert "hm" not in context and answer == "<think>\nwell\n</think>\n\nend"
+    tokenizer = byte_tokenizer(CHATML)
+    assert written(tokenizer, (USER, *says("the ")), says("end"), BARE) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthe ",
+        "end",
+    )
+
+
+def test_reasoning_that_a_template_deletes_is_not_scored_as_if_it_were_there():
+    tokenizer = byte_tokenizer(DEEPSEEK)
+    sides = [says(f"<think>{thought}</think>yes") for thought in ("good", "no no no")]
+    with pytest.raises(DataError, match=r"rows.jsonl:7: Two different completions are written the same"):
+        encode_many(tokenizer, [((USER,), sides)], origins=["rows.jsonl:7"])
+    assert len(set(encode(byte_tokenizer(QWEN), (USER,), sides).completions)) == 2
+    spaces = encode(byte_tokenizer(LLAMA), (USER,), [says("yes"), says(" yes\n")])  # a template that trims: one text
+    assert len(set(spaces.completions)) == 1
+
+
+def test_tools_calls_and_arguments_of_a_row_are_written():
+    tokenizer = byte_tokenizer(QWEN)
+    plain = written(tokenizer, (USER,), says("yes"))
+    tools = written(tokenizer, Conversation((USER,), tools=[TOOL]), says("yes"))
+    assert '"look"' in tools[0] and tools[1] == plain[1]
+    fast = written(tokenizer, Conversation((USER,), chat_template_kwargs={"enable_thinking": False}), says("yes"))
+    assert fast[0] == plain[0] + "<think>\n\n</think>\n\n" and fast[1] == "yes<|im_end|>\n"
+    over = Tokenisation(chat_template_kwargs={"enable_thinking": False})
+    assert written(tokenizer, (USER,), says("yes"), over) == fast
+    kept = Conversation((USER,), chat_template_kwargs={"enable_thinking": True})
+    assert written(tokenizer, kept, says("yes"), over) == plain  # the row's arguments before the collection's
+    assert written(tokenizer, (USER,), says("", tool_calls=[CALL]), BARE)[1].endswith('"x": 1}}\n</tool_call>')
+    answered = (USER, *says("", tool_calls=[CALL]), {"role": "tool", "content": "2"})
+    assert written(tokenizer, answered, says("end"), BARE)[1].endswith("end")
+    with pytest.raises(ModelError, match="end=False"):  # "]<|eot_id|>" after a call: what of it is the call's, who knows
+        encode(byte_tokenizer(LLAMA.replace("<|eot_id|>", "{{ '<|eom_id|>' if m.tool_calls else '<|eot_id|>' }}")),
+               (USER,), [says("", tool_calls=[CALL])], BARE)  # fmt: skip
+
+
+def test_a_field_that_a_template_ignores_is_said_once_with_the_row():
+    tokenizer = byte_tokenizer(CHATML)
+    items = [((USER,), [says("yes", reasoning_content="hm")]), (Conversation((USER,), tools=[TOOL]), [says("no")])]
+    with pytest.warns(MultirefWarning) as found:
+        encode_many(tokenizer, items, origins=["a.jsonl:1", "a.jsonl:2"])
+    said = [str(warning.message) for warning in found]
+    assert len(said) == 2 and "a.jsonl:1" in said[0] and "reasoning_content" in said[0]
+    assert "a.jsonl:2" in said[1] and "`tools`" in said[1]
+    encode_many(tokenizer, items)
+    encode_many(byte_tokenizer(QWEN), items)  # reads both
+    with pytest.warns(MultirefWarning, match="enable_thinking"):
+        encode(byte_tokenizer(CHATML), Conversation((USER,), chat_template_kwargs={"enable_thinking": False}), [says("a")])
+
+
+def test_text_parts_are_read_or_joined():
+    parts = [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
+    for template in (CHATML, PARTS, LLAMA):
+        tokenizer = byte_tokenizer(template)
+        as_parts = written(tokenizer, ({"role": "user", "content": parts},), says(parts))
+        assert as_parts == written(tokenizer, ({"role": "user", "content": "two parts"},), says("two parts"))
+    with pytest.raises(DataError, match="image"):
+        encode(byte_tokenizer(CHATML), ({"role": "user", "content": [{"type": "image", "image": "x"}]},), [says("a")])
+
+
+def test_refusals_name_the_row():
+    mistral = byte_tokenizer(MISTRAL)
+    system = ({"role": "system", "content": "be"}, USER)
+    with pytest.raises(ModelError, match=r"rows.jsonl:3: .*Only user and assistant"):
+        encode_many(mistral, [((USER,), [says("a")]), (system, [says("a")])], origins=["rows.jsonl:2", "rows.jsonl:3"])
+    with pytest.raises(DataError, match=r"rows.jsonl:9: character 3, '\\ud83d'"):
+        encode_many(byte_tokenizer(), [("a", ["b"]), ("ab\ud83d", ["c"])], origins=["rows.jsonl:8", "rows.jsonl:9"])
+    with pytest.raises(DataError, match=r"no chat message|among chat messages"):
+        encode(mistral, ("hi",), [says("a")])
+
+
+def test_a_string_for_a_chat_model_is_said_once():
+    tokenizer = byte_tokenizer(CHATML)
+    with pytest.warns(MultirefWarning, match=r"has a chat template, and the prompt 'hi'") as found:
+        for _ in range(3):
+            encode(tokenizer, "hi", ["yes"])
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(byte_tokenizer(), "hi", ["yes"])
+
+
+def test_a_template_that_writes_the_date(monkeypatch):
+    """Another identity on another day, one warning with the argument that fixes it, and none once it is fixed."""
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    tokenizer, fixed = byte_tokenizer(DATED), Tokenisation(chat_template_kwargs={"date_string": "26 Jul 2024"})
+    with pytest.warns(MultirefWarning, match=r"writes today's date.*'date_string'") as found:
+        today = text_identity("local", tokenizer, Tokenisation())
+        assert text_identity("local", tokenizer, Tokenisation()) == today
+    assert len(found) == 1
+    still = text_identity("local", tokenizer, fixed)
+
+    class Tomorrow(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.now(tz) + datetime.timedelta(days=1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert text_identity("local", tokenizer, Tokenisation())["written"] != today["written"]
+    assert text_identity("local", tokenizer, fixed) == still
+    assert dates_of(byte_tokenizer(CHATML), Tokenisation(), lambda: 1 / 0) is None
