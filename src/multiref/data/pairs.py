@@ -1,11 +1,12 @@
 """A preference pair, and how a row of TRL's preference format becomes one."""
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from multiref._json import parse_json
 from multiref.data.text import Conversation, Text, as_text, check_json, said, words
 from multiref.errors import DataError, MultirefNotice
 
@@ -118,10 +119,7 @@ def _says(prompt: tuple[dict[str, object], ...], asked: str) -> bool:
 
 def _with_extras(prompt: Text, row: Mapping[str, object], where: str) -> Text:
     """The prompt with the row's system message, tools and arguments of the template."""
-    system = row.get("system")
-    tools, options = (
-        _json(row.get(name), name, kind, where) for name, kind in (("tools", list), ("chat_template_kwargs", dict))
-    )
+    system, tools, options = row.get("system"), _column(row, "tools", where), _column(row, "chat_template_kwargs", where)
     given = [name for name, value in (("system", system), ("tools", tools), ("chat_template_kwargs", options)) if value]
     if not given:
         return prompt
@@ -140,20 +138,17 @@ def _with_extras(prompt: Text, row: Mapping[str, object], where: str) -> Text:
     return Conversation(prompt, tools=tools, chat_template_kwargs=options) if tools or options else prompt
 
 
-def _json(value: object, name: str, kind: type, where: str) -> "list[object] | dict[str, object]":
-    """A column that holds a list or an object, or the JSON of one, as TRL has them."""
+def _column(row: Mapping[str, object], name: str, where: str) -> Any:
+    """The list of tools, or the object of arguments; or its JSON, as TRL has them."""
+    value, kind = row.get(name), list if name == "tools" else dict
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError as error:
-            raise DataError(f"{where}: `{name}` is a string that is no JSON ({error}).") from None
+        value = parse_json(value, f"{where}: `{name}`") if value.strip() else None
     if value is None:
         return kind()
-    if not isinstance(value, kind | tuple):
+    if not isinstance(value, list | tuple if kind is list else Mapping):
         raise DataError(f"{where}: `{name}` is {type(value).__name__}, expected {kind.__name__} or its JSON.")
-    made = list(value) if kind is list else {key: part for key, part in value.items() if part is not None}
-    check_json(made, name, where)
-    return made
+    check_json(value, name, where)
+    return {key: part for key, part in value.items() if part is not None} if isinstance(value, Mapping) else value
 
 
 def _side(row: Mapping[str, object], name: str, where: str) -> Text:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from multiref.data import Pair, as_pair
@@ -67,8 +66,7 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
                 f"{pairs[int(cut.nonzero()[0])].origin}; TRL would train on other tokens. Leave these rows out."
             )
         dataset = dataset.add_column(name, regularizer.pool(scores.logps[:, torch.from_numpy(at)]).tolist())
-        known = getattr(scores, "digests", np.zeros(scores.logps.shape, np.uint64))
-        dataset = dataset.add_column(digests, list(known[:, at].T))
+        dataset = dataset.add_column(digests, list(scores.digests[:, at].T))
     return dataset
 
 

@@ -39,7 +39,7 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
             raise ArgumentError(f"The {name} dataset has no column {missing[0]!r}; fill it with with_reference_columns first.")
         pairs = pairs_of(dataset, f"{name} row")
         encoded = _as_scored(pairs, list(zip(*(dataset[column] for column in DIGESTS))), self._tokenizer)
-        limit = self.args.max_length
+        limit: int | None = getattr(self.args, "max_length", None)
         for pair, item in zip(pairs, encoded):
             if limit is not None and len(item.prompt_ids) + max(map(len, item.completions)) > limit:
                 raise ArgumentError(

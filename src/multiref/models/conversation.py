@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from multiref.errors import DataError, ModelError, MultirefWarning
 from multiref.models.spec import Tokenisation
 
 Messages = tuple[dict[str, Any], ...]
+T = TypeVar("T")
 _MARK = "multiref9here"  # words that no template writes
 _PLAIN = {"role", "content"}
 
@@ -129,7 +131,7 @@ class Chat:
         first = max((token for token in added if token.strip() and after.lstrip().startswith(token)), key=len, default=None)
         return tuple(dict.fromkeys(str(token) for token in (self.tokenizer.eos_token, first) if token))
 
-    def _remembered(self, what: str, find: Any) -> Any:
+    def _remembered(self, what: str, find: Callable[[], T]) -> T:
         """`find()`, once for a tokenizer with this template and these arguments."""
         known = _remembered.setdefault(self.tokenizer, {})
         template = template_of(self.tokenizer)
@@ -137,7 +139,8 @@ class Chat:
         key = (what, named, json.dumps(dict(self.options), sort_keys=True, default=str), bool(self.tools))
         if key not in known:
             known[key] = find()
-        return known[key]
+        found: T = known[key]
+        return found
 
 
 _remembered: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
@@ -242,7 +245,7 @@ def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any
         if name in ("strftime_now", "tools", "messages"):
             continue
         fixed = Chat(tokenizer, {**tokenisation.chat_template_kwargs, name: "26 Jul 2024"})
-        asked = [{"role": "user", "content": "a"}]
+        asked: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
         with _another_day():
             then = fixed.tried(asked)
         if then is not None and then == fixed.tried(asked):
@@ -253,8 +256,7 @@ def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any
 @contextmanager
 def _another_day() -> Iterator[None]:
     """Within it templates are told that it is the last day of 1999."""
-    from transformers.utils import chat_template_utils as home
-
+    home: Any = import_module("transformers.utils.chat_template_utils")
     real = home.datetime
 
     class Then(datetime):

@@ -140,8 +140,7 @@ class PreferenceData(PairData):
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
         self.references, self.ref_lengths = scores.logps[:, at], scores.lengths[:, at]
         truncated = scores.truncated[:, at]
-        digests = getattr(scores, "digests", np.zeros(scores.logps.shape, np.uint64))
-        cut = _cut(self.encoded, truncated, torch.from_numpy(digests.view(np.int64))[:, at])
+        cut = _cut(self.encoded, truncated, torch.from_numpy(scores.digests.view(np.int64))[:, at])
         if bool(cut.any()) and (too_long != "drop" or bool(cut.any(0).all())):
             _refuse(self, cut, truncated)
         self.dropped = int(cut.any(0).sum())
