@@ -200,3 +200,35 @@ def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
     assert "--reference name=PATH" in found["not_measured"]
     missing = run("inspect", data, "--store", scores, "--name", "nobody")
     assert missing.exit_code == 2 and "no reference is called 'nobody'" in missing.output
+
+
+def test_attention_and_the_template_s_arguments_of_all_and_of_one(tmp_path, tiny_folder):
+    """`VALUE` is for every model, `name=VALUE` for one; each is part of who the reference is, and the numbers agree to rounding
+    (attention) or follow the template (its arguments)."""
+    from transformers import AutoTokenizer
+
+    from multiref.references import read_scores
+    from tests.models.templates import CHATML
+
+    for name in ("plain", "thinking"):
+        (tmp_path / name).mkdir()
+        for file in tiny_folder.iterdir():
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        tokenizer.chat_template = CHATML.replace("{% endif %}", "{{ 'hm' if think }}{% endif %}")
+        tokenizer.save_pretrained(tmp_path / name)
+    user, data = [{"role": "user", "content": "the dog"}], tmp_path / "chat.jsonl"
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    data.write_text(json.dumps({"prompt": user, **sides}) + "\n")
+    models = [
+        part for name in ("a", "b", "c") for part in ("-r", f"{name}={tmp_path / ('thinking' if name == 'c' else 'plain')}")
+    ]
+    options = ["--attention", "eager", "--attention", "b=sdpa", "--chat-template-kwargs", 'c={"think": true}']
+    result = run("score", data, *models, *options, "--store", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    a, b, c = read_scores(tmp_path / "scores", ["a", "b", "c"]).logps
+    assert (a - b).abs().max() < 1e-4 and (a != b).any() and (a - c).abs().max() > 1e-2
+    identities = [note["identity"] for note in Store(tmp_path / "scores").references().values()]
+    assert sorted(identity["attention"] for identity in identities) == ["eager", "eager", "sdpa"]
+    for wrong in (["--attention", "d=eager"], ["--chat-template-kwargs", "[1]"], ["--chat-template-kwargs", "{"]):
+        assert run("score", data, *models, *wrong, "--store", tmp_path / "scores").exit_code == 2

@@ -25,6 +25,20 @@ Dtype: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, f
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")]
 
 
+def for_each(option: str, given: list[str] | None, names: list[str]) -> dict[str, str]:
+    """'VALUE' for all, 'name=VALUE' for one → {name: VALUE}. ArgumentError for a name that is none of these."""
+    values: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if equals and not text.lstrip().startswith("{"):
+            if name.strip() not in names:
+                raise ArgumentError(f"{option} {text!r}: {name!r} is no reference that has a model here ({', '.join(names)}).")
+            values[name.strip()] = value.strip()
+        else:
+            values = dict.fromkeys(names, text.strip()) | values
+    return values
+
+
 def name_and_path(text: str) -> tuple[str, str]:
     """'name=PATH' → (name, PATH)."""
     name, equals, where = text.partition("=")

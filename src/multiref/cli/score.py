@@ -2,11 +2,11 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import Device, Dtype, Limit, NamedReferences, Store, name_and_path
+from multiref.cli.options import Device, Dtype, Limit, NamedReferences, Store, for_each, name_and_path
 from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ def command(
     ] = Truncation.keep_start,
     end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end token too, as TRL does.")] = True,
     quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="sdpa, eager, flash_attention_2, …; name=eager for one reference. Default the model's."),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(help="For the chat template, as JSON: '{\"enable_thinking\": false}'; name={…} for one reference."),
+    ] = None,
     shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
     audit: Annotated[
         str, typer.Option(help="Rows also scored alone, to find the layout that gives the same: some (a few), or all.")
@@ -61,6 +69,7 @@ def command(
 
     Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
     """
+    from multiref._json import parse_json
     from multiref.data import read_pairs
     from multiref.models import ModelSpec, Tokenisation
     from multiref.references import References
@@ -68,9 +77,18 @@ def command(
     from multiref.report import Table, print_table
 
     tokenisation = Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
-    asked: list[tuple[str, str | ModelSpec]] = [name_and_path(text) for text in reference]
-    if quantization is not None:  # a server quantizes itself
-        asked = [(name, at if "://" in str(at) else ModelSpec(str(at), quantization=quantization)) for name, at in asked]
+    places = [name_and_path(text) for text in reference]
+    local = [name for name, at in places if "://" not in at]  # a server has its own quantization, attention and template
+    kinds = for_each("--attention", attention, local)
+    options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
+    asked: list[tuple[str, Any]] = []
+    for name, at in places:
+        written = parse_json(options.get(name, "{}"), "--chat-template-kwargs", error=ArgumentError)
+        if not isinstance(written, dict):
+            raise ArgumentError(f'--chat-template-kwargs {options[name]!r}: expected a JSON object, such as {{"a": true}}.')
+        special = name in local and (written or name in kinds or quantization is not None)
+        model = ModelSpec(at, quantization=quantization, attention=kinds.get(name)) if special else None
+        asked.append((name, {"model": model, "tokenisation": {"chat_template_kwargs": written}} if special else at))
     references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
     pairs = read_pairs(data, limit=limit)

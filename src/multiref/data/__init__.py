@@ -2,11 +2,11 @@
 
 Text is a string, a tuple of chat messages, or a `Conversation` (which has tools and template arguments too); how text becomes
 tokens is another room's work (`models.encoding`).
-Public: Conversation, Message, Pair, Text, as_pair, as_pairs, read_pairs.
+Public: Conversation, Message, Pair, Text, as_pair, as_pairs, as_prompt, read_pairs.
 """
 
-from multiref.data.pairs import Pair, as_pair, as_pairs
+from multiref.data.pairs import Pair, as_pair, as_pairs, as_prompt
 from multiref.data.reading import read_pairs
 from multiref.data.text import Conversation, Message, Text
 
-__all__ = ["Conversation", "Message", "Pair", "Text", "as_pair", "as_pairs", "read_pairs"]
+__all__ = ["Conversation", "Message", "Pair", "Text", "as_pair", "as_pairs", "as_prompt", "read_pairs"]

@@ -69,6 +69,14 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     return pair
 
 
+def as_prompt(row: Mapping[str, object], *, origin: str = "") -> Text:
+    """The prompt of a row that has no completions: with its `system`, `tools` and `chat_template_kwargs`, as `as_pair` has it.
+    DataError naming `origin` for what is no text, and for a column with content that would be lost."""
+    where = origin or "row"
+    _check_lost(row, where)
+    return _with_extras(as_text(row.get("prompt"), "prompt", where), row, where)
+
+
 def as_pairs(rows: Iterable[tuple[str, Mapping[str, object] | Pair]], source: str) -> Iterator[Pair]:
     """(origin, row) … → pairs; columns that nothing here reads are listed in one notice, once for the whole `source`."""
     unread: set[str] = set()
@@ -119,7 +127,8 @@ def _says(prompt: tuple[dict[str, object], ...], asked: str) -> bool:
 
 def _with_extras(prompt: Text, row: Mapping[str, object], where: str) -> Text:
     """The prompt with the row's system message, tools and arguments of the template."""
-    system, tools, options = row.get("system"), _column(row, "tools", where), _column(row, "chat_template_kwargs", where)
+    system, tools = row.get("system"), _column(row, "tools", where) or getattr(prompt, "tools", ())
+    options = {**getattr(prompt, "chat_template_kwargs", {}), **_column(row, "chat_template_kwargs", where)}
     given = [name for name, value in (("system", system), ("tools", tools), ("chat_template_kwargs", options)) if value]
     if not given:
         return prompt

@@ -48,7 +48,10 @@ def as_text(value: object, name: str, where: str) -> Text:
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return tuple(as_message(message, f"{name}[{index}]", where) for index, message in enumerate(value))
+        messages = tuple(as_message(message, f"{name}[{index}]", where) for index, message in enumerate(value))
+        if isinstance(value, Conversation):
+            return Conversation(messages, tools=value.tools, chat_template_kwargs=value.chat_template_kwargs)
+        return messages
     shown = repr(value)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
     raise DataError(f"{where}: `{name}` is {shown} ({type(value).__name__}), expected a string or a list of chat messages.")

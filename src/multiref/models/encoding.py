@@ -148,16 +148,19 @@ class _Ends:
 
     def closed(self, ids: Ids, text: str) -> Ids:
         """The completion's ids, its end token last. ModelError for a tokenizer that has none."""
-        end = self.tokenizer.eos_token_id
-        if end is None:
-            raise ModelError(
-                "The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False."
-            )
         words = text.rstrip()
         last = ids[-1 - (len(text) - len(words)) :]  # a token of the end, and what spaces the text has behind it
         if words.endswith(self.strings) and not self.ids.isdisjoint(last):
             return ids
-        return (*ids, int(end))
+        return (*ids, self.end)
+
+    @cached_property
+    def end(self) -> int:
+        if (end := self.tokenizer.eos_token_id) is None:
+            raise ModelError(
+                "The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False."
+            )
+        return int(end)
 
     @cached_property
     def strings(self) -> tuple[str, ...]:

@@ -157,8 +157,8 @@ class ReferenceSetting(Strict):
 
     MOVED = {
         key: f"it is a property of the model: write model: {{path: …, {key}: …}}."
-        for key in ("adapter", "dtype", "revision", "quantization", "trust_remote_code")
-    } | {"max_length": "write tokenisation: {max_length: …}."}
+        for key in ("adapter", "attention", "dtype", "revision", "quantization", "trust_remote_code")
+    } | {key: f"write tokenisation: {{{key}: …}}." for key in ("max_length", "chat_template_kwargs")}
 
     name: str
     model: ModelSetting | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.data import as_prompt
 from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
@@ -19,13 +20,14 @@ Row = Mapping[str, Any]
 
 
 def as_rows(prompts: Sequence[Any]) -> list[Row]:
-    """Texts or mappings with `prompt` → mappings. ArgumentError for none, or one without."""
+    """Texts or mappings with `prompt` → mappings. ArgumentError for none, or one without; DataError for what is no prompt.
+    A row's `system`, `tools` and `chat_template_kwargs` are its prompt's."""
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
     if not rows:
         raise ArgumentError("prompts: expected at least one text or mapping with `prompt`, found none.")
     if any("prompt" not in row for row in rows):
         raise ArgumentError("prompts: a row has no `prompt`.")
-    return rows
+    return [{**row, "prompt": as_prompt(row, origin=f"prompt {number}")} for number, row in enumerate(rows, 1)]
 
 
 def references_matter(beta: float, references: Any) -> bool:
