@@ -9,6 +9,7 @@ import pytest
 import multiref as mr
 from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models import LanguageModel, Tokenisation
+from multiref.training import PreferenceData
 from tests.conftest import make_llama
 from tests.models.templates import CHATML, byte_tokenizer
 
@@ -72,3 +73,15 @@ def test_what_trl_would_cut_or_scores_otherwise_is_not_trained_in_silence(tmp_pa
         first_loss(ROWS["plain"], tmp_path, Tokenisation(max_length=8))
     with pytest.warns(MultirefWarning, match="cannot be compared"):
         first_loss(ROWS["plain"], tmp_path, Tokenisation(start=False))
+
+
+def test_policy_and_references_have_one_convention():
+    """Scores with the end beside a policy without it, or joined otherwise: refused by the reference's name."""
+    tokenizer = byte_tokenizer(eos="<|im_end|>")
+    references = mr.References({"a": LanguageModel(make_llama(len(tokenizer)), tokenizer, "m")})
+    pairs = [mr.data.as_pair(ROWS["plain"])]
+    scores = references.score(pairs)
+    PreferenceData(pairs, scores, tokenizer)
+    for other in (Tokenisation(end=False), Tokenisation(join="tokens")):
+        with pytest.raises(ArgumentError, match="'a' was scored with"):
+            PreferenceData(pairs, scores, tokenizer, tokenisation=other)

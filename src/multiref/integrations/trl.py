@@ -10,6 +10,7 @@ TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ __all__ = ["ReferenceColumnsDPOTrainer", "reference_reward", "rloo", "with_refer
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 DIGESTS = ("ref_chosen_digests", "ref_rejected_digests")  # by reference, which token ids were scored: `Encoded.digest`
+CONVENTION = "ref_convention"  # JSON of what policy and references must agree on: the end token, the join
+GIVEN = "ref_texts"  # prompt, chosen, rejected where they are strings, to which TRL adds an end
 TEXTS = ("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs")
 
 
@@ -46,8 +49,8 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
         scores: `SequenceScores` that cover it, joined by content.
         regularizer: with its weights, in the order of `scores.names`.
 
-    The columns `ref_chosen_digests` and `ref_rejected_digests` say which token ids each reference scored, so that the trainer
-    can compare them with its own.
+    The columns `ref_chosen_digests`, `ref_rejected_digests` and `ref_convention` say which token ids each reference scored, and
+    how, so that the trainer does the same.
 
     Raises: ArgumentError where the columns are there already, and for texts that a reference cut; StoreError, DataError as
         elsewhere.
@@ -55,6 +58,11 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
     there = [name for name in COLUMNS if name in (dataset.column_names or ())]
     if there:
         raise ArgumentError(f"The dataset already has a column {there[0]!r}; remove it first (dataset.remove_columns).")
+    known = {json.dumps(convention, sort_keys=True) for convention in scores.conventions if convention}
+    if len(known) > 1:
+        raise ArgumentError(
+            f"The references were scored by different conventions ({' and '.join(sorted(known))}); give all one."
+        )
     pairs = pairs_of(dataset, "row")
     prompts = [pair.prompt for pair in pairs]
     for side, name, digests in zip(("chosen", "rejected"), COLUMNS, DIGESTS):
@@ -67,11 +75,15 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
             )
         dataset = dataset.add_column(name, regularizer.pool(scores.logps[:, torch.from_numpy(at)]).tolist())
         dataset = dataset.add_column(digests, list(scores.digests[:, at].T))
-    return dataset
+    if pairs and isinstance(pairs[0].prompt, str):
+        dataset = dataset.add_column(GIVEN, [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs])
+    return dataset.add_column(CONVENTION, [known.pop() if known else "{}"] * len(pairs))
 
 
 def pairs_of(dataset: Any, what: str) -> list[Pair]:
     """A dataset's rows as pairs, their texts and what belongs to them."""
+    if GIVEN in dataset.column_names:
+        return [Pair(*texts, origin=f"{what} {number}") for number, texts in enumerate(dataset[GIVEN], 1)]
     texts = dataset.select_columns([name for name in TEXTS if name in dataset.column_names])
     return [as_pair(row, origin=f"{what} {number}") for number, row in enumerate(texts, 1)]
 

@@ -1,15 +1,16 @@
 """The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset, and trains on the very
 token ids that the references scored. Tested with TRL 1.16.0."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from multiref.data import Pair, Text
+from multiref.data import Pair
 from multiref.errors import ArgumentError, MultirefWarning
-from multiref.integrations.trl import COLUMNS, DIGESTS, pairs_of
+from multiref.integrations.trl import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
 from multiref.models import Encoded, Tokenisation, encode_many
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -34,11 +35,12 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
         super().__init__(*args, **options)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        missing = [column for column in (*COLUMNS, *DIGESTS) if column not in dataset.column_names]
+        missing = [column for column in (*COLUMNS, *DIGESTS, CONVENTION) if column not in dataset.column_names]
         if missing:
             raise ArgumentError(f"The {name} dataset has no column {missing[0]!r}; fill it with with_reference_columns first.")
         pairs = pairs_of(dataset, f"{name} row")
-        encoded = _as_scored(pairs, list(zip(*(dataset[column] for column in DIGESTS))), self._tokenizer)
+        tokenisation = Tokenisation(**json.loads(dataset[0][CONVENTION]))
+        encoded = _as_scored(pairs, list(zip(*(dataset[column] for column in DIGESTS))), self._tokenizer, tokenisation)
         limit: int | None = getattr(self.args, "max_length", None)
         for pair, item in zip(pairs, encoded):
             if limit is not None and len(item.prompt_ids) + max(map(len, item.completions)) > limit:
@@ -47,42 +49,36 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
                     "all. Set DPOConfig(max_length=None), or leave such rows out."
                 )
         ids = [[item.prompt_ids for item in encoded], *([item.completions[side] for item in encoded] for side in (0, 1))]
-        dataset = dataset.remove_columns([*_IDS, *DIGESTS])
+        dataset = dataset.remove_columns(
+            [name for name in (*_IDS, *DIGESTS, CONVENTION, GIVEN) if name in dataset.column_names]
+        )
         for column, values in zip(_IDS, ids):
             dataset = dataset.add_column(column, [list(each) for each in values])
         return dataset
 
 
-def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any) -> list[Encoded]:
-    """The pairs as token ids: with the end scored or not, as the references that share the policy's tokens have them.
+def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:
+    """The pairs as token ids, which every reference that shares the policy's tokens must have scored.
 
     digests: P rows of (chosen, rejected), each K numbers; 0 where a reference's is not known.
     """
-    eos, origins = tokenizer.eos_token or "", [pair.origin for pair in pairs]
-
-    def given(side: Text) -> Text:
-        """Without the end that TRL has written behind strings."""
-        return side.removesuffix(eos) if isinstance(side, str) else side
-
-    texts = [(pair.prompt, (given(pair.chosen), given(pair.rejected))) for pair in pairs]
-    ends = (False,) if tokenizer.eos_token_id is None else (True, False)
-    made = [encode_many(tokenizer, texts, Tokenisation(end=end), origins=origins) for end in ends]
-    agree = [[[_agree(item, row, k) for item, row in zip(each, digests)] for k in range(len(digests[0][0]))] for each in made]
-    best = max(range(len(ends)), key=lambda which: sum(map(sum, agree[which])))
-    for k, rows in enumerate(agree[best]):
+    texts, origins = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs], [pair.origin for pair in pairs]
+    encoded = encode_many(tokenizer, texts, tokenisation, origins=origins)
+    agree = [[_agree(item, row, k) for item, row in zip(encoded, digests)] for k in range(len(digests[0][0]))]
+    for k, rows in enumerate(agree):
         if any(rows) and not all(rows):
             raise ArgumentError(
-                f"{origins[rows.index(False)]}: reference {k + 1} of the columns has the policy's tokens elsewhere, and scored "
-                "other tokens of this row. Score the rows with one tokenisation, Tokenisation() or Tokenisation(end=False)."
+                f"{origins[rows.index(False)]}: reference {k + 1} of the columns scored the policy's tokens in other rows, and "
+                "other tokens in this one. Score the rows with the policy's tokenizer as it is, and one tokenisation."
             )
-    if not any(map(any, agree[best])) and any(any(side) for row in digests for side in row):
+    if not any(map(any, agree)) and any(any(side) for row in digests for side in row):
         warnings.warn(
             "No reference scored the policy's tokens in any row, so they cannot be compared: right where every reference has a "
-            "tokenizer or template of its own. Else score with Tokenisation() or Tokenisation(end=False).",
+            "tokenizer or template of its own. Else score with `start` and the template's arguments as they are here.",
             MultirefWarning,
             stacklevel=2,
         )
-    return made[best]
+    return encoded
 
 
 def _agree(item: Encoded, row: Any, k: int) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
+from multiref.models.spec import Tokenisation
 from multiref.references.keys import KeyIndex, content_key, content_keys, text_of
 
 __all__ = ["SequenceScores", "TokenScores", "check_names", "content_key", "content_keys", "same_vocabulary"]
@@ -116,6 +117,24 @@ class SequenceScores:
         parts = (getattr(self, what)[rows] for what in ("logps", "lengths", "truncated", "digests"))
         known = tuple(self.identities[row] for row in rows) if self.identities else ()
         return SequenceScores(tuple(names), self.keys, *parts, known)
+
+    @property
+    def conventions(self) -> list[dict[str, Any]]:
+        """[K] what both halves of a ratio must agree on ("end", "join"), as far as it is known."""
+        identities = self.identities or ({},) * len(self.names)
+        ours = (identity if "scoring_version" in identity else {} for identity in identities)
+        return [{what: identity[what] for what in ("end", "join") if what in identity} for identity in ours]
+
+    def agree_on(self, tokenisation: Tokenisation) -> None:
+        """ArgumentError where a reference is known to have been scored by another convention: with the end token or without, or
+        joined in another way. Then its log-probabilities are of other events than the policy's."""
+        for name, convention in zip(self.names, self.conventions):
+            for what, value in convention.items():
+                if value != (ours := getattr(tokenisation, what)):
+                    raise ArgumentError(
+                        f"Reference {name!r} was scored with {what}={value!r}, and the policy is to be with {what}={ours!r}; "
+                        "the two halves of a ratio need one convention. Give both one Tokenisation."
+                    )
 
 
 @dataclass(frozen=True, eq=False)

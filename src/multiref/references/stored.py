@@ -49,7 +49,9 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
     if not there.all():
         keys, found = keys[there], {what: values[:, there] for what, values in found.items()}
     tensors = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
-    return SequenceScores(tuple(named), keys, *tensors, found["digests"])
+    notes = store.references()
+    identities = tuple(notes[address]["identity"] for address in named.values())
+    return SequenceScores(tuple(named), keys, *tensors, found["digests"], identities)
 
 
 def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:

@@ -119,7 +119,7 @@ class PreferenceData(PairData):
 
     Raises:
         StoreError: pairs without scores (how many, an example, what to do).
-        ArgumentError: pairs that are cut, as `too_long` says.
+        ArgumentError: pairs that are cut, as `too_long` says; scores made with another end or join.
         DataError: a row that cannot be encoded, named.
     """
 
@@ -133,6 +133,7 @@ class PreferenceData(PairData):
         counts: Sequence[float] | Tensor | None = None,
         too_long: Literal["refuse", "drop"] = "refuse",
     ) -> None:
+        scores.agree_on(tokenisation)
         super().__init__(pairs, tokenizer, tokenisation, counts)
         self.names, self.identities = scores.names, scores.identities
         prompts = [pair.prompt for pair in self.pairs]
