@@ -1,5 +1,6 @@
 """A language model and its tokenizer from a folder or hub id, with an adapter or quantised if asked."""
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,7 +132,10 @@ def load_tokenizer(what: str | os.PathLike[str] | ModelSpec) -> Any:
         tokenizer = load_tokenizer(replace(spec, adapter=None))
         tokenizer.chat_template = template or tokenizer.chat_template
         return tokenizer
-    return _read(transformers.AutoTokenizer, spec.path, **_source(spec))
+    tokenizer, processor = _read(transformers.AutoTokenizer, spec.path, **_source(spec)), Path(spec.path) / "chat_template.json"
+    if tokenizer.chat_template is None and processor.is_file():  # where processors of older versions have it
+        tokenizer.chat_template = json.loads(processor.read_text(encoding="utf-8")).get("chat_template")
+    return tokenizer
 
 
 def load_config(what: str | os.PathLike[str] | ModelSpec) -> Any:

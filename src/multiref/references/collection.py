@@ -18,6 +18,7 @@ from multiref.references.audits import CHECKED, agree_on_layout, changed_tokens,
 from multiref.references.cost_estimate import CostEstimate, estimate_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
+from multiref.references.identity import say_of_templates
 from multiref.references.keys import KeyIndex, content_keys, unique_keys
 from multiref.references.plan import Block, plan, wanted
 from multiref.references.progress import Listener
@@ -103,6 +104,9 @@ class References:
         with _kept(store) as keeper:
             columns = [self._one(name, job, keeper, engine_named(engine), listener, audit == "all") for name in self.names]
             keeper.manifest()
+        tokenizers = {name: getattr(self.open(name), "tokenizer", None) for name in self.names}
+        if (differing := say_of_templates(tokenizers, (prompt for prompt, _ in job.texts))) is not None:
+            listener.notice(differing)
         return SequenceScores(
             self.names,
             job.keys,

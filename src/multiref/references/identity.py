@@ -7,7 +7,7 @@ fixed texts beside its rules, a chat template by how it writes a fixed conversat
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,18 @@ def text_identity(kind: str, tokenizer: Any, tokenisation: Tokenisation) -> dict
         "chat_template": text_digest(source) if template is not None else None,
         "written": text_digest(json.dumps(write_probe(tokenizer, tokenisation))) if template is not None else None,
     }
+
+
+def say_of_templates(tokenizers: Mapping[str, Any], prompts: Iterable[Any]) -> str | None:
+    """Where conversations are written by different chat templates: who has which. None where they are not."""
+    groups: dict[str, list[str]] = {}
+    for name, tokenizer in tokenizers.items():
+        if tokenizer is not None:
+            groups.setdefault(json.dumps(template_of(tokenizer), sort_keys=True), []).append(name)
+    if len(groups) < 2 or all(isinstance(prompt, str) for prompt in prompts):
+        return None
+    who = " | ".join(", ".join(map(repr, names)) for names in groups.values())
+    return f"Conversations are written by different chat templates ({who}): each scores them as its own template writes them."
 
 
 def write_probe(tokenizer: Any, tokenisation: Tokenisation) -> list[str | None]:

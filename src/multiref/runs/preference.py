@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from multiref.data import Pair
 from multiref.models import context_of, load
 from multiref.references import References, SequenceScores
+from multiref.references.identity import say_of_templates
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
@@ -65,6 +66,9 @@ class PreferenceRun(PairsRun, PooledRun):
             number = len(train) + len(held_out)
             say(f"Scoring {number:,} pairs under {len(self.names)} references, or reading what is stored in {store}.")
             scores = opened.score([*train, *held_out], store=store)
+        tokenizers = {"the policy": loaded.tokenizer} | {n: getattr(opened.open(n), "tokenizer", None) for n in opened.names}
+        if (differing := say_of_templates(tokenizers, (pair.prompt for pair in train))) is not None:
+            say(differing)
         train, held_out = (self._untruncated(pairs, scores, say) for pairs in (train, held_out))
         if self.objective.kind == "renormalised_tokens":
             models = [load(each.local("renormalised_tokens needs models here")) for each in self.references]
