@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from multiref.data import Text, as_prompt
 from multiref.data.gsm8k import prompts, read_gsm8k
 from multiref.errors import ConfigError, DataError
 from multiref.runs.sentences import nearest
@@ -67,28 +68,31 @@ class Prompts(Strict):
             return [self._split(f"{problem.question}\n{problem.solution}") for problem in problems]
         return [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=self.style), problems)]
 
-    def _texts(self) -> list[str]:
+    def _texts(self) -> list[Text]:
         path = Path(self.path)
         try:
             content = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
-        texts: list[str] = []
+        texts: list[Text] = []
         if path.suffix == ".txt":
-            texts = [part.strip() for part in content.split("\n\n") if part.strip()]
-            texts = texts if self.pieces is None else _joined(texts, self.pieces)
+            parts = [part.strip() for part in content.split("\n\n") if part.strip()]
+            texts += parts if self.pieces is None else _joined(parts, self.pieces)
         else:
             for number, line in enumerate(content.removesuffix("\n").split("\n")[: self._end], 1):  # no other line ends
                 try:
                     row = json.loads(line)
-                    texts.append(row.get("prompt") or row["text"])
+                    asked = row.get("prompt")
+                    texts.append(as_prompt(row, origin=f"{path.name}:{number}") if asked else row["text"])
+                except DataError:
+                    raise
                 except (ValueError, KeyError, AttributeError):
                     raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
         return texts[self.skip : self._end]
 
-    def _split(self, text: str, unfinished: bool = False) -> Row:
-        """The first words as prompt, the rest as the text that follows it."""
-        if self.words is None:
+    def _split(self, text: Text, unfinished: bool = False) -> Row:
+        """The first words as prompt, the rest as the text that follows it; a conversation is a prompt as it stands."""
+        if self.words is None or not isinstance(text, str):
             return {"prompt": text}
         parts = text.split(" ")
         prompt, rest = " ".join(parts[: self.words]), " ".join(parts[self.words :])

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
+from multiref.models.conversation import Chat
+from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import Rollout
 
 
@@ -132,12 +134,14 @@ class RewardModel:
 
             return rewards_of(self.model, self.tokenizer, prompts, completions, batch=self.batch).tolist()
         texts = [
-            p + c if isinstance(p, str) else self.tokenizer.apply_chat_template([*p, *c], tokenize=False)
+            p + c if isinstance(p, str) else Chat.of(self.tokenizer, p, TOKENISATION).write([*p, *c])
             for p, c in zip(prompts, completions)
         ]
+        # a template writes the start token itself
+        options = {"padding": True, "padding_side": "right", "add_special_tokens": all(isinstance(p, str) for p in prompts)}
         values: list[float] = []
         for start in range(0, len(texts), self.batch):
-            inputs = self.tokenizer(texts[start : start + self.batch], return_tensors="pt", padding=True, padding_side="right")
+            inputs = self.tokenizer(texts[start : start + self.batch], return_tensors="pt", **options)
             values += self.model(**inputs.to(self.model.device)).logits[:, 0].float().tolist()
         return values
 
