@@ -1,0 +1,25 @@
+"""Online training lays rows out as an audit of them finds right: the policy's tokens, and sums over the vocabulary."""
+
+import pytest
+import torch
+
+from multiref.models.sampling import Rollout
+from multiref.training.online.batch import policy_tokens
+from multiref.training.online.vocabulary import vocabulary_terms
+from tests.conftest import make_llama
+from tests.models.naive import naive_token_logps
+from tests.models.test_audit import Entered, NoMask, neighbour, of, rows_of
+from tests.models.test_logps import VOCABULARY
+
+
+@pytest.mark.parametrize("model", [of(NoMask), of(Entered, neighbour(30, 1))], ids=["ignores masks", "sees its neighbour"])
+def test_a_model_that_cannot_share_or_batch_still_says_what_it_says_alone(model):
+    batch = rows_of(40, 50, prompt=20)
+    exact = torch.cat([naive_token_logps(model, item.prompt_ids, ids) for item in batch for ids in item.completions])
+    rollouts = [Rollout("", ("",) * 2, item.prompt_ids, item.completions, (True,) * 2) for item in batch]
+    tokens, mask = policy_tokens(model, rollouts)
+    assert torch.allclose(tokens[mask].double(), exact, atol=1e-4)
+    other = make_llama(VOCABULARY, seed=1)
+    logps, divergence, apart = vocabulary_terms(model, [other, model], batch, [0.0, 1.0], logits_budget=500)
+    assert torch.allclose(logps.double(), exact, atol=1e-4)
+    assert divergence.abs().max() < 1e-5 and apart.abs().max() < 1e-5  # the only reference with weight is the policy
