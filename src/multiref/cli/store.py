@@ -16,7 +16,7 @@ def ls(folder: Folder) -> None:
 
     Example: multiref store ls scores/
     """
-    from multiref.references.protocol import SCORING_VERSION
+    from multiref.references.identity import SCORING_VERSION
     from multiref.references.store import Store
     from multiref.report import Table, print_table
 
