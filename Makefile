@@ -13,11 +13,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks recipes
 BENCHMARKS := exact scoring preference online store bilevel
 
-.PHONY: help setup demo test test-full lint bench hooks dist clean
+.PHONY: help setup demo test test-full fuzz lint bench hooks dist clean
 
 help:
 	@echo "make demo       align a small model against two references and open the report (about five minutes)"
 	@echo "make test       the tests (minutes)      make test-full   the slow ones too, and the library's coverage"
+	@echo "make fuzz       10 000 nearly right inputs at every door: files, arguments, checkpoints (an hour at most)"
 	@echo "make lint       format, undefined names, types, import contracts"
 	@echo "make bench      every benchmark, each adding ratios against a named peer to benchmarks/results.jsonl"
 	@echo "make hooks      lint what changed at every commit (pre-commit)"
@@ -42,6 +43,10 @@ test: $(READY)
 # Coverage of multiref; below the mark in pyproject.toml (tool.coverage.report) it fails.
 test-full: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+# Ten thousand nearly right inputs at every door, each door at most ten minutes.
+fuzz: $(READY)
+	FUZZ=10000 FUZZ_SECONDS=600 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)

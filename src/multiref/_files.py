@@ -2,13 +2,14 @@
 
 import contextlib
 import gzip
+import io
 import os
 import stat
 import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from multiref.errors import DataError, MultirefError, OutputError
 
@@ -23,7 +24,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 
 def open_file(
     path: str | os.PathLike[str], expected: str, *, largest: int = 64 * MIB, error: type[MultirefError] = DataError
-) -> BinaryIO:
+) -> io.BufferedReader:
     """A regular file, opened for reading. A pipe, a device or a folder is refused without being opened.
 
     Args:

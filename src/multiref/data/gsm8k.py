@@ -1,8 +1,8 @@
 """GSM8K: questions with a number as answer, read from a file or the hub; the answer in a solution;
 the rewards of the paper's script, repaired."""
 
-import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
+from multiref._files import read_lines
+from multiref._json import parse_json
 from multiref.data.text import Message, Text, said
 from multiref.errors import ArgumentError, DataError
 
@@ -46,7 +48,7 @@ def read_gsm8k(source: str | Path, *, split: str = "train", limit: int | None = 
     Errors: DataError naming file and row.
     """
     path = Path(source)
-    rows = _file_rows(path) if path.is_file() else _hub_rows(str(source), split)
+    rows = _file_rows(path) if os.path.exists(path) and not os.path.isdir(path) else _hub_rows(str(source), split)
     problems: list[Problem] = []
     for origin, row in rows:
         if limit is not None and len(problems) >= limit:
@@ -178,12 +180,9 @@ def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964)
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in read_lines(path, "a file of problems (.jsonl with question and answer)"):
         if line.strip():
-            try:
-                yield f"{path.name}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path.name}:{number}: not valid JSON ({error}).") from None
+            yield f"{path.name}:{number}", parse_json(line, f"{path.name}:{number}", constants=True)
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, object]]:

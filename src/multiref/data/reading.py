@@ -117,7 +117,7 @@ def _written_out(array: Any) -> int:
         lengths = pyarrow.compute.binary_length(array.dictionary)
         return int(pyarrow.compute.sum(lengths.take(array.indices).cast("int64")).as_py() or 0)
     if pyarrow.types.is_list(array.type) or pyarrow.types.is_large_list(array.type):
-        return array.nbytes - array.values.nbytes + _written_out(array.flatten())
+        return int(array.nbytes - array.values.nbytes) + _written_out(array.flatten())
     if pyarrow.types.is_struct(array.type):
         return sum(map(_written_out, array.flatten()))
     return int(array.nbytes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from multiref.errors import ConfigError
+from multiref.errors import ConfigError, DataError
 from multiref.models import load
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
@@ -133,6 +133,8 @@ class IterativeRun(PooledRun):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("task: iterative runs in one process; start it without a launcher.")
         rows = Prompts(path=self.prompts, limit=self.limit).rows()
+        if talk := next((row["prompt"] for row in rows if not isinstance(row["prompt"], str)), None):
+            raise DataError(f"{self.prompts}: found {len(talk)} messages; a run that buys labels takes texts as prompts.")
         prompts = [" ".join(row["prompt"].split()[: self.prompt_words]) for row in rows]
         answers = self.oracle.make()
         return lambda folder, say: self._job(prompts, answers, folder, say)

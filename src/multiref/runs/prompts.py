@@ -1,12 +1,14 @@
 """Prompts, and the texts that follow them, from the files that settings name."""
 
-import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from multiref._files import MIB, read_lines, read_text
+from multiref._json import parse_json
 from multiref.data import Text, as_prompt
 from multiref.data.gsm8k import prompts, read_gsm8k
 from multiref.errors import ConfigError, DataError
@@ -14,6 +16,7 @@ from multiref.runs.sentences import nearest
 from multiref.runs.strict import Strict
 
 Row = dict[str, Any]
+LARGEST = 1024 * MIB
 
 
 class Prompts(Strict):
@@ -69,25 +72,21 @@ class Prompts(Strict):
         return [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=self.style), problems)]
 
     def _texts(self) -> list[Text]:
-        path = Path(self.path)
-        try:
-            content = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); expected .jsonl with `prompt` or `text`, or .txt.") from None
+        path, expected = Path(self.path), ".jsonl with `prompt` or `text`, or .txt"
         texts: list[Text] = []
         if path.suffix == ".txt":
-            parts = [part.strip() for part in content.split("\n\n") if part.strip()]
+            parts = [part.strip() for part in read_text(path, expected, largest=LARGEST).split("\n\n") if part.strip()]
             texts += parts if self.pieces is None else _joined(parts, self.pieces)
         else:
-            for number, line in enumerate(content.removesuffix("\n").split("\n")[: self._end], 1):  # no other line ends
-                try:
-                    row = json.loads(line)
-                    asked = row.get("prompt")
-                    texts.append(as_prompt(row, origin=f"{path.name}:{number}") if asked else row["text"])
-                except DataError:
-                    raise
-                except (ValueError, KeyError, AttributeError):
-                    raise DataError(f"{path.name}:{number}: expected a JSON object with `prompt` or `text`.") from None
+            for number, line in islice(read_lines(path, expected, largest=LARGEST), self._end):
+                where = f"{path.name}:{number}"
+                row = parse_json(line, where, constants=True)
+                text = row.get("text") if isinstance(row, dict) else None
+                if isinstance(row, dict) and row.get("prompt"):
+                    text = as_prompt(row, origin=where)
+                if not text or not isinstance(text, str | tuple):
+                    raise DataError(f"{where}: expected a JSON object with `prompt` or `text`.")
+                texts.append(text)
         return texts[self.skip : self._end]
 
     def _split(self, text: Text, unfinished: bool = False) -> Row:

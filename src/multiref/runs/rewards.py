@@ -72,7 +72,7 @@ def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
     for text in given:
         kind, _, value = text.partition("=")
         values: dict[str, Any] = {"kind": kind}
-        if kind == "length" and value.isdigit():
+        if kind == "length" and value.isdecimal() and len(value) < 10:
             values["target"] = int(value)
         elif kind in ("lexicon", "model") and value:
             values["path"] = value

@@ -31,15 +31,15 @@ class PlainLoader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
-        event = self.peek_event()
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        at: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            problem = f"found the alias *{event.anchor}; write out what it stands for"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"found the alias *{event.anchor}; write out what it stands for", at)
         if self.depth >= DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"found lists and keys more than {DEPTH} deep", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"found lists and keys more than {DEPTH} deep", at)
         self.depth += 1
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._files import write_whole
+from multiref._files import read_text, write_whole
+from multiref._json import parse_json
 from multiref.errors import ArgumentError, DataError
 from multiref.training.iterative.oracles import LabelsLate
 
@@ -63,18 +64,18 @@ class HumanLabels:
 def read_labels(path: Path, ids: list[str]) -> dict[str, float]:
     """{id: 1.0 where the first is preferred}. A last line that is not finished yet (no newline) is left for the next look."""
     known, found = set(ids), {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path, "labels, one a line").split("\n")
     for row, line in enumerate(lines[:-1], start=1):
         if not line.strip():
             continue
         try:
-            label = json.loads(line)
+            label = parse_json(line, f"{path}:{row}")
             identity, preferred = label["id"], label["preferred"]
         except (ValueError, TypeError, KeyError):
             raise DataError(
                 f'{path}:{row}: expected {{"id": …, "preferred": "first" or "second"}}, found {line[:80]!r}'
             ) from None
-        if identity not in known:
+        if not isinstance(identity, str) or identity not in known:
             raise DataError(
                 f"{path}:{row}: id {identity!r} is none of the {len(ids)} pairs asked; expected ids such as {ids[0]!r}; "
                 "remove the line"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiref._files import read_text
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
 from multiref.models.conversation import Chat
 from multiref.models.spec import TOKENISATION
@@ -254,18 +255,17 @@ def lexicon_reward(path: str | Path) -> Callable[[Sequence[str], Sequence[str]],
         DataError: a file that cannot be read, or a line without a number.
     """
     values: dict[str, float] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected a lexicon of lines word<tab>value") from None
+    lines = read_text(path, "a lexicon of lines word<tab>value").splitlines()
     for row, line in enumerate(lines, start=1):
         parts = line.split("\t")
         if not line.strip():
             continue
         try:
-            values[parts[0].strip().lower()] = float(parts[1])
+            values[parts[0].strip().lower()] = value = float(parts[1])
+            if not math.isfinite(value):
+                raise ValueError("no number that words could add up to")
         except (IndexError, ValueError):
-            raise DataError(f"{path}:{row}: found {line[:60]!r}, expected word<tab>value") from None
+            raise DataError(f"{path}:{row}: found {line[:60]!r}, expected word<tab>value, a finite number") from None
 
     def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         words = [re.findall(r"[a-z']+", text.lower()) for text in completions]

@@ -1,0 +1,48 @@
+"""Inputs that once ended in a traceback, a hang or too much memory: (door of test_doors.py, input)."""
+
+import gzip
+
+_BOMB = (
+    b"a: &a ["
+    + b"x, " * 9
+    + b"x]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (c + 1, c + 1, b", ".join([b"*%c" % c] * 9)) for c in range(97, 112))
+)
+_RUN = b"model: m\nreferences: [{name: a, model: b}]\nbeta: 0.1\noutput: o\n"
+_ITERATIVE = b"task: iterative\nprompts: p\noracle: {kind: lexicon, path: l}\nmethod: bilevel\n" + _RUN
+_SOLVE = b'{"reward": [0, 1], "references": [[0.5, 0.5], [0.2, 0.8]], '
+
+FAILED = [
+    ("run", _BOMB),
+    ("run", b"[" * 10**5),
+    ("run", b"a: " + b"9" * 5000),
+    ("run", b"# " + b"x" * 5 * 10**7),
+    ("run", _ITERATIVE + b"labels: {each: 1, rounds: 1000000000000}\n"),
+    ("run", _ITERATIVE + b"labels: {plan: {}}\n"),
+    ("run", b"\xff\xfe\x00"),
+    ("run", b"? [a]\n: b"),
+    ("solve", b"[" * 10**5),
+    ("solve", _SOLVE + b'"beta": ' + b"9" * 5000 + b"}"),
+    ("solve", _SOLVE + b'"regularizer": "AlphaDivergence", "alpha": 1e308}'),
+    ("solve", _SOLVE + b'"beta": 1e-320}'),
+    ("solve", _SOLVE + b'"beta": NaN}'),
+    ("solve", b'{"reward": [-Infinity, -Infinity], "references": [[0.5, 0.5]]}'),
+    ("solve", b'{"reward": [], "references": {}}'),
+    ("solve", b'{"reward": [0], "references": {"\\ud800": [1]}}'),
+    ("solve", b'\xef\xbb\xbf{"reward": [0], "references": [[1]]}'),
+    ("pairs.jsonl", b'{"chosen": ' * 10**5),
+    ("pairs.jsonl", b'{"chosen": "a", "rejected": "b", "margin": ' + b"9" * 400 + b"}"),
+    ("pairs.jsonl", b'{"chosen": "\\ud800", "rejected": "b"}'),
+    ("pairs.jsonl.gz", gzip.compress(b'{"chosen": "a", "rejected": "b"}')[:-9] + b"\x00" * 9),
+    ("pairs.jsonl.gz", gzip.compress(b" " * 2**20, 9) * 70),
+    ("pairs.parquet", b"PAR1" + b"\xff" * 40 + b"PAR1"),
+    ("prompts", b'{"prompt": ["a"]}\n'),
+    ("prompts", b'{"prompt": 3}\n'),
+    ("lexicon", b"good\tnan\n"),
+    ("arguments", ["score", "p.jsonl", "--reference", "base=m", "--store", "s", "--device", "\U0001f600"]),
+    ("arguments", ["inspect", "p.jsonl", "--store", "a" * 5000]),
+    ("arguments", ["bound", "--from-scores", "9" * 5000]),
+    ("arguments", ["train", "--config", "a" * 5000]),
+    ("arguments", ["score", "p.jsonl", "--reference", "[/b]=m", "--store", "s"]),
+    ("arguments", ["train", "--config", "c.yaml", "--set", "²=1"]),
+]

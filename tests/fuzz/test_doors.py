@@ -1,0 +1,205 @@
+"""Every door for what comes from outside, knocked on with inputs that are nearly right.
+
+What may happen: it is accepted, or one of our errors says what is wrong. Any other exception, more than `SECONDS` for one
+input, or memory beyond `MIB` is a failure. `make fuzz` tries FUZZ=10000 of them at each door within FUZZ_SECONDS.
+Inputs that once failed stand in `corpus.py` and are always tried.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import resource
+import time
+import warnings
+from pathlib import Path
+from random import Random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from multiref.cli import app
+from multiref.data import read_pairs
+from multiref.data.gsm8k import read_gsm8k
+from multiref.errors import MultirefError, MultirefWarning
+from multiref.runs import read_run
+from multiref.runs.prompts import Prompts
+from multiref.training.checkpoint import read_plain, save_state
+from multiref.training.iterative.human_labels import read_labels
+from multiref.training.online.rewards import lexicon_reward
+from multiref.training.sums import newest_whole
+from tests.fuzz.corpus import FAILED
+from tests.fuzz.mutations import change, damage, dump
+
+TRIES, TOTAL = int(os.environ.get("FUZZ", "100")), float(os.environ.get("FUZZ_SECONDS", "3"))
+SECONDS, MIB = 20.0, 1024
+
+PROBLEM = {"reward": [0.0, 1.0, 0.5], "references": {"a": [0.7, 0.2, 0.1], "b": [0.1, 0.2, 0.7]}, "weights": [0.5, 0.5],
+           "beta": 1.0, "regularizer": "AlphaDivergence", "alpha": 0.5, "order": -1.0}  # fmt: skip
+TALK = [{"role": "user", "content": "q"}]
+PAIRS = [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5}, {"prompt": TALK, "chosen": [{**TALK[0]}], "rejected":
+         [{"role": "assistant", "content": "no"}]}]  # fmt: skip
+REFERENCES = [{"name": "a", "model": "first", "weight": 0.5}, {"name": "b", "model": {"path": "second"}, "weight": 0.5}]
+POOLED = {"model": "policy", "references": REFERENCES, "beta": 0.1, "output": "run"}
+RUNS = [
+    {**POOLED, "data": {"path": "p.jsonl", "limit": 5}, "evaluation": {"fraction": 0.5}, "tokenisation": {"max_length": 9},
+     "training": {"learning_rate": 5e-7, "num_train_epochs": 1, "lr_scheduler_type": "cosine"}, "lora": {"r": 4}},
+    {"task": "reward", "model": "m", "data": "p.jsonl", "output": "r", "training": {"max_steps": 3}},
+    {**POOLED, "task": "online", "prompts": [{"path": "p.jsonl", "words": 3}], "rewards": [{"kind": "lexicon", "path": "x"}],
+     "method": {"name": "grpo", "group": 4}, "adaptive_beta": {"target": 1.0}, "training": {"steps": 3, "max_new_tokens": 4}},
+    {**POOLED, "task": "distill", "prompts": ["p.jsonl"], "training": {"steps": 3}},
+    {**POOLED, "task": "iterative", "prompts": "p.jsonl", "oracle": {"kind": "lexicon", "path": "l", "temperature": 1.0},
+     "method": {"name": "bilevel"}, "labels": {"each": 8, "rounds": 2}, "plan": {"steps": 3}},
+]  # fmt: skip
+
+
+def lines(rows):
+    return b"".join(dump(row) + b"\n" for row in rows)
+
+
+def parquet(rows):
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+    return stream.getvalue()
+
+
+def maybe_damage(content, random):
+    return damage(content, random) if random.random() < 0.3 else content
+
+
+# door → (an input from a random source, what opens it). An input is bytes, written to a file, or a list of arguments.
+
+
+def solve(content, path):
+    found = CliRunner().invoke(app, ["solve", "-", "--json"], input=content)
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    if found.exit_code == 0:
+        assert abs(sum(2.718281828459045**p for p in json.loads(found.stdout)["log_policy"]) - 1) < 1e-6
+
+
+def written(name, read):
+    def door(content, folder):
+        (folder / name).write_bytes(content)
+        return read(folder / name)
+
+    return door
+
+
+def checkpoint(content, folder):
+    (folder / "c" / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+    (folder / "c" / "checkpoint-7" / "state.safetensors").write_bytes(content)
+    with contextlib.suppress(ValueError, OSError):  # as it says
+        read_plain(folder / "c" / "checkpoint-7" / "state.safetensors")
+    newest_whole(folder / "c")
+
+
+def arguments(content, folder):
+    found = CliRunner().invoke(app, content)
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+
+
+def state(random):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = save_state(Path(folder), 1, {"step": 1, "list": [1, (2.5, "x")], "none": None}, keep=1)
+        return (made / "state.safetensors").read_bytes()
+
+
+VERBS = [
+    ["score", "p.jsonl", "--reference", "base=m", "--store", "s", "--device", "cpu", "--limit", "2", "--max-length", "50"],
+    ["store", "ls", "s"], ["store", "verify", "s"], ["store", "prune", "s", "--reference", "x"], ["store", "export", "s", "o"],
+    ["inspect", "p.jsonl", "--store", "s", "--name", "base", "--limit", "3", "--seed", "1", "--html", "i.html"],
+    ["train", "--config", "c.yaml", "--set", "beta=1", "--set", "references.0.weight=2"],
+    ["sweep", "d", "d", "--prompts", "p.jsonl", "--out", "w", "--samples", "1", "--seed", "1", "--reward", "length=3"],
+    ["evaluate", "--policy", "a=m", "--out", "e", "--prompts", "p.jsonl", "--reward", "length=3", "--seed", "1"],
+    ["bound", "reverse-kl-suboptimality", "--samples", "1e5", "--beta", "0.1"], ["bound", "--from-scores", "s"],
+    ["solve", "p.json", "--json"],
+]  # fmt: skip
+WORDS = ["", "x", "[/b]", "[red]x", "\ud800", "a" * 300, "a" * 5000, "0", "-1", "1e308", "nan", "9" * 5000, "cuda:99",
+         "meta", "a=b", "=", "a=", "[/b]=m", "a\0b", "..", "/dev/zero", "http://127.0.0.1:9", "😀", "%s", "{}", "--", "²",
+         "lexicon=x", "length=[/b]", "length=²", "beta={", "a.b.c=1", "references.²=1", "references.0.model=[/b]",
+         "a=" + "[" * 999]  # fmt: skip
+
+
+def words(random):
+    made = list(random.choice(VERBS))
+    for _ in range(random.choice([1, 1, 2])):
+        at = random.randrange(1, len(made))
+        made[at : at + random.choice([0, 1, 1, 1])] = [random.choice(WORDS)] if random.random() < 0.9 else []
+    return made
+
+
+def of(base, dump=dump):
+    bases = base if isinstance(base, tuple) else (base,)
+    return lambda random: maybe_damage(dump(change(random.choice(bases), random)), random)
+
+
+def rows(changed):
+    return lines(changed) if isinstance(changed, list) else dump(changed)
+
+
+DOORS = {
+    "solve": (of(PROBLEM), solve),
+    "pairs.jsonl": (of(PAIRS, rows), written("a.jsonl", read_pairs)),
+    "pairs.json": (of(PAIRS), written("a.json", read_pairs)),
+    "pairs.jsonl.gz": (lambda random: damage(gzip.compress(lines(PAIRS)), random), written("a.jsonl.gz", read_pairs)),
+    "pairs.parquet": (lambda random: damage(parquet(PAIRS[:1] * 9), random), written("a.parquet", read_pairs)),
+    "run": (of(tuple(RUNS)), written("run.yaml", read_run)),
+    "prompts": (of(({"prompt": "a b"}, {"text": "c"}), lambda row: dump(row) + b"\n"),
+                written("p.jsonl", lambda path: Prompts(path=str(path), words=2).rows())),
+    "problems": (of({"question": "1+1?", "answer": "2 #### 2"}), written("g.jsonl", read_gsm8k)),
+    "labels": (of(({"id": "a-0", "preferred": "first"},), lambda row: dump(row) + b"\n"),
+               written("l.jsonl", lambda path: read_labels(path, ["a-0"]))),
+    "lexicon": (lambda random: damage(b"good\t1\nbad\t-1.5\n", random), written("l.txt", lexicon_reward)),
+    "checkpoint": (lambda random: damage(state(random), random), checkpoint),
+    "arguments": (words, arguments),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_bytes(lines(PAIRS[:1] * 3))
+    (tmp_path / "d").mkdir()
+    return tmp_path
+
+
+def knock(door, content, folder):
+    """Open the door once; what happens is one of the two things that may."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MultirefWarning)
+        try:
+            DOORS[door][1](content, folder)
+        except MultirefError as error:
+            assert str(error), "an error without a word"
+    assert time.monotonic() - began < SECONDS, "too slow"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MIB * 1024, "too much memory"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_nothing_that_is_nearly_right_gets_through_or_breaks(door, folder):
+    until = time.monotonic() + TOTAL
+
+    @settings(
+        max_examples=TRIES, deadline=None, database=None, derandomize=TRIES == 100, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.integers(0, 2**63))
+    def knocks(seed):
+        if time.monotonic() < until:
+            knock(door, DOORS[door][0](Random(seed)), folder)
+
+    knocks()
+
+
+@pytest.mark.parametrize(("door", "content"), FAILED)
+def test_what_once_failed(door, content, folder):
+    knock(door, content, folder)
