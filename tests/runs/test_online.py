@@ -137,7 +137,7 @@ def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
     bad.write_text('{"text": "fine"}\nnot json\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
         do({**config, "prompts": [{"path": str(bad)}]}, say=lambda text: None)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         do({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
 
 
