@@ -215,7 +215,7 @@ def test_attention_and_the_template_s_arguments_of_all_and_of_one(tmp_path, tiny
         for file in tiny_folder.iterdir():
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
-        tokenizer.chat_template = CHATML.replace("{% endif %}", "{{ 'hm' if think }}{% endif %}")
+        tokenizer.chat_template = "{{ 'hm' if think }}" + CHATML
         tokenizer.save_pretrained(tmp_path / name)
     user, data = [{"role": "user", "content": "the dog"}], tmp_path / "chat.jsonl"
     sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from multiref.data import Pair, as_pair
 from multiref.errors import ArgumentError
+from multiref.integrations.trl_columns import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
 from multiref.references.scores import SequenceScores
 
 if TYPE_CHECKING:
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from multiref.integrations.trl_rloo import reference_reward, rloo
 
 __all__ = ["ReferenceColumnsDPOTrainer", "reference_reward", "rloo", "with_reference_columns"]
-
-COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
-DIGESTS = ("ref_chosen_digests", "ref_rejected_digests")  # by reference, which token ids were scored: `Encoded.digest`
-CONVENTION = "ref_convention"  # JSON of what policy and references must agree on: the end token, the join
-GIVEN = "ref_texts"  # prompt, chosen, rejected where they are strings, to which TRL adds an end
-TEXTS = ("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs")
 
 
 def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: Any) -> Any:
@@ -78,14 +72,6 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
     if pairs and isinstance(pairs[0].prompt, str):
         dataset = dataset.add_column(GIVEN, [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs])
     return dataset.add_column(CONVENTION, [known.pop() if known else "{}"] * len(pairs))
-
-
-def pairs_of(dataset: Any, what: str) -> list[Pair]:
-    """A dataset's rows as pairs, their texts and what belongs to them."""
-    if GIVEN in dataset.column_names:
-        return [Pair(*texts, origin=f"{what} {number}") for number, texts in enumerate(dataset[GIVEN], 1)]
-    texts = dataset.select_columns([name for name in TEXTS if name in dataset.column_names])
-    return [as_pair(row, origin=f"{what} {number}") for number, row in enumerate(texts, 1)]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from multiref.data import Pair
 from multiref.errors import ArgumentError, MultirefWarning
-from multiref.integrations.trl import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
+from multiref.integrations.trl_columns import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
 from multiref.models import Encoded, Tokenisation, encode_many
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -241,7 +241,8 @@ def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any
         elsewhen = write()
     if elsewhen == write():
         return None
-    for name in dict.fromkeys(re.findall(r"(\w+)\s+is\s+(?:not\s+)?defined", source)):
+    names: list[str] = re.findall(r"(\w+)\s+is\s+(?:not\s+)?defined", source)
+    for name in dict.fromkeys(names):
         if name in ("strftime_now", "tools", "messages"):
             continue
         fixed = Chat(tokenizer, {**tokenisation.chat_template_kwargs, name: "26 Jul 2024"})

@@ -116,7 +116,7 @@ class SequenceScores:
         rows = [self.names.index(name) for name in names]
         parts = (getattr(self, what)[rows] for what in ("logps", "lengths", "truncated", "digests"))
         known = tuple(self.identities[row] for row in rows) if self.identities else ()
-        return SequenceScores(tuple(names), self.keys, *parts, known)
+        return SequenceScores(tuple(names), self.keys, *parts, identities=known)
 
     @property
     def conventions(self) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
     tensors = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
     notes = store.references()
     identities = tuple(notes[address]["identity"] for address in named.values())
-    return SequenceScores(tuple(named), keys, *tensors, found["digests"], identities)
+    return SequenceScores(tuple(named), keys, *tensors, digests=found["digests"], identities=identities)
 
 
 def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:
