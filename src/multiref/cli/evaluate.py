@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from multiref.cli.options import Seed
+
 
 def command(
     policy: Annotated[
@@ -52,7 +54,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Prompts side by side; a killed call loses at most these.")] = 8,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap over prompts.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Seed = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default a GPU if there is one.")] = None,
 ) -> None:

@@ -20,7 +20,7 @@ NamedReferences: TypeAlias = Annotated[
     ),
 ]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")]
-Seed: TypeAlias = Annotated[int, typer.Option(help="Of everything that is drawn: samples, folds, resampling.")]
+Seed: TypeAlias = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of what is drawn: samples, folds, resampling.")]
 Dtype: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default float32.")]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")]
 

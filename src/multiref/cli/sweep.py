@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from multiref.cli.options import Seed
+
 
 def command(
     runs: Annotated[
@@ -19,7 +21,7 @@ def command(
     samples: Annotated[int, typer.Option(min=1, help="Completions per prompt from each run's policy.")] = 8,
     limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Seed = 0,
     reward: Annotated[
         list[str] | None,
         typer.Option(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from multiref._files import MIB, read_text
+from multiref._json import parse_json
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 from multiref.runs.yaml_values import PlainLoader
@@ -81,7 +82,10 @@ class RunFolder:
     def read(self, name: str) -> Any:
         """What a JSON file holds; None where it is not there."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        text = read_text(path, "a file that this run wrote", error=OutputError)
+        return parse_json(text, str(path), error=OutputError, constants=True, expected="Remove it; it is made again.")
 
     def write_model(self, save: Callable[[Path], None]) -> None:
         """The model folder: written beside its place, then moved there. What `save` refuses, by a ModelError, is kept as
@@ -123,11 +127,13 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; one that a kill cut short is left out."""
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ():
+        for text in self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else ():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(line, dict):
+                lines.append(line)
         return lines
 
     def append_metrics(self, line: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from multiref.training.checks import check_seed
 from multiref.training.sums import write_sums
 
 __all__ = [
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
 
 def training_arguments(output_dir: str, given: Mapping[str, Any]) -> TrainingArguments:
     """`TrainingArguments` with our defaults under what is given."""
+    check_seed(given.get("seed", 0))
     return TrainingArguments(output_dir, **{**DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **given})
 
 

@@ -12,6 +12,12 @@ def check_choice(name: str, found: object, known: Any) -> None:
         raise ArgumentError(f"{name}: found {found!r}, expected one of {', '.join(map(str, words))}.")
 
 
+def check_seed(seed: object) -> None:
+    """ArgumentError unless the random generators that we use (torch's, numpy's) all take the seed."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ArgumentError(f"seed: expected a whole number from 0 to 4294967295, found {seed}.")
+
+
 def check_at_least(values: object, least: int, *names: str) -> None:
     """ArgumentError for the first of these attributes of `values` that is less."""
     for name in names:

@@ -26,7 +26,7 @@ def command(
     seeds: Annotated[
         int | None, typer.Option(help="Independent data sets of each cell; by default 20 (transformer: 8).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Where the random numbers begin.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Where the random numbers begin.")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two points an axis and few seeds: a look, in about a minute.")
     ] = False,

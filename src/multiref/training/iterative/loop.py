@@ -12,7 +12,7 @@ import torch
 
 from multiref._files import write_whole
 from multiref.errors import ArgumentError, MultirefError, StoreError
-from multiref.training.checks import check_choice
+from multiref.training.checks import check_choice, check_seed
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
 from multiref.training.sums import newest_whole
@@ -60,6 +60,7 @@ class Plan:
         counts = list(self.labels)
         if not counts or counts[0] < 1 or any(b <= a for a, b in itertools.pairwise(counts)):
             raise ArgumentError(f"labels: found {counts[:5]}, expected growing cumulative counts such as [100, 200, 400]")
+        check_seed(self.seed)
         check_choice("optimizer", self.optimizer, ("adam", "muon"))
         if not 0 < self.final_rate <= 1:
             raise ArgumentError(f"final_rate: found {self.final_rate}, expected a share of learning_rate in (0, 1]")

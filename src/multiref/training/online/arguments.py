@@ -8,7 +8,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models import Generation
-from multiref.training.checks import check_at_least, check_choice
+from multiref.training.checks import check_at_least, check_choice, check_seed
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -54,6 +54,7 @@ class OnlineArguments:
 
     def __post_init__(self) -> None:
         self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
+        check_seed(self.seed)
         check_choice("mixed_precision", self.mixed_precision, (None, "none", "bf16", "fp16"))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_at_least(self, 1, "steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every")
