@@ -66,6 +66,7 @@ def test_the_first_loss_is_log_two(kind, end, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*texts did not fit")
 def test_what_trl_would_cut_or_scores_otherwise_is_not_trained_in_silence(tmp_path):
     with pytest.raises(ArgumentError, match="max_length"):
         first_loss(ROWS["plain"], tmp_path, max_length=8)
