@@ -176,8 +176,9 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisati
     texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     origins = [pair.origin or f"pair {number}" for number, pair in enumerate(pairs, 1)]
     encoded = encode_many(tokenizer, texts, tokenisation, origins=origins)
-    for origin, item in zip(origins, encoded):
-        if item.completions[0] == item.completions[1] and item.context(0) == item.context(1) and not any(item.truncated):
+    for pair, origin, item in zip(pairs, origins, encoded):
+        same = item.completions[0] == item.completions[1] and item.context(0) == item.context(1)
+        if same and pair.chosen != pair.rejected and not any(item.truncated):
             raise DataError(
                 f"{origin}: chosen and rejected are different texts and become the same tokens, so the row says nothing about "
                 "preference. The tokenizer or the chat template deletes what tells them apart; remove the row, or use another."
