@@ -11,7 +11,7 @@ from torch import nn
 
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError
-from multiref.models import Tokenisation, completion_logps, encode
+from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
@@ -130,6 +130,15 @@ def test_a_hook_that_adds_noise_is_found():
     rows = [encode(word_tokenizer(WORDS), "w0", (" w2",), END)]
     with pytest.raises(ModelError, match=r"^model\.norm "):
         refuse_noise(model, plain_rows(model, rows))
+
+
+def test_a_reference_that_draws_is_refused_by_the_same_name():
+    model = small_llama(9, spread=0.3)
+    model.model.layers[0].mlp.up_proj.__class__ = HardCoded
+    rows = [{"prompt": "w0 w1", "chosen": " w2 w3 w4 w5", "rejected": " w3 w1 w1"}]
+    loaded = LanguageModel(model, word_tokenizer(WORDS), "noisy")
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj \(HardCoded\) draws random numbers"):
+        mr.References({"a": loaded}, tokenisation=END).score(rows)
 
 
 def pairs_and_scores():

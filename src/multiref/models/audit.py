@@ -23,6 +23,7 @@ from multiref.models.architecture import AtRest, as_its_weights_are, check_rows,
 from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches, sequence_length
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, Plain, device_of, forward_logps, plain_logps
+from multiref.models.noise import plain_rows, refuse_noise
 from multiref.models.rows import lay_out, row_length
 
 TOLERANCE = 1e-4  # nats a token, in float32 or wider
@@ -286,6 +287,7 @@ class _Auditor:
         if error <= limit:
             return
         if (noise := _largest(judge.fresh(item).logps, judge.plain(item).logps)) > TOLERANCE:
+            refuse_noise(judge.model, plain_rows(judge.model, [item]))  # by the module's name
             raise ModelError(
                 f"{type(self.model).__name__} gives one row two scores (a token differs by {noise:.2g} nats): something in it "
                 "draws random numbers in evaluation mode. Expected a likelihood; take the noise out of the model."
