@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, ModelError
 from tests.conftest import make_llama, make_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -212,3 +212,21 @@ def test_generation_settings_of_the_policy_that_bend_sampling_are_refused(settin
     policy.generation_config.update(**settings)
     with pytest.raises(ArgumentError, match=f"generation_config: the policy's has .*{word}"):
         check_generation(policy)
+
+
+def test_dropout_that_trl_leaves_on_is_refused_by_its_module(folders, tmp_path):
+    """TRL trains in training mode, and its switch knows dropout in modules alone."""
+    from tests.conftest import make_gpt2
+
+    folder = tmp_path / "gpt2"
+    tokenizer = make_tokenizer("bytelevel", chat=True)
+    make_gpt2(len(tokenizer), attn_pdrop=0.1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"h\.0\.attn.* draws random numbers in training mode.*disable_dropout=True"):
+        build(
+            folders,
+            tmp_path,
+            model=str(folder),
+            references={"base": str(folder), "second": folders["second"], "foreign": folders["foreign"]},
+            args={"disable_dropout": False},
+        )

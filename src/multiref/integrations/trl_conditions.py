@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from multiref.errors import ArgumentError, ModelError
+from multiref.models import Encoded
+from multiref.models.noise import plain_rows, refuse_noise
 
 SUPPORTED = "trl>=1.3,!=1.15.0"
 
@@ -59,6 +61,23 @@ def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
                 f"than the one whose "
                 "log-probabilities are taken. Remove it."
             )
+
+
+def check_noise(trainer: Any, tokenizer: Any) -> None:
+    """The policy's log-probabilities in the mode in which TRL trains, training mode, are no draws.
+    ModelError, naming the module. (Not asked of a model that is spread over processes.)"""
+    if trainer.accelerator.num_processes > 1:
+        return
+    ids = tuple(tokenizer("a b c")["input_ids"])
+    modes = {module: module.training for module in trainer.model.modules()}
+    trainer.model.train()
+    try:
+        refuse_noise(trainer.model, plain_rows(trainer.model, [Encoded(ids, (ids,), (False,))]))
+    except ModelError as error:
+        raise ModelError(f"{error} Set RLOOConfig(disable_dropout=True), and lora_dropout to 0.") from None
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 _UNBENT = {

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-from multiref.integrations.trl_conditions import check_arguments, check_generation, check_reference, check_version
+from multiref.integrations.trl_conditions import (
+    check_arguments,
+    check_generation,
+    check_noise,
+    check_reference,
+    check_version,
+)
 from multiref.models import Tokenisation
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
@@ -54,6 +60,7 @@ class ReferenceReward:
         self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
         check_generation(getattr(trainer, "model", None))
         check_reference(trainer, self.scorer, self.policy_reference)
+        check_noise(trainer, self.tokenizer)
         self._checked = True
 
     def __call__(
@@ -165,7 +172,8 @@ def rloo(
 
     Args:
         model: the policy, as TRL takes it.
-        args: an `RLOOConfig` whose beta and temperature are checked, or its keyword arguments as a mapping (beta is filled in).
+        args: an `RLOOConfig` whose beta and temperature are checked, or its keyword arguments as a mapping (beta is filled in,
+            and dropout is off).
         options: for opening references. trainer_options: for `RLOOTrainer`.
         Others as of `reference_reward`.
     """
@@ -174,7 +182,7 @@ def rloo(
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     if args is None or isinstance(args, Mapping):
-        args = RLOOConfig(**{"output_dir": "rloo", "beta": beta, **(args or {})})
+        args = RLOOConfig(**{"output_dir": "rloo", "beta": beta, "disable_dropout": True, **(args or {})})
     check_arguments(args, beta=beta, temperature=args.temperature)
     reward = reference_reward(
         references,

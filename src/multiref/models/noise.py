@@ -99,9 +99,10 @@ def refuse_noise(model: nn.Module, forward: Callable[[], Tensor]) -> None:
         return  # drawn, and nothing depends on it: a layer that is dropped with probability 0
     matter = [name for (name, a), (_, b) in zip(first.movers, other.movers) if a != b]
     name = next(iter([*matter, *(name for name, _ in first.movers), ""]))
+    mode = "training" if model.training else "evaluation"
     kind = type(dict(model.named_modules()).get(name, model)).__name__
     raise ModelError(
-        f"{name or type(model).__name__} ({kind}) draws random numbers although the model is in evaluation mode, and its "
+        f"{name or type(model).__name__} ({kind}) draws random numbers in {mode} mode, and the model's "
         f"log-probabilities differ by {_distance(first.values, other.values):.2g} from pass to pass; expected a likelihood "
         "without noise. Set its dropout or jitter to zero, or remove what adds the noise."
     )
