@@ -83,7 +83,10 @@ def test_it_is_no_matter_of_other_policies(folder, tmp_path):
         if "lora_B" in name:
             torch.nn.init.ones_(parameter)
     assert "start/self" not in trained(adapted, scores, tmp_path)
-    assert "start/self" not in trained(mr.models.load(folder, device="cpu").model, replace(scores, identities=()), tmp_path)
+    same = mr.models.load(folder, device="cpu").model
+    assert "start/self" not in trained(same, replace(scores, identities=()), tmp_path)
+    other = tuple({**identity, "start": False} for identity in scores.identities)  # another tokenisation, of its own
+    assert "start/self" not in trained(same, replace(scores, identities=other), tmp_path)
 
 
 def test_a_resumed_run_is_not_asked(folder, tmp_path):

@@ -135,7 +135,7 @@ class PreferenceData(PairData):
     ) -> None:
         scores.agree_on(tokenisation)
         super().__init__(pairs, tokenizer, tokenisation, counts)
-        self.names, self.identities = scores.names, scores.identities
+        self.names, self.identities, self.said = scores.names, scores.identities, tokenisation.identity()
         prompts = [pair.prompt for pair in self.pairs]
         columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)

@@ -107,7 +107,7 @@ class PreferenceTrainer(PairTrainer):
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
-        self._starts_as = starts_as(model, processing_class, train.identities)
+        self._starts_as = starts_as(model, processing_class, train.identities, train.said)
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
 
     @property

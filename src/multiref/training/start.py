@@ -16,15 +16,19 @@ from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fin
 _log = logging.getLogger("multiref")
 _ROUNDING = {"float32": 1e-4, "float64": 1e-4}  # nats a token; other formats, and autocast:
 _COARSE = 0.1
+_TEXT = ("start", "end", "join", "truncation", "chat_template_kwargs")
 _HASHED = 2**31  # parameters: a larger model in memory is not hashed to find out what it is
 
 
-def starts_as(model: nn.Module, tokenizer: Any, identities: Sequence[Mapping[str, Any]]) -> list[int]:
+def starts_as(
+    model: nn.Module, tokenizer: Any, identities: Sequence[Mapping[str, Any]], said: Mapping[str, Any] = {}
+) -> list[int]:
     """Places of the references that are the policy as it stands, new adapters aside: whole models, not quantised, of its
     tokenizer and weights. What was loaded from the same folder is compared with that, what is in memory by digest.
 
     Args:
         identities: of `SequenceScores`: each reference's own, with its `location`.
+        said: `Tokenisation.identity` of the policy's; a reference with another is none of these.
     """
     if not identities or getattr(model, "quantization_method", None) is not None:
         return []
@@ -33,7 +37,7 @@ def starts_as(model: nn.Module, tokenizer: Any, identities: Sequence[Mapping[str
         place
         for place, identity in enumerate(identities)
         if not identity.get("adapter") and not identity.get("quantization") and identity.get("tokenizer") == tokens
-        if weights.are_those_of(identity)
+        if all(identity.get(name) == said.get(name) for name in _TEXT) and weights.are_those_of(identity)
     ]
 
 
