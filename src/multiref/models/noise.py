@@ -76,18 +76,21 @@ def plain_rows(model: nn.Module, items: Sequence[Encoded]) -> Callable[[], Tenso
 
 
 @torch.no_grad()
-def refuse_noise(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+def refuse_noise(model: nn.Module, forward: Callable[[], Tensor], agreed: Callable[[bool], bool] = bool) -> None:
     """ModelError, naming the first module, where `forward` (of real rows, in the mode in which the model trains) is random.
 
     One pass has to leave every generator where it was. Where one moved, three more decide whether that matters: under two
     seeds the values have to differ by more than under one, with trainable zeros (LoRA's B, a new head) moved for the time,
     for behind them nothing shows. Generators and weights are left as they were found.
+
+    Args:
+        agreed: whether it is so on any of the processes that call this together.
     """
     sources = _sources(model)
     before = [source.state() for source in sources]
     try:
         forward()
-        if not _moved(sources, before):
+        if not agreed(_moved(sources, before)):
             return
         with _zeros_moved(model):
             first, again, other = (_watched(model, forward, sources, seed) for seed in (1, 1, 2))

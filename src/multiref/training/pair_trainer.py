@@ -101,7 +101,8 @@ class PairTrainer(Trainer):
             longest = max(range(len(data)), key=data.row_lengths.__getitem__)
             pairs = data.batch(sorted({0, longest}))
             set_evaluation_mode(self.model)  # type: ignore[arg-type]
-            refuse_noise(self.model, self.plain_pass(model, pairs))  # type: ignore[arg-type]
+            anywhere = lambda moved: bool(self.summed(torch.tensor(int(moved), device=self.args.device)) > 0)  # noqa: E731
+            refuse_noise(self.model, self.plain_pass(model, pairs), anywhere)  # type: ignore[arg-type]
             self.audit(model)
             self._examined = True
 

@@ -160,8 +160,9 @@ class PreferenceTrainer(PairTrainer):
     def audit(self, model: nn.Module) -> None:
         """On all rows, in passes of as many pairs as a micro-batch has; ranks of a sharded model bring their parts together."""
         rows, size = self.train_dataset.encoded, self.args.per_device_train_batch_size  # type: ignore[union-attr]
-        rows = rows[self.args.process_index :: self.args.world_size] if self.is_fsdp_enabled else rows
-        audit_layout(model, rows, token_budget=self.token_budget or ONE_PASS, cuts=range(size, len(rows), size), always=True)
+        cuts = range(size, len(rows), size)  # of the rows of all ranks, the same on each
+        mine = rows[self.args.process_index :: self.args.world_size] if self.is_fsdp_enabled else rows
+        audit_layout(model, mine, token_budget=self.token_budget or ONE_PASS, cuts=cuts, always=True)
 
     @torch.no_grad()
     def check_start(self, model: nn.Module) -> None:
@@ -169,7 +170,8 @@ class PreferenceTrainer(PairTrainer):
         data: PreferenceData = self.train_dataset  # type: ignore[assignment]
         if not self._starts_as:
             return
-        chosen = torch.linspace(0, len(data) - 1, min(len(data), 8)).long().unique().tolist()
+        few = min(len(data), self.args.per_device_train_batch_size, 8)
+        chosen = torch.linspace(0, len(data) - 1, few).long().unique().tolist()
         pairs = data.batch(chosen)
         own = self._logps(model, pairs).policy
         bare: Any = self.model
