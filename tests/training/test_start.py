@@ -9,10 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import multiref as mr
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError, ModelError, OutputError
 from multiref.models import LanguageModel, Tokenisation
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
+from multiref.training.sums import SUMS
 from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
@@ -106,7 +107,11 @@ def test_a_resumed_run_is_not_asked(folder, tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 2
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-1" / SUMS).unlink(missing_ok=True)  # as of a run with save_only_model
     with pytest.raises(ArgumentError, match="holds no optimizer's state"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with pytest.raises(OutputError, match="holds no whole checkpoint"):
+        trainer.args.output_dir = str(tmp_path / "empty")
         trainer.train(resume_from_checkpoint=True)
 
 

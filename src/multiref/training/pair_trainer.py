@@ -69,6 +69,8 @@ class PairTrainer(Trainer):
         True: from the newest checkpoint whose sums agree. OutputError for one that changed since it was written;
         ArgumentError for one without the optimizer's state, with which transformers would start anew in silence."""
         at = newest_whole(Path(str(self.args.output_dir)))[0] if resume_from_checkpoint is True else resume_from_checkpoint
+        if at is None and resume_from_checkpoint is True:
+            raise OutputError(f"{self.args.output_dir} holds no whole checkpoint to go on from; train anew.")
         if at and (Path(at) / SUMS).exists() and (problem := damage(Path(at))):
             raise OutputError(f"{at} is damaged: {problem}; remove it and go on from the one before.")
         if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
