@@ -105,10 +105,10 @@ class LocalReference:
     def audit(self, blocks: Sequence[Sequence[Item]], *, everything: bool = False) -> Audit:
         """The layout that stands for these items, each block of which is scored together (see `models.audit_layout`)."""
         parts = [self.encode(block) for block in blocks]
-        items, encoded = ([each for part in whole for each in part] for whole in (blocks, parts))
+        encoded = [each for part in parts for each in part]
         self._computed = {}
         with self.loaded() as model:
-            check_rows(model, encoded, [item.prompt for item in items])
+            check_rows(model, encoded, [item.prompt for block in blocks for item in block])
             cuts = list(accumulate(map(len, parts)))
             return audit_layout(model, encoded, cuts=cuts, everything=everything, scores=self._computed, **self._options)
 

@@ -114,9 +114,9 @@ class SequenceScores:
                 f"No reference is called {unknown[0]!r} in these scores; there are {', '.join(map(repr, self.names))}."
             )
         rows = [self.names.index(name) for name in names]
-        parts = (getattr(self, what)[rows] for what in ("logps", "lengths", "truncated", "digests"))
+        logps, lengths, truncated = self.logps[rows], self.lengths[rows], self.truncated[rows]
         known = tuple(self.identities[row] for row in rows) if self.identities else ()
-        return SequenceScores(tuple(names), self.keys, *parts, identities=known)
+        return SequenceScores(tuple(names), self.keys, logps, lengths, truncated, digests=self.digests[rows], identities=known)
 
     @property
     def conventions(self) -> list[dict[str, Any]]:

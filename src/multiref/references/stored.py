@@ -48,10 +48,10 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
         del rows, index  # one reference's rows at a time
     if not there.all():
         keys, found = keys[there], {what: values[:, there] for what, values in found.items()}
-    tensors = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
+    logps, lengths, truncated = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
     notes = store.references()
     identities = tuple(notes[address]["identity"] for address in named.values())
-    return SequenceScores(tuple(named), keys, *tensors, digests=found["digests"], identities=identities)
+    return SequenceScores(tuple(named), keys, logps, lengths, truncated, digests=found["digests"], identities=identities)
 
 
 def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:

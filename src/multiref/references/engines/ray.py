@@ -73,8 +73,9 @@ class RayEngine:
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             index, actor = busy.pop(done)
-            logps, lengths, truncated, digests = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
-            result = Scored(*(torch.from_numpy(np.array(part)) for part in (logps, lengths, truncated)), digests=digests)
+            *parts, digests = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
+            logps, lengths, truncated = (torch.from_numpy(np.array(part)) for part in parts)
+            result = Scored(logps, lengths, truncated, digests)
             if queue:
                 following = queue.pop()
                 busy[actor.score.remote(blocks[following])] = (following, actor)
