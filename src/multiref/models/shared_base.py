@@ -45,8 +45,10 @@ class SharedBase:
     def claim(self, user: Any) -> None:
         self._users.add(user)
 
-    def release(self, user: Any) -> None:
+    def release(self, user: Any, adapter: str | None = None) -> None:
+        """The user is done; a copy of the base that its adapter has for itself goes at once."""
         self._users.discard(user)
+        self._own.pop(adapter or "", None)
         if not self._users and self._given is None:
             self._own = {}
             self._drop()

@@ -138,7 +138,7 @@ class LocalReference:
 
     def release(self) -> None:
         """Frees the model, unless another reference still needs the same base; the next `score` loads it again."""
-        self.base.release(self)
+        self.base.release(self, self.spec.adapter)
 
     @contextmanager
     def loaded(self) -> Iterator[Any]:
