@@ -8,6 +8,7 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tabular, completion_logps, encode, load, tabular_tokenizer
+from multiref.models.quantization import quantization_options
 from multiref.models.shared_base import SharedBase
 from tests.conftest import make_llama
 
@@ -113,8 +114,8 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
         load(ModelSpec(tiny_folder, dtype="int7"))
     with pytest.raises(ArgumentError, match=r"int8"):
         load(ModelSpec(tiny_folder, quantization="fp3"))
-    with pytest.raises(ModelError, match=r"int4.* (needs a CUDA device or the CPU|needs the package bitsandbytes)"):
-        load(ModelSpec(tiny_folder, quantization="int4"), device="meta")
+    with pytest.raises(ModelError, match=r"int4.* needs a CUDA device or the CPU, found meta"):
+        quantization_options("int4", torch.device("meta"), torch.float32)
 
 
 def test_custom_code_is_not_run(tmp_path):
