@@ -111,7 +111,12 @@ class RewardModel:
         try:
             kind, spec = transformers.AutoModelForSequenceClassification, on_base(ModelSpec(path_or_id))
             heads = ("score.*", "classifier.*") if spec.adapter else ()  # an adapter brings its own
-            options = {"num_labels": 1, "dtype": as_dtype(dtype), "use_safetensors": True, "revision": spec.revision}
+            options: dict[str, Any] = {
+                "num_labels": 1,
+                "dtype": as_dtype(dtype),
+                "use_safetensors": True,
+                "revision": spec.revision,
+            }
             model, made = load_whole(kind, spec.path, creates=heads, **options)
             if spec.adapter:
                 model = put_adapter(model, spec.adapter)
