@@ -349,13 +349,16 @@ class _Auditor:
         count = self.count = len(every)
         if not self.everything:
             count = min(count, 6 if count <= _FEW else 3 if count < _MANY else min(16, count // 150))
-        for each in _by_worth(batches):
+        shortest = min(every, key=_length)
+        for number, each in enumerate(_by_worth(batches)):
+            if number == 2:
+                chosen.setdefault(shortest)
             if len(chosen) < count and each.completions[0]:
                 chosen.setdefault(each)
         for each in sorted(every, key=lambda each: each.digest(0)) if len(chosen) < count else ():
             if len(chosen) < count:
                 chosen.setdefault(each)
-        return list(dict.fromkeys([*chosen, min(every, key=_length)]))
+        return list(dict.fromkeys([*chosen, shortest]))
 
 
 def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
