@@ -161,6 +161,15 @@ def decode(content: bytes, where: str, *, first: bool, error: type[MultirefError
         ) from wrong
 
 
+def unusable_name(path: str) -> str | None:
+    """Why no file can have this name, on any system that we know; None where one can."""
+    try:
+        long = max(map(len, os.fsencode(path).replace(b"\\", b"/").split(b"/"))) > 255 or len(path) > 4000
+    except UnicodeEncodeError:
+        return "has half of a character in it"
+    return "has a NUL in it" if "\0" in path else "is longer than a file's name can be" if long else None
+
+
 def _reason(wrong: Exception) -> str:
     return str(getattr(wrong, "strerror", None) or wrong)
 

@@ -19,6 +19,7 @@ FAILED = [
     ("run", b"# " + b"x" * 5 * 10**7),
     ("run", _ITERATIVE + b"labels: {each: 1, rounds: 1000000000000}\n"),
     ("run", _ITERATIVE + b"labels: {plan: {}}\n"),
+    ("run", b"task: reward\nmodel: " + b"a" * 3000 + b"\ndata: p\noutput: r\n"),
     ("run", b"\xff\xfe\x00"),
     ("run", b"? [a]\n: b"),
     ("solve", b"[" * 10**5),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from multiref._files import unusable_name
 from multiref.errors import ArgumentError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -51,6 +52,9 @@ class ModelSpec:
                 object.__setattr__(self, name, os.path.expanduser(os.fspath(value)))
         if not isinstance(self.path, str) or not self.path:
             raise ArgumentError(f"path: found {self.path!r}; expected a model's folder or a hub id.")
+        for name in ("path", "adapter"):
+            if problem := unusable_name(getattr(self, name) or ""):
+                raise ArgumentError(f"{name}: {getattr(self, name)[:60]!r} {problem}; expected a model's folder or a hub id.")
         if isinstance(self.allow_keys, str) or not all(isinstance(each, str) for each in self.allow_keys):
             raise ArgumentError(f"allow_keys: found {self.allow_keys!r}; expected a list of patterns.")
         object.__setattr__(self, "allow_keys", tuple(self.allow_keys))
