@@ -56,6 +56,19 @@ def test_without_memory_for_a_copy_padding_is_the_yardstick(monkeypatch):
     assert audit_layout(make_llama(VOCABULARY), random_batch()).layout == "shared"  # float32 needs no copy
 
 
+def test_a_copy_whose_passes_do_not_fit_is_done_without(monkeypatch):
+    in_batch = module._Witness.in_batch
+
+    def full(witness, *arguments):
+        if module.dtype_of(witness.model) == torch.float32:
+            raise torch.OutOfMemoryError("full")
+        return in_batch(witness, *arguments)
+
+    monkeypatch.setattr(module._Witness, "in_batch", full)
+    audit = audit_layout(make_llama(VOCABULARY).bfloat16(), random_batch())
+    assert audit.layout == "shared" and audit.unmeasured == "no memory" and audit.judged == "bfloat16"
+
+
 def test_an_audit_is_not_made_twice_and_leaves_the_model_as_it_was():
     model, calls = make_gpt2(VOCABULARY, resid_pdrop=0.5).train(), []
     model.transformer.h[0].eval()  # a mixture of modes, as training with checkpointing has it

@@ -27,7 +27,7 @@ from multiref.models.noise import plain_rows, refuse_noise
 from multiref.models.rows import lay_out, row_length
 
 TOLERANCE = 1e-4  # nats a token, in float32 or wider
-_FEW, _MANY = 64, 500  # completions: below the first six rows are audited, below the second three, then two in 300
+_FEW, _MANY = 64, 500  # completions: up to the first six rows are audited, up to the second three, then one in 150
 _log = logging.getLogger("multiref")
 _known: "WeakKeyDictionary[nn.Module, list[tuple[Any, Audit]]]" = WeakKeyDictionary()
 
@@ -223,9 +223,12 @@ class _Auditor:
             return self._compared(layout, batches, picks, head, witness)
 
         own = compared(self.own)
-        if self.narrow and self.wide is None:  # no room for a wider copy
+        try:
+            judged = own if self.wide is None else compared(self.wide)
+        except torch.OutOfMemoryError:  # the copy fitted, and what it computes does not
+            self.wide, self.unmeasured = None, "no memory"
+        if self.narrow and self.wide is None:
             return _largest(*own), self._within_rounding(*own, picks)
-        judged = own if self.wide is None else compared(self.wide)
         error = _largest(*judged)
         if not error <= TOLERANCE:
             again = self._in_float64(lambda witness: _largest(*compared(witness)))
