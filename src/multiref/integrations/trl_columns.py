@@ -14,6 +14,6 @@ TEXTS = ("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwarg
 def pairs_of(dataset: Any, what: str) -> list[Pair]:
     """A dataset's rows as pairs, their texts and what belongs to them."""
     if GIVEN in dataset.column_names:
-        return [Pair(*texts, origin=f"{what} {number}") for number, texts in enumerate(dataset[GIVEN], 1)]
+        return [Pair(p, c, r, f"{what} {number}") for number, (p, c, r) in enumerate(dataset[GIVEN], 1)]
     texts = dataset.select_columns([name for name in TEXTS if name in dataset.column_names])
     return [as_pair(row, origin=f"{what} {number}") for number, row in enumerate(texts, 1)]
