@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
@@ -168,6 +169,10 @@ class PreferenceTrainer(PairTrainer):
     def check_start(self, model: nn.Module) -> None:
         """On a few pairs, evenly spread: a policy that is a reference, with adapters that change nothing yet, has ratio 1."""
         data: PreferenceData = self.train_dataset  # type: ignore[assignment]
+        if self.args.world_size > 1:  # under FSDP the main process alone may hold weights to compare
+            agreed = [self._starts_as]
+            broadcast_object_list(agreed)
+            (self._starts_as,) = agreed
         if not self._starts_as:
             return
         few = min(len(data), self.args.per_device_train_batch_size, 8)
