@@ -292,7 +292,7 @@ def test_no_causal_language_model():
 
 def test_noise_in_evaluation_mode_is_named():
     noisy = of(Entered, lambda states, ids: torch.nn.functional.dropout(states, 0.5))
-    with pytest.raises(ModelError, match="draws random numbers in evaluation mode|gives one row two scores"):
+    with pytest.raises(ModelError, match=r"draws random numbers in evaluation mode|gives one row two scores"):
         score_completions(noisy, random_batch())
 
 
