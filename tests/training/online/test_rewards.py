@@ -55,8 +55,11 @@ def test_a_reward_model_is_its_logit_on_prompt_and_completion(judge):
     asked, said = [{"role": "user", "content": "is it raining?"}], [{"role": "assistant", "content": "yes"}]
     with torch.no_grad():
         text = tokenizer.apply_chat_template([*asked, *said], tokenize=False)
-        chat = float(model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, 0])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # a template writes the start token itself
+        chat = float(model(torch.tensor([ids])).logits[0, 0])
     assert RewardModel(str(folder))([asked], [said]) == pytest.approx([chat], abs=1e-4)
+    both = RewardModel(str(folder))([asked, prompts[0]], [said, completions[0]])
+    assert both == pytest.approx([chat, truth[0]], abs=1e-4), "a string beside a conversation keeps its start token"
     with pytest.raises(ModelError, match="cannot be loaded"):
         RewardModel(str(folder / "nowhere"))
 

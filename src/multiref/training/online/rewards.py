@@ -144,10 +144,13 @@ class RewardModel:
             for p, c in zip(prompts, completions)
         ]
         # a template writes the start token itself
-        options = {"padding": True, "padding_side": "right", "add_special_tokens": all(isinstance(p, str) for p in prompts)}
+        rows = [
+            {"input_ids": self.tokenizer(text, add_special_tokens=isinstance(p, str))["input_ids"]}
+            for text, p in zip(texts, prompts)
+        ]
         values: list[float] = []
-        for start in range(0, len(texts), self.batch):
-            inputs = self.tokenizer(texts[start : start + self.batch], return_tensors="pt", **options)
+        for start in range(0, len(rows), self.batch):
+            inputs = self.tokenizer.pad(rows[start : start + self.batch], padding_side="right", return_tensors="pt")
             values += self.model(**inputs.to(self.model.device)).logits[:, 0].float().tolist()
         return values
 
