@@ -64,6 +64,7 @@ def test_online_ends_are_the_single_references_but_for_the_authors_recipe(bench)
     assert abs(bench.train(cell("authors", 1.0, "online"))["reward"] - alone["reward"]) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_exact_rule_maximises_the_objective_among_the_rules(tmp_path):
     """A table trained to convergence on all comparisons: the exact rule reaches J* = β log Σ Π π_k^{w_k} e^{r/β} to 1e-5;
     the others miss 5e-4 or more of it.
@@ -83,6 +84,7 @@ def test_the_exact_rule_maximises_the_objective_among_the_rules(tmp_path):
     assert all(reached[rule] < best - 5e-4 for rule in ("mrpo", "multi-dpo")), reached
 
 
+@pytest.mark.slow
 def test_multi_dpos_computed_optimum_is_where_its_training_ends(tmp_path):
     """The same loss, on a table, by Adam on the law of the pairs: m_ab σ(r_a − r_b) as counts."""
     world, beta, weights = random_world(2, seed=1, spread=1.0), 0.8, (0.4, 0.6)
