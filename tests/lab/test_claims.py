@@ -25,7 +25,12 @@ NOT_VERIFIED = {
 }
 
 
-@pytest.mark.parametrize("each", lab.claims(), ids=lambda each: each.name)
+LONG = {"bilevel-labels"}  # half a minute even in its quick form
+
+
+@pytest.mark.parametrize(
+    "each", [pytest.param(c, marks=[pytest.mark.slow] * (c.name in LONG), id=c.name) for c in lab.claims()]
+)
 def test_claim_has_the_verdict_of_the_ledger(each: Claim):
     outcome = lab.verify(each.name)
     assert outcome.verdict == NOT_VERIFIED.get(each.name, "verified"), str(outcome)

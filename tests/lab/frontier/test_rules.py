@@ -25,6 +25,7 @@ def cell(rule: str, weight: float, training: str = "offline") -> Cell:
     return Cell("generated", training, rule, weight, 1.0, 64 if training == "offline" else 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_every_rules_ends_are_the_single_reference_runs(rule, weight, bench):

@@ -199,6 +199,7 @@ def invoke(*arguments: object):
     return CliRunner().invoke(app, ["frontier", *map(str, arguments)], env={"MULTIREF_SHARED": ""})
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_page_figures_and_numbers(cache, tmp_path):
     options = ("--config", config(tmp_path), "--cache", cache, "--output", tmp_path / "out", "--workers", 1)
     result = invoke(*options, "--set", "seeds=1")
