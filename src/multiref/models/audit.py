@@ -27,7 +27,7 @@ from multiref.models.noise import plain_rows, refuse_noise
 from multiref.models.rows import lay_out, row_length
 
 TOLERANCE = 1e-4  # nats a token, in float32 or wider
-_FEW, _MANY = 64, 500  # completions: up to the first six rows are audited, up to the second three, then one in 150
+_FEW = 64  # completions: up to so many six rows are audited, beyond them three, or one in 240
 _log = logging.getLogger("multiref")
 _known: "WeakKeyDictionary[nn.Module, list[tuple[Any, Audit]]]" = WeakKeyDictionary()
 
@@ -351,7 +351,7 @@ class _Auditor:
         every = [each for batch in batches for item in batch.items for each in _singles(item) if each.completions[0]]
         count = self.count = len(every)
         if not self.everything:
-            count = min(count, 6 if count <= _FEW else 3 if count < _MANY else min(16, count // 150))
+            count = min(count, 6 if count <= _FEW else min(16, max(3, count // 240)))
         shortest = min(every, key=_length)
         for number, each in enumerate(_by_worth(batches)):
             if number == 2:
