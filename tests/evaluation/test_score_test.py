@@ -15,6 +15,7 @@ from multiref.evaluation.inspection.mixture import folds_of, select
 from multiref.evaluation.inspection.sample_size import plan_pairs
 from multiref.evaluation.inspection.score_test import ScoreTest, _flip_signs, try_additions
 from multiref.evaluation.inspection.verdict import judge
+from multiref.weighting import fit_preferences
 from tests.evaluation.test_inspection import made
 from tests.evaluation.worlds import world
 
@@ -51,6 +52,20 @@ def test_beside_others_it_is_the_score_that_is_left_after_their_coefficients_are
     assert with_both.z == pytest.approx(with_one.z, rel=1e-9) and with_both.given == ("a", "b")
     same = try_additions(evidence(np.stack([parts[0], 2 * parts[0]])), [1], [0])[0]
     assert abs(same.z) < 0.05, "a copy adds nothing"
+
+
+def test_the_projection_is_weighted_least_squares():
+    """Two correlated references: m − a m_c by numpy's least squares with weights σ(η)σ(−η); only the ridge is between."""
+    draw = random(11)
+    first = draw.normal(0.4, 1, 500)
+    margins = np.stack([first, 0.8 * first + draw.normal(0.2, 1, 500)])
+    (test,) = try_additions(evidence(margins), [1], [0])
+    chosen, candidate = margins / np.sqrt((margins**2).mean(1, keepdims=True))
+    wrong = 1 / (1 + np.exp(fit_preferences(torch.as_tensor(chosen[None])).coefficients.item() * chosen))
+    root = np.sqrt(wrong * (1 - wrong))
+    slope = np.linalg.lstsq((root * chosen)[:, None], root * candidate, rcond=None)[0][0]
+    score = (candidate - slope * chosen) * wrong
+    assert test.z == pytest.approx(score.sum() / np.sqrt((score**2).sum()), rel=1e-3) and slope > 0.3
 
 
 def test_p_is_what_listing_all_sign_flips_says():
