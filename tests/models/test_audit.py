@@ -57,14 +57,14 @@ def test_without_memory_for_a_copy_padding_is_the_yardstick(monkeypatch):
 
 
 def test_a_copy_whose_passes_do_not_fit_is_done_without(monkeypatch):
-    in_batch = module._Witness.in_batch
+    in_batch = module.Witness.in_batch
 
     def full(witness, *arguments):
         if module.dtype_of(witness.model) == torch.float32:
             raise torch.OutOfMemoryError("full")
         return in_batch(witness, *arguments)
 
-    monkeypatch.setattr(module._Witness, "in_batch", full)
+    monkeypatch.setattr(module.Witness, "in_batch", full)
     audit = audit_layout(make_llama(VOCABULARY).bfloat16(), random_batch())
     assert audit.layout == "shared" and audit.unmeasured == "no memory" and audit.judged == "bfloat16"
 

@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError
-from multiref.models.architecture import AtRest, as_its_weights_are, check_rows, evaluating, unwrapped
-from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches, sequence_length
+from multiref.models.architecture import as_its_weights_are, check_rows, evaluating, unwrapped
+from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches
 from multiref.models.encoding import Encoded
-from multiref.models.forward import LOGITS_BUDGET, Plain, device_of, forward_logps, plain_logps
+from multiref.models.forward import LOGITS_BUDGET, device_of
 from multiref.models.noise import plain_rows, refuse_noise
-from multiref.models.rows import lay_out, row_length
+from multiref.models.rows import row_length
+from multiref.models.witness import Scores, Witness, largest_gap, length_of, rms_gap, singles_of
 
 TOLERANCE = 1e-4  # nats a token, in float32 or wider
 _FEW = 64  # completions: up to so many six rows are audited, beyond them three, or one in 240
@@ -76,10 +77,6 @@ class Audit:
             f"(nats a token beside a plain pass, in {self.judged}: {worst or 'nothing to compare'}{rounding}), "
             f"{self.seconds:.1f} s"
         )
-
-
-T = TypeVar("T")
-Scores = dict[tuple[Batch, bool], list[Tensor]]
 
 
 def audit_layout(
@@ -148,12 +145,12 @@ class _Auditor:
 
     def __init__(self, model: Any, plan: Callable[[Layout], list[Batch]], logits_budget: int, everything: bool) -> None:
         self.model, self.plan, self.logits_budget, self.everything = model, plan, logits_budget, everything
-        self.own = _Witness(model, logits_budget)
+        self.own = Witness(model, logits_budget)
         self.unit = torch.finfo(dtype_of(model)).eps
         self.narrow = dtype_of(model).itemsize <= 2
-        self.wide: _Witness | None = None  # in float32, of a model whose dtype is narrower
+        self.wide: Witness | None = None  # in float32, of a model whose dtype is narrower
         self.unmeasured, self.count = "", 0
-        self._float64: list[_Witness | None] = []
+        self._float64: list[Witness | None] = []
 
     def run(self, scores: Scores | None) -> Audit:
         start = time.perf_counter()
@@ -165,7 +162,7 @@ class _Auditor:
         return replace(audit, seconds=time.perf_counter() - start - sum(self.own.took[each] for each in kept))
 
     def _found(self) -> tuple[Audit, list[Batch]]:
-        picks = sorted(self._picks(self.plan("shared")), key=_length)
+        picks = sorted(self._picks(self.plan("shared")), key=length_of)
         plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
         if self.narrow:
             self.wide = self._widened(picks)
@@ -190,7 +187,7 @@ class _Auditor:
     ) -> Audit:
         rounding = None
         if self.wide is not None:
-            rounding = max(_largest(self.own.plain(each).logps, self.wide.plain(each).logps) for each in picks)
+            rounding = max(largest_gap(self.own.plain(each).logps, self.wide.plain(each).logps) for each in picks)
         return Audit(
             layout,
             head,
@@ -219,7 +216,7 @@ class _Auditor:
             return None, False
 
     def _judged(self, layout: Layout, batches: Sequence[Batch], picks: Sequence[Encoded], head: bool) -> tuple[float, bool]:
-        def compared(witness: _Witness) -> tuple[Tensor, Tensor]:
+        def compared(witness: Witness) -> tuple[Tensor, Tensor]:
             return self._compared(layout, batches, picks, head, witness)
 
         own = compared(self.own)
@@ -228,19 +225,19 @@ class _Auditor:
         except torch.OutOfMemoryError:  # the copy fitted, and what it computes does not
             self.wide, self.unmeasured = None, "no memory"
         if self.narrow and self.wide is None:
-            return _largest(*own), self._within_rounding(*own, picks)
-        error = _largest(*judged)
+            return largest_gap(*own), self._within_rounding(*own, picks)
+        error = largest_gap(*judged)
         if not error <= TOLERANCE:
-            again = self._in_float64(lambda witness: _largest(*compared(witness)))
+            again = self._in_float64(lambda witness: largest_gap(*compared(witness)))
             error = error if again is None else again
         if self.wide is None or not error <= TOLERANCE:
             return error, error <= TOLERANCE
         # what is right in float32 may still overflow in the model's dtype, or take another kernel there
-        noise = _rms(own[1], judged[1]) + self.unit
-        return error, _rms(own[0], judged[1]) <= 4 * noise
+        noise = rms_gap(own[1], judged[1]) + self.unit
+        return error, rms_gap(own[0], judged[1]) <= 4 * noise
 
     def _compared(
-        self, layout: Layout, batches: Sequence[Batch], picks: Sequence[Encoded], head: bool, witness: "_Witness"
+        self, layout: Layout, batches: Sequence[Batch], picks: Sequence[Encoded], head: bool, witness: "Witness"
     ) -> tuple[Tensor, Tensor]:
         """Tokens of the picks (in their batches, plainly); and of the shortest as if it lay beside the longest."""
         pairs, width, wanted = [], 0, set(picks)
@@ -248,35 +245,35 @@ class _Auditor:
         for batch in batches:
             if batch.rows > 1:
                 width = max(width, *(row_length(item, shared=batch.shared) for item in batch.items))
-            singles = [each for item in batch.items for each in _singles(item)]
+            singles = [each for item in batch.items for each in singles_of(item)]
             if not wanted.isdisjoint(singles):
                 values = witness.in_batch(batch, head, vocabulary)
                 pairs += [(value, witness.plain(each).logps) for each, value in zip(singles, values) if each in wanted]
-        shortest = min(picks, key=_length)
-        if layout != "alone" and width > _length(shortest):
+        shortest = min(picks, key=length_of)
+        if layout != "alone" and width > length_of(shortest):
             pairs.append((witness.padded(shortest, width, head, vocabulary), witness.plain(shortest).logps))
         return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
 
     def _within_rounding(self, laid_out: Tensor, plain: Tensor, picks: Sequence[Encoded]) -> bool:
         """Whether rows differ by no more than padding makes them differ, or a unit in the last place of the largest logit."""
-        spread = torch.cat([self.own.spread(each) for each in sorted(picks, key=_length)[:3]])
+        spread = torch.cat([self.own.spread(each) for each in sorted(picks, key=length_of)[:3]])
         unit = self.unit * max(self.own.plain(each).largest for each in picks)
         usual = max(float(spread.square().mean().sqrt()), unit / 4)
-        return _rms(laid_out, plain) <= 2 * usual and _largest(laid_out, plain) <= 4 * max(float(spread.max()), unit)
+        return rms_gap(laid_out, plain) <= 2 * usual and largest_gap(laid_out, plain) <= 4 * max(float(spread.max()), unit)
 
     def _changeable(self, picks: Sequence[Encoded]) -> Encoded:
         """The longest completion, for of one token little is left to change; in a large job the shortest row that will do."""
         enough = [each for each in picks if len(each.completions[0]) >= 8]
         if enough and self.count > _FEW:
-            return min(enough, key=_length)
+            return min(enough, key=length_of)
         return max(picks, key=lambda each: len(each.completions[0]))
 
     def _check_causal(self, item: Encoded) -> None:
         """ModelError where a later token changes an earlier log-probability."""
 
-        def changed(witness: _Witness) -> float:
+        def changed(witness: Witness) -> float:
             found = witness.with_other_end(item)
-            return _largest(found, witness.plain(item).logps[: len(found)])
+            return largest_gap(found, witness.plain(item).logps[: len(found)])
 
         judge = self.wide or self.own
         error = changed(judge)
@@ -289,7 +286,7 @@ class _Auditor:
             error, limit = again, TOLERANCE
         if error <= limit:
             return
-        if (noise := _largest(judge.fresh(item).logps, judge.plain(item).logps)) > TOLERANCE:
+        if (noise := largest_gap(judge.fresh(item).logps, judge.plain(item).logps)) > TOLERANCE:
             refuse_noise(judge.model, plain_rows(judge.model, [item]))  # by the module's name
             raise ModelError(
                 f"{type(self.model).__name__} gives one row two scores (a token differs by {noise:.2g} nats): something in it "
@@ -302,7 +299,7 @@ class _Auditor:
 
     # -- copies ----------------------------------------------------------------------------------------------------
 
-    def _widened(self, picks: Sequence[Encoded]) -> "_Witness | None":
+    def _widened(self, picks: Sequence[Encoded]) -> "Witness | None":
         """A copy in float32 that runs, or None and why."""
         made = self._copy(torch.float32)
         if isinstance(made, str):
@@ -315,7 +312,7 @@ class _Auditor:
             return None
         return made
 
-    def _in_float64(self, ask: "Callable[[_Witness], float]") -> float | None:
+    def _in_float64(self, ask: "Callable[[Witness], float]") -> float | None:
         """The same, asked of a copy in float64. Rounding may tip a choice (of experts, say), and one choice tips all after
         it; where that is all, the copy does not see it."""
         if not self._float64:
@@ -328,7 +325,7 @@ class _Auditor:
             _log.debug("%s in float64: %r", type(self.model).__name__, error)
             return None
 
-    def _copy(self, dtype: torch.dtype) -> "_Witness | str":
+    def _copy(self, dtype: torch.dtype) -> "Witness | str":
         """The model in another dtype, where memory holds it; else why not."""
         parameters = list(self.model.parameters())
         if _is_sharded(self.model):
@@ -337,7 +334,7 @@ class _Auditor:
         if len({each.device for each in parameters}) > 1 or 1.5 * need > _free_memory(device_of(self.model)):
             return "no memory"
         try:
-            return _Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget)
+            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget)
         except torch.OutOfMemoryError:
             return "no memory"
         except Exception as error:  # quantised weights, hooks that cannot be copied
@@ -348,11 +345,11 @@ class _Auditor:
     def _picks(self, batches: Sequence[Batch]) -> list[Encoded]:
         """Single completions to be compared, in the order of what they are good for; and the shortest, which costs least."""
         chosen: dict[Encoded, None] = {}
-        every = [each for batch in batches for item in batch.items for each in _singles(item) if each.completions[0]]
+        every = [each for batch in batches for item in batch.items for each in singles_of(item) if each.completions[0]]
         count = self.count = len(every)
         if not self.everything:
             count = min(count, 6 if count <= _FEW else min(16, max(3, count // 240)))
-        shortest = min(every, key=_length)
+        shortest = min(every, key=length_of)
         for number, each in enumerate(_by_worth(batches)):
             if number == 2:
                 chosen.setdefault(shortest)
@@ -368,107 +365,20 @@ def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
     """Completions, those first that tell most. Of a shared row the last completion: the others are before it."""
     if not batches:
         return
-    rows = [(batch, [_singles(item) for item in batch.items]) for batch in batches]
+    rows = [(batch, [singles_of(item) for item in batch.items]) for batch in batches]
     each_row = [row for _, members in rows for row in members]
-    longest = max(each_row, key=lambda row: max(map(_length, row)))
+    longest = max(each_row, key=lambda row: max(map(length_of, row)))
     beside = [members if batch.shared else [[e] for row in members for e in row] for batch, members in rows if batch.rows > 1]
-    yield max(longest, key=_length)
+    yield max(longest, key=length_of)
     if beside:
-        company = max(beside, key=lambda members: max(_length(row[-1]) for row in members))
-        spread = max(beside, key=lambda members: _length(members[0][-1]) - _length(members[-1][-1]))
+        company = max(beside, key=lambda members: max(length_of(row[-1]) for row in members))
+        spread = max(beside, key=lambda members: length_of(members[0][-1]) - length_of(members[-1][-1]))
         yield company[min(1, len(company) - 1)][-1]
         yield spread[-1][-1]
         yield company[0][-1]
         yield company[-1][-1]
     yield max(each_row, key=len)[-1]
     yield longest[-1]
-
-
-class _Witness:
-    """A model (the one that scores, or a copy in a wider dtype) and what it says, asked once."""
-
-    def __init__(self, model: Any, logits_budget: int) -> None:
-        self.model, self.logits_budget = model, logits_budget
-        self.told: dict[Encoded, Plain] = {}
-        self.planned: Scores = {}
-        self.took: dict[tuple[Batch, bool], float] = {}
-        self.stateful = False
-        self._rest = AtRest(model)
-
-    def plain(self, each: Encoded) -> Plain:
-        if each not in self.told:
-            self.told[each] = self.fresh(each)
-        return self.told[each]
-
-    def fresh(self, each: Encoded) -> Plain:
-        return self._alone(each.context(0) + each.completions[0], each.completions[0], len(each.context(0)) - 1)
-
-    def with_other_end(self, each: Encoded) -> Tensor:
-        """Log-probabilities of the first half of the completion, the inputs behind it being others."""
-        context, ids = each.context(0), each.completions[0]
-        half = (len(ids) - 1) // 2
-        known = sorted({*context, *ids})
-        known = known if len(known) > 1 else [*known, known[0] - 1 if known[0] else 1]
-        other = tuple(known[(known.index(token) + 1) % len(known)] for token in ids[half:])
-        return self._alone(context + ids[:half] + other, ids[: half + 1], len(context) - 1).logps
-
-    def in_batch(self, batch: Batch, head: bool, vocabulary: int) -> list[Tensor]:
-        """Token log-probabilities of each completion of a batch, as it runs."""
-        if (batch, head) not in self.planned:
-            start = time.perf_counter()
-            rows = lay_out(batch.items, shared=batch.shared, device=device_of(self.model))
-            logps = self._rested(lambda: forward_logps(
-                self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
-            ))  # fmt: skip
-            self.planned[batch, head] = list(logps.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
-            self.took[batch, head] = time.perf_counter() - start
-        return self.planned[batch, head]
-
-    def padded(self, each: Encoded, width: int, head: bool, vocabulary: int) -> Tensor:
-        """As beside a row of this width."""
-        rows = lay_out([each], shared=False, width=width, device=device_of(self.model))
-        return self._rested(lambda: forward_logps(
-            self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
-        )).cpu()  # fmt: skip
-
-    def spread(self, each: Encoded) -> Tensor:
-        """How far padding alone moves each token: the most of two widths."""
-        plain = self.plain(each)
-        padded = [self.padded(each, _length(each) + more, False, plain.vocabulary) for more in (8, 61)]
-        return torch.stack([_difference(one, plain.logps) for one in padded]).amax(0)
-
-    def _alone(self, row: tuple[int, ...], labels: tuple[int, ...], first: int) -> Plain:
-        known = next(iter(self.told.values()), None)
-        few = known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget // 4
-        return self._rested(lambda: plain_logps(self.model, row, labels, first, few=few))
-
-    def _rested(self, run: Callable[[], T]) -> T:
-        result = run()
-        self.stateful |= self._rest.restore()
-        return result
-
-
-def _singles(item: Encoded) -> list[Encoded]:
-    """Each completion by itself, with its own context."""
-    return [Encoded(item.context(i), (ids,), (item.truncated[i],)) for i, ids in enumerate(item.completions)]
-
-
-def _length(each: Encoded) -> int:
-    return sequence_length(each, 0)
-
-
-def _difference(one: Tensor, other: Tensor) -> Tensor:
-    """|one − other|, zero where both exclude a token alike."""
-    one, other = one.double(), other.double()
-    return torch.where(one == other, 0.0, (one - other).abs())
-
-
-def _largest(one: Tensor, other: Tensor) -> float:
-    return float(_difference(one, other).max()) if len(one) else 0.0
-
-
-def _rms(one: Tensor, other: Tensor) -> float:
-    return float(_difference(one, other).square().mean().sqrt())
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

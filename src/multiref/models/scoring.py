@@ -9,11 +9,12 @@ from torch import Tensor
 
 from multiref.errors import ModelError
 from multiref.models.architecture import AtRest, check_rows, evaluating
-from multiref.models.audit import Audit, Scores, audit_layout, token_budget_of
+from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, device_of, forward_logps
 from multiref.models.rows import lay_out
+from multiref.models.witness import Scores
 
 
 def score_completions(

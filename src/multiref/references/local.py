@@ -15,13 +15,14 @@ from torch import Tensor
 from multiref.errors import DataError, ModelError
 from multiref.models.adapters import on_base
 from multiref.models.architecture import check_rows
-from multiref.models.audit import Audit, Scores, audit_layout
+from multiref.models.audit import Audit, audit_layout
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
 from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
+from multiref.models.witness import Scores
 from multiref.references.identity import file_identity, memory_identity, text_identity
 from multiref.references.protocol import Item, Scored
 

@@ -1,0 +1,104 @@
+"""What a model says of rows: plainly, one sequence at a time, and laid out as they will run. The audit compares the two."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from multiref.models.architecture import AtRest
+from multiref.models.batching import Batch, sequence_length
+from multiref.models.encoding import Encoded
+from multiref.models.forward import Plain, device_of, forward_logps, plain_logps
+from multiref.models.rows import lay_out
+
+T = TypeVar("T")
+Scores = dict[tuple[Batch, bool], list[Tensor]]
+
+
+class Witness:
+    """A model (the one that scores, or a copy in a wider dtype) and what it says, asked once."""
+
+    def __init__(self, model: Any, logits_budget: int) -> None:
+        self.model, self.logits_budget = model, logits_budget
+        self.told: dict[Encoded, Plain] = {}
+        self.planned: Scores = {}
+        self.took: dict[tuple[Batch, bool], float] = {}
+        self.stateful = False
+        self._rest = AtRest(model)
+
+    def plain(self, each: Encoded) -> Plain:
+        if each not in self.told:
+            self.told[each] = self.fresh(each)
+        return self.told[each]
+
+    def fresh(self, each: Encoded) -> Plain:
+        return self._alone(each.context(0) + each.completions[0], each.completions[0], len(each.context(0)) - 1)
+
+    def with_other_end(self, each: Encoded) -> Tensor:
+        """Log-probabilities of the first half of the completion, the inputs behind it being others."""
+        context, ids = each.context(0), each.completions[0]
+        half = (len(ids) - 1) // 2
+        known = sorted({*context, *ids})
+        known = known if len(known) > 1 else [*known, known[0] - 1 if known[0] else 1]
+        other = tuple(known[(known.index(token) + 1) % len(known)] for token in ids[half:])
+        return self._alone(context + ids[:half] + other, ids[: half + 1], len(context) - 1).logps
+
+    def in_batch(self, batch: Batch, head: bool, vocabulary: int) -> list[Tensor]:
+        """Token log-probabilities of each completion of a batch, as it runs."""
+        if (batch, head) not in self.planned:
+            start = time.perf_counter()
+            rows = lay_out(batch.items, shared=batch.shared, device=device_of(self.model))
+            logps = self._rested(lambda: forward_logps(
+                self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
+            ))  # fmt: skip
+            self.planned[batch, head] = list(logps.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
+            self.took[batch, head] = time.perf_counter() - start
+        return self.planned[batch, head]
+
+    def padded(self, each: Encoded, width: int, head: bool, vocabulary: int) -> Tensor:
+        """As beside a row of this width."""
+        rows = lay_out([each], shared=False, width=width, device=device_of(self.model))
+        return self._rested(lambda: forward_logps(
+            self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
+        )).cpu()  # fmt: skip
+
+    def spread(self, each: Encoded) -> Tensor:
+        """How far padding alone moves each token: the most of two widths."""
+        plain = self.plain(each)
+        padded = [self.padded(each, length_of(each) + more, False, plain.vocabulary) for more in (8, 61)]
+        return torch.stack([difference(one, plain.logps) for one in padded]).amax(0)
+
+    def _alone(self, row: tuple[int, ...], labels: tuple[int, ...], first: int) -> Plain:
+        known = next(iter(self.told.values()), None)
+        few = known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget // 4
+        return self._rested(lambda: plain_logps(self.model, row, labels, first, few=few))
+
+    def _rested(self, run: Callable[[], T]) -> T:
+        result = run()
+        self.stateful |= self._rest.restore()
+        return result
+
+
+def singles_of(item: Encoded) -> list[Encoded]:
+    """Each completion by itself, with its own context."""
+    return [Encoded(item.context(i), (ids,), (item.truncated[i],)) for i, ids in enumerate(item.completions)]
+
+
+def length_of(each: Encoded) -> int:
+    return sequence_length(each, 0)
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """|one − other|, zero where both exclude a token alike."""
+    one, other = one.double(), other.double()
+    return torch.where(one == other, 0.0, (one - other).abs())
+
+
+def largest_gap(one: Tensor, other: Tensor) -> float:
+    return float(difference(one, other).max()) if len(one) else 0.0
+
+
+def rms_gap(one: Tensor, other: Tensor) -> float:
+    return float(difference(one, other).square().mean().sqrt())
