@@ -144,7 +144,7 @@ def test_the_schema_completes_a_recipe():
 def test_a_run_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path):
     (tmp_path / "config.yaml").write_text("beta: 0.1\nmodel: {path: m}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"is a run folder of multiref 0\.1") as caught:
-        RunFolder(tmp_path).claim({"format": 2, "beta": 0.1})
+        RunFolder(tmp_path).claimed({"format": 2, "beta": 0.1}).__enter__()
     assert "\n" not in str(caught.value)
 
 

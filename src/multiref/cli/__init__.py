@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import io
 import os
+import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -57,9 +58,23 @@ class Verbs(TyperGroup):
         except MultirefError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("Interrupted. What was already stored is kept; run the same command again to go on.", file=sys.stderr)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(_said(stop)) from None
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM: somebody asks this process to end."""
+
+
+def _end(*_: object) -> None:
+    raise Ended
+
+
+def _said(stop: KeyboardInterrupt) -> int:
+    """One line, and the exit code by which shells know the signal."""
+    told, code = ("Ended", 143) if isinstance(stop, Ended) else ("Interrupted", 130)
+    print(f"{told}. What was already stored is kept; run the same command again to go on.", file=sys.stderr)
+    return code
 
 
 def _stand_in(verb: str, line: str) -> Any:
@@ -129,13 +144,18 @@ def root(
 
 def main() -> None:
     """Entry point of the `multiref` command. What the terminal's encoding does not have is shown escaped, not refused;
-    who reads our output and stops (`| head`) ends us without a word."""
+    who reads our output and stops (`| head`) ends us without a word. Under a launcher a rank may be waiting for others, where
+    Python hears no signal: there SIGTERM ends it as it does any process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="multiref")
         sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        sys.exit(_said(stop))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed into nothing
         sys.exit(1)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from multiref.cli.options import Seed
+from multiref.cli.options import Seed, TakeOver
 
 
 def command(
@@ -57,6 +57,7 @@ def command(
     seed: Seed = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default a GPU if there is one.")] = None,
+    take_over: TakeOver = False,
 ) -> None:
     """Evaluate policies on the same prompts: pass@k (unbiased) and mean rewards, 95 % intervals by bootstrap over prompts,
     paired differences.
@@ -100,4 +101,4 @@ def command(
         "dtype": dtype,
     }
     settings = Document(values, "multiref evaluate").validate(EvaluationSettings)
-    carry_out(settings, out, device=device, say=lambda text: print(text, flush=True))
+    carry_out(settings, out, device=device, say=lambda text: print(text, flush=True), take_over=take_over)

@@ -24,6 +24,10 @@ Seed: TypeAlias = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of wha
 Dtype: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default float32.")]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")]
 
+TakeOver: TypeAlias = Annotated[
+    bool, typer.Option("--take-over", help="Where another process writes this folder, it stops and this one goes on.")
+]
+
 
 def for_each(option: str, given: list[str] | None, names: list[str]) -> dict[str, str]:
     """'VALUE' for all, 'name=VALUE' for one → {name: VALUE}. ArgumentError for a name that is none of these."""

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from multiref.cli.options import TakeOver
+
 
 def command(
     config: Annotated[
@@ -16,6 +18,7 @@ def command(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Lay a value over the file: --set training.learning_rate=1e-5")
     ] = None,
+    take_over: TakeOver = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of a run's file, for an editor, and stop.")
     ] = False,
@@ -32,7 +35,7 @@ def command(
         return
     if config is None:
         raise typer.BadParameter("expected a run's file, such as --config recipes/two-references.yaml")
-    runs.run(config, assignments or (), say=lambda text: print(text, flush=True))
+    runs.run(config, assignments or (), say=lambda text: print(text, flush=True), take_over=take_over)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _leave()
 

@@ -151,7 +151,7 @@ class References:
             stack.callback(getattr(reference, "release", lambda: None))
             stack.callback(getattr(reference, "obey", lambda audit: None), None)
             if everything or job.missing(rows.keys):
-                keeper.check_writable()
+                stack.enter_context(keeper.alone(address, waiting=listener.notice))
                 opener.audit = agree_on_layout(opener, address, job.blocks, keeper, engine, everything)
                 rows = _read(name, reference, address, job, keeper, listener)  # less what the audit refuted
             missing, layout = job.missing(rows.keys), opener.audit.layout if opener.audit else ""

@@ -12,9 +12,10 @@ from multiref.evaluation import PassAtK, sample_rewards
 from multiref.models import Generation, ModelSpec, load
 from multiref.runs.base import FORMAT, Say
 from multiref.runs.folder import RunFolder
-from multiref.runs.prompts import Prompts
+from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
 from multiref.runs.strict import Strict
+from multiref.training.online.rewards import Reward
 
 
 class EvaluationSettings(Strict):
@@ -44,12 +45,21 @@ class EvaluationSettings(Strict):
         return self
 
 
-def evaluate(settings: EvaluationSettings, out: str | Path, *, device: str | None = None, say: Say = print) -> dict[str, Any]:
+def evaluate(
+    settings: EvaluationSettings, out: str | Path, *, device: str | None = None, say: Say = print, take_over: bool = False
+) -> dict[str, Any]:
     """Writes `out`/evaluation.json, config.yaml and samples/<policy>.jsonl; returns the summary.
     A second call with the same settings samples
-    what is missing; k and resamples may change."""
+    what is missing; k and resamples may change. take_over: from a process that is doing it."""
     rows, rewards, folder = settings.prompts.rows(), make_rewards(settings.rewards), RunFolder(out)
-    folder.claim({"format": FORMAT, **settings.model_dump(mode="json", exclude={"k", "resamples"})})
+    asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude={"k", "resamples"})}
+    with folder.claimed(asked, take_over=take_over):
+        return _compare(settings, rows, rewards, folder, device, say)
+
+
+def _compare(
+    settings: EvaluationSettings, rows: list[Row], rewards: list[Reward], folder: RunFolder, device: str | None, say: Say
+) -> dict[str, Any]:
     found = {}
     for name, path in settings.policies.items():
         say(f"{name}: {path}")
@@ -62,7 +72,7 @@ def evaluate(settings: EvaluationSettings, out: str | Path, *, device: str | Non
             seed=settings.seed,
             block=settings.batch,
             store=folder.path / "samples" / f"{name}.jsonl",
-            say=partial(_under, say, name),
+            say=partial(_under, folder, say, name),
         )
     right = {name: each["correctness"] > 0 for name, each in found.items() if "correctness" in each}
     shown = settings.model_dump(include={"samples", "temperature", "max_new_tokens", "seed"})
@@ -72,7 +82,8 @@ def evaluate(settings: EvaluationSettings, out: str | Path, *, device: str | Non
     return summary
 
 
-def _under(say: Say, name: str, text: str) -> None:
+def _under(folder: RunFolder, say: Say, name: str, text: str) -> None:
+    folder.check()
     say(f"{name}: {text}")
 
 

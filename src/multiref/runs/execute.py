@@ -8,11 +8,14 @@ import gc
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from multiref.errors import ModelError
+from multiref.errors import ModelError, MultirefError, OutputError
 from multiref.report import versions
 from multiref.runs.base import BaseRun, Facts, Job, Say
 from multiref.runs.folder import RunFolder
@@ -20,18 +23,46 @@ from multiref.runs.page import model_card, write_report
 from multiref.runs.waiting import main_alone
 from multiref.training.saved import Kept, saved_as
 
+T = TypeVar("T")
 
-def execute(run: BaseRun, *, say: Say = print) -> Path:
+
+def execute(run: BaseRun, *, say: Say = print, take_over: bool = False) -> Path:
     """Do the run; returns its folder.
-    The same call again goes on where a killed one stopped; finished already: says so and does nothing."""
+    The same call again goes on where a killed one stopped; finished already: says so and does nothing.
+    take_over: from a process that is doing it."""
     main = int(os.environ.get("RANK", "0")) == 0
     folder = RunFolder(run.output, main=main)
-    say = say if main else _nothing
     start = run.ready()
-    began = folder.claim(run.plain()) if main else True
-    if folder.finished:
-        say(f"{folder.path} holds a finished run; nothing to do.")
-        return folder.path
+    with _claimed(folder, run.plain(), take_over) as began:
+        if folder.finished:
+            (say if main else _nothing)(f"{folder.path} holds a finished run; nothing to do.")
+        else:
+            _carry_out(run, folder, start, began, say if main else _nothing)
+    return folder.path
+
+
+@contextmanager
+def _claimed(folder: RunFolder, settings: dict[str, Any], take_over: bool) -> Iterator[bool]:
+    """The folder in the hands of the main process, which tells the others whether it is."""
+    with ExitStack() as held:
+        began, problem = True, None
+        if folder.main:
+            try:
+                began = held.enter_context(folder.claimed(settings, take_over=take_over))
+            except MultirefError as error:
+                problem = error
+        (refused,) = _agreed([problem is not None])
+        if problem is not None:
+            raise problem
+        if refused:
+            raise OutputError("The main process could not claim the folder; its own message says why.")
+        (began,) = _agreed([began])
+        yield began
+
+
+def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say], Job], began: bool, say: Say) -> None:
+    """Train, on from where it stopped; write the model, the card and the page."""
+    main = folder.main
     folder.write("versions.json", json.dumps(versions(), indent=1))
     clock = _Clock()
     job = start(folder, say)
@@ -54,15 +85,14 @@ def execute(run: BaseRun, *, say: Say = print) -> Path:
                 _check(run, job, kept, target, facts)
                 clock.lap("saving and checking")
                 (target / "README.md").write_text(model_card(run, facts, folder.read_metrics()), encoding="utf-8")
+                timing = [*(folder.read("timing.json") or []), clock.seconds]
+                folder.write("timing.json", json.dumps(timing, indent=1))
+                write_report(folder.report, run, facts, folder.read_metrics(), timing)
 
-            folder.write_model(save_and_check)
-            timing = [*(folder.read("timing.json") or []), clock.seconds]
-            folder.write("timing.json", json.dumps(timing, indent=1))
-            write_report(folder.report, run, facts, folder.read_metrics(), timing)
+            folder.write_model(save_and_check)  # last: where it is, everything is
             say(f"Model: {folder.model}\nReport: {folder.report}")
         else:
             job.release()
-    return folder.path
 
 
 def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts) -> None:
@@ -95,11 +125,13 @@ class _Clock:
         self.seconds[name], self._last = round(now - self._last, 2), now
 
 
-def _agreed(values: list[Path | None]) -> list[Path | None]:
+def _agreed(values: list[T]) -> list[T]:
     """The main process's values, on every process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
+        PartialState()  # the first to ask begins the group
         broadcast_object_list(values)
     return values
 

@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from multiref._files import MIB, read_text
 from multiref._json import parse_json
+from multiref._locks import Held, Lock, alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 from multiref.runs.yaml_values import PlainLoader
@@ -20,34 +21,49 @@ from multiref.training.sums import SUMS, newest_whole, set_aside, step_of
 
 class RunFolder:
     """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html.
-    One process writes it:
-    `main`; the others may read."""
+    One process writes it, `main`, while it holds the lock (`claimed`); the others may read."""
 
     def __init__(self, path: str | Path, *, main: bool = True) -> None:
         self.path, self.main = Path(path), main
         self.config, self.metrics, self.report = (self.path / name for name in ("config.yaml", "metrics.jsonl", "report.html"))
         self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
+        self._lock: Lock | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the model is there: written last, in one step."""
         return (self.model / "config.json").exists() or (self.model / "adapter_config.json").exists()
 
-    def claim(self, resolved: dict[str, Any]) -> bool:
-        """Make the folder this run's own, or find that it is. True where an earlier call with the same settings began it.
+    @contextmanager
+    def claimed(self, resolved: dict[str, Any], *, take_over: bool = False) -> Iterator[bool]:
+        """Make the folder this run's own, or find that it is, and keep other processes from writing it meanwhile.
+        True where an earlier call with the same settings began it.
 
-        Raises: OutputError where it cannot be written; ConfigError where it belongs to a run with other settings,
-        naming the first difference, or to one of multiref 0.1.
+        Args:
+            take_over: whether another process that writes it is told to stop, rather than this one.
+
+        Raises: OutputError where it cannot be written, or another process is writing it; ConfigError where it belongs to a run
+        with other settings, naming the first difference, or to one of multiref 0.1.
         """
+        lock = alone(self.path / ".lock", take_over=take_over)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            self._lock = lock.__enter__()
+        except Held as error:
+            raise OutputError(
+                f"output: {error}. Wait for it or choose another folder (--set output=…); --take-over makes it stop."
+            ) from None
         except OSError as error:
             raise OutputError(
                 f"output: cannot write into {self.path}: {error.strerror or error}. "
                 "Choose a folder that can be written (--set output=…)."
             ) from None
+        try:
+            yield self._begun(resolved)
+        finally:
+            self._lock = None
+            lock.__exit__(None, None, None)
+
+    def _begun(self, resolved: dict[str, Any]) -> bool:
         if not self.config.exists():
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
@@ -77,6 +93,7 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """A text file, whole or not at all."""
         if self.main:
+            self.check()
             write_whole(self.path / name, text)
 
     def read(self, name: str) -> Any:
@@ -92,8 +109,9 @@ class RunFolder:
         model.refused."""
         for left in self.path.glob(".model.*"):
             shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=".model."))
-        os.chmod(temporary, 0o755)
+        self.check()
+        temporary = self.path / f".model.{os.getpid()}"
+        temporary.mkdir()
         try:
             save(temporary)
         except ModelError:
@@ -139,8 +157,14 @@ class RunFolder:
     def append_metrics(self, line: dict[str, Any]) -> None:
         """One line, flushed."""
         if self.main:
+            self.check()
             with self.metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
+
+    def check(self) -> None:
+        """OutputError where another process has taken the folder over."""
+        if self._lock is not None:
+            self._lock.check()
 
 
 def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -15,6 +15,7 @@ from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
 from multiref.runs.pairs import PairsRun, TrainerJob, lines
+from multiref.runs.waiting import main_first
 from multiref.training.arguments import TrainingArguments, silence, with_lora
 from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
@@ -62,7 +63,7 @@ class PreferenceRun(PairsRun, PooledRun):
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides)
         opened = References({each.name: each.opens() for each in self.references}, tokenisation=tokenisation)
         store = Path(self.store) if self.store else folder.path / "scores"
-        with arguments.main_process_first(desc="scoring under the references"):
+        with main_first(f"scoring {folder.path.resolve()}"):
             number = len(train) + len(held_out)
             say(f"Scoring {number:,} pairs under {len(self.names)} references, or reading what is stored in {store}.")
             scores = opened.score([*train, *held_out], store=store)

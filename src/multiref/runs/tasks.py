@@ -36,19 +36,20 @@ else:
     Run = Annotated[union("task", TASKS.values(), renamed={"labels": "iterative"}), BeforeValidator(_with_task)]
 
 
-def run(path: str | Path, set: Iterable[str] = (), *, say: Say = print) -> Path:
+def run(path: str | Path, set: Iterable[str] = (), *, say: Say = print, take_over: bool = False) -> Path:
     """Do what a run's file says, or go on with it; returns the run's folder.
 
         mr.run("recipe.yaml", set=["beta=0.2", "output=runs/b"])
 
     Args:
         path: a YAML file, such as those in recipes/. set: `key=value` laid over it. say: told what happens, line by line.
+        take_over: where another process is doing the run, it stops at its next line, and this one goes on.
 
     Raises: ConfigError naming file and line for what cannot be meant; DataError, ModelError, OutputError for what cannot be
     read or written.
     """
     quiet()
-    return execute(read_run(path, set), say=say)
+    return execute(read_run(path, set), say=say, take_over=take_over)
 
 
 def read_run(path: str | Path, set: Iterable[str] = ()) -> BaseRun:

@@ -1,4 +1,4 @@
-"""What the main process does alone while the others wait, for as long as it takes: a collective would time out."""
+"""What the main process does alone or first while the others wait, for as long as it takes: a collective would time out."""
 
 import itertools
 import time
@@ -20,19 +20,35 @@ def main_alone(what: str) -> Iterator[None]:
 
     Errors: on the others, ModelError where the main process failed.
     """
+    with _meeting(what, others_first=True):
+        yield
+
+
+@contextmanager
+def main_first(what: str) -> Iterator[None]:
+    """The same, but the others wait before they come through."""
+    with _meeting(what, others_first=False):
+        yield
+
+
+@contextmanager
+def _meeting(what: str, *, others_first: bool) -> Iterator[None]:
     if not (distributed.is_available() and distributed.is_initialized()):
         yield
         return
     store = distributed.distributed_c10d._get_default_store()
     key = f"multiref/{next(_calls)}/{what}"
     if distributed.get_rank() > 0:
-        yield
+        if others_first:
+            yield
         while not store.check([key]):
             time.sleep(PAUSE)
         done = store.get(key) == b"done"
         store.add(f"{key}/seen", 1)
         if not done:
             raise ModelError("The main process could not finish; its own message says why.")
+        if not others_first:
+            yield
         return
     outcome = "failed"
     try:

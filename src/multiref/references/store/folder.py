@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multiref._locks import alone
 from multiref.errors import StoreError
 from multiref.references.store import atomic, manifest, shards
 from multiref.references.store.shards import Rows
@@ -163,15 +165,19 @@ class Store:
         text = json.dumps(_plain(record), ensure_ascii=False, indent=1, sort_keys=True)
         atomic.write(self.folder / "audits" / f"{address}.json", (text + "\n").encode())
 
-    def check_writable(self) -> None:
-        """Raise `StoreError` now rather than after an hour of work, if nothing can be written here."""
-        probe = self.folder / "shards" / f".probe-{os.getpid()}{atomic.TEMPORARY}"
+    @contextmanager
+    def alone(self, address: str, *, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Score under this reference while no other process does: who comes second waits (`waiting` is told for whom), and is
+        to read again. StoreError, now rather than after an hour of work, where nothing can be written here."""
+        lock = alone(self.folder / "shards" / f".{address}.lock", waiting=waiting)
         try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            lock.__enter__()
         except OSError as error:
             raise StoreError(atomic.unwritable(self.folder, error)) from error
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
 
     # -- looking after it ------------------------------------------------------------------------------------------
 
