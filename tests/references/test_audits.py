@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from multiref._sealed import seal
 from multiref.errors import ArgumentError, MultirefWarning, StoreError
 from multiref.models import LanguageModel, encode
 from multiref.models import audit as audits
@@ -121,7 +122,11 @@ def test_longer_rows_that_refute_the_layout_set_its_scores_aside(tmp_path):
 def test_refuted_scores_are_not_read(tmp_path):
     References({"a": leaky()}).score(pairs_of(10), store=tmp_path)
     (path,) = (tmp_path / "audits").glob("*.json")
-    path.write_text(json.dumps(record(tmp_path) | {"refuted": ["shared"]}))
+    changed = record(tmp_path) | {"refuted": ["shared"]}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(StoreError, match=r"a reference's audit, has changed since it was written\. Remove it"):
+        read_scores(tmp_path)
+    path.write_text(json.dumps(seal({key: changed[key] for key in changed if key != "sum"})))
     with pytest.raises(StoreError, match="a later audit on other rows found wrong"):
         read_scores(tmp_path)
     assert len(Store(tmp_path).verify()) == 1

@@ -74,7 +74,7 @@ def prune(
 
     store = Store(folder, create=False)
     files = prunable(store, references=reference or [])
-    size = sum(path.stat().st_size for path in files)
+    size = sum(path.lstat().st_size for path in files)
     for path, why in files.items():
         typer.echo(f"{path} ({why})")
     if not files:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from multiref.errors import MultirefWarning
+from multiref.errors import MultirefWarning, StoreError
 from multiref.models.audit import Audit
 from multiref.models.batching import LAYOUTS, Span
 from multiref.models.encoding import Encoded
@@ -41,14 +41,13 @@ def agree_on_layout(
     asked = Span.around(encoded)
     versions = {name: version(name) for name in ("torch", "transformers")}
     record = keeper.audit(address)
-    if record and not everything and record["versions"] == versions and asked in Span(**record["asked"]):
-        return replace(Audit.read(record["audit"]), seconds=0.0)
+    before, told, compared = _read(record) if record else (None, asked, [])
+    if before and not everything and record["versions"] == versions and asked in told:
+        return replace(before, seconds=0.0)
     audit = getattr(engine, "audit", LocalEngine().audit)(open_reference, [block.items for block in chosen], everything)
     keys = _keys_of(audit, chosen, encoded)
-    record = keeper.audit(address)  # another process may have written meanwhile
-    if record:
-        before = Audit.read(record["audit"])
-        asked, keys = asked.joined(Span(**record["asked"])), sorted({*keys, *record["keys"]})
+    if before:
+        asked, keys = asked.joined(told), sorted({*keys, *compared})
         weaker = max(before.layout, audit.layout, key=LAYOUTS.index)
         audit = replace(audit, layout=weaker, head=audit.head and before.head, span=audit.span.joined(before.span))
     refuted = list(LAYOUTS[: LAYOUTS.index(audit.layout)]) if record else []
@@ -57,6 +56,16 @@ def agree_on_layout(
         {"audit": audit.record(), "asked": asdict(asked), "keys": keys, "refuted": refuted, "versions": versions},
     )
     return audit
+
+
+def _read(record: Mapping[str, Any]) -> tuple[Audit, Span, list[str]]:
+    """The audit, the rows that it was asked for, and the keys that it compared. StoreError for another version's record."""
+    try:
+        return Audit.read(record["audit"]), Span(**record["asked"]), list(map(str, record["keys"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"A record in audits/ is of another version ({error}). Remove it: the reference is audited anew."
+        ) from error
 
 
 def changed_tokens(reference: Any, texts: Mapping[bytes, tuple[Any, Any]], digests: Mapping[bytes, int]) -> str | None:

@@ -26,6 +26,7 @@ from multiref.references.protocol import Reference, Scored
 from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Rows, Store
+from multiref.references.store.shards import ABOVE
 
 
 class References:
@@ -163,8 +164,6 @@ class References:
                 keeper.append(address, part, layout=layout)
                 parts.append(part)
                 listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size())
-        if layout in keeper.audit(address).get("refuted", ()):  # by another process, on other rows, meanwhile
-            return self._one(name, job, keeper, engine, listener, everything)
         if opener.audit:
             listener.audited(name, opener.audit.summary(), opener.audit.seconds / (time.perf_counter() - start))
         rows = Rows.concatenate([rows, *parts])
@@ -270,7 +269,7 @@ def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
             f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in the order of "
             f"the items."
         )
-    bad = np.flatnonzero(np.isnan(logps) | (logps > 1e-3) | (lengths < 0))
+    bad = np.flatnonzero(np.isnan(logps) | (logps > ABOVE) | (lengths < 0))
     if len(bad):
         at = int(bad[0])
         prompt = [item.prompt for item in block.items for _ in item.completions][at]

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multiref._files import MIB, read_text
+from multiref._json import parse_json
 from multiref._locks import alone
-from multiref.errors import StoreError
+from multiref._sealed import is_sealed, seal
+from multiref.errors import MultirefError, StoreError
 from multiref.references.store import atomic, manifest, shards
 from multiref.references.store.shards import Rows
+
+_AUDITED = frozenset({"audit", "asked", "keys", "refuted", "versions"})  # of a record, before it had a sum
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,12 @@ class Store:
         """
         address = self.address(identity)
         note = self.folder / "references" / f"{address}.json"
-        known = self.references().get(address, {"identity": _plain(identity), "seen": []})
-        seen = {"name": name, "location": location}
-        if seen not in known["seen"]:
-            known["seen"].append(seen)
+        before = self.references().get(address, {"seen": []})["seen"]
+        seen = {
+            what: text.encode(errors="backslashreplace").decode() for what, text in (("name", name), ("location", location))
+        }
+        if seen not in before or _note(note) is None:
+            known = {"identity": _plain(identity), "seen": [*(each for each in before if each != seen), seen]}
             try:
                 atomic.write(note, (json.dumps(known, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
             except StoreError:
@@ -82,11 +89,8 @@ class Store:
         """Address → {"identity": {…}, "seen": [{"name", "location"}, …]} of every reference noted here."""
         notes = {}
         for path in sorted((self.folder / "references").glob("*.json")):
-            try:
-                note = json.loads(path.read_text())
-                notes[path.stem] = {"identity": dict(note["identity"]), "seen": list(note["seen"])}
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # notes are for people; `verify` reports them, reading scores does not need them
+            if (note := _note(path)) is not None:  # notes are for people; `verify` reports them, reading scores needs them not
+                notes[path.stem] = note
         for folder in sorted((self.folder / "shards").glob("*/")):
             notes.setdefault(folder.name, {"identity": {}, "seen": []})  # a lost note loses no score
         return notes
@@ -150,19 +154,18 @@ class Store:
         """What was found of a reference's layout; empty where it was never audited. "refuted": layouts whose shards do not
         count any more."""
         path = self.folder / "audits" / f"{address}.json"
-        try:
-            record: dict[str, Any] = json.loads(path.read_text())
-            return record
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return {}
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{path}, the record of a reference's audit, is damaged ({error}). Remove it: the reference is audited anew."
-            ) from error
+        again = "Remove it: the reference is audited anew."
+        text = read_text(path, f"the record of a reference's audit. {again[:-1]}", largest=256 * MIB, error=StoreError)
+        record = parse_json(text, str(path), error=StoreError, constants=True, expected=again)
+        if not is_sealed(record, before=_AUDITED) or not isinstance(record.get("refuted"), list):
+            raise StoreError(f"{path}, the record of a reference's audit, has changed since it was written. {again}")
+        return dict(record)
 
     def record_audit(self, address: str, record: Mapping[str, Any]) -> None:
         """Keep what an audit found, beside the reference's note."""
-        text = json.dumps(_plain(record), ensure_ascii=False, indent=1, sort_keys=True)
+        text = json.dumps(seal(record), ensure_ascii=False, indent=1, sort_keys=True)
         atomic.write(self.folder / "audits" / f"{address}.json", (text + "\n").encode())
 
     @contextmanager
@@ -187,16 +190,14 @@ class Store:
 
     def verify(self) -> list[Damage]:
         """Read everything, compare every checksum, and name what is damaged, lost or unreadable. Empty: the store is sound."""
-        damage = []
-        for note in sorted((self.folder / "references").glob("*.json")):
-            try:
-                identity = json.loads(note.read_text())["identity"]
-                if self.address(identity) != note.stem:
-                    damage.append(Damage(note, f"{note} was changed: its identity does not have the address in its name."))
-            except (OSError, ValueError, KeyError, TypeError):
-                damage.append(Damage(note, f"{note} is damaged: it is not the note of a reference. Scoring again rewrites it."))
+        changed = "was changed, or is no note of a reference: it does not say who has the address in its name."
+        notes = sorted((self.folder / "references").glob("*.json"))
+        damage = [Damage(note, f"{note} {changed} Scoring again rewrites it.") for note in notes if _note(note) is None]
         for address in self.references():
-            damage += self.read(address)[1]
+            try:
+                damage += self.read(address)[1]
+            except StoreError as error:
+                damage.append(Damage(self.folder / "audits" / f"{address}.json", str(error)))
         for name in manifest.read(self.folder):
             path = self.folder / "shards" / name
             if not path.exists():
@@ -211,9 +212,24 @@ class Store:
         try:
             target.parent.mkdir(exist_ok=True)
             os.replace(damage.path, target)
+        except FileNotFoundError:
+            return target  # another process was quicker
         except OSError as error:
             raise StoreError(atomic.unwritable(target, error)) from error
         return target
+
+
+def _note(path: Path) -> dict[str, Any] | None:
+    """Who has an address, and as what it was used; None for a file that does not say it of the address in its name."""
+    try:
+        found = parse_json(read_text(path, "the note of a reference", largest=64 * MIB, error=StoreError), str(path))
+        identity, seen = (
+            dict(found["identity"]),
+            [{what: str(each[what]) for what in ("name", "location")} for each in found["seen"]],
+        )
+        return {"identity": identity, "seen": seen} if Store.address(identity) == path.stem else None
+    except (MultirefError, LookupError, TypeError, ValueError):
+        return None
 
 
 def _attempt(path: Path, address: str, refuted: Collection[str]) -> Rows | Damage:

@@ -16,7 +16,7 @@ def prunable(store: Store, *, references: Sequence[str] = ()) -> dict[Path, str]
     and every file of `references` (names, or beginnings of addresses)."""
     gone: dict[Path, str] = {}
     for path in store.folder.rglob(f".*{atomic.TEMPORARY}"):
-        if time.time() - path.stat().st_mtime > STALE:
+        if time.time() - path.lstat().st_mtime > STALE:
             gone[path] = "left by a process that was ended"
     for path in (store.folder / "damaged").glob("*"):
         gone[path] = "damaged, set aside"

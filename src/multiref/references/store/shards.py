@@ -4,12 +4,15 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from multiref._files import open_file
 from multiref.errors import StoreError
+from multiref.references.keys import KeyIndex
 
 FORMAT = "2"  # of the shard's columns; a reader refuses a later one
 BEFORE = "1"  # had no digests and no layout; still read
@@ -22,6 +25,9 @@ SCHEMA = pa.schema(
         pa.field("digest", pa.uint64(), nullable=False),
     ]
 )
+ROW_BYTES = 28  # a row has at least so many: key, log-probability, length
+ABOVE = 1e-3  # how far above 0 rounding may lift a log-probability
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,42 +90,104 @@ def encode(rows: Rows, identity: str, layout: str = "") -> bytes:
 def sound(path: Path) -> bool:
     """Whether the file is there and its bytes still have the checksum that is its name."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
-    except FileNotFoundError:
+        return hashlib.sha256(_content(path)).hexdigest() == path.stem
+    except StoreError:
         return False
 
 
+def count_rows(path: Path) -> tuple[int, int]:
+    """(rows, bytes) of a shard, by its footer alone. StoreError where it has none that can be right."""
+    with open_file(path, "a shard of a store", largest=_LARGEST, error=StoreError) as file:
+        size = path.stat().st_size
+        return int(_opened(file, path, size).metadata.num_rows), size
+
+
 def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:
-    """The rows of a shard, after checking its checksum. `StoreError` names a shard that is damaged, belongs to something
-    else, or was scored in a layout that an audit refuted later."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"Cannot read the shard {path}: {error.strerror or error}.") from error
+    """The rows of a shard, after checking its checksum, its columns and its values. `StoreError` names a shard that is damaged,
+    belongs to something else, was written by something else, or was scored in a layout that an audit refuted later."""
+    content = _content(path)
     if hashlib.sha256(content).hexdigest() != path.stem:
         raise StoreError(
             f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same "
             f"data again: only "
             "this shard's completions are scored anew. (Or restore the file from a copy.)"
         )
-    table = pq.read_table(pa.BufferReader(content))
-    metadata = table.schema.metadata or {}
-    found = metadata.get(b"multiref.format", b"none").decode()
+    file = _opened(pa.BufferReader(content), path, len(content))
+    said = file.schema_arrow.metadata or {}
+    metadata = {
+        key: said.get(f"multiref.{key}".encode(), b"").decode(errors="replace") for key in ("format", "layout", "reference")
+    }
+    found = metadata["format"] or "none"
     if found not in (FORMAT, BEFORE):
         raise StoreError(
             f"The shard {path} has format {found}; this version reads {BEFORE} and {FORMAT}. Use the version of multiref that "
             "wrote it."
         )
-    layout = metadata.get(b"multiref.layout", b"").decode()
+    layout = metadata["layout"]
     if layout in refuted:
         raise StoreError(
             f"The shard {path} was scored in the layout {layout!r}, which a later audit on other rows found wrong for this "
             "model. Score the same data again."
         )
-    if metadata.get(b"multiref.reference", b"").decode() != identity:
+    if metadata["reference"] != identity:
         raise StoreError(
             f"The shard {path} lies under another reference than the one it was written for. Move it back, or remove it."
         )
+    expected = SCHEMA if found == FORMAT else SCHEMA.remove(SCHEMA.get_field_index("digest"))
+    if not file.schema_arrow.remove_metadata().equals(expected):
+        raise _foreign(path, f"its columns are {', '.join(map(str, file.schema_arrow.remove_metadata()))}")
+    try:
+        table = file.read()
+    except Exception as error:  # nothing but pyarrow runs here, which has a dozen kinds of them
+        raise _foreign(path, f"Parquet's reader says: {error}") from error
+    rows = _rows(table, found)
+    if problem := _impossible(rows, table):
+        raise _foreign(path, problem)
+    return rows
+
+
+def _content(path: Path) -> bytes:
+    with open_file(path, "a shard of a store", largest=_LARGEST, error=StoreError) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise StoreError(f"Cannot read the shard {path}: {error.strerror or error}.") from error
+
+
+def _opened(source: Any, path: Path, size: int) -> Any:
+    """The Parquet file, once its footer is what a shard's can be: plain columns, with room for its rows."""
+    try:
+        file = pq.ParquetFile(source)
+        metadata = file.metadata
+        parts = [metadata.row_group(i).column(j) for i in range(metadata.num_row_groups) for j in range(metadata.num_columns)]
+        plain = all(p.compression == "UNCOMPRESSED" and set(p.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"} for p in parts)
+    except Exception as error:  # as above
+        raise _foreign(path, f"Parquet's reader says: {error}") from error
+    if not plain:
+        raise _foreign(path, "its columns are compressed")
+    if not 0 <= metadata.num_rows * ROW_BYTES <= size:
+        raise _foreign(path, f"{metadata.num_rows:,} rows do not fit into its {size:,} bytes")
+    return file
+
+
+def _foreign(path: Path, problem: str) -> StoreError:
+    return StoreError(
+        f"The shard {path} was not written by multiref: {' '.join(problem.split())[:300]}. Score the same data again, "
+        "and do not take over what else came with it."
+    )
+
+
+def _impossible(rows: Rows, table: Any) -> str | None:
+    """What no scores can be; None where there is nothing of the kind."""
+    if any(column.null_count for column in table.columns):
+        return "a row is empty"
+    bad = np.flatnonzero(np.isnan(rows.logps) | (rows.logps > ABOVE) | (rows.lengths < 0))
+    if len(bad):
+        return f"row {bad[0] + 1} has {rows.logps[bad[0]]} over {rows.lengths[bad[0]]} tokens as log-probability"
+    return "one completion stands in it twice" if KeyIndex(rows.keys).repeated.any() else None
+
+
+def _rows(table: Any, found: str) -> Rows:
     keys = table["key"].combine_chunks()
     return Rows(
         np.frombuffer(keys.buffers()[1] or b"", "V16")[keys.offset : keys.offset + len(keys)].copy(),
