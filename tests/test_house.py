@@ -21,6 +21,7 @@ PUBLIC = [
     "ReverseKL",
     "bounds",
     "data",
+    "decoding",
     "divergences",
     "errors",
     "evaluation",

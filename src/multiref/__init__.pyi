@@ -1,5 +1,6 @@
 from . import bounds as bounds
 from . import data as data
+from . import decoding as decoding
 from . import divergences as divergences
 from . import errors as errors
 from . import evaluation as evaluation

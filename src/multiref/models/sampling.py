@@ -22,7 +22,7 @@ from multiref.models.draws import check_draws
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
-__all__ = ["Generation", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
+__all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
 
 _checked: WeakSet[nn.Module] = WeakSet()  # models whose first draws were looked at
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
@@ -170,7 +170,7 @@ def _read_all(
             places = [i for i, context in enumerate(contexts) if length in (None, len(context))]
             for start in range(0, len(places), step):
                 some = places[start : start + step]
-                reader = _Reader(model, [contexts[i] for i in some], each, generation, pad)
+                reader = Reader(model, [contexts[i] for i in some], each, generation, pad)
                 drawn = _draw(reader, generation, ends, pad, _on(generator, reader.device))
                 for place, first in zip(some, range(0, len(drawn), each)):
                     rows[place] = drawn[first : first + each]
@@ -180,7 +180,7 @@ def _read_all(
 
 
 def _draw(
-    reader: "_Reader", generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
+    reader: "Reader", generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
 ) -> list[tuple[Ids, Logps]]:
     logits = reader.read_prompts()
     end = torch.tensor(list(ends), device=logits.device, dtype=torch.long)
@@ -203,7 +203,7 @@ def _draw(
     return [(tuple(ids[:stop]), tuple(row[:stop])) for ids, row in rows for stop in [_length(ids, set(ends))]]
 
 
-class _Reader:
+class Reader:
     """What was drawn so far, for a model: prompts padded on the left, a cache where the model has one, next-token logits [B,
     V]."""
 
@@ -245,6 +245,17 @@ class _Reader:
         """The logits after one more token of each row."""
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         return self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
+
+    def keep(self, rows: Tensor) -> None:
+        """These rows go on, in this order; one may go on more than once. A cache that cannot be re-ordered is given up."""
+        self.ids = self.ids[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+        if self.cache is None:
+            return
+        if hasattr(self.cache, "reorder_cache"):
+            self.cache.reorder_cache(rows)
+        else:
+            self.cache, self.caching = None, False
 
     def _repeat(self) -> None:
         self.ids = self.ids.repeat_interleave(self.group, 0)

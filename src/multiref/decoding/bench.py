@@ -1,0 +1,85 @@
+"""The references of a call, opened: the models that are walked on, and what each is asked."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.decoding.request import METHODS, Request
+from multiref.decoding.rewarding import Rewarding
+from multiref.errors import VocabularyMismatch
+from multiref.models.sampling import decode_behind, end_ids
+from multiref.references.collection import References
+from multiref.references.local import LocalReference, local_reference
+from multiref.references.rollouts import RolloutScorer
+
+Ids = tuple[int, ...]
+
+
+@dataclass
+class Bench:
+    """The references, opened: the models that are walked on, and what they are asked."""
+
+    request: Request
+    scorer: RolloutScorer
+    tokenizer: Any
+    models: list[Any]
+    weights: Tensor
+    component: Tensor
+    ends: Ids
+    rewarding: Rewarding
+    tokens: int = 0
+
+    @property
+    def foreign(self) -> bool:
+        return not all(self.scorer.aligned.values())
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(next(self.models[0].parameters()).device).manual_seed(seed)
+
+    def texts(self, context: Ids, rows: Sequence[Ids], prompt: Any) -> list[Any]:
+        found = decode_behind(self.tokenizer, [context], rows, len(rows)) if rows else []
+        return [text if isinstance(prompt, str) else ({"role": "assistant", "content": text},) for text in found]
+
+
+@contextmanager
+def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
+    """The references that have weight (and the one that is proposed from). free: no proposal was named."""
+    probe = RolloutScorer(refs, _first_local(refs).tokenizer)
+    weights = request.weights(len(probe.names))
+    foreign = [name for name in probe.names if not probe.aligned[name]]
+    if foreign:
+        local = next(name for name in probe.names if isinstance(probe.opened[name], LocalReference))
+        if request.method == "importance" and free:
+            request = replace(request, proposal=local)
+        if request.method != "importance" or request.proposal in METHODS["importance"]:
+            raise VocabularyMismatch(
+                f"References {local!r} and {foreign[0]!r} have different vocabularies (or one is no local model), and method "
+                f"{request.method!r} with proposal {request.proposal!r} pools them token by token. Use method='importance' "
+                f"with proposal={local!r}: its completions are then scored as text."
+            )
+    component = request.component(probe.names, weights)
+    if not foreign:
+        with probe.models() as models:
+            ends = end_ids(models[0], _first_local(refs).tokenizer)
+            yield Bench(request, probe, _first_local(refs).tokenizer, models, weights, component, ends, _asked(request))
+        return
+    proposer = local_reference(request.proposal, probe.opened[request.proposal])
+    scorer = RolloutScorer(refs, proposer.tokenizer)
+    with proposer.loaded() as model:
+        ends = end_ids(model, proposer.tokenizer)
+        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), ends, _asked(request))
+
+
+def _asked(request: Request) -> Rewarding:
+    return Rewarding(request.reward, request.reward_max)
+
+
+def _first_local(refs: Any) -> LocalReference:
+    collection = refs if isinstance(refs, References) else References(refs)
+    opened = [collection.open(name) for name in collection.names]
+    local = [each for each in opened if isinstance(each, LocalReference)]
+    return local[0] if local else local_reference(collection.names[0], opened[0])

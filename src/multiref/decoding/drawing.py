@@ -1,0 +1,93 @@
+"""`sample`: weighted completions whose law converges to the optimum, without training."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from multiref.decoding.bench import opened
+from multiref.decoding.draws import Draws
+from multiref.decoding.methods import rejected, walked, weighed
+from multiref.decoding.request import METHODS, Budget, Request
+from multiref.errors import ArgumentError
+from multiref.models.sampling import encode_prompts
+from multiref.models.spec import Generation
+from multiref.regularizers import Regularizer
+
+APPROXIMATE = (
+    "the references pooled and renormalised at each token: another distribution than the optimum, longer where they disagree "
+    "(docs/decoding.md)"
+)
+
+
+def sample(
+    prompts: Sequence[Any],
+    refs: Any,
+    regularizer: Regularizer,
+    reward: Callable[..., Any] | None = None,
+    beta: float | None = None,
+    *,
+    method: str = "smc",
+    proposal: str | None = None,
+    n: int = 64,
+    islands: int = 8,
+    max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
+    require_end: bool = False,
+    reward_max: float | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+) -> Draws:
+    r"""Weighted draws of π* ∝ P_0 e^{r/β} over completions of at most `max_new_tokens` tokens (cut ones are outcomes too).
+
+        Ẑ = (1/N) Σ_i w_i,    E Ẑ = Z = Σ_y P_0(y) e^{r(y)/β};      without a reward Z = F, and the draws are the escort's
+
+    Args:
+        prompts: strings, or tuples of chat messages. refs: a `References`, or what makes one.
+        reward: function(prompts=…, completions=…) → N numbers; −∞ vetoes a completion. None: the escort.
+        method: "smc": islands of n particles that file every end (`models.lockstep.walk`), resampled within an island.
+            "importance": n · islands independent draws weighed once (soft best-of-n). "rejection": exactly n · islands draws of
+            π*. "token": draws of the pool renormalised at each token, weighed by the reward alone: not the optimum, and said.
+        proposal: of smc and importance "flat" (½ pool + ½ its square root) or "pool" (its estimates are bounded), with every
+            end counted; of importance also "mixture" (Σ_k w_k π_k; bounded), a reference's name (unbounded), or "sampled_ends"
+            (the pool, its ends drawn); of rejection "pool" or "mixture". A regularizer that is not reverse KL has importance
+            with "mixture" or a name, and "token"; references of other vocabularies have importance with a name.
+        min_new_tokens, require_end: the optimum among completions with so many tokens before an end; among those that ended.
+        reward_max: what no reward exceeds; rejection needs it, and a reward above it is an error.
+        budget: what may be spent, checked before the first token.
+
+    Errors: ArgumentError for what cannot work, EmptyPoolError where no completion has mass, VocabularyMismatch.
+
+    Reference: docs/decoding.md (DERIVED: the end branch, the law of soft best-of-n).
+    """
+    if reward is not None and beta is None:
+        raise ArgumentError("beta: a reward needs its strength β > 0, in units of the reward.")
+    default = "mixture" if method == "importance" and not (regularizer.alpha == 1 and regularizer.order == 0) else None
+    request = Request(
+        regularizer,
+        reward,
+        1.0 if beta is None else beta,
+        method,
+        proposal or default or str(METHODS.get(method, ("",))[0]),
+        n,
+        islands,
+        Generation(max_new_tokens, min_new_tokens=min_new_tokens),
+        require_end,
+        reward_max,
+        budget or Budget(),
+        seed,
+    )
+    if isinstance(prompts, str) or not prompts:
+        raise ArgumentError(f"prompts: expected a list of at least one prompt, found {prompts!r}.")
+    with opened(refs, request, proposal is None) as bench:
+        request, contexts = bench.request, encode_prompts(bench.tokenizer, list(prompts))
+        bench.scorer.check_context(contexts, max_new_tokens)
+        request.check_ends(bench.ends)
+        request.check_price(bench.models, contexts)
+        draw = {"smc": walked, "importance": weighed, "rejection": rejected, "token": weighed}[method]
+        if method == "importance" and request.proposal in ("flat", "pool"):
+            draw = walked
+        found = tuple(
+            draw(bench, prompt, context, seed + 7_919 * i) for i, (prompt, context) in enumerate(zip(prompts, contexts))
+        )
+        return Draws(
+            found, method, request.proposal, APPROXIMATE if method == "token" else "", bench.tokens, bench.rewarding.calls
+        )

@@ -1,0 +1,228 @@
+"""How draws are made: particles that file every end, independent completions weighed once, rejection."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref import exact
+from multiref._logspace import NEG_INF
+from multiref.decoding.bench import Bench
+from multiref.decoding.draws import TOO_LARGE, PromptDraws
+from multiref.decoding.request import Request
+from multiref.errors import ArgumentError, EmptyPoolError
+from multiref.models.encoding import encode_many
+from multiref.models.lockstep import Descent, descend, walk
+from multiref.models.sampling import as_rollouts
+from multiref.models.spec import TOKENISATION
+from multiref.weighting.particles import thin
+
+MOST_PROPOSALS = 1e5  # a draw: beyond it rejection is refused
+TRIAL = 256  # particles of the trial that predicts how often rejection accepts
+CHUNK = 4096  # proposals side by side, of rejection
+APART = 104_729  # thinning has a seed of its own
+Ids = tuple[int, ...]
+
+
+def walked(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
+    """smc, and importance with every end counted: particles, thinned without bias to as many completions as particles."""
+    request, generator = bench.request, bench.generator(seed)
+    present = bench.weights > 0
+    filed = walk(
+        [model for model, here in zip(bench.models, present.tolist()) if here],
+        context,
+        bench.weights[present],
+        ends=bench.ends,
+        generation=request.generation,
+        particles=(request.islands, request.n),
+        generator=generator,
+        flat=0.5 if request.proposal == "flat" else 0.0,
+        resampling="adaptive" if request.method == "smc" else "never",
+    )
+    bench.tokens += filed.forwarded
+    mass = filed.log_mass.clone()  # [S, I, n]
+    if request.require_end:
+        mass[-1] = NEG_INF
+    stages, islands, n = mass.shape
+    alone = request.method == "importance"  # each particle is an island of its own, and keeps one completion
+    grouped = mass.permute(1, 2, 0).reshape(-1, stages) if alone else mass.transpose(0, 1).reshape(islands, -1)
+    kept = thin(grouped, 1 if alone else n, torch.Generator().manual_seed(seed + APART))
+    places = (kept > NEG_INF).nonzero()
+    if alone:
+        entries = [(int(s), int(row)) for row, s in places]
+    else:
+        entries = [(int(cell) // n, int(island) * n + int(cell) % n) for island, cell in places]
+    paths = filed.paths(entries)
+    log_w = kept[places[:, 0], places[:, 1]] - math.log(1 if alone else n)  # an island's sum is its estimate
+    return _finish(
+        bench, prompt, context, [ids for ids, _, _ in paths], [ended for _, ended, _ in paths], log_w, places[:, 0],
+        groups=len(kept), roots=[root for _, _, root in paths],
+    )  # fmt: skip
+
+
+def weighed(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
+    """importance with ends drawn, and the per-token pool: independent completions, each weighed once."""
+    request = bench.request
+    drawn = _descend(bench, context, request.rows, bench.generator(seed))
+    if bench.foreign:
+        (rollout,) = as_rollouts(bench.tokenizer, [prompt], [context], [(ids, ()) for ids in drawn.ids], bench.ends)
+        logps = bench.scorer.completions([rollout])
+        spelled = _canonical(bench, prompt, rollout.completions, drawn)
+    else:
+        logps, spelled = drawn.logps, torch.ones(len(drawn.ids), dtype=torch.bool)
+    log_w = torch.zeros(len(drawn.ids), dtype=torch.float64)
+    if request.method != "token":
+        log_w = torch.where(spelled, request.regularizer.pool(logps) - drawn.log_proposal, NEG_INF)
+    if request.require_end:
+        log_w = torch.where(torch.tensor(drawn.ended), log_w, NEG_INF)
+    every = torch.arange(len(drawn.ids))
+    found = _finish(bench, prompt, context, drawn.ids, drawn.ended, log_w, every, groups=len(every), roots=every.tolist())
+    return replace(found, not_canonical=1 - float(spelled.double().mean()))
+
+
+def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
+    r"""Exact draws: a proposal stays with probability P_0/q · e^{(r − r_max)/β}, at most 1 for the pool and the mixture.
+
+    The acceptance is Z e^{−r_max/β} for both; it is predicted by a few particles first.
+    """
+    request, generator, beta = bench.request, bench.generator(seed), bench.request.beta
+    most = 0.0 if request.reward is None else float(request.reward_max or 0.0)
+    trial = replace(bench, request=replace(request, method="importance", proposal="flat", n=TRIAL, islands=1), tokens=0)
+    log_z = walked(trial, prompt, context, seed).log_partition
+    bench.tokens += trial.tokens
+    predicted = math.exp(log_z - most / beta)
+    if predicted < 1 / MOST_PROPOSALS:
+        raise ArgumentError(
+            f"method: rejection accepts about {predicted:.2g} of its proposals here (Z e^(−r_max/β)), "
+            f"{1 / predicted:,.0f} a draw; at most {MOST_PROPOSALS:,.0f} are tried. Use method='smc'."
+        )
+    ids: list[Ids] = []
+    ended: list[bool] = []
+    rewards: list[float] = []
+    proposed = 0
+    while len(ids) < request.rows:
+        rows = min(CHUNK, max(64, int(1.2 * (request.rows - len(ids)) / predicted)))
+        room = torch.rand(rows, generator=generator, dtype=torch.float64, device=generator.device).log().cpu()
+        drawn = _descend(bench, context, rows, generator, room if request.proposal == "pool" else None)
+        log_w = request.regularizer.pool(drawn.logps) - drawn.log_proposal
+        stays = [i for i in (room < log_w).nonzero()[:, 0].tolist() if drawn.ended[i] or not request.require_end]
+        earned = bench.rewarding(prompt, bench.texts(context, [drawn.ids[i] for i in stays], prompt))
+        for i, value in zip(stays, earned.tolist()):
+            if room[i] < log_w[i] + (value - most) / beta:
+                ids.append(drawn.ids[i])
+                ended.append(drawn.ended[i])
+                rewards.append(value)
+        proposed += rows
+        if proposed > 10 * MOST_PROPOSALS * request.rows:
+            raise ArgumentError(f"method: rejection found {len(ids)} draws in {proposed:,} proposals. Use method='smc'.")
+    accepted = len(ids) / proposed
+    count = request.rows  # the last chunk may bring more: they are left out
+    return PromptDraws(
+        prompt,
+        tuple(bench.texts(context, ids[:count], prompt)),
+        tuple(ids[:count]),
+        tuple(ended[:count]),
+        torch.full((count,), math.log(accepted / count) + most / beta, dtype=torch.float64),
+        torch.tensor(rewards[:count], dtype=torch.float64),
+        math.log(accepted) + most / beta,
+        math.sqrt((1 - accepted) / (accepted * proposed)),
+        1 / count,
+        count,
+    )
+
+
+def _descend(bench: Bench, context: Ids, rows: int, generator: torch.Generator, patience: Tensor | None = None) -> Descent:
+    request = bench.request
+    drawn = descend(
+        bench.models,
+        context,
+        bench.component,
+        ends=bench.ends,
+        generation=request.generation,
+        rows=rows,
+        generator=generator,
+        pooled=request.proposal in ("pool", "sampled_ends"),
+        order=request.regularizer.order,
+        weighed=None if bench.foreign else bench.weights > 0,
+        patience=patience,
+    )
+    bench.tokens += drawn.forwarded
+    if drawn.uncovered:
+        raise ArgumentError(
+            f"proposal: {request.proposal!r} gives no mass to tokens to which the target gives some; its weights cannot find "
+            "them. Use proposal='mixture', or a reference that covers the others."
+        )
+    return drawn
+
+
+def _canonical(bench: Bench, prompt: Any, completions: Sequence[Any], drawn: Descent) -> Tensor:
+    """[N]: whether each draw's ids are what its text encodes to. A text counts once, not once for every spelling."""
+    spelled = torch.zeros(len(drawn.ids), dtype=torch.bool)
+    for end in (True, False):
+        places = [i for i, ended in enumerate(drawn.ended) if ended == end]
+        if places:
+            texts = [(prompt, tuple(completions[i] for i in places))]
+            (encoded,) = encode_many(bench.tokenizer, texts, replace(TOKENISATION, end=end))
+            for i, ids in zip(places, encoded.completions):
+                spelled[i] = ids == drawn.ids[i]
+    return spelled
+
+
+def _finish(
+    bench: Bench,
+    prompt: Any,
+    context: Ids,
+    ids: Sequence[Ids],
+    ended: Sequence[bool],
+    log_w: Tensor,
+    group: Tensor,
+    *,
+    groups: int,
+    roots: Sequence[int],
+) -> PromptDraws:
+    """Rewards, the tilt, and what the groups (independent ones, numbered by `group`) say of the sum."""
+    request = bench.request
+    texts = bench.texts(context, ids, prompt)
+    rewards = torch.full((len(ids),), NEG_INF, dtype=torch.float64)
+    asked = (log_w > NEG_INF).nonzero()[:, 0]
+    rewards[asked] = bench.rewarding(prompt, [texts[i] for i in asked.tolist()])
+    tilted = log_w + torch.where(log_w > NEG_INF, rewards / request.beta, 0.0)
+    if not bool((tilted > NEG_INF).any()):
+        why = "the reward is −∞ for all of them" if len(asked) else "some reference forbids every one, or none ended in time"
+        raise EmptyPoolError(f"No completion of {str(prompt)[:60]!r} that was drawn has mass: {why}.")
+    rooted_family = request.regularizer.alpha != 1 and request.method != "token"
+    log_w = _solved(request, log_w, rewards) if rooted_family else tilted
+    top = float(log_w.max())
+    sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, group, (log_w - top).exp())
+    mean = float(sums.mean())
+    share = float((log_w - log_w.logsumexp(0)).exp().max())
+    known = request.regularizer.alpha == 1 and request.method != "token"
+    error = float(sums.std()) / mean / math.sqrt(groups) if groups > 1 and share <= TOO_LARGE and known else math.nan
+    rooted = {root for root, w in zip(roots, log_w.tolist()) if w > NEG_INF}
+    return PromptDraws(
+        prompt,
+        tuple(texts),
+        tuple(ids),
+        tuple(ended),
+        log_w - math.log(groups),
+        torch.where(torch.isnan(rewards), 0.0, rewards),
+        top + math.log(mean) if known else math.nan,
+        error,
+        share,
+        len(rooted),
+    )
+
+
+def _solved(request: Request, log_w: Tensor, rewards: Tensor) -> Tensor:
+    r"""α ≠ 1: the optimum's log-weights over the draws, each standing for the mass P(y)/(N q(y)), by the exact solver."""
+    log_mass = log_w - math.log(len(log_w))
+    if float(log_mass.max()) > 0:
+        raise ArgumentError(
+            f"proposal: one of {len(log_w)} draws from {request.proposal!r} stands for more mass than one; use "
+            "proposal='mixture', or more draws."
+        )
+    alone = request.regularizer.with_weights((1.0,))
+    return exact.solve(rewards, log_mass[None], alone, beta=request.beta).log_policy + math.log(len(log_w))

@@ -1,0 +1,137 @@
+"""What is asked for, checked before any model is read: method, proposal, how many, of what length, at which price."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+from multiref.models.lockstep import cache_bytes
+from multiref.models.spec import Generation
+from multiref.regularizers import Regularizer, check_beta, check_weights
+
+# method → its proposals, the default first; None: a reference's name
+METHODS: dict[str, tuple[str | None, ...]] = {
+    "smc": ("flat", "pool"),
+    "importance": ("flat", "pool", "mixture", "sampled_ends", None),
+    "rejection": ("pool", "mixture"),
+    "token": ("pool",),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a call may spend on all prompts together; None: as much as it needs. tokens: read by all models together."""
+
+    tokens: float | None = None
+    rewards: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `sample`, as a value; see there. generation: max_new_tokens and min_new_tokens."""
+
+    regularizer: Regularizer
+    reward: Callable[..., Any] | None
+    beta: float
+    method: str
+    proposal: str
+    n: int
+    islands: int
+    generation: Generation
+    require_end: bool
+    reward_max: float | None
+    budget: Budget
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ArgumentError(f"method: found {self.method!r}; expected one of {', '.join(METHODS)}.")
+        for name in ("n", "islands"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ArgumentError(f"{name}: expected a whole number of at least 1, found {value!r}.")
+        if self.reward is not None:
+            check_beta(self.beta)
+        if self.method == "rejection" and self.reward is not None and self.reward_max is None:
+            raise ArgumentError("reward_max: rejection accepts with e^{(r − r_max)/β}; give the largest reward that there is.")
+        self._check_pool()
+
+    def _check_pool(self) -> None:
+        pool, named = self.regularizer, self.proposal not in METHODS["importance"]
+        if self.escort or self.method == "token" or (self.method == "importance" and (named or self.proposal == "mixture")):
+            return
+        raise ArgumentError(
+            f"{pool.name} (pool of order {pool.order:g}) with method {self.method!r} and proposal {self.proposal!r}: only "
+            "reverse KL's pool can be followed token by token. Use method='importance' with proposal='mixture' or a "
+            "reference's name, whose weights need scores of whole completions alone."
+        )
+
+    @property
+    def escort(self) -> bool:
+        """Whether the pool is the geometric one, whose mass of a completion is a product over its tokens."""
+        return self.regularizer.alpha == 1 and self.regularizer.order == 0
+
+    @property
+    def rows(self) -> int:
+        return self.n * self.islands
+
+    def weights(self, references: int) -> Tensor:
+        """[K] float64."""
+        found = check_weights(self.regularizer.weights, references).detach()
+        if found.ndim != 1:
+            raise ArgumentError(f"weights: expected one number a reference here, found shape {tuple(found.shape)}.")
+        return found
+
+    def component(self, names: Sequence[str], weights: Tensor) -> Tensor:
+        """[K] weights of the mixture that is proposed from: the references', or one-hot where one was named."""
+        if self.proposal == "mixture" or self.proposal in METHODS["importance"]:
+            return weights
+        if self.proposal not in names or self.method != "importance":
+            known = [each or "a reference's name" for each in METHODS[self.method]]
+            raise ArgumentError(f"proposal: found {self.proposal!r}; expected one of {', '.join([*known, *names])}.")
+        return torch.tensor([float(name == self.proposal) for name in names], dtype=torch.float64)
+
+    def check_ends(self, ends: Sequence[int]) -> None:
+        """ArgumentError where something depends on an end and nothing ends a completion."""
+        if not ends and (self.require_end or self.generation.min_new_tokens):
+            raise ArgumentError(
+                "require_end, min_new_tokens: nothing ends a completion (neither the tokenizer nor the model's generation "
+                "settings name an end token). Leave them out: every completion is then cut after max_new_tokens."
+            )
+
+    def check_price(self, models: Sequence[Any], contexts: Sequence[Sequence[int]]) -> None:
+        """ArgumentError where tokens, rewards or the memory of caches would be more than there is."""
+        steps = self.generation.max_new_tokens
+        needs = {
+            "tokens": sum(len(models) * (len(context) + self.rows * (steps - 1)) for context in contexts),
+            "rewards": 0 if self.reward is None else self.rows * len(contexts),
+        }
+        for name, needed in needs.items():
+            allowed = getattr(self.budget, name)
+            if allowed is not None and needed > allowed:
+                raise ArgumentError(
+                    f"budget: this needs up to {needed:,} {name} ({len(contexts)} prompts, {self.rows} rows each, {steps} new "
+                    f"tokens, {len(models)} models), and {allowed:,.0f} are allowed. Lower n, islands or max_new_tokens."
+                )
+        needed = cache_bytes(models, self.rows, max(map(len, contexts)) + steps)
+        free = free_bytes(next(models[0].parameters()).device)
+        if free is not None and needed > free:
+            raise ArgumentError(
+                f"n, islands: the caches of {self.rows:,} rows need {needed:,} bytes, and {free:,} are free. Lower n or "
+                "islands, or call several times with different seeds."
+            )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of this device's memory; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

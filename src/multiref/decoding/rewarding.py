@@ -1,0 +1,51 @@
+"""A reward of completions as the tilt e^{r/β}: asked once for each text, and judged before it is used."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.errors import ArgumentError
+
+
+class Rewarding:
+    """r of completions. calls: texts that were asked about.
+
+    Args:
+        function: function(prompts=…, completions=…) → N numbers, as TRL calls reward functions, or None: no reward, 0.
+        most: what it says it cannot exceed.
+
+    −∞ is a veto. ArgumentError, naming the completion, for NaN, +∞, what is no number, and what exceeds `most`.
+    """
+
+    def __init__(self, function: Callable[..., Any] | None, most: float | None) -> None:
+        self.function, self.most, self.calls = function, most, 0
+
+    def __call__(self, prompt: Any, completions: Sequence[Any]) -> Tensor:
+        """[N] float64."""
+        if self.function is None or not completions:
+            return torch.zeros(len(completions), dtype=torch.float64)
+        keys = [repr(each) for each in completions]
+        once = dict(zip(keys, completions))
+        self.calls += len(once)
+        values = self.function(prompts=[prompt] * len(once), completions=list(once.values()))
+        try:
+            found = [float(value) for value in values]
+        except TypeError:
+            raise ArgumentError(
+                f"reward: returned {str(values)[:80]!r}; expected {len(once)} numbers, one for each completion."
+            ) from None
+        if len(found) != len(once):
+            raise ArgumentError(f"reward: returned {len(found)} numbers for {len(once)} completions; expected one each.")
+        for value, completion in zip(found, once.values()):
+            self._judge(value, completion)
+        known = dict(zip(once, found))
+        return torch.tensor([known[key] for key in keys], dtype=torch.float64)
+
+    def _judge(self, value: float, completion: Any) -> None:
+        if math.isnan(value) or value == math.inf:
+            raise ArgumentError(f"reward: {value} for {str(completion)[:80]!r}; expected a finite number, or −∞ for a veto.")
+        if self.most is not None and value > self.most + 1e-12 * max(1.0, abs(self.most)):
+            raise ArgumentError(f"reward_max is {self.most:g}, and {str(completion)[:80]!r} has reward {value:g}.")

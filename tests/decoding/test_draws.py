@@ -1,0 +1,188 @@
+"""`sample` against enumeration: what each method's draws converge to, what it says of Z, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref import exact
+from multiref.decoding import Budget, Draws, sample
+from multiref.errors import ArgumentError, DataError, EmptyPoolError, VocabularyMismatch
+from multiref.models import LanguageModel
+from tests.conftest import make_llama, make_tokenizer
+from tests.decoding.worlds import BETA, LENGTH, Truth, W, references, reward, tables, total_variation
+
+RULE = mr.ReverseKL(W)
+ALL = [
+    ("smc", None),
+    ("smc", "pool"),
+    ("importance", None),
+    ("importance", "pool"),
+    ("importance", "mixture"),
+    ("importance", "sampled_ends"),
+    ("importance", "q"),
+    ("rejection", None),
+    ("rejection", "mixture"),
+]
+
+
+def drawn(made, method, proposal=None, **options):
+    given = {"n": 500, "islands": 8, "max_new_tokens": LENGTH, "reward_max": 1.0, "seed": 1, **options}
+    return sample(["x0"], references(made), RULE, reward, BETA, method=method, proposal=proposal, **given)
+
+
+@pytest.mark.parametrize(("method", "proposal"), ALL, ids=[f"{m}-{p}" for m, p in ALL])
+@pytest.mark.parametrize("shortest", [0, 2])
+def test_draws_are_of_the_optimum(method, proposal, shortest):
+    """4,000 draws: total variation to π* below 0.05, log Ẑ within 4.5 errors of log Z and the error below 0.05."""
+    made = tables()
+    truth = Truth(made, shortest=shortest)
+    (found,) = drawn(made, method, proposal, min_new_tokens=shortest)
+    assert total_variation(truth.histogram(found), truth.policy) < 0.05
+    assert abs(found.log_partition - truth.log_partition) < 4.5 * found.error < 0.25
+    assert float(found.log_weights.logsumexp(0)) == pytest.approx(found.log_partition, abs=1e-9)
+    cut = float(truth.policy[[ids[-1] != 0 for ids in truth.ids]].sum())
+    assert found.cut == pytest.approx(cut, abs=0.05)
+
+
+def test_without_a_reward_it_is_the_escort_and_only_ended_ones_where_asked():
+    made = tables()
+    truth = Truth(made, rewarded=False)
+    escort = sample(["x0"], references(made), RULE, n=500, islands=8, max_new_tokens=LENGTH)
+    assert total_variation(truth.histogram(escort[0]), truth.policy) < 0.05 and escort.reward_calls == 0
+    assert abs(float(escort.log_partition[0]) - truth.log_partition) < 4.5 * float(escort.error[0])
+    ended = torch.tensor([ids[-1] == 0 for ids in truth.ids])
+    part = float(truth.log_target[ended].logsumexp(0))
+    for method in ("smc", "importance", "rejection"):
+        (found,) = sample(
+            ["x0"], references(made), RULE, method=method, n=500, islands=8, max_new_tokens=LENGTH, require_end=True
+        )
+        assert found.cut == 0 and abs(found.log_partition - part) < 4.5 * found.error
+
+
+def test_rejection_is_exact():
+    """χ² of 4,000 draws over 31 completions (30 degrees of freedom: 99.99 % below 67), and the acceptance Z e^{−r_max/β}."""
+    made = tables()
+    truth = Truth(made)
+    for proposal in ("pool", "mixture"):
+        (found,) = drawn(made, "rejection", proposal)
+        counts, expected = 4000 * truth.histogram(found), 4000 * truth.policy
+        assert float(((counts - expected).square() / expected).sum()) < 67
+        assert bool((found.log_weights == found.log_weights[0]).all())
+
+
+def test_the_per_token_pool_is_said_to_be_approximate():
+    """Its draws are of pi_tok, which here is 0.1 and more from the escort in total variation."""
+    made = tables(spread=2.0)
+    truth = Truth(made, rewarded=False)
+    found = sample(["x0"], references(made), RULE, method="token", n=500, islands=8, max_new_tokens=LENGTH)
+    assert "another distribution" in found.approximate and "approximate" in str(found) and math.isnan(found[0].log_partition)
+    assert total_variation(truth.histogram(found[0]), truth.policy) > 0.1
+
+
+@pytest.mark.parametrize("rule", [mr.ForwardKL(W), mr.AlphaDivergence(W, alpha=2.0), mr.PooledKL(W, order=-1.0)], ids=repr)
+def test_other_pools_by_scores_of_whole_completions(rule):
+    """The exact solver's optimum over all completions, from 4,000 draws of the mixture; token by token it is refused."""
+    made = tables()
+    truth = Truth(made)
+    optimum = exact.solve(truth.rewards, truth.each, rule, beta=BETA).policy
+    (found,) = sample(
+        ["x0"], references(made), rule, reward, BETA, method="importance", n=500, islands=8, max_new_tokens=LENGTH
+    )
+    assert total_variation(truth.histogram(found), optimum) < 0.06
+    for method, proposal in (("smc", None), ("importance", "pool"), ("rejection", None)):
+        with pytest.raises(ArgumentError, match=f"{rule.name}.*proposal='mixture'"):
+            sample(["x0"], references(made), rule, reward, BETA, method=method, proposal=proposal, reward_max=1.0)
+
+
+def test_references_of_other_vocabularies_score_the_text():
+    """Each text counts once, in its canonical spelling; token by token it is refused by name."""
+    tokenizer, foreign = make_tokenizer("bytelevel"), make_tokenizer()
+    models = [make_llama(len(each), seed=seed, std=0.05) for seed, each in enumerate((tokenizer, foreign))]
+    refs = {"own": LanguageModel(models[0], tokenizer, "own"), "foreign": LanguageModel(models[1], foreign, "foreign")}
+    found = sample(["the cat"], refs, RULE, method="importance", n=40, islands=1, max_new_tokens=3)
+    each = found[0]
+    texts = [text for text, w in zip(each.completions, each.weights.tolist()) if w > 0]
+    assert 0 < each.not_canonical < 1 and len(texts) == round(40 * (1 - each.not_canonical)) and found.proposal == "own"
+    for method in ("smc", "token", "rejection"):
+        with pytest.raises(VocabularyMismatch, match=r"'own'.*'foreign'.*importance"):
+            sample(["the cat"], refs, RULE, method=method, max_new_tokens=3)
+
+
+def test_picks_rows_and_files():
+    """The same seed picks the same; a saved file gives the same draws back; other files are refused."""
+    made = tables()
+    found = drawn(made, "smc", n=50)
+    assert found.pick(3) == found.pick(3) and len({found.pick(seed)[0] for seed in range(40)}) > 3
+    pairs = found.to_pairs(20, seed=1)
+    assert pairs and all(reward([], [p.chosen])[0] > reward([], [p.rejected])[0] for p in pairs)
+    assert [row["prompt"] for row in found.to_sft(3)] == ["x0"] * 3
+
+
+def test_a_saved_file_gives_the_draws_back(tmp_path):
+    found = drawn(tables(), "importance", n=20)
+    found.save(tmp_path / "draws.jsonl")
+    again = Draws.load(tmp_path / "draws.jsonl")
+    assert str(again) == str(found) and again.pick(5) == found.pick(5) and torch.equal(again[0].weights, found[0].weights)
+    (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
+    for name in ("other.jsonl", "missing.jsonl"):
+        with pytest.raises(DataError, match=name):
+            Draws.load(tmp_path / name)
+
+
+def test_one_dominant_weight_withholds_the_error():
+    """A reward that is large at one completion: more than a tenth of the sum is one draw."""
+    made = tables()
+    (found,) = sample(
+        ["x0"], references(made), RULE, lambda prompts, completions: [c == "y1y1y1y1" for c in completions], 0.05,
+        method="importance", proposal="mixture", n=6, islands=1, max_new_tokens=LENGTH,
+    )  # fmt: skip
+    assert found.largest_share > 0.1 and math.isnan(found.error)
+
+
+BAD = {
+    "nan": ({"reward": lambda prompts, completions: [math.nan] * len(completions)}, "nan for"),
+    "infinite": ({"reward": lambda prompts, completions: [math.inf] * len(completions)}, "inf for"),
+    "short": ({"reward": lambda prompts, completions: [1.0]}, "1 numbers for"),
+    "no list": ({"reward": lambda prompts, completions: 1.0}, "expected .* numbers"),
+    "too large": ({"reward_max": 0.2}, "reward_max is 0.2"),
+    "no beta": ({"beta": None}, "needs its strength"),
+    "beta 0": ({"beta": 0.0}, "positive"),
+    "method": ({"method": "best"}, "expected one of smc"),
+    "proposal": ({"method": "importance", "proposal": "r"}, "expected one of flat"),
+    "no islands": ({"islands": 0}, "islands"),
+    "no maximum": ({"method": "rejection", "reward_max": None}, "largest reward"),
+    "rare": ({"method": "rejection", "reward_max": 30.0}, "1e|accepts about"),
+    "text": ({"prompts": "x0"}, "expected a list"),
+    "tokens": ({"budget": Budget(tokens=10)}, "10 are allowed"),
+    "rewards": ({"budget": Budget(rewards=10)}, "rewards"),
+    "weights": ({"regularizer": mr.ReverseKL((0.2, 0.3, 0.5))}, "weights"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_is_one_error(case):
+    changed, message = BAD[case]
+    options = {"prompts": ["x0"], "refs": references(tables()), "regularizer": RULE, "reward": reward, "beta": BETA}
+    options |= {"n": 20, "islands": 2, "max_new_tokens": LENGTH, "reward_max": 1.0, **changed}
+    with pytest.raises(ArgumentError, match=message):
+        sample(options.pop("prompts"), options.pop("refs"), options.pop("regularizer"), **options)
+
+
+def test_vetoes():
+    """One −∞ takes that completion out; all of them, or references without a common completion, leave no mass."""
+    made = tables()
+    refs = references(made)
+    veto = lambda prompts, completions: [-math.inf if c == "y0" else 0.0 for c in completions]  # noqa: E731
+    found = sample(["x0"], refs, RULE, veto, 1.0, max_new_tokens=LENGTH)[0]
+    assert "y0" not in [c for c, w in zip(found.completions, found.weights.tolist()) if w > 0]
+    with pytest.raises(EmptyPoolError, match="reward is −∞"):
+        sample(["x0"], refs, RULE, lambda prompts, completions: [-math.inf] * len(completions), 1.0, max_new_tokens=LENGTH)
+    with torch.no_grad():
+        made[0].table[..., :2] = -math.inf
+        made[1].table[..., 2] = -math.inf
+    with pytest.raises(EmptyPoolError, match="forbids"):
+        sample(["x0"], refs, RULE, max_new_tokens=LENGTH)
+    with pytest.raises(ArgumentError, match="gives no mass"):  # the arithmetic pool has what one reference forbids
+        sample(["x0"], refs, mr.ForwardKL(W), reward, BETA, method="importance", proposal="p", max_new_tokens=LENGTH)

@@ -1,0 +1,92 @@
+"""Particles: what they file is unbiased completion by completion, and bounded where it is said to be."""
+
+import math
+
+import pytest
+import torch
+
+from multiref.models.lockstep import walk
+from multiref.models.spec import Generation
+from multiref.weighting.particles import effective_size, resample, thin
+from tests.decoding.worlds import BETA, LENGTH, Truth, W, reward, tables, text_of
+
+
+def walked(made, islands, n, *, flat=0.5, resampling="adaptive", shortest=0, seed=0):
+    return walk(
+        made,
+        (3,),
+        torch.tensor(W, dtype=torch.float64),
+        ends=(0,),
+        generation=Generation(LENGTH, min_new_tokens=shortest),
+        particles=(islands, n),
+        generator=torch.Generator().manual_seed(seed),
+        flat=flat,
+        resampling=resampling,
+    )
+
+
+@pytest.mark.parametrize("flat", [0.5, 0.0], ids=["flat", "pool"])
+@pytest.mark.parametrize("resampling", ["never", "adaptive", "always"])
+def test_every_completion_is_filed_without_bias(resampling, flat):
+    """Over 600 islands of 4 particles each completion's mean mass is γ(y): 31 z-scores, and Ẑ after thinning to 4 with a
+    reward, all within 4.5. A completion's z is 0 where its mass is the same in every island."""
+    made = tables()
+    truth, islands, n = Truth(made), 600, 4
+    filed = walked(made, islands, n, flat=flat, resampling=resampling)
+    mass = filed.log_mass.exp().permute(1, 0, 2).reshape(islands, -1) / n
+    stages = len(filed.log_mass)
+    entries = [(stage, island * n + j) for island in range(islands) for stage in range(stages) for j in range(n)]
+    place = {ids: i for i, ids in enumerate(truth.ids)}
+    at = torch.tensor([place.get(ids, len(place)) for ids, _, _ in filed.paths(entries)]).view(islands, -1)
+    each = torch.zeros(islands, len(place) + 1, dtype=torch.float64).scatter_add_(1, at, mass)
+    assert float(each[:, -1].sum()) == 0  # what is no completion has no mass
+    z = (each[:, :-1].mean(0) - truth.log_pool.exp()) / (each[:, :-1].std(0) / islands**0.5).clamp_min(1e-12)
+    assert float(z.abs().max()) < 4.5 and float(z.std()) < 1.6
+    kept = thin(mass.log(), n, torch.Generator().manual_seed(1)).exp()
+    tilt = torch.tensor([*reward([], [text_of(ids) for ids in truth.ids]), 0.0], dtype=torch.float64).div(BETA).exp()
+    estimates = (kept * tilt[at]).sum(-1)
+    assert abs(float(estimates.mean()) - math.exp(truth.log_partition)) < 4 * float(estimates.std()) / islands**0.5
+
+
+def test_the_pools_islands_never_exceed_one():
+    """With the pool as proposal an island's estimate of F is in [0, 1], resampled or not; with the flat one it is not
+    (two tables that agree: F = 1, and the pool's island is 1 exactly)."""
+    made = tables()[:1] * 2
+    for resampling in ("never", "adaptive", "always"):
+        assert float(walked(made, 400, 2, flat=0.0, resampling=resampling).log_estimates.max()) <= 1e-12
+    assert float(walked(made, 400, 2).log_estimates.max()) > 0.05
+
+
+def test_min_new_tokens_files_nothing_before():
+    filed = walked(tables(), 2, 3, shortest=2)
+    assert bool((filed.log_mass[:2] == -torch.inf).all()) and bool((filed.log_mass[2:] > -torch.inf).all())
+
+
+def test_resampling_keeps_an_islands_sum_and_every_expectation():
+    """Systematic: each particle has ⌊n p⌋ or ⌈n p⌉ offspring, n p on average over 4,000 islands."""
+    log_w = torch.tensor([0.5, 0.25, 0.2, 0.05, 0.0], dtype=torch.float64).log().expand(4000, -1)
+    parents, new = resample(log_w, torch.ones(4000, dtype=torch.bool), torch.Generator().manual_seed(0))
+    counts = torch.nn.functional.one_hot(parents, 5).sum(1).double()
+    expected = 5 * log_w[0].exp()
+    assert bool((counts >= expected.floor()).all()) and bool((counts <= expected.ceil()).all())
+    torch.testing.assert_close(counts.mean(0), expected, atol=0.03, rtol=0)
+    torch.testing.assert_close(new.logsumexp(-1), log_w.logsumexp(-1))
+    same, left = resample(log_w, torch.zeros(4000, dtype=torch.bool), torch.Generator().manual_seed(0))
+    assert torch.equal(same[0], torch.arange(5)) and torch.equal(left, log_w)
+    dead = torch.full((1, 3), -torch.inf, dtype=torch.float64)
+    assert torch.equal(resample(dead, torch.ones(1, dtype=torch.bool), torch.Generator())[0][0], torch.arange(3))
+    assert float(effective_size(dead)) == 0 and float(effective_size(torch.zeros(7))) == pytest.approx(7)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_thinning_keeps_sums_and_expectations(keep):
+    """E w' = w entry by entry (z < 4.5 over 4,000 islands), at most `keep` survive, the sum stays; few entries all stay."""
+    w = torch.tensor([0.6, 0.2, 0.1, 0.05, 0.05, 0.0], dtype=torch.float64)
+    kept = thin(w.log().expand(4000, -1), keep, torch.Generator().manual_seed(3)).exp()
+    assert int((kept > 0).sum(-1).max()) <= keep and float(kept[:, 5].max()) == 0
+    torch.testing.assert_close(kept.sum(-1), torch.ones(4000, dtype=torch.float64))
+    spread = kept.std(0).clamp_min(1e-9) / 4000**0.5
+    assert float(((kept.mean(0) - w) / spread).abs().max()) < 4.5
+    if keep > 1:
+        assert bool((kept[:, 0] == w[0]).all())  # what is heavy keeps its weight exactly
+    assert torch.equal(thin(w.log()[None], 5, torch.Generator()), w.log()[None])
