@@ -174,9 +174,9 @@ def _plain(value: Any) -> Any:
 def _prompt_draws(line: dict[str, Any]) -> PromptDraws:
     said = [tuple(each) if isinstance(each, list) else each for each in line.pop("completions")]
     prompt = line.pop("prompt")
-    tensors = {
-        name: torch.tensor([-math.inf if x is None else x for x in line.pop(name)], dtype=torch.float64)
+    weights, rewards = (
+        torch.tensor([-math.inf if x is None else x for x in line.pop(name)], dtype=torch.float64)
         for name in ("log_weights", "rewards")
-    }
+    )
     ids, ended = tuple(tuple(row) for row in line.pop("ids")), tuple(line.pop("ended"))
-    return PromptDraws(tuple(prompt) if isinstance(prompt, list) else prompt, tuple(said), ids, ended, **tensors, **line)
+    return PromptDraws(tuple(prompt) if isinstance(prompt, list) else prompt, tuple(said), ids, ended, weights, rewards, **line)

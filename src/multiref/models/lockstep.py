@@ -180,7 +180,8 @@ def walk(
             step.read(tokens[-1])
         filed.append(live if len(filed) == length else torch.full_like(live, NEG_INF))
         chosen.append(torch.zeros_like(rows))
-        return Filed(*(torch.stack(each).cpu() for each in (filed, tokens, parents, chosen)), step.tokens)
+        mass, drawn, came, closed = (torch.stack(each).cpu() for each in (filed, tokens, parents, chosen))
+        return Filed(mass, drawn, came, closed, step.tokens)
 
 
 def propose(pool: Tensor, flat: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
