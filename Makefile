@@ -11,14 +11,16 @@ export TOKENIZERS_PARALLELISM := false
 OLD_PYTHON := "multiref needs Python 3.11 or newer, found %s: make PYTHON=python3.11 …" % sys.version.split()[0]
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks recipes
+VERB ?=
 BENCHMARKS := exact scoring preference online store bilevel
 
-.PHONY: help setup demo test test-full fuzz lint bench hooks dist clean
+.PHONY: help setup demo test test-full fuzz chaos lint bench hooks dist clean
 
 help:
 	@echo "make demo       align a small model against two references and open the report (about five minutes)"
 	@echo "make test       the tests (minutes)      make test-full   the slow ones too, and the library's coverage"
 	@echo "make fuzz       10 000 nearly right inputs at every door: files, arguments, checkpoints (an hour at most)"
+	@echo "make chaos      every verb killed at ten moments, and one run ten times in a row (under an hour; VERB=score for one)"
 	@echo "make lint       format, undefined names, types, import contracts"
 	@echo "make bench      every benchmark, each adding ratios against a named peer to benchmarks/results.jsonl"
 	@echo "make hooks      lint what changed at every commit (pre-commit)"
@@ -47,6 +49,10 @@ test-full: $(READY)
 # Ten thousand nearly right inputs at every door, each door at most ten minutes.
 fuzz: $(READY)
 	FUZZ=10000 FUZZ_SECONDS=600 $(BIN)/python -m pytest -n 2 tests/fuzz
+
+# Every verb killed and run again, compared bit for bit with one that nobody disturbed.
+chaos: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(VERB),--verb $(VERB))
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)

@@ -121,6 +121,20 @@ def alone(path: Path, *, waiting: Callable[[str], None] | None = None, take_over
         os.close(handle)
 
 
+@contextmanager
+def write_alone(folder: Path) -> Iterator[None]:
+    """Write a folder while no other process does that asks for the same. OutputError where another does, or where nothing can
+    be written."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(alone(folder / ".lock"))
+        except Held as error:
+            raise OutputError(f"{error}. Wait for it, or choose another folder.") from None
+        except OSError as error:
+            raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from None
+        yield
+
+
 def _kernel_locks(folder: Path) -> bool:
     """Whether files here can be locked."""
     with tempfile.TemporaryFile(dir=folder) as probe:

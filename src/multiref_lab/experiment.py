@@ -27,24 +27,21 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
-import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 
 from multiref.errors import ArgumentError, OutputError
-from multiref.report import write_whole
+from multiref.report import write_alone, write_whole
 from multiref_lab.fingerprint import fingerprint
+from multiref_lab.workers import begin, interrupts_wait
 
 VERSIONS = ("torch", "transformers", "accelerate")
 
@@ -105,6 +102,10 @@ class Experiment(Generic[C, F]):
         Errors: ArgumentError; OutputError where the folder cannot be written or a worker is lost; whatever `measure` raises.
         """
         self._check_folder()
+        with write_alone(self.folder):
+            return self._run(told, workers, what)
+
+    def _run(self, told: Listener | None, workers: int, what: str) -> dict[C, Record[C, F]]:
         found = {cell: record for cell in self.cells if (record := self.record(cell)) is not None}
         missing = [cell for cell in self.cells if cell not in found]
         if told is not None:
@@ -124,11 +125,12 @@ class Experiment(Generic[C, F]):
         return self.folder / f"{cell.name}-{digest([dataclasses.asdict(cell), self.given(cell)], self.measure.__module__)}.json"
 
     def record(self, cell: C) -> Record[C, F] | None:
-        """A finished record; None where there is none, or only half of one (the cell is measured again)."""
+        """A finished record; None where there is none, or not as it was written (the cell is measured again)."""
         try:
             kept = json.loads(self.path(cell).read_text(encoding="utf-8"))
-            return Record(cell, cast(F, kept["found"]), float(kept["seconds"]))
-        except (OSError, ValueError, TypeError, KeyError):
+            whole = kept.pop("sum") == _sum(kept)
+            return Record(cell, cast(F, kept["found"]), float(kept["seconds"])) if whole else None
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
 
     @property
@@ -162,9 +164,9 @@ def _in_workers(
             tell(_finish(measure, cell, place))
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin)
     try:
-        with _interrupts_wait():
+        with interrupts_wait():
             waiting = [pool.submit(_finish, measure, cell, place) for cell, place in places.items()]
         for future in as_completed(waiting):
             tell(future.result())
@@ -172,6 +174,7 @@ def _in_workers(
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         if isinstance(error, BrokenProcessPool):
+            time.sleep(0.2)  # a signal to all of them may have ended it: then ours arrives now, and is what is said
             raise OutputError(
                 "a worker ended in the middle of a cell (killed, or out of memory); what is finished is kept: run again, "
                 "with fewer workers"
@@ -186,34 +189,9 @@ def _finish(measure: Callable[[C], F], cell: C, place: Path) -> Record[C, F]:
         began = time.process_time()
         record = Record(cell, measure(cell), round(time.process_time() - began, 2))
     kept = {"cell": dataclasses.asdict(cell), "found": record.found, "seconds": record.seconds}
+    kept["sum"] = _sum(json.loads(json.dumps(kept)))
     write_whole(place, json.dumps(kept, indent=1) + "\n")
     return record
-
-
-def _begin() -> None:
-    """What a worker does first: interrupts are its parent's business, and it does not outlive its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Interrupts come after this block: workers started in it begin without them (they inherit the mask),
-    and say nothing of them."""
-    resource_tracker.ensure_running()  # it would lift the mask when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -226,6 +204,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _sum(kept: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest(values: object, module: str) -> str:

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from multiref.errors import OutputError
+from multiref.training.arguments import SumCheckpoints
 from multiref.training.checkpoint import read_state, save_state
 from multiref.training.iterative import Plan, method_named, train
-from multiref.training.sums import SUMS, damage, newest_whole, set_aside, write_sums
+from multiref.training.sums import SUMS, begin_with_sums, damage, newest_whole, set_aside, write_sums
 from tests.training.iterative.test_methods import QUICK, world
 
 
@@ -86,7 +88,7 @@ def test_the_sums_are_of_every_file_under_the_checkpoint(tmp_path):
     (tmp_path / "rng_state.pth").write_bytes(b"")
     write_sums(tmp_path)
     sums = json.loads((tmp_path / SUMS).read_text())
-    assert sums["inner/part.bin"] == [3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"]  # FIPS 180-2
+    assert sums["inner/part.bin"] == [3, "06b05ab6733a618578af5f94892f3950"]  # XXH3's own test vector of "abc"
     assert damage(tmp_path) is None
     (tmp_path / "inner" / "part.bin").write_bytes(b"abd")
     assert damage(tmp_path) == "inner/part.bin has changed since it was written"
@@ -108,3 +110,42 @@ def test_an_iterative_run_goes_on_from_the_one_before_to_the_same_bits(tmp_path,
     spoil(tmp_path / "cut" / "checkpoint-2")
     again, seen = reward(tmp_path / "cut", 3)
     assert torch.equal(whole, again) and seen == labels
+
+
+def test_sums_of_an_earlier_version_are_compared_as_it_made_them(tmp_path):
+    """SHA-256, of which FIPS 180-2 gives that of "abc"."""
+    (tmp_path / "part.bin").write_bytes(b"abc")
+    earlier = {"part.bin": [3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"]}
+    (tmp_path / SUMS).write_text(json.dumps(earlier))
+    assert damage(tmp_path) is None
+    (tmp_path / "part.bin").write_bytes(b"abd")
+    assert damage(tmp_path) == "part.bin has changed since it was written"
+
+
+def test_a_first_checkpoint_without_sums_yet_does_not_count_where_they_are_written(tmp_path):
+    make(tmp_path)
+    for step in (2, 4, 10):
+        (tmp_path / f"checkpoint-{step}" / SUMS).unlink()
+    begin_with_sums(tmp_path)
+    assert newest_whole(tmp_path)[0] is None
+
+
+def test_old_ones_go_when_the_newer_one_has_sums_and_not_before(tmp_path):
+    """The newest stays, and the best; one that is being written is no reason to remove another."""
+    args = SimpleNamespace(output_dir=str(tmp_path), save_total_limit=1, should_save=True, process_index=0, world_size=1)
+    sums, best = SumCheckpoints(), str(tmp_path / "checkpoint-1")
+    with sums.in_charge(args):
+        assert args.save_total_limit is None
+        for step in (1, 2, 3, 4):
+            folder = tmp_path / f"checkpoint-{step}"
+            folder.mkdir()
+            (folder / "weights").write_bytes(bytes(1000))
+            assert step < 2 or damage(tmp_path / f"checkpoint-{step - 1}") is None
+            sums.on_save(args, SimpleNamespace(global_step=step, best_model_checkpoint=best), None)
+            sums._finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
+    assert damage(tmp_path / "checkpoint-4") is None and args.save_total_limit == 1
+    with pytest.raises(OutputError), sums.in_charge(args):
+        sums.on_save(args, SimpleNamespace(global_step=9, best_model_checkpoint=None), None)
+        (tmp_path / "checkpoint-9").write_text("no folder")
+        sums._finish()

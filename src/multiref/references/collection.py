@@ -148,6 +148,7 @@ class References:
         self._identities[name] = {**identity, "location": where}
         rows = _read(name, reference, address, job, keeper, listener)
         parts: list[Rows] = []
+        halved: list[int] = []
         with ExitStack() as stack:  # whatever happens, workers are let go and the model is released
             stack.callback(getattr(reference, "release", lambda: None))
             stack.callback(getattr(reference, "obey", lambda audit: None), None)
@@ -161,9 +162,15 @@ class References:
             results = stack.enter_context(closing(engine.run(opener, missing))) if missing else ()
             for index, scored in results:
                 part = _as_rows(name, missing[index], scored)
-                keeper.append(address, part, layout=layout)
+                keeper.append(address, part, layout=layout, halved=scored.halved)
+                halved.append(scored.halved)
                 parts.append(part)
                 listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size())
+        if any(halved):
+            listener.notice(
+                f"{name!r}: memory ran out in {sum(map(bool, halved))} of {len(halved)} blocks, which were scored again with "
+                f"fewer tokens in a pass ({min(filter(None, halved))} at least); by rounding their scores may be others."
+            )
         if opener.audit:
             listener.audited(name, opener.audit.summary(), opener.audit.seconds / (time.perf_counter() - start))
         rows = Rows.concatenate([rows, *parts])

@@ -15,7 +15,7 @@ from torch import Tensor
 from multiref.errors import DataError, ModelError
 from multiref.models.adapters import on_base
 from multiref.models.architecture import check_rows
-from multiref.models.audit import Audit, audit_layout
+from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
@@ -25,6 +25,8 @@ from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.models.witness import Scores
 from multiref.references.identity import file_identity, memory_identity, text_identity
 from multiref.references.protocol import Item, Scored
+
+SMALLEST = 64  # tokens of a forward pass, below which fewer do not help
 
 
 class LocalReference:
@@ -96,12 +98,28 @@ class LocalReference:
 
     def score(self, items: Sequence[Item]) -> Scored:
         """log π(completion | prompt) of every completion of every item; DataError where truncation would leave nothing to
-        score."""
+        score. Where memory runs out, these are scored again with half the tokens in a pass, and with half of those."""
         encoded = self.encode(items)
         with self.loaded() as model:
             check_rows(model, encoded, [item.prompt for item in items])
-            logps = score_completions(model, encoded, layout=self._obeyed, known=self._computed, **self._options)
-        return Scored.of(logps, encoded)
+            budget = 0
+            while True:
+                try:
+                    options = {**self._options, **({"token_budget": budget} if budget else {})}
+                    logps = score_completions(model, encoded, layout=self._obeyed, known=self._computed, **options)
+                    return Scored.of(logps, encoded, halved=budget)
+                except RuntimeError as error:  # on the CPU it is no OutOfMemoryError
+                    before, full = budget or self._token_budget or token_budget_of(model), _ran_out(error)
+                    budget = before // 2
+                    if not full or budget < SMALLEST:
+                        if not full:
+                            raise
+                        raise ModelError(
+                            f"{self.name}: no memory to score with {before} tokens in a pass. Use a smaller dtype, "
+                            "quantization, another device, or a shorter max_length."
+                        ) from error
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
     def audit(self, blocks: Sequence[Sequence[Item]], *, everything: bool = False) -> Audit:
         """The layout that stands for these items, each block of which is scored together (see `models.audit_layout`)."""
@@ -176,6 +194,12 @@ class LocalReference:
     def _quantizer(self) -> str:
         on_cpu = isinstance(self.base.device, torch.device) and self.base.device.type == "cpu"
         return "torch dynamic" if on_cpu and self.spec.quantization == "int8" else "bitsandbytes"
+
+
+def _ran_out(error: RuntimeError) -> bool:
+    """Whether memory is what lacked, on any device."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def local_reference(name: str, reference: Any) -> LocalReference:

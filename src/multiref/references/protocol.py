@@ -32,20 +32,23 @@ class Scored:
     lengths:   [n] int64, number of tokens summed (with the end token where it is scored)
     truncated: [n] bool, True where the context or `max_length` cut something off the prompt or the completion
     digests:   [n] uint64, `Encoded.digest` of what was scored; None where nobody here saw the token ids
+    halved:    tokens of one forward pass, where memory ran out and fewer were taken than otherwise; else 0
     """
 
     logps: Tensor
     lengths: Tensor
     truncated: Tensor
     digests: np.ndarray | None = None
+    halved: int = 0
 
     @classmethod
-    def of(cls, logps: Tensor, encoded: Sequence[Encoded]) -> "Scored":
+    def of(cls, logps: Tensor, encoded: Sequence[Encoded], *, halved: int = 0) -> "Scored":
         """The scores of all completions of these, lengths and cuts as they were encoded."""
         lengths = [len(ids) for item in encoded for ids in item.completions]
         cut = [cut for item in encoded for cut in item.truncated]
         digests = np.array([item.digest(i) for item in encoded for i in range(len(item.completions))], np.uint64)
-        return cls(logps.double(), torch.tensor(lengths, dtype=torch.int64), torch.tensor(cut, dtype=torch.bool), digests)
+        counts, cuts = torch.tensor(lengths, dtype=torch.int64), torch.tensor(cut, dtype=torch.bool)
+        return cls(logps.double(), counts, cuts, digests, halved)
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from .blocks import Section as Section
 from .blocks import Settings as Settings
 from .blocks import Table as Table
 from .blocks import page as page
+from .blocks import write_alone as write_alone
 from .blocks import write_page as write_page
 from .blocks import write_whole as write_whole
 from .card import ModelCard as ModelCard

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from multiref._files import write_whole as write_whole
+from multiref._locks import write_alone as write_alone
 from multiref.errors import ArgumentError
 
 STYLE = """

@@ -4,6 +4,7 @@ see whether it is what was trained, write card and page.
 Under a launcher every process comes here. The folder belongs to the first: it alone claims, decides where to go on and writes.
 """
 
+import errno
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from multiref.runs.waiting import main_alone
 from multiref.training.saved import Kept, saved_as
 
 T = TypeVar("T")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def execute(run: BaseRun, *, say: Say = print, take_over: bool = False) -> Path:
@@ -37,8 +39,25 @@ def execute(run: BaseRun, *, say: Say = print, take_over: bool = False) -> Path:
         if folder.finished:
             (say if main else _nothing)(f"{folder.path} holds a finished run; nothing to do.")
         else:
-            _carry_out(run, folder, start, began, say if main else _nothing)
+            try:
+                _carry_out(run, folder, start, began, say if main else _nothing)
+            except Exception as error:
+                if (why := _disk(error)) is None or isinstance(error, MultirefError):
+                    raise
+                raise OutputError(
+                    f"cannot write {folder.path}: {why}. What is finished is kept; run again to go on."
+                ) from error
     return folder.path
+
+
+def _disk(error: Exception) -> str | None:
+    """What the system says of the disk, where that is what an error of whoever writes comes from; else None."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _DISK else None
+    said = str(error)  # of safetensors and torch, which have errors of their own
+    return next((os.strerror(code) for code in _DISK if f"os error {code}" in said or os.strerror(code) in said), None) or (
+        "the disk took no more" if "PytorchStreamWriter failed writing" in said else None
+    )
 
 
 @contextmanager

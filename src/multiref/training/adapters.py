@@ -65,6 +65,7 @@ def complete_folder(folder: Path, model: Any, *, checkpoint: bool = False) -> No
     """
     if not (folder / _CONFIG).is_file():
         return
+    _write(folder, _read(folder))
     named = str(_read(folder).get("base_model_name_or_path") or "")
     if named == FIRST or not Path(named).is_dir():
         return
@@ -99,5 +100,14 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _name_base(folder: Path, base: str) -> None:
-    text = json.dumps({**_read(folder), "base_model_name_or_path": base}, indent=2, sort_keys=True)
-    (folder / _CONFIG).write_text(text, encoding="utf-8")
+    _write(folder, {**_read(folder), "base_model_name_or_path": base})
+
+
+def _write(folder: Path, config: Mapping[str, Any]) -> None:
+    """PEFT holds sets, which it lists in another order in each process; one order makes one file of one run."""
+    lists = {key: sorted(value) for key, value in config.items() if isinstance(value, list) and _texts(value)}
+    (folder / _CONFIG).write_text(json.dumps({**config, **lists}, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

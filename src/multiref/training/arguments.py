@@ -2,7 +2,9 @@
 a LoRA adapter, silence."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from multiref.training.checks import check_seed
-from multiref.training.sums import write_sums
+from multiref.training.sums import begin_with_sums, remove_old, write_sums
 
 __all__ = [
     "DEFAULTS",
@@ -52,11 +54,47 @@ class LogLines(TrainerCallback):
 
 
 class SumCheckpoints(TrainerCallback):
-    """Writes the sums of every checkpoint (`sums.py`), on every process, once it is there."""
+    """Writes the sums of every checkpoint (`sums.py`) once it is there, and only then removes older ones: in one process while
+    training goes on, in several on all of them before it does."""
+
+    def __init__(self) -> None:
+        self._keep: int | None = None
+        self._thread = ThreadPoolExecutor(1, "sums")
+        self._open: Future[None] | None = None
+
+    @contextmanager
+    def in_charge(self, args: Any) -> Iterator[None]:
+        """Until the end, transformers removes no checkpoint; at the end all sums are there. OutputError where they are not."""
+        self._keep, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+            self._finish()
+        finally:
+            args.save_total_limit = self._keep
+            wait([self._open] if self._open else [])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save and state.global_step == 0:
+            begin_with_sums(Path(args.output_dir))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._finish()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_sums(folder, rank=args.process_index, world=args.world_size)
+        best = {Path(state.best_model_checkpoint)} if state.best_model_checkpoint else set()
+
+        def close() -> None:
+            write_sums(folder, rank=args.process_index, world=args.world_size)
+            if args.should_save:
+                remove_old(folder.parent, self._keep, spared=best)
+
+        if args.world_size > 1:
+            close()
+        else:
+            self._open = self._thread.submit(close)
+
+    def _finish(self) -> None:
+        if self._open is not None:
+            self._open.result()
 
 
 def with_lora(model: Any, options: Mapping[str, Any], *, name: str = "default") -> Any:

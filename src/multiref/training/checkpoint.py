@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from multiref._files import TEMPORARY, flush_folder, write_whole
 from multiref.errors import ArgumentError, OutputError
-from multiref.training.sums import SUMS, damage, step_of, write_sums
+from multiref.training.sums import SUMS, damage, remove_old, write_sums
 
 _FILE = "state.safetensors"
 _STRUCTURE = "structure"
@@ -44,17 +44,16 @@ def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> 
     OutputError where it cannot be written."""
     target, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}{TEMPORARY}"
     shutil.rmtree(temporary, ignore_errors=True)
-    write_whole(temporary / _FILE, dump_plain(state))
-    write_sums(temporary)
+    content = dump_plain(state)
+    write_whole(temporary / _FILE, content)
+    write_sums(temporary, known={_FILE: content})
     shutil.rmtree(target, ignore_errors=True)  # one that was left aside when the run went on from before it
     try:
         os.replace(temporary, target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; choose a folder that can be written") from error
     flush_folder(folder)
-    known = sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
-    for old in known[:-keep] if keep > 0 else []:
-        shutil.rmtree(old, ignore_errors=True)
+    remove_old(folder, keep)
     return target
 
 
@@ -134,7 +133,8 @@ def read_plain(path: str | Path) -> Any:
             structure = (file.metadata() or {}).get(_STRUCTURE)
             if structure is None:
                 raise ValueError(f"{path} holds tensors alone; expected a state written by multiref")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            # copies: kernels may sum otherwise what does not lie as torch lays it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -58,7 +58,8 @@ class PairTrainer(Trainer):
             compute_metrics=self._averaged,
             **options,
         )
-        self.add_callback(SumCheckpoints())
+        self._sums = SumCheckpoints()
+        self.add_callback(self._sums)
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
         self.add_callback(_Watch(self))
 
@@ -79,7 +80,8 @@ class PairTrainer(Trainer):
                 "Train anew, from the weights in it if those are wanted."
             )
         try:
-            return super().train(str(at) if at else resume_from_checkpoint, *arguments, **options)
+            with self._sums.in_charge(self.args):
+                return super().train(str(at) if at else resume_from_checkpoint, *arguments, **options)
         finally:
             self.model.eval()  # type: ignore[union-attr]
 

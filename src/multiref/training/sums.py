@@ -5,16 +5,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
+import xxhash
 
 from multiref._files import open_file, read_text, write_whole
 from multiref._json import parse_json
 from multiref.errors import OutputError
 
 SUMS = "sums.json"
+_WRITES_SUMS = ".sums"  # in a folder of checkpoints: one without sums was not written to its end
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
 _RANK = re.compile(r"(?:rng_state_|rank_?|__)(\d+)\D")  # rng_state_1.pth, …_rank1.pt, __1_0.distcp: written by rank 1
 _LARGEST = 2**50
@@ -26,11 +28,17 @@ def step_of(path: Path) -> int:
     return int(match[1]) if match and path.is_dir() else -1
 
 
-def write_sums(folder: Path, *, rank: int = 0, world: int = 1) -> None:
+def begin_with_sums(folder: Path) -> None:
+    """Note that what is written here gets sums, before the first of it is written."""
+    write_whole(folder / _WRITES_SUMS, "")
+
+
+def write_sums(folder: Path, *, rank: int = 0, world: int = 1, known: Mapping[str, bytes] = {}) -> None:
     """Called by every rank when it has written its files: each flushes and hashes its own, and rank 0 writes sums.json when
-    all have, whole or not at all."""
+    all have, whole or not at all. known: file → its bytes, of those that were flushed already."""
     own = [path for path in _files(folder) if (rank if world == 1 else _rank(path, world)) == rank]
-    found = {path.relative_to(folder).as_posix(): _sum(path, flush=True) for path in own}
+    found = {path.relative_to(folder).as_posix(): _sum(path, flush=True) for path in own if path.name not in known}
+    found |= {name: [len(content), xxhash.xxh3_128_hexdigest(content)] for name, content in known.items()}
     if world > 1:
         gathered: list[dict[str, list[int | str]] | None] = [None] * world
         torch.distributed.all_gather_object(gathered, found)
@@ -50,7 +58,8 @@ def damage(folder: Path) -> str | None:
             return "sums.json holds no sums"
         for name in sorted(known.keys() ^ {path.relative_to(folder).as_posix() for path in _files(folder)}):
             return f"{name} is {'missing' if name in known else 'there, which was not saved with it'}"
-        return next((f"{name} has changed since it was written" for name in known if _sum(folder / name) != known[name]), None)
+        changed = (name for name in known if _sum(folder / name, like=known[name]) != known[name])
+        return next((f"{name} has changed since it was written" for name in changed), None)
     except OutputError as error:
         return str(error)
 
@@ -67,11 +76,19 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
         if problem is None:
             return path, bad
         bad[path] = problem
-    if not any((path / SUMS).exists() for path in found):
+    if not (folder / _WRITES_SUMS).exists() and not any((path / SUMS).exists() for path in found):
         for path in found:
             if _looks_complete(path):
                 return path, {newer: problem for newer, problem in bad.items() if step_of(newer) > step_of(path)}
     return None, bad
+
+
+def remove_old(folder: Path, keep: int | None, *, spared: Collection[Path] = ()) -> None:
+    """The last `keep` checkpoints stay, and those that are spared; 0 or None: all."""
+    known = sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+    old = [path for path in known[:-1] if path not in spared]
+    for path in old[: max(0, len(known) - keep)] if keep else []:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(paths: Iterable[Path]) -> None:
@@ -104,14 +121,15 @@ def _rank(path: Path, world: int) -> int:
     return int(match[1]) % world if match else 0
 
 
-def _sum(path: Path, *, flush: bool = False) -> list[int | str]:
-    """[bytes, SHA-256]; OutputError for what is no file."""
+def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | str]:
+    """[bytes, XXH3 of 128 bits], or SHA-256 where the sum that is to be compared is one; OutputError for what is no file."""
+    earlier = isinstance(like, list) and len(like) == 2 and len(str(like[1])) == 64
     with open_file(path, "a file of a checkpoint", largest=_LARGEST, error=OutputError) as file:
         try:
             if flush:
                 os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return [os.fstat(file.fileno()).st_size, digest]
+            digest = hashlib.file_digest(file, hashlib.sha256 if earlier else xxhash.xxh3_128)  # type: ignore[arg-type]
+            return [os.fstat(file.fileno()).st_size, digest.hexdigest()]
         except OSError as error:
             raise OutputError(f"{path} cannot be read ({error.strerror})") from error
 

@@ -73,9 +73,9 @@ class RayEngine:
         while busy:
             (done,), _ = ray.wait(list(busy), num_returns=1)
             index, actor = busy.pop(done)
-            *parts, digests = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
+            *parts, digests, halved = self._got(ray, done, f"block {index + 1} of {len(blocks)}")
             logps, lengths, truncated = (torch.from_numpy(np.array(part)) for part in parts)
-            result = Scored(logps, lengths, truncated, digests)
+            result = Scored(logps, lengths, truncated, digests, halved)
             if queue:
                 following = queue.pop()
                 busy[actor.score.remote(blocks[following])] = (following, actor)
@@ -134,10 +134,11 @@ class _Worker:
         self.open_reference = open_reference
         self.reference: Reference | None = None
 
-    def score(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    def score(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, int]:
         self.reference = self.reference or self.open_reference()
         scored = self.reference.score(block.items)
-        return scored.logps.cpu().numpy(), scored.lengths.cpu().numpy(), scored.truncated.cpu().numpy(), scored.digests
+        logps, lengths, truncated = (each.cpu().numpy() for each in (scored.logps, scored.lengths, scored.truncated))
+        return logps, lengths, truncated, scored.digests, scored.halved
 
     def audit(self, blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
         reference: Any = self.open_reference()

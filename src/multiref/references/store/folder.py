@@ -142,9 +142,9 @@ class Store:
             raise StoreError(f"{damage[0]} ({len(damage)} damaged in all; `multiref store verify` lists them.)")
         return rows
 
-    def append(self, address: str, rows: Rows, *, layout: str = "") -> Path:
+    def append(self, address: str, rows: Rows, *, layout: str = "", halved: int = 0) -> Path:
         """Add a shard, whose rows were laid out so in the model. Atomic; the same rows twice are one file."""
-        content = shards.encode(rows, address, layout)
+        content = shards.encode(rows, address, layout, halved)
         path = self.folder / "shards" / address / f"{hashlib.sha256(content).hexdigest()}.parquet"
         if not shards.sound(path):
             atomic.write(path, content)

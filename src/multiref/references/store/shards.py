@@ -62,9 +62,9 @@ class Rows:
 COLUMNS = tuple(each.name for each in fields(Rows))
 
 
-def encode(rows: Rows, identity: str, layout: str = "") -> bytes:
+def encode(rows: Rows, identity: str, layout: str = "", halved: int = 0) -> bytes:
     """The bytes of a shard. The same rows of the same reference give the same bytes, so the name addresses the content.
-    layout: how its rows were laid out in the model ("" where that is not known, as of a server)."""
+    layout: how its rows were laid out in the model ("" where that is not known, as of a server). halved: as of `Scored`."""
     if not np.isfinite(rows.logps).all() and np.isnan(rows.logps).any():
         raise StoreError(
             f"{int(np.isnan(rows.logps).sum())} of {len(rows)} scores to be stored are not numbers. Expected log-probabilities."
@@ -78,7 +78,8 @@ def encode(rows: Rows, identity: str, layout: str = "") -> bytes:
         pa.array(np.asarray(rows.truncated, bool)),
         pa.array(np.asarray(rows.digests, np.uint64)),
     ]
-    schema = SCHEMA.with_metadata({"multiref.format": FORMAT, "multiref.reference": identity, "multiref.layout": layout})
+    said = {"multiref.format": FORMAT, "multiref.reference": identity, "multiref.layout": layout}
+    schema = SCHEMA.with_metadata(said | ({"multiref.token_budget_halved_to": str(halved)} if halved else {}))
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_arrays(columns, schema=schema), sink, compression="none", use_dictionary=False, write_statistics=False

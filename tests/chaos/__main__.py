@@ -1,0 +1,114 @@
+"""`python -m tests.chaos [--verb NAME …] [--kills 10] [--row 10] [--seed 0]`: `make chaos`."""
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+from tests.chaos.compare import difference
+from tests.chaos.jobs import JOBS, NEEDS, make_world, shrink_demo
+from tests.chaos.kills import HOW, Outcome, problem, run, stratum
+
+
+def main() -> int:
+    ask = argparse.ArgumentParser(description=__doc__)
+    ask.add_argument("--verb", action="append", choices=list(JOBS), help="only this one; repeatable")
+    ask.add_argument("--kills", type=int, default=10, help="single kills of each verb")
+    ask.add_argument("--row", type=int, default=10, help="kills of one run in a row")
+    ask.add_argument("--seed", type=int, default=0)
+    asked = ask.parse_args()
+    import_everything()
+    place = Path(tempfile.mkdtemp(prefix="chaos-")).resolve()
+    make_world(place)
+    shrink_demo()
+    failures = [failure for verb in asked.verb or JOBS for failure in chaos(verb, place, asked)]
+    for failure in failures:
+        print(f"FAILED {failure}")
+    print(f"{len(failures)} differences")
+    if not failures:
+        shutil.rmtree(place)
+    return bool(failures)
+
+
+def import_everything() -> None:
+    """Once, so that a child begins at once; nothing that begins threads."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("cli.score", "runs.tasks", "runs.evaluating", "runs.sweeping", "evaluation.inspection"):
+        importlib.import_module(f"multiref.{name}")
+    for name in ("demo.run", "frontier.sweep", "frontier.page", "stability.runs", "stability.page"):
+        importlib.import_module(f"multiref_lab.{name}")
+    from multiref.training.arguments import quiet
+
+    quiet()
+
+
+def chaos(verb: str, place: Path, asked: argparse.Namespace) -> list[str]:
+    """What went wrong with a verb: killed once at moments of every kind, and one run killed many times in a row."""
+    os.chdir(place)
+    random, began, job, failures = Random(f"{asked.seed}-{verb}"), time.monotonic(), JOBS[verb], []
+    for needed in NEEDS.get(verb, []):
+        if run(needed, place, place / "log").code:
+            return [f"{verb}: {' '.join(needed)}: {(place / 'log' / 'stderr').read_text()[-500:]}"]
+
+    def fresh(name: str) -> Path:
+        out = place / "out" / verb / name
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        out.mkdir(parents=True)
+        return out
+
+    def finish(out: Path, what: str) -> None:
+        last = run(job(out), out, place / "log")
+        if last.code or "Traceback" in last.said:
+            failures.append(f"{verb}, {what}: run again, exit code {last.code}: {last.said[-500:]}")
+        elif found := difference(whole, out):
+            failures.append(f"{verb}, {what}: {found} differs ({whole}, {out})")
+
+    whole = fresh("whole")
+    first = run(job(whole), whole, place / "log")
+    if first.code:
+        return [f"{verb}: exit code {first.code}: {first.said[-800:]}"]
+    kinds: dict[str, list[int]] = {}
+    for number, (_, path) in enumerate(first.writes, 1):
+        kinds.setdefault(stratum(path), []).append(number)
+    moments = [random.choice(kinds[kind]) for _ in range(asked.kills) for kind in kinds][: asked.kills]
+    for number, at in enumerate(moments):
+        how = HOW[number % len(HOW)]
+        event, path = first.writes[at - 1]
+        out, what = fresh(f"{number}-{how}"), f"{how} at {event} {path}"
+        outcome = killed(job, out, place, at, how, first, random)
+        if wrong := problem(outcome, how):
+            failures.append(f"{verb}, {what}: {wrong}")
+        finish(out, what)
+    if asked.row:
+        out, what, seen = fresh("row"), f"{asked.row} kills in a row", []
+        for _ in range(asked.row):
+            seen.append(
+                run(job(out), out, place / "log", at=random.randrange(3, 9 + len(first.writes) // 3), how="SIGKILL").code
+            )
+        finish(out, f"{what} ({seen.count(-9)} of them hit)")
+    shown = ", ".join(f"{kind} {len(numbers)}" for kind, numbers in kinds.items())
+    print(
+        f"{verb}: {first.seconds:.1f} s undisturbed, writes: {shown}; {len(moments)} kills and {asked.row} in a row, "
+        f"{len(failures)} failures, {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    return failures
+
+
+def killed(job, out, place, at, how, first, random) -> Outcome:
+    """At a write; where other processes work (few writes are this one's), every other time at a random moment from outside."""
+    if "--workers" in job(out) and how != "ENOSPC":
+        return run(job(out), out, place / "log", how=how, after=random.uniform(0.3, 0.9) * first.seconds)
+    return run(job(out), out, place / "log", at=at, how=how)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

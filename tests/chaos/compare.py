@@ -1,0 +1,63 @@
+"""Two folders, bit for bit, but for times: clocks, and what is said of them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+CLOCKS = re.compile(r"wall|processor|seconds|runtime|_per_second|since|^sum$|timing")
+IGNORED = {"timing.json", "sums.json", ".sums", ".lock", "training_args.bin"}
+_TIME = re.compile(r"\d+(\.\d+)? ?(s|ms|min|seconds)\b|\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
+
+
+def difference(one: Path, other: Path) -> str | None:
+    """The first file that differs, and how; None where all agree."""
+    ours, theirs = _files(one), _files(other)
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        return f"{name} is only in {'the first' if name in ours else 'the second'}"
+    return next((name for name in ours if _content(ours[name], one) != _content(theirs[name], other)), None)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in IGNORED and "damaged" not in path.parts
+    }
+
+
+def _content(path: Path, folder: Path) -> Any:
+    """What is compared of a file."""
+    if path.suffix in (".json", ".jsonl"):
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        return [_timeless(json.loads(line.replace(str(folder), "OUT"))) for line in lines]
+    if path.name == "state.safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}, _timeless(  # noqa: SIM118
+                json.loads(re.sub(CLOCK_PAIR, "", file.metadata()["structure"]))
+            )
+    if path.suffix in (".pt", ".pth"):
+        return str(_plain(torch.load(path, weights_only=False)))
+    if path.suffix in (".html", ".md", ".yaml", ".svg"):
+        return _TIME.sub("", path.read_text().replace(str(folder), "OUT"))
+    return path.read_bytes()
+
+
+CLOCK_PAIR = r'\["(wall|processor)", [^\]]*\]'
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(part) for key, part in value.items() if not CLOCKS.search(key)}
+    return [_timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else repr(value)

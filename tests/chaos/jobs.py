@@ -1,0 +1,100 @@
+"""A tiny world, and the smallest job of every verb in it: a command that writes into one folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from tests.conftest import make_llama, make_tokenizer
+
+WORDS = ["the cat", "a dog", "two plus three", "the log", "a little dog", "it is five", "Max", "the mat"]
+TRAINING = {
+    "learning_rate": 1e-3, "per_device_train_batch_size": 2, "num_train_epochs": 2, "logging_steps": 1, "save_steps": 2,
+    "save_total_limit": 1, "use_cpu": True,
+}  # fmt: skip
+WORLD = {"base_steps": 12, "specialist_steps": 12, "batch": 32, "hidden": 16, "layers": 1}
+
+
+def make_world(folder: Path) -> None:
+    """Three models, pairs, prompts, a lexicon, a sweep's settings; the runs' files."""
+    tokenizer = make_tokenizer()
+    for seed, name in enumerate(("policy", "first", "second")):
+        make_llama(len(tokenizer), seed=seed, std=0.1, hidden=16, layers=1).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    pairs = [{"prompt": f"what is {w}?", "chosen": f" {w} is raining", "rejected": f" the {w} sat"} for w in WORDS]
+    _lines(folder / "pairs.jsonl", pairs)
+    _lines(folder / "prompts.jsonl", [{"prompt": f"what is {w}"} for w in WORDS[:4]])
+    (folder / "words.txt").write_text("dog\t2\ncat\t-1\nthe\t1\n")
+    references = [{"name": name, "model": name, "weight": 0.5} for name in ("first", "second")]
+    pooled = {"model": "policy", "references": references, "beta": 0.2, "output": "OUT"}
+    online = {"steps": 3, "prompts_per_step": 2, "max_new_tokens": 3, "learning_rate": 1e-3, "save_every": 1}
+    prompts, rows = [{"path": "prompts.jsonl", "words": 2}], {"data": "pairs.jsonl", "evaluation": {"fraction": 0.25}}
+    rollouts = {**pooled, "prompts": prompts, "training": online}
+    buying = {
+        **pooled, "task": "iterative", "prompts": "prompts.jsonl", "oracle": {"kind": "lexicon", "path": "words.txt"},
+        "labels": [8, 16, 24], "plan": {"steps": 2, "prompts": 3, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 3,
+        "held_out": 6,
+    }  # fmt: skip
+    runs = {
+        "preference": {**pooled, **rows, "training": TRAINING},
+        "adapter": {**pooled, **rows, "training": TRAINING, "lora": {"r": 2, "target_modules": ["q_proj", "v_proj", "k_proj"]}},
+        "reward": {"task": "reward", "model": "policy", **rows, "output": "OUT", "training": TRAINING},
+        "online": {**rollouts, "task": "online", "rewards": [{"kind": "length", "target": 2}],
+                   "method": {"name": "rloo", "group": 2}, "evaluation": {"prompts": prompts, "samples": 2}},
+        "distill": {**rollouts, "task": "distill", "method": {"name": "reinforce", "group": 1}},
+        "bilevel": {**buying, "method": {"name": "bilevel", "objective": "stop_gradient"}},
+        "iterative": {**buying, "method": "online-dpo"},
+        **{f"one-{name}": {**pooled, "references": [{"name": name, "model": name}], "data": "pairs.jsonl",
+                           "training": {**TRAINING, "max_steps": 1}} for name in ("first", "second")},
+    }  # fmt: skip
+    for name, run in runs.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    small = {"training": "offline", "weights": [0.5], "seeds": 2, "generated": {
+        "betas": [1.0], "pairs": [64], "pairs_per_prompt": 2, "held_out": 6, "world": WORLD,
+        "offline": {"steps": 4, "pairs_per_step": 16, "learning_rate": 3e-3}}}  # fmt: skip
+    (folder / "frontier.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
+
+
+def shrink_demo() -> None:
+    """`demo --quick` as a miniature."""
+    from multiref_lab.demo import WorldSettings, settings
+    from multiref_lab.demo.preferences import PairLaw
+
+    settings.QUICK = dataclasses.replace(
+        settings.QUICK, law=PairLaw(prompts=8, pairs_per_prompt=1), pairs_per_step=8, held_out_prompts=4, curve_points=1,
+        world=WorldSettings(**WORLD),
+    )  # fmt: skip
+
+
+def _train(name: str) -> Callable[[Path], list[str]]:
+    return lambda out: ["train", "--config", f"{name}.yaml", "--set", f"output={out}"]
+
+
+SCORE = ["score", "pairs.jsonl", "-r", "first=first", "-r", "second=second", "--shard-size", "4"]
+# verb → the command that writes into a folder
+JOBS: dict[str, Callable[[Path], list[str]]] = {
+    "score": lambda out: [*SCORE, "--store", f"{out}"],
+    **{name: _train(name) for name in ("preference", "adapter", "reward", "online", "distill", "iterative", "bilevel")},
+    "evaluate": lambda out: ["evaluate", "-p", "a=policy", "-p", "b=first", "--prompts", "prompts.jsonl", "-r", "length=3",
+                             "-o", f"{out}", "--samples", "2", "--max-new-tokens", "3", "--batch", "1", "--resamples", "100"],
+    "sweep": lambda out: ["sweep", "one-first", "one-second", "--prompts", "pairs.jsonl", "--out", f"{out}", "--samples", "1",
+                          "--points", "3", "--max-new-tokens", "3", "--limit", "2"],
+    "inspect": lambda out: ["inspect", "pairs.jsonl", "--store", "scores", "--html", f"{out}/inspect.html"],
+    "export": lambda out: ["store", "export", "scores", f"{out}/scores.parquet"],
+    "frontier": lambda out: ["frontier", "--config", "frontier.yaml", "--output", f"{out}", "--cache", "cache", "--workers",
+                             "2"],
+    "demo": lambda out: ["demo", "--quick", "--seeds", "1", "--output", f"{out}", "--cache", "cache"],
+    "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "2"],
+    "verify": lambda out: ["verify", "--out", f"{out}", "alpha-family-and-pool-order", "reverse-kl-optimum"],
+}  # fmt: skip
+# verb → what has to be there before it
+NEEDS: dict[str, list[list[str]]] = {
+    "sweep": [_train(f"one-{name}")(Path(f"one-{name}")) for name in ("first", "second")],
+    **{verb: [[*SCORE, "--store", "scores"]] for verb in ("inspect", "export")},
+}
+
+
+def _lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
