@@ -27,9 +27,7 @@ def main() -> int:
     make_world(place)
     shrink_demo()
     failures = [failure for verb in asked.verb or JOBS for failure in chaos(verb, place, asked)]
-    for failure in failures:
-        print(f"FAILED {failure}")
-    print(f"{len(failures)} differences")
+    print(f"{len(failures)} differences", *(f"  {failure}" for failure in failures), sep="\n")
     if not failures:
         shutil.rmtree(place)
     return bool(failures)
@@ -98,6 +96,8 @@ def chaos(verb: str, place: Path, asked: argparse.Namespace) -> list[str]:
     print(
         f"{verb}: {first.seconds:.1f} s undisturbed, writes: {shown}; {len(moments)} kills and {asked.row} in a row, "
         f"{len(failures)} failures, {time.monotonic() - began:.0f} s",
+        *(f"  {failure}" for failure in failures),
+        sep="\n",
         flush=True,
     )
     return failures

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 
 CLOCKS = re.compile(r"wall|processor|seconds|runtime|_per_second|since|^sum$|timing")
-IGNORED = {"timing.json", "sums.json", ".sums", ".lock", "training_args.bin"}
+IGNORED = {"timing.json", "sums.json", ".sums", ".lock"}
+_SECTION = re.compile(r"<section><h2>Time</h2>.*?</section>", re.DOTALL)
 _TIME = re.compile(r"\d+(\.\d+)? ?(s|ms|min|seconds)\b|\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
 
 
@@ -25,7 +26,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in IGNORED and "damaged" not in path.parts
+        if path.is_file() and path.name not in IGNORED and path.suffix != ".part" and "damaged" not in path.parts
     }
 
 
@@ -42,7 +43,7 @@ def _content(path: Path, folder: Path) -> Any:
     if path.suffix in (".pt", ".pth"):
         return str(_plain(torch.load(path, weights_only=False)))
     if path.suffix in (".html", ".md", ".yaml", ".svg"):
-        return _TIME.sub("", path.read_text().replace(str(folder), "OUT"))
+        return _TIME.sub("", _SECTION.sub("", path.read_text()).replace(str(folder), "OUT"))
     return path.read_bytes()
 
 

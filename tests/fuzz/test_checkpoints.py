@@ -146,6 +146,5 @@ def test_old_ones_go_when_the_newer_one_has_sums_and_not_before(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
     assert damage(tmp_path / "checkpoint-4") is None and args.save_total_limit == 1
     with pytest.raises(OutputError), sums.in_charge(args):
-        sums.on_save(args, SimpleNamespace(global_step=9, best_model_checkpoint=None), None)
         (tmp_path / "checkpoint-9").write_text("no folder")
-        sums._finish()
+        sums.on_save(args, SimpleNamespace(global_step=9, best_model_checkpoint=None), None)

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.errors import OutputError
+from multiref._files import read_lines
+from multiref._json import parse_json
+from multiref._sealed import is_sealed, seal
+from multiref.errors import MultirefError, OutputError
 from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout, sample
 from multiref.models.spec import Generation
 from multiref.training.online.rewards import Reward, total_reward
 
+_BEFORE = frozenset({"prompt", "completions", "rewards"})  # of a line, before it had a sum
 CORRECTNESS = "correctness"  # the reward that says right or wrong: right above zero
 
 
@@ -40,7 +44,7 @@ def sample_rewards(
 
     Errors: OutputError for a file that belongs to something else.
     """
-    done = _read(store, samples, [reward.name for reward in rewards])
+    done = _read(store, rows, samples, [reward.name for reward in rewards])
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
         if len(done) >= start + len(part):
@@ -73,21 +77,30 @@ def _rewarded(
     for i, rollout in enumerate(rollouts):
         here = slice(i * samples, (i + 1) * samples)
         values = {name: found[here].tolist() for name, found in {**each, "total": total}.items()}
-        lines.append({"prompt": rollout.prompt, "completions": list(rollout.completions), "rewards": values})
+        lines.append(seal({"prompt": rollout.prompt, "completions": list(rollout.completions), "rewards": values}))
     return lines
 
 
-def _read(store: Path | None, samples: int, names: Sequence[str]) -> list[dict[str, Any]]:
+def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What is there, up to a line that was cut short or has changed since it was written."""
     if store is None or not store.exists():
         return []
-    done = []
-    for line in store.read_text(encoding="utf-8").splitlines():
+    done: list[dict[str, Any]] = []
+    others = OutputError(f"{store} holds samples of other settings; choose another folder, or remove it.")
+    for (number, text), row in zip(read_lines(store, "samples that `multiref evaluate` kept", error=OutputError), rows):
         try:
-            found = json.loads(line)
-        except ValueError:
-            break  # the line at which it was killed
-        if set(found.get("rewards", {})) != {*names, "total"} or len(found["rewards"]["total"]) != samples:
-            raise OutputError(f"{store} holds samples of other settings; choose another folder, or remove it.")
+            found = parse_json(text, f"{store}:{number}", constants=True)
+        except MultirefError:
+            break
+        if not is_sealed(found, before=_BEFORE):
+            break
+        rewards = found["rewards"]
+        if not isinstance(rewards, dict) or rewards.keys() != {*names, "total"}:
+            raise others
+        if any(len(values) != samples for values in rewards.values()) or found["prompt"] != json.loads(
+            json.dumps(row["prompt"])
+        ):
+            raise others
         done.append(found)
     return done
 

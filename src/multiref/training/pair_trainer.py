@@ -202,7 +202,9 @@ class PairTrainer(Trainer):
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The loss's line also carries the metrics of its pairs, over all ranks."""
+        """The loss's line also carries the metrics of its pairs, over all ranks. No mean loss of the run: transformers divides
+        the losses since it went on by all steps."""
+        logs.pop("train_loss", None)
         if "loss" in logs:
             logs.update(self._averages.take(self.summed) | self.once_logged)
             self.once_logged = {}

@@ -17,7 +17,8 @@ _VALUES = {"logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()}
 
 
 def export(store: Store, output: str | os.PathLike[str], *, references: Sequence[str] = ()) -> int:
-    """One row per completion and reference: reference, address, key (hex), logp, length, truncated. Returns the number of rows.
+    """One row per completion and reference: reference, address, key (hex), logp, length, truncated; by address and key, so that
+    the same scores are the same file, however they are cut into shards. Returns the number of rows.
 
     Without `references` (names or beginnings of addresses), all of them.
     """
@@ -47,6 +48,8 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
 def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     for address, name in _chosen(store, references).items():
         rows = store.sound(address)
+        index = KeyIndex(rows.keys)
+        rows = rows.take(index.order[~index.repeated])
         count, raw = len(rows), rows.keys.tobytes().hex()
         keys = [raw[start : start + 32] for start in range(0, len(raw), 32)]
         columns = [[name] * count, [address] * count, keys, rows.logps, rows.lengths, rows.truncated]
