@@ -74,7 +74,7 @@ class SumCheckpoints(TrainerCallback):
             wait([self._open] if self._open else [])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.should_save and state.global_step == 0:
+        if args.should_save and args.save_strategy != "no" and state.global_step == 0:
             begin_with_sums(Path(args.output_dir))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
