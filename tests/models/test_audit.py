@@ -11,8 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from multiref.errors import ModelError
-from multiref.models import Encoded, audit_layout, completion_logps, score_completions, score_tokens, token_logps
-from multiref.models import audit as module
+from multiref.models import Encoded, audit_layout, completion_logps, score_completions, score_tokens, token_logps, witness
 from multiref.models.audit import Audit
 from tests.conftest import make_gpt2, make_llama
 from tests.models.naive import naive_logps
@@ -49,7 +48,7 @@ def test_a_right_model_shares_prompts_in_every_dtype(dtype, caplog):
 
 def test_without_memory_for_a_copy_padding_is_the_yardstick(monkeypatch):
     """A right bfloat16 model is still accepted; one that ignores the mask differs by more than padding does."""
-    monkeypatch.setattr(module, "_free_memory", lambda device: 0)
+    monkeypatch.setattr(witness, "_free_memory", lambda device: 0)
     audit = audit_layout(make_llama(VOCABULARY).bfloat16(), random_batch())
     assert audit.layout == "shared" and audit.rounding is None and "rounding not measured: no memory" in audit.summary()
     assert audit_layout(of(NoMask).bfloat16(), random_batch()).layout == "batched"
@@ -57,14 +56,14 @@ def test_without_memory_for_a_copy_padding_is_the_yardstick(monkeypatch):
 
 
 def test_a_copy_whose_passes_do_not_fit_is_done_without(monkeypatch):
-    in_batch = module.Witness.in_batch
+    in_batch = witness.Witness.in_batch
 
-    def full(witness, *arguments):
-        if module.dtype_of(witness.model) == torch.float32:
+    def full(own, *arguments):
+        if witness.dtype_of(own.model) == torch.float32:
             raise torch.OutOfMemoryError("full")
-        return in_batch(witness, *arguments)
+        return in_batch(own, *arguments)
 
-    monkeypatch.setattr(module.Witness, "in_batch", full)
+    monkeypatch.setattr(witness.Witness, "in_batch", full)
     audit = audit_layout(make_llama(VOCABULARY).bfloat16(), random_batch())
     assert audit.layout == "shared" and audit.unmeasured == "no memory" and audit.judged == "bfloat16"
 

@@ -5,10 +5,9 @@ some by their digest) are scored in the batches in which they will run, and agai
 stands, for rows of the lengths that were tried.
 """
 
-import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import isfinite
@@ -24,11 +23,21 @@ from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, device_of
 from multiref.models.noise import plain_rows, refuse_noise
+from multiref.models.picks import changeable, is_large, picked
 from multiref.models.rows import row_length
-from multiref.models.witness import Scores, Witness, largest_gap, length_of, rms_gap, singles_of
+from multiref.models.witness import (
+    NoCopy,
+    Scores,
+    Witness,
+    dtype_of,
+    is_sharded,
+    largest_gap,
+    length_of,
+    rms_gap,
+    singles_of,
+)
 
 TOLERANCE = 1e-4  # nats a token, in float32 or wider
-_FEW = 64  # completions: up to so many six rows are audited, beyond them three, or one in 240
 _log = logging.getLogger("multiref")
 _known: "WeakKeyDictionary[nn.Module, list[tuple[Any, Audit]]]" = WeakKeyDictionary()
 
@@ -106,7 +115,7 @@ def audit_layout(
         logits that are no numbers, token ids that the embedding does not have.
     """
     inner = unwrapped(model)
-    rows = _of_all_ranks(encoded) if _is_sharded(inner) else list(encoded)
+    rows = _of_all_ranks(encoded) if is_sharded(inner) else list(encoded)
     check_rows(inner, rows)
     budget, blocks = token_budget or token_budget_of(inner), _cut(rows, cuts)
 
@@ -149,8 +158,8 @@ class _Auditor:
         self.unit = torch.finfo(dtype_of(model)).eps
         self.narrow = dtype_of(model).itemsize <= 2
         self.wide: Witness | None = None  # in float32, of a model whose dtype is narrower
-        self.unmeasured, self.count = "", 0
-        self._float64: list[Witness | None] = []
+        self.unmeasured = ""
+        self._float64: Witness | None = None
 
     def run(self, scores: Scores | None) -> Audit:
         start = time.perf_counter()
@@ -162,11 +171,12 @@ class _Auditor:
         return replace(audit, seconds=time.perf_counter() - start - sum(self.own.took[each] for each in kept))
 
     def _found(self) -> tuple[Audit, list[Batch]]:
-        picks = sorted(self._picks(self.plan("shared")), key=length_of)
+        batches = self.plan("shared")
+        picks = sorted(picked(batches, everything=self.everything), key=length_of)
         plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
         if self.narrow:
             self.wide = self._widened(picks)
-        self._check_causal(self._changeable(picks))
+        self._check_causal(changeable(picks, many=is_large(batches)))
         errors: dict[str, float | None] = {}
         for head in (True, False) if all(each.of_head for each in plain) else (False,):
             before: list[Batch] = []
@@ -174,7 +184,7 @@ class _Auditor:
                 batches = self.plan(layout)
                 if batches == before:
                     continue  # nothing was shared
-                before, picks = batches, self._picks(batches)
+                before, picks = batches, picked(batches, everything=self.everything)
                 error, stands = self._tried(layout, batches, picks, head)
                 tried = "batched" if layout == "shared" and not any(batch.shared for batch in batches) else layout
                 errors[tried] = error if error is not None and isfinite(error) else None
@@ -261,13 +271,6 @@ class _Auditor:
         usual = max(float(spread.square().mean().sqrt()), unit / 4)
         return rms_gap(laid_out, plain) <= 2 * usual and largest_gap(laid_out, plain) <= 4 * max(float(spread.max()), unit)
 
-    def _changeable(self, picks: Sequence[Encoded]) -> Encoded:
-        """The longest completion, for of one token little is left to change; in a large job the shortest row that will do."""
-        enough = [each for each in picks if len(each.completions[0]) >= 8]
-        if enough and self.count > _FEW:
-            return min(enough, key=length_of)
-        return max(picks, key=lambda each: len(each.completions[0]))
-
     def _check_causal(self, item: Encoded) -> None:
         """ModelError where a later token changes an earlier log-probability."""
 
@@ -299,100 +302,28 @@ class _Auditor:
 
     # -- copies ----------------------------------------------------------------------------------------------------
 
-    def _widened(self, picks: Sequence[Encoded]) -> "Witness | None":
+    def _widened(self, picks: Sequence[Encoded]) -> Witness | None:
         """A copy in float32 that runs, or None and why."""
-        made = self._copy(torch.float32)
-        if isinstance(made, str):
-            self.unmeasured = made
-            return None
         try:
+            made = self.own.widened(torch.float32)
             made.plain(picks[0])
+        except NoCopy as reason:
+            self.unmeasured = str(reason)
         except (torch.OutOfMemoryError, ModelError):
             self.unmeasured = "the copy in float32 does not run"
-            return None
-        return made
+        else:
+            return made
+        return None
 
-    def _in_float64(self, ask: "Callable[[Witness], float]") -> float | None:
+    def _in_float64(self, ask: Callable[[Witness], float]) -> float | None:
         """The same, asked of a copy in float64. Rounding may tip a choice (of experts, say), and one choice tips all after
         it; where that is all, the copy does not see it."""
-        if not self._float64:
-            made = self._copy(torch.float64)
-            self._float64.append(None if isinstance(made, str) else made)
-        witness = self._float64[0]
         try:
-            return None if witness is None else ask(witness)
+            self._float64 = self._float64 or self.own.widened(torch.float64)
+            return ask(self._float64)
         except Exception as error:  # it need not run in another dtype
             _log.debug("%s in float64: %r", type(self.model).__name__, error)
             return None
-
-    def _copy(self, dtype: torch.dtype) -> "Witness | str":
-        """The model in another dtype, where memory holds it; else why not."""
-        parameters = list(self.model.parameters())
-        if _is_sharded(self.model):
-            return "the model is sharded"
-        need = dtype.itemsize * sum(each.numel() for each in parameters)
-        if len({each.device for each in parameters}) > 1 or 1.5 * need > _free_memory(device_of(self.model)):
-            return "no memory"
-        try:
-            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget)
-        except torch.OutOfMemoryError:
-            return "no memory"
-        except Exception as error:  # quantised weights, hooks that cannot be copied
-            return f"no copy in another dtype ({type(error).__name__})"
-
-    # -- choosing --------------------------------------------------------------------------------------------------
-
-    def _picks(self, batches: Sequence[Batch]) -> list[Encoded]:
-        """Single completions to be compared, in the order of what they are good for; and the shortest, which costs least."""
-        chosen: dict[Encoded, None] = {}
-        every = [each for batch in batches for item in batch.items for each in singles_of(item) if each.completions[0]]
-        count = self.count = len(every)
-        if not self.everything:
-            count = min(count, 6 if count <= _FEW else min(16, max(3, count // 240)))
-        shortest = min(every, key=length_of)
-        for number, each in enumerate(_by_worth(batches)):
-            if number == 2:
-                chosen.setdefault(shortest)
-            if len(chosen) < count and each.completions[0]:
-                chosen.setdefault(each)
-        for each in sorted(every, key=lambda each: each.digest(0)) if len(chosen) < count else ():
-            if len(chosen) < count:
-                chosen.setdefault(each)
-        return list(dict.fromkeys([*chosen, shortest]))
-
-
-def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
-    """Completions, those first that tell most. Of a shared row the last completion: the others are before it."""
-    if not batches:
-        return
-    rows = [(batch, [singles_of(item) for item in batch.items]) for batch in batches]
-    each_row = [row for _, members in rows for row in members]
-    longest = max(each_row, key=lambda row: max(map(length_of, row)))
-    beside = [members if batch.shared else [[e] for row in members for e in row] for batch, members in rows if batch.rows > 1]
-    yield max(longest, key=length_of)
-    if beside:
-        company = max(beside, key=lambda members: max(length_of(row[-1]) for row in members))
-        spread = max(beside, key=lambda members: length_of(members[0][-1]) - length_of(members[-1][-1]))
-        yield company[min(1, len(company) - 1)][-1]
-        yield spread[-1][-1]
-        yield company[0][-1]
-        yield company[-1][-1]
-    yield max(each_row, key=len)[-1]
-    yield longest[-1]
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The narrowest floating dtype among the parameters."""
-    kinds = {each.dtype for each in model.parameters() if each.is_floating_point()}
-    return min(kinds, key=lambda kind: kind.itemsize, default=torch.float32)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # type: ignore[import-untyped]  # accelerate brings it
-
-    return int(psutil.virtual_memory().available)
 
 
 def _state(model: Any) -> Any:
@@ -405,11 +336,6 @@ def _state(model: Any) -> Any:
 def _cut(rows: list[Encoded], ends: Sequence[int]) -> list[list[Encoded]]:
     places = sorted({0, *ends, len(rows)})
     return [rows[start:end] for start, end in pairwise(places)]
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether a pass is made by all ranks together (FSDP2, DeepSpeed's third stage)."""
-    return any(hasattr(each, "ds_id") or type(each).__name__ == "DTensor" for each in model.parameters())
 
 
 def _of_all_ranks(encoded: Sequence[Encoded]) -> list[Encoded]:

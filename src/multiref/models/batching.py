@@ -11,6 +11,9 @@ from multiref.models.rows import row_length
 Layout = Literal["shared", "batched", "alone"]  # a prompt once for its completions; rows side by side; one row a pass
 LAYOUTS: tuple[Layout, ...] = ("shared", "batched", "alone")  # the fastest first
 ROW_LIMIT = 2048  # attention grows with the square of a row: completions beyond this start another row with the prompt again
+FEWEST = (
+    4  # rows that must fit into a pass for company to be worth its padding, and an audit of what long rows do beside others
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,12 @@ def plan_batches(
     encoded: Sequence[Encoded], layout: Layout, token_budget: int, *, within: Span | None = None, always: bool = False
 ) -> list[Batch]:
     """The forward passes over `encoded`, the longest rows first in each kind. Batches depend on these items alone.
+    A row of more than a quarter of the budget has a pass of its own.
 
     within: what the layout was found right for; a longer row is scored alone, and one of a length that was not tried beside
         another has a pass of its own.
-    always: every item is a row of one kind of batch, whatever sharing saves it (training: one pass a batch).
+    always: every item is a row of one kind of batch, whatever sharing saves it and however long it is (training: one pass a
+        batch).
     """
     units: dict[Layout, list[tuple[Encoded, tuple[int, ...]]]] = {"shared": [], "batched": [], "alone": []}
     first = 0
@@ -105,11 +110,15 @@ def plan_batches(
         first += len(item.completions)
     batches = []
     for kind in LAYOUTS:
+        lengths = [row_length(part, shared=kind == "shared") for part, _ in units[kind]]
+        company = [
+            kind != "alone" and (always or FEWEST * length <= token_budget) and _sociable(part, within)
+            for (part, _), length in zip(units[kind], lengths)
+        ]
         for sociable in (False, True):
-            some = [unit for unit in units[kind] if (kind != "alone" and _sociable(unit[0], within)) == sociable]
-            lengths = [row_length(part, shared=kind == "shared") for part, _ in some]
-            for indices in token_budget_batches(lengths, token_budget if sociable else 1):
-                parts, places = zip(*(some[i] for i in indices))
+            some = [n for n, each in enumerate(company) if each == sociable]
+            for indices in token_budget_batches([lengths[n] for n in some], token_budget if sociable else 1):
+                parts, places = zip(*(units[kind][some[i]] for i in indices))
                 batches.append(Batch(kind == "shared", parts, places))
     return batches
 

@@ -1,11 +1,12 @@
 """What a model says of rows: plainly, one sequence at a time, and laid out as they will run. The audit compares the two."""
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiref.models.architecture import AtRest
 from multiref.models.batching import Batch, sequence_length
@@ -15,6 +16,10 @@ from multiref.models.rows import lay_out
 
 T = TypeVar("T")
 Scores = dict[tuple[Batch, bool], list[Tensor]]
+
+
+class NoCopy(Exception):
+    """Why there is no copy of a model in another dtype."""
 
 
 class Witness:
@@ -27,6 +32,21 @@ class Witness:
         self.took: dict[tuple[Batch, bool], float] = {}
         self.stateful = False
         self._rest = AtRest(model)
+
+    def widened(self, dtype: torch.dtype) -> "Witness":
+        """The same model in another dtype. NoCopy where memory does not hold it, or what it has of its own forbids it."""
+        parameters = list(self.model.parameters())
+        if is_sharded(self.model):
+            raise NoCopy("the model is sharded")
+        need = dtype.itemsize * sum(each.numel() for each in parameters)
+        if len({each.device for each in parameters}) > 1 or 1.5 * need > _free_memory(device_of(self.model)):
+            raise NoCopy("no memory")
+        try:
+            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget)
+        except torch.OutOfMemoryError:
+            raise NoCopy("no memory") from None
+        except Exception as error:  # quantised weights, hooks that cannot be copied
+            raise NoCopy(f"no copy in another dtype ({type(error).__name__})") from error
 
     def plain(self, each: Encoded) -> Plain:
         if each not in self.told:
@@ -43,7 +63,8 @@ class Witness:
         known = sorted({*context, *ids})
         known = known if len(known) > 1 else [*known, known[0] - 1 if known[0] else 1]
         other = tuple(known[(known.index(token) + 1) % len(known)] for token in ids[half:])
-        return self._alone(context + ids[:half] + other, ids[: half + 1], len(context) - 1).logps
+        row, labels, first = context + ids[:half] + other, ids[: half + 1], len(context) - 1
+        return self._rested(lambda: plain_logps(self.model, row, labels, first, few=self.plain(each).of_head)).logps
 
     def in_batch(self, batch: Batch, head: bool, vocabulary: int) -> list[Tensor]:
         """Token log-probabilities of each completion of a batch, as it runs."""
@@ -102,3 +123,22 @@ def largest_gap(one: Tensor, other: Tensor) -> float:
 
 def rms_gap(one: Tensor, other: Tensor) -> float:
     return float(difference(one, other).square().mean().sqrt())
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The narrowest floating dtype among the parameters."""
+    kinds = {each.dtype for each in model.parameters() if each.is_floating_point()}
+    return min(kinds, key=lambda kind: kind.itemsize, default=torch.float32)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a pass is made by all ranks together (FSDP2, DeepSpeed's third stage)."""
+    return any(hasattr(each, "ds_id") or type(each).__name__ == "DTensor" for each in model.parameters())
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # type: ignore[import-untyped]  # accelerate brings it
+
+    return int(psutil.virtual_memory().available)
