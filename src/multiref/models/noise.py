@@ -92,7 +92,7 @@ def refuse_noise(model: nn.Module, forward: Callable[[], Tensor], agreed: Callab
         forward()
         if not agreed(_moved(sources, before)):
             return
-        with _zeros_moved(model):
+        with zeros_moved(model):
             first, again, other = (_watched(model, forward, sources, seed) for seed in (1, 1, 2))
     finally:
         for source, state in zip(sources, before):
@@ -165,7 +165,7 @@ def _plain(state: Any) -> Any:
 
 
 @contextmanager
-def _zeros_moved(model: nn.Module) -> Iterator[None]:
+def zeros_moved(model: nn.Module) -> Iterator[None]:
     """Trainable entries that are exactly zero get small values of both signs."""
     kept = []
     for parameter in model.parameters():

@@ -135,24 +135,18 @@ class RewardModel:
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        if getattr(self.model.config, "multiref_reward", None) is not None:
-            from multiref.training.reward.model import rewards_of
+        from multiref.training.reward.model import rewards_of
+        from multiref.training.reward.rows import rewards_of_rows
 
+        if getattr(self.model.config, "multiref_reward", None) is not None:
             return rewards_of(self.model, self.tokenizer, prompts, completions, batch=self.batch).tolist()
         texts = [
             p + c if isinstance(p, str) else Chat.of(self.tokenizer, p, TOKENISATION).write([*p, *c])
             for p, c in zip(prompts, completions)
         ]
         # a template writes the start token itself
-        rows = [
-            {"input_ids": self.tokenizer(text, add_special_tokens=isinstance(p, str))["input_ids"]}
-            for text, p in zip(texts, prompts)
-        ]
-        values: list[float] = []
-        for start in range(0, len(rows), self.batch):
-            inputs = self.tokenizer.pad(rows[start : start + self.batch], padding_side="right", return_tensors="pt")
-            values += self.model(**inputs.to(self.model.device)).logits[:, 0].float().tolist()
-        return values
+        rows = [self.tokenizer(text, add_special_tokens=isinstance(p, str))["input_ids"] for text, p in zip(texts, prompts)]
+        return rewards_of_rows(self.model, rows, int(self.tokenizer.pad_token_id), batch=self.batch).double().tolist()
 
 
 def as_rewards(rewards: Any) -> tuple[Reward, ...]:

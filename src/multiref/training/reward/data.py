@@ -10,6 +10,7 @@ from torch import Tensor
 from multiref.errors import ArgumentError
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.dataset import PairData
+from multiref.training.reward.rows import pad_rows
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class RewardBatch:
     def row_lengths(self) -> list[int]:
         """[2B] tokens of each row."""
         return [int(length) for length in self.attention_mask.sum(1)]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """[2B] token ids of each row."""
+        return [ids[:length] for ids, length in zip(self.input_ids.tolist(), self.row_lengths)]
 
     def to(self, device: Any) -> "RewardBatch":
         """The same on another device."""
@@ -82,10 +88,3 @@ class RewardData(PairData):
         rows = [self.rows(i) for i in at.tolist()]
         ids, mask = pad_rows([chosen for chosen, _ in rows] + [rejected for _, rejected in rows], self.pad)
         return RewardBatch(ids, mask, self.margins[at], shares)
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids → ids and mask [N, T], padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

@@ -11,7 +11,7 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
 from multiref.models.checkpoint import load_whole
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
-from multiref.training.reward.data import pad_rows
+from multiref.training.reward.rows import rewards_of_rows
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
 
@@ -102,12 +102,7 @@ def rewards_of(
     end = bool(getattr(model.config, MARK, {}).get("end", True)) if end is None else end
     encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], Tokenisation(end=end))
     rows = [(*item.context(0), *item.completions[0]) for item in encoded]
-    values: list[Tensor] = []
-    device = next(model.parameters()).device
-    for start in range(0, len(rows), batch):
-        ids, mask = pad_rows(rows[start : start + batch], int(tokenizer.pad_token_id))
-        values.append(model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].double().cpu())
-    return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)
+    return rewards_of_rows(model, rows, int(tokenizer.pad_token_id), batch=batch).double().cpu()
 
 
 def with_lora(model: Any, options: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from multiref.training.pair_trainer import PairTrainer
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.data import RewardBatch, RewardData
 from multiref.training.reward.model import MARK, head_of
+from multiref.training.reward.rows import stands_padded
 
 _EVALUATED = ("loss", "nll", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -72,6 +73,7 @@ class RewardTrainer(PairTrainer):
         head_of(model)
         self.label_smoothing, self.centre = label_smoothing, centre
         self.reliability: Calibration | None = None
+        self._padded = True
 
         def ready(data: Any) -> RewardData:
             return data if isinstance(data, RewardData) else RewardData(data, processing_class, tokenisation=tokenisation)
@@ -102,11 +104,24 @@ class RewardTrainer(PairTrainer):
     def plain_pass(self, model: nn.Module, pairs: RewardBatch) -> Callable[[], Tensor]:
         return lambda: self._rewards(model, pairs)
 
+    def audit(self, model: nn.Module) -> None:
+        """On all rows; every rank asks of the same ones."""
+        data: RewardData = self.train_dataset  # type: ignore[assignment]
+        self._audit([row for index in range(len(data)) for row in data.rows(index)])
+
+    def _audit(self, rows: Sequence[Sequence[int]]) -> None:
+        data: RewardData = self.train_dataset  # type: ignore[assignment]
+        together = 2 * max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size)
+        self._padded = self._padded and stands_padded(self.model, rows, data.pad, batch=together)
+
     def _rewards(self, model: nn.Module, pairs: RewardBatch) -> Tensor:
         """[2B]: the rewards of the chosen completions, then of the rejected ones."""
         pairs = pairs.to(self.args.device)
+        whole = [(slice(None), pairs.input_ids.shape[1])]
+        parts = whole if self._padded else [(slice(n, n + 1), length) for n, length in enumerate(pairs.row_lengths)]
         with self.accelerator.autocast():
-            rewards: Tensor = model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits[:, 0]
+            taken = [(pairs.input_ids[rows, :width], pairs.attention_mask[rows, :width]) for rows, width in parts]
+            rewards = torch.cat([model(input_ids=ids, attention_mask=mask).logits[:, 0] for ids, mask in taken])
         return rewards.to(torch.promote_types(rewards.dtype, torch.float32))
 
     # ---- evaluation and logs ----
@@ -117,6 +132,8 @@ class RewardTrainer(PairTrainer):
         """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches,
         by `compute_metrics`."""
         self.examine(model)
+        if self.args.world_size == 1:  # elsewhere the audit of the training rows must do
+            self._audit(inputs["pairs"].rows)
         with torch.no_grad():
             _, values = self.compute_loss(model, inputs, return_outputs=True)
         return None, torch.stack([values[name].double() for name in _EVALUATED], dim=-1), values["share"].double()
