@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+import multiref as mr
 from multiref.data import Pair
 from multiref.errors import DataError
 from multiref.evaluation.inspection import inspect
-from multiref.evaluation.inspection.coverage import coverage
+from multiref.evaluation.inspection.escort import measure_escort
 from multiref.evaluation.inspection.evidence import gather, standard_error
 from multiref.evaluation.inspection.faults import doubts, find_faults
 from multiref.evaluation.inspection.mixture import folds_of, held_out
 from multiref.evaluation.inspection.quality import quality
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.weighting import fit_preferences
+from tests.decoding.worlds import LENGTH, Truth, W, references, tables
 from tests.evaluation.worlds import world
 
 
@@ -254,11 +256,22 @@ def test_below_nine_prompts_it_is_too_few_to_tell(prompts, answer):
     assert answer == "one" or f"there are {prompts} different prompts" in str(found.verdict)
 
 
-def test_coverage_on_paper():
-    """0.05 nats per token over 100 tokens: 1/F = e^5; F falls below 1/1000 after ln(1000)/0.05 = 138 tokens."""
-    c = coverage(0.05, 0.01, length=100)
-    assert c.inverse_mass == pytest.approx(math.exp(5)) and c.empty_at == pytest.approx(138.155, abs=1e-2)
-    assert coverage(0.0, 0.0, length=100).empty_at == math.inf
+def test_what_the_escort_says_against_enumeration():
+    """Two tables that disagree: −log F, its forced value and the median lengths by enumeration, and the words name them all."""
+    made = tables(spread=2.0)
+    with torch.no_grad():
+        for table in made:
+            table.table[..., 0] -= 1.0  # ends are rarer
+    truth, forced = Truth(made, rewarded=False), Truth(made, rewarded=False, shortest=LENGTH)
+    found = measure_escort(mr.References(references(made)), ["x0"], W, new_tokens=LENGTH)
+    assert abs(found.disagreement + truth.log_partition) < 5 * found.error < 0.3
+    assert abs(found.forced + forced.log_partition) < 5 * found.forced_error < 0.6
+    lengths = torch.tensor([len(ids) for ids in truth.ids])
+    for log_mass, median in ((truth.log_target, found.median_length), *zip(truth.each, found.lengths)):
+        share = log_mass.softmax(0)
+        assert float(share[lengths <= median].sum()) > 0.45 and float(share[lengths < median].sum()) < 0.55
+    said = " ".join(found.sentences)
+    assert all(word in said for word in ("min_new_tokens", "A reward that grows", "per-token pool", "median length", "p 0.40"))
 
 
 def test_the_verdict_never_promises_a_gain_in_the_regularised_value():

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from multiref.data import Pair
     from multiref.evaluation import Inspection
 
+ESCORT_PROMPTS = 3  # after which the escort is measured
+
 
 def command(
     data: Annotated[Path, typer.Argument(help="The pairs that were scored.", show_default=False)],
@@ -24,7 +26,10 @@ def command(
     reference: Annotated[
         list[str] | None,
         typer.Option(
-            "--reference", "-r", help="name=PATH: also measure KL and disagreement per token on a sample. Once per reference."
+            "--reference",
+            "-r",
+            help="name=PATH: also measure KL and disagreement per token on a sample, and where the optimum would go. "
+            "Once per reference.",
         ),
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Completions in that sample.")] = 64,
@@ -43,12 +48,12 @@ def command(
     Example: multiref inspect pairs.jsonl --store scores/ --html inspect.html
     """
     from multiref.data import read_pairs
-    from multiref.evaluation.inspection import coverage_lines, inspect, plan_table, tables, write_page
+    from multiref.evaluation.inspection import inspect, plan_table, tables, token_lines, write_page
     from multiref.references import read_scores
     from multiref.report import print_table
 
     pairs = read_pairs(data, limit=limit)
-    found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample)
+    found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
     if html is not None:
         write_page(html, found, data=str(data), store=str(store))
@@ -58,12 +63,12 @@ def command(
     else:
         for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
             print_table(table)
-        typer.echo("\n".join((*coverage_lines(found), "\nVerdict", *found.verdict.sentences)))
+        typer.echo("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
     if html is not None:
         typer.echo(f"Page: {html}", err=True)
 
 
-def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str], sample: int) -> "Inspection":
+def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str], sample: int, seed: int) -> "Inspection":
     """Add what needs the models themselves, where they were given and have one vocabulary; else say why it is missing."""
     from multiref.errors import ModelError
     from multiref.references import References
@@ -74,9 +79,34 @@ def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str],
         why = "Not measured: give the models themselves, --reference name=PATH for at least two sound references of the store."
         return found.without_token_level(why)
     try:
-        return found.with_token_level(measure_token_level(References(models), pairs, completions=sample))
+        found = found.with_token_level(measure_token_level(References(models), pairs, completions=sample))
+        return _with_escort(found, pairs, models, seed)
     except ModelError as error:
         return found.without_token_level(f"Not measured: {error}")
+
+
+def _with_escort(found: "Inspection", pairs: Sequence["Pair"], models: dict[str, str], seed: int) -> "Inspection":
+    """Add the escort of the recommended references, where their models were given; of the given ones at equal weights else."""
+    from multiref.evaluation.inspection.escort import LONGEST, measure_escort
+    from multiref.references import References
+    from multiref.references.local import local_reference
+    from multiref.references.protocol import Item
+
+    named = dict(zip(found.verdict.use, found.verdict.weights))
+    if len(named) < 2 or not named.keys() <= models.keys():
+        named = {name: 1 / len(models) for name in models}
+    references = References({name: models[name] for name in named})
+    opened = [local_reference(name, references.open(name)) for name in references.names]
+    held = [each.max_length for each in opened if each.max_length is not None]
+    new_tokens = max(8, min(LONGEST, 2 * round(found.length), *(length // 2 for length in held)))
+    unique = {repr(pair.prompt): pair.prompt for pair in pairs}
+    room = min(held, default=2**31) - new_tokens
+    encoded = zip(unique.values(), opened[0].encode([Item(prompt, ()) for prompt in unique.values()]))
+    fitting = [prompt for prompt, ids in encoded if len(ids.prompt_ids) <= room]
+    if not fitting:
+        return found
+    few = [fitting[i * len(fitting) // ESCORT_PROMPTS] for i in range(min(ESCORT_PROMPTS, len(fitting)))]
+    return found.with_escort(measure_escort(references, few, list(named.values()), new_tokens=new_tokens, seed=seed))
 
 
 def _plain(value: object) -> object:

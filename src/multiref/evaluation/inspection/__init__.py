@@ -5,7 +5,7 @@ broken references are named, not weighted."""
 
 from multiref.evaluation.inspection.inspection import Inspection, inspect
 from multiref.evaluation.inspection.page import write as write_page
-from multiref.evaluation.inspection.tables import coverage_lines, plan_table, tables
+from multiref.evaluation.inspection.tables import plan_table, tables, token_lines
 from multiref.evaluation.inspection.verdict import Verdict
 
-__all__ = ["Inspection", "Verdict", "coverage_lines", "inspect", "plan_table", "tables", "write_page"]
+__all__ = ["Inspection", "Verdict", "inspect", "plan_table", "tables", "token_lines", "write_page"]

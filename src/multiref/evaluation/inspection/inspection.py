@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from multiref.data import Pair
-from multiref.evaluation.inspection.coverage import Coverage, coverage
 from multiref.evaluation.inspection.evidence import gather
 from multiref.evaluation.inspection.faults import doubts, find_faults
 from multiref.evaluation.inspection.mixture import (
@@ -28,6 +27,7 @@ from multiref.evaluation.inspection.verdict import Verdict, judge
 from multiref.references.scores import SequenceScores
 
 if TYPE_CHECKING:
+    from multiref.evaluation.inspection.escort import Escort
     from multiref.references.token_level import TokenLevel
 
 
@@ -38,7 +38,7 @@ MANY = 20_000  # pairs from which on the intervals are resampled less often
 class Inspection:
     """The whole finding; `verdict` is its summary in words. `additions`: each sound reference tested for what it adds to the
     chosen ones (an already chosen one: to the others). `length`: mean tokens of a completion.
-    `token_level` and `coverage` are None where they were not measured, and `not_measured` says why."""
+    `token_level` and `escort` are None where they were not measured, and `not_measured` says why."""
 
     pairs: int
     prompts: int
@@ -52,7 +52,7 @@ class Inspection:
     length: float
     verdict: Verdict
     token_level: "TokenLevel | None" = None
-    coverage: Coverage | None = None
+    escort: "Escort | None" = None
     not_measured: str = ""
 
     @property
@@ -61,12 +61,13 @@ class Inspection:
         return tuple(quality.name for quality in self.references if not quality.faults)
 
     def with_token_level(self, measured: "TokenLevel") -> "Inspection":
-        """The same, with what was measured per token and what it means for coverage."""
-        return replace(
-            self,
-            token_level=measured,
-            coverage=coverage(measured.disagreement, measured.disagreement_error, length=self.length),
-        )
+        """The same, with what was measured per token."""
+        return replace(self, token_level=measured)
+
+    def with_escort(self, measured: "Escort") -> "Inspection":
+        """The same, its verdict saying where the optimum under these references would go."""
+        verdict = replace(self.verdict, sentences=(*self.verdict.sentences, *measured.sentences))
+        return replace(self, escort=measured, verdict=verdict)
 
     def without_token_level(self, reason: str) -> "Inspection":
         """The same, saying why nothing was measured per token."""

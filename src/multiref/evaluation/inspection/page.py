@@ -9,9 +9,9 @@ from multiref.evaluation.inspection.tables import (
     additions_table,
     contenders_table,
     correlations_table,
-    coverage_lines,
     references_table,
     token_level_table,
+    token_lines,
 )
 from multiref.report import Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, svg
@@ -40,7 +40,7 @@ def write(path: Path, found: Inspection, *, data: str, store: str) -> None:
         Section("Verdict", (Note(*found.verdict.sentences),)),
         Section("Each reference by itself", own),
         Section("Mixtures", mixture),
-        Section("Token by token", (*tokens, Prose(*coverage_lines(found)))),
+        Section("Token by token", (*tokens, Prose(*token_lines(found)))),
         Section("Settings", (Settings(settings),)),
         subtitle=f"{', '.join(q.name for q in found.references)} on {data}",
     )

@@ -19,18 +19,15 @@ def tables(found: Inspection) -> list[Table]:
     return [*result, token_level_table(found.token_level)] if found.token_level is not None else result
 
 
-def coverage_lines(found: Inspection) -> list[str]:
-    """What disagreement per token means, or why it is not known."""
-    c = found.coverage
-    if c is None or found.token_level is None:
+def token_lines(found: Inspection) -> list[str]:
+    """Disagreement per token, or why it is not known."""
+    t = found.token_level
+    if t is None:
         return [f"KL and disagreement per token: {found.not_measured}"]
-    reach = "never" if math.isinf(c.empty_at) else f"at about {c.empty_at:,.0f} tokens"
     return [
-        f"Disagreement of {', '.join(found.token_level.names)} at equal weights: "
-        f"−log F = {c.disagreement:.4f} ± {c.error:.4f} nats per token.",
-        f"At {c.length:.0f} tokens, the mean completion here, coverage constants grow by 1/F ≈ {c.inverse_mass:,.3g}; "
-        f"the geometric pool is effectively empty (F < 1/1000) {reach}. "
-        "Measured at the contexts of these completions, not at those that a policy visits.",
+        f"Disagreement of {', '.join(t.names)} at equal weights: −log F_t = {t.disagreement:.4f} ± {t.disagreement_error:.4f} "
+        "nats per token, at the contexts of these completions, not at those that a policy visits: it does not say what "
+        "−log F of whole completions is."
     ]
 
 
