@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,18 @@ from multiref.weighting.particles import effective_size
 
 Ids = tuple[int, ...]
 TOO_LARGE = 0.1  # a single share of the sum above which its error cannot be known
-_SAVED = ("prompt", "completions", "ids", "ended", "log_weights", "rewards", "log_partition", "error", "largest_share")
+_SAVED = (
+    "prompt",
+    "completions",
+    "ids",
+    "ended",
+    "log_weights",
+    "rewards",
+    "log_partition",
+    "error",
+    "largest_share",
+    "log_islands",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class PromptDraws:
     log_weights [N]: their logsumexp is log Ẑ; rewards [N] (0 without a reward).
     log_partition: log Ẑ; NaN where Ẑ is not what the method estimates. error: its standard error; NaN where one draw has more
         than a tenth of the sum (`largest_share`), or there is one island.
+    log_islands [I]: the independent estimates of log Z whose mean log Ẑ is of; none of rejection.
     ancestors: different first particles that the draws with mass descend from. not_canonical: share of the proposals whose
         token ids are not what their text encodes to; they weigh nothing.
     """
@@ -44,6 +56,7 @@ class PromptDraws:
     largest_share: float
     ancestors: int
     not_canonical: float = 0.0
+    log_islands: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def weights(self) -> Tensor:
@@ -174,9 +187,10 @@ def _plain(value: Any) -> Any:
 def _prompt_draws(line: dict[str, Any]) -> PromptDraws:
     said = [tuple(each) if isinstance(each, list) else each for each in line.pop("completions")]
     prompt = line.pop("prompt")
-    weights, rewards = (
+    weights, rewards, islands = (
         torch.tensor([-math.inf if x is None else x for x in line.pop(name)], dtype=torch.float64)
-        for name in ("log_weights", "rewards")
+        for name in ("log_weights", "rewards", "log_islands")
     )
     ids, ended = tuple(tuple(row) for row in line.pop("ids")), tuple(line.pop("ended"))
-    return PromptDraws(tuple(prompt) if isinstance(prompt, list) else prompt, tuple(said), ids, ended, weights, rewards, **line)
+    asked = tuple(prompt) if isinstance(prompt, list) else prompt
+    return PromptDraws(asked, tuple(said), ids, ended, weights, rewards, log_islands=islands, **line)

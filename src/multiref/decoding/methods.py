@@ -213,6 +213,7 @@ def _finish(
         error,
         share,
         len(rooted),
+        log_islands=sums.log() + top if known else torch.empty(0),
     )
 
 

@@ -1,3 +1,6 @@
+from .certification import Certificate as Certificate
+from .certification import Effort as Effort
+from .certification import certificate as certificate
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .inspection import Inspection as Inspection
