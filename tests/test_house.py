@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 PUBLIC = [
     "AlphaDivergence",
+    "FDivergence",
     "ForwardKL",
     "PooledKL",
     "References",

@@ -15,6 +15,7 @@ from . import training as training
 from . import weighting as weighting
 from .references import References as References
 from .regularizers import AlphaDivergence as AlphaDivergence
+from .regularizers import FDivergence as FDivergence
 from .regularizers import ForwardKL as ForwardKL
 from .regularizers import PooledKL as PooledKL
 from .regularizers import Regularizer as Regularizer

@@ -147,6 +147,11 @@ FORMULAS = {
         },
         lambda q: 2 * q.reward_max,
     ),
+    "subgaussian-suboptimality": (
+        {"deviation": 0.45, "beta": 0.7},
+        {"error": lambda q: q.deviation * q.deviation / q.beta / 2},
+        lambda q: mpf("inf"),
+    ),
     "stability-lemma-1": (
         {"samples": 800.0, "radius": 2.5, "feature_norm": 1.3, "delta": 0.03},
         {"concentration": lambda q: 3 * q.radius * q.feature_norm * sqrt(2 * log(2 / q.delta) / q.samples)},
@@ -325,6 +330,7 @@ VALUES = {
     "forward-kl-slow": 8 * 5.473947 * 0.00218180,
     "forward-kl-versus-comparator": 8 * 5.473947 * 0.00218180 + 0.7 * 0.45,
     "forward-kl-fast": 9 / 0.7 * (1 + 9 * (1 + 1.7 / 0.7)) * 2.3 * 16 * 29.964100 * 11.107460 / 7e6,
+    "subgaussian-suboptimality": 0.2025 / 1.4,
     "stability-lemma-1": 9.75 * 0.102466,  # √(2 log(200/3) / 800) = √(2 · 4.199705 / 800)
     "stability-gradient-ascent-norm": 12 * 3.1 * 3.25 / 60,
     "stability-gradient-ascent": 0.0632456 + 3.4 * (0.359304 + 0.0353553),

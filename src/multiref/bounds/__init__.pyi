@@ -23,6 +23,7 @@ from .preferences import reverse_kl_suboptimality as reverse_kl_suboptimality
 from .preferences import reverse_kl_versus_comparator as reverse_kl_versus_comparator
 from .quantities import check_reward_range as check_reward_range
 from .quantities import describe as describe
+from .rates import subgaussian_suboptimality as subgaussian_suboptimality
 from .stability import interpolation as interpolation
 from .stability import interpolation_gradient_ascent as interpolation_gradient_ascent
 from .stability import interpolation_optimum as interpolation_optimum

@@ -42,6 +42,7 @@ _RULES: Mapping[str, tuple[str, str]] = {
     "smoothness": ("positive", "L_f: Lipschitz constant of ∇f"),
     "mixing": ("positive", "λ of the stochastic gradient statement"),
     "condition": ("positive", "√Γ_SS + √Γ_SS' of the gradient-ascent statements"),
+    "deviation": ("positive", "s: the error of the reward is s-sub-Gaussian under the learnt policy"),
     "pair_curvature": ("positive", "least eigenvalue of the covariance of feature differences of pairs"),
 }
 DEFAULTS = {"delta": 0.05, "residual": 0.0, "sampling_coverage": 1.0}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, check_beta, check_logps, expectation
+from multiref.exact._nested import solve_nested
 from multiref.exact._problem import check_mass, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
-from multiref.regularizers import Regularizer
+from multiref.regularizers import FDivergence, Regularizer
 
 BLOCK = 2**17  # numbers in an array [rows, Y] that is worked on at once
 NO_MASS = 600.0  # a mass P^|α−1| below e^−600 of the largest is outside the support for the root, so that no base underflows
@@ -53,7 +54,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
 
     Reverse KL and PooledKL in closed form, π* ∝ P e^{r/β}; the α-family by a root per row (`_root`), truncated for α > 1,
     and for α < 1 with the corner λ = max r − β/(1 − α) where a reward outside every reference's support is worth its price:
-    the left-over mass sits there, split evenly among ties.
+    the left-over mass sits there, split evenly among ties. `FDivergence`, which has no pool, by two nested roots (`_nested`).
 
     Ragged supports are padded with reward −inf and log-probability −inf. Differentiable in reward, ref_logps and weights
     (implicit function theorem).
@@ -62,7 +63,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     Args:
         reward: [*B, Y].
         ref_logps: [K, *B, Y], log-probabilities of each reference over the same completions.
-        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence` or `PooledKL`, with its weights.
+        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence`, `PooledKL` or `FDivergence`, with its weights.
         beta: strength β > 0, in units of the reward.
 
     Raises:
@@ -79,6 +80,10 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     """
     check_beta(beta)
     shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    if isinstance(regularizer, FDivergence):
+        log_policy, multiplier = solve_nested(reward.expand(shape), ref_logps, regularizer, beta)
+        received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
+        return Solution(log_policy, received - beta * regularizer.penalty(log_policy, ref_logps), multiplier)
     log_pool = regularizer.pool(ref_logps).expand(shape)
     reward = reward.expand(shape)
     check_mass(log_pool, reward, regularizer.name)

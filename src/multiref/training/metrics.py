@@ -1,7 +1,6 @@
 """What a training run reports, from log-probabilities alone. Apart from the losses on purpose:
 a metric never changes a gradient."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,8 +32,8 @@ def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -
                                    which is the reverse KL(π‖π_k) only where the completions are samples of π;
                                    on other data it is a log-ratio, and may be negative
     weights/<reference>            the weight in use
-    log_ratio_clipped              share of the two completions beyond the objective's `log_ratio_limit` (only where there is
-    one)
+    log_ratio_clipped              share of the two completions whose implicit reward goes on with a constant slope (only where
+                                   one can)
     """
     values = reward_metrics(*objective.rewards(pairs).unbind(-1))
     values |= {"logps/chosen": pairs.policy[:, 0], "logps/rejected": pairs.policy[:, 1]}
@@ -43,8 +42,7 @@ def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -
     for k, name in enumerate(names):
         values[f"kl/{name}"] = (pairs.policy - pairs.references[k]).mean(-1)
         values[f"weights/{name}"] = weights[k].to(margin).expand_as(margin)
-    if isinstance(objective, Preference) and objective.log_ratio_limit < math.inf:
-        beyond = objective.log_ratios(pairs).abs() > objective.log_ratio_limit
+    if isinstance(objective, Preference) and (beyond := objective.clipped(pairs)) is not None:
         values["log_ratio_clipped"] = beyond.to(margin.dtype).mean(-1)
     return {name: value.detach() for name, value in values.items()}
 

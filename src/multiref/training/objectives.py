@@ -6,6 +6,7 @@ Axes: `B` pairs, then the two sides of a pair (0 chosen, 1 rejected); references
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from multiref import losses as preference_losses
 from multiref._logspace import expand_weights
 from multiref.errors import ArgumentError
-from multiref.regularizers import Regularizer, Weights, check_beta, check_weights
+from multiref.regularizers import FDivergence, Regularizer, Weights, check_beta, check_weights
 
 __all__ = ["Loss", "MultiDPO", "Objective", "PairLogps", "Preference", "Weights"]
 
@@ -78,8 +79,11 @@ class Preference:
     For α > 1 implicit rewards cannot fall below −β/(α − 1): where the exact optimum truncates (π* = 0), the preference optimum
     is another point (docs/theory.md 3).
 
+    `FDivergence`, which has no pool: r = β Σ_k w_k f'(π/π_k), each f' exact while its slope in ℓ_k is within a factor 1 + R/β
+    of that at ℓ_k = 0, which it has beyond.
+
     Args:
-        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence` or `PooledKL`, with its weights.
+        regularizer: `ReverseKL`, `ForwardKL`, `AlphaDivergence`, `PooledKL` or `FDivergence`, with its weights.
         beta: strength β > 0 (the papers' 1/γ).
         loss: two rewards [B] → losses [B]: `losses.bradley_terry`, `robust`, `ipo`, `hinge`, or a partial of one.
         reward_range: R above, in units of reward (nats of preference).
@@ -117,8 +121,26 @@ class Preference:
         """[B, 2]: ℓ = log π − log P, of whole completions; P is not normalised."""
         return pairs.policy - self.regularizer.pool(pairs.references)
 
+    @cached_property
+    def _tame(self) -> tuple[float, float, float]:
+        """`FDivergence`: between which log-ratios f' is exact, and its slope beyond."""
+        if not isinstance(self.regularizer, FDivergence) or self.reward_range == math.inf:
+            return -math.inf, math.inf, 1.0
+        return self.regularizer.slope.tame(1 + self.reward_range / self.beta)
+
+    def clipped(self, pairs: PairLogps) -> Tensor | None:
+        """[B, 2] bool: which implicit rewards go on with a constant slope; None where none can."""
+        if isinstance(self.regularizer, FDivergence):
+            low, high, _ = self._tame
+            w = expand_weights(check_weights(self.weights, len(pairs.references)), pairs.references)
+            ratios = pairs.policy - pairs.references
+            return ((w > 0) & ((ratios < low) | (ratios > high))).any(0)
+        return None if self.log_ratio_limit == math.inf else self.log_ratios(pairs).abs() > self.log_ratio_limit
+
     def rewards(self, pairs: PairLogps) -> Tensor:
         """[B, 2]: β f'(e^ℓ), continued with slope β beyond `log_ratio_limit`."""
+        if isinstance(self.regularizer, FDivergence):
+            return self.regularizer.implicit_reward(pairs.policy, pairs.references, beta=self.beta, tame=self._tame)
         if self.log_ratio_limit == math.inf:
             return self.regularizer.implicit_reward(pairs.policy, pairs.references, beta=self.beta)
         log_ratio = self.log_ratios(pairs)

@@ -45,6 +45,7 @@ RULES = [
     ("full vocabulary, forward, state by state", PerTokenForwardKL(), 0.11766, mr.ReverseKL()),
     ("forward KL in reward", PenaltyInReward(), None, mr.ForwardKL()),
     ("α = ½ in reward", PenaltyInReward(), None, mr.AlphaDivergence(alpha=0.5)),
+    ("Jensen–Shannon in reward", PenaltyInReward(), None, mr.FDivergence.jensen_shannon()),
     ("weights 0.2, 0.8", PenaltyInReward(), None, mr.ReverseKL((0.2, 0.8))),
 ]
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from multiref.errors import VocabularyMismatch
 from multiref.models import Generation, Rollout, sampling, token_logps
 from multiref.references.rollouts import RolloutScorer
-from multiref.regularizers import Regularizer, check_weights
+from multiref.regularizers import FDivergence, Regularizer, check_weights
 from multiref.training.batching import cut_into_microbatches
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.samples import Samples
@@ -185,7 +185,7 @@ def rollout_metrics(
     values["objective"] = float((reward - beta * log_ratio).mean())
     group = batch.group
     values["disagreement"] = float(-(torch.logsumexp(-log_ratio.reshape(-1, group), 1) - math.log(group)).mean())
-    if regularizer.alpha == 1 and beta > 0:
+    if beta > 0 and not isinstance(regularizer, FDivergence) and regularizer.alpha == 1:
         pool = regularizer.with_weights(batch.weights).pool(ref_logps)
         log_weight = (reward / beta + pool - logps).reshape(-1, group)
         total = torch.logsumexp(log_weight, 1)

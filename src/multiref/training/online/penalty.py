@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multiref import exact
 from multiref._logspace import expectation, weighted_sum
-from multiref.divergences import f_prime, kl
+from multiref.divergences import kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.checks import check_choice
@@ -80,7 +80,7 @@ class Penalty(ABC):
 
 
 class PenaltyInReward(Penalty):
-    r"""β f'(π/P) of the whole completion, in the reward: the exact gradient, for every regularizer.
+    r"""β f'(π/P) of the whole completion (`implicit_reward`), in the reward: the exact gradient, for every regularizer.
 
         ∇ Σ_k w_k D(π‖π_k) = E_π[f'(π/P) ∇ log π],      f' = log for reverse KL (k1 of the weighted log-ratio)
 
@@ -97,7 +97,7 @@ class PenaltyInReward(Penalty):
 
     def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         regularizer = regularizer if samples.weights is None else regularizer.with_weights(samples.weights)
-        return f_prime(samples.logps.detach() - regularizer.pool(samples.ref_logps.double()), regularizer.alpha)
+        return regularizer.implicit_reward(samples.logps.detach(), samples.ref_logps.double(), beta=1.0)
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
         log_policy = exact.solve(reward, sequence_logps(ref_levels), regularizer, beta=beta).log_policy
