@@ -34,7 +34,7 @@ class Slope:
 
     def mean(self, log_t: Tensor) -> Tensor:
         """[*E] → [*E]: f(t) where t ≤ 1, f(t)/t where t > 1; f(0) and f'(∞) at ±inf. Differentiable, twice."""
-        value: Tensor = _Mean.apply(log_t.double(), self)
+        value: Tensor = _Mean.apply(log_t.double(), self)  # type: ignore[no-untyped-call]
         return value
 
     def integrate(self, log_t: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class _Mean(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (log_t,) = ctx.saved_tensors
         inside = torch.where(log_t.isfinite(), log_t, 0.0)
         rising = torch.where(

@@ -236,9 +236,9 @@ class FDivergence(Regularizer):
     0.34657359027997264
     """
 
-    f_prime: Callable[[Tensor], Tensor]
-    at_zero: float
-    at_infinity: float
+    f_prime: Callable[[Tensor], Tensor] = torch.log
+    at_zero: float = -math.inf
+    at_infinity: float = math.inf
 
     formula = "Σ_k w_k D_f(π‖π_k)"
     citation = "DERIVED (docs/theory.md 3): any f, without a pool."

@@ -21,6 +21,10 @@ GROUPS = (
     "stability",
     "figures of the stability paper",
     "bilevel",
+    "preference games",
+    "private labels",
+    "sharp rates",
+    "clipped KL",
     "conventions",
     "not testable here",
 )

@@ -54,12 +54,14 @@ def multinomial_counts(total: Tensor, probs: Tensor, *, generator: torch.Generat
 
 
 def sample_pairs(
-    reward: Tensor,
+    reward: Tensor | None,
     law_logps: Tensor,
     samples: int | Tensor,
     *,
     generator: torch.Generator,
     prompt_logps: Tensor | None = None,
+    preference: Tensor | None = None,
+    second_logps: Tensor | None = None,
 ) -> PairCounts:
     r"""[*S, X, Y], [*S, X, Y] → counts of `samples` pairs: prompt from `prompt_logps`, both completions from the law,
     label from Bradley–Terry.
@@ -73,29 +75,37 @@ def sample_pairs(
         samples: n, one number or [*S].
         law_logps: the normalised sampling law per prompt: an escort, a mixture of references, uniform, or any other.
         prompt_logps: [*S, X]; None is uniform.
+        preference: [*S, X, Y, Y], P(first ≻ second) of any preference, instead of a reward (None).
+        second_logps: the law of the second completion of a pair, where it is another than the first's.
 
     Raises:
         ArgumentError: samples not positive, shapes that do not match, a law that is not normalised.
     """
     if not bool((torch.as_tensor(samples) > 0).all()):
         raise ArgumentError(f"samples: found {samples}, expected a positive number; give the number of labelled pairs")
-    if reward.shape != law_logps.shape or reward.ndim < 2:
-        raise ArgumentError(
-            f"law_logps: found shape {tuple(law_logps.shape)}, expected reward's, [*S, X, Y] = {tuple(reward.shape)}"
-        )
+    given = reward if preference is None else preference[..., 0]
+    if given is None or given.shape != law_logps.shape or given.ndim < 2:
+        found = None if given is None else tuple(given.shape)
+        raise ArgumentError(f"law_logps: found shape {tuple(law_logps.shape)}, expected the problem's, [*S, X, Y] = {found}")
     law = law_logps.double().exp()
-    if not bool(((law.sum(-1) - 1).abs() < 1e-6).all()):
+    other = law if second_logps is None else second_logps.double().exp()
+    if not bool((torch.maximum((law.sum(-1) - 1).abs(), (other.sum(-1) - 1).abs()) < 1e-6).all()):
         raise ArgumentError("law_logps: found a law that does not sum to one; normalise it with log_softmax")
-    prompts = reward.shape[-2]
+    prompts = law.shape[-2]
     prompt_law = (
-        torch.full(reward.shape[:-1], 1 / prompts, dtype=torch.float64) if prompt_logps is None else prompt_logps.double().exp()
+        torch.full(law.shape[:-1], 1 / prompts, dtype=torch.float64) if prompt_logps is None else prompt_logps.double().exp()
     )
-    first, second = pair_indices(reward.shape[-1])
-    shown = prompt_law.unsqueeze(-1) * 2 * law[..., first] * law[..., second]  # [*S, X, P]; what is missing to one are the ties
+    first, second = pair_indices(law.shape[-1])
+    either = law[..., first] * other[..., second] + law[..., second] * other[..., first]
+    shown = prompt_law.unsqueeze(-1) * either  # [*S, X, P]; what is missing to one are the ties
     flat = shown.flatten(-2)
     cells = torch.cat((flat, (1 - flat.sum(-1, keepdim=True)).clamp_min(0)), -1)
-    total = torch.as_tensor(samples, dtype=torch.float64).expand(reward.shape[:-2])
+    total = torch.as_tensor(samples, dtype=torch.float64).expand(law.shape[:-2])
     counts = multinomial_counts(total, cells, generator=generator)[..., :-1].reshape(shown.shape)
-    difference = torch.where(counts > 0, reward[..., first] - reward[..., second], 0.0).double()
-    wins = torch.binomial(counts.contiguous(), torch.sigmoid(difference), generator=generator)
+    if preference is not None:
+        chance = preference.double()[..., first, second]
+    else:
+        assert reward is not None
+        chance = torch.sigmoid(torch.where(counts > 0, reward[..., first] - reward[..., second], 0.0).double())
+    wins = torch.binomial(counts.contiguous(), chance.contiguous(), generator=generator)
     return PairCounts(first, second, wins, counts - wins)

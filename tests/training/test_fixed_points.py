@@ -23,7 +23,6 @@ CASES = [
     pytest.param(mr.ForwardKL((0.2, 0.5, 0.3)), 3, marks=SLOW, id="forward, K = 3"),
     pytest.param(mr.AlphaDivergence((0.3, 0.7), alpha=0.5), 2, marks=SLOW, id="alpha ½, K = 2"),
     pytest.param(mr.AlphaDivergence((0.2, 0.5, 0.3), alpha=0.5), 3, id="alpha ½, K = 3"),
-    pytest.param(mr.FDivergence.jensen_shannon((0.2, 0.5, 0.3)), 3, marks=SLOW, id="Jensen–Shannon, K = 3"),
     pytest.param(mr.FDivergence.jeffreys((0.3, 0.7)), 2, marks=SLOW, id="Jeffreys, K = 2"),
 ]
 

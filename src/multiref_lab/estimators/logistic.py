@@ -23,20 +23,33 @@ class LogisticFit:
     converged: Tensor
 
 
-def logistic_mle(features: Tensor, counts: PairCounts, *, ridge: float = 0.0, start: Tensor | None = None) -> LogisticFit:
+def logistic_mle(
+    features: Tensor | None,
+    counts: PairCounts,
+    *,
+    ridge: float = 0.0,
+    start: Tensor | None = None,
+    differences: Tensor | None = None,
+) -> LogisticFit:
     r"""[X, Y, d] or [S, X, Y, d], counts [S, X, P] → argmax_θ Σ wins log σ(⟨θ, Δ⟩) + losses log σ(−⟨θ, Δ⟩) − (ridge/2)‖θ‖².
 
     Δ = φ(x, first) − φ(x, second). Newton steps, halved where the likelihood would fall; each data set stops on its own.
+
+    Args:
+        differences: [X, P, d] or [S, X, P, d], Δ of each pair itself, where it is no difference of features (None).
 
     Raises:
         ArgumentError: features whose differences do not span their d dimensions:
             the reward is then not identified (unless ridge > 0).
     """
-    difference = (features[..., counts.first, :] - features[..., counts.second, :]).flatten(-3, -2).double()
+    if differences is None:
+        assert features is not None
+        differences = features[..., counts.first, :] - features[..., counts.second, :]
+    difference = differences.flatten(-3, -2).double()
     _check_span(difference, ridge)
     difference = difference.expand(len(counts.wins), -1, -1)  # [S, C, d]
     wins, losses = counts.wins.flatten(-2), counts.losses.flatten(-2)
-    shown, seeds, dimension = wins + losses, wins.shape[0], features.shape[-1]
+    shown, seeds, dimension = wins + losses, wins.shape[0], difference.shape[-1]
     total = shown.sum(-1, keepdim=True).clamp_min(1)
     eye = torch.eye(dimension, dtype=torch.float64)
 

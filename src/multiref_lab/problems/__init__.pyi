@@ -4,6 +4,8 @@ from .bandits import random_bandits as random_bandits
 from .bandits import random_logps as random_logps
 from .finite_class import random_class as random_class
 from .finite_class import refined_class as refined_class
+from .games import Games as Games
+from .games import bilinear_games as bilinear_games
 from .language import accumulate as accumulate
 from .language import random_language as random_language
 from .linear import LinearBandits as LinearBandits

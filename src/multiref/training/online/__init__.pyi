@@ -46,3 +46,4 @@ from .server_sampler import AdapterPush as AdapterPush
 from .server_sampler import ServerSampler as ServerSampler
 from .surrogate import Surrogate as Surrogate
 from .surrogate import compute_surrogate as compute_surrogate
+from .win_rate import WinRate as WinRate

@@ -14,7 +14,9 @@ from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
+from multiref.training.online.methods import Method
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
+from multiref.training.online.rewards import Reward
 
 Row = Mapping[str, Any]
 
@@ -40,6 +42,13 @@ def references_matter(beta: float, references: Any) -> bool:
         return False
     check_beta(beta)
     return True
+
+
+def check_rewards(rewards: Sequence[Reward], method: Method) -> None:
+    """ArgumentError from a reward that fits some methods only (`WinRate`)."""
+    for reward in rewards:
+        if (check := getattr(reward.function, "check_method", None)) is not None:
+            check(method)
 
 
 def resolve_weights(rows: Sequence[Row], regularizer: Regularizer, names: Sequence[str]) -> Tensor | None:

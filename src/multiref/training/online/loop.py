@@ -28,6 +28,7 @@ from multiref.training.online.checks import (
     check_not_the_policy,
     check_policy_context,
     check_processes,
+    check_rewards,
     references_matter,
     resolve_penalty,
     resolve_weights,
@@ -86,6 +87,7 @@ class OnlineTrainer:
         refuse_adapter_dropout(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
+        check_rewards(self.rewards, self.method)
         self.scorer = None
         if references_matter(self.beta, references):
             opened = references if isinstance(references, References) else References(references)

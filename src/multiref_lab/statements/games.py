@@ -1,0 +1,189 @@
+"""Preference games under K references: the equilibrium, its gap, how iterations converge, what merging and baselines do."""
+
+import itertools
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from multiref import exact
+from multiref.regularizers import ForwardKL, ReverseKL
+from multiref.training.online import RLOO, WinRate
+from multiref_lab.claim import Check, Effort, Measurement, all_within, at_least, claim, exactly
+from multiref_lab.problems import random_logps
+
+_WEIGHTS = (0.5, 0.3, 0.2)
+_game = partial(claim, group="preference games", source="DERIVED, docs/theory.md 11")
+
+
+def random_games(
+    seeds: int, completions: int, *, generator: torch.Generator, scale: float = 2.0, references: int = 3
+) -> tuple[Tensor, Tensor]:
+    """P [S, Y, Y] with independent log-odds of deviation about `scale`, cycles and all; references [K, S, Y]."""
+    odds = scale * torch.randn(seeds, completions, completions, generator=generator, dtype=torch.float64)
+    return torch.sigmoid((odds - odds.mT) / 2**0.5), random_logps(references, seeds, completions, generator=generator)
+
+
+@_game(
+    "nash-collapses-to-pool",
+    statement="The equilibrium under K references (reverse KL) is that under their normalised pool alone, and its gap is zero.",
+    predicts="differences and gaps ≤ 1e-12 for β from 1 to 0.001",
+)
+def collapses(effort: Effort) -> Measurement:
+    preference, refs = random_games(effort.choose(20, 200), 10, generator=torch.Generator().manual_seed(71))
+    rule = ReverseKL(_WEIGHTS)
+    pool = rule.pool(refs).log_softmax(-1)[None]
+    apart, gaps = [], []
+    for beta in (1.0, 0.1, 0.01, 0.001):
+        several = exact.nash(preference, refs, rule, beta=beta)
+        alone = exact.nash(preference, pool, ReverseKL(), beta=beta)
+        apart.append((several.policy - alone.policy).abs().max())
+        gaps.append(exact.duality_gap(several.log_policy, preference, refs, rule, beta=beta).max())
+    return Measurement(
+        (
+            all_within("largest |π*(K references) − π*(their pool)|", 1e-12, torch.stack(apart)),
+            all_within("largest gap(π*)", 1e-12, torch.stack(gaps)),
+        )
+    )
+
+
+@_game(
+    "nash-gap-identity",
+    statement="gap(π) = max_q J(q, π) − J(π, π) = β KL(π‖BR(π)) at every π, half of the saddle-point gap max − min.",
+    predicts="both identities to 1e-12",
+)
+def gap_identity(effort: Effort) -> Measurement:
+    generator = torch.Generator().manual_seed(72)
+    preference, refs = random_games(effort.choose(100, 1000), 10, generator=generator)
+    policy = random_logps(len(preference), 10, generator=generator, spread=2.0)
+    errors, halves = [], []
+    for beta in (0.05, 0.3, 2.0):
+        for rule in (ReverseKL(_WEIGHTS), ForwardKL(_WEIGHTS)):
+            reward = (preference @ policy.exp()[..., None])[..., 0]
+            best = exact.solve(reward, refs, rule, beta=beta)
+            plain = best.value - exact.value(policy, reward, refs, rule, beta=beta)
+            errors.append(exact.duality_gap(policy, preference, refs, rule, beta=beta) - plain)
+            # the other player: min_q J(π, q) = min_q E[P(π ≻ q)] + β D(q), J(π, π) = ½
+            most = best.value - 0.5 + beta * rule.penalty(policy, refs) + 0.5
+            other = exact.solve(-(preference.mT @ policy.exp()[..., None])[..., 0], refs, rule, beta=beta)
+            least = -other.value - beta * rule.penalty(policy, refs)
+            halves.append(plain - 0.5 * (most - least))
+    return Measurement(
+        (
+            all_within("largest |β KL(π‖BR(π)) − (solve(Pπ).value − value(π, Pπ))|", 1e-12, torch.stack(errors)),
+            all_within("largest |gap − half of (max − min)|", 1e-12, torch.stack(halves)),
+        )
+    )
+
+
+def _rate(preference: Tensor, refs: Tensor, start: Tensor, best: Tensor, beta: float, step: Tensor) -> tuple[Tensor, Tensor]:
+    """log-rate per iteration of the logits' distance to the equilibrium, over the second half of what stays above rounding,
+    and whether the distance fell."""
+    rule, u, distances = ReverseKL(), start, []
+    pool = rule.pool(refs)
+    for _ in range(400):
+        answer = pool + (preference @ u.softmax(-1)[..., None])[..., 0] / beta
+        u = u + step[:, None] * (answer - u)
+        distances.append((u.log_softmax(-1) - best).norm(dim=-1))
+    d = torch.stack(distances, -1)
+    last = ((d > 1e-11).double().cumprod(-1).sum(-1).long() - 1).clamp_min(2)
+    first = last // 2
+    reached = [d.gather(-1, place[:, None])[:, 0].log() for place in (first, last)]
+    return (reached[1] - reached[0]) / (last - first), d[:, -1] < d[:, 0]
+
+
+@_game(
+    "nash-iteration",
+    statement="With ±iμ the largest eigenvalues of (P − ½)(diag π* − π*π*ᵀ)/β, best responses converge locally if and only if "
+    "μ < 1; damped by 1/(1 + μ²) they always do, at rate μ/√(1 + μ²) on the logits.",
+    predicts="every plain iteration decided by μ < 1; damped rates within 0.01",
+)
+def iteration(effort: Effort) -> Measurement:
+    generator = torch.Generator().manual_seed(73)
+    preference, refs = random_games(effort.choose(20, 200), 8, generator=generator, references=1)
+    decided, errors = [], []
+    for beta in (0.05, 0.1, 0.2):
+        best = exact.nash(preference, refs, ReverseKL(), beta=beta).log_policy
+        p = best.exp()
+        jacobian = (preference - 0.5) @ (torch.diag_embed(p) - p[..., None] * p[..., None, :]) / beta
+        mu = torch.linalg.eigvals(jacobian).imag.abs().amax(-1)
+        start = best + 1e-4 * torch.randn(best.shape, generator=generator, dtype=torch.float64)
+        _, fell = _rate(preference, refs, start, best, beta, torch.ones_like(mu))
+        clear = (mu - 1).abs() > 0.03
+        decided.append((fell == (mu < 1))[clear])
+        rate, _ = _rate(preference, refs, start, best, beta, 1 / (1 + mu**2))
+        errors.append((rate.exp() - mu / (1 + mu**2).sqrt())[mu > 0.3])
+    agree = torch.cat(decided)
+    return Measurement(
+        (
+            exactly(f"plain iterations, of {len(agree)} with |μ − 1| > 0.03, that μ does not decide", 0, float((~agree).sum())),
+            all_within("largest |damped rate − μ/√(1 + μ²)|", 0.01, torch.cat(errors)),
+        )
+    )
+
+
+@_game(
+    "nash-merge-fails",
+    statement="Unlike for a reward, merging the K equilibria under single references is not the equilibrium.",
+    predicts="gap of the merged policy > 0, between the equilibrium's and the pool's",
+)
+def merge_fails(effort: Effort) -> Measurement:
+    preference, refs = random_games(effort.choose(100, 1000), 8, generator=torch.Generator().manual_seed(74))
+    beta, rule = 0.1, ReverseKL(_WEIGHTS)
+    each = [exact.nash(preference, ref[None], ReverseKL(), beta=beta).log_policy for ref in refs]
+    merged = exact.merge(torch.stack(each), _WEIGHTS)
+    gaps = {
+        name: exact.duality_gap(policy, preference, refs, rule, beta=beta)
+        for name, policy in (("merged", merged), ("pool", rule.pool(refs).log_softmax(-1)))
+    }
+    median = {name: float(gap.median()) for name, gap in gaps.items()}
+    return Measurement(
+        (
+            at_least("least gap of the merged equilibria", 1e-6, float(gaps["merged"].min())),
+            at_least("its median", 1e-4, median["merged"]),
+            Check("median gap of the pool, for comparison", "larger", median["pool"], median["pool"] > median["merged"]),
+        )
+    )
+
+
+@_game(
+    "group-baseline",
+    statement="Win rates within a group of G under a leave-one-out baseline: averaged over the G − 1 others they play the game at "
+    "strength β(G − 1)/G; divided by G, at β.",
+    predicts="expected update zero at either equilibrium, ≤ 1e-10",
+)
+def group_baseline(effort: Effort) -> Measurement:
+    seeds, completions = effort.choose(20, 50), 4
+    preference, refs = random_games(seeds, completions, generator=torch.Generator().manual_seed(75), references=2)
+    rule, found = ReverseKL(), {"by G, β": [], "by G − 1, β(G − 1)/G": [], "by G − 1, β": []}
+    for group, beta in itertools.product((2, 3), (0.1, 0.5)):
+        places = {
+            "by G, β": (beta, 1.0),
+            "by G − 1, β(G − 1)/G": (beta * (group - 1) / group, group / (group - 1)),
+            "by G − 1, β": (beta, group / (group - 1)),
+        }
+        for name, (strength, factor) in places.items():
+            best = exact.nash(preference, refs, rule, beta=strength).log_policy
+            found[name].append(_expected_update(preference, refs, best, group, beta, factor))
+    checks = [all_within(f"largest expected update, divided {name}", 1e-10, torch.cat(found[name])) for name in list(found)[:2]]
+    wrong = torch.cat(found["by G − 1, β"]).abs().amax(-1)
+    return Measurement(
+        (*checks, at_least("median of it, divided by G − 1, at the equilibrium of β", 1e-5, float(wrong.median())))
+    )
+
+
+def _expected_update(preference: Tensor, refs: Tensor, log_policy: Tensor, group: int, beta: float, factor: float) -> Tensor:
+    """[S, Y]: the exact expected gradient in the logits of RLOO with `WinRate`, summed over all groups; `factor` scales its
+    reward (G/(G − 1): the plain mean over the others, up to a constant)."""
+    completions = preference.shape[-1]
+    groups = torch.tensor(list(itertools.product(range(completions), repeat=group)))
+    updates = []
+    for table, log_p, ref in zip(preference, log_policy, refs.unbind(1)):
+        reward = WinRate(lambda _, a, b, t=table: [float(t[i, j]) for i, j in zip(a, b)], group=group)
+        wins = torch.tensor(reward([0] * groups.numel(), groups.flatten().tolist()), dtype=torch.float64).view_as(groups)
+        penalty = ReverseKL().implicit_reward(log_p, ref, beta=beta)
+        advantages = RLOO(group=group).advantages(factor * wins - penalty[groups])
+        weight = log_p[groups].sum(-1).exp()[:, None] * advantages
+        drift = torch.zeros(completions, dtype=torch.float64).index_add(0, groups.flatten(), weight.flatten())
+        updates.append((drift - drift.sum() * log_p.exp()) / group)
+    return torch.stack(updates)
