@@ -1,12 +1,14 @@
 """Losses: numbers in, one value per example out. Where the rewards came from is another room's work."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
 
-__all__ = ["bradley_terry", "hinge", "ipo", "robust"]
+__all__ = ["bradley_terry", "check_epsilon", "hinge", "ipo", "randomised_response", "robust"]
 
 
 def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -59,3 +61,30 @@ def _flip_rate(label_smoothing: float) -> float:
     if not 0 <= label_smoothing < 0.5:
         raise ArgumentError(f"label_smoothing: expected a flip rate in [0, 0.5), found {label_smoothing}.")
     return label_smoothing
+
+
+def randomised_response(chosen_reward: Tensor, rejected_reward: Tensor, *, epsilon: float) -> Tensor:
+    r"""[*E], [*E] → [*E]: the likelihood of a label that went through ε-randomised response (`data.privatise`).
+
+        L = −log(α σ(m) + (1 − α) σ(−m)),     α = e^ε/(1 + e^ε) the chance that a label was kept
+
+    The efficient loss: between −log α and −log(1 − α), so that no pair can pull without end. `robust` at the flip rate 1 − α is
+    unbiased and convex but unbounded below, and overfits where there are few pairs; stop either early.
+    `bradley_terry`'s `label_smoothing` corrects nothing: it shrinks margins further.
+
+    Raises:
+        ArgumentError: ε that is not positive and finite.
+
+    Reference: arXiv 2510.13512 and its code (FOUND).
+    """
+    check_epsilon(epsilon)
+    margin = chosen_reward - rejected_reward
+    kept, flipped = -math.log1p(math.exp(-epsilon)), -epsilon - math.log1p(math.exp(-epsilon))
+    return -torch.logaddexp(kept + logsigmoid(margin), flipped + logsigmoid(-margin))
+
+
+def check_epsilon(epsilon: float) -> float:
+    """Refuse a privacy budget that is not positive and finite."""
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+        raise ArgumentError(f"epsilon: expected a positive, finite privacy budget, found {epsilon!r}.")
+    return float(epsilon)

@@ -23,7 +23,12 @@ from .preferences import reverse_kl_suboptimality as reverse_kl_suboptimality
 from .preferences import reverse_kl_versus_comparator as reverse_kl_versus_comparator
 from .quantities import check_reward_range as check_reward_range
 from .quantities import describe as describe
+from .rates import asymptotic_suboptimality as asymptotic_suboptimality
+from .rates import label_privacy_inflation as label_privacy_inflation
+from .rates import label_privacy_printed as label_privacy_printed
+from .rates import own_pairs_suboptimality as own_pairs_suboptimality
 from .rates import subgaussian_suboptimality as subgaussian_suboptimality
+from .rates import two_stage as two_stage
 from .stability import interpolation as interpolation
 from .stability import interpolation_gradient_ascent as interpolation_gradient_ascent
 from .stability import interpolation_optimum as interpolation_optimum

@@ -12,6 +12,7 @@ _KINDS: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "positive": (lambda v: v > 0, "a positive number"),
     "not negative": (lambda v: v >= 0, "a number that is not negative"),
     "at least one": (lambda v: v >= 1, "a number of at least 1"),
+    "small": (lambda v: 0 < v <= 1, "a positive number of at most 1"),
     "probability": (lambda v: 0 < v < 1, "a probability strictly between 0 and 1"),
 }
 _RULES: Mapping[str, tuple[str, str]] = {
@@ -42,6 +43,9 @@ _RULES: Mapping[str, tuple[str, str]] = {
     "smoothness": ("positive", "L_f: Lipschitz constant of ∇f"),
     "mixing": ("positive", "λ of the stochastic gradient statement"),
     "condition": ("positive", "√Γ_SS + √Γ_SS' of the gradient-ascent statements"),
+    "epsilon": ("positive", "ε of randomised response: a label is kept with probability e^ε/(1 + e^ε)"),
+    "small_epsilon": ("small", "ε of randomised response, at most 1: beyond it the printed form is wrong"),
+    "target": ("positive", "the gap in the regularised objective that is asked for"),
     "deviation": ("positive", "s: the error of the reward is s-sub-Gaussian under the learnt policy"),
     "pair_curvature": ("positive", "least eigenvalue of the covariance of feature differences of pairs"),
 }

@@ -6,9 +6,16 @@ Everything follows from one identity. With Δ = r̂ − r* and π̂ the optimum 
 """
 
 from collections.abc import Mapping
-from math import inf
+from math import cosh, exp, expm1, inf, log, tanh
 
+import torch
+from torch import Tensor
+
+from multiref._logspace import check_beta
 from multiref.bounds.statement import Statement
+from multiref.errors import ArgumentError
+
+_PRIVATE = ("labels went through ε-randomised response", "texts are not protected")
 
 
 def _unbounded(q: Mapping[str, float]) -> float:
@@ -29,3 +36,100 @@ subgaussian_suboptimality = Statement(
     trivial=_unbounded,
     note="no bound on the rewards, and no truncation",
 )
+label_privacy_inflation = Statement(
+    name="label-privacy-inflation",
+    title="factor by which private labels raise the leading constant",
+    formula="tr(V H_ε⁻¹) ≤ c²/(4σ'(R)) tr(V H⁻¹),  c = (e^ε + 1)/(e^ε − 1)",
+    rate="1/ε² as ε → 0, 1/(4σ'(R)) as ε → ∞",
+    assumptions=(*_PRIVATE, "margins of the true reward at most R", "the loss is the private likelihood"),
+    citation="derived; proof A in docs/bounds.md",
+    status="derived",
+    quantities="epsilon reward_max",
+    terms=lambda ε, R: {"flips": cosh(R / 2) ** 2 / tanh(ε / 2) ** 2},
+    trivial=_unbounded,
+    note="the exact factor is a ratio of traces: `asymptotic_suboptimality`; c² alone where margins are small",
+)
+label_privacy_printed = Statement(
+    name="label-privacy-printed",
+    title="the factor of arXiv 2510.13512, as printed",
+    formula="1/(e^ε − 1)²",
+    rate="1/ε² as ε → 0",
+    assumptions=(*_PRIVATE, "ε ≤ 1: beyond, the printed factor falls below the rate without privacy"),
+    citation="Wu, Thareja, Vepakomma, Orabona, arXiv 2510.13512, abstract",
+    status="provisional",
+    quantities="small_epsilon",
+    terms=lambda ε: {"flips": 1 / expm1(ε) ** 2},
+    trivial=_unbounded,
+)
+own_pairs_suboptimality = Statement(
+    name="own-pairs-suboptimality",
+    title="sub-optimality from pairs of the optimum itself",
+    formula="J(π*) − J(π_r̂) ≤ d/(4βσ'(R)n) to first order, for pairs drawn from π*",
+    rate="1/n, without coverage",
+    assumptions=(
+        "reward linear in d features, maximum likelihood",
+        "both completions of a pair from π*",
+        "margins at most R",
+        "n large",
+    ),
+    citation="derived; proof A in docs/bounds.md",
+    status="derived",
+    quantities="samples beta dimension reward_max",
+    terms=lambda n, β, d, R: {"estimation": d * cosh(R / 2) ** 2 / (β * n)},
+    trivial=lambda q: min(2 * q["reward_max"], q["reward_max"] ** 2 / (2 * q["beta"])),
+    note="H ⪰ 2σ'(R)V where pairs come from π*; the exact constant is `asymptotic_suboptimality`",
+)
+
+
+def _two_stage(scale: float, β: float, coverage: float, N: float, δ: float, target: float) -> dict[str, float]:
+    """m = η² D² · scale · log(2N/δ), n = (η/ε) · scale · log(N/δ), η = 1/β."""
+    return {"first stage": coverage * scale * log(2 * N / δ) / β**2, "second stage": scale * log(N / δ) / (β * target)}
+
+
+two_stage = Statement(
+    name="two-stage",
+    title="labels that two-stage sampling needs for a gap of ε",
+    formula="m = η² D² e^B log(2N/δ) pairs of the reference, n = (η/ε) e^B log(N/δ) of the first stage's policy, η = 1/β",
+    rate="η²D² + η/ε: coverage adds to the labels instead of multiplying them",
+    assumptions=(
+        "rewards in [0, B]",
+        "D²: the paper's data coverage, given as `coverage`",
+        "constants are not printed: taken as 1",
+    ),
+    citation="Zhao, Ye, Gu, Zhang, arXiv 2411.04625, Theorem 4.7 (Theorem 3.8, rewards observed, has B² for e^B)",
+    status="provisional",
+    quantities="beta coverage reward_max class_size target delta?",
+    terms=lambda β, D2, B, N, ε, δ: _two_stage(exp(B), β, D2, N, δ, ε),
+    trivial=_unbounded,
+    note="a number of labels, not a gap",
+)
+
+
+def asymptotic_suboptimality(variance: Tensor, information: Tensor, *, beta: float, samples: float) -> float:
+    r"""V [d, d], H [d, d] → tr(V H⁻¹)/(2βn): what maximum likelihood on n pairs gives away, to first order in 1/n.
+
+        J(π*) − J(π_r̂) = (1/(2β)) (θ̂ − θ)ᵀ V (θ̂ − θ) + …,      θ̂ − θ ~ N(0, H⁻¹/n)
+
+    Args:
+        variance: V = E_x Cov_{π*}[φ], of the features of a linear reward under the optimum.
+        information: H, the Fisher information of one labelled pair: E[σ'(m) Δφ Δφᵀ]; of flipped labels, theirs.
+        beta: β.
+        samples: n.
+
+    Raises:
+        ArgumentError: matrices that do not match, or directions that V sees and H does not (pairs that say nothing of them).
+
+    Reference: DERIVED; proof A in docs/bounds.md.
+    """
+    check_beta(beta)
+    V, H = variance.double(), information.double()
+    if V.ndim != 2 or V.shape != H.shape or V.shape[0] != V.shape[1]:
+        raise ArgumentError(f"variance, information: expected two [d, d], found {tuple(V.shape)} and {tuple(H.shape)}.")
+    if not samples > 0:
+        raise ArgumentError(f"samples: expected a positive number of pairs, found {samples!r}.")
+    values, vectors = torch.linalg.eigh(0.5 * (H + H.mT))
+    seen = values > 1e-12 * values[-1].clamp_min(1e-300)
+    along = torch.einsum("de,df,fe->e", vectors, V, vectors)
+    if bool((along[~seen] > 1e-10 * V.diagonal().sum()).any()):
+        raise ArgumentError("information: pairs say nothing of a direction in which the optimum's completions differ.")
+    return float((along[seen] / values[seen]).sum() / (2 * beta * samples))

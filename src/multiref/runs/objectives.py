@@ -59,6 +59,15 @@ class PairObjective(Arguments[Stated]):
         if self.label_smoothing and self.loss not in ("bradley_terry", "robust"):
             raise ConfigError(f"objective: label_smoothing: {self.loss} has none; use bradley_terry (conservative) or robust.")
         loss, shown = LOSSES[self.loss]
+        privacy = getattr(run, "privacy", None)
+        if privacy is not None:
+            if self.label_smoothing or self.loss != "bradley_terry":
+                raise ConfigError(
+                    f"privacy: private labels have a loss of their own; found objective: loss: {self.loss}, label_smoothing: "
+                    f"{self.label_smoothing:g} beside it. Leave these out: label_smoothing does not correct flipped labels."
+                )
+            loss = partial(losses.randomised_response, epsilon=privacy.epsilon)
+            shown = f"−log(α σ(m) + (1−α) σ(−m)), α = σ({privacy.epsilon:g})"
         made = self.make(run=run, loss=partial(loss, label_smoothing=self.label_smoothing) if self.label_smoothing else loss)
         made = made._replace(formula=made.formula.replace("L(m)", shown))
         if not self.length_normalised:

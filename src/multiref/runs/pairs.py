@@ -88,10 +88,18 @@ else:
     TrainingSetting = _arguments()
 
 
+class Privacy(Strict):
+    """What randomised response did to the labels of the data, before: `data.privatise(pairs, epsilon)`."""
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+
+
 class PairsRun(BaseRun):
     """A run on preference pairs.
 
     data, evaluation: pairs to train on, and held out. training: arguments of `transformers.TrainingArguments`.
+    privacy: {epsilon}: the labels of `data` are private already (docs/private-preferences.md); the loss then takes their flips
+    into account. The run flips nothing.
     too_long: what becomes of pairs that do not fit `tokenisation.max_length` or a context: left out, kept (cut) or refused.
     """
 
@@ -104,6 +112,7 @@ class PairsRun(BaseRun):
     training: TrainingSetting = Field(default_factory=TrainingSetting)
     tokenisation: Tokenisation = Tokenisation()
     too_long: Literal["drop", "keep", "error"] = "drop"
+    privacy: Privacy | None = None
 
     @field_serializer("training")
     def _as_given(self, training: TrainingSetting) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class RewardRun(PairsRun):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        if self.privacy is not None and self.label_smoothing:
+            raise ValueError("privacy: found label_smoothing beside it, which does not correct flipped labels; leave it out.")
         for name in ("adapter", "quantization"):
             if getattr(self.model, name) or (name == "adapter" and (Path(self.model.path) / "adapter_config.json").is_file()):
                 raise ValueError(
@@ -59,6 +61,7 @@ class RewardRun(PairsRun):
             eval_dataset=ready(held_out) if held_out else None,
             processing_class=loaded.tokenizer,
             label_smoothing=self.label_smoothing,
+            privacy=None if self.privacy is None else self.privacy.epsilon,
             centre=self.centre,
             callbacks=[lines(folder, say)],
         )
@@ -72,7 +75,9 @@ class RewardRun(PairsRun):
             asked=f"Reward model from {self.model.path}",
             base=self.model.path,
             objective="Bradley–Terry maximum likelihood of a scalar reward at the last token",
-            formula="−(1 − ε) log σ(d) − ε log σ(−d) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin",
+            formula="−log(α σ(d) + (1 − α) σ(−d)) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin"
+            if self.privacy is not None
+            else "−(1 − ε) log σ(d) − ε log σ(−d) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin",
             data=f"{self.data.path} ({pairs:,} pairs, {held_out:,} held out)",
             curves={
                 "loss": ("loss", "eval_loss"),

@@ -30,6 +30,7 @@ def logistic_mle(
     ridge: float = 0.0,
     start: Tensor | None = None,
     differences: Tensor | None = None,
+    kept: float = 1.0,
 ) -> LogisticFit:
     r"""[X, Y, d] or [S, X, Y, d], counts [S, X, P] → argmax_θ Σ wins log σ(⟨θ, Δ⟩) + losses log σ(−⟨θ, Δ⟩) − (ridge/2)‖θ‖².
 
@@ -37,6 +38,8 @@ def logistic_mle(
 
     Args:
         differences: [X, P, d] or [S, X, P, d], Δ of each pair itself, where it is no difference of features (None).
+        kept: the chance α that a label was kept, under randomised response; the likelihood is then of α σ + (1 − α) σ(−·)
+            (Fisher scoring: not concave, so give a start where data are few).
 
     Raises:
         ArgumentError: features whose differences do not span their d dimensions:
@@ -55,13 +58,19 @@ def logistic_mle(
 
     def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
         margin = torch.einsum("scd,sd->sc", difference, theta)
-        data = (shown * logsigmoid(margin) - losses * margin).sum(-1) / total[:, 0]
+        if kept == 1:
+            data = (shown * logsigmoid(margin) - losses * margin).sum(-1) / total[:, 0]
+        else:
+            q = kept * torch.sigmoid(margin) + (1 - kept) * torch.sigmoid(-margin)
+            data = (wins * q.log() + losses * (1 - q).log()).sum(-1) / total[:, 0]
         return 0.5 * ridge * (theta**2).sum(-1) / total[:, 0] - data, margin
 
     def derivatives(theta: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.sigmoid(margin)
-        gradient = torch.einsum("scd,sc->sd", difference, (shown * p - wins) / total) + ridge * theta / total
-        curved = difference * (shown * p * (1 - p) / total).unsqueeze(-1)
+        q = kept * p + (1 - kept) * (1 - p)
+        steep = (2 * kept - 1) * p * (1 - p) / (q * (1 - q)) if kept < 1 else torch.ones_like(p)
+        gradient = torch.einsum("scd,sc->sd", difference, (shown * q - wins) * steep / total) + ridge * theta / total
+        curved = difference * (shown * steep**2 * q * (1 - q) / total).unsqueeze(-1)
         hessian = torch.bmm(curved.mT, difference) + (ridge / total).unsqueeze(-1) * eye
         return gradient, hessian + 1e-14 * hessian.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-290)[:, None, None] * eye
 

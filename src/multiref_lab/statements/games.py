@@ -77,8 +77,8 @@ def gap_identity(effort: Effort) -> Measurement:
 
 
 def _rate(preference: Tensor, refs: Tensor, start: Tensor, best: Tensor, beta: float, step: Tensor) -> tuple[Tensor, Tensor]:
-    """log-rate per iteration of the logits' distance to the equilibrium, over the second half of what stays above rounding,
-    and whether the distance fell."""
+    """log-rate per iteration of the logits' distance to the equilibrium, over what stays above rounding, and
+    whether the distance fell."""
     rule, u, distances = ReverseKL(), start, []
     pool = rule.pool(refs)
     for _ in range(400):
@@ -86,10 +86,12 @@ def _rate(preference: Tensor, refs: Tensor, start: Tensor, best: Tensor, beta: f
         u = u + step[:, None] * (answer - u)
         distances.append((u.log_softmax(-1) - best).norm(dim=-1))
     d = torch.stack(distances, -1)
-    last = ((d > 1e-11).double().cumprod(-1).sum(-1).long() - 1).clamp_min(2)
-    first = last // 2
-    reached = [d.gather(-1, place[:, None])[:, 0].log() for place in (first, last)]
-    return (reached[1] - reached[0]) / (last - first), d[:, -1] < d[:, 0]
+    last = (d > 1e-12).double().cumprod(-1).sum(-1, keepdim=True)
+    place = torch.arange(d.shape[-1], dtype=torch.float64)
+    used = ((place < last) & (place >= 0.2 * last)).double()  # least squares: complex pairs go round while they shrink
+    centred = used * (place - (used * place).sum(-1, keepdim=True) / used.sum(-1, keepdim=True))
+    slope = (centred * d.clamp_min(1e-300).log()).sum(-1) / (centred * place).sum(-1)
+    return slope, d[:, -1] < d[:, 0]
 
 
 @_game(
@@ -106,8 +108,9 @@ def iteration(effort: Effort) -> Measurement:
         best = exact.nash(preference, refs, ReverseKL(), beta=beta).log_policy
         p = best.exp()
         jacobian = (preference - 0.5) @ (torch.diag_embed(p) - p[..., None] * p[..., None, :]) / beta
-        mu = torch.linalg.eigvals(jacobian).imag.abs().amax(-1)
-        start = best + 1e-4 * torch.randn(best.shape, generator=generator, dtype=torch.float64)
+        values, vectors = torch.linalg.eig(jacobian)
+        mu, leading = values.imag.abs().max(-1)
+        start = best + 1e-5 * torch.take_along_dim(vectors.real, leading[:, None, None], -1)[..., 0]
         _, fell = _rate(preference, refs, start, best, beta, torch.ones_like(mu))
         clear = (mu - 1).abs() > 0.03
         decided.append((fell == (mu < 1))[clear])
@@ -148,8 +151,8 @@ def merge_fails(effort: Effort) -> Measurement:
 
 @_game(
     "group-baseline",
-    statement="Win rates within a group of G under a leave-one-out baseline: averaged over the G − 1 others they play the game at "
-    "strength β(G − 1)/G; divided by G, at β.",
+    statement="Win rates within a group of G under a leave-one-out baseline: averaged over the G − 1 others they play the game "
+    "at strength β(G − 1)/G; divided by G, at β.",
     predicts="expected update zero at either equilibrium, ≤ 1e-10",
 )
 def group_baseline(effort: Effort) -> Measurement:

@@ -14,6 +14,7 @@ from .methods import METHODS as METHODS
 from .methods import method_named as method_named
 from .oracles import FunctionOracle as FunctionOracle
 from .oracles import LabelsLate as LabelsLate
+from .oracles import PrivateOracle as PrivateOracle
 from .oracles import RewardOracle as RewardOracle
 from .reward_then_policy import GSHF as GSHF
 from .reward_then_policy import Iterative as Iterative

@@ -23,7 +23,7 @@ from multiref.training.iterative.loop import History, Plan, begin, train
 from multiref.training.iterative.newton import newton_step
 from multiref.training.iterative.penalty_method import perturb
 from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, some_prompts
+from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, refuse_private, some_prompts
 from multiref.training.iterative.task import Policy, RewardModel, Task
 
 ObjectiveName = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]
@@ -97,6 +97,7 @@ class Bilevel:
         return self.sigma * float(max(0.1, (round + 1) ** -self.sigma_decay))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        refuse_private(task, self.name)
         reward, optimizer = state.learner()
         if self.loop == "double":
             improve(task, state, reward, steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)

@@ -11,7 +11,7 @@ from multiref.errors import ArgumentError
 from multiref.training.checks import check_choice
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import ask, buy, preference_step, some_prompts
+from multiref.training.iterative.steps import ask, buy, preference_step, refuse_private, some_prompts
 from multiref.training.iterative.task import Task
 from multiref.training.online.methods import leave_one_out
 
@@ -95,6 +95,7 @@ class SAIL:
         return f"SAIL-{self.design}"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        refuse_private(task, self.name)
         buy(task, state, labels, state.policy if self.design == "PR" else state.start)
         last = 0.0
         for _ in range(plan.steps):

@@ -1,13 +1,17 @@
 """Who answers which of two completions is better: a function, or a reward as judge."""
 
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiref.errors import DataError, MultirefError
+from multiref.errors import ArgumentError, DataError, MultirefError
+from multiref.losses import check_epsilon, randomised_response
+from multiref.training.iterative.labels import check_answers
+from multiref.training.iterative.task import Oracle
 
 
 class LabelsLate(MultirefError, TimeoutError):
@@ -66,3 +70,38 @@ class RewardOracle(FunctionOracle):
             return [math.nan if math.isnan(m) else float(torch.sigmoid(torch.tensor(m / temperature))) for m in margins]
 
         super().__init__(judge, decode)
+
+
+class PrivateOracle:
+    """Labels of another oracle under ε-randomised response: kept with probability e^ε/(1 + e^ε), before anything sees them.
+
+    Tasks with it fit rewards and policies by `losses.randomised_response`; methods with a loss of their own refuse it.
+    Labels are stored as they were flipped, so that steps and epochs on them cost nothing; k labels of one person cost kε.
+
+    Args:
+        oracle: who answers.
+        epsilon: ε > 0, of one label.
+        simulate: flip by the run's seeded generator, which a checkpoint holds: repeatable, and not private. By default the
+            operating system draws.
+
+    Reference: arXiv 2510.13512, Algorithm 2's labels (FOUND).
+    """
+
+    def __init__(self, oracle: Oracle, epsilon: float, *, simulate: bool = False) -> None:
+        if isinstance(oracle, PrivateOracle):
+            raise ArgumentError("oracle: its labels are private already; flipped twice they would carry another ε.")
+        self.oracle, self.epsilon, self.simulate = oracle, check_epsilon(epsilon), simulate
+
+    def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """The loss that takes the flips into account."""
+        return randomised_response(chosen, rejected, epsilon=self.epsilon)
+
+    def __call__(self, prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+        answers = check_answers(self.oracle(prompts, first, second, generator))
+        rate = 1 / (1 + math.exp(self.epsilon))
+        if self.simulate:
+            draws = torch.rand(answers.shape, generator=generator, dtype=torch.float64)
+        else:
+            system = secrets.SystemRandom()
+            draws = torch.tensor([system.random() for _ in range(answers.numel())], dtype=torch.float64).view(answers.shape)
+        return torch.where(draws < rate, 1 - answers, answers)

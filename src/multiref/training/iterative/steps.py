@@ -6,8 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multiref.errors import MultirefError
-from multiref.losses import bradley_terry
+from multiref.errors import ArgumentError, MultirefError
 from multiref.training.iterative.labels import check_answers
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy, Task
@@ -22,6 +21,15 @@ def some_prompts(task: Task, count: int, generator: torch.Generator) -> Tensor:
     """[count]: every prompt as often as every other, up to one, in random order."""
     passes = -(-count // task.prompts)
     return torch.cat([torch.randperm(task.prompts, generator=generator) for _ in range(passes)])[:count]
+
+
+def refuse_private(task: Task, name: str) -> None:
+    """ArgumentError where labels are private and a method has a loss of its own, which would take them as they are."""
+    if hasattr(task.oracle, "epsilon"):
+        raise ArgumentError(
+            f"{name}: found a PrivateOracle; its loss takes labels as they are, flips and all. Use iterative, two-stage, gshf, "
+            "online-dpo, offline-dpo or xpo."
+        )
 
 
 def ask(task: Task, state: State, prompts: Tensor, pairs: Tensor, *, keep: bool = True) -> Tensor:
@@ -61,7 +69,7 @@ def fit_reward(task: Task, state: State, *, steps: int, batch: int, rate: float)
             group["lr"] = rate * (1 - step / steps)
         prompts, completions = state.labels.batch(batch, state.generator)
         reward = model(prompts, completions)
-        last = descend(optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1), "reward model")
+        last = descend(optimizer, task.loss(reward[..., 0], reward[..., 1]).mean(-1), "reward model")
     return last
 
 
@@ -97,4 +105,4 @@ def policy_step(task: Task, state: State, reward: Callable[[Tensor, Tensor], Ten
 def preference_step(task: Task, state: State, prompts: Tensor, completions: Tensor, extra: Tensor | float = 0.0) -> float:
     """One step of DPO under K references: winner first in `completions` [*S, M, 2, L]; `extra` [*S] is added to the loss."""
     reward = task.implicit_reward(state.policy, prompts, completions)
-    return descend(state.optimizer, bradley_terry(reward[..., 0], reward[..., 1]).mean(-1) + extra, "policy")
+    return descend(state.optimizer, task.loss(reward[..., 0], reward[..., 1]).mean(-1) + extra, "policy")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from multiref.losses import bradley_terry
 from multiref.regularizers import Regularizer, check_beta
 from multiref.training.checks import check_at_least
 
@@ -71,6 +72,11 @@ class Task:
     def __post_init__(self) -> None:
         check_beta(self.beta)
         check_at_least(self, 1, "prompts")
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of (chosen, rejected) rewards: Bradley–Terry, or what the oracle's labels need (`PrivateOracle`)."""
+        return getattr(self.oracle, "loss", bradley_terry)
 
     def implicit_reward(self, policy: Policy, prompts: Tensor, completions: Tensor) -> Tensor:
         """[*S, B, n]: β f'(π/P), differentiable: the penalty's gradient as a reward, and DPO's reward."""

@@ -45,8 +45,8 @@ class WinRate:
         """ArgumentError for a method whose group is another one, or whose baseline is not leave-one-out over it."""
         if isinstance(method, Reinforce) or (isinstance(method, GRPO) and method.standardise):
             raise ArgumentError(
-                f"WinRate: found {method!r}, expected a leave-one-out baseline over the group: RLOO(group={self.group}), or GRPO "
-                "without standardise. Another baseline, or a division by the deviation, plays another game."
+                f"WinRate: found {method!r}, expected a leave-one-out baseline over the group: RLOO(group={self.group}), or "
+                "GRPO without standardise. Another baseline, or a division by the deviation, plays another game."
             )
         if method.group != self.group:
             raise ArgumentError(f"WinRate: group is {self.group}, the method's is {method.group}; give both the same.")
@@ -92,8 +92,8 @@ class WinRate:
                 value = math.nan
             if not 0 <= value <= 1:
                 raise ArgumentError(
-                    f"WinRate: the judge answered {answer!r} to pair {place}; expected the chance, in [0, 1], that the first is "
-                    "preferred (½ for a tie)."
+                    f"WinRate: the judge answered {answer!r} to pair {place}; expected the chance, in [0, 1], that the first "
+                    "is preferred (½ for a tie)."
                 )
             answers[place] = value
         return answers

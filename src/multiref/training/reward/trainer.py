@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError
-from multiref.losses import bradley_terry
+from multiref.losses import bradley_terry, check_epsilon, randomised_response
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.metrics import reward_metrics
 from multiref.training.pair_trainer import PairTrainer
@@ -40,6 +40,8 @@ class RewardTrainer(PairTrainer):
             evaluation also a mapping from names to those.
         processing_class: the tokenizer, with a padding token.
         label_smoothing: ε, the share of labels taken to be wrong.
+        privacy: the ε at which `data.privatise` flipped the labels, in the data already; the loss is then
+            `losses.randomised_response`. Not together with label_smoothing.
         centre: c ≥ 0; 0 leaves the sums alone.
         tokenisation: as of `RewardData`.
 
@@ -61,6 +63,7 @@ class RewardTrainer(PairTrainer):
         processing_class: Any,
         eval_dataset: Sequence[Any] | RewardData | Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
+        privacy: float | None = None,
         centre: float = 0.0,
         tokenisation: Tokenisation = TOKENISATION,
         callbacks: list[TrainerCallback] | None = None,
@@ -70,8 +73,11 @@ class RewardTrainer(PairTrainer):
             raise ArgumentError(f"label_smoothing: found {label_smoothing}, expected at least 0 and below 0.5.")
         if not 0 <= centre < float("inf"):
             raise ArgumentError(f"centre: found {centre}, expected a finite number of at least 0.")
+        if privacy is not None and label_smoothing:
+            raise ArgumentError("label_smoothing: found it beside privacy; it does not correct flipped labels. Leave it out.")
         head_of(model)
         self.label_smoothing, self.centre = label_smoothing, centre
+        self.privacy = None if privacy is None else check_epsilon(privacy)
         self.reliability: Calibration | None = None
         self._padded = True
 
@@ -91,7 +97,11 @@ class RewardTrainer(PairTrainer):
         """`mean_of_step` of the losses."""
         pairs: RewardBatch = inputs["pairs"].to(self.args.device)
         chosen, rejected = self._rewards(model, pairs).chunk(2)
-        losses = bradley_terry(chosen - pairs.margins.to(chosen), rejected, label_smoothing=self.label_smoothing)
+        ahead = chosen - pairs.margins.to(chosen)
+        if self.privacy is None:
+            losses = bradley_terry(ahead, rejected, label_smoothing=self.label_smoothing)
+        else:
+            losses = randomised_response(ahead, rejected, epsilon=self.privacy)
         losses = losses + self.centre * (chosen + rejected) ** 2
         values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
         values = {name: value.detach() for name, value in values.items()}

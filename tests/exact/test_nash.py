@@ -1,0 +1,125 @@
+"""Equilibria of preference games: against a fixed point found by plain numpy, by laws, and at every corner."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import ArgumentError, EmptyPoolError
+
+ROCK_PAPER_SCISSORS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]]).double()
+RULES = [mr.ReverseKL, mr.ForwardKL, mr.AlphaDivergence, mr.FDivergence.jensen_shannon]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=["reverse", "forward", "alpha ½", "Jensen–Shannon"])
+
+
+def games(seeds=3, completions=5, references=2, seed=0):
+    rng = np.random.default_rng(seed)
+    odds = rng.normal(size=(seeds, completions, completions)) * 2
+    logits = rng.normal(size=(references, seeds, completions))
+    return torch.from_numpy(1 / (1 + np.exp(odds.swapaxes(1, 2) - odds))), torch.from_numpy(logits).log_softmax(-1)
+
+
+def test_reverse_kl_against_damped_iteration_in_numpy():
+    """π ∝ Π π_k^{w_k} e^{Pπ/β}: from its own definition, 20,000 small steps on logits."""
+    preference, refs = games(seeds=1)
+    p, weights, beta = preference[0].numpy(), np.array([0.3, 0.7]), 0.1
+    base = (weights[:, None] * refs[:, 0].numpy()).sum(0)
+    u = base.copy()
+    for _ in range(20_000):
+        policy = np.exp(u - u.max()) / np.exp(u - u.max()).sum()
+        u += 0.02 * (base + p @ policy / beta - u)
+    found = mr.exact.nash(preference, refs, mr.ReverseKL(weights.tolist()), beta=beta)
+    np.testing.assert_allclose(found.policy[0].numpy(), policy, atol=1e-11)
+    penalty = float(mr.ReverseKL(weights.tolist()).penalty(found.log_policy[0], refs[:, 0]))
+    assert float(found.value) == pytest.approx(0.5 - beta * penalty, abs=1e-13)
+
+
+@every_rule
+def test_an_equilibrium_is_its_own_best_response(rule):
+    preference, refs = games(seeds=2)
+    rule = rule([0.3, 0.7])
+    found = mr.exact.nash(preference, refs, rule, beta=0.2)
+    response = mr.exact.solve((preference @ found.policy[..., None])[..., 0], refs, rule, beta=0.2)
+    torch.testing.assert_close(response.policy, found.policy, rtol=0, atol=1e-11)
+    assert float(mr.exact.duality_gap(found.log_policy, preference, refs, rule, beta=0.2).max()) < 1e-12
+    moved = (0.9 * found.policy + 0.1 / 5).log()
+    assert float(mr.exact.duality_gap(moved, preference, refs, rule, beta=0.2).min()) > 1e-5
+
+
+def test_truncation_and_the_corner():
+    """α = 2 drops completions at the equilibrium; forward KL plays a completion that no reference has and that always wins."""
+    preference, refs = games(seeds=4, completions=8, seed=1)
+    rule = mr.AlphaDivergence(alpha=2.0)
+    found = mr.exact.nash(preference, refs, rule, beta=0.05)
+    assert bool((found.policy == 0).any()) and float(found.policy.sum(-1).min()) == pytest.approx(1)
+    assert float(mr.exact.duality_gap(found.log_policy, preference, refs, rule, beta=0.05).max()) < 1e-12
+    preference[:, 3], preference[:, :, 3] = 0.9, 0.1
+    preference[:, 3, 3] = 0.5
+    refs[:, :, 3] = -math.inf
+    refs = refs.log_softmax(-1)
+    for rule in (mr.ForwardKL(), mr.ReverseKL()):
+        found = mr.exact.nash(preference, refs, rule, beta=0.1)
+        assert (found.policy[:, 3] > 0.1).all() == isinstance(rule, mr.ForwardKL)
+        assert float(mr.exact.duality_gap(found.log_policy, preference, refs, rule, beta=0.1).max()) < 1e-12
+
+
+def test_a_cycle_is_mixed_and_a_winner_wins():
+    """Uniform references: rock, paper, scissors stay uniform at every β; where one beats all, β → 0 plays it."""
+    uniform = torch.zeros(1, 3).double().log_softmax(-1)
+    for beta in (1.0, 0.01, 0.001):
+        found = mr.exact.nash(ROCK_PAPER_SCISSORS, uniform, mr.ReverseKL(), beta=beta).policy
+        torch.testing.assert_close(found, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=1e-13)
+    winner = torch.tensor([[0.5, 0.9, 0.9], [0.1, 0.5, 0.0], [0.1, 1.0, 0.5]]).double()
+    assert float(mr.exact.nash(winner, uniform, mr.ReverseKL(), beta=0.01).policy[0]) > 1 - 1e-12
+
+
+def test_batches_weights_and_the_gap_of_what_has_no_mass():
+    preference, refs = games()
+    found = mr.exact.nash(preference, refs, mr.ReverseKL(), beta=0.1)
+    alone = mr.exact.nash(preference[1], refs[:, 1], mr.ReverseKL(), beta=0.1)
+    torch.testing.assert_close(found.policy[1], alone.policy, rtol=0, atol=1e-13)
+    greedy = torch.full((5,), -math.inf).double()
+    greedy[2] = 0.0
+    gap = mr.exact.duality_gap(greedy, preference[1], refs[:, 1], mr.ReverseKL(), beta=0.1)
+    reward = preference[1][:, 2]
+    best = mr.exact.solve(reward, refs[:, 1], mr.ReverseKL(), beta=0.1)
+    assert float(gap) == pytest.approx(
+        float(best.value - mr.exact.value(greedy, reward, refs[:, 1], mr.ReverseKL(), beta=0.1)), abs=1e-13
+    )
+
+
+def spoilt(i, j, value):
+    bad = ROCK_PAPER_SCISSORS.clone()
+    bad[i, j] = value
+    return bad
+
+
+@pytest.mark.parametrize(
+    "preference, says",
+    [
+        (spoilt(0, 1, 0.3), r"P \+ Pᵀ = 1.*completions 0 and 1"),
+        (spoilt(1, 1, 0.4), "½ on the diagonal"),
+        (spoilt(0, 1, math.nan), "NaN"),
+        (spoilt(0, 1, -0.5), r"in \[0, 1\]"),
+        (ROCK_PAPER_SCISSORS[:2], "all pairs"),
+        (ROCK_PAPER_SCISSORS.long(), "floating-point"),
+        (torch.full((2, 2), 0.5).double(), "does not match"),
+    ],
+    ids=["not skew", "diagonal", "nan", "outside", "not square", "integers", "shape"],
+)
+def test_what_is_no_preference_is_refused(preference, says):
+    refs = torch.zeros(1, 3).double().log_softmax(-1)
+    with pytest.raises(ArgumentError, match=says):
+        mr.exact.nash(preference, refs, mr.ReverseKL())
+    with pytest.raises(ArgumentError, match=says):
+        mr.exact.duality_gap(refs[0], preference, refs, mr.ReverseKL())
+
+
+def test_an_empty_pool_and_beta_are_refused():
+    apart = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).double().log()
+    with pytest.raises(EmptyPoolError):
+        mr.exact.nash(ROCK_PAPER_SCISSORS, apart, mr.ReverseKL())
+    with pytest.raises(ArgumentError, match="beta"):
+        mr.exact.nash(ROCK_PAPER_SCISSORS, apart, mr.ReverseKL(), beta=0.0)
