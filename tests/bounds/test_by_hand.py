@@ -29,6 +29,11 @@ def regularised_range(q):
     return min(2 * q.reward_max, q.reward_max**2 / (2 * q.beta))
 
 
+def slope_at(z):
+    """σ'(z) = σ(z) σ(−z)."""
+    return 1 / ((1 + exp(z)) * (1 + exp(-z)))
+
+
 def whole(q):
     """|f| ≤ 3RC: a reward of at most (R/3)·C, and a KL of at most 2·R·C, rounded up as the paper does."""
     return 3 * q.radius * q.feature_norm
@@ -151,6 +156,41 @@ FORMULAS = {
         {"deviation": 0.45, "beta": 0.7},
         {"error": lambda q: q.deviation * q.deviation / q.beta / 2},
         lambda q: mpf("inf"),
+    ),
+    "label-privacy-inflation": (
+        {"epsilon": 0.6, "reward_max": 1.7},
+        {"flips": lambda q: ((exp(q.epsilon) + 1) / (exp(q.epsilon) - 1)) ** 2 / (4 * slope_at(q.reward_max))},
+        lambda q: mpf("inf"),
+    ),
+    "label-privacy-printed": (
+        {"small_epsilon": 0.6},
+        {"flips": lambda q: (exp(q.small_epsilon) - 1) ** -2},
+        lambda q: mpf("inf"),
+    ),
+    "own-pairs-suboptimality": (
+        {"samples": 5e3, "beta": 0.7, "dimension": 6.0, "reward_max": 1.7},
+        {"estimation": lambda q: q.dimension / (4 * q.beta * slope_at(q.reward_max) * q.samples)},
+        regularised_range,
+    ),
+    "two-stage": (
+        {"beta": 0.7, "coverage": 3.0, "reward_max": 1.7, "class_size": 2000.0, "target": 0.02, "delta": 0.03},
+        {
+            "first stage": lambda q: q.coverage * exp(q.reward_max) * log(2 * q.class_size / q.delta) / q.beta**2,
+            "second stage": lambda q: exp(q.reward_max) * log(q.class_size / q.delta) / (q.beta * q.target),
+        },
+        lambda q: mpf("inf"),
+    ),
+    "reward-shift": (
+        {"samples": 900.0, "rollouts": 4.0, "beta": 0.2, "tau": 3.0, "chi_squared": 2.2, "squared_error": 0.05,
+         "clip_bias": 0.3, "delta": 0.03},
+        {
+            "sampling": lambda q: (
+                (1 + 2 * q.beta * q.tau) * sqrt(log(4 / q.delta) / 2 / q.samples) * (1 + 1 / sqrt(q.rollouts))
+            ),
+            "reward shift": lambda q: sqrt((1 + q.chi_squared) * q.squared_error),
+            "clipping": lambda q: q.beta * q.clip_bias,
+        },
+        lambda q: 1 + 2 * q.beta * q.tau + q.beta * q.clip_bias,
     ),
     "stability-lemma-1": (
         {"samples": 800.0, "radius": 2.5, "feature_norm": 1.3, "delta": 0.03},
@@ -331,6 +371,8 @@ VALUES = {
     "forward-kl-versus-comparator": 8 * 5.473947 * 0.00218180 + 0.7 * 0.45,
     "forward-kl-fast": 9 / 0.7 * (1 + 9 * (1 + 1.7 / 0.7)) * 2.3 * 16 * 29.964100 * 11.107460 / 7e6,
     "subgaussian-suboptimality": 0.2025 / 1.4,
+    "own-pairs-suboptimality": 6 / (4 * 0.7 * 0.1306057 * 5e3),  # σ'(1.7) = 0.845535 · 0.154465
+    "label-privacy-printed": 1 / 0.822119**2,
     "stability-lemma-1": 9.75 * 0.102466,  # √(2 log(200/3) / 800) = √(2 · 4.199705 / 800)
     "stability-gradient-ascent-norm": 12 * 3.1 * 3.25 / 60,
     "stability-gradient-ascent": 0.0632456 + 3.4 * (0.359304 + 0.0353553),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import multiref as mr
-from multiref.losses import bradley_terry, hinge, ipo
+from multiref.losses import bradley_terry, hinge, ipo, randomised_response, robust
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -91,3 +92,36 @@ def test_multi_reference_dpo_by_hand():
     singles = [mr.ReverseKL().implicit_reward(policy, r[None], beta=0.5) for r in refs]
     multi = sum(w * bradley_terry(s[0], s[1]).item() for w, s in zip((0.25, 0.75), singles))
     assert multi >= loss
+
+
+def test_randomised_response_is_the_likelihood_of_a_flipped_label():
+    """ε = log 3: α = ¾. m = log 3: q = ¾·¾ + ¼·¼ = ⅝. Bounded by −log α below and −log(1 − α) above, however large m is."""
+    epsilon = math.log(3)
+    found = randomised_response(numbers(math.log(3), 0.0, 0.0), numbers(0.0, 0.0, math.log(3)), epsilon=epsilon)
+    assert found.tolist() == pytest.approx([-math.log(5 / 8), math.log(2), -math.log(3 / 8)], rel=1e-14)
+    far = randomised_response(numbers(1e4, -1e4), numbers(0.0, 0.0), epsilon=epsilon)
+    assert far.tolist() == pytest.approx([-math.log(3 / 4), math.log(4)], rel=1e-14)
+    private = randomised_response(numbers(0.7), numbers(0.1), epsilon=50.0)
+    assert private.item() == pytest.approx(bradley_terry(numbers(0.7), numbers(0.1)).item(), rel=1e-12)
+
+
+def test_randomised_response_finds_the_margin_where_the_plain_and_the_smoothed_loss_do_not():
+    """Labels of margin 1 flipped at ε = 1, in expectation: least at 1; bradley_terry at logit(q) < 1; smoothing lower still."""
+    alpha, margins = 1 / (1 + math.exp(-1)), torch.linspace(-1, 3, 4001, dtype=torch.float64)
+    zero = torch.zeros_like(margins)
+    q = alpha / (1 + math.exp(-1)) + (1 - alpha) / (1 + math.e)
+
+    def least(loss):
+        return float(margins[(q * loss(margins, zero) + (1 - q) * loss(zero, margins)).argmin()])
+
+    assert least(partial(randomised_response, epsilon=1.0)) == pytest.approx(1.0, abs=1e-3)
+    assert least(partial(robust, label_smoothing=1 - alpha)) == pytest.approx(1.0, abs=1e-3)
+    plain = least(bradley_terry)
+    assert plain == pytest.approx(math.log(q / (1 - q)), abs=1e-3)
+    assert least(partial(bradley_terry, label_smoothing=1 - alpha)) < plain < 0.5
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, math.inf, math.nan, True, "1"], ids=repr)
+def test_a_privacy_budget_is_positive_and_finite(epsilon):
+    with pytest.raises(mr.errors.ArgumentError, match="epsilon"):
+        randomised_response(numbers(1.0), numbers(0.0), epsilon=epsilon)

@@ -141,6 +141,6 @@ def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
     assert result.exit_code != 0 and "sigma" in result.output + str(result.stderr) and "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("name", ["bilevel", "iterative"])
+@pytest.mark.parametrize("name", ["bilevel", "iterative", "nash-stories"])
 def test_the_recipes_are_readable(name):
     assert read_run(RECIPES / f"{name}.yaml").task == "iterative"

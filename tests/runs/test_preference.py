@@ -294,7 +294,15 @@ def test_settings_laid_over_and_numbers_read_as_numbers(tmp_path):
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-OURS = ["two-references", "three-tokenizers", "adapters", "single-reference", "ultrafeedback-0.5b", "ultrafeedback-7b"]
+OURS = [
+    "two-references",
+    "three-tokenizers",
+    "adapters",
+    "single-reference",
+    "ultrafeedback-0.5b",
+    "ultrafeedback-7b",
+    "private",
+]
 
 
 @pytest.mark.parametrize("name", OURS)

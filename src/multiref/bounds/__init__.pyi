@@ -1,3 +1,8 @@
+from .clipping import ChiSquared as ChiSquared
+from .clipping import chi_squared_from_scores as chi_squared_from_scores
+from .clipping import clip_quantile as clip_quantile
+from .clipping import reward_shift as reward_shift
+from .clipping import rollouts_per_prompt as rollouts_per_prompt
 from .conventions import Exponent as Exponent
 from .conventions import Stationarity as Stationarity
 from .conventions import convert_exponent as convert_exponent

@@ -46,6 +46,11 @@ _RULES: Mapping[str, tuple[str, str]] = {
     "epsilon": ("positive", "ε of randomised response: a label is kept with probability e^ε/(1 + e^ε)"),
     "small_epsilon": ("small", "ε of randomised response, at most 1: beyond it the printed form is wrong"),
     "target": ("positive", "the gap in the regularised objective that is asked for"),
+    "rollouts": ("at least one", "K: fresh rollouts of each prompt"),
+    "tau": ("positive", "τ: where log-ratios of completions are clipped, nats"),
+    "chi_squared": ("not negative", "χ² of the policy to the law that the reward model was trained on"),
+    "squared_error": ("not negative", "L₂: mean squared error of the reward model under its training law"),
+    "clip_bias": ("not negative", "E|ℓ − ℓ^τ| under the policy: what clipping takes off, nats"),
     "deviation": ("positive", "s: the error of the reward is s-sub-Gaussian under the learnt policy"),
     "pair_curvature": ("positive", "least eigenvalue of the covariance of feature differences of pairs"),
 }

@@ -1,6 +1,8 @@
 from .certification import Certificate as Certificate
 from .certification import Effort as Effort
 from .certification import certificate as certificate
+from .clipping import ClippedValue as ClippedValue
+from .clipping import clipped_value as clipped_value
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .inspection import Inspection as Inspection

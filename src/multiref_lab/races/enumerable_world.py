@@ -141,7 +141,7 @@ def _measure(world: EnumerableWorld, completions: Tensor) -> Callable[[State], d
         table = state.policy.table()
         found = {"gap": world.gap(table), "win rate": (table.exp() * world.wins).sum(-1).mean(-1)}
         found |= {f"kl/reference {k}": kl(table, each.expand_as(table)).mean(-1) for k, each in enumerate(tables)}
-        if state.reward is not None:
+        if state.reward is not None and not getattr(state.reward, "pairwise", False):
             each = completions.expand(len(table), 1, *completions.shape)
             learnt = torch.cat([state.reward(x, each) for x in torch.arange(task.prompts).split(1)], 1).double()
             refs = tables.expand(-1, *learnt.shape)

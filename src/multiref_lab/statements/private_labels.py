@@ -96,7 +96,7 @@ def private_constant(effort: Effort) -> Measurement:
 )
 def plain_loss(effort: Effort) -> Measurement:
     problem, generator = _world(effort.choose(20, 100), 82)
-    problem = replace(problem, reward=0.5 * problem.reward, theta=0.5 * problem.theta)
+    problem = replace(problem, reward=0.3 * problem.reward, theta=0.3 * problem.theta)
     law, epsilon, rule = problem.law("mixture"), 1.0, ReverseKL(_WEIGHTS)
     sizes = log_spaced(1e6, 1e7, 3)
     losses, rescaled = [], []

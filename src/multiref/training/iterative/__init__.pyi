@@ -12,6 +12,8 @@ from .loop import begin as begin
 from .loop import train as train
 from .methods import METHODS as METHODS
 from .methods import method_named as method_named
+from .nash import Nash as Nash
+from .nash import PairwiseRewardModel as PairwiseRewardModel
 from .oracles import FunctionOracle as FunctionOracle
 from .oracles import LabelsLate as LabelsLate
 from .oracles import PrivateOracle as PrivateOracle

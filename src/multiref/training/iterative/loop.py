@@ -100,6 +100,7 @@ def train(
     Raises:
         StoreError: a folder whose state is damaged or of another task.
     """
+    task = task if state is not None else prepared(task, method)
     state = state or begin(task, plan)
     history, where = History(method.name), None if folder is None else Path(folder)
     if where is not None:
@@ -135,6 +136,12 @@ def train(
         if listener is not None:
             listener(line)
     return state, history
+
+
+def prepared(task: Task, method: Method) -> Task:
+    """The task as a method needs it: `Nash` learns a pairwise reward."""
+    prepare: Callable[[Task], Task] = getattr(method, "prepare", lambda task: task)
+    return prepare(task)
 
 
 def begin(task: Task, plan: Plan) -> State:

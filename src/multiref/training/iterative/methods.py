@@ -5,6 +5,7 @@ from typing import Any
 from multiref.errors import ConfigError
 from multiref.training.iterative.bilevel import Bilevel
 from multiref.training.iterative.direct import SAIL, XPO, OfflineDPO, OnlineDPO
+from multiref.training.iterative.nash import Nash
 from multiref.training.iterative.reward_then_policy import GSHF, Iterative, TwoStage
 
 METHODS: dict[str, Any] = {
@@ -15,6 +16,7 @@ METHODS: dict[str, Any] = {
     "iterative": Iterative,
     "gshf": GSHF,
     "two-stage": TwoStage,
+    "nash": Nash,
     "bilevel": Bilevel,
 }
 

@@ -2,10 +2,12 @@
 iterated RLHF, GSHF, two-stage mixed sampling."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from multiref.training.checks import check_choice
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import ask, buy, fit_reward, improve, some_prompts
@@ -75,15 +77,30 @@ class TwoStage:
     """A quarter of the labels on pairs of the starting policy, then a policy fixed, then the rest on its pairs;
     the reward fitted to all.
 
+    pairs: of the second stage. "own": both completions from the fixed policy. "mixed": one from it, one from the starting
+    policy, which stands for the pool. Neither dominates: own pairs need no coverage where the fixed policy is near the
+    optimum, mixed ones still see what it left. Where the start covers well, one stage is as good
+    (docs/which-online-algorithm.md).
+
     Reference: arXiv 2411.04625, two-stage mixed-policy sampling (FOUND).
     """
 
     first_stage: float = 0.25
+    pairs: Literal["own", "mixed"] = "own"
     name: str = "two-stage mixed sampling"
+
+    def __post_init__(self) -> None:
+        check_choice("pairs", self.pairs, ("own", "mixed"))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         first = state.labels_used < self.first_stage * plan.labels[-1]
         if not first and state.middle is None:
             state.middle = state.policy.copy()
-        buy(task, state, labels, state.start if first or state.middle is None else state.middle)
+        if first or state.middle is None:
+            buy(task, state, labels, state.start)
+        elif self.pairs == "own":
+            buy(task, state, labels, state.middle)
+        else:
+            x = some_prompts(task, labels, state.generator)
+            ask(task, state, x, torch.cat([each.sample(x, 1, state.generator) for each in (state.middle, state.start)], -2))
         return _learn(task, state, plan)

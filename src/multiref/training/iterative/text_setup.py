@@ -118,7 +118,7 @@ class _Measure:
         if self.task.regularizer.alpha == 1:
             each = true - self.task.beta * log_ratio
             found["true objective"], found["true objective, standard error"] = each.mean(), error_of_mean(each)
-        if state.reward is not None:
+        if state.reward is not None and not getattr(state.reward, "pairwise", False):
             found["reward error here"] = _off(state.reward(everyone, y), true)
             start = state.start.sample(everyone, self.n, torch.Generator().manual_seed(1))
             found["reward error at start"] = _off(state.reward(everyone, start), self._true(everyone, start))

@@ -6,6 +6,9 @@ from .backward_induction import levels_of as levels_of
 from .backward_induction import path_tokens as path_tokens
 from .backward_induction import sequence_logps as sequence_logps
 from .batch import sample as sample
+from .clip import ClipObjective as ClipObjective
+from .clip import ClipReward as ClipReward
+from .clip import clipped_objective as clipped_objective
 from .disagreement_smc import estimate_disagreement as estimate_disagreement
 from .distill import TextStates as TextStates
 from .evaluate import evaluate_online as evaluate_online

@@ -95,6 +95,7 @@ class OnlineTrainer:
         self.names = self.scorer.names if self.scorer else ()
         self.weights = resolve_weights(self.rows, regularizer, self.names)
         self.penalty = resolve_penalty(self.rule.penalty, regularizer, self.scorer, self.weights)
+        self.penalty.check_strength(self.beta)
         self.sampler = self.rule.sampler or self._sample
         self.warm_up = self.rule.warm_up
         if self.warm_up is not None:
@@ -225,6 +226,7 @@ class OnlineTrainer:
         n = len(batch.reward)
         seen = torch.zeros(n, batch.width, dtype=torch.float64)
         clipped = divergence = 0.0
+        own_figures: dict[str, float] = {}
         self.optimizer.zero_grad()
         for prompts in batch.passes(self.args.token_budget):
             index = batch.places(prompts)
@@ -245,10 +247,12 @@ class OnlineTrainer:
             if samples.divergences is not None:
                 divergence += float(samples.divergences.detach().sum())
             clipped += float(result.clipped.sum()) / n
+            for name, values in penalty.figures(samples, self.regularizer).items():
+                own_figures[name] = own_figures.get(name, 0.0) + float(values.sum()) / n
         for share, rollout in own:
             tokens, _ = policy_tokens(self.model, [rollout])
             self.accelerator.backward(-self.beta * share * tokens.sum())
-        figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm()}
+        figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm(), **own_figures}
         if penalty.needs == "vocabulary":
             figures["divergence/per_token"] = divergence / float(batch.lengths.sum())
         if self._updates is not None:

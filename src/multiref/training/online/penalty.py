@@ -63,6 +63,14 @@ class Penalty(ABC):
                 "only; other regularizers use PenaltyInReward, the exact rule."
             )
 
+    def check_strength(self, beta: float) -> None:
+        """ArgumentError for a strength at which this penalty is not what it says."""
+        return None
+
+    def figures(self, samples: Samples, regularizer: Regularizer) -> dict[str, Tensor]:
+        """[N] each: what the log has of this penalty."""
+        return {}
+
     def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
         """[N] or, as penalty-to-go, [N, T]: what is taken off the reward, times β. None: nothing."""
         return None

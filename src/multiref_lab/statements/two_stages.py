@@ -1,0 +1,131 @@
+"""Two-stage sampling: what coverage costs with one stage and with two, where the constant is exact."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from multiref import bounds, exact
+from multiref.divergences import kl
+from multiref.regularizers import ReverseKL
+from multiref.report.figures import Plot
+from multiref_lab.claim import Effort, Measurement, at_least, claim, near
+from multiref_lab.curves import fitted
+from multiref_lab.estimators import logistic_mle
+from multiref_lab.preferences import PairCounts, pair_indices, sample_pairs
+from multiref_lab.problems import linear_bandits
+from multiref_lab.procedure import plug_in
+
+_two = partial(claim, group="sharp rates")
+_ARMS = 8
+
+
+def arms(seeds: int, share: float) -> tuple[Tensor, Tensor, float]:
+    """Rewards [S, 1, 8], one reference's [S, 1, 8] log-probabilities, β: the two best arms have `share` of the reference each,
+    and 0.4 of π* each."""
+    reward = torch.tensor([1.0, 1.0, 0.2, 0.15, 0.1, 0.1, 0.05, 0.0], dtype=torch.float64)
+    law = torch.full((_ARMS,), (1 - 2 * share) / (_ARMS - 2), dtype=torch.float64)
+    law[:2] = share
+    low, high = 1e-3, 10.0
+    for _ in range(60):
+        beta = (low * high) ** 0.5
+        top = (law.log() + reward / beta).softmax(-1)[:2].sum()
+        low, high = (beta, high) if float(top) > 0.8 else (low, beta)
+    return reward.expand(seeds, 1, -1).contiguous(), law.log().expand(seeds, 1, -1).contiguous(), beta
+
+
+def fit(counts: PairCounts) -> Tensor:
+    """[S, 1, 8]: maximum likelihood, one parameter an arm."""
+    features = torch.eye(_ARMS, dtype=torch.float64)[:, :-1].unsqueeze(0)
+    return torch.einsum("xyd,sd->sxy", features, logistic_mle(features, counts, ridge=1e-4).theta)
+
+
+def learn(reward: Tensor, law: Tensor, beta: float, size: int, design: str, generator: torch.Generator) -> Tensor:
+    """[S]: what is lost after `size` labels: "offline"; or a quarter of them from the reference, then pairs of that policy
+    ("own") or of it and the reference ("mixed"), one fit to all."""
+    first = size if design == "offline" else size // 4
+    counts = sample_pairs(reward, law, first, generator=generator)
+    if design != "offline":
+        middle = (law + fit(counts) / beta).log_softmax(-1)
+        other = middle if design == "own" else law
+        more = sample_pairs(reward, middle, size - first, generator=generator, second_logps=other)
+        counts = PairCounts(counts.first, counts.second, counts.wins + more.wins, counts.losses + more.losses)
+    used = (law + fit(counts) / beta).log_softmax(-1)
+    best = exact.solve(reward, law[None], ReverseKL(), beta=beta).log_policy
+    return (beta * kl(used, best))[:, 0]
+
+
+def constants(reward: Tensor, law: Tensor, beta: float) -> dict[str, float]:
+    """n · β · gap to first order of pairs from the reference, of π*'s own, and of π* with the reference."""
+    best = exact.solve(reward[0, 0], law[None, 0, 0], ReverseKL(), beta=beta).policy
+    base, (first, second) = law[0, 0].exp(), pair_indices(_ARMS)
+    variance = (torch.diag(best) - best[:, None] * best)[:-1, :-1]
+    difference = torch.eye(_ARMS, dtype=torch.float64)[:, :-1]
+    difference = difference[first] - difference[second]
+    p = torch.sigmoid(reward[0, 0][first] - reward[0, 0][second])
+    found = {}
+    for name, (one, other) in {"offline": (base, base), "own": (best, best), "mixed": (best, base)}.items():
+        shown = one[first] * other[second] + one[second] * other[first]
+        information = torch.einsum("p,pd,pe->de", shown * p * (1 - p), difference, difference)
+        found[name] = bounds.asymptotic_suboptimality(variance, information, beta=beta, samples=1)
+    return found
+
+
+@_two(
+    "two-stage-coverage",
+    statement="Coverage C of the optimum by the reference multiplies what one stage loses; with two stages it does not.",
+    source="FOUND, arXiv 2411.04625, Theorem 4.7 (form); constants DERIVED, docs/bounds.md, A",
+    predicts="log-log slope in C of β · gap: offline ≥ 0.6, two stages within 0.1 of 0 (n = 10⁶)",
+    rule="verified if both are",
+)
+def coverage(effort: Effort) -> Measurement:
+    generator = torch.Generator().manual_seed(94)
+    seeds, size = effort.choose(40, 300), 1_000_000
+    axis, lost = [], {"offline": [], "own": [], "mixed": []}
+    notes = []
+    for share in (0.16, 0.05, 0.016, 0.005, 0.0016, 0.0006):
+        reward, law, beta = arms(seeds, share)
+        best = exact.solve(reward, law[None], ReverseKL(), beta=beta).log_policy
+        axis.append(float(bounds.coverage(best, law).max()))
+        for design, values in lost.items():
+            values.append(beta * learn(reward, law, beta, size, design, generator))
+        exactly = constants(reward, law, beta)
+        notes.append(f"C {axis[-1]:.3g}: " + ", ".join(f"{name} {beta * value:.3g}" for name, value in exactly.items()))
+    slopes, curves = {}, []
+    for design, values in lost.items():
+        slopes[design], curve = fitted(design, axis, torch.stack(values, -1), decade=1e4)
+        curves.append(curve)
+    checks = (
+        at_least("slope in C, offline", 0.6, slopes["offline"].value),
+        near("slope in C, two stages, own pairs", 0, slopes["own"].value, 0.1),
+    )
+    note = f"n · gap to first order, {'; '.join(notes)}. Mixed pairs: slope {slopes['mixed'].value:.2f}."
+    return Measurement(checks, Plot("coverage C", "β (J(π*) − J(π̂))", curves), note)
+
+
+@_two(
+    "two-stage-when-covered",
+    statement="Where the reference covers the optimum well, two stages do not help.",
+    source="DERIVED, docs/which-online-algorithm.md",
+    predicts="two stages lose at least what one does, less 2 %",
+    rule="verified if both do",
+)
+def when_covered(effort: Effort) -> Measurement:
+    """Random linear worlds: five features, which pairs of the references see in all directions."""
+    generator = torch.Generator().manual_seed(95)
+    world = linear_bandits(effort.choose(1000, 10_000), references=1, spread=0.3, generator=generator)
+    law, checks, size = world.law("reference 0"), [], 30_000
+    for beta in (1.0, 0.25):
+        lost = []
+        for first in (size, size // 4):
+            counts = sample_pairs(world.reward, law, first, generator=generator)
+            if first < size:
+                estimate = world.reward_of(logistic_mle(world.features, counts, ridge=1e-6).theta)
+                middle = (law + estimate / beta).log_softmax(-1)
+                more = sample_pairs(world.reward, middle, size - first, generator=generator)
+                counts = replace(counts, wins=counts.wins + more.wins, losses=counts.losses + more.losses)
+            estimate = world.reward_of(logistic_mle(world.features, counts, ridge=1e-6).theta)
+            lost.append(float(plug_in(world, estimate, ReverseKL(), beta=beta).regularised.mean()))
+        checks.append(at_least(f"two stages / one, β = {beta:g}", 0.98, lost[1] / lost[0]))
+    return Measurement(checks)
