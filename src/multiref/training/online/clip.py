@@ -40,7 +40,7 @@ class Clip(Penalty):
     tau: float
     reward_range: float | None = None
     disagreement: float | Sequence[float] | None = None
-    biased: bool = False
+    biased: bool = False  # `exact` is then False: the optimum may be another one
 
     needs: ClassVar[str] = "completions"
     margin: ClassVar[float] = 0.0
@@ -48,6 +48,7 @@ class Clip(Penalty):
     def __post_init__(self) -> None:
         if not 0 < self.tau < float("inf"):
             raise ArgumentError(f"tau: expected a positive, finite number of nats, found {self.tau!r}.")
+        object.__setattr__(self, "exact", not self.biased)
         for name, value in (("reward_range", self.reward_range), ("disagreement", self._price)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ArgumentError(f"{name}: expected a finite number of at least 0, found {value!r}.")
