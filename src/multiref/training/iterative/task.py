@@ -76,7 +76,8 @@ class Task:
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Of (chosen, rejected) rewards: Bradley–Terry, or what the oracle's labels need (`PrivateOracle`)."""
-        return getattr(self.oracle, "loss", bradley_terry)
+        loss: Callable[[Tensor, Tensor], Tensor] = getattr(self.oracle, "loss", bradley_terry)
+        return loss
 
     def implicit_reward(self, policy: Policy, prompts: Tensor, completions: Tensor) -> Tensor:
         """[*S, B, n]: β f'(π/P), differentiable: the penalty's gradient as a reward, and DPO's reward."""
