@@ -51,7 +51,7 @@ def test_a_table_learns_a_cyclic_game_and_a_reward_cannot(design):
                     learning_rate=5e-2, final_rate=0.1, measure_at=())  # fmt: skip
         state, history = train(made.task, method, plan)
         gaps[method.name] = gap(state.policy.table())
-        assert "reward error here" not in history.lines[0] or method.name.startswith("iterated")
+        assert ("reward error here" in history.lines[0]) != isinstance(method, Nash)
     nash, reward = gaps.values()
     assert nash < 0.2 * before and reward > 2 * nash, (before, gaps)
 
@@ -62,7 +62,7 @@ def test_a_pairwise_reward_gives_shares_of_wins():
     with torch.no_grad():
         model.theta.copy_(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
     y = torch.randint(0, 9, (2, 4, 3), generator=torch.Generator().manual_seed(1))
-    wins = model(torch.arange(2), y)
+    wins = model(torch.arange(2), y).detach()
     assert wins.sum(-1).tolist() == pytest.approx([2.0, 2.0], abs=1e-6) and float(wins.std()) > 0.01
     assert model(torch.arange(2), y[:, :1]).flatten().tolist() == pytest.approx([0.5, 0.5])
 
@@ -121,11 +121,10 @@ def test_the_second_stage_buys_what_it_says():
     bought = {}
     for pairs in ("own", "mixed"):
         made = enumerable_world(1, policy="tabular", **SMALL)
-        plan = Plan(labels=[400, 4000], steps=60, prompts=16, rollouts=16, learning_rate=2e-1, reward_steps=60)
+        plan = Plan(labels=[1000, 4000], steps=60, prompts=16, rollouts=16, learning_rate=2e-1, reward_steps=60)
         state, _ = train(made.task, TwoStage(pairs=pairs), plan)
-        _, late = state.labels.take(torch.arange(400, 4000))
-        x, _ = state.labels.take(torch.arange(400, 4000))
-        middle, start = (each.logps(x, late[0][None]).detach() for each in (state.middle, state.start))
+        x, late = state.labels.take(torch.arange(1000, 4000))
+        middle, start = (each.logps(x, late).detach() for each in (state.middle, state.start))
         bought[pairs] = float((middle - start).sum(-1).mean())
     assert bought["own"] > 1.3 * bought["mixed"]
     with pytest.raises(ArgumentError, match="pairs"):
