@@ -20,6 +20,7 @@ NOT_VERIFIED = {
     "figure-suboptimality-against-n": "convention-dependent",
     "bilevel-seven-halves": "convention-dependent",
     "bilevel-win-rate": "refuted",
+    "private-advertised-factor": "refuted",
     "table-7b-win-rates": "not testable here",
     "figure-1-exact-beats-mrpo-and-single": "not testable here",
 }
