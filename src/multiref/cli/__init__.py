@@ -33,6 +33,7 @@ VERBS = {
     "inspect": "Does a second reference help me? The evidence in your scores, and a verdict.",
     "train": "Do what a run's file says: preference, reward, online, distillation or iterative training.",
     "sweep": "Change the weights after training, by the merge that is exact for reverse KL.",
+    "decode": "Draw from the optimum without training: weighted samples of the references' pool, with a reward.",
     "evaluate": "Compare policies under one yardstick, with intervals.",
     "bound": "Evaluate a bound of the theory on your numbers.",
 }

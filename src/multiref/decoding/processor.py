@@ -1,0 +1,87 @@
+"""The per-token pool inside transformers' `generate`: other models beside the one that generates."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from multiref._logspace import check_weights
+from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
+from multiref.models.cache import cache_argument, cache_of, takes
+from multiref.pools import power_pool
+
+
+class PoolLogitsProcessor(LogitsProcessor):
+    r"""Scores of the next token → log P_ρ of all models, normalised: `models[0].generate(…, logits_processor=[this])`.
+
+    The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own; where the rows are no
+    continuation of those of the step before (beams that were reordered, a new call) they are read again.
+
+    Args:
+        models: the one that generates, then the others, of one vocabulary. weights: [K] on the simplex; None is uniform.
+        attention_mask: of the prompt batch, which a processor never sees: needed where rows are padded.
+        order: ρ of the pool; 0 is geometric.
+
+    Pass `top_k=0` to `generate`, which cuts to 50 tokens otherwise. A MultirefWarning where the model's own generation settings
+    bend the pool, or something cut the scores before it.
+    """
+
+    def __init__(
+        self, models: Sequence[Any], weights: Any = None, *, attention_mask: Tensor | None = None, order: float = 0.0
+    ) -> None:
+        self.others, self.weights = list(models[1:]), check_weights(weights, len(models))
+        self.mask, self.order = attention_mask, order
+        widths = {model.config.get_text_config().vocab_size for model in models}
+        if len(widths) > 1:
+            raise VocabularyMismatch(f"models: expected one vocabulary, found sizes {sorted(widths)}.")
+        own = models[0].generation_config
+        bent = {name: getattr(own, name, None) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+        said = {name: value for name, value in bent.items() if value not in (None, 0, 1, 1.0, 0.0)}
+        if said:
+            warnings.warn(
+                f"The model's generation settings bend what is drawn from the pool ({said}); pass other values to generate.",
+                MultirefWarning,
+                stacklevel=2,
+            )
+        self._ids = torch.empty(0, 0, dtype=torch.long)
+        self._caches: list[Any] = []
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, T], [B, V] → [B, V]."""
+        if not self._goes_on(input_ids) and bool(torch.isinf(scores).any()):
+            warnings.warn("Scores were cut before they were pooled: use no top_k, top_p, min_p.", MultirefWarning, stacklevel=2)
+        said = [scores.log_softmax(-1), *(self._said(k, input_ids).to(scores) for k in range(len(self.others)))]
+        self._ids = input_ids.clone()
+        return power_pool(torch.stack(said), self.weights.to(scores), self.order).log_softmax(-1)  # beams add them up
+
+    def _goes_on(self, ids: Tensor) -> bool:
+        before = self._ids.to(ids.device)
+        return len(self._caches) == len(self.others) and before.shape == ids[:, :-1].shape and torch.equal(before, ids[:, :-1])
+
+    def _said(self, k: int, ids: Tensor) -> Tensor:
+        """[B, V]: log-probabilities of the next token under one of the others."""
+        model = self.others[k]
+        device, names = next(model.parameters()).device, takes(model)
+        goes_on = self._goes_on(ids) and self._caches[k] is not None
+        mask = self._whole_mask(ids).to(device)
+        new = ids[:, -1:] if goes_on else ids
+        inputs: dict[str, Any] = {"input_ids": new.to(device), "attention_mask": mask, "use_cache": True}
+        if "position_ids" in names:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -new.shape[1] :]
+        out = model(**inputs, **cache_argument(names, self._caches[k] if goes_on else None))
+        self._caches = [*self._caches[:k], cache_of(out), *self._caches[k + 1 :]]
+        logps: Tensor = out.logits[:, -1].float().log_softmax(-1)
+        return logps
+
+    def _whole_mask(self, ids: Tensor) -> Tensor:
+        if self.mask is None:
+            return torch.ones_like(ids)
+        each, left = divmod(len(ids), len(self.mask))
+        if left or ids.shape[1] < self.mask.shape[1]:
+            raise ArgumentError(f"attention_mask: {tuple(self.mask.shape)} is not of the prompts of rows {tuple(ids.shape)}.")
+        mask = self.mask.to(ids).repeat_interleave(each, 0)
+        return torch.cat([mask, torch.ones_like(ids[:, mask.shape[1] :])], 1)
