@@ -98,11 +98,12 @@ def test_a_real_model_killed_at_five_moments(tmp_path, tiny_folder):
 
 
 def test_two_processes_at_once(tmp_path):
-    """Both finish, the store is sound, and reading it is unambiguous."""
+    """Both finish, nothing is scored twice, the store is sound, and reading it is unambiguous."""
     processes = [start(tmp_path / "store", tmp_path / f"log{n}", pause=0.002) for n in range(2)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+    assert sum(scored_by(tmp_path / f"log{n}") for n in range(2)) == 4 * COUNT
     assert Store(tmp_path / "store").verify() == []
     scores, after = finish(tmp_path / "store")
     whole, _ = finish(tmp_path / "whole")
