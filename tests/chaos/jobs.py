@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 
 from tests.conftest import make_llama, make_tokenizer
 
@@ -50,11 +49,11 @@ def make_world(folder: Path) -> None:
                            "training": {**TRAINING, "max_steps": 1}} for name in ("first", "second")},
     }  # fmt: skip
     for name, run in runs.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(json.dumps(run), encoding="utf-8")
     small = {"training": "offline", "weights": [0.5], "seeds": 2, "generated": {
         "betas": [1.0], "pairs": [64], "pairs_per_prompt": 2, "held_out": 6, "world": WORLD,
         "offline": {"steps": 4, "pairs_per_step": 16, "learning_rate": 3e-3}}}  # fmt: skip
-    (folder / "frontier.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
+    (folder / "frontier.yaml").write_text(json.dumps(small), encoding="utf-8")
 
 
 def shrink_demo() -> None:

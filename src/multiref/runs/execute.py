@@ -104,7 +104,7 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
                 _check(run, job, kept, target, facts)
                 clock.lap("saving and checking")
                 (target / "README.md").write_text(model_card(run, facts, folder.read_metrics()), encoding="utf-8")
-                timing = [*(folder.read("timing.json") or []), clock.seconds]
+                timing = [*folder.read("timing.json", list), clock.seconds]
                 folder.write("timing.json", json.dumps(timing, indent=1))
                 write_report(folder.report, run, facts, folder.read_metrics(), timing)
 

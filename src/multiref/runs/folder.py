@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from multiref._files import MIB, read_text
+from multiref._files import MIB, open_file, read_text
 from multiref._json import parse_json
 from multiref._locks import Held, Lock, alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 from multiref.runs.yaml_values import PlainLoader
 from multiref.training.sums import SUMS, newest_whole, set_aside, step_of
+
+T = TypeVar("T", list[Any], dict[str, Any])
 
 
 class RunFolder:
@@ -96,13 +98,17 @@ class RunFolder:
             self.check()
             write_whole(self.path / name, text)
 
-    def read(self, name: str) -> Any:
-        """What a JSON file holds; None where it is not there."""
-        path = self.path / name
-        if not path.exists():
-            return None
+    def read(self, name: str, kind: type[T]) -> T:
+        """What a JSON file holds, a list or a dictionary of them; an empty one where it is not there."""
+        path, again = self.path / name, "Remove it; it is made again."
+        if not os.path.lexists(path):
+            return kind()
         text = read_text(path, "a file that this run wrote", error=OutputError)
-        return parse_json(text, str(path), error=OutputError, constants=True, expected="Remove it; it is made again.")
+        found = parse_json(text, str(path), error=OutputError, constants=True, expected=again)
+        inside = list(found.values()) if isinstance(found, dict) else found
+        if not isinstance(found, kind) or not all(isinstance(part, dict) for part in inside):
+            raise OutputError(f"{path} is not as this run writes it. {again}")
+        return found
 
     def write_model(self, save: Callable[[Path], None]) -> None:
         """The model folder: written beside its place, then moved there. What `save` refuses, by a ModelError, is kept as
@@ -144,8 +150,12 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; one that a kill cut short is left out."""
-        lines = []
-        for text in self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else ():
+        lines: list[dict[str, Any]] = []
+        if not os.path.lexists(self.metrics):
+            return lines
+        with open_file(self.metrics, "the lines of a run", largest=2**33, error=OutputError) as file:
+            content = file.read()
+        for text in content.split(b"\n"):
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):

@@ -214,7 +214,7 @@ class OnlineJob:
     ) -> None:
         self.run, self.held_out, self.folder, self.say = run, held_out, folder, say
         self.trainer: Any = trainer
-        self.figures: dict[str, Figures] = folder.read("evaluation.json") or {}
+        self.figures: dict[str, Figures] = folder.read("evaluation.json", dict)
         self.known: dict[str, Any] = {}
 
     def train(self, checkpoint: Path | None) -> None:
