@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-
 from tests.conftest import make_llama, make_tokenizer
 
 WORDS = ["the cat", "a dog", "two plus three", "the log", "a little dog", "it is five", "Max", "the mat"]
