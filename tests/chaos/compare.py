@@ -10,7 +10,7 @@ import torch
 from multiref.training.checkpoint import read_plain
 
 CLOCKS = re.compile(r"wall|processor|seconds|runtime|_per_second|since|^sum$|timing")
-IGNORED = {"timing.json", "sums.json", ".sums", ".lock"}
+IGNORED = {"timing.json", "sums.json", ".sums"}
 _SECTION = re.compile(r"<section><h2>Time</h2>.*?</section>", re.DOTALL)
 _TIME = re.compile(r"\d+(\.\d+)? ?(s|ms|min|seconds)\b|\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
 
@@ -27,7 +27,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in IGNORED and path.suffix != ".part" and "damaged" not in path.parts
+        if path.is_file() and path.name not in IGNORED and path.suffix not in (".part", ".lock") and "damaged" not in path.parts
     }
 
 

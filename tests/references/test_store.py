@@ -330,18 +330,17 @@ def test_the_note_of_a_reference_says_who_it_is(tmp_path):
     assert "was changed" in str(Store(tmp_path).verify()[0])
 
 
-def test_an_export_is_of_the_scores_alone(tmp_path, monkeypatch):
+def test_an_export_is_of_the_scores_alone(tmp_path):
     """However they are cut into shards, and wherever they were scored: the same bytes, and no path of the machine."""
-    from multiref.references.resolve import Opener
     from multiref.references.store.export import export
 
-    monkeypatch.setattr(Opener, "_open", lambda opener: Companion())
-    files = []
+    files, rows = [], rows_of(60)
     for size in (7, 50):
-        here = tmp_path / f"here-{size}"
-        References({"a": str(here)}).score(pairs(30), store=tmp_path / f"s{size}", shard_size=size)
-        notes = Store(tmp_path / f"s{size}").references()
-        assert [each["location"] for note in notes.values() for each in note["seen"]] == [str(here)]
-        assert export(Store(tmp_path / f"s{size}"), tmp_path / f"{size}.parquet") == 60
+        store, here = Store(tmp_path / f"s{size}"), str(tmp_path / f"model-{size}")
+        address = store.register(Companion().identity(), name="a", location=here)
+        for start in range(0, 60, size):
+            store.append(address, rows.take(np.arange(start, min(60, start + size + 3))))  # some of them twice
+        assert store.references()[address]["seen"] == [{"name": "a", "location": here}]
+        assert export(store, tmp_path / f"{size}.parquet") == 60
         files.append((tmp_path / f"{size}.parquet").read_bytes())
     assert files[0] == files[1] and str(tmp_path).encode() not in files[0]
