@@ -170,18 +170,23 @@ def test_a_store_that_was_written_into(harm, whole):
             shutil.copytree(store, folder / "s")
             HARM[harm](folder / "s", Random(seed))
             look_at(folder, scores)
+            store_verb("prune", folder / "s", "--yes")
         finally:
             shutil.rmtree(folder)
 
     tries()
 
 
+def store_verb(verb, folder, *arguments):
+    found = CliRunner().invoke(app, ["store", verb, str(folder), *arguments])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+
+
 def look_at(folder, scores):
     """Through every door: the scores that are read are those that were scored."""
     for verb in (["ls"], ["verify"], ["export", str(folder / "o.parquet")], ["prune"]):
-        found = CliRunner().invoke(app, ["store", verb[0], str(folder / "s"), *verb[1:]])
-        if found.exception is not None and not isinstance(found.exception, SystemExit):
-            raise found.exception
+        store_verb(verb[0], folder / "s", *verb[1:])
     for read in (
         lambda: ask(folder / "s"),
         lambda: read_scores(folder / "s", ["a"]),

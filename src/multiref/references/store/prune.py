@@ -1,5 +1,7 @@
 """Removing what a store no longer needs: leftovers of killed processes, damaged shards, references nobody uses any more."""
 
+import contextlib
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +38,15 @@ def remove(store: Store, files: Sequence[Path]) -> None:
     """Delete these files and bring the manifest in line."""
     for path in files:
         try:
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():  # something put it there, and it was set aside
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(
                 f"Cannot remove {path}: {error.strerror or error}. What was removed before it stays removed."
             ) from error
     for folder in (store.folder / "shards").glob("*/"):
-        if not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # it is not empty, or a link
             folder.rmdir()
     store.manifest()
