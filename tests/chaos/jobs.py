@@ -49,7 +49,7 @@ def make_world(folder: Path) -> None:
     }  # fmt: skip
     for name, run in runs.items():
         (folder / f"{name}.yaml").write_text(json.dumps(run), encoding="utf-8")
-    small = {"training": "offline", "weights": [0.5], "seeds": 2, "generated": {
+    small = {"training": "offline", "weights": [0.5], "rules": ["exact"], "seeds": 2, "generated": {
         "betas": [1.0], "pairs": [64], "pairs_per_prompt": 2, "held_out": 6, "world": WORLD,
         "offline": {"steps": 4, "pairs_per_step": 16, "learning_rate": 3e-3}}}  # fmt: skip
     (folder / "frontier.yaml").write_text(json.dumps(small), encoding="utf-8")
@@ -84,7 +84,7 @@ JOBS: dict[str, Callable[[Path], list[str]]] = {
     "frontier": lambda out: ["frontier", "--config", "frontier.yaml", "--output", f"{out}", "--cache", "cache", "--workers",
                              "2"],
     "demo": lambda out: ["demo", "--quick", "--seeds", "1", "--output", f"{out}", "--cache", "cache"],
-    "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "2"],
+    "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "1"],
     "verify": lambda out: ["verify", "--out", f"{out}", "alpha-family-and-pool-order", "reverse-kl-optimum"],
 }  # fmt: skip
 # verb → what has to be there before it

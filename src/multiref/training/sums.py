@@ -128,7 +128,7 @@ def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | 
         try:
             if flush:
                 os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, hashlib.sha256 if earlier else xxhash.xxh3_128)  # type: ignore[arg-type]
+            digest = hashlib.file_digest(file, hashlib.sha256 if earlier else xxhash.xxh3_128)
             return [os.fstat(file.fileno()).st_size, digest.hexdigest()]
         except OSError as error:
             raise OutputError(f"{path} cannot be read ({error.strerror})") from error
