@@ -150,7 +150,7 @@ def _agreed(values: list[T]) -> list[T]:
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
-        PartialState()  # the first to ask begins the group
+        PartialState(cpu=not torch.accelerator.is_available())  # the first to ask begins the group; else each is alone
         broadcast_object_list(values)
     return values
 
