@@ -150,7 +150,9 @@ def test_solving_for_another_quantity_reaches_the_target():
 @pytest.mark.parametrize("name", list(bounds.statements()))
 def test_every_statement_prints_on_one_screen_and_says_where_it_comes_from(name):
     statement = bounds.statements()[name]
-    bound = statement(**{q: 0.5 if q in ("delta", "residual", "sigma_min") else 4.0 for q in statement.parameters})
+    bound = statement(
+        **{q: 0.5 if q in ("delta", "residual", "sigma_min", "small_epsilon") else 4.0 for q in statement.parameters}
+    )
     text = str(bound)
     assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 200
     assert name in text and bound.citation in text and bound.status in text and all(a in text for a in bound.assumptions)

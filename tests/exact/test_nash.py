@@ -11,7 +11,9 @@ from multiref.errors import ArgumentError, EmptyPoolError
 
 ROCK_PAPER_SCISSORS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]]).double()
 RULES = [mr.ReverseKL, mr.ForwardKL, mr.AlphaDivergence, mr.FDivergence.jensen_shannon]
-every_rule = pytest.mark.parametrize("rule", RULES, ids=["reverse", "forward", "alpha ½", "Jensen–Shannon"])
+IDS = ["reverse", "forward", "alpha ½", "Jensen–Shannon"]
+LONG = [[], [], [], [pytest.mark.slow]]  # nested roots within Newton's steps
+every_rule = pytest.mark.parametrize("rule", [pytest.param(r, id=i, marks=m) for r, i, m in zip(RULES, IDS, LONG)])
 
 
 def games(seeds=3, completions=5, references=2, seed=0):

@@ -47,7 +47,7 @@ def test_a_table_learns_a_cyclic_game_and_a_reward_cannot(design):
             )
 
         before = gap(made.task.policy.table())
-        plan = Plan(labels=[1000, 2000, 3000, 4000], steps=60, prompts=16, rollouts=16, reward_steps=80, reward_batch=4096,
+        plan = Plan(labels=[1500, 3000], steps=70, prompts=16, rollouts=16, reward_steps=80, reward_batch=4096,
                     learning_rate=5e-2, final_rate=0.1, measure_at=())  # fmt: skip
         state, history = train(made.task, method, plan)
         gaps[method.name] = gap(state.policy.table())
