@@ -157,6 +157,7 @@ BAD = {
     "text": ({"prompts": "x0"}, "expected a list"),
     "tokens": ({"budget": Budget(tokens=10)}, "10 are allowed"),
     "rewards": ({"budget": Budget(rewards=10)}, "rewards"),
+    "seconds": ({"budget": Budget(seconds=1e-6)}, "seconds"),
     "weights": ({"regularizer": mr.ReverseKL((0.2, 0.3, 0.5))}, "weights"),
 }
 

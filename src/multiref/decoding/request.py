@@ -1,15 +1,17 @@
 """What is asked for, checked before any model is read: method, proposal, how many, of what length, at which price."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-from multiref.models.lockstep import cache_bytes
+from multiref.models.lockstep import Lockstep, at_rest, cache_bytes
 from multiref.models.spec import Generation
 from multiref.regularizers import Regularizer, check_beta, check_weights
 
@@ -24,7 +26,8 @@ METHODS: dict[str, tuple[str | None, ...]] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """What a call may spend on all prompts together; None: as much as it needs. tokens: read by all models together."""
+    """What a call may spend on all prompts together; None: as much as it needs. tokens: read by all models together.
+    seconds: without the reward, from one step that is timed."""
 
     tokens: float | None = None
     rewards: float | None = None
@@ -118,6 +121,13 @@ class Request:
                     f"budget: this needs up to {needed:,} {name} ({len(contexts)} prompts, {self.rows} rows each, {steps} new "
                     f"tokens, {len(models)} models), and {allowed:,.0f} are allowed. Lower n, islands or max_new_tokens."
                 )
+        if self.budget.seconds is not None:
+            seconds = len(contexts) * _seconds(models, max(contexts, key=len), self.rows, steps)
+            if seconds > self.budget.seconds:
+                raise ArgumentError(
+                    f"budget: this needs about {seconds:,.0f} seconds without the reward (one step of {self.rows} rows was "
+                    f"timed), and {self.budget.seconds:,.0f} are allowed. Lower n, islands or max_new_tokens."
+                )
         needed = cache_bytes(models, self.rows, max(map(len, contexts)) + steps)
         free = free_bytes(next(models[0].parameters()).device)
         if free is not None and needed > free:
@@ -127,10 +137,26 @@ class Request:
             )
 
 
+def _seconds(models: Sequence[Any], context: Sequence[int], rows: int, steps: int) -> float:
+    """Of one prompt: its prompt read and one step timed, the step times as many as there are."""
+    begin = time.perf_counter()
+    with at_rest(models):
+        step = Lockstep(models, tuple(context), rows, steps)
+        read = time.perf_counter()
+        step.read(torch.zeros(rows, dtype=torch.long, device=step.device))
+        float(step.logps()[0, 0, 0])  # waits for an accelerator
+    return read - begin + (steps - 1) * (time.perf_counter() - read)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Of this device's memory; None where that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    try:  # where the system says what it could free, that; unused pages alone are too few where files are cached
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
