@@ -139,7 +139,8 @@ class RolloutRun(PooledRun):
         context = context_of(loaded.model.config)
         if self.too_long == "error" or context is None:
             return rows
-        fits = [len(ids) + self.longest <= context for ids in encode_prompts(loaded.tokenizer, [row["prompt"] for row in rows])]
+        prompts, said = [row["prompt"] for row in rows], self.training.make().tokenisation
+        fits = [len(ids) + self.longest <= context for ids in encode_prompts(loaded.tokenizer, prompts, said)]
         if not any(fits):
             raise ConfigError(
                 f"max_new_tokens: no prompt leaves room for {self.longest} new tokens in a context of {context}. "
@@ -269,7 +270,9 @@ class OnlineJob:
     def remember(self) -> Kept:
         trainer = self.trainer
         rollouts = sample_few(trainer, [row for rows in self.held_out.values() for row in rows] or trainer.rows)
-        return rows_of_rollouts(rollouts, trainer.tokenizer).remember(trainer.model, trainer.tokenizer)
+        return rows_of_rollouts(rollouts, trainer.tokenizer, trainer.args.tokenisation).remember(
+            trainer.model, trainer.tokenizer
+        )
 
     def release(self) -> None:
         self.trainer.accelerator.free_memory()

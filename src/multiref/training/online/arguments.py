@@ -1,13 +1,14 @@
 """The numbers of an online run, checked once."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.models import Generation
+from multiref.models import Generation, Tokenisation
 from multiref.training.checks import check_at_least, check_choice, check_seed
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -29,6 +30,8 @@ class OnlineArguments:
         save_every: steps between checkpoints, 0: none; `keep`: how many of them stay.
         log_every: steps between lines of metrics, which are averages over them.
         mixed_precision: "none", "bf16" or "fp16": autocast of the policy's passes; None: bf16 on a CUDA device that has it.
+        chat_template_kwargs: passed to the policy's chat template for every prompt; a row's own come first. References and
+            reward models that have other tokenizers write texts as theirs do.
         temperature: only 1. Log-probabilities are of the model's own distribution, so sampling from another would be another
             objective.
     """
@@ -51,6 +54,7 @@ class OnlineArguments:
     seed: int = 0
     mixed_precision: str | None = None
     temperature: float = 1.0
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
@@ -70,6 +74,11 @@ class OnlineArguments:
     def generation(self) -> Generation:
         """How completions are sampled."""
         return Generation(self.max_new_tokens, cache=self.cache, batch=self.generation_batch)
+
+    @property
+    def tokenisation(self) -> Tokenisation:
+        """How the policy's prompts become token ids."""
+        return Tokenisation(chat_template_kwargs=self.chat_template_kwargs)
 
     def autocast(self, device: torch.device) -> str:
         """`mixed_precision` as accelerate takes it, for a policy on this device."""

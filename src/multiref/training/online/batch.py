@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from multiref.errors import VocabularyMismatch
-from multiref.models import Generation, Rollout, sampling, token_logps
+from multiref.models import Generation, Rollout, Tokenisation, sampling, token_logps
+from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import FDivergence, Regularizer, check_weights
 from multiref.training.batching import cut_into_microbatches
@@ -92,9 +93,19 @@ class Batch:
         )
 
 
-def sample(model: nn.Module, tokenizer: Any, prompts: Sequence[Any], generation: Generation, *, group: int) -> list[Rollout]:
+def sample(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    generation: Generation,
+    *,
+    group: int,
+    tokenisation: Tokenisation = TOKENISATION,
+) -> list[Rollout]:
     """`group` completions of each prompt; without log-probabilities, for they are the policy's as it is."""
-    drawn = sampling.sample(model, tokenizer, prompts, generation, group=group, generator=torch.default_generator)
+    drawn = sampling.sample(
+        model, tokenizer, prompts, generation, group=group, generator=torch.default_generator, tokenisation=tokenisation
+    )
     return [replace(rollout, sampled_logps=None) for rollout in drawn]
 
 

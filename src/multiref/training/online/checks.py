@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.data import as_prompt
+from multiref.data import Conversation, as_prompt
 from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
@@ -30,6 +30,29 @@ def as_rows(prompts: Sequence[Any]) -> list[Row]:
     if any("prompt" not in row for row in rows):
         raise ArgumentError("prompts: a row has no `prompt`.")
     return [{**row, "prompt": as_prompt(row, origin=f"prompt {number}")} for number, row in enumerate(rows, 1)]
+
+
+def asked(prompts: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    """The prompts, conversations with these arguments of the template where they have not got their own."""
+    return [
+        prompt
+        if isinstance(prompt, str) or not options
+        else Conversation(
+            prompt,
+            tools=getattr(prompt, "tools", ()),
+            chat_template_kwargs={**options, **getattr(prompt, "chat_template_kwargs", {})},
+        )
+        for prompt in prompts
+    ]
+
+
+def check_options(rows: Sequence[Row], options: Mapping[str, Any]) -> None:
+    """ArgumentError for arguments of a template that no prompt goes through."""
+    if options and all(isinstance(row["prompt"], str) for row in rows):
+        raise ArgumentError(
+            f"chat_template_kwargs: found {dict(options)}, but every prompt is a text, which no template writes. Give prompts "
+            "as lists of messages, or leave it out."
+        )
 
 
 def references_matter(beta: float, references: Any) -> bool:

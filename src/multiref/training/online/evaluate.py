@@ -1,18 +1,19 @@
 """A policy's rewards on held-out prompts, with 95 % intervals over prompts; pass@k where a reward says right or wrong."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
-from multiref.models import Encoded, Tokenisation, encode_many
+from multiref.models import Encoded, encode_many
 from multiref.models.encoding import context_of
 from multiref.models.sampling import end_ids
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.batch import sample
-from multiref.training.online.checks import as_rows
+from multiref.training.online.checks import as_rows, asked
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts
 
@@ -75,7 +76,7 @@ def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particl
             estimate_disagreement(
                 models,
                 trainer.tokenizer,
-                row["prompt"],
+                asked([row["prompt"]], trainer.args.chat_template_kwargs)[0],
                 new_tokens=trainer.args.max_new_tokens,
                 weights=w,
                 particles=particles,
@@ -116,7 +117,9 @@ def _drawn(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: i
         torch.manual_seed(seed)
         for start in range(0, len(rows), args.prompts_per_step):
             prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
-            rollouts += sample(trainer.model, trainer.tokenizer, prompts, args.generation, group=samples)
+            rollouts += sample(
+                trainer.model, trainer.tokenizer, prompts, args.generation, group=samples, tokenisation=args.tokenisation
+            )
     return rollouts
 
 
@@ -139,7 +142,9 @@ def _weights(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> list[
 
 def _cut(trainer: OnlineTrainer, row: Mapping[str, Any]) -> list[Encoded]:
     items = encode_many(
-        trainer.tokenizer, [(row["prompt"], (row["text"],))], Tokenisation(end=not row.get("unfinished", False))
+        trainer.tokenizer,
+        [(row["prompt"], (row["text"],))],
+        replace(trainer.args.tokenisation, end=not row.get("unfinished", False)),
     )
     return [
         Encoded(e.prompt_ids, (e.completions[0][: trainer.args.max_new_tokens],), (False,)) for e in items if e.completions[0]

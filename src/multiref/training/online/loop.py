@@ -25,7 +25,9 @@ from multiref.training.online.arguments import OnlineArguments
 from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
 from multiref.training.online.checks import (
     as_rows,
+    asked,
     check_not_the_policy,
+    check_options,
     check_policy_context,
     check_processes,
     check_rewards,
@@ -108,7 +110,8 @@ class OnlineTrainer:
         if self.scorer is not None:
             known = [_identity(self.scorer, name) for name in self.names]
             self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
-        contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows])
+        check_options(self.rows, args.chat_template_kwargs)
+        contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
         if self.scorer is not None:
             self.scorer.check_context(contexts, args.max_new_tokens)
         check_policy_context(self.model, contexts, args.max_new_tokens)
@@ -201,7 +204,9 @@ class OnlineTrainer:
     def _batch(self, index: Sequence[int], sampler: Callable[..., list[Rollout]], warming: bool) -> Batch:
         """The step's completions, with what rewards and references say of them."""
         rows = [self.rows[i] for i in index]
-        rollouts = sampler(self.model, self.tokenizer, [row["prompt"] for row in rows])
+        prompts = [row["prompt"] for row in rows]
+        drawn = sampler(self.model, self.tokenizer, asked(prompts, self.args.chat_template_kwargs))
+        rollouts = [replace(rollout, prompt=prompt) for rollout, prompt in zip(drawn, prompts)]
         ends = self.tokenizer.eos_token_id is not None
         warn_of_odd_completions(rollouts, ends=ends and not warming, first=self.step == 0, limit=self.args.max_new_tokens)
         group, weights = self.method.group, self.weights
@@ -274,7 +279,8 @@ class OnlineTrainer:
     # ---- the parts of a step ----
 
     def _sample(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
-        return sample(model, tokenizer, prompts, self.args.generation, group=self.method.group)
+        args = self.args
+        return sample(model, tokenizer, prompts, args.generation, group=self.method.group, tokenisation=args.tokenisation)
 
     def _references_own(self, prompts: Sequence[Any]) -> list[tuple[float, Rollout]]:
         """For `FromReferences`: completions of each reference, and how much each group counts: w_k / (prompts · group)."""
