@@ -10,10 +10,12 @@ from peft import LoraConfig, get_peft_model
 
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError, OutputError
-from multiref.models import LanguageModel, Tokenisation
+from multiref.models import Encoded, LanguageModel, Tokenisation, score_completions
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
+from multiref.training.start import check_start, rounding_unit
 from multiref.training.sums import SUMS
+from tests.models.templates import CHATML, byte_tokenizer
 from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
@@ -88,6 +90,48 @@ def test_it_is_no_matter_of_other_policies(folder, tmp_path):
     assert "start/self" not in trained(same, replace(scores, identities=()), tmp_path)
     other = tuple({**identity, "start": False} for identity in scores.identities)  # another tokenisation, of its own
     assert "start/self" not in trained(same, replace(scores, identities=other), tmp_path)
+
+
+def test_scores_of_another_template_are_refused_by_name_where_the_policy_is_that_reference(tmp_path, caplog):
+    """Of the policy's weights: two halves of one ratio that read different texts. Another model may have its own template."""
+    tokenizer, other = byte_tokenizer(CHATML), byte_tokenizer(CHATML.replace("assistant", "model"))
+    pairs = [{"prompt": [{"role": "user", "content": f"{i}"}], "chosen": [{"role": "assistant", "content": "a"}],
+              "rejected": [{"role": "assistant", "content": "b"}]} for i in range(3)]  # fmt: skip
+    models = {"self": small_llama(len(tokenizer)), "another": small_llama(len(tokenizer), seed=1)}
+
+    def begun(written, *names):
+        scores = mr.References({name: LanguageModel(models[name], written, name) for name in names}).score(pairs)
+        mr.training.PreferenceTrainer(copy.deepcopy(models["self"]), regularizer=mr.ReverseKL(), beta=0.3, scores=scores,
+                                      train_dataset=pairs, processing_class=tokenizer, args=arguments(tmp_path))  # fmt: skip
+
+    begun(tokenizer, "self", "another")
+    assert not caplog.records
+    begun(other, "another")
+    assert "Reference 'another' has the policy's tokenizer and scored other token ids" in caplog.text
+    with pytest.raises(ArgumentError, match=r"'self' has the weights and the tokenizer of the policy.*another chat template"):
+        begun(other, "another", "self")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("length", [8, 64])
+def test_rounding_is_judged_by_dtype_and_length(dtype, length):
+    """What a model rounds in half precision passes, an error that is no rounding does not; longer texts are judged closer."""
+    model = small_llama(64, spread=0.3, context=128).float()
+    rows = [Encoded((1,), (tuple((7 * i + j) % 61 + 3 for j in range(length)),), (False,)) for i in range(6)]
+    exact, half = (score_completions(m, rows, layout="alone") for m in (model, copy.deepcopy(model).to(dtype)))
+    lengths, unit = torch.full((6,), length), rounding_unit(model, {"dtype": str(dtype)[6:]}, "no")
+    assert (
+        unit
+        == torch.finfo(dtype).eps
+        == rounding_unit(model, {"dtype": "float32"}, {"bfloat16": "bf16"}.get(str(dtype)[6:], "fp16"))
+    )
+    found = check_start(half, {"a": exact}, lengths, unit=unit)["a"]
+    assert found > 0
+    allowed = 16 * unit * min(1.0, float((exact.abs() / lengths).max().clamp_min(4)) / (2 * length**0.5))
+    with pytest.raises(ModelError, match="reference 'a', but before the first step"):
+        check_start(exact + 1.05 * allowed * lengths, {"a": exact}, lengths, unit=unit)
+    with pytest.raises(ModelError, match="reference 'a'"):  # in float32 no more than 1e-4
+        check_start(exact + 2e-4 * lengths, {"a": exact}, lengths, unit=torch.finfo(torch.float32).eps)
 
 
 def test_a_resumed_run_is_not_asked(folder, tmp_path):

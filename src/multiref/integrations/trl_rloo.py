@@ -26,6 +26,7 @@ from multiref.integrations.trl_conditions import (
     check_version,
 )
 from multiref.models import Tokenisation
+from multiref.models.processor import as_tokenizer
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
@@ -189,7 +190,7 @@ def rloo(
         regularizer,
         beta=beta,
         policy_reference=policy_reference,
-        tokenizer=processing_class,
+        tokenizer=None if processing_class is None else as_tokenizer(processing_class),
         temperature=args.temperature,
         asynchronous=asynchronous,
         **(options or {}),

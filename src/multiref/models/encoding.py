@@ -12,6 +12,7 @@ from typing import Any
 
 from multiref.errors import DataError, ModelError
 from multiref.models.conversation import Chat, warn_of_strings, write_conversation
+from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Tokenisation
 
 Text = Any  # str | tuple of chat messages: `multiref.data.Text`, which this room must not import
@@ -91,6 +92,7 @@ def encode_many(
 
     origins: what each item is called in errors and warnings ("pairs.jsonl:12"); none: by how its prompt begins.
     """
+    tokenizer = as_tokenizer(tokenizer)
     names = origins or [""] * len(items)
     warn_of_strings(tokenizer, (prompt for prompt, _ in items if isinstance(prompt, str)))
     apart = tokenisation.join == "tokens"

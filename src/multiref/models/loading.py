@@ -12,17 +12,23 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models.adapters import adapter_folder, check_base, on_base, own_tokenizer, put_adapter
 from multiref.models.checkpoint import check_numbers, load_whole
 from multiref.models.folders import explain
+from multiref.models.processor import as_tokenizer
 from multiref.models.quantization import check_quantization, quantization_options, quantize
 from multiref.models.spec import DTYPES, ModelSpec
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model in evaluation mode, its tokenizer, and the name under which it was asked for."""
+    """A causal language model in evaluation mode, its tokenizer (of a processor that is given: its tokenizer), and the name
+    under which it was asked for."""
 
     model: Any
     tokenizer: Any
     name: str
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            object.__setattr__(self, "tokenizer", as_tokenizer(self.tokenizer))
 
 
 def best_device() -> torch.device:

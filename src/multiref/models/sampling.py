@@ -20,6 +20,7 @@ from multiref.models.cache import cache_argument, cache_of, takes
 from multiref.models.distribution import bend
 from multiref.models.draws import check_draws
 from multiref.models.encoding import Encoded, encode_many
+from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
 __all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
@@ -67,6 +68,7 @@ def sample(
         prompts: strings or tuples of chat messages, as `encode` has them.
         generator: on the model's device, or on the CPU, from which one for the device is then seeded by one draw.
     """
+    tokenizer = as_tokenizer(tokenizer)
     contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     rows = draw(model, contexts, generation, group=group, ends=ends, pad=pad, generator=generator)

@@ -140,8 +140,9 @@ class PreferenceData(PairData):
         columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
         at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
         self.references, self.ref_lengths = scores.logps[:, at], scores.lengths[:, at]
-        truncated = scores.truncated[:, at]
-        cut = _cut(self.encoded, truncated, torch.from_numpy(scores.digests.view(np.int64))[:, at])
+        truncated, digests = scores.truncated[:, at], torch.from_numpy(scores.digests.view(np.int64))[:, at]
+        self.otherwise = _scored_otherwise(self.encoded, digests)
+        cut = _cut(self.encoded, truncated, digests)
         if bool(cut.any()) and (too_long != "drop" or bool(cut.any(0).all())):
             _refuse(self, cut, truncated)
         self.dropped = int(cut.any(0).sum())
@@ -197,6 +198,14 @@ def _cut(encoded: Sequence[Encoded], truncated: Tensor, digests: Tensor) -> Tens
     for row, side in cut.any(0).nonzero().tolist():
         kept[row, side] = _signed(encoded[row].digest(side))
     return (cut & ((digests != kept) | (digests == 0))).any(-1)
+
+
+def _scored_otherwise(encoded: Sequence[Encoded], digests: Tensor) -> tuple[int, ...]:
+    """References that are known to have scored other token ids than the policy has: of eight rows, evenly spread."""
+    rows = torch.linspace(0, len(encoded) - 1, min(8, len(encoded))).long().unique()
+    ours = torch.tensor([[_signed(encoded[row].digest(side)) for side in (0, 1)] for row in rows.tolist()])
+    theirs = digests[:, rows]
+    return tuple(((theirs != ours) & (theirs != 0)).any((1, 2)).nonzero()[:, 0].tolist())
 
 
 def _signed(digest: int) -> int:

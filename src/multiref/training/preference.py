@@ -15,6 +15,7 @@ from multiref.models.audit import audit_layout
 from multiref.models.encoding import context_of
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows
+from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.regularizers import Regularizer, check_weights
@@ -23,7 +24,7 @@ from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Objective, PairLogps, Preference
 from multiref.training.pair_trainer import PairTrainer
-from multiref.training.start import check_start, is_coarse, starts_as
+from multiref.training.start import check_ids, check_start, rounding_unit, starts_as
 from multiref.training.strategies import WeightStrategy
 
 
@@ -48,7 +49,7 @@ class PreferenceTrainer(PairTrainer):
         args: `transformers.TrainingArguments`; `per_device_train_batch_size` counts pairs.
         train_dataset, eval_dataset: pairs (`Pair`, or rows in TRL's preference format), or `PreferenceData`;
             evaluation also a mapping from names to those.
-        processing_class: the policy's tokenizer.
+        processing_class: the policy's tokenizer, or a processor that has it.
         strategy: where weights come from while training: a `WeightStrategy`; None keeps the objective's.
         tokenisation: what the scores were made with; `max_length` is at most the policy's context.
         token_budget: rows × longest row of one forward pass; a micro-batch above it is cut into several. None: one pass.
@@ -91,6 +92,8 @@ class PreferenceTrainer(PairTrainer):
                 "layers. Use LoRA."
             )
 
+        tokenizer = as_tokenizer(processing_class)
+
         def ready(data: Any) -> PreferenceData:
             if isinstance(data, PreferenceData):
                 return data
@@ -98,7 +101,7 @@ class PreferenceTrainer(PairTrainer):
                 raise ArgumentError(
                     "scores: expected SequenceScores that cover the pairs, found None. Make them: References(...).score(pairs)."
                 )
-            return PreferenceData(data, scores, processing_class, tokenisation=limited)
+            return PreferenceData(data, scores, tokenizer, tokenisation=limited)
 
         train = ready(train_dataset)
         check_weights(self.objective.weights, len(train.names))
@@ -108,7 +111,8 @@ class PreferenceTrainer(PairTrainer):
             args.restore_callback_states_from_checkpoint = True
             strategy.start(self.names)
             callbacks = [*(callbacks or []), strategy]
-        self._starts_as = starts_as(model, processing_class, train.identities, train.said)
+        self._starts_as = starts_as(model, tokenizer, train.identities, train.said)
+        check_ids(train, tokenizer, self._starts_as)
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
 
     @property
@@ -187,9 +191,9 @@ class PreferenceTrainer(PairTrainer):
         alike = {k: bool((pairs.ref_lengths[k] == pairs.lengths).all()) for k in self._starts_as}
         names = [data.pairs[i].origin or f"pair {i + 1}" for i in chosen for _ in range(2)]
         for k in (k for k, same in alike.items() if same):  # else the reference's tokenisation is another
-            coarse = is_coarse(bare, data.identities[k], self.accelerator.mixed_precision != "no")
+            unit = rounding_unit(bare, data.identities[k], self.accelerator.mixed_precision)
             reference = {self.names[k]: pairs.references[k].flatten()}
-            found = check_start(own.flatten(), reference, pairs.lengths.flatten(), coarse=coarse, rows=names)
+            found = check_start(own.flatten(), reference, pairs.lengths.flatten(), unit=unit, rows=names)
             self.once_logged |= {f"start/{name}": value for name, value in found.items()}
 
     def _logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:

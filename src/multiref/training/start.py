@@ -4,18 +4,21 @@ not computed as it is stated to be."""
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from multiref.errors import ModelError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.witness import dtype_of
+
+if TYPE_CHECKING:
+    from multiref.training.dataset import PreferenceData
 
 _log = logging.getLogger("multiref")
-_ROUNDING = {"float32": 1e-4, "float64": 1e-4}  # nats a token; other formats, and autocast:
-_COARSE = 0.1
+_AUTOCAST = {"no": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}  # the first: as the weights are
 _TEXT = ("start", "end", "join", "truncation", "chat_template_kwargs")
 _HASHED = 2**31  # parameters: a larger model in memory is not hashed to find out what it is
 
@@ -41,35 +44,61 @@ def starts_as(
     ]
 
 
+def check_ids(data: "PreferenceData", tokenizer: Any, starts_as: Sequence[int]) -> None:
+    """Where a reference of the policy's tokenizer scored other token ids: ArgumentError if it is the policy itself, else said,
+    for a reference may have a template of its own."""
+    for k in data.otherwise:
+        if k in starts_as:
+            raise ArgumentError(
+                f"Reference {data.names[k]!r} has the weights and the tokenizer of the policy, but its scores are of other "
+                "token ids than the policy's: it was scored under another chat template. Expected one template on both sides. "
+                "Score again with this tokenizer, or give the one that the scores were made with."
+            )
+        if data.identities and data.identities[k].get("tokenizer") == tokenizer_fingerprint(tokenizer):
+            _log.warning(
+                "Reference %r has the policy's tokenizer and scored other token ids: by its own chat template or arguments.",
+                data.names[k],
+            )
+
+
 def check_start(
-    policy: Tensor, references: Mapping[str, Tensor], lengths: Tensor, *, coarse: bool, rows: Sequence[str] = ()
+    policy: Tensor, references: Mapping[str, Tensor], lengths: Tensor, *, unit: float, rows: Sequence[str] = ()
 ) -> dict[str, float]:
-    """{reference: the largest |log π − log π_k| a token}. ModelError where that is more than rounding.
+    """{reference: the largest |log π − log π_k| a token}. ModelError where that is more than rounding:
+
+        16 ε min(1, max(4, |log π_k| / T) / 2√T) a token, and 1e-4 in any case
+
+    for T tokens in a format with unit ε: what each token is off by grows with the size of its logits and half cancels in the
+    sum. (Measured in bfloat16 and float16, trained and random models, likely and unlikely texts of 5 to 200 tokens: at most a
+    third of it.)
 
     Args:
-        policy, references: [N] of whole completions; lengths: [N] tokens. coarse: one side is computed in half precision.
-        rows: [N] their names.
+        policy, references: [N] of whole completions; lengths: [N] tokens. unit: of `rounding_unit`. rows: [N] their names.
     """
+    tokens = lengths.cpu().clamp_min(1).double()
     found = {}
     for name, reference in references.items():
-        each = (policy.double().cpu() - reference.double().cpu()).abs() / lengths.cpu().clamp_min(1)
+        each = (policy.double().cpu() - reference.double().cpu()).abs() / tokens
+        size = (reference.double().cpu().abs() / tokens).clamp_min(4) / (2 * tokens.sqrt())
+        over = each / (16 * unit * size.clamp_max(1)).clamp_min(1e-4)
         found[name] = float(each.max())
-        if not found[name] <= (_COARSE if coarse else _ROUNDING["float32"]):
-            at = int(each.nan_to_num(torch.inf).argmax())
+        if not bool((over <= 1).all()):
+            at = int(over.nan_to_num(torch.inf).argmax())
             where = f" in {rows[at]}" if rows else ""
             raise ModelError(
                 f"The policy has the weights of reference {name!r}, but before the first step its log-probabilities differ by "
-                f"{found[name]:.2g} a token{where}; expected 0 up to rounding. Score again with this tokenisation, "
+                f"{float(each[at]):.2g} a token{where}; expected 0 up to rounding. Score again with this tokenisation, "
                 "and look for what differs between the two: adapters, dtype, attention, a store of older scores."
             )
         _log.info("The policy starts as reference %r: log-ratio 0, at most %.1g a token.", name, found[name])
     return found
 
 
-def is_coarse(model: nn.Module, identity: Mapping[str, Any], autocast: bool) -> bool:
-    """Whether policy or reference is computed in less than float32."""
-    own = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return autocast or own not in _ROUNDING or identity.get("dtype") not in _ROUNDING
+def rounding_unit(model: nn.Module, identity: Mapping[str, Any], autocast: str) -> float:
+    """ε of the coarsest format in which policy (under this autocast) or reference is computed; that of bfloat16 where one is
+    not known."""
+    theirs = getattr(torch, str(identity.get("dtype")), torch.bfloat16)
+    return max(torch.finfo(each).eps for each in (dtype_of(model), theirs, _AUTOCAST.get(autocast, torch.bfloat16)))
 
 
 class _Whole:

@@ -39,7 +39,7 @@ from multiref.training.online.penalty import FromReferences, Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate
-from multiref.training.start import check_start, is_coarse, starts_as
+from multiref.training.start import check_start, rounding_unit, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
 
@@ -221,8 +221,8 @@ class OnlineTrainer:
         zeros = [bool((p == 0).all()) for name, p in self.model.named_parameters() if "lora_B" in name]
         new = all(zeros) and bool(zeros) == hasattr(self.model, "peft_config")  # other adapters: not known
         for k, identity in self._starts_as.items() if new and "completions" in batch.refs else ():
-            coarse = is_coarse(self.model, identity, self.accelerator.mixed_precision != "no")
-            check_start(logps.sum(-1), {self.names[k]: batch.refs["completions"][k]}, batch.lengths, coarse=coarse)
+            unit = rounding_unit(self.model, identity, self.accelerator.mixed_precision)
+            check_start(logps.sum(-1), {self.names[k]: batch.refs["completions"][k]}, batch.lengths, unit=unit)
 
     def _update(
         self, batch: Batch, penalty: Penalty, own: Sequence[tuple[float, Rollout]]

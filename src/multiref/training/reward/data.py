@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
+from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.training.dataset import PairData
 from multiref.training.reward.rows import pad_rows
@@ -63,6 +64,7 @@ class RewardData(PairData):
         tokenisation: Tokenisation = TOKENISATION,
         counts: Sequence[float] | Tensor | None = None,
     ) -> None:
+        tokenizer = as_tokenizer(tokenizer)
         if tokenizer.pad_token_id is None:
             raise ArgumentError(
                 "tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token."

@@ -11,6 +11,7 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
 from multiref.models.checkpoint import load_whole
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
+from multiref.models.processor import as_tokenizer
 from multiref.training.reward.rows import rewards_of_rows
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
@@ -99,6 +100,7 @@ def rewards_of(
     """
     if len(prompts) != len(completions):
         raise ArgumentError(f"completions: found {len(completions)} for {len(prompts)} prompts, expected one each.")
+    tokenizer = as_tokenizer(tokenizer)
     end = bool(getattr(model.config, MARK, {}).get("end", True)) if end is None else end
     encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], Tokenisation(end=end))
     rows = [(*item.context(0), *item.completions[0]) for item in encoded]
