@@ -161,6 +161,11 @@ def decode(content: bytes, where: str, *, first: bool, error: type[MultirefError
         ) from wrong
 
 
+def as_path(given: str | os.PathLike[str]) -> Path:
+    """A path as a person writes it: `~` is the home folder."""
+    return Path(given).expanduser()
+
+
 def unusable_name(path: str) -> str | None:
     """Why no file can have this name, on any system that we know; None where one can."""
     try:
@@ -184,7 +189,7 @@ def _size(count: int) -> str:
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     """Write to `path`, its folder too, so that a reader sees the old file or the new one.
     OutputError where it cannot be written."""
-    target = Path(path)
+    target = as_path(path)
     try:
         return replace_whole(target, content)
     except OSError as error:

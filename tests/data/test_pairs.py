@@ -7,8 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from multiref._files import write_whole
 from multiref.data import Pair, as_pair, read_pairs
 from multiref.errors import DataError
+from multiref.references import Store
 
 ROWS = [{"prompt": f"q{k}", "chosen": f" yes {k}", "rejected": f" no {k}"} for k in range(3)]
 USER, YES, NO = (
@@ -133,3 +135,15 @@ def test_real_files(shared):
     assert len(read_pairs(data / "hh-rlhf" / "harmless-base-test.jsonl.gz", limit=50)) == 50
     with pytest.raises(DataError, match=r"pairs.jsonl:\d+: .*(empty|bool)"):
         read_pairs(data / "pandalm" / "pairs.jsonl")
+
+
+def test_the_home_folder_is_written_as_people_write_it(tmp_path, monkeypatch):
+    """What is read, and what is made: no folder called "~" beside it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert [pair.chosen for pair in read_pairs("~/pairs.jsonl")] == ["b"]
+    assert Store("~/scores").folder == tmp_path / "home" / "scores"
+    assert write_whole("~/out/a.txt", "a") == tmp_path / "home" / "out" / "a.txt"
+    assert not (tmp_path / "~").exists()

@@ -8,9 +8,9 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tabular, completion_logps, encode, load, tabular_tokenizer
-from multiref.models.quantization import quantization_options
+from multiref.models.quantization import quantization_options, quantize
 from multiref.models.shared_base import SharedBase
-from tests.conftest import make_llama
+from tests.conftest import make_gpt2, make_llama
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,21 @@ def test_dynamic_int8_is_near(tiny_folder):
     difference = (scores(exact.model, exact.tokenizer) - scores(rounded.model, rounded.tokenizer)).abs()
     assert any("quantized.dynamic" in kind for kind in kinds) and type(rounded.model.get_output_embeddings()) is torch.nn.Linear
     assert 0 < difference.max() < 1.5
+
+
+@pytest.mark.parametrize("asked", ["int4", "int8"])
+def test_a_quantisation_that_changed_no_layer_is_refused(asked):
+    """By a double of bitsandbytes: what counts is layers of its classes, not what was asked for."""
+    kind = type("Linear4bit", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules", "support_avx512bf16_for_cpu": True})
+    device = torch.device("cpu" if asked == "int4" else "meta")  # int8 on the CPU is torch's own
+    with pytest.raises(ModelError, match=rf"a folder: {asked} quantises linear layers, and this model has none but its head"):
+        quantize(make_gpt2(100), asked, device, "a folder")
+    model = make_llama(100)
+    model.model.layers[0].mlp.up_proj = layer = kind(32, 64, bias=False)
+    assert quantize(model, asked, device, "a folder") is model
+    assert layer.support_avx512bf16_for_cpu == (asked != "int4")  # on a CPU it must not repack what it has rounded
+    with pytest.raises(ModelError, match="int8 quantises linear layers"):
+        quantize(make_gpt2(100), "int8", torch.device("cpu"), "a folder")
 
 
 def test_what_cannot_be_loaded(tiny_folder, tmp_path):

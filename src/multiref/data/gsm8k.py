@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
-from multiref._files import read_lines
+from multiref._files import as_path, read_lines
 from multiref._json import parse_json
 from multiref.data.text import Message, Text, said
 from multiref.errors import ArgumentError, DataError
@@ -47,7 +47,7 @@ def read_gsm8k(source: str | Path, *, split: str = "train", limit: int | None = 
 
     Errors: DataError naming file and row.
     """
-    path = Path(source)
+    path = as_path(source)
     rows = _file_rows(path) if os.path.exists(path) and not os.path.isdir(path) else _hub_rows(str(source), split)
     problems: list[Problem] = []
     for origin, row in rows:

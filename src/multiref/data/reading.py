@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from multiref._files import MIB, Unpacked, check_unpacked, decode, open_file, read_lines
+from multiref._files import MIB, Unpacked, as_path, check_unpacked, decode, open_file, read_lines
 from multiref._json import parse_items, parse_json
 from multiref.data.pairs import QUESTIONS, REFUSED, USED, Pair, as_pairs, list_unread
 from multiref.errors import DataError, MultirefWarning
@@ -24,7 +24,7 @@ def read_pairs(path: str | Path, *, limit: int | None = None, largest: int = LAR
     times its size (64 MiB in any case), a row may have 16 MiB, and JSON 64 levels.
     Errors: DataError naming file and row (counted from 1; blank lines count, so that it is the line in an editor).
     """
-    path = Path(path)
+    path = as_path(path)
     rows = ((f"{path.name}:{number}", row) for number, row in islice(_rows(path, largest), limit))
     pairs = list(as_pairs(rows, path.name))
     if not pairs and limit != 0:

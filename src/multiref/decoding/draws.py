@@ -5,13 +5,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiref._files import write_whole
+from multiref._files import as_path, write_whole
 from multiref.data import Pair
 from multiref.errors import ArgumentError, DataError
 from multiref.weighting.particles import effective_size
@@ -145,13 +144,13 @@ class Draws(Sequence[PromptDraws]):
             {name: _plain(getattr(each, name)) for name in (*_SAVED, "ancestors", "not_canonical")} for each in self.prompts
         ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [{"multiref_draws": 1, **head}, *rows])
-        write_whole(Path(path), text)
+        write_whole(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Draws":
         """What `save` wrote. DataError for anything else."""
         try:
-            lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line) for line in as_path(path).read_text(encoding="utf-8").splitlines()]
             head = lines[0]
             if head.pop("multiref_draws") != 1:
                 raise ValueError("another version")

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from multiref._files import as_path
 from multiref.errors import OutputError
 from multiref.references.keys import KeyIndex, content_keys, text_of
 from multiref.references.store.folder import Store
@@ -23,7 +24,7 @@ def export(store: Store, output: str | os.PathLike[str], *, references: Sequence
     Without `references` (names or beginnings of addresses), all of them.
     """
     schema = pa.schema({"reference": pa.string(), "address": pa.string(), "key": pa.string(), **_VALUES})
-    return _write(Path(output), schema, _long(store, references, schema))
+    return _write(as_path(output), schema, _long(store, references, schema))
 
 
 def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[Any], *, references: Sequence[str] = ()) -> int:
@@ -42,7 +43,7 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
                 found = values[at] if len(values) else [0] * len(at)
                 columns[f"{name}/{side}_{what}"] = pa.array(found, mask=at < 0)
     table = pa.table(columns)
-    return _write(Path(output), table.schema, iter([table]))
+    return _write(as_path(output), table.schema, iter([table]))
 
 
 def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:

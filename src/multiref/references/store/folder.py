@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiref._files import MIB, read_text
+from multiref._files import MIB, as_path, read_text
 from multiref._json import parse_json
 from multiref._locks import alone
 from multiref._sealed import is_sealed, seal
@@ -44,7 +44,7 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, create: bool = True):
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         try:
             found, there = (self.folder / "shards").is_dir(), "is no store of scores (it has no folder `shards`)"
             there = there if self.folder.is_dir() else "does not exist"

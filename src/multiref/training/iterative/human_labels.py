@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._files import read_text, write_whole
+from multiref._files import as_path, read_text, write_whole
 from multiref._json import parse_json
 from multiref.errors import ArgumentError, DataError
 from multiref.training.iterative.oracles import LabelsLate
@@ -34,7 +34,7 @@ class HumanLabels:
     def __init__(self, folder: str | Path, decode: Callable[..., Any], *, wait: float = 0.0, look_every: float = 2.0):
         if not wait >= 0 or not look_every > 0:
             raise ArgumentError(f"wait: found {wait} and look_every {look_every}, expected seconds")
-        self.folder, self.decode, self.wait, self.look_every = Path(folder), decode, wait, look_every
+        self.folder, self.decode, self.wait, self.look_every = as_path(folder), decode, wait, look_every
 
     def __call__(self, prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
         texts, one = self.decode(prompts, first)

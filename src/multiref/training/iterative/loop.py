@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from multiref._files import write_whole
+from multiref._files import as_path, write_whole
 from multiref.errors import ArgumentError, MultirefError, StoreError
 from multiref.training.checks import check_choice, check_seed
 from multiref.training.iterative.state import State
@@ -102,7 +102,7 @@ def train(
     """
     task = task if state is not None else prepared(task, method)
     state = state or begin(task, plan)
-    history, where = History(method.name), None if folder is None else Path(folder)
+    history, where = History(method.name), None if folder is None else as_path(folder)
     if where is not None:
         where.mkdir(parents=True, exist_ok=True)
         if (where / "state.safetensors").exists():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from multiref._files import as_path
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
@@ -148,7 +149,7 @@ class OnlineTrainer:
         """
         if self.scorer is not None:
             check_not_the_policy(self.model, self.scorer)
-        where = None if folder is None else Path(folder)
+        where = None if folder is None else as_path(folder)
         path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
             state = load_checkpoint(path, self.model, self.optimizer)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from multiref._files import as_path
 from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models.draws import check_draws
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
@@ -39,7 +40,7 @@ class AdapterPush:
     """
 
     def __init__(self, folder: str | Path, name: str = "policy") -> None:
-        self.folder, self.name, self.served = Path(folder), f"{name}-{uuid.uuid4().hex[:8]}", 0
+        self.folder, self.name, self.served = as_path(folder), f"{name}-{uuid.uuid4().hex[:8]}", 0
 
     def __call__(self, model: Any, api: CompletionApi) -> str:
         if not hasattr(model, "peft_config"):
