@@ -94,7 +94,10 @@ def test_it_is_no_matter_of_other_policies(folder, tmp_path):
 
 def test_scores_of_another_template_are_refused_by_name_where_the_policy_is_that_reference(tmp_path, caplog):
     """Of the policy's weights: two halves of one ratio that read different texts. Another model may have its own template."""
-    tokenizer, other = byte_tokenizer(CHATML), byte_tokenizer(CHATML.replace("assistant", "model"))
+    tokenizer, other = (
+        byte_tokenizer(CHATML),
+        byte_tokenizer(CHATML.replace("{{ m.role }}", "{{ m.role }}:").replace("assistant", "assistant:")),
+    )
     pairs = [{"prompt": [{"role": "user", "content": f"{i}"}], "chosen": [{"role": "assistant", "content": "a"}],
               "rejected": [{"role": "assistant", "content": "b"}]} for i in range(3)]  # fmt: skip
     models = {"self": small_llama(len(tokenizer)), "another": small_llama(len(tokenizer), seed=1)}
