@@ -52,7 +52,7 @@ def test_every_prompt_is_asked_with_them(elsewhere):
 
 def test_the_longest_prompt_is_as_it_is_asked():
     trainer([ASK * 11])
-    with pytest.raises(ArgumentError, match="the longest prompt and completion"):
+    with pytest.raises(ArgumentError, match="the longest prompt"):
         trainer([ASK * 11], chat_template_kwargs={"enable_thinking": False})
 
 
