@@ -1,5 +1,7 @@
 """Labels under local differential privacy: each flipped at random, once, and everything that would give it back left out."""
 
+from __future__ import annotations
+
 import json
 import math
 import secrets
@@ -7,14 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
-
-import torch
+from typing import TYPE_CHECKING, Any, overload
 
 from multiref._files import write_whole
 from multiref.data.pairs import Pair, as_pair
 from multiref.data.text import Conversation, Text
 from multiref.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch
 
 _KEPT = frozenset(("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs"))
 _OF_A_MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking"))
@@ -116,6 +119,8 @@ def privatise(
         system = secrets.SystemRandom()
         flips = [system.random() < rate for _ in kept]
     else:
+        import torch  # reading data does not wait for it
+
         flips = (torch.rand(len(kept), generator=generator, dtype=torch.float64) < rate).tolist()
     made = tuple(Pair(p.prompt, p.rejected, p.chosen) if flip else p for p, flip in zip(kept, flips))
     same = Counter(repr((p.prompt, sorted((repr(p.chosen), repr(p.rejected))))) for p in kept)
