@@ -33,6 +33,7 @@ from multiref.training.checkpoint import read_plain, save_state
 from multiref.training.iterative.human_labels import read_labels
 from multiref.training.online.rewards import lexicon_reward
 from multiref.training.sums import newest_whole
+from tests.fuzz import folders, servers
 from tests.fuzz.corpus import FAILED
 from tests.fuzz.mutations import change, damage, dump
 
@@ -161,6 +162,8 @@ DOORS = {
     "lexicon": (lambda random: damage(b"good\t1\nbad\t-1.5\n", random), written("l.txt", lexicon_reward)),
     "checkpoint": (lambda random: damage(state(random), random), checkpoint),
     "arguments": (words, arguments),
+    "folder": (folders.mutate, folders.knock),
+    "server": (servers.mutate, servers.knock),
 }  # fmt: skip
 
 
@@ -169,6 +172,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_bytes(lines(PAIRS[:1] * 3))
     (tmp_path / "d").mkdir()
+    folders.make(tmp_path / "d")
     return tmp_path
 
 

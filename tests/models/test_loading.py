@@ -113,7 +113,7 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
     adapter = copy("adapter")
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     for folder, words in {
-        "cut": r"cannot be loaded.*damaged",
+        "cut": r"model.safetensors is no whole safetensors file",
         "no-config": r"Missing: config.json",
         "pickled": r"Missing: \*.safetensors \(pickled weights are not read\)",
         "adapter": r"does not name its base",
@@ -123,7 +123,7 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
             load(tmp_path / folder)
     with pytest.raises(ModelError, match=r"No model folder owner/absent.*hub"):
         load("owner/absent")
-    with pytest.raises(ModelError, match=r"adapter .* cannot be put on"):
+    with pytest.raises(ModelError, match=r"no model folder .*absent"):
         load(ModelSpec(tiny_folder, adapter=tmp_path / "absent"))
     with pytest.raises(ArgumentError, match=r"float32"):
         load(ModelSpec(tiny_folder, dtype="int7"))

@@ -1,6 +1,5 @@
 """PEFT adapters: which base they name, their own tokenizer, and one put on a model whole."""
 
-import json
 import os
 import warnings
 from dataclasses import replace
@@ -9,9 +8,11 @@ from typing import Any
 
 import torch
 
+from multiref._files import read_text
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.checkpoint import check_numbers, file_shapes, first_three
-from multiref.models.folders import local_folder, may_be_hub_id
+from multiref.models.checkpoint import check_numbers, first_three
+from multiref.models.folder_files import file_shapes, no_larger_than, read_object
+from multiref.models.folders import contents, local_folder, reading
 from multiref.models.spec import ModelSpec
 
 _CONFIG = "adapter_config.json"
@@ -43,22 +44,12 @@ def on_base(spec: ModelSpec) -> ModelSpec:
 
 def adapter_folder(path: str, revision: str | None = None) -> Path | None:
     """The folder (of a hub id: its snapshot) if it is an adapter, else None."""
-    if Path(path).is_dir():
-        return Path(path) if (Path(path) / _CONFIG).is_file() else None
-    if not may_be_hub_id(path):
-        return None
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        file = find_adapter_config_file(path, revision=revision)
-    except Exception:  # no such id, offline, …: whoever loads it says which
-        return None
-    return None if file is None else Path(file).parent
+    folder = local_folder(path, revision=revision, weights=False)
+    return folder if (folder / _CONFIG).is_file() else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    return config
+    return read_object(folder / _CONFIG)
 
 
 def check_base(path: str, adapter: str) -> None:
@@ -89,37 +80,35 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
     """
     import peft
 
-    folder = local_folder(adapter) if adapter_folder(adapter) else Path(adapter)
+    folder = local_folder(adapter)
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelError(
             f"The adapter {adapter} cannot be put on this model: expected a folder or hub id with {_CONFIG} and {_WEIGHTS} "
             "(pickled weights are not read)."
         )
-    try:
-        config = peft.PeftConfig.from_pretrained(adapter)
-        if config.is_prompt_learning:
-            raise ModelError(
-                f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
-                "changes weights, such as LoRA."
-            )
-        unknown = [key for key, value in read_adapter_config(folder).items() if value and not hasattr(config, key)]
-        if unknown:  # PEFT says so too, in words that nobody reads
-            warnings.warn(
-                f"The adapter {adapter} has settings that this PEFT does not know ({first_three(unknown)}), and that it may "
-                "have been trained with. Install a newer peft.",
-                MultirefWarning,
-                stacklevel=2,
-            )
-        with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
-            if not isinstance(model, peft.PeftModel):
-                _make_room(model, folder)
-                model = peft.PeftModel.from_pretrained(model, adapter, adapter_name=name)
-            report = model.load_adapter(adapter, adapter_name=name)
-    except (ModelError, MultirefWarning):
-        raise
-    except Exception as error:  # peft passes on whatever the files provoke
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"The adapter {adapter} cannot be put on this model: {' '.join(lines[:4])}") from error
+    refused = f"The adapter {adapter} cannot be put on this model."
+    with reading(adapter, says=refused):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
+            "changes weights, such as LoRA."
+        )
+    unknown = [key for key, value in read_adapter_config(folder).items() if value and not hasattr(config, key)]
+    if unknown:  # PEFT says so too, in words that nobody reads
+        warnings.warn(
+            f"The adapter {adapter} has settings that this PEFT does not know ({first_three(unknown)}), and that it may "
+            "have been trained with. Install a newer peft.",
+            MultirefWarning,
+            stacklevel=2,
+        )
+    with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
+        bare = not isinstance(model, peft.PeftModel)
+        if bare:
+            _make_room(model, folder)
+        with reading(adapter, says=refused), no_larger_than(contents(folder), adapter):
+            model = peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name) if bare else model
+            report = model.load_adapter(str(folder), adapter_name=name)
     held = dict(model.named_parameters(remove_duplicate=False))
     filled = {id(weight) for key, weight in held.items() if key not in set(report.missing_keys)}
     missing = [key for key in report.missing_keys if id(held.get(key)) not in filled]  # one may have several names
@@ -149,14 +138,14 @@ def _is_repeated(folder: Path, key: str) -> bool:
 
 def own_tokenizer(adapter: str) -> tuple[str | None, str | None]:
     """(folder of a tokenizer, chat template) that an adapter brings, as its author trained it; None where it has none."""
-    folder = local_folder(adapter) if adapter_folder(adapter) else Path(adapter)
+    folder = local_folder(adapter, weights=False)
     if any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         return str(folder), None
     template, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if template.is_file():
-        return None, template.read_text(encoding="utf-8")
+        return None, read_text(template, "a chat template", error=ModelError)
     if config.is_file():
-        return None, json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+        return None, read_object(config).get("chat_template")
     return None, None
 
 
@@ -180,19 +169,16 @@ def _found(base: str, folder: Path) -> str:
         return base
     if near is not None:
         return near
-    import huggingface_hub
-
     try:
-        huggingface_hub.hf_hub_download(base, "config.json")
-    except Exception as error:  # no such id, no such file, offline, …
-        offline = isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
-        if isinstance(error, huggingface_hub.errors.EntryNotFoundError) and not offline and adapter_folder(base):
+        if _is_model(local_folder(base, weights=False)):
             return base
-        raise ModelError(
-            f"The adapter {folder} names its base {base!r}, which is no folder from {Path.cwd()} nor from {home} or a folder "
-            f"above it, and no hub id that can be had ({type(error).__name__}). Give the base's path, and this as adapter."
-        ) from error
-    return base
+        why = "no model"
+    except ModelError as error:
+        why = str(error)
+    raise ModelError(
+        f"The adapter {folder} names its base {base!r}, which is no folder from {Path.cwd()} nor from {home} or a folder "
+        f"above it, and no hub id that can be had ({why}). Give the base's path, and this as adapter."
+    )
 
 
 def _is_model(folder: Path) -> bool:

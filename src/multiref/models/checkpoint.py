@@ -12,6 +12,9 @@ import torch
 from torch import nn
 
 from multiref.errors import ModelError, MultirefWarning
+from multiref.models.folder_files import file_shapes, no_larger_than
+from multiref.models.folders import contents, local_folder, reading
+from multiref.models.spec import ModelSpec
 
 # what wrappers of a training loop put into keys; weights under such a name are weights of this model that would be lost
 _WRAPPERS = {"_orig_mod", "module", "base_model", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
@@ -26,23 +29,25 @@ _ELSEWHERE = re.compile(rf"(heads?(\.|$)|score|classif|cls|qa_outputs|pool|value
 _AHEAD = re.compile(r"(^|\.)(eh_proj|e_?norm|h_?norm|shared_head|mtp\w*|nextn\w*)(\.|$)")  # a layer that predicts further ahead
 
 
-def load_whole(
-    kind: Any, path: str, *, allow_keys: Sequence[str] = (), creates: Sequence[str] = (), **options: Any
-) -> tuple[Any, list[str]]:
-    """The model that `kind.from_pretrained(path, **options)` gives, and which of its weights the task creates.
+def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (), **options: Any) -> tuple[Any, list[str]]:
+    """The one door to weights: the model that `kind.from_pretrained` gives, and which of its weights the task creates.
 
     Args:
-        allow_keys: patterns (`fnmatch`) of keys that may be missing, misshapen or without a place.
-        creates: patterns of weights that are new where the checkpoint lacks them: a head that is to be trained.
+        what: the model; keys that its `allow_keys` match may be missing, misshapen or without a place.
+        creates: patterns (`fnmatch`) of weights that are new where the checkpoint lacks them: a head that is to be trained.
 
-    Errors: ModelError where a weight is missing or has another shape, or where the checkpoint holds weights of this model for
-        which its configuration has no place. What else it holds (vision towers, heads of other tasks) is one warning.
+    Errors: ModelError for a folder that cannot be read, describes a model far larger than its weights, or one that cannot
+        compute; where a weight is missing, NaN or has another shape; where the checkpoint holds weights of this model for which
+        its configuration has no place. What else it holds (vision towers, heads of other tasks) is one warning.
     """
-    state = torch.get_rng_state()
+    spec = ModelSpec.of(what)
+    path, allow_keys, state = spec.path, spec.allow_keys, torch.get_rng_state()
+    folder = local_folder(path, revision=spec.revision, code=spec.trust_remote_code)
+    options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
     try:
-        with _without_report() as table:
-            model, report = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except RuntimeError as error:
+        with reading(path), no_larger_than(contents(folder), path), _without_report() as table:
+            model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except ModelError as error:
         torn = re.findall(r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M)  # such as experts, of which one is not there
         if torn:
             raise ModelError(
@@ -50,6 +55,9 @@ def load_whole(
                 "Save the model whole, or mend config.json where it describes another model."
             ) from error
         raise
+    model.name_or_path = model.config._name_or_path = path
+    if options.get("dtype") == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
 
     def meant(key: str, patterns: Sequence[str]) -> bool:
         return any(fnmatch(key, pattern) for pattern in patterns)
@@ -68,7 +76,7 @@ def load_whole(
             "where it describes another model than the weights, or name these keys in allow_keys."
         )
     strays = [key for key in report["unexpected_keys"] if not meant(key, allow_keys)]
-    refused, listed = _sort(model, strays, path)
+    refused, listed = _sort(model, strays, folder)
     if refused:
         raise ModelError(
             f"{path} holds {len(refused)} weights for which its config.json leaves this {type(model).__name__} no place: "
@@ -84,7 +92,9 @@ def load_whole(
             stacklevel=3,
         )
     if not (created or allow_keys) and not torch.equal(state, torch.get_rng_state()):
-        _same_again(model, kind, path, options)
+        _same_again(model, kind, folder, options)
+    check_numbers(model.named_parameters(), path)
+    _try_a_pass(model, path)
     return model, created
 
 
@@ -99,7 +109,17 @@ def check_numbers(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> Non
             raise ModelError(f"{path}: the weight {name} holds NaN; every score would be NaN. Take another checkpoint.")
 
 
-def _same_again(model: nn.Module, kind: Any, path: str, options: dict[str, Any]) -> None:
+def _try_a_pass(model: Any, path: str) -> None:
+    """A configuration may describe a model that can be built and cannot compute. ModelError where two tokens end in one's own
+    words."""
+    if any(weight.device.type == "meta" for weight in model.parameters()):
+        return
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    with reading(path), torch.no_grad():
+        model(input_ids=ids)
+
+
+def _same_again(model: nn.Module, kind: Any, path: Path, options: dict[str, Any]) -> None:
     """Loading drew random numbers, though every key was there: ModelError if a second load gives other weights."""
     with torch.random.fork_rng(devices=[]), _without_report():
         torch.manual_seed(1 + torch.initial_seed() % 2**31)
@@ -116,7 +136,7 @@ def _same_again(model: nn.Module, kind: Any, path: str, options: dict[str, Any])
         )
 
 
-def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[str]]:
+def _sort(model: Any, keys: Iterable[str], folder: Path) -> tuple[list[str], list[str]]:
     """Which keys would be parameters of the modules that score, and which belong to something else.
 
     A key hangs on the deepest module of the model that its name leads to. Below the model's body it is a weight that the
@@ -130,7 +150,7 @@ def _sort(model: Any, keys: Iterable[str], path: str) -> tuple[list[str], list[s
     buffers = {name for name, _ in model.named_buffers()}
     body = getattr(model, "base_model_prefix", "")
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    shapes = file_shapes(Path(path))
+    shapes = file_shapes(folder)
     doubled = _doubled(keys, expected, shapes)
     places = {
         key: max((_place(name, modules) for name in (key, f"{body}.{key}")), key=lambda p: _depth(p[0], body)) for key in keys
@@ -187,18 +207,6 @@ def _doubled(keys: Sequence[str], expected: dict[str, tuple[int, ...]], shapes: 
             if own is not None and shapes.get(key, (None, *own))[1:] == own:
                 found[".".join(parts[:cut])] += 1
     return any(2 * count >= len(expected) for count in found.values())
-
-
-def file_shapes(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Key → (dtype's name, *shape) as the files' headers say; empty for what is no folder."""
-    from safetensors import safe_open
-
-    found: dict[str, tuple[Any, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (it is no mapping)
-            found |= {key: (each.get_dtype(), *each.get_shape()) for key, each in slices.items()}
-    return found
 
 
 class _without_report:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from multiref.errors import DataError, ModelError, MultirefWarning
+from multiref.models.bounded_templates import bound_templates
 from multiref.models.spec import Tokenisation
 
 Messages = tuple[dict[str, Any], ...]
@@ -78,6 +79,7 @@ class Chat:
     def write(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
         """What the template writes. ModelError where it refuses."""
         tools = {"tools": list(self.tools)} if self.tools else {}
+        bound_templates()
         try:
             return str(
                 self.tokenizer.apply_chat_template(list(messages), tokenize=False, **{**self.options, **tools, **opened})

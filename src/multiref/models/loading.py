@@ -1,6 +1,5 @@
 """A language model and its tokenizer from a folder or hub id, with an adapter or quantised if asked."""
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,11 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.adapters import adapter_folder, check_base, on_base, own_tokenizer, put_adapter
-from multiref.models.checkpoint import check_numbers, load_whole
-from multiref.models.folders import explain
+from multiref.models.checkpoint import load_whole
+from multiref.models.folder_files import read_object
+from multiref.models.folders import contents, local_folder, reading
 from multiref.models.processor import as_tokenizer
-from multiref.models.quantization import check_quantization, quantization_options, quantize
+from multiref.models.quantization import check_asked, quantization_options, quantize
 from multiref.models.spec import DTYPES, ModelSpec
 
 
@@ -81,17 +81,14 @@ def load(
     else:
         config = load_config(spec)
         reader = _causal_class(config, spec)
-        check_quantization(config, spec.quantization, spec.path)
-        options = _source(spec) | {"dtype": kind, "use_safetensors": True}
-        options |= quantization_options(spec.quantization, place, kind)
+        check_asked(config, spec.quantization, spec.path)
+        options = {"dtype": kind, **quantization_options(spec.quantization, place, kind)}
         if spec.attention is not None:
             options["attn_implementation"] = spec.attention
         if spread:
             options["device_map"] = "auto"
-        model = _whole(reader, spec, **options)
+        model, _ = load_whole(reader, spec, **options)
         moves = "device_map" not in options
-        if kind == torch.float64 and hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
     if spec.adapter is not None:
         check_base(spec.path, spec.adapter)
         model = put_adapter(model, spec.adapter)
@@ -134,60 +131,57 @@ def load_tokenizer(what: str | os.PathLike[str] | ModelSpec) -> Any:
     if spec.adapter is not None:
         folder, template = own_tokenizer(spec.adapter)
         if folder is not None:
-            return _read(transformers.AutoTokenizer, folder, trust_remote_code=spec.trust_remote_code, config=load_config(spec))
+            return _read(transformers.AutoTokenizer, replace(spec, path=folder), config=load_config(spec))
         tokenizer = load_tokenizer(replace(spec, adapter=None))
         tokenizer.chat_template = template or tokenizer.chat_template
         return tokenizer
-    tokenizer, processor = _read(transformers.AutoTokenizer, spec.path, **_source(spec)), Path(spec.path) / "chat_template.json"
-    if tokenizer.chat_template is None and processor.is_file():  # where processors of older versions have it
-        tokenizer.chat_template = json.loads(processor.read_text(encoding="utf-8")).get("chat_template")
+    tokenizer = _read(transformers.AutoTokenizer, spec)
+    tokenizer.chat_template = tokenizer.chat_template or _old_template(spec)
     return tokenizer
 
 
 def load_config(what: str | os.PathLike[str] | ModelSpec) -> Any:
     """The configuration alone; an adapter's is its base's."""
     spec = on_base(replace(ModelSpec.of(what), adapter=None))
-    return load_config(spec) if spec.adapter is not None else _read(_classes(spec.path)[0], spec.path, **_source(spec))
+    return load_config(spec) if spec.adapter is not None else _read(_classes(spec)[0], spec)
 
 
-def _source(spec: ModelSpec) -> dict[str, Any]:
-    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+def _old_template(spec: ModelSpec) -> str | None:
+    """Where processors of older versions have it."""
+    file = _folder(spec) / "chat_template.json"
+    return read_object(file).get("chat_template") if file.is_file() else None
 
 
-def _classes(path: str) -> tuple[Any, Any]:
+def _folder(spec: ModelSpec) -> Path:
+    return local_folder(spec.path, revision=spec.revision, weights=False, code=spec.trust_remote_code)
+
+
+def _classes(spec: ModelSpec) -> tuple[Any, Any]:
     """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table or product of
     experts."""
     import transformers
 
-    config = Path(path) / "config.json"
-    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-    if '"multiref_tabular"' in text:
+    kind = contents(_folder(spec)).config.get("model_type")
+    if kind == "multiref_tabular":
         from multiref.models.tabular import Tabular, TabularConfig
 
         return TabularConfig, Tabular
-    if '"multiref_product"' in text:
+    if kind == "multiref_product":
         from multiref.models.product import Product, ProductConfig
 
         return ProductConfig, Product
     return transformers.AutoConfig, transformers.AutoModelForCausalLM
 
 
-def _read(kind: Any, path: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(path, **options)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, …: all mean the same here
-        raise ModelError(explain(path, error)) from error
-
-
-def _whole(reader: Any, spec: ModelSpec, **options: Any) -> Any:
-    try:
-        model, _ = load_whole(reader, spec.path, allow_keys=spec.allow_keys, **options)
-    except (ModelError, Warning):
-        raise
-    except Exception as error:  # as above, and safetensors' own
-        raise ModelError(explain(spec.path, error)) from error
-    check_numbers(model.named_parameters(), spec.path)
-    return model
+def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
+    """A configuration or tokenizer, under the name by which it was asked for."""
+    folder = _folder(spec)
+    with reading(spec.path):
+        made = kind.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
+        if hasattr(made, "decode"):  # what its settings make impossible shows at the first text
+            made.decode(made("a b")["input_ids"])
+    made.name_or_path = spec.path
+    return made
 
 
 def _causal_class(config: Any, spec: ModelSpec) -> Any:
@@ -201,7 +195,7 @@ def _causal_class(config: Any, spec: ModelSpec) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{found}, an encoder-decoder; {expected}")
     if spec.trust_remote_code or config.model_type.startswith("multiref_"):
-        return _classes(spec.path)[1]
+        return _classes(spec)[1]
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # the decoder of a larger model, saved alone, names its class only
         own = [getattr(transformers, name, None) for name in named if name.endswith("ForCausalLM")]
         if not own or own[0] is None:
@@ -211,4 +205,4 @@ def _causal_class(config: Any, spec: ModelSpec) -> Any:
     fine = ("ForCausalLM", "ForConditionalGeneration")  # the latter with towers beside its decoder
     if named and not any(name in causal or "For" not in name or name.endswith(fine) for name in named):
         raise ModelError(f"{found}; {expected}")
-    return _classes(spec.path)[1]
+    return _classes(spec)[1]

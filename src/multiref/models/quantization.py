@@ -8,25 +8,27 @@ import torch
 from multiref.errors import ModelError
 
 
-def check_quantization(config: Any, asked: str | None, path: str) -> None:
-    """ModelError where a configuration names a quantisation that transformers does not know, or one is asked for on top."""
-    own = getattr(config, "quantization_config", None)
-    if own is None:
-        return
+def check_known(settings: Any, path: str) -> str:
+    """The method of a `quantization_config`. ModelError for one that transformers does not know."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
 
-    fields = own if isinstance(own, dict) else own.to_dict()
-    method = fields.get("quant_method") or (
-        "bitsandbytes" if fields.get("load_in_8bit") or fields.get("load_in_4bit") else None
-    )
+    fields = settings if isinstance(settings, dict) else settings.to_dict() if hasattr(settings, "to_dict") else {}
+    bits = fields.get("load_in_8bit") or fields.get("load_in_4bit")
+    method = fields.get("quant_method") or ("bitsandbytes" if bits else None)
     method = getattr(method, "value", method)
-    if method != "bitsandbytes" and method not in KNOWN:
+    if not isinstance(method, str) or (method != "bitsandbytes" and method not in KNOWN):
         raise ModelError(
-            f"{path}: config.json says that the weights are quantised by {method!r}, which this transformers does not read; "
-            f"expected one of {', '.join(sorted(map(str, KNOWN)))}. Take the weights unquantised."
+            f"{path} says that the weights are quantised by {method!r:.80}, which this transformers does not read; expected "
+            f"quant_method to be one of {', '.join(sorted(map(str, KNOWN)))}. Take the weights unquantised."
         )
-    if asked is not None:
-        raise ModelError(f"{path} is quantised already ({method}); leave out quantization: {asked}.")
+    return method
+
+
+def check_asked(config: Any, asked: str | None, path: str) -> None:
+    """ModelError where a quantisation is asked for on top of the weights' own."""
+    own = getattr(config, "quantization_config", None)
+    if own is not None and asked is not None:
+        raise ModelError(f"{path} is quantised already ({check_known(own, path)}); leave out quantization: {asked}.")
 
 
 def quantization_options(quantization: str | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

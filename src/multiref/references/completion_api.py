@@ -5,14 +5,15 @@ import http.client
 import json
 import math
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-from multiref.errors import ReferenceUnavailable
+from multiref._files import MIB
+from multiref._json import parse_json
+from multiref.errors import ArgumentError, DataError, ReferenceUnavailable
+from multiref.references.bounded_http import Answered, Refused, check_endpoint, hide, hiding, read_key, send
 
 WORKS = (
     "What works: vLLM (prompt_logprobs, or echo with logprobs) and SGLang (echo). llama.cpp's server, Ollama and LM Studio "
@@ -20,16 +21,16 @@ WORKS = (
 )
 
 
-class Refused(Exception):
-    """The server answered that it will not do this (4xx): asking again is no use, asking otherwise may be."""
-
-
 @dataclass(frozen=True)
 class Connection:
     """How a server is asked.
 
-    timeout: seconds that one request may take; attempts: how often it is tried in all; pause: seconds before the second
-    attempt, doubled each time, at most 30; concurrency: requests at a time, where many completions are scored.
+    timeout: seconds that one request may take in all, however slowly an answer comes; attempts: how often it is tried in all;
+    pause: seconds before the second attempt, doubled each time, at most 30 (as much as a server's Retry-After may ask for);
+    api_key: where the key is, "env:NAME" or "file:PATH"; concurrency: requests at a time, where many completions are scored;
+    largest: bytes of an answer.
+
+    Errors: ArgumentError for a value that cannot be meant, and for a key that is written out.
     """
 
     timeout: float = 60.0
@@ -37,6 +38,17 @@ class Connection:
     pause: float = 0.5
     api_key: str | None = field(default=None, repr=False)
     concurrency: int = 8
+    largest: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("timeout", 1e-3, 86400), ("attempts", 1, 100), ("pause", 0, 30), ("concurrency", 1, 1024),
+                                ("largest", 1, 2**40)):  # fmt: skip
+            value, whole = getattr(self, name), name in ("attempts", "concurrency", "largest")
+            kind = int if whole else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                expected = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
+                raise ArgumentError(f"{name}: found {value!r:.40} of a server's connection; expected {expected}.")
+        read_key(self.api_key)
 
 
 CONNECTION = Connection()
@@ -46,22 +58,37 @@ CONNECTION = Connection()
 class CompletionApi:
     """Requests to one server. A request is tried again after a time-out, a broken connection, 429 or 5xx, ever more slowly.
 
-    endpoint: URL up to and with the version, "http://host:8000/v1".
+    endpoint: URL up to and with the version, "http://host:8000/v1". Nothing is sent to another host, wherever it redirects.
     """
 
     endpoint: str
     connection: Connection = CONNECTION
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        check_endpoint(self.endpoint)
+
+    def hiding(self) -> AbstractContextManager[None]:
+        """No error that leaves shows the API key."""
+        return hiding(read_key(self.connection.api_key))
+
     def models(self) -> list[dict[str, Any]]:
-        """What /models lists."""
-        listed = self._request("models", None).get("data")
-        if not isinstance(listed, list) or not all(
-            isinstance(entry, Mapping) and isinstance(entry.get("id"), str) for entry in listed
+        """What /models lists, at least one."""
+        try:
+            listed = self._request("models", None).get("data")
+        except Refused as error:
+            raise ReferenceUnavailable(f"{error}. Expected a list of models; is this an OpenAI-compatible server?") from None
+        if (
+            not isinstance(listed, list)
+            or not listed
+            or not all(isinstance(entry, Mapping) and isinstance(entry.get("id"), str) for entry in listed)
         ):
             raise ReferenceUnavailable(
                 f"{self.endpoint}/models answered no list of models; is this an OpenAI-compatible server?"
             )
+        key = read_key(self.connection.api_key)
+        if key is not None and any(hide(entry["id"], key) != entry["id"] for entry in listed):
+            raise ReferenceUnavailable(f"{self.endpoint}/models lists a model that is called as the API key; expected a name.")
         return [dict(entry) for entry in listed]
 
     def complete(self, **body: Any) -> dict[str, Any]:
@@ -91,35 +118,31 @@ class CompletionApi:
         self._request(path, body, plain=True)
 
     def _request(self, path: str, body: Mapping[str, Any] | None, *, plain: bool = False) -> dict[str, Any]:
-        url = f"{self.endpoint.rstrip('/')}/{path}"
-        trouble, ask = "", self.connection
+        with self.hiding():
+            return self._ask(f"{self.endpoint.rstrip('/')}/{path}", body, plain)
+
+    def _ask(self, url: str, body: Mapping[str, Any] | None, plain: bool) -> dict[str, Any]:
+        trouble, wait, ask = "", 0.0, self.connection
+        sent, key = None if body is None else json.dumps(body).encode(), read_key(ask.api_key)
         for attempt in range(ask.attempts):
             if attempt:
-                self.sleep(min(30.0, ask.pause * 2 ** (attempt - 1)))
+                self.sleep(min(30.0, max(wait, ask.pause * 2 ** (attempt - 1))))
+            wait = 0.0
             try:
-                text = self._open(url, body)
-            except urllib.error.HTTPError as error:
-                trouble = f"HTTP {error.code}: {_excerpt(error.read())}"
-                if error.code != 429 and error.code < 500:
+                text = send(url, sent, key=key, seconds=ask.timeout, largest=ask.largest)
+            except Answered as error:
+                trouble, wait = f"HTTP {error.status}: {_excerpt(error.body)}", error.wait
+                if error.status != 429 and error.status < 500:
                     raise Refused(f"{url} answered {trouble}") from None
-            except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                trouble = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
+            except (http.client.HTTPException, OSError, ValueError) as error:  # ValueError: of a length that is no number, …
+                said = ascii(str(getattr(error, "reason", None) or error).strip())[1:-1]
+                trouble = f"{type(error).__name__}: {said[:300]}"
             else:
                 return {} if plain else _as_object(url, text)
         raise ReferenceUnavailable(
             f"{url} gave no answer in {ask.attempts} attempts of at most {ask.timeout:g} s; the last ended in {trouble}. "
             "Is the server up, and the address right? A slow one needs a longer `timeout`."
         )
-
-    def _open(self, url: str, body: Mapping[str, Any] | None) -> bytes:
-        key = self.connection.api_key
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        data = None if body is None else json.dumps(body).encode()
-        local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")  # never by way of a proxy
-        opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
-        with opener.open(urllib.request.Request(url, data=data, headers=headers), timeout=self.connection.timeout) as response:
-            answer: bytes = response.read()
-            return answer
 
 
 def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float | None]:
@@ -134,7 +157,7 @@ def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list
         if known is None and entry is not None:
             raise ReferenceUnavailable(
                 f"The server's prompt_logprobs have no token {token} at place {len(values)}, where it was sent, but "
-                f"{list(entry)[:3]}: it adds a start token of its own, leaves one out, or has another vocabulary."
+                f"{list(entry)[:3]!r:.200}: it adds a start token of its own, leaves one out, or has another vocabulary."
             )
         values.append(known.get("logprob") if isinstance(known, Mapping) else known)
     logps = check_logps(values, "prompt_logprobs", first=True)
@@ -164,8 +187,8 @@ def match_tokens(tokens: Sequence[str], ids: Sequence[int], tokenizer: Any) -> N
     """
     if not len(ids) <= len(tokens) <= len(ids) + 1:
         raise ReferenceUnavailable(
-            f"The server echoed {len(tokens)} tokens of {len(ids)} that were sent, beginning {list(tokens[:4])}; expected "
-            f"these and one that it generated. {WORKS}"
+            f"The server echoed {len(tokens)} tokens of {len(ids)} that were sent, beginning {list(tokens[:4])!r:.200}; "
+            f"expected these and one that it generated. {WORKS}"
         )
     special = set(tokenizer.all_special_ids)
     for place, (token, index) in enumerate(zip(tokens, ids)):
@@ -177,7 +200,7 @@ def match_tokens(tokens: Sequence[str], ids: Sequence[int], tokenizer: Any) -> N
             same = "\ufffd" in text or token.startswith("bytes:") or _bare(token) in known
         if not same:
             raise ReferenceUnavailable(
-                f"The server echoed {token!r} at place {place}, where token {index} ({piece!r}) was sent: it adds a start "
+                f"The server echoed {token!r:.60} at place {place}, where token {index} ({piece!r}) was sent: it adds a start "
                 "token of its own, leaves one out, or has another tokenizer. Its log-probabilities are of another text. Check "
                 "that `tokenizer` is that of the model that it serves."
             )
@@ -195,8 +218,8 @@ def check_logps(values: Sequence[Any], name: str, *, first: bool = False) -> lis
     before = values[0] if first and values else None
     if isinstance(before, int | float) and before < 0 and not _stands_for_none(before):
         raise ReferenceUnavailable(
-            f"The server gave {before!r} for the first token, before which nothing was sent: it puts a start token of its own "
-            "in front, or its list is shifted by one."
+            f"The server gave {before!r:.60} for the first token, before which nothing was sent: it puts a start token of its "
+            "own in front, or its list is shifted by one."
         )
     found: list[float | None] = [
         None if value is None or (first and place == 0) else _sound(value, f"{name}[{place}]")
@@ -214,11 +237,11 @@ def refuse_zeros(logps: Sequence[float | None]) -> None:
 def _sound(value: Any, where: str) -> float:
     """A log-probability: a number, not NaN, not above 0 (but for rounding), and meant."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
-        raise ReferenceUnavailable(f"The server's {where} is {value!r}; expected a log-probability, at most 0.")
+        raise ReferenceUnavailable(f"The server's {where} is {value!r:.60}; expected a log-probability, at most 0.")
     if _stands_for_none(value):
         raise ReferenceUnavailable(
-            f"The server's {where} is {value!r}, which stands for a probability that it does not tell (vLLM writes −9999 for "
-            "−∞); no sum can be made of it. Leave this row out, or score it with the model on this machine."
+            f"The server's {where} is {value!r:.60}, which stands for a probability that it does not tell (vLLM writes −9999 "
+            "for −∞); no sum can be made of it. Leave this row out, or score it with the model on this machine."
         )
     return float(value)
 
@@ -233,17 +256,18 @@ def _bare(token: str) -> str:
 
 
 def _as_object(url: str, text: bytes) -> dict[str, Any]:
+    why = ""
     try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = None
+        answer = parse_json(text, "it", constants=True)
+    except DataError as error:
+        answer, why = None, f" ({str(error)[:200]})"
     if not isinstance(answer, dict):
         raise ReferenceUnavailable(
-            f"{url} answered {_excerpt(text)}; expected a JSON object. Is this an OpenAI-compatible server?"
+            f"{url} answered {_excerpt(text)}; expected a JSON object{why}. Is this an OpenAI-compatible server?"
         )
     return answer
 
 
 def _excerpt(text: bytes) -> str:
-    shown = text.decode("utf-8", "replace").strip() or "nothing"
+    shown = text[:4096].decode("utf-8", "replace").strip() or "nothing"
     return repr(shown if len(shown) <= 300 else shown[:297] + "...")

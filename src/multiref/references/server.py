@@ -13,12 +13,12 @@ from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
 from multiref.models.encoding import encode_many
 from multiref.models.loading import load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
+from multiref.references.bounded_http import Refused
 from multiref.references.completion_api import (
     CONNECTION,
     WORKS,
     CompletionApi,
     Connection,
-    Refused,
     check_logps,
     match_tokens,
     refuse_zeros,
@@ -81,8 +81,10 @@ class ServerReference:
 
     def score(self, items: Sequence[Item]) -> Scored:
         """As every reference; requests run side by side, results keep the order of the items."""
-        if self.tokenizer is None:
-            return self._score_text(items)
+        with self._api.hiding():
+            return self._score_text(items) if self.tokenizer is None else self._score_ids(items)
+
+    def _score_ids(self, items: Sequence[Item]) -> Scored:
         texts = [(item.prompt, item.completions) for item in items]
         encoded = encode_many(self.tokenizer, texts, self.tokenisation, origins=[item.origin for item in items])
         jobs = [(item.context(index), ids) for item in encoded for index, ids in enumerate(item.completions)]
@@ -103,7 +105,7 @@ class ServerReference:
     def tokenisation(self) -> Tokenisation:
         """What was asked for, within the context that the server states less the token it always adds."""
         context = self._served.get("max_model_len")
-        return self._asked.within(context - 1 if isinstance(context, int) else None)
+        return self._asked.within(context - 1 if isinstance(context, int) and context > 2 else None)
 
     @property
     def max_length(self) -> int | None:
@@ -112,21 +114,20 @@ class ServerReference:
 
     @cached_property
     def _served(self) -> dict[str, Any]:
-        try:
-            listed = self._api.models()
-        except Refused as error:
-            raise ReferenceUnavailable(f"{error}. Expected a list of models; is this an OpenAI-compatible server?") from None
+        listed = self._api.models()
         matching = [entry for entry in listed if self._model in (None, entry["id"])]
         if not matching:
-            served = ", ".join(entry["id"] for entry in listed) or "nothing"
-            raise ReferenceUnavailable(f"{self.endpoint} does not serve {self._model!r}; it serves {served}.")
+            served = ", ".join(entry["id"][:60] for entry in listed[:5])
+            raise ReferenceUnavailable(
+                f"{self.endpoint} does not serve {self._model!r}; it serves {served}{', …' * (len(listed) > 5)}."
+            )
         return matching[0]
 
     @property
     def _who(self) -> str:
         """The server, and what it says it is: "vllm", "llamacpp", …"""
         owner = self._served.get("owned_by") if "_served" in self.__dict__ else None
-        return f"{self.endpoint} ({owner})" if owner else self.endpoint
+        return f"{self.endpoint} ({owner!s:.60})" if owner else self.endpoint
 
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):
@@ -185,7 +186,7 @@ class ServerReference:
         clean = at >= 0 and inside and ends[inside[0]] - len(tokens[inside[0]]) == at + len(prompt)
         if not clean or ends[inside[-1]] != at + len(prompt + completion) or inside[0] == 0:
             raise ReferenceUnavailable(
-                f"The tokens of {self.endpoint} do not split prompt from completion ({tokens[:4]}…); give its tokenizer "
+                f"The tokens of {self.endpoint} do not split prompt from completion ({tokens[:4]!r:.200}…); give its tokenizer "
                 f"(tokenizer=…)."
             )
         return logps[inside[0] : inside[-1] + 1]

@@ -104,28 +104,18 @@ class RewardModel:
         import transformers
 
         from multiref.models.adapters import on_base, put_adapter
-        from multiref.models.checkpoint import file_shapes, load_whole
+        from multiref.models.checkpoint import load_whole
+        from multiref.models.folder_files import file_shapes
         from multiref.models.loading import as_device, as_dtype, load_tokenizer
         from multiref.models.spec import ModelSpec
 
-        try:
-            kind, spec = transformers.AutoModelForSequenceClassification, on_base(ModelSpec(path_or_id))
-            heads = ("score.*", "classifier.*") if spec.adapter else ()  # an adapter brings its own
-            options: dict[str, Any] = {
-                "num_labels": 1,
-                "dtype": as_dtype(dtype),
-                "use_safetensors": True,
-                "revision": spec.revision,
-            }
-            model, made = load_whole(kind, spec.path, creates=heads, **options)
-            if spec.adapter:
-                model = put_adapter(model, spec.adapter)
-                if made and not any(".score." in key or ".classifier." in key for key in file_shapes(Path(spec.adapter))):
-                    raise ModelError(f"{path_or_id}: neither the adapter nor its base has the reward's head ({made[0]}).")
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"The reward model {path_or_id} cannot be loaded: {type(error).__name__}: {error}") from error
+        kind, spec = transformers.AutoModelForSequenceClassification, on_base(ModelSpec(path_or_id))
+        heads = ("score.*", "classifier.*") if spec.adapter else ()  # an adapter brings its own
+        model, made = load_whole(kind, spec, creates=heads, num_labels=1, dtype=as_dtype(dtype))
+        if spec.adapter:
+            model = put_adapter(model, spec.adapter)
+            if made and not any(".score." in key or ".classifier." in key for key in file_shapes(Path(spec.adapter))):
+                raise ModelError(f"{path_or_id}: neither the adapter nor its base has the reward's head ({made[0]}).")
         self.tokenizer = load_tokenizer(path_or_id)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

@@ -1,6 +1,7 @@
 """Completions sampled by a server that speaks OpenAI's completion protocol as vLLM does,
 with the log-probabilities they were sampled with."""
 
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ from multiref.errors import ArgumentError, ReferenceUnavailable
 from multiref.models.draws import check_draws
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
 from multiref.models.spec import Generation
-from multiref.references.completion_api import CompletionApi, Connection, Refused, check_logps
+from multiref.references.bounded_http import Refused
+from multiref.references.completion_api import CompletionApi, Connection, check_logps
 from multiref.references.rollouts import Rollout
 
 # All said, for what is not said vLLM takes from the model's generation_config.json;
@@ -131,6 +133,12 @@ class ServerSampler:
     def _drawn(
         self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
     ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+        with self.api.hiding():
+            return self._draw(context, seed, ends)
+
+    def _draw(
+        self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
+    ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
         try:
             choices = self.api.choices(
                 model=self.model,
@@ -153,18 +161,20 @@ class ServerSampler:
         for choice in choices:
             if choice.get("prompt_token_ids") not in (None, list(context)):
                 raise ReferenceUnavailable(
-                    f"{self.api.endpoint} sampled after other tokens than were sent: {choice['prompt_token_ids'][:8]} …, sent "
-                    f"were {list(context[:8])} …. Expected a server that takes token ids as they are."
+                    f"{self.api.endpoint} sampled after other tokens than were sent: {choice['prompt_token_ids']!r:.60} …, "
+                    f"sent were {list(context[:8])} …. Expected a server that takes token ids as they are."
                 )
         return [_ids_and_logps(choice, ends, self.max_new_tokens) for choice in choices]
 
 
 def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    block = choice.get("logprobs") or {}
-    ids, logps = choice.get("token_ids"), block.get("token_logprobs")
-    if ids is None and all(str(token).startswith("token_id:") for token in block.get("tokens") or ["?"]):
-        ids = [int(token.partition(":")[2]) for token in block["tokens"]]
-    if not isinstance(ids, list) or not isinstance(logps, list) or len(ids) != len(logps) or not ids:
+    found = choice.get("logprobs")
+    block = found if isinstance(found, Mapping) else {}
+    ids, logps, tokens = choice.get("token_ids"), block.get("token_logprobs"), block.get("tokens")
+    if ids is None and isinstance(tokens, list) and all(re.fullmatch(r"token_id:\d{1,9}", str(token)) for token in tokens):
+        ids = [int(token.partition(":")[2]) for token in tokens]
+    listed = isinstance(ids, list) and all(type(each) is int and 0 <= each < 2**31 for each in ids)
+    if not ids or not listed or not isinstance(logps, list) or len(ids) != len(logps):
         raise ReferenceUnavailable(
             "The server gave no token ids with a log-probability each (token_ids, logprobs.token_logprobs); expected those "
             "of vLLM's /v1/completions with return_token_ids."

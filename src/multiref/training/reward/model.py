@@ -35,7 +35,7 @@ def open_reward_model(
     import transformers
 
     spec = ModelSpec.of(what)
-    path_or_id, source = spec.path, {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    path_or_id = spec.path
     tokenizer = load_tokenizer(spec)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = (
@@ -45,21 +45,13 @@ def open_reward_model(
         raise ModelError(
             f"{path_or_id}: the tokenizer has no padding, unknown or end token; set pad_token in its tokenizer_config.json."
         )
-    try:
-        model, created = load_whole(
-            transformers.AutoModelForSequenceClassification,
-            path_or_id,
-            allow_keys=spec.allow_keys,
-            creates=("score.*", "classifier.*"),
-            num_labels=1,
-            dtype=as_dtype(spec.dtype or "float32"),
-            use_safetensors=True,
-            **source,
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, …: all mean the same here
-        raise ModelError(f"{path_or_id} cannot be loaded as a reward model: {type(error).__name__}: {error}") from error
+    model, created = load_whole(
+        transformers.AutoModelForSequenceClassification,
+        spec,
+        creates=("score.*", "classifier.*"),
+        num_labels=1,
+        dtype=as_dtype(spec.dtype or "float32"),
+    )
     head = head_of(model)[1]
     if created:
         with torch.no_grad():
