@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation
@@ -150,8 +150,18 @@ else:
     TokenisationSetting = arguments_of(Tokenisation)
 
 
+def _check_place(written: Any) -> Any:
+    if not isinstance(written, str | None) or not (written or "env:").startswith(("env:", "file:")):
+        raise ValueError("a key that is written out would be stored (it is not shown here); write env:NAME or file:PATH.")
+    return written
+
+
+KeyPlace = Annotated[str, BeforeValidator(_check_place)]  # where an API key is
+
+
 class ReferenceSetting(Strict):
-    """A reference. model: a folder, a hub id or a `ModelSpec`; or endpoint: the URL of a completion server.
+    """A reference. model: a folder, a hub id or a `ModelSpec`; or endpoint: the URL of a completion server, and api_key: where
+    its key is, env:NAME or file:PATH.
     weight: all of them or none.
     tokenisation: in what its own differs from the run's."""
 
@@ -163,6 +173,7 @@ class ReferenceSetting(Strict):
     name: str
     model: ModelSetting | None = None
     endpoint: str | None = None
+    api_key: KeyPlace | None = None
     weight: float | None = None
     tokenisation: TokenisationSetting | None = None
 
@@ -185,7 +196,8 @@ class ReferenceSetting(Strict):
 
     def opens(self) -> Any:
         """As `References` takes it."""
-        where = {"endpoint": self.endpoint} if self.model is None else {"model": self.model}
+        key = {} if self.api_key is None else {"api_key": self.api_key}
+        where = {"endpoint": self.endpoint, **key} if self.model is None else {"model": self.model}
         return where if self.tokenisation is None else {**where, "tokenisation": self.tokenisation.given()}
 
 

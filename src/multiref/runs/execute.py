@@ -82,7 +82,8 @@ def _claimed(folder: RunFolder, settings: dict[str, Any], take_over: bool) -> It
 def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say], Job], began: bool, say: Say) -> None:
     """Train, on from where it stopped; write the model, the card and the page."""
     main = folder.main
-    folder.write("versions.json", json.dumps(versions(), indent=1))
+    trusted = sorted(set(_trusted(run.model_dump())))
+    folder.write("versions.json", json.dumps(versions() | ({"trust_remote_code": trusted} if trusted else {}), indent=1))
     clock = _Clock()
     job = start(folder, say)
     clock.lap("preparation")
@@ -112,6 +113,17 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
             say(f"Model: {folder.model}\nReport: {folder.report}")
         else:
             job.release()
+
+
+def _trusted(settings: Any) -> Iterator[str]:
+    """The models whose own code the run is allowed to run."""
+    if isinstance(settings, dict):
+        if settings.get("trust_remote_code") is True:
+            yield str(settings.get("path"))
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        for each in settings:
+            yield from _trusted(each)
 
 
 def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts) -> None:

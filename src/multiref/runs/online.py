@@ -18,7 +18,7 @@ from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.completion_api import CompletionApi, Connection
 from multiref.report import Table
-from multiref.runs.base import Facts, PooledRun, Say
+from multiref.runs.base import Facts, KeyPlace, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
@@ -64,6 +64,7 @@ class ServerSetting(Strict):
     many steps."""
 
     endpoint: str
+    api_key: KeyPlace | None = None
     every: int = 1
     concurrency: int = 8
     timeout: float = 600.0
@@ -166,8 +167,9 @@ class RolloutRun(PooledRun):
         if self.server is None:
             return None
         options = self.server.model_dump(exclude={"endpoint"})
+        connection = Connection(timeout=options.pop("timeout"), api_key=options.pop("api_key"))
         return ServerSampler(
-            CompletionApi(self.server.endpoint, Connection(timeout=options.pop("timeout"))),
+            CompletionApi(self.server.endpoint, connection),
             group=self.method.make().group,
             max_new_tokens=self.longest,
             push=AdapterPush(folder.path.resolve() / "served"),
