@@ -2,6 +2,8 @@
 
 import gzip
 
+from tests.references.rude_server import answer, says
+
 _BOMB = (
     b"a: &a ["
     + b"x, " * 9
@@ -46,4 +48,20 @@ FAILED = [
     ("arguments", ["train", "--config", "a" * 5000]),
     ("arguments", ["score", "p.jsonl", "--reference", "[/b]=m", "--store", "s"]),
     ("arguments", ["train", "--config", "c.yaml", "--set", "²=1"]),
+    ("folder", ("config.json", b"[" * 10**5)),
+    ("folder", ("config.json", b'{"model_type": "llama", "vocab_size": ' + b"9" * 5000 + b"}")),
+    ("folder", ("config.json", b'{"model_type": "llama", "num_hidden_layers": 1000000000}')),
+    ("folder", ("config.json", b'{"model_type": "llama", "quantization_config": {"quant_method": "mine"}}')),
+    ("folder", ("tokenizer_config.json", b'{"model_max_length": [], "tokenizer_class": "PreTrainedTokenizerFast"}')),
+    ("folder", ("tokenizer.json", b"{}")),
+    ("folder", ("model.safetensors", (2**62).to_bytes(8, "little") + b"{}")),
+    ("folder", ("adapter_model.safetensors", b"")),
+    ("folder", ("adapter_config.json", b'{"peft_type": "LORA", "r": 1000000000, "target_modules": ["q_proj"]}')),
+    ("folder", ("adapter_config.json", b'{"peft_type": "LORA", "target_modules": "([a-z_.0-9]+)+!"}')),
+    ("folder", ("chat_template.jinja", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")),
+    ("folder", ("chat_template.jinja", b"{{ 'a' * 10**10 }}")),
+    ("server", says(b'{"data": ' + b"[" * 10**5)),
+    ("server", says(b'{"data": [{"id": "m", "max_model_len": ' + b"9" * 5000 + b"}]}")),
+    ("server", answer(b"", "Location: http://another.example/v1/models", status="302 Found")),
+    ("server", says(b'{"choices": [{"logprobs": [], "token_ids": 3, "prompt_token_ids": 3}]}')),
 ]

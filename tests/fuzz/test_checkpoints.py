@@ -11,6 +11,7 @@ from multiref.errors import OutputError
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.checkpoint import read_state, save_state
 from multiref.training.iterative import Plan, method_named, train
+from multiref.training.pickled import check_pickled
 from multiref.training.sums import SUMS, begin_with_sums, damage, newest_whole, set_aside, write_sums
 from tests.training.iterative.test_methods import QUICK, world
 
@@ -148,3 +149,36 @@ def test_old_ones_go_when_the_newer_one_has_sums_and_not_before(tmp_path):
     with pytest.raises(OutputError), sums.in_charge(args):
         (tmp_path / "checkpoint-9").write_text("no folder")
         sums.on_save(args, SimpleNamespace(global_step=9, best_model_checkpoint=None), None)
+
+
+def test_what_trainer_pickles_passes_and_what_would_run_does_not(tmp_path):
+    """Every file of a real checkpoint is on the list; each in turn with a program in it is refused, and the program not run."""
+    import os
+    import pickle
+
+    from transformers import Trainer, TrainingArguments
+
+    class Trap:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    model = torch.nn.Linear(2, 1)
+    model.forward = lambda x, labels: {"loss": (x @ model.weight.T - labels).square().mean()}
+    args = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    Trainer(model, args, train_dataset=[{"x": torch.ones(2), "labels": torch.ones(1)}] * 8).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    check_pickled(checkpoint)
+    written = {file.name for file in checkpoint.iterdir()} & {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert len(written) == 3
+    for name in written:
+        whole = (checkpoint / name).read_bytes()
+        torch.save({"state": Trap()}, checkpoint / name)
+        with pytest.raises(OutputError, match=f"{name} would run code .*posix.system"):
+            check_pickled(checkpoint)
+        for content in (pickle.dumps(Trap()), b"", whole[:-99]):
+            (checkpoint / name).write_bytes(content)
+            with pytest.raises(OutputError, match=f"{name} is no state"):
+                check_pickled(checkpoint)
+        (checkpoint / name).write_bytes(whole)
+    check_pickled(checkpoint)
+    assert not (tmp_path / "ran").exists()

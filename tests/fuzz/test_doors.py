@@ -171,6 +171,7 @@ DOORS = {
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_bytes(lines(PAIRS[:1] * 3))
+    monkeypatch.setattr("multiref.models.bounded_templates.SECONDS", 0.3)
     (tmp_path / "d").mkdir()
     folders.make(tmp_path / "d")
     return tmp_path

@@ -20,6 +20,7 @@ from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
+from multiref.training.pickled import check_pickled
 from multiref.training.sums import SUMS, damage, newest_whole
 
 
@@ -74,6 +75,8 @@ class PairTrainer(Trainer):
             raise OutputError(f"{self.args.output_dir} holds no whole checkpoint to go on from; train anew.")
         if at and (Path(at) / SUMS).exists() and (problem := damage(Path(at))):
             raise OutputError(f"{at} is damaged: {problem}; remove it and go on from the one before.")
+        if at:
+            check_pickled(Path(at))
         if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
             raise ArgumentError(
                 f"{at} holds no optimizer's state (save_only_model?), so training cannot go on from there as it was. "
