@@ -58,7 +58,7 @@ def bound_templates() -> None:
 
     @lru_cache
     def compile_bounded(source: str) -> Template:
-        bounded = original("").environment  # with their filters and extensions
+        bounded = getattr(original, "__wrapped__", original)("").environment  # theirs, with filters and extensions; not shared
         bounded.__class__, bounded.finalize = _Bounded, _print
         bounded.template_class = _BoundedTemplate
         bounded.filters = {name: _measured(name, each) for name, each in bounded.filters.items() if name not in _GROW}
@@ -70,7 +70,6 @@ def bound_templates() -> None:
         return made
 
     compile_bounded.unbounded = original  # type: ignore[attr-defined]
-    original.cache_clear()  # "" stays one's own: an environment is changed in place
     home._compile_jinja_template = compile_bounded
 
 
