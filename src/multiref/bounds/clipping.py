@@ -87,7 +87,7 @@ def rollouts_per_prompt(
     if (rollout_deviation is None) != (prompt_deviation is None):
         raise ArgumentError("rollout_deviation, prompt_deviation: expected both or none.")
     if rollout_deviation is None or prompt_deviation is None:
-        return max(1.0, (prefill / decode) ** (2 / 3))
+        return max(1.0, math.pow(prefill / decode, 2 / 3))
     _check(least=0.0, rollout_deviation=rollout_deviation, prompt_deviation=prompt_deviation)
     return max(1.0, sqrt(prefill / decode) * rollout_deviation / prompt_deviation)
 

@@ -134,7 +134,8 @@ def _bare(row: Mapping[str, object] | Pair, number: int, dropped: Counter[str]) 
         dropped.update(name for name in row if name not in _KEPT)
     else:
         dropped.update(name for name, value in (("origin", row.origin), ("margin", row.margin)) if value)
-    return Pair(*(_messages(text, dropped) for text in (pair.prompt, pair.chosen, pair.rejected)))
+    prompt, chosen, rejected = (_messages(text, dropped) for text in (pair.prompt, pair.chosen, pair.rejected))
+    return Pair(prompt, chosen, rejected)
 
 
 def _messages(text: Text, dropped: Counter[str]) -> Text:

@@ -1,6 +1,7 @@
 """Preference games under K references: the equilibrium, its gap, how iterations converge, what merging and baselines do."""
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -158,7 +159,8 @@ def merge_fails(effort: Effort) -> Measurement:
 def group_baseline(effort: Effort) -> Measurement:
     seeds, completions = effort.choose(20, 50), 4
     preference, refs = random_games(seeds, completions, generator=torch.Generator().manual_seed(75), references=2)
-    rule, found = ReverseKL(), {"by G, β": [], "by G − 1, β(G − 1)/G": [], "by G − 1, β": []}
+    rule = ReverseKL()
+    found: dict[str, list[Tensor]] = {"by G, β": [], "by G − 1, β(G − 1)/G": [], "by G − 1, β": []}
     for group, beta in itertools.product((2, 3), (0.1, 0.5)):
         places = {
             "by G, β": (beta, 1.0),
@@ -182,7 +184,11 @@ def _expected_update(preference: Tensor, refs: Tensor, log_policy: Tensor, group
     groups = torch.tensor(list(itertools.product(range(completions), repeat=group)))
     updates = []
     for table, log_p, ref in zip(preference, log_policy, refs.unbind(1)):
-        reward = WinRate(lambda _, a, b, t=table: [float(t[i, j]) for i, j in zip(a, b)], group=group)
+
+        def judge(_: object, first: Sequence[int], second: Sequence[int], table: Tensor = table) -> list[float]:
+            return [float(table[i, j]) for i, j in zip(first, second)]
+
+        reward = WinRate(judge, group=group)
         wins = torch.tensor(reward([0] * groups.numel(), groups.flatten().tolist()), dtype=torch.float64).view_as(groups)
         penalty = ReverseKL().implicit_reward(log_p, ref, beta=beta)
         advantages = RLOO(group=group).advantages(factor * wins - penalty[groups])
