@@ -107,6 +107,21 @@ def test_a_draw_that_decides_nothing_is_fine():
     examine(Sometimes)
 
 
+@pytest.mark.parametrize(
+    "draw", [lambda: float(torch.rand(())), random.random, np.random.rand], ids=["torch", "python", "numpy"]
+)
+@pytest.mark.parametrize("kept", [lambda u: u < 0.98, lambda u: u >= 0.02, lambda u: u >= 0.5], ids=["above", "below", "half"])
+def test_what_is_decided_once_a_pass_is_found_however_seldom(draw, kept):
+    """A path that is dropped at random in evaluation mode: under most seeds alike."""
+
+    class Dropped(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1.0 if kept(draw()) else 0.0)
+
+    with pytest.raises(ModelError, match=r"up_proj \(Dropped\) draws random numbers"):
+        examine(Dropped)
+
+
 def test_the_module_that_matters_is_named_and_not_a_draw_before_it():
     class Both(HardCoded):
         def __init__(self, *sizes, **options):
