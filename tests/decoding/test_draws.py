@@ -150,7 +150,7 @@ BAD = {
     "no beta": ({"beta": None}, "needs its strength"),
     "beta 0": ({"beta": 0.0}, "positive"),
     "method": ({"method": "best"}, "expected one of smc"),
-    "proposal": ({"method": "importance", "proposal": "r"}, "expected one of flat"),
+    "proposal": ({"method": "importance", "proposal": "r"}, "expected one of pool"),
     "no islands": ({"islands": 0}, "islands"),
     "no maximum": ({"method": "rejection", "reward_max": None}, "largest reward"),
     "rare": ({"method": "rejection", "reward_max": 30.0}, "1e|accepts about"),

@@ -18,7 +18,7 @@ from multiref.regularizers import Regularizer, check_beta, check_weights
 # method → its proposals, the default first; None: a reference's name
 METHODS: dict[str, tuple[str | None, ...]] = {
     "smc": ("flat", "pool"),
-    "importance": ("flat", "pool", "mixture", "sampled_ends", None),
+    "importance": ("pool", "flat", "mixture", "sampled_ends", None),
     "rejection": ("pool", "mixture"),
     "token": ("pool",),
 }

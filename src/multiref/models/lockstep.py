@@ -139,7 +139,7 @@ def walk(
 
     Ends are counted, not drawn: most of F may sit on completions that end early, by an end that is rarely drawn. With flat
     c = 0 W only shrinks, so an island's estimate is at most 1; c = ½ also finds a token that is rare under the pool and after
-    which the end is likely. Unbiased for every c, resampled or not. At the last place whatever comes is a completion, v ∼ g/Σg.
+    which the end is likely. Unbiased for every c, resampled or not. Where no end may follow, v ∼ g/Σg.
 
     Args:
         weights: [K] > 0 on the simplex.
@@ -162,7 +162,8 @@ def walk(
             filed.append(live + closing.logsumexp(-1).double().view(islands, n))
             chosen.append(end[(closing + _gumbel(closing, generator)).argmax(-1)] if len(end) else torch.zeros_like(rows))
             total = torch.logaddexp(total, filed[-1].logsumexp(-1))
-            token, ratio = propose(pool.index_fill(-1, end, NEG_INF), 0.0 if t == length - 1 else flat, generator)
+            before_end = generation.min_new_tokens <= t + 1 < length  # else there is no end that a flat q would find
+            token, ratio = propose(pool.index_fill(-1, end, NEG_INF), flat if before_end else 0.0, generator)
             live = live + ratio.double().view(islands, n)
             asked = t % step.patience == step.patience - 1
             if t == length - 1 or (asked and bool((live.logsumexp(-1) <= total + math.log(NOTHING)).all())):
