@@ -47,9 +47,9 @@ def sample(
             "importance": n · islands independent draws weighed once (soft best-of-n). "rejection": exactly n · islands draws of
             π*. "token": draws of the pool renormalised at each token, weighed by the reward alone: not the optimum, and said.
         proposal: of smc "flat" (½ pool + ½ its square root), of importance "pool" (its estimates are bounded), or the other
-            one, with every end counted; of importance also "mixture" (Σ_k w_k π_k; bounded), a reference's name (unbounded)
-            or "sampled_ends" (the pool, its ends drawn); of rejection "pool" or "mixture". A regularizer that is not reverse KL has
-            importance with "mixture" or a name, and "token"; references of other vocabularies have importance with a name.
+            one, with every end counted. Of importance also "mixture" (Σ_k w_k π_k; bounded), a reference's name (unbounded),
+            "sampled_ends" (the pool, its ends drawn). Of rejection "pool" or "mixture". A regularizer that is not reverse KL
+            has importance with "mixture" or a name, and "token"; references of other vocabularies importance with a name.
         min_new_tokens, require_end: the optimum among completions with so many tokens before an end; among those that ended.
         reward_max: what no reward exceeds; rejection needs it, and a reward above it is an error.
         budget: what may be spent, checked before the first token.
