@@ -6,6 +6,7 @@ import pytest
 
 from multiref.models.batching import LAYOUTS, Span, plan_batches, sequence_length
 from multiref.models.encoding import Encoded
+from multiref.models.rows import row_length
 
 
 def items(seed, count=60):
@@ -35,3 +36,16 @@ def test_rows_outside_of_a_span_keep_to_themselves():
         lengths = [sequence_length(item, i) for item in batch.items for i in range(len(item.completions))]
         assert batch.rows == 1 or (min(lengths) >= 20 and max(lengths) <= 60)
         assert not batch.shared or (max(len(item.completions) for item in batch.items) <= 2 and max(lengths) <= 90)
+
+
+def test_a_long_row_has_a_pass_of_its_own_but_in_training():
+    """Fewer than four to a pass save nothing; a training step is one pass whatever its rows are."""
+    rows = items(7)
+    for layout in ("shared", "batched"):
+        for batch in plan_batches(rows, layout, 256):
+            lengths = [row_length(item, shared=batch.shared) for item in batch.items]
+            assert batch.rows == 1 or 4 * max(lengths) <= 256
+            assert len(lengths) * max(lengths) <= 256 or len(lengths) == 1
+    assert len(plan_batches(rows, "shared", 10**9, always=True)) == 1
+    (kept,) = plan_batches(rows[:3], "shared", 3 * max(row_length(item, shared=True) for item in rows[:3]), always=True)
+    assert len(kept.items) == 3
