@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from multiref.errors import MultirefError
+from multiref.report.shown import visible
 
 __all__ = ["app", "main"]
 
@@ -57,7 +58,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except MultirefError as error:
-            print(f"Error: {error}", file=sys.stderr)
+            print(f"Error: {visible(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
             raise typer.Exit(_said(stop)) from None

@@ -16,4 +16,6 @@ from .noise import Difference as Difference
 from .noise import Estimate as Estimate
 from .noise import Measure as Measure
 from .noise import paired as paired
+from .shown import public as public
+from .shown import visible as visible
 from .terminal import print_table as print_table

@@ -11,6 +11,7 @@ from typing import Protocol
 from multiref._files import write_whole as write_whole
 from multiref._locks import write_alone as write_alone
 from multiref.errors import ArgumentError
+from multiref.report.shown import public
 
 STYLE = """
 :root { color-scheme: light; }
@@ -43,6 +44,11 @@ figcaption { color: #57606a; font-size: .92rem; max-width: 46rem; margin-top: .3
 """
 
 
+def escaped(text: object) -> str:
+    """Text as HTML: nothing in it is markup, and it names no path of this machine."""
+    return html.escape(public(text))
+
+
 class Block(Protocol):
     """Whatever can stand on the page."""
 
@@ -56,7 +62,7 @@ class Prose:
         self.paragraphs = paragraphs
 
     def html(self) -> str:
-        return "\n".join(f"<p>{html.escape(text)}</p>" for text in self.paragraphs)
+        return "\n".join(f"<p>{escaped(text)}</p>" for text in self.paragraphs)
 
 
 class Note:
@@ -66,7 +72,7 @@ class Note:
         self.lines = lines
 
     def html(self) -> str:
-        return '<div class="note">' + "".join(f"<p>{html.escape(line)}</p>" for line in self.lines) + "</div>"
+        return '<div class="note">' + "".join(f"<p>{escaped(line)}</p>" for line in self.lines) + "</div>"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Formula:
     text: str
 
     def html(self) -> str:
-        return f'<code class="formula">{html.escape(self.text)}</code>'
+        return f'<code class="formula">{escaped(self.text)}</code>'
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,14 @@ class Table:
         for number, row in enumerate(self.rows):
             if len(row) != len(self.header):
                 raise ArgumentError(f"table row {number} has {len(row)} cells; the header has {len(self.header)}")
-        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)
+        caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
+        head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in self.header)
         body = "\n".join(self._row(number, row) for number, row in enumerate(self.rows))
         return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
     def _row(self, number: int, row: Sequence[str]) -> str:
-        first = f'<th scope="row">{html.escape(row[0])}</th>'
-        rest = "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        first = f'<th scope="row">{escaped(row[0])}</th>'
+        rest = "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
         kind = ' class="quiet"' if number in self.quiet else ""
         return f"<tr{kind}>{first}{rest}</tr>"
 
@@ -115,8 +121,8 @@ class Picture:
     def html(self) -> str:
         kind = "image/png" if self.data.startswith(b"\x89PNG") else "image/svg+xml"
         source = f"data:{kind};base64,{base64.b64encode(self.data).decode('ascii')}"
-        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
-        return f'<figure><img src="{source}" alt="{html.escape(self.alt)}">{caption}</figure>'
+        caption = f"<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
+        return f'<figure><img src="{source}" alt="{escaped(self.alt)}">{caption}</figure>'
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,7 @@ class Settings:
 
     def html(self) -> str:
         rows = "".join(
-            f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>'
-            for key, value in _flat(self.values)
+            f'<tr><th scope="row">{escaped(key)}</th><td>{escaped(value)}</td></tr>' for key, value in _flat(self.values)
         )
         return f'<div class="scroll"><table class="settings"><tbody>{rows}</tbody></table></div>'
 
@@ -141,22 +146,20 @@ class Section:
     blocks: Sequence[Block] = field(default_factory=tuple)
 
     def html(self) -> str:
-        return (
-            f"<section><h2>{html.escape(self.title)}</h2>\n" + "\n".join(block.html() for block in self.blocks) + "\n</section>"
-        )
+        return f"<section><h2>{escaped(self.title)}</h2>\n" + "\n".join(block.html() for block in self.blocks) + "\n</section>"
 
 
 def page(title: str, *blocks: Block, subtitle: str = "") -> str:
     """The whole page as text: UTF-8, no script, a content policy that forbids every load from outside."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    under = f'<p class="subtitle">{html.escape(subtitle)}</p>' if subtitle else ""
+    under = f'<p class="subtitle">{escaped(subtitle)}</p>' if subtitle else ""
     body = "\n".join(block.html() for block in blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{html.escape(title)}</h1>\n{under}\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{escaped(title)}</h1>\n{under}\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

@@ -1,11 +1,16 @@
 """The model card that goes with trained weights: Markdown under the YAML head that model hubs read."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import yaml
 
 from multiref.report.installed import versions
+from multiref.report.shown import public
+
+# Markdown's marks, what it would make a link of, and what makes a list or a rule of a line
+_MARKS = re.compile(r"[\\`*_\[\]<>|#&~$!@{}]|:(?=//)|(?<=[wW]{3})\.|^[-+=]|(?<=\d)[.)](?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -13,8 +18,9 @@ class ModelCard:
     """What was trained, against what, on what, with which result.
 
     `references` maps each name to (where it came from, its weight as text), empty for what has none, `beta` None then;
-    `metrics` are plain numbers, reported as given; `limits` are sentences on what the numbers do not show.
-    Every value is shown as text: nothing in it is read as Markdown markup.
+    `metrics` are plain numbers, reported as given; `limits` are sentences on what the numbers do not show, `checks` on what
+    was looked at.
+    Every value is shown as text: nothing in it is read as Markdown markup, or names a path of this machine.
     """
 
     title: str
@@ -27,12 +33,13 @@ class ModelCard:
     metrics: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     limits: Sequence[str] = ()
+    checks: Sequence[str] = ()
 
     def markdown(self) -> str:
         """The whole card."""
         head = {
             "library_name": "transformers",
-            "base_model": self.base_model,
+            "base_model": " ".join(public(self.base_model).split()).removeprefix("…/"),
             "tags": ["multiref", "preference-learning", "multi-reference"],
         }
         strength = "" if self.beta is None else f", β = {self.beta:g}"
@@ -42,6 +49,7 @@ class ModelCard:
             "References": _rows(("name", "source", "weight"), references),
             "Metrics": _rows(("metric", "value"), [(name, f"{value:.6g}") for name, value in self.metrics.items()]),
             "Limits": "\n".join(f"- {_plain(line)}" for line in self.limits),
+            "Checks": "\n".join(f"- {_plain(line)}" for line in self.checks),
             "Settings": _fenced(_yaml(_safe(self.settings))) if self.settings else "",
             "Versions": _rows(("package", "version"), sorted(versions().items())),
         }
@@ -57,16 +65,15 @@ def _yaml(value: object) -> str:
 
 def _plain(text: str) -> str:
     """One line in which Markdown's and HTML's marks are only characters."""
-    line = " ".join(str(text).split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in line)
+    return _MARKS.sub(r"\\\g<0>", " ".join(public(text).split()))
 
 
 def _code(text: str) -> str:
-    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
+    return f"`{' '.join(public(text).split()).replace('`', chr(39))}`"
 
 
 def _fenced(text: str) -> str:
-    fence = "```"
+    text, fence = public(text), "```"
     while fence in text:
         fence += "`"
     return f"{fence}\n{text.rstrip()}\n{fence}"
@@ -84,7 +91,7 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _safe(value: object) -> object:
     """Only what plain YAML knows; anything else becomes its text."""
     if isinstance(value, Mapping):
-        return {str(key): _safe(item) for key, item in value.items()}
+        return {public(key): _safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_safe(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else public(value)

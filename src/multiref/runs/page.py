@@ -36,9 +36,9 @@ def model_card(run: BaseRun, facts: Facts, lines: Lines) -> str:
         metrics=_final(lines) | facts.metrics,
         settings=run.plain(),
         limits=facts.limits,
+        checks=facts.checks,
     ).markdown()
-    checks = "## Checks\n\n" + "\n".join(f"- {sentence}" for sentence in facts.checks) + "\n" if facts.checks else ""
-    return "\n".join(part for part in (text, checks, facts.notes) if part)
+    return "\n".join(part for part in (text, facts.notes) if part)
 
 
 def write_report(path: Path, run: BaseRun, facts: Facts, lines: Lines, timing: Sequence[dict[str, float]]) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from multiref.report import Table, print_table
+from multiref.report import Table, print_table, visible
 
 
 class Narrator:
@@ -37,7 +37,7 @@ class Narrator:
     def phase(self, sentence: str) -> None:
         """What begins now, after the seconds gone by."""
         self._clear()
-        self.console.print(f"[dim]{self._seconds():5.0f} s[/dim]  {escape(sentence)}")
+        self.console.print(Text.assemble((f"{self._seconds():5.0f} s", "dim"), f"  {visible(sentence)}"))
 
     def progress(self, what: str, done: int, of: int) -> None:
         """A bar, one at a time."""
@@ -56,7 +56,7 @@ class Narrator:
 
     def line(self, text: str) -> None:
         """A sentence alone."""
-        self.console.print(escape(text))
+        self.console.print(Text(visible(text)))
 
     def end(self, report: Path, figures: Path) -> None:
         """Where everything is."""

@@ -1,9 +1,12 @@
 """`multiref verify`: the claims of the papers, each with a verdict."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _COLOURS = {"verified": "green", "refuted": "red", "vacuous": "yellow", "convention-dependent": "yellow"}
 
@@ -23,6 +26,7 @@ def command(
     """
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     import multiref_lab as lab
 
@@ -30,29 +34,32 @@ def command(
     chosen = lab.find(names or [])
     if show:
         for claim in chosen:
-            console.print(f"[bold]{claim.name}[/bold] ({claim.status}): {claim.statement}")
+            console.print(Text.assemble((claim.name, "bold"), f" ({claim.status}): {claim.statement}"))
         return
     ledger = lab.Ledger(out)
     for i, claim in enumerate(chosen, 1):
         place = f"({i}/{len(chosen)})"
         if not again and ledger.has(claim.name, full=full):
-            console.print(f"{place} {claim.name}: in the ledger", style="dim")
+            console.print(f"{place} {claim.name}: in the ledger", style="dim", markup=False)
             continue
-        with console.status(f"{place} {claim.name}"):
+        with console.status(Text(f"{place} {claim.name}")):
             outcome = lab.verify(claim.name, full=full)
         ledger.record(outcome)
-        console.print(f"{place} [bold]{claim.name}[/bold]: {_colour(outcome.verdict)}, {outcome.seconds:.1f} s")
+        console.print(
+            Text.assemble(f"{place} ", (claim.name, "bold"), ": ", _coloured(outcome.verdict), f", {outcome.seconds:.1f} s")
+        )
         for check in outcome.measurement.checks:
             line = f"      {check.what}: predicted {check.predicted}, measured {check.shown}"
             console.print(line, style="" if check.holds else "red", markup=False)
     headings = [Column(each, no_wrap=each != "predicted", overflow="fold") for each in ("claim", "who", "predicted", "verdict")]
     table = Table(*headings)
     for claim in chosen:
-        table.add_row(claim.name, claim.status, claim.predicted, _colour(ledger.entries[claim.name]["verdict"]))
+        table.add_row(claim.name, claim.status, Text(claim.predicted), _coloured(ledger.entries[claim.name]["verdict"]))
     console.print(table)
     console.print(f"Ledger: {ledger.folder / 'claims.md'}, {ledger.path}", markup=False)
 
 
-def _colour(verdict: str) -> str:
-    colour = _COLOURS.get(verdict)
-    return f"[{colour}]{verdict}[/{colour}]" if colour else verdict
+def _coloured(verdict: str) -> "Text":
+    from rich.text import Text
+
+    return Text(verdict, style=_COLOURS.get(verdict, ""))

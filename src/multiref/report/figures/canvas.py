@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from multiref._files import write_whole
 from multiref.report.noise import Measure
+from multiref.report.shown import visible
 
 # Okabe and Ito's eight colours without black and yellow (too faint on white); every series has its own marker too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -57,9 +58,22 @@ def finish(figure: Figure, axes: Axes, x: str, y: str, title: str = "", *, log_x
     return figure
 
 
+def _as_text(figure: Figure) -> None:
+    """Names are shown as they are: no `$` begins a formula, and what no font can show is escaped."""
+    for axes in figure.axes:
+        names = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for legend in filter(None, (axes.get_legend(), *figure.legends)):
+            names += legend.get_texts()
+        ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        for text in (*names, *(tick for tick in ticks if "\\mathdefault" not in tick.get_text())):
+            text.set_parse_math(False)
+            text.set_text(visible(text.get_text()))
+
+
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for the same figure; letters are shapes, so that no font is needed to read it."""
     stream = io.BytesIO()
+    _as_text(figure)
     with rc_context(RC):
         undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(stream, metadata=undated)
@@ -69,6 +83,7 @@ def svg(figure: Figure) -> bytes:
 def png(figure: Figure, *, dots_per_inch: int = 160) -> bytes:
     """The figure as PNG."""
     stream = io.BytesIO()
+    _as_text(figure)
     with rc_context(RC):
         FigureCanvasAgg(figure)
         figure.savefig(stream, format="png", dpi=dots_per_inch, metadata={"Software": None})
