@@ -106,16 +106,17 @@ def test_bad_files(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "no.parquet").write_text("nothing of the kind")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() * 99)[:40])
-    (tmp_path / "pairs.csv").write_text("a,b")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pairs.xls").write_text("a,b")
     for name, words in {
         "bytes.jsonl": r"bytes.jsonl:2: byte 13 .*UTF-8",
         "broken.jsonl": r"broken.jsonl:3: not valid JSON",
         "empty.jsonl": "no rows",
         "no.parquet": "no readable Parquet",
         "cut.jsonl.gz": "cannot be read",
-        "pairs.csv": "unknown kind of file",
+        "pairs.xls": "unknown kind of file",
         "absent.jsonl": "does not exist",
-        ".": "is a folder",
+        "folder": "a folder without any of",
     }.items():
         with pytest.raises(DataError, match=words):
             read_pairs(tmp_path / name)

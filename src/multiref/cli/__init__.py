@@ -6,6 +6,7 @@ Anything else is a bug of ours and keeps its traceback.
 """
 
 import ast
+import errno
 import importlib
 import importlib.util
 import io
@@ -161,3 +162,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed into nothing
         sys.exit(1)
+    except OSError as error:  # nothing of ours can be written where standard output goes
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"Error: the output cannot be written: {error.strerror}; make room, or write it elsewhere.", file=sys.stderr)
+        sys.exit(2)

@@ -4,14 +4,13 @@ the rewards of the paper's script, repaired."""
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
-from multiref._files import as_path, read_lines
-from multiref._json import parse_json
+from multiref.data.sources import open_source
 from multiref.data.text import Message, Text, said
 from multiref.errors import ArgumentError, DataError
 
@@ -41,14 +40,20 @@ class Problem:
     origin: str = ""
 
 
-def read_gsm8k(source: str | Path, *, split: str = "train", limit: int | None = None) -> list[Problem]:
-    """Problems from JSON Lines with `question` and `answer` (which ends in "#### number"), or from the hub ("openai/gsm8k",
-    which `datasets` fetches).
+def read_gsm8k(
+    source: str | Path, *, name: str | None = None, split: str | None = None, limit: int | None = None
+) -> list[Problem]:
+    """Problems from rows with `question` and `answer` (which ends in "#### number"): a file, a folder, a URL, or the hub
+    ("openai/gsm8k"; by default its configuration main, and of several splits train).
 
     Errors: DataError naming file and row.
     """
-    path = as_path(source)
-    rows = _file_rows(path) if os.path.exists(path) and not os.path.isdir(path) else _hub_rows(str(source), split)
+    hub = not os.path.exists(source) and "://" not in str(source)
+    with open_source(source, name=name or ("main" if hub else None), split=split or ("train" if hub else None)) as opened:
+        return _problems(opened(), source, limit)
+
+
+def _problems(rows: Iterable[tuple[str, object]], source: str | Path, limit: int | None) -> list[Problem]:
     problems: list[Problem] = []
     for origin, row in rows:
         if limit is not None and len(problems) >= limit:
@@ -177,23 +182,6 @@ def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964)
         return mean, max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
     error = math.sqrt(sum((value - mean) ** 2 for value in each) / max(n - 1, 1) / n)
     return mean, max(0.0, mean - z * error), min(1.0, mean + z * error)
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
-    for number, line in read_lines(path, "a file of problems (.jsonl with question and answer)"):
-        if line.strip():
-            yield f"{path.name}:{number}", parse_json(line, f"{path.name}:{number}", constants=True)
-
-
-def _hub_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
-    import datasets
-
-    try:
-        data = datasets.load_dataset(name, "main", split=split)
-    except Exception as error:  # offline, unknown, gated: the hub's own errors say which
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        raise DataError(f"No file {name}, and no such data set could be had from the hub ({why}).") from error
-    return ((f"{name}[{split}]:{number}", row) for number, row in enumerate(data, 1))
 
 
 def _problem(row: object, origin: str) -> Problem:

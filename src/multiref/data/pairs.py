@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,8 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     if isinstance(prompt, tuple) and isinstance(chosen, str):
         raise DataError(f"{where}: the prompt is a list of messages but the completions are strings; make all three the same.")
     implicit = prompt is None or isinstance(prompt, str) != isinstance(chosen, str)
+    if isinstance(prompt, tuple) and not implicit and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]  # the sides repeat the conversation before them
     if prompt is None or implicit:
         asked = prompt
         prompt, chosen, rejected = _split_common(chosen, rejected)
@@ -77,18 +79,9 @@ def as_prompt(row: Mapping[str, object], *, origin: str = "") -> Text:
     return _with_extras(as_text(row.get("prompt"), "prompt", where), row, where)
 
 
-def as_pairs(rows: Iterable[tuple[str, Mapping[str, object] | Pair]], source: str) -> Iterator[Pair]:
-    """(origin, row) … → pairs; columns that nothing here reads are listed in one notice, once for the whole `source`."""
-    unread: set[str] = set()
-    for origin, row in rows:
-        unread |= unread_columns(row)
-        yield as_pair(row, origin=origin)
-    list_unread(unread, source)
-
-
-def unread_columns(row: object) -> set[str]:
+def unread_columns(row: object, read: Set[str] = _USED) -> set[str]:
     """The columns of a row that hold something and that nothing here reads."""
-    return {str(name) for name in row.keys() - _USED if row[name] is not None} if isinstance(row, Mapping) else set()
+    return {str(name) for name in row.keys() - read if row[name] is not None} if isinstance(row, Mapping) else set()
 
 
 def list_unread(columns: Iterable[str], source: str) -> None:

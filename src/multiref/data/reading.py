@@ -1,123 +1,227 @@
-"""Files of preference pairs: JSON Lines (plain or gzipped), a JSON list, Parquet."""
+"""Preference pairs from wherever they are kept, in whichever format; and what becomes of rows that cannot be used."""
 
-from collections.abc import Iterator
-from itertools import islice
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from multiref._files import MIB, Unpacked, as_path, check_unpacked, decode, open_file, read_lines
-from multiref._json import parse_items, parse_json
-from multiref.data.pairs import QUESTIONS, REFUSED, USED, Pair, as_pairs, list_unread
-from multiref.errors import DataError, MultirefWarning
+from multiref._files import write_whole
+from multiref.data.files import LARGEST
+from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, recognise, renamed, wanted_columns
+from multiref.data.pairs import REFUSED, USED, Pair, as_pair, list_unread, unread_columns
+from multiref.data.sources import Source, open_source
+from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
 
-Rows: TypeAlias = Iterator[tuple[int, Any]]  # number of the row, counted from 1, and what stands there
-LARGEST = 8192 * MIB
-_EXPECTED = "a file of preference pairs (.jsonl, .jsonl.gz, .json, .json.gz or .parquet)"
-_BLANK = b" \t\r\n\xef\xbb\xbf"
+Origins: TypeAlias = Iterable[tuple[str, Any]]
+SKIPPED = "skipped.jsonl"
+_LOOKED_AT = 20  # rows that are looked at for the columns of a data set
 
 
-def read_pairs(path: str | Path, *, limit: int | None = None, largest: int = LARGEST) -> list[Pair]:
-    """The pairs of a file, at most `limit` of them, in the order of the file.
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a source, and how they are read.
 
-    Formats by name: .jsonl, .jsonl.gz, .json (a list of rows, or rows one a line), .json.gz, .parquet;
-    rows as `as_pair` takes them. `largest`: bytes of the file, and of what it unpacks to; a compressed file may unpack to 50
-    times its size (64 MiB in any case), a row may have 16 MiB, and JSON 64 levels.
+    name, split: of a data set that has several; "train[:5%]" is a part of one. columns: {ours: theirs} for foreign names of
+    prompt, chosen, rejected, label, margin, …; and what the label's values mean: {first: 1, second: 2, tie: 0}.
+    rankings: of several answers with scores, the best against the worst (ends) or all pairs. bad_rows: refuse the data for a
+    row that cannot be used, or skip such rows. limit: only so many rows, from the start.
+    """
+
+    name: str | None = None
+    split: str | None = None
+    columns: Mapping[str, object] = field(default_factory=dict)
+    rankings: Rankings = "ends"
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.columns if name not in (*COLUMNS, *VALUES)]:
+            known = ", ".join((*COLUMNS, *VALUES))
+            raise ArgumentError(f"columns: {unknown[0]!r} is none of ours; expected {{ours: theirs}} for some of {known}.")
+        for what, value, choices in (
+            ("rankings", self.rankings, ("ends", "all")),
+            ("bad_rows", self.bad_rows, ("refuse", "skip")),
+        ):
+            if value not in choices:
+                raise ArgumentError(f"{what}: found {value!r}, expected {' or '.join(choices)}.")
+
+
+@dataclass
+class Reading:
+    """What was read. source: where from, in words. format: which was recognised. rows: how many; bad: the reasons of those that
+    were left out, by origin."""
+
+    pairs: list[Pair]
+    source: str
+    format: str
+    rows: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def read_pairs(
+    source: Source,
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    columns: Mapping[str, object] | None = None,
+    rankings: Rankings = "ends",
+    bad_rows: Literal["refuse", "skip"] = "refuse",
+    limit: int | None = None,
+    largest: int = LARGEST,
+) -> list[Pair]:
+    """The pairs of a source, in its order.
+
+    Args:
+        source: a file (.jsonl, .json, .csv, .tsv, each also .gz; .parquet), a folder of such files, a folder of `save_to_disk`,
+            a URL, the id of a hub data set, or rows in memory (`datasets.Dataset`, `IterableDataset`, a list).
+        name, split, columns, rankings, bad_rows, limit: see `Selection`. Formats are recognised by their columns: see
+            `data.formats`.
+        largest: bytes of a file, and of what it unpacks to.
+
     Errors: DataError naming file and row (counted from 1; blank lines count, so that it is the line in an editor).
     """
-    path = as_path(path)
-    rows = ((f"{path.name}:{number}", row) for number, row in islice(_rows(path, largest), limit))
-    pairs = list(as_pairs(rows, path.name))
-    if not pairs and limit != 0:
-        raise DataError(f"{path} has no rows; expected at least one preference pair.")
-    return pairs
+    chosen = Selection(name, split, columns or {}, rankings, bad_rows, limit)
+    return read(source, chosen, largest=largest).pairs
 
 
-def _rows(path: Path, largest: int) -> Rows:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        yield from _parquet_rows(path, largest)
-    elif name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(path, largest)
-    elif name.endswith((".json", ".json.gz")):
-        yield from _json_rows(path, largest)
-    else:
-        open_file(path, _EXPECTED, largest=largest).close()  # a folder, or nothing at all, is said first
-        raise DataError(f"{path}: unknown kind of file; expected {_EXPECTED}.")
+def read(
+    source: Source,
+    selection: Selection = Selection(),
+    *,
+    skipped: str | os.PathLike[str] | None = None,
+    largest: int = LARGEST,
+    say: Callable[[str], None] | None = None,
+) -> Reading:
+    """The same with what was found out.
+
+    Args:
+        skipped: where rows that are skipped are written, with the reason.
+        say: told what is fetched, spooled and skipped; None: a notice or a warning.
+    """
+    unread: set[str] = set()
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        kept = wanted_columns(names, selection.columns, (*USED, *REFUSED))
+        unread.update(set(names) - set(kept))
+        return kept
+
+    speak = say or (lambda text: warnings.warn(text, MultirefNotice, stacklevel=3))
+    bad = _BadRows(selection.bad_rows == "skip")
+    with open_source(source, name=selection.name, split=selection.split, largest=largest, wanted=wanted, say=speak) as opened:
+        kind, rows = _converted(opened, selection, opened.name, bad, unread)
+        found = Reading(list(rows), f"{opened.name}, {opened.kind}", kind)
+        found.rows = bad.rows
+    if not found.pairs and not bad.reasons and selection.limit != 0:
+        raise DataError(f"{_shown(source)} has no rows; expected at least one preference pair.")
+    list_unread(unread, opened.name)
+    found.bad = bad.finish(opened.name, bool(found.pairs), None if skipped is None else Path(skipped), say)
+    return found
 
 
-def _json_lines(path: Path, largest: int) -> Rows:
-    for number, line in read_lines(path, _EXPECTED, largest=largest):
-        if line.strip():
-            yield number, parse_json(line, f"{path.name}:{number}", constants=True)
-
-
-def _json_rows(path: Path, largest: int) -> Rows:
-    """A list, whose text is held as a whole (at most 2 GiB of it), or JSON Lines under the name .json."""
-    with Unpacked(path, _EXPECTED, largest=largest) as file:
-        first = next((part for part in iter(lambda: file.take(MIB), b"") if part.strip(_BLANK)), b"").lstrip(_BLANK)
-    if not first.startswith(b"["):
-        yield from _json_lines(path, largest)
+def as_pairs(rows: Origins, source: str) -> Iterator[Pair]:
+    """(origin, row or `Pair`) … → pairs, in every format that `read_pairs` recognises; columns that nothing here reads are
+    listed in one notice, once for the whole `source`. DataError for the first row that cannot be used."""
+    start = iter(rows)
+    first = next(start, None)
+    if first is None or isinstance(first[1], Pair):
+        yield from (as_pair(row, origin=origin) for origin, row in chain([] if first is None else [first], start))
         return
-    with Unpacked(
-        path, f"{_EXPECTED}; a list of at most 2,048 MiB, or rows one a line", largest=min(largest, 2048 * MIB)
-    ) as file:
-        text = decode(file.rest(), path.name, first=True)
-    yield from enumerate(parse_items(text, path.name), 1)
+    held, unread = [first, *start], set[str]()
+    yield from _converted(lambda: iter(held), Selection(), source, None, unread)[1]
+    list_unread(unread, source)
 
 
-def _parquet_rows(path: Path, largest: int) -> Rows:
-    """A text that stands in many rows is held once: text is read as a dictionary, and counted before it is written out."""
-    import pyarrow
-    import pyarrow.parquet
+def _converted(
+    rows: Callable[[], Origins], selection: Selection, source: str, bad: "_BadRows | None", unread: set[str]
+) -> tuple[str, Iterator[Pair]]:
+    """(the format in words, the pairs)."""
+    merged: dict[str, Any] = {}
+    where = source
+    for number, (origin, row) in enumerate(islice(rows(), _LOOKED_AT)):
+        where = where if number else origin
+        if isinstance(row, Mapping):
+            merged = {**_renamed(row, selection.columns), **merged} if number else renamed(row, selection.columns, origin)
+            merged = {key: value for key, value in merged.items() if value is not None}
+    kind = recognise(merged, selection.columns, selection.rankings, where) if merged else None
+    if kind is not None and kind.label is not None:
+        label = str(selection.columns.get("label", kind.label))
+        kind = kind.knowing((row.get(label) for _, row in rows() if isinstance(row, Mapping)), source)
+        if "(0 the first" in kind.name.replace("'", ""):
+            warnings.warn(
+                f"{source}: {kind.name}. If it is the other way round, say so: columns: {{first: 1, second: 0}}.",
+                MultirefNotice,
+                stacklevel=4,
+            )
+    return (kind.name if kind else "nothing"), _pairs(rows, selection, kind, bad, unread)
 
-    number = unpacked = 0
-    with open_file(path, _EXPECTED, largest=largest) as opened:
-        packed = path.stat().st_size
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, object]) -> Mapping[str, Any]:
+    """A row under our names, as far as it has the columns."""
+    there = {ours: theirs for ours, theirs in columns.items() if theirs in row}
+    return renamed(row, there, "")
+
+
+def _pairs(
+    rows: Callable[[], Origins], selection: Selection, kind: Format | None, bad: "_BadRows | None", unread: set[str]
+) -> Iterator[Pair]:
+    read = frozenset({*USED, *(kind.reads if kind else ())})
+    for origin, row in islice(rows(), selection.limit):
+        if bad is not None:
+            bad.rows += 1
         try:
-            file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
-            names = file.schema_arrow.names
-            wanted = [name for name in names if name in USED or name in REFUSED or name in QUESTIONS]
-            texts, claimed = _text_columns(file.metadata, wanted)
-            check_unpacked(claimed, packed, path, largest=largest)
-            list_unread(set(names) - set(wanted), path.name)
-            opened.seek(0)
-            file = pyarrow.parquet.ParquetFile(opened, read_dictionary=texts, page_checksum_verification=True)
-            for batch in file.iter_batches(batch_size=1024, columns=wanted):
-                unpacked += sum(map(_written_out, batch.columns))
-                check_unpacked(unpacked, packed, path, largest=largest)
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-        except (GeneratorExit, DataError, MultirefWarning):
-            raise
-        except Exception as error:  # nothing but pyarrow runs here, which has a dozen kinds of them
-            raise DataError(f"{path} is no readable Parquet file after row {number}: {error}.") from error
+            if isinstance(row, Pair) or not isinstance(row, Mapping) or kind is None:
+                made = [as_pair(row, origin=origin)]
+            else:
+                row = renamed(row, selection.columns, origin)
+                unread |= unread_columns(row, read)
+                made = [as_pair(each, origin=origin) for each in kind.convert(row, origin)]
+        except DataError as error:
+            if bad is None:
+                raise
+            bad.add(origin, row, error)
+        else:
+            yield from made
 
 
-def _text_columns(metadata: Any, wanted: list[str]) -> tuple[list[str], int]:
-    """The columns of text in those that are wanted, nested ones by their path; and the bytes, unpacked, that it claims."""
-    texts: dict[str, None] = {}
-    claimed = 0
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            if column.path_in_schema.split(".")[0] in wanted:
-                claimed += max(0, column.total_uncompressed_size)
-                if column.physical_type == "BYTE_ARRAY":
-                    texts[column.path_in_schema] = None
-    return list(texts), claimed
+class _BadRows:
+    """Rows that cannot be used, and why."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip, self.rows = skip, 0
+        self.reasons: dict[str, str] = {}
+        self.lines: list[str] = []
+        self.first: DataError | None = None
+
+    def add(self, origin: str, row: Any, error: DataError) -> None:
+        self.first = self.first or error
+        self.reasons[origin] = str(error)
+        if self.skip:
+            self.lines.append(json.dumps({"origin": origin, "reason": str(error), "row": row}, ensure_ascii=False, default=str))
+
+    def finish(self, source: str, some: bool, path: Path | None, say: Callable[[str], None] | None) -> dict[str, str]:
+        """The reasons. DataError unless such rows are skipped; and where none is left."""
+        if not self.reasons:
+            return {}
+        three = " ".join(list(self.reasons.values())[:3])
+        count = f"{len(self.reasons):,} of {self.rows:,} rows cannot be used"
+        if not self.skip or not some:
+            advice = "" if not some else " bad_rows: skip (--bad-rows skip) leaves such rows out."
+            shown = three if len(self.reasons) == 1 else f"{source}: {count}: {three}"
+            raise DataError(shown + advice) from self.first
+        if path is not None:
+            write_whole(path, "".join(line + "\n" for line in self.lines))
+        where = "" if path is None else f" They are in {path}."
+        said = f"{source}: {count} and are left out: {three}{where}"
+        if say is not None:
+            say(said)
+        else:
+            warnings.warn(said, MultirefWarning, stacklevel=4)
+        return self.reasons
 
 
-def _written_out(array: Any) -> int:
-    """Bytes of an Arrow array once every text of a dictionary stands wherever it is used."""
-    import pyarrow
-    import pyarrow.compute
-
-    if pyarrow.types.is_dictionary(array.type):
-        lengths = pyarrow.compute.binary_length(array.dictionary)
-        return int(pyarrow.compute.sum(lengths.take(array.indices).cast("int64")).as_py() or 0)
-    if pyarrow.types.is_list(array.type) or pyarrow.types.is_large_list(array.type):
-        return int(array.nbytes - array.values.nbytes) + _written_out(array.flatten())
-    if pyarrow.types.is_struct(array.type):
-        return sum(map(_written_out, array.flatten()))
-    return int(array.nbytes)
+def _shown(source: Source) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else "The data"

@@ -1,6 +1,7 @@
 """What runs on preference pairs share: which pairs, which are held out, which are too long, and the `transformers.Trainer`
 around them."""
 
+import dataclasses
 import enum
 import os
 import types
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, field_serializer, model_validator
 
-from multiref.data import Pair, read_pairs
+from multiref.data import Pair, Selection, read
+from multiref.data.reading import SKIPPED
 from multiref.errors import ConfigError, MultirefWarning
 from multiref.models import Tokenisation, encode_many
 from multiref.references import content_key
+from multiref.report import public
 from multiref.runs.base import BaseRun, Facts, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of
@@ -29,21 +32,37 @@ from multiref.training.saved import Kept, rows_of_pairs
 Sides = tuple[list[Pair], list[Pair]]
 
 
+Columns = dict[str, str | int | float | bool]
+
+
 class DataSource(Strict):
-    """A file of preference pairs. limit: only so many, from the start."""
+    """Preference pairs. path: a file, a folder of files or of `save_to_disk`, a URL, or the id of a hub data set.
+    The other keys: see `multiref.data.Selection`."""
 
     SHORT: ClassVar = "path"
     path: str
+    name: str | None = None
+    split: str | None = None
+    columns: Columns = Field(default_factory=dict)
+    rankings: Literal["ends", "all"] = "ends"
+    bad_rows: Literal["refuse", "skip"] = "refuse"
     limit: int | None = None
 
+    @model_validator(mode="after")
+    def _columns(self) -> Self:
+        self.selection()
+        return self
 
-class Evaluation(Strict):
-    """Held-out pairs: a file (path, limit), or a fraction of the training data, split by prompt: by `split_seed`, so that runs
+    def selection(self) -> Selection:
+        """What is read, and how."""
+        return Selection(**self.model_dump(include={each.name for each in dataclasses.fields(Selection)}))
+
+
+class Evaluation(DataSource):
+    """Held-out pairs: as `data` has them, or a fraction of the training data, split by prompt: by `split_seed`, so that runs
     with other seeds hold out the same."""
 
-    SHORT: ClassVar = "path"
-    path: str | None = None
-    limit: int | None = None
+    path: str | None = None  # type: ignore[assignment]
     fraction: float | None = Field(default=None, gt=0, lt=1)
     split_seed: int = 42
 
@@ -139,15 +158,27 @@ class PairsRun(BaseRun):
             )
         return made
 
-    def read(self) -> Sides:
-        """Pairs to train on, and held out."""
-        train, held_out = read_pairs(self.data.path, limit=self.data.limit), []
+    def read(self, folder: RunFolder, say: Say) -> Sides:
+        """Pairs to train on, and held out. Rows that are skipped go to the folder's skipped.jsonl."""
+        train, held_out = self._pairs(self.data, folder.path / SKIPPED, say), list[Pair]()
         if self.evaluation is not None and self.evaluation.path is not None:
-            held_out = read_pairs(self.evaluation.path, limit=self.evaluation.limit)
+            held_out = self._pairs(self.evaluation, folder.path / f"evaluation-{SKIPPED}", say)
             _warn_of_overlap(train, held_out)
         elif self.evaluation is not None and self.evaluation.fraction is not None:
             train, held_out = _split(train, self.evaluation.fraction, self.evaluation.split_seed)
         return train, held_out
+
+    def _pairs(self, data: DataSource, skipped: Path, say: Say) -> list[Pair]:
+        return read(str(data.path), data.selection(), skipped=skipped, say=say).pairs
+
+    def data_words(self, pairs: int, held_out: int, folder: RunFolder) -> str:
+        """What it was trained on, for card and page."""
+        counts = [f"{pairs:,} pairs", f"{held_out:,} held out"]
+        for name in (SKIPPED, f"evaluation-{SKIPPED}"):
+            if (folder.path / name).exists():
+                counts.append(f"{len((folder.path / name).read_bytes().splitlines()):,} bad rows left out, see {name}")
+        which = "".join(f", {key} {value}" for key in ("name", "split") if (value := getattr(self.data, key)))
+        return f"{public(self.data.path)}{which} ({', '.join(counts)})"
 
     def fitting(self, pairs: list[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> list[Pair]:
         """Pairs that the policy's context holds whole; or as `too_long` says."""

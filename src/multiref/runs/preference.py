@@ -55,7 +55,7 @@ class PreferenceRun(PairsRun, PooledRun):
         return lambda folder, say: self._job(folder, arguments, say)
 
     def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
-        sides = self.read()
+        sides = self.read(folder, say)
         self.say_memory(say)
         loaded = load(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
@@ -116,7 +116,7 @@ class PreferenceRun(PairsRun, PooledRun):
             base=self.model.path,
             objective=words,
             formula=formula,
-            data=f"{self.data.path} ({pairs:,} pairs, {held_out:,} held out)",
+            data=self.data_words(pairs, held_out, folder),
             beta=self.beta,
             references=references | mixture,
             curves={

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from multiref._files import MIB, read_lines, read_text
-from multiref._json import parse_json
-from multiref.data import Text, as_prompt
+from multiref._files import MIB, read_text
+from multiref.data import Text
 from multiref.data.gsm8k import prompts, read_gsm8k
-from multiref.errors import ConfigError, DataError
+from multiref.data.prompts import prompt_text
+from multiref.data.sources import open_source
+from multiref.errors import ConfigError
 from multiref.runs.sentences import nearest
 from multiref.runs.strict import Strict
 
@@ -22,13 +23,15 @@ LARGEST = 1024 * MIB
 class Prompts(Strict):
     """A source of prompts.
 
-    kind: text (.jsonl with `prompt` or `text` a line, or .txt with one text a blank-line paragraph) or gsm8k (a file or hub
-    id).
+    path: a file, a folder of files or of `save_to_disk`, a URL, or the id of a hub data set.
+    kind: text (rows with `prompt` or `text`, a conversation or a question, or pairs; or .txt with one text a blank-line
+    paragraph) or gsm8k.
     words: the prompt is only the first so many, and the rest the text that follows it;
     of gsm8k, question and solution are one text then.
     pieces: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that do not
     end.
-    style: of gsm8k, chat or plain. split: of a hub data set. skip, limit: so many are left out at the start,
+    style: of gsm8k, chat or plain. name, split: of a data set that has several ("train[:5%]"); of gsm8k, by default, main and
+    train. skip, limit: so many are left out at the start,
     and at most so many taken.
     weights: {reference: weight} for these prompts: routing.
     """
@@ -40,7 +43,8 @@ class Prompts(Strict):
     words: int | None = Field(default=None, gt=0)
     pieces: int | None = Field(default=None, gt=0)
     style: Literal["chat", "plain"] = "chat"
-    split: str = "train"
+    name: str | None = None
+    split: str | None = None
     skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, gt=0)
     weights: dict[str, float] | None = None
@@ -66,28 +70,20 @@ class Prompts(Strict):
         return None if self.limit is None else self.skip + self.limit
 
     def _problems(self) -> list[Row]:
-        problems = read_gsm8k(self.path, split=self.split, limit=self._end)[self.skip :]
+        problems = read_gsm8k(self.path, name=self.name, split=self.split, limit=self._end)[self.skip :]
         if self.words is not None:
             return [self._split(f"{problem.question}\n{problem.solution}") for problem in problems]
         return [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=self.style), problems)]
 
     def _texts(self) -> list[Text]:
-        path, expected = Path(self.path), ".jsonl with `prompt` or `text`, or .txt"
-        texts: list[Text] = []
+        path, texts = Path(self.path), list[Text]()
         if path.suffix == ".txt":
-            parts = [part.strip() for part in read_text(path, expected, largest=LARGEST).split("\n\n") if part.strip()]
+            whole = read_text(path, ".jsonl with `prompt` or `text`, or .txt", largest=LARGEST)
+            parts = [part.strip() for part in whole.split("\n\n") if part.strip()]
             texts += parts if self.pieces is None else _joined(parts, self.pieces)
-        else:
-            for number, line in islice(read_lines(path, expected, largest=LARGEST), self._end):
-                where = f"{path.name}:{number}"
-                row = parse_json(line, where, constants=True)
-                text = row.get("text") if isinstance(row, dict) else None
-                if isinstance(row, dict) and row.get("prompt"):
-                    text = as_prompt(row, origin=where)
-                if not text or not isinstance(text, str | tuple):
-                    raise DataError(f"{where}: expected a JSON object with `prompt` or `text`.")
-                texts.append(text)
-        return texts[self.skip : self._end]
+            return texts[self.skip : self._end]
+        with open_source(self.path, name=self.name, split=self.split, largest=LARGEST) as opened:
+            return [prompt_text(row, where) for where, row in islice(opened(), self.skip, self._end)]
 
     def _split(self, text: Text, unfinished: bool = False) -> Row:
         """The first words as prompt, the rest as the text that follows it; a conversation is a prompt as it stands."""

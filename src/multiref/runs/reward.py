@@ -52,7 +52,7 @@ class RewardRun(PairsRun):
         self.say_memory(say)
         loaded = open_reward_model(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
-        train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in self.read())
+        train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in self.read(folder, say))
         ready = partial(RewardData, tokenizer=loaded.tokenizer, tokenisation=tokenisation)
         trainer = RewardTrainer(
             self.adapted(loaded, with_lora),
@@ -78,7 +78,7 @@ class RewardRun(PairsRun):
             formula="−log(α σ(d) + (1 − α) σ(−d)) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin"
             if self.privacy is not None
             else "−(1 − ε) log σ(d) − ε log σ(−d) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin",
-            data=f"{self.data.path} ({pairs:,} pairs, {held_out:,} held out)",
+            data=self.data_words(pairs, held_out, folder),
             curves={
                 "loss": ("loss", "eval_loss"),
                 "reward margin": ("rewards/margins", "eval_rewards/margins"),

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from multiref.data.gsm8k import rewards as gsm8k_rewards
 from multiref.errors import ConfigError
 from multiref.runs.document import Document
+from multiref.runs.python_reward import file_hash, make_python_reward
 from multiref.runs.strict import Arguments, Strict, one_of
 from multiref.training.online import Reward, RewardModel, lexicon_reward
 
@@ -44,8 +45,22 @@ class NamedReward(Arguments[list[Reward]]):
 
     kind: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _hashed(cls, values: Any) -> Any:
+        """What a file of one's own holds is part of the settings, and so of the run's identity."""
+        if not isinstance(values, dict) or values.get("kind") != "python" or not isinstance(values.get("path"), str):
+            return values
+        try:
+            found = file_hash(values["path"])
+        except ConfigError as error:
+            raise ValueError(f"path: {error}") from None
+        if values.get("sha256") not in (None, found):
+            raise ValueError(f"sha256: {values['path']} has changed: expected {values['sha256']}, found {found}.")
+        return {**values, "sha256": found}
 
-KINDS = {"gsm8k": _gsm8k, "lexicon": _lexicon, "length": _length, "model": _model}
+
+KINDS = {"gsm8k": _gsm8k, "lexicon": _lexicon, "length": _length, "model": _model, "python": make_python_reward}
 if TYPE_CHECKING:
     RewardSetting = NamedReward
 else:
@@ -62,7 +77,7 @@ def make_rewards(settings: Iterable[NamedReward]) -> list[Reward]:
 
 
 def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
-    """`lexicon=FILE`, `model=FOLDER`, `length=WORDS`, `gsm8k`, or a YAML file with `rewards:` → settings.
+    """`lexicon=FILE`, `model=FOLDER`, `length=WORDS`, `python=FILE:FUNCTION`, `gsm8k`, or a YAML file with `rewards:`.
     ConfigError for what is none of these.
 
     Args:
@@ -76,6 +91,8 @@ def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
             values["target"] = int(value)
         elif kind in ("lexicon", "model") and value:
             values["path"] = value
+        elif kind == "python" and value.rpartition(":")[0]:
+            values["path"], _, values["name"] = value.rpartition(":")
         elif text.endswith((".yaml", ".yml")):
             document = Document.read(text)
             document.values = {key: value for key, value in document.values.items() if key == "rewards"}
@@ -83,7 +100,8 @@ def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:
             continue
         elif text != "gsm8k":
             raise ConfigError(
-                f"--reward {text}: expected lexicon=FILE, model=FOLDER, length=WORDS, gsm8k, or a YAML file with `rewards:`."
+                f"--reward {text}: expected lexicon=FILE, model=FOLDER, length=WORDS, python=FILE:FUNCTION, gsm8k, or a "
+                "YAML file with `rewards:`."
             )
         found += Document({"rewards": [values]}, f"--reward {text}").validate(_Rewards).rewards
     if not answers and any(setting.kind == "gsm8k" for setting in found):

@@ -1,0 +1,162 @@
+"""Files of rows: JSON Lines, a JSON list, CSV (each plain or gzipped), Parquet, Arrow."""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from multiref._files import MIB, Unpacked, check_unpacked, decode, open_file, read_lines
+from multiref._json import parse_items, parse_json
+from multiref.errors import DataError, MultirefWarning
+
+Rows: TypeAlias = Iterator[tuple[str, Any]]  # ("pairs.jsonl:12", counted from 1; what stands there)
+Numbered: TypeAlias = Iterator[tuple[int, Any]]
+Wanted: TypeAlias = Callable[[Sequence[str]], Sequence[str]]  # a file's columns → those that are read
+LARGEST = 8192 * MIB
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+EXPECTED = "a file of rows (.jsonl, .json, .csv, .tsv, each also .gz, or .parquet), a folder of such, or a data set's name"
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+
+
+def is_rows(name: str) -> str | None:
+    """The kind of file, by its name; None for what is none of ours."""
+    plain = name.lower().removesuffix(".gz")
+    kind = next((ending for ending in (*ENDINGS, ".ndjson") if plain.endswith(ending)), None)
+    return None if kind is None or (kind == ".parquet" and name.lower().endswith(".gz")) else kind
+
+
+def file_rows(path: Path, largest: int = LARGEST, wanted: Wanted = list) -> Rows:
+    """The rows of a file, in its order: memory for one at a time (of a JSON list for its text).
+
+    A compressed file may unpack to 50 times its size (64 MiB in any case), a row may have 16 MiB, and JSON 64 levels.
+    Errors: DataError naming file and row (blank lines count, so that it is the line in an editor).
+    """
+    kind = is_rows(path.name)
+    if kind is None:
+        open_file(path, EXPECTED, largest=largest).close()  # a folder, or nothing at all, is said first
+        raise DataError(f"{path}: unknown kind of file; expected {EXPECTED}.")
+    if kind == ".parquet":
+        rows = _parquet_rows(path, largest, wanted)
+    elif kind in (".csv", ".tsv"):
+        rows = _csv_rows(path, largest, "\t" if kind == ".tsv" else ",")
+    else:
+        rows = (_json_rows if kind == ".json" else _json_lines)(path, largest)
+    return ((f"{path.name}:{number}", row) for number, row in rows)
+
+
+def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
+    """A header, then rows of text. A cell that holds chat messages as JSON is read as such; an empty one is not there."""
+    number = 1
+    csv.field_size_limit(16 * MIB)
+    lines = read_lines(path, EXPECTED, largest=largest)
+    try:
+        first = next((line for _, line in lines), "")
+        if separator == "," and "," not in first:
+            separator = max(";\t,", key=first.count)  # as some spreadsheets save it
+        reader = csv.reader(_from(first, lines), delimiter=separator, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        if len(set(header)) < len(header) or "" in header:
+            raise DataError(f"{path.name}:1: the header has a column twice, or one without a name; expected names.")
+        while True:
+            number = reader.line_num + 1
+            if (cells := next(reader, None)) is None:
+                return
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(f"{path.name}:{number}: {len(cells)} cells; expected {len(header)}, as the header has.")
+            found = {name: _cell(cell, f"{path.name}:{number}: `{name}`") for name, cell in zip(header, cells)}
+            if re.fullmatch(r"-?\d+(\.\d*)?", str(found.get("margin"))):
+                found["margin"] = float(found["margin"])
+            yield number, {name: cell for name, cell in found.items() if cell != ""}
+    except csv.Error as wrong:
+        raise DataError(
+            f"{path.name}:{number}: no row of CSV ({wrong}); expected quotes around texts with {separator!r}."
+        ) from wrong
+
+
+def _from(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    yield first
+    yield from (line for _, line in lines)
+
+
+def _cell(cell: str, where: str) -> Any:
+    return parse_json(cell, where) if cell.startswith(("[{", "[ {")) and ('"role"' in cell or '"from"' in cell) else cell
+
+
+def _json_lines(path: Path, largest: int) -> Numbered:
+    for number, line in read_lines(path, EXPECTED, largest=largest):
+        if line.strip():
+            yield number, parse_json(line, f"{path.name}:{number}", constants=True)
+
+
+def _json_rows(path: Path, largest: int) -> Numbered:
+    """A list, whose text is held as a whole (at most 2 GiB of it), or JSON Lines under the name .json."""
+    with Unpacked(path, EXPECTED, largest=largest) as file:
+        first = next((part for part in iter(lambda: file.take(MIB), b"") if part.strip(_BLANK)), b"").lstrip(_BLANK)
+    if not first.startswith(b"["):
+        yield from _json_lines(path, largest)
+        return
+    with Unpacked(
+        path, f"{EXPECTED}; a list of at most 2,048 MiB, or rows one a line", largest=min(largest, 2048 * MIB)
+    ) as file:
+        text = decode(file.rest(), path.name, first=True)
+    yield from enumerate(parse_items(text, path.name), 1)
+
+
+def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
+    """A text that stands in many rows is held once: text is read as a dictionary, and counted before it is written out."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = unpacked = 0
+    with open_file(path, EXPECTED, largest=largest) as opened:
+        packed = path.stat().st_size
+        try:
+            file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
+            names = file.schema_arrow.names
+            read = list(wanted(names))
+            texts, claimed = _text_columns(file.metadata, read)
+            check_unpacked(claimed, packed, path, largest=largest)
+            opened.seek(0)
+            file = pyarrow.parquet.ParquetFile(opened, read_dictionary=texts, page_checksum_verification=True)
+            for batch in file.iter_batches(batch_size=1024, columns=read):
+                unpacked += sum(map(_written_out, batch.columns))
+                check_unpacked(unpacked, packed, path, largest=largest)
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (GeneratorExit, DataError, MultirefWarning):
+            raise
+        except Exception as error:  # nothing but pyarrow runs here, which has a dozen kinds of them
+            raise DataError(f"{path} is no readable Parquet file after row {number}: {error}.") from error
+
+
+def _text_columns(metadata: Any, wanted: list[str]) -> tuple[list[str], int]:
+    """The columns of text in those that are wanted, nested ones by their path; and the bytes, unpacked, that it claims."""
+    texts: dict[str, None] = {}
+    claimed = 0
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            if column.path_in_schema.split(".")[0] in wanted:
+                claimed += max(0, column.total_uncompressed_size)
+                if column.physical_type == "BYTE_ARRAY":
+                    texts[column.path_in_schema] = None
+    return list(texts), claimed
+
+
+def _written_out(array: Any) -> int:
+    """Bytes of an Arrow array once every text of a dictionary stands wherever it is used."""
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_dictionary(array.type):
+        lengths = pyarrow.compute.binary_length(array.dictionary)
+        return int(pyarrow.compute.sum(lengths.take(array.indices).cast("int64")).as_py() or 0)
+    if pyarrow.types.is_list(array.type) or pyarrow.types.is_large_list(array.type):
+        return int(array.nbytes - array.values.nbytes) + _written_out(array.flatten())
+    if pyarrow.types.is_struct(array.type):
+        return sum(map(_written_out, array.flatten()))
+    return int(array.nbytes)

@@ -1,0 +1,279 @@
+"""Which format a data set of preferences has, by its columns, and its rows as TRL's: prompt, chosen, rejected, margin.
+
+Read are: TRL's own (prompt beside the sides, or what they begin with), also under ShareGPT's `from`/`value` and Alpaca's
+`instruction` and `input`; two answers and a label; one prompt with several answers and their scores or ranks.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Literal, TypeAlias
+
+from multiref.data.labels import Side, meaning, plain, sides, stem
+from multiref.errors import DataError
+
+Row: TypeAlias = Mapping[str, Any]
+Rankings: TypeAlias = Literal["ends", "all"]
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "label",
+    "margin",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+    "completions",
+    "scores",
+)
+VALUES = ("first", "second", "tie")  # of the label, where the user says what they mean
+PROMPTS = ("conversations", "conversation", "instruction", "question", "query", "input")  # what others call the prompt
+LABELS = ("label", "labels", "winner", "preference", "preferred", "better", "choice", "better_response_id", "vote", "judgement",
+          "human_preference", "preferred_response", "overall_preference")  # fmt: skip
+ANSWERS = ("completions", "responses", "answers", "outputs", "candidates", "generations")
+TEXTS = ("response", "text", "content", "answer", "output", "completion", "generation")
+SCORES = ("overall_score", "score", "scores", "rating", "ratings", "reward", "rewards", "fine-grained_score", "rank", "ranks")
+_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
+          "model": "assistant", "observation": "tool", "function": "tool"}  # fmt: skip
+_NEEDED = "A preference row needs two completions of one prompt and which is better: chosen and rejected (and usually prompt)"
+_NOT_SIDES = {"model", "name", "id", "author", "annotator", "score", "rating", "prompt", "question", "source"}
+_SIDES = {"response", "output", "answer", "completion", "conversation", "text", "reply", "summary", "candidate", "generation"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """name: in words. reads: the columns that it looks at. label: the column whose values have to be known first."""
+
+    name: str
+    reads: frozenset[str]
+    convert: Callable[[Row, str], Iterator[Row]]
+    label: str | None = None
+    first: str = ""
+    second: str = ""
+    values: Mapping[str, object] | None = None
+
+    def knowing(self, labels: Iterator[object], where: str) -> "Format":
+        """The format, once every label of the data set is seen."""
+        means = meaning(labels, self.first, self.second, self.values or {}, where)
+        shown = ", ".join(f"{value!r} {'a tie' if side == 'tie' else f'the {side}'}" for value, side in means.items()
+                          if isinstance(value, int) or self.values)  # fmt: skip
+        name = f"{self.name} ({shown})" if shown else self.name
+        return replace(self, name=name, convert=lambda row, where: _labelled(row, where, self, means))
+
+
+def renamed(row: Row, columns: Mapping[str, object], where: str) -> Row:
+    """The row under our names: columns = {ours: theirs}. DataError for a column that is not there."""
+    named = {ours: str(theirs) for ours, theirs in columns.items() if ours in COLUMNS}
+    for ours, theirs in named.items():
+        if theirs not in row and ours != "label":
+            raise DataError(
+                f"{where}: no column {theirs!r} for {ours}; found {', '.join(map(str, list(row)[:12])) or 'nothing'}."
+            )
+    taken = set(named.values()) - {"label"}
+    kept = {key: value for key, value in row.items() if key not in taken} | {o: row[t] for o, t in named.items() if t in row}
+    if "margin" in named and isinstance(kept["margin"], str) and (number := _number(kept["margin"])) is not None:
+        kept["margin"] = number  # of a CSV
+    return kept
+
+
+def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where: str) -> Format:
+    """The format of a data set by a row of it (under our names). DataError for one that has no preferences in it."""
+    values = {name: columns[name] for name in VALUES if name in columns}
+    has = {name for name, value in row.items() if value is not None}
+    label = "label" if "label" in columns else next((name for name in LABELS if name in has), None)
+    two = [pair for pair in sides(sorted(has)) if _is_answers(row, pair)]
+    two = [pair for pair in two if stem(pair[0])[0] in _SIDES] or two
+    if {"chosen", "rejected"} & has:
+        if label is not None and ("label" in columns or values) and {"chosen", "rejected"} <= has:
+            return _two_answers("chosen", "rejected", label, values, columns)
+        return Format(_kind(row), frozenset({*COLUMNS[:3], *PROMPTS}), _trl)
+    if label is not None and two:
+        if len(two) > 1:
+            raise DataError(
+                f"{where}: {' and '.join(map(str, two[:3]))} may be the two answers; say which: columns: "
+                f"{{chosen: {two[0][0]}, rejected: {two[0][1]}, label: {label}}}."
+            )
+        return _two_answers(*two[0], label, values, columns)
+    answers = next((name for name in ANSWERS if isinstance(row.get(name), Sequence) and not isinstance(row[name], str)), None)
+    if answers is not None and _has_scores(row, answers):
+        read = frozenset({"prompt", *PROMPTS, answers, *SCORES})
+        which = "the best against the worst" if rankings == "ends" else "all pairs"
+        return Format(f"rankings with scores, {which}", read, lambda row, where: _ranked(row, where, answers, rankings))
+    raise DataError(f"{where}: {_unpaired(row, has, two, answers)}")
+
+
+def prompt_of(row: Row) -> Any:
+    """The prompt of a row that has no column of this name; None where it has none at all."""
+    for name in ("conversations", "conversation"):
+        if isinstance(row.get(name), Sequence) and not isinstance(row[name], str):
+            return messages(row[name])
+    said = [row[name] for name in ("instruction", "input") if isinstance(row.get(name), str) and row[name].strip()]
+    other = next((row[name] for name in ("question", "query") if isinstance(row.get(name), str) and row[name].strip()), None)
+    return "\n".join(said) or other
+
+
+def messages(value: Any) -> Any:
+    """ShareGPT's {from, value} as {role, content}; a message alone as a list of it; anything else as it is."""
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    return [_message(each) if isinstance(each, Mapping) and "from" in each and "role" not in each else each for each in value]
+
+
+def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: Sequence[str]) -> list[str]:
+    """Of a file's columns those that can matter: all, unless it has TRL's."""
+    theirs = {str(value) for name, value in columns.items() if name in COLUMNS}
+    if {"chosen", "rejected"} <= {*names, *columns}:
+        known = {*COLUMNS, *PROMPTS, *others, *theirs, *(LABELS if "label" in columns else ())}
+        return [name for name in names if name in known]
+    return list(names)
+
+
+# ---- TRL's format, and what stands in its columns elsewhere ----
+
+
+def _trl(row: Row, where: str) -> Iterator[Row]:
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    made = {**row, "chosen": messages(chosen), "rejected": messages(rejected)}
+    if row.get("prompt") is not None:
+        made["prompt"] = messages(row["prompt"])
+    elif (prompt := prompt_of(row)) is not None:
+        made["prompt"] = prompt
+        if not isinstance(prompt, str):
+            for side in ("chosen", "rejected"):
+                if isinstance(made[side], str):
+                    made[side] = [{"role": "assistant", "content": made[side]}]
+    for name in PROMPTS:
+        made.pop(name, None)
+    yield made
+
+
+def _kind(row: Row) -> str:
+    side = row.get("chosen")
+    shape = "strings" if isinstance(side, str) else "conversations"
+    if shape == "conversations" and "'from'" in repr(side)[:4000]:
+        shape = "conversations (ShareGPT)"
+    if row.get("prompt") is not None:
+        return f"prompt, chosen, rejected; {shape}"
+    if (name := next((name for name in PROMPTS if row.get(name)), None)) is not None:
+        return f"{name}, chosen, rejected; {shape}"
+    return f"chosen, rejected; the prompt is what both begin with; {shape}"
+
+
+def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
+    role = str(turn["from"]).strip().lower()
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    return {"role": _ROLES.get(role, role), "content": turn.get("value"), **rest}
+
+
+# ---- two answers and a label ----
+
+
+def _two_answers(first: str, second: str, label: str, values: Mapping[str, object], columns: Row) -> Format:
+    shown = columns.get("chosen", first), columns.get("rejected", second), columns.get("label", label)
+    read = frozenset({"prompt", *PROMPTS, first, second, label})
+    one, other = (str(columns.get(name, side)) for name, side in (("chosen", first), ("rejected", second)))
+    return Format(
+        f"two answers ({shown[0]}, {shown[1]}) and a label ({shown[2]})", read, _unresolved, label, one, other, values
+    )
+
+
+def _unresolved(row: Row, where: str) -> Iterator[Row]:
+    raise AssertionError("labels are looked at before the first row is converted")
+
+
+def _labelled(row: Row, where: str, kind: Format, means: Mapping[Hashable, Side]) -> Iterator[Row]:
+    label = plain(row.get(str(kind.label)))
+    first, second = ((one if one in row else ours) for one, ours in ((kind.first, "chosen"), (kind.second, "rejected")))
+    if label is None:
+        raise DataError(f"{where}: no label; such a row says nothing about preference, remove it.")
+    side = means[label]
+    if side == "tie":
+        raise DataError(
+            f"{where}: a tie (label {row[str(kind.label)]!r}); such a row says nothing about preference, remove it."
+        )
+    better, worse = (first, second) if side == "first" else (second, first)
+    rest = {key: value for key, value in row.items() if key not in (first, second, kind.label)}
+    yield from _trl({**rest, "chosen": row.get(better), "rejected": row.get(worse)}, where)
+
+
+def _is_answers(row: Row, pair: tuple[str, str]) -> bool:
+    texts = all(isinstance(row[name], str | Sequence | Mapping) for name in pair)
+    return texts and stem(pair[0])[0] not in _NOT_SIDES
+
+
+# ---- one prompt, several answers, their scores ----
+
+
+def _has_scores(row: Row, answers: str) -> bool:
+    items = row[answers]
+    if items and all(isinstance(item, Mapping) for item in items):
+        return any(name in item for item in items for name in SCORES)
+    return any(isinstance(row.get(name), Sequence) and not isinstance(row[name], str) for name in SCORES)
+
+
+def _ranked(row: Row, where: str, answers: str, rankings: Rankings) -> Iterator[Row]:
+    texts, scores, is_rank = _scored(row, where, answers)
+    prompt = row.get("prompt") if row.get("prompt") is not None else prompt_of(row)
+    if prompt is None:
+        raise DataError(f"{where}: `{answers}` without a prompt; expected prompt or instruction beside it.")
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])  # of equal scores the first one stands first
+    pairs = [(order[0], order[-1])] if rankings == "ends" else list(combinations(order, 2))
+    pairs = [(a, b) for a, b in pairs if scores[a] > scores[b]]
+    if not pairs:
+        raise DataError(f"{where}: a tie: all {len(texts)} answers have the same score; such a row prefers none, remove it.")
+    kept = {key: row[key] for key in ("system", "tools", "chat_template_kwargs") if row.get(key) is not None}
+    for better, worse in pairs:
+        margin = {} if is_rank else {"margin": scores[better] - scores[worse]}
+        yield from _trl({**kept, "prompt": prompt, "chosen": texts[better], "rejected": texts[worse], **margin}, where)
+
+
+def _scored(row: Row, where: str, answers: str) -> tuple[list[Any], list[float], bool]:
+    """Answers, numbers of which the higher is better, and whether they are ranks."""
+    items = row[answers]
+    if items and all(isinstance(item, Mapping) for item in items):
+        score = next(name for name in SCORES if any(item.get(name) is not None for item in items))
+        text = next((name for name in TEXTS if all(item.get(name) is not None for item in items)), None)
+        if text is None:
+            raise DataError(f"{where}: `{answers}` has no text; expected one of {', '.join(TEXTS)} in each of them.")
+        texts, values = [item[text] for item in items], [item.get(score) for item in items]
+    else:
+        score = next(name for name in SCORES if isinstance(row.get(name), Sequence) and not isinstance(row[name], str))
+        texts, values = list(items), list(row[score])
+    if len(texts) != len(values) or len(texts) < 2:
+        raise DataError(f"{where}: {len(texts)} answers and {len(values)} scores; expected two or more, and a score for each.")
+    numbers = [_number(value) for value in values]
+    if any(number is None for number in numbers):
+        bad = next(value for value, number in zip(values, numbers) if number is None)
+        raise DataError(f"{where}: `{score}` is {bad!r}, expected a finite number for each answer.")
+    is_rank = score.startswith("rank")
+    return texts, [-n if is_rank else n for n in numbers if n is not None], is_rank
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+# ---- what has no preferences in it ----
+
+
+def _unpaired(row: Row, has: set[str], two: Sequence[tuple[str, str]], answers: str | None) -> str:
+    found = ", ".join(map(str, list(row)[:12])) or "nothing"
+    if two:
+        return (
+            f"two answers, `{two[0][0]}` and `{two[0][1]}`, and no column that says which is better; found {found}. Say "
+            f"where it is: columns: {{chosen: {two[0][0]}, rejected: {two[0][1]}, label: …}}."
+        )
+    if answers is not None:
+        return f"`{answers}` without scores; found {found}. Expected a score or a rank for each answer."
+    if ("completion" in has or "messages" in has) and "label" in has:
+        return f"unpaired data: one completion and whether it is good; found {found}. {_NEEDED}."
+    if has & {"messages", "completion", "output", "response", "answer", "text"}:
+        return f"unpaired data: one text a row and nothing that it is better than; found {found}. {_NEEDED}."
+    return f"no `chosen` and no `rejected`; found {found}. {_NEEDED}. Foreign names: columns: {{chosen: …, rejected: …}}."

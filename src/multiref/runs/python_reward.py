@@ -1,0 +1,49 @@
+"""A reward of one's own: a function in a Python file that a run's file names, run as it was when the run began."""
+
+import hashlib
+import sys
+import types
+from typing import Any
+
+from multiref._files import MIB, Unpacked
+from multiref.errors import ConfigError
+from multiref.training.online import Reward
+
+_EXPECTED = "a Python file with the reward's function"
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of the file, in hex."""
+    return hashlib.sha256(_content(path)).hexdigest()
+
+
+def make_python_reward(path: str, name: str, weight: float = 1.0, sha256: str | None = None) -> list[Reward]:
+    """The function `name` of the file: (prompts, completions, **columns of the prompts' rows) → a number for each completion.
+
+    The file runs with your rights, and only because the run's file names it. sha256: of the file, filled in by itself; a file
+    that changed is another run.
+
+    Raises: ConfigError for a file that changed, cannot be run, or has no such function.
+    """
+    content = _content(path)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and sha256 != found:
+        raise ConfigError(f"{path} has changed: its sha256 is {found[:12]}…, and was {sha256[:12]}… when the run was read.")
+    module = types.ModuleType(f"multiref_reward_{found[:12]}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # what a dataclass in it looks itself up by
+    try:
+        exec(compile(content, path, "exec"), module.__dict__)
+    except Exception as wrong:
+        sys.modules.pop(module.__name__)
+        raise ConfigError(f"{path} cannot be run: {type(wrong).__name__}: {wrong}.") from wrong
+    function: Any = getattr(module, name, None)
+    if not callable(function):
+        known = sorted(each for each, value in vars(module).items() if isinstance(value, types.FunctionType))
+        raise ConfigError(f"{path} has no function {name!r}; found {', '.join(known) or 'none'}.")
+    return [Reward(function, name, weight)]
+
+
+def _content(path: str) -> bytes:
+    with Unpacked(path, _EXPECTED, largest=4 * MIB, error=ConfigError) as file:
+        return file.rest()

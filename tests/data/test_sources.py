@@ -1,0 +1,160 @@
+"""Rows from wherever they are kept: the same pairs from each place."""
+
+import gzip
+import http.server
+import json
+import threading
+import warnings
+from typing import Any
+
+import datasets
+import pytest
+
+from multiref.data import read, read_pairs
+from multiref.errors import DataError
+from multiref.runs.prompts import Prompts
+
+ROWS = [{"prompt": f"q{k}", "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(12)]
+EXPECTED = [(row["prompt"], row["chosen"], row["rejected"]) for row in ROWS]
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def texts(source: Any, **options: Any) -> list[Any]:
+    return [(pair.prompt, pair.chosen, pair.rejected) for pair in read_pairs(source, **options)]
+
+
+def test_folders_data_sets_and_urls_have_the_same_pairs(tmp_path: Any) -> None:
+    (tmp_path / "shards").mkdir()
+    for number in (0, 1, 2, 10, 11):  # the tenth shard comes after the second
+        part = (
+            ROWS[number : number + 1] if number > 9 else ROWS[3 * number : 3 * number + 3] + (ROWS[9:10] if number == 2 else [])
+        )
+        (tmp_path / "shards" / f"part-{number}.jsonl.gz").write_bytes(gzip.compress(lines(part).encode()))
+    (tmp_path / "shards" / "README.md").write_text("# not rows")
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n" + "".join(",".join(row) + "\n" for row in EXPECTED))
+    (tmp_path / "a.tsv").write_text("prompt\tchosen\trejected\n" + "".join("\t".join(row) + "\n" for row in EXPECTED))
+    (tmp_path / "spread.csv").write_text("prompt;chosen;rejected\n" + "".join(";".join(row) + "\n" for row in EXPECTED))
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    data = datasets.Dataset.from_list(ROWS)
+    data.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "splits"))
+    for name in ("shards", "a.csv", "a.tsv", "spread.csv", "a.jsonl", "saved"):
+        assert texts(tmp_path / name) == EXPECTED, name
+    assert (
+        texts(tmp_path / "splits", split="train")
+        == texts(data)
+        == texts(ROWS)
+        == texts(f"file://{tmp_path}/a.jsonl")
+        == EXPECTED
+    )
+    for source, count in (("splits", 2), ("shards", 4), ("a.csv", 4)):
+        part = "test" if source == "splits" else "[:25%]" if source == "a.csv" else "[8:]"
+        assert len(texts(tmp_path / source, split=part)) == (1 if source == "splits" else 3 if source == "a.csv" else count)
+    with pytest.raises(DataError, match="splits has the splits train, test; say which one"):
+        read_pairs(tmp_path / "splits")
+
+
+def test_a_stream_is_spooled_first_and_that_is_said() -> None:
+    told: list[str] = []
+    stream = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+    found = read(stream, say=told.append)
+    assert [(p.prompt, p.chosen, p.rejected) for p in found.pairs] == EXPECTED and "written to disk first" in told[0]
+    assert found.pairs[2].origin.endswith(":3")
+
+
+def test_splits_of_a_folder(tmp_path: Any) -> None:
+    for name, rows in {
+        "train-00000-of-00002": ROWS[:4],
+        "train-00001-of-00002": ROWS[4:10],
+        "test-00000-of-00001": ROWS[10:],
+    }.items():
+        (tmp_path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    assert texts(tmp_path, split="train") == EXPECTED[:10] and texts(tmp_path, split="test") == EXPECTED[10:]
+    assert texts(tmp_path, split="train[10%:5]") == EXPECTED[1:5] and texts(tmp_path, split="train[-2:]") == EXPECTED[8:10]
+    for split, words in (
+        (None, "several splits .test, train."),
+        ("dev", "no files of the split 'dev'"),
+        ("a+b", "expected a name"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_pairs(tmp_path, split=split)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: some\n  data_files:\n  - split: train\n    path: data/test-*\n---\n"
+    )
+    assert texts(tmp_path, name="some", split="train") == EXPECTED[10:]
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        found = {"/a.jsonl": lines(ROWS).encode(), "/big.jsonl": b" " * 10**6}.get(self.path.split("?")[0])
+        self.send_response(404 if found is None else 200)
+        self.end_headers()
+        self.wfile.write(found or b"")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_urls(tmp_path: Any) -> None:
+    """Fetched whole, within the limit; a password or a token in the address is not shown."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    at = f"http://127.0.0.1:{server.server_port}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert texts(f"{at}/a.jsonl?token=secret") == EXPECTED
+        for url, words in {
+            "/b.jsonl?token=secret": "404",
+            "/a.exe": "unknown kind",
+            "/big.jsonl": "more than 1,000 bytes",
+        }.items():
+            with pytest.raises(DataError, match=words) as error:
+                read_pairs(at + url, largest=1000)
+            assert "secret" not in str(error.value)
+        with pytest.raises(DataError, match="cannot be fetched"):
+            read_pairs("nonsense://a/b.jsonl")
+    server.shutdown()
+    server.server_close()
+
+
+def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, and where the hub does not answer: one attempt, and what was tried."""
+    import huggingface_hub.constants as hub
+
+    for offline, words in ((True, "HF_HUB_OFFLINE is set"), (False, "cannot be reached")):
+        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(DataError, match=f"No file or folder nobody/nothing, .*{words}.*not cached") as error:
+            read_pairs("nobody/nothing")
+        assert "\n" not in str(error.value)
+    assert hub.HF_HUB_OFFLINE is False
+
+
+def test_prompts_from_the_same_places(tmp_path: Any) -> None:
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    datasets.Dataset.from_list([{"instruction": "a b c", "output": "d"}]).save_to_disk(str(tmp_path / "saved"))
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (tmp_path / "talk.jsonl").write_text(lines([{"conversations": talk}, {"chosen": "q yes", "rejected": "q no"}]))
+    assert [row["prompt"] for row in Prompts(path=str(tmp_path / "a.jsonl"), skip=1, limit=2).rows()] == ["q1", "q2"]
+    assert Prompts(path=str(tmp_path / "saved"), words=2).rows() == [{"prompt": "a b", "text": " c", "unfinished": False}]
+    assert [row["prompt"] for row in Prompts(path=str(tmp_path / "talk.jsonl")).rows()] == [
+        ({"role": "user", "content": "q"},),
+        "q",
+    ]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("prompt,chosen,chosen\na,b,c\n", "a column twice"),
+    ("prompt,chosen,rejected\na,b\n", "a.csv:2: 2 cells"),
+    ('prompt,chosen,rejected\n"a,b,c\n', "a.csv:2: no row of CSV"),
+    ("", "no rows"),
+], ids=range(4))  # fmt: skip
+def test_bad_csv(tmp_path: Any, text: str, words: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_pairs(tmp_path / "a.csv")
