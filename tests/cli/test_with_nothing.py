@@ -37,7 +37,7 @@ def test_no_home_no_letters_no_colour() -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_behind_the_output_is_one_line() -> None:
     with open("/dev/full", "wb") as full:
-        done = ask("train", "--schema", stdout=full)
+        done = ask("--help", stdout=full)
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
 
 

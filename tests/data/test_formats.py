@@ -35,7 +35,7 @@ STRINGS = {
         {"response": "fair", "overall_score": 5.0}, {"response": "bad", "overall_score": 1.0},
         {"response": "good", "overall_score": 8.5, "model": "m"}]},
     "scores beside": {"prompt": "q", "responses": ["bad", "good", "fair"], "scores": [0.1, 0.9, 0.5]},
-    "ranks": {"prompt": "q", "answers": [{"answer": "bad", "rank": 3}, {"answer": "good", "rank": 1}, {"answer": "x", "rank": 2}]},
+    "ranks": {"prompt": "q", "answers": [{"answer": "bad", "rank": 3}, {"answer": "good", "rank": 1}]},
 }  # fmt: skip
 MESSAGES = {
     "trl": {"prompt": list(SAID), "chosen": list(YES), "rejected": list(NO)},
@@ -103,7 +103,7 @@ def test_the_meaning_of_numbers_is_of_the_whole_data_set_and_is_not_guessed() ->
     with pytest.warns(MultirefNotice, match="0 the first, 1 the second"):
         assert chosen(1, 1, 0, limit=1) == ["y"]
     for labels in ([1, 1], [0, 0], [0, 1, 2], [0.5, 1], [True, False], ["x", "y"], [3], ["a", "c"], [-1, 1]):
-        with pytest.raises(DataError, match="columns: .label"):
+        with pytest.raises(DataError, match=r"columns: .label"):
             chosen(*labels)
     assert chosen(True, False, columns={"first": True, "second": False}) == ["x", "y"]
     assert chosen("A", " b ", "Response_A") == ["x", "y", "x"]
@@ -112,7 +112,7 @@ def test_the_meaning_of_numbers_is_of_the_whole_data_set_and_is_not_guessed() ->
     with pytest.raises(DataError, match="row 2: no label"):
         chosen("a", None)
     ends = [{"input": "q", "output_1": "x", "output_2": "y", "label": label} for label in (1, 0)]
-    with pytest.raises(DataError, match="columns: .label"):  # 0 is a tie, or the first
+    with pytest.raises(DataError, match=r"columns: .label"):  # 0 is a tie, or the first
         read_pairs(ends)
 
 

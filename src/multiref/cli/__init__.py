@@ -20,20 +20,26 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from multiref.cli.help import group_help, verb_help, verbs_help
+from multiref.cli.voice import voiced
 from multiref.errors import MultirefError
 from multiref.report.shown import visible
 
 __all__ = ["app", "main"]
 
-# verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one.
+# verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one; `help.GROUPS` says
+# under which heading it stands.
 # Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module. What follows the colon in the first
 # line of its docstring is the help line. Nobody can take the name of a verb of ours, or keep the others from being listed.
 VERBS = {
+    "init": "Write a run file: asks, or takes --task, --model, --reference, --data.",
+    "doctor": "What this machine has, and what is missing for which verb.",
+    "data": "What a data set of preferences is: format, rows, lengths, duplicates, bad rows.",
     "solve": "Solve a multi-reference problem given as numbers, exactly.",
-    "score": "Score a file of preference pairs under K references, once, into a store.",
+    "score": "Score preference pairs under K references, once, into a store.",
     "store": "Look after a store of scores: ls, verify, prune, export.",
     "inspect": "Does a second reference help me? The evidence in your scores, and a verdict.",
-    "train": "Do what a run's file says: preference, reward, online, distillation or iterative training.",
+    "train": "Do what a run's file says: preference, reward, online, distill or iterative.",
     "sweep": "Change the weights after training, by the merge that is exact for reverse KL.",
     "decode": "Draw from the optimum without training: weighted samples of the references' pool, with a reward.",
     "evaluate": "Compare policies under one yardstick, with intervals.",
@@ -54,6 +60,12 @@ class Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return name, load(name, self.homes[name]) if command is not None and name is not None else command, rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        lines = {verb: (command.help or "").strip() for verb, command in self.commands.items()}
+        own = [("--version", "Print the version and stop."), ("-h, --help", "Show this and stop.")]
+        shell = [("--install-completion", "Complete verbs and options in this shell."), ("--show-completion", "Print how.")]
+        formatter.write(verbs_help(lines, "multiref VERB …", root.__doc__ or "", [*own, *shell]))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -113,16 +125,31 @@ def load(verb: str, home: str) -> Any:
     if verb_app is None:
         verb_app = typer.Typer(add_completion=False)
         verb_app.command(verb)(module.command)
+    for registered in verb_app.registered_commands:
+        registered.callback = voiced(registered.callback)
     command = typer.main.get_command(verb_app)
     command.name = verb
+    _plain_help(command, f"multiref {verb}")
     return command
 
+
+def _plain_help(command: Any, name: str) -> None:
+    """Text without markup, boxes and colours, for the command and those under it."""
+    command.rich_markup_mode = None
+    below = getattr(command, "commands", None)
+    show = group_help if below else verb_help
+    command.format_help = lambda ctx, formatter: formatter.write(show(command, name))
+    for each in (below or {}).values():
+        _plain_help(each, f"{name} {each.name}")
+
+
+_BUG = "A mistake of multiref: please report it with what stands below. What is stored is kept; the same command goes on."
 
 app = typer.Typer(
     cls=Verbs,
     name="multiref",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -168,3 +195,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"Error: the output cannot be written: {error.strerror}; make room, or write it elsewhere.", file=sys.stderr)
         sys.exit(2)
+    except Exception:
+        print(_BUG, file=sys.stderr)
+        raise

@@ -1,11 +1,11 @@
 """`multiref evaluate`: pass@k and mean rewards of policies on the same prompts, with intervals and paired differences."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import Seed, TakeOver
+from multiref.cli.options import Name, Seed, TakeOver
 
 
 def command(
@@ -30,20 +30,23 @@ def command(
             help="GSM8K-style problems: .jsonl with question and answer, or a hub id. Their reward says right or wrong."
         ),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts instead: .jsonl with `prompt` or `text`, or .txt.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts instead: rows with `prompt` or `text`, pairs, or a .txt.")
+    ] = None,
     words: Annotated[int | None, typer.Option(help="Of each of the --prompts only so many words.")] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
             "--reward",
             "-r",
-            help="gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, or a YAML file with `rewards:`. Repeatable; "
+            help="gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file. Repeatable; "
             "default gsm8k for --problems.",
             show_default=False,
         ),
     ] = None,
     style: Annotated[str, typer.Option(help="Of problems: chat (a conversation that asks for <answer>) or plain.")] = "chat",
-    split: Annotated[str, typer.Option(help="Of a hub data set.")] = "test",
+    name: Name = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set that has several. Default test, of --problems.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt, under every policy.")] = 8,
     k: Annotated[
@@ -58,7 +61,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default a GPU if there is one.")] = None,
     take_over: TakeOver = False,
-) -> None:
+) -> dict[str, Any]:
     """Evaluate policies on the same prompts: pass@k (unbiased) and mean rewards, 95 % intervals by bootstrap over prompts,
     paired differences.
 
@@ -82,9 +85,9 @@ def command(
     if prompts is not None and not reward:
         raise ConfigError("--reward: expected at least one with --prompts: lexicon=FILE, length=WORDS or model=FOLDER.")
     source = (
-        {"path": str(prompts), "words": words}
+        {"path": str(prompts), "words": words, "name": name, "split": split}
         if problems is None
-        else {"path": problems, "kind": "gsm8k", "style": style, "split": split}
+        else {"path": problems, "kind": "gsm8k", "style": style, "name": name, "split": split or "test"}
     )
     rewards = read_rewards(reward or ["gsm8k"], answers=problems is not None)
     values: dict[str, Plain] = {
@@ -101,4 +104,5 @@ def command(
         "dtype": dtype,
     }
     settings = Document(values, "multiref evaluate").validate(EvaluationSettings)
-    carry_out(settings, out, device=device, say=lambda text: print(text, flush=True), take_over=take_over)
+    found = carry_out(settings, out, device=device, say=lambda text: print(text, flush=True), take_over=take_over)
+    return {"output": str(out), "summary": found}

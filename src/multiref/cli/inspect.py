@@ -1,14 +1,27 @@
 """`multiref inspect`: does a second reference help me?"""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multiref.cli.options import Limit, Seed, Store, name_and_path
+from multiref.cli.options import (
+    Bad,
+    BadRows,
+    Column,
+    Data,
+    Limit,
+    Ranked,
+    Rankings,
+    Seed,
+    Split,
+    Store,
+    name_and_path,
+    selection,
+)
+from multiref.cli.voice import plain
 
 if TYPE_CHECKING:
     from multiref.data import Pair
@@ -18,7 +31,7 @@ ESCORT_PROMPTS = 3  # after which the escort is measured
 
 
 def command(
-    data: Annotated[Path, typer.Argument(help="The pairs that were scored.", show_default=False)],
+    data: Data,
     store: Store,
     name: Annotated[
         list[str] | None, typer.Option("--name", "-n", help="Only these references; default all in the store. Repeatable.")
@@ -33,6 +46,11 @@ def command(
         ),
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Completions in that sample.")] = 64,
+    data_name: Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")] = None,
+    split: Split = None,
+    column: Column = None,
+    rankings: Ranked = Rankings.ends,
+    bad_rows: Bad = BadRows.refuse,
     limit: Limit = None,
     plan: Annotated[bool, typer.Option("--plan", help="Also say how many pairs would show each reference's effect.")] = False,
     gain: Annotated[
@@ -47,19 +65,19 @@ def command(
 
     Example: multiref inspect pairs.jsonl --store scores/ --html inspect.html
     """
-    from multiref.data import read_pairs
+    from multiref.data import read
     from multiref.evaluation.inspection import inspect, plan_table, tables, token_lines, write_page
     from multiref.references import read_scores
     from multiref.report import print_table
 
-    pairs = read_pairs(data, limit=limit)
+    pairs = read(data, selection(data_name, split, column, rankings, bad_rows, limit), say=_aside).pairs
     found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
     if html is not None:
         write_page(html, found, data=str(data), store=str(store))
     if as_json:
         planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
-        typer.echo(json.dumps(_plain(found.as_dict() | planned), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(plain(found.as_dict() | planned), indent=1, ensure_ascii=False))
     else:
         for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
             print_table(table)
@@ -109,10 +127,5 @@ def _with_escort(found: "Inspection", pairs: Sequence["Pair"], models: dict[str,
     return found.with_escort(measure_escort(references, few, list(named.values()), new_tokens=new_tokens, seed=seed))
 
 
-def _plain(value: object) -> object:
-    """JSON has no infinity: null instead."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and math.isinf(value) else value
+def _aside(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,11 +1,47 @@
 """Options that several verbs have: the same name, the same letter, the same words."""
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from multiref.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from multiref.data import Selection
+
+
+class Rankings(Enum):
+    """The choices of --rankings."""
+
+    ends = "ends"
+    all = "all"
+
+
+class BadRows(Enum):
+    """The choices of --bad-rows."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+Data: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        help="Preference pairs: a file (.jsonl, .json, .csv, .parquet, .gz), a folder of such or of "
+        "save_to_disk, a URL, a hub id.",
+        show_default=False,
+    ),
+]
+Name: TypeAlias = Annotated[str | None, typer.Option("--name", help="Configuration of a data set that has several.")]
+Split: TypeAlias = Annotated[str | None, typer.Option("--split", help="Split of a data set, or a part: 'train[:5%]'.")]
+Column: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."),
+]
+Ranked: TypeAlias = Annotated[Rankings, typer.Option("--rankings", help="Of several answers with scores.")]
+Bad: TypeAlias = Annotated[BadRows, typer.Option("--bad-rows", help="What becomes of rows that cannot be used.")]
 
 Store: TypeAlias = Annotated[
     Path, typer.Option("--store", "-s", help="The folder of scores; `multiref score` makes it.", show_default=False)
@@ -49,3 +85,23 @@ def name_and_path(text: str) -> tuple[str, str]:
     if not equals or not name.strip() or not where.strip():
         raise ArgumentError(f"--reference {text!r}: expected name=PATH, such as base=./models/base.")
     return name.strip(), where.strip()
+
+
+def selection(
+    name: str | None = None,
+    split: str | None = None,
+    column: list[str] | None = None,
+    rankings: Rankings = Rankings.ends,
+    bad_rows: BadRows = BadRows.refuse,
+    limit: int | None = None,
+) -> "Selection":
+    """The options of data as one value. ArgumentError for a --column that is none."""
+    from multiref.data import Selection
+
+    columns: dict[str, object] = {}
+    for text in column or []:
+        ours, equals, theirs = text.partition("=")
+        if not equals or not theirs:
+            raise ArgumentError(f"--column {text!r}: expected OURS=THEIRS, such as --column prompt=instruction.")
+        columns[ours.strip()] = theirs.strip()
+    return Selection(name, split, columns, rankings.value, bad_rows.value, limit)

@@ -1,12 +1,30 @@
 """`multiref score`: a file of preference pairs under K references, once, into a store."""
 
+import shlex
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import Device, Dtype, Limit, NamedReferences, Store, for_each, name_and_path
+from multiref.cli.options import (
+    Bad,
+    BadRows,
+    Column,
+    Data,
+    Device,
+    Dtype,
+    Limit,
+    Name,
+    NamedReferences,
+    Ranked,
+    Rankings,
+    Split,
+    Store,
+    for_each,
+    name_and_path,
+    selection,
+)
+from multiref.cli.voice import is_quiet
 from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -26,11 +44,14 @@ COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "
 
 
 def command(
-    data: Annotated[
-        Path, typer.Argument(help="Pairs in TRL's preference format: .jsonl, .jsonl.gz, .json or .parquet.", show_default=False)
-    ],
+    data: Data,
     reference: NamedReferences,
     store: Store,
+    name: Name = None,
+    split: Split = None,
+    column: Column = None,
+    rankings: Ranked = Rankings.ends,
+    bad_rows: Bad = BadRows.refuse,
     limit: Limit = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do, how many tokens and bytes and how long; store nothing.")
@@ -63,14 +84,17 @@ def command(
     audit: Annotated[
         str, typer.Option(help="Rows also scored alone, to find the layout that gives the same: some (a few), or all.")
     ] = "some",
-) -> None:
+) -> "dict[str, Any]":
     """Score pairs under K references, one after another. What is stored already is not scored again;
     a killed run goes on where it was.
 
     Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
     """
+    from rich.console import Console
+
     from multiref._json import parse_json
-    from multiref.data import read_pairs
+    from multiref.data import read
+    from multiref.data.reading import SKIPPED
     from multiref.models import ModelSpec, Tokenisation
     from multiref.references import References
     from multiref.references.progress import Bar
@@ -82,26 +106,38 @@ def command(
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
     asked: list[tuple[str, Any]] = []
-    for name, at in places:
-        written = parse_json(options.get(name, "{}"), "--chat-template-kwargs", error=ArgumentError)
+    for called, at in places:
+        written = parse_json(options.get(called, "{}"), "--chat-template-kwargs", error=ArgumentError)
         if not isinstance(written, dict):
-            raise ArgumentError(f'--chat-template-kwargs {options[name]!r}: expected a JSON object, such as {{"a": true}}.')
-        special = name in local and (written or name in kinds or quantization is not None)
-        model = ModelSpec(at, quantization=quantization, attention=kinds.get(name)) if special else None
-        asked.append((name, {"model": model, "tokenisation": {"chat_template_kwargs": written}} if special else at))
+            raise ArgumentError(f'--chat-template-kwargs {options[called]!r}: expected a JSON object, such as {{"a": true}}.')
+        special = called in local and (written or called in kinds or quantization is not None)
+        model = ModelSpec(at, quantization=quantization, attention=kinds.get(called)) if special else None
+        asked.append((called, {"model": model, "tokenisation": {"chat_template_kwargs": written}} if special else at))
     references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
-    pairs = read_pairs(data, limit=limit)
+    chosen = selection(name, split, column, rankings, bad_rows, limit)
+    found = read(data, chosen, skipped=None if dry_run else store / SKIPPED, say=typer.echo)
+    pairs = found.pairs
     if dry_run:
         rows = [_row(estimate) for estimate in references.estimate_cost(pairs, store=store, shard_size=shard_size)]
         print_table(Table(COLUMNS, rows, "Nothing is stored: --dry-run"))
         typer.echo("Tokens and time are scaled up from a few completions here: right to within a factor of two or so.")
-        return
-    with Bar() as bar:
+        return {"dry_run": True, "references": [dict(zip(COLUMNS, row)) for row in rows]}
+    with Bar(Console(stderr=True, quiet=True) if is_quiet() else None) as bar:
         scores = references.score(pairs, store=store, engine=runner, progress=bar, shard_size=shard_size, audit=audit)
-    for name in references.names:
-        typer.echo(f"{name}: {bar.summary(name)}")
+    for each in references.names:
+        typer.echo(f"{each}: {bar.summary(each)}")
     typer.echo(f"{len(pairs):,} pairs, {len(scores):,} different completions, {len(references.names)} references in {store}")
+    return {
+        "store": str(store),
+        "pairs": len(pairs),
+        "rows": found.rows,
+        "bad_rows": len(found.bad),
+        "format": found.format,
+        "completions": len(scores),
+        "references": {each: bar.summary(each) for each in references.names},
+        "next": f"multiref inspect {shlex.quote(data)} --store {shlex.quote(str(store))}",
+    }
 
 
 def _engine(name: str, *, workers: int | None, gpus: float, address: str | None) -> "Engine | str":

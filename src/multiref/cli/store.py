@@ -1,7 +1,7 @@
 """`multiref store`: look after a store of scores."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder given to `multiref scor
 
 
 @app.command()
-def ls(folder: Folder) -> None:
+def ls(folder: Folder) -> dict[str, Any]:
     """What is stored: references, the names they were used under, completions, shards, bytes.
 
     Example: multiref store ls scores/
@@ -36,10 +36,11 @@ def ls(folder: Folder) -> None:
             f"{sum(outdated.values()):,} of these completions ({', '.join(outdated)}) were scored by another version of the "
             "scoring and are not used; `multiref store prune` with --reference ADDRESS removes them."
         )
+    return {"references": [dict(zip(("name", "address", "completions", "shards", "MB", "from"), line)) for line in lines]}
 
 
 @app.command()
-def verify(folder: Folder) -> None:
+def verify(folder: Folder) -> dict[str, Any]:
     """Read every shard and compare its checksum; name what is damaged or gone. Exit code 1 if anything is.
 
     Example: multiref store verify scores/
@@ -53,7 +54,9 @@ def verify(folder: Folder) -> None:
     held = store.manifest()
     sound = len(held) - sum(damaged.path.exists() for damaged in damage)
     typer.echo(f"{sound:,} of {len(held):,} shards are sound." if damage else f"All {len(held):,} shards are sound.")
-    raise typer.Exit(1 if damage else 0)
+    if damage:
+        raise typer.Exit(1)
+    return {"sound": sound, "shards": len(held), "damaged": []}
 
 
 @app.command()
@@ -64,7 +67,7 @@ def prune(
         typer.Option(help="Also all scores of this reference: its name, or how its address begins. Repeatable."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only say what would go.")] = False,
-) -> None:
+) -> dict[str, Any]:
     """Remove leftovers of killed runs, damaged shards, and references that are no longer wanted.
 
     Example: multiref store prune scores/ --reference old-base --yes
@@ -84,6 +87,7 @@ def prune(
         typer.echo(f"Removed {len(files):,} files, {size / 1e6:.1f} MB.")
     else:
         typer.echo(f"{len(files):,} files, {size / 1e6:.1f} MB, would be removed. Add --yes to remove them.")
+    return {"files": {str(path): why for path, why in files.items()}, "bytes": size, "removed": yes and bool(files)}
 
 
 @app.command()
@@ -91,12 +95,12 @@ def export(
     folder: Folder,
     output: Annotated[Path, typer.Argument(help="The Parquet file to write.", show_default=False)],
     data: Annotated[
-        Path | None, typer.Option(help="A file of pairs: write one row per pair, with its text and its scores.")
+        str | None, typer.Option(help="Pairs, as for score: write one row per pair, with its text and its scores.")
     ] = None,
     reference: Annotated[
         list[str] | None, typer.Option(help="Only this reference (name, or beginning of its address). Repeatable.")
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Write scores to one Parquet file with plain columns: one row per completion and reference, or
     (with --data) one row per pair.
 
@@ -114,3 +118,4 @@ def export(
 
         count = export_pairs(store, output, read_pairs(data), references=reference or [])
     typer.echo(f"Wrote {count:,} rows to {output}.")
+    return {"rows": count, "output": str(output)}

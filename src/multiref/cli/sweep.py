@@ -2,7 +2,7 @@
 Reverse KL only."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ def command(
     runs: Annotated[
         list[Path], typer.Argument(help="K run folders of `multiref train`, one reference each, same data, same β.")
     ],
-    prompts: Annotated[Path, typer.Option("--prompts", help="A file of pairs; their prompts are sampled from.")],
+    prompts: Annotated[str, typer.Option("--prompts", help="Prompts or pairs, as for score; sampled from.")],
     out: Annotated[Path, typer.Option("--out", help="A folder for sweep.json and the table.")],
     points: Annotated[
         int, typer.Option(min=2, help="Weights on the first run from 0 to 1 (for two runs); for more, vertices and the middle.")
@@ -32,7 +32,7 @@ def command(
             "`rewards:` as an online run has. Repeatable; several add up.",
         ),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """The optimum at weights w is the normalised geometric mean of the K single-reference optima:
     drawn here by importance weights.
 
@@ -50,4 +50,5 @@ def command(
     quiet()
     settings = SweepSettings(points=points, samples=samples, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
     rewards = make_rewards(read_rewards(reward or [], answers=False))
-    sweep(runs, prompts, out, settings, rewards=rewards, say=lambda text: print(text, flush=True))
+    points_found = sweep(runs, prompts, out, settings, rewards=rewards, say=lambda text: print(text, flush=True))
+    return {"output": str(out), "points": points_found}

@@ -2,9 +2,10 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +19,15 @@ def command(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Lay a value over the file: --set training.learning_rate=1e-5")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check file, data, models and vocabularies, estimate memory and time; train nothing."),
+    ] = False,
     take_over: TakeOver = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of a run's file, for an editor, and stop.")
     ] = False,
-) -> None:
+) -> dict[str, Any] | None:
     """Do what a run's file says: preference, reward, online, distillation or iterative training.
 
     Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card),
@@ -32,12 +37,27 @@ def command(
 
     if schema:
         print(json.dumps(runs.schema(), indent=1, ensure_ascii=False))
-        return
+        return None
     if config is None:
         raise typer.BadParameter("expected a run's file, such as --config recipes/two-references.yaml")
-    runs.run(config, assignments or (), say=lambda text: print(text, flush=True), take_over=take_over)
+    if dry_run:
+        from multiref.runs.dry_run import dry_run as look
+
+        found = look(runs.read_run(config, assignments or ()))
+        print("\n".join(found.lines))
+        again = " ".join(f"--set {shlex.quote(each)}" for each in assignments or ())
+        return {**found.facts, "next": f"multiref train --config {shlex.quote(str(config))} {again}".strip()}
+    folder = runs.run(config, assignments or (), say=lambda text: print(text, flush=True), take_over=take_over)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _leave()
+    base = runs.RunFolder(folder).settings().get("model") or {}
+    policies = f"--policy before={shlex.quote(str(base.get('path', '…')))} --policy after={shlex.quote(str(folder / 'model'))}"
+    return {
+        "output": str(folder),
+        "model": str(folder / "model"),
+        "report": str(folder / "report.html"),
+        "next": f"multiref evaluate {policies} --prompts … --reward … --out {shlex.quote(str(folder))}-evaluation",
+    }
 
 
 def _leave() -> None:

@@ -6,7 +6,6 @@ import inspect
 import io
 import json
 import math
-import os
 import sys
 import traceback
 import typing
@@ -20,7 +19,9 @@ from multiref.errors import MultirefError, MultirefNotice, MultirefWarning
 from multiref.report.shown import visible
 
 _OPTIONS: dict[str, Any] = {
-    "as_json": Annotated[bool, typer.Option("--json", help="The result as JSON on standard output, all else on standard error.")],
+    "as_json": Annotated[
+        bool, typer.Option("--json", help="The result as JSON on standard output, all else on standard error.")
+    ],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors, warnings and the last line.")],
     "verbose": Annotated[bool, typer.Option("--verbose", help="Of an error show where it came from, too.")],
 }
@@ -81,16 +82,18 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class _Nothing(io.TextIOWrapper):
+class _Nothing(io.TextIOBase):
     """Where what nobody is to see goes."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 @contextlib.contextmanager
 def _output(instead: Any, quiet: bool) -> Iterator[None]:
     if quiet:
-        with _Nothing(open(os.devnull, "wb"), encoding="utf-8", errors="backslashreplace") as nothing:
-            with contextlib.redirect_stdout(nothing):
-                yield
+        with _Nothing() as nothing, contextlib.redirect_stdout(nothing):
+            yield
     elif instead is not None:
         with contextlib.redirect_stdout(instead):
             yield

@@ -158,17 +158,18 @@ class PairsRun(BaseRun):
             )
         return made
 
-    def read(self, folder: RunFolder, say: Say) -> Sides:
+    def read(self, folder: RunFolder | None = None, say: Say | None = None) -> Sides:
         """Pairs to train on, and held out. Rows that are skipped go to the folder's skipped.jsonl."""
-        train, held_out = self._pairs(self.data, folder.path / SKIPPED, say), list[Pair]()
+        under = folder.path if folder is not None and folder.main else None
+        train, held_out = self._pairs(self.data, under and under / SKIPPED, say), list[Pair]()
         if self.evaluation is not None and self.evaluation.path is not None:
-            held_out = self._pairs(self.evaluation, folder.path / f"evaluation-{SKIPPED}", say)
+            held_out = self._pairs(self.evaluation, under and under / f"evaluation-{SKIPPED}", say)
             _warn_of_overlap(train, held_out)
         elif self.evaluation is not None and self.evaluation.fraction is not None:
             train, held_out = _split(train, self.evaluation.fraction, self.evaluation.split_seed)
         return train, held_out
 
-    def _pairs(self, data: DataSource, skipped: Path, say: Say) -> list[Pair]:
+    def _pairs(self, data: DataSource, skipped: Path | None, say: Say | None) -> list[Pair]:
         return read(str(data.path), data.selection(), skipped=skipped, say=say).pairs
 
     def data_words(self, pairs: int, held_out: int, folder: RunFolder) -> str:

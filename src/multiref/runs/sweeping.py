@@ -1,7 +1,7 @@
 """The curve over weights after training: K single-reference policies, one pool of samples, weights by importance."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from multiref.data import read_pairs
+from multiref.data.prompts import prompt_text
+from multiref.data.sources import open_source
 from multiref.errors import ConfigError
 from multiref.evaluation import sample_each, score_samples
 from multiref.models import Encoded, Generation, load
+from multiref.references import content_key
 from multiref.references.scores import same_vocabulary
 from multiref.runs.base import Say
 from multiref.runs.folder import RunFolder
@@ -53,13 +55,14 @@ def sweep(
     of their sum.
 
     Args:
-        runs: folders of finished runs under reverse KL, one reference each, with the same data and β. prompts: a file of pairs.
+        runs: folders of finished runs under reverse KL, one reference each, with the same data and β. prompts: where from.
         rewards: functions of prompts and completions, `Reward`s, or {name: function}, as of `OnlineTrainer`.
     """
     names = _mergeable(runs)
     models = [load(RunFolder(run).model) for run in runs]
     same_vocabulary([str(run) for run in runs], [model.tokenizer.get_vocab() for model in models])
-    texts = list(dict.fromkeys(pair.prompt for pair in read_pairs(prompts)))[: settings.limit]
+    with open_source(prompts) as opened:
+        texts = _different((prompt_text(row, where) for where, row in opened()), settings.limit)
     say(f"{settings.samples} samples of each of {len(models)} policies for {len(texts)} prompts.")
     generation, items = Generation(settings.max_new_tokens), []
     seeds = [settings.seed + 104_729 * k for k in range(len(models))]
@@ -85,6 +88,16 @@ def _sentence(row: Mapping[str, Any]) -> str:
     return (
         f"{shown}: effective sample size {row['ess']:.1f} of {row['samples']}, {row['tokens']:.1f} tokens a completion{gained}"
     )
+
+
+def _different(prompts: Iterable[Any], limit: int) -> list[Any]:
+    """The first so many that differ."""
+    found: dict[bytes, Any] = {}
+    for prompt in prompts:
+        found.setdefault(content_key(prompt, ""), prompt)
+        if len(found) == limit:
+            break
+    return list(found.values())
 
 
 def _rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Encoded], tokenizer: Any) -> dict[str, Tensor]:

@@ -1,0 +1,80 @@
+"""`multiref init`: write a run file."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from multiref.cli.options import Column, Name, Split, name_and_path, selection
+from multiref.errors import ConfigError, OutputError
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.yaml"),
+    task: Annotated[
+        str | None, typer.Option(help="preference, reward, online, distill or iterative. Default preference.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="What is trained: a folder or a hub id.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option("--reference", "-r", help="name=PATH: what it is held to. Once per reference.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Pairs, or prompts: a file, a folder, a URL, a hub id.")
+    ] = None,
+    name: Name = None,
+    split: Split = None,
+    column: Column = None,
+    reward: Annotated[
+        list[str] | None, typer.Option("--reward", help="For online and iterative: lexicon=FILE, model=FOLDER, length=WORDS, …")
+    ] = None,
+    beta: Annotated[float, typer.Option(help="The strength: how much the references count.")] = 0.1,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The run's folder. Default runs/ and the file's name.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> dict[str, Any]:
+    """Write a run file, with comments, valid, and its schema for editors beside it. What is not given is asked for, where there
+    is a terminal.
+
+    Example: multiref init --model ./base --reference base=./base --reference math=./math --data pairs.jsonl
+    """
+    from multiref.report import write_whole
+    from multiref.runs import schema
+    from multiref.runs.new import SCHEMA, TASKS, WITH_PAIRS, new_run
+    from multiref.runs.rewards import read_rewards
+
+    if file.exists() and not force:
+        raise OutputError(f"{file} is there already; choose another name, or --force to write over it.")
+    kind = next((each for each in TASKS if each == (task or _ask("Task", "preference"))), None)
+    if kind is None:
+        raise ConfigError(f"--task {task}: expected one of {', '.join(TASKS)}.")
+    model = model or _ask("Model to train (a folder or a hub id)")
+    references = dict(map(name_and_path, reference or []))
+    while not references and kind != "reward":
+        references = dict(map(name_and_path, _ask("References, as name=PATH, spaces between", f"base={model}").split()))
+    data = data or _ask("Preference pairs" if kind in WITH_PAIRS else "Prompts")
+    if kind in ("online", "iterative") and not reward:
+        reward = [_ask("Reward, such as lexicon=FILE or model=FOLDER")]
+    chosen = selection(name, split, column)
+    source = {key: value for key, value in {"path": data, "name": name, "split": split}.items() if value}
+    columns = {"columns": dict(chosen.columns)} if chosen.columns and kind in WITH_PAIRS else {}
+    rewards = [{"kind": each.kind, **each.given()} for each in read_rewards(reward or [], answers=True)]
+    for each in rewards:
+        each.pop("sha256", None)  # the run's own record has it
+    text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=rewards, beta=beta,
+                   output=output or f"runs/{file.stem}")  # fmt: skip
+    write_whole(file, text)
+    write_whole(file.parent / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
+    print(f"Wrote {file} and {file.parent / SCHEMA}.")
+    return {"file": str(file), "task": kind, "next": f"multiref train --config {shlex.quote(str(file))} --dry-run"}
+
+
+def _ask(question: str, default: str | None = None) -> str:
+    if not sys.stdin.isatty():
+        if default is not None and question == "Task":
+            return default
+        raise ConfigError(f"{question}: not given, and there is no terminal to ask at; see multiref init --help.")
+    return str(typer.prompt(question, default=default, err=True))

@@ -1,0 +1,126 @@
+"""What a run would do, found out without training: data, models, vocabularies, memory, time."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from multiref.data.prompts import prompt_text
+from multiref.errors import ModelError
+from multiref.models import ModelSpec
+from multiref.models.loading import load_config, load_tokenizer
+from multiref.models.size import count_parameters
+from multiref.references.scores import same_vocabulary
+from multiref.runs.base import BaseRun, PooledRun
+from multiref.runs.pairs import PairsRun
+
+_SAMPLE = 64  # rows whose tokens are counted
+
+
+@dataclass
+class Look:
+    """lines: for people. facts: for programs."""
+
+    lines: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, line: str, value: Any) -> None:
+        self.lines.append(f"{name:<12}{line}")
+        self.facts[name] = value
+
+
+def dry_run(run: BaseRun) -> Look:
+    """Reads the data, and of each model its configuration and tokenizer; no weights.
+
+    Raises: what the run itself would raise for these; ModelError for tokenizers that cannot be used together.
+    """
+    found = Look()
+    found.add("task", f"{run.task}, into {run.output}", run.task)
+    run.ready()
+    texts, number = _data(run, found)
+    models = {"policy": run.model, **_references(run)}
+    tokenizers = {name: load_tokenizer(spec) for name, spec in models.items()}
+    counts = {}
+    for name, spec in models.items():
+        counts[name] = count_parameters(spec)
+        size = "unknown size" if counts[name] is None else f"{counts[name] / 1e6:,.4g} M parameters"
+        context = getattr(load_config(spec), "max_position_embeddings", None)
+        words = len(tokenizers[name].get_vocab())
+        found.add(name, f"{spec.path}: {size}, vocabulary {words:,}, context {context or 'unknown'}", {
+            "path": spec.path, "parameters": counts[name], "vocabulary": words, "context": context})  # fmt: skip
+    try:
+        same_vocabulary(list(tokenizers), [each.get_vocab() for each in tokenizers.values()])
+        shared = True
+    except ModelError:
+        shared = False
+    said = "the same everywhere" if shared else "not the same: sums of completions can be pooled, single tokens cannot"
+    found.add("vocabulary", said, shared)
+    _price(run, found, counts["policy"], sum(count or 0 for count in counts.values()), texts, number, tokenizers["policy"])
+    return found
+
+
+def _data(run: BaseRun, found: Look) -> tuple[list[str], int]:
+    """(some texts, how many rows there are)."""
+    if isinstance(run, PairsRun):
+        sides = run.read(None, found.lines.append)
+        found.add("data", f"{run.data.path}: {len(sides[0]):,} pairs, {len(sides[1]):,} held out",
+                  {"pairs": len(sides[0]), "held_out": len(sides[1])})  # fmt: skip
+        return [f"{pair.prompt}{side}" for pair in sides[0][:_SAMPLE] for side in (pair.chosen, pair.rejected)], 2 * len(
+            sides[0]
+        )
+    sources = getattr(run, "prompts", None)
+    rows: list[Any] = []
+    for source in sources if isinstance(sources, list) else []:
+        rows += source.rows(getattr(run, "names", ()))
+    if rows:
+        found.add("data", f"{len(rows):,} prompts", {"prompts": len(rows)})
+    elif isinstance(sources, str):
+        from multiref.data.sources import open_source
+
+        with open_source(sources) as opened:
+            rows = [{"prompt": prompt_text(row, where)} for where, row in opened()]
+        found.add("data", f"{sources}: {len(rows):,} prompts", {"prompts": len(rows)})
+    return [str(row["prompt"]) for row in rows[:_SAMPLE]], len(rows)
+
+
+def _references(run: BaseRun) -> dict[str, ModelSpec]:
+    return {each.name: each.model for each in run.references if each.model is not None} if isinstance(run, PooledRun) else {}
+
+
+def _price(run: BaseRun, found: Look, own: int | None, total: int, texts: list[str], rows: int, tokenizer: Any) -> None:
+    """Memory from the number of parameters; time from a matrix product on this machine: right to a factor of a few."""
+    if own is None:
+        return
+    adapted = run.lora is not None or run.model.adapter is not None
+    size = getattr(torch, run.model.dtype or "float32").itemsize
+    needed = own * size * (1 if adapted else 4)
+    held = "weights" if adapted else "weights, gradients and Adam"
+    found.add("memory", f"about {needed / 1e9:.3g} GB for {held}, before activations", needed)
+    if not isinstance(run, PairsRun) or not texts:
+        return
+    mean = sum(len(tokenizer(text)["input_ids"]) for text in texts) / len(texts)
+    given = run.training.given()
+    steps, batch = given.get("max_steps", -1), given.get("per_device_train_batch_size", 8)
+    seen = 2 * steps * batch if steps and steps > 0 else rows * given.get("num_train_epochs", 3)
+    work = (6 * own * seen + 2 * (total - own) * rows) * mean  # forward and backward; each reference once
+    seconds = work / _speed()
+    found.add(
+        "time", f"about {_span(seconds)} on this machine, to a factor of a few ({mean:.0f} tokens a row)", round(seconds, 1)
+    )
+
+
+def _speed() -> float:
+    """Floating-point operations a second of a product of matrices here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix = torch.randn(512, 512, device=device)
+    product = matrix @ matrix
+    began = time.perf_counter()
+    for _ in range(8):
+        product = matrix @ product / 512
+    float(product.sum())
+    return 8 * 2 * 512**3 / (time.perf_counter() - began) / 3  # a model reaches a third of it
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

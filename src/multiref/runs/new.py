@@ -1,0 +1,119 @@
+"""A run file for somebody who has none: commented, and valid before it is written."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+from multiref.errors import ConfigError
+from multiref.runs.document import Document
+from multiref.runs.tasks import Run
+from multiref.runs.yaml_values import parse
+
+Task: TypeAlias = Literal["preference", "reward", "online", "distill", "iterative"]
+TASKS: tuple[Task, ...] = get_args(Task)
+WITH_PAIRS = "preference", "reward"
+SCHEMA = "run.schema.json"
+
+_TRAINING = {
+    "pairs": """\
+# arguments of transformers' TrainingArguments
+training:
+  num_train_epochs: 1
+  per_device_train_batch_size: 8
+  learning_rate: 5.0e-7
+  logging_steps: 10
+  save_steps: 100
+""",
+    "prompts": """\
+# temperature is always 1: completions are the policy's own
+training:
+  steps: 200
+  prompts_per_step: 8
+  max_new_tokens: 128
+  learning_rate: 1.0e-6
+""",
+    "iterative": """\
+# labels are asked for in rounds of `each`; the oracle gives them
+method: {name: iterative}
+labels: {each: 128, rounds: 8}
+plan: {steps: 16, prompts: 16, rollouts: 4}
+max_new_tokens: 64
+""",
+}
+
+
+def new_run(
+    task: Task,
+    *,
+    model: str,
+    references: Mapping[str, str],
+    data: Mapping[str, object],
+    output: str,
+    beta: float = 0.1,
+    reward: Sequence[Mapping[str, object]] = (),
+) -> str:
+    """The file's text.
+
+    Args:
+        references: name → model; none for a reward model. data: keys of `data`, or of one of the `prompts`. reward: of online
+            runs the rewards, of iterative ones the oracle.
+
+    Raises: ConfigError for what is missing or cannot be meant.
+    """
+    if task != "reward" and not references:
+        raise ConfigError("a run needs at least one reference: --reference NAME=MODEL, once per reference.")
+    if task in ("online", "iterative") and not reward:
+        raise ConfigError(
+            f"task {task} needs a reward: --reward lexicon=FILE, model=FOLDER, length=WORDS or python=FILE:FUNCTION."
+        )
+    parts = [
+        f"# yaml-language-server: $schema={SCHEMA}",
+        "# Check it: multiref train --config FILE --dry-run",
+        f"task: {task}",
+        "",
+    ]
+    parts += ["# what is trained: a folder or a hub id; {path: …, dtype: bfloat16} says more", f"model: {_flow(model)}", ""]
+    if task != "reward":
+        parts += [
+            "# what it is held to; give all of them a weight (they sum to one), or none: then they weigh the same",
+            "references:",
+        ]
+        parts += [f"  - {{name: {_flow(name)}, model: {_flow(where)}}}" for name, where in references.items()]
+        parts += ["", "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}", "regularizer: ReverseKL"]
+        parts += ["# the strength: small follows the reward, large stays with the references", f"beta: {beta:g}", ""]
+    parts += _data(task, data)
+    if reward and task == "online":
+        parts += ["rewards:", *(f"  - {_flow(each)}" for each in reward), "method: {name: rloo, group: 4}", ""]
+    if reward and task == "iterative":
+        parts += [f"oracle: {_flow({**reward[0], 'temperature': 1.0})}", ""]
+    training = "pairs" if task in WITH_PAIRS else "iterative" if task == "iterative" else "prompts"
+    parts += [
+        _TRAINING[training].rstrip(),
+        "",
+        "# train an adapter instead of all weights: remove the mark",
+        "# lora: {r: 8, lora_alpha: 16}",
+    ]
+    parts += ["", "# the run's folder; the same command goes on where it was interrupted", f"output: {_flow(output)}"]
+    text = "\n".join(parts) + "\n"
+    values, lines = parse(text, "the new file")
+    assert isinstance(values, dict)
+    Document(values, "the new file", lines).validate(Run)  # type: ignore[type-abstract]
+    return text
+
+
+def _data(task: Task, data: Mapping[str, object]) -> list[str]:
+    if task in WITH_PAIRS:
+        held_out = ["# held-out pairs: a share of the prompts, or a path", "evaluation: {fraction: 0.05}"]
+        return ["# preference pairs: a file, a folder, a URL or a hub id", f"data: {_flow(data)}", *held_out, ""]
+    what = _flow(data["path"]) if task == "iterative" else f"[{_flow(data)}]"
+    return ["# prompts: rows with `prompt` or `text`, or a .txt", f"prompts: {what}", ""]
+
+
+def _flow(value: Any) -> str:
+    """As YAML in one line: text is quoted where it could be read as anything else."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w./-]*", value) and parse(value, "")[0] == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)

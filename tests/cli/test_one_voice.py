@@ -1,0 +1,103 @@
+"""What every verb has: help that fits a screen, JSON alone on standard output, silence, and what to do next."""
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from multiref.cli import VERBS, app
+from multiref.cli.help import GROUPS
+from multiref.runs import read_run
+from multiref.runs.new import TASKS
+
+LAB = ("demo", "frontier", "stability", "verify")
+BELOW = ("store ls", "store verify", "store prune", "store export")
+PROBLEM = '{"reward": [0, 1], "references": {"[red]a": [0.7, 0.3]}, "beta": 1.0}'
+
+
+def ask(*arguments: str, **options: Any) -> Any:
+    return CliRunner().invoke(app, list(arguments), **options)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS, *LAB, *BELOW])
+def test_help_fits_60_lines_of_80_columns_and_its_types_are_words(verb: str) -> None:
+    shown = ask(*verb.split(), "--help", env={"COLUMNS": "80"})
+    lines = shown.output.split("\n")
+    assert shown.exit_code == 0 and len(lines) <= 60 and max(map(len, lines)) <= 80, (len(lines), max(lines, key=len))
+    assert not any(mark in shown.output for mark in ("<str>", "list[", "int range", "╭", "\x1b"))
+    if verb not in ("", "store"):
+        assert all(option in shown.output for option in ("--json", "--quiet", "--verbose"))
+        alone = [line for line in lines if line.startswith(" " * 20) and len(line.split()) == 1 and len(line.strip()) < 9]
+        assert len(alone) < 6, "a column of one word a line"
+
+
+def test_verbs_stand_under_headings() -> None:
+    text = ask("--help").output
+    places = [text.index(f"\n{heading}\n") for heading in GROUPS]
+    assert places == sorted(places) and "\nMore\n" not in text
+    for heading, below in zip(places, [*places[1:], text.index("\nOptions\n")]):
+        for verb in list(GROUPS.values())[places.index(heading)]:
+            assert verb not in VERBS or f"\n  {verb} " in text[heading:below]
+
+
+def test_json_is_alone_on_standard_output_and_quiet_is_quiet(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "q [red]x", "chosen": "a", "rejected": "b"}
+    (tmp_path / "p.jsonl").write_text((json.dumps(row) + "\n") * 3 + json.dumps({**row, "rejected": "a"}) + "\n")
+    told = ask("data", "p.jsonl", "--json")
+    found = json.loads(told.stdout)
+    assert (found["verb"], found["pairs"], found["bad_rows"], found["repeated_pairs"]) == ("data", 3, 1, 2)
+    assert "q [red]x" in told.stderr  # what people are told goes aside
+    assert ask("data", "p.jsonl", "--quiet").stdout.startswith("Next: multiref score p.jsonl")
+    shown = ask("data", "p.jsonl", "--html", "page.html")
+    assert "q [red]x" in shown.stdout and shown.stdout.endswith("--store scores/\n") and "page.html" in shown.stdout
+    broken = ask("data", "nothing.jsonl", "--json")
+    assert broken.exit_code == 2 and "does not exist" in json.loads(broken.stdout)["error"]
+    assert "Traceback" in ask("data", "nothing.jsonl", "--verbose").stderr
+    solved = ask("solve", "-", "--json", input=PROBLEM)
+    assert json.loads(solved.stdout)["value"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, tmp_path: Any, tiny_folder: Any) -> None:
+    (tmp_path / "p.jsonl").write_text((json.dumps({"prompt": "once", "chosen": " a", "rejected": " b"}) + "\n") * 4)
+    (tmp_path / "l.txt").write_text("good\t1\n")
+    run = str(tmp_path / "run.yaml")
+    given = ["--task", task, "--model", str(tiny_folder), "-r", f"no={tiny_folder}", "--data", str(tmp_path / "p.jsonl")]
+    reward = ["--reward", f"lexicon={tmp_path / 'l.txt'}"] if task in ("online", "iterative") else []
+    made = ask("init", run, *given, *reward, "--output", str(tmp_path / "out"))
+    assert made.exit_code == 0 and made.stdout.endswith("--dry-run\n"), made.output
+    text = (tmp_path / "run.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=run.schema.json") and text.count("\n# ") > 5
+    assert json.loads((tmp_path / "run.schema.json").read_text())["$schema"]
+    assert read_run(run).task == task
+    again = ask("init", run, *given)
+    assert again.exit_code == 2 and "--force" in again.stderr
+    assert "needs" in ask("init", str(tmp_path / "x.yaml"), *given[:4], *given[6:]).stderr or task not in (
+        "online",
+        "iterative",
+    )
+    looked = ask("train", "--config", run, "--set", "evaluation=null", "--dry-run", "--json") if task in ("preference", "reward") else (
+        ask("train", "--config", run, "--dry-run", "--json"))  # fmt: skip
+    assert looked.exit_code == 0, looked.output
+    found = json.loads(looked.stdout)
+    assert (
+        found["task"] == task and found["policy"]["parameters"] > 0 and found["memory"] > 0 and not (tmp_path / "out").exists()
+    )
+
+
+def test_init_asks_where_there_is_a_terminal(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import multiref.cli.init as verb
+
+    answers = iter(["preference", "m", "base=m other=n", "p.jsonl"])
+    monkeypatch.setattr(verb, "_ask", lambda question, default=None: next(answers))
+    assert ask("init", str(tmp_path / "run.yaml")).exit_code == 0
+    assert [each.name for each in read_run(tmp_path / "run.yaml").references] == ["base", "other"]  # type: ignore[attr-defined]
+
+
+def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
+    told = ask("doctor", "--folder", str(tmp_path), "--json")
+    assert json.loads(told.stdout)["problems"] == [] and told.exit_code == 0
+    bad = ask("doctor", "--folder", str(tmp_path / "absent"), "--server", "http://127.0.0.1:9")
+    assert bad.exit_code == 1 and "absent cannot be written" in bad.output and "127.0.0.1:9/models" in bad.output
