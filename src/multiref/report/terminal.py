@@ -12,23 +12,59 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+WIDEST = 28  # characters of a cell, beyond which it is folded rather than moved
+
+
 def print_table(table: Table, columns: Sequence[int] | None = None, console: Console | None = None) -> None:
-    """Print a table as wide as the terminal allows; its caption stands above it, numbers stand to the right, and "~" stands
-    for "(within noise)".
+    """Print a table, in several parts below one another where the terminal is too narrow for all columns; the first column
+    names the rows of each part. The caption stands above; "~" stands for "(within noise)".
 
     Args:
-        columns: the first one and these, so that a wide table fits; None: all.
+        columns: the first one and these; None: all.
     """
     from rich.console import Console
+
+    console = console or Console(highlight=False)
+    rows = [[visible(cell.replace("(within noise)", "~")) for cell in row] for row in table.rows]
+    header = [visible(cell) for cell in table.header]
+    wanted = list(range(1, len(header))) if columns is None else list(columns)
+    for number, part in enumerate(_parts(header, rows, wanted, console.width)):
+        _print_part(table, header, rows, [0, *part], console, visible(table.caption) if not number else "")
+
+
+def _parts(header: Sequence[str], rows: Sequence[Sequence[str]], wanted: Sequence[int], width: int) -> list[list[int]]:
+    """Columns that fit beside the first one, from left to right."""
+
+    def needs(column: int) -> int:
+        return _width(header, rows, column) + 3
+
+    parts: list[list[int]] = [[]]
+    room = width - needs(0) - 1
+    for column in wanted:
+        if parts[-1] and sum(map(needs, parts[-1])) + needs(column) > room:
+            parts.append([])
+        parts[-1].append(column)
+    return parts
+
+
+def _width(header: Sequence[str], rows: Sequence[Sequence[str]], column: int) -> int:
+    words = max(map(len, header[column].split()), default=0)  # a head is broken between words
+    return min(max([words, *(len(row[column]) for row in rows)]), WIDEST)
+
+
+def _print_part(
+    table: Table, header: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int], console: Console, caption: str
+) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    kept = range(len(table.header)) if columns is None else (0, *columns)
-    grid = Grid(title=Text(visible(table.caption)) if table.caption else None, title_justify="left", title_style="dim")
+    if caption:
+        console.print(Text(caption, style="dim"))
+    grid = Grid()
     for column in kept:
-        names = columns is not None and not column
-        grid.add_column(Text(visible(table.header[column])), justify="right" if column else "left", no_wrap=names)
-    for number, row in enumerate(table.rows):
-        cells = (Text(visible(row[column].replace("(within noise)", "~"))) for column in kept)
-        grid.add_row(*cells, style="dim" if number in table.quiet else None)
-    (console or Console(highlight=False)).print(grid)
+        grid.add_column(
+            Text(header[column]), justify="right" if column else "left", min_width=_width(header, rows, column), overflow="fold"
+        )
+    for number, row in enumerate(rows):
+        grid.add_row(*(Text(row[column]) for column in kept), style="dim" if number in table.quiet else None)
+    console.print(grid)
