@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,10 @@ def _print_part(
         console.print(Text(caption, style="dim"))
     grid = Grid()
     for column in kept:
-        grid.add_column(
-            Text(header[column]), justify="right" if column else "left", min_width=_width(header, rows, column), overflow="fold"
-        )
+        room = _width(header, rows, column)
+        head = Text("\n".join(textwrap.wrap(header[column], room, break_on_hyphens=False)))
+        fixed = {"min_width" if room == WIDEST else "width": room}
+        grid.add_column(head, justify="right" if column else "left", overflow="fold", **fixed)
     for number, row in enumerate(rows):
         grid.add_row(*(Text(row[column]) for column in kept), style="dim" if number in table.quiet else None)
     console.print(grid)
