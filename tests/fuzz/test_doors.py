@@ -45,6 +45,11 @@ PROBLEM = {"reward": [0.0, 1.0, 0.5], "references": {"a": [0.7, 0.2, 0.1], "b": 
 TALK = [{"role": "user", "content": "q"}]
 PAIRS = [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5}, {"prompt": TALK, "chosen": [{**TALK[0]}], "rejected":
          [{"role": "assistant", "content": "no"}]}]  # fmt: skip
+RANKED = [{"instruction": "q", "completions": [{"response": "a", "overall_score": 1.5}, {"response": "b", "overall_score": 3}]}]
+LABELLED = [
+    {"input": "q", "output_1": "a", "output_2": TALK, "label": 2},
+    {"input": "q", "output_1": "a", "output_2": "b", "label": 1},
+]
 REFERENCES = [{"name": "a", "model": "first", "weight": 0.5}, {"name": "b", "model": {"path": "second"}, "weight": 0.5}]
 POOLED = {"model": "policy", "references": REFERENCES, "beta": 0.1, "output": "run"}
 RUNS = [
@@ -122,7 +127,8 @@ VERBS = [
     ["sweep", "d", "d", "--prompts", "p.jsonl", "--out", "w", "--samples", "1", "--seed", "1", "--reward", "length=3"],
     ["evaluate", "--policy", "a=m", "--out", "e", "--prompts", "p.jsonl", "--reward", "length=3", "--seed", "1"],
     ["bound", "reverse-kl-suboptimality", "--samples", "1e5", "--beta", "0.1"], ["bound", "--from-scores", "s"],
-    ["solve", "p.json", "--json"],
+    ["solve", "p.json", "--json"], ["data", "p.jsonl", "--split", "train", "--column", "prompt=prompt", "--limit", "2"],
+    ["init", "x.yaml", "--task", "reward", "--model", "m", "--data", "p.jsonl", "--name", "a"],
 ]  # fmt: skip
 WORDS = ["", "x", "[/b]", "[red]x", "\ud800", "a" * 300, "a" * 5000, "0", "-1", "1e308", "nan", "9" * 5000, "cuda:99",
          "meta", "a=b", "=", "a=", "[/b]=m", "a\0b", "..", "/dev/zero", "http://127.0.0.1:9", "😀", "%s", "{}", "--", "²",
@@ -152,6 +158,9 @@ DOORS = {
     "pairs.jsonl": (of(PAIRS, rows), written("a.jsonl", read_pairs)),
     "pairs.json": (of(PAIRS), written("a.json", read_pairs)),
     "pairs.jsonl.gz": (lambda random: damage(gzip.compress(lines(PAIRS), mtime=0), random), written("a.jsonl.gz", read_pairs)),
+    "pairs.csv": (lambda random: damage(b'prompt,chosen,rejected,margin\n"q, ""x""",a,b,1.5\nq,"[{""role"": ""user""}]",b,\n', random),
+                  written("a.csv", read_pairs)),
+    "answers": (of((RANKED, LABELLED), rows), written("a.jsonl", read_pairs)),
     "pairs.parquet": (lambda random: damage(parquet(PAIRS[:1] * 9), random), written("a.parquet", read_pairs)),
     "run": (of(tuple(RUNS)), written("run.yaml", read_run)),
     "prompts": (of(({"prompt": "a b"}, {"text": "c"}), lambda row: dump(row) + b"\n"),
