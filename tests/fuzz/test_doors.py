@@ -45,6 +45,7 @@ PROBLEM = {"reward": [0.0, 1.0, 0.5], "references": {"a": [0.7, 0.2, 0.1], "b": 
 TALK = [{"role": "user", "content": "q"}]
 PAIRS = [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5}, {"prompt": TALK, "chosen": [{**TALK[0]}], "rejected":
          [{"role": "assistant", "content": "no"}]}]  # fmt: skip
+CSV = b'prompt,chosen,rejected,margin\n"q, ""x""",a,b,1.5\nq,"[{""role"": ""user""}]",b,\n'
 RANKED = [{"instruction": "q", "completions": [{"response": "a", "overall_score": 1.5}, {"response": "b", "overall_score": 3}]}]
 LABELLED = [
     {"input": "q", "output_1": "a", "output_2": TALK, "label": 2},
@@ -158,8 +159,7 @@ DOORS = {
     "pairs.jsonl": (of(PAIRS, rows), written("a.jsonl", read_pairs)),
     "pairs.json": (of(PAIRS), written("a.json", read_pairs)),
     "pairs.jsonl.gz": (lambda random: damage(gzip.compress(lines(PAIRS), mtime=0), random), written("a.jsonl.gz", read_pairs)),
-    "pairs.csv": (lambda random: damage(b'prompt,chosen,rejected,margin\n"q, ""x""",a,b,1.5\nq,"[{""role"": ""user""}]",b,\n', random),
-                  written("a.csv", read_pairs)),
+    "pairs.csv": (lambda random: damage(CSV, random), written("a.csv", read_pairs)),
     "answers": (of((RANKED, LABELLED), rows), written("a.jsonl", read_pairs)),
     "pairs.parquet": (lambda random: damage(parquet(PAIRS[:1] * 9), random), written("a.parquet", read_pairs)),
     "run": (of(tuple(RUNS)), written("run.yaml", read_run)),
