@@ -143,6 +143,7 @@ def _plain_help(command: Any, name: str) -> None:
         _plain_help(each, f"{name} {each.name}")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _BUG = "A mistake of multiref: please report it with what stands below. What is stored is kept; the same command goes on."
 
 app = typer.Typer(
@@ -181,20 +182,34 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    code: object = 0
     try:
         app(prog_name="multiref")
-        sys.stdout.flush()
+    except SystemExit as end:
+        code = end.code
     except KeyboardInterrupt as stop:
-        sys.exit(_said(stop))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed into nothing
-        sys.exit(1)
-    except OSError as error:  # nothing of ours can be written where standard output goes
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"Error: the output cannot be written: {error.strerror}; make room, or write it elsewhere.", file=sys.stderr)
-        sys.exit(2)
+        code = _said(stop)
+    except OSError as error:
+        code = _unwritten(error)
     except Exception:
         print(_BUG, file=sys.stderr)
         raise
+    try:
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+    except OSError as error:
+        code = _unwritten(error)
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit code where nothing more can be written to standard output; another error goes on as a bug of ours."""
+    if not isinstance(error, BrokenPipeError) and (error.errno not in _FULL or error.filename is not None):
+        print(_BUG, file=sys.stderr)
+        raise error
+    if sys.__stdout__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # what is left is flushed into nothing
+    if isinstance(error, BrokenPipeError):
+        return 1
+    print(f"Error: the output cannot be written: {error.strerror}; make room, or write it elsewhere.", file=sys.stderr)
+    return 2

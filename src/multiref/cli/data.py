@@ -1,11 +1,12 @@
 """`multiref data`: what a data set of preferences is, before anything is scored or trained."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import Column, Data, Limit, Name, Ranked, Rankings, Split, selection
+from multiref.cli.options import Column, Data, Limit, Name, Ranked, Rankings, Split, options_of, selection
 
 
 def command(
@@ -46,4 +47,5 @@ def command(
     if html is not None:
         write_page(html, f"What {Path(data).name} is", *look.blocks(), subtitle=look.format)
         print(f"Page: {html}")
-    return {**look.as_dict(), "next": f"multiref score {data} --reference NAME=MODEL --reference NAME=MODEL --store scores/"}
+    given = options_of(chosen if look.bad else replace(chosen, bad_rows="refuse"))
+    return {**look.as_dict(), "next": f"multiref score {shlex.quote(data)}{given} --reference NAME=MODEL --store scores/"}

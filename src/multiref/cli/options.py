@@ -1,5 +1,6 @@
 """Options that several verbs have: the same name, the same letter, the same words."""
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -105,3 +106,14 @@ def selection(
             raise ArgumentError(f"--column {text!r}: expected OURS=THEIRS, such as --column prompt=instruction.")
         columns[ours.strip()] = theirs.strip()
     return Selection(name, split, columns, rankings.value, bad_rows.value, limit)
+
+
+def options_of(chosen: "Selection", *, name: str = "--name") -> str:
+    """The options of data again, for the command to go on with. name: what --name is called there."""
+    parts = [name, chosen.name] if chosen.name else []
+    parts += ["--split", chosen.split] if chosen.split else []
+    parts += [part for ours, theirs in chosen.columns.items() for part in ("--column", f"{ours}={theirs}")]
+    parts += ["--rankings", "all"] if chosen.rankings == "all" else []
+    parts += ["--bad-rows", "skip"] if chosen.bad_rows == "skip" else []
+    parts += ["--limit", str(chosen.limit)] if chosen.limit else []
+    return "".join(f" {shlex.quote(part)}" for part in parts)

@@ -22,6 +22,7 @@ from multiref.cli.options import (
     Store,
     for_each,
     name_and_path,
+    options_of,
     selection,
 )
 from multiref.cli.voice import is_quiet
@@ -128,6 +129,7 @@ def command(
     for each in references.names:
         typer.echo(f"{each}: {bar.summary(each)}")
     typer.echo(f"{len(pairs):,} pairs, {len(scores):,} different completions, {len(references.names)} references in {store}")
+    again = options_of(chosen, name="--data-name")
     return {
         "store": str(store),
         "pairs": len(pairs),
@@ -136,7 +138,7 @@ def command(
         "format": found.format,
         "completions": len(scores),
         "references": {each: bar.summary(each) for each in references.names},
-        "next": f"multiref inspect {shlex.quote(data)} --store {shlex.quote(str(store))}",
+        "next": f"multiref inspect {shlex.quote(data)}{again} --store {shlex.quote(str(store))}",
     }
 
 

@@ -155,7 +155,7 @@ def _column(row: Mapping[str, object], name: str, where: str) -> Any:
 
 def _side(row: Mapping[str, object], name: str, where: str) -> Text:
     if row.get(name) is None:
-        known = ", ".join(map(str, list(row)[:8])) or "nothing"
+        known = ", ".join([str(key) for key, value in row.items() if value is not None][:8]) or "nothing"
         raise DataError(
             f"{where}: no `{name}`; found {known}. A preference row needs chosen and rejected (and usually prompt)."
         )
