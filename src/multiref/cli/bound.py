@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ def bound(
             "prints. Default uniform."
         ),
     ] = None,
-) -> None:
+) -> "dict[str, Any]":
     """Evaluate a bound: value, terms, rate, assumptions, source, and whether it says anything.
 
     The statement's quantities are options of the same name: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1
@@ -47,7 +47,9 @@ def bound(
     if name is None:
         if not estimate:
             print(_listing())
-        return
+        from multiref import bounds
+
+        return {"statements": {each: statement.title for each, statement in bounds.statements().items()}}
     statement = _statement(name)
     given = _quantities(statement, context.args)
     if estimate:
@@ -56,7 +58,7 @@ def bound(
                 given.setdefault(quantity, value)
     if not given:
         print(statement)
-        return
+        return {"name": name, "quantities": list(statement.parameters)}
     if solve and solve not in given and solve in statement.parameters:
         given[solve] = 0.5 if solve == "delta" else 1.0  # a place to start from; the solution does not depend on it
     result = statement(**given)
@@ -66,6 +68,8 @@ def bound(
     if plot:
         _plot(result, plot)
         print(f"  figure   {plot}")
+    kept = ("value", "terms", "trivial", "vacuous", "rate", "assumptions", "citation", "status", "quantities")
+    return {"name": name, **{each: getattr(result, each) for each in kept}}
 
 
 def _listing() -> str:

@@ -13,7 +13,7 @@ def command(
     output: Annotated[Path, typer.Option(help="Folder for the report, figures and finished results.")] = Path("demo"),
     cache: Annotated[Path | None, typer.Option(help="Folder in which worlds are kept; by default in the user's cache.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions: each draws its own prompts, answers, labels and order.")] = 3,
-) -> None:
+) -> dict[str, str]:
     """Make a small world and align a model in it under several rules, with everything exact.
     No network, no files from elsewhere.
 
@@ -39,3 +39,4 @@ def command(
     for line in [*tables.verdicts(findings), *page.limits(findings)]:
         narrator.line(line)
     narrator.end(report, output / "figures")
+    return {"output": str(output), "report": str(report)}

@@ -29,7 +29,7 @@ def command(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which worlds are kept; by default in the user's cache.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
-) -> None:
+) -> dict[str, str]:
     """Sweep the weight of one reference from 0 to 1 under several rules and seeds: reward, KL and objective, with errors,
     figures and a page.
 
@@ -57,6 +57,7 @@ def command(
         for line in sentences(findings, plane):
             narrator.line(line)
     narrator.end(report, output / "figures")
+    return {"output": str(output), "report": str(report)}
 
 
 def read_settings(config: Path, full: bool, changes: list[str]) -> "FrontierSettings":

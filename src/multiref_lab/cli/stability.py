@@ -31,7 +31,7 @@ def command(
         bool, typer.Option("--quick", help="Two points an axis and few seeds: a look, in about a minute.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
-) -> None:
+) -> dict[str, str]:
     """Measure stability by retraining: how far DPO, and a reward model with its Gibbs optimum, PPO or RLOO,
     move when one pair is exchanged.
 
@@ -65,3 +65,4 @@ def command(
     for axis in chosen:
         narrator.table(table(axis, list(entries(axis, records))))
     narrator.end(page, out / "figures")
+    return {"output": str(out), "report": str(page)}

@@ -1,7 +1,7 @@
 """`multiref verify`: the claims of the papers, each with a verdict."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ def command(
         bool, typer.Option("--again", help="Run also what the ledger already holds for this code and effort.")
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the claims and stop.")] = False,
-) -> None:
+) -> dict[str, Any]:
     """Run the claims of the papers as experiments, print predicted against measured, and write the ledger.
 
     An interrupted run goes on where it stopped. A refuted claim is a result, not an error: the exit code is 0.
@@ -35,7 +35,7 @@ def command(
     if show:
         for claim in chosen:
             console.print(Text.assemble((claim.name, "bold"), f" ({claim.status}): {claim.statement}"))
-        return
+        return {"claims": {each.name: {"status": each.status, "statement": each.statement} for each in chosen}}
     ledger = lab.Ledger(out)
     for i, claim in enumerate(chosen, 1):
         place = f"({i}/{len(chosen)})"
@@ -57,6 +57,7 @@ def command(
         table.add_row(claim.name, claim.status, Text(claim.predicted), _coloured(ledger.entries[claim.name]["verdict"]))
     console.print(table)
     console.print(f"Ledger: {ledger.folder / 'claims.md'}, {ledger.path}", markup=False)
+    return {"claims": {each.name: ledger.entries[each.name]["verdict"] for each in chosen}, "ledger": str(ledger.path)}
 
 
 def _coloured(verdict: str) -> "Text":
