@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from multiref.cli.help import group_help, verb_help, verbs_help
-from multiref.cli.voice import voiced
+from multiref.cli.voice import show_notes, voiced
 from multiref.errors import MultirefError
 from multiref.report.shown import visible
 
@@ -182,6 +182,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    show_notes()
     code: object = 0
     try:
         app(prog_name="multiref")

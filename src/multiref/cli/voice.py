@@ -47,7 +47,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
         speaks_json = as_json and "as_json" not in own
         result: Any = None
         try:
-            with _notes(), _output(sys.stderr if speaks_json else None, quiet and not as_json):
+            with _output(sys.stderr if speaks_json else None, quiet and not as_json):
                 result = function(**mine)
         except MultirefError as error:
             if verbose:
@@ -101,9 +101,8 @@ def _output(instead: Any, quiet: bool) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Our warnings as a line, without the place in our code that gave them."""
+def show_notes() -> None:
+    """From now on our warnings are a line, without the place in our code that gave them."""
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *more: Any, **options: Any) -> None:
@@ -113,7 +112,3 @@ def _notes() -> Iterator[None]:
             before(message, category, *more, **options)
 
     warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
