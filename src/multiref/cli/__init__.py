@@ -126,7 +126,7 @@ def load(verb: str, home: str) -> Any:
         verb_app = typer.Typer(add_completion=False)
         verb_app.command(verb)(module.command)
     for registered in verb_app.registered_commands:
-        registered.callback = voiced(registered.callback)
+        registered.callback = registered.callback and voiced(registered.callback)
     command = typer.main.get_command(verb_app)
     command.name = verb
     _plain_help(command, f"multiref {verb}")
