@@ -57,7 +57,7 @@ def learn(reward: Tensor, law: Tensor, beta: float, size: int, design: str, gene
 
 
 def constants(reward: Tensor, law: Tensor, beta: float) -> dict[str, float]:
-    """n · β · gap to first order of pairs from the reference, of π*'s own, and of π* with the reference."""
+    """n · gap to first order of pairs from the reference, of π*'s own, and of π* with the reference."""
     best = exact.solve(reward[0, 0], law[None, 0, 0], ReverseKL(), beta=beta).policy
     base, (first, second) = law[0, 0].exp(), pair_indices(_ARMS)
     variance = (torch.diag(best) - best[:, None] * best)[:-1, :-1]
@@ -101,7 +101,7 @@ def coverage(effort: Effort) -> Measurement:
         at_least("slope in C, offline", 0.6, slopes["offline"].value),
         near("slope in C, two stages, own pairs", 0, slopes["own"].value, 0.1),
     )
-    note = f"n · gap to first order, {'; '.join(notes)}. Mixed pairs: slope {slopes['mixed'].value:.2f}."
+    note = f"n · β · gap to first order, {'; '.join(notes)}. Mixed pairs: slope {slopes['mixed'].value:.2f}."
     return Measurement(checks, Plot("coverage C", "β (J(π*) − J(π̂))", curves), note)
 
 
