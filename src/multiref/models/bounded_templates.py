@@ -260,4 +260,5 @@ def _size_of_format(pattern: str, given: Iterable[Any]) -> float:
     longest: float = max((_length(_print(value)) for value in given), default=0)
     if "*" in pattern or re.search(r"\{[^{}]*\{", pattern):  # a width is among what is given
         longest = max([longest, *(abs(value) for value in given if isinstance(value, int))])
-    return (pattern.count("{") + pattern.count("%")) * (longest + 10 ** min(widest, 12) * (widest > 3)) + len(pattern)
+    wide: float = 10 ** min(widest, 12) if widest > 3 else 0
+    return (pattern.count("{") + pattern.count("%")) * (longest + wide) + len(pattern)
