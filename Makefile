@@ -10,11 +10,11 @@ export TOKENIZERS_PARALLELISM := false
 
 OLD_PYTHON := "multiref needs Python 3.11 or newer, found %s: make PYTHON=python3.11 …" % sys.version.split()[0]
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-CODE := src tests benchmarks recipes
+CODE := src tests benchmarks recipes docs
 VERB ?=
 BENCHMARKS := exact scoring preference online store bilevel
 
-.PHONY: help setup demo test test-full fuzz chaos lint bench hooks dist clean
+.PHONY: help setup demo test test-full fuzz chaos lint docs bench hooks dist clean
 
 help:
 	@echo "make demo       align a small model against two references and open the report (about five minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make fuzz       10 000 nearly right inputs at every door: files, arguments, checkpoints (an hour at most)"
 	@echo "make chaos      every verb killed at ten moments, and one run ten times in a row (under an hour; VERB=score for one)"
 	@echo "make lint       format, undefined names, types, import contracts"
+	@echo "make docs       the documentation as a site in build/site, strict: a broken link or an undocumented name fails"
 	@echo "make bench      every benchmark, each adding ratios against a named peer to benchmarks/results.jsonl"
 	@echo "make hooks      lint what changed at every commit (pre-commit)"
 	@echo "make dist       wheel and sdist"
@@ -59,6 +60,11 @@ lint: $(READY)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(INSTALL) --constraint $(CONSTRAINTS) --editable ".[docs]"
+	$(BIN)/python docs/make_api.py
+	$(BIN)/zensical build --strict
 
 bench: $(READY)
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -46,3 +46,14 @@ def test_the_log_s_table_of_ratios_is_made_of_the_recorded_lines():
         [sys.executable, ROOT / "benchmarks" / "table.py"], capture_output=True, text=True, check=True, timeout=60
     )
     assert made.stdout.strip() in (ROOT / "LOG.md").read_text(encoding="utf-8"), "python benchmarks/table.py --write"
+
+
+def test_every_page_is_in_the_site():
+    """And the site lists no page that is not there; those of the API are made by `make docs`."""
+    listed = re.findall(r'"([\w./-]+\.md)"', (ROOT / "zensical.toml").read_text(encoding="utf-8"))
+    named = [name for name in listed if not name.startswith("api/")]
+    assert sorted(named) == sorted(page.name for page in ROOT.glob("docs/*.md"))
+    rooms = re.search(r"ROOMS = \((.*?)\)", (ROOT / "docs" / "make_api.py").read_text(encoding="utf-8"), re.DOTALL)
+    assert rooms and sorted(re.findall(r'"([\w.]+)"', rooms[1])) == sorted(
+        name[4:-3] for name in listed if name.startswith("api/")
+    )

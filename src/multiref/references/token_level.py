@@ -68,7 +68,7 @@ class TokenLevel:
     """Means over the tokens of sampled completions, at the contexts that these completions pass through (not contexts that a
     policy visits).
 
-    kl[i][j]: KL(π_i ‖ π_j) in nats per token, over the whole vocabulary; kl_error its standard error (completions are
+    kl[i, j]: KL(π_i ‖ π_j) in nats per token, over the whole vocabulary; kl_error its standard error (completions are
     clusters).
     disagreement: −log F_t = −log Σ_v Π_k π_k(v)^{w_k} in nats per token, at `weights`.
     """

@@ -77,7 +77,7 @@ class History:
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def series(self, name: str) -> tuple[list[float], list[list[float]]]:
-        """Labels, and the measurement at each [rounds][S]."""
+        """Labels, and the measurement at each [rounds, S]."""
         kept = [line for line in self.lines if name in line]
         return [line["labels"] for line in kept], [line[name] for line in kept]
 
