@@ -12,7 +12,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "api"
 ROOMS = (
     "exact", "pools", "divergences", "regularizers", "losses", "weighting", "bounds", "bilevel", "data", "models", "references",
-    "training", "training.online", "training.iterative", "evaluation", "runs", "report", "integrations.trl", "errors",
+    "decoding", "training", "training.online", "training.iterative", "evaluation", "runs", "report", "integrations.trl", "errors",
 )  # fmt: skip
 PAGE = """\
 # multiref.{room}

@@ -80,5 +80,20 @@ def test_the_options_of_a_command_that_a_page_shows_exist(line):
     assert used <= known, f"{sorted(used - known)} of: {line}"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_from_nothing_to_a_policy_in_five_commands(world, monkeypatch):
+    """As docs/first-model.md shows them, but for the installation."""
+    monkeypatch.chdir(world)
+    page = (ROOT / "docs" / "first-model.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (multiref .*)$", page, re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line.replace("MODEL", "models/policy").replace("OTHER", "models/math"))[1:]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert (world / "runs" / "run" / "model" / "model.safetensors").is_file()
+
+
 def test_the_command_line_s_own_help_is_one_screen():
     assert len(CliRunner().invoke(app, ["--help"]).output.splitlines()) <= 60
