@@ -47,6 +47,7 @@ class PassAtK:
 
     @property
     def policies(self) -> tuple[str, ...]:
+        """Their names, in the order given."""
         return tuple(self.rewards)
 
     def values(self, ks: Sequence[int]) -> dict[str, Tensor]:

@@ -74,6 +74,7 @@ class Audit:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> "Audit":
+        """What `record` wrote, read back."""
         return cls(**{**record, "span": Span(**record["span"]), "rows": tuple(record["rows"])})
 
     def summary(self) -> str:

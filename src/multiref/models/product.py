@@ -55,6 +55,7 @@ class Product(PreTrainedModel, GenerationMixin):
 
     @property
     def experts(self) -> list[Any]:
+        """The K models, in the order of the weights."""
         return [self.get_submodule(f"expert_{k}") for k in range(len(self.config.experts))]
 
     def forward(

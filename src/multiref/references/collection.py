@@ -65,6 +65,7 @@ class References:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names, in the order of the rows of every score."""
         return tuple(self.named)
 
     def __repr__(self) -> str:

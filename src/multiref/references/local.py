@@ -80,6 +80,7 @@ class LocalReference:
 
     @property
     def name(self) -> str:
+        """The folder or hub id."""
         return self.spec.path
 
     def __repr__(self) -> str:

@@ -76,6 +76,7 @@ class ServerReference:
         self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
 
     def identity(self) -> Mapping[str, Any]:
+        """What a stored score depends on: the server's model, its weights as declared, tokenizer and text."""
         served = {"endpoint": self.endpoint, "model": self.model, "weights": self.weights}
         return text_identity("server", self.tokenizer, self.tokenisation) | served
 

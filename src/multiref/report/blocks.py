@@ -52,7 +52,8 @@ def escaped(text: object) -> str:
 class Block(Protocol):
     """Whatever can stand on the page."""
 
-    def html(self) -> str: ...
+    def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
 
 
 class Prose:
@@ -62,6 +63,7 @@ class Prose:
         self.paragraphs = paragraphs
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         return "\n".join(f"<p>{escaped(text)}</p>" for text in self.paragraphs)
 
 
@@ -72,6 +74,7 @@ class Note:
         self.lines = lines
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         return '<div class="note">' + "".join(f"<p>{escaped(line)}</p>" for line in self.lines) + "</div>"
 
 
@@ -82,6 +85,7 @@ class Formula:
     text: str
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         return f'<code class="formula">{escaped(self.text)}</code>'
 
 
@@ -95,6 +99,7 @@ class Table:
     quiet: frozenset[int] = frozenset()
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         for number, row in enumerate(self.rows):
             if len(row) != len(self.header):
                 raise ArgumentError(f"table row {number} has {len(row)} cells; the header has {len(self.header)}")
@@ -119,6 +124,7 @@ class Picture:
     caption: str = ""
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         kind = "image/png" if self.data.startswith(b"\x89PNG") else "image/svg+xml"
         source = f"data:{kind};base64,{base64.b64encode(self.data).decode('ascii')}"
         caption = f"<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
@@ -132,6 +138,7 @@ class Settings:
     values: Mapping[str, object]
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         rows = "".join(
             f'<tr><th scope="row">{escaped(key)}</th><td>{escaped(value)}</td></tr>' for key, value in _flat(self.values)
         )
@@ -146,6 +153,7 @@ class Section:
     blocks: Sequence[Block] = field(default_factory=tuple)
 
     def html(self) -> str:
+        """The block as HTML, everything of the user's escaped."""
         return f"<section><h2>{escaped(self.title)}</h2>\n" + "\n".join(block.html() for block in self.blocks) + "\n</section>"
 
 

@@ -43,7 +43,8 @@ class Objective(Protocol):
     """One choice of what to minimise. New ones are new values that answer these, not new branches in a trainer."""
 
     @property
-    def weights(self) -> Weights: ...
+    def weights(self) -> Weights:
+        """[K] on the simplex, or None for uniform."""
 
     def rewards(self, pairs: PairLogps) -> Tensor:
         """[B, 2]: the implicit rewards, up to a constant per prompt."""
@@ -109,6 +110,7 @@ class Preference:
 
     @property
     def weights(self) -> Weights:
+        """The regularizer's."""
         return self.regularizer.weights
 
     @property
@@ -154,6 +156,7 @@ class Preference:
         return self.loss(rewards[:, 0], rewards[:, 1])
 
     def reweighted(self, weights: Weights) -> "Preference":
+        """The same objective under other weights."""
         return replace(self, regularizer=self.regularizer.with_weights(weights))
 
 
@@ -187,6 +190,7 @@ class MultiDPO:
         return (self._weights(pairs) * self.loss(rewards[..., 0], rewards[..., 1])).sum(0)
 
     def reweighted(self, weights: Weights) -> "MultiDPO":
+        """The same objective under other weights."""
         return replace(self, weights=weights)
 
     def _weights(self, pairs: PairLogps) -> Tensor:

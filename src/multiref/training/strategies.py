@@ -96,6 +96,7 @@ class SlidingWindow(WeightStrategy):
             self.steps = [*self.steps, seen][-self.window :]
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the window."""
         return {
             "args": {"window": self.window, "statistic": self.statistic},
             "attributes": {"names": list(self.names), "steps": self.steps},
@@ -182,6 +183,7 @@ class ThompsonSampling(WeightStrategy):
             self._validation, self._objective = predecessor._validation, predecessor._objective
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the beliefs."""
         return {
             "args": {"hold": self.hold, "prior": self.prior, "seed": self.seed, "pairs": self.pairs},
             "attributes": {

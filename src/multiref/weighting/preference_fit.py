@@ -26,10 +26,12 @@ class PreferenceFit:
 
     @property
     def scale(self) -> float:
+        """s = Σ_k c_k: how sharply the pairs follow the mixture of margins."""
         return float(self.coefficients.sum())
 
     @property
     def weights(self) -> Tensor:
+        """[K] on the simplex, w = c/s; uniform where s is 0."""
         return (
             self.coefficients / self.scale if self.scale > 0 else torch.full_like(self.coefficients, 1 / len(self.coefficients))
         )

@@ -23,6 +23,7 @@ class OfflineDPO:
     name: str = "offline DPO"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.start)
         return {"loss": _fit(task, state, plan)}
 
@@ -34,6 +35,7 @@ class OnlineDPO:
     name: str = "online DPO"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.policy)
         return {"loss": _fit(task, state, plan)}
 
@@ -53,6 +55,7 @@ class XPO:
     name: str = "XPO"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         x = some_prompts(task, labels, state.generator)
         pairs = torch.cat((state.policy.sample(x, 1, state.generator), state.start.sample(x, 1, state.generator)), -2)
         ask(task, state, x, pairs)
@@ -92,9 +95,11 @@ class SAIL:
 
     @property
     def name(self) -> str:
+        """As tables and races list it."""
         return f"SAIL-{self.design}"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         refuse_private(task, self.name)
         buy(task, state, labels, state.policy if self.design == "PR" else state.start)
         last = 0.0

@@ -67,6 +67,7 @@ class Nash:
 
     @property
     def name(self) -> str:
+        """As tables and races list it."""
         return f"Nash, {self.design} pairs"
 
     def prepare(self, task: Task) -> Task:
@@ -85,6 +86,7 @@ class Nash:
         return replace(task, reward_model=PairwiseRewardModel(features, phi.shape))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         reward, optimizer = state.learner()
         if not isinstance(reward, PairwiseRewardModel):
             raise ArgumentError(f"{self.name}: found a state with {type(reward).__name__}; begin with `prepare(task)`.")

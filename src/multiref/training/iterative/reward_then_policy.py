@@ -28,6 +28,7 @@ class Iterative:
     name: str = "iterative RLHF"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.policy)
         return _learn(task, state, plan)
 
@@ -47,6 +48,7 @@ class GSHF:
     name: str = "GSHF"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         x = some_prompts(task, labels, state.generator)
         y = state.policy.sample(x, self.candidates, state.generator)
         far = self._uncertainty(state, x, y)[..., 1:].argmax(-1) + 1  # [*S, M]
@@ -93,6 +95,7 @@ class TwoStage:
         check_choice("pairs", self.pairs, ("own", "mixed"))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         first = state.labels_used < self.first_stage * plan.labels[-1]
         if not first and state.middle is None:
             state.middle = state.policy.copy()

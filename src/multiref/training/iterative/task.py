@@ -20,7 +20,8 @@ class Policy(Protocol):
     """A policy that can be sampled, scored, trained and copied; one that has `matrices()`, hidden ones [*S, m, n],
     can be trained with Muon."""
 
-    def parameters(self) -> Iterable[Tensor]: ...
+    def parameters(self) -> Iterable[Tensor]:
+        """What an optimiser moves."""
 
     def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """[B] → [*S, B, n, L] token ids."""
@@ -35,7 +36,8 @@ class Policy(Protocol):
 class RewardModel(Protocol):
     """A reward that can be trained."""
 
-    def parameters(self) -> Iterable[Tensor]: ...
+    def parameters(self) -> Iterable[Tensor]:
+        """What an optimiser moves."""
 
     def __call__(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [*S, B, n, L] → [*S, B, n], differentiable."""

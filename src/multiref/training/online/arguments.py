@@ -113,4 +113,5 @@ class AdaptiveBeta:
             raise ArgumentError(f"AdaptiveBeta: expected target > 0 and rate > 0, found {self.target} and {self.rate}.")
 
     def next(self, beta: float, kl: float) -> float:
+        """β of the next step, from this step's divergence in nats; moves by at most 20 % of `rate`."""
         return beta * (1 + self.rate * max(-0.2, min(0.2, kl / self.target - 1)))

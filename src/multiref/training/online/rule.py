@@ -44,6 +44,7 @@ class WarmUp:
         return step < round(self.share * steps)
 
     def describe(self, steps: int) -> str:
+        """The line that a run prints of it."""
         return f"Warm-up: {round(self.share * steps)} of {steps} steps under {self.penalty}, at states of given texts."
 
 
