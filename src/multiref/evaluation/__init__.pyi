@@ -8,6 +8,7 @@ from .comparison import compare as compare
 from .inspection import Inspection as Inspection
 from .inspection import inspect as inspect
 from .pass_at_k import PassAtK as PassAtK
+from .rewarded import read_rollouts as read_rollouts
 from .rewarded import sample_rewards as sample_rewards
 from .samples import compare_samples as compare_samples
 from .samples import sample_each as sample_each

@@ -3,6 +3,7 @@ where it was."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ def sample_rewards(
     """{reward's name: [P, samples] float64, "total": their weighted sum}.
 
     Args:
-        rows: with `prompt` and whatever columns the rewards read.
+        rows: with `prompt` and whatever columns the rewards read; they are also given `ended`: whether a completion is whole.
         block: prompts sampled side by side. Each block has its own seed, (seed, its place), so a resumed evaluation is the one
             that was not interrupted.
-        store: a file of one JSON line a prompt (completions, rewards), appended to; what it holds is not sampled again.
+        store: a file of one JSON line a prompt (completions, rewards; their ids, for `read_rollouts`), appended to; what it
+            holds is not sampled again.
 
     Errors: OutputError for a file that belongs to something else.
     """
@@ -70,6 +72,7 @@ def _rewarded(
 ) -> list[dict[str, Any]]:
     names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
     columns = {name: [row.get(name) for row in rows for _ in range(samples)] for name in names}
+    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], **columns}
     prompts = [rollout.prompt for rollout in rollouts for _ in range(samples)]
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     total, each = total_reward(rewards, prompts, completions, columns)
@@ -77,8 +80,20 @@ def _rewarded(
     for i, rollout in enumerate(rollouts):
         here = slice(i * samples, (i + 1) * samples)
         values = {name: found[here].tolist() for name, found in {**each, "total": total}.items()}
-        lines.append(seal({"prompt": rollout.prompt, "completions": list(rollout.completions), "rewards": values}))
+        lines.append(seal({**vars(rollout), "rewards": values}))
     return lines
+
+
+def read_rollouts(store: str | Path) -> list[Rollout]:
+    """What `sample_rewards` drew and kept in this file, with its token ids and their log-probabilities."""
+    return [
+        Rollout(_frozen(line["prompt"]), *(_frozen(line[each.name]) for each in fields(Rollout)[1:]))
+        for line in map(json.loads, Path(store).read_text(encoding="utf-8").splitlines())
+    ]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -99,14 +99,8 @@ class RolloutScorer:
     def models(self) -> Iterator[list[Any]]:
         """The K models, in order, for sums over the vocabulary and for sampling. VocabularyMismatch as `require_aligned`."""
         self.require_aligned()
+        check_apart(self.opened)
         opened = [local_reference(name, reference) for name, reference in self.opened.items()]
-        bases = {id(reference.base) for reference in opened}
-        if any(reference.spec.adapter for reference in opened) and len(bases) < len(opened):
-            raise ArgumentError(
-                "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. "
-                "Merge them "
-                "into their base."
-            )
         with ExitStack() as stack:
             yield [stack.enter_context(reference.loaded()) for reference in opened]
 
@@ -142,6 +136,16 @@ class RolloutScorer:
                 )
             total[ends == end] = scored.logps.double()
         return total
+
+
+def check_apart(opened: Mapping[str, Any]) -> None:
+    """ArgumentError where references cannot be on all at once, as sums over the vocabulary need: adapters of one base."""
+    local = [reference for reference in opened.values() if isinstance(reference, LocalReference)]
+    if any(each.spec.adapter for each in local) and len({id(each.base) for each in local}) < len(local):
+        raise ArgumentError(
+            "references: adapters that share one base cannot be on at the same time, which sums over the vocabulary need. "
+            "Merge them into their base."
+        )
 
 
 @torch.inference_mode()

@@ -230,6 +230,11 @@ class PooledRun(BaseRun):
         return [reference.name for reference in self.references]
 
     @property
+    def counted(self) -> str:
+        """How many references, in words."""
+        return f"{len(self.references)} reference{'s' * (len(self.references) > 1)}"
+
+    @property
     def weights(self) -> tuple[float, ...] | None:
         """The references' weights; None where none is given."""
         given = tuple(reference.weight for reference in self.references if reference.weight is not None)

@@ -17,6 +17,7 @@ from multiref.models.encoding import context_of
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.completion_api import CompletionApi, Connection
+from multiref.references.rollouts import check_apart
 from multiref.report import Table
 from multiref.runs.base import Facts, KeyPlace, PooledRun, Say
 from multiref.runs.folder import RunFolder
@@ -178,6 +179,9 @@ class RolloutRun(PooledRun):
 
     def begin(self, rewards: list[Reward], *, text: bool) -> Callable[[RunFolder, Say], OnlineJob]:
         """Prompts are read, and what is wrong with them is refused; the result opens the models."""
+        if self.penalty is not None and PENALTIES[self.penalty].needs == "vocabulary":
+            opened = References({each.name: each.opens() for each in self.references})
+            check_apart({name: opened.open(name) for name in opened.names})
         rows = [row for source in self.prompts for row in source.rows(self.names)]
         held_out = {} if self.evaluation is None else self.held_out(self.evaluation.prompts, text=text)
         return lambda folder, say: self._job(rows, rewards, held_out, folder, say)
@@ -245,7 +249,7 @@ class OnlineJob:
         after = self.figures.get("after", {})
         rows = [[name, _interval(self.figures["before"][name]), _interval(value)] for name, value in after.items()]
         facts = Facts(
-            asked=f"{run.model.path}, {run.task} against {len(run.references)} references",
+            asked=f"{run.model.path}, {run.task} against {run.counted}",
             base=run.model.path,
             objective=rule,
             formula=f"maximise {'' if run.task == 'distill' else 'E_π[r] '}− β {run.pool().formula}",

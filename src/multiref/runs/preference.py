@@ -65,7 +65,7 @@ class PreferenceRun(PairsRun, PooledRun):
         store = Path(self.store) if self.store else folder.path / "scores"
         with main_first(f"scoring {folder.path.resolve()}"):
             number = len(train) + len(held_out)
-            say(f"Scoring {number:,} pairs under {len(self.names)} references, or reading what is stored in {store}.")
+            say(f"Scoring {number:,} pairs under {self.counted}, or reading what is stored in {store}.")
             scores = opened.score([*train, *held_out], store=store)
         tokenizers = {"the policy": loaded.tokenizer} | {n: getattr(opened.open(n), "tokenizer", None) for n in opened.names}
         if (differing := say_of_templates(tokenizers, (pair.prompt for pair in train))) is not None:
@@ -112,7 +112,7 @@ class PreferenceRun(PairsRun, PooledRun):
         }
         _, words, formula = self.objective.of(self)
         return Facts(
-            asked=f"{self.model.path} aligned against {len(self.references)} references",
+            asked=f"{self.model.path} aligned against {self.counted}",
             base=self.model.path,
             objective=words,
             formula=formula,

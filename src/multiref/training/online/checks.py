@@ -12,7 +12,7 @@ from multiref.data import Conversation, as_prompt
 from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
-from multiref.references.rollouts import RolloutScorer
+from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
 from multiref.training.online.methods import Method
 from multiref.training.online.penalty import FromReferences, NoPenalty, Penalty, PenaltyInReward, penalty_named
@@ -106,6 +106,8 @@ def resolve_penalty(
     chosen.check(regularizer)
     if chosen.needs != "completions":
         scorer.require_aligned()
+    if chosen.needs == "vocabulary":
+        check_apart(scorer.opened)
     return chosen
 
 

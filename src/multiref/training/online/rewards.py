@@ -205,7 +205,7 @@ def reward_rollouts(
     rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], group: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """([N] weighted sum, {name: [N]}) of `group` completions of each row; columns but `prompt` and `weights` go to the
-    functions.
+    functions, and `ended`: whether a completion is whole.
 
     ArgumentError where there are not as many completions, or one has no token.
     """
@@ -219,6 +219,7 @@ def reward_rollouts(
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
     names = {name for row in rows for name in row} - {"prompt", "weights"}
     columns = {name: [row.get(name) for row in rows for _ in range(group)] for name in sorted(names)}
+    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], **columns}
     return total_reward(rewards, prompts, completions, columns)
 
 

