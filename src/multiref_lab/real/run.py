@@ -60,7 +60,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the page shows. `given`: base and specialists by seed; `single`: the reference that `single` stands for."""
+    """All that the page shows. `pairs`: how many, by seed; `given`: base and specialists, by name and seed."""
 
     settings: RealSettings
     model: str
@@ -93,7 +93,10 @@ class _Stages:
         stage("warm up", self._teach, BASE, self.start, [s.warm] * len(KINDS))
         for name, counts in specialists:
             stage(f"teach {name}", self._teach, name, str(self.output / BASE), counts)
-        inspections, trained, given, pairs = {}, {}, {}, {}
+        pairs: dict[int, int] = {}
+        inspections: dict[int, Inspection] = {}
+        given: dict[tuple[str, int], Measured] = {}
+        trained: dict[Trial, Measured] = {}
         for seed in s.seeds:
             stage(f"draw pairs, seed {seed}", self._draw_pairs, seed)
             pairs[seed] = len(read_pairs(self._pairs(seed)))
@@ -190,7 +193,7 @@ class _Stages:
         kept = self.output / "draws" / f"{name}-seed{seed}-scores.json"
         if not kept.exists():
             policy = _merged(load(spec))
-            for store in [sampled] if name in SPECIALISTS else [greedy, sampled]:
+            for store in [sampled] if name in SPECIALISTS else [sampled, greedy]:
                 self._sample(policy, problems, store, temperature=float(store == sampled), seed=1000 + seed)
             del policy
         rollouts = read_rollouts(sampled)

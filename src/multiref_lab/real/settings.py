@@ -31,7 +31,7 @@ class RealSettings:
     draws: int = 4
     most: int = 2
     held_out: int = 400
-    few: int = 100
+    few: int = 80
     sft_rate: float = 2e-3
     learning_rate: float = 5e-4
     epochs: int = 1
