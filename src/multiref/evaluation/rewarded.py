@@ -85,11 +85,15 @@ def _rewarded(
 
 
 def read_rollouts(store: str | Path) -> list[Rollout]:
-    """What `sample_rewards` drew and kept in this file, with its token ids and their log-probabilities."""
-    return [
-        Rollout(_frozen(line["prompt"]), *(_frozen(line[each.name]) for each in fields(Rollout)[1:]))
-        for line in map(json.loads, Path(store).read_text(encoding="utf-8").splitlines())
-    ]
+    """What `sample_rewards` drew and kept in this file, with its token ids and their log-probabilities. OutputError for a line
+    that has changed since, or has no ids (of an earlier version)."""
+    rollouts = []
+    for number, text in read_lines(Path(store), "samples that `sample_rewards` kept", error=OutputError):
+        line = parse_json(text, f"{store}:{number}", error=OutputError, constants=True)
+        if not is_sealed(line):
+            raise OutputError(f"{store}:{number}: expected a sample with its ids and its sum; remove the file, and draw again.")
+        rollouts.append(Rollout(*(_frozen(line[each.name]) for each in fields(Rollout))))
+    return rollouts
 
 
 def _frozen(value: Any) -> Any:
