@@ -225,6 +225,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     torch.rand(17)
     resumed, again = run(8, tmp_path / "cut", resume=True)
     assert torch.equal(table, again)
+    resumed, lines = ([{k: v for k, v in line.items() if "second" not in k} for line in each] for each in (resumed, lines))
     assert resumed == lines[-len(resumed) :] and resumed[-1]["beta"] != 0.5
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["checkpoint-3", "checkpoint-6"]
     assert read_plain(tmp_path / "cut" / "checkpoint-6" / "state.safetensors")["step"] == 6

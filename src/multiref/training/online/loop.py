@@ -2,6 +2,7 @@
 The loop; what is optimised is `surrogate`'s business."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,7 @@ class OnlineTrainer:
         )
         self.step = 0
         self._examined = False
+        self._seconds: dict[str, float] = {}
         self._updates: LostUpdates | None = None
         self.history: list[dict[str, float]] = []
         self._lines: list[dict[str, float]] = []
@@ -167,6 +169,7 @@ class OnlineTrainer:
         return self.history
 
     def _one_step(self) -> dict[str, float]:
+        began = time.perf_counter()
         size, world, rank = self.args.prompts_per_step, self.accelerator.num_processes, self.accelerator.process_index
         torch.manual_seed((self.args.seed * 1_000_003 + self.step) * world + rank)
         index = prompts_of((self.step * world + rank) * size, size, len(self.rows), self.args.seed)
@@ -198,6 +201,9 @@ class OnlineTrainer:
                 lambda counts: self.accelerator.reduce(counts, reduction="sum"), last=self.step + 1 == self.args.steps
             )
             line |= {} if lost is None else {"updates_lost": lost}
+        whole = time.perf_counter() - began
+        line |= self._seconds | {"seconds/update": whole - sum(self._seconds.values())}
+        line["tokens_per_second"] = float(batch.lengths.sum()) / whole
         if self.rule.adaptive_beta is not None and "kl" in line:
             self.beta = self.rule.adaptive_beta.next(self.beta, over_ranks([line["kl"]], "mean")[0])
         return line
@@ -205,14 +211,17 @@ class OnlineTrainer:
     def _batch(self, index: Sequence[int], sampler: Callable[..., list[Rollout]], warming: bool) -> Batch:
         """The step's completions, with what rewards and references say of them."""
         rows = [self.rows[i] for i in index]
+        began = time.perf_counter()
         prompts = [row["prompt"] for row in rows]
         drawn = sampler(self.model, self.tokenizer, asked(prompts, self.args.chat_template_kwargs))
         rollouts = [replace(rollout, prompt=prompt) for rollout, prompt in zip(drawn, prompts)]
+        sampled = time.perf_counter()
         ends = self.tokenizer.eos_token_id is not None
         warn_of_odd_completions(rollouts, ends=ends and not warming, first=self.step == 0, limit=self.args.max_new_tokens)
         group, weights = self.method.group, self.weights
         reward, each = reward_rollouts(self.rewards, rows, rollouts, group)
         refs = {} if warming else reference_scores(self.scorer, rollouts)
+        self._seconds = {"seconds/sampling": sampled - began, "seconds/scoring": time.perf_counter() - sampled}
         if weights is not None and weights.ndim == 2:
             weights = weights[:, index].repeat_interleave(group, 1)
         return Batch(rollouts, group, reward, each, refs, weights, behaviour_logps(rollouts))
