@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multiref.errors import ConfigError, DataError
+from multiref.errors import ArgumentError, ConfigError, DataError
 from multiref.runs import read_run
 from tests.conftest import make_llama, make_tokenizer
 from tests.runs.doing import do, settings
@@ -81,6 +81,23 @@ def test_a_run_leaves_a_folder_and_a_killed_one_goes_on_to_the_same_end(config, 
     assert resumed == plain
     do(again, say=said.append)
     assert "nothing to do" in said[-1]
+
+
+def test_adapters_of_one_base_under_sums_over_the_vocabulary_are_refused_before_the_folder_is_claimed(
+    config, folders, tmp_path
+):
+    import peft
+
+    for name in ("first", "second"):
+        base = make_llama(len(make_tokenizer(chat=True)), std=0.1)
+        worn = peft.get_peft_model(base, peft.LoraConfig(r=1, target_modules=["q_proj"]))
+        worn.save_pretrained(tmp_path / name)
+    given = [
+        {"name": name, "model": {"path": folders["policy"], "adapter": str(tmp_path / name)}} for name in ("first", "second")
+    ]
+    with pytest.raises(ArgumentError, match="share one base"):
+        do({**config, "references": given, "penalty": "full_vocabulary"}, say=print)
+    assert not Path(config["output"]).exists(), "other settings may still take the folder"
 
 
 def test_distillation_with_routed_prompts(config, folders, tmp_path):
