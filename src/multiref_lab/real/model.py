@@ -89,7 +89,7 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         options: dict[str, Any] = {"gguf_file": file.name}
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **options)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **options)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError, …: all mean the same here
         raise ModelError(f"{file} cannot be read ({str(error).splitlines()[0]}). Run: {INSTALL}") from error
     del model.config.quantization_config

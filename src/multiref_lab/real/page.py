@@ -3,10 +3,11 @@
 from itertools import pairwise
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from multiref.report import Note, Prose, Section, Settings, Table
+from multiref.report import Note, Picture, Prose, Section, Settings, Table
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, finish, mark
 from multiref_lab import page
 from multiref_lab.real.problems import KINDS
@@ -101,7 +102,7 @@ def sentences(findings: Findings) -> list[str]:
     return said
 
 
-def _picture(findings: Findings, folder: Path) -> list[page.Picture]:
+def _picture(findings: Findings, folder: Path) -> list[Picture]:
     figure = _figure(findings)
     caption = (
         "Share of right, finished answers at T = 1 against KL(π‖base), nats an answer. Grey: models that were not trained here."
@@ -118,7 +119,7 @@ def _figure(findings: Findings) -> Figure:
     return finish(figure, axes, "KL(π‖base), nats an answer", "right and finished, T = 1")
 
 
-def _mark(axes: object, each: Measured, label: str, colour: str, marker: str) -> None:
+def _mark(axes: Axes, each: Measured, label: str, colour: str, marker: str) -> None:
     price, right = Measure.of(each.log_ratios[BASE].tolist()), Measure.of(each.sampled.tolist())
     mark(axes, price, right, color=colour, marker=marker, markersize=7, label=label)
 

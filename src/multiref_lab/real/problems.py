@@ -91,7 +91,7 @@ def pair_up(problems: Sequence[Problem], draws: Sequence[Sequence[tuple[str, boo
 
     draws: of each problem, (text, whether it is finished); an unfinished one is no answer and is left out.
     """
-    pairs = []
+    pairs: list[Pair] = []
     for problem, said in zip(problems, draws, strict=True):
         texts = list(dict.fromkeys(text for text, ended in said if ended and text.strip()))
         earned = correct(texts, [problem.number] * len(texts), [True] * len(texts))

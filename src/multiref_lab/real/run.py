@@ -101,7 +101,7 @@ class _Stages:
             stage(f"draw pairs, seed {seed}", self._draw_pairs, seed)
             pairs[seed] = len(read_pairs(self._pairs(seed)))
             inspections[seed] = stage(f"score and inspect, seed {seed}", self._inspect, seed)
-            single = inspections[seed].steps[0].name
+            single = next((step.name for step in inspections[seed].steps), BASE)  # too few pairs to tell: the base
             rules = dict.fromkeys(single if rule == SINGLE else rule for rule in s.rules)
             trials = [Trial(rule, beta, seed) for rule in rules for beta in s.betas]
             for trial in trials:

@@ -11,7 +11,7 @@ import torch
 from multiref.models import LanguageModel, encode_many, token_logps
 from multiref_lab.real.problems import Problem
 
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
 def teach(

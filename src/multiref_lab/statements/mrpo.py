@@ -99,7 +99,7 @@ def mrpo_weights(effort: Effort) -> Measurement:
 
 
 @_mrpo(
-    "own-optimum-of-every-rule",
+    "mrpo-own-optimum",
     statement="On a table every rule's loss leads to that rule's own optimum; the optimum of finitely many pairs is one reward "
     "estimate for all rules, as far from its own optimum under MRPO's pool as under the exact rule and a third further under "
     "forward KL. The demo's four- and sixfold distances come from neither loss nor sample.",
@@ -107,7 +107,7 @@ def mrpo_weights(effort: Effort) -> Measurement:
     predicts="gradient 0; own regret of the sample's optimum 1 and 4/3 times the exact rule's",
     rule="verified if all hold",
 )
-def own_optimum_of_every_rule(effort: Effort) -> Measurement:
+def mrpo_own_optimum(effort: Effort) -> Measurement:
     """Bradley–Terry's likelihood sees a policy only through its implicit reward, so its maximiser ĥ is the same for every rule;
     the policy is the rule's optimum for ĥ. Strength 2, rewards 0 to 4, pairs from the references' mean, as in the demo."""
     weights, beta = (0.7, 0.3), 2.0
