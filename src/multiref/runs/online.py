@@ -180,8 +180,8 @@ class RolloutRun(PooledRun):
     def begin(self, rewards: list[Reward], *, text: bool) -> Callable[[RunFolder, Say], OnlineJob]:
         """Prompts are read, and what is wrong with them is refused; the result opens the models."""
         if self.penalty is not None and PENALTIES[self.penalty].needs == "vocabulary":
-            opened = References({each.name: each.opens() for each in self.references if each.model is not None})
-            check_apart({name: opened.open(name) for name in opened.names})
+            local = [each for each in self.references if each.model is not None]  # a server is refused by name later
+            check_apart({each.name: References({each.name: each.opens()}).open(each.name) for each in local})
         rows = [row for source in self.prompts for row in source.rows(self.names)]
         held_out = {} if self.evaluation is None else self.held_out(self.evaluation.prompts, text=text)
         return lambda folder, say: self._job(rows, rewards, held_out, folder, say)
