@@ -59,6 +59,7 @@ FAILED = [
     ("folder", ("adapter_config.json", b'{"peft_type": "LORA", "r": 1000000000, "target_modules": ["q_proj"]}')),
     ("folder", ("adapter_config.json", b'{"peft_type": "LORA", "target_modules": "([a-z_.0-9]+)+!"}')),
     ("folder", ("chat_template.jinja", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")),
+    ("folder", ("adapter_config.json", b'{"peft_type": "LORA", "base_model_name_or_path": "' + b"a" * 3000 + b'"}')),
     ("folder", ("chat_template.jinja", b"{{ 'a' * 10**10 }}")),
     ("server", says(b'{"data": ' + b"[" * 10**5)),
     ("server", says(b'{"data": [{"id": "m", "max_model_len": ' + b"9" * 5000 + b"}]}")),

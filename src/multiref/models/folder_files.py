@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from multiref._files import MIB, decode, open_file
+from multiref._files import MIB, decode, open_file, unusable_name
 from multiref._json import parse_json
 from multiref.errors import ModelError
 from multiref.models.quantization import check_known
@@ -153,6 +153,8 @@ def _check_adapter(config: Mapping[str, Any], shapes: Mapping[str, Shape], path:
         raise ModelError(
             f"{path}: base_model_name_or_path is {config['base_model_name_or_path']!r:.80}; expected a folder or hub id."
         )
+    if problem := unusable_name(config.get("base_model_name_or_path") or ""):
+        raise ModelError(f"{path}: base_model_name_or_path {problem}; expected a folder or hub id.")
     most = max(64, *(size for shape in shapes.values() for size in shape[1:]), 0)
     ranks = ("r", "rank_pattern", "layer_replication") if shapes else ()
     for key, value in _numbers({name: config[name] for name in ranks if name in config}):
