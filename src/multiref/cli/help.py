@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 GROUPS = {
-    "Start": ("init", "demo", "doctor", "data"),
+    "Start": ("init", "demo", "real", "doctor", "data"),
     "Use": ("score", "store", "inspect", "train", "sweep", "decode", "serve", "evaluate"),
     "Theory": ("solve", "bound", "verify", "stability", "frontier"),
 }

@@ -14,7 +14,7 @@ def command(
         str | None, typer.Option(help="A model folder or hub id instead of SmolLM2-135M-Instruct.", show_default=False)
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the model folder; by default in the user's cache.")] = None,
-) -> None:
+) -> dict[str, str]:
     """Warm up a real model on word problems, make two specialists of it, pair the base's own answers, score, inspect, train
     under three references and under the best one, and evaluate on held-out questions.
 
@@ -38,3 +38,4 @@ def command(
     for line in page.sentences(findings):
         narrator.line(line)
     narrator.end(report, output / "figures")
+    return {"output": str(output), "report": str(report)}
