@@ -144,7 +144,7 @@ def _converted(
     for number, (origin, row) in enumerate(islice(rows(), _LOOKED_AT)):
         where = where if number else origin
         if isinstance(row, Mapping):
-            merged = {**_renamed(row, selection.columns), **merged} if number else renamed(row, selection.columns, origin)
+            merged = {**_renamed(row, selection.columns), **merged} if number else {**renamed(row, selection.columns, origin)}
             merged = {key: value for key, value in merged.items() if value is not None}
     kind = recognise(merged, selection.columns, selection.rankings, where) if merged else None
     if kind is not None and kind.label is not None:

@@ -237,7 +237,8 @@ def _from_hub(name: str, configuration: str | None) -> Any:
     import datasets
     import huggingface_hub.constants as hub
 
-    settings, asleep = (datasets.config, hub), _unreachable(hub.ENDPOINT) if not hub.HF_HUB_OFFLINE else "HF_HUB_OFFLINE is set"
+    settings: tuple[Any, ...] = (datasets.config, hub)
+    asleep = _unreachable(hub.ENDPOINT) if not hub.HF_HUB_OFFLINE else "HF_HUB_OFFLINE is set"
     before = [getattr(each, "HF_HUB_OFFLINE", False) for each in settings]
     try:
         if asleep:

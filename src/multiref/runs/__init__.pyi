@@ -3,6 +3,7 @@ from .distill import DistillRun as DistillRun
 from .document import Document as Document
 from .evaluating import evaluate as evaluate
 from .execute import execute as execute
+from .folder import RunFolder as RunFolder
 from .iterative import IterativeRun as IterativeRun
 from .online import OnlineRun as OnlineRun
 from .preference import PreferenceRun as PreferenceRun

@@ -43,8 +43,8 @@ def dry_run(run: BaseRun) -> Look:
     tokenizers = {name: load_tokenizer(spec) for name, spec in models.items()}
     counts = {}
     for name, spec in models.items():
-        counts[name] = count_parameters(spec)
-        size = "unknown size" if counts[name] is None else f"{counts[name] / 1e6:,.4g} M parameters"
+        counts[name] = count = count_parameters(spec)
+        size = "unknown size" if count is None else f"{count / 1e6:,.4g} M parameters"
         context = getattr(load_config(spec), "max_position_embeddings", None)
         words = len(tokenizers[name].get_vocab())
         found.add(name, f"{spec.path}: {size}, vocabulary {words:,}, context {context or 'unknown'}", {

@@ -20,7 +20,7 @@ from multiref.training.adapters import complete_folder
 from multiref.training.arguments import with_lora
 from multiref.training.checkpoint import put_back
 from multiref.training.iterative.task import Policy
-from multiref.training.reward.data import pad_rows
+from multiref.training.reward.rows import pad_rows
 
 _REMEMBERED = 100_000
 
