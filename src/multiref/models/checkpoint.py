@@ -14,6 +14,7 @@ from torch import nn
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models.folder_files import file_shapes, no_larger_than
 from multiref.models.folders import contents, local_folder, reading
+from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
 
 # what wrappers of a training loop put into keys; weights under such a name are weights of this model that would be lost
@@ -116,7 +117,7 @@ def _try_a_pass(model: Any, path: str) -> None:
         return
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     with reading(path), torch.no_grad():
-        model(input_ids=ids)
+        model(input_ids=ids, **uncached(model))
 
 
 def _same_again(model: nn.Module, kind: Any, path: Path, options: dict[str, Any]) -> None:
