@@ -12,8 +12,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "api"
 ROOMS = (
     "exact", "pools", "divergences", "regularizers", "losses", "weighting", "bounds", "bilevel", "data", "models",
-    "references", "decoding", "training", "training.online", "training.iterative", "evaluation", "runs", "report", "integrations.trl",
-    "errors",
+    "references", "decoding", "training", "training.online", "training.iterative", "evaluation", "runs", "report",
+    "integrations.trl", "errors",
 )  # fmt: skip
 PAGE = """\
 # multiref.{room}
