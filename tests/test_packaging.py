@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import shutil
 import subprocess
@@ -79,7 +80,7 @@ def test_the_installed_wheel_runs(installed, tmp_path):
     """The package that is imported is the wheel's; every verb is listed, the laboratory's too; a small problem is solved."""
     where = run(installed / "python", "-c", "import multiref; print(multiref.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
-    listed = {line.split()[1] for line in run(installed / "multiref", "--help", cwd=tmp_path).splitlines() if line[:2] == "│ "}
+    listed = set(re.findall(r"^  (\w+) ", run(installed / "multiref", "--help", cwd=tmp_path), re.MULTILINE))
     assert listed >= set(VERBS) | LABORATORY
     problem = {"reward": [0.0, 1.0], "references": [[0.5, 0.5], [0.2, 0.8]], "weights": [0.5, 0.5], "beta": 1.0}
     (tmp_path / "problem.json").write_text(json.dumps(problem))

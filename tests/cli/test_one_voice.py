@@ -74,10 +74,10 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     assert read_run(run).task == task
     again = ask("init", run, *given)
     assert again.exit_code == 2 and "--force" in again.stderr
-    assert "needs" in ask("init", str(tmp_path / "x.yaml"), *given[:4], *given[6:]).stderr or task not in (
-        "online",
-        "iterative",
-    )
+    lacking = ask("init", str(tmp_path / "x.yaml"), *given[:4], *given[6:], *reward)  # no reference, and nobody to ask
+    assert ("References, as name=PATH" in lacking.stderr) == (task != "reward") == (lacking.exit_code == 2)
+    if reward:
+        assert "Reward, such as lexicon=FILE" in ask("init", str(tmp_path / "x.yaml"), *given).stderr
     whole = ["--set", "evaluation=null"] if task in ("preference", "reward") else []
     looked = ask("train", "--config", run, *whole, "--dry-run", "--json")
     assert looked.exit_code == 0, looked.output

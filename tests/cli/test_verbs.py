@@ -55,7 +55,7 @@ def test_help_lists_them_all_whatever_they_are(ask):
     shown = ask("--help")
     assert shown.exit_code == 0
     text = " ".join(shown.output.replace("│", " ").split())
-    assert "Say hello." in text and "inspect" in text
+    assert "Say hello" in text and "inspect" in text
     assert "cannot be loaded from not_installed.verb" in text and "cannot be loaded from bad_verbs.verb" in text
     assert cli.VERBS["train"].split(":")[0] in text  # nobody takes our names
 

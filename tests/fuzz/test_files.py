@@ -19,7 +19,7 @@ ROW = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
 def test_a_pipe_a_device_and_a_folder_are_refused_unopened(tmp_path, name):
     """To open a pipe that nobody writes to would wait for ever."""
     os.mkfifo(tmp_path / name)
-    with pytest.raises(DataError, match="is a pipe; expected a file of preference pairs"):
+    with pytest.raises(DataError, match="is a pipe; expected a file of rows"):
         read_pairs(tmp_path / name)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/dev/zero")
@@ -33,7 +33,7 @@ def test_a_pipe_a_device_and_a_folder_are_refused_unopened(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".jsonl", "a\0b.jsonl", "\ud800.jsonl"])
 def test_a_name_that_no_file_can_have(tmp_path, name):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no file or data set can have this name"):
         read_pairs(tmp_path / name)
 
 

@@ -54,5 +54,9 @@ def test_a_private_name_would_be_found(tmp_path):
 
 def test_the_library_does_not_name_the_laboratory():
     """But for the messages that say where the names of 0.1 went."""
-    naming = [file for file in (SOURCE / "multiref").rglob("*.py*") if "multiref_lab" in file.read_text(encoding="utf-8")]
+    naming = [
+        file
+        for file in (SOURCE / "multiref").rglob("*.py*")
+        if file.suffix in (".py", ".pyi") and "multiref_lab" in file.read_text(encoding="utf-8")
+    ]
     assert [file.name for file in naming] == ["_moved.py"]

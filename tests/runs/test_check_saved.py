@@ -77,7 +77,7 @@ def test_the_card_and_the_page_say_what_was_found(bf16, config):
     assert "8 rows scored in memory and from the saved folder (cpu): largest difference 0 nats a token" in card(folder)
     assert "scored in memory and from the saved folder" in (folder / "report.html").read_text()
     off = do({**config, "check_saved": False, "output": config["output"] + "2"})
-    assert "was not compared with the trained one (check_saved: false)" in card(off)
+    assert "was not compared with the trained one (check_saved: false)" in card(off).replace("\\", "")
 
 
 @pytest.mark.parametrize("task", ["preference", pytest.param("reward", marks=pytest.mark.slow)])

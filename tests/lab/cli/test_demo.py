@@ -36,7 +36,7 @@ def test_demo_prints_its_tables_and_says_where_the_report_is(small: None, tmp_pa
     assert "multiref demo --quick" in page
     for needed in (
         "KL(π‖π*)",
-        "own regret",
+        "regret",
         "MRPO's pool, both",
         "π* (exact optimum)",
         "With one seed nothing can be told apart.",

@@ -181,4 +181,4 @@ def test_results_are_plain_json(done) -> None:  # type: ignore[no-untyped-def]
     files = list((output / "records").iterdir())
     assert len(files) >= 10 and all(path.suffix == ".json" for path in files)
     loaded = json.loads(files[0].read_text(encoding="utf-8"))
-    assert loaded.keys() == {"cell", "found", "seconds"} and loaded["found"].keys() == {"numbers", "curve"}
+    assert loaded.keys() == {"cell", "found", "seconds", "sum"} and loaded["found"].keys() == {"numbers", "curve"}

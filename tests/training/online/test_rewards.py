@@ -60,7 +60,7 @@ def test_a_reward_model_is_its_logit_on_prompt_and_completion(judge):
     assert RewardModel(str(folder))([asked], [said]) == pytest.approx([chat], abs=1e-4)
     both = RewardModel(str(folder))([asked, prompts[0]], [said, completions[0]])
     assert both == pytest.approx([chat, truth[0]], abs=1e-4), "a string beside a conversation keeps its start token"
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="There is no model folder"):
         RewardModel(str(folder / "nowhere"))
 
 
