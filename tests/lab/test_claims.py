@@ -26,7 +26,7 @@ NOT_VERIFIED = {
 }
 
 
-LONG = {"bilevel-labels"}  # half a minute even in its quick form
+LONG = {"bilevel-labels", "bilevel-transformers", "bilevel-transformers-misspecified", "bilevel-off-gibbs"}  # in quick form too
 
 
 @pytest.mark.parametrize(
