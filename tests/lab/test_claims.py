@@ -26,7 +26,10 @@ NOT_VERIFIED = {
 }
 
 
-LONG = {"bilevel-labels", "bilevel-transformers", "bilevel-transformers-misspecified", "bilevel-off-gibbs"}  # in quick form too
+LONG = {  # five seconds and more, even in quick form
+    *("bilevel-labels", "bilevel-transformers", "bilevel-transformers-misspecified", "bilevel-off-gibbs", "bilevel-rates"),
+    *("bilevel-two-labels", "bilevel-weak-domination"),
+}
 
 
 @pytest.mark.parametrize(

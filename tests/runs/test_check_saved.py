@@ -146,6 +146,7 @@ def test_another_template_or_vocabulary_in_the_folder(config, monkeypatch):
     assert "check_saved: false" in card(do({**config, "check_saved": False}))
 
 
+@pytest.mark.slow
 def test_an_adapter_on_an_adapter(config, world, tmp_path, monkeypatch):
     """Three times: each folder loads alone as it was trained, from any working folder, also when the first is gone."""
     before = logps(world / "adapter")
@@ -226,7 +227,7 @@ def test_a_reward_model(config):
 
 @pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), {"r": 2}])
 @pytest.mark.filterwarnings("ignore:Every completion of the first step")
-@pytest.mark.parametrize("task", ["online", "iterative"])
+@pytest.mark.parametrize("task", ["online", pytest.param("iterative", marks=pytest.mark.slow)])
 def test_what_samples(task, lora, config, world, tmp_path):
     """From an adapter, trained further or with another one on top."""
     (tmp_path / "prompts.txt").write_text("the cat sat on the mat\n\nOnce upon a time there was a dog\n")

@@ -109,6 +109,7 @@ def test_a_second_run_reuses_what_is_finished_and_remakes_what_is_not(done, cach
             assert new["numbers"] == pytest.approx(old["numbers"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_other_settings_leave_other_records_and_the_number_of_seeds_does_not_matter(done, cache):
     """A second number of seeds trains nothing that is there; another β trains everything."""
     _, output, _ = done

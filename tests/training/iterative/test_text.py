@@ -144,11 +144,11 @@ def made_task(tokenizer, *, lora=LORA, counted=None):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("bilevel", {"objective": "stop_gradient"}),
-        ("bilevel", {"objective": "likelihood", "estimator": "two_policies"}),
+        pytest.param("bilevel", {"objective": "stop_gradient"}, marks=pytest.mark.slow),
+        pytest.param("bilevel", {"objective": "likelihood", "estimator": "two_policies"}, marks=pytest.mark.slow),
         ("bilevel", {"objective": "win_rate", "estimator": "shared_rollouts", "loop": "momentum"}),
         ("iterative", {}),
-        ("two-stage", {}),
+        pytest.param("two-stage", {}, marks=pytest.mark.slow),
         ("xpo", {}),
         ("sail", {"design": "PP"}),
     ],
