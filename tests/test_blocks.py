@@ -16,9 +16,10 @@ from tests.conftest import make_llama, make_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(page for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")] if "```python\n" in page.read_text("utf-8"))
-LIGHT = {"bounds.md", "first-exact.md"}  # no model is loaded
+LIGHT = {"bounds.md", "first-exact.md", "nash.md"}  # no model is loaded
 ELSEWHERE = "<!-- not run here: "  # the line before a block that needs a server, a hub or a GPU; it says which
 FOLDERS = (
+    *("models/a", "models/b"),
     *("path-or-hub-id", "models/policy", "models/base", "models/math", "models/stories260K", "models/stories-xs-280K"),
     *("Qwen/Qwen2-0.5B-Instruct", "Qwen/Qwen2-1.5B-Instruct"),
 )
@@ -53,6 +54,8 @@ def test_the_examples_of_a_page_run(page, request, monkeypatch, tmp_path):
         opened, pairs = mr.models.load("models/policy"), mr.data.read_pairs("pairs.jsonl")
         names |= {"model": opened.model, "tokenizer": opened.tokenizer, "pairs": pairs, "held_out": pairs[:4]}
         names |= {"dataset": Dataset.from_json("pairs.jsonl", cache_dir=str(tmp_path)), "prompts": ["is it 3?", "is it 4?"]}
+        names |= {"scores": mr.References({"a": "models/a", "b": "models/b"}).score(pairs)}
+        names |= {"reward": lambda prompts, completions: [float(len(text)) for text in completions]}
         names |= {"my_reward": lambda completions, **_: [float(len(text)) for text in completions]}
     for code in blocks(page):
         exec(compile(code, page.name, "exec"), names)

@@ -112,6 +112,7 @@ def test_two_processes_at_once(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to drop the right to write, which takes root")
+@pytest.mark.slow
 def test_a_folder_that_may_only_be_read(tmp_path):
     """In a process without root's rights: a complete store is read, an incomplete one is one clear error."""
     _, total = finish(tmp_path / "store")

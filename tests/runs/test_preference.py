@@ -350,7 +350,7 @@ def test_an_adapter_run_leaves_an_adapter_on_its_base(config, tmp_path):
     "objective",
     [
         pytest.param("multi_dpo", marks=pytest.mark.slow),
-        {"kind": "mrpo", "trust_region": 0.1, "anchor": "second", "adaptive": True},
+        pytest.param({"kind": "mrpo", "trust_region": 0.1, "anchor": "second", "adaptive": True}, marks=pytest.mark.slow),
         pytest.param({"kind": "renormalised_tokens"}, marks=pytest.mark.slow),
         {"kind": "preference", "length_normalised": True, "loss": "robust", "label_smoothing": 0.1},
     ],
