@@ -90,13 +90,11 @@ def certificate(
         raise ArgumentError(f"delta: expected a number between 0 and 1, found {delta}.")
     effort, collection = effort or Effort(), refs if isinstance(refs, References) else References(refs)
     each = delta / (8 if baseline is not None else 4)  # both sides of J*, of J, of J_base and the paired difference
-    optimum, lines = _optimum(collection, regularizer, reward, beta, prompts, generation, reward_max, effort, each)
+    asked = _Asked(collection, regularizer, reward, beta, prompts, generation, reward_max, log_ratio_max, effort)
+    optimum, lines = _optimum(asked, each)
     policies = {"π": policy} if baseline is None else {"π": policy, "baseline": baseline}
     loaded = {name: one if isinstance(one, LanguageModel) else load(one) for name, one in policies.items()}
-    values = {
-        name: _values(one, collection, regularizer, reward, beta, prompts, generation, reward_max, log_ratio_max, effort)
-        for name, one in loaded.items()
-    }
+    values = {name: _values(one, asked) for name, one in loaded.items()}
     room = None if log_ratio_max is None or reward_max is None else (-beta * log_ratio_max, reward_max + beta * log_ratio_max)
     value = _interval(values["π"], room, each)
     kind = "asymptotic: no log_ratio_max or no reward_max" if room is None else "certified"
@@ -104,9 +102,10 @@ def certificate(
         f"J(π) in [{value[0]:.4g}, {value[1]:.4g}] ({kind}; mean {float(values['π'].mean()):.4g} of {values['π'].numel():,})."
     )
     regret = (max(optimum[0] - value[1], 0.0), optimum[1] - value[0])
-    lines.append(f"regret ≥ {regret[0]:.4g}: from J* above its lower and J(π) below its upper end.")
+    rests = "" if room is not None else " As far as J's asymptotic interval holds."
+    lines.append(f"regret ≥ {regret[0]:.4g}: from J* above its lower and J(π) below its upper end.{rests}")
     lines.append(
-        f"regret ≤ {regret[1]:.4g}: from J* below its upper and J(π) above its lower end."
+        f"regret ≤ {regret[1]:.4g}: from J* below its upper and J(π) above its lower end.{rests}"
         if math.isfinite(regret[1])
         else "regret ≤: refused, for the upper side of J* is."
     )
@@ -118,32 +117,35 @@ def certificate(
     return Certificate(value, optimum, regret, share, (head, *lines))
 
 
-def _optimum(
-    refs: References,
-    regularizer: ReverseKL,
-    reward: Callable[..., Any],
-    beta: float,
-    prompts: Sequence[Any],
-    generation: Generation,
-    reward_max: float | None,
-    effort: Effort,
-    delta: float,
-) -> tuple[Interval, list[str]]:
-    options: dict[str, Any] = {
-        "n": effort.particles,
-        "islands": effort.islands,
-        "max_new_tokens": generation.max_new_tokens,
-        "min_new_tokens": generation.min_new_tokens,
-        "reward_max": reward_max,
-        "seed": effort.seed + 1,
-    }
-    draws = sample(prompts, refs, regularizer, reward, beta, method="smc", proposal="pool", **options)
+@dataclass(frozen=True)
+class _Asked:
+    """The objective, its prompts, and what is declared of both."""
+
+    refs: References
+    regularizer: ReverseKL
+    reward: Callable[..., Any]
+    beta: float
+    prompts: Sequence[Any]
+    generation: Generation
+    reward_max: float | None
+    log_ratio_max: float | None
+    effort: Effort
+
+
+def _optimum(asked: _Asked, delta: float) -> tuple[Interval, list[str]]:
+    """J*, each side with confidence 1 − δ, and what is said of it."""
+    beta, effort, reward_max = asked.beta, asked.effort, asked.reward_max
+    draws = sample(
+        asked.prompts, asked.refs, asked.regularizer, asked.reward, beta, method="smc", proposal="pool", n=effort.particles,
+        islands=effort.islands, max_new_tokens=asked.generation.max_new_tokens, min_new_tokens=asked.generation.min_new_tokens,
+        reward_max=reward_max, seed=effort.seed + 1,
+    )  # fmt: skip
     islands = torch.stack([one.log_islands for one in draws])
     most = None if reward_max is None else reward_max / beta
     lower, upper = log_mean_bounds(islands, most, delta=delta)
     middle = float(draws.log_partition.mean())
     lines = [f"J* ≥ {beta * lower:.4g} (estimate {beta * middle:.4g}): proves regret ≥; needs only that rewards are numbers."]
-    needed = math.inf if most is None else islands_needed(middle, most, prompts=len(prompts), delta=delta)
+    needed = math.inf if most is None else islands_needed(middle, most, prompts=len(asked.prompts), delta=delta)
     if most is None:
         upper = math.inf
         lines.append("J* ≤: refused without reward_max (regret ≤ is not proved).")
@@ -158,34 +160,24 @@ def _optimum(
     return (beta * lower, beta * upper), lines
 
 
-def _values(
-    policy: LanguageModel,
-    refs: References,
-    regularizer: ReverseKL,
-    reward: Callable[..., Any],
-    beta: float,
-    prompts: Sequence[Any],
-    generation: Generation,
-    reward_max: float | None,
-    log_ratio_max: float | None,
-    effort: Effort,
-) -> Tensor:
+def _values(policy: LanguageModel, asked: _Asked) -> Tensor:
     """[prompts, samples]: r − β log(π/P_0) of independent completions."""
-    rollouts = sample_each(policy, prompts, generation, group=effort.samples, seed=effort.seed)
+    refs, effort, reward_max, log_ratio_max = asked.refs, asked.effort, asked.reward_max, asked.log_ratio_max
+    rollouts = sample_each(policy, asked.prompts, asked.generation, group=effort.samples, seed=effort.seed)
     own = score_samples(policy, [rollout.encoded() for rollout in rollouts])
     scores = RolloutScorer(refs, policy.tokenizer).completions(rollouts).view(len(refs.names), *own.shape)
-    ratio = own - weighted_sum(scores, check_weights(regularizer.weights, len(refs.names))[:, None, None])
+    ratio = own - weighted_sum(scores, check_weights(asked.regularizer.weights, len(refs.names))[:, None, None])
     if log_ratio_max is not None and float(ratio.abs().max()) > log_ratio_max:
         found = float(ratio.abs().max())
         raise ArgumentError(f"log_ratio_max is {log_ratio_max:g}, and a completion has |log π/P_0| = {found:.4g}.")
-    asked = (reward(prompts=[r.prompt] * effort.samples, completions=list(r.completions)) for r in rollouts)
-    earned = torch.tensor([[float(value) for value in row] for row in asked], dtype=torch.float64)
+    answers = (asked.reward(prompts=[r.prompt] * effort.samples, completions=list(r.completions)) for r in rollouts)
+    earned = torch.tensor([[float(value) for value in row] for row in answers], dtype=torch.float64)
     if bool(earned.isnan().any()):
         raise ArgumentError("reward: found NaN for a completion of the policy.")
     if reward_max is not None and not 0 <= float(earned.min()) <= float(earned.max()) <= reward_max:
         seen = f"[{float(earned.min()):g}, {float(earned.max()):g}]"
         raise ArgumentError(f"reward_max declares rewards in [0, {reward_max:g}], and the policy's completions have {seen}.")
-    return earned - beta * ratio
+    return earned - asked.beta * ratio
 
 
 def _interval(values: Tensor, room: Interval | None, delta: float) -> Interval:
