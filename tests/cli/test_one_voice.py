@@ -76,6 +76,10 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     assert again.exit_code == 2 and "--force" in again.stderr
     lacking = ask("init", str(tmp_path / "x.yaml"), *given[:4], *given[6:], *reward)  # no reference, and nobody to ask
     assert ("References, as name=PATH" in lacking.stderr) == (task != "reward") == (lacking.exit_code == 2)
+    stored = ask("init", str(tmp_path / "s.yaml"), *given, *reward, "--store", "scores/")
+    assert (stored.exit_code == 0) == (task == "preference") or "reads no stored scores" in stored.stderr
+    if task == "preference":
+        assert read_run(tmp_path / "s.yaml").store == "scores/"
     if reward:
         assert "Reward, such as lexicon=FILE" in ask("init", str(tmp_path / "x.yaml"), *given).stderr
     whole = ["--set", "evaluation=null"] if task in ("preference", "reward") else []

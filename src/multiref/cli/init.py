@@ -30,6 +30,9 @@ def command(
     reward: Annotated[
         list[str] | None, typer.Option("--reward", help="For online and iterative: lexicon=FILE, model=FOLDER, length=WORDS, …")
     ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", "-s", help="Where `multiref score` put the references' scores.")
+    ] = None,
     beta: Annotated[float, typer.Option(help="The strength: how much the references count.")] = 0.1,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The run's folder. Default runs/ and the file's name.")
@@ -65,7 +68,7 @@ def command(
     for each in rewards:
         each.pop("sha256", None)  # the run's own record has it
     text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=rewards, beta=beta,
-                   output=output or f"runs/{file.stem}")  # fmt: skip
+                   output=output or f"runs/{file.stem}", store=store)  # fmt: skip
     write_whole(file, text)
     write_whole(file.parent / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"Wrote {file} and {file.parent / SCHEMA}.")

@@ -1,6 +1,7 @@
 """`multiref inspect`: does a second reference help me?"""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,6 +83,9 @@ def command(
         for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
             print_table(table)
         typer.echo("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
+        held = " ".join(f"--reference {each}=MODEL" for each in found.verdict.use or found.sound)
+        where = f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}"
+        typer.echo(f"Next: multiref init run.yaml --model MODEL {held} {where}")
     if html is not None:
         typer.echo(f"Page: {html}", err=True)
 

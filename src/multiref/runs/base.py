@@ -123,11 +123,12 @@ class BaseRun(Strict, ABC):
         if count is None or self.model.quantization is not None:
             return
         size = getattr(torch, kind).itemsize
+        many = f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
         if self.lora is not None or self.model.adapter is not None:
-            return say(f"{count / 1e9:.3g} B weights in {kind}: {count * size / 1e9:.3g} GB; an adapter on them trains.")
+            return say(f"{many} weights in {kind}: {count * size / 1e9:.3g} GB; an adapter on them trains.")
         less = "" if size == 2 else "; model.dtype: bfloat16 halves it, and loses small updates"
         say(
-            f"{count / 1e9:.3g} B weights in {kind}, with gradients and Adam's two moments: {4 * count * size / 1e9:.3g} GB "
+            f"{many} weights in {kind}, with gradients and Adam's two moments: {4 * count * size / 1e9:.3g} GB "
             f"before activations, over all processes{less}."
         )
 

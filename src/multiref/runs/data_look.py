@@ -47,9 +47,9 @@ class DataLook:
     def tables(self) -> list[Table]:
         """Counts, lengths, and how the longer side's lengths are spread."""
         counts = [["rows", f"{self.rows:,}"], ["pairs", f"{self.pairs:,}"], ["bad rows", f"{len(self.bad):,}"],
-                  ["pairs that stand there before", f"{self.repeated_pairs:,}"],
-                  ["pairs whose prompt stands there before", f"{self.repeated_prompts:,}"],
-                  ["pairs that another one contradicts", f"{self.contradictions:,}"]]  # fmt: skip
+                  ["repeated pairs", f"{self.repeated_pairs:,}"],
+                  ["pairs whose prompt came before", f"{self.repeated_prompts:,}"],
+                  ["pairs that contradict another one", f"{self.contradictions:,}"]]  # fmt: skip
         if self.shared is not None:
             counts.append([f"prompts that {self.other} has, too", f"{self.shared:,}"])
         shown = {name: _described(values) for name, values in self.lengths.items() if values}
@@ -57,7 +57,13 @@ class DataLook:
         tables = [Table(("what", "number"), counts, f"{self.source}: {self.format}")]
         if lengths:
             tables.append(Table((f"{self.unit} of", "least", "median", "mean", "95 %", "most"), lengths, "Lengths"))
-            tables.append(Table((self.unit, "pairs", ""), _histogram(self.lengths["prompt + longer side"]), "Spread"))
+            tables.append(
+                Table(
+                    (self.unit, "pairs", ""),
+                    _histogram(self.lengths["prompt + longer side"]),
+                    "Lengths of prompt + longer side",
+                )
+            )
         return tables
 
     def blocks(self) -> list[Block]:
@@ -131,12 +137,12 @@ def _described(values: Sequence[int]) -> dict[str, float]:
 
 
 def _histogram(values: Sequence[int]) -> list[list[str]]:
-    """Bins of equal width, up to the longest."""
-    width = max(1, -(-(max(values) + 1) // _BINS))
+    """Bins of equal width, from the shortest to the longest."""
+    width = max(1, -(-(max(values) + 1 - min(values)) // _BINS))
     counts = Counter(value // width for value in values)
     most = max(counts.values())
     return [[f"{k * width:,} to {(k + 1) * width - 1:,}", f"{counts[k]:,}", "█" * round(30 * counts[k] / most)]
-            for k in range(max(counts) + 1)]  # fmt: skip
+            for k in range(min(counts), max(counts) + 1)]  # fmt: skip
 
 
 def _flat(text: Any) -> str:

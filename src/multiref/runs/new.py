@@ -52,12 +52,13 @@ def new_run(
     output: str,
     beta: float = 0.1,
     reward: Sequence[Mapping[str, object]] = (),
+    store: str | None = None,
 ) -> str:
     """The file's text.
 
     Args:
         references: name → model; none for a reward model. data: keys of `data`, or of one of the `prompts`. reward: of online
-            runs the rewards, of iterative ones the oracle.
+            runs the rewards, of iterative ones the oracle. store: of scores that `multiref score` keeps, for preference runs.
 
     Raises: ConfigError for what is missing or cannot be meant.
     """
@@ -83,6 +84,14 @@ def new_run(
         parts += ["", "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}", "regularizer: ReverseKL"]
         parts += ["# the strength: small follows the reward, large stays with the references", f"beta: {beta:g}", ""]
     parts += _data(task, data)
+    if store is not None:
+        if task != "preference":
+            raise ConfigError(f"store: task {task} reads no stored scores of pairs; leave it out.")
+        parts += [
+            "# where scores of the references are kept: what stands there is not scored again",
+            f"store: {_flow(store)}",
+            "",
+        ]
     if reward and task == "online":
         parts += ["rewards:", *(f"  - {_flow(each)}" for each in reward), "method: {name: rloo, group: 4}", ""]
     if reward and task == "iterative":
