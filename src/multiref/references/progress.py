@@ -76,10 +76,10 @@ class Bar(Listener):
         tally["scored"] += completions
         tally["tokens"] += tokens
         tally["seconds"] = time.monotonic() - tally["since"]
-        self.bar.update(self.tasks[name], advance=characters, done=self.summary(name))
+        self.bar.update(self.tasks[name], advance=characters, done=self._rate(name))
 
     def end(self, name: str) -> None:
-        self.bar.update(self.tasks[name], done=self.summary(name))
+        self.bar.update(self.tasks[name], done=self._rate(name))
 
     def audited(self, name: str, summary: str, share: float) -> None:
         self.console.print(f"{name}: {summary} ({share:.1%} of its turn)", style="dim", markup=False, highlight=False)
@@ -90,6 +90,10 @@ class Bar(Listener):
     def summary(self, name: str) -> str:
         """One line: tokens, tokens per second, completions scored now and before."""
         tally = self.tallies[name]
+        return f"{self._rate(name)}; {tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
+
+    def _rate(self, name: str) -> str:
+        """What fits beside a bar in 80 columns."""
+        tally = self.tallies[name]
         rate = f", {tally['tokens'] / tally['seconds']:,.0f}/s" if tally["seconds"] > 0 else ""
-        done = f"{tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
-        return f"{tally['tokens']:,.0f} completion tokens{rate}; {done}"
+        return f"{tally['tokens']:,.0f} completion tokens{rate}"
