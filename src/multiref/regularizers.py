@@ -216,7 +216,7 @@ class PooledKL(Regularizer):
     citation = "MRPO, arXiv 2405.16388, for order −1 (reconstructed from code: docs/theory.md 7)."
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class FDivergence(Regularizer):
     r"""Σ_k w_k D_f(π‖π_k), D_f(p‖q) = Σ_y q f(p/q), for a convex f that is given by its derivative.
 
@@ -240,7 +240,6 @@ class FDivergence(Regularizer):
     at_zero: float = -math.inf
     at_infinity: float = math.inf
 
-    formula = "Σ_k w_k D_f(π‖π_k)"
     citation = "DERIVED (docs/theory.md 3): any f, without a pool."
 
     def __init__(
@@ -262,6 +261,17 @@ class FDivergence(Regularizer):
     def jeffreys(cls, weights: Weights = None) -> "FDivergence":
         """KL(π‖π_k) + KL(π_k‖π): a reference's zero is a veto, and its support stays."""
         return cls(_jeffreys, -math.inf, math.inf, weights)
+
+    @property
+    def name(self) -> str:
+        """Of the two named cases theirs; else that of the class."""
+        return {_jensen_shannon: "JensenShannon", _jeffreys: "Jeffreys"}.get(self.f_prime, "FDivergence")
+
+    @property
+    def formula(self) -> str:
+        """The penalty, in one line."""
+        symbol = {"JensenShannon": "JS(π, π_k)", "Jeffreys": "(KL(π‖π_k) + KL(π_k‖π))"}.get(self.name, "D_f(π‖π_k)")
+        return f"Σ_k w_k {symbol}"
 
     @property
     def slope(self) -> Slope:
@@ -319,6 +329,9 @@ class FDivergence(Regularizer):
     def _key(self) -> tuple[object, ...]:
         weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
         return (type(self), weights, self.f_prime, self.at_zero, self.at_infinity)
+
+    def __repr__(self) -> str:
+        return f"{self.name}(weights={self.weights})"
 
     def __str__(self) -> str:
         return f"{self!r}: {self.formula}; no common pool. {self.citation}"

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-import multiref as mr
 from multiref.data import Pair, PrivatePairs, privatise, read_pairs
-from multiref.errors import ArgumentError
+from multiref.data.privacy import check_marks
+from multiref.errors import ArgumentError, DataError
 
 ROWS = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad", "margin": 2.0, "score_chosen": 9} for i in range(4000)]
 
@@ -54,7 +54,9 @@ def test_it_is_written_once_and_reads_back(tmp_path):
     path = made.write(tmp_path / "private.jsonl")
     back = read_pairs(path)
     assert [(p.prompt, p.chosen, p.rejected) for p in back] == [(p.prompt, p.chosen, p.rejected) for p in made]
-    assert set(json.loads(path.read_text(encoding="utf-8").splitlines()[0])) == {"prompt", "chosen", "rejected"}
+    assert set(json.loads(path.read_text(encoding="utf-8").splitlines()[0])) == {
+        "prompt", "chosen", "rejected", "privacy_epsilon"
+    }  # fmt: skip
     assert len(made) == 6 and made[0] == made.pairs[0] and isinstance(made, PrivatePairs)
 
 
@@ -73,5 +75,31 @@ def test_a_budget_that_is_none_is_refused(epsilon):
 def test_privatised_twice_is_refused():
     with pytest.raises(ArgumentError, match=r"private already, at ε = 1"):
         privatise(privatise(ROWS[:2], 1.0), 1.0)
-    with pytest.raises(mr.errors.DataError):
+    with pytest.raises(DataError):
         privatise([{"prompt": "p", "chosen": "a"}], 1.0)
+
+
+def test_what_was_written_is_known_to_be_private_when_it_is_read(tmp_path):
+    """The column stays through files of other kinds; such pairs are not flipped again, and a loss must know their ε."""
+    datasets = pytest.importorskip("datasets")
+    path = privatise(ROWS[:6], 0.5).write(tmp_path / "private.jsonl")
+    datasets.Dataset.from_json(str(path)).to_parquet(tmp_path / "private.parquet")
+    datasets.Dataset.from_json(str(path)).to_csv(tmp_path / "private.csv")
+    for name in ("private.jsonl", "private.parquet"):
+        back = read_pairs(tmp_path / name)
+        assert {pair.epsilon for pair in back} == {0.5}
+        with pytest.raises(ArgumentError, match=rf"{name}:1.*private already, at ε = 0.5"):
+            privatise(back, 1.0)
+    assert {pair.epsilon for pair in read_pairs(ROWS[:2])} == {None}
+    check_marks(back, 0.5, "it")
+    with pytest.raises(DataError, match=r"takes labels as they stand.*privacy: \{epsilon: 0.5\}"):
+        check_marks(back, None, "it")
+    with pytest.raises(DataError, match="the loss is for ε = 1"):
+        check_marks(back, 1.0, "it")
+    mixed = [*back, Pair("p", "a", "b", "file:7")]
+    with pytest.raises(DataError, match="file:7: its label is not marked"):
+        check_marks(mixed, 0.5, "it")
+    check_marks(mixed, 0.5, "it", all_private=False)
+    for wrong in (0, -1.0, math.inf, "1", True):
+        with pytest.raises(DataError, match=r"privacy_epsilon.*positive ε"):
+            read_pairs([{**ROWS[0], "privacy_epsilon": wrong}])

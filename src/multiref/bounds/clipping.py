@@ -49,7 +49,7 @@ reward_shift = Statement(
 def clip_quantile(*, samples: float, rollouts: float, delta: float = 0.05) -> float:
     r"""1 − 2α: the τ at this quantile of |ℓ| minimises the *bound* `reward_shift`, (1 + 2βτ)α + βE|ℓ − ℓ^τ|; not the error.
 
-    The actual error there has been up to 3.6 times that of the best τ; not clipping stays close to the best
+    The actual error there was 3.1 times that of the best τ in the median of 200 worlds, and 16 times in the worst
     (docs/claims.md, clip-quantile). α as in `reward_shift`; a τ chosen on the same samples is a heuristic.
 
     Raises:

@@ -10,7 +10,8 @@ from multiref._json import parse_json
 from multiref.data.text import Conversation, Text, as_text, check_json, said, words
 from multiref.errors import DataError, MultirefNotice
 
-USED = ("prompt", "chosen", "rejected", "margin", "system", "tools", "chat_template_kwargs")
+EPSILON = "privacy_epsilon"  # the column of labels that are private already: ε of their randomised response
+USED = ("prompt", "chosen", "rejected", "margin", "system", "tools", "chat_template_kwargs", EPSILON)
 _USED = frozenset(USED)
 # Columns that change what a row says, and that nothing here reads. With something in them a row is refused.
 REFUSED = ("image", "images", "video", "videos", "audio", "audios", "documents", "history")
@@ -24,7 +25,7 @@ class Pair:
     All three are strings, or all three are tuples of chat messages; a prompt of messages may be a `Conversation`, which has
     tools and arguments for the chat template too. `origin` ("pairs.jsonl:12", rows counted from 1) is for
     error messages only: nothing is ever joined or cached by it. `margin`: how far a reward model is to put chosen above
-    rejected.
+    rejected. `epsilon`: of the randomised response that the label went through (`privatise`); None: it is as it was given.
     """
 
     prompt: Text
@@ -32,6 +33,7 @@ class Pair:
     rejected: Text
     origin: str = ""
     margin: float = 0.0
+    epsilon: float | None = None
 
 
 def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
@@ -66,7 +68,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
         prompt, chosen, rejected = _split_common(chosen, rejected)
         if isinstance(asked, str) and isinstance(prompt, tuple) and asked.strip() and not _says(prompt, asked):
             prompt = ({"role": "user", "content": asked}, *prompt)
-    pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, _margin(row, where))
+    pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, _margin(row, where), _epsilon(row, where))
     _check_sides(pair, where, implicit)
     return pair
 
@@ -168,6 +170,15 @@ def _margin(row: Mapping[str, object], where: str) -> float:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{where}: `margin` is {value!r}, expected a finite number, or no such column.")
+    return float(value)
+
+
+def _epsilon(row: Mapping[str, object], where: str) -> float | None:
+    value = row.get(EPSILON)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DataError(f"{where}: `{EPSILON}` is {value!r}, expected the positive ε of private labels, or no such column.")
     return float(value)
 
 

@@ -1,4 +1,7 @@
-"""Labels under local differential privacy: each flipped at random, once, and everything that would give it back left out."""
+"""Labels under local differential privacy: each flipped at random, once, and everything that would give it back left out.
+
+The mark that private labels carry is a column, `privacy_epsilon`: it stays with a row through shards, filters and conversions.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,19 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from multiref._files import write_whole
-from multiref.data.pairs import Pair, as_pair
+from multiref.data.pairs import EPSILON, Pair, as_pair
 from multiref.data.text import Conversation, Text
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     import torch
 
-_KEPT = frozenset(("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs"))
+_KEPT = frozenset(("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs", EPSILON))
 _OF_A_MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking"))
 
 
@@ -62,7 +65,8 @@ class PrivatePairs(Sequence[Pair]):
         return iter(self.pairs)
 
     def write(self, path: str | Path) -> Path:
-        """The rows as JSON lines: labels are flipped once and stored, so that epochs and restarts cost nothing.
+        """The rows as JSON lines, each with its ε in the column `privacy_epsilon`: labels are flipped once and stored, so that
+        epochs and restarts cost nothing, and who reads them knows.
 
         Raises:
             OutputError: a path that cannot be written.
@@ -102,16 +106,12 @@ def privatise(
             and says so.
 
     Raises:
-        ArgumentError: ε not positive, pairs that are privatised already (labels would be flipped twice, and ε would be wrong).
+        ArgumentError: ε not positive, pairs that are privatised already, also where they were read back from a file (labels
+            would be flipped twice, and ε would be wrong).
         DataError: rows that are no pairs.
     """
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon: expected a positive, finite privacy budget, found {epsilon!r}.")
-    if isinstance(pairs, PrivatePairs):
-        raise ArgumentError(
-            f"pairs: these labels are private already, at ε = {pairs.epsilon:g}; flipped twice they would carry another ε. "
-            "Privatise the original pairs, once."
-        )
     dropped: Counter[str] = Counter()
     kept = [_bare(row, number, dropped) for number, row in enumerate(pairs, 1)]
     rate = 1 / (1 + math.exp(epsilon))
@@ -122,7 +122,8 @@ def privatise(
         import torch  # reading data does not wait for it
 
         flips = (torch.rand(len(kept), generator=generator, dtype=torch.float64) < rate).tolist()
-    made = tuple(Pair(p.prompt, p.rejected, p.chosen) if flip else p for p, flip in zip(kept, flips))
+    marked = [replace(p, epsilon=float(epsilon)) for p in kept]
+    made = tuple(replace(p, chosen=p.rejected, rejected=p.chosen) if flip else p for p, flip in zip(marked, flips))
     same = Counter(repr((p.prompt, sorted((repr(p.chosen), repr(p.rejected))))) for p in kept)
     return PrivatePairs(made, float(epsilon), tuple(sorted(dropped)), max(same.values(), default=1), generator is not None)
 
@@ -130,6 +131,11 @@ def privatise(
 def _bare(row: Mapping[str, object] | Pair, number: int, dropped: Counter[str]) -> Pair:
     """Prompt and two texts, without origin, margin, or fields of messages that no template reads."""
     pair = as_pair(row, origin=f"pair {number}")
+    if pair.epsilon is not None:
+        raise ArgumentError(
+            f"{pair.origin or f'pair {number}'}: its label is private already, at ε = {pair.epsilon:g}; flipped twice it would "
+            "carry another ε. Privatise the original pairs, once."
+        )
     if isinstance(row, Mapping):
         dropped.update(name for name in row if name not in _KEPT)
     else:
@@ -149,8 +155,31 @@ def _messages(text: Text, dropped: Counter[str]) -> Text:
 
 
 def _row(pair: Pair) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    row: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, EPSILON: pair.epsilon}
     if isinstance(pair.prompt, Conversation):
         extras = {"tools": list(pair.prompt.tools), "chat_template_kwargs": pair.prompt.chat_template_kwargs}
         row |= {name: value for name, value in extras.items() if value}
     return row
+
+
+def check_marks(pairs: Iterable[Pair], epsilon: float | None, source: str, *, all_private: bool = True) -> None:
+    """DataError where labels are marked as private at another ε than the loss takes into account, naming the first such row.
+
+    Args:
+        epsilon: of the loss; None: it takes every label as it stands.
+        all_private: refuse also unmarked labels among marked ones.
+    """
+    found = list(pairs)
+    wrong = next((pair for pair in found if pair.epsilon not in (None, epsilon)), None)
+    if wrong is not None:
+        loss = "takes labels as they stand" if epsilon is None else f"is for ε = {epsilon:g}"
+        raise DataError(
+            f"{wrong.origin or source}: its label is private at ε = {wrong.epsilon:g} (column {EPSILON}), and the loss {loss}. "
+            f"Write privacy: {{epsilon: {wrong.epsilon:g}}}; to train on the flips as they are, remove the column."
+        )
+    plain = next((pair for pair in found if pair.epsilon is None), None)
+    if all_private and plain is not None and any(pair.epsilon is not None for pair in found):
+        raise DataError(
+            f"{plain.origin or source}: its label is not marked as private, and others of {source} are; expected the column "
+            f"{EPSILON} in every row, or in none."
+        )

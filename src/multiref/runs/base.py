@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation
 from multiref.models.size import count_parameters
-from multiref.regularizers import AlphaDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
+from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report import Block
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_for
@@ -142,6 +142,8 @@ REGULARIZERS: dict[str, Callable[..., Regularizer]] = {
     "ForwardKL": ForwardKL,
     "AlphaDivergence": AlphaDivergence,
     "PooledKL": PooledKL,
+    "JensenShannon": FDivergence.jensen_shannon,
+    "Jeffreys": FDivergence.jeffreys,
 }
 if TYPE_CHECKING:
     RegularizerSetting = Arguments[Regularizer]
@@ -205,8 +207,8 @@ class ReferenceSetting(Strict):
 class PooledRun(BaseRun):
     """A run under several references.
 
-    regularizer: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5} or {kind: PooledKL, order:
-    -1}, under the references' weights (uniform where none is given).
+    regularizer: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}, {kind: PooledKL, order: -1}, JensenShannon or
+    Jeffreys, under the references' weights (uniform where none is given).
     """
 
     references: list[ReferenceSetting] = Field(min_length=1)

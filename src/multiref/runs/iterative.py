@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,14 +17,17 @@ from multiref.errors import ConfigError, DataError
 from multiref.models import load
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
+from multiref.runs.judges import JUDGES
+from multiref.runs.pairs import Privacy
 from multiref.runs.prompts import Prompts
+from multiref.runs.python_reward import OwnOrNamed
 from multiref.runs.strict import Arguments, arguments_of, one_of
 from multiref.training.iterative import (
     METHODS,
     HumanLabels,
     Oracle,
     Plan,
-    RewardOracle,
+    PrivateOracle,
     TextSetting,
     TextWorld,
     sample_rollouts,
@@ -34,7 +37,6 @@ from multiref.training.iterative import (
     with_adapter,
 )
 from multiref.training.iterative.loop import Method
-from multiref.training.online import RewardModel, lexicon_reward
 from multiref.training.saved import ROWS, Kept, rows_of_rollouts
 
 SHOWN = {
@@ -50,43 +52,40 @@ SHOWN = {
 }
 
 
-class Answers(NamedTuple):
-    """Who answers which of two completions is better, made from the world (which turns ids into texts);
-    and the hidden reward behind it, where
-    there is one, to be reported and never shown to the method."""
+class Answers(Protocol):
+    """Who answers which of two completions is better, made from the world (which turns ids into texts); and the hidden reward
+    behind it, where there is one, to be reported and never shown to the method. `Judged` is one."""
 
-    oracle: Callable[[TextWorld], Oracle]
     hidden: Callable[..., Any] | None
 
-
-def _lexicon(path: str, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Answers:
-    """Bradley–Terry labels of a lexicon's reward at `temperature`."""
-    return _judge(lexicon_reward(path), temperature)
+    def oracle(self, world: TextWorld) -> Oracle: ...
 
 
-def _reward_model(path: str, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Answers:
-    """Bradley–Terry labels of a reward model at `temperature`."""
-    return _judge(RewardModel(path), temperature)
+class People(NamedTuple):
+    """A person, through JSONL files in `folder`."""
+
+    folder: str
+    wait: float
+    hidden: None = None
+
+    def oracle(self, world: TextWorld) -> Oracle:
+        return HumanLabels(self.folder, world.decode, wait=self.wait)
 
 
-def _judge(reward: Callable[..., Any], temperature: float) -> Answers:
-    return Answers(lambda world: RewardOracle(reward, world.decode, temperature=temperature), reward)
-
-
-def _human_labels(folder: str, wait: Annotated[float, Field(ge=0)] = 0.0) -> Answers:
+def _human_labels(folder: str, wait: Annotated[float, Field(ge=0)] = 0.0) -> People:
     """A person, through JSONL files in `folder`; `wait`: seconds to wait for labels before the run stops, to be run again."""
-    return Answers(lambda world: HumanLabels(folder, world.decode, wait=wait), None)
+    return People(folder, wait)
 
 
-ORACLES = {"lexicon": _lexicon, "reward_model": _reward_model, "human_labels": _human_labels}
+ORACLES: dict[str, Callable[..., Any]] = {**JUDGES, "human_labels": _human_labels}
 if TYPE_CHECKING:
     MethodSetting = Arguments[Method]
     PlanSetting = Arguments[Plan]
-    OracleSetting = Arguments[Answers]
+    OracleSetting = OwnOrNamed[Answers]
 else:
     MethodSetting = one_of("name", METHODS, without={"name"})
     PlanSetting = arguments_of(Plan, without={"labels"}, check=False)
-    OracleSetting = one_of("kind", ORACLES, check=False, renamed={"exchange": "human_labels"})
+    OracleSetting = one_of("kind", ORACLES, base=OwnOrNamed, check=False, renamed={"exchange": "human_labels"})
 
 
 def _counts(labels: Any) -> Any:
@@ -103,8 +102,10 @@ class IterativeRun(PooledRun):
     """A run that buys labels.
 
     prompts: a .jsonl with `prompt` or `text` a line, of which the first prompt_words words are taken,
-    and at most `limit` lines. oracle: {kind: lexicon, path, temperature}, {kind: reward_model, path, temperature} or {kind:
-    human_labels, folder, wait}. method: {name, options…}, see `multiref.training.iterative.METHODS`.
+    and at most `limit` lines. oracle: {kind: lexicon, path, temperature}, {kind: reward_model, path, temperature}, {kind:
+    python, path, name}, a judge of two completions of your own, or {kind: human_labels, folder, wait}.
+    privacy: {epsilon}: each answer is flipped at random before the method sees it (docs/private-preferences.md).
+    method: {name, options…}, see `multiref.training.iterative.METHODS`.
     labels: cumulative counts at the ends of rounds, or {each, rounds} for rounds of equally many.
     plan: what `multiref.training.iterative.Plan` takes besides. held_out: completions drawn for each measurement.
     """
@@ -119,6 +120,7 @@ class IterativeRun(PooledRun):
     limit: int = Field(default=64, gt=0)
     max_new_tokens: int = Field(default=24, gt=0)
     held_out: int = Field(default=128, gt=0)
+    privacy: Privacy | None = None
 
     @model_validator(mode="after")
     def _planned(self) -> Self:
@@ -139,6 +141,11 @@ class IterativeRun(PooledRun):
         answers = self.oracle.make()
         return lambda folder, say: self._job(prompts, answers, folder, say)
 
+    def asked(self, answers: Answers, world: TextWorld) -> Oracle:
+        """Who answers, flipped where labels are private."""
+        oracle = answers.oracle(world)
+        return oracle if self.privacy is None else PrivateOracle(oracle, self.privacy.epsilon)
+
     def _job(self, prompts: list[str], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
         self.say_memory(say)
         loaded = load(self.model)
@@ -148,7 +155,7 @@ class IterativeRun(PooledRun):
             self.pool(),
             beta=self.beta,
             prompts=prompts,
-            oracle=answers.oracle,
+            oracle=partial(self.asked, answers),
             setting=TextSetting(
                 max_new_tokens=self.max_new_tokens,
                 hidden=answers.hidden,

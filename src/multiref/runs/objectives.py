@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multiref import losses, weighting
 from multiref.errors import ConfigError
-from multiref.regularizers import ReverseKL
+from multiref.regularizers import FDivergence, ReverseKL
 from multiref.runs.base import PooledRun
 from multiref.runs.sentences import nearest
 from multiref.runs.strict import Arguments, arguments_of, one_of, union
@@ -80,11 +80,15 @@ class PairObjective(Arguments[Stated]):
 def _preference(run: PooledRun, loss: Loss, reward_range: float | None = None) -> Stated:
     """The regularizer's implicit reward: DPO where that is the reverse KL to one reference."""
     pool = run.pool()
-    slope = "log t" if pool.alpha == 1 else f"(t^{pool.alpha - 1:g} − 1)/{pool.alpha - 1:g}"
+    if isinstance(pool, FDivergence):
+        reward = f"r = β Σ_k w_k f'(π/π_k), f of {pool.name}"
+    else:
+        slope = "log t" if pool.alpha == 1 else f"(t^{pool.alpha - 1:g} − 1)/{pool.alpha - 1:g}"
+        reward = f"r = β f'(π/P),  f'(t) = {slope},  P = pool of order {pool.order:g}"
     return Stated(
         Preference(pool, run.beta, loss, **({} if reward_range is None else {"reward_range": reward_range})),
         f"{pool.name} to several references: maximise E[r] − β {pool.formula}",
-        f"L(m),  m = r(chosen) − r(rejected),  r = β f'(π/P),  f'(t) = {slope},  P = pool of order {pool.order:g}",
+        f"L(m),  m = r(chosen) − r(rejected),  {reward}",
     )
 
 

@@ -32,13 +32,17 @@ from multiref.training.online import (
     RLOO,
     AdapterPush,
     AdaptiveBeta,
+    ClipObjective,
+    ClipReward,
     Method,
     OnlineArguments,
     OnlineTrainer,
+    Penalty,
     Reinforce,
     Rule,
     ServerSampler,
     WarmUp,
+    WinRate,
 )
 from multiref.training.online.evaluate import evaluate_online, sample_few
 from multiref.training.online.rewards import Reward
@@ -48,12 +52,15 @@ Figures = dict[str, tuple[float, float, float]]
 
 SHOWN = {"reward": "reward", "divergence/per_token": "divergence per token", "kl": "kl", "objective": "objective", "ess": "ess"}
 METHODS = {"rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce}
+CLIPS = {"reward": ClipReward, "objective": ClipObjective}
 if TYPE_CHECKING:
+    ClipSetting = Arguments[Penalty]
     MethodSetting = Arguments[Method]
     TrainingSetting = Arguments[OnlineArguments]
     AdaptiveBetaSetting = Arguments[AdaptiveBeta]
     PenaltyName = str
 else:
+    ClipSetting = one_of("rule", CLIPS)
     MethodSetting = one_of("name", METHODS)
     TrainingSetting = arguments_of(OnlineArguments)
     AdaptiveBetaSetting = arguments_of(AdaptiveBeta)
@@ -163,6 +170,10 @@ class RolloutRun(PooledRun):
         """A first part under another penalty."""
         return None
 
+    def estimator(self) -> Penalty | str | None:
+        """How the divergence is estimated; None: by the exact rule of the regularizer."""
+        return self.penalty
+
     def sampler(self, rows: list[Row], folder: RunFolder) -> Any:
         """The server's, where there is one; None: the trainer's own."""
         if self.server is None:
@@ -203,7 +214,7 @@ class RolloutRun(PooledRun):
             rewards=rewards,
             rule=Rule(
                 self.method.make(),
-                self.penalty,
+                self.estimator(),
                 None if self.adaptive_beta is None else self.adaptive_beta.make(),
                 self.sampler(rows, folder),
                 self.warming(rows),
@@ -290,7 +301,12 @@ def _interval(value: Sequence[float]) -> str:
 
 
 class OnlineRun(RolloutRun):
-    """Policy-gradient training of E_π[r] − β Σ_k w_k D(π‖π_k). rewards: added up, each with its weight."""
+    """Policy-gradient training of E_π[r] − β Σ_k w_k D(π‖π_k).
+
+    rewards: added up, each with its weight. {kind: win_rate, judge: {…}} plays a game (docs/nash.md).
+    clip: {rule: reward | objective, tau, reward_range, disagreement}, or biased: true, of the log-ratio to the pool
+    (docs/online.md): another penalty.
+    """
 
     MOVED: ClassVar = {
         "warm_up": "expected only with task: distill; its states are no samples of the policy, and a reward on them is biased.",
@@ -300,13 +316,49 @@ class OnlineRun(RolloutRun):
 
     task: Literal["online"]
     rewards: list[RewardSetting] = Field(default_factory=list)
+    clip: ClipSetting | None = None
     evaluation: OnlineEvaluation | None = None
 
     @model_validator(mode="after")
     def _rewarded(self) -> Self:
         if not self.rewards:
             raise ValueError("rewards: expected at least one; without a reward it is distillation, task: distill.")
+        if any(each.kind == "win_rate" for each in self.rewards):
+            method = self.method.make()
+            try:
+                WinRate.check_baseline(method)
+            except ValueError as error:
+                raise ValueError(f"method: {error}") from None
+            if self.evaluation is not None and len(self.rewards) == 1:
+                raise ValueError(
+                    "evaluation: a policy wins against itself half of the time, before and after; add a reward to look at, "
+                    "with weight: 0, or leave evaluation out."
+                )
+            if self.evaluation is not None and self.evaluation.samples % method.group:
+                raise ValueError(
+                    f"evaluation: samples: found {self.evaluation.samples}, expected a multiple of the method's group, "
+                    f"{method.group}: win rates are within groups."
+                )
         return self
 
+    @model_validator(mode="after")
+    def _clipped(self) -> Self:
+        if self.clip is None:
+            return self
+        if self.penalty is not None:
+            raise ValueError(f"clip: it is a penalty of its own; found penalty: {self.penalty} beside it, keep one.")
+        made = self.clip.make()
+        try:
+            made.check(self.pool())
+            made.check_strength(self.beta)
+        except ValueError as error:
+            raise ValueError(f"clip: tau: {error}" if "τ" in str(error) else f"regularizer: {error}") from None
+        if self.adaptive_beta is not None and made.exact:
+            raise ValueError("clip: adaptive_beta moves β, and with it the τ that is safe; expected biased: true beside it.")
+        return self
+
+    def estimator(self) -> Penalty | str | None:
+        return self.penalty if self.clip is None else self.clip.make()
+
     def ready(self) -> Callable[[RunFolder, Say], OnlineJob]:
-        return self.begin(make_rewards(self.rewards), text=False)
+        return self.begin(make_rewards(self.rewards, group=self.method.make().group), text=False)

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, field_serializer, model_validator
 
 from multiref.data import Pair, Selection, read
+from multiref.data.privacy import check_marks
 from multiref.data.reading import SKIPPED
 from multiref.errors import ConfigError, MultirefWarning
 from multiref.models import Tokenisation, encode_many
@@ -118,7 +119,7 @@ class PairsRun(BaseRun):
 
     data, evaluation: pairs to train on, and held out. training: arguments of `transformers.TrainingArguments`.
     privacy: {epsilon}: the labels of `data` are private already (docs/private-preferences.md); the loss then takes their flips
-    into account. The run flips nothing.
+    into account. The run flips nothing. Data that is marked as private is refused without it.
     too_long: what becomes of pairs that do not fit `tokenisation.max_length` or a context: left out, kept (cut) or refused.
     """
 
@@ -162,8 +163,11 @@ class PairsRun(BaseRun):
         """Pairs to train on, and held out. Rows that are skipped go to the folder's skipped.jsonl."""
         under = folder.path if folder is not None and folder.main else None
         train, held_out = self._pairs(self.data, under and under / SKIPPED, say), list[Pair]()
+        epsilon = None if self.privacy is None else self.privacy.epsilon
+        check_marks(train, epsilon, public(self.data.path))
         if self.evaluation is not None and self.evaluation.path is not None:
             held_out = self._pairs(self.evaluation, under and under / f"evaluation-{SKIPPED}", say)
+            check_marks(held_out, epsilon, "evaluation", all_private=False)  # clean labels are good to look at
             _warn_of_overlap(train, held_out)
         elif self.evaluation is not None and self.evaluation.fraction is not None:
             train, held_out = _split(train, self.evaluation.fraction, self.evaluation.split_seed)

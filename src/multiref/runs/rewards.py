@@ -1,16 +1,17 @@
 """Rewards by name: those of a run's file, and of `--reward` on the command line."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from multiref.data.gsm8k import rewards as gsm8k_rewards
 from multiref.errors import ConfigError
 from multiref.runs.document import Document
-from multiref.runs.python_reward import file_hash, make_python_reward
-from multiref.runs.strict import Arguments, Strict, one_of
-from multiref.training.online import Reward, RewardModel, lexicon_reward
+from multiref.runs.judges import JudgeSetting
+from multiref.runs.python_reward import OwnOrNamed, make_python_reward
+from multiref.runs.strict import Strict, one_of
+from multiref.training.online import Reward, RewardModel, WinRate, lexicon_reward
 
 __all__ = ["NamedReward", "RewardSetting", "make_rewards", "read_rewards"]
 
@@ -40,40 +41,54 @@ def _length(target: Annotated[int, Field(gt=0)] = 50, weight: float = 1.0) -> li
     return [Reward(length, "length", weight)]
 
 
-class NamedReward(Arguments[list[Reward]]):
+def _win_rate(
+    group: int,
+    judge: JudgeSetting,
+    both_orders: bool = False,
+    votes: Annotated[int, Field(ge=1)] = 1,
+    weight: float = 1.0,
+) -> list[Reward]:
+    """The share of its group that a completion wins against, by a judge of two completions (docs/nash.md)."""
+    made = WinRate(judge.make().judge, group=group, both_orders=both_orders, votes=votes)
+    return [Reward(made, "win_rate", weight)]
+
+
+class NamedReward(OwnOrNamed[list[Reward]]):
     """A reward by its name."""
 
-    kind: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _hashed(cls, values: Any) -> Any:
-        """What a file of one's own holds is part of the settings, and so of the run's identity."""
-        if not isinstance(values, dict) or values.get("kind") != "python" or not isinstance(values.get("path"), str):
-            return values
-        try:
-            found = file_hash(values["path"])
-        except ConfigError as error:
-            raise ValueError(f"path: {error}") from None
-        if values.get("sha256") not in (None, found):
-            raise ValueError(f"sha256: {values['path']} has changed: expected {values['sha256']}, found {found}.")
-        return {**values, "sha256": found}
+    def rewards(self, group: int | None) -> list[Reward]:
+        """`Reward`s for groups of this many completions of a prompt. ConfigError for a win rate without a group."""
+        if self.kind != "win_rate":
+            return self.make()
+        if group is None:
+            raise ConfigError(
+                "win_rate: a policy wins against its own completions half of the time, whatever it is; it is a reward of task: "
+                "online alone. Elsewhere take lexicon, model or python."
+            )
+        return self.make(group=group)
 
 
-KINDS = {"gsm8k": _gsm8k, "lexicon": _lexicon, "length": _length, "model": _model, "python": make_python_reward}
+KINDS: dict[str, Callable[..., list[Reward]]] = {
+    "gsm8k": _gsm8k,
+    "lexicon": _lexicon,
+    "length": _length,
+    "model": _model,
+    "python": make_python_reward,
+    "win_rate": _win_rate,
+}
 if TYPE_CHECKING:
     RewardSetting = NamedReward
 else:
-    RewardSetting = one_of("kind", KINDS, base=NamedReward, check=False)
+    RewardSetting = one_of("kind", KINDS, base=NamedReward, check=False, without={"group"})
 
 
 class _Rewards(Strict):
     rewards: list[RewardSetting] = Field(min_length=1)
 
 
-def make_rewards(settings: Iterable[NamedReward]) -> list[Reward]:
-    """`Reward`s from their settings."""
-    return [reward for each in settings for reward in each.make()]
+def make_rewards(settings: Iterable[NamedReward], *, group: int | None = None) -> list[Reward]:
+    """`Reward`s from their settings, for groups of this many completions of each prompt."""
+    return [reward for each in settings for reward in each.rewards(group)]
 
 
 def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:

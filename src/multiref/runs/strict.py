@@ -126,7 +126,7 @@ def _parameters(constructor: Callable[..., Any]) -> Iterator[tuple[str, Any, Any
     own: Any = constructor
     if isinstance(constructor, type) and not factories:
         own = getattr(constructor, "__init__")  # noqa: B009
-    hints = typing.get_type_hints(own)
+    hints = typing.get_type_hints(own, include_extras=True)
     for name, parameter in inspect.signature(constructor).parameters.items():
         if (factory := factories.get(name, dataclasses.MISSING)) is not dataclasses.MISSING:
             yield name, hints[name], Field(default_factory=factory)

@@ -12,6 +12,7 @@ from multiref.errors import ArgumentError, DataError, MultirefError
 from multiref.losses import check_epsilon, randomised_response
 from multiref.training.iterative.labels import check_answers
 from multiref.training.iterative.task import Oracle
+from multiref.training.online.win_rate import judge_by_reward
 
 
 class LabelsLate(MultirefError, TimeoutError):
@@ -65,11 +66,7 @@ class RewardOracle(FunctionOracle):
         *,
         temperature: float = 1.0,
     ):
-        def judge(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
-            margins = [a - b for a, b in zip(reward(prompts, first), reward(prompts, second), strict=True)]
-            return [math.nan if math.isnan(m) else float(torch.sigmoid(torch.tensor(m / temperature))) for m in margins]
-
-        super().__init__(judge, decode)
+        super().__init__(judge_by_reward(reward, temperature=temperature), decode)
 
 
 class PrivateOracle:

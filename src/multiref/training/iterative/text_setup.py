@@ -11,7 +11,7 @@ from multiref.errors import ModelError
 from multiref.models import LanguageModel, Tokenisation
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
 from multiref.models.spec import TOKENISATION
-from multiref.regularizers import Regularizer
+from multiref.regularizers import FDivergence, Regularizer
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Task
 from multiref.training.iterative.text import TextPolicy, TextReward, TextWorld, frozen_references, with_adapter
@@ -108,14 +108,16 @@ class _Measure:
         everyone = torch.arange(self.task.prompts)
         y = state.policy.sample(everyone, self.n, torch.Generator().manual_seed(1))
         logps, refs = state.policy.logps(everyone, y), self.task.ref_logps(everyone, y)
-        log_ratio = logps - self.task.regularizer.pool(refs)
         found = {f"kl/{name}": (logps - ref).mean() for name, ref in zip(self.names, refs)}
-        found["penalty"] = log_ratio.mean()
+        pooled = not isinstance(self.task.regularizer, FDivergence)
+        log_ratio = logps - self.task.regularizer.pool(refs) if pooled else torch.zeros_like(logps)
+        if pooled:
+            found["penalty"] = log_ratio.mean()
         if self.hidden is None:
             return found
         true = self._true(everyone, y)
         found["hidden reward"] = true.mean()
-        if self.task.regularizer.alpha == 1:
+        if pooled and self.task.regularizer.alpha == 1:
             each = true - self.task.beta * log_ratio
             found["true objective"], found["true objective, standard error"] = each.mean(), error_of_mean(each)
         if state.reward is not None and not getattr(state.reward, "pairwise", False):

@@ -49,4 +49,6 @@ from .server_sampler import AdapterPush as AdapterPush
 from .server_sampler import ServerSampler as ServerSampler
 from .surrogate import Surrogate as Surrogate
 from .surrogate import compute_surrogate as compute_surrogate
+from .win_rate import Judge as Judge
 from .win_rate import WinRate as WinRate
+from .win_rate import judge_by_reward as judge_by_reward

@@ -4,11 +4,24 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from multiref.errors import ArgumentError
 from multiref.training.checks import check_at_least
 from multiref.training.online.methods import GRPO, Method, Reinforce
 
 Judge = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Sequence[float]]
+
+
+def judge_by_reward(reward: Callable[..., Sequence[float]], *, temperature: float = 1.0) -> Judge:
+    """reward(prompts, completions) → numbers as a judge: Bradley–Terry, σ((r(first) − r(second))/temperature)."""
+
+    def judge(prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float]:
+        margins = [a - b for a, b in zip(reward(prompts, first), reward(prompts, second), strict=True)]
+        chances: list[float] = torch.sigmoid(torch.tensor(margins, dtype=torch.float64) / temperature).tolist()
+        return chances
+
+    return judge
 
 
 class WinRate:
@@ -41,13 +54,18 @@ class WinRate:
         check_at_least(self, 2, "group")
         check_at_least(self, 1, "votes")
 
-    def check_method(self, method: Method) -> None:
-        """ArgumentError for a method whose group is another one, or whose baseline is not leave-one-out over it."""
+    @staticmethod
+    def check_baseline(method: Method) -> None:
+        """ArgumentError for a method whose baseline is not leave-one-out over its group."""
         if isinstance(method, Reinforce) or (isinstance(method, GRPO) and method.standardise):
             raise ArgumentError(
-                f"WinRate: found {method!r}, expected a leave-one-out baseline over the group: RLOO(group={self.group}), or "
-                "GRPO without standardise. Another baseline, or a division by the deviation, plays another game."
+                f"WinRate: found {method!r}, expected a leave-one-out baseline over the group: RLOO, or GRPO without "
+                "standardise. Another baseline, or a division by the deviation, plays another game."
             )
+
+    def check_method(self, method: Method) -> None:
+        """ArgumentError for a method whose group is another one, or whose baseline is not leave-one-out over it."""
+        self.check_baseline(method)
         if method.group != self.group:
             raise ArgumentError(f"WinRate: group is {self.group}, the method's is {method.group}; give both the same.")
 
