@@ -125,3 +125,40 @@ def test_an_empty_pool_and_beta_are_refused():
         mr.exact.nash(ROCK_PAPER_SCISSORS, apart, mr.ReverseKL())
     with pytest.raises(ArgumentError, match="beta"):
         mr.exact.nash(ROCK_PAPER_SCISSORS, apart, mr.ReverseKL(), beta=0.0)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 1.2, 4.0, 1.0, 0.0], ids=lambda alpha: f"alpha {alpha:g}")
+def test_small_strengths_settle(alpha):
+    """Truncated best responses have kinks, at which Newton's method alone stalled: 8 of 50 games at α = 2, β = 0.001."""
+    preference, refs = games(seeds=50, completions=10, references=3, seed=4)
+    rule = mr.AlphaDivergence(alpha=alpha) if alpha != 1 else mr.ReverseKL()
+    for beta in (0.001, 1e-5):
+        found = mr.exact.nash(preference, refs, rule, beta=beta)
+        assert float(mr.exact.duality_gap(found.log_policy, preference, refs, rule, beta=beta).max()) < 1e-12
+
+
+def test_a_truncated_equilibrium_against_lemkes_method():
+    """α = 2 is the linear complementarity problem (β/P) π − Sπ + λ = s, Σπ = 1, π, s ≥ 0, π s = 0: solved by trying every
+    support (2⁵) in numpy."""
+    preference, refs = games(seeds=4, seed=6)
+    rule, beta = mr.AlphaDivergence([0.3, 0.7], alpha=2.0), 0.002
+    found = mr.exact.nash(preference, refs, rule, beta=beta)
+    pool = 1 / (np.array([0.3, 0.7])[:, None, None] / refs.exp().numpy()).sum(0)  # harmonic
+    for row in range(4):
+        skew = preference[row].numpy() - 0.5
+        solutions = []
+        for bits in range(1, 32):
+            on = np.array([bits >> k & 1 for k in range(5)], bool)
+            n = int(on.sum())
+            system = np.zeros((n + 1, n + 1))
+            system[:n, :n] = np.diag(beta / pool[row][on]) - skew[np.ix_(on, on)]
+            system[:n, n] = system[n, :n] = 1
+            answer = np.linalg.solve(system, np.r_[np.zeros(n), 1.0])
+            policy = np.zeros(5)
+            policy[on] = answer[:n]
+            slack = answer[n] - skew @ policy
+            if (policy >= 0).all() and (slack[~on] >= -1e-13).all():
+                solutions.append(policy)
+        assert len(solutions) == 1
+        np.testing.assert_allclose(found.policy[row].numpy(), solutions[0], atol=1e-12)
+    assert bool((found.policy == 0).any())

@@ -123,7 +123,15 @@ def test_a_clip_of_the_file_is_the_trainers_penalty(online):
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["clipped"] > 0
 
 
-@pytest.mark.parametrize("name", [pytest.param("JensenShannon", marks=pytest.mark.slow), "Jeffreys"])
+@pytest.mark.parametrize("name", ["JensenShannon", "Jeffreys"])
+def test_divergences_without_a_pool_have_names_and_words(config, name):
+    stated = (run := settings({**config, "data": "pairs.jsonl", "regularizer": name})).objective.of(run)
+    assert stated.objective.regularizer == getattr(mr.FDivergence, {"Jeffreys": "jeffreys"}.get(name, "jensen_shannon"))()
+    assert f"f of {name}" in stated.formula and "pool" not in stated.formula and name in stated.words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["JensenShannon", "Jeffreys"])
 def test_preference_training_under_a_divergence_without_a_pool(config, tmp_path, name):
     """At the start π = π_1, so that the margin is β w_2 Δ f'(π/π_2), by hand."""
     rows = [{"prompt": "the cat", "chosen": f" {w} sat", "rejected": f" sat the {w}"} for w in ("dog", "log", "mat", "Max")]
@@ -141,8 +149,6 @@ def test_preference_training_under_a_divergence_without_a_pool(config, tmp_path,
     rewards = [rule.implicit_reward(scores.logps[0, at], scores.logps[:, at], beta=0.2) for at in columns]
     expected = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).mean()
     assert line["loss"] == pytest.approx(float(expected), abs=1e-4)
-    card = (folder / "model" / "README.md").read_text()
-    assert f"f of {name}" in card and "pool of order" not in card
 
 
 @pytest.mark.parametrize("task", ["preference", "reward"])

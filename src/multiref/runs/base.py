@@ -16,7 +16,9 @@ from multiref.models.size import count_parameters
 from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report import Block
 from multiref.runs.folder import RunFolder
-from multiref.runs.strict import Arguments, Strict, arguments_of, one_of, short_for
+from multiref.runs.hub import HubSetting
+from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of, short_for
+from multiref.runs.trackers import TrackerName
 from multiref.training.adapters import with_trained_adapter
 from multiref.training.saved import Kept
 
@@ -95,6 +97,8 @@ class BaseRun(Strict, ABC):
     lora: train an adapter; null trains all weights, or the adapter that the model comes with. On top of one that it comes with,
     the new one has base and first adapter merged as its base. output: the run's folder. title: of its page and card.
     check_saved: load what was saved and compare it with what was trained.
+    report_to: trackers that take every line of metrics.jsonl too, under the same names: tensorboard, wandb, … of accelerate's.
+    push_to_hub: owner/name, or {repo, private, token, endpoint}, for model and card once the run is finished.
     format: of the folder, written into it.
     """
 
@@ -104,6 +108,10 @@ class BaseRun(Strict, ABC):
     output: str
     title: str | None = None
     check_saved: bool = True
+    report_to: Annotated[list[TrackerName], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)] = (
+        Field(default_factory=list)
+    )
+    push_to_hub: HubSetting | None = None
     format: Literal[2] = 2
 
     @abstractmethod
@@ -151,15 +159,6 @@ if TYPE_CHECKING:
 else:
     RegularizerSetting = one_of("kind", REGULARIZERS, without={"weights"})
     TokenisationSetting = arguments_of(Tokenisation)
-
-
-def _check_place(written: Any) -> Any:
-    if not isinstance(written, str | None) or not (written or "env:").startswith(("env:", "file:")):
-        raise ValueError("a key that is written out would be stored (it is not shown here); write env:NAME or file:PATH.")
-    return written
-
-
-KeyPlace = Annotated[str, BeforeValidator(_check_place)]  # where an API key is
 
 
 class ReferenceSetting(Strict):

@@ -21,6 +21,7 @@ from multiref.report import versions
 from multiref.runs.base import BaseRun, Facts, Job, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.page import model_card, write_report
+from multiref.runs.trackers import check_trackers, open_trackers
 from multiref.runs.waiting import main_alone
 from multiref.training.saved import Kept, saved_as
 
@@ -34,6 +35,9 @@ def execute(run: BaseRun, *, say: Say = print, take_over: bool = False) -> Path:
     take_over: from a process that is doing it."""
     main = int(os.environ.get("RANK", "0")) == 0
     folder = RunFolder(run.output, main=main)
+    check_trackers(run.report_to)
+    if run.push_to_hub is not None:
+        run.push_to_hub.key()
     start = run.ready()
     with _claimed(folder, run.plain(), take_over) as began:
         if folder.finished:
@@ -47,7 +51,21 @@ def execute(run: BaseRun, *, say: Say = print, take_over: bool = False) -> Path:
                 raise OutputError(
                     f"cannot write {folder.path}: {why}. What is finished is kept; run again to go on."
                 ) from error
+        if main:
+            _push(run, folder, say)
     return folder.path
+
+
+def _push(run: BaseRun, folder: RunFolder, say: Say) -> None:
+    """Model and card to the hub that the run names, once: hub.json remembers it."""
+    if (to := run.push_to_hub) is None:
+        return
+    asked = {"repo": to.repo, "endpoint": to.endpoint}
+    done = folder.read("hub.json", list)
+    if not any(asked.items() <= each.items() for each in done):
+        found = to.push(folder.model, run.title or f"{run.task} run of multiref")
+        folder.write("hub.json", json.dumps([*done, found], indent=1))
+        say(f"Pushed to {found['url']}")
 
 
 def _disk(error: Exception) -> str | None:
@@ -92,6 +110,8 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
         step = folder.keep_metrics_until(checkpoint)
         if checkpoint:
             say(f"Going on from step {step}.")
+        last = max((int(line.get("step", 0)) for line in folder.read_metrics()), default=-1)
+        folder.report_to(open_trackers(run.report_to, folder.path, run.plain(), after=last), after=last)
     job.train(checkpoint)
     clock.lap("training")
     facts, save = job.finish()

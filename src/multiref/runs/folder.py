@@ -30,6 +30,12 @@ class RunFolder:
         self.config, self.metrics, self.report = (self.path / name for name in ("config.yaml", "metrics.jsonl", "report.html"))
         self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
         self._lock: Lock | None = None
+        self._report: Callable[[dict[str, Any]], None] | None = None
+        self._reported = -1
+
+    def report_to(self, report: Callable[[dict[str, Any]], None] | None, *, after: int) -> None:
+        """Hands every further line of metrics on, those of steps after this one where all of them are written anew."""
+        self._report, self._reported = report, after
 
     @property
     def finished(self) -> bool:
@@ -69,7 +75,7 @@ class RunFolder:
         if not self.config.exists():
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
-        skipped = {"check_saved": None}  # whether what is saved is looked at makes no other run
+        skipped = dict.fromkeys(("check_saved", "report_to", "push_to_hub"))  # who looks at it makes no other run
         different = _difference(self.settings() | skipped, resolved | skipped)
         if different:
             key, was, now = different
@@ -147,6 +153,9 @@ class RunFolder:
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        for line in lines:
+            if line.get("step", 0) > self._reported:
+                self._hand_on(line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; one that a kill cut short is left out."""
@@ -170,6 +179,12 @@ class RunFolder:
             self.check()
             with self.metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
+            self._hand_on(line)
+
+    def _hand_on(self, line: dict[str, Any]) -> None:
+        if self._report is not None:
+            self._report(line)
+            self._reported = max(self._reported, int(line.get("step", 0)))
 
     def check(self) -> None:
         """OutputError where another process has taken the folder over."""

@@ -19,11 +19,11 @@ from multiref.references import References
 from multiref.references.completion_api import CompletionApi, Connection
 from multiref.references.rollouts import check_apart
 from multiref.report import Table
-from multiref.runs.base import Facts, KeyPlace, PooledRun, Say
+from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
-from multiref.runs.strict import Arguments, Strict, arguments_of, one_of
+from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of
 from multiref.training.adapters import save_whole
 from multiref.training.arguments import with_lora
 from multiref.training.online import (

@@ -82,7 +82,11 @@ def _arguments() -> type[Arguments[TrainingArguments]]:
         check=False,
         only=_plain,
         defaults=DEFAULTS,
-        moved={"output_dir": "the run's folder is `output`; remove this key."},
+        moved={
+            "output_dir": "the run's folder is `output`; remove this key.",
+            "report_to": "every task has it: write it beside `output`.",
+            "push_to_hub": "every task has it: write push_to_hub: owner/name beside `output`.",
+        },
     )
     made.__doc__ = "Arguments of `transformers.TrainingArguments`."
     return made

@@ -139,3 +139,12 @@ def _from_yaml(hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return Annotated[hint, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
     return hint
+
+
+def _check_place(written: Any) -> Any:
+    if not isinstance(written, str | None) or not (written or "env:").startswith(("env:", "file:")):
+        raise ValueError("a key that is written out would be stored (it is not shown here); write env:NAME or file:PATH.")
+    return written
+
+
+KeyPlace = Annotated[str, BeforeValidator(_check_place)]  # where an API key is
