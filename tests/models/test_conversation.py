@@ -8,7 +8,7 @@ import pytest
 from multiref.data import Conversation
 from multiref.errors import DataError, ModelError, MultirefWarning
 from multiref.models import Tokenisation, encode, encode_many
-from multiref.models.conversation import dates_of
+from multiref.models.chat import dates_of
 from multiref.models.spec import TOKENISATION
 from multiref.references.identity import text_identity
 from tests.models.templates import CHATML, DATED, DEEPSEEK, GEMMA, LLAMA, MISTRAL, PARTS, QWEN, byte_tokenizer

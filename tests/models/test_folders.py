@@ -11,7 +11,7 @@ import pytest
 
 from multiref.errors import ModelError
 from multiref.models import ModelSpec, load
-from multiref.models.conversation import Chat
+from multiref.models.chat import Chat
 from multiref.models.folders import reading
 from multiref.models.loading import load_config, load_tokenizer
 from multiref.training.online import RewardModel

@@ -1,48 +1,33 @@
-"""Conversations as text: what a chat template writes for a prompt, what it adds for an answer, and where that answer ends.
-
-A template is a program. What it does is found by asking it: it writes a conversation whose words are known, and what stands
-around them is its own. Nothing is searched for by an answer's letters.
-"""
+"""Conversations as text: what a chat template writes for a prompt, what it adds for an answer, and where that answer ends."""
 
 import json
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from importlib import import_module
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Sequence
+from os.path import commonprefix
+from typing import Any
 
-from multiref.errors import DataError, ModelError, MultirefWarning
-from multiref.models.bounded_templates import bound_templates
+from multiref.errors import DataError, ModelError
+from multiref.models.chat import Chat, Messages, content_of, template_of
 from multiref.models.spec import Tokenisation
 
-Messages = tuple[dict[str, Any], ...]
-T = TypeVar("T")
-_MARK = "multiref9here"  # words that no template writes
+Answer = tuple[str, str]  # what stands before it, and the answer itself
 _PLAIN = {"role", "content"}
-
-
-def template_of(tokenizer: Any) -> Any:
-    """The chat template: a text, or several by name; None where there is none."""
-    return getattr(tokenizer, "chat_template", None) or None
 
 
 def write_conversation(
     tokenizer: Any, prompt: Messages, completions: Sequence[Messages], tokenisation: Tokenisation, *, origin: str = ""
-) -> tuple[str, tuple[str, ...]]:
-    """What the template writes for the prompt, up to where the model is to answer; and what it adds for each completion.
+) -> tuple[str, tuple[Answer, ...]]:
+    """What the template writes for the prompt, up to where the model is to answer; and for each completion what stands before
+    it and what it adds.
 
     An answer begins after the template's generation prompt (a last message of the assistant is resumed instead), and ends with
-    the template's own end of turn, which stands there once; without `tokenisation.end`, before it. The prompt's `tools` and
-    `chat_template_kwargs` (of a `multiref.data.Conversation`) go to the template, over those of `tokenisation`.
+    the template's own end of turn, which stands there once; without `tokenisation.end`, before it. Where the generation prompt
+    opens a block (`<think>`) with which this answer does not begin as the template writes it, see `_begun`. The prompt's
+    `tools` and `chat_template_kwargs` (of a `multiref.data.Conversation`) go to the template, over those of `tokenisation`.
 
     Errors: ModelError without a template; where it refuses; where it rewrites the prompt once there is an answer, so that
         nothing can be split off; without `end`, where its end of turn cannot be told from the answer.
         DataError for what are no messages, and for two completions that differ in more than spaces and are written the same.
-    A field of the row that the template does not read is a warning, once a field.
+    What of the row the template does not write, and a template that writes no end token, is a warning, once.
     """
     if template_of(tokenizer) is None:
         raise ModelError(
@@ -51,114 +36,73 @@ def write_conversation(
         )
     chat = Chat.of(tokenizer, prompt, tokenisation)
     options = tuple(getattr(prompt, "chat_template_kwargs", ()))
-    prompt, *completions = (chat.readable(messages) for messages in (prompt, *completions))
+    for messages in (prompt, *completions):
+        chat.check(messages)
     resumed = _is_begun(prompt)
     before = chat.write(prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
     joints = [chat.write(_merged(prompt, completion)) for completion in completions]
     _warn_of_unread(chat, options, [_merged(prompt, each) for each in completions] or [prompt], joints or [before], origin)
+    split = [
+        (joint[: len(before)], joint[len(before) :])
+        if joint.startswith(before)
+        else _begun(chat, before, joint, prompt, completion)
+        for joint, completion in zip(joints, completions)
+    ]
     answers = tuple(
-        _answer(chat, before, joint, prompt, completion, tokenisation.end) for joint, completion in zip(joints, completions)
+        (context, _ended(chat, rest, prompt, completion, tokenisation.end))
+        for (context, rest), completion in zip(split, completions)
     )
     _check_told_apart(completions, answers)
+    if completions:
+        _warn_of_lost_words(chat, completions, answers, origin)
+        if tokenisation.end and not chat.closes():
+            _warn_of_no_end(chat, origin)
     return before, answers
 
 
-@dataclass(frozen=True)
-class Chat:
-    """A tokenizer's template with the arguments of one row."""
+def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Messages) -> Answer:
+    """Where an answer begins that the template does not write behind its generation prompt, `before`, as that opens a block:
 
-    tokenizer: Any
-    options: Mapping[str, Any]
-    tools: tuple[Any, ...] = ()
+    - The row's answer opens that block itself, or goes on in it, and the template deletes it (DeepSeek-R1): behind `before`.
+    - It has no such block: behind what the generation prompt and the template's writing of such an answer have in common.
 
-    @classmethod
-    def of(cls, tokenizer: Any, prompt: Messages, tokenisation: Tokenisation) -> "Chat":
-        options = {**tokenisation.chat_template_kwargs, **getattr(prompt, "chat_template_kwargs", {})}
-        return cls(tokenizer, options, tuple(getattr(prompt, "tools", ())))
-
-    def write(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
-        """What the template writes. ModelError where it refuses."""
-        tools = {"tools": list(self.tools)} if self.tools else {}
-        bound_templates()
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(list(messages), tokenize=False, **{**self.options, **tools, **opened})
-            )
-        except Exception as error:  # a template is somebody else's program: jinja's errors, TypeError, …
-            raise ModelError(f"The chat template refuses this conversation: {error}") from error
-
-    def readable(self, messages: Messages) -> Messages:
-        """The messages with text parts joined to a string, where the template does not read parts."""
-        parts = False
-        for message in messages:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise DataError(f'Found {message!r:.60} among chat messages; expected {{"role": string, "content": string}}.')
-            parts = parts or isinstance(message.get("content"), list | tuple)
-        if not parts or self._remembered("parts", self._reads_parts):
-            return tuple(messages)
-        return tuple({**message, "content": _joined(message.get("content"))} for message in messages)
-
-    def _reads_parts(self) -> bool:
-        plain = self.tried([{"role": "user", "content": _MARK}])
-        return plain is not None and plain == self.tried([{"role": "user", "content": [{"type": "text", "text": _MARK}]}])
-
-    def tried(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str | None:
-        """What the template writes; None where it refuses."""
-        try:
-            return self.write(messages, **opened)
-        except ModelError:
-            return None
-
-    def ending(self) -> str | None:
-        """What the template writes after the words of a plain answer; None where that depends on the words."""
-        return self._remembered("ending", lambda: self.after(({"role": "user", "content": "a"}, {"role": "assistant"})))
-
-    def after(self, messages: Messages) -> str | None:
-        """What stands after the content of the last of these messages."""
-        found = set()
-        for mark in (_MARK, f"0 {_MARK}"):
-            text = self.tried([*messages[:-1], {**messages[-1], "content": mark}])
-            if text is None or mark not in text:
-                return None
-            found.add(text[text.rindex(mark) + len(mark) :])
-        return found.pop() if len(found) == 1 else None
-
-    def ends(self) -> tuple[str, ...]:
-        """The tokens that end an answer: the tokenizer's end token, and the special ones in the template's end of turn."""
-        return self._remembered("ends", self._find_ends)
-
-    def _find_ends(self) -> tuple[str, ...]:
-        after = (self.ending() if template_of(self.tokenizer) is not None else None) or ""
-        added = {str(token) for token in getattr(self.tokenizer, "added_tokens_encoder", {})}
-        first = max((token for token in added if token.strip() and after.lstrip().startswith(token)), key=len, default=None)
-        return tuple(dict.fromkeys(str(token) for token in (self.tokenizer.eos_token, first) if token))
-
-    def _remembered(self, what: str, find: Callable[[], T]) -> T:
-        """`find()`, once for a tokenizer with this template and these arguments."""
-        known = _remembered.setdefault(self.tokenizer, {})
-        template = template_of(self.tokenizer)
-        named = template if isinstance(template, str | None) else json.dumps(template, sort_keys=True)
-        key = (what, named, json.dumps(dict(self.options), sort_keys=True, default=str), bool(self.tools))
-        if key not in known:
-            known[key] = find()
-        found: T = known[key]
-        return found
+    ModelError where more than the opened block differs.
+    """
+    plain = chat.before_words((*prompt, {"role": "assistant"})) if completion and not _is_begun(prompt) else None
+    shared = commonprefix([before, plain or ""])  # noqa: RUF071  # texts, not paths
+    bare = chat.write(prompt) if prompt else ""
+    if plain is not None and shared.startswith(bare):
+        opened, closed = before[len(shared) :].strip(), plain[len(shared) :].strip()
+        words, after = content_of(completion[0]), chat.ending()
+        if len(completion) == 1 and not completion[0].get("tool_calls") and after is not None and len(shared) < len(before):
+            if opened and words.lstrip().startswith(opened):
+                return before, words.lstrip()[len(opened) :].lstrip("\n") + after
+            if closed in words if closed else not _holds(joint, words):
+                return before, words + after
+        if joint.startswith(shared) and len(shared) < len(before):
+            _warn_of_opening(chat, before[len(bare) :], joint[len(bare) :][:40], _remedy(chat, prompt, joint))
+            return shared, joint[len(shared) :]
+    raise ModelError(
+        "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: "
+        f"alone it ends in {before[-40:]!r}. {_remedy(chat, prompt, joint)}Use a template that keeps what it has written, or "
+        "give strings."
+    )
 
 
-_remembered: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
+def _remedy(chat: Chat, prompt: Messages, joint: str) -> str:
+    """An argument of the template under which the generation prompt is what stands before this answer."""
+    for name, value in ((name, value) for name in chat.arguments() for value in (False, True)):
+        found = Chat(chat.tokenizer, {**chat.options, name: value}, chat.tools).tried(prompt, add_generation_prompt=True)
+        if found is not None and joint.startswith(found) and len(found) > len(chat.tried(prompt) or ""):
+            return f"With chat_template_kwargs={{{name!r}: {value}}} it does not. "
+    return ""
 
 
-def _answer(chat: Chat, before: str, joint: str, prompt: Messages, completion: Messages, end: bool) -> str:
+def _ended(chat: Chat, rest: str, prompt: Messages, completion: Messages, end: bool) -> str:
     """What the template adds for the completion: up to its end of turn, or with it once."""
-    if not joint.startswith(before):
-        raise ModelError(
-            "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: "
-            f"alone it ends in {before[-40:]!r}. Use a template that keeps what it has written, or give strings."
-        )
-    rest = joint[len(before) :]
     if not completion:
         return rest
-    last = _content(completion[-1]).rstrip()
+    last = content_of(completion[-1]).rstrip()
     if end and not any(last.endswith(token) for token in chat.ends()):
         return rest
     after = _end_of_turn(chat, rest, prompt, completion)
@@ -197,123 +141,100 @@ def _merged(prompt: Messages, completion: Messages) -> Messages:
     if completion and _is_begun(prompt) and completion[0]["role"] == "assistant":
         begun, rest = prompt[-1], completion[0]
         parts = isinstance(begun.get("content"), list) and isinstance(rest.get("content"), list)
-        content = [*begun["content"], *rest["content"]] if parts else _content(begun) + _content(rest)
+        content = [*begun["content"], *rest["content"]] if parts else content_of(begun) + content_of(rest)
         return (*prompt[:-1], {**begun, **rest, "content": content}, *completion[1:])
     return (*prompt, *completion)
 
 
-def _content(message: Mapping[str, Any]) -> str:
-    content = _joined(message.get("content"))
-    return content if isinstance(content, str) else ""
-
-
-def _joined(content: Any) -> Any:
-    """Text parts as one string. DataError for a part that is no text."""
-    if not isinstance(content, list | tuple):
-        return content
-    if odd := next((part for part in content if not isinstance(part, Mapping) or not isinstance(part.get("text"), str)), None):
-        raise DataError(f"A message has the part {odd!r:.60}; expected text parts, this chat template reads no others.")
-    return "".join(part["text"] for part in content)
-
-
-def _check_told_apart(completions: Sequence[Messages], answers: Sequence[str]) -> None:
+def _check_told_apart(completions: Sequence[Messages], answers: Sequence[Answer]) -> None:
     """DataError for completions that say different things and are written the same."""
     if len(set(answers)) == len(answers):
         return
-    seen: dict[str, str] = {}
+    seen: dict[Answer, str] = {}
     for completion, answer in zip(completions, answers):
         content = "".join(json.dumps([dict(message) for message in completion], sort_keys=True, default=str).split())
         content = content.replace("\\n", "").replace("\\t", "")
         if seen.setdefault(answer, content) != content:
             raise DataError(
-                f"Two different completions are written the same by the chat template, {answer[:60]!r}: it deletes what tells "
-                "them apart (such as reasoning). Use a template that keeps it, or remove the row."
+                f"Two different completions are written the same by the chat template, {answer[1][:60]!r}: it deletes what "
+                "tells them apart (such as reasoning). Use a template that keeps it, or remove the row."
             )
 
 
-# ---- the date, which some templates write ----
+# ---- what the template does not write ----
 
 
-def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any]) -> str | None:
-    """None where `write()` is the same on any day; else the argument of the template that fixes the date, "" for none."""
-    source = str(template_of(tokenizer))
-    if "strftime_now" not in source:
-        return None
-    with _another_day():
-        elsewhen = write()
-    if elsewhen == write():
-        return None
-    names: list[str] = re.findall(r"(\w+)\s+is\s+(?:not\s+)?defined", source)
-    for name in dict.fromkeys(names):
-        if name in ("strftime_now", "tools", "messages"):
-            continue
-        fixed = Chat(tokenizer, {**tokenisation.chat_template_kwargs, name: "26 Jul 2024"})
-        asked: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
-        with _another_day():
-            then = fixed.tried(asked)
-        if then is not None and then == fixed.tried(asked):
-            return name
-    return ""
+def _holds(text: str, words: str) -> bool:
+    """Whether the text has these words, white space aside."""
+    return "".join(words.split()) in "".join(text.split())
 
 
-@contextmanager
-def _another_day() -> Iterator[None]:
-    """Within it templates are told that it is the last day of 1999."""
-    home: Any = import_module("transformers.utils.chat_template_utils")
-    real = home.datetime
-
-    class Then(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> "Then":
-            return cls(1999, 12, 31, 23, 58, 57, tzinfo=tz)
-
-    home.datetime = Then
-    try:
-        yield
-    finally:
-        home.datetime = real
+def _warn_of_lost_words(chat: Chat, completions: Sequence[Messages], answers: Sequence[Answer], origin: str) -> None:
+    """A warning, once, where the template leaves out a part of an answer, such as its reasoning."""
+    for completion, (context, answer) in zip(completions, answers):
+        lost = next((words for m in completion if not _holds(context + answer, words := chat.unended(content_of(m)))), None)
+        if lost is not None:
+            chat.warn(
+                "words",
+                f"{_where(completion, origin)}: of the answer {lost[:60]!r} the chat template writes {answer[:60]!r}, and this "
+                "is what is scored and trained on. Use a template that keeps all of it. (Said once.)",
+            )
 
 
-# ---- fields that the template does not read ----
+def _warn_of_no_end(chat: Chat, origin: str) -> None:
+    chat.warn(
+        "end",
+        f"{origin or 'A conversation'}: the chat template writes no end token behind an answer (but {chat.ending()!r}): none "
+        "is scored, and a policy does not learn to stop. Use a template that writes one; or say that none is meant: end=False "
+        "in the tokenisation. (Said once.)",
+    )
+
+
+def _warn_of_opening(chat: Chat, opening: str, answer: str, remedy: str) -> None:
+    chat.warn(
+        "opening",
+        f"The chat template begins a new answer with {opening!r}, and writes this one as {answer!r}: it is scored so, behind "
+        f"what the two begin with. {remedy}(Said once.)",
+    )
+
+
+def _where(messages: Messages, origin: str) -> str:
+    return origin or f"The conversation that begins {content_of(messages[0])[:40]!r}"
 
 
 def _warn_of_unread(chat: Chat, options: Sequence[str], rows: Sequence[Messages], written: Sequence[str], origin: str) -> None:
-    """A warning, once a field, where the template writes a row the same without a field (or argument) that the row has."""
+    """A warning, once a field, where the template writes a row the same without a field (or argument, or the messages of a
+    role) that the row has."""
     fields = sorted({field for row in rows for message in row for field in message.keys() - _PLAIN if message[field]})
-    if not fields and not options and not chat.tools:
-        return
+    roles = sorted({message["role"] for row in rows for message in row if content_of(message)} - {"user", "assistant"})
     source = str(template_of(chat.tokenizer))
-    warned = _remembered.setdefault(chat.tokenizer, {}).setdefault("unread", set())
-    for field in [*(["tools"] if chat.tools else []), *options, *fields]:
-        if field in warned:
+    for field in [*(["tools"] if chat.tools else []), *options, *fields, *roles]:
+        if chat.has_said(field):
             continue
         read = field in source if field in options else any(_without(chat, r, field) != text for r, text in zip(rows, written))
         if not read:
-            warned.add(field)
-            warnings.warn(
-                f"{origin or f'The conversation that begins {_content(rows[0][0])[:40]!r}'}: the row has `{field}`, and this "
-                "tokenizer's chat template writes the same without it, so it has no effect on scores and training. Use a "
-                "template that reads it, or remove it. (Said once a field.)",
-                MultirefWarning,
-                stacklevel=2,
+            chat.warn(
+                field,
+                f"{_where(rows[0], origin)}: the row has `{field}`, and this tokenizer's chat template writes the same without "
+                "it, so it has no effect on scores and training. Use a template that reads it, or remove it. (Said once a "
+                "field.)",
             )
 
 
 def _without(chat: Chat, row: Messages, field: str) -> str | None:
     less = Chat(chat.tokenizer, chat.options, () if field == "tools" else chat.tools)
-    messages = [{name: value for name, value in message.items() if name != field or name in _PLAIN} for message in row]
-    return less.tried(messages)
+    others = [message for message in row if message["role"] != field]
+    return less.tried(
+        [{name: value for name, value in message.items() if name != field or name in _PLAIN} for message in others]
+    )
 
 
 def warn_of_strings(tokenizer: Any, texts: Iterable[Any]) -> None:
     """One warning a tokenizer: it has a chat template, and a prompt is a string, which is scored as it stands."""
-    known = _remembered.setdefault(tokenizer, {})
-    if "strings" not in known and template_of(tokenizer) is not None and (prompt := next(iter(texts), None)) is not None:
-        known["strings"] = True
+    if template_of(tokenizer) is not None and (prompt := next(iter(texts), None)) is not None:
         name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
-        warnings.warn(
+        Chat(tokenizer, {}).warn(
+            "strings",
             f"{name} has a chat template, and the prompt {prompt[:40]!r} is a string: it is used as it stands, without the "
             "template. Give prompts as lists of messages where the model is a chat model. (Said once.)",
-            MultirefWarning,
-            stacklevel=2,
         )

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from multiref.errors import DataError, ModelError
-from multiref.models.conversation import Chat, warn_of_strings, write_conversation
+from multiref.models.chat import Chat
+from multiref.models.conversation import warn_of_strings, write_conversation
 from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Tokenisation
 
@@ -25,8 +26,8 @@ class Encoded:
     """A prompt and its completions as token ids of one tokenizer.
 
     prompt_ids is the context of every completion, start token included; `contexts`, where not empty, holds each completion's
-    own context instead (truncation that keeps the end cuts the prompt by as much as this completion needs, for a score must
-    not depend on the completion beside it).
+    own context instead (truncation that keeps the end cuts the prompt by as much as this completion needs; a chat template may
+    open a block with which one answer begins and another does not), for a score must not depend on the completion beside it.
     """
 
     prompt_ids: Ids
@@ -95,19 +96,37 @@ def encode_many(
     tokenizer = as_tokenizer(tokenizer)
     names = origins or [""] * len(items)
     warn_of_strings(tokenizer, (prompt for prompt, _ in items if isinstance(prompt, str)))
-    apart = tokenisation.join == "tokens"
-    written = []
+    rows: list[_Row] = []
+    order: list[list[int]] = []  # of each item: which of its rows each completion is in
     for (prompt, completions), name in zip(items, names):
         with _named(name, prompt):
-            written.append(_write(tokenizer, prompt, completions, tokenisation, name))
-    bodies = _plain_ids(tokenizer, [text for text, _ in written], names)
-    texts = [rest if apart else text + rest for text, rests in written for rest in rests]
-    joints = iter(_plain_ids(tokenizer, texts, [name for name, (_, rests) in zip(names, written) for _ in rests]))
+            text, answers = _write(tokenizer, prompt, completions, tokenisation, name)
+        contexts = list(dict.fromkeys(context for context, _ in answers)) or [text]
+        plain = isinstance(prompt, str)
+        rows += [_Row(each, tuple(rest for context, rest in answers if context == each), name, plain) for each in contexts]
+        order.append([contexts.index(context) for context, _ in answers] or [0])
+    encoded = iter(_encode_rows(tokenizer, rows, tokenisation))
+    return [_joined([next(encoded) for _ in range(max(places) + 1)], places) for places in order]
+
+
+class _Row(NamedTuple):
+    """What stands before some completions, and the completions as texts."""
+
+    text: str
+    rests: tuple[str, ...]
+    name: str
+    plain: bool
+
+
+def _encode_rows(tokenizer: Any, rows: Sequence[_Row], tokenisation: Tokenisation) -> list[Encoded]:
+    apart = tokenisation.join == "tokens"
+    bodies = _plain_ids(tokenizer, [row.text for row in rows], [row.name for row in rows])
+    texts = [rest if apart else row.text + rest for row in rows for rest in row.rests]
+    joints = iter(_plain_ids(tokenizer, texts, [row.name for row in rows for _ in row.rests]))
     start = start_ids(tokenizer) if tokenisation.start else ()
     ends = _Ends(tokenizer, tokenisation)
     encoded = []
-    for (prompt, _), name, (text, rests), body in zip(items, names, written, bodies):
-        plain = isinstance(prompt, str)
+    for (text, rests, name, plain), body in zip(rows, bodies):
         ids = tuple(next(joints) if apart else _continuation(tokenizer, next(joints), rest, body) for rest in rests)
         if plain and tokenisation.end:
             ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
@@ -118,6 +137,15 @@ def encode_many(
                 ids = tuple(each[len(context) :] if each[: len(context)] == context else each for each in ids)
             encoded.append(_fit(context, ids, start, tokenisation))
     return encoded
+
+
+def _joined(parts: Sequence[Encoded], places: Sequence[int]) -> Encoded:
+    """One item of several, whose completions have not all one context. places: in which part each completion is."""
+    if len(parts) == 1:
+        return parts[0]
+    found = [(places[:n].count(place), parts[place]) for n, place in enumerate(places)]
+    columns = zip(*((part.completions[i], part.truncated[i], part.context(i)) for i, part in found))
+    return Encoded(parts[0].prompt_ids, *columns)
 
 
 @contextmanager
@@ -133,12 +161,12 @@ def _named(name: str, prompt: Text) -> Iterator[None]:
 
 def _write(
     tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation, name: str
-) -> tuple[str, tuple[str, ...]]:
-    """An item as strings: conversations through the template, which writes start and end itself."""
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """An item as strings, each completion with its context: conversations through the template, which writes start and end."""
     if any(isinstance(completion, str) != isinstance(prompt, str) for completion in completions):
         raise DataError("A prompt and its completion are not of one kind: one is a string, the other a list of chat messages.")
     if isinstance(prompt, str):
-        return prompt, tuple(completions)
+        return prompt, tuple((prompt, completion) for completion in completions)
     return write_conversation(tokenizer, prompt, completions, tokenisation, origin=name)
 
 

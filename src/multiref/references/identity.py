@@ -15,7 +15,7 @@ import torch
 
 from multiref.errors import MultirefWarning
 from multiref.models.adapters import on_base
-from multiref.models.conversation import Chat, dates_of, template_of
+from multiref.models.chat import Chat, dates_of, template_of
 from multiref.models.fingerprint import (
     config_fingerprint,
     file_weights_fingerprint,
@@ -65,6 +65,7 @@ def text_identity(kind: str, tokenizer: Any, tokenisation: Tokenisation) -> dict
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": text_digest(source) if template is not None else None,
         "written": text_digest(json.dumps(write_probe(tokenizer, tokenisation))) if template is not None else None,
+        **({"unended": True} if template is not None and not Chat.of(tokenizer, (), tokenisation).closes() else {}),
     }
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from multiref.data import Pair, as_pairs
 from multiref.errors import ArgumentError, DataError, MultirefWarning
 from multiref.models import Encoded, completion_logps, encode_many
+from multiref.models.chat import Chat
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.objectives import PairLogps
@@ -135,6 +136,7 @@ class PreferenceData(PairData):
     ) -> None:
         scores.agree_on(tokenisation)
         super().__init__(pairs, tokenizer, tokenisation, counts)
+        _check_ends(self.pairs, scores, tokenizer, tokenisation)
         self.names, self.identities, self.said = scores.names, scores.identities, tokenisation.identity()
         prompts = [pair.prompt for pair in self.pairs]
         columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
@@ -184,6 +186,11 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisati
                 f"{origin}: chosen and rejected are different texts and become the same tokens, so the row says nothing about "
                 "preference. The tokenizer or the chat template deletes what tells them apart; remove the row, or use another."
             )
+        if item.context(0) != item.context(1) and not any(item.truncated):
+            raise DataError(
+                f"{origin}: the chat template opens a block (such as <think>) before an answer, and of chosen and rejected one "
+                "begins with it and the other does not: they answer different prompts. Give both sides the block, or neither."
+            )
     return encoded
 
 
@@ -198,6 +205,21 @@ def _cut(encoded: Sequence[Encoded], truncated: Tensor, digests: Tensor) -> Tens
     for row, side in cut.any(0).nonzero().tolist():
         kept[row, side] = _signed(encoded[row].digest(side))
     return (cut & ((digests != kept) | (digests == 0))).any(-1)
+
+
+def _check_ends(pairs: Sequence[Pair], scores: SequenceScores, tokenizer: Any, tokenisation: Tokenisation) -> None:
+    """ArgumentError where the policy's template ends an answer and a reference's does not, or the other way."""
+    if not tokenisation.end or all(isinstance(pair.prompt, str) for pair in pairs):
+        return
+    ours = not Chat.of(tokenizer, (), tokenisation).closes()
+    for name, identity in zip(scores.names, scores.identities):
+        if identity.get("kind") == "local" and bool(identity.get("unended")) != ours:
+            who = ("the policy's", f"that of reference {name!r}")
+            raise ArgumentError(
+                f"The chat template of one side writes an end token behind an answer ({who[ours]}), the other's none "
+                f"({who[not ours]}): the ratio would be of different texts. Give both a template that ends an answer, or "
+                "score and train with end=False."
+            )
 
 
 def _scored_otherwise(encoded: Sequence[Encoded], digests: Tensor) -> tuple[int, ...]:

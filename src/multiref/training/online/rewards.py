@@ -20,7 +20,7 @@ from torch import Tensor
 
 from multiref._files import read_text
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
-from multiref.models.conversation import Chat
+from multiref.models.chat import Chat
 from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import Rollout
 

@@ -1,0 +1,234 @@
+"""A tokenizer's chat template, asked: what it writes, what it reads, and what it puts around an answer.
+
+A template is a program. What it does is found by asking it: it writes a conversation whose words are known, and what stands
+around them is its own. Nothing is searched for by an answer's letters.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from jinja2 import nodes
+
+from multiref.errors import DataError, ModelError, MultirefWarning
+from multiref.models.bounded_templates import bound_templates
+from multiref.models.spec import Tokenisation
+
+Messages = tuple[dict[str, Any], ...]
+T = TypeVar("T")
+_MARK = "multiref9here"  # words that no template writes
+_GIVEN = {"add_generation_prompt", "loop", "messages", "namespace", "raise_exception", "strftime_now", "tools"}
+
+
+def template_of(tokenizer: Any) -> Any:
+    """The chat template: a text, or several by name; None where there is none."""
+    return getattr(tokenizer, "chat_template", None) or None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer's template with the arguments of one row."""
+
+    tokenizer: Any
+    options: Mapping[str, Any]
+    tools: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Any, prompt: Messages, tokenisation: Tokenisation) -> "Chat":
+        options = {**tokenisation.chat_template_kwargs, **getattr(prompt, "chat_template_kwargs", {})}
+        return cls(tokenizer, options, tuple(getattr(prompt, "tools", ())))
+
+    def write(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
+        """What the template writes. Content is handed to it as it reads it: as a string, or in parts. ModelError where it
+        refuses."""
+        parts = [isinstance(message.get("content"), list | tuple) for message in messages]
+        form = self._remembered("form", self._form)
+        if form == "parts" and not all(parts):
+            messages = [{**message, "content": _in_parts(message.get("content"))} for message in messages]
+        elif form == "strings" and any(parts):
+            messages = [{**message, "content": _joined(message.get("content"))} for message in messages]
+        return self._apply(messages, **opened)
+
+    def _apply(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
+        tools = {"tools": list(self.tools)} if self.tools else {}
+        bound_templates()
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, **{**self.options, **tools, **opened})
+            )
+        except Exception as error:  # a template is somebody else's program: jinja's errors, TypeError, …
+            raise ModelError(f"The chat template refuses this conversation: {error}") from error
+
+    def check(self, messages: Messages) -> None:
+        """DataError for what are no messages."""
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise DataError(f'Found {message!r:.60} among chat messages; expected {{"role": string, "content": string}}.')
+
+    def _form(self) -> str:
+        """ "parts" where the template writes the words of a list of parts alone, "strings" where those of a string alone, else
+        "both"."""
+
+        def written(content: Any) -> str:
+            try:
+                return self._apply([{"role": "user", "content": content}])
+            except ModelError:
+                return ""
+
+        plain, parts = written(_MARK), written(_in_parts(_MARK))
+        if plain == parts:
+            return "both"
+        return "parts" if _MARK in parts and _MARK not in plain else "strings"
+
+    def tried(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str | None:
+        """What the template writes; None where it refuses."""
+        try:
+            return self.write(messages, **opened)
+        except ModelError:
+            return None
+
+    def ending(self) -> str | None:
+        """What the template writes after the words of a plain answer; None where that depends on the words."""
+        return self._remembered("ending", lambda: self.after(({"role": "user", "content": "a"}, {"role": "assistant"})))
+
+    def after(self, messages: Messages) -> str | None:
+        """What stands after the content of the last of these messages; None where that depends on the words."""
+        return self._around(messages, lambda text, mark: text[text.rindex(mark) + len(mark) :])
+
+    def before_words(self, messages: Messages) -> str | None:
+        """What stands before the content of the last of these messages; None where that depends on the words."""
+        return self._around(messages, lambda text, mark: text[: text.rindex(mark)])
+
+    def _around(self, messages: Messages, part: Callable[[str, str], str]) -> str | None:
+        found = set()
+        for mark in (_MARK, f"0 {_MARK}"):
+            text = self.tried([*messages[:-1], {**messages[-1], "content": mark}])
+            if text is None or mark not in text:
+                return None
+            found.add(part(text, mark))
+        return found.pop() if len(found) == 1 else None
+
+    def closes(self) -> bool:
+        """Whether the template writes an end token behind an answer, as far as that can be told."""
+        return self._remembered("closes", self._find_whether_it_closes)
+
+    def _find_whether_it_closes(self) -> bool:
+        after = self.ending()
+        return after is None or any(token and token in after for token in (str(self.tokenizer.eos_token or ""), *self._added()))
+
+    def _added(self) -> set[str]:
+        return {str(token) for token in getattr(self.tokenizer, "added_tokens_encoder", {}) if str(token).strip()}
+
+    def unended(self, words: str) -> str:
+        """The words less the end tokens that they end in."""
+        words = words.rstrip()
+        while found := next((token for token in self.ends() if words.endswith(token)), None):
+            words = words[: -len(found)].rstrip()
+        return words
+
+    def arguments(self) -> list[str]:
+        """Names that the template reads: those of its arguments are among them."""
+        source = template_of(self.tokenizer)
+        if not isinstance(source, str):
+            return []
+        bound_templates()
+        home: Any = import_module("transformers.utils.chat_template_utils")
+        tree = home._compile_jinja_template(source).environment.parse(source)
+        return sorted({name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"} - _GIVEN)
+
+    def has_said(self, what: str) -> bool:
+        return what in _remembered.setdefault(self.tokenizer, {}).setdefault("said", set())
+
+    def warn(self, what: str, message: str) -> None:
+        """A warning, once a tokenizer."""
+        if not self.has_said(what):
+            _remembered[self.tokenizer]["said"].add(what)
+            warnings.warn(message, MultirefWarning, stacklevel=2)
+
+    def ends(self) -> tuple[str, ...]:
+        """The tokens that end an answer: the tokenizer's end token, and the special ones in the template's end of turn."""
+        return self._remembered("ends", self._find_ends)
+
+    def _find_ends(self) -> tuple[str, ...]:
+        after = (self.ending() if template_of(self.tokenizer) is not None else None) or ""
+        first = max((token for token in self._added() if after.lstrip().startswith(token)), key=len, default=None)
+        return tuple(dict.fromkeys(str(token) for token in (self.tokenizer.eos_token, first) if token))
+
+    def _remembered(self, what: str, find: Callable[[], T]) -> T:
+        """`find()`, once for a tokenizer with this template and these arguments."""
+        known = _remembered.setdefault(self.tokenizer, {})
+        template = template_of(self.tokenizer)
+        named = template if isinstance(template, str | None) else json.dumps(template, sort_keys=True)
+        key = (what, named, json.dumps(dict(self.options), sort_keys=True, default=str), bool(self.tools))
+        if key not in known:
+            known[key] = find()
+        found: T = known[key]
+        return found
+
+
+_remembered: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
+
+
+def content_of(message: Mapping[str, Any]) -> str:
+    """Its words as one string."""
+    content = _joined(message.get("content"))
+    return content if isinstance(content, str) else ""
+
+
+def _joined(content: Any) -> Any:
+    """Text parts as one string. DataError for a part that is no text."""
+    if not isinstance(content, list | tuple):
+        return content
+    if odd := next((part for part in content if not isinstance(part, Mapping) or not isinstance(part.get("text"), str)), None):
+        raise DataError(f"A message has the part {odd!r:.60}; expected text parts, this chat template reads no others.")
+    return "".join(part["text"] for part in content)
+
+
+def _in_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+# ---- the date, which some templates write ----
+
+
+def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any]) -> str | None:
+    """None where `write()` is the same on any day; else the argument of the template that fixes the date, "" for none."""
+    source = str(template_of(tokenizer))
+    if "strftime_now" not in source:
+        return None
+    with _another_day():
+        elsewhen = write()
+    if elsewhen == write():
+        return None
+    for name in Chat(tokenizer, {}).arguments():
+        fixed = Chat(tokenizer, {**tokenisation.chat_template_kwargs, name: "26 Jul 2024"})
+        asked: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
+        with _another_day():
+            then = fixed.tried(asked)
+        if then is not None and then == fixed.tried(asked):
+            return name
+    return ""
+
+
+@contextmanager
+def _another_day() -> Iterator[None]:
+    """Within it templates are told that it is the last day of 1999."""
+    home: Any = import_module("transformers.utils.chat_template_utils")
+    real = home.datetime
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Then":
+            return cls(1999, 12, 31, 23, 58, 57, tzinfo=tz)
+
+    home.datetime = Then
+    try:
+        yield
+    finally:
+        home.datetime = real
