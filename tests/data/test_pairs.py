@@ -148,3 +148,19 @@ def test_the_home_folder_is_written_as_people_write_it(tmp_path, monkeypatch):
     assert Store("~/scores").folder == tmp_path / "home" / "scores"
     assert write_whole("~/out/a.txt", "a") == tmp_path / "home" / "out" / "a.txt"
     assert not (tmp_path / "~").exists()
+
+
+def test_rows_as_pandas_has_them():
+    """Arrays of messages, numpy's numbers, NaN where nothing is: the same pair as the plain row."""
+    import numpy as np
+
+    from multiref.data import as_pair
+
+    say = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+    plain = {"prompt": say("user", "a"), "chosen": say("assistant", "b"), "rejected": say("assistant", "c")}
+    arrays = {name: np.array(value, dtype=object) for name, value in plain.items()}
+    odd = {"system": float("nan"), "chat_template_kwargs": {"think": np.bool_(False)}}
+    assert as_pair({**arrays, **odd}) == as_pair({**plain, "chat_template_kwargs": {"think": False}})
+    for column, words in (("system_prompt", "call it `system`"), ("functions", "give it as `tools`")):
+        with pytest.raises(DataError, match=words):
+            as_pair({**plain, column: "be brief"})

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from multiref._json import parse_json
-from multiref.data.text import Conversation, Text, as_text, check_json, said, words
+from multiref.data.text import Conversation, Text, as_text, check_json, plain, said, words
 from multiref.errors import DataError, MultirefNotice
 
 EPSILON = "privacy_epsilon"  # the column of labels that are private already: ε of their randomised response
 USED = ("prompt", "chosen", "rejected", "margin", "system", "tools", "chat_template_kwargs", EPSILON)
 _USED = frozenset(USED)
 # Columns that change what a row says, and that nothing here reads. With something in them a row is refused.
-REFUSED = ("image", "images", "video", "videos", "audio", "audios", "documents", "history")
+REFUSED = dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "history"), "write it into the messages") | {
+    "documents": "give it as chat_template_kwargs: {documents: …}",
+    "functions": "give it as `tools`",
+    "system_prompt": "call it `system`",
+}
 QUESTIONS = ("question", "instruction", "query", "input")  # what others call the prompt
 
 
@@ -53,6 +57,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     where = origin or "row"
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: found {type(row).__name__}, expected an object with prompt, chosen and rejected.")
+    row = _from_pandas(row)
     _check_lost(row, where)
     chosen, rejected = (_side(row, side, where) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -76,7 +81,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
 def as_prompt(row: Mapping[str, object], *, origin: str = "") -> Text:
     """The prompt of a row that has no completions: with its `system`, `tools` and `chat_template_kwargs`, as `as_pair` has it.
     DataError naming `origin` for what is no text, and for a column with content that would be lost."""
-    where = origin or "row"
+    where, row = origin or "row", _from_pandas(row)
     _check_lost(row, where)
     return _with_extras(as_text(row.get("prompt"), "prompt", where), row, where)
 
@@ -95,11 +100,22 @@ def list_unread(columns: Iterable[str], source: str) -> None:
         )
 
 
+def _from_pandas(row: Mapping[str, object]) -> Mapping[str, object]:
+    """The row without numpy's kinds, and without NaN where a text or list may be missing."""
+    return {
+        name: None
+        if name != "margin" and isinstance(value, float) and math.isnan(value)
+        else plain(value)
+        if hasattr(value, "tolist") or isinstance(value, Mapping)
+        else value
+        for name, value in row.items()
+    }
+
+
 def _check_lost(row: Mapping[str, object], where: str) -> None:
     """DataError for a column with content that changes what a row says, and that is not read."""
-    for name in REFUSED:
+    for name, advice in REFUSED.items():
         if row.get(name) not in (None, "", [], {}, ()) and not _is_nothing(row[name]):
-            advice = "give it as chat_template_kwargs: {documents: …}" if name == "documents" else "write it into the messages"
             raise DataError(
                 f"{where}: the column `{name}` is not read, and this row says something there; {advice}, or remove it."
             )

@@ -72,6 +72,15 @@ def as_message(value: object, name: str, where: str) -> Message:
     return message
 
 
+def plain(value: Any) -> Any:
+    """numpy's arrays and numbers, as pandas has them in its rows, as lists and numbers, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple) and not isinstance(value, Conversation):
+        return [plain(part) for part in value]
+    return plain(value.tolist()) if hasattr(value, "tolist") and not isinstance(value, str) else value
+
+
 def said(message: Mapping[str, Any]) -> str:
     """The words of a message: its content as one string, parts one after the other."""
     content = message.get("content") or ""

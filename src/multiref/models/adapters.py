@@ -13,6 +13,7 @@ from multiref.errors import ModelError, MultirefWarning
 from multiref.models.checkpoint import check_numbers, first_three
 from multiref.models.folder_files import file_shapes, no_larger_than, read_object
 from multiref.models.folders import contents, local_folder, reading
+from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
 
 _CONFIG = "adapter_config.json"
@@ -124,6 +125,26 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
         )
     check_numbers(((key, weight) for key, weight in model.named_parameters() if name in key.split(".")), adapter)
     return model
+
+
+@torch.no_grad()
+def merged(model: Any, path: str) -> Any:
+    """The base with its adapter merged in. ModelError where that is not the same model: a change of one end of a base whose
+    embeddings are tied reaches the other, and a bias may have no place."""
+    size = len(model.get_input_embeddings().weight)
+    ids = torch.arange(1, 17, device=model.device)[None] * 7919 % size
+    before = model(input_ids=ids, **uncached(model)).logits.double()
+    with reading(path, says=f"The adapter {path} cannot be merged into its base, as another one on top of it needs."):
+        whole = model.merge_and_unload()
+    after = whole(input_ids=ids, **uncached(whole)).logits.double()
+    unit = torch.finfo(next(whole.parameters()).dtype).eps
+    gap = float((after - before).abs().max())
+    if not gap <= max(1e-3, 16 * unit * float(before.abs().max())):
+        raise ModelError(
+            f"The adapter {path} merged into its base is another model (logits differ by {gap:.2g}), as where it changes one "
+            "end of a model whose embeddings are tied. Train it further instead, or untie the base and save it."
+        )
+    return whole
 
 
 def _is_repeated(folder: Path, key: str) -> bool:

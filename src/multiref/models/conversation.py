@@ -71,7 +71,7 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
     plain = chat.before_words((*prompt, {"role": "assistant"})) if completion and not _is_begun(prompt) else None
     shared = commonprefix([before, plain or ""])  # noqa: RUF071  # texts, not paths
     bare = chat.write(prompt) if prompt else ""
-    if plain is not None and shared.startswith(bare):
+    if plain is not None and shared.startswith(bare) and shared != bare:
         opened, closed = before[len(shared) :].strip(), plain[len(shared) :].strip()
         words, after = content_of(completion[0]), chat.ending()
         if len(completion) == 1 and not completion[0].get("tool_calls") and after is not None and len(shared) < len(before):

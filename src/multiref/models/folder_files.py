@@ -87,6 +87,12 @@ def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Cont
             decode(path.read_bytes(), str(path), first=True, error=ModelError)
         elif path.name.endswith(".index.json"):
             _check_index(objects[path.name], path)
+    index, whole = objects.get("model.safetensors.index.json"), "model.safetensors"
+    if index is not None and whole in {path.name for path in paths} and whole not in index.get("weight_map", {}).values():
+        raise ModelError(
+            f"{folder} holds two sets of weights: model.safetensors, and the files of model.safetensors.index.json, as where a "
+            "model was saved over another. Remove those that are not meant."
+        )
     made = Contents(objects.get("config.json", {}), shapes)
     _check_config(made, folder / "config.json")
     _check_adapter(objects.get("adapter_config.json", {}), shapes, folder / "adapter_config.json")

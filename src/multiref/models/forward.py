@@ -57,7 +57,9 @@ def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first
         raise ModelError(
             f"{type(model).__name__} returns {found}; expected one row of logits a token, as causal language models have."
         )
-    of_head = len(seen) == 1 and seen[0].shape == logits.shape and torch.equal(seen[0].to(logits), logits)
+    of_head = len(seen) == 1 and seen[0].shape == logits.shape
+    if of_head and not (seen[0].data_ptr() == logits.data_ptr() and seen[0].dtype == logits.dtype):
+        of_head = torch.equal(seen[0].to(logits), logits)
     here = logits[0] if few else logits[0, first : first + len(labels)]
     if max(labels, default=0) >= logits.shape[-1]:
         raise ModelError(
@@ -70,7 +72,8 @@ def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first
             f"{type(model).__name__} gives log-probabilities that are not numbers on a row of {len(row)} tokens, run alone. "
             "Check its weights and dtype (float16 overflows to NaN)."
         )
-    return Plain(logps.cpu(), logits.shape[-1], float(here.abs().max()) if here.numel() else 0.0, of_head)
+    largest = max(map(abs, map(float, here.aminmax()))) if here.numel() else 0.0
+    return Plain(logps.cpu(), logits.shape[-1], largest, of_head)
 
 
 def forward_logps(model: nn.Module, rows: Rows, *, head: bool, vocabulary: int, budget: int) -> Tensor:

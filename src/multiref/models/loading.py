@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.adapters import adapter_folder, check_base, on_base, own_tokenizer, put_adapter
+from multiref.models.adapters import adapter_folder, check_base, merged, on_base, own_tokenizer, put_adapter
 from multiref.models.checkpoint import load_whole
 from multiref.models.folder_files import read_object
 from multiref.models.folders import contents, local_folder, reading
@@ -112,7 +112,7 @@ def load_merged(spec: ModelSpec, *, device: str | torch.device | None = None) ->
             f"{spec.path} is an adapter with another one on top; merging it into a base in {spec.quantization} would round it "
             "away. Load without quantization, or merge and save it first."
         )
-    return replace(loaded, model=loaded.model.merge_and_unload())
+    return replace(loaded, model=merged(loaded.model, loaded.name))
 
 
 def as_dtype(dtype: str) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 
 from multiref.errors import ModelError
 from multiref.models import LanguageModel, ModelSpec
-from multiref.models.adapters import on_base
+from multiref.models.adapters import merged, on_base
 from multiref.models.folders import local_folder
 
 FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
@@ -45,7 +45,7 @@ def with_trained_adapter(
             f"{split.adapter} is an adapter, and a new one is to be trained on top; merging it into a base in "
             f"{split.quantization} would round it away. Train it further (no `lora`), or load without quantization."
         )
-    base = model.merge_and_unload()
+    base = merged(model, str(split.adapter))
     base.name_or_path = _absolute(split.path)
     worn = with_lora(base, options)
     worn.active_peft_config.base_model_name_or_path = _absolute(str(split.adapter))

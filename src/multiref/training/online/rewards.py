@@ -78,7 +78,7 @@ class Reward:
 
     def _number(self, row: int, given: tuple[Any, Any]) -> float:
         value, completion = given
-        if value is None:
+        if value is None or value is np.ma.masked:
             return math.nan
         alone: Any = value
         while getattr(alone, "shape", None) in ((), (1,)) or isinstance(alone, np.generic):
@@ -205,7 +205,7 @@ def reward_rollouts(
     rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], group: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """([N] weighted sum, {name: [N]}) of `group` completions of each row; columns but `prompt` and `weights` go to the
-    functions, and `ended`: whether a completion is whole.
+    functions, and `ended` (whether a completion is whole) and `completion_ids`.
 
     ArgumentError where there are not as many completions, or one has no token.
     """
@@ -219,7 +219,8 @@ def reward_rollouts(
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
     names = {name for row in rows for name in row} - {"prompt", "weights"}
     columns = {name: [row.get(name) for row in rows for _ in range(group)] for name in sorted(names)}
-    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], **columns}
+    ids = [list(each) for rollout in rollouts for each in rollout.completion_ids]  # by the name that TRL has for them
+    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], "completion_ids": ids, **columns}
     return total_reward(rewards, prompts, completions, columns)
 
 
