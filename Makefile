@@ -12,7 +12,7 @@ OLD_PYTHON := "multiref needs Python 3.11 or newer, found %s: make PYTHON=python
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks recipes docs
 VERB ?=
-BENCHMARKS := exact scoring preference online store bilevel
+BENCHMARKS := exact scoring preference online store bilevel decoding
 
 .PHONY: help setup demo real real-full test test-full fuzz chaos lint docs bench hooks dist clean
 

@@ -73,6 +73,16 @@ def test_the_verb(models, tokenizer, tmp_path):
     assert len(Draws.load(tmp_path / "draws.jsonl")) == 1 and json.loads((tmp_path / "draws.jsonl").read_text().split("\n")[1])
     streamed = CliRunner().invoke(app, [*given, *short, "--method", "token"])
     assert streamed.exit_code == 0 and "approximate" in streamed.output
-    for wrong in (["--weight", "a=1"], ["--method", "best"], ["--reward", "length=5"]):
+    for method in ("smc", "token"):
+        found = json.loads(CliRunner().invoke(app, [*given, *short, "--method", method, "--show", "2", "--json"]).stdout)
+        assert len(found["prompts"][0]["completions"]) == 2 and bool(found["approximate"]) == (method == "token")
+        assert (found["prompts"][0].get("log_partition", -1) < 0) and found["verb"] == "decode"
+    for wrong in (
+        ["--weight", "a=1"],
+        ["--weight", "a=x", "--weight", "b=1"],
+        ["--prompts", str(tmp_path / "none.txt")],
+        ["--method", "best"],
+        ["--reward", "length=5"],
+    ):
         refused = CliRunner().invoke(app, [*given, *short, *wrong])
         assert refused.exit_code == 2 and refused.output.count("Error") == 1

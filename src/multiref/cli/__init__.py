@@ -42,6 +42,7 @@ VERBS = {
     "train": "Do what a run's file says: preference, reward, online, distill or iterative.",
     "sweep": "Change the weights after training, by the merge that is exact for reverse KL.",
     "decode": "Draw from the optimum without training: weighted samples of the references' pool, with a reward.",
+    "serve": "Answer any OpenAI client: the references' pool token by token, or draws of the optimum.",
     "evaluate": "Compare policies under one yardstick, with intervals.",
     "bound": "Evaluate a bound of the theory on your numbers.",
 }

@@ -8,6 +8,8 @@ import typer
 
 from multiref.cli.options import Device, Dtype, NamedReferences, Seed, for_each, name_and_path
 
+TOLD = ("log_partition", "error", "largest_share", "effective_size", "ancestors", "median_length", "cut", "not_canonical")
+
 
 def command(
     reference: NamedReferences,
@@ -31,32 +33,32 @@ def command(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
-) -> None:
+) -> dict[str, Any]:
     """Draw completions from π* ∝ ∏_k π_k^{w_k} e^{r/β}, without training. Each prompt's are shown as soon as they are drawn;
     with --method token, token by token.
 
     Example: multiref decode -r a=./a -r b=./b --prompt "Once upon a time" --show 3
     """
-    from multiref import ReverseKL
+    from multiref._files import read_text
     from multiref.decoding import Draws, sample
     from multiref.errors import ArgumentError
     from multiref.references import References
     from multiref.training.arguments import quiet
 
     quiet()
-    asked = [*(prompt or []), *(prompts.read_text(encoding="utf-8").splitlines() if prompts is not None else [])]
+    asked = [
+        *(prompt or []),
+        *(read_text(prompts, "a file with one prompt a line").splitlines() if prompts is not None else []),
+    ]
     if not asked:
         raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
     named = dict(map(name_and_path, reference))
-    given = for_each("--weight", weight, list(named))
-    if given and given.keys() != named.keys():
-        raise ArgumentError(f"--weight: expected one of each reference ({', '.join(named)}), found {', '.join(given)}.")
-    rule = ReverseKL(tuple(float(given[name]) for name in named) if given else None)
-    refs = References(named, device=device, dtype=dtype or "auto")
+    rule = make_rule(weight, list(named))
+    opened = References(named, device=device, dtype=dtype or "auto")
+    refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
     if method == "token" and not reward and out is None:
-        _stream(refs, rule, asked, max_new_tokens, min_new_tokens, show, seed)
-        return
-    function, parts = _reward(reward), []
+        return _stream(refs, rule, asked, max_new_tokens, min_new_tokens, show, seed)
+    function, parts, found = make_reward(reward), [], []
     options: dict[str, Any] = {"method": method, "n": n, "islands": islands, "reward_max": reward_max}
     for i, text in enumerate(asked):
         draws = sample(
@@ -64,17 +66,45 @@ def command(
             seed=seed + 7_919 * i, **options,
         )  # fmt: skip
         parts.append(draws)
-        for place in range(show):
-            print(f"{text}{draws.pick(seed + place)[0]}", flush=True)
+        picked = [draws.pick(seed + place)[0] for place in range(show)]
+        for each in picked:
+            print(f"{text}{each}", flush=True)
         print(draws, file=sys.stderr, flush=True)
+        one = draws[0]
+        told = (
+            "log_partition",
+            "error",
+            "largest_share",
+            "effective_size",
+            "ancestors",
+            "median_length",
+            "cut",
+            "not_canonical",
+        )
+        found.append({"prompt": text, "completions": picked, **{key: getattr(one, key) for key in told}})
     if out is not None:
         first = parts[0]
         every = tuple(each for draws in parts for each in draws)
         tokens, calls = sum(draws.tokens for draws in parts), sum(draws.reward_calls for draws in parts)
         Draws(every, first.method, first.proposal, first.approximate, tokens, calls).save(out)
+    return {"method": method, "approximate": parts[0].approximate or None, "prompts": found, "output": out and str(out)}
 
 
-def _reward(given: list[str] | None) -> Any:
+def make_rule(weight: list[str] | None, names: list[str]) -> Any:
+    """Reverse KL with the weights of --weight, in the order of the references."""
+    from multiref import ReverseKL
+    from multiref.errors import ArgumentError
+
+    given = for_each("--weight", weight, names)
+    if given and given.keys() != set(names):
+        raise ArgumentError(f"--weight: expected one of each reference ({', '.join(names)}), found {', '.join(given)}.")
+    try:
+        return ReverseKL(tuple(float(given[name]) for name in names) if given else None)
+    except ValueError as error:
+        raise ArgumentError(f"--weight: {error}") from None
+
+
+def make_reward(given: list[str] | None) -> Any:
     """The named rewards as one function of prompts and completions; None for none."""
     if not given:
         return None
@@ -85,14 +115,19 @@ def _reward(given: list[str] | None) -> Any:
     return lambda prompts, completions: total_reward(rewards, prompts, completions, {})[0].tolist()
 
 
-def _stream(refs: Any, rule: Any, prompts: list[str], longest: int, shortest: int, show: int, seed: int) -> None:
+def _stream(refs: Any, rule: Any, prompts: list[str], longest: int, shortest: int, show: int, seed: int) -> dict[str, Any]:
     """The per-token pool, token by token."""
     from multiref.decoding import stream_tokens
 
-    print("approximate: the references pooled token by token, another distribution than the optimum", file=sys.stderr)
+    approximate, found = "the references pooled token by token, another distribution than the optimum", []
+    print(f"approximate: {approximate}", file=sys.stderr)
     for i, text in enumerate(prompts):
+        said = ["" for _ in range(show)]
         for place in range(show):
             print(text, end="", flush=True)
             for piece in stream_tokens(text, refs, rule, longest, min_new_tokens=shortest, seed=seed + 7_919 * i + place):
                 print(piece, end="", flush=True)
+                said[place] += piece
             print(flush=True)
+        found.append({"prompt": text, "completions": said})
+    return {"method": "token", "approximate": approximate, "prompts": found, "output": None}

@@ -46,40 +46,47 @@ class PoolLogitsProcessor(LogitsProcessor):
                 MultirefWarning,
                 stacklevel=2,
             )
+        self._takes = [takes(model) for model in self.others]
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._caches: list[Any] = []
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, T], [B, V] → [B, V]."""
-        if not self._goes_on(input_ids) and bool(torch.isinf(scores).any()):
-            warnings.warn("Scores were cut before they were pooled: use no top_k, top_p, min_p.", MultirefWarning, stacklevel=2)
-        said = [scores.log_softmax(-1), *(self._said(k, input_ids).to(scores) for k in range(len(self.others)))]
+        before = self._ids.to(input_ids.device)
+        goes_on = before.shape == input_ids[:, :-1].shape and torch.equal(before, input_ids[:, :-1])
+        if not goes_on:
+            self._caches = [None] * len(self.others)
+            if bool(torch.isinf(scores).any()):
+                warnings.warn(
+                    "Scores were cut before they were pooled: use no top_k, top_p, min_p.", MultirefWarning, stacklevel=2
+                )
+        mask = self._whole_mask(input_ids)
+        said = [scores.log_softmax(-1), *(self._said(k, input_ids, mask).to(scores) for k in range(len(self.others)))]
         self._ids = input_ids.clone()
         return power_pool(torch.stack(said), self.weights.to(scores), self.order).log_softmax(-1)  # beams add them up
 
-    def _goes_on(self, ids: Tensor) -> bool:
-        before = self._ids.to(ids.device)
-        return len(self._caches) == len(self.others) and before.shape == ids[:, :-1].shape and torch.equal(before, ids[:, :-1])
-
-    def _said(self, k: int, ids: Tensor) -> Tensor:
+    def _said(self, k: int, ids: Tensor, mask: Tensor | None) -> Tensor:
         """[B, V]: log-probabilities of the next token under one of the others."""
-        model = self.others[k]
-        device, names = next(model.parameters()).device, takes(model)
-        goes_on = self._goes_on(ids) and self._caches[k] is not None
-        mask = self._whole_mask(ids).to(device)
-        new = ids[:, -1:] if goes_on else ids
-        inputs: dict[str, Any] = {"input_ids": new.to(device), "attention_mask": mask, "use_cache": True}
-        if "position_ids" in names:
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -new.shape[1] :]
-        out = model(**inputs, **cache_argument(names, self._caches[k] if goes_on else None))
-        self._caches = [*self._caches[:k], cache_of(out), *self._caches[k + 1 :]]
+        model, names, cache = self.others[k], self._takes[k], self._caches[k]
+        device = next(model.parameters()).device
+        new = ids if cache is None else ids[:, -1:]
+        inputs: dict[str, Any] = {"input_ids": new.to(device), "use_cache": True}
+        if mask is not None:
+            inputs["attention_mask"] = mask.to(device)
+            if "position_ids" in names:
+                inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)[:, -new.shape[1] :]
+        if "logits_to_keep" in names:
+            inputs["logits_to_keep"] = 1
+        out = model(**inputs, **cache_argument(names, cache))
+        self._caches[k] = cache_of(out)
         logps: Tensor = out.logits[:, -1].float().log_softmax(-1)
         return logps
 
-    def _whole_mask(self, ids: Tensor) -> Tensor:
+    def _whole_mask(self, ids: Tensor) -> Tensor | None:
+        """[B, T]; None where nothing is padded, and positions are those that the model counts itself."""
         if self.mask is None:
-            return torch.ones_like(ids)
+            return None
         each, left = divmod(len(ids), len(self.mask))
         if left or ids.shape[1] < self.mask.shape[1]:
             raise ArgumentError(f"attention_mask: {tuple(self.mask.shape)} is not of the prompts of rows {tuple(ids.shape)}.")

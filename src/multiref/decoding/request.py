@@ -128,13 +128,18 @@ class Request:
                     f"budget: this needs about {seconds:,.0f} seconds without the reward (one step of {self.rows} rows was "
                     f"timed), and {self.budget.seconds:,.0f} are allowed. Lower n, islands or max_new_tokens."
                 )
-        needed = cache_bytes(models, self.rows, max(map(len, contexts)) + steps)
-        free = free_bytes(next(models[0].parameters()).device)
-        if free is not None and needed > free:
-            raise ArgumentError(
-                f"n, islands: the caches of {self.rows:,} rows need {needed:,} bytes, and {free:,} are free. Lower n or "
-                "islands, or call several times with different seeds."
-            )
+        check_memory(models, self.rows, max(map(len, contexts)) + steps)
+
+
+def check_memory(models: Sequence[Any], rows: int, length: int, *, more: int = 0) -> None:
+    """ArgumentError where the caches of so many rows of so many tokens, and `more` bytes, are more than the device has free."""
+    needed = cache_bytes(models, rows, length) + more
+    free = free_bytes(next(models[0].parameters()).device)
+    if free is not None and needed > free:
+        raise ArgumentError(
+            f"n, islands: {rows:,} rows of {length:,} tokens need {needed:,} bytes (caches and logits), and {free:,} are free. "
+            "Lower n, islands or max_new_tokens, or call several times with different seeds."
+        )
 
 
 def _seconds(models: Sequence[Any], context: Sequence[int], rows: int, steps: int) -> float:

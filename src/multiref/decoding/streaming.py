@@ -1,16 +1,165 @@
-"""The per-token pool as a stream of text: each piece as soon as it is drawn."""
+"""The per-token pool, one token of each row at a time, and the text that these tokens spell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from multiref.decoding.bench import opened
-from multiref.decoding.request import Budget, Request
+from multiref.decoding.bench import Bench, opened
+from multiref.decoding.request import Budget, Request, check_memory
+from multiref.errors import ArgumentError, EmptyPoolError
+from multiref.models.distribution import bend
+from multiref.models.forward import uncached
 from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import decode_behind, encode_prompts
 from multiref.models.spec import Generation
 from multiref.regularizers import Regularizer
+
+Ids = tuple[int, ...]
+_BLOCK = 2**24  # log-probabilities of a block of the prompt, of one model
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token of a row. logp: under the pool as it is, temperature 1 and nothing cut; top: likeliest tokens, with theirs."""
+
+    row: int
+    token: int
+    logp: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def open_pool(refs: Any, regularizer: Regularizer) -> AbstractContextManager[Bench]:
+    """The references, loaded, to be pooled token by token. VocabularyMismatch where they have not one vocabulary."""
+    return opened(refs, Request(regularizer, None, 1.0, "token", "pool", 1, 1, Generation(1), False, None, Budget(), 0), True)
+
+
+def draw_tokens(
+    bench: Bench,
+    context: Ids,
+    generation: Generation,
+    *,
+    rows: int = 1,
+    generator: torch.Generator,
+    top: int = 0,
+    closed: set[int] | None = None,
+) -> Iterator[list[Drawn]]:
+    """The next token of each open row, step by step, drawn from the pool renormalised at each token (another distribution than
+    the escort, docs/decoding.md), at the temperature and within the cuts of `generation`.
+
+    A row closes with an end token, which is the last it gives. closed: rows that the caller closes, before the next step.
+    Errors: ArgumentError before the first token, where context or caches do not fit; EmptyPoolError where nothing can follow.
+    """
+    new, models, closed = generation.max_new_tokens, bench.models, set() if closed is None else closed
+    bench.scorer.check_context([context], new)
+    replace(bench.request, generation=generation).check_ends(bench.ends)
+    check_memory(models, rows, len(context) + new)
+    with at_rest(models):
+        step = Lockstep(models, context, rows, new)
+    end = torch.tensor(bench.ends, dtype=torch.long, device=step.device)
+    alive, token = list(range(rows)), torch.empty(0, 1, dtype=torch.long)
+    for t in range(new):
+        with at_rest(models):
+            if t:
+                step.read(token[:, 0])
+            pool = _pooled(bench.request.regularizer, step.logps())
+            bent = bend(pool, generation, end, t)
+            if bool((bent == -torch.inf).all(-1).any()):
+                raise EmptyPoolError(f"After {t} tokens nothing can follow: some reference forbids each token.")
+            greedy = generation.temperature == 0
+            token = bent.argmax(-1, keepdim=True) if greedy else torch.multinomial(bent.softmax(-1), 1, generator=generator)
+            drawn = _drawn(alive, pool, token, top)
+        yield drawn
+        closed |= {each.row for each in drawn if each.token in bench.ends}
+        kept = [place for place, row in enumerate(alive) if row not in closed]
+        if not kept:
+            return
+        if len(kept) < len(alive):
+            with at_rest(models):
+                places = torch.tensor(kept, device=step.device)
+                step.keep(places)
+                token, alive = token[places], [alive[place] for place in kept]
+
+
+@torch.inference_mode()
+def read_tokens(bench: Bench, ids: Ids, top: int = 0, *, first: int = 1) -> list[Drawn]:
+    """What the pool says of the tokens of a text from place `first` on (at least 1), each given those before it."""
+    vocabulary = max(model.config.get_text_config().vocab_size for model in bench.models)
+    check_memory(bench.models, 0, 0, more=4 * vocabulary * (len(ids) + 3) * (len(bench.models) + 1))
+    row = torch.tensor([ids])
+    with at_rest(bench.models):
+        each = [m(input_ids=row[:, :-1].to(m.device), **uncached(m)).logits[0, first - 1 :] for m in bench.models]
+    width = min(logits.shape[-1] for logits in each)
+    if max(ids[first:]) >= width:
+        raise ArgumentError(f"Token {max(ids[first:])} is in the text, and the references predict tokens below {width}.")
+    found: list[Drawn] = []
+    size = max(1, _BLOCK // width)
+    for start in range(0, len(each[0]), size):
+        logits = [part[start : start + size, :width].to(each[0].device) for part in each]
+        said = torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)).log_softmax(-1) for part in logits])
+        here = row[0, first + start : first + start + size, None].to(said.device)
+        found += _drawn([0] * len(here), _pooled(bench.request.regularizer, said), here, top)
+    return found
+
+
+def _pooled(regularizer: Regularizer, logps: Tensor) -> Tensor:
+    """[K, N, V] → [N, V]: log of the pool, normalised; EmptyPoolError where it has no mass."""
+    pool = regularizer.pool(logps)
+    if bool((pool == -torch.inf).all(-1).any()):
+        raise EmptyPoolError("The references have no token in common that could follow: each is forbidden by some reference.")
+    return pool.log_softmax(-1)
+
+
+def _drawn(rows: Sequence[int], pool: Tensor, token: Tensor, top: int) -> list[Drawn]:
+    best = pool.topk(top, -1)
+    likeliest = zip(best.indices.tolist(), best.values.tolist()) if top else [((), ())] * len(rows)
+    own = zip(rows, token[:, 0].tolist(), pool.gather(-1, token)[:, 0].tolist(), likeliest)
+    return [Drawn(row, index, logp, tuple(zip(*pairs))) for row, index, logp, pairs in own]
+
+
+@dataclass
+class Transcript:
+    """The text of one row as its tokens come, in pieces that stay: half a character waits for the rest, and what may be the
+    begin of a stop string waits until it is none. The text ends before the first stop string.
+
+    ids: so far. lengths: of the text before each token. stopped: whether a stop string was found.
+    """
+
+    tokenizer: Any
+    context: Ids
+    stops: tuple[str, ...] = ()
+    ids: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    shown: str = ""
+    stopped: bool = False
+    _text: str = ""
+
+    def add(self, token: int) -> str:
+        """The piece that is certain now, perhaps empty."""
+        self.lengths.append(len(self._text))
+        self.ids.append(token)
+        (self._text,) = decode_behind(self.tokenizer, [self.context], [tuple(self.ids)], 1)
+        found = [place for place in map(self._text.find, self.stops) if place >= 0]
+        if found:
+            self.stopped, self._text = True, self._text[: min(found)]
+            return self.close()
+        if self._text.endswith("�"):
+            return ""
+        waits = max((n for stop in self.stops for n in range(1, len(stop)) if self._text.endswith(stop[:n])), default=0)
+        return self._show(self._text[: len(self._text) - waits])
+
+    def close(self) -> str:
+        """What waited."""
+        return self._show(self._text)
+
+    def _show(self, text: str) -> str:
+        if not text.startswith(self.shown):
+            return ""  # a decoder that rewrites what it has written: said at the end as far as it goes on
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
 
 
 def stream_tokens(
@@ -21,29 +170,11 @@ def stream_tokens(
     A reader that stops ends it within one token. Approximate: not a draw of the escort (docs/decoding.md).
     """
     generation = Generation(max_new_tokens, min_new_tokens=min_new_tokens)
-    request = Request(regularizer, None, 1.0, "token", "pool", 1, 1, generation, False, None, Budget(), seed)
-    with opened(refs, request, True) as bench:
+    with open_pool(refs, regularizer) as bench:
         (context,) = encode_prompts(bench.tokenizer, [prompt])
-        bench.scorer.check_context([context], max_new_tokens)
-        request.check_ends(bench.ends)
-        generator, ids, shown = bench.generator(seed), [], ""
-        with at_rest(bench.models):
-            step = Lockstep(bench.models, context, 1, max_new_tokens)
-        for t in range(max_new_tokens):
-            with at_rest(bench.models):
-                pool = regularizer.pool(step.logps())
-                if t < min_new_tokens:
-                    pool[:, list(bench.ends)] = -torch.inf
-                token = torch.multinomial(pool.softmax(-1), 1, generator=generator)[:, 0]
-                ids.append(int(token))
-                if ids[-1] in bench.ends:
-                    break
-                if t < max_new_tokens - 1:
-                    step.read(token)
-            (text,) = decode_behind(bench.tokenizer, [context], [tuple(ids)], 1)
-            if text.startswith(shown) and not text.endswith("�") and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        (text,) = decode_behind(bench.tokenizer, [context], [tuple(ids)], 1)
-        if text[len(shown) :]:
-            yield text[len(shown) :]
+        text = Transcript(bench.tokenizer, context)
+        for (drawn,) in draw_tokens(bench, context, generation, generator=bench.generator(seed)):
+            if piece := text.add(drawn.token):
+                yield piece
+        if piece := text.close():
+            yield piece

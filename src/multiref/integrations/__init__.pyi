@@ -1,1 +1,2 @@
+from . import lm_eval as lm_eval
 from . import trl as trl

@@ -1,0 +1,257 @@
+"""lm-evaluation-harness (0.4.13): a policy, a reference, the token pool and the optimum as its models. Extra `lm-eval`.
+
+    lm = PoolLM({"policy": "runs/run/model"})                    one model: that model itself
+    lm = PoolLM({"a": "models/a", "b": "models/b"}, mr.ReverseKL([0.5, 0.5]))
+    lm = OptimumLM({"a": "models/a", "b": "models/b"}, mr.ReverseKL([0.5, 0.5]), reward, beta=0.5)
+    found = evaluate(lm, ["my_task"], task_manager=TaskManager(include_path="tasks/"))
+
+The optimum has a probability of complete answers, known up to one factor a prompt. So choices are compared as complete answers,
+end token included, and only by `acc`. Give the models beside it `complete=True`: they are then asked the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from multiref.decoding import sample
+from multiref.decoding.streaming import Transcript, draw_tokens, open_pool, read_tokens
+from multiref.errors import ArgumentError
+from multiref.models.conversation import Chat
+from multiref.models.encoding import encode_many
+from multiref.models.processor import as_tokenizer
+from multiref.models.spec import TOKENISATION, Generation
+from multiref.references.collection import References
+from multiref.references.local import LocalReference
+from multiref.references.protocol import Item
+from multiref.regularizers import Regularizer, ReverseKL
+
+LONGEST = 2048  # tokens of a context that no configuration names, as the harness has it
+_NEW = 256  # tokens, where a task names no number, as the harness has it
+
+
+class _Harness(TemplateLM):  # type: ignore[misc]
+    """What both have: tokenizer, chat template, what a task asks of a generation."""
+
+    def __init__(self, refs: References | Mapping[str, Any], seed: int) -> None:
+        super().__init__()
+        collection = refs if isinstance(refs, References) else References(refs)
+        self.refs = References({name: collection.open(name) for name in collection.names})
+        self.local = [each for each in map(self.refs.open, self.refs.names) if isinstance(each, LocalReference)]
+        if not self.local:
+            raise ArgumentError("refs: none is a model on this machine.")
+        self.tokenizer, self.seed, self.asked = as_tokenizer(self.local[0].tokenizer), seed, 0
+        limits = [each.max_length for each in self.local if each.max_length is not None]
+        self.max_length = min(limits, default=LONGEST)
+
+    @property
+    def eot_token_id(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ArgumentError("The tokenizer has no end token (eos_token), and the harness needs one.")
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        start = self.tokenizer.bos_token_id
+        return self.eot_token_id if start is None else int(start)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """A start token that the text writes itself is not put there again."""
+        special = not has_bos_prefix(string, self.tokenizer.bos_token) if add_special_tokens is None else add_special_tokens
+        return list(self.tokenizer.encode(string, add_special_tokens=special))
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """By the first reference's own template, within bounds. ModelError where it refuses."""
+        opened = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return Chat.of(self.tokenizer, (), TOKENISATION).write(chat_history, **opened)
+
+    def _asked_for(self, given: Mapping[str, Any], new: int = _NEW) -> tuple[Generation, tuple[str, ...]]:
+        """What a task's generation_kwargs mean, and its stop strings. ArgumentError for those that are not done."""
+        found = dict(normalize_gen_kwargs(dict(given), new))
+        stops = tuple(each for each in found.pop("until") if each)
+        temperature = float(found.pop("temperature", 0.0) or 0.0) if found.pop("do_sample") else 0.0
+        top_k, top_p = int(found.pop("top_k", 0) or 0), float(found.pop("top_p", 1.0) or 1.0)
+        generation = Generation(int(found.pop("max_gen_toks")), temperature, top_k, top_p)
+        if odd := [name for name, value in found.items() if value not in (None, False, 1, 0)]:
+            raise ArgumentError(f"generation_kwargs: {', '.join(odd)} not supported here; leave them out of the task.")
+        return generation, stops
+
+
+class PoolLM(_Harness):
+    """The references pooled and renormalised at each token, of one reference that model itself.
+
+    Args:
+        complete: score a continuation as a complete answer: its end token too, and encoded as this library does. For
+            comparisons with the optimum.
+        seed: of what is sampled where a task asks for it.
+    """
+
+    def __init__(
+        self,
+        refs: References | Mapping[str, Any],
+        regularizer: Regularizer | None = None,
+        *,
+        complete: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(refs, seed)
+        self.complete = complete
+        self._opened = open_pool(self.refs, regularizer or ReverseKL())
+        self.bench = self._opened.__enter__()
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding gives it) of each (context, continuation)."""
+        if not self.complete:
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            return found
+        encoded = encode_many(self.tokenizer, [(context, (rest,)) for context, rest in (each.args for each in requests)])
+        rows = [(each.args, list(item.prompt_ids), list(item.completions[0])) for each, item in zip(requests, encoded)]
+        return self._loglikelihood_tokens(rows)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return [self._read(strings, context, rest) for strings, context, rest in requests]
+
+    def _read(self, strings: Any, context: list[int], rest: list[int]) -> tuple[float, bool]:
+        """A context that does not fit loses its begin, as in the harness."""
+        ids = tuple([*context, *rest][-(self.max_length + 1) :])
+        if len(rest) >= len(ids):
+            raise ArgumentError(f"A continuation of {len(rest)} tokens does not fit a context of {self.max_length}.")
+        drawn = read_tokens(self.bench, ids, 1, first=len(ids) - len(rest)) if rest else []
+        answer = (sum(each.logp for each in drawn), all(each.token == each.top[0][0] for each in drawn))
+        if strings is not None:
+            self.cache_hook.add_partial("loglikelihood", strings, answer)
+        return answer
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log-probability of whole texts, in the harness's windows."""
+        totals = []
+        for (text,) in (each.args for each in requests):
+            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            totals.append(sum(self._read(None, *make_disjoint_window(window))[0] for window in windows))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Up to the first stop string, an end token or the most tokens; greedy unless the task samples."""
+        texts = []
+        for context, given in (each.args for each in requests):
+            generation, stops = self._asked_for(given)
+            room = self.max_length - generation.max_new_tokens
+            if room < 1:
+                raise ArgumentError(f"{generation.max_new_tokens} new tokens leave no room in a context of {self.max_length}.")
+            ids = tuple(self.tok_encode(context)[-room:]) or (self.prefix_token_id,)
+            self.asked += 1
+            text = Transcript(self.tokenizer, ids, stops)
+            for (drawn,) in draw_tokens(self.bench, ids, generation, generator=self.bench.generator(self.seed + self.asked)):
+                text.add(drawn.token)
+                if text.stopped:
+                    break
+            text.close()
+            texts.append(text.shown)
+            self.cache_hook.add_partial("generate_until", (context, given), text.shown)
+        return texts
+
+
+class OptimumLM(_Harness):
+    """π* ∝ P_0 e^{r/β}: answers are drawn (`multiref.decoding.sample`), never greedy; choices are compared by
+    log P_0(y) + r(y)/β, y a complete answer, which is log π* up to one constant a prompt.
+
+    Args:
+        options: of `sample`, for generation: method, n, islands, reward_max, …
+
+    Refused, each with its reason: perplexities, metrics other than `acc`, choices that have different contexts.
+    """
+
+    def __init__(
+        self,
+        refs: References | Mapping[str, Any],
+        regularizer: Regularizer,
+        reward: Callable[..., Any] | None = None,
+        beta: float | None = None,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(refs, seed)
+        if regularizer.alpha != 1:
+            raise ArgumentError(f"regularizer: {regularizer.name} has no optimum that is a product of pool and reward.")
+        if (reward is None) != (beta is None):
+            raise ArgumentError("reward, beta: give both, or neither for the escort.")
+        self.regularizer, self.reward, self.beta, self.options = regularizer, reward, beta, options
+        self._looked_at: set[str] = set()
+
+    def look_at(self, name: str, task: Any) -> None:
+        """ArgumentError where a task needs more than the optimum has."""
+        kind, metrics = task.get_config("output_type"), set(task.aggregation())
+        if kind in ("loglikelihood", "loglikelihood_rolling"):
+            raise ArgumentError(
+                f"{name}: {kind} needs probabilities, and the optimum's are known up to a factor 1/Z a prompt. Use tasks of "
+                "multiple_choice (acc) or generate_until."
+            )
+        if kind == "multiple_choice" and metrics != {"acc"}:
+            raise ArgumentError(
+                f"{name}: {', '.join(sorted(metrics - {'acc'}))} change with the factor 1/Z that all choices of a prompt have "
+                "in common and that is not known; acc does not. Give the task metric_list: [{metric: acc}]."
+            )
+        self._looked_at.add(name)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log P_0(y) + r(y)/β, False): choices of one context compare; nothing else does."""
+        unseen = {each.task_name for each in requests} - self._looked_at
+        if unseen:
+            raise ArgumentError(
+                f"{sorted(map(str, unseen))}: the optimum must see a task's metrics first, for acc alone can be told. Call "
+                "multiref.integrations.lm_eval.evaluate(lm, tasks, …) instead of simple_evaluate."
+            )
+        contexts: dict[tuple[Any, Any], str] = {}
+        for each in requests:
+            if contexts.setdefault((each.task_name, each.doc_id), each.args[0]) != each.args[0]:
+                raise ArgumentError(
+                    f"{each.task_name}: the choices of row {each.doc_id} have different contexts, and each context has its own "
+                    "unknown factor 1/Z. Use a task whose choices follow one context."
+                )
+        items = [Item(context, (rest,)) for context, rest in (each.args for each in requests)]
+        logps = torch.stack([torch.as_tensor(self.refs.open(name).score(items).logps).double() for name in self.refs.names])
+        value = self.regularizer.pool(logps)
+        if self.reward is not None:
+            texts = {"prompts": [item.prompt for item in items], "completions": [item.completions[0] for item in items]}
+            value = value + torch.tensor([float(r) for r in self.reward(**texts)], dtype=torch.float64) / float(self.beta or 1)
+        return [(each, False) for each in value.tolist()]
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        raise ArgumentError("Perplexity needs the optimum's normaliser Z of each text's prompt, which is not known.")
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """One draw each, by weight, cut before the first stop string. A temperature other than 1, and cuts, are refused."""
+        texts = []
+        for context, given in (each.args for each in requests):
+            generation, stops = self._asked_for(given, self.options.get("max_new_tokens", _NEW))
+            if generation.temperature not in (0, 1) or generation.top_k or generation.top_p < 1:
+                raise ArgumentError("generation_kwargs: the optimum is drawn as it is, at temperature 1 and uncut.")
+            self.asked += 1
+            options = {**self.options, "max_new_tokens": generation.max_new_tokens, "seed": self.seed + self.asked}
+            draws = sample([context], self.refs, self.regularizer, self.reward, self.beta, **options)
+            (text,) = draws.pick(self.seed + self.asked)
+            texts.append(text[: min((at for at in map(text.find, stops) if at >= 0), default=None)])
+        return texts
+
+
+def evaluate(lm: TemplateLM, tasks: Sequence[Any], *, task_manager: TaskManager | None = None, **options: Any) -> Any:
+    """`lm_eval.simple_evaluate`, after an `OptimumLM` has seen whether each task asks for no more than it has."""
+    manager = task_manager or TaskManager()
+    if isinstance(lm, OptimumLM):
+        for name, task in manager.load(list(tasks))["tasks"].items():
+            lm.look_at(name, task)
+    return simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, **options)

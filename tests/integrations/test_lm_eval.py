@@ -1,0 +1,164 @@
+"""lm-evaluation-harness on a local task file, against numbers of this library, and against the harness's own HFLM."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import multiref as mr
+from multiref.errors import ArgumentError
+from multiref.models import LanguageModel, Tokenisation, product_of, score_completions
+from multiref.models.encoding import encode_many
+from tests.conftest import make_llama, make_tokenizer
+
+pytest.importorskip("lm_eval")
+from lm_eval.tasks import TaskManager
+
+from multiref.integrations.lm_eval import OptimumLM, PoolLM, evaluate
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+W, BETA = (0.3, 0.7), 0.5
+ROWS = [
+    {"q": "is it raining?", "choices": [" yes, it is", " no", " the cat sat"], "gold": 0},
+    {"q": "what is two plus three?", "choices": [" five.", " three", " two plus two"], "gold": 2},
+    {"q": "the dog sat on", "choices": [" the log", " the mat and the dog"], "gold": 1},
+]
+CHOICES = "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\ndoc_to_target: '{{gold}}'\n"
+KINDS = {
+    "acc": CHOICES + "target_delimiter: ''\nmetric_list: [{metric: acc}]\n",
+    "norm": CHOICES + "target_delimiter: ''\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n",
+    "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{q}}'\n"
+    "metric_list: [{metric: word_perplexity}]\n",
+    "said": "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: 'x'\nmetric_list: [{metric: exact_match}]\n"
+    "generation_kwargs: {until: [' the', 'q'], max_gen_toks: 9}\n",
+}
+
+
+def reward(prompts, completions):
+    return [text.count("t") / 4 for text in completions]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer(chat=True)
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    return [make_llama(len(tokenizer), seed=seed, std=0.2) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def refs(models, tokenizer):
+    return {name: LanguageModel(model, tokenizer, name) for name, model in zip("ab", models)}
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for kind, text in KINDS.items():
+        head = f"task: local_{kind}\ndataset_path: json\ntest_split: test\ndataset_kwargs:\n  data_files:\n"
+        (folder / f"{kind}.yaml").write_text(f"{head}    test: {folder / 'rows.jsonl'}\n{text}")
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def ask(lm, kind, manager):
+    """What the harness kept of each request, in order, and the task's metrics."""
+    found = evaluate(lm, [f"local_{kind}"], task_manager=manager, bootstrap_iters=0)
+    samples = sorted(found["samples"][f"local_{kind}"], key=lambda each: each["doc_id"])
+    return [each["resps"] for each in samples], found["results"][f"local_{kind}"]
+
+
+def exact(model, tokenizer, end):
+    """[rows][choices]: scored by this library, row by row."""
+    texts = [(row["q"], row["choices"]) for row in ROWS]
+    encoded = encode_many(tokenizer, texts, Tokenisation(end=end))
+    return score_completions(model, encoded).split([len(row["choices"]) for row in ROWS])
+
+
+@pytest.mark.parametrize("kind", ["policy", "pool"])
+def test_choices_are_scored_as_by_this_library(kind, models, tokenizer, refs, manager):
+    """Bare continuations, as the harness asks, and complete answers; the best choice is the metric's."""
+    given, rule = ({"a": refs["a"]}, None) if kind == "policy" else (refs, mr.ReverseKL(W))
+    model = models[0] if kind == "policy" else product_of(models, W)
+    for complete in (False, True):
+        told, metrics = ask(PoolLM(given, rule, complete=complete), "acc", manager)
+        expected = exact(model, tokenizer, complete)
+        for row, each in zip(told, expected):
+            assert [answer[0][0] for answer in row] == pytest.approx(each.tolist(), abs=1e-3)
+        right = [int(each.argmax()) == row["gold"] for row, each in zip(ROWS, expected)]
+        assert metrics["acc,none"] == pytest.approx(sum(right) / 3)
+
+
+def test_the_optimum_s_choices_are_of_its_own_measure(models, tokenizer, refs, manager):
+    """log P_0(y) + r(y)/β, by scores of whole completions; then acc is its argmax."""
+    told, metrics = ask(OptimumLM(refs, mr.ReverseKL(W), reward, BETA), "acc", manager)
+    each = [exact(model, tokenizer, True) for model in models]
+    right = 0
+    for i, row in enumerate(ROWS):
+        value = W[0] * each[0][i] + W[1] * each[1][i] + torch.tensor(reward([], row["choices"])) / BETA
+        assert [answer[0][0] for answer in told[i]] == pytest.approx(value.tolist(), abs=1e-3)
+        right += int(value.argmax()) == row["gold"]
+    assert metrics["acc,none"] == pytest.approx(right / 3)
+
+
+def test_what_the_optimum_has_not_is_refused_with_the_reason(refs, manager):
+    import lm_eval
+
+    lm = OptimumLM(refs, mr.ReverseKL(W))
+    for kind, reason in (("norm", "acc_norm.*factor 1/Z"), ("rolling", "needs probabilities")):
+        with pytest.raises(ArgumentError, match=reason):
+            ask(lm, kind, manager)
+    with pytest.raises(ArgumentError, match="see a task's metrics first"):
+        lm_eval.simple_evaluate(model=lm, tasks=["local_acc"], task_manager=manager, bootstrap_iters=0)
+    lm._looked_at.add("wino")
+    two = [SimpleNamespace(task_name="wino", doc_id=0, args=(context, " sat")) for context in ("the cat", "the dog")]
+    with pytest.raises(ArgumentError, match="different contexts"):
+        lm.loglikelihood(two)
+    with pytest.raises(ArgumentError, match="Perplexity"):
+        lm.loglikelihood_rolling(two)
+    with pytest.raises(ArgumentError, match="temperature 1"):
+        lm.generate_until([SimpleNamespace(args=("the", {"do_sample": True, "temperature": 0.5}))])
+    with pytest.raises(ArgumentError, match="num_beams"):
+        PoolLM(refs).generate_until([SimpleNamespace(args=("the", {"num_beams": 4}))])
+    with pytest.raises(ArgumentError, match="no optimum that is a product"):
+        OptimumLM(refs, mr.ForwardKL(W))
+
+
+def test_generation_stops_where_the_task_says(models, tokenizer, refs, manager):
+    """The pool greedily, as the product generates; the optimum's draw ends before the first stop string too."""
+    told, _ = ask(PoolLM(refs, mr.ReverseKL(W)), "said", manager)
+    product = product_of(models, W)
+    for row, said in zip(ROWS, told):
+        inputs = tokenizer(row["q"], return_tensors="pt")
+        ids = product.generate(**inputs, max_new_tokens=9, do_sample=False)[0]
+        whole = tokenizer.decode(ids, skip_special_tokens=True)[len(row["q"]) :]
+        assert said[0][0] == whole[: min((at for at in map(whole.find, (" the", "q")) if at >= 0), default=None)]
+    drawn, _ = ask(OptimumLM(refs, mr.ReverseKL(W), reward, BETA, n=8, islands=1), "said", manager)
+    assert all(" the" not in said[0][0] and "q" not in said[0][0] for said in drawn)
+
+
+@pytest.mark.slow
+def test_it_agrees_with_the_harness_s_own_model(models, tokenizer, refs, manager):
+    """HFLM on one model: choices, greedy answers, whole texts in windows of its context, and the chat template's text."""
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=models[0], tokenizer=tokenizer, batch_size=1)
+    ours = PoolLM({"a": refs["a"]})
+    for kind in ("acc", "rolling", "said"):
+        (a, _), (b, _) = (ask(lm, kind, manager) for lm in (ours, theirs))
+        if kind == "said":
+            assert [row[0][0].strip() for row in a] == [row[0][0].strip() for row in b]
+            continue
+        flat = [[answer[0][0] if kind == "acc" else answer[0] for answer in row] for row in (*a, *b)]
+        for one, other in zip(flat[:3], flat[3:]):
+            assert one == pytest.approx(other, abs=1e-3)
+    long = SimpleNamespace(args=(" ".join(ROWS[1]["q"] for _ in range(30)),), task_name=None)
+    assert ours.loglikelihood_rolling([long]) == pytest.approx(theirs.loglikelihood_rolling([long]), abs=1e-2)
+    pairs = [SimpleNamespace(args=pair, task_name=None) for pair in (("", "the cat"), ("the cat ", "sat"), ("a" * 300, " b"))]
+    for mine, other in zip(ours.loglikelihood(pairs), theirs.loglikelihood(pairs)):
+        assert mine[0] == pytest.approx(other[0], abs=1e-3) and mine[1] == other[1]
+    said = [{"role": "user", "content": "is it?"}]
+    assert ours.apply_chat_template(said) == theirs.apply_chat_template(said)

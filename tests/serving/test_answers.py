@@ -1,0 +1,217 @@
+"""What the official client gets, against numbers that were made otherwise."""
+
+import math
+
+import openai
+import pytest
+import torch
+
+import multiref as mr
+from multiref.decoding.streaming import draw_tokens, open_pool
+from multiref.models import Generation, Tokenisation, product_of, score_completions
+from multiref.models.distribution import bend
+from multiref.models.encoding import encode_many
+from multiref.references import Connection, ServerReference
+from multiref.references.protocol import Item
+from multiref.serving import Optimum
+from tests.decoding.worlds import BETA, LENGTH, Truth, references, reward, tables, total_variation
+from tests.decoding.worlds import W as TABLES_W
+from tests.serving.servers import W, serving, tiny_references
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has a chat template")
+MODEL, SAID = "multiref", [{"role": "user", "content": "is it raining?"}]
+
+
+@pytest.fixture(scope="module")
+def refs():
+    return tiny_references()
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving() as (port, _):
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def product(refs):
+    opened = [refs.open(name).in_memory for name in refs.names]
+    return product_of(opened, W), refs.open("a").tokenizer
+
+
+def test_greedy_answers_are_those_of_the_product(client, product):
+    """Completion, and chat by the references' own template; whole and streamed."""
+    model, tokenizer = product
+    written = tokenizer.apply_chat_template(SAID, tokenize=False, add_generation_prompt=True)
+    plain = tokenizer(written, add_special_tokens=False, return_tensors="pt")
+    for inputs, ask in ((tokenizer("the cat", return_tensors="pt"), None), (plain, SAID)):
+        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0]
+        before = tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+        expected = tokenizer.decode(ids, skip_special_tokens=True)[len(before) :]
+        given = {"model": MODEL, "max_tokens": 8, "temperature": 0}
+        if ask is None:
+            assert client.completions.create(prompt="the cat", **given).choices[0].text == expected
+            continue
+        found = client.chat.completions.create(messages=ask, **given)
+        assert found.choices[0].message.content == expected and found.usage.prompt_tokens == inputs["input_ids"].shape[1]
+        parts = client.chat.completions.create(messages=ask, stream=True, **given)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
+
+
+def test_echoed_log_probabilities_are_the_pool_s(client, product):
+    """Against the product's plain logits; and our own client scores with this server as with the product itself."""
+    model, tokenizer = product
+    text = "the cat sat on the mat"
+    ids = tokenizer(text)["input_ids"]
+    exact = model(input_ids=torch.tensor([ids])).logits[0].detach().log_softmax(-1)
+    found = client.completions.create(model=MODEL, prompt=text, max_tokens=0, echo=True, logprobs=2).choices[0]
+    assert found.text == text and found.finish_reason == "length" and found.logprobs.token_logprobs[0] is None
+    expected = [float(exact[t, token]) for t, token in enumerate(ids[1:])]
+    assert found.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+    likeliest = [sorted(each.values(), reverse=True) for each in found.logprobs.top_logprobs[1:]]
+    assert likeliest == [pytest.approx(row, abs=1e-4) for row in exact[:-1].topk(2).values.tolist()]
+    pieces = [text[a:b] for a, b in zip(found.logprobs.text_offset, [*found.logprobs.text_offset[1:], len(text)])]
+    assert "".join(pieces) == text and pieces[1:] == found.logprobs.tokens[1:]
+    item, tokenisation = Item("the cat", (" sat on", " is five.")), Tokenisation(end=False)
+    (encoded,) = encode_many(tokenizer, [(item.prompt, item.completions)], tokenisation)
+    once = Connection(attempts=1)
+    for given in ({"tokenizer": tokenizer, "tokenisation": tokenisation}, {"tokenisation": tokenisation}):
+        server = ServerReference(str(client.base_url), connection=once, **given)
+        scored = server.score([item])
+        assert scored.logps.tolist() == pytest.approx(score_completions(model, [encoded]).tolist(), abs=1e-3)
+
+
+def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for():
+    """4,000 rows of a table under temperature 0.7, top_p 0.8, no end before one token: the law by enumeration; rows that end
+    early do not move the others."""
+    made = tables()
+    asked, size = Generation(LENGTH, temperature=0.7, top_p=0.8, min_new_tokens=1), 4000
+    truth = Truth(made, rewarded=False, shortest=0, weights=TABLES_W)
+    log_q = []
+    for ids in truth.ids:
+        row, total = 0, 0.0
+        for t, token in enumerate(ids):
+            pool = sum(w * table.table[0, row].detach().log_softmax(-1) for w, table in zip(TABLES_W, made))
+            total += float(bend(pool.float(), asked, torch.tensor([0]), t).log_softmax(-1)[token])
+            row = 3 * row + 1 + token
+        log_q.append(total)
+    law = torch.tensor(log_q).exp().double()
+    assert float(law.sum()) == pytest.approx(1, abs=1e-5)
+    rows = [[] for _ in range(size)]
+    with open_pool(references(made), mr.ReverseKL(TABLES_W)) as bench:
+        for drawn in draw_tokens(bench, (3,), asked, rows=size, generator=bench.generator(5)):
+            for each in drawn:
+                rows[each.row].append(each.token)
+    place = {ids: i for i, ids in enumerate(truth.ids)}
+    counts = torch.zeros(len(law), dtype=torch.float64)
+    for row in rows:
+        counts[place[tuple(row)]] += 1 / size
+    assert total_variation(counts, law) < 0.03
+
+
+def test_stop_strings_cut_what_the_same_seed_says_without_them(client):
+    """Streamed or not, at every place; what may begin a stop string is not shown before it is known to be none."""
+    for seed in range(4):
+        given = {"model": MODEL, "prompt": "the cat", "max_tokens": 60, "seed": seed}
+        whole = client.completions.create(**given).choices[0].text
+        assert len(whole) > 12
+        for stop in ([whole[3:5]], [whole[8:9], whole[5:12]], ["never to be found"]):
+            expected = whole[: min((at for at in map(whole.find, stop) if at >= 0), default=None)]
+            cut = client.completions.create(stop=stop, logprobs=0, **given).choices[0]
+            assert cut.text == expected and max(cut.logprobs.text_offset) <= len(expected)
+            parts = [part.choices[0] for part in client.completions.create(stop=stop, stream=True, **given)]
+            assert "".join(part.text for part in parts) == expected
+            assert parts[-1].finish_reason == cut.finish_reason == ("length" if expected == whole else "stop")
+
+
+def test_choices_seeds_prompts_and_usage(client):
+    """The same seed says the same; choices differ; several prompts keep their order; what is used is counted."""
+    given = {"model": MODEL, "prompt": ["the cat", [1, 300, 301]], "n": 3, "seed": 7, "max_tokens": 5}
+    one, again = (client.completions.create(**given) for _ in range(2))
+    texts = [choice.text for choice in one.choices]
+    assert texts == [choice.text for choice in again.choices] and len(set(texts)) > 3
+    assert [choice.index for choice in one.choices] == list(range(6)) and 6 <= one.usage.completion_tokens <= 30
+    other = client.completions.create(**{**given, "seed": 8})
+    assert texts != [choice.text for choice in other.choices]
+    streamed = ["" for _ in texts]
+    for part in client.completions.create(stream=True, stream_options={"include_usage": True}, **given):
+        if part.choices:
+            streamed[part.choices[0].index] += part.choices[0].text
+    assert streamed == texts and part.usage == one.usage
+    told = client.chat.completions.create(model=MODEL, messages=SAID, logprobs=True, top_logprobs=3, max_tokens=4, seed=1)
+    tokens = told.choices[0].logprobs.content
+    assert all(len(each.top_logprobs) == 3 and each.logprob < 0 for each in tokens)
+    assert "approximate" in told.model_extra["multiref"]
+
+
+def test_draws_of_the_optimum():
+    """128 answers are of π*: their mean reward is its own within 4.5 standard errors (the escort's is 5 away); the stream says
+    the same, once it is drawn."""
+    made = tables()
+    refs = mr.References(references(made))
+    truth, escort = Truth(made), Truth(made, rewarded=False)
+    mean = float(truth.policy @ truth.rewards)
+    error = math.sqrt(float(truth.policy @ (truth.rewards - mean) ** 2) / 128)
+    assert mean - float(escort.policy @ truth.rewards) > 5 * error
+    options = {"method": "rejection", "n": 512, "islands": 1, "reward_max": 1.0}
+    served = Optimum(refs, mr.ReverseKL(TABLES_W), reward, BETA, most=LENGTH, **options)
+    with serving(served) as (port, _):
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        given = {"model": MODEL, "prompt": "x0", "n": 128, "seed": 4, "max_tokens": LENGTH}
+        found = client.completions.create(**given)
+        texts = [choice.text for choice in found.choices]
+        assert abs(sum(reward([], texts)) / 128 - mean) < 4.5 * error
+        (note,) = found.model_extra["multiref"]["prompts"]
+        assert abs(note["log_partition"] - truth.log_partition) < 4.5 * note["error"]
+        streamed = [part.choices[0].text for part in client.completions.create(stream=True, **given)]
+        assert streamed == texts
+        wrong = {"temperature": 0.5, "top_p": 0.9, "logprobs": 1, "echo": True, "prompt": [3], "max_tokens": 99}
+        for field, value in wrong.items():
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.completions.create(**{**given, field: value})
+            assert refused.value.param == field
+
+
+REFUSED = {
+    "penalty": ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    "bias": ({"logit_bias": {"5": 3}}, "logit_bias"),
+    "best of": ({"best_of": 4}, "best_of"),
+    "suffix": ({"suffix": "x"}, "suffix"),
+    "unknown": ({"extra_body": {"guided_json": {}}}, "guided_json"),
+    "temperature": ({"temperature": -1}, "temperature"),
+    "text as number": ({"extra_body": {"temperature": "1"}}, "temperature"),
+    "true as number": ({"extra_body": {"n": True}}, "n"),
+    "top_p": ({"top_p": 0}, "top_p"),
+    "stop": ({"stop": [""]}, "stop"),
+    "stops": ({"stop": ["a"] * 17}, "stop"),
+    "choices": ({"n": 100, "prompt": ["a", "b"]}, "n"),
+    "nothing": ({"max_tokens": 0}, "max_tokens"),
+    "long": ({"max_tokens": 200}, "prompt"),
+    "token": ({"prompt": [10**6]}, "prompt"),
+    "no prompt": ({"prompt": []}, "prompt"),
+    "usage": ({"stream_options": {"include_usage": True}}, "stream_options"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_is_not_done_is_refused_by_name(client, case):
+    changed, field = REFUSED[case]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(**{"model": MODEL, "prompt": "the cat", **changed})
+    assert refused.value.param == field and field in refused.value.message
+
+
+def test_what_changes_nothing_is_taken(client):
+    """Clients send defaults; messages that this server gave may be sent again."""
+    neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "best_of": 1, "user": "me", "stop": None}
+    assert client.completions.create(model=MODEL, prompt="the", max_tokens=2, **neutral).choices
+    answered = client.chat.completions.create(model=MODEL, messages=SAID, max_tokens=3).choices[0].message
+    parts = {"role": "user", "content": [{"type": "text", "text": "and now?"}]}
+    again = [*SAID, answered.model_dump(), parts]
+    assert client.chat.completions.create(model=MODEL, messages=again, max_completion_tokens=2).choices
+    for wrong in ({"tools": [{"type": "function"}]}, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**{"model": MODEL, "messages": SAID, **wrong})
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other", prompt="a")
+    assert [each.id for each in client.models.list()] == [MODEL] and client.models.retrieve(MODEL).id == MODEL
