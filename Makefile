@@ -36,7 +36,7 @@ $(READY): $(CONSTRAINTS) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(OLD_PYTHON))'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' $(CONSTRAINTS) || echo torch)"
-	$(INSTALL) --constraint $(CONSTRAINTS) --editable ".[dev,trl]"
+	$(INSTALL) --constraint $(CONSTRAINTS) --editable ".[dev,trl,serve,lm-eval]"
 	@touch $@
 
 demo: $(READY)

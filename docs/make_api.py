@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "api"
 ROOMS = (
     "exact", "pools", "divergences", "regularizers", "losses", "weighting", "bounds", "bilevel", "data", "models",
     "references", "decoding", "training", "training.online", "training.iterative", "evaluation", "runs", "report",
-    "integrations.trl", "errors",
+    "serving", "integrations.trl", "integrations.lm_eval", "errors",
 )  # fmt: skip
 PAGE = """\
 # multiref.{room}

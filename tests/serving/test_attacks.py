@@ -13,9 +13,10 @@ import time
 import openai
 import pytest
 
+import multiref as mr
+from multiref.serving import Optimum, running
 from multiref.serving import app as application
-from multiref.serving import running
-from tests.serving.servers import post, send, serving, until
+from tests.serving.servers import post, send, serving, tiny_references, until
 
 KEY = "secret-0123456789abcdef"
 BODY = json.dumps({"model": "multiref", "prompt": "the cat", "max_tokens": 2}).encode()
@@ -129,9 +130,9 @@ def _closed(connection):
 class Gate:
     """A model's steps, counted, each let through by hand, or failing."""
 
-    def __init__(self, app, fail_at=None):
+    def __init__(self, app, model=None, fail_at=None):
         self.steps, self.open, self.fail_at = 0, threading.Semaphore(0), fail_at
-        self.hook = app.served.bench.models[0].register_forward_pre_hook(self)
+        self.hook = (model or app.served.bench.models[0]).register_forward_pre_hook(self)
 
     def __call__(self, *_):
         self.steps += 1
@@ -191,6 +192,24 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(capfd):
         gate.fail_at = gate.steps + 1
         assert status(send(port, post("/v1/completions", BODY))) == 500
         assert "a fault" in capfd.readouterr().err
+
+
+def test_a_draw_of_the_optimum_that_is_left_stops_too():
+    """In the middle of its particles, within a step; then there is room again."""
+    served = Optimum(tiny_references(), mr.ReverseKL((0.3, 0.7)), most=100, n=4, islands=1)
+    with serving(served, concurrency=1) as (port, app):
+        gate = Gate(app, app.served.models[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(post("/v1/completions", LONG))
+            gate.open.release(3)
+            until(lambda: gate.steps == 4)
+            (job,) = app.jobs
+        until(job.stop.is_set)
+        gate.open.release(100)
+        until(lambda: not app.jobs)
+        assert gate.steps <= 5
+        gate.hook.remove()
+        assert status(send(port, post("/v1/completions", BODY))) == 200
 
 
 @pytest.mark.parametrize(

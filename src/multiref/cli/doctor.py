@@ -14,6 +14,7 @@ EXTRAS = {
     "bitsandbytes": ("quantization: int8 or int4", "pip install 'multiref[quantized]'"),
     "trl": ("integrations.trl", "pip install 'multiref[trl]'"),
     "flash_attn": ("--attention flash_attention_2", "pip install flash-attn"),
+    "lm_eval": ("integrations.lm_eval", "pip install 'multiref[lm-eval]'"),
     "starlette": ("serve", "pip install 'multiref[serve]'"),
     "uvicorn": ("serve", "pip install 'multiref[serve]'"),
 }

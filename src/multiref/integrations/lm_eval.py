@@ -31,6 +31,8 @@ from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
 from multiref.regularizers import Regularizer, ReverseKL
 
+__all__ = ["OptimumLM", "PoolLM", "evaluate"]
+
 LONGEST = 2048  # tokens of a context that no configuration names, as the harness has it
 _NEW = 256  # tokens, where a task names no number, as the harness has it
 

@@ -64,8 +64,14 @@ class Served(Protocol):
     """`answer` checks what is asked before its first piece, and ends within a step of the models once `stop` is set."""
 
     @property
-    def about(self) -> str: ...
-    def answer(self, asked: Asked, stop: threading.Event) -> Answer: ...
+    def about(self) -> str:
+        """What is served, in words."""
+        ...
+
+    def answer(self, asked: Asked, stop: threading.Event) -> Answer:
+        """Pieces of every choice, then `Finished`. BadRequest for what it does not do."""
+        ...
+
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
 
@@ -249,7 +255,7 @@ class Optimum:
     ) -> None:
         self.refs = References({name: refs.open(name) for name in refs.names})
         self.asked, self.most, self.options = (regularizer, reward, beta), most, options
-        self._turn, self._stack = threading.Lock(), ExitStack()
+        self._turn = threading.Lock()
         self.about = "draws of the optimum" if reward is not None else "draws of the escort, the optimum without a reward"
 
     def __enter__(self) -> Self:
@@ -264,7 +270,7 @@ class Optimum:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        """Nothing: the models are free with the references."""
 
     def answer(self, asked: Asked, stop: threading.Event) -> Answer:
         """Every prompt drawn, then its choices."""
