@@ -180,6 +180,7 @@ REFUSED = {
     "suffix": ({"suffix": "x"}, "suffix"),
     "unknown": ({"extra_body": {"guided_json": {}}}, "guided_json"),
     "temperature": ({"temperature": -1}, "temperature"),
+    "cold": ({"temperature": 1e-300}, "temperature"),
     "text as number": ({"extra_body": {"temperature": "1"}}, "temperature"),
     "true as number": ({"extra_body": {"n": True}}, "n"),
     "top_p": ({"top_p": 0}, "top_p"),

@@ -237,6 +237,25 @@ def test_the_verb_until_a_signal(tiny_folder, number, code):
         started.kill()
 
 
+def test_only_this_machine_unless_asked(monkeypatch):
+    """By default a loopback address and its own names; elsewhere without a token it warns. A port in use is one message."""
+    seen = []
+
+    async def no_run(server, app, listening):
+        seen.append((listening.getsockname()[0], app.hosts))
+
+    monkeypatch.setattr(running, "run", no_run)
+    refs, rule = tiny_references(), mr.ReverseKL((0.3, 0.7))
+    running.serve(TokenPool(refs, rule), port=0)
+    assert seen[0][0] == "127.0.0.1" and {"localhost", "127.0.0.1"} <= set(seen[0][1])
+    with pytest.warns(MultirefWarning, match="Everybody who reaches"):
+        running.serve(TokenPool(refs, rule), host="0.0.0.0", port=0)
+    running.serve(TokenPool(refs, rule), host="0.0.0.0", port=0, key=KEY)
+    assert seen[1] == seen[2] == ("0.0.0.0", None)
+    with running.listen("127.0.0.1", 0) as taken, pytest.raises(ArgumentError, match="cannot listen"):
+        running.listen("127.0.0.1", taken.getsockname()[1])
+
+
 def test_the_end_is_heard_in_a_stream():
     with serving() as (port, app):
         gate = Gate(app)

@@ -9,6 +9,7 @@ from multiref.models.spec import Generation
 
 Ids = tuple[int, ...]
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP, MOST_TOP = 128, 16, 256, 20
+COLDEST = 1e-3  # below it a division overflows
 DEFAULT = 16  # tokens of a completion whose request names no number, as OpenAI has it
 # What a field may say because it changes nothing. Anything else in it, and every other field, is refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -103,6 +104,8 @@ def read_request(body: Any, model: str, *, chat: bool) -> Asked:
         usage=_stream_options(fields),
     )
     fields.refuse_the_rest(asked.n)
+    if 0 < asked.temperature < COLDEST:
+        raise BadRequest(f"temperature is {asked.temperature:g}; expected 0 or at least {COLDEST:g}.", "temperature")
     if len(asked.prompts) * asked.n > MOST_CHOICES:
         raise BadRequest(f"{len(asked.prompts)} prompts × n {asked.n} are more than {MOST_CHOICES} choices.", "n")
     if new == 0 and not asked.echo:
