@@ -14,7 +14,8 @@ import openai
 import pytest
 
 import multiref as mr
-from multiref.serving import Optimum, running
+from multiref.errors import ArgumentError, MultirefWarning
+from multiref.serving import Optimum, TokenPool, running
 from multiref.serving import app as application
 from tests.serving.servers import post, send, serving, tiny_references, until
 
