@@ -111,8 +111,8 @@ def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for():
 
 def test_stop_strings_cut_what_the_same_seed_says_without_them(client):
     """Streamed or not, at every place; what may begin a stop string is not shown before it is known to be none."""
-    for seed in range(4):
-        given = {"model": MODEL, "prompt": "the cat", "max_tokens": 60, "seed": seed}
+    for seed in range(2):
+        given = {"model": MODEL, "prompt": "the cat", "max_tokens": 40, "seed": seed}
         uncut = client.completions.create(**given).choices[0]
         whole = uncut.text
         assert len(whole) > 12
