@@ -2,11 +2,14 @@
 
 import random
 
+import numpy as np
 import pytest
 
+from multiref.data import Pair
+from multiref.data.spooled import SpooledPairs
 from multiref.errors import ArgumentError, DataError
 from multiref.references.keys import content_key
-from multiref.references.plan import TOGETHER, plan, shard_size_for, wanted
+from multiref.references.plan import TOGETHER, Block, plan, shard_size_for, wanted
 from tests.references.doubles import pairs
 
 
@@ -49,12 +52,30 @@ def test_blocks_are_about_as_large_as_asked():
 
 
 def test_without_leaves_what_is_missing_in_place():
-    block = plan(wanted(pairs(20)))[0]
-    stored = block.keys[1::3]
-    left = block.without(stored)
-    texts = [(item.prompt, completion) for item in left.items for completion in item.completions]
-    assert [content_key(*text) for text in texts] == list(left.keys) == [key for key in block.keys if key not in stored]
-    assert block.without(block.keys).items == ()
+    rows = list(wanted(pairs(200)))
+    blocks = plan(rows, shard_size=32)
+    there = np.arange(len(blocks.keys)) % 3 == 1
+    there[np.isin(blocks.keys, np.array(blocks[1].keys, "V16"))] = True  # a whole block
+    left, have = blocks.without(there), set(blocks.keys[there].tolist())
+    expected = [[key for key in block.keys if key not in have] for block in blocks]
+    assert [list(block.keys) for block in left] == [keys for keys in expected if keys]
+    for block in left:
+        texts = [(item.prompt, completion) for item in block.items for completion in item.completions]
+        assert [content_key(*text) for text in texts] == list(block.keys) == blocks.keys[block.places].tolist()
+    assert left.completions == len(blocks.keys) - there.sum() and left.size() == sum(block.size() for block in left)
+    assert len(blocks.without(there | True)) == blocks.without(there | True).size() == 0
+
+
+def test_on_disk_they_are_planned_as_in_memory_and_the_telling_ones_are_those_of_a_plain_search(tmp_path):
+    rows = [*pairs(300), *(Pair(f"prompt {n}", "a" * n, "b") for n in range(0, 40, 3)), Pair("", "x", "y"), Pair("", "x", "z")]
+    blocks, others = plan(rows, shard_size=32), plan(SpooledPairs.write(rows, tmp_path), shard_size=32)
+    assert contents(blocks) == contents(others) and not list(tmp_path.iterdir())
+    sizes = [[Block((item,), ()).size() for item in block.items] for block in blocks]
+    counts = [max(len(item.completions) for item in block.items) for block in blocks]
+    spread = [max(each) / max(1, min(each)) for each in sizes]
+    longest = list(map(max, sizes))
+    at = dict.fromkeys([*(values.index(max(values)) for values in (longest, counts, spread)), 0])
+    assert [block.keys for block in blocks.telling()] == [blocks[i].keys for i in at]
 
 
 def test_rows_of_every_kind_are_understood_and_others_named():

@@ -37,7 +37,7 @@ def test_files_that_may_not_grow(verb, tmp_path):
     make_world(tmp_path)
     out, limits = (
         tmp_path / "out",
-        {"preference": 30_000, "online": 30_000, "bilevel": 9_000, "evaluate": 1_500, "score": 1_500},
+        {"preference": 30_000, "online": 30_000, "bilevel": 9_000, "evaluate": 1_500, "score": 1_000},
     )
     out.mkdir()
     size = limits.get(verb, 600)

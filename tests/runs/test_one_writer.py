@@ -60,7 +60,8 @@ def test_two_processes_one_works_and_one_says_who(verb, world, tmp_path):
     """The second comes once the first holds the folder, which a breakpoint of its own keeps it in."""
     out = tmp_path / verb
     first = start(world, out, verb=verb)
-    while not list(out.rglob(".lock")) and first.poll() is None:
+    # the file is there a moment before it is locked, and says who has it once it is
+    while not any(path.stat().st_size for path in out.rglob(".lock")) and first.poll() is None:
         time.sleep(0.01)
     os.kill(first.pid, 19)  # SIGSTOP: it stays in the middle
     second = start(world, out, verb=verb)

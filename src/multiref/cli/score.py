@@ -1,6 +1,7 @@
 """`multiref score`: a file of preference pairs under K references, once, into a store."""
 
 import shlex
+import tempfile
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,7 +118,13 @@ def command(
     references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
     runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
     chosen = selection(name, split, column, rankings, bad_rows, limit)
-    found = read(data, chosen, skipped=None if dry_run else store / SKIPPED, say=typer.echo)
+    found = read(
+        data,
+        chosen,
+        skipped=None if dry_run else store / SKIPPED,
+        say=typer.echo,
+        spool=tempfile.gettempdir() if dry_run else store,
+    )
     pairs = found.pairs
     if dry_run:
         rows = [_row(estimate) for estimate in references.estimate_cost(pairs, store=store, shard_size=shard_size)]

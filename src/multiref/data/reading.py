@@ -14,6 +14,7 @@ from multiref.data.files import LARGEST
 from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, recognise, renamed, wanted_columns
 from multiref.data.pairs import REFUSED, USED, Pair, as_pair, list_unread, unread_columns
 from multiref.data.sources import Source, open_source
+from multiref.data.spooled import SpooledPairs
 from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
 
 Origins: TypeAlias = Iterable[tuple[str, Any]]
@@ -55,7 +56,7 @@ class Reading:
     """What was read. source: where from, in words. format: which was recognised. rows: how many; bad: the reasons of those that
     were left out, by origin."""
 
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     source: str
     format: str
     rows: int = 0
@@ -85,7 +86,7 @@ def read_pairs(
     Errors: DataError naming file and row (counted from 1; blank lines count, so that it is the line in an editor).
     """
     chosen = Selection(name, split, columns or {}, rankings, bad_rows, limit)
-    return read(source, chosen, largest=largest).pairs
+    return list(read(source, chosen, largest=largest).pairs)
 
 
 def read(
@@ -95,10 +96,12 @@ def read(
     skipped: str | os.PathLike[str] | None = None,
     largest: int = LARGEST,
     say: Callable[[str], None] | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Reading:
     """The same with what was found out.
 
     Args:
+        spool: a folder: pairs are held there in an Arrow file without a name rather than in memory (`data.spooled`).
         skipped: where rows that are skipped are written, with the reason.
         say: told what is fetched, spooled and skipped; None: a notice or a warning.
     """
@@ -113,7 +116,8 @@ def read(
     bad = _BadRows(selection.bad_rows == "skip")
     with open_source(source, name=selection.name, split=selection.split, largest=largest, wanted=wanted, say=speak) as opened:
         kind, rows = _converted(opened, selection, opened.name, bad, unread)
-        found = Reading(list(rows), f"{opened.name}, {opened.kind}", kind)
+        pairs = list(rows) if spool is None else SpooledPairs.write(rows, spool)
+        found = Reading(pairs, f"{opened.name}, {opened.kind}", kind)
         found.rows = bad.rows
     if not found.pairs and not bad.reasons and selection.limit != 0:
         raise DataError(f"{_shown(source)} has no rows; expected at least one preference pair.")

@@ -13,7 +13,7 @@ from multiref.models.audit import Audit
 from multiref.models.batching import LAYOUTS, Span
 from multiref.models.encoding import Encoded
 from multiref.references.engines import Engine, LocalEngine
-from multiref.references.plan import Block
+from multiref.references.plan import Block, Blocks
 from multiref.references.protocol import Item, Reference
 from multiref.references.store import Damage, Store
 
@@ -23,7 +23,7 @@ CHECKED = 8  # stored rows that are encoded again, to compare
 def agree_on_layout(
     open_reference: Callable[[], Reference],
     address: str,
-    blocks: Sequence[Block],
+    blocks: Blocks,
     keeper: Store,
     engine: Engine,
     everything: bool,
@@ -36,7 +36,7 @@ def agree_on_layout(
     reference: Any = open_reference()
     if not hasattr(reference, "audit"):
         return None
-    chosen = list(blocks) if everything else _telling(blocks)
+    chosen = list(blocks) if everything else blocks.telling()
     encoded = [each for block in chosen for each in reference.encode(block.items)]
     asked = Span.around(encoded)
     versions = {name: version(name) for name in ("torch", "transformers")}
@@ -88,25 +88,6 @@ def set_aside(keeper: Store, address: str, why: str) -> int:
     for path in shards:
         keeper.quarantine(Damage(path, f"The shard {path} {why}"))
     return len(shards)
-
-
-def _telling(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks with the longest text, the widest group and the widest spread of lengths, and one more: blocks are in the
-    order of hashes, so the first is as good as a random one."""
-
-    def lengths(block: Block) -> list[int]:
-        return [Block((item,), ()).size() for item in block.items]
-
-    return list(
-        dict.fromkeys(
-            (
-                max(blocks, key=lambda block: max(lengths(block))),
-                max(blocks, key=lambda block: max(len(item.completions) for item in block.items)),
-                max(blocks, key=lambda block: max(lengths(block)) / max(1, min(lengths(block)))),
-                blocks[0],
-            )
-        )
-    )
 
 
 def _keys_of(audit: Audit, blocks: Sequence[Block], encoded: Sequence[Encoded]) -> list[str]:

@@ -4,13 +4,15 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from multiref.data import read
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
@@ -19,13 +21,13 @@ from multiref.references.cost_estimate import CostEstimate, estimate_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.identity import say_of_templates
-from multiref.references.keys import KeyIndex, content_keys, unique_keys
-from multiref.references.plan import Block, plan, wanted
+from multiref.references.keys import KeyIndex
+from multiref.references.plan import Block, Blocks, Texts, plan
 from multiref.references.progress import Listener
 from multiref.references.protocol import Reference, Scored
 from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
-from multiref.references.store import Rows, Store
+from multiref.references.store import Damage, Rows, Store
 from multiref.references.store.shards import ABOVE
 
 
@@ -88,7 +90,8 @@ class References:
         """Every completion of `data` under every reference: what is stored is read, what is missing is scored and stored.
 
         Args:
-            data: pairs, rows of TRL's preference format, or (prompt, completion) tuples.
+            data: pairs, rows of TRL's preference format, or (prompt, completion) tuples; or where pairs are (a file, a folder,
+                a URL, a hub id: see `read_pairs`), which are then held on disk, in the store.
             store: a folder (made if it is not there) or a `Store`; None keeps nothing.
             engine: "local", "ray", or an engine with settings of its own.
             progress: told what happens; None is silent, notices being Python warnings.
@@ -102,22 +105,22 @@ class References:
         if audit not in ("some", "all"):
             raise ArgumentError(f"audit is {audit!r}; expected 'some' or 'all'.")
         listener = progress or Listener()
-        job = _Job(data, shard_size)
-        with _kept(store) as keeper:
-            columns = [self._one(name, job, keeper, engine_named(engine), listener, audit == "all") for name in self.names]
+        with _kept(store) as keeper, _spooled(data, keeper) as rows:
+            texts = Texts(rows)
+            blocks = _planned(texts, shard_size)
+            table = {what: np.zeros((len(self.names), len(blocks.keys)), kind) for what, kind in _KINDS.items()}
+            for k, name in enumerate(self.names):
+                row = _Row(**{what: values[k] for what, values in table.items()}, there=np.zeros(len(blocks.keys), bool))
+                self._one(name, blocks, row, keeper, engine_named(engine), listener, audit == "all")
             keeper.manifest()
-        tokenizers = {name: getattr(self.open(name), "tokenizer", None) for name in self.names}
-        if (differing := say_of_templates(tokenizers, (prompt for prompt, _ in job.texts))) is not None:
-            listener.notice(differing)
-        return SequenceScores(
-            self.names,
-            job.keys,
-            torch.stack([torch.from_numpy(rows.logps) for rows in columns]),
-            torch.stack([torch.from_numpy(rows.lengths.astype(np.int64)) for rows in columns]),
-            torch.stack([torch.from_numpy(rows.truncated) for rows in columns]),
-            np.stack([rows.digests for rows in columns]),
-            tuple(self._identities[name] for name in self.names),
-        )
+            tokenizers = {name: getattr(self.open(name), "tokenizer", None) for name in self.names}
+            if (differing := say_of_templates(tokenizers, (prompt for prompt, _ in texts))) is not None:
+                listener.notice(differing)
+        keys = blocks.keys
+        del texts, blocks, rows, row
+        identities = tuple(self._identities[name] for name in self.names)
+        logps, lengths, truncated, digests = table.values()
+        return SequenceScores(self.names, keys, *map(torch.from_numpy, (logps, lengths, truncated)), digests, identities)
 
     def estimate_cost(
         self,
@@ -129,44 +132,51 @@ class References:
     ) -> list[CostEstimate]:
         """What `score` would do with the same arguments, per reference. Nothing is written;
         with `measure`, a few completions are timed."""
-        job = _Job(data, shard_size)
         estimates = []
-        with _kept(store) as keeper:
+        with _kept(store) as keeper, _spooled(data, None) as rows:
+            blocks = _planned(Texts(rows), shard_size)
             for name in self.names:
                 reference = self.open(name)
-                blocks = job.missing(keeper.read(keeper.address(reference.identity()))[0].keys)
-                estimates.append(estimate_cost(name, reference, wanted=len(job.keys), blocks=blocks, measure=measure))
+                there, index = np.zeros(len(blocks.keys), bool), KeyIndex(blocks.keys)
+                for part in keeper.parts(keeper.address(reference.identity())):
+                    if not isinstance(part, Damage):
+                        there[(at := index.locate(part.keys))[at >= 0]] = True
+                missing = blocks.without(there)
+                estimates.append(estimate_cost(name, reference, wanted=len(blocks.keys), blocks=missing, measure=measure))
                 getattr(reference, "release", lambda: None)()
         return estimates
 
-    def _one(self, name: str, job: "_Job", keeper: Store, engine: Engine, listener: Listener, everything: bool) -> Rows:
-        """One reference's turn: its rows for the job's keys, in their order."""
+    def _one(
+        self, name: str, blocks: Blocks, row: "_Row", keeper: Store, engine: Engine, listener: Listener, everything: bool
+    ) -> None:
+        """One reference's turn: fills its row with what is stored and with what is scored now."""
         start = time.perf_counter()
         opener = self._opener(self.named[name])
         reference = opener()
         where = location(self.named[name])
         address, identity = _introduce(name, reference, where, keeper, listener)
         self._identities[name] = {**identity, "location": where}
-        rows = _read(name, reference, address, job, keeper, listener)
-        parts: list[Rows] = []
+        _read(name, reference, address, blocks, row, keeper, listener)
         halved: list[int] = []
         with ExitStack() as stack:  # whatever happens, workers are let go and the model is released
             stack.callback(getattr(reference, "release", lambda: None))
             stack.callback(getattr(reference, "obey", lambda audit: None), None)
-            if everything or job.missing(rows.keys):
+            if everything or not row.there.all():
                 stack.enter_context(keeper.alone(address, waiting=listener.notice))
-                opener.audit = agree_on_layout(opener, address, job.blocks, keeper, engine, everything)
-                rows = _read(name, reference, address, job, keeper, listener)  # less what the audit refuted
-            missing, layout = job.missing(rows.keys), opener.audit.layout if opener.audit else ""
-            stored = len(job.keys) - sum(map(len, missing))
-            listener.begin(name, completions=len(job.keys), stored=stored, characters=sum(block.size() for block in missing))
+                opener.audit = agree_on_layout(opener, address, blocks, keeper, engine, everything)
+                _read(name, reference, address, blocks, row, keeper, listener)  # less what the audit refuted
+            missing, layout = blocks.without(row.there), opener.audit.layout if opener.audit else ""
+            stored = len(blocks.keys) - missing.completions
+            listener.begin(name, completions=len(blocks.keys), stored=stored, characters=missing.size())
             results = stack.enter_context(closing(engine.run(opener, missing))) if missing else ()
             for index, scored in results:
-                part = _as_rows(name, missing[index], scored)
+                block = missing[index]
+                part = _as_rows(name, block, scored)
                 keeper.append(address, part, layout=layout, halved=scored.halved)
                 halved.append(scored.halved)
-                parts.append(part)
-                listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=missing[index].size())
+                row.fill(block.places, part)
+                listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=block.size())
+                del block, part, scored  # before the next one is made
         if any(halved):
             listener.notice(
                 f"{name!r}: memory ran out in {sum(map(bool, halved))} of {len(halved)} blocks, which were scored again with "
@@ -174,37 +184,64 @@ class References:
             )
         if opener.audit:
             listener.audited(name, opener.audit.summary(), opener.audit.seconds / (time.perf_counter() - start))
-        rows = Rows.concatenate([rows, *parts])
-        at = KeyIndex(rows.keys).locate(job.keys)
-        if (at < 0).any():
+        if not row.there.all():
             raise ModelError(
-                f"The engine handed back no score for {int((at < 0).sum()):,} of {len(at):,} completions under {name!r}; "
-                f"expected all."
+                f"The engine handed back no score for {int((~row.there).sum()):,} of {len(row.there):,} completions under "
+                f"{name!r}; expected all."
             )
-        rows = rows.take(at)
-        if rows.truncated.any():
+        if row.truncated.any():
             listener.notice(
-                f"{int(rows.truncated.sum()):,} of {len(rows):,} texts did not fit {name!r} and are marked as truncated in its "
-                f"scores."
+                f"{int(row.truncated.sum()):,} of {len(row.there):,} texts did not fit {name!r} and are marked as truncated in "
+                "its scores."
             )
         listener.end(name)
-        return rows
 
 
-def _read(name: str, reference: Reference, address: str, job: "_Job", keeper: Store, listener: Listener) -> Rows:
+_KINDS = {"logps": np.float64, "lengths": np.int64, "truncated": bool, "digests": np.uint64}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One reference's scores of U completions, in the order of their keys: arrays [U], known where `there`.
+    They are filled in place, for a job of millions has room for them once."""
+
+    logps: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+    digests: np.ndarray
+    there: np.ndarray
+
+    def fill(self, places: np.ndarray, rows: Rows) -> None:
+        for what in _KINDS:
+            getattr(self, what)[places] = getattr(rows, what)
+        self.there[places] = True
+
+    def read(self, keeper: Store, address: str, index: KeyIndex) -> list[Damage]:
+        """Begin with what is stored; of a completion that is stored twice, the first. → what is damaged."""
+        self.there[:] = False
+        damage = []
+        for part in keeper.parts(address):
+            if isinstance(part, Damage):
+                damage.append(part)
+                continue
+            at = index.locate(part.keys)
+            new = np.flatnonzero((at >= 0) & ~self.there[at])
+            self.fill(at[new], part.take(new))
+        return damage
+
+
+def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _Row, keeper: Store, listener: Listener) -> None:
     """What is stored of a reference and counts. What is damaged, refuted, or was other tokens is set aside, and said."""
-    rows, damage = keeper.read(address)
-    for damaged in damage:  # counts as missing
+    for damaged in row.read(keeper, address, KeyIndex(blocks.keys)):  # counts as missing
         listener.notice(f"{damaged} It was set aside as {keeper.quarantine(damaged)}.")
-    stored = np.flatnonzero(KeyIndex(job.keys).locate(rows.keys) >= 0)
-    some = rows.take(stored[:: max(1, len(stored) // CHECKED)][:CHECKED])
-    if hasattr(reference, "encode") and some.digests.any():
-        digests = dict(zip((bytes(key) for key in some.keys), some.digests.tolist()))
-        if why := changed_tokens(reference, job.texts_of(digests), digests):
+    stored = np.flatnonzero(row.there & (row.digests != 0))
+    some = stored[:: max(1, len(stored) // CHECKED)][:CHECKED].tolist()
+    if some and hasattr(reference, "encode"):
+        digests = {bytes(blocks.keys[at]): int(row.digests[at]) for at in some}
+        if why := changed_tokens(reference, {bytes(blocks.keys[at]): blocks.text_of(at) for at in some}, digests):
             count = set_aside(keeper, address, why)
             listener.notice(f"{name!r} {why} All its {count:,} shards were set aside (damaged/), and it is scored again.")
-            return Rows.concatenate([])
-    return rows
+            row.there[:] = False
 
 
 @contextmanager
@@ -217,34 +254,23 @@ def _kept(store: str | os.PathLike[str] | Store | None) -> Iterator[Store]:
         yield store if isinstance(store, Store) else Store(store)
 
 
-class _Job:
-    """The texts of one call: their unique keys, and (only if something is missing) the plan."""
+@contextmanager
+def _spooled(data: Any, keeper: Store | None) -> Iterator[Any]:
+    """The rows of a call: as they were given, or, where it was said where they are, held on disk: in the store; None: in a
+    folder that lasts as long as the call."""
+    if not isinstance(data, str | os.PathLike):
+        yield data
+    elif keeper is not None:
+        yield read(data, spool=keeper.folder).pairs
+    else:
+        with TemporaryDirectory(prefix="multiref-", ignore_cleanup_errors=True) as folder:
+            yield read(data, spool=folder).pairs
 
-    def __init__(self, data: Iterable[Any], shard_size: int | None):
-        self.texts, self.shard_size = list(wanted(data)), shard_size
-        if not self.texts:
-            raise ArgumentError("There is nothing to score: the data has no rows. Expected at least one pair or completion.")
-        self._keys = content_keys(*zip(*self.texts))
-        self.keys = unique_keys(self._keys)
 
-    def texts_of(self, keys: Iterable[bytes]) -> dict[bytes, tuple[Any, Any]]:
-        """Key → (prompt, completion), for keys of this job."""
-        wanted = list(keys)
-        at = KeyIndex(self._keys).locate(np.frombuffer(b"".join(wanted), "V16"))
-        return {key: self.texts[i] for key, i in zip(wanted, at.tolist())}
-
-    @cached_property
-    def blocks(self) -> list[Block]:
-        return plan(self.texts, shard_size=self.shard_size)
-
-    def missing(self, stored: np.ndarray) -> list[Block]:
-        """The blocks, less what is stored. What remains of a block depends on the store only through these texts' own keys."""
-        there = KeyIndex(stored).locate(self.keys) >= 0
-        if there.all():
-            return []
-        have = frozenset(self.keys[there].tolist())
-        left = (block.without(have) for block in self.blocks)
-        return [block for block in left if len(block)]
+def _planned(texts: Texts, shard_size: int | None) -> Blocks:
+    if not len(texts):
+        raise ArgumentError("There is nothing to score: the data has no rows. Expected at least one pair or completion.")
+    return plan(texts, shard_size=shard_size)
 
 
 def _introduce(name: str, reference: Reference, where: str, keeper: Store, listener: Listener) -> tuple[str, Mapping[str, Any]]:

@@ -19,8 +19,12 @@ def content_key(prompt: Any, completion: Any) -> bytes:
     A string and a one-message conversation with the same words are different texts, because a chat template treats them
     differently. What tokenisation adds is a reference's own (`references.identity`), so that one key joins K tokenizers.
     """
-    text = f"[{text_of(prompt)},{text_of(completion)}]"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+    return key_of(text_of(prompt), text_of(completion))
+
+
+def key_of(prompt: str, completion: str) -> bytes:
+    """The content key of two texts that `text_of` wrote."""
+    return hashlib.blake2b(f"[{prompt},{completion}]".encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
 def content_keys(prompts: Iterable[Any], completions: Iterable[Any]) -> np.ndarray:
@@ -41,13 +45,6 @@ def text_of(text: Any) -> str:
     return _json({"messages": messages, "tools": tools, "chat_template_kwargs": options} if tools or options else messages)
 
 
-def unique_keys(keys: np.ndarray) -> np.ndarray:
-    """The different keys among these, ascending."""
-    index = KeyIndex(keys)
-    unique: np.ndarray = keys[index.order[~index.repeated]]
-    return unique
-
-
 class KeyIndex:
     """A sorted view of N keys, for finding M others in it: O((N + M) log N) and no Python loop.
 
@@ -56,11 +53,15 @@ class KeyIndex:
     """
 
     def __init__(self, keys: np.ndarray):
-        first, second = _halves(keys)
-        sorted_already = (first[1:] > first[:-1]).all()
-        self.order = np.arange(len(first)) if sorted_already else np.lexsort((second, first))
-        self.first, self.second = first[self.order], second[self.order]
-        self.repeated = np.zeros(len(first), bool)
+        self.first, self.second = _halves(keys)
+        small = np.int32 if len(keys) < 2**31 else np.int64  # of millions of keys one holds few arrays, and short ones
+        if (self.first[1:] > self.first[:-1]).all():
+            self.order = np.arange(len(keys), dtype=small)
+        else:
+            self.order = np.lexsort((self.second, self.first)).astype(small)
+            self.first = self.first[self.order]
+            self.second = self.second[self.order]
+        self.repeated = np.zeros(len(keys), bool)
         self.repeated[1:] = (self.first[1:] == self.first[:-1]) & (self.second[1:] == self.second[:-1])
 
     def locate(self, wanted: np.ndarray) -> np.ndarray:

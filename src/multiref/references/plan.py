@@ -7,16 +7,19 @@ where a run was killed. Batches are made inside a block, never across, so a bloc
 device, thread count and versions).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, overload
 
-from multiref.data import as_pair
+import numpy as np
+
+from multiref.data import Pair, as_pair
 from multiref.data.pairs import list_unread, unread_columns
+from multiref.data.spooled import Joined, SpooledPairs
 from multiref.data.text import words
 from multiref.errors import ArgumentError, DataError
-from multiref.references.keys import content_key
+from multiref.references.keys import KEY_BYTES, KeyIndex, key_of, text_of
 from multiref.references.protocol import Item
 
 TOGETHER = (
@@ -26,10 +29,12 @@ TOGETHER = (
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What becomes one shard: items, and the keys [n] of their completions in the same order."""
+    """What becomes one shard: items, and the keys [n] of their completions in the same order. places [n]: of these keys among
+    the job's."""
 
     items: tuple[Item, ...]
     keys: tuple[bytes, ...]
+    places: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -37,19 +42,6 @@ class Block:
     def size(self) -> int:
         """UTF-8-ish size of the text, for estimating time: characters of prompts and completions."""
         return sum(_length(item.prompt) + sum(map(_length, item.completions)) for item in self.items)
-
-    def without(self, stored: Iterable[bytes]) -> "Block":
-        """The part that is not stored yet. Items keep their order; a half-stored one keeps the completions that are missing."""
-        have = frozenset(stored)
-        keys = iter(self.keys)
-        kept, left = [], []
-        for item in self.items:
-            mine = [(completion, next(keys)) for completion in item.completions]
-            missing = [(completion, key) for completion, key in mine if key not in have]
-            if missing:
-                kept.append(Item(item.prompt, tuple(completion for completion, _ in missing), item.origin))
-                left += [key for _, key in missing]
-        return Block(tuple(kept), tuple(left))
 
 
 class Asked(tuple[Any, Any]):
@@ -62,6 +54,56 @@ class Asked(tuple[Any, Any]):
         made = cls((prompt, completion))
         made.origin = origin
         return made
+
+
+class Texts:
+    """The N completions that are asked for: of pairs, two each, which stay where they are (in memory, or on disk); else a list.
+
+    stride: completions of a row. characters [N], prompt_characters [rows]: how long they are; nothing [rows]: an empty prompt.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        on_disk = isinstance(data, SpooledPairs | Joined)
+        pairs = on_disk or (isinstance(data, Sequence) and all(isinstance(row, Pair) for row in data))
+        self._rows: Sequence[Any] = data if pairs and isinstance(data, Sequence) else list(wanted(data))
+        self.stride = 2 if pairs else 1
+        self._last: tuple[int, Any] = -1, None
+
+    def __len__(self) -> int:
+        return len(self._rows) * self.stride
+
+    def __getitem__(self, index: int) -> Asked:
+        number, side = divmod(index, self.stride)
+        if self._last[0] != number:
+            self._last = number, self._rows[number]
+        return self._of(number, self._last[1])[side]
+
+    def __iter__(self) -> Iterator[Asked]:
+        for number, row in enumerate(self._rows):
+            yield from self._of(number, row)
+
+    def _of(self, number: int, row: Any) -> Sequence[Asked]:
+        if self.stride == 1:
+            return (row,)
+        origin = row.origin or f"row {number + 1}"
+        return Asked.by(origin, row.prompt, row.chosen), Asked.by(origin, row.prompt, row.rejected)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Content keys of the texts [N] and of the prompts [rows]."""
+        rows = len(self._rows)
+        raw, prompts = bytearray(KEY_BYTES * len(self)), bytearray(KEY_BYTES * rows)
+        self.characters, self.prompt_characters = np.zeros(len(self), np.int32), np.zeros(rows, np.int32)
+        self.nothing = np.zeros(rows, bool)
+        for number, row in enumerate(self._rows):
+            for side, (prompt, completion) in enumerate(self._of(number, row)):
+                at = number * self.stride + side
+                if side == 0:
+                    written = text_of(prompt)
+                    prompts[KEY_BYTES * number : KEY_BYTES * (number + 1)] = key_of(written, '""')
+                    self.prompt_characters[number], self.nothing[number] = _length(prompt), not prompt
+                raw[KEY_BYTES * at : KEY_BYTES * (at + 1)] = key_of(written, text_of(completion))
+                self.characters[at] = _length(completion)
+        return np.frombuffer(raw, f"V{KEY_BYTES}"), np.frombuffer(prompts, f"V{KEY_BYTES}")
 
 
 def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -88,46 +130,130 @@ def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     list_unread(unread, "The rows")
 
 
+class Blocks(Sequence[Block]):
+    """The blocks of a job, each made when it is asked for: what is held is a few numbers a completion, and where its text is.
+
+    keys: [U] the different content keys, ascending. For the completions in the order of the plan: `_place` [M], which key;
+    `_item` [M], which item. A block is a stretch of them, of which `_cuts` [B + 1] are the bounds. `_text` [U]: of a key, the
+    first text that has it.
+    """
+
+    def __init__(
+        self, texts: "Texts", keys: np.ndarray, text: np.ndarray, place: np.ndarray, item: np.ndarray, cuts: np.ndarray
+    ) -> None:
+        self.keys, self._texts, self._text = keys, texts, text
+        self._place, self._item, self._cuts = place, item, cuts
+        self._last: tuple[int, Block] | None = None
+
+    def __len__(self) -> int:
+        return len(self._cuts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Block]: ...
+
+    def __getitem__(self, index: int | slice) -> Block | list[Block]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        number = range(len(self))[index]
+        if self._last is None or self._last[0] != number:
+            self._last = None  # one at a time in memory
+            self._last = number, self._made(slice(*self._cuts[number : number + 2]))
+        return self._last[1]
+
+    def _made(self, part: slice) -> Block:
+        places, items = self._place[part], []
+        wanted = self._text[places]
+        there = {i: self._texts[i] for i in np.sort(wanted).tolist()}  # each row once
+        texts = (there[i] for i in wanted.tolist())
+        for size in np.diff(_bounds(self._item[part])).tolist():
+            mine = list(islice(texts, size))
+            origins = dict.fromkeys(text.origin for text in mine if text.origin)
+            items.append(Item(mine[0][0], tuple(completion for _, completion in mine), ", ".join(origins)))
+        return Block(tuple(items), tuple(self.keys[places].tolist()), places)
+
+    @property
+    def completions(self) -> int:
+        """How many there are in all blocks."""
+        return len(self._place)
+
+    def without(self, there: np.ndarray) -> "Blocks":
+        """[U] bool, the keys that are stored → the blocks less these. Items keep their order; a half-stored one keeps the
+        completions that are missing."""
+        kept = ~there[self._place]
+        cuts = np.unique(np.concatenate([[0], np.cumsum(kept)])[self._cuts])
+        return Blocks(self._texts, self.keys, self._text, self._place[kept], self._item[kept], cuts)
+
+    def text_of(self, place: int) -> "Asked":
+        """The text that has this key."""
+        return self._texts[int(self._text[place])]
+
+    def size(self) -> int:
+        """Characters of all blocks, as `Block.size` counts them."""
+        return int(self._sizes()[0].sum())
+
+    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per item: characters (its prompt once), and the completions."""
+        if not len(self):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        starts = _bounds(self._item)[:-1]
+        text = self._text[self._place]
+        sums = np.add.reduceat(self._texts.characters[text].astype(np.int64), starts)
+        counts = np.diff([*starts, len(text)])
+        return sums + self._texts.prompt_characters[text[starts] // self._texts.stride], counts
+
+    def telling(self) -> list[Block]:
+        """The blocks with the longest text, the widest group and the widest spread of lengths, and one more: blocks are in the
+        order of hashes, so the first is as good as a random one."""
+        sizes, counts = self._sizes()
+        first = np.searchsorted(_bounds(self._item)[:-1], self._cuts[:-1])
+        longest, widest = (np.maximum.reduceat(values, first) for values in (sizes, counts))
+        spread = longest / np.maximum(1, np.minimum.reduceat(sizes, first))
+        return [self[i] for i in dict.fromkeys([*(int(values.argmax()) for values in (longest, widest, spread)), 0])]
+
+
 def shard_size_for(completions: int) -> int:
     """Completions per shard, when the user does not say: about 64 shards a job, at least 256 and at most 8,192 completions
     each."""
     return max(256, min(8192, completions // 64))
 
 
-def plan(texts: Iterable[tuple[Any, Any]], *, shard_size: int | None = None) -> list[Block]:
-    """(prompt, completion) … → blocks. Repeated texts count once; the order of the texts does not matter.
+def plan(data: "Iterable[Any] | Texts", *, shard_size: int | None = None) -> Blocks:
+    """What is asked for → blocks. Repeated texts count once; the order of the texts does not matter.
 
     Completions of one prompt stay together (at most `TOGETHER` in an item), so that a scorer can share the prompt.
-    An empty prompt is
-    nothing to share: its completions are items of their own.
+    An empty prompt is nothing to share: its completions are items of their own.
     """
     if shard_size is not None and shard_size < 1:
         raise ArgumentError(f"shard_size is {shard_size}; expected at least 1 completion per shard.")
-    unique: dict[bytes, tuple[bytes, Any, Any, str]] = {}
-    for text in texts:
-        prompt, completion = text
-        key = content_key(prompt, completion)
-        if key not in unique:
-            unique[key] = (content_key(prompt, ""), prompt, completion, getattr(text, "origin", ""))
-    size = shard_size or shard_size_for(len(unique))
-    ordered = sorted((prompt_key, key) for key, (prompt_key, *_) in unique.items())
-    blocks: list[Block] = []
-    items: list[Item] = []
-    keys: list[bytes] = []
-    for _, group in groupby(ordered, key=lambda entry: entry[0]):
-        mine = [key for _, key in group]
-        most = TOGETHER if unique[mine[0]][1] else 1
-        for start in range(0, len(mine), most):
-            part = mine[start : start + most]
-            origins = dict.fromkeys(unique[key][3] for key in part if unique[key][3])
-            items.append(Item(unique[part[0]][1], tuple(unique[key][2] for key in part), ", ".join(origins)))
-            keys += part
-            if len(keys) >= size:
-                blocks.append(Block(tuple(items), tuple(keys)))
-                items, keys = [], []
-    if keys:
-        blocks.append(Block(tuple(items), tuple(keys)))
-    return blocks
+    texts = data if isinstance(data, Texts) else Texts(data)
+    keys, prompts = texts.read()
+    small = np.int32 if len(keys) < 2**31 else np.int64
+    index = KeyIndex(prompts)
+    rank = np.empty(len(prompts), small)  # of prompts, by their keys
+    rank[index.order] = np.cumsum(~index.repeated)
+    del prompts, index
+    index = KeyIndex(keys)
+    text = index.order[~index.repeated]
+    del index
+    keys = keys[text]
+    ranks = rank[text // texts.stride]
+    place = np.argsort(ranks, kind="stable").astype(small)  # by prompt, then by key
+    starts = _bounds(ranks[place])
+    within = np.arange(len(place), dtype=small) - np.repeat(starts[:-1].astype(small), np.diff(starts))
+    opens = (within % TOGETHER == 0) | texts.nothing[text[place] // texts.stride]
+    item = np.cumsum(opens, dtype=small)
+    size, bounds, cuts = shard_size or shard_size_for(len(keys)), _bounds(item), [0]
+    while cuts[-1] < len(keys):
+        cuts.append(int(bounds[min(np.searchsorted(bounds, cuts[-1] + size), len(bounds) - 1)]))
+    return Blocks(texts, keys, text, place, item, np.array(cuts))
+
+
+def _bounds(numbers: np.ndarray) -> np.ndarray:
+    """Where stretches of equal numbers begin, and the end."""
+    return np.concatenate([[0], np.flatnonzero(numbers[1:] != numbers[:-1]) + 1, [len(numbers)]])
 
 
 def _length(text: Any) -> int:

@@ -34,8 +34,8 @@ class LocalEngine:
         self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
     ) -> Generator[tuple[int, Scored], None, None]:
         reference = open_reference()
-        for index, block in enumerate(blocks):
-            yield index, reference.score(block.items)
+        for index in range(len(blocks)):  # a block is made when it is asked for, and goes when it is scored
+            yield index, reference.score(blocks[index].items)
 
     def audit(self, open_reference: Callable[[], Reference], blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
         """How rows of these blocks are laid out. An engine without this method has it done in the calling process."""

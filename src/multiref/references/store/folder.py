@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +131,20 @@ class Store:
 
         A completion may occur twice if two processes scored it at once; the first in the order of the shards counts, always.
         """
-        paths, refuted = self.shards(address), self.audit(address).get("refuted", [])
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            parts = list(pool.map(lambda path: _attempt(path, address, refuted), paths))
+        parts = list(self.parts(address))
         return Rows.concatenate([part for part in parts if isinstance(part, Rows)]), [p for p in parts if isinstance(p, Damage)]
+
+    def parts(self, address: str) -> Iterator[Rows | Damage]:
+        """The same shard by shard, in their order, with a few in memory at a time."""
+        refuted, workers = self.audit(address).get("refuted", []), min(8, os.cpu_count() or 1)
+        ahead: deque[Future[Rows | Damage]] = deque()
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            for path in self.shards(address):
+                ahead.append(pool.submit(_attempt, path, address, refuted))
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     def sound(self, address: str) -> Rows:
         """All scores of one reference. `StoreError` where a shard is damaged."""

@@ -1,0 +1,112 @@
+"""Scoring many pairs: `python benchmarks/scale.py [--pairs 100000]`: memory a pair, minutes a million, and the same bits after
+kills.
+
+Each run is a process of its own: a file of synthetic pairs is scored under a reference that takes no time (a hash), so that
+what is measured is reading, planning and storing. Mark: peak memory above that of 10,000 pairs at most 200 bytes a pair. Then
+the job is killed on the way, three times, and run again: the scores must be the same bits.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import record
+from sides import peak_mib, run_side
+
+FEW = 10_000
+
+
+class Constant:
+    """log π = −1 − a hash of the text and of the texts it was scored with: other blocks would be other bits."""
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "constant"}
+
+    def score(self, items: Any) -> Any:
+        from multiref.references import Scored
+
+        texts = [f"{item.prompt}\0{completion}" for item in items for completion in item.completions]
+        company = sum(map(len, texts)) % 1009 / 1009
+        logps = [-1 - int.from_bytes(hashlib.blake2b(t.encode(), digest_size=6).digest()) / 2**48 - company for t in texts]
+        ones = torch.ones(len(texts), dtype=torch.int64)
+        return Scored(torch.tensor(logps, dtype=torch.float64), ones, ones < 0)
+
+
+def write(folder: Path, pairs: int) -> Path:
+    """The pairs: about 500 bytes each, two of a prompt in one of three."""
+    path = folder / f"pairs-{pairs}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(pairs):
+            prompt = f"Question {n - (n % 3 == 1)}: " + "what follows from this? " * 6
+            row = {"prompt": prompt, "chosen": f"It is {n}. " * 10, "rejected": f"Nobody knows {n}. " * 10}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def score(folder: Path, pairs: int) -> dict[str, Any]:
+    """Score the file into a store; seconds, peak memory, and a hash of the scores."""
+    from multiref.references import References
+
+    imports = peak_mib()
+    start = time.perf_counter()
+    scores = References({"constant": Constant()}).score(str(folder / f"pairs-{pairs}.jsonl"), store=folder / f"scores-{pairs}")
+    seconds = time.perf_counter() - start
+    peak = peak_mib()
+    digest = hashlib.sha256(scores.keys.tobytes() + scores.logps.numpy().tobytes()).hexdigest()
+    return {"seconds": seconds, "peak_mib": peak, "imports_mib": imports, "digest": digest, "completions": len(scores)}
+
+
+def kill_on_the_way(folder: Path, pairs: int) -> int:
+    """Begin the job and end it by SIGKILL once a few more shards are there; how many are there then."""
+    command = [sys.executable, __file__, "--side", "score", "--pairs", str(pairs), "--folder", str(folder)]
+    store = folder / f"scores-{pairs}" / "shards"
+    before = len(list(store.glob("*/*.parquet")))
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while job.poll() is None and len(list(store.glob("*/*.parquet"))) < before + 7:
+        time.sleep(0.05)
+    job.kill()
+    job.wait()
+    return len(list(store.glob("*/*.parquet")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--side", choices=["score"], help="one run, in this process")
+    given = parser.parse_args()
+    if given.side:
+        print(json.dumps(score(given.folder, given.pairs)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [Path(temporary) / name for name in ("whole", "killed")]
+        found = {}
+        for folder, pairs in ((folders[0], FEW), (folders[0], given.pairs), (folders[1], given.pairs)):
+            folder.mkdir(exist_ok=True)
+            write(folder, pairs)
+            if folder is folders[1]:
+                there = [kill_on_the_way(folder, pairs) for _ in range(given.kills)]
+                print(f"killed with {there} shards stored")
+            found[folder, pairs] = run_side(__file__, "score", given, folder=folder, pairs=pairs)
+    few, many, again = found.values()
+    above = (many["peak_mib"] - few["peak_mib"]) * 2**20 / (given.pairs - FEW)
+    minutes = many["seconds"] / 60 * 1e6 / given.pairs
+    figures = {"bytes_a_pair": round(above, 1), "minutes_a_million": round(minutes, 2), "peak_mib": round(many["peak_mib"])}
+    record(f"{given.pairs:,} pairs: memory a pair above 10,000", above / 200, against="200 bytes", at_most=1, **figures)
+    same = many["digest"] == again["digest"]
+    print(
+        f"{above:.0f} bytes a pair, {minutes:.1f} minutes a million; after {given.kills} kills: {'the same' if same else 'OTHER'} bits"
+    )
+    sys.exit(0 if same and above <= 200 else 1)
+
+
+if __name__ == "__main__":
+    main()
