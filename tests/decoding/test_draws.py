@@ -158,6 +158,7 @@ BAD = {
     "tokens": ({"budget": Budget(tokens=10)}, "10 are allowed"),
     "rewards": ({"budget": Budget(rewards=10)}, "rewards"),
     "seconds": ({"budget": Budget(seconds=1e-6)}, "seconds"),
+    "memory": ({"n": 10**12}, r"need [\d,]+ bytes .* and [\d,]+ are free"),
     "weights": ({"regularizer": mr.ReverseKL((0.2, 0.3, 0.5))}, "weights"),
 }
 

@@ -1,6 +1,7 @@
 """lm-evaluation-harness on a local task file, against numbers of this library, and against the harness's own HFLM."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,15 @@ def test_what_the_optimum_has_not_is_refused_with_the_reason(refs, manager):
         lm.generate_until([SimpleNamespace(args=("the", {"do_sample": True, "temperature": 0.5}))])
     with pytest.raises(ArgumentError, match="num_beams"):
         PoolLM(refs).generate_until([SimpleNamespace(args=("the", {"num_beams": 4}))])
+    one = [SimpleNamespace(task_name="wino", doc_id=0, args=("the cat", rest)) for rest in (" sat", " on")]
+    for value, reason in ((math.nan, "nan for"), (-math.inf, "no choice of row 0 has mass")):
+        with pytest.raises(ArgumentError, match=reason):
+            vetoed = OptimumLM(refs, mr.ReverseKL(W), lambda prompts, completions, r=value: [r] * len(completions), 1.0)
+            vetoed._looked_at.add("wino")
+            vetoed.loglikelihood(one)
+    lm._looked_at.add("long")
+    with pytest.raises(ArgumentError, match="do not fit the context"):
+        lm.loglikelihood([SimpleNamespace(task_name="long", doc_id=0, args=("the cat", " sat on" * 100))])
     with pytest.raises(ArgumentError, match="no optimum that is a product"):
         OptimumLM(refs, mr.ForwardKL(W))
 

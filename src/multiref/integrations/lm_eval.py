@@ -9,6 +9,7 @@ The optimum has a probability of complete answers, known up to one factor a prom
 end token included, and only by `acc`. Give the models beside it `complete=True`: they are then asked the same.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from multiref.decoding import sample
+from multiref.decoding.rewarding import Rewarding
 from multiref.decoding.streaming import Transcript, draw_tokens, open_pool, read_tokens
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.conversation import Chat
 from multiref.models.encoding import encode_many
 from multiref.models.processor import as_tokenizer
@@ -29,7 +31,7 @@ from multiref.models.spec import TOKENISATION, Generation
 from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
-from multiref.regularizers import Regularizer, ReverseKL
+from multiref.regularizers import Regularizer, ReverseKL, check_beta
 
 __all__ = ["OptimumLM", "PoolLM", "evaluate"]
 
@@ -188,6 +190,8 @@ class OptimumLM(_Harness):
             raise ArgumentError(f"regularizer: {regularizer.name} has no optimum that is a product of pool and reward.")
         if (reward is None) != (beta is None):
             raise ArgumentError("reward, beta: give both, or neither for the escort.")
+        if beta is not None:
+            check_beta(beta)
         self.regularizer, self.reward, self.beta, self.options = regularizer, reward, beta, options
         self._looked_at: set[str] = set()
 
@@ -221,13 +225,26 @@ class OptimumLM(_Harness):
                     f"{each.task_name}: the choices of row {each.doc_id} have different contexts, and each context has its own "
                     "unknown factor 1/Z. Use a task whose choices follow one context."
                 )
-        items = [Item(context, (rest,)) for context, rest in (each.args for each in requests)]
-        logps = torch.stack([torch.as_tensor(self.refs.open(name).score(items).logps).double() for name in self.refs.names])
-        value = self.regularizer.pool(logps)
-        if self.reward is not None:
-            texts = {"prompts": [item.prompt for item in items], "completions": [item.completions[0] for item in items]}
-            value = value + torch.tensor([float(r) for r in self.reward(**texts)], dtype=torch.float64) / float(self.beta or 1)
-        return [(each, False) for each in value.tolist()]
+        value = self._value([Item(context, (rest,)) for context, rest in (each.args for each in requests)])
+        best: dict[tuple[Any, Any], float] = {}
+        for each, one in zip(requests, value):
+            best[each.task_name, each.doc_id] = max(one, best.get((each.task_name, each.doc_id), -math.inf))
+        if bare := next((key for key, one in best.items() if one == -math.inf), None):
+            raise EmptyPoolError(f"{bare[0]}: no choice of row {bare[1]} has mass: a reference or the reward forbids each.")
+        return [(each, False) for each in value]
+
+    def _value(self, items: Sequence[Item]) -> list[float]:
+        """log P_0(y) + r(y)/β of each item's completion."""
+        rows = []
+        for name in self.refs.names:
+            scored = self.refs.open(name).score(items)
+            if cut := int(scored.truncated.sum()):
+                raise ArgumentError(f"{cut} of {len(items)} answers do not fit the context of {name!r} with their prompt.")
+            rows.append(torch.as_tensor(scored.logps).double())
+        asked = Rewarding(self.reward, self.options.get("reward_max"))
+        rewards = torch.cat([asked(item.prompt, item.completions) for item in items])
+        found: list[float] = (self.regularizer.pool(torch.stack(rows)) + rewards / (self.beta or 1.0)).tolist()
+        return found
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         raise NotImplementedError
