@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from multiref._logspace import check_weights
+from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models.cache import cache_argument, cache_of, takes
 from multiref.pools import power_pool
@@ -62,12 +62,17 @@ class PoolLogitsProcessor(LogitsProcessor):
                     "Scores were cut before they were pooled: use no top_k, top_p, min_p.", MultirefWarning, stacklevel=2
                 )
         mask = self._whole_mask(input_ids)
-        said = [scores.log_softmax(-1), *(self._said(k, input_ids, mask).to(scores) for k in range(len(self.others)))]
-        self._ids = input_ids.clone()
-        return power_pool(torch.stack(said), self.weights.to(scores), self.order).log_softmax(-1)  # beams add them up
+        others = [self._said(k, input_ids, mask).to(scores) for k in range(len(self.others))]
+        self._ids, weights = input_ids.clone(), self.weights.to(scores)
+        if self.order == 0:  # what each is normalised by cancels
+            pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None])
+        else:
+            pool = power_pool(torch.stack([scores, *others]).log_softmax(-1), weights, self.order)
+        return pool.log_softmax(-1)  # beams add them up
 
+    @torch.inference_mode()
     def _said(self, k: int, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, V]: log-probabilities of the next token under one of the others."""
+        """[B, V]: logits of the next token under one of the others."""
         model, names, cache = self.others[k], self._takes[k], self._caches[k]
         device = next(model.parameters()).device
         new = ids if cache is None else ids[:, -1:]
@@ -80,8 +85,8 @@ class PoolLogitsProcessor(LogitsProcessor):
             inputs["logits_to_keep"] = 1
         out = model(**inputs, **cache_argument(names, cache))
         self._caches[k] = cache_of(out)
-        logps: Tensor = out.logits[:, -1].float().log_softmax(-1)
-        return logps
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
 
     def _whole_mask(self, ids: Tensor) -> Tensor | None:
         """[B, T]; None where nothing is padded, and positions are those that the model counts itself."""
