@@ -213,10 +213,8 @@ def test_a_draw_of_the_optimum_that_is_left_stops_too():
         assert status(send(port, post("/v1/completions", BODY))) == 200
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_the_verb_until_a_signal(tiny_folder, number, code):
     """As anybody would start it: it answers who has the token, ends as our processes do, and never writes the token."""
     command = [sys.executable, "-m", "multiref.cli", "serve", "-r", f"a={tiny_folder}", "-r", f"b={tiny_folder}", "--port", "0"]

@@ -171,7 +171,7 @@ def _conversation(fields: _Fields) -> tuple[dict[str, Any], ...]:
             if name not in ("role", "content") and value not in (None, []):
                 raise BadRequest(f"{where}.{name[:60]} is not supported by this server; leave it out.", "messages")
         content = each.get("content")
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        parts: list[Any] = content if isinstance(content, list) else [{"type": "text", "text": content}]
         for part in parts:
             plain = isinstance(part, Mapping) and part.keys() == {"type", "text"} and part["type"] == "text"
             if not plain or not isinstance(part["text"], str):
