@@ -28,10 +28,10 @@ def walked(made, islands, n, *, flat=0.5, resampling="adaptive", shortest=0, see
 @pytest.mark.parametrize("flat", [0.5, 0.0], ids=["flat", "pool"])
 @pytest.mark.parametrize("resampling", ["never", "adaptive", "always"])
 def test_every_completion_is_filed_without_bias(resampling, flat):
-    """Over 600 islands of 4 particles each completion's mean mass is γ(y): 31 z-scores, and Ẑ after thinning to 4 with a
+    """Over 1,000 islands of 4 particles each completion's mean mass is γ(y): 31 z-scores, and Ẑ after thinning to 4 with a
     reward, all within 4.5. A completion's z is 0 where its mass is the same in every island."""
     made = tables()
-    truth, islands, n = Truth(made), 600, 4
+    truth, islands, n = Truth(made), 1000, 4
     filed = walked(made, islands, n, flat=flat, resampling=resampling)
     mass = filed.log_mass.exp().permute(1, 0, 2).reshape(islands, -1) / n
     stages = len(filed.log_mass)
