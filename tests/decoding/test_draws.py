@@ -10,10 +10,10 @@ import multiref as mr
 from multiref import exact
 from multiref.decoding import Budget, Draws, sample
 from multiref.errors import ArgumentError, DataError, EmptyPoolError, VocabularyMismatch
-from multiref.models import LanguageModel
+from multiref.models import LanguageModel, tabular_tokenizer
 from multiref_lab.statements.drawing_the_optimum import ways_to_draw
 from tests.conftest import make_llama, make_tokenizer
-from tests.decoding.worlds import BETA, LENGTH, Truth, W, references, reward, tables, total_variation
+from tests.decoding.worlds import BETA, LENGTH, Truth, W, logps, references, reward, tables, total_variation
 
 RULE = mr.ReverseKL(W)
 ALL = [
@@ -178,6 +178,9 @@ BAD = {
     "too large": ({"reward_max": 0.2}, "reward_max is 0.2"),
     "no beta": ({"beta": None}, "needs its strength"),
     "beta 0": ({"beta": 0.0}, "positive"),
+    "beta below 0": ({"beta": -0.5}, "positive"),
+    "beta nan": ({"beta": math.nan}, "positive"),
+    "name for smc": ({"proposal": "q"}, "other vocabularies"),
     "method": ({"method": "best"}, "expected one of smc"),
     "proposal": ({"method": "importance", "proposal": "r"}, "expected one of pool"),
     "no islands": ({"islands": 0}, "islands"),
@@ -217,3 +220,39 @@ def test_vetoes():
         sample(["x0"], refs, RULE, max_new_tokens=LENGTH)
     with pytest.raises(ArgumentError, match="gives no mass"):  # the arithmetic pool has what one reference forbids
         sample(["x0"], refs, mr.ForwardKL(W), reward, BETA, method="importance", proposal="p", max_new_tokens=LENGTH)
+
+
+@pytest.mark.parametrize(("method", "proposal"), [("smc", None), ("importance", "mixture"), ("rejection", "mixture")])
+def test_what_one_reference_forbids_has_no_mass(method, proposal):
+    """A veto at the first token, where the proposal goes: no draw with mass has it, and log Ẑ is that of the rest."""
+    made = tables()
+    with torch.no_grad():
+        made[1].table[0, 0, 2] = -math.inf
+    truth = Truth(made)
+    (found,) = drawn(made, method, proposal)
+    assert all(ids[0] != 2 for ids, w in zip(found.ids, found.weights.tolist()) if w > 0)
+    assert abs(found.log_partition - truth.log_partition) < 4.5 * found.error < 0.25
+
+
+def test_a_context_that_is_exceeded_is_one_error():
+    tokenizer = make_tokenizer()
+    model = make_llama(len(tokenizer))
+    refs = {name: LanguageModel(model, tokenizer, name) for name in "ab"}
+    longest = model.config.max_position_embeddings
+    for method in ("smc", "importance", "rejection", "token"):
+        with pytest.raises(ArgumentError, match=f"'a' holds {longest} tokens, but a rollout may have"):
+            sample(["the cat"], refs, RULE, method=method, max_new_tokens=longest)
+
+
+def test_without_an_end_token_everything_is_cut():
+    """Then an end cannot be asked for, and what is cut has all the mass: F of the nine completions of two tokens."""
+    made = tables()
+    refs = {name: LanguageModel(each.model, tabular_tokenizer(each.model), name) for name, each in references(made).items()}
+    for options in ({"require_end": True}, {"min_new_tokens": 2}):
+        with pytest.raises(ArgumentError, match="nothing ends a completion"):
+            sample(["x0"], refs, RULE, max_new_tokens=LENGTH, **options)
+    (found,) = sample(["x0"], refs, RULE, n=500, max_new_tokens=2)
+    every = list(product(range(3), repeat=2))
+    each = torch.tensor([[logps(table, ids) for ids in every] for table in made], dtype=torch.float64)
+    log_f = float((W[0] * each[0] + W[1] * each[1]).logsumexp(0))
+    assert found.cut == pytest.approx(1) and abs(found.log_partition - log_f) < 4.5 * found.error + 1e-6

@@ -11,7 +11,7 @@ from multiref.weighting.particles import effective_size, resample, thin
 from tests.decoding.worlds import BETA, LENGTH, Truth, W, reward, tables, text_of
 
 
-def walked(made, islands, n, *, flat=0.5, resampling="adaptive", shortest=0, seed=0):
+def walked(made, islands, n, *, flat=0.5, resampling="adaptive", shortest=0, seed=0, twist=None):
     return walk(
         made,
         (3,),
@@ -22,17 +22,27 @@ def walked(made, islands, n, *, flat=0.5, resampling="adaptive", shortest=0, see
         generator=torch.Generator().manual_seed(seed),
         flat=flat,
         resampling=resampling,
+        twist=twist,
     )
 
 
+def partial(rows):
+    """A twist of 1 nat for every a (token 1) so far, that is only asked about even numbers of tokens."""
+    return None if len(rows[0]) % 2 else torch.tensor([1.0 * row.count(1) for row in rows])
+
+
 @pytest.mark.parametrize("flat", [0.5, 0.0], ids=["flat", "pool"])
-@pytest.mark.parametrize("resampling", ["never", "adaptive", "always"])
-def test_every_completion_is_filed_without_bias(resampling, flat):
+@pytest.mark.parametrize(
+    ("resampling", "twist"),
+    [("never", None), ("adaptive", None), ("always", None), ("adaptive", partial), ("always", partial)],
+    ids=["never", "adaptive", "always", "adaptive-twist", "always-twist"],
+)
+def test_every_completion_is_filed_without_bias(resampling, twist, flat):
     """Over 1,000 islands of 4 particles each completion's mean mass is γ(y): 31 z-scores, and Ẑ after thinning to 4 with a
-    reward, all within 4.5. A completion's z is 0 where its mass is the same in every island."""
+    reward, all within 4.5. A completion's z is 0 where its mass is the same in every island. A twist changes none of it."""
     made = tables()
     truth, islands, n = Truth(made), 1000, 4
-    filed = walked(made, islands, n, flat=flat, resampling=resampling)
+    filed = walked(made, islands, n, flat=flat, resampling=resampling, twist=twist)
     mass = filed.log_mass.exp().permute(1, 0, 2).reshape(islands, -1) / n
     stages = len(filed.log_mass)
     entries = [(stage, island * n + j) for island in range(islands) for stage in range(stages) for j in range(n)]

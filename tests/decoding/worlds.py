@@ -11,9 +11,9 @@ W, LENGTH = (0.4, 0.6), 4
 BETA = 0.5
 
 
-def tables(spread=1.0, seed=0, length=LENGTH):
+def tables(spread=1.0, seed=0, length=LENGTH, prompts=1):
     generator = torch.Generator().manual_seed(seed)
-    made = [Tabular(3, length, 1) for _ in range(2)]
+    made = [Tabular(3, length, prompts) for _ in range(2)]
     for table in made:
         with torch.no_grad():
             table.table.copy_(spread * torch.randn(table.table.shape, generator=generator, dtype=torch.float64))

@@ -72,9 +72,43 @@ def test_the_greedy_policy_on_prompts(world, tmp_path):
     assert "pass@1" not in done.output and "reward/length" in done.output
 
 
+def test_policies_beside_their_references_and_the_optimum(world, tmp_path):
+    """One table of everyone: J, KL (k1, k3), win rate, length, diversity; π* draws by particles, best-of-3 has no J; from the
+    samples that are kept, and the same again from the folder."""
+    given = ["-p", f"a={world / 'a'}", "--reference", f"a={world / 'a'}", "--reference", f"b={world / 'b'}", "--beta", "2"]
+    given += [
+        "--weight",
+        "a=0.25",
+        "--weight",
+        "b=0.75",
+        "--prompts",
+        world / "prompts.txt",
+        "--reward",
+        "length=3",
+        "--samples",
+    ]
+    given += [3, "--max-new-tokens", 4, "--out", tmp_path / "out"]
+    for beside in ("references", "token-pool", "best-of-3", "optimum"):
+        given += ["--beside", beside]
+    done = call(*given)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(summary["policies"]) == ["a", "reference a", "reference b", "token-pool", "best-of-3 of a", "optimum"]
+    assert summary["settings"]["weights"] == {"a": 0.25, "b": 0.75} and "not known" in done.output
+    first = summary["policies"]["a"]
+    assert {"J", "KL(π‖b)", "k3(π‖b)", "win rate", "length", "unfinished", "distinct-2", "self-BLEU"} <= set(first)
+    assert first["KL(π‖a)"][0] == pytest.approx(0, abs=1e-4) and summary["policies"]["best-of-3 of a"]["J"][0] is None
+    objective = first["reward/total"][0] - 2 * 0.75 * first["KL(π‖b)"][0]
+    assert first["J"][0] == pytest.approx(objective, abs=1e-3) and "optimum − a" in summary["differences"]
+    assert call(*given).output.splitlines()[-12:] == done.output.splitlines()[-12:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["-p", "a=x", "--beta", "1"], "expected both or neither"),
+        (["-p", "a=x", "--reference", "b=y", "--beta", "1", "--beside", "best"], "best-of-N"),
+        (["-p", "a=x", "--reference", "b=y", "--weight", "b=much", "--beta", "1"], "name=NUMBER"),
         (["-p", "a"], "expected name=PATH"),
         (["-p", "a=x", "--k", "9"], "k: expected from 1 to samples = 8, found 9"),
         (["-p", "a=x", "--reward", "length=long"], "length=WORDS"),

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.runs.sweeping import _point, weight_grid
+from multiref.runs.sweeping import Samples, weight_grid
 from tests.conftest import make_llama
 
 
@@ -53,23 +53,63 @@ def test_a_sweep_writes_its_curve(runs):
     assert all(0.999 <= p["ess"] <= 12.001 and 0.999 <= p["tokens"] <= 5.001 for p in points)
 
 
-def test_each_point_reports_the_reward_of_the_merge(runs):
-    """Two tables of 12 and a reward that a table looks up: Σ u r over 40,000 samples is E_merge[r] to 5 errors,
-    at both ends and inside."""
+def test_each_point_reports_the_reward_of_the_optimum():
+    """Two tables of 12 and a reward that a table looks up: over 40,000 samples E_π*[r] and J = β log Z of the exact solver to 5
+    errors, at both ends and inside; without β the exact merge."""
     generator = torch.Generator().manual_seed(3)
     tables = torch.randn(2, 12, generator=generator, dtype=torch.float64).log_softmax(-1)
     values = torch.randn(12, generator=generator, dtype=torch.float64)
     drawn = torch.cat([torch.multinomial(t.exp(), 20_000, replacement=True, generator=generator) for t in tables])
+    samples = Samples(
+        ("one", "two"), tables[:, drawn][:, None], torch.ones(1, 40_000).double(), {"reward": values[drawn][None]}
+    )
     for weights in ((0.0, 1.0), (0.3, 0.7), (1.0, 0.0)):
-        row = _point(
-            tables[:, drawn][:, None], torch.ones(1, 40_000).double(), weights, ["one", "two"], {"reward": values[drawn][None]}
-        )
-        merged = mr.exact.merge(tables, weights).exp()
-        expected, spread = (
-            float((merged * values).sum()),
-            float((merged * values**2).sum() - (merged * values).sum() ** 2) ** 0.5,
-        )
-        assert abs(row["reward"] - expected) < 5 * spread / row["ess"] ** 0.5
+        for beta in (None, 2.0, 0.5):
+            row = samples.point(weights, beta)
+            solved = mr.exact.solve(values, tables, mr.ReverseKL(weights), beta=beta or 1e9)
+            merged = solved.policy
+            expected = float((merged * values).sum())
+            spread = float((merged * values**2).sum() - expected**2) ** 0.5
+            assert abs(row["reward"] - expected) < 5 * spread / row["ess"] ** 0.5
+            if beta is not None:
+                assert abs(row["J"] - float(solved.value)) < 5 * beta / row["ess"] ** 0.5
+
+
+def call_without_training(folder, *options):
+    named = [f"--reference={name}={folder / name / 'model'}" for name in ("one", "two")]
+    given = ["sweep", "--without-training", *named, "--prompts", str(folder / "pairs.jsonl"), "--out", str(folder / "curve")]
+    return CliRunner().invoke(app, [*given, "--max-new-tokens", "4", *options])
+
+
+def test_the_curve_without_training(runs):
+    """One set of draws at every β and weights; a small β is grey; a trained run stands beside at its own β and weights, with
+    the J of its samples (here the run is the reference itself: J = its reward)."""
+    small = ("--points", "3", "--samples", "20", "--reward", "length=3")
+    done = call_without_training(runs, *small, "--beta", "100", "--beta", "0.01", str(runs / "one"))
+    assert done.exit_code == 0, done.output
+    found = json.loads((runs / "curve" / "sweep.json").read_text())
+    assert [(p["beta"], p["weights"]["one"]) for p in found["points"]] == [(b, w) for b in (100, 0.01) for w in (0, 0.5, 1)]
+    assert not any(p["grey"] for p in found["points"][:3]) and found["points"][4]["grey"] and "grey" in done.output
+    (run,) = found["runs"]
+    assert run["beta"] == 0.1 and run["weights"] == {"one": 1.0, "two": 0.0} and run["J"] == pytest.approx(run["reward"])
+    assert (runs / "curve" / "sweep.png").stat().st_size > 1000
+    escorts = call_without_training(runs, "--points", "2", "--samples", "20")
+    assert escorts.exit_code == 0 and "reward" not in escorts.output and "J" in escorts.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--beta", "0"), "positive"), (("--reference", "one=x"), "each name once"), (("{two}",), "is none")],
+    ids=["beta", "twice", "other"],
+)
+def test_a_curve_that_cannot_be_drawn(options, words, runs):
+    if options[0] == "{two}":
+        config = yaml.safe_load((runs / "two" / "config.yaml").read_text())
+        config["references"][0]["name"] = "three"
+        (runs / "two" / "config.yaml").write_text(yaml.safe_dump(config))
+        options, words = (str(runs / "two"),), "'three' is none"
+    result = call_without_training(runs, *options)
+    assert result.exit_code == 2 and words in " ".join(result.output.split()) and result.output.count("Error") == 1
 
 
 def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):

@@ -1,24 +1,32 @@
-"""`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples.
-Reverse KL only."""
+"""`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples; with
+--without-training over β and weights, from the references alone. Reverse KL only."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import Seed
+from multiref.cli.options import Seed, name_and_path
 
 
 def command(
-    runs: Annotated[
-        list[Path], typer.Argument(help="K run folders of `multiref train`, one reference each, same data, same β.")
-    ],
     prompts: Annotated[str, typer.Option("--prompts", help="Prompts or pairs, as for score; sampled from.")],
     out: Annotated[Path, typer.Option("--out", help="A folder for sweep.json and the table.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="K run folders of `multiref train`, one reference each, same data, same β; with --without-training: runs to "
+            "show beside, or none.",
+            show_default=False,
+        ),
+    ] = None,
     points: Annotated[
         int, typer.Option(min=2, help="Weights on the first run from 0 to 1 (for two runs); for more, vertices and the middle.")
     ] = 5,
-    samples: Annotated[int, typer.Option(min=1, help="Completions per prompt from each run's policy.")] = 8,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
     seed: Seed = 0,
@@ -32,6 +40,16 @@ def command(
             "`rewards:` as an online run has. Repeatable; several add up.",
         ),
     ] = None,
+    without_training: Annotated[
+        bool, typer.Option("--without-training", help="π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references.")
+    ] = False,
+    reference: Annotated[
+        list[str] | None, typer.Option("--reference", help="name=PATH, once per reference; --without-training only.")
+    ] = None,
+    beta: Annotated[
+        list[float] | None,
+        typer.Option("--beta", help="Strengths of π*; repeatable, default 0.1; --without-training only.", show_default=False),
+    ] = None,
 ) -> dict[str, Any]:
     """The optimum at weights w is the normalised geometric mean of the K single-reference optima:
     drawn here by importance weights.
@@ -40,15 +58,32 @@ def command(
     mixture it was drawn from. Each point states its effective sample size, and with --reward E_π[r] with its standard error
     over prompts. Exact as far as the runs have converged; never a merge per token.
 
+    With --without-training one set of draws of the references is scored once and re-weighted to π* at every --beta and weights;
+    a point is grey where more than a tenth of the prompts have fewer than ten effective samples. Runs that are named are drawn
+    beside, each at its own β and weights.
+
     Example: multiref sweep runs/base-alone runs/math-alone --prompts pairs.jsonl --out runs/sweep --reward
     lexicon=AFINN-en-165.txt
+
+    Example: multiref sweep --without-training --reference a=./a --reference b=./b --beta 0.1 --beta 0.5 --prompts pairs.jsonl
+    --reward lexicon=AFINN-en-165.txt --out runs/curve
     """
+    from multiref.errors import ArgumentError
     from multiref.runs.rewards import make_rewards, read_rewards
     from multiref.runs.sweeping import SweepSettings, sweep
+    from multiref.runs.untrained import sweep_untrained
     from multiref.training.arguments import quiet
 
     quiet()
-    settings = SweepSettings(points=points, samples=samples, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
-    rewards = make_rewards(read_rewards(reward or [], answers=False))
-    points_found = sweep(runs, prompts, out, settings, rewards=rewards, say=lambda text: print(text, flush=True))
-    return {"output": str(out), "points": points_found}
+    if not without_training and (reference or beta):
+        raise ArgumentError("--reference, --beta: expected with --without-training only; the runs name theirs.")
+    many = samples or (64 if without_training else 8)
+    settings = SweepSettings(points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
+    rewards, said = make_rewards(read_rewards(reward or [], answers=False)), lambda text: print(text, flush=True)
+    if not without_training:
+        return {"output": str(out), "points": sweep(runs or [], prompts, out, settings, rewards=rewards, say=said)}
+    named = dict(map(name_and_path, reference or []))
+    if len(named) < 2 or len(named) < len(reference or []):
+        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
+    found = sweep_untrained(named, runs or [], prompts, out, settings, betas=beta or [0.1], rewards=rewards, say=said)
+    return {"output": str(out), "points": found}

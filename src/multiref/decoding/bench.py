@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multiref.decoding.request import METHODS, Request
 from multiref.decoding.rewarding import Rewarding
-from multiref.errors import VocabularyMismatch
+from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.models.sampling import decode_behind, end_ids
 from multiref.references.collection import References
 from multiref.references.local import LocalReference, local_reference
@@ -40,6 +40,11 @@ class Bench:
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(next(self.models[0].parameters()).device).manual_seed(seed)
 
+    @property
+    def proposer(self) -> int:
+        """The place among the references of the one that is proposed from, where they have other vocabularies."""
+        return self.scorer.names.index(self.request.proposal)
+
     def texts(self, context: Ids, rows: Sequence[Ids], prompt: Any) -> list[Any]:
         found = decode_behind(self.tokenizer, [context], rows, len(rows)) if rows else []
         return [text if isinstance(prompt, str) else ({"role": "assistant", "content": text},) for text in found]
@@ -55,12 +60,17 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
         local = next(name for name in probe.names if isinstance(probe.opened[name], LocalReference))
         if request.method == "importance" and free:
             request = replace(request, proposal=local)
-        if request.method != "importance" or request.proposal in METHODS["importance"]:
+        if request.proposal in METHODS["importance"] or None not in METHODS[request.method]:
             raise VocabularyMismatch(
                 f"References {local!r} and {foreign[0]!r} have different vocabularies (or one is no local model), and method "
                 f"{request.method!r} with proposal {request.proposal!r} pools them token by token. Use method='importance' "
-                f"with proposal={local!r}: its completions are then scored as text."
+                f"or 'smc' with proposal={local!r}: its completions are then scored as text."
             )
+    elif request.method == "smc" and request.proposal not in METHODS["smc"]:
+        raise ArgumentError(
+            f"proposal: {request.proposal!r} with method 'smc' is for references of other vocabularies; these have one. Leave "
+            "it out, or use method='importance'."
+        )
     component = request.component(probe.names, weights)
     if not foreign:
         with probe.models() as models:

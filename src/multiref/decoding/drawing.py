@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from multiref.decoding.bench import opened
+from multiref.decoding.bench import Bench, opened
 from multiref.decoding.draws import Draws
 from multiref.decoding.methods import rejected, walked, weighed
 from multiref.decoding.request import METHODS, Budget, Request
@@ -35,6 +35,7 @@ def sample(
     reward_max: float | None = None,
     budget: Budget | None = None,
     seed: int = 0,
+    twist: Callable[..., Any] | None = None,
 ) -> Draws:
     r"""Weighted draws of π* ∝ P_0 e^{r/β} over completions of at most `max_new_tokens` tokens (cut ones are outcomes too).
 
@@ -49,10 +50,13 @@ def sample(
         proposal: of smc "flat" (½ pool + ½ its square root), of importance "pool" (its estimates are bounded), or the other
             one, with every end counted. Of importance also "mixture" (Σ_k w_k π_k; bounded), a reference's name (unbounded),
             "sampled_ends" (the pool, its ends drawn). Of rejection "pool" or "mixture". A regularizer that is not reverse KL
-            has importance with "mixture" or a name, and "token"; references of other vocabularies importance with a name.
+            has importance with "mixture" or a name, and "token"; references of other vocabularies have importance and smc with
+            a name: the others score its text.
         min_new_tokens, require_end: the optimum among completions with so many tokens before an end; among those that ended.
         reward_max: what no reward exceeds; rejection needs it, and a reward above it is an error.
         budget: what may be spent, checked before the first token.
+        twist: of smc: function(prompts=…, completions=…) → a guess, for texts so far, of the reward to come, by which particles
+            are resampled. It changes how well the draws fit, and nothing that they converge to.
 
     Errors: ArgumentError for what cannot work, EmptyPoolError where no completion has mass, VocabularyMismatch.
 
@@ -60,6 +64,8 @@ def sample(
     """
     if reward is not None and beta is None:
         raise ArgumentError("beta: a reward needs its strength β > 0, in units of the reward.")
+    if isinstance(prompts, str) or not prompts:
+        raise ArgumentError(f"prompts: expected a list of at least one prompt, found {prompts!r}.")
     default = "mixture" if method == "importance" and not (regularizer.alpha == 1 and regularizer.order == 0) else None
     request = Request(
         regularizer,
@@ -74,20 +80,20 @@ def sample(
         reward_max,
         budget or Budget(),
         seed,
+        twist,
     )
-    if isinstance(prompts, str) or not prompts:
-        raise ArgumentError(f"prompts: expected a list of at least one prompt, found {prompts!r}.")
     with opened(refs, request, proposal is None) as bench:
-        request, contexts = bench.request, encode_prompts(bench.tokenizer, list(prompts))
-        bench.scorer.check_context(contexts, max_new_tokens)
-        request.check_ends(bench.ends)
-        request.check_price(bench.models, contexts)
-        draw = {"smc": walked, "importance": weighed, "rejection": rejected, "token": weighed}[method]
-        if method == "importance" and request.proposal in ("flat", "pool"):
-            draw = walked
-        found = tuple(
-            draw(bench, prompt, context, seed + 7_919 * i) for i, (prompt, context) in enumerate(zip(prompts, contexts))
-        )
-        return Draws(
-            found, method, request.proposal, APPROXIMATE if method == "token" else "", bench.tokens, bench.rewarding.calls
-        )
+        return _drawn(bench, list(prompts))
+
+
+def _drawn(bench: Bench, prompts: Sequence[Any]) -> Draws:
+    """Every prompt's draws, after what they cost is known."""
+    request, contexts = bench.request, encode_prompts(bench.tokenizer, prompts)
+    bench.scorer.check_context(contexts, request.generation.max_new_tokens)
+    request.check_ends(bench.ends)
+    request.check_price(bench.models, contexts)
+    counted = request.method == "smc" or (request.method == "importance" and request.proposal in ("flat", "pool"))
+    draw = walked if counted else rejected if request.method == "rejection" else weighed
+    found = tuple(draw(bench, *each, request.seed + 7_919 * i) for i, each in enumerate(zip(prompts, contexts)))
+    approximate = APPROXIMATE if request.method == "token" else ""
+    return Draws(found, request.method, request.proposal, approximate, bench.tokens, bench.rewarding.calls)

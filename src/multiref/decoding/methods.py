@@ -13,9 +13,10 @@ from multiref._logspace import NEG_INF
 from multiref.decoding.bench import Bench
 from multiref.decoding.draws import TOO_LARGE, PromptDraws
 from multiref.decoding.request import Request
+from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.encoding import encode_many
-from multiref.models.lockstep import Descent, descend, walk
+from multiref.models.lockstep import Descent, Filed, Twist, descend, walk
 from multiref.models.sampling import as_rollouts
 from multiref.models.spec import TOKENISATION
 from multiref.weighting.particles import thin
@@ -23,56 +24,105 @@ from multiref.weighting.particles import thin
 MOST_PROPOSALS = 1e5  # a draw: beyond it rejection is refused
 TRIAL = 256  # particles of the trial that predicts how often rejection accepts
 CHUNK = 4096  # proposals side by side, of rejection
+SEGMENT = 8  # tokens between two scores of the text so far, where vocabularies differ
+FAR = 50.0  # nats below the best at most, in a guess: what forbids a text so far may allow the whole
 APART = 104_729  # thinning has a seed of its own
 Ids = tuple[int, ...]
 
 
 def walked(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
     """smc, and importance with every end counted: particles, thinned without bias to as many completions as particles."""
-    request, generator = bench.request, bench.generator(seed)
+    request = bench.request
+    filed = _walk(bench, prompt, context, bench.generator(seed))
+    mass = filed.log_mass.clone()  # [S, I, n]
+    if request.require_end:
+        mass[-1] = NEG_INF
+    stages, islands, n = mass.shape
+    alone = request.method == "importance"  # each particle is an island of its own, and keeps one completion
+
+    def grouped(values: Tensor) -> Tensor:
+        return values.permute(1, 2, 0).reshape(-1, stages) if alone else values.transpose(0, 1).reshape(islands, -1)
+
+    twist = grouped(filed.log_twist)
+    kept = thin(grouped(mass) + twist, 1 if alone else n, torch.Generator().manual_seed(seed + APART)) - twist
+    places = (kept > NEG_INF).nonzero()
+    if alone:
+        entries = [(int(s), int(row)) for row, s in places]
+    else:
+        entries = [(int(cell) // n, int(island) * n + int(cell) % n) for island, cell in places]
+    ids, ended, roots = zip(*filed.paths(entries)) if entries else ((), (), ())
+    log_w = kept[places[:, 0], places[:, 1]] - math.log(1 if alone else n)  # an island's sum is its estimate
+    spelled = torch.ones(len(ids), dtype=torch.bool)
+    if bench.foreign and ids:  # until here the mass is that of the proposer's own ids
+        logps, spelled = _as_text(bench, prompt, context, ids, ended)
+        log_w = torch.where(spelled, log_w + request.regularizer.pool(logps) - logps[bench.proposer], NEG_INF)
+    found = _finish(bench, prompt, context, ids, ended, log_w, places[:, 0], groups=len(kept), roots=roots)
+    return replace(found, not_canonical=1 - float(spelled.double().mean()))
+
+
+def _walk(bench: Bench, prompt: Any, context: Ids, generator: torch.Generator) -> Filed:
+    """Particles of the pool; of the proposer alone where the others have other vocabularies and score its text at the end of
+    every segment."""
+    request = bench.request
     present = bench.weights > 0
+    models = bench.models if bench.foreign else [model for model, here in zip(bench.models, present.tolist()) if here]
     filed = walk(
-        [model for model, here in zip(bench.models, present.tolist()) if here],
+        models,
         context,
-        bench.weights[present],
+        torch.ones(1).double() if bench.foreign else bench.weights[present],
         ends=bench.ends,
         generation=request.generation,
         particles=(request.islands, request.n),
         generator=generator,
         flat=0.5 if request.proposal == "flat" else 0.0,
         resampling="adaptive" if request.method == "smc" else "never",
+        twist=_twist(bench, prompt, context),
     )
     bench.tokens += filed.forwarded
-    mass = filed.log_mass.clone()  # [S, I, n]
-    if request.require_end:
-        mass[-1] = NEG_INF
-    stages, islands, n = mass.shape
-    alone = request.method == "importance"  # each particle is an island of its own, and keeps one completion
-    grouped = mass.permute(1, 2, 0).reshape(-1, stages) if alone else mass.transpose(0, 1).reshape(islands, -1)
-    kept = thin(grouped, 1 if alone else n, torch.Generator().manual_seed(seed + APART))
-    places = (kept > NEG_INF).nonzero()
-    if alone:
-        entries = [(int(s), int(row)) for row, s in places]
-    else:
-        entries = [(int(cell) // n, int(island) * n + int(cell) % n) for island, cell in places]
-    paths = filed.paths(entries)
-    log_w = kept[places[:, 0], places[:, 1]] - math.log(1 if alone else n)  # an island's sum is its estimate
-    return _finish(
-        bench, prompt, context, [ids for ids, _, _ in paths], [ended for _, ended, _ in paths], log_w, places[:, 0],
-        groups=len(kept), roots=[root for _, _, root in paths],
-    )  # fmt: skip
+    return filed
+
+
+def _twist(bench: Bench, prompt: Any, context: Ids) -> Twist | None:
+    r"""log ψ of texts so far: twist/β of the caller's, plus log P_0/π_proposer across vocabularies."""
+    request = bench.request
+    if request.twist is None and not bench.foreign:
+        return None
+    ask = Rewarding(request.twist, None, "twist")
+
+    def guess(rows: Sequence[Ids]) -> Tensor | None:
+        if bench.foreign and len(rows[0]) % SEGMENT:
+            return None
+        found = ask(prompt, bench.texts(context, rows, prompt)) / request.beta
+        if bool((found == NEG_INF).any()):
+            raise ArgumentError("twist: found −∞; a guess must leave every text some mass. Leave vetoes to the reward.")
+        if bench.foreign:
+            logps, _ = _as_text(bench, prompt, context, rows, [False] * len(rows))
+            ratio = request.regularizer.pool(logps) - logps[bench.proposer]
+            found = found + ratio.clamp_min(max(float(ratio.max()), -1e6) - FAR)
+        return found
+
+    return guess
+
+
+def _as_text(bench: Bench, prompt: Any, context: Ids, ids: Sequence[Ids], ended: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """[K, N] log π_k of what the proposer's ids say, [N] whether they are the canonical spelling. Each is scored once."""
+    once = list(dict.fromkeys(zip(ids, ended)))
+    rows, ends = [row for row, _ in once], tuple(end for _, end in once)
+    (rollout,) = as_rollouts(bench.tokenizer, [prompt], [context], [(row, ()) for row in rows], bench.ends)
+    logps = bench.scorer.completions([replace(rollout, ended=ends)])
+    spelled = _canonical(bench, prompt, rollout.completions, rows, ends)
+    place = {each: i for i, each in enumerate(once)}
+    back = [place[each] for each in zip(ids, ended)]
+    return logps[:, back], spelled[back]
 
 
 def weighed(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
     """importance with ends drawn, and the per-token pool: independent completions, each weighed once."""
     request = bench.request
     drawn = _descend(bench, context, request.rows, bench.generator(seed))
+    logps, spelled = drawn.logps, torch.ones(len(drawn.ids), dtype=torch.bool)
     if bench.foreign:
-        (rollout,) = as_rollouts(bench.tokenizer, [prompt], [context], [(ids, ()) for ids in drawn.ids], bench.ends)
-        logps = bench.scorer.completions([rollout])
-        spelled = _canonical(bench, prompt, rollout.completions, drawn)
-    else:
-        logps, spelled = drawn.logps, torch.ones(len(drawn.ids), dtype=torch.bool)
+        logps, spelled = _as_text(bench, prompt, context, drawn.ids, drawn.ended)
     log_w = torch.zeros(len(drawn.ids), dtype=torch.float64)
     if request.method != "token":
         log_w = torch.where(spelled, request.regularizer.pool(logps) - drawn.log_proposal, NEG_INF)
@@ -158,16 +208,16 @@ def _descend(bench: Bench, context: Ids, rows: int, generator: torch.Generator, 
     return drawn
 
 
-def _canonical(bench: Bench, prompt: Any, completions: Sequence[Any], drawn: Descent) -> Tensor:
+def _canonical(bench: Bench, prompt: Any, completions: Sequence[Any], ids: Sequence[Ids], ended: Sequence[bool]) -> Tensor:
     """[N]: whether each draw's ids are what its text encodes to. A text counts once, not once for every spelling."""
-    spelled = torch.zeros(len(drawn.ids), dtype=torch.bool)
+    spelled = torch.zeros(len(ids), dtype=torch.bool)
     for end in (True, False):
-        places = [i for i, ended in enumerate(drawn.ended) if ended == end]
+        places = [i for i, closed in enumerate(ended) if closed == end]
         if places:
             texts = [(prompt, tuple(completions[i] for i in places))]
             (encoded,) = encode_many(bench.tokenizer, texts, replace(TOKENISATION, end=end))
-            for i, ids in zip(places, encoded.completions):
-                spelled[i] = ids == drawn.ids[i]
+            for i, found in zip(places, encoded.completions):
+                spelled[i] = found == ids[i]
     return spelled
 
 

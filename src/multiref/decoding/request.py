@@ -17,7 +17,7 @@ from multiref.regularizers import Regularizer, check_beta, check_weights
 
 # method → its proposals, the default first; None: a reference's name
 METHODS: dict[str, tuple[str | None, ...]] = {
-    "smc": ("flat", "pool"),
+    "smc": ("flat", "pool", None),
     "importance": ("pool", "flat", "mixture", "sampled_ends", None),
     "rejection": ("pool", "mixture"),
     "token": ("pool",),
@@ -50,6 +50,7 @@ class Request:
     reward_max: float | None
     budget: Budget
     seed: int
+    twist: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -62,6 +63,8 @@ class Request:
             check_beta(self.beta)
         if self.method == "rejection" and self.reward is not None and self.reward_max is None:
             raise ArgumentError("reward_max: rejection accepts with e^{(r − r_max)/β}; give the largest reward that there is.")
+        if self.twist is not None and self.method != "smc":
+            raise ArgumentError(f"twist: it guides the resampling of method 'smc'; found method {self.method!r}.")
         self._check_pool()
 
     def _check_pool(self) -> None:
@@ -94,7 +97,7 @@ class Request:
         """[K] weights of the mixture that is proposed from: the references', or one-hot where one was named."""
         if self.proposal == "mixture" or self.proposal in METHODS["importance"]:
             return weights
-        if self.proposal not in names or self.method != "importance":
+        if self.proposal not in names or None not in METHODS[self.method]:
             known = [each or "a reference's name" for each in METHODS[self.method]]
             raise ArgumentError(f"proposal: found {self.proposal!r}; expected one of {', '.join([*known, *names])}.")
         return torch.tensor([float(name == self.proposal) for name in names], dtype=torch.float64)

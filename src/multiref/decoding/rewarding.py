@@ -20,8 +20,8 @@ class Rewarding:
     −∞ is a veto. ArgumentError, naming the completion, for NaN, +∞, what is no number, and what exceeds `most`.
     """
 
-    def __init__(self, function: Callable[..., Any] | None, most: float | None) -> None:
-        self.function, self.most, self.calls = function, most, 0
+    def __init__(self, function: Callable[..., Any] | None, most: float | None, name: str = "reward") -> None:
+        self.function, self.most, self.name, self.calls = function, most, name, 0
 
     def __call__(self, prompt: Any, completions: Sequence[Any]) -> Tensor:
         """[N] float64."""
@@ -35,10 +35,10 @@ class Rewarding:
             found = [float(value) for value in values]
         except TypeError:
             raise ArgumentError(
-                f"reward: returned {str(values)[:80]!r}; expected {len(once)} numbers, one for each completion."
+                f"{self.name}: returned {str(values)[:80]!r}; expected {len(once)} numbers, one for each completion."
             ) from None
         if len(found) != len(once):
-            raise ArgumentError(f"reward: returned {len(found)} numbers for {len(once)} completions; expected one each.")
+            raise ArgumentError(f"{self.name}: returned {len(found)} numbers for {len(once)} completions; expected one each.")
         for value, completion in zip(found, once.values()):
             self._judge(value, completion)
         known = dict(zip(once, found))
@@ -46,6 +46,8 @@ class Rewarding:
 
     def _judge(self, value: float, completion: Any) -> None:
         if math.isnan(value) or value == math.inf:
-            raise ArgumentError(f"reward: {value} for {str(completion)[:80]!r}; expected a finite number, or −∞ for a veto.")
+            raise ArgumentError(
+                f"{self.name}: {value} for {str(completion)[:80]!r}; expected a finite number, or −∞ for a veto."
+            )
         if self.most is not None and value > self.most + 1e-12 * max(1.0, abs(self.most)):
             raise ArgumentError(f"reward_max is {self.most:g}, and {str(completion)[:80]!r} has reward {value:g}.")

@@ -3,7 +3,7 @@ bootstrap over prompts."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,11 +39,13 @@ class PassAtK:
         rewards: {policy: {reward's name: [P, n]}}.
         correct: {policy: [P, n] bool}, or nothing where no reward says right or wrong.
         settings: temperature, samples, seed, …: printed with every result.
+        measured: {metric: [policies, P]} of what else is known, NaN where it is not.
     """
 
     rewards: Mapping[str, Mapping[str, Tensor]]
     correct: Mapping[str, Tensor]
     settings: Mapping[str, Any]
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class PassAtK:
             found[f"pass@{k}"] = torch.tensor(rows, dtype=torch.float64)
         for reward in self.rewards[self.policies[0]]:
             found[f"reward/{reward}"] = torch.stack([self.rewards[name][reward].double().mean(1) for name in self.policies])
-        return found
+        return {**found, **self.measured}
 
     def summary(self, ks: Sequence[int], *, resamples: int = 2000) -> dict[str, Any]:
         """{"settings", "policies": {name: {metric: [mean, low, high]}}, "differences": {"a − b": {metric: …}}}:
@@ -87,6 +89,8 @@ class PassAtK:
 def _figures(metric: str, values: Tensor, resamples: int) -> list[float | None]:
     """[mean, low, high]; None for bounds that are not known. pass@k of prompts that all failed, or all passed:
     Wilson's interval."""
+    if bool(values.isnan().any()):
+        return [None, None, None]
     mean, low, high = bootstrap_interval(values, resamples=resamples)
     if metric.startswith("pass@") and math.isnan(low) and mean in (0.0, 1.0):
         mean, low, high = pass_rate([[bool(mean)]] * len(values), 1)

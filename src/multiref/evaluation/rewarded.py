@@ -14,6 +14,7 @@ from multiref._files import read_lines
 from multiref._json import parse_json
 from multiref._sealed import is_sealed, seal
 from multiref.errors import MultirefError, OutputError
+from multiref.evaluation.contestants import Contestant, RewardFunction, draw_each
 from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout, sample
 from multiref.models.spec import Generation
@@ -24,7 +25,7 @@ CORRECTNESS = "correctness"  # the reward that says right or wrong: right above 
 
 
 def sample_rewards(
-    policy: LanguageModel,
+    policy: LanguageModel | Contestant,
     rows: Sequence[Mapping[str, Any]],
     rewards: Sequence[Reward],
     generation: Generation,
@@ -51,20 +52,32 @@ def sample_rewards(
         part = rows[start : start + block]
         if len(done) >= start + len(part):
             continue
-        rollouts = sample(
-            policy.model,
-            policy.tokenizer,
-            [row["prompt"] for row in part],
-            generation,
-            group=samples,
-            generator=torch.Generator().manual_seed(seed * 1_000_003 + start),
-        )
+        own = seed * 1_000_003 + start
+        if isinstance(policy, LanguageModel):
+            prompts, generator = [row["prompt"] for row in part], torch.Generator().manual_seed(own)
+            rollouts = sample(policy.model, policy.tokenizer, prompts, generation, group=samples, generator=generator)
+        else:
+            rollouts = draw_each(
+                policy, [row["prompt"] for row in part], [_of_row(row, rewards) for row in part], generation, group=samples,
+                seed=own,
+            )  # fmt: skip
         del done[start:]  # a block is whole or not there
         done += _rewarded(part, rollouts, rewards, samples)
         _write(store, done, start)
         say(f"{min(start + block, len(rows))}/{len(rows)} prompts")
     names = [*(reward.name for reward in rewards), "total"]
     return {name: torch.tensor([line["rewards"][name] for line in done[: len(rows)]], dtype=torch.float64) for name in names}
+
+
+def _of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
+    """The sum of the rewards as a function of completions of this row's prompt."""
+
+    def total(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        columns = {name: [value] * len(completions) for name, value in row.items() if name not in ("prompt", "weights")}
+        found: list[float] = total_reward(rewards, prompts, completions, columns)[0].tolist()
+        return found
+
+    return total
 
 
 def _rewarded(

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError
 from multiref.evaluation.comparison import Comparison
+from multiref.evaluation.contestants import Contestant, RewardFunction, draw_each
+from multiref.evaluation.measures import measure_divergences, measure_texts
 from multiref.models.encoding import Encoded
 from multiref.models.loading import LanguageModel
-from multiref.models.sampling import Rollout, sample
+from multiref.models.sampling import Rollout
 from multiref.models.scoring import score_completions
 from multiref.models.spec import Generation
+from multiref.references.rollouts import RolloutScorer
 from multiref.references.scores import same_vocabulary
 from multiref.regularizers import check_weights
 
@@ -20,7 +23,7 @@ Judge = Callable[[Any, str], float]  # (prompt, decoded completion) → number
 
 
 def compare_samples(
-    policies: Mapping[str, LanguageModel],
+    policies: Mapping[str, LanguageModel | Contestant],
     references: Mapping[str, LanguageModel],
     prompts: Sequence[Any],
     judges: Mapping[str, Judge],
@@ -33,16 +36,17 @@ def compare_samples(
 ) -> Comparison:
     r"""Estimates of each policy from its own samples, one value a prompt, the same prompts for every policy.
 
-        J = E_π[ r − β Σ_k w_k (log π − log π_k) ],     KL(π‖π_k) = E_π[log π − log π_k]      (k1, unbiased)
+        J = E_π[ r − β Σ_k w_k (log π − log π_k) ],     KL(π‖π_k) = E_π[log π − log π_k]      (k1, unbiased; k3 beside it)
 
-    The yardstick is reverse KL at `weights`. The KL is that of the first `max_new_tokens` tokens:
-    a completion that has not ended by then is one outcome, "begins so", and its share is the metric `unfinished`.
-    Several policies of one method (seeds) are several calls.
+    and what `measure_texts` says of the completions; win rates are against the first policy. The yardstick is reverse KL at
+    `weights`. The KL is that of the first `max_new_tokens` tokens: a completion that has not ended by then is one outcome,
+    "begins so", and its share is the metric `unfinished`. A policy is judged as it is sampled: temperature and cuts are part of
+    it. Several policies of one method (seeds) are several calls.
 
     Args:
         policies, references: by name, all with one vocabulary (VocabularyMismatch otherwise; token ids are scored, not text).
+            Beside models: `Optimum` (π*), `BestOf` (NaN where log π is not known), `TokenPool`.
         judges: name → function; "reward" is the r of J, others are averaged beside it.
-        generation: at temperature 1 and with nothing cut, for the estimates are of π.
         samples: completions a prompt; their average is that prompt's value.
 
     A prompt's errors are independent of another's, so the error over prompts holds whatever `samples` is.
@@ -51,27 +55,27 @@ def compare_samples(
         raise ArgumentError(
             "compare_samples: expected at least one policy, reference, prompt and sample, and a judge `reward`."
         )
-    if (generation.temperature, generation.top_k, generation.top_p, generation.min_new_tokens) != (1, 0, 1, 0):
-        raise ArgumentError(f"compare_samples: expected samples of the policy as it is, found {generation}.")
-    models = {**policies, **{f"reference {name}": each for name, each in references.items()}}
+    models = {name: one for name, one in policies.items() if isinstance(one, LanguageModel)}
+    models |= {f"reference {name}": each for name, each in references.items()}
     same_vocabulary(list(models), [each.tokenizer.get_vocab() for each in models.values()])
-    w = check_weights(weights, len(references)).double()
-    columns: dict[str, list[Tensor]] = {}
-    for policy in policies.values():
-        rollouts = sample_each(policy, prompts, generation, group=samples, seed=seed)
-        items = [rollout.encoded() for rollout in rollouts]
-        own = score_samples(policy, items)
-        gaps = torch.stack([own - score_samples(model, items) for model in references.values()])
-        figures = {
-            name: torch.tensor([[judge(r.prompt, text) for text in r.completions] for r in rollouts], dtype=torch.float64)
-            for name, judge in judges.items()
+
+    def judged(judge: Judge) -> RewardFunction:
+        return lambda prompts, completions: [judge(prompt, each) for prompt, each in zip(prompts, completions)]
+
+    reward = [judged(judges["reward"])] * len(prompts)
+    drawn = {name: draw_each(one, prompts, reward, generation, group=samples, seed=seed) for name, one in policies.items()}
+    found = {
+        judge: {
+            name: torch.tensor([[function(r.prompt, text) for text in r.completions] for r in rollouts], dtype=torch.float64)
+            for name, rollouts in drawn.items()
         }
-        figures = {"J": figures["reward"] - beta * (w[:, None, None] * gaps).sum(0), **figures}
-        figures |= {f"KL(π‖{name})": gap for name, gap in zip(references, gaps)}
-        figures["unfinished"] = 1 - torch.tensor([rollout.ended for rollout in rollouts], dtype=torch.float64)
-        for metric, values in figures.items():
-            columns.setdefault(metric, []).append(values.mean(-1))
-    return Comparison(tuple(policies), "prompt", {metric: torch.stack(rows) for metric, rows in columns.items()})
+        for judge, function in judges.items()
+    }
+    scorer = RolloutScorer(dict(references), next(iter(references.values())).tokenizer)
+    w = check_weights(weights, len(references)).double()
+    metrics = measure_divergences(drawn, found["reward"], scorer, w, beta)
+    metrics |= {judge: torch.stack([each.mean(-1) for each in values.values()]) for judge, values in found.items()}
+    return Comparison(tuple(policies), "prompt", metrics | measure_texts(drawn, found["reward"]))
 
 
 def sample_each(
@@ -79,18 +83,11 @@ def sample_each(
 ) -> list[Rollout]:
     """`group` completions of each prompt, the n-th prompt's drawn from a seed of its own: they do not depend on the prompts
     beside it."""
-    return [
-        rollout
-        for n, prompt in enumerate(prompts)
-        for rollout in sample(
-            policy.model,
-            policy.tokenizer,
-            [prompt],
-            generation,
-            group=group,
-            generator=torch.Generator().manual_seed(seed + 7_919 * n),
-        )
-    ]
+    return draw_each(policy, prompts, [_nothing] * len(prompts), generation, group=group, seed=seed)
+
+
+def _nothing(prompts: Sequence[Any], completions: Sequence[Any]) -> Sequence[float]:
+    return [0.0] * len(completions)
 
 
 def score_samples(model: LanguageModel, items: Sequence[Encoded]) -> Tensor:

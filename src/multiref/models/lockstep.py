@@ -7,7 +7,7 @@ Both know log-probabilities alone; what a completion is worth beyond that is ano
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from multiref.weighting.particles import effective_size, resample
 
 Ids = tuple[int, ...]
 Resampling = Literal["adaptive", "never", "always"]
+Twist = Callable[[Sequence[Ids]], Tensor | None]  # tokens so far of each row → log ψ [rows], finite; None: as it was
 NOTHING = 1e-9  # of the mass so far: what is left to find cannot be seen
 SELDOM = 8  # on an accelerator every question (has all ended? resample?) waits for it: asked every so many tokens
 
@@ -90,11 +91,13 @@ class Filed:
 
     log_mass [S, I, n]: entry (t, i, j) is the completion of t tokens of particle (i, j), then an end; the last of the S entries
         is what was cut after all its tokens.
+    log_twist [S, I, n]: log ψ of the particle when it filed; 0 without a twist. No part of the mass.
     tokens, parents [T, I·n]: row r's token t, and the row of token t − 1 that it came from. ends [S, I·n]: the end token.
     forwarded: tokens that the models read.
     """
 
     log_mass: Tensor
+    log_twist: Tensor
     tokens: Tensor
     parents: Tensor
     ends: Tensor
@@ -131,6 +134,7 @@ def walk(
     generator: torch.Generator,
     flat: float = 0.5,
     resampling: Resampling = "adaptive",
+    twist: Twist | None = None,
 ) -> Filed:
     r"""Particles for F = Σ_y ∏_k π_k(y)^{w_k}, in islands.
 
@@ -147,6 +151,8 @@ def walk(
         particles: (islands, particles of each).
         generator: on the models' device.
         resampling: of an island whose effective sample size is below half, of none, or of all at every step.
+        twist: ψ > 0 of the tokens so far, by which particles are resampled: W ψ in place of W. It changes which particles go
+            on, and no expectation: W is divided by it again (it telescopes out).
     """
     (islands, n), length = particles, generation.max_new_tokens
     with at_rest(models):
@@ -155,34 +161,47 @@ def walk(
         rows = torch.arange(islands * n, device=step.device)
         live = torch.zeros(islands, n, dtype=torch.float64, device=step.device)
         total = torch.full((islands,), NEG_INF, dtype=torch.float64, device=step.device)
-        filed, chosen, tokens, parents = [], [], [], []
+        filed, chosen, tokens, parents, guesses = [], [], [], [], []
+        guess, said = torch.zeros_like(live), rows.new_empty(len(rows), 0)
         for t in range(length):
             pool = weighted_sum(step.logps(), weights.to(step.device)[:, None, None])
             closing = pool[:, end] if t >= generation.min_new_tokens else pool[:, end].fill_(NEG_INF)
             filed.append(live + closing.logsumexp(-1).double().view(islands, n))
             chosen.append(end[(closing + _gumbel(closing, generator)).argmax(-1)] if len(end) else torch.zeros_like(rows))
+            guesses.append(guess)
             total = torch.logaddexp(total, filed[-1].logsumexp(-1))
             before_end = generation.min_new_tokens <= t + 1 < length  # else there is no end that a flat q would find
             token, ratio = propose(pool.index_fill(-1, end, NEG_INF), flat if before_end else 0.0, generator)
             live = live + ratio.double().view(islands, n)
             asked = t % step.patience == step.patience - 1
-            if t == length - 1 or (asked and bool((live.logsumexp(-1) <= total + math.log(NOTHING)).all())):
+            least = total + math.log(NOTHING) if twist is None else NEG_INF  # a twist knows of mass that comes later
+            if t == length - 1 or (asked and bool((live.logsumexp(-1) <= least).all())):
                 tokens.append(token)
                 parents.append(rows)
                 break
-            low = effective_size(live) < n / 2 if resampling == "adaptive" else torch.full_like(total, 1, dtype=torch.bool)
+            if twist is not None:
+                said = torch.cat([said, token[:, None]], 1)
+                found = twist([tuple(row) for row in said.tolist()]) if asked else None
+                guess = guess if found is None else found.to(live).view(islands, n)
+            judged = live + guess
+            low = effective_size(judged) < n / 2 if resampling == "adaptive" else torch.full_like(total, 1, dtype=torch.bool)
             parent = rows
             if resampling != "never" and asked and bool(low.any()):
-                kept, live = resample(live, low, generator)
+                kept, judged = resample(judged, low, generator)
+                guess = guess.gather(1, kept)
+                live = judged - guess
                 parent = (kept + n * torch.arange(islands, device=step.device)[:, None]).flatten()
                 step.keep(parent)
+                said = said[parent] if twist is not None else said
             tokens.append(token[parent])
             parents.append(parent)
             step.read(tokens[-1])
         filed.append(live if len(filed) == length else torch.full_like(live, NEG_INF))
         chosen.append(torch.zeros_like(rows))
-        mass, drawn, came, closed = (torch.stack(each).cpu() for each in (filed, tokens, parents, chosen))
-        return Filed(mass, drawn, came, closed, step.tokens)
+        guesses.append(guess)
+        each = (filed, guesses, tokens, parents, chosen)
+        mass, twisted, drawn, came, closed = (torch.stack(one).cpu() for one in each)
+        return Filed(mass, twisted, drawn, came, closed, step.tokens)
 
 
 def propose(pool: Tensor, flat: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,38 @@
 """What `multiref evaluate` does: each policy in turn samples the same prompts; the figures and a table at the end."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from multiref.evaluation import PassAtK, sample_rewards
-from multiref.models import Generation, ModelSpec, load
+from multiref.evaluation import (
+    BestOf,
+    Contestant,
+    Optimum,
+    PassAtK,
+    TokenPool,
+    measure_divergences,
+    measure_texts,
+    read_rollouts,
+    sample_rewards,
+)
+from multiref.models import Generation, LanguageModel, ModelSpec, load
+from multiref.references import References
+from multiref.references.rollouts import RolloutScorer
+from multiref.regularizers import ReverseKL, check_weights
 from multiref.runs.base import FORMAT, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
 from multiref.runs.strict import Strict
 from multiref.training.online.rewards import Reward
+
+WIDE = 5  # metrics: with more of them a table has one a line
 
 
 class EvaluationSettings(Strict):
@@ -37,9 +54,20 @@ class EvaluationSettings(Strict):
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
     dtype: str = "float32"
+    references: dict[str, str] = Field(default_factory=dict)
+    weights: list[float] | None = None
+    beta: float | None = Field(default=None, gt=0)
+    beside: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _within(self) -> Self:
+        if bool(self.references) != (self.beta is not None):
+            raise ValueError("references, beta: expected both or neither; J = reward − β Σ_k w_k KL(π‖π_k).")
+        for each in self.beside:
+            if not re.fullmatch(r"references|token-pool|optimum|best-of-[1-9]\d{0,3}", each) or not self.references:
+                raise ValueError(
+                    f"beside: found {each!r}; expected references, token-pool, best-of-N or optimum, with references given."
+                )
         if wrong := [k for k in self.k if not 1 <= k <= self.samples]:
             raise ValueError(f"k: expected from 1 to samples = {self.samples}, found {wrong[0]}.")
         return self
@@ -52,7 +80,8 @@ def evaluate(
     A second call with the same settings samples
     what is missing; k and resamples may change. take_over: from a process that is doing it."""
     rows, rewards, folder = settings.prompts.rows(), make_rewards(settings.rewards), RunFolder(out)
-    asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude={"k", "resamples"})}
+    later = {"k", "resamples"} | (set() if settings.references else {"references", "weights", "beta", "beside"})
+    asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude=later)}
     with folder.claimed(asked, take_over=take_over):
         return _compare(settings, rows, rewards, folder, device, say)
 
@@ -60,14 +89,19 @@ def evaluate(
 def _compare(
     settings: EvaluationSettings, rows: list[Row], rewards: list[Reward], folder: RunFolder, device: str | None, say: Say
 ) -> dict[str, Any]:
-    found = {}
-    for name, path in settings.policies.items():
-        say(f"{name}: {path}")
+    found, generation = {}, Generation(settings.max_new_tokens, temperature=settings.temperature)
+
+    def opened(path: str) -> LanguageModel:
+        return load(ModelSpec(path, dtype=settings.dtype), device=device)
+
+    refs = {name: opened(path) for name, path in settings.references.items()}
+    for name, contestant in _contestants(settings, refs, opened):
+        say(f"{name}: {settings.policies.get(name, 'beside')}")
         found[name] = sample_rewards(
-            load(ModelSpec(path, dtype=settings.dtype), device=device),
+            contestant(),
             rows,
             rewards,
-            Generation(settings.max_new_tokens, temperature=settings.temperature),
+            generation,
             samples=settings.samples,
             seed=settings.seed,
             block=settings.batch,
@@ -76,10 +110,53 @@ def _compare(
         )
     right = {name: each["correctness"] > 0 for name, each in found.items() if "correctness" in each}
     shown = settings.model_dump(include={"samples", "temperature", "max_new_tokens", "seed"})
-    summary = PassAtK(found, right, shown).summary(sorted(set(settings.k)), resamples=settings.resamples)
+    if refs:
+        shown |= {"beta": settings.beta, "weights": dict(zip(refs, _weights(settings).tolist()))}
+    measured = _measured(settings, refs, found, folder) if refs else {}
+    summary = PassAtK(found, right, shown, measured).summary(sorted(set(settings.k)), resamples=settings.resamples)
     folder.write("evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
     say(table(summary))
     return summary
+
+
+def _weights(settings: EvaluationSettings) -> Tensor:
+    """[K] float64."""
+    return check_weights(settings.weights, len(settings.references)).double()
+
+
+def _contestants(
+    settings: EvaluationSettings, refs: Mapping[str, LanguageModel], opened: Callable[[str], LanguageModel]
+) -> Iterator[tuple[str, Callable[[], LanguageModel | Contestant]]]:
+    """Names and how each is opened: the policies, then what is asked for beside them."""
+    first = next(iter(settings.policies))
+    for name, path in settings.policies.items():
+        yield name, partial(opened, path)
+    for each in settings.beside:
+        if each == "references":
+            for name, model in refs.items():
+                yield f"reference {name}", partial(lambda one: one, model)
+        elif each == "token-pool":
+            yield each, partial(TokenPool, list(refs.values()), _weights(settings))
+        elif each == "optimum":
+            rule = ReverseKL(tuple(_weights(settings).tolist()))
+            yield each, partial(Optimum, References(dict(refs)), rule, float(settings.beta or 0.0))
+        else:
+            n = int(each.removeprefix("best-of-"))
+            yield f"{each} of {first}", partial(lambda n: BestOf(opened(settings.policies[first]), n), n)
+
+
+def _measured(
+    settings: EvaluationSettings,
+    refs: Mapping[str, LanguageModel],
+    found: Mapping[str, Mapping[str, Tensor]],
+    folder: RunFolder,
+) -> dict[str, Tensor]:
+    """{metric: [policies, P]} beyond the rewards, from the samples that are kept."""
+    drawn = {name: read_rollouts(folder.path / "samples" / f"{name}.jsonl") for name in found}
+    total = {name: each["total"] for name, each in found.items()}
+    scorer = RolloutScorer(dict(refs), next(iter(refs.values())).tokenizer)
+    divergences = measure_divergences(drawn, total, scorer, _weights(settings), float(settings.beta or 0.0))
+    return {**divergences, **measure_texts(drawn, total)}
 
 
 def _under(folder: RunFolder, say: Say, name: str, text: str) -> None:
@@ -88,22 +165,33 @@ def _under(folder: RunFolder, say: Say, name: str, text: str) -> None:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Policies and their paired differences, one a line: mean [low, high] of every metric."""
+    """Policies and their paired differences, one a line: mean [low, high] of every metric; many metrics: one of them a line."""
     lines = {**summary["policies"], **summary["differences"]}
     metrics = list(next(iter(lines.values())))
-    cells = {name: [_cell(*figure) for figure in figures.values()] for name, figures in lines.items()}
+    cells = {name: {metric: _cell(*figure) for metric, figure in figures.items()} for name, figures in lines.items()}
+    if len(metrics) > WIDE:
+        metrics, cells = list(cells), {metric: {name: row[metric] for name, row in cells.items()} for metric in metrics}
     width = max(map(len, cells))
-    widths = [max(len(metric), *(len(row[i]) for row in cells.values())) for i, metric in enumerate(metrics)]
-    head = " " * width + "  " + "  ".join(f"{metric:>{w}}" for metric, w in zip(metrics, widths))
-    body = [f"{name:{width}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths)) for name, row in cells.items()]
+    widths = {metric: max(len(metric), *(len(row[metric]) for row in cells.values())) for metric in metrics}
+    head = " " * width + "  " + "  ".join(f"{metric:>{w}}" for metric, w in widths.items())
+    body = [
+        f"{name:{width}}  " + "  ".join(f"{row[metric]:>{w}}" for metric, w in widths.items()) for name, row in cells.items()
+    ]
     s = summary["settings"]
+    objective = (
+        ""
+        if "beta" not in s
+        else f"; J at β {s['beta']:g} and weights " + ", ".join(f"{n} {w:g}" for n, w in s["weights"].items())
+    )
     foot = (
         f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, "
         f"at most {s['max_new_tokens']} tokens, "
-        f"seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts"
+        f"seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts{objective}"
     )
     return "\n".join([head, *body, foot])
 
 
-def _cell(mean: float, low: float | None, high: float | None) -> str:
+def _cell(mean: float | None, low: float | None, high: float | None) -> str:
+    if mean is None:
+        return "not known"
     return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"

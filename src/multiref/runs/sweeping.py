@@ -1,7 +1,9 @@
 """The curve over weights after training: K single-reference policies, one pool of samples, weights by importance."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,17 @@ from multiref.data.prompts import prompt_text
 from multiref.data.sources import open_source
 from multiref.errors import ConfigError
 from multiref.evaluation import sample_each, score_samples
-from multiref.models import Encoded, Generation, load
+from multiref.models import Encoded, Generation, LanguageModel, load
 from multiref.references import content_key
 from multiref.references.scores import same_vocabulary
 from multiref.runs.base import Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Strict
 from multiref.training.online.rewards import as_rewards, total_reward
-from multiref.weighting import importance_weights
+from multiref.weighting import log_importance_weights
+from multiref.weighting.particles import effective_size
+
+FEW = 10  # effective samples: a prompt with fewer says little
 
 
 class SweepSettings(Strict):
@@ -60,10 +65,68 @@ def sweep(
     """
     names = _mergeable(runs)
     models = [load(RunFolder(run).model) for run in runs]
-    same_vocabulary([str(run) for run in runs], [model.tokenizer.get_vocab() for model in models])
-    with open_source(prompts) as opened:
-        texts = _different((prompt_text(row, where) for where, row in opened()), settings.limit)
+    texts = read_texts(prompts, settings.limit)
     say(f"{settings.samples} samples of each of {len(models)} policies for {len(texts)} prompts.")
+    samples = draw_samples(names, models, texts, settings, rewards)
+    rows = [samples.point(weights) for weights in weight_grid(len(models), settings.points)]
+    found = {"runs": [str(run) for run in runs], "points": rows}
+    RunFolder(out).write("sweep.json", json.dumps(found, indent=1, ensure_ascii=False))
+    for row in rows:
+        say(sentence(row))
+    return rows
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions of K models on B prompts, N = K·n of each prompt: what every point of a curve is made of.
+
+    logps [K, B, N], lengths [B, N] in tokens; values {"reward": [B, N], and each reward's own where there are several}.
+    """
+
+    names: tuple[str, ...]
+    logps: Tensor
+    lengths: Tensor
+    values: Mapping[str, Tensor]
+
+    def point(self, weights: Sequence[float], beta: float | None = None) -> dict[str, Any]:
+        """One point of the curve: every mean is Σ_i u_i v_i of a prompt's samples, averaged over prompts; `_error` its standard
+        error over prompts. With β the samples are tilted by the reward, and J = β log Ẑ of π* is reported too."""
+        tilt = None if beta is None else self.values.get("reward", torch.zeros_like(self.lengths)) / beta
+        log_w = log_importance_weights(self.logps, torch.tensor(weights, dtype=torch.float64), tilt)
+        u, ess = log_w.softmax(-1), effective_size(log_w)
+        row: dict[str, Any] = {} if beta is None else {"beta": beta}
+        row |= {
+            "weights": dict(zip(self.names, weights)),
+            "ess": float(ess.mean()),
+            "ess_least": float(ess.min()),
+            "thin": float((ess < FEW).double().mean()),
+            "samples": u.shape[-1],
+            "tokens": float((u * self.lengths).sum(-1).mean()),
+        }
+        for name, value in self.values.items():
+            row |= over_prompts(name, (u * value).sum(-1))
+        if beta is not None:
+            row |= over_prompts("J", beta * (log_w.logsumexp(-1) - math.log(u.shape[-1])))
+        return row
+
+
+def over_prompts(name: str, values: Tensor) -> dict[str, float | None]:
+    """[B] → its mean, and the standard error over prompts."""
+    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+    return {name: float(values.mean()), f"{name}_error": error}
+
+
+def read_texts(prompts: str | Path, limit: int) -> list[Any]:
+    """The first so many prompts that differ."""
+    with open_source(prompts) as opened:
+        return _different((prompt_text(row, where) for where, row in opened()), limit)
+
+
+def draw_samples(
+    names: Sequence[str], models: Sequence[LanguageModel], texts: Sequence[Any], settings: SweepSettings, rewards: Any
+) -> Samples:
+    """`settings.samples` completions of each prompt from each model, scored by all of them and by the rewards."""
+    same_vocabulary(list(names), [model.tokenizer.get_vocab() for model in models])
     generation, items = Generation(settings.max_new_tokens), []
     seeds = [settings.seed + 104_729 * k for k in range(len(models))]
     drawn = [sample_each(model, texts, generation, group=settings.samples, seed=seed) for model, seed in zip(models, seeds)]
@@ -72,22 +135,20 @@ def sweep(
         items.append(Encoded(each[0].prompt_ids, completions, (False,) * len(completions)))
     logps = torch.stack([score_samples(model, items) for model in models])
     lengths = torch.tensor([[float(len(ids)) for ids in item.completions] for item in items], dtype=torch.float64)
-    values = _rewarded(rewards, texts, items, models[0].tokenizer)
-    rows = [_point(logps, lengths, weights, names, values) for weights in weight_grid(len(models), settings.points)]
-    found = {"runs": [str(run) for run in runs], "points": rows}
-    RunFolder(out).write("sweep.json", json.dumps(found, indent=1, ensure_ascii=False))
-    for row in rows:
-        say(_sentence(row))
-    return rows
+    return Samples(tuple(names), logps, lengths, rewarded(rewards, texts, items, models[0].tokenizer))
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
+def sentence(row: Mapping[str, Any]) -> str:
+    """A point of the curve, in one line."""
     shown = ", ".join(f"{name} {value:.3f}" for name, value in row["weights"].items())
-    error = row.get("reward_error")
-    gained = f", reward {row['reward']:.3f}" + ("" if error is None else f" ± {error:.3f}") if "reward" in row else ""
-    return (
-        f"{shown}: effective sample size {row['ess']:.1f} of {row['samples']}, {row['tokens']:.1f} tokens a completion{gained}"
-    )
+    shown = f"β {row['beta']:g}, {shown}" if "beta" in row else shown
+    what = f"effective sample size {row['ess']:.1f} of {row['samples']}" if "ess" in row else str(row["run"])
+    for name in ("reward", "J"):
+        if name in row:
+            error = row[f"{name}_error"]
+            what += f", {name} {row[name]:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    grey = " (grey: too few effective samples)" if row.get("grey") else ""
+    return f"{shown}: {what}, {row['tokens']:.1f} tokens a completion{grey}"
 
 
 def _different(prompts: Iterable[Any], limit: int) -> list[Any]:
@@ -100,7 +161,7 @@ def _different(prompts: Iterable[Any], limit: int) -> list[Any]:
     return list(found.values())
 
 
-def _rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Encoded], tokenizer: Any) -> dict[str, Tensor]:
+def rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Encoded], tokenizer: Any) -> dict[str, Tensor]:
     """{"reward": [B, K·n], and each reward's own where there are several} of the samples; empty without rewards."""
     each_one = as_rewards(rewards)
     if not each_one:
@@ -114,26 +175,6 @@ def _rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Encoded], to
     total, parts = total_reward(each_one, asked, said, {})
     values = {"reward": total} | ({f"rewards/{name}": value for name, value in parts.items()} if len(parts) > 1 else {})
     return {name: value.reshape(len(items), -1) for name, value in values.items()}
-
-
-def _point(
-    logps: Tensor, lengths: Tensor, weights: tuple[float, ...], names: Sequence[str], values: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """One point of the curve: every mean is Σ_i u_i v_i of a prompt's samples, averaged over prompts;
-    `_error` its standard error over prompts."""
-    u, ess = importance_weights(logps, torch.tensor(weights, dtype=torch.float64))
-    row = {
-        "weights": dict(zip(names, weights)),
-        "ess": float(ess.mean()),
-        "ess_least": float(ess.min()),
-        "samples": u.shape[-1],
-        "tokens": float((u * lengths).sum(-1).mean()),
-    }
-    for name, value in values.items():
-        means = (u * value).sum(-1)
-        error = float(means.std()) / len(means) ** 0.5 if len(means) > 1 else None
-        row |= {name: float(means.mean()), f"{name}_error": error}
-    return row
 
 
 def _mergeable(runs: Sequence[str | Path]) -> list[str]:

@@ -1,22 +1,33 @@
-"""Samples of several policies as samples of their geometric mean."""
+"""Samples of several policies as samples of their geometric mean, tilted by a reward where there is one."""
+
+import math
 
 import torch
 from torch import Tensor
 
+from multiref._logspace import weighted_sum
+from multiref.weighting.particles import effective_size
 
-def importance_weights(log_policies: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""[K, B, K·n], [K] → normalised weights [B, K·n] and effective sample sizes [B].
 
-    Samples of prompt b: n from each of the K policies, so their law is the mixture q = (1/K) Σ_k π_k.
-    The target is the geometric mean:
+def log_importance_weights(log_policies: Tensor, weights: Tensor, log_tilt: Tensor | None = None) -> Tensor:
+    r"""[K, B, K·n], [K], [B, K·n] → [B, K·n]: log w of samples of prompt b, n from each of the K policies.
 
-        u_i ∝ Π_k π_k(y_i)^{w_k} / q(y_i),     ESS = (Σ u)² / Σ u²
+        w_i = ∏_k π_k(y_i)^{w_k} e^{tilt_i} / q(y_i),     q = (1/K) Σ_k π_k
 
-    Self-normalised: biased by O(1/n), consistent. At a vertex it is that policy, with u ≤ K before normalisation.
+    Their mean estimates Σ_y ∏_k π_k^{w_k} e^{tilt} without bias, so one set of samples serves every w and every tilt r/β.
 
     Reference: docs/theory.md 1(c) (DERIVED) for the target; balance heuristic, Veach and Guibas, 1995.
     """
-    mixture = torch.logsumexp(log_policies, 0) - torch.tensor(float(len(log_policies))).log()
-    log_u = (weights[:, None, None] * log_policies).sum(0) - mixture
-    u = (log_u - log_u.logsumexp(-1, keepdim=True)).exp()
-    return u, 1 / u.square().sum(-1)
+    mixture = torch.logsumexp(log_policies, 0) - math.log(len(log_policies))
+    log_w = weighted_sum(log_policies, weights[:, None, None]) - mixture
+    return log_w if log_tilt is None else log_w + log_tilt
+
+
+def importance_weights(log_policies: Tensor, weights: Tensor, log_tilt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""As `log_importance_weights` → normalised weights u [B, K·n] and effective sample sizes [B], (Σ u)² / Σ u².
+
+    Self-normalised: biased by O(1/n), consistent. At a vertex without a tilt it is that policy, with u ≤ K before
+    normalisation.
+    """
+    log_w = log_importance_weights(log_policies, weights, log_tilt)
+    return log_w.softmax(-1), effective_size(log_w)

@@ -1,0 +1,116 @@
+"""What completions of several contestants say of them, one value a prompt: a metric is [contestants, prompts], NaN where it
+is not known."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref.models.sampling import Rollout
+from multiref.references.rollouts import RolloutScorer
+
+Drawn = Mapping[str, Sequence[Rollout]]  # contestant → a rollout of each of the same prompts
+
+
+def measure_texts(drawn: Drawn, rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""{metric: [M, P]}; rewards {contestant: [P, S]}.
+
+        win rate     P(r > r') + ½ P(r = r') over all pairs of completions, against the first contestant
+        length       tokens; unfinished: the share that was cut
+        distinct-n   different n-grams of words over all of them, of a prompt's completions together
+        self-BLEU    mean BLEU-4 of each completion against the others of its prompt (higher: less diverse)
+
+    Reference: distinct-n, Li et al., 2016; self-BLEU, Zhu et al., 2018, with add-one smoothing above words (Lin and Och, 2004).
+    """
+    first = next(iter(rewards.values()))
+    columns: dict[str, list[list[float]]] = {}
+    for name, rollouts in drawn.items():
+        rows: dict[str, list[float]] = {"win rate": [_wins(*pair) for pair in zip(rewards[name], first)]}
+        for rollout in rollouts:
+            words = [_text(completion).split() for completion in rollout.completions]
+            rows.setdefault("length", []).append(sum(map(len, rollout.completion_ids)) / len(words))
+            rows.setdefault("unfinished", []).append(1 - sum(rollout.ended) / len(words))
+            for n in (1, 2):
+                rows.setdefault(f"distinct-{n}", []).append(_distinct(words, n))
+            rows.setdefault("self-BLEU", []).append(_self_bleu(words))
+        for metric, values in rows.items():
+            columns.setdefault(metric, []).append(values)
+    return {metric: torch.tensor(rows, dtype=torch.float64) for metric, rows in columns.items()}
+
+
+def measure_divergences(
+    drawn: Drawn, rewards: Mapping[str, Tensor], scorer: RolloutScorer, weights: Tensor, beta: float
+) -> dict[str, Tensor]:
+    r"""{metric: [M, P]} of contestants whose log π is known, NaN of the others.
+
+        KL(π‖π_k)   k1: mean of ℓ_k = log π − log π_k of whole completions
+        k3(π‖π_k)   mean of Σ_t e^{−ℓ_kt} − 1 + ℓ_kt over tokens: the same mean, never negative; NaN where tokens have no log π
+        J           mean of r − β Σ_k w_k ℓ_k
+
+    Errors: VocabularyMismatch: token ids are scored, not text.
+    """
+    scorer.require_aligned()
+    columns: dict[str, list[Tensor]] = {}
+    for name, rollouts in drawn.items():
+        earned = rewards[name]
+        owns = [logps for rollout in rollouts for logps in rollout.sampled_logps or [()] * len(rollout.completions)]
+        ids = [row for rollout in rollouts for row in rollout.completion_ids]
+        scores = scorer.tokens(rollouts)  # [K, N, T]
+        own = torch.tensor([math.fsum(logps) if logps else math.nan for logps in owns], dtype=torch.float64)
+        gap = (own - scores.double().sum(-1)).view(len(scorer.names), *earned.shape)
+        columns.setdefault("J", []).append((earned - beta * (weights[:, None, None] * gap).sum(0)).mean(-1))
+        tokenwise = all(len(logps) == len(row) for logps, row in zip(owns, ids)) and bool(ids)
+        third = torch.full_like(gap, math.nan)
+        if tokenwise:
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(logps).double() for logps in owns], batch_first=True)
+            ratio = padded - scores.double()  # 0 where both are padded
+            third = ((-ratio).exp() - 1 + ratio).sum(-1).view_as(gap)
+        for k, reference in enumerate(scorer.names):
+            columns.setdefault(f"KL(π‖{reference})", []).append(gap[k].mean(-1))
+            columns.setdefault(f"k3(π‖{reference})", []).append(third[k].mean(-1))
+    return {metric: torch.stack(rows) for metric, rows in columns.items()}
+
+
+def _wins(mine: Tensor, theirs: Tensor) -> float:
+    """[S], [S'] → share of pairs that are won, ties by half."""
+    gap = mine[:, None] - theirs
+    return float(((gap > 0).double() + (gap == 0).double() / 2).mean())
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else " ".join(str(turn["content"]) for turn in completion)
+
+
+def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _distinct(texts: Sequence[Sequence[str]], n: int) -> float:
+    every = sum((_grams(words, n) for words in texts), Counter())
+    return len(every) / every.total() if every else math.nan
+
+
+def _self_bleu(texts: Sequence[Sequence[str]]) -> float:
+    if len(texts) < 2:
+        return math.nan
+    return sum(_bleu(words, [*texts[:i], *texts[i + 1 :]]) for i, words in enumerate(texts)) / len(texts)
+
+
+def _bleu(words: Sequence[str], others: Sequence[Sequence[str]]) -> float:
+    """BLEU-4 against several references; n-grams above words with one added to both counts. 0 without a common word."""
+    if not words:
+        return float(any(not each for each in others))
+    logs = 0.0
+    for n in range(1, 5):
+        mine, most = _grams(words, n), Counter[tuple[str, ...]]()
+        for each in others:
+            most |= _grams(each, n)
+        hits, total, more = (mine & most).total(), mine.total(), int(n > 1)
+        if hits + more == 0:
+            return 0.0
+        logs += math.log((hits + more) / (total + more)) / 4
+    nearest = min((abs(len(each) - len(words)), len(each)) for each in others)[1]
+    return math.exp(logs + min(0.0, 1 - nearest / len(words)))
