@@ -107,6 +107,7 @@ def test_policies_beside_their_references_and_the_optimum(world, tmp_path):
     ("arguments", "words"),
     [
         (["-p", "a=x", "--beta", "1"], "expected both or neither"),
+        (["-p", "optimum=x", "--reference", "b=y", "--beta", "1", "--beside", "optimum"], "choose another"),
         (["-p", "a=x", "--reference", "b=y", "--beta", "1", "--beside", "best"], "best-of-N"),
         (["-p", "a=x", "--reference", "b=y", "--weight", "b=much", "--beta", "1"], "name=NUMBER"),
         (["-p", "a"], "expected name=PATH"),

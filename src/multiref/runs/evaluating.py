@@ -24,6 +24,7 @@ from multiref.evaluation import (
 from multiref.models import Generation, LanguageModel, ModelSpec, load
 from multiref.references import References
 from multiref.references.rollouts import RolloutScorer
+from multiref.references.scores import same_vocabulary
 from multiref.regularizers import ReverseKL, check_weights
 from multiref.runs.base import FORMAT, Say
 from multiref.runs.folder import RunFolder
@@ -68,6 +69,9 @@ class EvaluationSettings(Strict):
                 raise ValueError(
                     f"beside: found {each!r}; expected references, token-pool, best-of-N or optimum, with references given."
                 )
+        beside = {*self.beside, *(f"reference {name}" for name in self.references)}
+        if taken := [name for name in self.policies if name in beside]:
+            raise ValueError(f"policies: {taken[0]!r} is the name of what is compared beside them; choose another.")
         if wrong := [k for k in self.k if not 1 <= k <= self.samples]:
             raise ValueError(f"k: expected from 1 to samples = {self.samples}, found {wrong[0]}.")
         return self
@@ -97,8 +101,11 @@ def _compare(
     refs = {name: opened(path) for name, path in settings.references.items()}
     for name, contestant in _contestants(settings, refs, opened):
         say(f"{name}: {settings.policies.get(name, 'beside')}")
+        one = contestant()
+        if isinstance(one, LanguageModel) and refs:  # their token ids are scored by one another
+            same_vocabulary([name, *refs], [each.tokenizer.get_vocab() for each in (one, *refs.values())])
         found[name] = sample_rewards(
-            contestant(),
+            one,
             rows,
             rewards,
             generation,
