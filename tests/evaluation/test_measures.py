@@ -46,17 +46,17 @@ def test_self_bleu_is_bleu():
 
 @pytest.fixture(scope="module")
 def compared():
-    """Reference p, the token pool, best of 4 of p, and π*: 8 times the same prompt, 80 completions each."""
+    """Reference p, the token pool, best of 4 of p, and π*: 6 times the same prompt, 100 completions each."""
     made = tables()
     refs = references(made)
     policies = {
         "p": refs["p"],
         "token pool": TokenPool(list(refs.values()), W),
         "best": BestOf(refs["p"], 4),
-        "optimum": Optimum(References(dict(refs)), RULE, BETA, n=80, islands=4),
+        "optimum": Optimum(References(dict(refs)), RULE, BETA, n=60, islands=4),
     }
     judges = {"reward": lambda prompt, text: reward([], [text])[0]}
-    found = compare_samples(policies, refs, ["x0"] * 8, judges, Generation(LENGTH), weights=W, beta=BETA, samples=80, seed=1)
+    found = compare_samples(policies, refs, ["x0"] * 6, judges, Generation(LENGTH), weights=W, beta=BETA, samples=100, seed=1)
     return Truth(made), found
 
 

@@ -14,7 +14,7 @@ Policies: TypeAlias = Annotated[
     typer.Option(
         "--policy",
         "-p",
-        help="name=PATH: a model folder or hub id. Once per policy; differences are against the first.",
+        help="name=PATH, once per policy; differences are against the first.",
         show_default=False,
     ),
 ]
@@ -88,11 +88,7 @@ def command(
     """Evaluate policies on the same prompts: pass@k (unbiased) and mean rewards, 95 % intervals by bootstrap over prompts,
     paired differences. With --reference and --beta also J, KL to each reference, win rate, length and diversity.
 
-    Example: multiref evaluate --policy base=./base --policy trained=runs/gsm8k-0.5b/model --problems test.jsonl --samples 8 --k
-    1 --k 4 --out runs/eval
-
-    Example: multiref evaluate -p trained=./t --reference a=./a --reference b=./b --beta 0.1 --beside token-pool --beside
-    optimum --prompts prompts.txt --reward length=50 --out runs/compared
+    Example: multiref evaluate -p base=./base -p trained=runs/gsm8k/model --problems test.jsonl --k 1 --k 4 --out runs/eval
     """
     from multiref.runs.document import Document
     from multiref.runs.evaluating import EvaluationSettings
