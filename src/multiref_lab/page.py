@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def picture(figure: Figure, stem: Path, caption: str, alt: str = "") -> Picture:
-    """Save a figure as <stem>.svg and <stem>.png, and embed it. Errors: OutputError."""
+    """Save a figure as <stem>.svg and <stem>.png, and show it. Errors: OutputError."""
     from multiref.report.figures import save
 
-    return Picture(save(figure, stem)[0].read_bytes(), alt or caption, caption)
+    save(figure, stem)
+    return Picture(figure, alt or caption, caption)
 
 
 def write(

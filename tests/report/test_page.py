@@ -1,6 +1,5 @@
 """The page is whole, escaped, and needs nothing from outside itself. Read back with the standard HTML parser."""
 
-import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from multiref.errors import ArgumentError, OutputError
-from multiref.report import Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
-from multiref.report.figures import Curve, Plot, png, svg
+from multiref.report import Answer, Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
+from multiref.report.figures import Curve, Plot, png
 
 VOID = {"meta", "img", "br", "link", "hr"}
+LEAVES = {"path", "use", "rect", "circle", "line"}  # of SVG, closed in themselves
 NASTY = """<script>alert("1")</script> & 'x' <img src=http://evil.example/x>"""
 
 
@@ -53,9 +53,10 @@ def read(text: str) -> Reader:
 
 
 def everything() -> str:
-    figure = Plot("pairs", "loss", [Curve("a < b", [1, 2], [1.0, 2.0])], log_x=False).figure()
+    figure = Plot("pairs", "loss", [Curve(NASTY, [1, 2], [1.0, 2.0])], log_x=False).figure()
     return page(
         NASTY,
+        Answer(NASTY, [Prose(NASTY)]),
         Section(
             NASTY,
             [
@@ -64,7 +65,7 @@ def everything() -> str:
                 Formula("J(π) = E[r] − β Σ KL(π‖π_k)  " + NASTY),
                 Table(("method", NASTY), [(NASTY, "1 < 2")], caption=NASTY),
                 Settings({"beta": 0.1, "nested": {"key": NASTY}}),
-                Picture(svg(figure), NASTY, NASTY),
+                Picture(figure, NASTY, NASTY),
                 Picture(png(figure), "png", "a PNG"),
             ],
         ),
@@ -73,43 +74,59 @@ def everything() -> str:
 
 
 def test_every_text_comes_back_as_it_went_in_and_nothing_becomes_markup() -> None:
-    """Title, heading, subtitle, section, prose, note, formula, head cell, cell, table caption, setting, figure caption:
-    twelve places."""
+    """Title, heading, subtitle, answer and its prose, section, prose, note, formula, head cell, cell, table caption, setting,
+    figure caption; the legend of the drawing, and its row in the table of numbers, twice: seventeen places."""
     reader = read(everything())
-    assert "".join(reader.text).count(NASTY) == 12
+    assert "".join(reader.text).count(NASTY) == 17
     assert not [tag for tag, _ in reader.tags if tag in ("script", "link", "iframe", "object")]
-    assert [attrs["alt"] for tag, attrs in reader.tags if tag == "img"] == [NASTY, "png"]
+    assert [attrs["aria-label"] for tag, attrs in reader.tags if attrs.get("class") == "drawing"] == [NASTY, "png"]
 
 
 def test_nothing_is_loaded_from_outside() -> None:
-    """No attribute but a data: address, no url() or @import in the style; the SVG inside refers only to its own parts."""
+    """No attribute but a data: address, no url() or @import in the style; a drawing refers only to its own parts."""
     text = everything()
     reader = read(text)
     for tag, attrs in reader.tags:
-        assert not {"href", "srcset", "action", "onload", "onerror"} & attrs.keys()
+        assert not {"srcset", "action", "onload", "onerror"} & attrs.keys()
+        assert str(attrs.get("href", attrs.get("xlink:href", "#"))).startswith("#")
         if "src" in attrs:
-            assert tag == "img" and str(attrs["src"]).startswith("data:image/")
-    style = re.search(r"<style>(.*?)</style>", text, re.S)
-    assert style and "url(" not in style.group(1) and "@import" not in style.group(1)
-    embedded = [str(a["src"]) for t, a in reader.tags if t == "img"]
-    drawing = base64.b64decode(embedded[0].removeprefix("data:image/svg+xml;base64,")).decode()
-    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', drawing))
-    assert base64.b64decode(embedded[1].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+            assert tag == "img" and str(attrs["src"]).startswith("data:image/png;base64,iVBOR")
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text)) and "@import" not in text
+    named = re.findall(r' id="([^"]*)"', text)
+    assert {
+        target[1:] for target in re.findall(r'xlink:href="([^"]*)"|url\((#[^)]*)\)', text) for target in target if target
+    } <= {*named}
     policy = [a["content"] for t, a in reader.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
+def test_the_answer_stands_open_and_sections_are_folded() -> None:
+    """What stands before the first fold is the answer alone; every section and every table of numbers is folded."""
+    text = page("t", Answer("Yes, by 3 ± 1."), Section("Rest", [Prose("more")]), Section("Open", [], unfolded=True))
+    before, *folds = text.split("<details")
+    assert "Yes, by 3 ± 1." in before and "more" not in before
+    assert [" open>" in fold.split("<summary>")[0] for fold in folds] == [False, True]
+
+
+def test_a_drawing_takes_the_page_s_colours_and_its_letters_are_text() -> None:
+    """So that it can be read in the dark, searched and copied."""
+    figure = Plot("pairs", "loss", [Curve("a curve", [1, 2], [1.0, 2.0])], log_x=False).figure()
+    drawn = str(Picture(figure, "").drawing())
+    assert drawn.startswith("<svg") and ">a curve</text>" in drawn and ">pairs</text>" in drawn
+    assert "var(--ink)" in drawn and "var(--paper)" in drawn and not re.search("#1b1f24|#ffffff|#000000", drawn)
+
+
 def test_a_table_keeps_its_cells_in_place() -> None:
     table = Table(("method", "J", "KL"), [("exact", "1.0", "0.1"), ("base", "0.2", "2")], quiet=frozenset({1}))
-    reader = read(table.html())
+    reader = read(page("t", table))
     assert reader.rows == [["method", "J", "KL"], ["exact", "1.0", "0.1"], ["base", "0.2", "2"]]
     assert [attrs.get("class") for tag, attrs in reader.tags if tag == "tr"] == [None, None, "quiet"]
     with pytest.raises(ArgumentError, match="row 0 has 1 cells"):
-        Table(("a", "b"), [("x",)]).html()
+        Table(("a", "b"), [("x",)])
 
 
 def test_settings_are_flattened_by_dots() -> None:
-    assert read(Settings({"a": {"b": {"c": 1}}, "d": "e"}).html()).rows == [["a.b.c", "1"], ["d", "e"]]
+    assert read(page("t", Settings({"a": {"b": {"c": 1}}, "d": "e"}))).rows == [["a.b.c", "1"], ["d", "e"]]
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

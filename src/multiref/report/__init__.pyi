@@ -1,3 +1,4 @@
+from .blocks import Answer as Answer
 from .blocks import Block as Block
 from .blocks import Formula as Formula
 from .blocks import Note as Note

@@ -35,7 +35,8 @@ class Facts:
             references: name → (source, weight as text).
         checks: sentences on what was checked and found.
         metrics: plain numbers to show. curves: caption → the metrics of one figure. limits: what the numbers do not show.
-        tables: blocks for the page, below the numbers. notes: Markdown for the end of the card.
+        tables: blocks for the page's first screen. held_out: number of pairs kept for evaluation.
+        notes: Markdown for the end of the card.
     """
 
     asked: str
@@ -50,6 +51,7 @@ class Facts:
     curves: dict[str, Sequence[str]] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     tables: list[Block] = field(default_factory=list)
+    held_out: int = 0
     notes: str = ""
 
 

@@ -11,7 +11,7 @@ from multiref.data.sources import Source
 from multiref.data.text import words
 from multiref.models import Tokenisation, encode_many
 from multiref.references import content_key
-from multiref.report import Block, Note, Prose, Section, Settings, Table, public
+from multiref.report import Answer, Block, Note, Prose, Section, Settings, Table, public
 
 _SHOWN = 3
 _BINS = 12
@@ -70,7 +70,8 @@ class DataLook:
         """For a page."""
         rows = [Section(f"Row {number}", [Settings(row)]) for number, row in enumerate(self.rendered, 1)]
         bad = [Note(*list(self.bad.values())[:20])] if self.bad else []
-        return [Section("What it is", [*self.tables(), *bad, *map(Prose, self.notes)]), *rows]
+        found = f"{self.pairs:,} pairs in {self.rows:,} rows ({self.format}); {len(self.bad):,} rows cannot be used."
+        return [Answer(found, [*self.tables(), *bad, *map(Prose, self.notes)]), *rows]
 
 
 def look_at_data(source: Source, selection: Selection, *, model: Any = None, other: Selection | None = None) -> DataLook:

@@ -1,14 +1,29 @@
 """What a run shows: the model card beside the weights, and report.html; of every task from the same facts."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from multiref.report import Formula, ModelCard, Note, Picture, Prose, Section, Settings, Table, versions, write_page
-from multiref.report.figures import Curve, Plot, svg
+from multiref.report import (
+    Answer,
+    Formula,
+    Measure,
+    ModelCard,
+    Note,
+    Picture,
+    Prose,
+    Section,
+    Settings,
+    Table,
+    versions,
+    write_page,
+)
+from multiref.report.figures import Curve, Plot
 from multiref.runs.base import BaseRun, Facts
 
 Lines = Sequence[dict[str, Any]]
+_HELD_OUT = "eval_rewards/accuracies"
 _UNSEEN = (
     "runtime",
     "per_second",
@@ -42,7 +57,8 @@ def model_card(run: BaseRun, facts: Facts, lines: Lines) -> str:
 
 
 def write_report(path: Path, run: BaseRun, facts: Facts, lines: Lines, timing: Sequence[dict[str, float]]) -> None:
-    """report.html: what was asked, what came out, the curves, how long it took, settings and versions."""
+    """report.html: what came out in a sentence and a figure; then what was asked, all numbers and curves, how long it took,
+    settings and versions."""
     strength = "" if facts.beta is None else f", β = {facts.beta:g}"
     asked: list[Any] = [Prose(f"{facts.objective}{strength}, from {facts.base} on {facts.data}."), Formula(facts.formula)]
     if facts.references:
@@ -51,24 +67,41 @@ def write_report(path: Path, run: BaseRun, facts: Facts, lines: Lines, timing: S
     numbers = [[name, f"{value:.4g}"] for name, value in (_final(lines) | facts.metrics).items()]
     parts = list(dict.fromkeys(part for call in timing for part in call))
     spent = [[part, f"{sum(call.get(part, 0.0) for call in timing):.1f}"] for part in parts]
+    metric, sentence = _answer(facts, lines)
+    pictures = _pictures(facts, lines)
+    first = pictures.pop(next((caption for caption in pictures if metric in facts.curves[caption]), ""), None)
+    warnings = Note(*facts.limits, "One run with one seed: differences between runs need several.")
     write_page(
         path,
         run.title or facts.asked,
+        Answer(sentence, [*([first] if first else []), *facts.tables, warnings]),
         Section("What was asked", asked),
-        Section(
-            "What came out",
-            [
-                Table(("metric", "last value"), numbers),
-                *map(Prose, facts.checks),
-                *facts.tables,
-                Note(*facts.limits, "One run with one seed: differences between runs need several."),
-            ],
-        ),
-        Section("Curves", _pictures(facts, lines)),
+        Section("All numbers", [Table(("metric", "last value"), numbers), *map(Prose, facts.checks)]),
+        Section("Other curves", list(pictures.values())),
         Section("Time", [Table(("part", "seconds"), spent, caption=f"Sums over {len(timing)} calls.")]),
         Section("Settings", [Settings(run.plain())]),
         Section("Versions", [Settings(versions())]),
     )
+
+
+def _answer(facts: Facts, lines: Lines) -> tuple[str, str]:
+    """(metric, what came out in one sentence, with its standard error)."""
+    share = _final(lines).get(_HELD_OUT)
+    if share is not None and facts.held_out:
+        error = math.sqrt(share * (1 - share) / facts.held_out)
+        return _HELD_OUT, f"{share:.1%} ± {error:.1%} of {facts.held_out:,} held-out pairs are ranked rightly."
+    for names in facts.curves.values():
+        if values := [line[names[0]] for line in lines if line.get(names[0]) is not None]:
+            early, late = (Measure.of(part).text() for part in (values[: _fifth(values)], values[-_fifth(values) :]))
+            return names[0], (
+                f"{names[0]}: {late} over the last fifth of the logged steps, after {early} over the first "
+                "(± one standard error over steps)."
+            )
+    return "", f"{facts.asked}: trained; no metric was logged."
+
+
+def _fifth(values: Sequence[float]) -> int:
+    return max(1, len(values) // 5)
 
 
 def _final(lines: Lines) -> dict[str, float]:
@@ -79,10 +112,10 @@ def _final(lines: Lines) -> dict[str, float]:
     return {key: value for key, value in last.items() if not any(part in key for part in _UNSEEN)}
 
 
-def _pictures(facts: Facts, lines: Lines) -> list[Picture]:
+def _pictures(facts: Facts, lines: Lines) -> dict[str, Picture]:
     """A figure for each group of metrics that has a value; a name that ends in * stands for all that begin so."""
     known = sorted({key for line in lines for key in line})
-    pictures = []
+    pictures = {}
     for caption, wanted in facts.curves.items():
         names = [key for name in wanted for key in (known if name.endswith("*") else [name]) if key in known and _is(key, name)]
         series = []
@@ -91,7 +124,7 @@ def _pictures(facts: Facts, lines: Lines) -> list[Picture]:
                 series.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
         if series:
             figure = Plot("step", caption, series, log_x=False, log_y=False).figure()
-            pictures.append(Picture(svg(figure), alt=f"{caption} over steps", caption=caption))
+            pictures[caption] = Picture(figure, alt=f"{caption} over steps", caption=caption)
     return pictures
 
 

@@ -117,6 +117,7 @@ class PreferenceRun(PairsRun, PooledRun):
             objective=words,
             formula=formula,
             data=self.data_words(pairs, held_out, folder),
+            held_out=held_out,
             beta=self.beta,
             references=references | mixture,
             curves={

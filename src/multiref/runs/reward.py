@@ -79,6 +79,7 @@ class RewardRun(PairsRun):
             if self.privacy is not None
             else "−(1 − ε) log σ(d) − ε log σ(−d) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin",
             data=self.data_words(pairs, held_out, folder),
+            held_out=held_out,
             curves={
                 "loss": ("loss", "eval_loss"),
                 "reward margin": ("rewards/margins", "eval_rewards/margins"),

@@ -36,7 +36,8 @@ def command(
     narrator.table(common, (1, 2, 3))
     narrator.table(common, (4, 5, 6, 7, 8, 9))
     narrator.table(own, (2, 3, 4, 5))
-    for line in [*tables.verdicts(findings), *page.limits(findings)]:
+    narrator.table(tables.against_table(findings), (1, 2, 3, 4, 5, 6))
+    for line in [tables.answer(findings), *page.limits(findings)]:
         narrator.line(line)
     narrator.end(report, output / "figures")
     return {"output": str(output), "report": str(report)}

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from multiref.report import Formula, Note, Picture, Prose, Section, Settings
+from multiref.report import Answer, Formula, Note, Picture, Prose, Section, Settings
 from multiref.report.figures import Curve, Method, Plot, Point, frontier, objective_by_method
 from multiref_lab import page
 from multiref_lab.demo.run import OPTIMUM, Findings
-from multiref_lab.demo.tables import common_table, own_table, values, verdicts
+from multiref_lab.demo.tables import against_table, answer, common_table, own_table, values
 from multiref_lab.stats import Measure
 
 
@@ -21,20 +21,21 @@ def write(findings: Findings, output: Path, *, command: str = "multiref demo") -
         f"J(π) = E_π[r(x, y)] − β Σ_k w_k KL(π(·|x) ‖ π_k(·|x)),     β = {s.beta:g},  w = ({shown}),  π_k = adder, picker"
     )
     optimum = Formula("π*(y|x) ∝ Π_k π_k(y|x)^w_k · exp(r(x, y) / β),     J* − J(π) = β KL(π ‖ π*)")
+    plane, *others = _pictures(findings, output / "figures")
     return page.write(
         output,
         "Two references, five rules, one yardstick",
+        Answer(answer(findings), [plane, Note(*limits(findings))]),
         Section("What was asked", [Prose(*_question(findings)), asked, optimum]),
-        Section("What came out", [Note(EXACT_RULE, *verdicts(findings), *limits(findings)), common_table(findings)]),
+        Section("Every policy on one yardstick", [common_table(findings), against_table(findings)]),
         Section("What each rule itself asks for", [Prose(OWN), own_table(findings)]),
-        Section("Figures", _pictures(findings, output / "figures")),
+        Section("On the way there", others),
         Section("The rules", [Settings({rule.name: f"{rule.formula}   ({rule.why})" for rule in findings.rules})]),
         subtitle="multiref demo",
         settings={"command": command, **dataclasses.asdict(s)},
     )
 
 
-EXACT_RULE = "reverse KL, both, is the exact rule: it aims at J itself."
 OWN = (
     "Each rule is also held to its own standard: its own objective, the best value that objective can have, "
     "and the difference (own regret), "
@@ -82,7 +83,7 @@ def limits(findings: Findings) -> list[str]:
 
 
 def _pictures(findings: Findings, folder: Path) -> list[Picture]:
-    """Draws, saves and embeds the figures."""
+    """Draws and saves the figures; the one that answers comes first."""
     best = findings.given[OPTIMUM]
     untouched = {name: row for name, row in findings.given.items() if name != OPTIMUM}
     methods = [Method(rule.name, [best["J"] - j for j in values(findings, rule.name, "J")]) for rule in findings.rules]
@@ -91,6 +92,12 @@ def _pictures(findings: Findings, folder: Path) -> list[Picture]:
     points += [Point(name, Measure(row["price"]), Measure(row["reward"]), given=True) for name, row in untouched.items()]
     optimum, beta = (best["price"], best["reward"]), findings.settings.beta
     return [
+        page.picture(
+            frontier(points, findings.frontier, optimum=optimum, beta=beta),
+            folder / "frontier",
+            "What was bought and at which price. No policy lies above the curve. Distance below the dashed line is J* − J(π).",
+            "Expected reward against weighted KL to the references, with the curve of exact optima.",
+        ),
         page.picture(
             objective_by_method(methods, axis="J* − J(π) = β KL(π‖π*), as asked  (log; lower is better)", scale="log"),
             folder / "objective",
@@ -111,12 +118,6 @@ def _pictures(findings: Findings, folder: Path) -> list[Picture]:
             folder / "regret",
             "Each rule by its own objective: what training has left undone. Scales differ between rules.",
             "Regret of each rule in its own objective while training.",
-        ),
-        page.picture(
-            frontier(points, findings.frontier, optimum=optimum, beta=beta),
-            folder / "frontier",
-            "What was bought and at which price. No policy lies above the curve. Distance below the dashed line is J* − J(π).",
-            "Expected reward against weighted KL to the references, with the curve of exact optima.",
         ),
     ]
 

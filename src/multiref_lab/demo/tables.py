@@ -1,10 +1,10 @@
-"""Findings as rows of text: the same tables for the terminal and for the page, and what may be said about the differences."""
+"""Findings as rows of text: the same tables for the terminal and for the page, and the answer in a sentence."""
 
 from multiref.report import Table
 from multiref_lab.demo.authors import REFERENCES
 from multiref_lab.demo.corpus import SKILLS
 from multiref_lab.demo.rules import EXACT
-from multiref_lab.demo.run import Findings
+from multiref_lab.demo.run import OPTIMUM, Findings
 from multiref_lab.stats import Difference, Measure, paired
 
 
@@ -56,29 +56,35 @@ def own_table(findings: Findings) -> Table:
     return Table(header, rows, caption)
 
 
-def verdicts(findings: Findings) -> list[str]:
-    """One line a rule: better, worse, or not told apart from the exact rule by J; what it gains in reward and pays in KL;
-    and its own optimum."""
+def against_table(findings: Findings) -> Table:
+    """Each rule against the exact one, seed by seed: what it gains in reward and pays in KL; and its own optimum."""
+    header = ["rule, less the exact one", "J", "told apart?", "reward", "weighted KL"]
+    header += ["reward missed at its own KL", "J lost if trained perfectly"]
     best = findings.ends[EXACT]["J"]
-    lines = []
+    rows = []
     for rule in findings.rules:
-        if rule.name == EXACT:
-            continue
-        found = difference(findings, rule.name)
-        size = found.text().removesuffix(" (within noise)")
-        if found.within_noise:
-            said = f"J differs from the exact rule's by {size}: within noise, these seeds do not tell the two apart."
-        elif found.mean < 0:
-            said = f"J is lower than under the exact rule by {size.lstrip('−')}."
-        else:
-            size = size.lstrip("+")
-            said = f"J is HIGHER than under the exact rule by {size}: here the rule that aims elsewhere was trained better."
-        lost = best - findings.ends[rule.name]["J"]
-        reward, price = (difference(findings, rule.name, number).text() for number in ("reward", "price"))
-        missed = Measure.of(findings.missed[rule.name]).text()
-        lines.append(
-            f"{rule.name}: {said} Against it: reward {reward}, weighted KL {price}; "
-            f"it misses {missed} of the reward that this KL "
-            f"could buy. Trained perfectly, the rule would lose {lost:.3f} of J."
-        )
-    return lines
+        if rule.name != EXACT:
+            found = [difference(findings, rule.name, number) for number in ("J", "reward", "price")]
+            j, reward, price = (each.text().removesuffix(" (within noise)") for each in found)
+            missed = Measure.of(findings.missed[rule.name]).text()
+            lost = f"{best - findings.ends[rule.name]['J']:.3f}"
+            rows.append([rule.name, j, _told_apart(found[0]), reward, price, missed, lost])
+    return Table(header, rows, "Paired differences over seeds ± one standard error.")
+
+
+def _told_apart(found: Difference) -> str:
+    if found.within_noise:
+        return "no: within noise"
+    return "lower" if found.mean < 0 else "HIGHER"
+
+
+def answer(findings: Findings) -> str:
+    """What the demo found, in one sentence."""
+    left = Measure.of([findings.given[OPTIMUM]["J"] - j for j in values(findings, EXACT, "J")]).text()
+    others = {rule.name: difference(findings, rule.name) for rule in findings.rules if rule.name != EXACT}
+    nearest = max(others, key=lambda name: others[name].mean)
+    size = others[nearest].text().removesuffix(" (within noise)")
+    return (
+        f"The exact rule (reverse KL, both references) ends {left} below the optimum of the objective as asked; "
+        f"the nearest other rule, {nearest}, ends {size} from it in J ({_told_apart(others[nearest])})."
+    )

@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from multiref.report import Block, Formula, Note, Picture, Prose, Section, Settings
+from multiref.report import Answer, Block, Formula, Note, Picture, Prose, Section, Settings
 from multiref_lab import page
 from multiref_lab.frontier import figures
 from multiref_lab.frontier.findings import Findings, Plane
 from multiref_lab.frontier.rules import FORMULAS, LABELS
-from multiref_lab.frontier.tables import diversity_table, given_table, objective_table, sentences
+from multiref_lab.frontier.tables import answer, diversity_table, given_table, objective_table, sentences
 
 ASKED = Formula(
     "J_α(π) = E_π[r(x, y)] − β (α KL(π‖π_1) + (1 − α) KL(π‖π_2))\n"
@@ -19,16 +19,18 @@ ASKED = Formula(
 
 def write(findings: Findings, output: Path, *, command: str) -> Path:
     """report.html, figures/*.svg and *.png, results.json in `output`; returns the page. Errors: OutputError."""
-    sections, answers = [], []
+    sections, values, pictures = [], [], []
     for plane in findings.planes:
-        section, answer = _plane(findings, plane, output / "figures")
-        sections.append(section)
-        answers.append(answer)
+        drawn = _pictures(findings, plane, output / "figures")
+        pictures.append(drawn[0])
+        sections.append(_section(findings, plane, drawn[1:]))
+        values.append(_values(findings, plane))
     rules = {LABELS[rule]: FORMULAS[rule] for rule in findings.settings.chosen} | {"single reference": FORMULAS["single"]}
     minutes = sum(record.seconds for record in findings.records) / 60
     return page.write(
         output,
         "One weight, several rules",
+        Answer(answer(findings), pictures),
         Section("What was asked", [Prose(*_question(findings)), ASKED]),
         *sections,
         *(Section(f"Untouched models, {task}", [given_table(findings, task)]) for task in findings.settings.tasks),
@@ -36,7 +38,7 @@ def write(findings: Findings, output: Path, *, command: str) -> Path:
         Section("What it took", [Prose(f"Processor time of {len(findings.records)} runs: {minutes:.1f} min.")]),
         subtitle=f"{findings.settings.training} training",
         settings={"command": command, **dataclasses.asdict(findings.settings)},
-        results={"planes": answers},
+        results={"planes": values},
     )
 
 
@@ -66,20 +68,19 @@ def _question(findings: Findings) -> list[str]:
     return lines
 
 
-def _plane(findings: Findings, plane: Plane, folder: Path) -> tuple[Section, dict[str, Any]]:
+def _section(findings: Findings, plane: Plane, pictures: list[Picture]) -> Section:
+    said, inspection = sentences(findings, plane), findings.inspection(plane)
+    blocks: list[Block] = [Note(*said), objective_table(findings, plane), *pictures, diversity_table(findings, plane)]
+    if inspection is not None:
+        blocks += [Prose("What `multiref inspect` says of the first seed's pairs: " + " ".join(inspection.verdict.sentences))]
+    return Section(plane.title, blocks)
+
+
+def _pictures(findings: Findings, plane: Plane, folder: Path) -> list[Picture]:
+    """The objective first."""
     stem = f"{findings.settings.training}-{plane.task}"
     if len(findings.planes) > 1:
         stem += f"-beta{plane.beta:g}" + (f"-pairs{plane.pairs}" if plane.pairs else "")
-    said, inspection = sentences(findings, plane), findings.inspection(plane)
-    blocks: list[Block] = [Note(*said), objective_table(findings, plane), *_pictures(findings, plane, folder / stem)]
-    blocks.append(diversity_table(findings, plane))
-    if inspection is not None:
-        blocks += [Prose("What `multiref inspect` says of the first seed's pairs: " + " ".join(inspection.verdict.sentences))]
-    answer = _answer(findings, plane) | {"said": said, "inspection": None if inspection is None else str(inspection.verdict)}
-    return Section(plane.title, blocks), answer
-
-
-def _pictures(findings: Findings, plane: Plane, stem: Path) -> list[Picture]:
     drawn = {
         "objective": (
             figures.objective,
@@ -101,14 +102,12 @@ def _pictures(findings: Findings, plane: Plane, stem: Path) -> list[Picture]:
     }
     if not findings.enumerated(plane.task):
         del drawn["gap"]
-    return [
-        page.picture(draw(findings, plane), stem.with_name(f"{stem.name}-{name}"), caption)
-        for name, (draw, caption) in drawn.items()
-    ]
+    return [page.picture(draw(findings, plane), folder / f"{stem}-{name}", caption) for name, (draw, caption) in drawn.items()]
 
 
-def _answer(findings: Findings, plane: Plane) -> dict[str, Any]:
-    """Plain values of one plane: each number of each rule at each weight, seed by seed, and the computed ends."""
+def _values(findings: Findings, plane: Plane) -> dict[str, Any]:
+    """Plain values of one plane: each number of each rule at each weight, seed by seed, the computed ends, and what is said."""
+    said, inspection = sentences(findings, plane), findings.inspection(plane)
     rows = []
     for rule in findings.settings.chosen:
         for weight in findings.weights:
@@ -128,4 +127,5 @@ def _answer(findings: Findings, plane: Plane) -> dict[str, Any]:
                     "disagreement": findings.disagreement(plane.task, weight),
                 }
             )
-    return {**dataclasses.asdict(plane), "references": findings.names(plane.task), "rows": rows}
+    given = {**dataclasses.asdict(plane), "references": findings.names(plane.task), "rows": rows}
+    return given | {"said": said, "inspection": None if inspection is None else str(inspection.verdict)}

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from multiref.report import Note, Picture, Prose, Section, Settings, Table
+from multiref.report import Answer, Note, Picture, Prose, Section, Settings, Table
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, finish, mark
 from multiref_lab import page
 from multiref_lab.real.problems import KINDS
@@ -30,11 +30,13 @@ EQUAL = (
 def write(findings: Findings, output: Path, *, command: str = "multiref real") -> Path:
     """report.html, results.json and figures/ in `output`; returns the page."""
     rows = table(findings)
+    first, *others = sentences(findings)
     found = [Prose(f"Seed {seed}", *each.verdict.sentences) for seed, each in findings.inspections.items()]
     return page.write(
         output,
         "A real model, three references",
-        Section("What came out", [Note(*sentences(findings)), rows, *_picture(findings, output / "figures")]),
+        Answer(first, [*_picture(findings, output / "figures"), Note(*others)]),
+        Section("Every policy on the same questions", [rows]),
         *([Section("At equal KL", [Prose(EQUAL), equal_table(findings)])] if len(findings.settings.betas) > 1 else []),
         Section("What inspect said before training", found),
         Section("Seconds of each stage", [Settings({name: f"{each:.0f} s" for name, each in findings.seconds.items()})]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from multiref.report import Block, Picture, Prose, Section, Table
+from multiref.report import Answer, Block, Picture, Prose, Section, Table
 from multiref.report.figures import Curve, Plot
 from multiref_lab import page
 from multiref_lab.experiment import Record
@@ -53,14 +53,18 @@ def write(chosen: Sequence[Axis], records: Records, folder: Path, *, command: st
     """report.html, results.json and figures/ in the folder; returns the page. Errors: OutputError."""
     minutes = sum(record.seconds for record in records.values()) / 60
     sections, results = [], []
+    first: Answer | None = None
     for axis in chosen:
         found = list(entries(axis, records))
-        blocks: list[Block] = [table(axis, found), *_pictures(axis, found, folder / "figures")]
+        pictures = list(_pictures(axis, found, folder / "figures"))
+        first = first or Answer(_answer(axis, found), pictures[:1])
+        blocks: list[Block] = [table(axis, found), *pictures[first.blocks == pictures[:1] :]]
         sections.append(Section(axis.title, blocks))
         results += [_plain(axis, entry) for entry in found]
     return page.write(
         folder,
         "How far each RLHF variant moves when one example changes",
+        *([first] if first else []),
         *sections,
         Section("What it took", [Prose(f"{len(records)} cells, {minutes:.1f} min of processor time.")]),
         subtitle="multiref stability",
@@ -77,6 +81,19 @@ def entries(axis: Axis, records: Records) -> Iterator[Entry]:
             values = [one[method].get(name, []) for one in measured]
             if all(values):
                 yield Entry(method, name, values, _slope(axis, name, values))
+
+
+def _answer(axis: Axis, found: Sequence[Entry]) -> str:
+    """How far one replaced pair moves the policies, along the axis, in one sentence."""
+    moved = [entry for entry in found if entry.measure == "replace/tv"]
+    said = [
+        f"{METHODS.get(kind, kind)}, K = {count}: {_number(entry.points[0])} to {_number(entry.points[-1])}"
+        + (f", slope {_shown(entry.slope)}" if entry.slope else "")
+        for entry in moved
+        for kind, _, count in [entry.method.partition("/")]
+    ]
+    ends = f"as {axis.label} goes from {axis.x[0]:g} to {axis.x[-1]:g}"
+    return f"Replacing one pair moves the policy in total variation, {ends}, by: {'; '.join(said)} (± one standard error)."
 
 
 def _slope(axis: Axis, name: str, values: list[list[float]]) -> Estimate | None:

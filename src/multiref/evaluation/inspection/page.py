@@ -13,8 +13,8 @@ from multiref.evaluation.inspection.tables import (
     token_level_table,
     token_lines,
 )
-from multiref.report import Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
-from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, svg
+from multiref.report import Answer, Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
+from multiref.report.figures import GREY, MARKERS, PALETTE, canvas
 
 MODEL = """P(chosen ≻ rejected) = σ( s · Σ_k w_k [log π_k(chosen) − log π_k(rejected)] ),   w on the simplex, s ≥ 0
 convex in c = s · w ≥ 0 and solved exactly; every figure of merit is on prompts that the fit did not see"""
@@ -29,15 +29,17 @@ def write(path: Path, found: Inspection, *, data: str, store: str) -> None:
     if found.additions:
         mixture.append(additions_table(found.additions))
     if found.contenders:
-        mixture += [contenders_table(found.contenders), _gains(found.contenders)]
+        mixture.append(contenders_table(found.contenders))
     if found.weighting is not None and len(found.weighting.names) > 1:
         mixture.append(_weights(found.weighting))
+    first, *others = found.verdict.sentences
+    seen = [_gains(found.contenders)] if found.contenders else []
     tokens = [token_level_table(found.token_level)] if found.token_level is not None else []
     settings = {"data": data, "store": store, "pairs": found.pairs, "prompts": found.prompts, **versions()}
     write_page(
         path,
         "Does a second reference help?",
-        Section("Verdict", (Note(*found.verdict.sentences),)),
+        Answer(first, [*seen, Note(*others)]),
         Section("Each reference by itself", own),
         Section("Mixtures", mixture),
         Section("Token by token", (*tokens, Prose(*token_lines(found)))),
@@ -60,7 +62,7 @@ def _calibration(found: Inspection) -> Picture:
     caption = (
         "Is a larger margin more often right? The grey line is what σ(|margin|) claims; below it, a reference is overconfident."
     )
-    return Picture(svg(figure), "share of pairs ranked rightly against the size of the margin, per reference", caption)
+    return Picture(figure, "share of pairs ranked rightly against the size of the margin, per reference", caption)
 
 
 def _gains(contenders: tuple[Contender, ...]) -> Picture:
@@ -72,7 +74,7 @@ def _gains(contenders: tuple[Contender, ...]) -> Picture:
     axes.set_yticks(range(len(rows)), [c.name for c in rows])
     axes.invert_yaxis()
     axes.set_xlabel("gain over the best single, nats per pair (95 %)")
-    return Picture(svg(figure), "gain of each way to weigh references over the best single one", "Right of the line is better.")
+    return Picture(figure, "gain of each way to weigh references over the best single one", "Right of the line is better.")
 
 
 def _weights(weighting: Weighting) -> Picture:
@@ -84,4 +86,4 @@ def _weights(weighting: Weighting) -> Picture:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(len(weighting.names) - 0.5, -0.5)
     axes.set_xlabel("weight, with its 95 % bootstrap interval over prompts")
-    return Picture(svg(figure), "fitted weights with intervals", "Weights of the references that the evidence supports.")
+    return Picture(figure, "fitted weights with intervals", "Weights of the references that the evidence supports.")

@@ -4,6 +4,7 @@ from .canvas import MARKERS as MARKERS
 from .canvas import PALETTE as PALETTE
 from .canvas import canvas as canvas
 from .canvas import finish as finish
+from .canvas import inline_svg as inline_svg
 from .canvas import mark as mark
 from .canvas import png as png
 from .canvas import save as save
@@ -12,6 +13,7 @@ from .frontier import Point as Point
 from .frontier import frontier as frontier
 from .methods import Method as Method
 from .methods import objective_by_method as objective_by_method
+from .numbers import read_numbers as read_numbers
 from .plot import Curve as Curve
 from .plot import Plot as Plot
 from .plot import draw as draw

@@ -2,8 +2,9 @@
 
 import io
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ from multiref.report.shown import visible
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY, INK = "#57606a", "#1b1f24"
+# What a page shows in its own colours (the variables of page.html.j2).
+_THEME = {INK: "ink", GREY: "quiet", "#888888": "quiet", "#8c959f": "edge", "#e4e8ec": "line", "#ffffff": "paper"}
 
 RC: dict[Any, Any] = {  # matplotlib's own type lists every key
     "font.family": "DejaVu Sans",
@@ -29,6 +32,7 @@ RC: dict[Any, Any] = {  # matplotlib's own type lists every key
     "xtick.color": GREY,
     "ytick.color": GREY,
     "svg.fonttype": "path",
+    "text.color": INK,
     "svg.hashsalt": "multiref",
     "axes.unicode_minus": True,
 }
@@ -70,14 +74,26 @@ def _as_text(figure: Figure) -> None:
             text.set_text(visible(text.get_text()))
 
 
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure; letters are shapes, so that no font is needed to read it."""
+def svg(figure: Figure, *, letters: Literal["path", "none"] = "path") -> bytes:
+    """The figure as SVG, the same bytes for the same figure. letters: as shapes ("path"), so that no font is needed to read it,
+    or as text ("none")."""
     stream = io.BytesIO()
     _as_text(figure)
-    with rc_context(RC):
+    with rc_context(RC | {"svg.fonttype": letters}):
         undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(stream, metadata=undated)
     return stream.getvalue()
+
+
+def inline_svg(figure: Figure) -> str:
+    """The figure as an element of a page: its text is text, and ink, lines and background are the page's own colours, so that
+    it follows light, dark and print."""
+    drawn = svg(figure, letters="none").decode()
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    drawn = re.sub("|".join(_THEME), lambda found: f"var(--{_THEME[found[0]]})", drawn)
+    drawn = drawn.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
+    used = set(re.findall(r"#(\w+)[\")]", drawn))
+    return re.sub(r' id="(\w+)"', lambda found: found[0] if found[1] in used else "", drawn)
 
 
 def png(figure: Figure, *, dots_per_inch: int = 160) -> bytes:
