@@ -97,16 +97,16 @@ def test_the_numbers_below_a_figure_are_those_that_it_shows() -> None:
     thinned, which is said."""
     curves = [Curve.of_seeds("a", [1, 2], [[1.0, 3.0], [4.0, 4.0]]), Curve("b", [1, 2], [5.0, 6.0])]
     found = read_numbers(Plot("pairs", "loss", curves).figure())
-    assert (found.header, found.rows) == (["pairs", "a", "b"], [["1", "2 [1, 3]", "5"], ["2", "4 [4, 4]", "6"]])
+    assert found == (["pairs", "a", "b"], [["1", "2 [1, 3]", "5"], ["2", "4 [4, 4]", "6"]], "")
     points = [
         Point("exact", Measure(0.5, 0.1, 3), Measure(0.9, 0.02, 3)),
         Point("base", Measure(0.1), Measure(0.2), given=True),
     ]
-    rows = read_numbers(frontier(points, [(0.6, 1.0), (0.0, 0.1)])).rows
+    rows = read_numbers(frontier(points, [(0.6, 1.0), (0.0, 0.1)]))[1]
     assert ["exact", "0.5", "0.9 x ± 0.1, y ± 0.02"] in rows and ["base", "0.1", "0.2"] in rows and len(rows) == 4
-    rows = read_numbers(objective_by_method([Method("a", [1.0, 3.0]), Method("b", [5.0], given=True)])).rows
+    rows = read_numbers(objective_by_method([Method("a", [1.0, 3.0]), Method("b", [5.0], given=True)]))[1]
     assert rows == [["a", "2", "x ± 1"], ["b", "5", ""]]
-    long = read_numbers(Plot("x", "y", [Curve("c", range(1, 1001), [float(v) for v in range(1000)])]).figure())
+    _, long, caption = read_numbers(Plot("x", "y", [Curve("c", range(1, 1001), [float(v) for v in range(1000)])]).figure())
     assert (
         len(long.rows) == 60 and (long.rows[0][1], long.rows[-1][1]) == ("1", "1000") and long.caption.startswith("60 of 1000")
     )

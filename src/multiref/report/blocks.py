@@ -97,7 +97,7 @@ class Picture:
             return Table((), ())
         from multiref.report.figures import read_numbers
 
-        return read_numbers(self.figure)
+        return Table(*read_numbers(self.figure))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import AxLine, Line2D
 from matplotlib.ticker import FuncFormatter
-
-from multiref.report.blocks import Table
 
 _MOST = 60
 Places = dict[float, str]
@@ -27,9 +26,9 @@ class Series:
     spread: Sequence[str] = ()
 
 
-def read_numbers(figure: Figure) -> Table:
-    """Every named series of the first axes: side by side where all have the same x, else a row a point.
-    At most 60 rows are shown, evenly chosen; the caption says so."""
+def read_numbers(figure: Figure) -> tuple[list[str], list[list[str]], str]:
+    """(header, rows, caption) of a table: every named series of the first axes, side by side where all have the same x, else a
+    row a point. At most 60 rows are shown, evenly chosen; the caption says so."""
     axes = figure.axes[0]
     found = [*_lines(axes), *_error_bars(axes)]
     x_label, y_label = axes.get_xlabel() or "x", axes.get_ylabel() or "y"
@@ -45,7 +44,7 @@ def read_numbers(figure: Figure) -> Table:
         rows = [[each.name, _text(x), _with(y, spread)] for each in found for x, y, spread in _points(each)]
     shown = [rows[n * (len(rows) - 1) // (_MOST - 1)] for n in range(_MOST)] if len(rows) > _MOST else rows
     left_out = f"{_MOST} of {len(rows)} rows, evenly chosen." if len(rows) > _MOST else ""
-    return Table(header, shown, left_out)
+    return header, shown, left_out
 
 
 def _lines(axes: Axes) -> Iterator[Series]:
@@ -53,12 +52,12 @@ def _lines(axes: Axes) -> Iterator[Series]:
     parts = [*axes.get_children(), None]
     for line, after in pairwise(parts):
         if isinstance(line, Line2D) and not isinstance(line, AxLine) and not str(line.get_label()).startswith("_"):
-            x, y = ([float(v) for v in values] for values in (line.get_xdata(), line.get_ydata()))
+            x, y = np.asarray(line.get_xydata(), dtype=float).T.tolist()
             yield Series(str(line.get_label()), x, y, _band(after, x) if isinstance(after, PolyCollection) else ())
 
 
 def _band(band: PolyCollection, x: Sequence[float]) -> list[str]:
-    corners = [(float(a), float(b)) for path in band.get_paths() for a, b in path.vertices]
+    corners = [corner for path in band.get_paths() for corner in np.asarray(path.vertices, dtype=float).tolist()]
     heights = ([b for a, b in corners if a == place] for place in x)
     return [f"[{_text(min(each))}, {_text(max(each))}]" if each else "" for each in heights]
 
@@ -66,7 +65,7 @@ def _band(band: PolyCollection, x: Sequence[float]) -> list[str]:
 def _error_bars(axes: Axes) -> Iterator[Series]:
     for container in axes.containers:
         if isinstance(container, ErrorbarContainer) and isinstance(line := container.lines[0], Line2D):
-            x, y = ([float(v) for v in values] for values in (line.get_xdata(), line.get_ydata()))
+            x, y = np.asarray(line.get_xydata(), dtype=float).T.tolist()
             spread = [""] * len(x)
             for bars in container.lines[2]:
                 assert isinstance(bars, LineCollection)
