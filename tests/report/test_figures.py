@@ -107,6 +107,4 @@ def test_the_numbers_below_a_figure_are_those_that_it_shows() -> None:
     rows = read_numbers(objective_by_method([Method("a", [1.0, 3.0]), Method("b", [5.0], given=True)]))[1]
     assert rows == [["a", "2", "x ± 1"], ["b", "5", ""]]
     _, long, caption = read_numbers(Plot("x", "y", [Curve("c", range(1, 1001), [float(v) for v in range(1000)])]).figure())
-    assert (
-        len(long.rows) == 60 and (long.rows[0][1], long.rows[-1][1]) == ("1", "1000") and long.caption.startswith("60 of 1000")
-    )
+    assert len(long) == 60 and (long[0][1], long[-1][1]) == ("1", "1000") and caption.startswith("60 of 1000")
