@@ -1,5 +1,6 @@
 """Clients that mean harm, or are only slow, absent, too many: bytes on sockets."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,11 +13,16 @@ import time
 
 import openai
 import pytest
+from typer.testing import CliRunner
 
 import multiref as mr
+from multiref.cli import app as cli
+from multiref.decoding import request
 from multiref.errors import ArgumentError, MultirefWarning
+from multiref.models.lockstep import cache_bytes
 from multiref.serving import Optimum, TokenPool, running
 from multiref.serving import app as application
+from multiref.serving.asked import read_request
 from tests.serving.servers import post, send, serving, tiny_references, until
 
 KEY = "secret-0123456789abcdef"
@@ -195,6 +201,20 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(capfd):
         assert "a fault" in capfd.readouterr().err
 
 
+def test_answers_side_by_side_do_not_take_the_same_memory(monkeypatch):
+    """There is room for one answer and a half: the second is refused with the bytes, until the first is gone."""
+    with TokenPool(tiny_references(), mr.ReverseKL((0.3, 0.7))) as pool:
+        asked = read_request({**json.loads(LONG), "logprobs": 0}, "multiref", chat=False)
+        one = cache_bytes(pool.bench.models, 1, 103)
+        monkeypatch.setattr(request, "free_bytes", lambda device: int(1.5 * one))
+        first, second, third = (pool.answer(asked, threading.Event()) for _ in range(3))
+        next(first)
+        with pytest.raises(ArgumentError, match=f"need {2 * one:,} bytes"):
+            next(second)
+        first.close()
+        assert next(third).choice == 0
+
+
 def test_a_draw_of_the_optimum_that_is_left_stops_too():
     """In the middle of its particles, within a step; then there is room again."""
     served = Optimum(tiny_references(), mr.ReverseKL((0.3, 0.7)), most=100, n=4, islands=1)
@@ -234,6 +254,13 @@ def test_the_verb_until_a_signal(tiny_folder, number, code):
         assert KEY not in line + out + err and "Traceback" not in err
     finally:
         started.kill()
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "uvicorn" else found(name, *_))
+    told = CliRunner().invoke(cli, ["serve", "-r", "a=x"])
+    assert told.exit_code == 2 and "pip install 'multiref[serve]'" in told.stderr and told.stderr.count("\n") == 1
 
 
 def test_only_this_machine_unless_asked(monkeypatch):

@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import torch
@@ -47,10 +47,11 @@ class Job:
 
     def run(self, served: Served, asked: Asked) -> None:
         try:
-            for event in served.answer(asked, self.stop):
-                self._tell(event)
-                if self.stop.is_set():
-                    raise Stopped
+            with closing(served.answer(asked, self.stop)) as answer:  # what it holds is free at once, however it ends
+                for event in answer:
+                    self._tell(event)
+                    if self.stop.is_set():
+                        break
             if self.stop.is_set():
                 raise Stopped
         except BaseException as error:

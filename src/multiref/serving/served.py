@@ -3,7 +3,7 @@
 import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -14,8 +14,10 @@ import torch
 from multiref.decoding import sample
 from multiref.decoding.bench import Bench
 from multiref.decoding.drawing import APPROXIMATE
+from multiref.decoding.request import check_memory
 from multiref.decoding.streaming import Drawn, Transcript, draw_tokens, open_pool, read_tokens
 from multiref.errors import ArgumentError
+from multiref.models.lockstep import cache_bytes
 from multiref.models.sampling import encode_prompts
 from multiref.references.collection import References
 from multiref.references.identity import say_of_templates
@@ -57,7 +59,7 @@ class Finished:
     notes: Mapping[str, Any]
 
 
-Answer = Iterator[Piece | Finished]
+Answer = Generator[Piece | Finished, None, None]
 
 
 class Served(Protocol):
@@ -89,6 +91,7 @@ class TokenPool:
 
     def __init__(self, refs: References, regularizer: Regularizer, *, most: int = 256) -> None:
         self.refs, self.regularizer, self.most, self._turn, self._stack = refs, regularizer, most, threading.Lock(), ExitStack()
+        self._aside = 0
 
     def __enter__(self) -> Self:
         self.bench: Bench = self._stack.enter_context(open_pool(self.refs, self.regularizer))
@@ -115,10 +118,23 @@ class TokenPool:
             if asked.echo:
                 yield from (Piece(choice, begun.text, begun.tokens, None if new[place] else "length") for choice in choices)
             if new[place]:
-                for piece, count in self._rows(asked, context, new[place], len(begun.text), generator, choices, stop):
-                    written += count
-                    yield piece
+                with self._set_aside(asked.n, len(context) + new[place]):
+                    for piece, count in self._rows(asked, context, new[place], len(begun.text), generator, choices, stop):
+                        written += count
+                        yield piece
         yield Finished(sum(map(len, contexts)), written, {"approximate": APPROXIMATE})
+
+    @contextmanager
+    def _set_aside(self, rows: int, length: int) -> Iterator[None]:
+        """The memory of an answer's caches: answers side by side do not take it twice. ArgumentError where it is not there."""
+        with self._turn:
+            check_memory(self.bench.models, rows, length, more=self._aside)
+            self._aside += (needed := cache_bytes(self.bench.models, rows, length))
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._aside -= needed
 
     def _context(self, prompt: Any) -> Ids:
         if isinstance(prompt, tuple) and isinstance(prompt[0], int):
