@@ -11,6 +11,8 @@ from .loading import load as load
 from .loading import load_tokenizer as load_tokenizer
 from .logps import completion_logps as completion_logps
 from .logps import token_logps as token_logps
+from .precision import Precision as Precision
+from .precision import choose_precision as choose_precision
 from .product import Product as Product
 from .product import ProductConfig as ProductConfig
 from .product import product_of as product_of

@@ -118,7 +118,8 @@ def load_merged(spec: ModelSpec, *, device: str | torch.device | None = None) ->
 def as_dtype(dtype: str) -> torch.dtype:
     """ "float32" → torch.float32, and so on. Errors: ArgumentError for what is none of `DTYPES`."""
     if dtype not in DTYPES:
-        raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+        only = " (auto is for references, which are only scored)" if dtype == "auto" else ""
+        raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}{only}.")
     kind: torch.dtype = getattr(torch, dtype)
     return kind
 

@@ -17,7 +17,8 @@ class ModelSpec:
     """A model to load.
 
     path: a folder, an adapter's folder (its base is loaded too), or a hub id.
-    dtype: of the weights, one of `DTYPES`; None: float32, and for a reference what its collection says.
+    dtype: of the weights, one of `DTYPES`; None: float32, and for a reference what its collection says; "auto", for a
+        reference: bfloat16 on an accelerator, and on a processor where it is measurably faster (`choose_precision`).
     revision: of a hub id: branch, tag or commit; None: the newest.
     adapter: a PEFT adapter to put on the model: folder or hub id.
     quantization: "int8" (torch's dynamic int8 on the CPU, for scoring only; bitsandbytes on CUDA) or "int4" (bitsandbytes, NF4,
@@ -58,7 +59,7 @@ class ModelSpec:
         if isinstance(self.allow_keys, str) or not all(isinstance(each, str) for each in self.allow_keys):
             raise ArgumentError(f"allow_keys: found {self.allow_keys!r}; expected a list of patterns.")
         object.__setattr__(self, "allow_keys", tuple(self.allow_keys))
-        _check("dtype", self.dtype, (None, *DTYPES))
+        _check("dtype", self.dtype, (None, "auto", *DTYPES))
         _check("quantization", self.quantization, (None, "int8", "int4"))
 
 

@@ -19,6 +19,7 @@ from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
+from multiref.models.precision import choose_precision
 from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
@@ -65,6 +66,8 @@ class LocalReference:
             place: str | torch.device = "auto" if device == "auto" else as_device(device or None)
             on_cuda = place == "auto" or torch.device(place).type == "cuda"
             spec = on_base(ModelSpec.of(what))
+            if spec.dtype == "auto":
+                spec = replace(spec, dtype="bfloat16" if on_cuda else choose_precision(spec).dtype)
             self.dtype = spec.dtype or ("bfloat16" if on_cuda else "float32") if dtype == "auto" else spec.dtype or dtype
             as_dtype(self.dtype)
             self.spec, self._memory = replace(spec, dtype=self.dtype), None

@@ -1,9 +1,10 @@
 """What every run's file can say, and what the files of most tasks share: the policy, references with weights, a regularizer,
 an adapter."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
@@ -11,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from multiref.errors import ConfigError
-from multiref.models import LanguageModel, ModelSpec, Tokenisation
+from multiref.models import LanguageModel, ModelSpec, Tokenisation, choose_precision
 from multiref.models.size import count_parameters
 from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report import Block
@@ -19,6 +20,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.hub import HubSetting
 from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of, short_for
 from multiref.runs.trackers import TrackerName
+from multiref.runs.waiting import main_first
 from multiref.training.adapters import with_trained_adapter
 from multiref.training.saved import Kept
 
@@ -126,6 +128,12 @@ class BaseRun(Strict, ABC):
             return with_trained_adapter(loaded, self.model, None if self.lora is None else self.lora.model_dump(), with_lora)
         except ValueError as error:
             raise ConfigError(f"lora: {error}") from None
+
+    @model_validator(mode="after")
+    def _trains(self) -> Self:
+        if self.model.dtype == "auto":
+            raise ValueError("model.dtype: auto is for references, which are only scored; leave it out (float32), or name one.")
+        return self
 
     def say_memory(self, say: Say) -> None:
         """What training needs before activations, from the configuration alone, before anything is loaded."""
@@ -247,6 +255,27 @@ class PooledRun(BaseRun):
     def pool(self) -> Regularizer:
         """The regularizer with these weights."""
         return self.regularizer.make(weights=self.weights)
+
+    def settled(self, folder: RunFolder, say: Say) -> list[ReferenceSetting]:
+        """The references with the precision that `dtype: auto` chose: once, kept in the folder's dtypes.json and read from
+        there when the run goes on."""
+        auto = [each for each in self.references if each.model is not None and each.model.dtype == "auto"]
+        if not auto:
+            return self.references
+        with main_first(f"precision {folder.path.resolve()}"):
+            chosen = folder.read("dtypes.json", dict)
+            for each in auto:
+                if each.model is not None and each.name not in chosen:
+                    found = choose_precision(each.model)
+                    chosen[each.name] = asdict(found)
+                    say(f"{each.name}: {found}.")
+                    folder.write("dtypes.json", json.dumps(chosen, indent=1))
+        return [
+            each.model_copy(update={"model": replace(each.model, dtype=chosen[each.name]["dtype"])})
+            if each.model is not None and each in auto
+            else each
+            for each in self.references
+        ]
 
     def shown(self) -> dict[str, tuple[str, str]]:
         """name → (source, weight as text)."""

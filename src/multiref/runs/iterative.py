@@ -148,10 +148,10 @@ class IterativeRun(PooledRun):
 
     def _job(self, prompts: list[str], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
         self.say_memory(say)
-        loaded = load(self.model)
+        loaded, settled = load(self.model), self.settled(folder, say)
         task = text_task(
             replace(loaded, model=self.adapted(loaded, partial(with_adapter, seed=self.planned().seed))),
-            {each.name: load(each.local("a run that buys labels scores its references here")) for each in self.references},
+            {each.name: load(each.local("a run that buys labels scores its references here")) for each in settled},
             self.pool(),
             beta=self.beta,
             prompts=prompts,

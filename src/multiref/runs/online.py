@@ -204,11 +204,12 @@ class RolloutRun(PooledRun):
         loaded = load(self.model)
         rows = self.fitting(rows, loaded, say)
         say(f"{len(rows):,} prompts; references: {', '.join(self.names)}.")
+        settled = self.settled(folder, say)
         trainer = OnlineTrainer(
             replace(loaded, model=self.adapted(replace(loaded, model=self.student(loaded)), with_lora)),
             self.pool(),
             beta=self.beta,
-            references=References({each.name: each.opens() for each in self.references}, dtype=self.model.dtype or "float32"),
+            references=References({each.name: each.opens() for each in settled}, dtype=self.model.dtype or "float32"),
             prompts=rows,
             args=self.training.make(),
             rewards=rewards,

@@ -61,7 +61,8 @@ class PreferenceRun(PairsRun, PooledRun):
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
         policy = self.adapted(loaded, with_lora)
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides)
-        opened = References({each.name: each.opens() for each in self.references}, tokenisation=tokenisation)
+        settled = self.settled(folder, say)
+        opened = References({each.name: each.opens() for each in settled}, tokenisation=tokenisation)
         store = Path(self.store) if self.store else folder.path / "scores"
         with main_first(f"scoring {folder.path.resolve()}"):
             number = len(train) + len(held_out)
@@ -72,7 +73,7 @@ class PreferenceRun(PairsRun, PooledRun):
             say(differing)
         train, held_out = (self._untruncated(pairs, scores, say) for pairs in (train, held_out))
         if self.objective.kind == "renormalised_tokens":
-            models = [load(each.local("renormalised_tokens needs models here")) for each in self.references]
+            models = [load(each.local("renormalised_tokens needs models here")) for each in settled]
             scores = renormalised_scores(models, self.weights, [*train, *held_out], tokenisation=tokenisation)
         data = PreferenceData(train, scores, loaded.tokenizer, tokenisation=tokenisation)
         evaluation = PreferenceData(held_out, scores, loaded.tokenizer, tokenisation=tokenisation) if held_out else None

@@ -101,12 +101,14 @@ def sample(
     *,
     group: int,
     tokenisation: Tokenisation = TOKENISATION,
+    scored: bool = False,
 ) -> list[Rollout]:
-    """`group` completions of each prompt; without log-probabilities, for they are the policy's as it is."""
+    """`group` completions of each prompt; `scored`: with the sampler's log-probabilities, which are the policy's while it does
+    not move. An update has its own from the pass that it takes the gradient of."""
     drawn = sampling.sample(
         model, tokenizer, prompts, generation, group=group, generator=torch.default_generator, tokenisation=tokenisation
     )
-    return [replace(rollout, sampled_logps=None) for rollout in drawn]
+    return drawn if scored else [replace(rollout, sampled_logps=None) for rollout in drawn]
 
 
 def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:

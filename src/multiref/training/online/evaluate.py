@@ -96,12 +96,10 @@ def floor_figures(
 
     Over prompts; that of the ratio from both, to first order. The student and its teachers share one vocabulary.
     """
-    from multiref.models.scoring import score_completions
-
-    rollouts = _drawn(trainer, rows, samples, seed)
+    rollouts = _drawn(trainer, rows, samples, seed, scored=True)
     weights = torch.stack(_weights(trainer, rows), 1).repeat_interleave(samples, 1)
+    own = torch.tensor([sum(logps) for rollout in rollouts for logps in rollout.sampled_logps or ()], dtype=torch.float64)
     with torch.no_grad():
-        own = score_completions(trainer.model, [rollout.encoded() for rollout in rollouts])
         log_ratio = own - weighted_sum(_scorer(trainer).completions(rollouts), weights)
     kls = log_ratio.reshape(-1, samples).mean(1)
     ratio = float(kls.mean() / floors.mean())
@@ -110,16 +108,17 @@ def floor_figures(
     return {"kl": _interval(kls), "floor": _interval(floors), "kl/floor": (ratio, ratio - error, ratio + error)}
 
 
-def _drawn(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: int, seed: int) -> list[Rollout]:
+def _drawn(
+    trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], samples: int, seed: int, *, scored: bool = False
+) -> list[Rollout]:
     """`samples` completions of each row's prompt, a step's prompts side by side; the generators are left as they were found."""
     args, rollouts = trainer.args, []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(rows), args.prompts_per_step):
             prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
-            rollouts += sample(
-                trainer.model, trainer.tokenizer, prompts, args.generation, group=samples, tokenisation=args.tokenisation
-            )
+            options = {"group": samples, "tokenisation": args.tokenisation, "scored": scored}
+            rollouts += sample(trainer.model, trainer.tokenizer, prompts, args.generation, **options)
     return rollouts
 
 
