@@ -6,18 +6,16 @@ import torch
 
 import multiref as mr
 from multiref.training.online.backward_induction import conditionals, path_tokens, sequence_logps
-from multiref.training.online.penalty import (
-    FullVocabulary,
+from multiref.training.online.exact_penalties import FullVocabulary, PenaltyInReward, RewardToGo
+from multiref.training.online.other_penalties import (
     K2Loss,
     K3Loss,
     K3PoolLoss,
     K3RenormalisedLoss,
-    PenaltyInReward,
     PerTokenForwardKL,
     PerTokenReverseKL,
     RatioK3,
     RenormalisedInReward,
-    RewardToGo,
 )
 from multiref_lab.toys import expected_surrogate, standardised_fixed_point
 from tests.training.online.language import design_world, small_world

@@ -37,7 +37,8 @@ from multiref.training.online.checks import (
     resolve_penalty,
     resolve_weights,
 )
-from multiref.training.online.penalty import FromReferences, Penalty
+from multiref.training.online.exact_penalties import FromReferences
+from multiref.training.online.penalty import Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, describe
 from multiref.training.online.surrogate import compute_surrogate

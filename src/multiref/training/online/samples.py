@@ -3,10 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from multiref._logspace import check_weights
+from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
+
+_MISSING = {
+    "ref_token_logps": "This penalty is computed token by token and needs references with the policy's vocabulary; found "
+    "scores of whole completions only. Use the penalty `reward` (PenaltyInReward), which is exact and works across tokenizers.",
+    "disagreements": "This penalty renormalises at each token and needs −log F_t of each state; found none in the samples.",
+    "divergences": "This penalty is summed over the vocabulary at each token; found no such sums in the samples.",
+}
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,15 @@ class Samples:
     def detached(self) -> "Samples":
         """The same without gradient."""
         return replace(self, token_logps=self.token_logps.detach())
+
+    def token_log_ratio(self) -> Tensor:
+        """[N, T]: log π − Σ_k w_k log π_k of each token; zero where padded."""
+        refs = self.needed("ref_token_logps").detach()
+        return torch.where(self.mask, self.token_logps - weighted_sum(refs, self.token_weights()), 0.0)
+
+    def needed(self, name: str) -> Tensor:
+        """What there is under this name, zero where padded. ArgumentError where there is none."""
+        found: Tensor | None = getattr(self, name)
+        if found is None:
+            raise ArgumentError(_MISSING[name])
+        return torch.where(self.mask, found, 0.0)

@@ -1,0 +1,163 @@
+"""Penalties in use that end elsewhere than at the stated optimum; each says where, in words and by `fixed_point`."""
+
+import torch
+from torch import Tensor
+
+from multiref import exact
+from multiref.divergences import kl
+from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
+from multiref.training.online.backward_induction import (
+    Levels,
+    backward,
+    conditionals,
+    disagreements,
+    renormalised,
+    sequence_logps,
+)
+from multiref.training.online.exact_penalties import FullVocabulary
+from multiref.training.online.penalty import Penalty
+from multiref.training.online.samples import Samples
+
+
+class RatioK3(Penalty):
+    """Σ_t ρ_t Σ_k w_k k3(ℓ_{k,t}) as loss, ρ_t = π/π_old of the token, differentiated.
+
+    Per-sample gradient ρ_t ℓ_t ∇ log π_t: that of Σ_k w_k KL(π‖π_k) at each visited state,
+    *with the visited states held fixed*. It ignores that a token leads to states where the references disagree more.
+    Exact for completions of one token; elsewhere it settles where each token balances the expected reward against the
+    divergence at its own state.
+
+    Reference: DeepSeek-V3.2 eq. 7 for one reference; several: DERIVED (docs/theory.md 6).
+    """
+
+    optimum = (
+        "state by state ∏ π_k^{w_k} e^{Q/β}, Q the expected reward of the token: the optimum only where "
+        "completions have one token"
+    )
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        ratio = (samples.token_logps - samples.old).exp()
+        return ratio * K3Loss().loss_terms(samples)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, regularizer, beta=beta)
+
+
+class K2Loss(RatioK3):
+    """Σ_t ½ ℓ_t² as loss on fresh samples: the expected gradient of `RatioK3`, without a ratio."""
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        return 0.5 * samples.token_log_ratio() ** 2
+
+
+class K3Loss(Penalty):
+    """Σ_t Σ_k w_k k3(ℓ_{k,t}) as loss, no ratio: the usual habit of GRPO, for several references.
+
+    Its gradient is that of the *forward* KL(Σ_k w_k π_k‖π) to the *arithmetic* mixture at each visited state,
+    states held fixed.
+
+    Reference: DERIVED (docs/theory.md 6).
+    """
+
+    optimum = "state by state β m/(Z − Q), m the arithmetic mixture: forward KL, not the reverse KL that k3 estimates"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        log_ratio = samples.token_logps - samples.needed("ref_token_logps").detach()
+        w = samples.token_weights()
+        each = torch.where(w > 0, torch.expm1(-log_ratio) + log_ratio, 0.0)
+        return torch.where(samples.mask, (w * each).sum(0), 0.0)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, ForwardKL(regularizer.weights), beta=beta)
+
+
+class K3PoolLoss(Penalty):
+    """Σ_t k3(log π − Σ_k w_k log π_k) as loss: k3 on the (unnormalised) geometric pool.
+
+    Its gradient is F_t times that of forward KL to the renormalised pool at each state:
+    the penalty is weakest where references disagree.
+
+    Reference: DERIVED (docs/theory.md 6).
+    """
+
+    optimum = "state by state forward KL to the renormalised tokens, of strength β F_t"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        log_ratio = samples.token_log_ratio()
+        return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        weights = regularizer.weights
+        scale = [(-price).exp() for price in disagreements(ref_levels, weights)]
+        return backward(reward, renormalised(ref_levels, weights), ForwardKL(), beta=beta, scale=scale)
+
+
+class K3RenormalisedLoss(Penalty):
+    """k3 to the mixture renormalised at each token, as loss: the recipe of the authors' code (docs/theory.md 5 and 6)."""
+
+    needs = "vocabulary"
+    optimum = "state by state forward KL to the renormalised tokens, of strength β"
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        log_ratio = samples.token_log_ratio() - samples.needed("disagreements")
+        return torch.where(samples.mask, torch.expm1(-log_ratio) + log_ratio, 0.0)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, renormalised(ref_levels, regularizer.weights), ForwardKL(), beta=beta)
+
+
+class RenormalisedInReward(Penalty):
+    """k1 to the mixture renormalised at each token, in the reward: an exact gradient, of KL(π‖∏_t ĝ_t),
+    which forgets Σ_t −log F_t."""
+
+    needs = "vocabulary"
+    optimum = (
+        "(renormalised tokens) · e^{r/β} = the optimum · e^{Σ_t −log F_t}: a bonus for long completions and for disagreement"
+    )
+
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor:
+        return (samples.detached().token_log_ratio() - samples.needed("disagreements")).double().sum(-1)
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        mixed = sequence_logps(renormalised(ref_levels, regularizer.weights))
+        return conditionals(exact.solve(reward, mixed, ReverseKL(), beta=beta).log_policy, ref_levels[0].shape[-1])
+
+
+class PerTokenReverseKL(FullVocabulary):
+    """The first half of `FullVocabulary`: what on-policy distillation usually is.
+    Least variance, but it does not charge a token for where it leads."""
+
+    exact = False
+    optimum = (
+        "state by state ∏ π_k^{w_k} e^{Q/β}; without a reward the tokens renormalised one by one, not the "
+        "normalised pool of completions"
+    )
+
+    def reward_terms(self, samples: Samples, regularizer: Regularizer) -> Tensor | None:
+        return None
+
+    def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
+        return backward(reward, ref_levels, regularizer, beta=beta)
+
+
+class PerTokenForwardKL(K3RenormalisedLoss):
+    """KL(ĝ_t‖π_t) at each state as loss, ĝ_t the pool renormalised at the state:
+    `K3RenormalisedLoss` with the token summed out.
+
+    Without a reward it has the fixed point of `PerTokenReverseKL` (both are zero at ĝ_t), and its gradient,
+    that of a cross-entropy, does not fade where the student gives no mass to what the teachers say:
+    the warm-up for a student that is far from them.
+    """
+
+    optimum = (
+        "state by state forward KL to the renormalised tokens, of strength β; without a reward the "
+        "renormalised tokens themselves"
+    )
+
+    @staticmethod
+    def at_state(logps: Tensor, pool: Tensor) -> Tensor:
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: KL(ĝ_t‖π_t)."""
+        return kl(pool.log_softmax(-1), logps)
+
+    def loss_terms(self, samples: Samples) -> Tensor:
+        return samples.needed("divergences")
