@@ -1,5 +1,7 @@
 """Maximum likelihood against SciPy and brute force, and its refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,11 +37,15 @@ def test_a_shared_class_gives_the_same_answers_as_one_class_each():
     torch.testing.assert_close(finite_class_mle(shared, counts), finite_class_mle(shared.expand(40, -1, -1, -1), counts))
 
 
-def test_logistic_fit_is_scipy_s():
+@pytest.mark.parametrize("kept", [1.0, 0.73], ids=["plain", "private"])
+def test_logistic_fit_is_scipy_s(kept):
+    """Of plain labels, and of flipped ones by the likelihood of a label that was kept with this chance."""
     generator = torch.Generator().manual_seed(2)
     problem = linear_bandits(4, prompts=3, completions=5, dimension=4, reward_scale=1.5, generator=generator)
-    counts = sample_pairs(problem.reward, problem.law("mixture"), 400, generator=generator)
-    fit = logistic_mle(problem.features, counts)
+    counts = sample_pairs(problem.reward, problem.law("mixture"), 400 if kept == 1 else 20_000, generator=generator)
+    flips = [torch.binomial(n, torch.full_like(n, 1 - kept), generator=generator) for n in (counts.wins, counts.losses)]
+    counts = replace(counts, wins=counts.wins - flips[0] + flips[1], losses=counts.losses - flips[1] + flips[0])
+    fit = logistic_mle(problem.features, counts, kept=kept)
     assert fit.converged.all()
     for s in range(4):
         features = problem.features[s].numpy()
@@ -47,8 +53,9 @@ def test_logistic_fit_is_scipy_s():
         wins, losses = counts.wins[s].numpy().reshape(-1), counts.losses[s].numpy().reshape(-1)
 
         def loss(theta, delta=delta, wins=wins, losses=losses):
-            m = delta @ theta
-            return (wins * np.logaddexp(0, -m) + losses * np.logaddexp(0, m)).sum()
+            p = 1 / (1 + np.exp(-(delta @ theta)))
+            seen = kept * p + (1 - kept) * (1 - p)
+            return -(wins * np.log(seen) + losses * np.log(1 - seen)).sum()
 
         reference = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-9})
         np.testing.assert_allclose(fit.theta[s].numpy(), reference.x, atol=2e-5)
