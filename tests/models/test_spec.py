@@ -33,7 +33,7 @@ def test_truth_is_no_number():
     ("make", "words"),
     [
         (lambda: ModelSpec(""), "path: found ''"),
-        (lambda: ModelSpec("m", dtype="int7"), "dtype is 'int7'; expected one of None, float32"),
+        (lambda: ModelSpec("m", dtype="int7"), "dtype is 'int7'; expected one of None, auto, float32"),
         (lambda: ModelSpec("m", quantization="fp3"), "quantization is 'fp3'"),
         (lambda: Tokenisation(truncation="left"), "truncation is 'left'"),
         (lambda: Tokenisation(join="bytes"), "join is 'bytes'"),
