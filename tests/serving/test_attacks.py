@@ -230,7 +230,9 @@ def test_a_draw_of_the_optimum_that_is_left_stops_too():
         until(lambda: not app.jobs)
         assert gate.steps <= 5
         gate.hook.remove()
-        assert status(send(port, post("/v1/completions", BODY))) == 200
+        said = {"model": "multiref", "messages": [{"role": "user", "content": "is it?"}], "max_tokens": 3, "stop": "zz"}
+        answer = send(port, post("/v1/chat/completions", json.dumps(said).encode()))
+        assert status(answer) == 200 and b'"role":"assistant","content":' in answer
 
 
 @pytest.mark.slow
