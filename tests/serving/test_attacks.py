@@ -23,6 +23,7 @@ from multiref.models.lockstep import cache_bytes
 from multiref.serving import Optimum, TokenPool, running
 from multiref.serving import app as application
 from multiref.serving.asked import read_request
+from multiref.serving.served import Piece
 from tests.serving.servers import post, send, serving, tiny_references, until
 
 KEY = "secret-0123456789abcdef"
@@ -113,6 +114,34 @@ def test_a_slow_client_is_not_waited_for(begin, monkeypatch):
                     connection.sendall(b"x")
         assert time.monotonic() - opened < 3
         assert status(send(port, post("/v1/completions", BODY))) == 200
+
+
+class Endless:
+    """What is served has no end, and is large."""
+
+    about, made = "x", 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def answer(self, asked, stop):
+        while True:
+            self.made += 1
+            yield Piece(0, "x" * 50_000)
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
+    """Nor is more made for it than a few hundred pieces."""
+    monkeypatch.setattr(running, "PATIENCE", 0.5)
+    monkeypatch.setattr(application, "AHEAD", 16)
+    with serving(Endless()) as (port, app), socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(post("/v1/completions", LONG))
+        until(lambda: app.jobs)
+        until(lambda: not app.jobs)
+        assert 1 < app.served.made < 400
 
 
 def test_connections_that_say_nothing_make_room(monkeypatch):

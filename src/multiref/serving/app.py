@@ -28,6 +28,7 @@ from multiref.serving.served import Finished, Piece, Served, Stopped
 
 LARGEST, DEPTH = 1 * MIB, 16  # of a body
 HEAD = 16 * 1024  # bytes of address and headers
+AHEAD = 256  # pieces that an answer may be ahead of a client that reads slowly
 PATIENCE = 20.0  # seconds that a client may take over what it has to do
 _POSTS = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is chat
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -50,6 +51,8 @@ class Job:
             with closing(served.answer(asked, self.stop)) as answer:  # what it holds is free at once, however it ends
                 for event in answer:
                     self._tell(event)
+                    while self.events.qsize() > AHEAD and not self.stop.wait(0.01):
+                        pass
                     if self.stop.is_set():
                         break
             if self.stop.is_set():
