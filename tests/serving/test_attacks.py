@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from random import Random
 
 import openai
 import pytest
@@ -22,8 +23,9 @@ from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models.lockstep import cache_bytes
 from multiref.serving import Optimum, TokenPool, running
 from multiref.serving import app as application
-from multiref.serving.asked import read_request
+from multiref.serving.asked import BadRequest, read_request
 from multiref.serving.served import Piece
+from tests.fuzz.mutations import change
 from tests.serving.servers import post, send, serving, tiny_references, until
 
 KEY = "secret-0123456789abcdef"
@@ -45,6 +47,11 @@ def status(answer):
 AUTH = f"Authorization: Bearer {KEY}"
 GET = f"GET /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{AUTH}\r\n\r\n".encode()
 FLOOD = [f"X-{i}: {'y' * 200}" for i in range(500)]
+WHOLE = {"model": "multiref", "n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_tokens": 1, "max_tokens": 3, "seed": 1,
+         "stop": ["a", "b"], "stream": True, "stream_options": {"include_usage": True}, "user": "me", "best_of": 2}  # fmt: skip
+PLAIN = {**WHOLE, "prompt": ["a", [1, 2]], "logprobs": 2, "echo": True, "return_tokens_as_token_ids": True}
+SAID = [{"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+TALK = {**WHOLE, "logprobs": True, "top_logprobs": 2, "messages": SAID}
 SLOW = {"silent": b"", "head": b"POST /v1/comp", "body": post("/v1/completions", b"x" * 50)[:-30]}
 
 
@@ -92,6 +99,20 @@ def test_what_comes_through_the_door(guarded, content, expected, capfd):
     assert KEY.encode() not in answer and b"Traceback" not in answer
     assert capfd.readouterr() == ("", "")
     assert status(send(guarded, post("/v1/completions", BODY, AUTH))) == 200  # and goes on
+
+
+@pytest.mark.parametrize("good", [PLAIN, TALK], ids=["completion", "chat"])
+def test_nearly_right_requests_are_understood_or_refused(good):
+    """A few values, keys or levels changed: never another exception. `make fuzz` tries more of them."""
+    random, understood = Random(0), 0
+    for _ in range(int(os.environ.get("FUZZ", "300"))):
+        try:
+            asked = read_request(change(good, random), "multiref", chat=good is TALK)
+            understood += 1
+            asked.generation(max(1, asked.new_tokens or 0, asked.min_tokens))
+        except BadRequest as refused:
+            assert refused.field is not None or "JSON object" in str(refused)
+    assert understood > 10
 
 
 def test_a_chunked_body_is_bounded_as_well(guarded):
