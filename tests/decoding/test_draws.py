@@ -44,6 +44,7 @@ def test_draws_are_of_the_optimum(method, proposal, shortest):
     assert total_variation(truth.histogram(found), truth.policy) < 0.05
     assert abs(found.log_partition - truth.log_partition) < 4.5 * found.error < 0.25
     assert float(found.log_weights.logsumexp(0)) == pytest.approx(found.log_partition, abs=1e-9)
+    assert ("no bound" in str(Draws((found,), method, proposal or "pool"))) == (proposal == "q")
     cut = float(truth.policy[[ids[-1] != 0 for ids in truth.ids]].sum())
     assert found.cut == pytest.approx(cut, abs=0.05)
 

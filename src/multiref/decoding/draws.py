@@ -12,6 +12,7 @@ from torch import Tensor
 
 from multiref._files import as_path, write_whole
 from multiref.data import Pair
+from multiref.decoding.request import METHODS
 from multiref.errors import ArgumentError, DataError
 from multiref.weighting.particles import effective_size
 
@@ -159,9 +160,9 @@ class Draws(Sequence[PromptDraws]):
             raise DataError(f"{path}: expected a file that Draws.save wrote ({type(error).__name__}: {error}).") from None
 
     def __str__(self) -> str:
-        lines = [
-            f"Draws by {self.method} from {self.proposal}" + (f", approximate: {self.approximate}" if self.approximate else "")
-        ]
+        unbounded = "" if self.proposal in METHODS["importance"] else " (one reference: its weights have no bound)"
+        approximate = f", approximate: {self.approximate}" if self.approximate else ""
+        lines = [f"Draws by {self.method} from {self.proposal}{unbounded}{approximate}"]
         for each in self.prompts:
             error = "error withheld" if math.isnan(each.error) else f"± {each.error:.3f}"
             lines.append(

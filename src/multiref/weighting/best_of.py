@@ -22,7 +22,7 @@ def best_of_law(log_proposal: Tensor, log_weights: Tensor, n: int) -> Tensor:
     To first order p_n/π* = 1 + (1 + χ² − u)/n,  u = E[w²|y]/(E[w|y] Z): total variation falls as 1/n,
         KL(p_n‖π*) = Var_{π*}(u)/(2n²).
 
-    Reference: docs/theory.md 6 (DERIVED).
+    Reference: docs/decoding.md (DERIVED).
     """
     q, w = log_proposal.double().exp(), log_weights.double()
     if n < 1 or q.shape != w.shape or q.ndim != 1 or abs(float(q.sum()) - 1) > 1e-6 or not bool((w > -math.inf).any()):

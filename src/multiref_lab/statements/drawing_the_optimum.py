@@ -87,7 +87,7 @@ def approach(ways: Ways, log_tilt: Tensor, target: Tensor) -> tuple[float, float
     statement="One of n draws, picked by its weight P_0 e^{r/β}/q, approaches π* as 1/n in total variation and 1/n² in KL: "
     "KL(p_n‖π*) = Var_{π*}(u)/(2n²), u(y) = E[w²|y]/(E[w|y] Z), for draws of the mixture, of the per-token pool, and of the "
     "pool with its ends counted. Picked by the reward alone it stops elsewhere.",
-    source="DERIVED, docs/theory.md 6",
+    source="DERIVED, docs/decoding.md",
     predicts="slopes −1 and −2; the constant within 10 %; a plateau above 0.05 for reward-only weights from the per-token pool",
     rule="verified if all hold",
 )
@@ -123,7 +123,7 @@ def soft_best_of_n(effort: Effort) -> Measurement:
     group="several references",
     order=3,
     statement="KL(π_tok‖escort) = E_{π_tok} Σ_t −log F_t + log F: pooling token by token does not pay for disagreement.",
-    source="DERIVED, docs/theory.md 6",
+    source="DERIVED, docs/decoding.md",
     predicts="equal to rounding, and above zero",
     rule="verified if all hold",
 )
@@ -170,7 +170,7 @@ def _opposed(length: int) -> tuple[dict[str, LanguageModel], float]:
     order=4,
     statement="Where references disagree, most of F sits on completions that end early: an estimate that draws ends misses it, "
     "one that counts them does not.",
-    source="DERIVED, docs/theory.md 6 (the end branch)",
+    source="DERIVED, docs/decoding.md",
     predicts="counted: within 0.02 nats of log F; drawn: low by more than half a nat in the median run",
     rule="verified if all hold",
 )
@@ -206,7 +206,7 @@ def ends_are_counted(effort: Effort) -> Measurement:
     group="several references",
     order=5,
     statement="Betting bounds of a mean over islands hold at their level where few islands carry the mass; normal ones do not.",
-    source="DERIVED, docs/theory.md 6; hedged betting: arXiv 2010.09686",
+    source="DERIVED, docs/decoding.md; hedged betting: arXiv 2010.09686",
     predicts="two-sided 95 %: at least 94 % of the runs; the normal interval of log Z: fewer than 85 %",
     rule="verified if all hold",
 )
