@@ -174,6 +174,7 @@ def test_one_dominant_weight_withholds_the_error():
 BAD = {
     "nan": ({"reward": lambda prompts, completions: [math.nan] * len(completions)}, "nan for"),
     "infinite": ({"reward": lambda prompts, completions: [math.inf] * len(completions)}, "inf for"),
+    "raises": ({"reward": lambda prompts: [1.0]}, "reward: the function raised TypeError"),
     "short": ({"reward": lambda prompts, completions: [1.0]}, "1 numbers for"),
     "no list": ({"reward": lambda prompts, completions: 1.0}, "expected .* numbers"),
     "too large": ({"reward_max": 0.2}, "reward_max is 0.2"),

@@ -78,15 +78,15 @@ def test_soft_best_of_n_of_names(levels, truth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("beta", "predicted"), [(0.5, 0.308), (0.2, 0.0697)], ids=["half", "fifth"])
-def test_rejection_of_names_is_exact(names, truth, beta, predicted):
+@pytest.mark.parametrize(("beta", "predicted", "n"), [(0.5, 0.308, 4000), (0.2, 0.0697, 2000)], ids=["half", "fifth"])
+def test_rejection_of_names_is_exact(names, truth, beta, predicted, n):
     """χ² over completions that are expected at least 5 times, the rest together; acceptance Z e^{−r_max/β}. The issue's figure
     of it, 0.069, is that of β = 0.2."""
     place, log_mass, share = truth
     target = log_mass + share / beta
     assert float((target.logsumexp(0) - 1 / beta).exp()) == pytest.approx(predicted, rel=0.005)
     (found,) = sample(
-        [""], names, RULE, vowels, beta, method="rejection", n=5000, islands=4, max_new_tokens=3, reward_max=1.0, seed=3
+        [""], names, RULE, vowels, beta, method="rejection", n=n, islands=4, max_new_tokens=3, reward_max=1.0, seed=3
     )
     assert found.log_partition - 1 / beta == pytest.approx(math.log(predicted), abs=0.05)
     counts = torch.zeros(len(place), dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_rejection_of_names_is_exact(names, truth, beta, predicted):
     often = expected >= 5
     grouped = [torch.cat([x[often], x[~often].sum()[None]]) for x in (counts, expected)]
     chi, freedom = float(((grouped[0] - grouped[1]).square() / grouped[1]).sum()), len(grouped[0]) - 1
-    assert freedom > 300 and chi < freedom + 4.5 * math.sqrt(2 * freedom)
+    assert freedom > 200 and chi < freedom + 4.5 * math.sqrt(2 * freedom)
 
 
 @pytest.mark.slow

@@ -46,8 +46,9 @@ class Bench:
         return self.scorer.names.index(self.request.proposal)
 
     def texts(self, context: Ids, rows: Sequence[Ids], prompt: Any) -> list[Any]:
-        found = decode_behind(self.tokenizer, [context], rows, len(rows)) if rows else []
-        return [text if isinstance(prompt, str) else ({"role": "assistant", "content": text},) for text in found]
+        once = list(dict.fromkeys(rows))
+        found = dict(zip(once, decode_behind(self.tokenizer, [context], once, len(once)) if once else []))
+        return [found[row] if isinstance(prompt, str) else ({"role": "assistant", "content": found[row]},) for row in rows]
 
 
 @contextmanager

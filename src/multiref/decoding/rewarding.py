@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, MultirefError
 
 
 class Rewarding:
@@ -30,7 +30,12 @@ class Rewarding:
         keys = [repr(each) for each in completions]
         once = dict(zip(keys, completions))
         self.calls += len(once)
-        values = self.function(prompts=[prompt] * len(once), completions=list(once.values()))
+        try:
+            values = self.function(prompts=[prompt] * len(once), completions=list(once.values()))
+        except MultirefError:
+            raise
+        except Exception as error:
+            raise ArgumentError(f"{self.name}: the function raised {type(error).__name__}: {error}.") from error
         try:
             found = [float(value) for value in values]
         except TypeError:
