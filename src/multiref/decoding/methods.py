@@ -50,7 +50,8 @@ def walked(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
         entries = [(int(s), int(row)) for row, s in places]
     else:
         entries = [(int(cell) // n, int(island) * n + int(cell) % n) for island, cell in places]
-    ids, ended, roots = zip(*filed.paths(entries)) if entries else ((), (), ())
+    paths = filed.paths(entries)
+    ids, ended, roots = [ids for ids, _, _ in paths], [ended for _, ended, _ in paths], [root for _, _, root in paths]
     log_w = kept[places[:, 0], places[:, 1]] - math.log(1 if alone else n)  # an island's sum is its estimate
     spelled = torch.ones(len(ids), dtype=torch.bool)
     if bench.foreign and ids:  # until here the mass is that of the proposer's own ids

@@ -133,7 +133,6 @@ def draw_each(
 
 
 def _chosen(rollout: Rollout, places: Sequence[int], logps: Sequence[tuple[float, ...]] | None) -> Rollout:
-    completions, ids, ended = (
-        tuple(values[i] for i in places) for values in (rollout.completions, rollout.completion_ids, rollout.ended)
-    )
+    completions = tuple(rollout.completions[i] for i in places)
+    ids, ended = tuple(rollout.completion_ids[i] for i in places), tuple(rollout.ended[i] for i in places)
     return Rollout(rollout.prompt, completions, rollout.prompt_ids, ids, ended, None if logps is None else tuple(logps))

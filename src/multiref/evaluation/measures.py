@@ -89,7 +89,7 @@ def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    every = sum((_grams(words, n) for words in texts), Counter())
+    every = sum((_grams(words, n) for words in texts), Counter[tuple[str, ...]]())
     return len(every) / every.total() if every else math.nan
 
 
