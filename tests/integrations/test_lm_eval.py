@@ -146,6 +146,11 @@ def test_generation_stops_where_the_task_says(models, tokenizer, refs, manager):
         ids = product.generate(**inputs, max_new_tokens=9, do_sample=False)[0]
         whole = tokenizer.decode(ids, skip_special_tokens=True)[len(row["q"]) :]
         assert said[0][0] == whole[: min((at for at in map(whole.find, (" the", "q")) if at >= 0), default=None)]
+    lm = PoolLM(refs, mr.ReverseKL(W))
+    hot, cold = {"do_sample": True}, {"do_sample": True, "temperature": 1e-3}
+    asked = [SimpleNamespace(args=("the", {"max_gen_toks": 12, **kind})) for kind in (hot, hot, cold, {}, {"top_k": 3})]
+    one, other, cold, greedy, again = lm.generate_until(asked)
+    assert len({one, other, greedy}) == 3 and cold == greedy == again
     drawn, _ = ask(OptimumLM(refs, mr.ReverseKL(W), reward, BETA, n=8, islands=1), "said", manager)
     assert all(" the" not in said[0][0] and "q" not in said[0][0] for said in drawn)
 

@@ -24,7 +24,7 @@ from multiref.decoding import sample
 from multiref.decoding.rewarding import Rewarding
 from multiref.decoding.streaming import Transcript, draw_tokens, open_pool, read_tokens
 from multiref.errors import ArgumentError, EmptyPoolError
-from multiref.models.conversation import Chat
+from multiref.models.chat import Chat
 from multiref.models.encoding import encode_many
 from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Generation
@@ -82,7 +82,7 @@ class _Harness(TemplateLM):  # type: ignore[misc]
         """What a task's generation_kwargs mean, and its stop strings. ArgumentError for those that are not done."""
         found = dict(normalize_gen_kwargs(dict(given), new))
         stops = tuple(each for each in found.pop("until") if each)
-        temperature = float(found.pop("temperature", 0.0) or 0.0) if found.pop("do_sample") else 0.0
+        temperature = float(found.pop("temperature", 1.0)) * bool(found.pop("do_sample"))
         top_k, top_p = int(found.pop("top_k", 0) or 0), float(found.pop("top_p", 1.0) or 1.0)
         generation = Generation(int(found.pop("max_gen_toks")), temperature, top_k, top_p)
         if odd := [name for name, value in found.items() if value not in (None, False, 1, 0)]:
