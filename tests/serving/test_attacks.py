@@ -25,6 +25,7 @@ from multiref.serving import Optimum, TokenPool, running
 from multiref.serving import app as application
 from multiref.serving.asked import BadRequest, read_request
 from multiref.serving.served import Piece
+from tests.decoding.worlds import reward
 from tests.fuzz.mutations import change
 from tests.serving.servers import post, send, serving, tiny_references, until
 
@@ -313,6 +314,18 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "uvicorn" else found(name, *_))
     told = CliRunner().invoke(cli, ["serve", "-r", "a=x"])
     assert told.exit_code == 2 and "pip install 'multiref[serve]'" in told.stderr and told.stderr.count("\n") == 1
+
+
+def test_an_optimum_that_cannot_be_drawn_is_refused_before_it_listens():
+    refs, rule = tiny_references(), mr.ReverseKL((0.3, 0.7))
+    for options, reason in (
+        ({"method": "best"}, "expected one of"),
+        ({"reward": reward}, "needs its strength"),
+        ({"reward": reward, "beta": 1.0, "method": "rejection"}, "reward_max"),
+        ({"method": "importance", "proposal": "c"}, "proposal"),
+    ):
+        with pytest.raises(ArgumentError, match=reason), Optimum(refs, rule, **options):
+            pass
 
 
 def test_only_this_machine_unless_asked(monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from multiref.decoding import sample
+from multiref.decoding import Budget, sample
 from multiref.decoding.bench import Bench
 from multiref.decoding.drawing import APPROXIMATE
 from multiref.decoding.request import check_memory
@@ -283,6 +283,11 @@ class Optimum:
         for each in local:
             with each.loaded() as model:
                 self.models.append(model)
+        try:  # what cannot work is said now: a draw that may cost nothing is refused for its price alone
+            sample(["a"], self.refs, *self.asked, max_new_tokens=1, budget=Budget(tokens=0), **self.options)
+        except ArgumentError as error:
+            if not str(error).startswith("budget"):
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
