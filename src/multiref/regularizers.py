@@ -265,7 +265,8 @@ class FDivergence(Regularizer):
     @property
     def name(self) -> str:
         """Of the two named cases theirs; else that of the class."""
-        return {_jensen_shannon: "JensenShannon", _jeffreys: "Jeffreys"}.get(self.f_prime, "FDivergence")
+        named: dict[Callable[[Tensor], Tensor], str] = {_jensen_shannon: "JensenShannon", _jeffreys: "Jeffreys"}
+        return named.get(self.f_prime, "FDivergence")
 
     @property
     def formula(self) -> str:

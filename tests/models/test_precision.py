@@ -23,9 +23,8 @@ def clock(*seconds):
 
 @pytest.mark.parametrize(
     ("seconds", "ratio", "dtype"),
-    [((1.3, 1.0), 1.3, "bfloat16"), ((1.1, 1.0), 1.1, "float32"), ((1.0, 3.0), 1 / 3, "float32"),
-     ((2.0, 1.0, 9.0, 1.0, 1.0, 1.0), 2.0, "bfloat16")],
-    ids=["faster", "not enough", "slower", "median"],
+    [((1.1, 1.0), 1.1, "float32"), ((2.0, 1.0, 9.0, 1.0, 1.0, 1.0), 2.0, "bfloat16")],
+    ids=["not enough", "median"],
 )  # fmt: skip
 def test_the_median_of_alternated_repeats_decides(tiny_folder, seconds, ratio, dtype):
     found = choose_precision(ModelSpec(str(tiny_folder), dtype="auto"), clock=clock(*seconds))

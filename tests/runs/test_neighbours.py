@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from multiref.data import privatise
 from multiref.errors import ConfigError, DataError
 from multiref.runs.judges import JudgeSetting
 from multiref.runs.rewards import read_rewards
+from multiref.training.iterative import PrivateOracle
 from multiref.training.online import ClipObjective, OnlineTrainer, WinRate
 from tests.conftest import make_llama, make_tokenizer
 from tests.runs.doing import do, settings
@@ -171,15 +173,26 @@ def test_private_data_is_known_and_its_loss_asked_for(config, tmp_path, task):
         settings({**run, "privacy": {"epsilon": 0.0}})
 
 
-def test_bought_labels_by_a_judge_of_ones_own_and_privately(config, tmp_path):
-    run = config | {
+@pytest.fixture
+def bought(config, tmp_path):
+    return config | {
         "task": "iterative", "prompts": str(tmp_path / "prompts.jsonl"), "labels": [8, 16],
         "oracle": {"kind": "python", "path": str(tmp_path / "judge.py"), "name": "shorter"}, "privacy": {"epsilon": 1.0},
         "method": {"name": "nash"}, "plan": {"steps": 1, "prompts": 2, "rollouts": 2}, "lora": {"r": 2}, "max_new_tokens": 4,
         "held_out": 4, "regularizer": "Jeffreys",
     }  # fmt: skip
-    folder = do(run)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["labels"] for line in lines] == [0, 8, 16] and "kl/other" in lines[-1] and "penalty" not in lines[-1]
+
+
+def test_an_oracle_is_a_judge_of_ones_own_and_its_answers_are_private(bought, tmp_path):
+    run = settings(bought)
+    oracle = run.asked(run.oracle.make(), SimpleNamespace(decode=None))
+    assert isinstance(oracle, PrivateOracle) and oracle.epsilon == 1.0
+    assert oracle.oracle.function(["p"] * 2, ["a", "bb"], ["aa", "b"]) == [1.0, 0.0]
     with pytest.raises(ConfigError, match=r"oracle\.name: missing"):
-        settings({**run, "oracle": {"kind": "python", "path": str(tmp_path / "judge.py")}})
+        settings({**bought, "oracle": {"kind": "python", "path": str(tmp_path / "judge.py")}})
+
+
+@pytest.mark.slow
+def test_a_run_buys_private_labels_from_it_under_a_divergence_without_a_pool(bought):
+    lines = [json.loads(line) for line in (do(bought) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["labels"] for line in lines] == [0, 8, 16] and "kl/other" in lines[-1] and "penalty" not in lines[-1]

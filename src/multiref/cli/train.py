@@ -31,7 +31,8 @@ def command(
     """Do what a run's file says: preference, reward, online, distillation or iterative training.
 
     Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card),
-    report.html. Interrupted, the same command goes on exactly where the last checkpoint stands.
+    report.html. Interrupted, the same command goes on exactly where the last checkpoint stands. With report_to: tensorboard in
+    the file, the metrics go there too; with push_to_hub: owner/name, model and card go to the hub at the end.
     """
     from multiref import runs
 

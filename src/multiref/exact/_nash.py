@@ -142,7 +142,8 @@ def _equilibrium(preference: Tensor, ref_logps: Tensor, regularizer: Regularizer
         better = (new.abs().amax(-1) < size)[..., None]
         if not bool(better.any()):
             break
-        reward, policy, residual = (torch.where(better, *each) for each in ((moved, reward), (answer, policy), (new, residual)))
+        reward, policy = torch.where(better, moved, reward), torch.where(better, answer, policy)
+        residual = torch.where(better, new, residual)
     if bool((size := residual.abs().amax(-1)).amax() > _ACCEPTED):
         raise ArgumentError(
             f"nash: {int((size > _ACCEPTED).sum())} of {size.numel()} games did not settle at β = {beta:g} (left: "

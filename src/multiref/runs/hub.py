@@ -11,11 +11,11 @@ from multiref.runs.strict import KeyPlace, Strict
 
 
 def _check_name(repo: str) -> str:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub import utils
 
     try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
+        utils.validate_repo_id(repo)
+    except utils.HFValidationError as error:
         raise ValueError(f"expected owner/name: {error}") from None
     return repo
 
