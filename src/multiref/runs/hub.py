@@ -1,5 +1,6 @@
 """A finished run's model and card on a hub."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -11,12 +12,8 @@ from multiref.runs.strict import KeyPlace, Strict
 
 
 def _check_name(repo: str) -> str:
-    from huggingface_hub import utils
-
-    try:
-        utils.validate_repo_id(repo)
-    except utils.HFValidationError as error:
-        raise ValueError(f"expected owner/name: {error}") from None
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo, re.ASCII):
+        raise ValueError(f"expected owner/name, found {repo!r}.")
     return repo
 
 
