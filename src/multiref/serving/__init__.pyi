@@ -1,7 +1,7 @@
 from .app import make_app as make_app
 from .asked import Asked as Asked
 from .asked import BadRequest as BadRequest
+from .optimum import Optimum as Optimum
 from .running import serve as serve
-from .served import Optimum as Optimum
 from .served import Served as Served
-from .served import TokenPool as TokenPool
+from .token_pool import TokenPool as TokenPool

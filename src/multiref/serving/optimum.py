@@ -1,0 +1,126 @@
+"""Draws of the optimum as what is served."""
+
+import math
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+
+from multiref.decoding import Budget, sample
+from multiref.errors import ArgumentError
+from multiref.models.sampling import encode_prompts
+from multiref.references.collection import References
+from multiref.references.local import LocalReference
+from multiref.regularizers import Regularizer
+from multiref.serving.asked import Asked, BadRequest
+from multiref.serving.served import Answer, Finished, Piece, Stopped
+
+
+class Optimum:
+    """Draws of π* ∝ P_0 e^{r/β} by `multiref.decoding.sample`: a request is one call of it, answered once it is drawn.
+
+    One call at a time. `max_tokens` belongs to what is drawn: a completion that has not ended by then is an outcome of its own.
+    The n choices of a request are picks by weight from the same draws.
+
+    Args:
+        options: of `sample`: method, n, islands, reward_max, … most: tokens that an answer may have.
+    """
+
+    def __init__(
+        self,
+        refs: References,
+        regularizer: Regularizer,
+        reward: Callable[..., Any] | None = None,
+        beta: float | None = None,
+        *,
+        most: int = 256,
+        **options: Any,
+    ) -> None:
+        self.refs = References({name: refs.open(name) for name in refs.names})
+        self.asked, self.most, self.options = (regularizer, reward, beta), most, options
+        self._turn = threading.Lock()
+        self.about = "draws of the optimum" if reward is not None else "draws of the escort, the optimum without a reward"
+
+    def __enter__(self) -> Self:
+        local = [each for each in map(self.refs.open, self.refs.names) if isinstance(each, LocalReference)]
+        if not local:
+            raise ArgumentError("references: none is a model on this machine, and completions are drawn from one.")
+        self.tokenizer = local[0].tokenizer
+        self.models = []
+        for each in local:
+            with each.loaded() as model:
+                self.models.append(model)
+        try:  # what cannot work is said now: a draw that may cost nothing is refused for its price alone
+            sample(["a"], self.refs, *self.asked, max_new_tokens=1, budget=Budget(tokens=0), **self.options)
+        except ArgumentError as error:
+            if not str(error).startswith("budget"):
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing: the models are free with the references."""
+
+    def answer(self, asked: Asked, stop: threading.Event) -> Answer:
+        """Every prompt drawn, then its choices."""
+        for name, refused in (("temperature", asked.temperature != 1), ("top_p", asked.top_p != 1), ("top_k", asked.top_k > 0)):
+            if refused:
+                raise BadRequest(f"{name}: the optimum is drawn as it is, at temperature 1 and uncut.", name)
+        if asked.echo or asked.top is not None:
+            raise BadRequest(
+                "echo, logprobs: the optimum has a probability of whole completions, not of tokens.",
+                "echo" if asked.echo else "logprobs",
+            )
+        if any(isinstance(prompt, tuple) and isinstance(prompt[0], int) for prompt in asked.prompts):
+            raise BadRequest("prompt: the optimum is drawn for text, not for token ids.", "prompt")
+        new = self.most if asked.new_tokens is None else asked.new_tokens
+        if not 0 < new <= self.most:
+            raise BadRequest(f"max_tokens is {new}; this server draws 1 to {self.most}.", "max_tokens")
+        seed = secrets.randbits(31) if asked.seed is None else asked.seed % 2**31
+        pieces: list[Piece] = []
+        notes, read, written = [], 0, 0
+        for place, prompt in enumerate(asked.prompts):
+            with self._turn, stopping(self.models, stop):
+                (context,) = encode_prompts(self.tokenizer, [prompt])
+                (found,) = draws = sample(
+                    [prompt], self.refs, *self.asked, max_new_tokens=new, min_new_tokens=asked.min_tokens,
+                    seed=seed + 7_919 * place, **self.options,
+                )  # fmt: skip
+            read += len(context)
+            generator = torch.Generator().manual_seed(seed + place)
+            for number, i in enumerate(torch.multinomial(found.weights, asked.n, True, generator=generator).tolist()):
+                said = found.completions[i] if isinstance(prompt, str) else found.completions[i][0]["content"]
+                cut = min((at for at in map(said.find, asked.stops) if at >= 0), default=None)
+                finish = "stop" if found.ended[i] or cut is not None else "length"
+                pieces.append(Piece(place * asked.n + number, said if cut is None else said[:cut], (), finish))
+                written += len(found.ids[i])
+            notes.append(
+                {
+                    "log_partition": _number(found.log_partition),
+                    "error": _number(found.error),
+                    "largest_share": found.largest_share,
+                    "effective_size": found.effective_size,
+                }
+            )
+        yield from pieces
+        yield Finished(read, written, {"method": draws.method, "approximate": draws.approximate or None, "prompts": notes})
+
+
+@contextmanager
+def stopping(models: list[Any], stop: threading.Event) -> Iterator[None]:
+    """Within it the next forward pass of these models raises `Stopped` once `stop` is set, whatever it is a part of."""
+
+    def look(*_: object) -> None:
+        if stop.is_set():
+            raise Stopped
+
+    with ExitStack() as hooks:
+        for model in models:
+            hooks.callback(model.register_forward_pre_hook(look).remove)
+        yield
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,197 @@
+"""The per-token pool as what is served."""
+
+import math
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
+from typing import Any, Self
+
+import torch
+
+from multiref.decoding.bench import Bench
+from multiref.decoding.drawing import APPROXIMATE
+from multiref.decoding.request import check_memory
+from multiref.decoding.streaming import Drawn, Transcript, draw_tokens, open_pool, read_tokens
+from multiref.models.lockstep import cache_bytes
+from multiref.models.sampling import encode_prompts
+from multiref.references.collection import References
+from multiref.references.local import LocalReference
+from multiref.regularizers import Regularizer
+from multiref.serving.asked import Asked, BadRequest
+from multiref.serving.served import Answer, Finished, Piece, Told
+
+Ids = tuple[int, ...]
+WINDOW = 6  # tokens before one, behind which it is spelt
+
+
+class TokenPool:
+    """The references pooled and renormalised at each token: approximate, another distribution than the optimum.
+
+    The models take turns by the step: requests side by side advance together, each a token at a time.
+
+    Args:
+        most: tokens that one answer may have.
+    """
+
+    about = "the references' pool, token by token (approximate: another distribution than the optimum)"
+
+    def __init__(self, refs: References, regularizer: Regularizer, *, most: int = 256) -> None:
+        self.refs, self.regularizer, self.most, self._turn, self._stack = refs, regularizer, most, threading.Lock(), ExitStack()
+        self._aside = 0
+
+    def __enter__(self) -> Self:
+        self.bench: Bench = self._stack.enter_context(open_pool(self.refs, self.regularizer))
+        limits = [each.max_length for each in self.bench.scorer.opened.values() if isinstance(each, LocalReference)]
+        self.context = min((limit for limit in limits if limit is not None), default=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def answer(self, asked: Asked, stop: threading.Event) -> Answer:
+        """Drawn as the request says; log-probabilities are of the pool as it is: temperature 1, nothing cut."""
+        with self._turn:
+            contexts = [self._context(prompt) for prompt in asked.prompts]
+        new = [self._new_tokens(asked, context) for context in contexts]
+        generator = self.bench.generator(secrets.randbits(63) if asked.seed is None else asked.seed)
+        written = 0
+        for place, context in enumerate(contexts):
+            begun = Piece(0, "")
+            if asked.echo:
+                with self._turn:
+                    begun = self._echo(asked, asked.prompts[place], context)
+            choices = range(place * asked.n, (place + 1) * asked.n)
+            if asked.echo:
+                yield from (Piece(choice, begun.text, begun.tokens, None if new[place] else "length") for choice in choices)
+            if new[place]:
+                with self._set_aside(asked.n, len(context) + new[place]):
+                    for piece, count in self._rows(asked, context, new[place], len(begun.text), generator, choices, stop):
+                        written += count
+                        yield piece
+        yield Finished(sum(map(len, contexts)), written, {"approximate": APPROXIMATE})
+
+    @contextmanager
+    def _set_aside(self, rows: int, length: int) -> Iterator[None]:
+        """The memory of an answer's caches: answers side by side do not take it twice. ArgumentError where it is not there."""
+        with self._turn:
+            check_memory(self.bench.models, rows, length, more=self._aside)
+            self._aside += (needed := cache_bytes(self.bench.models, rows, length))
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._aside -= needed
+
+    def _context(self, prompt: Any) -> Ids:
+        if isinstance(prompt, tuple) and isinstance(prompt[0], int):
+            if max(prompt) >= (size := len(self.bench.tokenizer)):
+                raise BadRequest(f"prompt: token {max(prompt)} is none of {size:,}.", "prompt")
+            return prompt
+        (context,) = encode_prompts(self.bench.tokenizer, [prompt])
+        return context
+
+    def _new_tokens(self, asked: Asked, context: Ids) -> int:
+        room = self.most if self.context is None else min(self.most, self.context - len(context))
+        wanted = max(1, room) if asked.new_tokens is None else asked.new_tokens
+        if wanted > self.most:
+            raise BadRequest(f"max_tokens is {wanted}; this server gives at most {self.most}.", "max_tokens")
+        if self.context is not None and len(context) + wanted > self.context:
+            raise BadRequest(
+                f"The prompt's {len(context)} tokens and {wanted} new ones are more than the context of {self.context}.",
+                "messages" if asked.chat else "prompt", code="context_length_exceeded",
+            )  # fmt: skip
+        return wanted
+
+    def _rows(
+        self,
+        asked: Asked,
+        context: Ids,
+        new: int,
+        before: int,
+        generator: torch.Generator,
+        choices: range,
+        stop: threading.Event,
+    ) -> Iterator[tuple[Piece, int]]:
+        """Pieces of the choices of one prompt, and how many tokens each adds."""
+        texts = [Transcript(self.bench.tokenizer, context, asked.stops) for _ in choices]
+        waiting: list[list[Drawn]] = [[] for _ in choices]
+        closed: set[int] = set()
+        steps = draw_tokens(
+            self.bench,
+            context,
+            asked.generation(new),
+            rows=len(choices),
+            generator=generator,
+            top=asked.top or 0,
+            closed=closed,
+        )
+        while True:
+            with self._turn:
+                drawn = None if stop.is_set() else next(steps, None)
+                found = [(each, texts[each.row], texts[each.row].add(each.token)) for each in drawn or ()]
+            if drawn is None:
+                return
+            for each, text, piece in found:
+                waiting[each.row].append(each)
+                last = text.stopped or each.token in self.bench.ends
+                cut = len(text.ids) == new
+                if text.stopped:
+                    closed.add(each.row)
+                if last or cut:
+                    piece += text.close()
+                if piece or last or cut:
+                    told = self._tell(asked, text, waiting[each.row], before)
+                    waiting[each.row] = []
+                    finish = "stop" if last else "length" if cut else None
+                    yield Piece(choices[each.row], piece, told, finish), len(text.ids) if finish else 0
+
+    def _tell(self, asked: Asked, text: Transcript, drawn: list[Drawn], before: int) -> tuple[Told, ...]:
+        """The tokens of a piece; those beyond a stop string, which is not shown either, are left out."""
+        if asked.top is None:
+            return ()
+        first = len(text.ids) - len(drawn)
+        offsets = text.lengths[first:]
+        ids = [*text.context, *text.ids]
+        start = len(text.context) + first
+        return tuple(
+            self._told(asked, ids, start + place, each, before + offset)
+            for place, (each, offset) in enumerate(zip(drawn, offsets))
+            if not (text.stopped and offset > len(text.shown))
+        )
+
+    def _echo(self, asked: Asked, prompt: Any, context: Ids) -> Piece:
+        """The prompt as the begin of an answer. Its tokens spell it one after another."""
+        text = prompt if isinstance(prompt, str) else self.bench.tokenizer.decode(list(context), skip_special_tokens=True)
+        if asked.top is None:
+            return Piece(0, text)
+        known = read_tokens(self.bench, context, asked.top) if len(context) > 1 else []
+        drawn = [Drawn(0, context[0], math.nan), *known]
+        told = [self._told(asked, context, place, each, 0) for place, each in enumerate(drawn)]
+        special = set(self.bench.tokenizer.all_special_ids)
+        sizes = [0 if each.token in special else len(_spelt(self.bench.tokenizer, context, i)) for i, each in enumerate(drawn)]
+        offsets = [0, *accumulate(sizes)]
+        return Piece(0, text, tuple(Told(each.token, each.logp, at, each.top) for each, at in zip(told, offsets)))
+
+    def _told(self, asked: Asked, ids: Any, place: int, drawn: Drawn, offset: int) -> Told:
+        def called(index: int) -> str:
+            before = ids[max(0, place - WINDOW) : place]
+            return f"token_id:{index}" if asked.as_ids else _spelt(self.bench.tokenizer, [*before, index], len(before))
+
+        top: dict[str, float] = {}
+        for index, logp in drawn.top:
+            name = called(index)
+            if logp > -math.inf:
+                top[f"token_id:{index}" if name in top else name] = logp
+        known = math.isfinite(drawn.logp)
+        return Told(called(drawn.token), drawn.logp if known else None, offset, top)
+
+
+def _spelt(tokenizer: Any, ids: Any, place: int) -> str:
+    """What a token adds to the text of the few before it; a special one by its name."""
+    if ids[place] in tokenizer.all_special_ids:
+        return str(tokenizer.decode([ids[place]]))
+    begin = max(0, place - WINDOW)
+    before, after = (tokenizer.decode(list(ids[begin:end]), skip_special_tokens=True) for end in (place, place + 1))
+    return str(after[len(before) :] if after.startswith(before) else tokenizer.decode([ids[place]]))
