@@ -110,7 +110,8 @@ def _as_tokens(pairs: Sequence[Pair], model: Any) -> tuple[dict[str, list[int]],
 
     tokenizer = load_tokenizer(model)
     items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
-    encoded = encode_many(tokenizer, items, Tokenisation(), origins=[pair.origin for pair in pairs])
+    ends = Tokenisation(end=tokenizer.eos_token_id is not None)  # a look refuses nothing that training could leave out
+    encoded = encode_many(tokenizer, items, ends, origins=[pair.origin for pair in pairs])
     parts = {"prompt": [len(each.prompt_ids) for each in encoded]}
     for number, name in enumerate(("chosen", "rejected")):
         parts[name] = [len(each.completions[number]) for each in encoded]

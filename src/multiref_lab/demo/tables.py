@@ -84,7 +84,9 @@ def answer(findings: Findings) -> str:
     others = {rule.name: difference(findings, rule.name) for rule in findings.rules if rule.name != EXACT}
     nearest = max(others, key=lambda name: others[name].mean)
     size = others[nearest].text().removesuffix(" (within noise)")
+    told = _told_apart(others[nearest])
+    against = f"is not told apart from it ({size})" if others[nearest].within_noise else f"ends {told} in J by {size[1:]}"
     return (
         f"The exact rule (reverse KL, both references) ends {left} below the optimum of the objective as asked; "
-        f"the nearest other rule, {nearest}, ends {size} from it in J ({_told_apart(others[nearest])})."
+        f"the nearest other rule ({nearest}) {against}."
     )

@@ -166,7 +166,7 @@ def test_rules_are_said_to_be_lower_higher_or_not_told_apart(done) -> None:  # t
     higher, lower, *noise = (row[1:3] for row in tables.against_table(moved).rows)
     assert higher == ["+1.005 ± 0.005", "HIGHER"] and lower == ["−1.005 ± 0.005", "lower"]
     assert [told for _, told in noise] == ["no: within noise"] * 2
-    assert "the nearest other rule, forward KL, both, ends +1.005 ± 0.005 from it in J (HIGHER)" in tables.answer(moved)
+    assert "the nearest other rule (forward KL, both) ends HIGHER in J by 1.005 ± 0.005." in tables.answer(moved)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(cache, tmp_path) -> None:  # type: ignore[no-untyped-def]
