@@ -93,11 +93,12 @@ def command(
     from multiref.runs.document import Document
     from multiref.runs.evaluating import EvaluationSettings
     from multiref.runs.evaluating import evaluate as carry_out
+    from multiref.runs.yaml_values import Plain
     from multiref.training.arguments import quiet
 
     quiet()
     source = {"name": name, "limit": limit} | _source(problems, prompts, words, style, split)
-    plain = {
+    plain: dict[str, Plain] = {
         "samples": samples,
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
@@ -106,7 +107,8 @@ def command(
         "seed": seed,
         "dtype": dtype,
     }
-    values = {"policies": {**_named(policy)}, "prompts": source, "rewards": _rewards(reward, problems), "k": [*(k or [1])]}
+    values: dict[str, Plain] = {"policies": {**_named(policy)}, "prompts": source, "rewards": _rewards(reward, problems)}
+    values["k"] = [*(k or [1])]
     document = Document({**values, **plain, **_compared(reference, weight, beta, beside)}, "multiref evaluate")
     settings = document.validate(EvaluationSettings)
     found = carry_out(settings, out, device=device, say=lambda text: print(text, flush=True), take_over=take_over)
