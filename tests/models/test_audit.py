@@ -326,6 +326,21 @@ def test_a_few_rows_or_all_of_them():
     assert some.span.longest == 109
 
 
+@pytest.mark.parametrize("at", [0, 120, 229])
+def test_of_long_completions_in_a_large_job_some_tokens_are_compared(at):
+    """Evenly spread, the first and the last among them: a neighbour that is felt from some position on is found."""
+    rows = rows_of(*range(20, 90), 230, 234, 238, 240, prompt=4, each=1)
+    audit = audit_layout(of(Entered, neighbour(at, 1)), rows, logits_budget=2**12)
+    assert audit.layout == "alone" and audit.errors["batched"] > 1e-3
+    asked = []
+    model = of(Entered)
+    model.change = lambda states, ids: states
+    model.lm_head.register_forward_hook(lambda module, inputs, output: asked.append(output.shape[1]))
+    assert audit_layout(model, rows, logits_budget=2**12).layout == "shared" and 64 in asked
+    every = audit_layout(model, rows, logits_budget=2**12, everything=True)
+    assert every.layout == "shared" and 236 in asked
+
+
 def test_a_fault_in_one_row_is_found_by_an_audit_of_all():
     """A planted fault too rare for a few rows: one token id that adds up over the batch."""
 

@@ -38,6 +38,7 @@ from multiref.models.witness import (
 )
 
 TOLERANCE = 1e-4  # nats a token, in float32 or wider
+_MOST = 64  # tokens of a long completion that are compared in a large job
 _log = logging.getLogger("multiref")
 _known: "WeakKeyDictionary[nn.Module, list[tuple[Any, Audit]]]" = WeakKeyDictionary()
 
@@ -173,6 +174,7 @@ class _Auditor:
 
     def _found(self) -> tuple[Audit, list[Batch]]:
         batches = self.plan("shared")
+        self.own.most = _MOST if is_large(batches) and not self.everything else None
         picks = sorted(picked(batches, everything=self.everything), key=length_of)
         plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
         if self.narrow:
@@ -259,10 +261,10 @@ class _Auditor:
             singles = [each for item in batch.items for each in singles_of(item)]
             if not wanted.isdisjoint(singles):
                 values = witness.in_batch(batch, head, vocabulary)
-                pairs += [(value, witness.plain(each).logps) for each, value in zip(singles, values) if each in wanted]
+                pairs += [witness.plain(each).beside(value) for each, value in zip(singles, values) if each in wanted]
         shortest = min(picks, key=length_of)
         if layout != "alone" and width > length_of(shortest):
-            pairs.append((witness.padded(shortest, width, head, vocabulary), witness.plain(shortest).logps))
+            pairs.append(witness.plain(shortest).beside(witness.padded(shortest, width, head, vocabulary)))
         return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
 
     def _within_rounding(self, laid_out: Tensor, plain: Tensor, picks: Sequence[Encoded]) -> bool:
@@ -276,8 +278,7 @@ class _Auditor:
         """ModelError where a later token changes an earlier log-probability."""
 
         def changed(witness: Witness) -> float:
-            found = witness.with_other_end(item)
-            return largest_gap(found, witness.plain(item).logps[: len(found)])
+            return largest_gap(*witness.plain(item).beside(witness.with_other_end(item)))
 
         judge = self.wide or self.own
         error = changed(judge)

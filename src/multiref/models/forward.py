@@ -18,19 +18,29 @@ LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 
 
 class Plain(NamedTuple):
-    """What one plain sequence says. logps: [n] of the labels; vocabulary: the logits' width; largest: the largest logit's size;
-    of_head: the logits are what the output embedding gave, bit for bit."""
+    """What one plain sequence says. logps: [n] of the labels, or of those at `at`; vocabulary: the logits' width; largest: the
+    largest logit's size; of_head: the logits are what the output embedding gave, bit for bit."""
 
     logps: Tensor
     vocabulary: int
     largest: float
     of_head: bool
+    at: tuple[int, ...] | None = None
+
+    def beside(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the first labels' other log-probabilities that are known here, and what is known of them."""
+        if self.at is None:
+            return values, self.logps[: len(values)]
+        places = [place for place in self.at if place < len(values)]
+        return values[places], self.logps[: len(places)]
 
 
-def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first: int, *, few: bool = False) -> Plain:
+def plain_logps(
+    model: Any, row: tuple[int, ...], labels: tuple[int, ...], first: int, *, at: tuple[int, ...] | None = None
+) -> Plain:
     """log softmax(model(row).logits) at `labels`, which positions first, first + 1, … predict: one sequence, token ids alone.
 
-    few: logits at those positions only, for a row whose logits take much memory (the head sees a part of the hidden states).
+    at: of the labels at these places alone: the head sees no other hidden states, for logits of a long row take much memory.
     Errors: ModelError for what is no causal language model, and for logits that are not numbers.
     """
     model = unwrapped(model)
@@ -39,9 +49,9 @@ def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first
     with ExitStack() as hooks:
         if head is not None:
             hooks.callback(head.register_forward_hook(lambda module, inputs, output: seen.append(output)).remove)
-            if few:
-                cut = slice(first, first + len(labels))
-                hooks.callback(head.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, cut],)).remove)
+            if at is not None:
+                some = [first + place for place in at]
+                hooks.callback(head.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, some],)).remove)
         try:
             logits = getattr(model(input_ids=torch.tensor([row], device=device_of(model)), **uncached(model)), "logits", None)
         except torch.OutOfMemoryError:
@@ -52,7 +62,7 @@ def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first
                 f"{type(model).__name__} does not run on a plain row of {len(row)} token ids ({type(error).__name__}: "
                 f"{what[0]:.120}); expected a causal (decoder-only) language model, whose context holds the row."
             ) from error
-    if logits is None or logits.dim() != 3 or logits.shape[1] != (len(labels) if few else len(row)):
+    if logits is None or logits.dim() != 3 or logits.shape[1] != (len(row) if at is None else len(at)):
         found = "no logits" if logits is None else f"logits of shape {list(logits.shape)} for {len(row)} tokens"
         raise ModelError(
             f"{type(model).__name__} returns {found}; expected one row of logits a token, as causal language models have."
@@ -60,7 +70,8 @@ def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first
     of_head = len(seen) == 1 and seen[0].shape == logits.shape
     if of_head and not (seen[0].data_ptr() == logits.data_ptr() and seen[0].dtype == logits.dtype):
         of_head = torch.equal(seen[0].to(logits), logits)
-    here = logits[0] if few else logits[0, first : first + len(labels)]
+    here = logits[0, first : first + len(labels)] if at is None else logits[0]
+    labels = labels if at is None else tuple(labels[place] for place in at)
     if max(labels, default=0) >= logits.shape[-1]:
         raise ModelError(
             f"Token id {max(labels)} occurs in a completion, and {type(model).__name__} has logits of {logits.shape[-1]} "
@@ -73,7 +84,7 @@ def plain_logps(model: Any, row: tuple[int, ...], labels: tuple[int, ...], first
             "Check its weights and dtype (float16 overflows to NaN)."
         )
     largest = max(map(abs, map(float, here.aminmax()))) if here.numel() else 0.0
-    return Plain(logps.cpu(), logits.shape[-1], largest, of_head)
+    return Plain(logps.cpu(), logits.shape[-1], largest, of_head, at)
 
 
 def forward_logps(model: nn.Module, rows: Rows, *, head: bool, vocabulary: int, budget: int) -> Tensor:

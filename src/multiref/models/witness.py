@@ -23,10 +23,13 @@ class NoCopy(Exception):
 
 
 class Witness:
-    """A model (the one that scores, or a copy in a wider dtype) and what it says, asked once."""
+    """A model (the one that scores, or a copy in a wider dtype) and what it says, asked once.
 
-    def __init__(self, model: Any, logits_budget: int) -> None:
-        self.model, self.logits_budget = model, logits_budget
+    most: tokens of a long completion that are compared, evenly spread from its first to its last; None: all.
+    """
+
+    def __init__(self, model: Any, logits_budget: int, most: int | None = None) -> None:
+        self.model, self.logits_budget, self.most = model, logits_budget, most
         self.told: dict[Encoded, Plain] = {}
         self.planned: Scores = {}
         self.took: dict[tuple[Batch, bool], float] = {}
@@ -42,7 +45,7 @@ class Witness:
         if len({each.device for each in parameters}) > 1 or 1.5 * need > _free_memory(device_of(self.model)):
             raise NoCopy("no memory")
         try:
-            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget)
+            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget, self.most)
         except torch.OutOfMemoryError:
             raise NoCopy("no memory") from None
         except Exception as error:  # quantised weights, hooks that cannot be copied
@@ -64,7 +67,8 @@ class Witness:
         known = known if len(known) > 1 else [*known, known[0] - 1 if known[0] else 1]
         other = tuple(known[(known.index(token) + 1) % len(known)] for token in ids[half:])
         row, labels, first = context + ids[:half] + other, ids[: half + 1], len(context) - 1
-        return self._rested(lambda: plain_logps(self.model, row, labels, first, few=self.plain(each).of_head)).logps
+        at = tuple(range(half + 1)) if self.plain(each).of_head else None
+        return self._rested(lambda: plain_logps(self.model, row, labels, first, at=at)).logps
 
     def in_batch(self, batch: Batch, head: bool, vocabulary: int) -> list[Tensor]:
         """Token log-probabilities of each completion of a batch, as it runs."""
@@ -89,12 +93,15 @@ class Witness:
         """How far padding alone moves each token: the most of two widths."""
         plain = self.plain(each)
         padded = [self.padded(each, length_of(each) + more, False, plain.vocabulary) for more in (8, 61)]
-        return torch.stack([difference(one, plain.logps) for one in padded]).amax(0)
+        return torch.stack([difference(*plain.beside(one)) for one in padded]).amax(0)
 
     def _alone(self, row: tuple[int, ...], labels: tuple[int, ...], first: int) -> Plain:
         known = next(iter(self.told.values()), None)
-        few = known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget // 4
-        return self._rested(lambda: plain_logps(self.model, row, labels, first, few=few))
+        at = None
+        if known is not None and known.of_head and len(row) * known.vocabulary > self.logits_budget // 4:
+            count = len(labels) if self.most is None else min(len(labels), self.most)
+            at = tuple(dict.fromkeys(round(i * (len(labels) - 1) / max(1, count - 1)) for i in range(count)))
+        return self._rested(lambda: plain_logps(self.model, row, labels, first, at=at))
 
     def _rested(self, run: Callable[[], T]) -> T:
         result = run()

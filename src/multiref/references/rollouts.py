@@ -77,6 +77,12 @@ class RolloutScorer:
             ]
         )
 
+    def audit(self, rows: Sequence[Encoded]) -> None:
+        """In which layout each reference with the policy's vocabulary scores rows like these, once for all that will come."""
+        for name in self.names:
+            if self.aligned[name] and self.temperature == 1:
+                local_reference(name, self.opened[name]).expect(rows)
+
     def tokens(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[K, N, T]: log-probabilities of the tokens, zero where padded. VocabularyMismatch where a reference has another
         vocabulary."""

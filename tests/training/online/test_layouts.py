@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+import multiref as mr
+from multiref.models import LanguageModel, audit
 from multiref.models.sampling import Rollout
+from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, Rule
 from multiref.training.online.batch import policy_tokens
 from multiref.training.online.vocabulary import vocabulary_terms
-from tests.conftest import make_llama
+from tests.conftest import make_llama, make_tokenizer
 from tests.models.naive import naive_token_logps
 from tests.models.test_audit import Entered, NoMask, neighbour, of, rows_of
 from tests.models.test_logps import VOCABULARY
@@ -23,3 +26,25 @@ def test_a_model_that_cannot_share_or_batch_still_says_what_it_says_alone(model)
     logps, divergence, apart = vocabulary_terms(model, [other, model], batch, [0.0, 1.0], logits_budget=500)
     assert torch.allclose(logps.double(), exact, atol=1e-4)
     assert divergence.abs().max() < 1e-5 and apart.abs().max() < 1e-5  # the only reference with weight is the policy
+
+
+@pytest.mark.filterwarnings("ignore:Every completion of the first step")
+def test_policy_and_references_are_audited_once_for_all_prompts(monkeypatch):
+    """On rows as long and as short as the job can have, before its first update: later batches cost nothing more."""
+    made = []
+    run = audit._Auditor.run
+    monkeypatch.setattr(audit._Auditor, "run", lambda self, scores: made.append(self.model) or run(self, scores))
+    tokenizer = make_tokenizer()
+    policy, other = (make_llama(len(tokenizer), seed=seed, std=0.1) for seed in (0, 1))
+    trainer = OnlineTrainer(
+        LanguageModel(policy, tokenizer, "policy"),
+        mr.ReverseKL(),
+        beta=0.1,
+        references={"other": LanguageModel(other, tokenizer, "other")},
+        prompts=["the cat", "a dog sat on", "Once upon a time there was a little dog", "two"],
+        rewards=lambda prompts, completions: [float(len(text)) for text in completions],
+        rule=Rule(GRPO(group=3)),
+        args=OnlineArguments(steps=4, prompts_per_step=1, max_new_tokens=6, learning_rate=1e-3),
+    )
+    trainer.train()
+    assert made == [other, trainer.model]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from multiref.errors import VocabularyMismatch
-from multiref.models import Generation, Rollout, Tokenisation, sampling, token_logps
+from multiref.models import Encoded, Generation, Rollout, Tokenisation, sampling, token_logps
 from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import FDivergence, Regularizer, check_weights
@@ -109,6 +109,14 @@ def sample(
         model, tokenizer, prompts, generation, group=group, generator=torch.default_generator, tokenisation=tokenisation
     )
     return drawn if scored else [replace(rollout, sampled_logps=None) for rollout in drawn]
+
+
+def rows_to_come(contexts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout], new_tokens: int) -> list[Encoded]:
+    """Rows for an audit that covers a whole job: a group behind the longest prompt, with completions as long as they may get,
+    and one behind the shortest, of one token each. Their tokens are those that were drawn first, repeated or cut."""
+    drawn = rollouts[0].completion_ids
+    ends = (max(contexts, key=len), new_tokens), (min(contexts, key=len), 1)
+    return [Encoded(context, tuple((ids * count)[:count] for ids in drawn), (False,) * len(drawn)) for context, count in ends]
 
 
 def reference_scores(scorer: RolloutScorer | None, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:

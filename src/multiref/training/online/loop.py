@@ -13,8 +13,10 @@ from accelerate import Accelerator
 
 from multiref._files import as_path
 from multiref.errors import ArgumentError
-from multiref.models import LanguageModel
+from multiref.models import Encoded, LanguageModel
+from multiref.models.audit import audit_layout
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
@@ -24,7 +26,15 @@ from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.online.arguments import OnlineArguments
-from multiref.training.online.batch import Batch, behaviour_logps, policy_tokens, reference_scores, rollout_metrics, sample
+from multiref.training.online.batch import (
+    Batch,
+    behaviour_logps,
+    policy_tokens,
+    reference_scores,
+    rollout_metrics,
+    rows_to_come,
+    sample,
+)
 from multiref.training.online.checks import (
     as_rows,
     asked,
@@ -114,7 +124,7 @@ class OnlineTrainer:
             known = [_identity(self.scorer, name) for name in self.names]
             self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         check_options(self.rows, args.chat_template_kwargs)
-        contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
+        self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
         if self.scorer is not None:
             self.scorer.check_context(contexts, args.max_new_tokens)
         check_policy_context(self.model, contexts, args.max_new_tokens)
@@ -183,6 +193,7 @@ class OnlineTrainer:
         set_evaluation_mode(self.model)
         if not self._examined:
             refuse_noise(self.model, plain_rows(self.model, [batch.rollouts[0].encoded()]))
+            audit_layout(self.model, self._rows_to_come(batch.rollouts), token_budget=ONE_PASS, always=True)
             self._examined = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate(self.step)
@@ -219,6 +230,8 @@ class OnlineTrainer:
         sampled = time.perf_counter()
         ends = self.tokenizer.eos_token_id is not None
         warn_of_odd_completions(rollouts, ends=ends and not warming, first=self.step == 0, limit=self.args.max_new_tokens)
+        if self.scorer is not None and not self._examined and not warming:
+            self.scorer.audit(self._rows_to_come(rollouts))
         group, weights = self.method.group, self.weights
         reward, each = reward_rollouts(self.rewards, rows, rollouts, group)
         refs = {} if warming else reference_scores(self.scorer, rollouts)
@@ -226,6 +239,9 @@ class OnlineTrainer:
         if weights is not None and weights.ndim == 2:
             weights = weights[:, index].repeat_interleave(group, 1)
         return Batch(rollouts, group, reward, each, refs, weights, behaviour_logps(rollouts))
+
+    def _rows_to_come(self, rollouts: Sequence[Rollout]) -> list[Encoded]:
+        return rows_to_come(self._contexts, rollouts, self.args.max_new_tokens)
 
     def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
         """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
