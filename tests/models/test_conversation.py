@@ -203,4 +203,7 @@ def test_a_template_that_writes_the_date(monkeypatch):
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
     assert text_identity("local", tokenizer, Tokenisation())["written"] != today["written"]
     assert text_identity("local", tokenizer, fixed) == still
-    assert dates_of(byte_tokenizer(CHATML), Tokenisation(), lambda: 1 / 0) is None
+    assert dates_of(byte_tokenizer(CHATML), Tokenisation(), lambda how: 1 / 0) is None
+    late = "{% if messages | length > 2 %}{{ strftime_now('%Y') }}{% endif %}" + CHATML  # no argument of it fixes that
+    with pytest.warns(MultirefWarning, match="a template that writes no date"):
+        text_identity("local", byte_tokenizer(late), Tokenisation())

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
 from typing import Any, TypeVar
@@ -133,14 +133,16 @@ class Chat:
         return words
 
     def arguments(self) -> list[str]:
-        """Names that the template reads: those of its arguments are among them."""
+        """Names that the template reads and that are no variables of its loops: its arguments are among them."""
         source = template_of(self.tokenizer)
         if not isinstance(source, str):
             return []
         bound_templates()
         home: Any = import_module("transformers.utils.chat_template_utils")
         tree = home._compile_jinja_template(source).environment.parse(source)
-        return sorted({name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"} - _GIVEN)
+        turns = nodes.Template([each.target for each in tree.find_all(nodes.For)]).find_all(nodes.Name)
+        read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+        return sorted(read - {name.name for name in turns} - _GIVEN)
 
     def has_said(self, what: str) -> bool:
         return what in _remembered.setdefault(self.tokenizer, {}).setdefault("said", set())
@@ -197,23 +199,23 @@ def _in_parts(content: Any) -> Any:
 # ---- the date, which some templates write ----
 
 
-def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[], Any]) -> str | None:
-    """None where `write()` is the same on any day; else the argument of the template that fixes the date, "" for none."""
-    source = str(template_of(tokenizer))
-    if "strftime_now" not in source:
-        return None
-    with _another_day():
-        elsewhen = write()
-    if elsewhen == write():
-        return None
-    for name in Chat(tokenizer, {}).arguments():
-        fixed = Chat(tokenizer, {**tokenisation.chat_template_kwargs, name: "26 Jul 2024"})
-        asked: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
+def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[Tokenisation], Any]) -> str | None:
+    """None where what `write` gives is the same on any day; else the argument of the template that fixes the date, "" for
+    none."""
+
+    def changes(how: Tokenisation) -> bool:
         with _another_day():
-            then = fixed.tried(asked)
-        if then is not None and then == fixed.tried(asked):
-            return name
-    return ""
+            elsewhen = write(how)
+        return bool(elsewhen != write(how))
+
+    if "strftime_now" not in str(template_of(tokenizer)) or not changes(tokenisation):
+        return None
+    given = tokenisation.chat_template_kwargs
+    fixed = {
+        name: replace(tokenisation, chat_template_kwargs={**given, name: "26 Jul 2024"})
+        for name in Chat(tokenizer, {}).arguments()
+    }
+    return next((name for name, how in fixed.items() if not changes(how)), "")
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
             if closed in words if closed else not _holds(joint, words):
                 return before, words + after
         if joint.startswith(shared) and len(shared) < len(before):
-            _warn_of_opening(chat, before[len(bare) :], joint[len(bare) :][:40], _remedy(chat, prompt, joint))
+            if not chat.has_said("opening"):
+                _warn_of_opening(chat, before[len(bare) :], joint[len(bare) :][:40], _remedy(chat, prompt, joint))
             return shared, joint[len(shared) :]
     raise ModelError(
         "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: "
@@ -171,7 +172,7 @@ def _holds(text: str, words: str) -> bool:
 
 def _warn_of_lost_words(chat: Chat, completions: Sequence[Messages], answers: Sequence[Answer], origin: str) -> None:
     """A warning, once, where the template leaves out a part of an answer, such as its reasoning."""
-    for completion, (context, answer) in zip(completions, answers):
+    for completion, (context, answer) in zip(completions, answers) if not chat.has_said("words") else ():
         lost = next((words for m in completion if not _holds(context + answer, words := chat.unended(content_of(m)))), None)
         if lost is not None:
             chat.warn(

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ _warned: set[tuple[str, str]] = set()
 
 def _warn_of_dates(tokenizer: Any, tokenisation: Tokenisation) -> None:
     """Once for a template and its arguments, where it writes the date."""
-    found = dates_of(tokenizer, tokenisation, lambda: write_probe(tokenizer, tokenisation))
+    found = dates_of(tokenizer, tokenisation, partial(write_probe, tokenizer))
     if found is None:
         return
     name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
