@@ -11,8 +11,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from multiref.data import Pair
 from multiref.errors import ArgumentError, MultirefWarning
 from multiref.integrations.trl_columns import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
-from multiref.models import Encoded, Tokenisation
-from multiref.training.dataset import encode_pairs
+from multiref.models import Encoded, Tokenisation, encode_many
+from multiref.models.encoding import check_one_prompt
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -63,7 +63,10 @@ def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any, to
 
     digests: P rows of (chosen, rejected), each K numbers; 0 where a reference's is not known.
     """
-    origins, encoded = [pair.origin for pair in pairs], encode_pairs(pairs, tokenizer, tokenisation)
+    texts, origins = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs], [pair.origin for pair in pairs]
+    encoded = encode_many(tokenizer, texts, tokenisation, origins=origins)
+    for item, origin in zip(encoded, origins):
+        check_one_prompt(item, origin)
     agree = [[_agree(item, row, k) for item, row in zip(encoded, digests)] for k in range(len(digests[0][0]))]
     for k, rows in enumerate(agree):
         if any(rows) and not all(rows):

@@ -148,6 +148,15 @@ def _joined(parts: Sequence[Encoded], places: Sequence[int]) -> Encoded:
     return Encoded(parts[0].prompt_ids, *columns)
 
 
+def check_one_prompt(item: Encoded, origin: str) -> None:
+    """DataError where the sides of a pair stand behind different contexts, though nothing was cut."""
+    if len(set(item.contexts)) > 1 and not any(item.truncated):
+        raise DataError(
+            f"{origin}: the chat template opens a block (such as <think>) before an answer, and of chosen and rejected one "
+            "begins with it and the other does not: they answer different prompts. Give both sides the block, or neither."
+        )
+
+
 @contextmanager
 def _named(name: str, prompt: Text) -> Iterator[None]:
     """Errors name the row, or how its prompt begins."""

@@ -15,6 +15,7 @@ from multiref.data import Pair, as_pairs
 from multiref.errors import ArgumentError, DataError, MultirefWarning
 from multiref.models import Encoded, completion_logps, encode_many
 from multiref.models.chat import Chat
+from multiref.models.encoding import check_one_prompt
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.objectives import PairLogps
@@ -186,11 +187,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisati
                 f"{origin}: chosen and rejected are different texts and become the same tokens, so the row says nothing about "
                 "preference. The tokenizer or the chat template deletes what tells them apart; remove the row, or use another."
             )
-        if item.context(0) != item.context(1) and not any(item.truncated):
-            raise DataError(
-                f"{origin}: the chat template opens a block (such as <think>) before an answer, and of chosen and rejected one "
-                "begins with it and the other does not: they answer different prompts. Give both sides the block, or neither."
-            )
+        check_one_prompt(item, origin)
     return encoded
 
 

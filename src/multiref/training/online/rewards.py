@@ -218,7 +218,7 @@ def reward_rollouts(
         )
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
     names = {name for row in rows for name in row} - {"prompt", "weights"}
-    columns = {name: [row.get(name) for row in rows for _ in range(group)] for name in sorted(names)}
+    columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows for _ in range(group)] for name in sorted(names)}
     ids = [list(each) for rollout in rollouts for each in rollout.completion_ids]  # by the name that TRL has for them
     columns = {"ended": [end for rollout in rollouts for end in rollout.ended], "completion_ids": ids, **columns}
     return total_reward(rewards, prompts, completions, columns)
