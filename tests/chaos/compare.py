@@ -11,7 +11,7 @@ from multiref.training.checkpoint import read_plain
 
 CLOCKS = re.compile(r"wall|processor|seconds|runtime|_per_second|since|^sum$|timing")
 IGNORED = {"timing.json", "sums.json", ".sums"}
-_SECTION = re.compile(r"<section><h2>Time</h2>.*?</section>", re.DOTALL)
+_SECTION = re.compile(r"<summary><h2>Time</h2></summary>.*?</table>", re.DOTALL)
 _TIME = re.compile(r"\d+(\.\d+)? ?(s|ms|min|seconds)\b|\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
 
 
@@ -53,7 +53,8 @@ def _content(path: Path, folder: Path) -> Any:
     if path.suffix in (".pt", ".pth"):
         return str(_plain(torch.load(path, weights_only=False)))
     if path.suffix in (".html", ".md", ".yaml", ".svg"):
-        return _TIME.sub("", _SECTION.sub("", path.read_text()).replace(str(folder), "OUT"))
+        text = _SECTION.sub("", path.read_text()).replace(str(folder), "OUT").replace(f"…/{folder.name}", "OUT")
+        return _TIME.sub("", text)
     return path.read_bytes()
 
 

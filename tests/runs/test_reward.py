@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from multiref.cli import app
 from multiref.runs import read_run, reward
+from multiref.runs.folder import RunFolder
+from multiref.training.pair_trainer import PairTrainer
 from tests.runs.doing import do
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
@@ -130,3 +132,33 @@ def test_mistakes_are_one_message(config, tmp_path, change, words):
 def test_the_recipe_is_read(tmp_path):
     run = read_run(RECIPE, [f"output={tmp_path}"])
     assert run.task == "reward" and run.centre == 0.01 and run.training.given()["per_device_train_batch_size"] == 16
+
+
+def test_lines_around_an_epoch_s_end_and_training_s_end_are_there_once(config, tmp_path, monkeypatch):
+    """A kill after the checkpoint of an epoch's last step (its evaluation must be there), and one while the model is written
+    (what the end logged must not be there twice)."""
+    config["training"] |= {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 3, "save_steps": 3}
+    assert train(config, tmp_path).exit_code == 0
+    whole = timeless(tmp_path / "run" / "metrics.jsonl")
+    ends = [name for line in whole for name in line if name in ("eval_loss", "total_flos")]
+    assert ends == ["eval_loss", "eval_loss", "total_flos", "eval_loss"]
+    config["output"] = str(tmp_path / "killed")
+
+    def killed_in(owner, name, after):
+        def dying(*given, **named):
+            monkeypatch.setattr(owner, name, after)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(owner, name, dying)
+
+    killed_in(PairTrainer, "_save_checkpoint", PairTrainer._save_checkpoint)
+    assert train(config, tmp_path).exit_code == 130
+    killed_in(RunFolder, "write_model", RunFolder.write_model)
+    assert train(config, tmp_path).exit_code == 130
+    assert train(config, tmp_path).exit_code == 0
+    assert timeless(tmp_path / "killed" / "metrics.jsonl") == whole
+
+
+def timeless(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "runtime" not in key and "per_second" not in key} for line in lines]

@@ -1,5 +1,6 @@
 """The folder of a run: what is in it, written in one step each, and what a killed run left to go on from."""
 
+import itertools
 import json
 import os
 import shutil
@@ -145,10 +146,12 @@ class RunFolder:
         return found
 
     def keep_metrics_until(self, checkpoint: Path | None) -> int:
-        """The checkpoint's step; lines of metrics after it are dropped, for a resumed run writes them again."""
+        """The checkpoint's step; lines of metrics after it are dropped, for a resumed run writes them again. So are those from
+        the end of training on, which have the last checkpoint's step and come after it."""
         step = step_of(checkpoint) if checkpoint else 0
         if self.metrics.exists():
-            self.write_metrics([line for line in self.read_metrics() if line.get("step", 0) <= step])
+            before = itertools.takewhile(lambda line: "train_runtime" not in line, self.read_metrics())
+            self.write_metrics([line for line in before if line.get("step", 0) <= step])
         return step
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:

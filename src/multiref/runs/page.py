@@ -27,6 +27,7 @@ _HELD_OUT = "eval_rewards/accuracies"
 _UNSEEN = (
     "runtime",
     "per_second",
+    "seconds/",
     "total_flos",
     "learning_rate",
     "grad_norm",

@@ -220,6 +220,7 @@ class _Watch(TrainerCallback):
     def __init__(self, trainer: PairTrainer) -> None:
         self.trainer = trainer
         self.updates: LostUpdates | None = None
+        self.evaluated = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.examine(self.trainer.model_wrapped)
@@ -240,6 +241,13 @@ class _Watch(TrainerCallback):
         if self.updates is not None:
             share = self.updates.conclude(self.trainer.summed, last=state.global_step >= state.max_steps)
             self.trainer.once_logged |= {} if share is None else {"updates_lost": share}
+        # An evaluation at the epoch's end comes before the checkpoint of that step: after it, a kill in between would lose it.
+        if control.should_save and args.eval_strategy == "epoch" and state.epoch == int(state.epoch):
+            control.should_evaluate, self.evaluated = True, state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.evaluated == state.global_step:
+            control.should_evaluate = False
 
 
 @contextmanager
