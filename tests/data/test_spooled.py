@@ -46,3 +46,12 @@ def test_reading_into_a_folder_reads_the_same_and_names_the_same_rows(tmp_path):
         assert list(found.pairs) == read_pairs(file, limit=5) and found.pairs[4].origin == "pairs.jsonl:5"
     with pytest.raises(OutputError, match=r"cannot write the pairs into .*pairs\.jsonl"):
         read(file, Selection(limit=5), spool=file)
+
+
+def test_of_private_rows_that_are_skipped_only_the_place_is_written(tmp_path):
+    file, skipped = tmp_path / "pairs.jsonl", tmp_path / "skipped.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "p", "chosen": c, "rejected": "r"}) + "\n" for c in ("secret", "r")))
+    with pytest.warns(match="not shown"):
+        found = read(file, Selection(bad_rows="skip"), skipped=skipped, withhold=True)
+    assert len(found.pairs) == 1 and json.loads(skipped.read_text()).keys() == {"origin", "reason"}
+    assert "same" not in skipped.read_text() and "pairs.jsonl:2" in skipped.read_text()

@@ -11,11 +11,15 @@ import io
 import json
 import os
 import resource
+import shutil
+import tempfile
 import time
 import warnings
+from functools import cache
 from pathlib import Path
 from random import Random
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -113,8 +117,6 @@ def arguments(content, folder):
 
 
 def state(random):
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         made = save_state(Path(folder), 1, {"step": 1, "list": [1, (2.5, "x")], "none": None}, keep=1)
         return (made / "state.safetensors").read_bytes()
@@ -130,6 +132,9 @@ VERBS = [
     ["bound", "reverse-kl-suboptimality", "--samples", "1e5", "--beta", "0.1"], ["bound", "--from-scores", "s"],
     ["solve", "p.json", "--json"], ["data", "p.jsonl", "--split", "train", "--column", "prompt=prompt", "--limit", "2"],
     ["init", "x.yaml", "--task", "reward", "--model", "m", "--data", "p.jsonl", "--name", "a"],
+    ["init", "x.yaml", "--task", "preference", "--model", "d", "--reference", "a=d", "--data", "p.jsonl", "--store", "s"],
+    ["train", "--config", "x.yaml", "--dry-run", "--set", "beta=1"], ["doctor", "--server", "http://127.0.0.1:9", "--json"],
+    ["decode", "d", "--reference", "a=d", "--prompt", "a b", "--max-new-tokens", "2", "--beta", "1"], ["real", "--model", "no"],
 ]  # fmt: skip
 WORDS = ["", "x", "[/b]", "[red]x", "\ud800", "a" * 300, "a" * 5000, "0", "-1", "1e308", "nan", "9" * 5000, "cuda:99",
          "meta", "a=b", "=", "a=", "[/b]=m", "a\0b", "..", "/dev/zero", "http://127.0.0.1:9", "😀", "%s", "{}", "--", "²",
@@ -143,6 +148,34 @@ def words(random):
         at = random.randrange(1, len(made))
         made[at : at + random.choice([0, 1, 1, 1])] = [random.choice(WORDS)] if random.random() < 0.9 else []
     return made
+
+
+@cache
+def saved_files():
+    """A folder of `save_to_disk`: path → content."""
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.disable_progress_bars()
+        datasets.DatasetDict({"train": datasets.Dataset.from_list(PAIRS[:1] * 9)}).save_to_disk(folder)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def saved(random):
+    files = dict(saved_files())
+    name = random.choice(list(files))
+    files[name] = random.choice([lambda: damage(files[name], random), lambda: None, lambda: b"", lambda: "pipe"])()
+    return files
+
+
+def open_saved(files, folder):
+    shutil.rmtree(folder / "saved", ignore_errors=True)
+    for name, content in files.items():
+        path = folder / "saved" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content == "pipe":
+            os.mkfifo(path)
+        elif content is not None:
+            path.write_bytes(content)
+    read_pairs(folder / "saved")
 
 
 def of(base, dump=dump):
@@ -162,6 +195,7 @@ DOORS = {
     "pairs.csv": (lambda random: damage(CSV, random), written("a.csv", read_pairs)),
     "answers": (of((RANKED, LABELLED), rows), written("a.jsonl", read_pairs)),
     "pairs.parquet": (lambda random: damage(parquet(PAIRS[:1] * 9), random), written("a.parquet", read_pairs)),
+    "saved": (saved, open_saved),
     "run": (of(tuple(RUNS)), written("run.yaml", read_run)),
     "prompts": (of(({"prompt": "a b"}, {"text": "c"}), lambda row: dump(row) + b"\n"),
                 written("p.jsonl", lambda path: Prompts(path=str(path), words=2).rows())),

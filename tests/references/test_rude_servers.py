@@ -4,9 +4,11 @@ import base64
 import gzip
 import json
 import resource
+import socket
 import ssl
 import time
 import traceback
+from contextlib import ExitStack
 from functools import partial
 from urllib.parse import quote
 
@@ -14,7 +16,7 @@ import pytest
 
 from multiref.errors import ArgumentError, MultirefError, ReferenceUnavailable
 from multiref.models.spec import Tokenisation
-from multiref.references.bounded_http import Refused, hide
+from multiref.references.bounded_http import Refused, hide, send
 from multiref.references.completion_api import CompletionApi, Connection
 from multiref.references.protocol import Item
 from multiref.references.resolve import Opener
@@ -79,6 +81,24 @@ SHAPES = [
     *({"choices": [{"logprobs": {"tokens": ["a", value], "token_logprobs": [None, -1.0]}}]} for value in ODD),
     *({"choices": [], "usage": value} for value in ODD),
 ]
+
+
+@pytest.mark.parametrize("way", ["connects never", "never reads"])
+def test_connecting_and_sending_count_too(way, monkeypatch):
+    """A name of four addresses of which none answers, and a server that takes nothing of a long request: one time in all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as held:
+        port = server.getsockname()[1]
+        if way == "connects never":
+            place = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
+            queued = [held.enter_context(socket.socket()) for _ in range(3)]  # they fill its queue
+            for each in queued:
+                each.setblocking(False)
+                each.connect_ex(("127.0.0.1", port))
+            monkeypatch.setattr("socket.getaddrinfo", lambda *_: [place] * 4)
+        began = time.monotonic()
+        with pytest.raises(OSError, match="timed out"):
+            send(f"http://127.0.0.1:{port}/v1", b" " * 2**26, key=None, seconds=0.6, largest=100)
+        assert 0.5 < time.monotonic() - began < 2
 
 
 def test_answers_of_other_shapes_are_no_scores():

@@ -162,23 +162,22 @@ def _row(pair: Pair) -> dict[str, Any]:
     return row
 
 
-def check_marks(pairs: Iterable[Pair], epsilon: float | None, source: str, *, all_private: bool = True) -> None:
+def check_marks(pairs: Sequence[Pair], epsilon: float | None, source: str, *, all_private: bool = True) -> None:
     """DataError where labels are marked as private at another ε than the loss takes into account, naming the first such row.
 
     Args:
         epsilon: of the loss; None: it takes every label as it stands.
         all_private: refuse also unmarked labels among marked ones.
     """
-    found = list(pairs)
-    wrong = next((pair for pair in found if pair.epsilon not in (None, epsilon)), None)
+    wrong = next((pair for pair in pairs if pair.epsilon not in (None, epsilon)), None)
     if wrong is not None:
         loss = "takes labels as they stand" if epsilon is None else f"is for ε = {epsilon:g}"
         raise DataError(
             f"{wrong.origin or source}: its label is private at ε = {wrong.epsilon:g} (column {EPSILON}), and the loss {loss}. "
             f"Write privacy: {{epsilon: {wrong.epsilon:g}}}; to train on the flips as they are, remove the column."
         )
-    plain = next((pair for pair in found if pair.epsilon is None), None)
-    if all_private and plain is not None and any(pair.epsilon is not None for pair in found):
+    plain = next((pair for pair in pairs if pair.epsilon is None), None)
+    if all_private and plain is not None and any(pair.epsilon is not None for pair in pairs):
         raise DataError(
             f"{plain.origin or source}: its label is not marked as private, and others of {source} are; expected the column "
             f"{EPSILON} in every row, or in none."

@@ -97,11 +97,13 @@ def read(
     largest: int = LARGEST,
     say: Callable[[str], None] | None = None,
     spool: str | os.PathLike[str] | None = None,
+    withhold: bool = False,
 ) -> Reading:
     """The same with what was found out.
 
     Args:
         spool: a folder: pairs are held there in an Arrow file without a name rather than in memory (`data.spooled`).
+        withhold: labels are private: of rows that are skipped no more is written or said than where they stand.
         skipped: where rows that are skipped are written, with the reason.
         say: told what is fetched, spooled and skipped; None: a notice or a warning.
     """
@@ -113,7 +115,7 @@ def read(
         return kept
 
     speak = say or (lambda text: warnings.warn(text, MultirefNotice, stacklevel=3))
-    bad = _BadRows(selection.bad_rows == "skip")
+    bad = _BadRows(selection.bad_rows == "skip", withhold)
     with open_source(source, name=selection.name, split=selection.split, largest=largest, wanted=wanted, say=speak) as opened:
         kind, rows = _converted(opened, selection, opened.name, bad, unread)
         pairs = list(rows) if spool is None else SpooledPairs.write(rows, spool)
@@ -194,17 +196,19 @@ def _pairs(
 class _BadRows:
     """Rows that cannot be used, and why."""
 
-    def __init__(self, skip: bool) -> None:
-        self.skip, self.rows = skip, 0
+    def __init__(self, skip: bool, withhold: bool) -> None:
+        self.skip, self.withhold, self.rows = skip, withhold, 0
         self.reasons: dict[str, str] = {}
         self.lines: list[str] = []
         self.first: DataError | None = None
 
     def add(self, origin: str, row: Any, error: DataError) -> None:
         self.first = self.first or error
-        self.reasons[origin] = str(error)
+        self.reasons[origin] = f"{origin}: not shown, as labels are private." if self.skip and self.withhold else str(error)
         if self.skip:
-            self.lines.append(json.dumps({"origin": origin, "reason": str(error), "row": row}, ensure_ascii=False, default=str))
+            said = {} if self.withhold else {"row": row}
+            line = {"origin": origin, "reason": self.reasons[origin], **said}
+            self.lines.append(json.dumps(line, ensure_ascii=False, default=str))
 
     def finish(self, source: str, some: bool, path: Path | None, say: Callable[[str], None] | None) -> dict[str, str]:
         """The reasons. DataError unless such rows are skipped; and where none is left."""

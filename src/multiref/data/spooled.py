@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from multiref.data.pairs import Pair
 from multiref.data.text import Conversation, Text
 from multiref.errors import OutputError
 
+T = TypeVar("T")
 _REST = tuple(each.name for each in fields(Pair))[3:]  # origin, margin, …
 _ROWS, _BYTES = 256, 4 * MIB  # of one record batch: what is read for a row that is asked for
 _HELD = 64  # single rows read until their pages are let go: each may have brought 16 of them
@@ -30,8 +31,8 @@ class SpooledPairs(Sequence[Pair]):
     folder do not meet. Pages that were read are let go, so that they do not count as memory of this process.
     """
 
-    def __init__(self, mapped: "_Mapped", at: np.ndarray | None = None) -> None:
-        self._mapped, self._at = mapped, at
+    def __init__(self, mapped: "_Mapped", folder: Path, at: np.ndarray | None = None) -> None:
+        self._mapped, self.folder, self._at = mapped, folder, at
 
     @classmethod
     def write(cls, pairs: Iterable[Pair], folder: str | os.PathLike[str]) -> Self:
@@ -45,7 +46,7 @@ class SpooledPairs(Sequence[Pair]):
                 with os.fdopen(handle, "r+b") as file:
                     starts = _write(pairs, file)
                     file.flush()
-                    return cls(_Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), starts))
+                    return cls(_Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), starts), Path(folder))
             finally:
                 with contextlib.suppress(OSError):  # a system that keeps open files
                     os.unlink(name)
@@ -75,12 +76,13 @@ class SpooledPairs(Sequence[Pair]):
 
     def take(self, at: np.ndarray) -> "SpooledPairs":
         """The pairs at these places, of the same file."""
-        return SpooledPairs(self._mapped, at if self._at is None else self._at[at])
+        return SpooledPairs(self._mapped, self.folder, at if self._at is None else self._at[at])
 
 
-def select(pairs: Sequence[Pair], at: np.ndarray) -> Sequence[Pair]:
-    """The pairs at these places: on disk where they are on disk."""
-    return pairs.take(at) if isinstance(pairs, SpooledPairs) else [pairs[i] for i in at.tolist()]
+def select(rows: Sequence[T], at: np.ndarray) -> Sequence[T]:
+    """The rows at these places: on disk where they are on disk."""
+    taken: Sequence[T] = rows.take(at) if hasattr(rows, "take") else [rows[i] for i in at.tolist()]
+    return taken
 
 
 class Joined(Sequence[Pair]):

@@ -8,13 +8,14 @@ import http.client
 import io
 import os
 import re
+import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -93,10 +94,7 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, room: Any) -> int | None:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self._sock.settimeout(left)
+        self._sock.settimeout(_left(self._until))
         count: int | None = self._raw.readinto(room)
         return count
 
@@ -106,7 +104,7 @@ class _Timed(io.RawIOBase):
 
 
 def _timed(kind: Any, until: float) -> Any:
-    """The connection's class, with answers that end in time; those of a proxy too."""
+    """The connection's class: it connects, sends and reads within one time in all; by way of a proxy too."""
 
     class Answer(http.client.HTTPResponse):
         def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
@@ -114,7 +112,41 @@ def _timed(kind: Any, until: float) -> Any:
             raw: Any = self.fp
             self.fp = io.BufferedReader(_Timed(raw.detach(), sock, until))
 
-    return type("Timed", (kind,), {"response_class": Answer})
+    class Timed(kind):
+        response_class = Answer
+
+        def connect(self) -> None:
+            self._create_connection = partial(_connected, until)
+            super().connect()
+
+        def send(self, data: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            self.sock.settimeout(_left(until))  # of `sendall`, for all that it sends
+            super().send(data)
+
+    return Timed
+
+
+def _left(until: float) -> float:
+    if (left := until - time.monotonic()) <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _connected(until: float, address: tuple[str, int], *_: Any) -> socket.socket:
+    """A socket to the first of a name's addresses that answers, all of them within what is left of the time."""
+    trouble: OSError = ConnectionError(f"{address[0]} has no address")
+    for family, kind, protocol, _, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(until))
+            sock.connect(place)
+            return sock
+        except OSError as error:
+            sock.close()
+            trouble = error
+    raise trouble
 
 
 class _Http(urllib.request.HTTPHandler):

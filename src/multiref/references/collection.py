@@ -216,14 +216,15 @@ class _Row:
             getattr(self, what)[places] = getattr(rows, what)
         self.there[places] = True
 
-    def read(self, keeper: Store, address: str, index: KeyIndex) -> list[Damage]:
+    def read(self, keeper: Store, address: str, keys: np.ndarray) -> list[Damage]:
         """Begin with what is stored; of a completion that is stored twice, the first. → what is damaged."""
         self.there[:] = False
-        damage = []
+        damage, index = list[Damage](), None
         for part in keeper.parts(address):
             if isinstance(part, Damage):
                 damage.append(part)
                 continue
+            index = index or KeyIndex(keys)  # only where something is stored
             at = index.locate(part.keys)
             new = np.flatnonzero((at >= 0) & ~self.there[at])
             self.fill(at[new], part.take(new))
@@ -232,7 +233,7 @@ class _Row:
 
 def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _Row, keeper: Store, listener: Listener) -> None:
     """What is stored of a reference and counts. What is damaged, refuted, or was other tokens is set aside, and said."""
-    for damaged in row.read(keeper, address, KeyIndex(blocks.keys)):  # counts as missing
+    for damaged in row.read(keeper, address, blocks.keys):  # counts as missing
         listener.notice(f"{damaged} It was set aside as {keeper.quarantine(damaged)}.")
     stored = np.flatnonzero(row.there & (row.digests != 0))
     some = stored[:: max(1, len(stored) // CHECKED)][:CHECKED].tolist()

@@ -29,8 +29,19 @@ def key_of(prompt: str, completion: str) -> bytes:
 
 def content_keys(prompts: Iterable[Any], completions: Iterable[Any]) -> np.ndarray:
     """The content keys of N completions, [N] of 16 bytes each (numpy dtype V16)."""
-    raw = b"".join(content_key(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True))
+    raw = bytearray()
+    for prompt, completion in zip(prompts, completions, strict=True):
+        raw += content_key(prompt, completion)
     return np.frombuffer(raw, dtype=f"V{KEY_BYTES}")
+
+
+def side_keys(pairs: Iterable[Any]) -> np.ndarray:
+    """P pairs → [P, 2] content keys: of the chosen and of the rejected completion."""
+    raw = bytearray()
+    for pair in pairs:
+        prompt = text_of(pair.prompt)
+        raw += key_of(prompt, text_of(pair.chosen)) + key_of(prompt, text_of(pair.rejected))
+    return np.frombuffer(raw, dtype=f"V{KEY_BYTES}").reshape(-1, 2)
 
 
 def text_of(text: Any) -> str:

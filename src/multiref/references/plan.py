@@ -182,6 +182,8 @@ class Blocks(Sequence[Block]):
     def without(self, there: np.ndarray) -> "Blocks":
         """[U] bool, the keys that are stored → the blocks less these. Items keep their order; a half-stored one keeps the
         completions that are missing."""
+        if not there.any():
+            return self
         kept = ~there[self._place]
         cuts = np.unique(np.concatenate([[0], np.cumsum(kept)])[self._cuts])
         return Blocks(self._texts, self.keys, self._text, self._place[kept], self._item[kept], cuts)

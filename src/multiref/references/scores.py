@@ -5,7 +5,7 @@ tokens of that reference's own tokenizer, so it works across tokenizers. `TokenS
 only where all vocabularies are the same mapping.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
 from multiref.models.spec import Tokenisation
-from multiref.references.keys import KeyIndex, content_key, content_keys, text_of
+from multiref.references.keys import KeyIndex, content_key, content_keys, side_keys, text_of
 
 __all__ = ["SequenceScores", "TokenScores", "check_names", "content_key", "content_keys", "same_vocabulary"]
 
@@ -77,14 +77,24 @@ class SequenceScores:
 
     def columns(self, prompts: Sequence[Any], completions: Sequence[Any]) -> np.ndarray:
         """Texts [M] → columns [M]. Raises `StoreError` where a text has no score: how many, an example, and what to do."""
-        columns = self.locate(content_keys(prompts, completions))
+        return self._there(self.locate(content_keys(prompts, completions)), lambda at: (prompts[at], completions[at]))
+
+    def pair_columns(self, pairs: Sequence[Any]) -> np.ndarray:
+        """P pairs → columns [P, 2]: of their chosen and rejected completions. `StoreError` as `columns`."""
+        columns = self.locate(side_keys(pairs).reshape(-1))
+        sides = ("chosen", "rejected")
+        self._there(columns, lambda at: (pairs[at // 2].prompt, getattr(pairs[at // 2], sides[at % 2])), of=2)
+        return columns.reshape(-1, 2)
+
+    def _there(self, columns: np.ndarray, text: Callable[[int], tuple[Any, Any]], of: int = 1) -> np.ndarray:
         missing = np.flatnonzero(columns < 0)
         if len(missing):
             at = int(missing[0])
+            prompt, completion = text(at)
             raise StoreError(
                 f"{len(missing):,} of {len(columns):,} completions have no score under {', '.join(self.names)}; the first is "
-                f"row {at + 1}, prompt "
-                f"{_excerpt(prompts[at])}, completion {_excerpt(completions[at])}. Expected one score each. Score this data "
+                f"row {at // of + 1}, prompt "
+                f"{_excerpt(prompt)}, completion {_excerpt(completion)}. Expected one score each. Score this data "
                 f"first "
                 "(References(...).score(pairs, store=...), or `multiref score`); a changed text, even by a space, is another "
                 "text."
@@ -97,14 +107,13 @@ class SequenceScores:
 
     def of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """P pairs → (chosen [K, P], rejected [K, P]), in the order of the pairs."""
-        prompts = [pair.prompt for pair in pairs]
-        return self.of(prompts, [pair.chosen for pair in pairs]), self.of(prompts, [pair.rejected for pair in pairs])
+        chosen, rejected = torch.from_numpy(self.pair_columns(pairs)).unbind(1)
+        return self.logps[:, chosen], self.logps[:, rejected]
 
     def lengths_of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """P pairs → token counts (chosen [K, P], rejected [K, P])."""
-        prompts = [pair.prompt for pair in pairs]
-        chosen, rejected = (self.columns(prompts, [getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected"))
-        return self.lengths[:, torch.from_numpy(chosen)], self.lengths[:, torch.from_numpy(rejected)]
+        chosen, rejected = torch.from_numpy(self.pair_columns(pairs)).unbind(1)
+        return self.lengths[:, chosen], self.lengths[:, rejected]
 
     def select(self, names: Sequence[str]) -> "SequenceScores":
         """The scores of these references only, in this order."""

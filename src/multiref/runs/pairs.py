@@ -9,28 +9,32 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, field_serializer, model_validator
 
 from multiref.data import Pair, Selection, read
 from multiref.data.privacy import check_marks
 from multiref.data.reading import SKIPPED
+from multiref.data.spooled import select
 from multiref.errors import ConfigError, MultirefWarning
 from multiref.models import Tokenisation, encode_many
-from multiref.references import content_key
+from multiref.references.keys import KeyIndex, content_keys, side_keys
 from multiref.report import public
 from multiref.runs.base import BaseRun, Facts, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of
 from multiref.training.adapters import save_whole
 from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
+from multiref.training.dataset import PART
 from multiref.training.honoured import check_arguments
 from multiref.training.saved import Kept, rows_of_pairs
 
-Sides = tuple[list[Pair], list[Pair]]
+Sides = tuple[Sequence[Pair], Sequence[Pair]]
 
 
 Columns = dict[str, str | int | float | bool]
@@ -166,19 +170,22 @@ class PairsRun(BaseRun):
     def read(self, folder: RunFolder | None = None, say: Say | None = None) -> Sides:
         """Pairs to train on, and held out. Rows that are skipped go to the folder's skipped.jsonl."""
         under = folder.path if folder is not None and folder.main else None
-        train, held_out = self._pairs(self.data, under and under / SKIPPED, say), list[Pair]()
+        spool = None if folder is None else folder.path
+        train = self._pairs(self.data, under and under / SKIPPED, say, spool)
+        held_out: Sequence[Pair] = []
         epsilon = None if self.privacy is None else self.privacy.epsilon
         check_marks(train, epsilon, public(self.data.path))
         if self.evaluation is not None and self.evaluation.path is not None:
-            held_out = self._pairs(self.evaluation, under and under / f"evaluation-{SKIPPED}", say)
+            held_out = self._pairs(self.evaluation, under and under / f"evaluation-{SKIPPED}", say, spool)
             check_marks(held_out, epsilon, "evaluation", all_private=False)  # clean labels are good to look at
             _warn_of_overlap(train, held_out)
         elif self.evaluation is not None and self.evaluation.fraction is not None:
             train, held_out = _split(train, self.evaluation.fraction, self.evaluation.split_seed)
         return train, held_out
 
-    def _pairs(self, data: DataSource, skipped: Path | None, say: Say | None) -> list[Pair]:
-        return read(str(data.path), data.selection(), skipped=skipped, say=say).pairs
+    def _pairs(self, data: DataSource, skipped: Path | None, say: Say | None, spool: Path | None) -> Sequence[Pair]:
+        withhold = self.privacy is not None
+        return read(str(data.path), data.selection(), skipped=skipped, say=say, spool=spool, withhold=withhold).pairs
 
     def data_words(self, pairs: int, held_out: int, folder: RunFolder) -> str:
         """What it was trained on, for card and page."""
@@ -189,34 +196,32 @@ class PairsRun(BaseRun):
         which = "".join(f", {key} {value}" for key in ("name", "split") if (value := getattr(self.data, key)))
         return f"{public(self.data.path)}{which} ({', '.join(counts)})"
 
-    def fitting(self, pairs: list[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> list[Pair]:
+    def fitting(self, pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> Sequence[Pair]:
         """Pairs that the policy's context holds whole; or as `too_long` says."""
         limit = tokenisation.max_length
         if not pairs or limit is None or self.too_long == "keep":
             return pairs
-        items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
-        origins = [pair.origin for pair in pairs]
-        encoded = encode_many(tokenizer, items, replace(tokenisation, max_length=None), origins=origins)
-        return self.kept(
-            pairs,
-            [len(e.prompt_ids) + max(map(len, e.completions)) <= limit for e in encoded],
-            f"longer than {limit} tokens",
-            say,
-        )
+        fits, whole = np.zeros(len(pairs), bool), replace(tokenisation, max_length=None)
+        for start in range(0, len(pairs), PART):
+            part = pairs[start : start + PART]
+            items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in part]
+            encoded = encode_many(tokenizer, items, whole, origins=[pair.origin for pair in part])
+            fits[start : start + PART] = [len(e.prompt_ids) + max(map(len, e.completions)) <= limit for e in encoded]
+        return self.kept(pairs, fits, f"longer than {limit} tokens", say)
 
-    def kept(self, pairs: list[Pair], fits: list[bool], why: str, say: Say) -> list[Pair]:
+    def kept(self, pairs: Sequence[Pair], fits: np.ndarray, why: str, say: Say) -> Sequence[Pair]:
         """The pairs that fit. ConfigError where none does, or `too_long` is error."""
-        if all(fits):
+        if fits.all():
             return pairs
-        first = pairs[fits.index(False)].origin
-        if self.too_long == "error" or not any(fits):
+        first, count = pairs[int(fits.argmin())].origin, int((~fits).sum())
+        if self.too_long == "error" or not fits.any():
             raise ConfigError(
-                f"tokenisation.max_length: {fits.count(False)} of {len(pairs)} pairs are {why}, the first {first}. "
+                f"tokenisation.max_length: {count} of {len(pairs)} pairs are {why}, the first {first}. "
                 "Raise max_length, use a model "
                 "with a longer context, or set too_long to drop."
             )
-        say(f"Left out {fits.count(False):,} of {len(pairs):,} pairs that are {why} (the first: {first}).")
-        return [pair for pair, fit in zip(pairs, fits) if fit]
+        say(f"Left out {count:,} of {len(pairs):,} pairs that are {why} (the first: {first}).")
+        return select(pairs, np.flatnonzero(fits))
 
 
 class TrainerJob:
@@ -275,26 +280,30 @@ def lines(folder: RunFolder, say: Say) -> LogLines:
     return LogLines(listen)
 
 
-def _split(pairs: list[Pair], fraction: float, seed: int) -> Sides:
-    """By prompt, so that no prompt is on both sides."""
-    groups: dict[bytes, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(content_key(pair.prompt, ""), []).append(pair)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
-    out = set(order[: max(1, round(fraction * len(order)))])
-    sides: Sides = ([], [])
-    for number, group in enumerate(groups.values()):
-        sides[number in out].extend(group)
-    if not sides[0]:
-        raise ConfigError(f"evaluation.fraction: {fraction} of {len(groups)} prompts leaves nothing to train on; use a file.")
-    return sides
+def _prompt_keys(pairs: Sequence[Pair]) -> np.ndarray:
+    return content_keys((pair.prompt for pair in pairs), repeat("", len(pairs)))
+
+
+def _split(pairs: Sequence[Pair], fraction: float, seed: int) -> Sides:
+    """By prompt, so that no prompt is on both sides; prompts in the order in which they come."""
+    index = KeyIndex(_prompt_keys(pairs))
+    first = index.order[~index.repeated]
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    group = np.empty(len(pairs), np.int64)
+    group[index.order] = number[np.cumsum(~index.repeated) - 1]
+    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed)).numpy()
+    out = np.isin(group, order[: max(1, round(fraction * len(order)))])
+    by_prompt = np.argsort(group, kind="stable")
+    if out.all():
+        raise ConfigError(f"evaluation.fraction: {fraction} of {len(first)} prompts leaves nothing to train on; use a file.")
+    return select(pairs, by_prompt[~out[by_prompt]]), select(pairs, by_prompt[out[by_prompt]])
 
 
 def _warn_of_overlap(train: Sequence[Pair], held_out: Sequence[Pair]) -> None:
-    seen = {content_key(p.prompt, side) for p in train for side in (p.chosen, p.rejected)}
-    prompts = {content_key(p.prompt, "") for p in train}
-    same = sum(any(content_key(p.prompt, side) in seen for side in (p.chosen, p.rejected)) for p in held_out)
-    shared = sum(content_key(p.prompt, "") in prompts for p in held_out)
+    sides, prompts = KeyIndex(side_keys(train).reshape(-1)), KeyIndex(_prompt_keys(train))
+    same = int((sides.locate(side_keys(held_out).reshape(-1)).reshape(-1, 2) >= 0).any(1).sum())
+    shared = int((prompts.locate(_prompt_keys(held_out)) >= 0).sum())
     if same or shared:
         warnings.warn(
             f"evaluation: {same} of {len(held_out)} held-out pairs have a completion that is trained on, "

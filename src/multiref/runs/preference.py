@@ -1,6 +1,6 @@
 """`task: preference`: a policy from preference pairs, under stored scores of K references."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 
 from multiref.data import Pair
+from multiref.data.spooled import Joined
 from multiref.models import context_of, load
 from multiref.references import References, SequenceScores
 from multiref.references.identity import say_of_templates
@@ -67,7 +68,7 @@ class PreferenceRun(PairsRun, PooledRun):
         with main_first(f"scoring {folder.path.resolve()}"):
             number = len(train) + len(held_out)
             say(f"Scoring {number:,} pairs under {self.counted}, or reading what is stored in {store}.")
-            scores = opened.score([*train, *held_out], store=store)
+            scores = opened.score(Joined(train, held_out), store=store)
         tokenizers = {"the policy": loaded.tokenizer} | {n: getattr(opened.open(n), "tokenizer", None) for n in opened.names}
         if (differing := say_of_templates(tokenizers, (pair.prompt for pair in train))) is not None:
             say(differing)
@@ -91,18 +92,15 @@ class PreferenceRun(PairsRun, PooledRun):
         )
         silence(trainer)
         say(f"{len(data):,} pairs, {len(held_out):,} held out; references: {', '.join(scores.names)}.")
-        return TrainerJob(trainer, lambda: self._facts(folder, scores.names, len(data), len(held_out)))
+        names = scores.names  # not the scores: the data have what they need of them
+        return TrainerJob(trainer, lambda: self._facts(folder, names, len(data), len(held_out)))
 
-    def _untruncated(self, pairs: list[Pair], scores: SequenceScores, say: Say) -> list[Pair]:
+    def _untruncated(self, pairs: Sequence[Pair], scores: SequenceScores, say: Say) -> Sequence[Pair]:
         """Pairs whose texts every reference saw whole."""
         if not pairs or self.too_long == "keep":
             return pairs
-        prompts = [pair.prompt for pair in pairs]
-        cut = torch.zeros(len(pairs), dtype=torch.bool)
-        for side in ("chosen", "rejected"):
-            columns = scores.columns(prompts, [getattr(pair, side) for pair in pairs])
-            cut |= scores.truncated[:, torch.from_numpy(columns)].any(0)
-        return self.kept(pairs, (~cut).tolist(), "longer than a reference's context", say)
+        cut = scores.truncated[:, torch.from_numpy(scores.pair_columns(pairs))].any(0).any(-1)
+        return self.kept(pairs, (~cut).numpy(), "longer than a reference's context", say)
 
     def _facts(self, folder: RunFolder, scored: tuple[str, ...], pairs: int, held_out: int) -> Facts:
         last = {key: value for line in folder.read_metrics() for key, value in line.items() if key.startswith("weights/")}

@@ -9,6 +9,7 @@ them more). So the budget never decides *which* pairs make a step, only into how
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -30,7 +31,7 @@ class StepBatches(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: "Sequence[int] | np.ndarray",
         per_device: int,
         *,
         accumulation: int = 1,
@@ -47,7 +48,7 @@ class StepBatches(Sampler[list[int]]):
                 f"dataloader_drop_last leaves nothing of {len(lengths)} pairs at {per_device * accumulation * world} a step; "
                 "use smaller batches or keep the last one."
             )
-        self.lengths, self.per_device, self.accumulation = list(lengths), per_device, accumulation
+        self.lengths, self.per_device, self.accumulation = lengths, per_device, accumulation
         self.world, self.rank, self.seed, self.shuffle, self.drop_last = world, rank, seed, shuffle, drop_last
         self.epoch = 0
 
@@ -61,13 +62,13 @@ class StepBatches(Sampler[list[int]]):
         return whole * self.accumulation + (0 if self.drop_last else -(-rest // (self.per_device * self.world)))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(len(self.lengths)))
+        order = torch.arange(len(self.lengths))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-            order = torch.randperm(len(order), generator=generator).tolist()
+            order = torch.randperm(len(order), generator=generator)
         per_step = self.per_device * self.accumulation * self.world
         for start in range(0, len(order), per_step):
-            step = order[start : start + per_step]
+            step = order[start : start + per_step].tolist()
             if len(step) < per_step and self.drop_last:
                 return
             if self.shuffle:

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from multiref.data import Pair, as_pairs
+from multiref.data.spooled import SpooledPairs, select
 from multiref.errors import ArgumentError, DataError, MultirefWarning
 from multiref.models import Encoded, completion_logps, encode_many
 from multiref.models.chat import Chat
 from multiref.models.encoding import check_one_prompt
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
+from multiref.training.encoded_rows import EncodedRows
 from multiref.training.objectives import PairLogps
+
+PART = 1024  # pairs that are encoded at once, of those on disk
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class PairData(Dataset[tuple["PairData", int]]):
     def __init__(
         self, pairs: Sequence[Any], tokenizer: Any, tokenisation: Tokenisation, counts: Sequence[float] | Tensor | None
     ) -> None:
-        self.pairs: list[Pair] = list(as_pairs(((f"pair {number}", pair) for number, pair in enumerate(pairs, 1)), "The pairs"))
+        on_disk = isinstance(pairs, SpooledPairs)
+        numbered = ((f"pair {number}", pair) for number, pair in enumerate(() if on_disk else pairs, 1))
+        self.pairs: Sequence[Pair] = pairs if on_disk else list(as_pairs(numbered, "The pairs"))
         if not self.pairs:
             raise DataError("No pair was given; expected at least one.")
         given = torch.ones(len(self.pairs)) if counts is None else counts
@@ -82,7 +88,7 @@ class PairData(Dataset[tuple["PairData", int]]):
                 f"counts: expected {len(self)} numbers of at least zero, not all zero; found shape {tuple(self.counts.shape)}."
             )
         self.tokenisation = tokenisation
-        self.encoded = encode_pairs(self.pairs, tokenizer, tokenisation)
+        self.encoded = _encoded(self.pairs, tokenizer, tokenisation)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -92,8 +98,10 @@ class PairData(Dataset[tuple["PairData", int]]):
         return self, index
 
     @property
-    def row_lengths(self) -> list[int]:
+    def row_lengths(self) -> Sequence[int] | np.ndarray:
         """[P] tokens of each pair's row: the prompt once, both completions."""
+        if isinstance(self.encoded, EncodedRows):
+            return self.encoded.row_lengths
         return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
 
     def batch(self, indices: Sequence[int]) -> Any:
@@ -139,9 +147,7 @@ class PreferenceData(PairData):
         super().__init__(pairs, tokenizer, tokenisation, counts)
         _check_ends(self.pairs, scores, tokenizer, tokenisation)
         self.names, self.identities, self.said = scores.names, scores.identities, tokenisation.identity()
-        prompts = [pair.prompt for pair in self.pairs]
-        columns = [scores.columns(prompts, [getattr(pair, side) for pair in self.pairs]) for side in ("chosen", "rejected")]
-        at = torch.stack([torch.from_numpy(column) for column in columns], dim=1)
+        at = torch.from_numpy(scores.pair_columns(self.pairs))
         self.references, self.ref_lengths = scores.logps[:, at], scores.lengths[:, at]
         truncated, digests = scores.truncated[:, at], torch.from_numpy(scores.digests.view(np.int64))[:, at]
         self.otherwise = _scored_otherwise(self.encoded, digests)
@@ -157,7 +163,7 @@ class PreferenceData(PairData):
         warnings.warn(
             f"Left out {self.dropped:,} of {len(self):,} pairs that are cut on one side.", MultirefWarning, stacklevel=3
         )
-        self.pairs, self.encoded = ([rows[i] for i in at.tolist()] for rows in (self.pairs, self.encoded))
+        self.pairs, self.encoded = select(self.pairs, at.numpy()), select(self.encoded, at.numpy())
         self.counts, self.references, self.ref_lengths = self.counts[at], self.references[:, at], self.ref_lengths[:, at]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
@@ -172,6 +178,14 @@ def collate(items: Sequence[tuple[PairData, int]]) -> dict[str, Any]:
     data = items[0][0]
     indices = [index for _, index in items]
     return {"index": torch.tensor(indices), "pairs": data.batch(indices)}
+
+
+def _encoded(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> Sequence[Encoded]:
+    """The ids of all pairs: in memory, or where the pairs are."""
+    if not isinstance(pairs, SpooledPairs):
+        return encode_pairs(pairs, tokenizer, tokenisation)
+    parts = (encode_pairs(pairs[start : start + PART], tokenizer, tokenisation) for start in range(0, len(pairs), PART))
+    return EncodedRows.write((item for part in parts for item in part), pairs)
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:
@@ -196,7 +210,8 @@ def _cut(encoded: Sequence[Encoded], truncated: Tensor, digests: Tensor) -> Tens
 
     truncated, digests: [K, P, 2] of the scores; a digest is `Encoded.digest` as int64, 0 where it is not known.
     """
-    ours = torch.tensor([item.truncated for item in encoded])
+    on_disk = isinstance(encoded, EncodedRows)
+    ours = torch.from_numpy(encoded.truncated) if on_disk else torch.tensor([item.truncated for item in encoded])
     cut = truncated | ours
     kept = torch.zeros(ours.shape, dtype=torch.int64)
     for row, side in cut.any(0).nonzero().tolist():
