@@ -112,7 +112,7 @@ def _timed(kind: Any, until: float) -> Any:
             raw: Any = self.fp
             self.fp = io.BufferedReader(_Timed(raw.detach(), sock, until))
 
-    class Timed(kind):
+    class Timed(kind):  # type: ignore[misc]
         response_class = Answer
 
         def connect(self) -> None:
@@ -134,7 +134,7 @@ def _left(until: float) -> float:
     return left
 
 
-def _connected(until: float, address: tuple[str, int], *_: Any) -> socket.socket:
+def _connected(until: float, address: tuple[str, int], *given: Any) -> socket.socket:
     """A socket to the first of a name's addresses that answers, all of them within what is left of the time."""
     trouble: OSError = ConnectionError(f"{address[0]} has no address")
     for family, kind, protocol, _, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
