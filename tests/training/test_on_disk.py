@@ -21,7 +21,7 @@ PAIRS = [Pair(" ".join(WORDS[: 1 + n % 7]), " " + " ".join(WORDS[n % 5 : 9]), f"
 
 @pytest.mark.parametrize("truncation", ["keep_start", "keep_end"])
 def test_batches_and_what_is_left_out_are_the_same(truncation, tmp_path):
-    tokenisation = Tokenisation(max_length=30, truncation=truncation)
+    tokenisation = Tokenisation(max_length=12, truncation=truncation)
     model = LanguageModel(make_llama(len(TOKENIZER)), TOKENIZER, "m")
     scores = References({"a": model}, tokenisation=Tokenisation()).score(PAIRS)
     made = []

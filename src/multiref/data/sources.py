@@ -86,6 +86,10 @@ def _saved(path: Path, name: str | None, split: str | None, stack: ExitStack, sa
     """What `datasets` has to open: a folder of `save_to_disk`, or a configuration of a folder as the hub has them."""
     import datasets
 
+    for each in path.rglob("*"):  # which `datasets` would wait for
+        if not each.is_file() and not each.is_dir():
+            raise DataError(f"{each} is no regular file; expected a folder of `save_to_disk`.")
+
     def load() -> Any:
         return datasets.load_from_disk(str(path)) if name is None else datasets.load_dataset(str(path), name)
 
