@@ -32,7 +32,7 @@ def test_pairs_find_their_scores_whatever_the_order(shuffle):
 
 def test_a_missing_score_is_named():
     with pytest.raises(
-        StoreError, match=r"1 of 8 completions .* row 8, prompt 'p0', completion 'changed'.*Score this data first"
+        StoreError, match=r"1 of 16 completions .* row 8, prompt 'p0', completion 'changed'.*Score this data first"
     ):
         scores_of(PAIRS).of_pairs([*PAIRS, Pair("p0", "c0", "changed")][::1])
 
