@@ -2,6 +2,7 @@
 work."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -190,11 +191,7 @@ def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
         result.output.split()
     )
     text = page.read_text()
-    assert (
-        "<svg" not in text
-        and text.count("data:image/svg+xml;base64,") >= 2
-        and "http" not in text.split("</style>")[1].split("base64")[0]
-    )
+    assert text.count("<svg") >= 2 and not re.search(r'(src|href)="http|url\(.?http', text)
     found = json.loads(run("inspect", data, "--store", scores, "--json").stdout)
     assert found["verdict"]["answer"] == "none" and [q["name"] for q in found["references"]] == ["base", "math"]
     assert "--reference name=PATH" in found["not_measured"]
@@ -202,6 +199,7 @@ def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
     assert missing.exit_code == 2 and "no reference is called 'nobody'" in missing.output
 
 
+@pytest.mark.filterwarnings("ignore:.*writes no end token")  # <|im_end|> is text to this small tokenizer
 def test_attention_and_the_template_s_arguments_of_all_and_of_one(tmp_path, tiny_folder):
     """`VALUE` is for every model, `name=VALUE` for one; each is part of who the reference is, and the numbers agree to rounding
     (attention) or follow the template (its arguments)."""
@@ -225,7 +223,7 @@ def test_attention_and_the_template_s_arguments_of_all_and_of_one(tmp_path, tiny
     ]
     options = ["--attention", "eager", "--attention", "b=sdpa", "--chat-template-kwargs", 'c={"think": true}']
     result = run("score", data, *models, *options, "--store", tmp_path / "scores")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, (result.output, result.exception)
     a, b, c = read_scores(tmp_path / "scores", ["a", "b", "c"]).logps
     assert (a - b).abs().max() < 1e-4 and (a != b).any() and (a - c).abs().max() > 1e-2
     identities = [note["identity"] for note in Store(tmp_path / "scores").references().values()]

@@ -120,7 +120,8 @@ class References:
         del texts, blocks, rows, row
         identities = tuple(self._identities[name] for name in self.names)
         logps, lengths, truncated, digests = table.values()
-        return SequenceScores(self.names, keys, *map(torch.from_numpy, (logps, lengths, truncated)), digests, identities)
+        sums, counts, cut = map(torch.from_numpy, (logps, lengths, truncated))
+        return SequenceScores(self.names, keys, sums, counts, cut, digests, identities)
 
     def estimate_cost(
         self,

@@ -249,7 +249,7 @@ def plan(data: "Iterable[Any] | Texts", *, shard_size: int | None = None) -> Blo
     item = np.cumsum(opens, dtype=small)
     size, bounds, cuts = shard_size or shard_size_for(len(keys)), _bounds(item), [0]
     while cuts[-1] < len(keys):
-        cuts.append(int(bounds[min(np.searchsorted(bounds, cuts[-1] + size), len(bounds) - 1)]))
+        cuts.append(int(bounds[min(int(np.searchsorted(bounds, cuts[-1] + size)), len(bounds) - 1)]))
     return Blocks(texts, keys, text, place, item, np.array(cuts))
 
 

@@ -210,8 +210,10 @@ def _cut(encoded: Sequence[Encoded], truncated: Tensor, digests: Tensor) -> Tens
 
     truncated, digests: [K, P, 2] of the scores; a digest is `Encoded.digest` as int64, 0 where it is not known.
     """
-    on_disk = isinstance(encoded, EncodedRows)
-    ours = torch.from_numpy(encoded.truncated) if on_disk else torch.tensor([item.truncated for item in encoded])
+    if isinstance(encoded, EncodedRows):
+        ours = torch.from_numpy(encoded.truncated)
+    else:
+        ours = torch.tensor([item.truncated for item in encoded])
     cut = truncated | ours
     kept = torch.zeros(ours.shape, dtype=torch.int64)
     for row, side in cut.any(0).nonzero().tolist():

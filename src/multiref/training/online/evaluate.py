@@ -117,8 +117,11 @@ def _drawn(
         torch.manual_seed(seed)
         for start in range(0, len(rows), args.prompts_per_step):
             prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
-            options = {"group": samples, "tokenisation": args.tokenisation, "scored": scored}
-            rollouts += sample(trainer.model, trainer.tokenizer, prompts, args.generation, **options)
+            drawn = sample(
+                trainer.model, trainer.tokenizer, prompts, args.generation,
+                group=samples, tokenisation=args.tokenisation, scored=scored,
+            )  # fmt: skip
+            rollouts += drawn
     return rollouts
 
 
