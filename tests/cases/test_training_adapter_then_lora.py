@@ -12,6 +12,7 @@ from tests.runs.doing import do
 WORDS = ("the cat", "a dog", "two plus three", "the log")
 
 
+@pytest.mark.slow
 def test_the_second_policy_begins_as_the_first_and_comes_back(tmp_path):
     tokenizer = make_tokenizer()
     for seed, name in enumerate(("base", "other")):

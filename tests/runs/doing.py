@@ -3,6 +3,7 @@
 from multiref.runs.document import Document
 from multiref.runs.execute import execute
 from multiref.runs.tasks import Run
+from tests.conftest import make_llama, make_tokenizer
 
 
 def settings(config, **changes):
@@ -11,3 +12,14 @@ def settings(config, **changes):
 
 def do(config, say=lambda text: None):
     return execute(settings(config), say=say)
+
+
+def make_two(tmp_path_factory, *, std, chat=False):
+    """Two small models with one tokenizer, "policy" and "other" → their folders."""
+    tokenizer, made = make_tokenizer(chat=chat), {}
+    for seed, name in enumerate(("policy", "other")):
+        folder = tmp_path_factory.mktemp(name)
+        make_llama(len(tokenizer), seed=seed, std=std).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made[name] = str(folder)
+    return made

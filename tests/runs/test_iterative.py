@@ -12,20 +12,14 @@ from multiref.errors import ConfigError, DataError
 from multiref.runs import read_run
 from multiref.training.iterative import LabelsLate
 from tests.conftest import make_llama, make_tokenizer
-from tests.runs.doing import do
+from tests.runs.doing import do, make_two
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    tokenizer, made = make_tokenizer(), {}
-    for seed, name in enumerate(("policy", "other")):
-        folder = tmp_path_factory.mktemp(name)
-        make_llama(len(tokenizer), seed=seed, std=0.2).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        made[name] = str(folder)
-    return made
+    return make_two(tmp_path_factory, std=0.2)
 
 
 @pytest.fixture

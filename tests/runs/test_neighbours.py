@@ -14,8 +14,7 @@ from multiref.runs.judges import JudgeSetting
 from multiref.runs.rewards import read_rewards
 from multiref.training.iterative import PrivateOracle
 from multiref.training.online import ClipObjective, OnlineTrainer, WinRate
-from tests.conftest import make_llama, make_tokenizer
-from tests.runs.doing import do, settings
+from tests.runs.doing import do, make_two, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 JUDGE = """def shorter(prompts, first, second):
@@ -25,13 +24,7 @@ JUDGE = """def shorter(prompts, first, second):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    tokenizer, made = make_tokenizer(), {}
-    for seed, name in enumerate(("policy", "other")):
-        folder = tmp_path_factory.mktemp(name)
-        make_llama(len(tokenizer), seed=seed, std=0.2).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        made[name] = str(folder)
-    return made
+    return make_two(tmp_path_factory, std=0.2)
 
 
 @pytest.fixture

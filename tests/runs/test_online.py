@@ -9,20 +9,14 @@ import pytest
 from multiref.errors import ArgumentError, ConfigError, DataError
 from multiref.runs import read_run
 from tests.conftest import make_llama, make_tokenizer
-from tests.runs.doing import do, settings
+from tests.runs.doing import do, make_two, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    tokenizer, made = make_tokenizer(chat=True), {}
-    for seed, name in enumerate(("policy", "other")):
-        folder = tmp_path_factory.mktemp(name)
-        make_llama(len(tokenizer), seed=seed, std=0.1).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        made[name] = str(folder)
-    return made
+    return make_two(tmp_path_factory, std=0.1, chat=True)
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import pytest
 
 from multiref.errors import ConfigError, MultirefWarning, OutputError
 from multiref.runs import trackers
-from tests.conftest import make_llama, make_tokenizer
-from tests.runs.doing import do, settings
+from tests.runs.doing import do, make_two, settings
 from tests.runs.hub_double import hub_double
 
 pytestmark = pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
@@ -17,13 +16,7 @@ TOKEN = "hf_onlyThisOneMayWriteHere"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    tokenizer, made = make_tokenizer(), {}
-    for seed, name in enumerate(("policy", "other")):
-        folder = tmp_path_factory.mktemp(name)
-        make_llama(len(tokenizer), seed=seed, std=0.2).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        made[name] = str(folder)
-    return made
+    return make_two(tmp_path_factory, std=0.2)
 
 
 def task(name, folders, tmp_path, steps=2):

@@ -28,6 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "QUICK", quick)
 
 
+@pytest.mark.slow
 def test_demo_prints_its_tables_and_says_where_the_report_is(small: None, tmp_path: Path) -> None:
     arguments = ["demo", "--quick", "--seeds", "1", "--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "220"})

@@ -47,7 +47,8 @@ def test_every_rules_ends_are_the_single_reference_runs(rule, weight, bench):
     assert abs(other["kl/adder"] - expected["kl/adder"]) > 1e-3  # the two ends are different policies
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[] if rule == "exact" else pytest.mark.slow) for rule in RULES])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
 def test_curves_are_continuous_at_both_ends(rule, bench):
     """As α → 0 and α → 1 a rule's numbers go to the single reference's: at 1e-7 from an end they are within 1e-4 (the authors'
     script jumps there)."""

@@ -27,6 +27,7 @@ def table_texts(prompts=2, vocabulary=3, length=3):
     return {f"x{i}": ["".join(f"y{t}" for t in ids) for ids in answers] for i in range(prompts)}
 
 
+@pytest.mark.slow
 def test_a_warm_up_ends_at_the_renormalised_tokens_and_what_follows_at_the_pool():
     """On tables, reward zero. At states of texts forward KL brings the student to ∏_t ĝ_t, token by token;
     the exact rule then to the normalised pool of completions. Both are computed from the tables;
