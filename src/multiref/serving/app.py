@@ -47,6 +47,7 @@ class Job:
         self.stop, self._loop = threading.Event(), asyncio.get_running_loop()
 
     def run(self, served: Served, asked: Asked) -> None:
+        """In its thread, until the answer ends, the client goes, or an error is told."""
         try:
             with closing(served.answer(asked, self.stop)) as answer:  # what it holds is free at once, however it ends
                 for event in answer:
