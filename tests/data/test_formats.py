@@ -114,6 +114,10 @@ def test_the_meaning_of_numbers_is_of_the_whole_data_set_and_is_not_guessed() ->
     ends = [{"input": "q", "output_1": "x", "output_2": "y", "label": label} for label in (1, 0)]
     with pytest.raises(DataError, match=r"columns: .label"):  # 0 is a tie, or the first
         read_pairs(ends)
+    from_zero = [{"input": "q", "answer_0": "x", "answer_1": "y", "label": label} for label in (1, 0, 2)]
+    with pytest.raises(DataError, match="row 3: a tie"):
+        read_pairs(from_zero)
+    assert [pair.chosen for pair in read_pairs(from_zero, limit=2)] == ["y", "x"]
 
 
 def test_rankings_are_the_ends_or_all_pairs_and_their_margins_are_differences() -> None:

@@ -57,6 +57,15 @@ def test_folders_data_sets_and_urls_have_the_same_pairs(tmp_path: Any) -> None:
         read_pairs(tmp_path / "splits")
 
 
+def test_percents_are_those_of_datasets() -> None:
+    rows = [{"prompt": str(n), "chosen": "a", "rejected": "b"} for n in range(1050)]
+    data = datasets.Dataset.from_list(rows)
+    for low, high in ((0, 1), (1, 2), (33, 34), (50, 99), (99, 100), (-10, 100), (20, -7)):
+        wanted = datasets.ReadInstruction("all", from_=low, to=high, unit="%").to_absolute({"all": len(data)})[0]
+        found = read_pairs(rows, split=f"[{low}%:{high}%]")
+        assert (found[0].prompt, found[-1].prompt) == (str(wanted.from_), str(wanted.to - 1)), (low, high)
+
+
 def test_a_stream_is_spooled_first_and_that_is_said() -> None:
     told: list[str] = []
     stream = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
