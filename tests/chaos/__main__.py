@@ -15,13 +15,13 @@ from tests.chaos.jobs import JOBS, NEEDS, make_world, shrink_demo
 from tests.chaos.kills import HOW, Outcome, problem, run, stratum
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--verb", action="append", choices=list(JOBS), help="only this one; repeatable")
     ask.add_argument("--kills", type=int, default=10, help="single kills of each verb")
     ask.add_argument("--row", type=int, default=10, help="kills of one run in a row")
     ask.add_argument("--seed", type=int, default=0)
-    asked = ask.parse_args()
+    asked = ask.parse_args(given)
     import_everything()
     place = Path(tempfile.mkdtemp(prefix="chaos-")).resolve()
     make_world(place)

@@ -2,11 +2,10 @@
 and a parent that is killed."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from multiref.errors import ArgumentError, OutputError
 from multiref_lab.experiment import Experiment, Record
+from tests import forked
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,13 @@ def test_a_records_name_moves_with_all_that_its_numbers_depend_on(tmp_path, monk
     assert len(names) == 4 and all(name.name.startswith("cell") for name in names)
 
 
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def processes(request, monkeypatch):
+    """How workers begin: as the library has them, and as copies of this process, which are there at once."""
+    context = multiprocessing.get_context(request.param)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
+
+
 def test_workers_measure_what_one_process_measures(tmp_path):
     cells = [Cell(n) for n in range(5)]
     told = Told()
@@ -79,7 +86,7 @@ def test_workers_measure_what_one_process_measures(tmp_path):
     assert Experiment(tmp_path, cells, square).run() == found  # as read from disk
 
 
-def test_an_error_in_a_cell_stops_the_sweep_and_what_is_finished_is_kept(tmp_path):
+def test_an_error_in_a_cell_stops_the_sweep_and_what_is_finished_is_kept(processes, tmp_path):
     experiment = Experiment(tmp_path, [Cell(1), Cell(2), Cell(-1), *(Cell(n) for n in range(20, 40))], square)
     for workers in (1, 2):
         with pytest.raises(ArgumentError, match="number: found -1"):
@@ -94,43 +101,32 @@ def test_an_error_in_a_cell_stops_the_sweep_and_what_is_finished_is_kept(tmp_pat
         Experiment(tmp_path / "file", [Cell(1)], square).run()
 
 
-SLEEPERS = """
-    import os, signal, sys, time
-    from dataclasses import dataclass
-    from pathlib import Path
-    from multiref_lab.experiment import Experiment
+@dataclass(frozen=True)
+class Sleep:
+    folder: Path
 
-    @dataclass(frozen=True)
-    class Cell:
-        number: int
-        name = property(lambda self: f"cell{self.number}")
-
-    def sleep(cell):
-        Path(sys.argv[1], f"{os.getpid()}.started").write_text("")
+    def __call__(self, cell: Cell) -> dict[str, int]:
+        (self.folder / f"{os.getpid()}.started").write_text("")
         time.sleep(0.05 if cell.number == 0 else 600)
         return {}
 
-    if __name__ == "__main__":
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
-        try:
-            Experiment(Path(sys.argv[1], "records"), [Cell(n) for n in range(4)], sleep).run(workers=2)
-        except KeyboardInterrupt:
-            sys.exit(130)
-"""
+
+def sleep_together(folder: Path) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        Experiment(folder / "records", [Cell(n) for n in range(4)], Sleep(folder)).run(workers=2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @pytest.fixture
 def sweep(tmp_path):
     """A sweep of cells that sleep, in a process group of its own, once both workers are in a cell that takes long;
     and its workers."""
-    script = tmp_path / "sleepers.py"
-    script.write_text(textwrap.dedent(SLEEPERS))
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2 and list((tmp_path / "records").glob("cell0-*.json")))
-    yield process, [int(path.stem) for path in tmp_path.glob("*.started")]
-    process.kill()
+    with forked.ended(forked.start(sleep_together, tmp_path, said=tmp_path / "said", alone=False)) as process:
+        wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2 and list((tmp_path / "records").glob("cell0-*.json")))
+        yield process, [int(path.stem) for path in tmp_path.glob("*.started")]
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -146,18 +142,19 @@ def gone(workers: list[int]) -> bool:
     return all(not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z" for state in states)
 
 
-def test_an_interrupt_ends_parent_and_workers_without_a_word(sweep):
+def test_an_interrupt_ends_parent_and_workers_without_a_word(processes, sweep, tmp_path):
     """Ctrl-C reaches the whole group: the parent waits for no cell, and no worker prints a traceback."""
     process, workers = sweep
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(20) == 130 and process.stderr.read() == ""
+    process.join(20)
+    assert process.exitcode == 130 and (tmp_path / "said").read_text() == ""
     wait_for(lambda: gone(workers), 5)
 
 
-def test_workers_end_with_a_parent_that_is_killed(sweep):
+def test_workers_end_with_a_parent_that_is_killed(processes, sweep):
     process, workers = sweep
     process.kill()
-    process.wait(5)
+    process.join(5)
     wait_for(lambda: gone(workers), 10)
 
 

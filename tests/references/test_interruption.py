@@ -3,7 +3,6 @@
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -12,20 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from multiref.errors import StoreError
 from multiref.references import References, Store
+from tests import forked
 from tests.references.doubles import Companion, pairs
+from tests.references.run_job import main as run_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*did not fit")
 COUNT, SHARD, PAUSE = 150, 20, 0.01  # 300 completions in 15 shards per reference, 10 ms of work each
 ROOT = Path(__file__).parents[2]
 
 
-def start(store, log, *, pause=PAUSE, limit=None, model=()):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.references.run_job", str(store), str(log), str(SHARD), str(pause), str(COUNT),
-        *map(str, model)],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit,
-    )  # fmt: skip
+def start(store, log, *, pause=PAUSE, model=()):
+    return forked.start(run_job, store, log, SHARD, pause, COUNT, *model)
 
 
 def finish(store):
@@ -33,6 +31,12 @@ def finish(store):
     references = {name: Companion(name) for name in ("a", "b")}
     scores = References(references).score(pairs(COUNT), store=store, shard_size=SHARD)
     return scores, sum(reference.scored() for reference in references.values())
+
+
+def ends(process):
+    """Whether it ends well."""
+    process.join(300)
+    return process.exitcode == 0
 
 
 def scored_by(log):
@@ -43,12 +47,10 @@ def kill_after(completions, delay, folder):
     """Start the job, and end it with SIGKILL `delay` seconds after it scored so many. Returns how many it had scored by
     then."""
     log = folder / "log"
-    process = start(folder / "store", log)
-    while scored_by(log) < completions and process.poll() is None:
-        time.sleep(0.0005)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with forked.ended(start(folder / "store", log)) as process:
+        while scored_by(log) < completions and process.is_alive():
+            time.sleep(0.0005)
+        time.sleep(delay)
     return scored_by(log)
 
 
@@ -82,27 +84,23 @@ def test_killed_at_twenty_moments(tmp_path):
 def test_a_real_model_killed_at_five_moments(tmp_path, tiny_folder):
     """A (tiny) Llama in float32, one thread: the process is ended once so many shards are there, and another one finishes."""
     whole = tmp_path / "whole"
-    assert start(whole, "-", model=[tiny_folder]).wait(timeout=300) == 0
+    assert ends(start(whole, "-", model=[tiny_folder]))
     expected = {path.name for path in whole.rglob("*.parquet")}
     for moment in (1, 4, 7, 10, 13):
         store = tmp_path / str(moment)
-        process = start(store, "-", model=[tiny_folder])
-        while len(list(store.rglob("*.parquet"))) < moment and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        with forked.ended(start(store, "-", model=[tiny_folder])) as process:
+            while len(list(store.rglob("*.parquet"))) < moment and process.is_alive():
+                time.sleep(0.001)
         there = {path.name for path in store.rglob("*.parquet")}
         assert there < expected, "what was stored before the kill is what an uninterrupted run stores"
-        assert start(store, "-", model=[tiny_folder]).wait(timeout=300) == 0
+        assert ends(start(store, "-", model=[tiny_folder]))
         assert {path.name for path in store.rglob("*.parquet")} == expected  # names are checksums: the same bits
 
 
 def test_two_processes_at_once(tmp_path):
     """Both finish, nothing is scored twice, the store is sound, and reading it is unambiguous."""
     processes = [start(tmp_path / "store", tmp_path / f"log{n}", pause=0.002) for n in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    assert all(map(ends, processes))
     assert sum(scored_by(tmp_path / f"log{n}") for n in range(2)) == 4 * COUNT
     assert Store(tmp_path / "store").verify() == []
     scores, after = finish(tmp_path / "store")
@@ -138,12 +136,12 @@ def test_a_folder_that_may_only_be_read(tmp_path):
 
 def test_a_real_write_that_fails_halfway_leaves_a_sound_store(tmp_path):
     """The system itself refuses to let a file grow beyond 1,500 bytes: the shard's write fails after it began."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-
-    process = start(tmp_path / "store", "/dev/null", limit=limit)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "StoreError: Cannot write" in errors and "exceed the size" in errors
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"Cannot write.*exceed the size"):
+            finish(tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert Store(tmp_path / "store").verify() == [] and not list((tmp_path / "store").rglob("*.part"))
     assert finish(tmp_path / "store")[1] == 4 * COUNT
