@@ -72,7 +72,7 @@ lint: $(READY)
 docs: $(READY)
 	$(INSTALL) --constraint $(CONSTRAINTS) --editable ".[docs]"
 	$(BIN)/python docs/make_api.py
-	$(BIN)/zensical build --strict
+	PYTHONPATH=docs $(BIN)/zensical build --clean --strict
 
 bench: $(READY)
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
