@@ -93,6 +93,9 @@ def test_estimates_from_scores_recover_the_exact_disagreement():
     assert abs(estimate.disagreement - exact) < 4 * estimate.disagreement_error and estimate.disagreement_error < 0.01
     assert estimate.coverage_at_least <= bounds.sampling_coverage(refs, weights).item() * 1.02
     assert estimate.coverage_at_least == pytest.approx(bounds.sampling_coverage(refs, weights).item(), rel=0.02)
+    pool = (torch.tensor(weights, dtype=torch.float64)[:, None] * refs).sum(0).exp()
+    share = float(pool.sum() ** 2 / (pool**2 / mixture).sum())  # (E ρ)²/E ρ², ρ the pool over the mixture
+    assert estimate.effective_samples == pytest.approx(40_000 * share, rel=0.01)
     assert "nats a completion" in str(estimate)
     agree = bounds.coverage_from_scores(refs[:1, drawn].expand(2, -1), weights)
     assert agree.disagreement == pytest.approx(0, abs=1e-12) and agree.effective_samples == pytest.approx(40_000)

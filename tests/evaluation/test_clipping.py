@@ -77,6 +77,8 @@ def test_chi_squared_is_an_estimate_and_says_so():
     found = bounds.chi_squared_from_scores(policy[drawn], refs[:, drawn], [0.3, 0.7])
     mixture = 0.3 * refs[0].exp() + 0.7 * refs[1].exp()
     assert abs(found.value - float((policy.exp() ** 2 / mixture).sum() - 1)) < 4 * found.error
-    assert "estimate, not a bound" in str(found) and 1 < found.effective_samples < 200_000
+    ratio = policy.exp() / mixture
+    share = float((policy.exp() * ratio).sum() ** 2 / (policy.exp() * ratio**2).sum())
+    assert found.effective_samples == pytest.approx(200_000 * share, rel=0.02) and "estimate, not a bound" in str(found)
     same = bounds.chi_squared_from_scores(refs[0], refs[:1])
     assert same.value == pytest.approx(0, abs=1e-12) and same.effective_samples == pytest.approx(6)
