@@ -1,6 +1,5 @@
 """The page of a real run: one table, one picture, what `inspect` said, and the seconds."""
 
-from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,8 +9,10 @@ from torch import Tensor
 from multiref.report import Answer, Note, Picture, Prose, Section, Settings, Table
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, finish, mark
 from multiref_lab import page
+from multiref_lab.real.equal_kl import compare, judge
+from multiref_lab.real.measuring import Measured
 from multiref_lab.real.problems import KINDS
-from multiref_lab.real.run import Findings, Measured, Trial
+from multiref_lab.real.run import Findings, Trial
 from multiref_lab.real.settings import BASE, REFERENCES
 from multiref_lab.stats import Measure, paired
 
@@ -23,7 +24,7 @@ UNIT = (
 
 EQUAL = (
     "Accuracy at T = 1 of each rule where its line from the base through its β reaches one KL(π‖base): the largest that every "
-    "rule and seed reaches."
+    "rule and seed reaches. ± is the deviation over bootstrap resamples of the questions, the same for all rules and seeds."
 )
 
 
@@ -37,7 +38,7 @@ def write(findings: Findings, output: Path, *, command: str = "multiref real") -
         "A real model, three references",
         Answer(first, [*_picture(findings, output / "figures"), Note(*others)]),
         Section("Every policy on the same questions", [rows]),
-        *([Section("At equal KL", [Prose(EQUAL), equal_table(findings)])] if len(findings.settings.betas) > 1 else []),
+        *([Section("At equal KL", [equal_table(findings)])] if len(findings.settings.betas) > 1 else []),
         Section("What inspect said before training", found),
         Section("Seconds of each stage", [Settings({name: f"{each:.0f} s" for name, each in findings.seconds.items()})]),
         subtitle="multiref real",
@@ -49,52 +50,49 @@ def write(findings: Findings, output: Path, *, command: str = "multiref real") -
 def table(findings: Findings) -> Table:
     """Every policy and seed on the same questions."""
     header = ["policy", "seed", "right, greedy", "right, T = 1", "gain over base, T = 1", *(f"right, {kind}" for kind in KINDS)]
-    header += ["finished", *(f"KL(π‖{name})" for name in REFERENCES), "tokens"]
-    named = [(name, seed, each) for (name, seed), each in findings.given.items()]
-    named += [(f"{trial.rule}, β {trial.beta:g}", trial.seed, each) for trial, each in findings.trained.items()]
+    header += ["finished", *(f"KL(π‖{name})" for name in REFERENCES), "tokens", "questions"]
+    named = [(name, "", each) for name, each in findings.given.items()]
+    named += [(f"{trial.rule}, β {trial.beta:g}", str(trial.seed), each) for trial, each in findings.trained.items()]
     rows = []
-    for name, seed, each in sorted(named, key=lambda row: row[1]):
-        gain = "" if name in REFERENCES else _text(each.sampled - findings.given[BASE, seed].sampled)
+    for name, seed, each in named:
+        gain = "" if name in REFERENCES else _text(each.sampled - findings.given[BASE].sampled[each.places])
         kinds = [_text(each.sampled[[k == kind for k in each.kinds]]) for kind in KINDS]
-        kl = [_text(each.log_ratios[reference]) for reference in REFERENCES]
-        ends = f"{float(each.ended.mean()):.2f}", *kl, f"{float(each.tokens.mean()):.1f}"
+        kl = [_text(each.kls[reference]) for reference in REFERENCES]
+        ends = f"{float(each.ended.mean()):.2f}", *kl, f"{float(each.tokens.mean()):.1f}", str(len(each.places))
         greedy = "" if each.greedy is None else _text(each.greedy)
-        rows.append([name, str(seed), greedy, _text(each.sampled), gain, *kinds, *ends])
+        rows.append([name, seed, greedy, _text(each.sampled), gain, *kinds, *ends])
     s = findings.settings
-    asked = f"{s.held_out} held-out questions; KLs (nats an answer) and specialists on {s.few} of them. {UNIT}"
+    asked = f"{s.held_out} held-out questions, or evenly spread ones of them; KLs (nats an answer) on {s.few}. {UNIT}"
     return Table(header, rows, asked, frozenset(i for i, row in enumerate(rows) if row[0] in REFERENCES))
 
 
 def equal_table(findings: Findings) -> Table:
-    """Rules at one KL(π‖base), interpolated between the base and the βs, gains paired with the base, every seed shown."""
-    lines: dict[tuple[str, int], list[tuple[float, Tensor]]] = {}
-    for trial, each in findings.trained.items():
-        base = (0.0, findings.given[BASE, trial.seed].sampled)
-        lines.setdefault((trial.rule, trial.seed), [base]).append((float(each.log_ratios[BASE].mean()), each.sampled))
-    price = min(max(kl for kl, _ in line) for line in lines.values())
+    """Rules at one KL(π‖base), every seed and their mean."""
+    price, levels = compare(findings)
+    header = ["rule", "seed", "right, T = 1", "gain over base", "exact rule less this one", "Σ_k w_k KL(π‖π_k)"]
     rows = []
-    for (rule, seed), line in lines.items():
-        right = _at(price, sorted(line, key=lambda point: point[0]))
-        rows.append([rule, str(seed), _text(right), _text(right - line[0][1])])
-    return Table(["rule", "seed", "right, T = 1", "gain over base"], rows, f"At KL(π‖base) = {price:.3f} nats. {UNIT}")
-
-
-def _at(price: float, line: list[tuple[float, Tensor]]) -> Tensor:
-    """[Q]: correctness, each question's interpolated linearly in the KL."""
-    for (low, below), (high, above) in pairwise(line):
-        if low <= price <= high:
-            share = (price - low) / max(high - low, 1e-9)
-            return (1 - share) * below + share * above
-    return line[-1][1]
+    for each in levels:
+        seed = str(each.seeds[0]) if len(each.seeds) == 1 else "mean"
+        behind = "" if each.behind is None else each.behind.text()
+        rows.append([each.rule, seed, each.right.text(), each.gain.text(), behind, each.divergence.text()])
+    caption = f"At KL(π‖base) = {price:.3f} nats, on {findings.settings.compared} questions. {EQUAL}"
+    return Table(header, rows, caption, frozenset(i for i, row in enumerate(rows) if row[1] == "mean"))
 
 
 def sentences(findings: Findings) -> list[str]:
-    """What may be said of each trained policy against the base, and against the others of its seed."""
+    """What may be said of each trained policy against the base."""
     said = []
+    for beta, gain, each in judge(findings) if len(findings.settings.seeds) > 1 else []:
+        met = gain.mean > 2 * (gain.error or 0.0) and min(each) >= 0
+        said.append(
+            f"Exact rule, β {beta:g}, mean of {len(each)} seeds: right at T = 1 by {gain.text()} more often than the base; "
+            f"single seeds {', '.join(f'{value:+.3f}' for value in each)}. The mark (above two errors, no seed below 0) is "
+            f"{'met' if met else 'missed'}."
+        )
     for trial, each in findings.trained.items():
-        base = findings.given[BASE, trial.seed]
-        found = paired(each.sampled.tolist(), base.sampled.tolist())
-        price = Measure.of(each.log_ratios[BASE].tolist()).text()
+        base = findings.given[BASE]
+        found = paired(each.sampled.tolist(), base.sampled[each.places].tolist())
+        price = Measure.of(each.kls[BASE].tolist()).text()
         said.append(
             f"{trial.rule}, β {trial.beta:g}, seed {trial.seed}: {findings.pairs[trial.seed]} pairs; right at T = 1 by "
             f"{found.text()} against the base, at KL(π‖base) {price} nats."
@@ -114,15 +112,15 @@ def _picture(findings: Findings, folder: Path) -> list[Picture]:
 
 def _figure(findings: Findings) -> Figure:
     figure, axes = canvas(6.0, 4.6)
-    for place, ((name, seed), each) in enumerate(findings.given.items()):
-        _mark(axes, each, f"{name}, seed {seed}", GREY, "Xph8"[place % 4])
+    for place, (name, each) in enumerate(findings.given.items()):
+        _mark(axes, each, name, GREY, "Xph8"[place % 4])
     for place, (trial, each) in enumerate(findings.trained.items()):
         _mark(axes, each, _label(trial), PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
     return finish(figure, axes, "KL(π‖base), nats an answer", "right and finished, T = 1")
 
 
 def _mark(axes: Axes, each: Measured, label: str, colour: str, marker: str) -> None:
-    price, right = Measure.of(each.log_ratios[BASE].tolist()), Measure.of(each.sampled.tolist())
+    price, right = Measure.of(each.kls[BASE].tolist()), Measure.of(each.sampled.tolist())
     mark(axes, price, right, color=colour, marker=marker, markersize=7, label=label)
 
 

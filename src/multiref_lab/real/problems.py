@@ -4,6 +4,7 @@ Ann has 34 pens and Bob has 17. How many together?     34+17=51
 Ann has 14 pens and buys 3 bags of 8. How many now?    3*8=24, 14+24=38
 """
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from multiref.data import Pair
 KINDS = ("sum", "bags")
 NAMES = ("Ann", "Bob", "Eve", "Tom", "Mia", "Sam")
 THINGS = ("pens", "cups", "nuts", "books", "apples", "cards")
+REWARD = {"kind": "python", "path": __file__, "name": "correct"}  # as run files name it
 SYSTEM = {"role": "system", "content": ""}  # SmolLM2's template writes a longer one where there is none
 
 
@@ -32,11 +34,6 @@ class Problem:
     @property
     def prompt(self) -> Any:
         return (SYSTEM, {"role": "user", "content": self.question}) if self.chat else f"{self.question}\n"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """As rewards are given it."""
-        return {"prompt": self.prompt, "number": self.number}
 
     def said(self, text: str) -> Any:
         """A text as the answer to the question."""
@@ -73,16 +70,22 @@ def _bags(chance: random.Random, chat: bool) -> Problem:
 
 
 def text_of(said: Any) -> str:
-    """The words of an answer."""
+    """The words of an answer, or of a prompt's question."""
     return said if isinstance(said, str) else str(said[-1]["content"])
 
 
-def correct(completions: Sequence[Any], number: Sequence[int], ended: Sequence[bool], **_: Any) -> list[float]:
+def answer_to(question: str) -> int:
+    """The right number, from the numbers of the question."""
+    own, *others = (int(number) for number in re.findall(r"\d+", question))
+    return own + (math.prod(others) if " bags of " in question else sum(others))
+
+
+def correct(prompts: Sequence[Any], completions: Sequence[Any], ended: Sequence[bool], **_: Any) -> list[float]:
     """1 where the answer is finished and its last number is the right one, else 0: unfinished text earns nothing."""
     found = []
-    for said, right, end in zip(completions, number, ended, strict=True):
+    for prompt, said, end in zip(prompts, completions, ended, strict=True):
         numbers = re.findall(r"\d+", text_of(said))
-        found.append(float(end and bool(numbers) and int(numbers[-1]) == right))
+        found.append(float(end and bool(numbers) and int(numbers[-1]) == answer_to(text_of(prompt))))
     return found
 
 
@@ -94,7 +97,7 @@ def pair_up(problems: Sequence[Problem], draws: Sequence[Sequence[tuple[str, boo
     pairs: list[Pair] = []
     for problem, said in zip(problems, draws, strict=True):
         texts = list(dict.fromkeys(text for text, ended in said if ended and text.strip()))
-        earned = correct(texts, [problem.number] * len(texts), [True] * len(texts))
+        earned = correct([problem.prompt] * len(texts), texts, [True] * len(texts))
         right, wrong = ([text for text, each in zip(texts, earned) if each == side] for side in (1.0, 0.0))
         for chosen, rejected in list(zip(right, wrong))[:most]:
             origin = f"real pair {len(pairs) + 1}"

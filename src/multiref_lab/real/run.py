@@ -3,30 +3,31 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from multiref.data import read_pairs
 from multiref.errors import DataError, OutputError
 from multiref.evaluation import Inspection, inspect, read_rollouts, sample_rewards
 from multiref.evaluation.inspection import write_page
-from multiref.models import Generation, LanguageModel, ModelSpec, Rollout, load, load_tokenizer
-from multiref.references import References, RolloutScorer
+from multiref.models import Generation, LanguageModel, ModelSpec, load, load_tokenizer
+from multiref.references import References
 from multiref.report import write_whole
 from multiref.runs import run as do_run
 from multiref.training import quiet
 from multiref.training.online import Reward
 from multiref_lab.experiment import Listener
+from multiref_lab.real.measuring import Measured, grade, measure_kls, merged
 from multiref_lab.real.model import made_beside, smollm2
-from multiref_lab.real.problems import KINDS, Problem, correct, draw_problems, pair_up, text_of
-from multiref_lab.real.settings import BASE, EXACT, REFERENCES, RULES, SINGLE, SPECIALISTS, RealSettings
+from multiref_lab.real.problems import KINDS, REWARD, Problem, correct, draw_problems, pair_up, text_of
+from multiref_lab.real.settings import BASE, EXACT, ONLINE, REFERENCES, RULES, SINGLE, SPECIALISTS, RealSettings
 from multiref_lab.real.teaching import LORA, teach
 
 REWARDS = [Reward(correct, "correctness")]
@@ -46,27 +47,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A policy on held-out questions, [Q] each: their kinds; correctness of the greedy (None: not asked) and of the sampled
-    answer, whether the latter is finished, its tokens; and on [N] of them, log π − log π_k of it for each reference."""
-
-    kinds: tuple[str, ...]
-    greedy: Tensor | None
-    sampled: Tensor
-    ended: Tensor
-    tokens: Tensor
-    log_ratios: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Findings:
-    """All that the page shows. `pairs`: how many, by seed; `given`: base and specialists, by name and seed."""
+    """All that the page shows. `pairs`: how many, by seed; `given`: base and specialists, which are the same for all seeds."""
 
     settings: RealSettings
     model: str
     pairs: dict[int, int]
     inspections: dict[int, Inspection]
-    given: dict[tuple[str, int], Measured]
+    given: dict[str, Measured]
     trained: dict[Trial, Measured]
     seconds: dict[str, float]
 
@@ -93,24 +81,20 @@ class _Stages:
         stage("warm up", self._teach, BASE, self.start, [s.warm] * len(KINDS))
         for name, counts in specialists:
             stage(f"teach {name}", self._teach, name, str(self.output / BASE), counts)
+        given = {name: stage(f"evaluate {name}", self._evaluate, name, self._spec(name)) for name in REFERENCES}
         pairs: dict[int, int] = {}
         inspections: dict[int, Inspection] = {}
-        given: dict[tuple[str, int], Measured] = {}
-        trained: dict[Trial, Measured] = {}
         for seed in s.seeds:
             stage(f"draw pairs, seed {seed}", self._draw_pairs, seed)
             pairs[seed] = len(read_pairs(self._pairs(seed)))
             inspections[seed] = stage(f"score and inspect, seed {seed}", self._inspect, seed)
+        trained: dict[Trial, Measured] = {}
+        for rule, beta, seed in product(s.rules, s.betas, s.seeds):  # the first rule on every seed comes first
             single = next((step.name for step in inspections[seed].steps), BASE)  # too few pairs to tell: the base
-            rules = dict.fromkeys(single if rule == SINGLE else rule for rule in s.rules)
-            trials = [Trial(rule, beta, seed) for rule in rules for beta in s.betas]
-            for trial in trials:
-                stage(f"train {trial.name}", self._train, trial)
-            for trial in trials:
-                spec = ModelSpec(str(self.output / "runs" / trial.name / "model"))
-                trained[trial] = stage(f"evaluate {trial.name}", self._evaluate, trial.name, seed, spec)
-            for name in REFERENCES:
-                given[name, seed] = stage(f"evaluate {name}, seed {seed}", self._evaluate, name, seed, self._spec(name))
+            trial = Trial(single if rule == SINGLE else rule, beta, seed)
+            stage(f"train {trial.name}", self._train, trial)
+            spec = ModelSpec(str(self.output / "runs" / trial.name / "model"))
+            trained[trial] = stage(f"evaluate {trial.name}", self._evaluate, trial.name, spec, trial)
         return Findings(s, self.start, pairs, inspections, given, trained, self._seconds())
 
     # ---- the stages ----
@@ -154,7 +138,7 @@ class _Stages:
 
     def _train(self, trial: Trial) -> None:
         """`multiref train` on a file, which is kept beside the runs."""
-        s, alone = self.settings, trial.rule if trial.rule in REFERENCES else None
+        alone = trial.rule if trial.rule in REFERENCES else None
         settings = {
             "model": str(self.output / BASE),
             "lora": LORA,
@@ -165,51 +149,80 @@ class _Stages:
             ],
             "regularizer": RULES[EXACT if alone else trial.rule],
             "beta": trial.beta,
-            "data": str(self._pairs(trial.seed)),
-            "store": str(self.output / "scores"),
             "output": str(self.output / "runs" / trial.name),
             "title": trial.name,
-            "training": {
-                "per_device_train_batch_size": s.pairs_per_step,
-                "num_train_epochs": s.epochs,
-                "learning_rate": s.learning_rate,
-                "lr_scheduler_type": "cosine",
-                "warmup_steps": 0.1,
-                "logging_steps": 1,
-                "save_steps": 10,
-                "seed": trial.seed,
-            },
+            **(self._online(trial.seed) if trial.rule == ONLINE else self._offline(trial.seed)),
         }
         file = self.output / "runs" / f"{trial.name}.yaml"
         write_whole(file, yaml.safe_dump(settings, sort_keys=False))
         do_run(file, say=lambda text: self.told.phase(f"  {text}"))
 
-    def _evaluate(self, name: str, seed: int, spec: ModelSpec) -> Measured:
-        """Greedy and sampled answers to all questions; of a specialist sampled ones to a few. KLs on these few."""
-        every = len(self.held_out) // min(self.settings.few, len(self.held_out))
-        places = range(0, len(self.held_out), every if name in SPECIALISTS else 1)
+    def _offline(self, seed: int) -> dict[str, Any]:
+        s = self.settings
+        training = {
+            "per_device_train_batch_size": s.pairs_per_step,
+            "num_train_epochs": s.epochs,
+            "learning_rate": s.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.1,
+            "logging_steps": 1,
+            "save_steps": 10,
+            "seed": seed,
+        }
+        return {"data": str(self._pairs(seed)), "store": str(self.output / "scores"), "training": training}
+
+    def _online(self, seed: int) -> dict[str, Any]:
+        """The same questions, and our own code as the reward."""
+        s, prompts = self.settings, self.output / f"questions-seed{seed}.jsonl"
+        rows = [json.dumps({"prompt": problem.prompt}) for problem in self._training(seed)]
+        write_whole(prompts, "".join(f"{row}\n" for row in rows))
+        training = {
+            "steps": s.steps,
+            "prompts_per_step": s.prompts_per_step,
+            "max_new_tokens": s.max_new_tokens,
+            "learning_rate": s.learning_rate,
+            "schedule": "cosine",
+            "warmup": 0.1,
+            "save_every": 2,
+            "seed": seed,
+        }
+        return {
+            "task": "online",
+            "prompts": [str(prompts)],
+            "rewards": [REWARD],
+            "method": {"name": "rloo", "group": s.group},
+            "training": training,
+        }
+
+    def _evaluate(self, name: str, spec: ModelSpec, trial: Trial | None = None) -> Measured:
+        """Sampled answers: of the base one for each seed, of a specialist to a few questions. Greedy ones where asked for."""
+        s, alone = self.settings, name in SPECIALISTS
+        asked = s.few if alone else s.held_out if trial is None or trial.rule == EXACT else s.compared
+        places, priced = s.places(asked), s.places(s.few)
         problems = [self.held_out[place] for place in places]
-        greedy, sampled = (self.output / "draws" / f"{name}-seed{seed}-{how}.jsonl" for how in ("greedy", "sampled"))
-        kept = self.output / "draws" / f"{name}-seed{seed}-scores.json"
+        greedy, sampled = (self.output / "draws" / f"{name}-{how}.jsonl" for how in ("greedy", "sampled"))
+        kept = self.output / "draws" / f"{name}-kl.json"
         if not kept.exists():
-            policy = _merged(load(spec))
-            for store in [sampled] if name in SPECIALISTS else [sampled, greedy]:
-                self._sample(policy, problems, store, temperature=float(store == sampled), seed=1000 + seed)
-            del policy
-        rollouts = read_rollouts(sampled)
-        some = [each for place, each in zip(places, rollouts) if place % every == 0]
-        if not kept.exists():
-            scorer = RolloutScorer(References(self._references()), self.tokenizer)
-            write_whole(kept, json.dumps(dict(zip(scorer.names, scorer.completions(some).tolist()))))
-        under = json.loads(kept.read_text(encoding="utf-8"))
-        own = torch.tensor([sum(logps) for each in some for logps in each.sampled_logps or ()], dtype=torch.float64)
+            policy = merged(load(spec))
+            samples = len(s.seeds) if name == BASE else 1
+            seed = 1000 if trial is None else 1001 + trial.seed
+            self._sample(policy, problems, sampled, samples=samples, temperature=1.0, seed=seed)
+            if s.greedy and not alone:
+                self._sample(policy, problems, greedy, temperature=0.0, seed=0)
+            some = [rollout for place, rollout in zip(places, read_rollouts(sampled)) if place in priced]
+            others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
+            kls = measure_kls(policy, others, some)
+            write_whole(kept, json.dumps({each: kl.tolist() for each, kl in kls.items()}))
+        rollouts, kls = read_rollouts(sampled), json.loads(kept.read_text(encoding="utf-8"))
         return Measured(
+            torch.tensor(places),
             tuple(problem.kind for problem in problems),
-            None if name in SPECIALISTS else _graded(problems, read_rollouts(greedy)),
-            _graded(problems, rollouts),
-            torch.tensor([float(each.ended[0]) for each in rollouts], dtype=torch.float64),
-            torch.tensor([float(len(each.completion_ids[0])) for each in rollouts], dtype=torch.float64),
-            {reference: own - torch.tensor(logps, dtype=torch.float64) for reference, logps in under.items()},
+            grade(problems, read_rollouts(greedy)) if s.greedy and not alone else None,
+            grade(problems, rollouts),
+            torch.tensor([sum(each.ended) / len(each.ended) for each in rollouts], dtype=torch.float64),
+            torch.tensor([sum(map(len, r.completion_ids)) / len(r.ended) for r in rollouts], dtype=torch.float64),
+            torch.tensor(priced),
+            {each: torch.tensor(kls.get(each, [0.0] * len(priced)), dtype=torch.float64) for each in REFERENCES},
         )
 
     # ---- what they share ----
@@ -236,6 +249,10 @@ class _Stages:
         each = self.settings.questions // len(KINDS)
         return draw_problems([each] * len(KINDS), f"training {seed}", chat=self.chat, without=self.held_out)
 
+    @staticmethod
+    def _opened(spec: ModelSpec) -> LanguageModel:
+        return merged(load(spec))
+
     def _sample(
         self,
         policy: LanguageModel,
@@ -249,7 +266,7 @@ class _Stages:
         """Answers to the problems into the store. What it holds is not drawn again."""
         sample_rewards(
             policy,
-            [problem.row for problem in problems],
+            [{"prompt": problem.prompt} for problem in problems],
             REWARDS,
             Generation(self.settings.max_new_tokens, temperature=temperature),
             samples=samples,
@@ -290,15 +307,3 @@ class _Stages:
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
             write_whole(self._clock, json.dumps(seconds, indent=1))
             self.told.phase(f"{name}: {seconds[name]:.0f} s")
-
-
-def _merged(loaded: LanguageModel) -> LanguageModel:
-    """The adapter in the weights: samples faster."""
-    whole: Any = loaded.model
-    return replace(loaded, model=whole.merge_and_unload()) if hasattr(whole, "merge_and_unload") else loaded
-
-
-def _graded(problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> Tensor:
-    """[Q]: 1 where the answer is finished and right."""
-    said, ended = [each.completions[0] for each in rollouts], [each.ended[0] for each in rollouts]
-    return torch.tensor(correct(said, [problem.number for problem in problems], ended), dtype=torch.float64)

@@ -5,17 +5,21 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from multiref.data import Pair
 from multiref.errors import ModelError, OutputError
+from multiref.models import Generation, LanguageModel, completion_logps, sample
+from multiref_lab.real import equal_kl, measuring, page, problems, run, settings
 from multiref_lab.real import model as packaged
-from multiref_lab.real import page, problems, run, settings
-from multiref_lab.real.problems import Problem, correct, draw_problems, pair_up
+from multiref_lab.real.measuring import Measured
+from multiref_lab.real.problems import Problem, answer_to, correct, draw_problems, pair_up
 from tests.conftest import make_llama, make_tokenizer
 from tests.report.test_page import read
 
@@ -27,18 +31,19 @@ def test_every_step_of_every_worked_answer_is_right_and_held_out_calculations_ar
         steps = re.findall(r"(\d+)([+*])(\d+)=(\d+)", problem.worked)
         for a, sign, b, c in steps:
             assert (int(a) + int(b) if sign == "+" else int(a) * int(b)) == int(c)
-        assert int(steps[-1][3]) == problem.number
+        assert int(steps[-1][3]) == problem.number == answer_to(problem.question)
         assert set(re.findall(r"\d+", problem.question)) <= set(re.findall(r"\d+", problem.worked))
     assert not {problem.worked for problem in held_out} & {problem.worked for problem in training}
 
 
 def test_an_answer_counts_only_where_it_is_finished_and_its_last_number_is_right() -> None:
     said = ["3*4=12, 5+12=17", "3*4=12, 5+12=17", "5+12=18", "no number", "17 or 18"]
-    assert correct(said, [17] * 5, [True, False, True, True, True]) == [1, 0, 0, 0, 0]
+    asked = "Tom has 5 cups and buys 3 bags of 4. How many now?"
+    assert correct([asked] * 5, said, [True, False, True, True, True]) == [1, 0, 0, 0, 0]
 
 
 def test_pairs_are_right_against_wrong_and_unfinished_text_is_neither() -> None:
-    problem = Problem("sum", "?", "1+2=3", 3)
+    problem = Problem("sum", "1 and 2?", "1+2=3", 3)
     draws = [("1+2=3", True), ("1+2=3", True), ("1+2=4", True), ("2=3", True), ("1+2=5", False), ("=5", True)]
     found = [(pair.chosen[0]["content"], pair.rejected[0]["content"]) for pair in pair_up([problem], [draws], most=2)]
     assert found == [("1+2=3", "1+2=4"), ("2=3", "=5")]
@@ -55,7 +60,7 @@ class Told:
         assert 0 < done <= of
 
 
-def _odd(completions: Any, number: Any, ended: Any, **_: Any) -> list[float]:
+def _odd(prompts: Any, completions: Any, ended: Any, **_: Any) -> list[float]:
     """A reward that a random model earns about half of the time."""
     return [float(len(problems.text_of(said)) % 2) for said in completions]
 
@@ -66,7 +71,20 @@ def _any_two(asked: list[Problem], draws: Any, *, most: int) -> list[Pair]:
 
 
 TINY = dataclasses.replace(
-    settings.QUICK, warm=2, taught=4, questions=6, draws=2, held_out=4, few=2, pairs_per_step=4, max_new_tokens=6
+    settings.QUICK,
+    rules=(settings.EXACT, settings.SINGLE, settings.ONLINE),
+    warm=2,
+    taught=4,
+    questions=6,
+    draws=2,
+    held_out=8,
+    compared=4,
+    few=2,
+    pairs_per_step=4,
+    max_new_tokens=6,
+    steps=1,
+    prompts_per_step=2,
+    group=2,
 )
 
 
@@ -75,25 +93,25 @@ def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tokenizer = make_tokenizer(chat=True)
     make_llama(len(tokenizer)).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
-    monkeypatch.setattr(run, "correct", _odd)
+    monkeypatch.setattr(measuring, "correct", _odd)
     monkeypatch.setattr(run, "REWARDS", [run.Reward(_odd, "correctness")])
     monkeypatch.setattr(run, "pair_up", _any_two)
     out = tmp_path / "out"
     found = run.run(TINY, out, str(tmp_path / "tiny"), None, Told())
 
-    base = found.given["base", 0]
-    assert {trial.rule for trial in found.trained} >= {"exact"} and len(found.trained) == 2
-    assert float(base.log_ratios["base"].abs().max()) < 1e-3, "log π − log π_base of the base itself"
-    assert base.sampled.shape == (4,) and base.log_ratios["sum"].shape == (2,)
-    assert found.given["sum", 0].sampled.shape == (2,)
-    for trial in found.trained:
+    base = found.given["base"]
+    assert {trial.rule for trial in found.trained} >= {"exact", "RLOO"} and len(found.trained) == 3
+    assert not base.kls["base"].any() and base.kls["sum"].shape == (2,) and (base.kls["sum"] > 0).all()
+    assert base.sampled.shape == (8,) and found.given["sum"].sampled.shape == (2,)
+    for trial, each in found.trained.items():
+        assert len(each.places) == (8 if trial.rule == "exact" else 4)
         text = (out / "runs" / f"{trial.name}.yaml").read_text(encoding="utf-8")
-        assert text.count("- name:") == (3 if trial.rule == "exact" else 1)
+        assert text.count("- name:") == (1 if trial.rule in settings.REFERENCES else 3)
 
     shown = read(page.write(found, out).read_text(encoding="utf-8"))
     assert "A real model, three references" in shown.text
     kept = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert len(kept["rows"]) == 5 and all(math.isfinite(seconds) for seconds in kept["seconds"].values())
+    assert len(kept["rows"]) == 6 and all(math.isfinite(seconds) for seconds in kept["seconds"].values())
 
     monkeypatch.setattr(run, "teach", None)
     monkeypatch.setattr(run, "sample_rewards", None)
@@ -102,6 +120,57 @@ def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [each.sampled.tolist() for each in again.trained.values()] == [e.sampled.tolist() for e in found.trained.values()]
     with pytest.raises(OutputError, match="other settings"):
         run.run(dataclasses.replace(TINY, draws=3), out, str(tmp_path / "tiny"), None, Told())
+
+
+def _measured(right: Sequence[float], kl: float, places: range, priced: range) -> Measured:
+    """Questions that are right to these shares, and `kl` to the base, three times that to the specialists."""
+    ones = torch.ones(len(right), dtype=torch.float64)
+    kls = {name: torch.full((len(priced),), kl * (1 if name == "base" else 3)).double() for name in settings.REFERENCES}
+    shares = torch.tensor(right, dtype=torch.float64)
+    return Measured(torch.tensor(places), ("sum",) * len(right), None, shares, ones, ones, torch.tensor(priced), kls)
+
+
+def test_rules_are_compared_at_one_kl_on_the_same_questions() -> None:
+    """Lines that are straight in KL: slope 0.2 a nat for the exact rule, 0.1 for the other, which goes as far as 2 nats."""
+    s = dataclasses.replace(settings.QUICK, rules=("exact", "bags"), betas=(0.1, 0.4), seeds=(0, 1))
+    s = dataclasses.replace(s, held_out=80, compared=40, few=20)
+    every, some, few = s.places(80), s.places(40), s.places(20)
+    base = [0.1 + 0.4 * (place % 8 > 3) for place in every]
+    trained = {}
+    for seed in s.seeds:
+        for beta, kl in [(0.1, 3.0), (0.4, 1.0)]:
+            right = [base[place] + 0.2 * kl + 0.02 * (1 if seed else -1) * (kl > 0) for place in every]
+            trained[run.Trial("exact", beta, seed)] = _measured(right, kl, every, few)
+            right = [base[place] + 0.1 * (kl - 1) for place in some]
+            trained[run.Trial("bags", beta, seed)] = _measured(right, kl - 1, some, few)
+    given = {"base": _measured(base, 0.0, every, few)}
+    found = run.Findings(s, "tiny", {0: 9, 1: 9}, {}, given, trained, {})
+
+    price, levels = equal_kl.compare(found)
+    assert price == pytest.approx(2.0), "the other rule goes no further"
+    by = {(each.rule, each.seeds): each for each in levels}
+    assert by["exact", (0,)].gain.mean == pytest.approx(0.38) and by["exact", (1,)].gain.mean == pytest.approx(0.42)
+    mean = by["bags", (0, 1)]
+    assert mean.gain.mean == pytest.approx(0.2) and mean.behind is not None and mean.behind.mean == pytest.approx(0.2)
+    assert mean.divergence.mean == pytest.approx(2.0 * (1 + 3 + 3) / 3)
+    assert mean.behind.error == pytest.approx(0, abs=1e-9), "what questions share cancels in a difference"
+    assert mean.right.error == pytest.approx(0.2 / 40**0.5, rel=0.1), "a share's error is that of its questions"
+    assert len(page.equal_table(found).rows) == 6
+    said = " ".join(page.sentences(found))
+    assert "mark (above two errors, no seed below 0) is met" in said and "single seeds +0.180, +0.220" in said
+
+
+def test_kl_along_an_answer_is_the_mean_log_ratio_of_drawn_answers() -> None:
+    tokenizer = make_tokenizer()
+    policy, other = (LanguageModel(make_llama(len(tokenizer), seed=seed), tokenizer, str(seed)) for seed in (1, 2))
+    draw = torch.Generator().manual_seed(0)
+    rollouts = sample(policy.model, tokenizer, ["a b"] * 150, Generation(3), generator=draw)
+    along = measuring.measure_kls(policy, {"other": lambda: other}, rollouts)["other"]
+    drawn = torch.tensor([sum(logps) for each in rollouts for logps in each.sampled_logps or ()], dtype=torch.float64)
+    plain = drawn - completion_logps(other.model, [each.encoded() for each in rollouts]).detach()
+    noise = (plain - along).std() / len(plain) ** 0.5
+    assert abs(float((plain - along).mean())) < 4 * float(noise)
+    assert float(along.std()) < 0.7 * float(plain.std()), "and less noisy"
 
 
 def test_a_missing_or_old_package_is_one_line_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
