@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.evidence import Evidence
-from multiref.evaluation.inspection.mixture import folds_of, select
+from multiref.evaluation.inspection.mixture import SIGNIFICANCE, folds_of, select
 from multiref.evaluation.inspection.sample_size import plan_pairs
 from multiref.evaluation.inspection.score_test import ScoreTest, _flip_signs, try_additions
 from multiref.evaluation.inspection.verdict import judge
@@ -86,21 +86,39 @@ def test_drawn_flips_agree_with_the_normal_law_and_flipping_blocks_is_no_other_t
     assert above.item() == pytest.approx(law, abs=0.004)
 
 
-def noise(kind, seed):
-    """Margins that say nothing: the sign of every prompt is a coin's. [3, 60], prompts."""
-    draw = random(seed)
-    groups = {"one giant prompt": np.maximum(np.arange(60) - 35, 0), "9 prompts": np.arange(60) % 9}.get(kind, np.arange(60))
+NOISE = ("normal", "skewed", "heavy tails", "one giant prompt", "9 prompts", "30 prompts")
+
+
+def noise(kind, seed, pairs=60):
+    """Margins that say nothing: the sign of every prompt is a coin's. [3, pairs], prompts."""
+    draw, place = random(seed), np.arange(pairs)
+    several = {"one giant prompt": np.maximum(place - pairs * 3 // 5 + 1, 0), "9 prompts": place % 9, "30 prompts": place % 30}
+    groups = several.get(kind, place)
     size = {"skewed": draw.exponential, "heavy tails": lambda size: draw.standard_t(1.5, size=size)}.get(kind, draw.normal)
-    margins = size(size=(3, 60)) + (draw.normal(size=(3, 60))[:, groups] if len(set(groups)) < 60 else 0)
-    return evidence(margins * draw.choice([-1, 1], 60)[groups], groups)
+    margins = size(size=(3, pairs)) + (draw.normal(size=(3, pairs))[:, groups] if kind in several else 0)
+    return evidence(margins * draw.choice([-1, 1], pairs)[groups], groups)
 
 
-@pytest.mark.parametrize("kind", ["skewed", "heavy tails", "one giant prompt", "9 prompts"])
+@pytest.mark.parametrize("kind", NOISE[1:])
 def test_p_is_exact_where_margins_say_nothing(kind):
     """P(p ≤ α) ≤ α at α = 5 %, whatever the margins' law: 100 worlds × 3 references, within 3 standard errors."""
     found = [test.p <= 0.05 for seed in range(100) for test in try_additions(noise(kind, seed), [0, 1, 2], [])]
     worlds = np.reshape(found, (100, 3)).mean(1)
     assert worlds.mean() <= 0.05 + 3 * worlds.std(ddof=1) / math.sqrt(100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NOISE)
+def test_references_join_in_at_most_one_and_a_half_percent_of_two_thousand_worlds_of_noise(kind):
+    """150 pairs, 3 references. The rates, one after another: pytest tests/evaluation/test_score_test.py -m slow -s"""
+    joined = 0
+    for seed in range(2000):
+        seen = noise(kind, 10_000 + seed, pairs=150)
+        if min(test.p for test in try_additions(seen, [0, 1, 2], [])) <= SIGNIFICANCE / 3:  # else none can
+            joined += bool(select(seen, [0, 1, 2], folds_of(seen.groups, 4, 0))[0])
+    rate = joined / 2000
+    print(f"\n{kind}: {rate:.2%} ± {math.sqrt(rate * (1 - rate) / 2000):.2%}")
+    assert rate <= 0.015
 
 
 def test_two_complementary_references_are_found_where_the_gain_alone_is_within_its_noise():

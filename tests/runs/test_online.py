@@ -287,7 +287,7 @@ def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
     assert first == {"prompt": "what is", "text": " 0 plus 0?\nit is\n#### 0", "unfinished": False, "weights": [0.0, 1.0]}
 
 
-@pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill", "distill-mixed"])
+@pytest.mark.parametrize("name", ["gsm8k-0.5b", "online-stories", "distill", "distill-mixed", "real-gsm8k", "real-distill"])
 def test_recipes_are_complete(name):
     run = read_run(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
-    assert run.task in ("online", "distill") and run.method.make().group >= 1 and run.training.make().steps >= 100
+    assert run.task in ("online", "distill") and run.method.make().group >= 1 and run.training.make().steps >= 20

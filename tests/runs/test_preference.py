@@ -302,6 +302,7 @@ OURS = [
     "ultrafeedback-0.5b",
     "ultrafeedback-7b",
     "private",
+    "real-pairs",
 ]
 
 

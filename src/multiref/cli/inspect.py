@@ -27,6 +27,7 @@ from multiref.cli.voice import plain
 if TYPE_CHECKING:
     from multiref.data import Pair
     from multiref.evaluation import Inspection
+    from multiref.evaluation.inspection.sample_size import SampleSize
 
 ESCORT_PROMPTS = 3  # after which the escort is measured
 
@@ -67,9 +68,8 @@ def command(
     Example: multiref inspect pairs.jsonl --store scores/ --html inspect.html
     """
     from multiref.data import read
-    from multiref.evaluation.inspection import inspect, plan_table, tables, token_lines, write_page
+    from multiref.evaluation.inspection import inspect, write_page
     from multiref.references import read_scores
-    from multiref.report import print_table
 
     pairs = read(data, selection(data_name, split, column, rankings, bad_rows, limit), say=_aside).pairs
     found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
@@ -80,14 +80,21 @@ def command(
         planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
         typer.echo(json.dumps(plain(found.as_dict() | planned), indent=1, ensure_ascii=False))
     else:
-        for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
-            print_table(table)
-        typer.echo("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
-        held = " ".join(f"--reference {each}=MODEL" for each in found.verdict.use or found.sound)
-        where = f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}"
-        typer.echo(f"Next: multiref init run.yaml --model MODEL {held} {where}")
+        _print(found, sizes, gain, f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}")
     if html is not None:
         typer.echo(f"Page: {html}", err=True)
+
+
+def _print(found: "Inspection", sizes: "Sequence[SampleSize] | None", gain: float | None, where: str) -> None:
+    """Tables, the plan where it was asked for, the verdict, and what to run next."""
+    from multiref.evaluation.inspection import plan_table, tables, token_lines
+    from multiref.report import print_table
+
+    for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
+        print_table(table)
+    typer.echo("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
+    held = " ".join(f"--reference {each}=MODEL" for each in found.verdict.use or found.sound)
+    typer.echo(f"Next: multiref init run.yaml --model MODEL {held} {where}")
 
 
 def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str], sample: int, seed: int) -> "Inspection":
