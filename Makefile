@@ -9,7 +9,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 OLD_PYTHON := "multiref needs Python 3.11 or newer, found %s: make PYTHON=python3.11 …" % sys.version.split()[0]
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Bytecode comes at first use: all that is installed would be a minute of it, and a fifth of it is ever imported.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 CODE := src tests benchmarks recipes docs
 VERB ?=
 BENCHMARKS := exact scoring preference online store bilevel decoding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -67,6 +68,14 @@ def fresh_accelerator():
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out, and empty ones are written: to draw those of one report takes a second."""
+    canvas = importlib.import_module("multiref.report.figures.canvas")  # the room has a function of this name
+    monkeypatch.setattr(canvas, "svg", lambda figure, *, letters="path": b"<svg></svg>")
+    monkeypatch.setattr(canvas, "png", lambda figure, *, dots_per_inch=160: b"\x89PNG")
 
 
 def make_tokenizer(

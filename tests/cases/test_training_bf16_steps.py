@@ -8,13 +8,11 @@ import torch
 
 import multiref as mr
 from multiref.errors import MultirefWarning
-from multiref.models import LanguageModel, Tokenisation
+from multiref.models import LanguageModel
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.lost_updates import LostUpdates
-from tests.training.world import arguments
+from tests.training.world import END, WORDS, word_trainer
 
-WORDS = [f"w{k}" for k in range(8)]
-END = Tokenisation(end=False)
 PAIRS = [{"prompt": "w0", "chosen": f" w{i}", "rejected": f" w{(i + 3) % 8}"} for i in range(8)]
 
 
@@ -25,18 +23,7 @@ def moved(dtype, folder, **options):
     scores = mr.References({"other": other}, tokenisation=END).score(PAIRS)
     model = model.to(dtype)
     before = copy.deepcopy(model.state_dict())
-    trainer = mr.training.PreferenceTrainer(
-        model,
-        regularizer=mr.ReverseKL(),
-        beta=0.3,
-        scores=scores,
-        train_dataset=PAIRS,
-        processing_class=tokenizer,
-        tokenisation=END,
-        args=arguments(
-            folder, per_device_train_batch_size=4, logging_strategy="steps", logging_steps=1, **({"max_steps": 12} | options)
-        ),
-    )
+    trainer = word_trainer(model, scores, PAIRS, folder, **({"per_device_train_batch_size": 4, "max_steps": 12} | options))
     trainer.train()
     same = sum(int((model.state_dict()[name] == value).sum()) for name, value in before.items())
     return 1 - same / sum(value.numel() for value in before.values()), trainer.state.log_history

@@ -40,7 +40,7 @@ def test_a_repeated_key_is_refused(file):
     assert "run.yaml:7: training: a second time, first in line 6; keep one of the two." in " ".join(result.output.split())
 
 
-def test_the_home_folder(file, tmp_path):
+def test_the_home_folder(file, tmp_path, undrawn):
     """The policy is its reference: the first loss is log 2. What is needed is said before anything is loaded."""
     result = CliRunner().invoke(app, ["train", "-c", str(file), "--set", "output=~/o"])
     assert result.exit_code == 0, result.output

@@ -148,7 +148,7 @@ def test_a_number_of_worlds_that_does_not_fit_is_refused():
         enumerable_world(3, SIZE, worlds=2)
 
 
-def test_the_command_runs_what_is_named_and_goes_on(tmp_path, capsys):
+def test_the_command_runs_what_is_named_and_goes_on(tmp_path, capsys, undrawn):
     """`python -m multiref_lab.races`: a table and figures for each setting, records of each method."""
     options = {"out": tmp_path, "seeds": 1, "labels": 160, "work": 80, "features": 3, "width": 8, "world": [0]}
     main(**options, only=["online DPO"])

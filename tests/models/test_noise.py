@@ -11,14 +11,11 @@ from torch import nn
 
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError
-from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
+from multiref.models import LanguageModel, completion_logps, encode
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
-from tests.training.world import arguments
-
-WORDS = [f"w{k}" for k in range(8)]
-END = Tokenisation(end=False)
+from tests.training.world import END, WORDS, word_trainer
 
 
 def drop(x, generator=None):
@@ -166,19 +163,9 @@ def pairs_and_scores():
     )
 
 
-def preference_trainer(model, folder, **options):
+def preference_trainer(model, folder):
     rows, scores = pairs_and_scores()
-    args = arguments(folder, **({"per_device_train_batch_size": 4, "max_steps": 1} | options))
-    return mr.training.PreferenceTrainer(
-        model,
-        regularizer=mr.ReverseKL(),
-        beta=0.1,
-        scores=scores,
-        args=args,
-        train_dataset=rows,
-        processing_class=word_tokenizer(WORDS),
-        tokenisation=END,
-    )
+    return word_trainer(model, scores, rows, folder)
 
 
 def test_a_trainer_refuses_before_its_first_step_and_before_it_evaluates(tmp_path):

@@ -5,6 +5,11 @@ from multiref.runs.execute import execute
 from multiref.runs.tasks import Run
 from tests.conftest import make_llama, make_tokenizer
 
+WORDS = [
+    "the cat", "a dog", "two plus three", "the log", "a little dog", "it is five", "Max", "the mat", "on a log", "yes", "no it",
+    "a mat",
+]  # fmt: skip
+
 
 def settings(config, **changes):
     return Document({**config, **changes}, "run.yaml").validate(Run)

@@ -18,22 +18,7 @@ from multiref.runs import read_run
 from multiref.runs.document import Document
 from multiref.training.sums import damage
 from tests.conftest import make_llama
-from tests.runs.doing import do
-
-WORDS = [
-    "the cat",
-    "a dog",
-    "two plus three",
-    "the log",
-    "a little dog",
-    "it is five",
-    "Max",
-    "the mat",
-    "on a log",
-    "yes",
-    "no it",
-    "a mat",
-]
+from tests.runs.doing import WORDS, do
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +76,7 @@ def killing(at):
     return say
 
 
-def test_a_run_leaves_a_folder_that_says_everything(config, tmp_path, world):
+def test_a_run_leaves_a_folder_that_says_everything(config, tmp_path, world, drawn):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result = CliRunner().invoke(app, ["train", "--config", str(written(config, tmp_path)), "--set", "beta=0.5"])

@@ -15,23 +15,9 @@ from multiref.cli import app
 from multiref.runs import read_run, reward
 from multiref.runs.folder import RunFolder
 from multiref.training.pair_trainer import PairTrainer
-from tests.runs.doing import do
+from tests.runs.doing import WORDS, do
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
-WORDS = [
-    "the cat",
-    "a dog",
-    "two plus three",
-    "the log",
-    "a little dog",
-    "it is five",
-    "Max",
-    "the mat",
-    "on a log",
-    "yes",
-    "no it",
-    "a mat",
-]
 
 
 @pytest.fixture

@@ -10,16 +10,14 @@ from peft import LoraConfig, get_peft_model
 
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError, OutputError
-from multiref.models import Encoded, LanguageModel, Tokenisation, score_completions
+from multiref.models import Encoded, LanguageModel, score_completions
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
 from multiref.training.start import check_start, rounding_unit
 from multiref.training.sums import SUMS
 from tests.models.templates import CHATML, byte_tokenizer
-from tests.training.world import arguments
+from tests.training.world import END, WORDS, arguments, word_trainer
 
-WORDS = [f"w{k}" for k in range(8)]
-END = Tokenisation(end=False)
 PAIRS = [{"prompt": f"w{i}", "chosen": " w1 w2", "rejected": " w3"} for i in range(6)]
 
 
@@ -32,22 +30,7 @@ def folder(tmp_path):
 
 def trained(model, scores, where, **options):
     """The first line of a run of one step."""
-    trainer = mr.training.PreferenceTrainer(
-        model,
-        regularizer=mr.ReverseKL(),
-        beta=0.3,
-        scores=scores,
-        train_dataset=PAIRS,
-        processing_class=word_tokenizer(WORDS),
-        tokenisation=END,
-        args=arguments(
-            where,
-            per_device_train_batch_size=6,
-            logging_strategy="steps",
-            logging_steps=1,
-            **({"max_steps": 1, "learning_rate": 1e-3} | options),
-        ),
-    )
+    trainer = word_trainer(model, scores, PAIRS, where, **({"learning_rate": 1e-3} | options))
     trainer.train()
     return trainer.state.log_history[0]
 
@@ -141,16 +124,7 @@ def test_a_resumed_run_is_not_asked(folder, tmp_path):
     scores = mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS)
     model = mr.models.load(folder, device="cpu").model
     trained(copy.deepcopy(model), scores, tmp_path, save_strategy="steps", save_steps=1)
-    trainer = mr.training.PreferenceTrainer(
-        model,
-        regularizer=mr.ReverseKL(),
-        beta=0.3,
-        scores=with_one_row_moved(scores),
-        train_dataset=PAIRS,
-        processing_class=word_tokenizer(WORDS),
-        tokenisation=END,
-        args=arguments(tmp_path, per_device_train_batch_size=6, max_steps=2),
-    )
+    trainer = word_trainer(model, with_one_row_moved(scores), PAIRS, tmp_path, max_steps=2)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 2
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from multiref import ReverseKL
 from multiref.data import Pair
 from multiref.models import Tabular, Tokenisation, tabular_tokenizer
+from multiref.models.small import word_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.training import Preference, PreferenceData, PreferenceTrainer
 
@@ -99,6 +101,25 @@ def arguments(folder, **options) -> TrainingArguments:
         "lr_scheduler_type": "constant",
     }
     return TrainingArguments(**(settings | options))
+
+
+WORDS = [f"w{k}" for k in range(8)]
+END = Tokenisation(end=False)
+
+
+def word_trainer(model, scores, rows, folder, *, beta=0.3, **options) -> PreferenceTrainer:
+    """Preferences in eight words under even weights; every step is logged."""
+    settings = {"per_device_train_batch_size": len(rows), "logging_strategy": "steps", "logging_steps": 1, "max_steps": 1}
+    return PreferenceTrainer(
+        model,
+        regularizer=ReverseKL(),
+        beta=beta,
+        scores=scores,
+        train_dataset=rows,
+        processing_class=word_tokenizer(WORDS),
+        tokenisation=END,
+        args=arguments(folder, **(settings | options)),
+    )
 
 
 def train_to_the_end(world: World, objective, folder, *, steps=400, lr=0.1, data=None, beta=None) -> Tabular:

@@ -51,8 +51,8 @@ class LocalReference:
         what: str | os.PathLike[str] | ModelSpec | LanguageModel,
         *,
         tokenisation: Tokenisation = TOKENISATION,
-        dtype: str = "auto",
         device: str | torch.device | None = None,
+        dtype: str = "auto",
         token_budget: int | None = None,
         logits_budget: int = LOGITS_BUDGET,
     ) -> None:

@@ -89,7 +89,7 @@ TINY = dataclasses.replace(
 
 
 @pytest.mark.filterwarnings("ignore::multiref.errors.MultirefWarning")
-def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     tokenizer = make_tokenizer(chat=True)
     make_llama(len(tokenizer)).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")

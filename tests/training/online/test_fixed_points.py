@@ -5,18 +5,8 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref.training import online
 from multiref.training.online.backward_induction import conditionals, path_tokens, sequence_logps
-from multiref.training.online.exact_penalties import FullVocabulary, PenaltyInReward, RewardToGo
-from multiref.training.online.other_penalties import (
-    K2Loss,
-    K3Loss,
-    K3PoolLoss,
-    K3RenormalisedLoss,
-    PerTokenForwardKL,
-    PerTokenReverseKL,
-    RatioK3,
-    RenormalisedInReward,
-)
 from multiref_lab.toys import expected_surrogate, standardised_fixed_point
 from tests.training.online.language import design_world, small_world
 
@@ -28,23 +18,23 @@ BEST = mr.exact.solve(WORLD.reward, sequence_logps(WORLD.refs), mr.ReverseKL(), 
 # the same to its five decimals, but for
 # the harmonic pool, where Adam had not arrived (0.16323).
 RULES = [
-    ("k1 in reward, pool", PenaltyInReward(), 0.0, mr.ReverseKL()),
-    ("k1 in reward, to go", RewardToGo(), 0.0, mr.ReverseKL()),
-    ("k2 as loss", K2Loss(), 0.10706, mr.ReverseKL()),
-    ("ratio k3 as loss", RatioK3(), 0.10706, mr.ReverseKL()),
-    ("k3 as loss, renormalised tokens", K3RenormalisedLoss(), 0.11766, mr.ReverseKL()),
-    ("k3 as loss, pool", K3PoolLoss(), 0.55265, mr.ReverseKL()),
-    ("k3 as loss, each reference", K3Loss(), 0.51655, mr.ReverseKL()),
-    ("k1 in reward, renormalised tokens", RenormalisedInReward(), 0.08900, mr.ReverseKL()),
-    ("k1 in reward, harmonic pool", PenaltyInReward(), 0.16345, mr.PooledKL(order=-1.0)),
-    ("k1 in reward, reference 0 alone", PenaltyInReward(), 2.18633, mr.ReverseKL((1.0, 0.0))),
-    ("full vocabulary", FullVocabulary(), 0.0, mr.ReverseKL()),
-    ("full vocabulary, state by state", PerTokenReverseKL(), 0.10706, mr.ReverseKL()),
-    ("full vocabulary, forward, state by state", PerTokenForwardKL(), 0.11766, mr.ReverseKL()),
-    ("forward KL in reward", PenaltyInReward(), None, mr.ForwardKL()),
-    ("α = ½ in reward", PenaltyInReward(), None, mr.AlphaDivergence(alpha=0.5)),
-    ("Jensen–Shannon in reward", PenaltyInReward(), None, mr.FDivergence.jensen_shannon()),
-    ("weights 0.2, 0.8", PenaltyInReward(), None, mr.ReverseKL((0.2, 0.8))),
+    ("k1 in reward, pool", online.PenaltyInReward(), 0.0, mr.ReverseKL()),
+    ("k1 in reward, to go", online.RewardToGo(), 0.0, mr.ReverseKL()),
+    ("k2 as loss", online.K2Loss(), 0.10706, mr.ReverseKL()),
+    ("ratio k3 as loss", online.RatioK3(), 0.10706, mr.ReverseKL()),
+    ("k3 as loss, renormalised tokens", online.K3RenormalisedLoss(), 0.11766, mr.ReverseKL()),
+    ("k3 as loss, pool", online.K3PoolLoss(), 0.55265, mr.ReverseKL()),
+    ("k3 as loss, each reference", online.K3Loss(), 0.51655, mr.ReverseKL()),
+    ("k1 in reward, renormalised tokens", online.RenormalisedInReward(), 0.08900, mr.ReverseKL()),
+    ("k1 in reward, harmonic pool", online.PenaltyInReward(), 0.16345, mr.PooledKL(order=-1.0)),
+    ("k1 in reward, reference 0 alone", online.PenaltyInReward(), 2.18633, mr.ReverseKL((1.0, 0.0))),
+    ("full vocabulary", online.FullVocabulary(), 0.0, mr.ReverseKL()),
+    ("full vocabulary, state by state", online.PerTokenReverseKL(), 0.10706, mr.ReverseKL()),
+    ("full vocabulary, forward, state by state", online.PerTokenForwardKL(), 0.11766, mr.ReverseKL()),
+    ("forward KL in reward", online.PenaltyInReward(), None, mr.ForwardKL()),
+    ("α = ½ in reward", online.PenaltyInReward(), None, mr.AlphaDivergence(alpha=0.5)),
+    ("Jensen–Shannon in reward", online.PenaltyInReward(), None, mr.FDivergence.jensen_shannon()),
+    ("weights 0.2, 0.8", online.PenaltyInReward(), None, mr.ReverseKL((0.2, 0.8))),
 ]
 
 
@@ -81,7 +71,7 @@ def test_the_exact_rule_is_the_gradient_of_the_objective_everywhere(regularizer)
     logits = [torch.randn(level.shape[1:], generator=generator, dtype=torch.float64).requires_grad_() for level in WORLD.refs]
     tokens = [level.log_softmax(-1) for level in logits]
     value = mr.exact.value(sequence_logps(tokens), WORLD.reward, sequence_logps(WORLD.refs), regularizer, beta=WORLD.beta)
-    update = expected_surrogate(PenaltyInReward(), tokens, WORLD.refs, WORLD.reward, regularizer, beta=WORLD.beta)
+    update = expected_surrogate(online.PenaltyInReward(), tokens, WORLD.refs, WORLD.reward, regularizer, beta=WORLD.beta)
     for a, b in zip(torch.autograd.grad(value, logits, retain_graph=True), torch.autograd.grad(update, logits)):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
 
@@ -93,7 +83,7 @@ def test_to_go_and_whole_completions_have_one_expectation():
         torch.autograd.grad(
             expected_surrogate(p, tokens, WORLD.refs, WORLD.reward, UNIFORM, beta=0.5), logits, retain_graph=True
         )
-        for p in (PenaltyInReward(), RewardToGo())
+        for p in (online.PenaltyInReward(), online.RewardToGo())
     )
     for a, b in zip(whole, to_go):
         torch.testing.assert_close(a, b, atol=1e-14, rtol=1e-10)
@@ -102,12 +92,12 @@ def test_to_go_and_whole_completions_have_one_expectation():
 def test_ratio_k3_is_exact_for_completions_of_one_token():
     """There is no later state to ignore: the frozen-state gradient is the whole one."""
     refs, reward = [WORLD.refs[0]], WORLD.reward[:4]
-    end = RatioK3().fixed_point(reward, refs, mr.ReverseKL((0.3, 0.7)), beta=0.5)
+    end = online.RatioK3().fixed_point(reward, refs, mr.ReverseKL((0.3, 0.7)), beta=0.5)
     best = mr.exact.solve(reward, refs[0][:, 0], mr.ReverseKL((0.3, 0.7)), beta=0.5).log_policy
     torch.testing.assert_close(end[0][0], best, atol=1e-13, rtol=0)
 
 
-@pytest.mark.parametrize("penalty", [RatioK3(), K3Loss()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("penalty", [online.RatioK3(), online.K3Loss()], ids=lambda p: type(p).__name__)
 def test_dividing_by_the_deviation_means_another_beta(penalty):
     world = type(WORLD)(WORLD.refs, WORLD.reward, beta=2.0)
     levels, sigma = standardised_fixed_point(penalty, world.reward, world.refs, UNIFORM, beta=world.beta)
@@ -121,13 +111,15 @@ def test_dividing_by_the_deviation_means_another_beta(penalty):
 def test_dividing_by_the_deviation_can_leave_no_fixed_point_but_the_greedy_policy():
     """β = ½ on the design's instance: σ ↦ sd_r(π_{βσ}) has no positive solution, and the expected update climbs to the best
     completion."""
-    assert standardised_fixed_point(RatioK3(), WORLD.reward, WORLD.refs, UNIFORM, beta=0.5) is None
+    assert standardised_fixed_point(online.RatioK3(), WORLD.reward, WORLD.refs, UNIFORM, beta=0.5) is None
     logits = [level[0].clone().requires_grad_() for level in WORLD.refs]
     optimizer = torch.optim.Adam(logits, lr=0.1)
     for _ in range(600):
         optimizer.zero_grad()
         tokens = [level.log_softmax(-1) for level in logits]
-        (-expected_surrogate(RatioK3(), tokens, WORLD.refs, WORLD.reward, UNIFORM, beta=0.5, standardise=True)).backward()
+        (
+            -expected_surrogate(online.RatioK3(), tokens, WORLD.refs, WORLD.reward, UNIFORM, beta=0.5, standardise=True)
+        ).backward()
         optimizer.step()
     logps = sequence_logps([level.detach().log_softmax(-1) for level in logits])
     assert float(logps.max().exp()) > 0.99
