@@ -11,6 +11,8 @@ export TOKENIZERS_PARALLELISM := false
 OLD_PYTHON := "multiref needs Python 3.11 or newer, found %s: make PYTHON=python3.11 …" % sys.version.split()[0]
 # Bytecode comes at first use: all that is installed would be a minute of it, and a fifth of it is ever imported.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+# A worker has one half of the files and helps the other at the end: what a file's tests share is made once.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 CODE := src tests benchmarks recipes docs
 VERB ?=
 BENCHMARKS := exact scoring preference online store bilevel decoding
@@ -50,15 +52,15 @@ real real-full: $(READY)
 	$(BIN)/multiref real $(if $(filter real-full,$@),--full) --output runs/$@
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(TESTS) -m "not slow"
 
 # Coverage of multiref; below the mark in pyproject.toml (tool.coverage.report) it fails.
 test-full: $(READY)
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(TESTS) --cov --cov-report=term
 
 # Ten thousand nearly right inputs at every door, each door at most ten minutes.
 fuzz: $(READY)
-	FUZZ=10000 FUZZ_SECONDS=600 $(BIN)/python -m pytest -n 2 tests/fuzz
+	FUZZ=10000 FUZZ_SECONDS=600 $(TESTS) tests/fuzz
 
 # Every verb killed and run again, compared bit for bit with one that nobody disturbed.
 chaos: $(READY)

@@ -29,6 +29,9 @@ def differences(function, point, step=1e-3):
     return result
 
 
+OBJECTIVES = ("likelihood", "debiased", "win_rate")
+
+
 @pytest.mark.parametrize("objective", ["likelihood", "debiased", "debiased_mixed", "win_rate"])
 @pytest.mark.parametrize("regularizer", FAMILY, ids=lambda r: f"{r.name}-{r.alpha}")
 def test_closed_form_is_the_derivative(regularizer, objective):
@@ -74,8 +77,15 @@ def test_at_the_true_reward_u1_and_u2_rest_and_u0_does_not():
     assert float(hypergradient(problem, true, UPPERS["likelihood"]).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("objective", ["likelihood", "debiased", "win_rate"])
-@pytest.mark.parametrize("regularizer", FAMILY[:3], ids=lambda r: r.name)
+# every objective once and every regularizer once are quick; the other pairs of them are slow
+PENALISED = [
+    pytest.param(rule, name, id=f"{rule.name}-{name}", marks=[] if i == j else pytest.mark.slow)
+    for i, rule in enumerate(FAMILY[:3])
+    for j, name in enumerate(OBJECTIVES)
+]
+
+
+@pytest.mark.parametrize(("regularizer", "objective"), PENALISED)
 def test_penalty_gradient_is_the_derivative_of_the_penalised_value(regularizer, objective):
     problem, reward = small(regularizer, prompts=1)
     upper, sigma = UPPERS[objective], 0.2
@@ -83,7 +93,7 @@ def test_penalty_gradient_is_the_derivative_of_the_penalised_value(regularizer, 
     assert float((penalised_gradient(problem, reward, upper, sigma=sigma) - numeric).abs().max()) < 1e-8
 
 
-@pytest.mark.parametrize("objective", ["likelihood", "debiased", "win_rate"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_penalty_bias_is_first_order_in_sigma(objective):
     problem, reward = small()
     upper = UPPERS[objective]
@@ -111,7 +121,7 @@ def test_penalised_value_is_below_and_the_perturbed_policy_is_its_minimiser():
         assert bool((h(near) >= h(best) - 1e-13).all())
 
 
-@pytest.mark.parametrize("objective", ["likelihood", "debiased", "win_rate"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_conjugate_gradients_agree_on_a_softmax(objective):
     """θ = logits per prompt, lower level at its optimum: PARL's formula and the covariance are the same number."""
     problem, reward = small()
