@@ -75,9 +75,8 @@ def test_every_public_function_of_the_quiet_half_says_what_it_does(room):
         assert getattr(module, name).__doc__, f"{room}.{name} has no docstring"
 
 
-@pytest.mark.slow
 def test_imports_point_down():
-    """The contracts of the house (pyproject.toml, tool.importlinter): here in a test too, for who runs no `make lint`."""
+    """The contracts of the house (pyproject.toml, tool.importlinter), so that `make test` alone notices a wall broken."""
     found = subprocess.run(
         [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
