@@ -104,10 +104,17 @@ def test_a_draw_that_decides_nothing_is_fine():
     examine(Sometimes)
 
 
-@pytest.mark.parametrize(
-    "draw", [lambda: float(torch.rand(())), random.random, np.random.rand], ids=["torch", "python", "numpy"]
-)
-@pytest.mark.parametrize("kept", [lambda u: u < 0.98, lambda u: u >= 0.02, lambda u: u >= 0.5], ids=["above", "below", "half"])
+DRAWS = {"torch": lambda: float(torch.rand(())), "python": random.random, "numpy": np.random.rand}
+KEPT = {"above": lambda u: u < 0.98, "below": lambda u: u >= 0.02, "half": lambda u: u >= 0.5}
+# every generator once and every share once are quick; the other pairs of them are slow
+SELDOM = [
+    pytest.param(draw, kept, id=f"{share}-{name}", marks=[] if i == j else pytest.mark.slow)
+    for i, (name, draw) in enumerate(DRAWS.items())
+    for j, (share, kept) in enumerate(KEPT.items())
+]
+
+
+@pytest.mark.parametrize(("draw", "kept"), SELDOM)
 def test_what_is_decided_once_a_pass_is_found_however_seldom(draw, kept):
     """A path that is dropped at random in evaluation mode: under most seeds alike."""
 

@@ -147,7 +147,7 @@ def made_task(tokenizer, *, lora=LORA, counted=None):
         pytest.param("bilevel", {"objective": "stop_gradient"}, marks=pytest.mark.slow),
         pytest.param("bilevel", {"objective": "likelihood", "estimator": "two_policies"}, marks=pytest.mark.slow),
         ("bilevel", {"objective": "win_rate", "estimator": "shared_rollouts", "loop": "momentum"}),
-        ("iterative", {}),
+        pytest.param("iterative", {}, marks=pytest.mark.slow),  # tests/runs/test_iterative.py has it from a file
         pytest.param("two-stage", {}, marks=pytest.mark.slow),
         ("xpo", {}),
         ("sail", {"design": "PP"}),
