@@ -211,11 +211,11 @@ def test_truncated_texts_are_said(recwarn):
 def test_what_a_run_would_cost(tmp_path):
     references = References({"a": Companion()})
     references.score(pairs(30), store=tmp_path)
-    (before,) = references.estimate_cost(pairs(100), store=tmp_path, shard_size=20)
+    (before,) = references.estimate_cost(pairs(100), store=tmp_path, shard_size=20).references
     assert (before.wanted, before.stored, before.missing) == (200, 60, 140) and before.shards > 5
     scores = references.score(pairs(100), store=tmp_path, shard_size=20)
     assert before.tokens == pytest.approx(int(scores.lengths.sum()) * 0.7, rel=0.5)
     size = sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.parquet"))
     assert before.bytes == pytest.approx(size, rel=0.6)
-    (after,) = references.estimate_cost(pairs(100), store=tmp_path)
+    (after,) = references.estimate_cost(pairs(100), store=tmp_path).references
     assert (after.missing, after.tokens, after.seconds) == (0, 0, 0.0)

@@ -3,6 +3,8 @@ middle."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,13 +16,15 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.references import References, Store
 from tests.references.doubles import Companion, Dying, Refusing, Traced, pairs
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray", reason="the engine 'ray' needs Ray: pip install 'multiref[ray]'")
-    doubles = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    doubles = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
     os.environ.setdefault(
         "RAY_worker_niceness", "0"
     )  # Ray's workers give way to everybody else; on a busy machine a test would take for ever
@@ -69,6 +73,32 @@ def test_a_worker_ended_in_the_middle_changes_nothing(cluster, tmp_path):
     assert ended and len(list(tmp_path.glob("log.*"))) == 3, "one worker was ended and another took its place"
     assert torch.equal(whole.logps, scores.logps) and shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
     assert Store(tmp_path / "ray").verify() == []
+
+
+def test_the_driver_ended_in_the_middle_changes_nothing(tmp_path):
+    """SIGKILL to the process that stores: its Ray and its workers go with it, and another run ends with the same bits."""
+    pytest.importorskip("ray", reason="the engine 'ray' needs Ray: pip install 'multiref[ray]'")
+    environment = {**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}  # fmt: skip
+    whole = References({name: Companion(name) for name in ("a", "b")}).score(pairs(60), store=tmp_path / "local", shard_size=20)
+
+    def start():
+        command = [sys.executable, "-m", "tests.references.run_job", str(tmp_path / "ray"), str(tmp_path / "log"),
+                   "20", "0.3", "60", "ray"]  # fmt: skip
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    job = start()
+    while len(shards_of(tmp_path / "ray")) < 3 and job.poll() is None:
+        time.sleep(0.01)
+    job.kill()
+    job.communicate()
+    there = shards_of(tmp_path / "ray")
+    assert 3 <= len(there) < len(shards_of(tmp_path / "local")) and there < shards_of(tmp_path / "local")
+    again = start()
+    assert again.wait(timeout=300) == 0, again.stderr.read()[-2000:]
+    assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local") and Store(tmp_path / "ray").verify() == []
+    scores = References({name: Companion(name) for name in ("a", "b")}).score(pairs(60), store=tmp_path / "ray", shard_size=20)
+    assert torch.equal(scores.logps, whole.logps)
 
 
 def test_an_error_of_ours_comes_back_as_itself(cluster, tmp_path):

@@ -1,8 +1,11 @@
 """`multiref score`: a file of preference pairs under K references, once, into a store."""
 
+import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +16,6 @@ from multiref.cli.options import (
     Column,
     Data,
     Device,
-    Dtype,
     Limit,
     Name,
     NamedReferences,
@@ -30,7 +32,10 @@ from multiref.cli.voice import is_quiet
 from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from multiref.references.cost_estimate import CostEstimate
+    from multiref.data import Selection
+    from multiref.models import Tokenisation
+    from multiref.references import References
+    from multiref.references.cost_estimate import CostEstimate, Forecast
     from multiref.references.engines import Engine
 
 
@@ -42,13 +47,13 @@ class Truncation(Enum):
     error = "error"
 
 
-COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
+COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time", "known by")
 
 
 def command(
     data: Data,
-    reference: NamedReferences,
-    store: Store,
+    reference: NamedReferences = [],  # noqa: B006  (typer copies it)
+    store: Store = None,
     name: Name = None,
     split: Split = None,
     column: Column = None,
@@ -58,13 +63,27 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do, how many tokens and bytes and how long; store nothing.")
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: time there. 2xlocal is measured here; 64xH100 is reckoned, never run."),
+    ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="With --cluster: models that are not here, by size: 7B, or 16x7B for sixteen of them."),
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="With --cluster: how many pairs there will be, of which DATA are some: 10M.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: one pool of workers per reference on a Ray cluster.")] = "local",
     workers: Annotated[
         int | None, typer.Option(help="ray: workers per reference; default as many as there is room for.")
     ] = None,
     gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="ray: the cluster's address, such as auto; default a local Ray.")] = None,
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16; auto: measured once, kept in the store. Default float32."),
+    ] = None,
     device: Device = None,
     max_length: Annotated[
         int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
@@ -92,18 +111,40 @@ def command(
 
     Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
     """
-    from rich.console import Console
-
-    from multiref._json import parse_json
-    from multiref.data import read
-    from multiref.data.reading import SKIPPED
-    from multiref.models import ModelSpec, Tokenisation
-    from multiref.references import References
-    from multiref.references.progress import Bar
-    from multiref.report import Table, print_table
+    from multiref.models import Tokenisation
 
     tokenisation = Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
-    places = [name_and_path(text) for text in reference]
+    chosen = selection(name, split, column, rankings, bad_rows, limit)
+    runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
+    if not dry_run and (cluster or parameters or pairs):
+        raise ArgumentError("--cluster, --parameters and --pairs are of --dry-run. Add it, or leave them out.")
+    if parameters is not None:
+        if cluster is None or reference:
+            raise ArgumentError("--parameters is of --cluster and stands for --reference. Give --cluster, and one of the two.")
+        return _say(_imagined(data, chosen, parameters, cluster, pairs, shard_size))
+    if not reference or store is None:
+        raise ArgumentError("Expected --reference name=PATH, once per reference, and --store FOLDER.")
+    references = _references(reference, attention, chat_template_kwargs, quantization, tokenisation, dtype, device)
+    if dry_run:
+        return _say(_estimated(references, data, chosen, store, shard_size, runner, cluster, pairs))
+    return _score(references, data, chosen, store, runner, shard_size, audit)
+
+
+def _references(
+    given: "Sequence[str]",
+    attention: list[str] | None,
+    chat_template_kwargs: list[str] | None,
+    quantization: str | None,
+    tokenisation: "Tokenisation",
+    dtype: str | None,
+    device: str | None,
+) -> "References":
+    """The references as they were asked for."""
+    from multiref._json import parse_json
+    from multiref.models import ModelSpec
+    from multiref.references import References
+
+    places = [name_and_path(text) for text in given]
     local = [name for name, at in places if "://" not in at]  # a server has its own quantization, attention and template
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
@@ -112,34 +153,40 @@ def command(
         written = parse_json(options.get(called, "{}"), "--chat-template-kwargs", error=ArgumentError)
         if not isinstance(written, dict):
             raise ArgumentError(f'--chat-template-kwargs {options[called]!r}: expected a JSON object, such as {{"a": true}}.')
-        special = called in local and (written or called in kinds or quantization is not None)
-        model = ModelSpec(at, quantization=quantization, attention=kinds.get(called)) if special else None
+        measured = "auto" if dtype == "auto" else None
+        special = called in local and (written or called in kinds or quantization is not None or measured is not None)
+        model = ModelSpec(at, measured, quantization=quantization, attention=kinds.get(called)) if special else None
         asked.append((called, {"model": model, "tokenisation": {"chat_template_kwargs": written}} if special else at))
-    references = References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
-    runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
-    chosen = selection(name, split, column, rankings, bad_rows, limit)
-    found = read(
-        data,
-        chosen,
-        skipped=None if dry_run else store / SKIPPED,
-        say=typer.echo,
-        spool=tempfile.gettempdir() if dry_run else store,
-    )
-    pairs = found.pairs
-    if dry_run:
-        rows = [_row(estimate) for estimate in references.estimate_cost(pairs, store=store, shard_size=shard_size)]
-        print_table(Table(COLUMNS, rows, "Nothing is stored: --dry-run"))
-        typer.echo("Tokens and time are scaled up from a few completions here: right to within a factor of two or so.")
-        return {"dry_run": True, "references": [dict(zip(COLUMNS, row)) for row in rows]}
+    return References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
+
+
+def _score(
+    references: "References",
+    data: str,
+    chosen: "Selection",
+    store: Path,
+    runner: "Engine | str",
+    shard_size: int | None,
+    audit: str,
+) -> "dict[str, Any]":
+    """Scores what is missing; what was done, for programs."""
+    from rich.console import Console
+
+    from multiref.data import read
+    from multiref.data.reading import SKIPPED
+    from multiref.references.progress import Bar
+
+    found = read(data, chosen, skipped=store / SKIPPED, say=typer.echo, spool=store)
     with Bar(Console(stderr=True, quiet=True) if is_quiet() else None) as bar:
-        scores = references.score(pairs, store=store, engine=runner, progress=bar, shard_size=shard_size, audit=audit)
+        scores = references.score(found.pairs, store=store, engine=runner, progress=bar, shard_size=shard_size, audit=audit)
     for each in references.names:
         typer.echo(f"{each}: {bar.summary(each)}")
-    typer.echo(f"{len(pairs):,} pairs, {len(scores):,} different completions, {len(references.names)} references in {store}")
+    counts = f"{len(found.pairs):,} pairs, {len(scores):,} different completions"
+    typer.echo(f"{counts}, {len(references.names)} references in {store}")
     again = options_of(chosen, name="--data-name")
     return {
         "store": str(store),
-        "pairs": len(pairs),
+        "pairs": len(found.pairs),
         "rows": found.rows,
         "bad_rows": len(found.bad),
         "format": found.format,
@@ -147,6 +194,80 @@ def command(
         "references": {each: bar.summary(each) for each in references.names},
         "next": f"multiref inspect {shlex.quote(data)}{again} --store {shlex.quote(str(store))}",
     }
+
+
+def _estimated(
+    references: "References",
+    data: str,
+    chosen: "Selection",
+    store: Path,
+    shard_size: int | None,
+    runner: "Engine | str",
+    cluster: str | None,
+    pairs: str | None,
+) -> "Forecast":
+    """What it would take with models that are here: measured, or reckoned for another cluster."""
+    from multiref.data import read
+
+    engine = runner if cluster is None else None
+    return references.estimate_cost(
+        read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs,
+        cluster or "1xlocal",
+        store=store,
+        shard_size=shard_size,
+        engine=engine,
+        pairs=None if pairs is None else round(_number(pairs, "--pairs")),
+    )
+
+
+def _imagined(
+    data: str, chosen: "Selection", parameters: str, cluster: str, pairs: str | None, shard_size: int | None
+) -> "Forecast":
+    """What it would take with models of which only the size is known."""
+    from multiref.data import read
+    from multiref.references.cost_estimate import imagine_costs
+
+    copies, times, size = parameters.rpartition("x")
+    if times and not re.fullmatch(r"[1-9]\d{0,3}", copies):
+        raise ArgumentError(f"--parameters {parameters!r}: expected a size, or how many of it: 7B, 16x7B.")
+    return imagine_costs(
+        read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs,
+        [size if not times else f"{size}-{number}" for number in range(1, int(copies or 1) + 1)],
+        _number(size, "--parameters"),
+        cluster,
+        shard_size=shard_size,
+        pairs=None if pairs is None else round(_number(pairs, "--pairs")),
+    )
+
+
+def _number(text: str, option: str) -> float:
+    """7B, 10M, 500k, 1e7."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kmbKMB]?)", text.replace(",", "").replace("_", ""))
+    value = float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[found[2].lower()] if found else 0.0
+    if not 1 <= value < 1e15:
+        raise ArgumentError(f"{option} {text!r}: expected a number of at least 1, such as 10M or 7B.")
+    return value
+
+
+def _say(found: "Forecast") -> "dict[str, Any]":
+    """The forecast as a table, its assumptions below it; and for programs."""
+    from multiref.report import Table, print_table
+
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for each in found.references:  # of those that cost the same, one row
+        rows.setdefault(tuple(_row(each)), []).append(each.name)
+    named = [[names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, each", *row] for row, names in rows.items()]
+    print_table(Table(COLUMNS, named, f"{found.cluster}. Nothing is stored: --dry-run"))
+    parts = {"planning": found.planning}
+    for each in found.references:
+        for part, seconds in each.parts.items():
+            parts[part] = parts.get(part, 0.0) + seconds
+    said = ", ".join(f"{part} {_span(seconds)}" for part, seconds in parts.items())
+    size = sum(each.bytes for each in found.references)
+    typer.echo(f"In all {_span(found.seconds)}, {found.basis}: {said}; the store grows by {size / 1e6:,.1f} MB.")
+    for line in found.assumptions:
+        typer.echo(f"  {line}.")
+    return {"dry_run": True, **found.facts()}
 
 
 def _engine(name: str, *, workers: int | None, gpus: float, address: str | None) -> "Engine | str":
@@ -160,7 +281,9 @@ def _engine(name: str, *, workers: int | None, gpus: float, address: str | None)
 
 
 def _row(o: "CostEstimate") -> list[str]:
-    minutes = "" if o.seconds is None else f"{o.seconds:.0f} s" if o.seconds < 120 else f"{o.seconds / 60:.0f} min"
-    tokens = "" if o.tokens is None else f"{o.tokens:,}"
     counts = [f"{count:,}" for count in (o.wanted, o.stored, o.missing, o.shards)]
-    return [o.name, *counts, f"{o.bytes / 1e6:.1f}", tokens, minutes]
+    return [*counts, f"{o.bytes / 1e6:,.1f}", f"{o.tokens:,}", _span(o.seconds), o.basis]
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

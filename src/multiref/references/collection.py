@@ -17,7 +17,8 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.audits import CHECKED, agree_on_layout, changed_tokens, set_aside
-from multiref.references.cost_estimate import CostEstimate, estimate_cost
+from multiref.references.clusters import PLANNING, Cluster
+from multiref.references.cost_estimate import CostEstimate, Forecast, measure_cost, reckon_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.identity import say_of_templates
@@ -63,6 +64,7 @@ class References:
         self.named = dict(named)
         here = {"dtype": dtype, "device": device, "token_budget": token_budget, "logits_budget": logits_budget}
         self._identities: dict[str, Mapping[str, Any]] = {}
+        self._tokenizers: dict[str, Any] = {}
         self._opener = partial(Opener, tokenisation=tokenisation, here=here)
 
     @property
@@ -113,8 +115,7 @@ class References:
                 row = _Row(**{what: values[k] for what, values in table.items()}, there=np.zeros(len(blocks.keys), bool))
                 self._one(name, blocks, row, keeper, engine_named(engine), listener, audit == "all")
             keeper.manifest()
-            tokenizers = {name: getattr(self.open(name), "tokenizer", None) for name in self.names}
-            if (differing := say_of_templates(tokenizers, (prompt for prompt, _ in texts))) is not None:
+            if (differing := say_of_templates(self._tokenizers, (prompt for prompt, _ in texts))) is not None:
                 listener.notice(differing)
         keys = blocks.keys
         del texts, blocks, rows, row
@@ -126,26 +127,43 @@ class References:
     def estimate_cost(
         self,
         data: Iterable[Any],
+        cluster: str = "1xlocal",
         *,
         store: str | os.PathLike[str] | Store | None = None,
         shard_size: int | None = None,
-        measure: bool = True,
-    ) -> list[CostEstimate]:
-        """What `score` would do with the same arguments, per reference. Nothing is written;
-        with `measure`, a few completions are timed."""
-        estimates = []
+        engine: str | Engine | None = None,
+        pairs: int | None = None,
+    ) -> Forecast:
+        """What `score` would take. Nothing is stored.
+
+        Args:
+            cluster: "2xlocal": so many workers on this machine, on which some of the job is done and timed; "64xH100": reckoned
+                from the maker's figures (`clusters.DEVICES`), and never run.
+            engine: what is timed; None: as `cluster` says.
+            pairs: for another cluster: so many, of which `data` are some; None: these.
+            data, store, shard_size: as of `score`.
+
+        Errors: ArgumentError for an unknown cluster, one that a model does not fit, or `pairs` on this machine.
+        """
+        kind, began = Cluster.parse(cluster), time.perf_counter()
+        if kind.local and pairs is not None:
+            raise ArgumentError("pairs is for another cluster: what is measured on this machine is the data as they are.")
         with _kept(store) as keeper, _spooled(data, None) as rows:
-            blocks = _planned(Texts(rows), shard_size)
+            texts = Texts(rows)
+            blocks, found = _planned(texts, shard_size), list[CostEstimate]()
+            planning = time.perf_counter() - began
             for name in self.names:
-                reference = self.open(name)
-                there, index = np.zeros(len(blocks.keys), bool), KeyIndex(blocks.keys)
-                for part in keeper.parts(keeper.address(reference.identity())):
-                    if not isinstance(part, Damage):
-                        there[(at := index.locate(part.keys))[at >= 0]] = True
-                missing = blocks.without(there)
-                estimates.append(estimate_cost(name, reference, wanted=len(blocks.keys), blocks=missing, measure=measure))
-                getattr(reference, "release", lambda: None)()
-        return estimates
+                opener, opening = self._opener(self.named[name]), time.perf_counter()
+                opener.settle(keeper)
+                missing = _missing(opener, blocks, keeper)
+                if kind.local:
+                    found.append(
+                        measure_cost(name, opener, blocks, missing, engine_named(engine or kind.engine()), since=opening)
+                    )
+                else:
+                    found.append(reckon_cost(name, opener, blocks, missing, kind, (pairs or len(rows)) / len(rows)))
+                getattr(opener.opened, "release", lambda: None)()
+        return Forecast(kind, found, planning if kind.local else PLANNING * found[0].wanted)
 
     def _one(
         self, name: str, blocks: Blocks, row: "_Row", keeper: Store, engine: Engine, listener: Listener, everything: bool
@@ -153,10 +171,12 @@ class References:
         """One reference's turn: fills its row with what is stored and with what is scored now."""
         start = time.perf_counter()
         opener = self._opener(self.named[name])
+        opener.settle(keeper, say=listener.notice)
         reference = opener()
         where = location(self.named[name])
         address, identity = _introduce(name, reference, where, keeper, listener)
         self._identities[name] = {**identity, "location": where}
+        self._tokenizers[name] = getattr(reference, "tokenizer", None)
         _read(name, reference, address, blocks, row, keeper, listener)
         halved: list[int] = []
         with ExitStack() as stack:  # whatever happens, workers are let go and the model is released
@@ -244,6 +264,15 @@ def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _R
             count = set_aside(keeper, address, why)
             listener.notice(f"{name!r} {why} All its {count:,} shards were set aside (damaged/), and it is scored again.")
             row.there[:] = False
+
+
+def _missing(opener: Opener, blocks: Blocks, keeper: Store) -> Blocks:
+    """What is not stored of a reference."""
+    there, index = np.zeros(len(blocks.keys), bool), KeyIndex(blocks.keys)
+    for part in keeper.parts(keeper.address(opener().identity())):
+        if not isinstance(part, Damage):
+            there[(at := index.locate(part.keys))[at >= 0]] = True
+    return blocks.without(there)
 
 
 @contextmanager

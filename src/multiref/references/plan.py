@@ -134,14 +134,14 @@ class Blocks(Sequence[Block]):
     """The blocks of a job, each made when it is asked for: what is held is a few numbers a completion, and where its text is.
 
     keys: [U] the different content keys, ascending. For the completions in the order of the plan: `_place` [M], which key;
-    `_item` [M], which item. A block is a stretch of them, of which `_cuts` [B + 1] are the bounds. `_text` [U]: of a key, the
+    `_item` [M], which item. A block is a stretch of them, of which `_cuts` [B + 1] are the bounds. `text` [U]: of a key, the
     first text that has it.
     """
 
     def __init__(
         self, texts: "Texts", keys: np.ndarray, text: np.ndarray, place: np.ndarray, item: np.ndarray, cuts: np.ndarray
     ) -> None:
-        self.keys, self._texts, self._text = keys, texts, text
+        self.keys, self._texts, self.text = keys, texts, text
         self._place, self._item, self._cuts = place, item, cuts
         self._last: tuple[int, Block] | None = None
 
@@ -165,9 +165,9 @@ class Blocks(Sequence[Block]):
 
     def _made(self, part: slice) -> Block:
         places, items = self._place[part], []
-        wanted = self._text[places]
+        wanted = self.text[places]
         there = {i: self._texts[i] for i in np.sort(wanted).tolist()}  # each row once
-        texts = (there[i] for i in wanted.tolist())
+        texts = map(there.pop, wanted.tolist())  # what is in an item is held once
         for size in np.diff(_bounds(self._item[part])).tolist():
             mine = list(islice(texts, size))
             origins = dict.fromkeys(text.origin for text in mine if text.origin)
@@ -186,11 +186,11 @@ class Blocks(Sequence[Block]):
             return self
         kept = ~there[self._place]
         cuts = np.unique(np.concatenate([[0], np.cumsum(kept)])[self._cuts])
-        return Blocks(self._texts, self.keys, self._text, self._place[kept], self._item[kept], cuts)
+        return Blocks(self._texts, self.keys, self.text, self._place[kept], self._item[kept], cuts)
 
     def text_of(self, place: int) -> "Asked":
         """The text that has this key."""
-        return self._texts[int(self._text[place])]
+        return self._texts[int(self.text[place])]
 
     def size(self) -> int:
         """Characters of all blocks, as `Block.size` counts them."""
@@ -201,16 +201,24 @@ class Blocks(Sequence[Block]):
         if not len(self):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         starts = _bounds(self._item)[:-1]
-        text = self._text[self._place]
+        text = self.text[self._place]
         sums = np.add.reduceat(self._texts.characters[text].astype(np.int64), starts)
         counts = np.diff([*starts, len(text)])
         return sums + self._texts.prompt_characters[text[starts] // self._texts.stride], counts
+
+    def block_sizes(self) -> np.ndarray:
+        """[B] characters of each block."""
+        return np.add.reduceat(self._sizes()[0], self._first())
+
+    def _first(self) -> np.ndarray:
+        """[B] the first item of each block."""
+        return np.searchsorted(_bounds(self._item)[:-1], self._cuts[:-1])
 
     def telling(self) -> list[Block]:
         """The blocks with the longest text, the widest group and the widest spread of lengths, and one more: blocks are in the
         order of hashes, so the first is as good as a random one."""
         sizes, counts = self._sizes()
-        first = np.searchsorted(_bounds(self._item)[:-1], self._cuts[:-1])
+        first = self._first()
         longest, widest = (np.maximum.reduceat(values, first) for values in (sizes, counts))
         spread = longest / np.maximum(1, np.minimum.reduceat(sizes, first))
         return [self[i] for i in dict.fromkeys([*(int(values.argmax()) for values in (longest, widest, spread)), 0])]

@@ -1,18 +1,22 @@
 """From what a user writes down (a path, a mapping, a URL, an object) to a reference."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from multiref.errors import ArgumentError
+from multiref.models.adapters import on_base
 from multiref.models.audit import Audit
 from multiref.models.loading import LanguageModel
+from multiref.models.precision import choose_precision
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.completion_api import Connection
+from multiref.references.identity import file_identity
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Reference
 from multiref.references.server import ServerReference
+from multiref.references.store import Store
 
 _HERE = {"dtype", "device", "token_budget", "logits_budget"}  # what concerns models on this machine, and no server
 
@@ -26,12 +30,14 @@ class Opener:
         the collection's; a `LanguageModel`;
         or an object with the protocol's two methods.
     here: dtype, device, token_budget, logits_budget, as of `LocalReference`; a server has none of them.
+    dtype: what `dtype: auto` is, once that is settled.
     audit: how rows are laid out, which the opened reference obeys wherever it is opened.
     """
 
     what: Any
     tokenisation: Tokenisation = TOKENISATION
     here: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
     audit: Audit | None = field(default=None, repr=False)
     opened: Reference | None = field(default=None, init=False, repr=False)
 
@@ -44,6 +50,20 @@ class Opener:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "opened": None}
+
+    def settle(self, keeper: Store, *, say: Callable[[str], None] | None = None) -> None:
+        """`dtype: auto` as the store has it. Where it has nothing, with `say` it is chosen now, told, and kept there."""
+        spec = self.what.get("model") if isinstance(self.what, Mapping) else self.what
+        if not isinstance(spec, ModelSpec) or spec.dtype != "auto":
+            return
+        address = Store.address(file_identity(on_base(spec)))
+        kept = keeper.precision(address)
+        if not kept and say is not None:
+            found = choose_precision(on_base(spec))
+            kept = {"dtype": found.dtype, "why": str(found)}
+            keeper.record_precision(address, kept)
+            say(f"{spec.path}: {found}.")
+        self.dtype = kept.get("dtype")
 
     def _open(self) -> Reference:
         what, tokenisation, here = self.what, self.tokenisation, dict(self.here)
@@ -58,6 +78,8 @@ class Opener:
             what = _spec(rest)
         if isinstance(what, str) and what.startswith(("http://", "https://")):
             return ServerReference(what, tokenisation=tokenisation)
+        if isinstance(what, ModelSpec) and what.dtype == "auto":
+            what = replace(what, dtype=self.dtype or "auto")
         if isinstance(what, ModelSpec | LanguageModel) or (isinstance(what, str | os.PathLike) and str(what)):
             return LocalReference(what, tokenisation=tokenisation, **here)
         raise ArgumentError(

@@ -41,8 +41,12 @@ class RayEngine:
         self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
     ) -> Generator[tuple[int, Scored], None, None]:
         ray = self._connected()
-        with self._pool(ray, open_reference, min(self._workers(ray), max(len(blocks), 1))) as pool:
+        with self._pool(ray, open_reference, self.count(len(blocks))) as pool:
             yield from self._scored(ray, pool, blocks)
+
+    def count(self, blocks: int) -> int:
+        """How many workers score so many blocks."""
+        return min(self._workers(self._connected()), max(blocks, 1))
 
     def audit(self, open_reference: Callable[[], Reference], blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
         """How rows of these blocks are laid out, found on a worker."""
@@ -84,18 +88,17 @@ class RayEngine:
     def _got(self, ray: Any, done: Any, what: str) -> Any:
         try:
             return ray.get(done)
-        except ray.exceptions.RayActorError as error:
-            last = str(error).strip().splitlines()[-1].strip()
-            raise ModelError(
-                f"Ray workers died on {what}, {self.retries + 1} times in a row or before they could "
-                f"start: {last} "
-                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command "
-                "again."
-            ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MultirefError):
                 raise error.cause from None
             raise
+        except ray.exceptions.RayError as error:  # a worker that died or could not start, a node that is gone
+            last = str(error).strip().splitlines()[-1].strip()
+            raise ModelError(
+                f"Ray workers died on {what}, {self.retries + 1} times in a row or before they could start: {last} "
+                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command "
+                "again."
+            ) from error
 
     def _connected(self) -> Any:
         try:

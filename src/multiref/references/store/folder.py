@@ -164,20 +164,45 @@ class Store:
     def audit(self, address: str) -> dict[str, Any]:
         """What was found of a reference's layout; empty where it was never audited. "refuted": layouts whose shards do not
         count any more."""
-        path = self.folder / "audits" / f"{address}.json"
-        if not os.path.lexists(path):
-            return {}
-        again = "Remove it: the reference is audited anew."
-        text = read_text(path, f"the record of a reference's audit. {again[:-1]}", largest=256 * MIB, error=StoreError)
-        record = parse_json(text, str(path), error=StoreError, constants=True, expected=again)
-        if not is_sealed(record, before=_AUDITED) or not isinstance(record.get("refuted"), list):
-            raise StoreError(f"{path}, the record of a reference's audit, has changed since it was written. {again}")
-        return dict(record)
+        what = "the record of a reference's audit", "the reference is audited anew"
+        record = self._record("audits", address, what, before=_AUDITED)
+        if record and not isinstance(record.get("refuted"), list):
+            raise self._changed("audits", address, what)
+        return record
 
     def record_audit(self, address: str, record: Mapping[str, Any]) -> None:
         """Keep what an audit found, beside the reference's note."""
+        self._keep("audits", address, record)
+
+    def precision(self, address: str) -> dict[str, Any]:
+        """What `dtype: auto` became for the model with this address (of an identity without a dtype): {"dtype", "why"}; empty
+        where nothing was chosen."""
+        return self._record("precisions", address, ("the precision chosen for a model", "it is chosen anew"))
+
+    def record_precision(self, address: str, record: Mapping[str, Any]) -> None:
+        """Keep what was chosen, so that whoever goes on scores in the same precision."""
+        self._keep("precisions", address, record)
+
+    def _record(
+        self, room: str, address: str, what: tuple[str, str], *, before: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        path = self.folder / room / f"{address}.json"
+        if not os.path.lexists(path):
+            return {}
+        again = f"Remove it: {what[1]}."
+        text = read_text(path, f"{what[0]}. {again[:-1]}", largest=256 * MIB, error=StoreError)
+        record = parse_json(text, str(path), error=StoreError, constants=True, expected=again)
+        if not is_sealed(record, before=before):
+            raise self._changed(room, address, what)
+        return dict(record)
+
+    def _changed(self, room: str, address: str, what: tuple[str, str]) -> StoreError:
+        path = self.folder / room / f"{address}.json"
+        return StoreError(f"{path}, {what[0]}, has changed since it was written. Remove it: {what[1]}.")
+
+    def _keep(self, room: str, address: str, record: Mapping[str, Any]) -> None:
         text = json.dumps(seal(record), ensure_ascii=False, indent=1, sort_keys=True)
-        atomic.write(self.folder / "audits" / f"{address}.json", (text + "\n").encode())
+        atomic.write(self.folder / room / f"{address}.json", (text + "\n").encode())
 
     @contextmanager
     def alone(self, address: str, *, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -209,6 +234,11 @@ class Store:
                 damage += self.read(address)[1]
             except StoreError as error:
                 damage.append(Damage(self.folder / "audits" / f"{address}.json", str(error)))
+        for path in sorted((self.folder / "precisions").glob("*.json")):
+            try:
+                self.precision(path.stem)
+            except StoreError as error:
+                damage.append(Damage(path, str(error)))
         for name in manifest.read(self.folder):
             path = self.folder / "shards" / name
             if not path.exists():

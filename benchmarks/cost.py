@@ -1,0 +1,84 @@
+"""What `multiref score --dry-run` foretells, against what the run takes: `python benchmarks/cost.py [--pairs 240]`.
+
+A random Llama of 20 M parameters and HH-style pairs, on one and on two workers of this machine (two: Ray, one thread each). For
+each, a process foretells and another one runs: the ratio of the two is to be within 15 %. Also the share of the peak of matrix
+products that scoring reaches here, which is what other machines are reckoned with. Needs Ray for two workers.
+"""
+
+import argparse
+import importlib.util
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from record import record
+from scoring import SIZES, build, make_pairs, matmul_peak, useful_flops
+from sides import run_side
+
+VOCABULARY = 32000
+
+
+def prepare(folder: Path, size: str, pairs: int) -> None:
+    model, tokenizer = build(VOCABULARY, size, "float32", "cpu")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = make_pairs("hh", pairs, VOCABULARY)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def side(given: argparse.Namespace) -> dict[str, Any]:
+    """Foretells, or runs: seconds, and of the forecast its parts."""
+    import torch
+
+    from multiref.data import read_pairs
+    from multiref.references import References
+
+    torch.set_num_threads(given.threads)
+    pairs = read_pairs(str(given.folder / "pairs.jsonl"))
+    references = References({"model": str(given.folder / "model")})
+    if given.side == "foretell":
+        found = references.estimate_cost(pairs, f"{given.workers}xlocal")
+        return {"seconds": found.seconds, "parts": dict(found.references[0].parts)}
+    start = time.perf_counter()
+    engine: Any = "local"
+    if given.workers > 1:
+        from multiref.references.engines.ray import RayEngine
+
+        engine = RayEngine(workers=given.workers)
+    with tempfile.TemporaryDirectory() as store:
+        references.score(pairs, store=store, engine=engine)
+    return {"seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=240)
+    parser.add_argument("--size", default="20M", choices=list(SIZES))
+    parser.add_argument("--workers", type=int, help="only so many")
+    parser.add_argument("--threads", type=int, default=1, help="of a worker")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["foretell", "run"], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        print(json.dumps(side(given)))
+        return
+    counts = [given.workers] if given.workers else [1, 2] if importlib.util.find_spec("ray") else [1]
+    with tempfile.TemporaryDirectory() as temporary:
+        prepare(Path(temporary), given.size, given.pairs)
+        flops = useful_flops(make_pairs("hh", given.pairs, VOCABULARY), given.size, VOCABULARY)
+        for workers in counts:
+            told, took = (run_side(__file__, name, given, folder=temporary, workers=workers) for name in ("foretell", "run"))
+            ratio = told["seconds"] / took["seconds"]
+            peak, _ = matmul_peak(argparse.Namespace(threads=given.threads, device="cpu", dtype="float32"))
+            share = flops / told["parts"]["score"] / workers / peak
+            figures = {"foretold": round(told["seconds"], 1), "took": round(took["seconds"], 1), "ratio": round(ratio, 3)}
+            figures |= {part: round(seconds, 2) for part, seconds in told["parts"].items()}
+            apart = max(ratio, 1 / ratio)
+            record(f"{workers} local workers, {given.pairs} pairs: time foretold", apart, against="the time it took",
+                   at_most=1.15, share_of_peak=round(share, 2), **figures)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
