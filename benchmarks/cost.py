@@ -73,7 +73,7 @@ def main() -> None:
             ratio = told["seconds"] / took["seconds"]
             peak, _ = matmul_peak(argparse.Namespace(threads=given.threads, device="cpu", dtype="float32"))
             share = flops / told["parts"]["score"] / workers / peak
-            figures = {"foretold": round(told["seconds"], 1), "took": round(took["seconds"], 1), "ratio": round(ratio, 3)}
+            figures = {"foretold": round(told["seconds"], 1), "took": round(took["seconds"], 1), "foretold_over_took": round(ratio, 3)}
             figures |= {part: round(seconds, 2) for part, seconds in told["parts"].items()}
             apart = max(ratio, 1 / ratio)
             record(f"{workers} local workers, {given.pairs} pairs: time foretold", apart, against="the time it took",

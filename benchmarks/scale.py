@@ -3,20 +3,25 @@ kills.
 
 Each run is a process of its own: a file of synthetic pairs is scored under a reference that takes no time (a hash), so that
 what is measured is reading, planning and storing. Mark: peak memory above that of 10,000 pairs at most 200 bytes a pair. Then
-the job is killed on the way, three times, and run again: the scores must be the same bits.
+the job is killed on the way, three times, and run again: the scores must be the same bits. With `--engine ray` memory is that
+of the driver, its two workers and the object store.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from record import record
 from sides import peak_mib, run_side
@@ -53,22 +58,67 @@ def write(folder: Path, pairs: int) -> Path:
     return path
 
 
-def score(folder: Path, pairs: int) -> dict[str, Any]:
+def score(folder: Path, pairs: int, engine: str) -> dict[str, Any]:
     """Score the file into a store; seconds, peak memory, and a hash of the scores."""
     from multiref.references import References
 
+    runner: Any = engine
+    if engine == "ray":
+        import ray
+
+        from multiref.references.engines.ray import RayEngine
+
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=256 * 2**20)
+        runner = RayEngine(workers=2)
     imports = peak_mib()
     start = time.perf_counter()
-    scores = References({"constant": Constant()}).score(str(folder / f"pairs-{pairs}.jsonl"), store=folder / f"scores-{pairs}")
+    with _Others(engine == "ray") as others:
+        scores = References({"constant": Constant()}).score(
+            str(folder / f"pairs-{pairs}.jsonl"), store=folder / f"scores-{pairs}", engine=runner
+        )
     seconds = time.perf_counter() - start
-    peak = peak_mib()
+    peak = peak_mib() + others.peak / 2**20
     digest = hashlib.sha256(scores.keys.tobytes() + scores.logps.numpy().tobytes()).hexdigest()
     return {"seconds": seconds, "peak_mib": peak, "imports_mib": imports, "digest": digest, "completions": len(scores)}
 
 
-def kill_on_the_way(folder: Path, pairs: int) -> int:
+class _Others(threading.Thread):
+    """Meanwhile, what Ray's workers and its object store hold, at most at any one time. peak: bytes."""
+
+    def __init__(self, there: bool) -> None:
+        super().__init__(daemon=True)
+        self.there, self.peak, self._done = there, 0, threading.Event()
+
+    def __enter__(self) -> "_Others":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        while self.there and not self._done.wait(0.1):
+            self.peak = max(self.peak, self._workers() + self._store())
+
+    def _workers(self) -> int:
+        total = 0
+        for each in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::"):
+                    memory = each.memory_info()
+                    total += memory.rss - memory.shared  # what is shared is the object store, and files
+        return total
+
+    def _store(self) -> int:
+        room = os.statvfs("/dev/shm")
+        return (room.f_blocks - room.f_bfree) * room.f_frsize
+
+
+def kill_on_the_way(folder: Path, pairs: int, engine: str) -> int:
     """Begin the job and end it by SIGKILL once a few more shards are there; how many are there then."""
-    command = [sys.executable, __file__, "--side", "score", "--pairs", str(pairs), "--folder", str(folder)]
+    command = [sys.executable, __file__, "--side", "score", "--pairs", str(pairs), "--folder", str(folder),
+               "--engine", engine]  # fmt: skip
     store = folder / f"scores-{pairs}" / "shards"
     before = len(list(store.glob("*/*.parquet")))
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -84,10 +134,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: two workers")
     parser.add_argument("--side", choices=["score"], help="one run, in this process")
     given = parser.parse_args()
     if given.side:
-        print(json.dumps(score(given.folder, given.pairs)))
+        print(json.dumps(score(given.folder, given.pairs, given.engine)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / name for name in ("whole", "killed")]
@@ -96,14 +147,15 @@ def main() -> None:
             folder.mkdir(exist_ok=True)
             write(folder, pairs)
             if folder is folders[1]:
-                there = [kill_on_the_way(folder, pairs) for _ in range(given.kills)]
+                there = [kill_on_the_way(folder, pairs, given.engine) for _ in range(given.kills)]
                 print(f"killed with {there} shards stored")
             found[folder, pairs] = run_side(__file__, "score", given, folder=folder, pairs=pairs)
     few, many, again = found.values()
     above = (many["peak_mib"] - few["peak_mib"]) * 2**20 / (given.pairs - FEW)
     minutes = many["seconds"] / 60 * 1e6 / given.pairs
     figures = {"bytes_a_pair": round(above, 1), "minutes_a_million": round(minutes, 2), "peak_mib": round(many["peak_mib"])}
-    record(f"{given.pairs:,} pairs: memory a pair above 10,000", above / 200, against="200 bytes", at_most=1, **figures)
+    where = "" if given.engine == "local" else ", two workers of Ray and their object store"
+    record(f"{given.pairs:,} pairs{where}: memory a pair above 10,000", above / 200, against="200 bytes", at_most=1, **figures)
     same = many["digest"] == again["digest"]
     said = "the same" if same else "OTHER"
     print(f"{above:.0f} bytes a pair, {minutes:.1f} minutes a million; after {given.kills} kills {said} bits")

@@ -66,6 +66,28 @@ def test_percents_are_those_of_datasets() -> None:
         assert (found[0].prompt, found[-1].prompt) == (str(wanted.from_), str(wanted.to - 1)), (low, high)
 
 
+def test_a_folder_at_a_url_is_read_file_by_file(tmp_path: Any) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    whole = ROWS[:5], ROWS[5:9], ROWS[9:]
+    for number, rows in zip((2, 9, 10), whole):  # the ninth shard comes before the tenth
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{number}.parquet"))
+        memory.pipe(f"/pairs/day={number}/part.parquet", (tmp_path / f"{number}.parquet").read_bytes())
+    memory.pipe("/pairs/_SUCCESS", b"")
+    memory.pipe("/splits/train-0.jsonl", lines(ROWS).encode())
+    memory.pipe("/splits/test-0.jsonl", lines(ROWS[:2]).encode())
+    for where in ("memory://pairs/", "memory://pairs", "memory://pairs/*/part.parquet", f"file://{tmp_path}"):
+        told: list[str] = []
+        found = read(where, say=told.append, spool=tmp_path / "spool")
+        assert [(p.prompt, p.chosen, p.rejected) for p in found.pairs] == EXPECTED and "Reading 3 files" in told[0]
+        assert found.pairs[5].origin.endswith(".parquet:1")
+    assert texts("memory://splits", split="train") == EXPECTED and len(texts("memory://splits", split="test")) == 2
+    for wrong, said in (("memory://splits", "several splits"), ("memory://none/", "nothing there"), ("nosuch://x/", "listed")):
+        with pytest.raises(DataError, match=said):
+            texts(wrong)
+
+
 def test_a_stream_is_spooled_first_and_that_is_said() -> None:
     told: list[str] = []
     stream = datasets.IterableDataset.from_generator(lambda: iter(ROWS))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from multiref.errors import MultirefWarning, StoreError
+from multiref.errors import ArgumentError, MultirefWarning, OutputError, StoreError
 from multiref.references import References, Store
 from multiref.references.store import Rows, atomic
 from multiref.references.store.prune import prunable, remove
@@ -344,3 +344,30 @@ def test_an_export_is_of_the_scores_alone(tmp_path):
         assert export(store, tmp_path / f"{size}.parquet") == 60
         files.append((tmp_path / f"{size}.parquet").read_bytes())
     assert files[0] == files[1] and str(tmp_path).encode() not in files[0]
+
+
+def test_an_export_in_parts_joins_part_by_part(tmp_path):
+    """Every row is in one part, told by its key alone, so that part n of two references has the same completions."""
+    import pyarrow.dataset as ds
+
+    from multiref.references.store.export import export, export_partitions
+
+    store, rows = Store(tmp_path / "s"), rows_of(500)
+    for name in ("a", "../b"):
+        address = store.register(Companion(name).identity(), name=name, location="here")
+        store.append(address, rows.take(np.arange(300)))
+        store.append(address, rows.take(np.arange(200, 500)))  # some of them twice
+    assert export_partitions(store, f"file://{tmp_path}/parts", partitions=7) == 1000
+    folders = {path.name: sorted(path.glob("*")) for path in (tmp_path / "parts").iterdir()}
+    assert folders.keys() == {"a", "%2E.%2Fb"} and all(len(files) == 7 for files in folders.values())
+    keys = {name: [pq.read_table(file)["key"].to_pylist() for file in files] for name, files in folders.items()}
+    assert keys["a"] == keys["%2E.%2Fb"] and all(len(part) > 30 for part in keys["a"])
+    for number, part in enumerate(keys["a"]):
+        assert all(number * 65536 // 7 <= int(key[:4], 16) < (number + 1) * 65536 // 7 for key in part)
+    export(store, tmp_path / "whole.parquet", references=["a"])
+    parts = ds.dataset(folders["a"]).to_table()
+    assert parts.equals(pq.read_table(tmp_path / "whole.parquet"))
+    with pytest.raises(ArgumentError, match="expected 1 to 65,536"):
+        export_partitions(store, tmp_path / "none", partitions=0)
+    with pytest.raises(OutputError, match="Cannot write nosuch://x"):
+        export_partitions(store, "nosuch://x", partitions=2)

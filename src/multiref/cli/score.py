@@ -47,7 +47,7 @@ class Truncation(Enum):
     error = "error"
 
 
-COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time", "known by")
+COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
 
 
 def command(
@@ -257,7 +257,7 @@ def _say(found: "Forecast") -> "dict[str, Any]":
     for each in found.references:  # of those that cost the same, one row
         rows.setdefault(tuple(_row(each)), []).append(each.name)
     named = [[names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, each", *row] for row, names in rows.items()]
-    print_table(Table(COLUMNS, named, f"{found.cluster}. Nothing is stored: --dry-run"))
+    print_table(Table(COLUMNS, named, f"{found.cluster}: {found.basis}. Nothing is stored: --dry-run"))
     parts = {"planning": found.planning}
     for each in found.references:
         for part, seconds in each.parts.items():
@@ -282,7 +282,7 @@ def _engine(name: str, *, workers: int | None, gpus: float, address: str | None)
 
 def _row(o: "CostEstimate") -> list[str]:
     counts = [f"{count:,}" for count in (o.wanted, o.stored, o.missing, o.shards)]
-    return [*counts, f"{o.bytes / 1e6:,.1f}", f"{o.tokens:,}", _span(o.seconds), o.basis]
+    return [*counts, f"{o.bytes / 1e6:,.1f}", f"{o.tokens:,}", _span(o.seconds)]
 
 
 def _span(seconds: float) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from multiref.errors import ArgumentError
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a store of scores: ls, verify, prune, export.")
 
 Folder = Annotated[Path, typer.Argument(help="The folder given to `multiref score --store`.", show_default=False)]
@@ -93,12 +95,17 @@ def prune(
 @app.command()
 def export(
     folder: Folder,
-    output: Annotated[Path, typer.Argument(help="The Parquet file to write.", show_default=False)],
+    output: Annotated[
+        str, typer.Argument(help="The Parquet file to write; with --partitions a folder, or its URL.", show_default=False)
+    ],
     data: Annotated[
         str | None, typer.Option(help="Pairs, as for score: write one row per pair, with its text and its scores.")
     ] = None,
     reference: Annotated[
         list[str] | None, typer.Option(help="Only this reference (name, or beginning of its address). Repeatable.")
+    ] = None,
+    partitions: Annotated[
+        int | None, typer.Option(help="Write a folder: so many files for each reference, by the beginning of the key.")
     ] = None,
 ) -> dict[str, Any]:
     """Write scores to one Parquet file with plain columns: one row per completion and reference, or
@@ -108,10 +115,14 @@ def export(
     """
     from multiref.references.store import Store
     from multiref.references.store.export import export as export_scores
-    from multiref.references.store.export import export_pairs
+    from multiref.references.store.export import export_pairs, export_partitions
 
     store = Store(folder, create=False)
-    if data is None:
+    if partitions is not None:
+        if data is not None:
+            raise ArgumentError("--partitions is of scores by completion; give it or --data.")
+        count = export_partitions(store, output, partitions=partitions, references=reference or [])
+    elif data is None:
         count = export_scores(store, output, references=reference or [])
     else:
         from multiref.data import read_pairs

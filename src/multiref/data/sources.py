@@ -7,8 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, TypeAlias
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from multiref._files import MIB, as_path, unusable_name
@@ -16,6 +16,7 @@ from multiref.data.files import ENDINGS, EXPECTED, LARGEST, Rows, Wanted, file_r
 from multiref.errors import DataError
 
 Source: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
+P = TypeVar("P", bound=PurePath)
 _SPLIT = re.compile(r"(\w[\w.-]*)?(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 _SPLITS = "train", "test", "validation", "valid", "dev", "eval", "val"
 _UNREACHED = "Offline is meant with HF_HUB_OFFLINE=1, which uses what is cached; or give a file or a folder."
@@ -62,6 +63,9 @@ def open_source(
         text = os.fspath(source)
         if (why := unusable_name(text)) is not None:
             raise DataError(f"{text[:60]}: no file or data set can have this name, which {why}; expected {EXPECTED}.")
+        if (files := _files_at(text)) is not None:
+            yield _folder_at(text, files, split, largest, wanted, Path(stack.enter_context(_spool())), say)
+            return
         if "://" in text:
             text = str(_fetched(text, Path(stack.enter_context(_spool())), largest, say))
         path = as_path(text)
@@ -103,28 +107,32 @@ def _folder(path: Path, name: str | None, split: str | None, largest: int, wante
     found = sorted((each for each in path.rglob("*") if is_rows(each.name) and not _hidden(each, path)), key=_in_order)
     if not found:
         raise DataError(f"{path} is a folder without any of {', '.join(ENDINGS)}; expected {EXPECTED}.")
-    by: dict[str, list[Path]] = {}
+    return _cut(_files(_of_split(found, path, str(path), split), path.name, largest, wanted), split)
+
+
+def _of_split(found: Sequence[P], root: PurePath, name: str, split: str | None) -> Sequence[P]:
+    """The files of the split that is asked for."""
+    by: dict[str, list[P]] = {}
     for each in found:
-        by.setdefault(_split_of(each.relative_to(path)), []).append(each)
+        by.setdefault(_split_of(each.relative_to(root)), []).append(each)
     asked, _, _ = _parts(split)
     if asked is None and len(by) > 1:
         raise DataError(
-            f"{path} has files of several splits ({', '.join(sorted(by)).removeprefix(', ')}); say which one: split: train "
+            f"{name} has files of several splits ({', '.join(sorted(by)).removeprefix(', ')}); say which one: split: train "
             "(--split train)."
         )
     if asked is not None and asked not in by and list(by) != [""]:
-        raise DataError(f"{path} has no files of the split {asked!r}; found {', '.join(sorted(filter(None, by)))}.")
-    chosen = by.get(asked or "", found) if asked in by else found
-    return _cut(_files(chosen, path.name, largest, wanted), split)
+        raise DataError(f"{name} has no files of the split {asked!r}; found {', '.join(sorted(filter(None, by)))}.")
+    return by.get(asked or "", found) if asked in by else found
 
 
-def _hidden(each: Path, under: Path) -> bool:
+def _hidden(each: PurePath, under: PurePath) -> bool:
     return any(part.startswith((".", "_")) for part in each.relative_to(under).parts) or each.name in (
         "dataset_info.json", "skipped.jsonl",
     )  # fmt: skip
 
 
-def _split_of(path: Path) -> str:
+def _split_of(path: PurePath) -> str:
     """train-00000-of-00002.parquet, train/0.jsonl → train; "" where no split is named."""
     for part in reversed(path.parts):
         if (word := re.match(r"[a-z]+(?:_[a-z]+)*", part.lower())) and word[0].split("_")[0] in _SPLITS:
@@ -132,7 +140,7 @@ def _split_of(path: Path) -> str:
     return ""
 
 
-def _in_order(path: Path) -> list[tuple[int, int | str]]:
+def _in_order(path: PurePath) -> list[tuple[int, int | str]]:
     """Shard 10 after shard 9."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
 
@@ -277,11 +285,61 @@ def _spool() -> Any:
     return tempfile.TemporaryDirectory(prefix="multiref-data-", ignore_cleanup_errors=True)
 
 
+def _shown(url: str) -> str:
+    """Without a password or a token."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+
+
+def _files_at(text: str) -> list[str] | None:
+    """The files of rows below a URL that names a folder, or has a star in it, in their order; None for any other text."""
+    if "://" not in text or text.startswith(("http://", "https://")):
+        return None
+    named = PurePosixPath(urlsplit(text).path).name
+    if is_rows(named) is not None and "*" not in text:
+        return None
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(text)
+        found = [PurePosixPath(each) for each in (system.glob(root) if "*" in root else system.find(root))]
+    except Exception as wrong:  # as of `_fetched`
+        raise DataError(f"{_shown(text)} cannot be listed ({_first_line(wrong)}); expected {EXPECTED}.") from wrong
+    top = PurePosixPath(root.partition("*")[0]).parent if "*" in root else PurePosixPath(root)
+    rows = sorted((each for each in found if is_rows(each.name) and not _hidden(each, top)), key=_in_order)
+    if not rows:
+        raise DataError(f"{_shown(text)}: nothing there has a name in {', '.join(ENDINGS)}; expected {EXPECTED}.")
+    return [str(system.unstrip_protocol(str(each))) for each in rows]
+
+
+def _folder_at(
+    url: str,
+    files: Sequence[str],
+    split: str | None,
+    largest: int,
+    wanted: Wanted,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Opened:
+    """A folder at a URL, however large: one file of it is here at a time."""
+    paths = {PurePosixPath(urlsplit(each).netloc + urlsplit(each).path): each for each in files}
+    root = PurePosixPath(os.path.commonpath([path.parent for path in paths]))
+    chosen = [paths[path] for path in _of_split(list(paths), root, _shown(url), split)]
+    say(f"Reading {len(chosen):,} files at {_shown(url)}, one at a time.")
+
+    def rows() -> Rows:
+        with tempfile.TemporaryDirectory(dir=folder) as here:
+            for each in chosen:
+                path = _fetched(each, Path(here), largest, lambda _: None)
+                yield from file_rows(path, largest, wanted)
+                path.unlink()
+
+    return _cut(Opened(root.name or _shown(url), f"a folder of {len(chosen)} files at a URL", rows), split)
+
+
 def _fetched(url: str, folder: Path, largest: int, say: Callable[[str], None]) -> Path:
     """The file that a URL names, in a folder of ours; no more than `largest` bytes of it."""
-    parts = urlsplit(url)
-    target = folder / (Path(parts.path).name or "data")
-    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"  # without a password or a token
+    target, shown = folder / (Path(urlsplit(url).path).name or "data"), _shown(url)
     if is_rows(target.name) is None:
         raise DataError(f"{shown}: unknown kind of file; expected {EXPECTED}.")
     say(f"Fetching {shown}.")

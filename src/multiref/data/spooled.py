@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from multiref._files import MIB, TEMPORARY
+from multiref._made import Made
 from multiref.data.pairs import Pair
 from multiref.data.text import Conversation, Text
 from multiref.errors import OutputError
@@ -24,7 +25,7 @@ _ROWS, _BYTES = 256, 4 * MIB  # of one record batch: what is read for a row that
 _HELD = 64  # single rows read until their pages are let go: each may have brought 16 of them
 
 
-class SpooledPairs(Sequence[Pair]):
+class SpooledPairs(Made[Pair]):
     """P pairs of an Arrow file (prompt, chosen, rejected and the rest, as JSON), or those at some places of it.
 
     The file has no name any more once it is open: nothing is left behind, however the process ends, and two processes on one
@@ -59,17 +60,11 @@ class SpooledPairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._mapped) if self._at is None else len(self._at)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "SpooledPairs": ...
-
-    def __getitem__(self, index: int | slice) -> "Pair | SpooledPairs":
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
-        place = range(len(self))[index]
+    def made(self, place: int) -> Pair:
         return self._mapped.row(place if self._at is None else int(self._at[place]))
+
+    def stretch(self, places: range) -> "SpooledPairs":
+        return self.take(np.arange(places.start, places.stop, places.step))
 
     def __iter__(self) -> Iterator[Pair]:
         return self._mapped.rows() if self._at is None else map(self._mapped.row, map(int, self._at))
@@ -85,7 +80,7 @@ def select(rows: Sequence[T], at: np.ndarray) -> Sequence[T]:
     return taken
 
 
-class Joined(Sequence[Pair]):
+class Joined(Made[Pair]):
     """One sequence of pairs after the other."""
 
     def __init__(self, *parts: Sequence[Pair]) -> None:
@@ -94,21 +89,12 @@ class Joined(Sequence[Pair]):
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        place = range(len(self))[index]
+    def made(self, place: int) -> Pair:
         for part in self.parts:
             if place < len(part):
                 return part[place]
             place -= len(part)
-        raise IndexError(index)
+        raise IndexError(place)
 
     def __iter__(self) -> Iterator[Pair]:
         for part in self.parts:

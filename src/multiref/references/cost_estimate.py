@@ -8,10 +8,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 
+from multiref._made import Made
 from multiref.errors import ArgumentError
 from multiref.models.size import count_parameters
 from multiref.references.audits import agree_on_layout
@@ -197,7 +198,7 @@ def _cut(block: Block, start: int, most: int) -> Block:
     return Block(tuple(items), block.keys[: sum(len(each.completions) for each in items)])
 
 
-class _Pieces(Sequence[Block]):
+class _Pieces(Made[Block]):
     """Pieces of blocks, far more than are asked for, from blocks all over the job: each made when it is asked for, as large as
     is told by then. characters: of those that are under way, by index."""
 
@@ -211,20 +212,12 @@ class _Pieces(Sequence[Block]):
     def __len__(self) -> int:
         return self.MANY
 
-    @overload
-    def __getitem__(self, index: int) -> Block: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Block]: ...
-
-    def __getitem__(self, index: int | slice) -> Block | list[Block]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        number = index * self._stride % len(self._blocks)
+    def made(self, place: int) -> Block:
+        number = place * self._stride % len(self._blocks)
         block, start = self._blocks[number], self._at.get(number, 0)
         piece = _cut(block, start, self._limit)
         self._at[number] = (start + len(piece.items)) % len(block.items)
-        self.characters[index] = piece.size()
+        self.characters[place] = piece.size()
         return piece
 
     def resize(self, seconds: float) -> None:

@@ -56,6 +56,22 @@ def text_of(text: Any) -> str:
     return _json({"messages": messages, "tools": tools, "chat_template_kwargs": options} if tools or options else messages)
 
 
+def sort_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[N] keys → order [N] that sorts them, equal ones as they came; repeated [N], in that order: equal to the one before.
+    Of millions of keys few arrays are held at once, and short ones."""
+    first, second = _halves(keys)
+    order = np.argsort(first, kind="stable").astype(np.int32 if len(keys) < 2**31 else np.int64)
+    first = first[order]
+    same = np.flatnonzero(first[1:] == first[:-1])
+    before, after = second[order[same]], second[order[same + 1]]
+    if (before > after).any():  # equal in the first half alone, which takes 2^32 keys to expect
+        order = np.lexsort((second, _halves(keys)[0])).astype(order.dtype)
+        before, after = second[order[same]], second[order[same + 1]]
+    repeated = np.zeros(len(keys), bool)
+    repeated[same[before == after] + 1] = True
+    return order, repeated
+
+
 class KeyIndex:
     """A sorted view of N keys, for finding M others in it: O((N + M) log N) and no Python loop.
 
@@ -64,16 +80,8 @@ class KeyIndex:
     """
 
     def __init__(self, keys: np.ndarray):
-        self.first, self.second = _halves(keys)
-        small = np.int32 if len(keys) < 2**31 else np.int64  # of millions of keys one holds few arrays, and short ones
-        if (self.first[1:] > self.first[:-1]).all():
-            self.order = np.arange(len(keys), dtype=small)
-        else:
-            self.order = np.lexsort((self.second, self.first)).astype(small)
-            self.first = self.first[self.order]
-            self.second = self.second[self.order]
-        self.repeated = np.zeros(len(keys), bool)
-        self.repeated[1:] = (self.first[1:] == self.first[:-1]) & (self.second[1:] == self.second[:-1])
+        self.order, self.repeated = sort_keys(keys)
+        self.first, self.second = (half[self.order] for half in _halves(keys))
 
     def locate(self, wanted: np.ndarray) -> np.ndarray:
         """[M] keys → [M] positions among the N keys, −1 where a key is not there."""
@@ -90,6 +98,7 @@ class KeyIndex:
 
 
 def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two 64-bit halves of each key, read big-endian, so that comparing numbers compares bytes."""
+    """The two 64-bit halves of each key, read big-endian, so that comparing numbers compares bytes; the second as it lies
+    there, no copy."""
     pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
-    return pairs[:, 0].astype(np.uint64), pairs[:, 1].astype(np.uint64)
+    return pairs[:, 0].astype(np.uint64), pairs[:, 1]

@@ -10,16 +10,17 @@ device, thread count and versions).
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
+from multiref._made import Made
 from multiref.data import Pair, as_pair
 from multiref.data.pairs import list_unread, unread_columns
 from multiref.data.spooled import Joined, SpooledPairs
 from multiref.data.text import words
 from multiref.errors import ArgumentError, DataError
-from multiref.references.keys import KEY_BYTES, KeyIndex, key_of, text_of
+from multiref.references.keys import KEY_BYTES, key_of, sort_keys, text_of
 from multiref.references.protocol import Item
 
 TOGETHER = (
@@ -130,7 +131,7 @@ def wanted(data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     list_unread(unread, "The rows")
 
 
-class Blocks(Sequence[Block]):
+class Blocks(Made[Block]):
     """The blocks of a job, each made when it is asked for: what is held is a few numbers a completion, and where its text is.
 
     keys: [U] the different content keys, ascending. For the completions in the order of the plan: `_place` [M], which key;
@@ -148,22 +149,13 @@ class Blocks(Sequence[Block]):
     def __len__(self) -> int:
         return len(self._cuts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Block: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Block]: ...
-
-    def __getitem__(self, index: int | slice) -> Block | list[Block]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        number = range(len(self))[index]
-        if self._last is None or self._last[0] != number:
+    def made(self, place: int) -> Block:
+        if self._last is None or self._last[0] != place:
             self._last = None  # one at a time in memory
-            self._last = number, self._made(slice(*self._cuts[number : number + 2]))
+            self._last = place, self._cut_out(slice(*self._cuts[place : place + 2]))
         return self._last[1]
 
-    def _made(self, part: slice) -> Block:
+    def _cut_out(self, part: slice) -> Block:
         places, items = self._place[part], []
         wanted = self.text[places]
         there = {i: self._texts[i] for i in np.sort(wanted).tolist()}  # each row once
@@ -240,21 +232,23 @@ def plan(data: "Iterable[Any] | Texts", *, shard_size: int | None = None) -> Blo
         raise ArgumentError(f"shard_size is {shard_size}; expected at least 1 completion per shard.")
     texts = data if isinstance(data, Texts) else Texts(data)
     keys, prompts = texts.read()
-    small = np.int32 if len(keys) < 2**31 else np.int64
-    index = KeyIndex(prompts)
+    order, repeated = sort_keys(prompts)
+    small = order.dtype
     rank = np.empty(len(prompts), small)  # of prompts, by their keys
-    rank[index.order] = np.cumsum(~index.repeated)
-    del prompts, index
-    index = KeyIndex(keys)
-    text = index.order[~index.repeated]
-    del index
+    rank[order] = np.cumsum(~repeated, dtype=small)
+    order, repeated = sort_keys(keys)
+    text = order[~repeated]
+    del prompts, order, repeated
     keys = keys[text]
     ranks = rank[text // texts.stride]
     place = np.argsort(ranks, kind="stable").astype(small)  # by prompt, then by key
-    starts = _bounds(ranks[place])
-    within = np.arange(len(place), dtype=small) - np.repeat(starts[:-1].astype(small), np.diff(starts))
-    opens = (within % TOGETHER == 0) | texts.nothing[text[place] // texts.stride]
-    item = np.cumsum(opens, dtype=small)
+    ranks = ranks[place]
+    within = np.arange(len(place), dtype=small)  # of its prompt's completions, which it is
+    starts = np.where(np.concatenate([[True], ranks[1:] != ranks[:-1]]), within, 0)
+    within -= np.maximum.accumulate(starts, out=starts)
+    del ranks, starts
+    item = np.cumsum((within % TOGETHER == 0) | texts.nothing[text[place] // texts.stride], dtype=small)
+    del within
     size, bounds, cuts = shard_size or shard_size_for(len(keys)), _bounds(item), [0]
     while cuts[-1] < len(keys):
         cuts.append(int(bounds[min(int(np.searchsorted(bounds, cuts[-1] + size)), len(bounds) - 1)]))
@@ -263,7 +257,9 @@ def plan(data: "Iterable[Any] | Texts", *, shard_size: int | None = None) -> Blo
 
 def _bounds(numbers: np.ndarray) -> np.ndarray:
     """Where stretches of equal numbers begin, and the end."""
-    return np.concatenate([[0], np.flatnonzero(numbers[1:] != numbers[:-1]) + 1, [len(numbers)]])
+    changes = np.flatnonzero(numbers[1:] != numbers[:-1]).astype(numbers.dtype)
+    changes += 1
+    return np.concatenate([[0], changes, [len(numbers)]], dtype=numbers.dtype)
 
 
 def _length(text: Any) -> int:

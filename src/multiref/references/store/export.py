@@ -1,20 +1,26 @@
 """Scores as a plain Parquet file, for people and programs that know nothing of `multiref`."""
 
+import itertools
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multiref._files import as_path
-from multiref.errors import OutputError
-from multiref.references.keys import KeyIndex, content_keys, text_of
+from multiref.errors import ArgumentError, OutputError
+from multiref.references.keys import KeyIndex, content_keys, sort_keys, text_of
 from multiref.references.store.folder import Store
+from multiref.references.store.shards import Rows
 
 _VALUES = {"logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()}
+_MOST = 2**16  # partitions, which are told by so many bits of a key; and rows of a table
 
 
 def export(store: Store, output: str | os.PathLike[str], *, references: Sequence[str] = ()) -> int:
@@ -23,7 +29,7 @@ def export(store: Store, output: str | os.PathLike[str], *, references: Sequence
 
     Without `references` (names or beginnings of addresses), all of them.
     """
-    schema = pa.schema({"reference": pa.string(), "address": pa.string(), "key": pa.string(), **_VALUES})
+    schema = _schema()
     return _write(as_path(output), schema, _long(store, references, schema))
 
 
@@ -46,15 +52,67 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
     return _write(as_path(output), table.schema, iter([table]))
 
 
+def export_partitions(store: Store, output: str | os.PathLike[str], *, partitions: int, references: Sequence[str] = ()) -> int:
+    """The same rows as a folder, here or at a URL of fsspec: <reference>/part-<number>.parquet, by the beginning of the key, so
+    that part n of one reference joins part n of another. Memory for one reference's numbers. Returns the number of rows."""
+    if not 1 <= partitions <= _MOST:
+        raise ArgumentError(f"partitions is {partitions}; expected 1 to {_MOST:,}.")
+    import fsspec
+
+    schema, count = _schema(), 0
+    chosen = _chosen(store, references)
+    try:
+        system, root = fsspec.core.url_to_fs(os.fspath(output))
+        for address, name in chosen.items():
+            rows = _distinct(store, address)
+            bounds = np.searchsorted(_leading(rows.keys), np.arange(partitions + 1) * _MOST // partitions)
+            bounds[-1] = len(rows)
+            system.makedirs(f"{root}/{_file_name(name)}", exist_ok=True)
+            for number, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
+                with system.transaction, system.open(f"{root}/{_file_name(name)}/part-{number:05}.parquet", "wb") as file:
+                    pq.write_table(_table(rows, name, address, slice(start, stop), schema), file)
+            count += len(rows)
+    except (OSError, ValueError, ImportError) as error:  # ValueError, ImportError: no such protocol
+        raise OutputError(
+            f"Cannot write {output}: {getattr(error, 'strerror', None) or error}. Choose a writable place."
+        ) from error
+    return count
+
+
+def _schema() -> pa.Schema:
+    return pa.schema({"reference": pa.string(), "address": pa.string(), "key": pa.string(), **_VALUES})
+
+
+def _leading(keys: np.ndarray) -> np.ndarray:
+    """The first 16 bits of each key."""
+    return np.ascontiguousarray(keys).view(">u2").reshape(-1, 8)[:, 0].astype(np.int64)
+
+
+def _file_name(name: str) -> str:
+    """A reference's name as a folder's: what could leave the folder, or hide, is written as %xx."""
+    return re.sub(r"^\.", "%2E", quote(name, safe=" "))
+
+
+def _distinct(store: Store, address: str) -> Rows:
+    """Each completion once, by key."""
+    rows = store.sound(address)
+    order, repeated = sort_keys(rows.keys)
+    return rows.take(order[~repeated])
+
+
+def _table(rows: Rows, name: str, address: str, part: slice, schema: pa.Schema) -> pa.Table:
+    keys, raw = rows.keys[part], rows.keys[part].tobytes().hex()
+    written = [raw[start : start + 32] for start in range(0, len(raw), 32)]
+    values = rows.logps[part], rows.lengths[part], rows.truncated[part]
+    columns = [[name] * len(keys), [address] * len(keys), written, *values]
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
+
+
 def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     for address, name in _chosen(store, references).items():
-        rows = store.sound(address)
-        index = KeyIndex(rows.keys)
-        rows = rows.take(index.order[~index.repeated])
-        count, raw = len(rows), rows.keys.tobytes().hex()
-        keys = [raw[start : start + 32] for start in range(0, len(raw), 32)]
-        columns = [[name] * count, [address] * count, keys, rows.logps, rows.lengths, rows.truncated]
-        yield pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
+        rows = _distinct(store, address)
+        for start in range(0, len(rows), _MOST):
+            yield _table(rows, name, address, slice(start, start + _MOST), schema)
 
 
 def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
