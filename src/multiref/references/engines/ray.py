@@ -83,7 +83,12 @@ class RayEngine:
             if queue:
                 following = queue.pop()
                 busy[actor.score.remote(blocks[following])] = (following, actor)
-            yield index, result
+            try:
+                yield index, result
+            except GeneratorExit:  # nobody wants more: what is under way ends by itself where it is short
+                if busy:
+                    ray.wait(list(busy), num_returns=len(busy), timeout=5)
+                raise
 
     def _got(self, ray: Any, done: Any, what: str) -> Any:
         try:
