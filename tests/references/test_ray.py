@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.references import References, Store
 from tests.references.doubles import Companion, Dying, Refusing, Traced, pairs
 
@@ -147,6 +147,30 @@ def test_workers_obey_the_layout_that_was_audited(cluster, tmp_path, tiny_tokeni
     exact = references.score(pairs(40), store=tmp_path / "local", audit="all")
     assert layouts(tmp_path / "ray") == layouts(tmp_path / "local") == {"batched"} and kept["audit"]["errors"]["shared"] > 0.1
     assert len(some) < len(every) and torch.allclose(every.logps, exact.logps, atol=1e-3)
+
+
+def test_folders_are_read_on_the_workers_as_they_are_here(cluster, tmp_path):
+    """Partitioned Parquet by path and by URL, labels that all files have to be seen for, and a bad row by file and number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from multiref.data import read
+
+    rows = [{"prompt": p.prompt, "response_a": p.chosen, "response_b": p.rejected, "label": int(n > 70), "more": 1}
+            for n, p in enumerate(pairs(90))]  # fmt: skip
+    for number in range(3):  # the first two have one label only: alone they would not tell what 0 means
+        (tmp_path / "in" / f"day={number}").mkdir(parents=True)
+        pq.write_table(
+            pa.Table.from_pylist(rows[30 * number : 30 * number + 30]), tmp_path / "in" / f"day={number}" / "0.parquet"
+        )
+    here = read(tmp_path / "in", spool=tmp_path)
+    for where in (tmp_path / "in", f"file://{tmp_path}/in/"):
+        there = read(where, spool=tmp_path, on_ray=True)
+        assert (list(there.pairs), there.rows, there.format) == (list(here.pairs), 90, here.format)
+    bad = [*rows[:4], {**rows[80], "response_a": None}]
+    pq.write_table(pa.Table.from_pylist(bad), tmp_path / "in" / "day=2" / "0.parquet")
+    with pytest.raises(DataError, match=r"0\.parquet:5"):
+        read(tmp_path / "in", spool=tmp_path, on_ray=True)
 
 
 def test_settings_that_cannot_work(cluster, tmp_path):

@@ -176,7 +176,7 @@ def _score(
     from multiref.data.reading import SKIPPED
     from multiref.references.progress import Bar
 
-    found = read(data, chosen, skipped=store / SKIPPED, say=typer.echo, spool=store)
+    found = read(data, chosen, skipped=store / SKIPPED, say=typer.echo, spool=store, on_ray=runner != "local")
     with Bar(Console(stderr=True, quiet=True) if is_quiet() else None) as bar:
         scores = references.score(found.pairs, store=store, engine=runner, progress=bar, shard_size=shard_size, audit=audit)
     for each in references.names:

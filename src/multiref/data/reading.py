@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -12,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from multiref._files import write_whole
 from multiref.data.files import LARGEST
 from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, recognise, renamed, wanted_columns
+from multiref.data.on_ray import Told, packed_on_ray
 from multiref.data.pairs import REFUSED, USED, Pair, as_pair, list_unread, unread_columns
 from multiref.data.sources import Source, open_source
 from multiref.data.spooled import SpooledPairs
@@ -98,10 +100,13 @@ def read(
     say: Callable[[str], None] | None = None,
     spool: str | os.PathLike[str] | None = None,
     withhold: bool = False,
+    on_ray: bool = False,
 ) -> Reading:
     """The same with what was found out.
 
     Args:
+        on_ray: several files are read by Ray Data on its workers, where rows that cannot be used are refused, there is no
+            limit, and there is a spool; else here.
         spool: a folder: pairs are held there in an Arrow file without a name rather than in memory (`data.spooled`).
         withhold: labels are private: of rows that are skipped no more is written or said than where they stand.
         skipped: where rows that are skipped are written, with the reason.
@@ -110,16 +115,24 @@ def read(
     unread: set[str] = set()
 
     def wanted(names: Sequence[str]) -> list[str]:
-        kept = wanted_columns(names, selection.columns, (*USED, *REFUSED))
+        kept = _Wanted(selection.columns)(names)
         unread.update(set(names) - set(kept))
         return kept
 
     speak = say or (lambda text: warnings.warn(text, MultirefNotice, stacklevel=3))
     bad = _BadRows(selection.bad_rows == "skip", withhold)
     with open_source(source, name=selection.name, split=selection.split, largest=largest, wanted=wanted, say=speak) as opened:
-        kind, rows = _converted(opened, selection, opened.name, bad, unread)
-        pairs = list(rows) if spool is None else SpooledPairs.write(rows, spool)
-        found = Reading(pairs, f"{opened.name}, {opened.kind}", kind)
+        kind = _recognised(opened, selection, opened.name)
+        name, told = kind.name if kind else "nothing", Told()
+        if on_ray and spool is not None and len(opened.files) > 1 and not bad.skip and selection.limit is None:
+            convert = partial(_pairs_and_ends, selection, kind)
+            packed = packed_on_ray(list(map(str, opened.files)), convert, _Wanted(selection.columns), largest, told)
+            pairs: Sequence[Pair] = SpooledPairs.write_packed(packed, spool)
+            bad.rows, unread = told.rows, unread | told.unread
+        else:
+            rows = _pairs(opened, selection, kind, bad, unread)
+            pairs = list(rows) if spool is None else SpooledPairs.write(rows, spool)
+        found = Reading(pairs, f"{opened.name}, {opened.kind}", name)
         found.rows = bad.rows
     if not found.pairs and not bad.reasons and selection.limit != 0:
         raise DataError(f"{_shown(source)} has no rows; expected at least one preference pair.")
@@ -137,14 +150,31 @@ def as_pairs(rows: Origins, source: str) -> Iterator[Pair]:
         yield from (as_pair(row, origin=origin) for origin, row in chain([] if first is None else [first], start))
         return
     held, unread = [first, *start], set[str]()
-    yield from _converted(lambda: iter(held), Selection(), source, None, unread)[1]
+    selection = Selection()
+    kind = _recognised(lambda: iter(held), selection, source)
+    yield from _pairs(lambda: iter(held), selection, kind, None, unread)
     list_unread(unread, source)
 
 
-def _converted(
-    rows: Callable[[], Origins], selection: Selection, source: str, bad: "_BadRows | None", unread: set[str]
-) -> tuple[str, Iterator[Pair]]:
-    """(the format in words, the pairs)."""
+@dataclass(frozen=True)
+class _Wanted:
+    """Of a file's columns those that are read."""
+
+    columns: Mapping[str, object]
+
+    def __call__(self, names: Sequence[str]) -> list[str]:
+        return wanted_columns(names, self.columns, (*USED, *REFUSED))
+
+
+def _pairs_and_ends(selection: Selection, kind: Format | None, rows: Origins, unread: set[str]) -> Iterator[Pair | None]:
+    """The pairs of these rows, None after each row. DataError for the first row that cannot be used."""
+    for each in rows:
+        yield from _pairs(partial(iter, [each]), selection, kind, None, unread)
+        yield None
+
+
+def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) -> Format | None:
+    """The format of the rows; None where there is none."""
     merged: dict[str, Any] = {}
     where = source
     for number, (origin, row) in enumerate(islice(rows(), _LOOKED_AT)):
@@ -162,7 +192,7 @@ def _converted(
                 MultirefNotice,
                 stacklevel=4,
             )
-    return (kind.name if kind else "nothing"), _pairs(rows, selection, kind, bad, unread)
+    return kind
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, object]) -> Mapping[str, Any]:

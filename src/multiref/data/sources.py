@@ -25,10 +25,10 @@ _UNREACHED = "Offline is meant with HF_HUB_OFFLINE=1, which uses what is cached;
 class Opened:
     """Rows that can be read again: calling it gives (origin, row) from the start.
 
-    Attributes: name, of the source in messages; kind, in words; files, that it is read from.
+    Attributes: name, of the source in messages; kind, in words; files, that all of it is read from: paths, or URLs.
     """
 
-    def __init__(self, name: str, kind: str, rows: Callable[[], Rows], files: Sequence[Path] = ()) -> None:
+    def __init__(self, name: str, kind: str, rows: Callable[[], Rows], files: Sequence[Path | str] = ()) -> None:
         self.name, self.kind, self.files, self._rows = name, kind, tuple(files), rows
 
     def __call__(self) -> Rows:
@@ -67,7 +67,7 @@ def open_source(
             yield _folder_at(text, files, split, largest, wanted, Path(stack.enter_context(_spool())), say)
             return
         if "://" in text:
-            text = str(_fetched(text, Path(stack.enter_context(_spool())), largest, say))
+            text = str(fetched(text, Path(stack.enter_context(_spool())), largest, say))
         path = as_path(text)
         if path.is_dir():
             yield _folder(path, name, split, largest, wanted) or _saved(path, name, split, stack, say)
@@ -177,7 +177,7 @@ def _cut(opened: Opened, split: str | None) -> Opened:
             if number >= start:
                 yield row
 
-    return Opened(f"{opened.name}[{split}]", opened.kind, rows, opened.files)
+    return Opened(f"{opened.name}[{split}]", opened.kind, rows)
 
 
 # ---- data sets of `datasets` ----
@@ -303,7 +303,7 @@ def _files_at(text: str) -> list[str] | None:
     try:
         system, root = fsspec.core.url_to_fs(text)
         found = [PurePosixPath(each) for each in (system.glob(root) if "*" in root else system.find(root))]
-    except Exception as wrong:  # as of `_fetched`
+    except Exception as wrong:  # as of `fetched`
         raise DataError(f"{_shown(text)} cannot be listed ({_first_line(wrong)}); expected {EXPECTED}.") from wrong
     top = PurePosixPath(root.partition("*")[0]).parent if "*" in root else PurePosixPath(root)
     rows = sorted((each for each in found if is_rows(each.name) and not _hidden(each, top)), key=_in_order)
@@ -330,14 +330,14 @@ def _folder_at(
     def rows() -> Rows:
         with tempfile.TemporaryDirectory(dir=folder) as here:
             for each in chosen:
-                path = _fetched(each, Path(here), largest, lambda _: None)
+                path = fetched(each, Path(here), largest, lambda _: None)
                 yield from file_rows(path, largest, wanted)
                 path.unlink()
 
-    return _cut(Opened(root.name or _shown(url), f"a folder of {len(chosen)} files at a URL", rows), split)
+    return _cut(Opened(root.name or _shown(url), f"a folder of {len(chosen)} files at a URL", rows, chosen), split)
 
 
-def _fetched(url: str, folder: Path, largest: int, say: Callable[[str], None]) -> Path:
+def fetched(url: str, folder: Path, largest: int, say: Callable[[str], None]) -> Path:
     """The file that a URL names, in a folder of ours; no more than `largest` bytes of it."""
     target, shown = folder / (Path(urlsplit(url).path).name or "data"), _shown(url)
     if is_rows(target.name) is None:

@@ -21,6 +21,7 @@ from multiref.errors import OutputError
 
 T = TypeVar("T")
 _REST = tuple(each.name for each in fields(Pair))[3:]  # origin, margin, …
+COLUMNS = "prompt", "chosen", "rejected", "rest"
 _ROWS, _BYTES = 256, 4 * MIB  # of one record batch: what is read for a row that is asked for
 _HELD = 64  # single rows read until their pages are let go: each may have brought 16 of them
 
@@ -38,6 +39,11 @@ class SpooledPairs(Made[Pair]):
     @classmethod
     def write(cls, pairs: Iterable[Pair], folder: str | os.PathLike[str]) -> Self:
         """The pairs, written into this folder, one batch of rows in memory at a time. OutputError where that cannot be done."""
+        return cls.write_packed(map(packed, pairs), folder)
+
+    @classmethod
+    def write_packed(cls, rows: Iterable[list[str]], folder: str | os.PathLike[str]) -> Self:
+        """The same of pairs that are `packed`."""
         import pyarrow
 
         try:
@@ -45,7 +51,7 @@ class SpooledPairs(Made[Pair]):
             handle, name = tempfile.mkstemp(prefix=".pairs.", suffix=TEMPORARY, dir=folder)
             try:
                 with os.fdopen(handle, "r+b") as file:
-                    starts = _write(pairs, file)
+                    starts = _write(rows, file)
                     file.flush()
                     return cls(_Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), starts), Path(folder))
             finally:
@@ -137,11 +143,11 @@ class _Mapped:
             self._held = 0
 
 
-def _write(pairs: Iterable[Pair], file: Any) -> np.ndarray:
+def _write(rows: Iterable[list[str]], file: Any) -> np.ndarray:
     """→ [batches + 1] the first row of each batch, and the number of rows."""
     import pyarrow
 
-    schema = pyarrow.schema([pyarrow.field(name, pyarrow.string()) for name in ("prompt", "chosen", "rejected", "rest")])
+    schema = pyarrow.schema([pyarrow.field(name, pyarrow.string()) for name in COLUMNS])
     starts, held, size = [0], list[list[str]](), 0
     with pyarrow.ipc.new_file(file, schema) as writer:
 
@@ -150,11 +156,7 @@ def _write(pairs: Iterable[Pair], file: Any) -> np.ndarray:
             starts.append(starts[-1] + len(held))
             held.clear()
 
-        for pair in pairs:
-            row = [
-                *map(_packed, (pair.prompt, pair.chosen, pair.rejected)),
-                json.dumps([getattr(pair, each) for each in _REST]),
-            ]
+        for row in rows:
             held.append(row)
             size += sum(map(len, row))
             if len(held) == _ROWS or size > _BYTES:
@@ -163,6 +165,12 @@ def _write(pairs: Iterable[Pair], file: Any) -> np.ndarray:
         if held:
             flush()
     return np.array(starts, np.int64)
+
+
+def packed(pair: Pair) -> list[str]:
+    """A pair as a row of the file: one string for each of `COLUMNS`, none of them empty."""
+    rest = json.dumps([getattr(pair, each) for each in _REST])
+    return [*map(_packed, (pair.prompt, pair.chosen, pair.rejected)), rest]
 
 
 def _packed(text: Text) -> str:
