@@ -74,13 +74,13 @@ def foretell(*arguments):
 
 def test_the_command_line_reckons_models_that_are_not_here(tmp_path, tiny_folder):
     data = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": "p" * 400, "chosen": f"{n:0100}", "rejected": f"{n:0300}"} for n in range(10)]
+    rows = [{"prompt": "p" * 40, "chosen": f"{n:010}", "rejected": f"{n:030}"} for n in range(10)]
     data.write_text("\n".join(map(json.dumps, rows)))
     found = foretell(data, "--cluster", "64xH100", "--parameters", "16x7B", "--pairs", "10M")
     assert len(found["references"]) == 16 and found["basis"] == EXTRAPOLATED and "cluster" in found
     one = found["references"][3]
-    assert one["name"] == "7B-4" and one["missing"] == 20_000_000 and one["tokens"] == 10_000_000 * 100
-    tokens = 10_000_000 * 100 + 1_000_000 * 100 / 8 * 8 / 8  # the ten rows have one prompt, so eight completions share it
+    assert one["name"] == "7B-4" and one["missing"] == 20_000_000 and one["tokens"] == 10_000_000 * 10
+    tokens = 10_000_000 * 10 + 20_000_000 / 8 * 10  # the ten rows have one prompt, of which eight completions share a row
     expected = reckon(Work(20_000_000, one["shards"], tokens), 7e9, Cluster.parse("64xH100"))
     assert one["parts"]["score"] == pytest.approx(expected["score"], rel=0.25)
     assert found["seconds"] == pytest.approx(found["planning"] + 16 * one["seconds"])
