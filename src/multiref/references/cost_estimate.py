@@ -34,7 +34,7 @@ from multiref.references.store import Store
 BYTES_PER_SCORE, BYTES_PER_SHARD = 36, 1200  # a key, a float64, an int32, a bit, a digest, Parquet's pages; and its footer
 MEASURED = "measured here"
 SAMPLE = 256  # completions that are encoded to count tokens
-_FIRST, _MOST, _PIECE, _SECONDS = 4, 512, 1.0, 6.0  # completions of the first pieces and of any; seconds of a piece, and of all
+_FIRST, _MOST, _PIECE, _SECONDS = 4, 512, 3.0, 9.0  # completions of the first pieces and of any; seconds of a piece, and of all
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def measure_cost(name: str, opener: Opener, blocks: Blocks, missing: Blocks, eng
                 continue
             timed += done[-1][1]
             pieces.resize((now - began) / (len(done) - 2 * workers) * workers)
-            if (now - began > _SECONDS or timed > whole) and len(done) >= 5 * workers:
+            if (now - began > _SECONDS or timed > whole) and len(done) >= 4 * workers:
                 break
     speed = timed / (done[-1][0] - began)  # characters a second, of all workers
     tokens = round(whole * sum(each[2] for each in done) / max(1, sum(each[1] for each in done)))
