@@ -86,7 +86,8 @@ def main() -> None:
         for workers in counts:
             told, took = (run_side(__file__, name, given, folder=temporary, workers=workers) for name in ("foretell", "run"))
             ratio = told["seconds"] / took["seconds"]
-            peak, _ = matmul_peak(argparse.Namespace(threads=given.threads, device="cpu", dtype="float32"))
+            peaks = matmul_peak(argparse.Namespace(threads=given.threads, device="cpu", dtype="float32"))
+            peak = peaks[given.clock == "processor"]
             share = flops / told["parts"]["score"] / workers / peak
             figures = {
                 "foretold": round(told["seconds"], 1),

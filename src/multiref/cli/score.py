@@ -60,29 +60,23 @@ def command(
     rankings: Ranked = Rankings.ends,
     bad_rows: Bad = BadRows.refuse,
     limit: Limit = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what there is to do, how many tokens and bytes and how long; store nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; store nothing.")] = False,
     cluster: Annotated[
         str | None,
-        typer.Option(help="With --dry-run: time there. 2xlocal is measured here; 64xH100 is reckoned, never run."),
+        typer.Option(help="Dry run: 2xlocal (measured), 64xH100 (reckoned)."),
     ] = None,
     parameters: Annotated[
         str | None,
-        typer.Option(help="With --cluster: models that are not here, by size: 7B, or 16x7B for sixteen of them."),
+        typer.Option(help="Dry run: models that are not here: 7B, 16x7B."),
     ] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="With --cluster: how many pairs there will be, of which DATA are some: 10M.")
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help="Dry run: so many pairs, as those of DATA: 10M.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: one pool of workers per reference on a Ray cluster.")] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="ray: workers per reference; default as many as there is room for.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="ray: workers per reference; default all that fit.")] = None,
     gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="ray: the cluster's address, such as auto; default a local Ray.")] = None,
+    address: Annotated[str | None, typer.Option(help="ray: the cluster's address; default a local Ray.")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16, float16; auto: measured once, kept in the store. Default float32."),
+        typer.Option(help="float32, bfloat16, float16; auto: measured."),
     ] = None,
     device: Device = None,
     max_length: Annotated[

@@ -34,7 +34,8 @@ def packed_on_ray(files: Sequence[str], convert: Convert, wanted: Wanted, larges
     try:
         rows = ray.data.from_items([{"file": each} for each in files], override_num_blocks=len(files))
         read = rows.flat_map(_Read(convert, wanted, largest))
-        for batch in read.iter_batches(batch_size=256, batch_format="pyarrow"):
+        batches: Iterable[Any] = read.iter_batches(batch_size=256, batch_format="pyarrow")
+        for batch in batches:
             for row in zip(*(batch.column(name).to_pylist() for name in COLUMNS)):
                 if row[-1]:
                     yield list(row)
