@@ -60,7 +60,7 @@ test-full: $(READY)
 
 # Ten thousand nearly right inputs at every door, each door at most ten minutes.
 fuzz: $(READY)
-	FUZZ=10000 FUZZ_SECONDS=600 $(TESTS) tests/fuzz
+	FUZZ=10000 FUZZ_SECONDS=600 $(TESTS) -rP tests/fuzz
 
 # Every verb killed and run again, compared bit for bit with one that nobody disturbed.
 chaos: $(READY)

@@ -1,9 +1,17 @@
 """A tiny world, and the smallest job of every verb in it: a command that writes into one folder."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import re
+import shutil
+import signal
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import make_llama, make_tokenizer
 
@@ -24,6 +32,9 @@ def make_world(folder: Path) -> None:
     pairs = [{"prompt": f"what is {w}?", "chosen": f" {w} is raining", "rejected": f" the {w} sat"} for w in WORDS]
     _lines(folder / "pairs.jsonl", pairs)
     _lines(folder / "prompts.jsonl", [{"prompt": f"what is {w}"} for w in WORDS[:4]])
+    chatty = make_tokenizer(chat=True)
+    make_llama(len(chatty), std=0.1, hidden=16, layers=1).save_pretrained(folder / "chatty")
+    chatty.save_pretrained(folder / "chatty")
     (folder / "words.txt").write_text("dog\t2\ncat\t-1\nthe\t1\n")
     references = [{"name": name, "model": name, "weight": 0.5} for name in ("first", "second")]
     pooled = {"model": "policy", "references": references, "beta": 0.2, "output": "OUT"}
@@ -55,11 +66,27 @@ def make_world(folder: Path) -> None:
     (folder / "frontier.yaml").write_text(json.dumps(small), encoding="utf-8")
 
 
-def shrink_demo() -> None:
-    """`demo --quick` as a miniature."""
+def shrink_experiments() -> None:
+    """`demo --quick` and `real --quick` as miniatures; a reward that a random model earns about half of the time, and pairs of
+    whatever it said."""
+    from multiref.data import Pair
     from multiref_lab.demo import WorldSettings, settings
     from multiref_lab.demo.preferences import PairLaw
+    from multiref_lab.real import run as real
+    from multiref_lab.real import settings as real_settings
+    from multiref_lab.real.problems import text_of
 
+    def odd(completions: Any, **_: Any) -> list[float]:
+        return [float(len(text_of(said)) % 2) for said in completions]
+
+    def any_two(asked: Any, draws: Any, *, most: int) -> list[Pair]:
+        return [Pair(p.prompt, p.said(f"{said[0][0]} 1"), p.said(f"{said[1][0]} 2"), "here") for p, said in zip(asked, draws)]
+
+    real.pair_up = any_two
+    real.correct, real.REWARDS = lambda said, *_: odd(said), [real.Reward(odd, "correctness")]  # type: ignore[assignment]
+    real_settings.QUICK = dataclasses.replace(
+        real_settings.QUICK, warm=2, taught=4, questions=8, draws=4, held_out=4, few=2, pairs_per_step=4, max_new_tokens=6
+    )
     settings.QUICK = dataclasses.replace(
         settings.QUICK, law=PairLaw(prompts=8, pairs_per_prompt=1), pairs_per_step=8, held_out_prompts=4, curve_points=1,
         world=WorldSettings(**WORLD),
@@ -70,7 +97,8 @@ def _train(name: str) -> Callable[[Path], list[str]]:
     return lambda out: ["train", "--config", f"{name}.yaml", "--set", f"output={out}"]
 
 
-SCORE = ["score", "pairs.jsonl", "-r", "first=first", "-r", "second=second", "--shard-size", "4"]
+POOL = ["-r", "first=first", "-r", "second=second"]
+SCORE = ["score", "pairs.jsonl", *POOL, "--shard-size", "4"]
 # verb → the command that writes into a folder
 JOBS: dict[str, Callable[[Path], list[str]]] = {
     "score": lambda out: [*SCORE, "--store", f"{out}"],
@@ -85,13 +113,46 @@ JOBS: dict[str, Callable[[Path], list[str]]] = {
                              "2"],
     "demo": lambda out: ["demo", "--quick", "--seeds", "1", "--output", f"{out}", "--cache", "cache"],
     "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "1"],
+    "real": lambda out: ["real", "--quick", "--model", "chatty", "--output", f"{out}"],
+    "decode": lambda out: ["decode", *POOL, "-p", "the cat", "-p", "a dog", "-n", "4", "--islands", "2", "--max-new-tokens",
+                           "4", "-o", f"{out}/draws.jsonl"],
+    "data": lambda out: ["data", "pairs.jsonl", "--model", "policy", "--html", f"{out}/data.html"],
+    "init": lambda out: ["init", f"{out}/run.yaml", "--force", "--model", "policy", *POOL, "--data", "pairs.jsonl"],
+    "prune": lambda out: ["store", "prune", f"{out}/scores", "--reference", "first", "--yes"],
+    "bound": lambda out: ["bound", "reverse-kl-suboptimality", "--samples", "1e3", "--beta", "0.1", "--coverage", "4",
+                          "--reward-max", "1", "--class-size", "20", "--plot", f"{out}/bound.png"],
+    "serve": lambda out: ["serve", *POOL, "--port", "0"],
     "verify": lambda out: ["verify", "--out", f"{out}", "alpha-family-and-pool-order", "reverse-kl-optimum"],
 }  # fmt: skip
 # verb → what has to be there before it
 NEEDS: dict[str, list[list[str]]] = {
     "sweep": [_train(f"one-{name}")(Path(f"one-{name}")) for name in ("first", "second")],
-    **{verb: [[*SCORE, "--store", "scores"]] for verb in ("inspect", "export")},
+    **{verb: [[*SCORE, "--store", "scores"]] for verb in ("inspect", "export", "prune")},
 }
+AGAIN = {"prune": 2}  # an exit code that is right, too, when it is run again: a reference that is gone has no name
+# verb → what lies in its folder before it
+BEFORE: dict[str, Callable[[Path], object]] = {"prune": lambda out: shutil.copytree("scores", out / "scores")}
+
+
+def ask_server(out: Path, stdout: Path) -> None:
+    """What goes on beside `serve`: three questions, one after another, each line of an answer kept as it comes; then the server
+    is asked to end."""
+    while not (found := re.search(r"http://\S+", stdout.read_text())):
+        time.sleep(0.05)
+    with contextlib.suppress(OSError), open(out / "answers", "w", encoding="utf-8") as answers:  # it may be gone
+        for seed in range(3):
+            body = {"model": "multiref", "prompt": "the cat", "max_tokens": 4, "seed": seed, "stream": seed > 0}
+            asked = urllib.request.Request(f"{found[0]}/completions", json.dumps(body).encode())
+            asked.add_header("Content-Type", "application/json")
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                for number, line in enumerate(answer):
+                    (out / f"{seed}-{number}").touch()  # a moment at which a kill may come
+                    answers.write(re.sub(r'"(id|created)": ?("[^"]*"|\d+)', "", line.decode()))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# verb → what another thread of its process does, with its folder and the file of its output; a verb that then ends by SIGTERM
+BESIDE: dict[str, Callable[[Path, Path], None]] = {"serve": ask_server}
 
 
 def _lines(path: Path, rows: list[dict[str, str]]) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ STRATA = {  # part of a path → what is going on; the first that fits
     "checkpoint": "checkpoint", "model": "model", "shards": "scoring", "samples": "scoring", "records": "scoring",
     ".html": "report", "figures": "report", ".json": "report",
 }  # fmt: skip
+
+
+Beside = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,13 @@ def stratum(path: str) -> str:
     return next((name for part, name in STRATA.items() if part in path and not path.startswith("/config")), "claim")
 
 
-def run(argv: list[str], folder: Path, log: Path, *, at: int = 0, how: str = "", after: float = 0.0) -> Outcome:
+def run(
+    argv: list[str], folder: Path, log: Path, *, at: int = 0, how: str = "", after: float = 0.0, beside: Beside | None = None
+) -> Outcome:
     """`multiref argv` in a child of this process, which has imported everything already; its writes go into `folder`.
 
     at, how: at which write it ends, and by what; 0: at none. after: seconds, instead: then the signal comes from outside.
+    beside: what a thread of the child does meanwhile, given the folder and the file of the child's output.
     """
     log.mkdir(exist_ok=True)
     sys.stdout.flush()
@@ -80,6 +87,8 @@ def run(argv: list[str], folder: Path, log: Path, *, at: int = 0, how: str = "",
         sys.addaudithook(Watch(folder, log / "writes", at, how))
         from multiref.cli import main
 
+        if beside is not None:
+            threading.Thread(target=beside, args=(folder, log / "stdout"), daemon=True).start()
         main()
         raise SystemExit(0)
     if after:
@@ -113,16 +122,13 @@ def _running(group: int) -> bool:
     return False
 
 
-def problem(outcome: Outcome, how: str) -> str | None:
-    """What is wrong with how it ended."""
+def problem(outcome: Outcome, expected: int, done: int) -> str | None:
+    """What is wrong with how it ended; done: the exit code of one that the kill came too late for."""
     lines = [line for line in outcome.said.splitlines() if line.strip() and "Warning" not in line]
     if outcome.orphans:
         return "processes were left behind"
     if "Traceback" in outcome.said:
         return f"a traceback: {lines[-1] if lines else ''}"
-    if outcome.code not in (CODES[how], 0):
-        return f"exit code {outcome.code}, expected {CODES[how]}: {' '.join(lines)[-300:]}"
+    if outcome.code not in (expected, done):
+        return f"exit code {outcome.code}, expected {expected}: {' '.join(lines)[-300:]}"
     return None
-
-
-Said = Callable[[str], None]

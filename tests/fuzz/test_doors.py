@@ -8,6 +8,7 @@ Inputs that once failed stand in `corpus.py` and are always tried.
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import resource
@@ -235,7 +236,7 @@ def knock(door, content, folder):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_nothing_that_is_nearly_right_gets_through_or_breaks(door, folder):
-    until = time.monotonic() + TOTAL
+    until, tried = time.monotonic() + TOTAL, itertools.count()
 
     @settings(
         max_examples=TRIES, deadline=None, database=None, derandomize=TRIES == 100, suppress_health_check=list(HealthCheck)
@@ -244,8 +245,12 @@ def test_nothing_that_is_nearly_right_gets_through_or_breaks(door, folder):
     def knocks(seed):
         if time.monotonic() < until:
             knock(door, DOORS[door][0](Random(seed)), folder)
+            next(tried)
 
-    knocks()
+    try:
+        knocks()
+    finally:
+        print(f"{door}: {next(tried)} inputs")  # `make fuzz` shows it
 
 
 @pytest.mark.parametrize(("door", "content"), FAILED, ids=[f"{door}-{number}" for number, (door, _) in enumerate(FAILED)])

@@ -1,6 +1,10 @@
 """`multiref train` with `task: iterative`: a folder with everything, a person's labels through files, mistakes named."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from multiref.cli import app
 from multiref.errors import ConfigError, DataError
 from multiref.runs import read_run
 from multiref.training.iterative import LabelsLate
+from tests.chaos.compare import difference
 from tests.conftest import make_llama, make_tokenizer
 from tests.runs.doing import do, make_two
 
@@ -52,6 +57,40 @@ def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
     before = (path / "metrics.jsonl").read_text()
     do(config, say=lambda text: None)
     assert (path / "metrics.jsonl").read_text() == before
+
+
+def in_a_fresh_process(config, output, *, seed, until=None):
+    """`multiref train` with a hash seed of its own; until: it is killed as soon as so many checkpoints are there or were."""
+    file = output.parent / "run.yaml"
+    file.write_text(yaml.safe_dump({**config, "output": str(output)}), encoding="utf-8")
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "multiref.cli", "train", "--config", str(file)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while until is not None and process.poll() is None:
+            if any(int(path.name.rpartition("-")[2]) >= until for path in output.glob("checkpoints/checkpoint-*")):
+                process.kill()
+            time.sleep(0.01)
+        said = process.communicate()[1]
+    assert process.returncode == (0 if until is None else -9), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [{"name": "bilevel", "objective": "stop_gradient"}, "online-dpo"], ids=["bilevel", "online-dpo"]
+)
+def test_three_kills_in_fresh_processes_leave_the_same_bits(method, config, tmp_path):
+    """Fresh processes differ in the order of their sets; what was killed three times, each time further, differs in nothing."""
+    config |= {"method": method, "labels": [8, 16, 24, 32]}
+    one, other = tmp_path / "undisturbed" / "run", tmp_path / "killed" / "run"
+    for folder in (one, other):
+        folder.parent.mkdir()
+    in_a_fresh_process(config, one, seed=0)
+    for number in (1, 2, 3):
+        in_a_fresh_process(config, other, seed=number, until=number)
+    in_a_fresh_process(config, other, seed=4)
+    assert difference(one, other) is None
+    adapter = json.loads((other / "model" / "adapter_config.json").read_text())
+    assert adapter["target_modules"] == sorted(adapter["target_modules"]) and list(adapter) == sorted(adapter)
 
 
 def test_rounds_of_equally_many_labels(config):

@@ -75,7 +75,7 @@ class Verbs(TyperGroup):
             print(f"Error: {visible(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
-            raise typer.Exit(_said(stop)) from None
+            raise typer.Exit(_said(stop, ctx.invoked_subcommand)) from None
 
 
 class Ended(KeyboardInterrupt):
@@ -86,11 +86,18 @@ def _end(*_: object) -> None:
     raise Ended
 
 
-def _said(stop: KeyboardInterrupt) -> int:
+def _said(stop: KeyboardInterrupt, verb: str | None = None) -> int:
     """One line, and the exit code by which shells know the signal."""
     told, code = ("Ended", 143) if isinstance(stop, Ended) else ("Interrupted", 130)
-    print(f"{told}. What was already stored is kept; run the same command again to go on.", file=sys.stderr)
+    print(f"{told}. {_PARTING.get(verb or '', _KEPT)}", file=sys.stderr)
     return code
+
+
+_KEPT = "What was already stored is kept; run the same command again to go on."
+_PARTING = {
+    "serve": "Serving is over: nothing listens at its port any more. It stored nothing.",
+    **dict.fromkeys(("data", "decode", "doctor", "solve"), "Nothing was stored; the same command begins anew."),
+}
 
 
 def _stand_in(verb: str, line: str) -> Any:

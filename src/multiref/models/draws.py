@@ -5,6 +5,10 @@
 
 The second needs no log-probabilities from whoever drew: where rare tokens are cut, or the draws are sharper or flatter than q,
 M of some λ > 0 or λ < 0 grows exponentially in the number of tokens.
+
+    apart:   of completions y_1, y_2, … of one prompt,  Π_j (½ + ½ · mean_{i<j} 1[y_j = y_i] / q(y_i))  has mean 1, too
+
+It grows where they are copies of each other (one seed for all of a prompt, a cached answer).
 """
 
 import math
@@ -71,6 +75,23 @@ def check_draws(
             f"log-probability {float(logps.mean()):.3f}, with probability at most {math.exp(-min(found, 600.0)):.1g}. "
             "Something bends the distribution: min_p, top_k, top_p, a temperature, a penalty on repetition."
         )
+    copies = sum(_evidence_of_copies(rows[i : i + group]) for i in range(0, len(rows), group))
+    if copies >= -math.log(DELTA):
+        raise ModelError(
+            f"{who} gives the same completion of a prompt again and again, which draws of the policy do with probability at "
+            f"most {math.exp(-min(copies, 600.0)):.1g}: it draws once for all of them (one seed, a cached answer)."
+        )
+
+
+def _evidence_of_copies(group: Sequence[tuple[Ids, Sequence[float]]]) -> float:
+    """Σ_j log(½ + ½ · mean_{i<j} 1[y_j = y_i] / q(y_i)), from the stated log-probabilities."""
+    total, seen = 0.0, dict[Ids, int]()
+    for place, (ids, logps) in enumerate(group):
+        if place:
+            same = math.log(seen[ids] / place) - math.fsum(logps) if ids in seen else -math.inf
+            total += math.log(0.5) + (same + math.log1p(math.exp(-same)) if same > 0 else math.log1p(math.exp(same)))
+        seen[ids] = seen.get(ids, 0) + 1
+    return total
 
 
 @torch.no_grad()

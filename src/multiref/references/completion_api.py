@@ -64,6 +64,7 @@ class CompletionApi:
     endpoint: str
     connection: Connection = CONNECTION
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False, compare=False)
+    _other_names: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # of the model that was asked
 
     def __post_init__(self) -> None:
         check_endpoint(self.endpoint)
@@ -96,12 +97,16 @@ class CompletionApi:
         return self.choices(**body)[0]
 
     def choices(self, **body: Any) -> list[dict[str, Any]]:
-        """All choices of a completion (as many as `n` asks for), at least one.
+        """All choices of a completion (as many as `n` asks for) in their order, at least one.
 
-        Errors: ReferenceUnavailable for an answer without, or a server that read another number of tokens than were sent.
+        Errors: ReferenceUnavailable for an answer without, or with an error beside them; of another model that it serves than
+            was asked; after other tokens than were sent.
         """
         answer = self._request("completions", body)
         choices, sent = answer.get("choices"), body.get("prompt")
+        if answer.get("error"):
+            raise ReferenceUnavailable(f"{self.endpoint} answered with an error: {_excerpt(str(answer['error']).encode())}")
+        self._check_model(answer.get("model"), body.get("model"))
         usage = answer.get("usage")
         read = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
         if isinstance(sent, list) and isinstance(read, int) and read not in (0, len(sent), len(sent) * body.get("n", 1)):
@@ -111,7 +116,24 @@ class CompletionApi:
             )
         if not isinstance(choices, list) or not choices or not all(isinstance(choice, Mapping) for choice in choices):
             raise ReferenceUnavailable(f"{self.endpoint}/completions answered without choices[0]; expected a completion.")
-        return [dict(choice) for choice in choices]
+        for choice in choices:
+            if isinstance(sent, list) and choice.get("prompt_token_ids") not in (None, sent):
+                raise ReferenceUnavailable(
+                    f"{self.endpoint} answered to other tokens than were sent: {choice['prompt_token_ids']!r:.60} …, sent were "
+                    f"{sent[:8]} …. Expected a server that takes token ids as they are."
+                )
+        placed = [each if isinstance(each := choice.get("index"), int) else place for place, choice in enumerate(choices)]
+        return [dict(choices[place]) for place in sorted(range(len(choices)), key=placed.__getitem__)]
+
+    def _check_model(self, said: object, asked: object) -> None:
+        """A server may call a model by another name than we do, but not by that of another one that it lists."""
+        if isinstance(said, str) and said != asked and said not in self._other_names:
+            if any(entry["id"] == said for entry in self.models()):
+                raise ReferenceUnavailable(
+                    f"{self.endpoint} was asked for the model {asked!r:.60} and answered as {said!r:.60}, another that it "
+                    "serves."
+                )
+            self._other_names.add(said)
 
     def command(self, path: str, **body: Any) -> None:
         """A request whose answer says nothing but that it was done, such as vLLM's load_lora_adapter."""
@@ -153,16 +175,19 @@ def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list
         raise ReferenceUnavailable(f"The server's prompt_logprobs are {found}; expected one for each of {len(ids)} tokens.")
     values: list[Any] = []
     for entry, token in zip(listed, ids):
-        known = entry.get(str(token), entry.get(token)) if isinstance(entry, Mapping) else entry
+        if not isinstance(entry, Mapping | None):
+            raise ReferenceUnavailable(
+                f"The server's prompt_logprobs are {entry!r:.60} at place {len(values)}, which names no token; expected "
+                f'{{"{token}": {{"logprob": …}}}}. {WORKS}'
+            )
+        known = None if entry is None else entry.get(str(token), entry.get(token))
         if known is None and entry is not None:
             raise ReferenceUnavailable(
                 f"The server's prompt_logprobs have no token {token} at place {len(values)}, where it was sent, but "
                 f"{list(entry)[:3]!r:.200}: it adds a start token of its own, leaves one out, or has another vocabulary."
             )
         values.append(known.get("logprob") if isinstance(known, Mapping) else known)
-    logps = check_logps(values, "prompt_logprobs", first=True)
-    refuse_zeros(logps)
-    return logps
+    return check_logps(values, "prompt_logprobs", first=True)
 
 
 def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -213,7 +238,7 @@ def check_logps(values: Sequence[Any], name: str, *, first: bool = False) -> lis
         name: of the list, for messages. first: they begin with the first token, before which nothing was sent.
 
     Errors: ReferenceUnavailable for what is none: no number, NaN, above 0 (but for rounding), a number that stands for none
-        (−∞, −9999, −100); one of the first token.
+        (−∞, −9999, −100); one of the first token; the same for all of more than three tokens.
     """
     before = values[0] if first and values else None
     if isinstance(before, int | float) and before < 0 and not _stands_for_none(before):
@@ -225,13 +250,12 @@ def check_logps(values: Sequence[Any], name: str, *, first: bool = False) -> lis
         None if value is None or (first and place == 0) else _sound(value, f"{name}[{place}]")
         for place, value in enumerate(values)
     ]
+    known = [value for value in found if value is not None]
+    if first and len(known) > 3 and len(set(known)) == 1:
+        raise ReferenceUnavailable(
+            f"The server gave {known[0]:g} for every token: it computes no log-probabilities of a prompt. {WORKS}"
+        )
     return found
-
-
-def refuse_zeros(logps: Sequence[float | None]) -> None:
-    """ReferenceUnavailable for a prompt of which every token has log-probability 0: nobody is that sure."""
-    if sum(value is not None for value in logps) > 3 and not any(logps):
-        raise ReferenceUnavailable(f"The server gave 0 for every token: it computes no log-probabilities of a prompt. {WORKS}")
 
 
 def _sound(value: Any, where: str) -> float:

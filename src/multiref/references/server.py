@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
+from multiref.models.draws import COARSE
 from multiref.models.encoding import encode_many
 from multiref.models.loading import load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
@@ -21,7 +22,6 @@ from multiref.references.completion_api import (
     Connection,
     check_logps,
     match_tokens,
-    refuse_zeros,
     token_logps_of_prompt,
     tokens_of_echo,
 )
@@ -49,7 +49,8 @@ class ServerReference:
             does not tell a fingerprint: change the label when the weights change.
         connection: time-outs, attempts, API key, requests at a time.
 
-    Errors: ReferenceUnavailable for a server that does not answer, or answers what is no score.
+    Errors: ReferenceUnavailable for a server that does not answer, or answers what is no score, or another one when it is asked
+        again.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class ServerReference:
         texts = [(item.prompt, item.completions) for item in items]
         encoded = encode_many(self.tokenizer, texts, self.tokenisation, origins=[item.origin for item in items])
         jobs = [(item.context(index), ids) for item in encoded for index, ids in enumerate(item.completions)]
-        sums = self._side_by_side(lambda job: _sum(self._token_logps([*job[0], *job[1]])[len(job[0]) :]), jobs)
-        return Scored.of(torch.tensor(sums, dtype=torch.float64), encoded)
+        found = self._side_by_side(lambda job: self._token_logps([*job[0], *job[1]])[len(job[0]) :], jobs)
+        return Scored.of(torch.tensor(list(map(_sum, found)), dtype=torch.float64), encoded)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -144,9 +145,7 @@ class ServerReference:
         tokens, logps = tokens_of_echo(self._echo(ids))
         match_tokens(tokens, ids, self.tokenizer)
         self.mode = "echo"
-        checked = check_logps(logps[: len(ids)], "token_logprobs", first=True)
-        refuse_zeros(checked)
-        return checked
+        return check_logps(logps[: len(ids)], "token_logprobs", first=True)
 
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
         asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
@@ -176,8 +175,7 @@ class ServerReference:
     def _completion_logps(self, prompt: str, completion: str) -> list[float | None]:
         """The log-probabilities of the echoed tokens that spell the completion."""
         tokens, values = tokens_of_echo(self._echo(prompt + completion))
-        logps = [None, *check_logps(values[1:], "token_logprobs")]
-        refuse_zeros(logps)
+        logps = check_logps([None, *values[1:]], "token_logprobs", first=True)
         if prompt + completion in "".join(tokens[:-1]):
             del tokens[-1]  # the generated one: an end token or half a character is "" and would count as the completion's last
         ends = list(accumulate(map(len, tokens)))
@@ -198,9 +196,24 @@ class ServerReference:
         try:
             first = work(jobs[0])  # alone: finds out what the server can do
             with ThreadPoolExecutor(self._concurrency) as pool:
-                return [first, *pool.map(work, jobs[1:])]  # the first that fails cancels those that have not begun
+                found = [first, *pool.map(work, jobs[1:])]  # the first that fails cancels those that have not begun
+            if len(jobs) > 1:
+                longest = max(range(len(jobs)), key=lambda place: len(found[place]))
+                self._check_again(found[longest], work(jobs[longest]))
+            return found
         except ReferenceUnavailable as error:
             raise ReferenceUnavailable(f"{self._who}: {error}") from None
+
+    def _check_again(self, before: Sequence[float | None], now: Sequence[float | None]) -> None:
+        """The same question after others, when its beginning may come from a cache, has the same answer."""
+        gaps = [abs(b - a) for a, b in zip(before, now, strict=False) if a is not None and b is not None]
+        most, mean = COARSE
+        if len(before) != len(now) or (gaps and (max(gaps) > most or sum(gaps) / len(gaps) > mean)):
+            raise ReferenceUnavailable(
+                f"It was asked the same twice, and its log-probabilities differ by {max(gaps, default=0.0):.3g} nats at a "
+                f"token, where rounding is {most:g}: its cache goes wrong (vLLM: --no-enable-prefix-caching), or it serves "
+                "several models under one name."
+            )
 
 
 def _sum(logps: Sequence[float | None]) -> float:

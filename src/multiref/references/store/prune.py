@@ -15,8 +15,9 @@ STALE = 600.0  # seconds: a temporary file younger than this may belong to a pro
 
 def prunable(store: Store, *, references: Sequence[str] = ()) -> dict[Path, str]:
     """File → why it can go. Always: stale temporary files, damaged shards and what was set aside;
-    and every file of `references` (names, or beginnings of addresses)."""
+    and every file of `references` (names, or beginnings of addresses), what names them last: who is killed can ask again."""
     gone: dict[Path, str] = {}
+    last: dict[Path, str] = {}
     for path in store.folder.rglob(f".*{atomic.TEMPORARY}"):
         if time.time() - path.lstat().st_mtime > STALE:
             gone[path] = "left by a process that was ended"
@@ -24,14 +25,14 @@ def prunable(store: Store, *, references: Sequence[str] = ()) -> dict[Path, str]
         gone[path] = "damaged, set aside"
     for name in references:
         address = store.named(name)
-        notes = [store.folder / room / f"{address}.json" for room in ("references", "audits")]
-        for path in [*store.shards(address), *notes]:
+        last[store.folder / "references" / f"{address}.json"] = f"of reference {name}"
+        for path in [*store.shards(address), store.folder / "audits" / f"{address}.json"]:
             if path.exists():
                 gone[path] = f"of reference {name}"
     for damage in store.verify():
         if damage.path.exists():
             gone.setdefault(damage.path, "damaged")
-    return gone
+    return {path: why for path, why in gone.items() if path not in last} | {p: why for p, why in last.items() if p.exists()}
 
 
 def remove(store: Store, files: Sequence[Path]) -> None:

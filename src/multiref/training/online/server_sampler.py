@@ -14,7 +14,9 @@ from accelerate import PartialState
 
 from multiref._files import as_path
 from multiref.errors import ArgumentError, ReferenceUnavailable
+from multiref.models.architecture import check_rows
 from multiref.models.draws import check_draws
+from multiref.models.encoding import Encoded
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
 from multiref.models.spec import Generation
 from multiref.references.bounded_http import Refused
@@ -125,6 +127,10 @@ class ServerSampler:
         with ThreadPoolExecutor(self.concurrency) as pool:
             drawn = list(pool.map(lambda job: self._drawn(job[0], job[1], ends), zip(contexts, seeds)))
         rows = [row for group in drawn for row in group]
+        asked = [
+            Encoded(context, tuple(ids for ids, _ in group), (False,) * len(group)) for context, group in zip(contexts, drawn)
+        ]
+        check_rows(model, asked, prompts)
         if self.on_policy and self.calls == 1:
             who = f"The server {self.api.endpoint}"
             check_draws(model, contexts, rows, Generation(self.max_new_tokens), ends=ends, who=who, coarse=True)
@@ -158,12 +164,6 @@ class ServerSampler:
             ) from None
         if len(choices) != self.group:
             raise ReferenceUnavailable(f"The server gave {len(choices)} completions, expected {self.group}.")
-        for choice in choices:
-            if choice.get("prompt_token_ids") not in (None, list(context)):
-                raise ReferenceUnavailable(
-                    f"{self.api.endpoint} sampled after other tokens than were sent: {choice['prompt_token_ids']!r:.60} …, "
-                    f"sent were {list(context[:8])} …. Expected a server that takes token ids as they are."
-                )
         return [_ids_and_logps(choice, ends, self.max_new_tokens) for choice in choices]
 
 
@@ -178,6 +178,11 @@ def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -
         raise ReferenceUnavailable(
             "The server gave no token ids with a log-probability each (token_ids, logprobs.token_logprobs); expected those "
             "of vLLM's /v1/completions with return_token_ids."
+        )
+    if len(ids) > limit or any(token in ends for token in ids[:-1]):
+        raise ReferenceUnavailable(
+            f"A completion of the server has {len(ids)} tokens, {limit} were asked for; or it goes on behind an end token "
+            "(ignore_eos, min_tokens). Expected one that ends where the policy ends it."
         )
     if len(ids) < limit and ids[-1] not in ends:
         if choice.get("finish_reason") == "length":
