@@ -126,12 +126,8 @@ class Experiment(Generic[C, F]):
 
     def record(self, cell: C) -> Record[C, F] | None:
         """A finished record; None where there is none, or not as it was written (the cell is measured again)."""
-        try:
-            kept = json.loads(self.path(cell).read_text(encoding="utf-8"))
-            whole = kept.pop("sum") == _sum(kept)
-            return Record(cell, cast(F, kept["found"]), float(kept["seconds"])) if whole else None
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return None
+        kept = read_kept(self.path(cell))
+        return None if kept is None else Record(cell, cast(F, kept["found"]), float(kept["seconds"]))
 
     @property
     def missing(self) -> list[C]:
@@ -188,10 +184,26 @@ def _finish(measure: Callable[[C], F], cell: C, place: Path) -> Record[C, F]:
     with one_thread():
         began = time.process_time()
         record = Record(cell, measure(cell), round(time.process_time() - began, 2))
-    kept = {"cell": dataclasses.asdict(cell), "found": record.found, "seconds": record.seconds}
-    kept["sum"] = _sum(json.loads(json.dumps(kept)))
-    write_whole(place, json.dumps(kept, indent=1) + "\n")
+    write_kept(place, {"cell": dataclasses.asdict(cell), "found": record.found, "seconds": record.seconds})
     return record
+
+
+def write_kept(place: Path, value: Mapping[str, Any]) -> None:
+    """JSON with its sum."""
+    kept = json.loads(json.dumps(value))
+    write_whole(place, json.dumps({**kept, "sum": _sum(kept)}, indent=1) + "\n")
+
+
+def read_kept(place: Path, *, before: frozenset[str] | None = frozenset()) -> dict[str, Any] | None:
+    """What `write_kept` wrote; None where there is nothing, or not as it was written. before: the keys of a file that was
+    written when there were no sums; None: any."""
+    try:
+        kept = dict(json.loads(place.read_text(encoding="utf-8")))
+        if "sum" not in kept:
+            return kept if before is None or kept.keys() == before else None
+        return kept if kept.pop("sum") == _sum(kept) else None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
 
 
 @contextlib.contextmanager

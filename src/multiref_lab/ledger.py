@@ -62,8 +62,9 @@ def _read(path: Path) -> dict[str, Entry]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["claims"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        return {name: dict(entry) for name, entry in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{path}: found a file that is no ledger, expected one written by `multiref verify`; move it away"
         ) from error

@@ -31,5 +31,5 @@ def _text(where: str, line: str) -> str:
     try:
         row = json.loads(line)
         return str(row.get("prompt") or row["text"])
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise DataError(f"{where}: found {line[:60]!r}, expected a JSON object with `prompt` or `text`.") from None

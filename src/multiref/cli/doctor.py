@@ -90,15 +90,12 @@ def _bf16_speed(device: str) -> float:
 
 def _ask(url: str) -> tuple[str, str]:
     """(what a server says of itself, the problem with it)."""
-    import json
-    import urllib.request
+    from multiref.errors import MultirefError
+    from multiref.references.completion_api import CompletionApi, Connection
 
+    key = "env:OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None
     try:
-        request = urllib.request.Request(f"{url.rstrip('/')}/models")
-        if key := os.environ.get("OPENAI_API_KEY"):
-            request.add_header("Authorization", f"Bearer {key}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            names = [str(each["id"]) for each in json.loads(answer.read(2**20))["data"]]
+        names = [each["id"] for each in CompletionApi(url, Connection(timeout=10, attempts=1, api_key=key)).models()]
         return f"has {', '.join(names[:5])}", ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return "no answer", f"{url}/models: {getattr(error, 'reason', error)}; expected a list of models."
+    except MultirefError as error:
+        return "no answer", str(error)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._files import as_path, write_whole
+from multiref._files import MIB, read_lines, write_whole
+from multiref._json import parse_json
+from multiref._sealed import is_sealed, seal
 from multiref.data import Pair
 from multiref.decoding.request import METHODS
 from multiref.errors import ArgumentError, DataError
@@ -18,6 +20,7 @@ from multiref.weighting.particles import effective_size
 
 Ids = tuple[int, ...]
 TOO_LARGE = 0.1  # a single share of the sum above which its error cannot be known
+_LONGEST = 1024 * MIB  # bytes of a prompt's draws
 _SAVED = (
     "prompt",
     "completions",
@@ -139,24 +142,27 @@ class Draws(Sequence[PromptDraws]):
         return pairs
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One file of JSON lines: a line about the call, then a line a prompt."""
+        """One file of JSON lines: a line about the call, then a line a prompt, each with its sum."""
         head = {name: getattr(self, name) for name in ("method", "proposal", "approximate", "tokens", "reward_calls")}
         rows = [
             {name: _plain(getattr(each, name)) for name in (*_SAVED, "ancestors", "not_canonical")} for each in self.prompts
         ]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [{"multiref_draws": 1, **head}, *rows])
-        write_whole(path, text)
+        lines = [{"multiref_draws": 2, "count": len(rows), **head}, *rows]
+        write_whole(path, "".join(json.dumps(seal(line), ensure_ascii=False) + "\n" for line in lines))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Draws":
-        """What `save` wrote. DataError for anything else."""
+        """What `save` wrote. DataError for anything else, and for a file that was changed or cut since."""
         try:
-            lines = [json.loads(line) for line in as_path(path).read_text(encoding="utf-8").splitlines()]
-            head = lines[0]
-            if head.pop("multiref_draws") != 1:
+            said = read_lines(path, "a file that Draws.save wrote", longest=_LONGEST)
+            lines = [parse_json(line, f"{path}:{number}", constants=True) for number, line in said]
+            if not lines or not all(map(is_sealed, lines)) or lines[0]["count"] != len(lines) - 1:
+                raise ValueError("it was changed or cut since, or is of another version")
+            head, *rows = ({name: value for name, value in line.items() if name != "sum"} for line in lines)
+            if head.pop("multiref_draws") != 2 or head.pop("count") < 0:
                 raise ValueError("another version")
-            return cls(tuple(_prompt_draws(line) for line in lines[1:]), **head)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            return cls(tuple(map(_prompt_draws, rows)), **head)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: expected a file that Draws.save wrote ({type(error).__name__}: {error}).") from None
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from multiref.report import write_whole
 from multiref.runs import run as do_run
 from multiref.training import quiet
 from multiref.training.online import Reward
-from multiref_lab.experiment import Listener
+from multiref_lab.experiment import Listener, read_kept, write_kept
 from multiref_lab.real.measuring import Measured, grade, measure_kls, merged
 from multiref_lab.real.model import made_beside, smollm2
 from multiref_lab.real.problems import KINDS, REWARD, Problem, correct, draw_problems, pair_up, text_of
@@ -202,7 +202,9 @@ class _Stages:
         problems = [self.held_out[place] for place in places]
         greedy, sampled = (self.output / "draws" / f"{name}-{how}.jsonl" for how in ("greedy", "sampled"))
         kept = self.output / "draws" / f"{name}-kl.json"
-        if not kept.exists():
+        others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
+        kls = read_kept(kept, before=frozenset(others))
+        if kls is None:
             policy = merged(load(spec))
             samples = len(s.seeds) if name == BASE else 1
             seed = 1000 if trial is None else 1001 + trial.seed
@@ -210,10 +212,9 @@ class _Stages:
             if s.greedy and not alone:
                 self._sample(policy, problems, greedy, temperature=0.0, seed=0)
             some = [rollout for place, rollout in zip(places, read_rollouts(sampled)) if place in priced]
-            others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
-            kls = measure_kls(policy, others, some)
-            write_whole(kept, json.dumps({each: kl.tolist() for each, kl in kls.items()}))
-        rollouts, kls = read_rollouts(sampled), json.loads(kept.read_text(encoding="utf-8"))
+            kls = {each: kl.tolist() for each, kl in measure_kls(policy, others, some).items()}
+            write_kept(kept, kls)
+        rollouts = read_rollouts(sampled)
         return Measured(
             torch.tensor(places),
             tuple(problem.kind for problem in problems),
@@ -290,12 +291,12 @@ class _Stages:
         """The folder is this run's own, or of one with the same settings. OutputError for another."""
         told = json.dumps({"model": self.asked, **dataclasses.asdict(self.settings)}, indent=1)
         place = self.output / "settings.json"
-        if place.exists() and place.read_text(encoding="utf-8") != told:
+        if place.exists() and place.read_text(encoding="utf-8", errors="replace") != told:
             raise OutputError(f"{self.output} holds a run with other settings; choose another --output, or remove it.")
         write_whole(place, told)
 
     def _seconds(self) -> dict[str, float]:
-        return dict(json.loads(self._clock.read_text(encoding="utf-8"))) if self._clock.exists() else {}
+        return read_kept(self._clock, before=None) or {}
 
     def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Do it, and add its seconds to those of earlier calls."""
@@ -305,5 +306,5 @@ class _Stages:
         finally:
             seconds = self._seconds()
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            write_whole(self._clock, json.dumps(seconds, indent=1))
+            write_kept(self._clock, seconds)
             self.told.phase(f"{name}: {seconds[name]:.0f} s")
