@@ -1,6 +1,7 @@
 """`sample` against enumeration: what each method's draws converge to, what it says of Z, and what it refuses."""
 
 import math
+import os
 from itertools import product
 
 import pytest
@@ -155,8 +156,14 @@ def test_a_saved_file_gives_the_draws_back(tmp_path):
     found.save(tmp_path / "draws.jsonl")
     again = Draws.load(tmp_path / "draws.jsonl")
     assert str(again) == str(found) and again.pick(5) == found.pick(5) and torch.equal(again[0].weights, found[0].weights)
+    content = (tmp_path / "draws.jsonl").read_bytes()
+    at = content.index(b'"log_weights": [') + 20
+    (tmp_path / "flipped.jsonl").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    (tmp_path / "cut.jsonl").write_bytes(content.partition(b"\n")[0] + b"\n")
     (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
-    for name in ("other.jsonl", "missing.jsonl"):
+    (tmp_path / "deep.jsonl").write_text("[" * 10**5)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("flipped.jsonl", "cut.jsonl", "other.jsonl", "deep.jsonl", "pipe.jsonl", "missing.jsonl"):
         with pytest.raises(DataError, match=name):
             Draws.load(tmp_path / name)
 

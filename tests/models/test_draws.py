@@ -1,13 +1,15 @@
 """What a sampler drew, against what it says and against the model: honest ones pass, each fault is found."""
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
 
 from multiref.errors import ModelError
 from multiref.models import Generation, Tabular, sample, tabular_tokenizer
-from multiref.models.draws import TILTS, _look, check_draws
+from multiref.models.draws import TILTS, _evidence_of_copies, _look, check_draws
 from tests.conftest import make_llama, make_tokenizer
 
 PROMPTS = ["the cat", "a dog sat on the mat and", "Once"]
@@ -62,6 +64,24 @@ def test_what_is_stated_of_another_distribution(bent, tokenizer):
     model = make_llama(len(tokenizer), std=0.15)
     with pytest.raises(ModelError, match=r"states other log-probabilities.*another temperature or cut"):
         check_draws(model, *drawn(model, tokenizer, Generation(12, **bent)), Generation(12))
+
+
+@pytest.mark.parametrize("copied", [(0,) * 8, (0, 1) * 4, (0, 1, 2, 3, 0, 1, 2, 3)], ids=["one", "two", "halves"])
+def test_copies_are_no_draws(copied, tokenizer):
+    """Each is a draw of the policy, and all of a prompt are the same few."""
+    model = make_llama(len(tokenizer), std=0.15)
+    contexts, rows = drawn(model, tokenizer, Generation(12))
+    twice = [rows[8 * prompt + place] for prompt in range(len(PROMPTS)) for place in copied]
+    with pytest.raises(ModelError, match="the same completion of a prompt again and again"):
+        check_draws(model, contexts, twice, Generation(12))
+
+
+def test_the_evidence_of_copies_has_mean_one():
+    """By enumeration of all triples of draws from three completions."""
+    p = {(0,): 0.7, (1,): 0.2, (2,): 0.1}
+    triples = itertools.product(p, repeat=3)
+    mean = sum(math.prod(map(p.get, y)) * math.exp(_evidence_of_copies([(i, [math.log(p[i])]) for i in y])) for y in triples)
+    assert mean == pytest.approx(1, abs=1e-12)
 
 
 def test_a_cache_that_goes_wrong_is_found_at_the_first_draw(tokenizer):

@@ -25,7 +25,7 @@ class CompletionServer(ThreadingHTTPServer):
     def __init__(self, model: Any, tokenizer: Any, supports: tuple[str, ...], context: int | None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.tokenizer, self.supports, self.context = model, tokenizer, supports, context
-        self.script: list[str] = []
+        self.names, self.script = ["tiny"], list[str]()
         self.requests: list[dict[str, Any]] = []
         self.lock = threading.Lock()
 
@@ -44,7 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         """Silence."""
 
     def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "tiny", "owned_by": "doubles", "max_model_len": self.server.context}]})
+        listed = [{"id": name, "owned_by": "doubles", "max_model_len": self.server.context} for name in self.server.names]
+        self.answer(200, {"data": listed})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -132,6 +132,10 @@ GARBAGE = {
         r"logprobs\.content, which is of generated tokens only.*llama\.cpp",
     ),
     "null": (PROMPT_LOGPROBS % "[null, null, null, null, null, null]", r"null for a token"),
+    "numbers without tokens": (PROMPT_LOGPROBS % "[null, -1.5, -2, -1, -3, -1]", r"-1\.5 at place 1, which names no token"),
+    "an error beside it": ('{"choices": [{}], "error": {"message": "overloaded"}}', r"with an error: .*overloaded"),
+    "another of its models": ('{"choices": [{}], "model": "tiny"}', r"asked for the model 'mine' and answered as 'tiny'"),
+    "other tokens": ('{"choices": [{"prompt_token_ids": [1, 1]}]}', r"to other tokens than were sent: \[1, 1\]"),
     "text": (PROMPT_LOGPROBS % '"lots"', r"str; expected one for each"),
 }
 
@@ -141,9 +145,32 @@ def test_garbage_is_no_score(tiny, kind):
     answer, words = GARBAGE[kind]
     assert tiny.tokenizer("Once upon a time")["input_ids"][:2] == [1, 378]
     with serving(tiny.model, tiny.tokenizer) as server:
-        server.script = [answer] * 2
+        server.script, server.names = [answer] * 2, ["mine", "tiny"]
         with pytest.raises(ReferenceUnavailable, match=words):
             ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score([ITEMS[1]])
+
+
+@pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",)], ids=["prompt_logprobs", "echo"])
+def test_a_cache_that_goes_wrong_is_found_by_asking_again(tiny, supports, monkeypatch):
+    """What was asked before comes back without the log-probabilities of its beginning, as from a cache of prefixes that holds
+    none (vLLM, issue 42019)."""
+    seen: list[list[int]] = []
+
+    def cached(server, body):
+        reply, ids = completion(server, body), body["prompt"]
+        known = max((next((i for i, (a, b) in enumerate(zip(ids, old)) if a != b), len(ids)) for old in seen), default=0)
+        seen.append(ids)
+        for place in range(1, min(known, len(ids))):
+            if "logprobs" in reply["choices"][0]:
+                reply["choices"][0]["logprobs"]["token_logprobs"][place] = 0.0
+            else:
+                reply["choices"][0]["prompt_logprobs"][place][str(ids[place])]["logprob"] = 0.0
+        return reply
+
+    with serving(tiny.model, tiny.tokenizer, supports=supports) as server:
+        monkeypatch.setattr("tests.references.completion_server.completion", cached)
+        with pytest.raises(ReferenceUnavailable, match=r"asked the same twice.*differ by .* nats at a token"):
+            ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode=supports[0]).score([ITEMS[0], ITEMS[1]])
 
 
 LIES = {
@@ -163,6 +190,7 @@ LIES = {
     "a clamped zero": (lambda t, v: (t, [*v[:3], -9999.0, *v[4:]]), r"-9999\.0, which stands for"),
     "minus infinity": (lambda t, v: (t, [*v[:3], float("-inf"), *v[4:]]), r"-inf, which stands for"),
     "probabilities": (lambda t, v: (t, [None, *[2.0**x for x in v[1:]]]), r"expected a log-probability"),
+    "one number": (lambda t, v: (t, [None, *[-1.5] * (len(v) - 1)]), r"-1\.5 for every token"),
     "zeros": (lambda t, v: (t, [None, *[0.0] * (len(v) - 1)]), r"0 for every token"),
     "the word null": (lambda t, v: (t, [*v[:3], "null", *v[4:]]), r"'null'; expected a log-probability"),
     "null inside": (lambda t, v: (t, [*v[:-2], None, v[-1]]), r"null for a token"),

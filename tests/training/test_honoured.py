@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 from transformers import TrainingArguments
 
-from multiref.errors import ArgumentError, MultirefWarning
+from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.training.honoured import IGNORED, check_arguments
 from tests.training.world import arguments
 
@@ -67,3 +67,33 @@ def test_what_would_be_another_step_or_another_best(tmp_path):
 def test_checkpoints_that_cannot_be_resumed_are_said(tmp_path):
     with pytest.warns(MultirefWarning, match="save_only_model: .* cannot be resumed"):
         check_arguments(arguments(tmp_path, save_only_model=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_steps": 5, "num_train_epochs": 2}, "num_train_epochs"),
+        ({"eval_steps": 5}, "eval_steps"),
+        ({"save_strategy": "epoch", "save_steps": 5}, "save_steps"),
+        ({"logging_strategy": "epoch", "logging_steps": 5}, "logging_steps"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "warmup_steps"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "gradient_checkpointing_kwargs"),
+        ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1"),
+        ({"optim": "adafactor", "adam_epsilon": 1e-3}, "adam_epsilon"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_has_no_effect_beside_others_is_said(options, name, tmp_path):
+    with pytest.warns(MultirefNotice, match=f"^{name}: .* has no effect: ") as said:
+        check_arguments(arguments(tmp_path, **{"max_steps": -1, **options}))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"learning_rate": float("nan")}, {"adam_beta2": 1.5}, {"weight_decay": -1.0}, {"lr_scheduler_kwargs": {"num_cycles": 3}}],
+    ids=lambda value: next(iter(value)),
+)
+def test_an_optimizer_that_cannot_be_is_refused_before_anything_is_scored(options, tmp_path):
+    with pytest.raises(ArgumentError, match="optimizer or schedule"):
+        check_arguments(arguments(tmp_path, **options))

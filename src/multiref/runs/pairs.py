@@ -157,6 +157,8 @@ class PairsRun(BaseRun):
             check_arguments(made)
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"training: {error}") from None
+        if self.evaluation is None and made.eval_strategy != "no":
+            raise ConfigError("training.eval_strategy: there is nothing to evaluate on; add evaluation: {fraction: 0.05}.")
         if made.save_strategy == "steps" and made.logging_strategy == "steps" and made.save_steps % made.logging_steps:
             warnings.warn(
                 f"training: save_steps {made.save_steps} is no multiple of logging_steps {made.logging_steps}, "

@@ -1,11 +1,15 @@
-"""`transformers.TrainingArguments` that our trainers would not do what they say with: refused by name."""
+"""`transformers.TrainingArguments` that our trainers would not do what they say with: refused by name; and those that have no
+effect beside others: said."""
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, NamedTuple
 
-from transformers import TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 
-from multiref.errors import ArgumentError, MultirefWarning
+from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 
 
 class _Ignored(NamedTuple):
@@ -60,9 +64,45 @@ def check_arguments(args: TrainingArguments) -> None:
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric in _LOWER_IS_BETTER and args.greater_is_better:
         raise ArgumentError(f"metric_for_best_model: {metric} is better where it is lower; set greater_is_better to false.")
+    given = _check_optimizer(args)
+    for name, why in _without_effect(args, given):
+        warnings.warn(f"{name}: {getattr(args, name)!r} has no effect: {why}.", MultirefNotice, stacklevel=3)
     if args.save_only_model:
         warnings.warn(
             "save_only_model: checkpoints without the optimizer's state: this run cannot be resumed where it stops.",
             MultirefWarning,
             stacklevel=3,
         )
+
+
+def _check_optimizer(args: TrainingArguments) -> dict[str, Any]:
+    """What the optimizer is made with. ArgumentError where it, or the schedule, cannot be: before anything is scored."""
+    try:
+        kind, given = Trainer.get_optimizer_cls_and_kwargs(args)
+        if args.optim_target_modules is None:  # else it takes parameters of the model by name
+            optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **given)
+            get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, dict(args.lr_scheduler_kwargs or {}))
+    except (ValueError, TypeError, ImportError, AssertionError) as error:
+        raise ArgumentError(f"optimizer or schedule ({args.optim.value}, {args.lr_scheduler_type.value}): {error}") from error
+    return dict(given)
+
+
+def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(argument, why) of those that are not as they stand by themselves, and that something else switches off."""
+    standing = {field.name: field.default for field in fields(TrainingArguments)}
+    ours = {"save_steps": 100, "logging_steps": 10}  # `arguments.DEFAULTS`
+    plain = args.optim in ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "adafactor")
+    beside = (
+        ("num_train_epochs", args.max_steps > 0, "max_steps decides how long a run is"),
+        ("eval_steps", args.eval_strategy != "steps", "eval_strategy is not steps"),
+        ("save_steps", args.save_strategy != "steps", "save_strategy is not steps"),
+        ("logging_steps", args.logging_strategy != "steps", "logging_strategy is not steps"),
+        ("warmup_steps", args.lr_scheduler_type == "constant", "a constant schedule has no warm-up; constant_with_warmup has"),
+        ("gradient_checkpointing_kwargs", not args.gradient_checkpointing, "gradient_checkpointing is off"),
+        *((name, plain, f"{args.optim.value} does not read it") for name in ("optim_args", "optim_target_modules")),
+        *((name, "betas" not in given, f"{args.optim.value} takes none") for name in ("adam_beta1", "adam_beta2")),
+        ("adam_epsilon", "eps" not in given, f"{args.optim.value} takes none"),
+    )
+    for name, idle, why in beside:
+        if idle and getattr(args, name) not in (standing[name], ours.get(name), None, {}):
+            yield name, why

@@ -1,5 +1,6 @@
 """What trainers on pairs share: steps of equally many pairs on every rank, averages over the pairs of a step, safe files."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from multiref.errors import ArgumentError, OutputError
+from multiref.errors import ArgumentError, ModelError, OutputError
 from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.training.adapters import complete_folder
 from multiref.training.arguments import SumCheckpoints
@@ -44,7 +45,12 @@ class PairTrainer(Trainer):
         **options: Any,
     ) -> None:
         check_arguments(args)
+        if eval_dataset is None and args.eval_strategy != "no":
+            raise ArgumentError(
+                f"eval_strategy: found {args.eval_strategy!s}, without evaluation data; give some, or leave it out."
+            )
         refuse_adapter_dropout(model)
+        args.logging_nan_inf_filter = False  # see `log`
         self._averages = Averages()
         self._learning = self._examined = False
         self.once_logged: dict[str, float] = {}
@@ -206,8 +212,14 @@ class PairTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks. No mean loss of the run: transformers divides
-        the losses since it went on by all steps."""
+        the losses since it went on by all steps. ModelError for a loss that is no number: transformers would train on, and log
+        a mean over the steps that were (logging_nan_inf_filter)."""
         logs.pop("train_loss", None)
+        if not math.isfinite(logs.get("loss", 0.0)) and not self.args.fp16:  # which leaves out a step at times
+            raise ModelError(
+                f"The loss is {logs['loss']} at step {self.state.global_step}: training diverged. Go on from an earlier "
+                "checkpoint, or begin anew, with a lower learning_rate, a longer warm-up or a smaller max_grad_norm."
+            )
         if "loss" in logs:
             logs.update(self._averages.take(self.summed) | self.once_logged)
             self.once_logged = {}

@@ -140,6 +140,13 @@ def choice(server, body, limit):
         block["token_logprobs"] = [None, *logps[1:]]
     elif server.forget == "clamp":
         block["token_logprobs"] = [-9999.0, *logps[1:]]
+    elif server.forget == "limit":
+        made |= {"token_ids": [*new[:1], *new], "logprobs": {**block, "token_logprobs": [*logps[:1], *logps]}}
+    elif server.forget == "ends":
+        end = body["stop_token_ids"][0]
+        made |= {"token_ids": [end, *new[1:]]}
+    elif server.forget == "vocabulary":
+        made["token_ids"] = [10**6, *new[1:]]
     elif server.forget == "end" and ended:
         made |= {"token_ids": new[:-1], "logprobs": {"tokens": [], "token_logprobs": logps[:-1]}}
     return made

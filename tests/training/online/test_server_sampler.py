@@ -207,7 +207,10 @@ def test_a_server_with_other_weights_is_found_out():
     [
         ("logprobs", "token_logprobs"),
         ("end", "without an end token"),
-        ("prompt", "sampled after other tokens than were sent"),
+        ("prompt", "answered to other tokens than were sent"),
+        ("limit", "has 9 tokens, 8 were asked for"),
+        ("ends", "goes on behind an end token"),
+        ("vocabulary", "Token id 1000000 occurs in the prompt 'the cat'"),
         ("null", "null for a token that it sampled"),
         ("clamp", "stands for a probability"),
     ],
@@ -218,7 +221,7 @@ def test_answers_that_cannot_be_weighted_are_refused(forget, words):
     with torch.no_grad():
         model.lm_head.weight[tokenizer.eos_token_id] *= 3
     torch.manual_seed(0)
-    with sampling(model, forget=forget) as server, pytest.raises(ReferenceUnavailable, match=words):
+    with sampling(model, forget=forget) as server, pytest.raises((ReferenceUnavailable, ModelError), match=words):
         ServerSampler(server.endpoint, group=64, max_new_tokens=8)(model, tokenizer, ["the cat"])
 
 
