@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import MultirefWarning
+from multiref.errors import ArgumentError, MultirefWarning
 from multiref.models import LanguageModel
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.lost_updates import LostUpdates
+from multiref.training.online import OnlineArguments
 from tests.training.world import END, WORDS, word_trainer
 
 PAIRS = [{"prompt": "w0", "chosen": f" w{i}", "rejected": f" w{(i + 3) % 8}"} for i in range(8)]
@@ -77,3 +78,31 @@ def test_what_is_counted():
     with pytest.warns(MultirefWarning, match="53.3%.*raise the learning rate"):
         assert watch.conclude() == pytest.approx(16 / 30)
     assert watch.conclude(last=True) is None
+
+
+def test_steps_without_any_gradient_are_said():
+    model = torch.nn.Linear(2, 1)
+    watch = LostUpdates(model)
+    for _ in range(10):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        watch.before(0.1)
+        watch.after()
+    with pytest.warns(MultirefWarning, match="No weight had a gradient in the first 10 steps"):
+        assert watch.conclude() is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": float("nan")}, {"learning_rate": "1e-5"}, {"max_grad_norm": 0}, {"adam_betas": (0.9, 1.0)}, {"steps": 1.5},
+     {"weight_decay": float("inf")}, {"generation_batch": 0}, {"cache": "paged"}],
+    ids=lambda wrong: next(iter(wrong)),
+)  # fmt: skip
+def test_numbers_of_an_online_run_that_would_move_nothing_or_ruin_it(wrong):
+    with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))}: "):
+        OnlineArguments(**wrong)
+
+
+def test_whole_numbers_written_as_floats_are_meant():
+    made = OnlineArguments(steps=3.0, save_every=2.0)
+    assert type(made.steps) is int and (made.steps, made.save_every) == (3, 2)

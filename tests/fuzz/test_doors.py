@@ -24,14 +24,21 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from multiref._sealed import seal
 from multiref.cli import app
 from multiref.data import read_pairs
 from multiref.data.gsm8k import read_gsm8k
+from multiref.data.privacy import check_marks, privatise
+from multiref.decoding import Draws
+from multiref.decoding.draws import PromptDraws
 from multiref.errors import MultirefError, MultirefWarning
+from multiref.evaluation import read_rollouts
+from multiref.models import Rollout
 from multiref.runs import read_run
 from multiref.runs.prompts import Prompts
 from multiref.training.checkpoint import read_plain, save_state
@@ -52,6 +59,9 @@ PAIRS = [{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5}, {"promp
          [{"role": "assistant", "content": "no"}]}]  # fmt: skip
 CSV = b'prompt,chosen,rejected,margin\n"q, ""x""",a,b,1.5\nq,"[{""role"": ""user""}]",b,\n'
 RANKED = [{"instruction": "q", "completions": [{"response": "a", "overall_score": 1.5}, {"response": "b", "overall_score": 3}]}]
+SHAREGPT = [{"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected":
+             [{"from": "gpt", "value": "b"}], "system": "s", "chat_template_kwargs": {"x": 1}, "label": 1}]  # fmt: skip
+PRIVATE = [{"prompt": "q", "chosen": TALK, "rejected": "b", "privacy_epsilon": 1.5}]
 LABELLED = [
     {"input": "q", "output_1": "a", "output_2": TALK, "label": 2},
     {"input": "q", "output_1": "a", "output_2": "b", "label": 1},
@@ -117,6 +127,44 @@ def arguments(content, folder):
         raise found.exception
 
 
+def as_saved(read):
+    """What opens is what was written, or is refused: a changed byte is no other number."""
+
+    def door(content, folder):
+        whole, changed = content
+        for name, part in zip(("whole", "changed"), content):
+            (folder / name).write_bytes(part)
+        found = read(folder / "changed")
+        assert changed == whole or repr(found) == repr(read(folder / "whole")), "another value without a word"
+
+    return door
+
+
+@cache
+def kept_files():
+    """Draws, and rollouts of an evaluation, as they are kept."""
+    ids, ended = ((1, 2), (1, 3)), (True, False)
+    some = torch.tensor([0.5, -1.25], dtype=torch.float64)
+    drawn = PromptDraws(
+        "q", ("a", "b"), ids, ended, some, some, log_islands=some, log_partition=0.25, error=0.125, median_length=2
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Draws((drawn, drawn), "smc", "pool", "", 7, 3).save(Path(folder) / "draws")
+        line = seal(Rollout("q", ("a", "b"), (1, 2), ids, ended, ((-0.5, -0.25), (-1.0, -2.0))).__dict__)
+        return {"draws": (Path(folder) / "draws").read_bytes(), "rollouts": dump(line) + b"\n"}
+
+
+def kept(name):
+    return lambda random: (kept_files()[name], damage(kept_files()[name], random))
+
+
+def private(path):
+    pairs = read_pairs(path)
+    for opened in (lambda: check_marks(pairs, 1.5, "p"), lambda: privatise(pairs, 1.0)):
+        with contextlib.suppress(MultirefError):
+            opened()
+
+
 def state(random):
     with tempfile.TemporaryDirectory() as folder:
         made = save_state(Path(folder), 1, {"step": 1, "list": [1, (2.5, "x")], "none": None}, keep=1)
@@ -132,6 +180,8 @@ VERBS = [
     ["evaluate", "--policy", "a=m", "--out", "e", "--prompts", "p.jsonl", "--reward", "length=3", "--seed", "1"],
     ["bound", "reverse-kl-suboptimality", "--samples", "1e5", "--beta", "0.1"], ["bound", "--from-scores", "s"],
     ["solve", "p.json", "--json"], ["data", "p.jsonl", "--split", "train", "--column", "prompt=prompt", "--limit", "2"],
+    ["data", "q.jsonl", "--column", "prompt=q", "--column", "chosen=good", "--column", "rejected=bad", "--column", "margin=m",
+     "--rankings", "all", "--split", "[:50%]", "--against", "[50%:]"],
     ["init", "x.yaml", "--task", "reward", "--model", "m", "--data", "p.jsonl", "--name", "a"],
     ["init", "x.yaml", "--task", "preference", "--model", "d", "--reference", "a=d", "--data", "p.jsonl", "--store", "s"],
     ["train", "--config", "x.yaml", "--dry-run", "--set", "beta=1"], ["doctor", "--server", "http://127.0.0.1:9", "--json"],
@@ -194,7 +244,7 @@ DOORS = {
     "pairs.json": (of(PAIRS), written("a.json", read_pairs)),
     "pairs.jsonl.gz": (lambda random: damage(gzip.compress(lines(PAIRS), mtime=0), random), written("a.jsonl.gz", read_pairs)),
     "pairs.csv": (lambda random: damage(CSV, random), written("a.csv", read_pairs)),
-    "answers": (of((RANKED, LABELLED), rows), written("a.jsonl", read_pairs)),
+    "answers": (of((RANKED, LABELLED, SHAREGPT), rows), written("a.jsonl", read_pairs)),
     "pairs.parquet": (lambda random: damage(parquet(PAIRS[:1] * 9), random), written("a.parquet", read_pairs)),
     "saved": (saved, open_saved),
     "run": (of(tuple(RUNS)), written("run.yaml", read_run)),
@@ -203,6 +253,9 @@ DOORS = {
     "problems": (of({"question": "1+1?", "answer": "2 #### 2"}), written("g.jsonl", read_gsm8k)),
     "labels": (of(({"id": "a-0", "preferred": "first"},), lambda row: dump(row) + b"\n"),
                written("l.jsonl", lambda path: read_labels(path, ["a-0"]))),
+    "private": (of(PRIVATE, rows), written("a.jsonl", private)),
+    "draws": (kept("draws"), as_saved(Draws.load)),
+    "rollouts": (kept("rollouts"), as_saved(read_rollouts)),
     "lexicon": (lambda random: damage(b"good\t1\nbad\t-1.5\n", random), written("l.txt", lexicon_reward)),
     "checkpoint": (lambda random: damage(state(random), random), checkpoint),
     "arguments": (words, arguments),
@@ -215,6 +268,7 @@ DOORS = {
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_bytes(lines(PAIRS[:1] * 3))
+    (tmp_path / "q.jsonl").write_bytes(lines([{"q": "x", "good": "a", "bad": "b", "m": "1.5"}] * 4))
     monkeypatch.setattr("multiref.models.bounded_templates.SECONDS", 0.3)
     (tmp_path / "d").mkdir()
     folders.make(tmp_path / "d")

@@ -160,7 +160,7 @@ def test_a_cache_that_goes_wrong_is_found_by_asking_again(tiny, supports, monkey
         reply, ids = completion(server, body), body["prompt"]
         known = max((next((i for i, (a, b) in enumerate(zip(ids, old)) if a != b), len(ids)) for old in seen), default=0)
         seen.append(ids)
-        for place in range(1, min(known, len(ids))):
+        for place in range(1, min(known, len(ids) - 2)):  # the end is always computed
             if "logprobs" in reply["choices"][0]:
                 reply["choices"][0]["logprobs"]["token_logprobs"][place] = 0.0
             else:

@@ -229,7 +229,9 @@ def test_prune_removes_what_is_named_and_nothing_that_is_sound(tmp_path):
     address = Store.address(Companion("other").identity())
     with pytest.raises(StoreError, match=r"2 references are called 'a'.*beginning of its address"):
         prunable(store, references=["a"])
-    remove(store, list(prunable(store, references=[address[:8]])))
+    going = list(prunable(store, references=[address[:8]]))
+    assert [path.parent.name for path in going].index("references") == len(going) - 1, "who is killed can ask by name again"
+    remove(store, going)
     _, reference = score(tmp_path)
     assert reference.scored() == 0 and list(store.references()) == [Store.address(Companion().identity())]
 

@@ -304,7 +304,7 @@ def test_the_verb_until_a_signal(tiny_folder, number, code):
         begun = time.monotonic()
         out, err = started.communicate(timeout=20)
         assert started.returncode == code and time.monotonic() - begun < 5
-        assert KEY not in line + out + err and "Traceback" not in err
+        assert KEY not in line + out + err and "Traceback" not in err and "Serving is over" in err
     finally:
         started.kill()
 

@@ -21,7 +21,7 @@ from multiref.data import Pair, Selection, read
 from multiref.data.privacy import check_marks
 from multiref.data.reading import SKIPPED
 from multiref.data.spooled import select
-from multiref.errors import ConfigError, MultirefWarning
+from multiref.errors import ConfigError, MultirefNotice, MultirefWarning
 from multiref.models import Tokenisation, encode_many
 from multiref.references.keys import KeyIndex, content_keys, side_keys
 from multiref.report import public
@@ -154,7 +154,9 @@ class PairsRun(BaseRun):
         given = computed_in_bf16(given)
         try:
             made = training_arguments(str(Path(self.output) / "checkpoints"), given)
-            check_arguments(made)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", MultirefNotice)  # the trainer says them
+                check_arguments(made)
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(f"training: {error}") from None
         if self.evaluation is None and made.eval_strategy != "no":

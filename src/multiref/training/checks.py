@@ -1,5 +1,6 @@
 """What arguments of every trainer are asked: one of a few words, at least so much."""
 
+import math
 from typing import Any, get_args
 
 from multiref.errors import ArgumentError
@@ -19,7 +20,17 @@ def check_seed(seed: object) -> None:
 
 
 def check_at_least(values: object, least: int, *names: str) -> None:
-    """ArgumentError for the first of these attributes of `values` that is less."""
+    """ArgumentError for the first of these attributes of `values` that is less, or no finite number."""
     for name in names:
-        if getattr(values, name) < least:
-            raise ArgumentError(f"{name}: expected at least {least}, found {getattr(values, name)}.")
+        found = getattr(values, name)
+        if isinstance(found, bool) or not isinstance(found, int | float) or not least <= found < math.inf:
+            raise ArgumentError(f"{name}: expected a number, at least {least}, found {found!r}.")
+
+
+def check_whole(values: object, least: int, *names: str) -> None:
+    """The same of whole numbers; one that is written as a float becomes what it means."""
+    check_at_least(values, least, *names)
+    for name in names:
+        if int(found := getattr(values, name)) != found:
+            raise ArgumentError(f"{name}: expected a whole number, found {found!r}.")
+        object.__setattr__(values, name, int(found))

@@ -26,7 +26,7 @@ class LostUpdates:
     def __init__(self, model: nn.Module) -> None:
         self._model, self._left = model, UPDATES
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._lost = self._all = 0
+        self._lost = self._all = self._steps = 0
 
     def before(self, rate: float) -> None:
         """Gradients are there, the step is not made."""
@@ -41,6 +41,7 @@ class LostUpdates:
         for parameter, was, moved in self._kept if made else ():
             self._lost += int(((_some(parameter) == was) & moved).sum())
             self._all += int(moved.sum())
+        self._steps += made and bool(self._kept)
         self._left += bool(self._kept) and not made
         self._kept = []
 
@@ -55,7 +56,14 @@ class LostUpdates:
         self._left = -1
         device = next(self._model.parameters()).device
         lost, all_of_them = summed(torch.tensor([self._lost, self._all], device=device)).tolist()
-        if not all_of_them or lost <= 0.5 * all_of_them:
+        if self._steps and not all_of_them:
+            warnings.warn(
+                f"No weight had a gradient in the first {self._steps} steps: nothing is trained. Rewards or "
+                "sides that are all the same do that, and an objective that does not depend on the policy.",
+                MultirefWarning,
+                stacklevel=2,
+            )
+        if lost <= 0.5 * all_of_them:
             return None
         kinds = {str(p.dtype).removeprefix("torch.") for p in self._model.parameters() if p.requires_grad}
         remedy = "raise the learning rate"

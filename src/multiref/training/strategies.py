@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from multiref.errors import ArgumentError
-from multiref.training.checks import check_at_least, check_choice
+from multiref.training.checks import check_choice, check_whole
 from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import Objective, PairLogps
 
@@ -71,7 +71,7 @@ class SlidingWindow(WeightStrategy):
 
     def __init__(self, window: int = 16, statistic: str = "discrimination") -> None:
         self.window, self.statistic = window, statistic
-        check_at_least(self, 1, "window")
+        check_whole(self, 1, "window")
         check_choice("statistic", statistic, ("discrimination", "accuracy"))
         self.steps: list[list[float]] = []  # per step: Σ over pairs of each reference's statistic, then the number of pairs
         self._open: list[float] = []

@@ -145,7 +145,7 @@ def choice(server, body, limit):
     elif server.forget == "ends":
         end = body["stop_token_ids"][0]
         made |= {"token_ids": [end, *new[1:]]}
-    elif server.forget == "vocabulary":
+    elif server.forget == "vocabulary" and len(new) > 1:
         made["token_ids"] = [10**6, *new[1:]]
     elif server.forget == "end" and ended:
         made |= {"token_ids": new[:-1], "logprobs": {"tokens": [], "token_logprobs": logps[:-1]}}

@@ -16,7 +16,7 @@ from multiref.bilevel import check_sigma, covariance
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.training.checkpoint import put_back
-from multiref.training.checks import check_at_least, check_choice
+from multiref.training.checks import check_choice, check_whole
 from multiref.training.iterative.conjugate_gradient import implicit_weights
 from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
@@ -74,7 +74,7 @@ class Bilevel:
             check_choice(name, getattr(self, name), known)
         if not 0 < self.momentum <= 1:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
-        check_at_least(self, 1, "perturbed_steps")
+        check_whole(self, 1, "perturbed_steps")
         if not self.ridge > 0 or (self.outer == "newton" and self.objective != "stop_gradient"):
             raise ArgumentError(
                 f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam "

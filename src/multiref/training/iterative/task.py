@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multiref.losses import bradley_terry
 from multiref.regularizers import Regularizer, check_beta
-from multiref.training.checks import check_at_least
+from multiref.training.checks import check_whole
 
 
 class Policy(Protocol):
@@ -73,7 +73,7 @@ class Task:
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
-        check_at_least(self, 1, "prompts")
+        check_whole(self, 1, "prompts")
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Tokenisation
-from multiref.training.checks import check_at_least, check_choice, check_seed
+from multiref.training.checks import check_at_least, check_choice, check_seed, check_whole
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -57,12 +57,25 @@ class OnlineArguments:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.adam_betas = (float(self.adam_betas[0]), float(self.adam_betas[1]))
+        betas = tuple(self.adam_betas) if isinstance(self.adam_betas, list | tuple) else ()
+        if len(betas) != 2 or not all(isinstance(each, int | float) and 0 <= each < 1 for each in betas):
+            raise ArgumentError(f"adam_betas: expected two numbers from 0 to below 1, found {self.adam_betas!r}.")
+        self.adam_betas = (float(betas[0]), float(betas[1]))
         check_seed(self.seed)
         check_choice("mixed_precision", self.mixed_precision, (None, "none", "bf16", "fp16"))
         check_choice("schedule", self.schedule, SCHEDULES)
-        check_at_least(self, 1, "steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every")
-        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "save_every", "keep")
+        check_choice("cache", self.cache, (None, "dynamic", "static"))
+        check_whole(self, 1, "steps", "prompts_per_step", "max_new_tokens", "token_budget", "log_every")
+        check_whole(self, 0, "save_every", "keep")
+        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay")
+        if self.generation_batch is not None:
+            check_whole(self, 1, "generation_batch")
+        if self.max_grad_norm is not None:
+            check_at_least(self, 0, "max_grad_norm")
+            if self.max_grad_norm == 0:
+                raise ArgumentError("max_grad_norm: 0 would hold the policy where it is; expected more, or None for no limit.")
+        if not isinstance(self.chat_template_kwargs, Mapping):
+            raise ArgumentError(f"chat_template_kwargs: expected a mapping, found {self.chat_template_kwargs!r:.60}.")
         if self.temperature != 1:
             raise ArgumentError(
                 f"temperature: expected 1, found {self.temperature}. Completions sampled at another temperature than their "

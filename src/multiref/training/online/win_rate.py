@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.training.checks import check_at_least
+from multiref.training.checks import check_whole
 from multiref.training.online.methods import GRPO, Method, Reinforce
 
 Judge = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Sequence[float]]
@@ -51,8 +51,8 @@ class WinRate:
     def __init__(self, judge: Judge, *, group: int, both_orders: bool = False, votes: int = 1) -> None:
         self.judge, self.group, self.both_orders, self.votes = judge, group, both_orders, votes
         self.__name__ = "win_rate"
-        check_at_least(self, 2, "group")
-        check_at_least(self, 1, "votes")
+        check_whole(self, 2, "group")
+        check_whole(self, 1, "votes")
 
     @staticmethod
     def check_baseline(method: Method) -> None:
