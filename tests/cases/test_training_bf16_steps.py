@@ -94,8 +94,8 @@ def test_steps_without_any_gradient_are_said():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"learning_rate": float("nan")}, {"learning_rate": "1e-5"}, {"max_grad_norm": 0}, {"adam_betas": (0.9, 1.0)}, {"steps": 1.5},
-     {"weight_decay": float("inf")}, {"generation_batch": 0}, {"cache": "paged"}],
+    [{"learning_rate": float("nan")}, {"learning_rate": "1e-5"}, {"max_grad_norm": 0}, {"adam_betas": (0.9, 1.0)},
+     {"steps": 1.5}, {"weight_decay": float("inf")}, {"generation_batch": 0}, {"cache": "paged"}],
     ids=lambda wrong: next(iter(wrong)),
 )  # fmt: skip
 def test_numbers_of_an_online_run_that_would_move_nothing_or_ruin_it(wrong):
