@@ -158,6 +158,8 @@ def test_a_reward_is_a_number_whatever_holds_it(values):
         ("12", "returned '12', expected 2 numbers"),
         (1.0, "returned 1.0, expected 2 numbers"),
         (None, "returned None, expected 2 numbers"),
+        ([10**400, 1.0], "completion 1"),
+        ([1.0, Decimal("sNaN")], "completion 2"),
         ({"a": 1, "b": 2}, "expected 2 numbers, one for each"),
         (torch.tensor(3.0), "expected 2 numbers, one for each"),
     ],
@@ -188,6 +190,30 @@ def test_none_means_that_a_reward_does_not_apply():
     trainer = make_trainer(table, [random_table(2)], mr.ReverseKL(), steps=2, rewards=rewards, args={"log_every": 2})
     (line,) = trainer.train()
     assert line["rewards/seldom/mean"] == 4.0 and line["rewards/zero/mean"] == 0.0
+
+
+def test_what_a_function_does_to_its_lists_no_other_sees():
+    """One that sorts, empties and rewrites in place, beside one that looks."""
+    seen = []
+
+    def rude(prompts, completions, answer):
+        completions[0][0]["content"] = "x"
+        prompts.clear(), completions.reverse(), answer.clear()
+        return [0.0, 0.0]
+
+    def look(prompts, completions, answer):
+        seen.append((prompts, completions, answer))
+        return [1.0, 2.0]
+
+    said = [({"role": "assistant", "content": text},) for text in "ab"]
+    total, _ = total_reward(as_rewards([rude, look]), ["p", "q"], said, {"answer": [1, 2]})
+    assert total.tolist() == [1, 2] and seen == [(["p", "q"], said, [1, 2])] and said[0][0]["content"] == "a"
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "0.5", True])
+def test_a_weight_is_a_finite_number(weight):
+    with pytest.raises(ArgumentError, match="weight: found"):
+        Reward(lambda **_: [], "r", weight)
 
 
 def test_async_functions_are_awaited_together():

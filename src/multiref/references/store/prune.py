@@ -23,6 +23,7 @@ def prunable(store: Store, *, references: Sequence[str] = ()) -> dict[Path, str]
             gone[path] = "left by a process that was ended"
     for path in (store.folder / "damaged").glob("*"):
         gone[path] = "damaged, set aside"
+    store.manifest()  # which who was killed here did not bring in line
     for name in references:
         address = store.named(name)
         last[store.folder / "references" / f"{address}.json"] = f"of reference {name}"

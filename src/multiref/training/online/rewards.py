@@ -2,6 +2,8 @@
 and what happens when one misbehaves."""
 
 import asyncio
+import contextlib
+import copy
 import inspect
 import math
 import re
@@ -38,15 +40,21 @@ class Reward:
     name: str = ""
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
+            raise ArgumentError(f"weight: found {self.weight!r} of the reward {self.name!r}, expected a finite number.")
+
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Tensor:
         """[N] float64, NaN where the function said None: it does not apply. ArgumentError, naming the function and the row,
         where it raises, returns another length or what is no finite number."""
         return self.read(self.begin(prompts, completions, columns), completions)
 
     def begin(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Any:
-        """What the function returns: values, or of an async one what is to be awaited."""
+        """What the function returns: values, or of an async one what is to be awaited. It has lists and messages of its own:
+        what it does to them nobody else sees."""
+        texts = {"prompts": _own(prompts), "completions": _own(completions)}
         try:
-            return self.function(prompts=prompts, completions=completions, **_accepted(self.function, columns))
+            return self.function(**texts, **{name: list(column) for name, column in _accepted(self.function, columns).items()})
         except Exception as error:
             raise self.raised(error, completions) from error
 
@@ -83,12 +91,19 @@ class Reward:
         alone: Any = value
         while getattr(alone, "shape", None) in ((), (1,)) or isinstance(alone, np.generic):
             alone = alone.item()  # numpy's scalars, tensors and arrays of one number
-        if isinstance(alone, int | float | Decimal | Fraction) and math.isfinite(alone):
-            return float(alone)
+        if isinstance(alone, int | float | Decimal | Fraction):
+            with contextlib.suppress(OverflowError, ValueError):  # no float is so large; a Decimal that is not to be read
+                if math.isfinite(number := float(alone)):
+                    return number
         raise ArgumentError(
             f"The reward {self.name!r} is {value!r} for completion {row + 1}, {_shown(completion)}; expected a finite number, "
             "or None where it does not apply. The last checkpoint is kept."
         )
+
+
+def _own(texts: Sequence[Any]) -> list[Any]:
+    """Texts, and copies of messages."""
+    return [text if isinstance(text, str) else copy.deepcopy(text) for text in texts]
 
 
 class RewardModel:
