@@ -122,6 +122,12 @@ class BaseRun(Strict, ABC):
     def ready(self) -> Callable[[RunFolder, Say], Job]:
         """Refuse what can be refused before the folder is claimed; the result opens models and data in the folder."""
 
+    @property
+    def first_seed(self) -> int:
+        """What the weights that a run adds (an adapter, a reward's head) are drawn from: its training's seed."""
+        training: Any = getattr(self, "training", None)
+        return int(training.given().get("seed", 0)) if training is not None else 0
+
     def adapted(self, loaded: LanguageModel, with_lora: Callable[..., Any]) -> Any:
         """The model with a new adapter, where the run asks for one."""
         try:

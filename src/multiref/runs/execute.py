@@ -103,6 +103,7 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
     trusted = sorted(set(_trusted(run.model_dump())))
     folder.write("versions.json", json.dumps(versions() | ({"trust_remote_code": trusted} if trusted else {}), indent=1))
     clock = _Clock()
+    torch.manual_seed(run.first_seed)  # new weights are the run's, whatever this process did before
     job = start(folder, say)
     clock.lap("preparation")
     (checkpoint,) = _agreed([folder.last_checkpoint(say) if began and main else None])

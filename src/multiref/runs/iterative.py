@@ -127,6 +127,11 @@ class IterativeRun(PooledRun):
         self.planned()
         return self
 
+    @property
+    def first_seed(self) -> int:
+        """As the plan has it."""
+        return self.planned().seed
+
     def planned(self) -> Plan:
         """The plan with its labels."""
         return self.plan.make(labels=self.labels)
@@ -150,7 +155,7 @@ class IterativeRun(PooledRun):
         self.say_memory(say)
         loaded, settled = load(self.model), self.settled(folder, say)
         task = text_task(
-            replace(loaded, model=self.adapted(loaded, partial(with_adapter, seed=self.planned().seed))),
+            replace(loaded, model=self.adapted(loaded, partial(with_adapter, seed=self.first_seed))),
             {each.name: load(each.local("a run that buys labels scores its references here")) for each in settled},
             self.pool(),
             beta=self.beta,
