@@ -190,6 +190,11 @@ LIES = {
     "a clamped zero": (lambda t, v: (t, [*v[:3], -9999.0, *v[4:]]), r"-9999\.0, which stands for"),
     "minus infinity": (lambda t, v: (t, [*v[:3], float("-inf"), *v[4:]]), r"-inf, which stands for"),
     "probabilities": (lambda t, v: (t, [None, *[2.0**x for x in v[1:]]]), r"expected a log-probability"),
+    "a floor": (
+        lambda t, v: (t, [None, *[max(x, -2.3025851) for x in v[1:]]]),
+        r"-2\.30259 for \d of \d tokens, and nothing below",
+    ),
+    "whole numbers": (lambda t, v: (t, [None, *map(round, v[1:])]), r"rounds its log-probabilities"),
     "one number": (lambda t, v: (t, [None, *[-1.5] * (len(v) - 1)]), r"-1\.5 for every token"),
     "zeros": (lambda t, v: (t, [None, *[0.0] * (len(v) - 1)]), r"0 for every token"),
     "the word null": (lambda t, v: (t, [*v[:3], "null", *v[4:]]), r"'null'; expected a log-probability"),

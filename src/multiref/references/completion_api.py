@@ -4,6 +4,7 @@ answer."""
 import http.client
 import json
 import math
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -238,7 +239,8 @@ def check_logps(values: Sequence[Any], name: str, *, first: bool = False) -> lis
         name: of the list, for messages. first: they begin with the first token, before which nothing was sent.
 
     Errors: ReferenceUnavailable for what is none: no number, NaN, above 0 (but for rounding), a number that stands for none
-        (−∞, −9999, −100); one of the first token; the same for all of more than three tokens.
+        (−∞, −9999, −100); one of the first token. Of more than three tokens: one value for all, values of one digit behind the
+        point, or a floor below which the server tells none.
     """
     before = values[0] if first and values else None
     if isinstance(before, int | float) and before < 0 and not _stands_for_none(before):
@@ -250,12 +252,30 @@ def check_logps(values: Sequence[Any], name: str, *, first: bool = False) -> lis
         None if value is None or (first and place == 0) else _sound(value, f"{name}[{place}]")
         for place, value in enumerate(values)
     ]
-    known = [value for value in found if value is not None]
-    if first and len(known) > 3 and len(set(known)) == 1:
-        raise ReferenceUnavailable(
-            f"The server gave {known[0]:g} for every token: it computes no log-probabilities of a prompt. {WORKS}"
-        )
+    if first:
+        _check_together([value for value in found if value is not None])
     return found
+
+
+def _check_together(values: Sequence[float]) -> None:
+    if len(values) <= 3:
+        return
+    least = min(values)
+    if len(set(values)) == 1:
+        raise ReferenceUnavailable(
+            f"The server gave {least:g} for every token: it computes no log-probabilities of a prompt. {WORKS}"
+        )
+    if all(round(value, 1) == value for value in values):
+        raise ReferenceUnavailable(f"The server rounds its log-probabilities ({values[:4]} …); expected them as they are.")
+    half = (
+        struct.unpack("<I", struct.pack("<f", least))[0] & 0xFFFF == 0
+        or struct.unpack("<e", struct.pack("<e", least))[0] == least
+    )
+    if values.count(least) > max(3, len(values) // 10) and not half:  # in half precision tokens may share a value
+        raise ReferenceUnavailable(
+            f"The server gave {least:g} for {values.count(least)} of {len(values)} tokens, and nothing below: it writes that "
+            "for all that is less likely. No sum can be made of it."
+        )
 
 
 def _sound(value: Any, where: str) -> float:
