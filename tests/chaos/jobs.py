@@ -67,26 +67,21 @@ def make_world(folder: Path) -> None:
 
 
 def shrink_experiments() -> None:
-    """`demo --quick` and `real --quick` as miniatures; a reward that a random model earns about half of the time, and pairs of
-    whatever it said."""
+    """`demo --quick` and `real --quick` as miniatures; the latter's pairs are of whatever its random model said."""
     from multiref.data import Pair
     from multiref_lab.demo import WorldSettings, settings
     from multiref_lab.demo.preferences import PairLaw
     from multiref_lab.real import run as real
-    from multiref_lab.real import settings as real_settings
-    from multiref_lab.real.problems import text_of
-
-    def odd(completions: Any, **_: Any) -> list[float]:
-        return [float(len(text_of(said)) % 2) for said in completions]
+    from multiref_lab.real import settings as of_real
 
     def any_two(asked: Any, draws: Any, *, most: int) -> list[Pair]:
         return [Pair(p.prompt, p.said(f"{said[0][0]} 1"), p.said(f"{said[1][0]} 2"), "here") for p, said in zip(asked, draws)]
 
     real.pair_up = any_two
-    real.correct, real.REWARDS = lambda said, *_: odd(said), [real.Reward(odd, "correctness")]  # type: ignore[assignment]
-    real_settings.QUICK = dataclasses.replace(
-        real_settings.QUICK, warm=2, taught=4, questions=8, draws=4, held_out=4, few=2, pairs_per_step=4, max_new_tokens=6
-    )
+    of_real.QUICK = dataclasses.replace(
+        of_real.QUICK, rules=(of_real.EXACT, of_real.SINGLE, of_real.ONLINE), warm=2, taught=4, questions=6, draws=2,
+        held_out=8, compared=4, few=2, pairs_per_step=4, max_new_tokens=6, steps=1, prompts_per_step=2, group=2,
+    )  # fmt: skip
     settings.QUICK = dataclasses.replace(
         settings.QUICK, law=PairLaw(prompts=8, pairs_per_prompt=1), pairs_per_step=8, held_out_prompts=4, curve_points=1,
         world=WorldSettings(**WORLD),
