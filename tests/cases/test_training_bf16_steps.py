@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError, MultirefWarning
+from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.models import LanguageModel
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.lost_updates import LostUpdates
@@ -88,7 +88,7 @@ def test_steps_without_any_gradient_are_said():
             parameter.grad = torch.zeros_like(parameter)
         watch.before(0.1)
         watch.after()
-    with pytest.warns(MultirefWarning, match="No weight had a gradient in the first 10 steps"):
+    with pytest.warns(MultirefNotice, match="No weight had a gradient in the first 10 steps"):
         assert watch.conclude() is None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiref.errors import MultirefWarning
+from multiref.errors import MultirefNotice, MultirefWarning
 
 UPDATES = 10
 _ENTRIES = 65_536  # of each tensor, evenly spread
@@ -60,7 +60,7 @@ class LostUpdates:
             warnings.warn(
                 f"No weight had a gradient in the first {self._steps} steps: nothing is trained. Rewards or "
                 "sides that are all the same do that, and an objective that does not depend on the policy.",
-                MultirefWarning,
+                MultirefNotice,
                 stacklevel=2,
             )
         if lost <= 0.5 * all_of_them:
