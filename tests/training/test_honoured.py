@@ -91,9 +91,14 @@ def test_what_has_no_effect_beside_others_is_said(options, name, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"learning_rate": float("nan")}, {"adam_beta2": 1.5}, {"weight_decay": -1.0}, {"lr_scheduler_kwargs": {"num_cycles": 3}}],
+    [
+        {"learning_rate": float("nan")},
+        {"adam_beta2": 1.5},
+        {"weight_decay": -1.0},
+        {"lr_scheduler_kwargs": {"num_cycles": 3}, "lr_scheduler_type": "linear"},
+    ],
     ids=lambda value: next(iter(value)),
 )
 def test_an_optimizer_that_cannot_be_is_refused_before_anything_is_scored(options, tmp_path):
-    with pytest.raises(ArgumentError, match="optimizer or schedule"):
+    with pytest.raises(ArgumentError, match="optimizer or schedule|weight_decay"):
         check_arguments(arguments(tmp_path, **options))

@@ -1,6 +1,7 @@
 """`transformers.TrainingArguments` that our trainers would not do what they say with: refused by name; and those that have no
 effect beside others: said."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
@@ -77,6 +78,8 @@ def check_arguments(args: TrainingArguments) -> None:
 
 def _check_optimizer(args: TrainingArguments) -> dict[str, Any]:
     """What the optimizer is made with. ArgumentError where it, or the schedule, cannot be: before anything is scored."""
+    if not 0 <= args.weight_decay < math.inf:
+        raise ArgumentError(f"weight_decay: expected a number, at least 0, found {args.weight_decay!r}.")
     try:
         kind, given = Trainer.get_optimizer_cls_and_kwargs(args)
         if args.optim_target_modules is None:  # else it takes parameters of the model by name
@@ -98,6 +101,7 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
         ("save_steps", args.save_strategy != "steps", "save_strategy is not steps"),
         ("logging_steps", args.logging_strategy != "steps", "logging_strategy is not steps"),
         ("warmup_steps", args.lr_scheduler_type == "constant", "a constant schedule has no warm-up; constant_with_warmup has"),
+        ("lr_scheduler_kwargs", args.lr_scheduler_type == "constant", "a constant schedule takes none"),
         ("gradient_checkpointing_kwargs", not args.gradient_checkpointing, "gradient_checkpointing is off"),
         *((name, plain, f"{args.optim.value} does not read it") for name in ("optim_args", "optim_target_modules")),
         *((name, "betas" not in given, f"{args.optim.value} takes none") for name in ("adam_beta1", "adam_beta2")),
