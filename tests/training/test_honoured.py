@@ -100,5 +100,5 @@ def test_what_has_no_effect_beside_others_is_said(options, name, tmp_path):
     ids=lambda value: next(iter(value)),
 )
 def test_an_optimizer_that_cannot_be_is_refused_before_anything_is_scored(options, tmp_path):
-    with pytest.raises(ArgumentError, match="optimizer or schedule|weight_decay"):
+    with pytest.raises(ArgumentError, match=r"optimizer or schedule|weight_decay"):
         check_arguments(arguments(tmp_path, **options))
