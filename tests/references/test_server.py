@@ -191,8 +191,8 @@ LIES = {
     "minus infinity": (lambda t, v: (t, [*v[:3], float("-inf"), *v[4:]]), r"-inf, which stands for"),
     "probabilities": (lambda t, v: (t, [None, *[2.0**x for x in v[1:]]]), r"expected a log-probability"),
     "a floor": (
-        lambda t, v: (t, [None, *[max(x, -2.3025851) for x in v[1:]]]),
-        r"-2\.30259 for \d of \d tokens, and nothing below",
+        lambda t, v: (t, [None, *[max(x, sorted(v[1:])[4]) for x in v[1:]]]),
+        r"for \d of \d tokens, and nothing below",
     ),
     "whole numbers": (lambda t, v: (t, [None, *map(round, v[1:])]), r"rounds its log-probabilities"),
     "one number": (lambda t, v: (t, [None, *[-1.5] * (len(v) - 1)]), r"-1\.5 for every token"),
