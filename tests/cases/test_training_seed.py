@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tests.runs.doing import do, make_two
 
 
+@pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 @pytest.mark.parametrize("task", ["preference", "reward", "online"])
 def test_a_run_is_its_seed(task, tmp_path, tmp_path_factory):
     folders = make_two(tmp_path_factory, std=0.1)
