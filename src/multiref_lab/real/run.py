@@ -202,9 +202,7 @@ class _Stages:
         problems = [self.held_out[place] for place in places]
         greedy, sampled = (self.output / "draws" / f"{name}-{how}.jsonl" for how in ("greedy", "sampled"))
         kept = self.output / "draws" / f"{name}-kl.json"
-        others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
-        kls = read_kept(kept, before=frozenset(others))
-        if kls is None:
+        if not kept.exists():
             policy = merged(load(spec))
             samples = len(s.seeds) if name == BASE else 1
             seed = 1000 if trial is None else 1001 + trial.seed
@@ -212,9 +210,10 @@ class _Stages:
             if s.greedy and not alone:
                 self._sample(policy, problems, greedy, temperature=0.0, seed=0)
             some = [rollout for place, rollout in zip(places, read_rollouts(sampled)) if place in priced]
-            kls = {each: kl.tolist() for each, kl in measure_kls(policy, others, some).items()}
-            write_kept(kept, kls)
-        rollouts = read_rollouts(sampled)
+            others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
+            kls = measure_kls(policy, others, some)
+            write_whole(kept, json.dumps({each: kl.tolist() for each, kl in kls.items()}))
+        rollouts, kls = read_rollouts(sampled), json.loads(kept.read_text(encoding="utf-8"))
         return Measured(
             torch.tensor(places),
             tuple(problem.kind for problem in problems),
