@@ -2,7 +2,7 @@
 
 import json
 import math
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,24 +18,28 @@ from tests.references.doubles import Companion, pairs
 
 
 class Slow(Companion):
-    """Takes 0.15 s to open, and then 25 µs a character."""
+    """By a clock of its own it takes 20 s to open, and then 4 ms a character."""
 
-    opened = False
+    def __init__(self):
+        super().__init__()
+        self.now, self.opened = 0.0, False
 
     def score(self, items):
-        time.sleep(0.15 * (not self.opened))
+        characters = sum(len(item.prompt) + sum(map(len, item.completions)) for item in items)
+        self.now += 20 * (not self.opened) + 4e-3 * characters
         self.opened = True
-        time.sleep(25e-6 * sum(len(item.prompt) + sum(map(len, item.completions)) for item in items))
         return super().score(items)
 
 
+@pytest.mark.filterwarnings("ignore:.*did not fit")
 def test_the_time_foretold_is_the_time_it_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost_estimate, "_SECONDS", 0.4)
-    monkeypatch.setattr(cost_estimate, "_PIECE", 0.05)
-    told = References({"a": Slow()}).estimate_cost(pairs(700), shard_size=100)
-    start = time.perf_counter()
-    scores = References({"a": Slow()}).score(pairs(700), store=tmp_path, shard_size=100)
-    assert told.seconds == pytest.approx(time.perf_counter() - start, rel=0.15) and told.basis == "measured here"
+    told_by, run_by = Slow(), Slow()
+    monkeypatch.setattr("multiref.references.cost_estimate.time", SimpleNamespace(perf_counter=lambda: told_by.now))
+    monkeypatch.setattr("multiref.references.collection.time", SimpleNamespace(perf_counter=lambda: told_by.now))
+    told = References({"a": told_by}).estimate_cost(pairs(700), shard_size=100)
+    scores = References({"a": run_by}).score(pairs(700), store=tmp_path, shard_size=100)
+    assert told.seconds == pytest.approx(run_by.now, rel=0.02) and told.basis == "measured here"
+    assert told.references[0].parts["start"] == pytest.approx(20, rel=0.05) and told_by.now < 0.6 * run_by.now
     assert told.references[0].tokens == pytest.approx(int(scores.lengths.sum()), rel=0.1)
 
 
