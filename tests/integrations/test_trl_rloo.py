@@ -166,6 +166,52 @@ def test_settings_that_make_another_objective_are_refused(folders, tmp_path, arg
         build(folders, tmp_path, args=args)
 
 
+def grpo(folders, tmp_path, **options):
+    """TRL's GRPO with our reward, as a user writes it."""
+    from multiref.integrations.trl_rloo import reference_reward
+
+    reward = reference_reward(folders, mr.ReverseKL(WEIGHTS), beta=BETA, policy_reference="base")
+    data = datasets.Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    exact = {"beta": 0.0, "loss_type": "dr_grpo", "scale_rewards": "none", "disable_dropout": True}
+    args = trl.GRPOConfig(**settings(tmp_path, **{**exact, **options}))
+    return trl.GRPOTrainer(folders["base"], reward_funcs=[vowels, reward], args=args, train_dataset=data)
+
+
+def test_grpo_has_the_whole_penalty_in_its_reward(folders, tmp_path):
+    """GRPO's baseline is the mean of the group: its advantages are (G − 1)/G of the leave-one-out ones of direct pooling."""
+    trainer = grpo(folders, tmp_path)
+    output = advantages(trainer, PROMPTS[:2])
+    expected = directly_pooled(trainer, output, PROMPTS[:2], folders) * 3 / 4
+    assert torch.allclose(output["advantages"].double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"beta": 0.1}, "beta"),
+        ({"scale_rewards": "group"}, "scale_rewards"),
+        ({"loss_type": "dapo"}, "loss_type"),
+        ({"num_iterations": 2}, "num_iterations"),
+        ({"steps_per_generation": 2}, "steps_per_generation"),
+        ({"temperature": 0.7}, "temperature"),
+        ({"entropy_coef": 0.01}, "entropy_coef"),
+        ({"mask_truncated_completions": True}, "mask_truncated"),
+        ({"top_p": 0.9}, "top_p"),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_what_bends_grpo_is_refused_by_the_name_of_its_flag(given, word):
+    """As TRL's own configuration says it, without a model."""
+    from multiref.integrations.trl_conditions import check_grpo, is_grpo
+
+    exact = {"beta": 0.0, "loss_type": "dr_grpo", "scale_rewards": "none"}
+    args = trl.GRPOConfig(**settings("out", **exact))
+    assert is_grpo(args) and not is_grpo(trl.RLOOConfig(**settings("out")))
+    check_grpo(args, temperature=1.0)
+    with pytest.raises(ArgumentError, match=f"^{word}"):
+        check_grpo(trl.GRPOConfig(**settings("out", **{**exact, **given})), temperature=1.0)
+
+
 def test_a_reference_that_trl_reloads_from_elsewhere_is_refused(folders, tmp_path):
     """The policy comes from `second`, so TRL's reference is `second`, not `base` as the user believes."""
     with pytest.raises(ArgumentError, match=r"reloaded its reference from .*second"):

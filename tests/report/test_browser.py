@@ -1,18 +1,21 @@
-"""Four pages in a real browser: nothing on the console, no request to anywhere, nothing wider than a phone, letters that can be
+"""Five pages in a real browser: nothing on the console, no request to anywhere, nothing wider than a phone, letters that can be
 read in the dark."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from multiref.data import Selection
+from multiref.evaluation import PassAtK
 from multiref.evaluation.inspection import inspect
 from multiref.evaluation.inspection import write_page as write_inspection
 from multiref.models import ModelSpec
 from multiref.report import Answer, Settings, Table, write_page
 from multiref.runs.base import BaseRun, Facts
 from multiref.runs.data_look import look_at_data
+from multiref.runs.evaluation_page import write_evaluation_page
 from multiref.runs.page import write_report
 from tests.evaluation.worlds import world
 from tests.report.chromium import PROGRAM, Browser, browser
@@ -40,9 +43,9 @@ class Plain(BaseRun):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run's page, an inspection, a look at data, and every block with hostile text."""
+    """A run's page, an inspection, a look at data, a comparison of policies, and every block with hostile text."""
     folder = tmp_path_factory.mktemp("pages")
-    found = {name: folder / f"{name}.html" for name in ("run", "inspect", "data", "hostile")}
+    found = {name: folder / f"{name}.html" for name in ("run", "inspect", "data", "evaluate", "hostile")}
     lines = [{"step": n, "loss": 0.7 - n / 100, "eval_rewards/accuracies": 0.6} for n in range(20)]
     facts = Facts("a model aligned against two", "base", "DPO", "−log σ(β Δ)", "pairs.jsonl", 0.1, curves={"loss": ("loss",)})
     write_report(found["run"], Plain(model=ModelSpec("base"), output="run", title="x" * 90), facts, lines, [{"training": 3.0}])
@@ -50,6 +53,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_inspection(found["inspect"], inspect(pairs, scores, resamples=2), data="pairs", store="scores")
     look = look_at_data([{"prompt": "p" * 300, "chosen": f"c{n}", "rejected": "r " * n} for n in range(1, 9)], Selection())
     write_page(found["data"], "What it is", *look.blocks())
+    rewards = {name: {"total": torch.rand(6, 4, generator=torch.Generator().manual_seed(n))} for n, name in enumerate("abc")}
+    settings = {"samples": 4, "temperature": 1.0}
+    write_evaluation_page(found["evaluate"], PassAtK(rewards, {}, settings).summary([1], resamples=200))
     found["hostile"].write_text(everything(), encoding="utf-8")
     return found
 
@@ -60,7 +66,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-@pytest.mark.parametrize("name", ["run", "inspect", "data", "hostile"])
+@pytest.mark.parametrize("name", ["run", "inspect", "data", "evaluate", "hostile"])
 def test_a_page_is_whole_on_a_phone_silent_and_readable_light_and_dark(name: str, pages: dict[str, Path], tab: Browser) -> None:
     for dark in (False, True):
         tab.open(pages[name], width=375, dark=dark)

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from multiref.cli import app
+from multiref.runs.evaluation_page import write_evaluation_page
 from tests.conftest import make_llama, make_tokenizer
 
 
@@ -101,6 +102,30 @@ def test_policies_beside_their_references_and_the_optimum(world, tmp_path):
     objective = first["reward/total"][0] - 2 * 0.75 * first["KL(π‖b)"][0]
     assert first["J"][0] == pytest.approx(objective, abs=1e-3) and "optimum − a" in summary["differences"]
     assert call(*given).output.splitlines()[-12:] == done.output.splitlines()[-12:]
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert all(f">{name}<" in page for name in summary["policies"]) and "not known" in page
+
+
+@pytest.mark.parametrize(
+    ("difference", "sentence"),
+    [
+        ([0.2, 0.1, 0.3], "b has 0.2 more J than a (95 % interval 0.1 to 0.3)."),
+        ([-0.2, -0.3, -0.1], "b has 0.2 less J than a (95 % interval -0.3 to -0.1)."),
+        ([0.05, -0.1, 0.2], "J of b and a cannot be told apart: b has +0.05 (95 % interval -0.1 to 0.2)."),
+        ([0.05, None, None], "J of b is +0.05 against a; one prompt, or one value, gives no interval."),
+        ([None, None, None], "a: reward/total 3 [2, 4]."),
+    ],
+    ids=["more", "less", "noise", "one-prompt", "not-known"],
+)
+def test_the_page_s_first_sentence_says_no_more_than_the_interval(tmp_path, difference, sentence):
+    """J answers where it is known of two; the reward where not, and with no difference in it only the first's own figure."""
+    known = difference[0] is not None
+    j = [[1.0, 0.9, 1.1], [1.2, 1.0, 1.4] if known else [None] * 3]
+    policies = {name: {"J": each, "reward/total": [3.0, 2.0, 4.0]} for name, each in zip("ab", j)}
+    differences = {"b − a": {"J": difference, "reward/total": difference}}
+    settings = {"prompts": 5, "samples": 3}
+    write_evaluation_page(tmp_path / "r.html", {"policies": policies, "differences": differences, "settings": settings})
+    assert sentence in (tmp_path / "r.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

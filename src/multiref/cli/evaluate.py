@@ -21,7 +21,10 @@ Policies: TypeAlias = Annotated[
 Out: TypeAlias = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", help="A folder for evaluation.json and the samples; resumed where it exists.", show_default=False
+        "--out",
+        "-o",
+        help="A folder for report.html, evaluation.json and the samples; resumed where it exists.",
+        show_default=False,
     ),
 ]
 Problems: TypeAlias = Annotated[
@@ -112,7 +115,7 @@ def command(
     document = Document({**values, **plain, **_compared(reference, weight, beta, beside)}, "multiref evaluate")
     settings = document.validate(EvaluationSettings)
     found = carry_out(settings, out, device=device, say=lambda text: print(text, flush=True), take_over=take_over)
-    return {"output": str(out), "summary": found}
+    return {"output": str(out), "summary": found, "next": f"open {out / 'report.html'}"}
 
 
 def _named(policy: Sequence[str]) -> dict[str, str]:

@@ -4,12 +4,15 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multiref.cli.options import Column, Name, Split, name_and_path, selection
 from multiref.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from multiref.runs.new import Task
 
 
 def command(
@@ -46,33 +49,46 @@ def command(
     """
     from multiref.report import write_whole
     from multiref.runs import schema
-    from multiref.runs.new import SCHEMA, TASKS, WITH_PAIRS, new_run
-    from multiref.runs.rewards import read_rewards
+    from multiref.runs.new import SCHEMA, WITH_PAIRS, new_run
 
     if file.exists() and not force:
         raise OutputError(f"{file} is there already; choose another name, or --force to write over it.")
-    kind = next((each for each in TASKS if each == (task or _ask("Task", "preference"))), None)
-    if kind is None:
-        raise ConfigError(f"--task {task}: expected one of {', '.join(TASKS)}.")
+    kind = _task(task)
     model = model or _ask("Model to train (a folder or a hub id)")
     references = dict(map(name_and_path, reference or []))
     while not references and kind != "reward":
         references = dict(map(name_and_path, _ask("References, as name=PATH, spaces between", f"base={model}").split()))
     data = data or _ask("Preference pairs" if kind in WITH_PAIRS else "Prompts")
-    if kind in ("online", "iterative") and not reward:
-        reward = [_ask("Reward, such as lexicon=FILE or model=FOLDER")]
     chosen = selection(name, split, column)
     source = {key: value for key, value in {"path": data, "name": name, "split": split}.items() if value}
     columns = {"columns": dict(chosen.columns)} if chosen.columns and kind in WITH_PAIRS else {}
-    rewards = [{"kind": each.kind, **each.given()} for each in read_rewards(reward or [], answers=True)]
-    for each in rewards:
-        each.pop("sha256", None)  # the run's own record has it
-    text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=rewards, beta=beta,
-                   output=output or f"runs/{file.stem}", store=store)  # fmt: skip
+    paid, where = _rewards(kind, reward), output or f"runs/{file.stem}"
+    text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=paid, beta=beta, output=where,
+                   store=store)  # fmt: skip
     write_whole(file, text)
     write_whole(file.parent / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"Wrote {file} and {file.parent / SCHEMA}.")
     return {"file": str(file), "task": kind, "next": f"multiref train --config {shlex.quote(str(file))} --dry-run"}
+
+
+def _task(given: str | None) -> "Task":
+    from multiref.runs.new import TASKS
+
+    kind = next((each for each in TASKS if each == (given or _ask("Task", "preference"))), None)
+    if kind is None:
+        raise ConfigError(f"--task {given}: expected one of {', '.join(TASKS)}.")
+    return kind
+
+
+def _rewards(kind: str, given: list[str] | None) -> list[dict[str, Any]]:
+    from multiref.runs.rewards import read_rewards
+
+    if kind in ("online", "iterative") and not given:
+        given = [_ask("Reward, such as lexicon=FILE or model=FOLDER")]
+    rewards = [{"kind": each.kind, **each.given()} for each in read_rewards(given or [], answers=True)]
+    for each in rewards:
+        each.pop("sha256", None)  # the run's own record has it
+    return rewards
 
 
 def _ask(question: str, default: str | None = None) -> str:

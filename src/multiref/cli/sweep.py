@@ -2,54 +2,62 @@
 --without-training over β and weights, from the references alone. Reverse KL only."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from multiref.cli.options import Seed, name_and_path
 
+Runs: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="K run folders of `multiref train`, one reference each, same data, same β; with --without-training: runs to "
+        "show beside, or none.",
+        show_default=False,
+    ),
+]
+Samples: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.", show_default=False),
+]
+Rewards: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        "-r",
+        help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, "
+        "or a YAML file with "
+        "`rewards:` as an online run has. Repeatable; several add up.",
+    ),
+]
+Untrained: TypeAlias = Annotated[
+    bool, typer.Option("--without-training", help="π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references.")
+]
+Compared: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--reference", help="name=PATH, once per reference; --without-training only.")
+]
+Strengths: TypeAlias = Annotated[
+    list[float] | None,
+    typer.Option("--beta", help="Strengths of π*; repeatable, default 0.1; --without-training only.", show_default=False),
+]
+Points: TypeAlias = Annotated[
+    int, typer.Option(min=2, help="Weights on the first run from 0 to 1 (for two runs); for more, vertices and the middle.")
+]
+
 
 def command(
     prompts: Annotated[str, typer.Option("--prompts", help="Prompts or pairs, as for score; sampled from.")],
     out: Annotated[Path, typer.Option("--out", help="A folder for sweep.json and the table.")],
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="K run folders of `multiref train`, one reference each, same data, same β; with --without-training: runs to "
-            "show beside, or none.",
-            show_default=False,
-        ),
-    ] = None,
-    points: Annotated[
-        int, typer.Option(min=2, help="Weights on the first run from 0 to 1 (for two runs); for more, vertices and the middle.")
-    ] = 5,
-    samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.", show_default=False),
-    ] = None,
+    runs: Runs = None,
+    points: Points = 5,
+    samples: Samples = None,
     limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
     seed: Seed = 0,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--reward",
-            "-r",
-            help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, "
-            "or a YAML file with "
-            "`rewards:` as an online run has. Repeatable; several add up.",
-        ),
-    ] = None,
-    without_training: Annotated[
-        bool, typer.Option("--without-training", help="π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references.")
-    ] = False,
-    reference: Annotated[
-        list[str] | None, typer.Option("--reference", help="name=PATH, once per reference; --without-training only.")
-    ] = None,
-    beta: Annotated[
-        list[float] | None,
-        typer.Option("--beta", help="Strengths of π*; repeatable, default 0.1; --without-training only.", show_default=False),
-    ] = None,
+    reward: Rewards = None,
+    without_training: Untrained = False,
+    reference: Compared = None,
+    beta: Strengths = None,
 ) -> dict[str, Any]:
     """The optimum at weights w is the normalised geometric mean of the K single-reference optima:
     drawn here by importance weights.
@@ -80,10 +88,18 @@ def command(
     many = samples or (64 if without_training else 8)
     settings = SweepSettings(points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
     rewards, said = make_rewards(read_rewards(reward or [], answers=False)), lambda text: print(text, flush=True)
-    if not without_training:
-        return {"output": str(out), "points": sweep(runs or [], prompts, out, settings, rewards=rewards, say=said)}
-    named = dict(map(name_and_path, reference or []))
-    if len(named) < 2 or len(named) < len(reference or []):
-        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
-    found = sweep_untrained(named, runs or [], prompts, out, settings, betas=beta or [0.1], rewards=rewards, say=said)
+    if without_training:
+        named, betas = _named(reference or []), beta or [0.1]
+        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=said)
+    else:
+        found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=said)
     return {"output": str(out), "points": found}
+
+
+def _named(reference: list[str]) -> dict[str, str]:
+    from multiref.errors import ArgumentError
+
+    named = dict(map(name_and_path, reference))
+    if len(named) < 2 or len(named) < len(reference):
+        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
+    return named

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from multiref._progress import watched_by
+from multiref.cli.bars import Bars
 from multiref.errors import MultirefError, MultirefNotice, MultirefWarning
 from multiref.report.shown import visible
 
@@ -47,7 +49,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
         speaks_json = as_json and "as_json" not in own
         result: Any = None
         try:
-            with _output(sys.stderr if speaks_json else None, quiet and not as_json):
+            with _output(sys.stderr if speaks_json else None, quiet and not as_json), _bars(function, quiet):
                 result = function(**mine)
         except MultirefError as error:
             if verbose:
@@ -66,6 +68,16 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
     call.__annotations__ = {**hints, **{each.name: each.annotation for each in added}}
     call.voiced = True  # type: ignore[attr-defined]
     return call
+
+
+@contextlib.contextmanager
+def _bars(function: Callable[..., Any], quiet: bool) -> Iterator[None]:
+    """Long jobs are watched, but those of a verb that draws bars of its own."""
+    if quiet or not function.__module__.startswith("multiref.cli.") or function.__module__ == "multiref.cli.score":
+        yield
+        return
+    with Bars() as bars, watched_by(bars):
+        yield
 
 
 def is_quiet() -> bool:

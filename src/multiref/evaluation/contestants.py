@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import weighted_sum
+from multiref._progress import tell
 from multiref.decoding import sample as sample_optimum
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError
@@ -31,7 +32,8 @@ class Contestant(Protocol):
     A rollout's `sampled_logps` add up to log π of each completion (one number where its tokens have none); None: not known.
     """
 
-    def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout: ...
+    def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
+        """`group` completions of one prompt; the same seed draws the same."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class BestOf:
             raise ArgumentError(f"best of n: expected n of at least 1, found {self.n}.")
 
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
+        """The best of n each, by the reward; none has a log-probability."""
         generator = torch.Generator().manual_seed(seed)
         model, tokenizer = self.policy.model, self.policy.tokenizer
         (all_of,) = sample(model, tokenizer, [prompt], generation, group=group * self.n, generator=generator)
@@ -64,6 +67,7 @@ class Optimum:
     islands: int = 8
 
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
+        """Completions picked by weight, the same one perhaps twice, each with log π* of the whole."""
         found = sample_optimum(
             [prompt], self.refs, self.regularizer, reward, self.beta, n=self.n, islands=self.islands, seed=seed,
             max_new_tokens=generation.max_new_tokens, min_new_tokens=generation.min_new_tokens,
@@ -88,6 +92,7 @@ class TokenPool:
     weights: Any = None
 
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
+        """Token by token from the pool, ended rows padded; each token with its log-probability."""
         models, first = [each.model for each in self.models], self.models[0]
         (context,), ends = encode_prompts(first.tokenizer, [prompt]), end_ids(first.model, first.tokenizer)
         drawn: list[Tensor] = []
@@ -129,6 +134,7 @@ def draw_each(
             found += sample(contestant.model, contestant.tokenizer, [prompt], generation, group=group, generator=own)
         else:
             found.append(contestant.draw(prompt, reward, generation, group, seed + 7_919 * n))
+        tell("sampling", n + 1, len(prompts))
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from multiref._files import read_lines
 from multiref._json import parse_json
+from multiref._progress import part_of, tell
 from multiref._sealed import is_sealed, seal
 from multiref.errors import MultirefError, OutputError
 from multiref.evaluation.contestants import Contestant, RewardFunction, draw_each
@@ -52,18 +53,21 @@ def sample_rewards(
         part = rows[start : start + block]
         if len(done) >= start + len(part):
             continue
+        tell("sampling", start, len(rows))
         own = seed * 1_000_003 + start
         if isinstance(policy, LanguageModel):
             prompts, generator = [row["prompt"] for row in part], torch.Generator().manual_seed(own)
             rollouts = sample(policy.model, policy.tokenizer, prompts, generation, group=samples, generator=generator)
         else:
-            rollouts = draw_each(
-                policy, [row["prompt"] for row in part], [_of_row(row, rewards) for row in part], generation, group=samples,
-                seed=own,
-            )  # fmt: skip
+            with part_of("sampling", start, len(rows)):
+                rollouts = draw_each(
+                    policy, [row["prompt"] for row in part], [_of_row(row, rewards) for row in part], generation,
+                    group=samples, seed=own,
+                )  # fmt: skip
         del done[start:]  # a block is whole or not there
         done += _rewarded(part, rollouts, rewards, samples)
         _write(store, done, start)
+        tell("sampling", min(start + block, len(rows)), len(rows))
         say(f"{min(start + block, len(rows))}/{len(rows)} prompts")
     names = [*(reward.name for reward in rewards), "total"]
     return {name: torch.tensor([line["rewards"][name] for line in done[: len(rows)]], dtype=torch.float64) for name in names}

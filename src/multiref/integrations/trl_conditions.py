@@ -1,4 +1,4 @@
-"""When TRL's RLOO plus one reward function is the objective under K references, and when it is not:
+"""When TRL's RLOO or GRPO plus one reward function is the objective under K references, and when it is not:
 each condition refused with one message."""
 
 import math
@@ -43,17 +43,71 @@ def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
             f"reference_reward "
             f"temperature={args.temperature}, or set RLOOConfig(temperature={temperature})."
         )
+    _check_sampling(args)
     wrong = {
         "reward_clip_range": "clips the reference reward with the task's (log-ratios of any size), but not TRL's own penalty",
         "mask_truncated_completions": "drops truncated completions from TRL's penalty but not from the reference reward",
         "normalize_advantages": "divides by the batch's deviation, so that β means another strength at every step",
         "sync_ref_model": "moves TRL's reference, so that it is no longer the policy reference",
-        "min_p": "samples another policy than the one whose log-probabilities are taken",
-        "generation_kwargs": "may change the distribution that is sampled",
     }
+    _refuse_set(args, wrong)
+
+
+def is_grpo(args: Any) -> bool:
+    """Whether these are a `GRPOConfig`."""
+    return any(kind.__name__ == "GRPOConfig" for kind in type(args).__mro__)
+
+
+def check_grpo(args: Any, *, temperature: float) -> None:
+    """A `GRPOConfig` under which the whole penalty in the reward is the objective's gradient, up to one factor.
+    ArgumentError naming the first setting that is not so."""
+    expected: dict[str, tuple[Any, str]] = {
+        "beta": (0.0, "TRL's own penalty is a loss at each state, which ends elsewhere; here the reward has all of it"),
+        "temperature": (1.0, "the policy is scored at temperature 1"),
+        "scale_rewards": ("none", "advantages are divided by a deviation, so that β means another strength for every prompt"),
+        "loss_type": ("dr_grpo", "others weigh a completion by lengths, or move where ratios are not one"),
+        "num_iterations": (1, "later passes over a batch clip ratios of tokens"),
+        "top_entropy_quantile": (1.0, "tokens are left out"),
+        "entropy_coef": (0.0, "entropy is another term of the objective"),
+        "use_adaptive_entropy": (False, "entropy is another term of the objective"),
+        "multi_objective_aggregation": ("sum_then_normalize", "the penalty would be normalised apart from the reward"),
+    }
+    for name, (wanted, why) in expected.items():
+        found = getattr(args, name, wanted)
+        if found != wanted and not (wanted == "none" and found is False):
+            raise ArgumentError(f"{name}: found {found!r}, expected {wanted!r}: {why}. Set GRPOConfig({name}={wanted!r}).")
+    if temperature != 1:
+        raise ArgumentError(f"temperature: expected 1 for reference_reward under GRPO, found {temperature}.")
+    steps, kept = getattr(args, "steps_per_generation", None), args.gradient_accumulation_steps
+    if steps is not None and steps > kept:
+        raise ArgumentError(
+            f"steps_per_generation: found {steps}, expected at most gradient_accumulation_steps = {kept}: later steps would "
+            "train on samples of an older policy, with clipped ratios. Remove it."
+        )
+    _check_sampling(args)
+    _refuse_set(
+        args,
+        {
+            "mask_truncated_completions": "drops what is long from the objective",
+            "off_policy_mask_threshold": "drops completions by their likelihood",
+        },
+    )
+
+
+def _refuse_set(args: Any, wrong: dict[str, str]) -> None:
     for name, why in wrong.items():
         if getattr(args, name, None):
             raise ArgumentError(f"{name}: found {getattr(args, name)!r}, expected it unset: it {why}. Remove it.")
+
+
+def _check_sampling(args: Any) -> None:
+    _refuse_set(
+        args,
+        {
+            "min_p": "samples another policy than the one whose log-probabilities are taken",
+            "generation_kwargs": "may change the distribution that is sampled",
+        },
+    )
     for name, neutral in {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}.items():
         if getattr(args, name, neutral) not in (neutral, None, -1):
             raise ArgumentError(

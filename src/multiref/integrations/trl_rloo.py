@@ -1,11 +1,13 @@
-"""K references under TRL's `RLOOTrainer`, through its public door: the others are one more reward function (TRL 1.3 to 1.16,
-not 1.15.0).
+"""K references under TRL's `RLOOTrainer` or `GRPOTrainer`, through their public door: the references are one more reward
+function (TRL 1.3 to 1.16, not 1.15.0).
 
     Σ_k w_k KL(π‖π_k) = KL(π‖π_0) − E_π[Σ_k w_k log(π_k/π_0)],      Σ_k w_k = 1
 
-TRL keeps its own single reference π_0 with its own β in the reward (k1, whole completions);
-`reference_reward` adds β Σ_k w_k log(π_k/π_0). The sum is the exact rule for all K, for any tokenizer, LoRA, vLLM server or
-colocated generation. TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
+TRL's RLOO keeps its own single reference π_0 with its own β in the reward (k1, whole completions);
+`reference_reward` adds β Σ_k w_k log(π_k/π_0). TRL's GRPO has its penalty in the loss, which ends elsewhere (docs/online.md):
+there `reference_reward` is the whole penalty, −β (log π − Σ_k w_k log π_k), and GRPO's own `beta` is zero. Either way the sum
+is the exact rule for all K, for any tokenizer, LoRA, vLLM server or colocated generation. TRL reports the construction of a
+trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
 import asyncio
@@ -21,11 +23,13 @@ from multiref.errors import ArgumentError
 from multiref.integrations.trl_conditions import (
     check_arguments,
     check_generation,
+    check_grpo,
     check_noise,
     check_reference,
     check_version,
+    is_grpo,
 )
-from multiref.models import Tokenisation
+from multiref.models import Tokenisation, score_completions
 from multiref.models.processor import as_tokenizer
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
@@ -46,11 +50,16 @@ class ReferenceReward:
         self.policy_reference, self.tokenizer = policy_reference, tokenizer
         self.__name__ = "reference_reward"
         self.options: Mapping[str, Any] = {}  # for the chat template; the trainer's, once it is known
+        self.policy: Any = None  # under GRPO: whose own log-probabilities the reward needs
         self._checked = False
 
     def check(self, trainer: Any) -> None:
         """ArgumentError where this reward and that trainer do not add up to the objective."""
-        check_arguments(trainer.args, beta=self.beta, temperature=self.scorer.temperature)
+        if is_grpo(trainer.args):
+            check_grpo(trainer.args, temperature=self.scorer.temperature)
+            self.policy = trainer.accelerator.unwrap_model(trainer.model)
+        else:
+            check_arguments(trainer.args, beta=self.beta, temperature=self.scorer.temperature)
         weights = getattr(trainer, "reward_weights", None)
         functions = getattr(trainer, "reward_funcs", [])
         for index, function in enumerate(functions):
@@ -60,7 +69,8 @@ class ReferenceReward:
                 )
         self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
         check_generation(getattr(trainer, "model", None))
-        check_reference(trainer, self.scorer, self.policy_reference)
+        if self.policy is None:
+            check_reference(trainer, self.scorer, self.policy_reference)
         check_noise(trainer, self.tokenizer)
         self._checked = True
 
@@ -78,7 +88,12 @@ class ReferenceReward:
         return self.log_ratios(self.rollouts(prompts, completions, completion_ids)).mul(self.beta).tolist()
 
     def log_ratios(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """[N] float64: Σ_k w_k log π_k − log π_0. References of weight zero are not asked."""
+        """[N] float64: Σ_k w_k log π_k − log π_0; under GRPO, which has no penalty of its own in the reward,
+        Σ_k w_k log π_k − log π. References of weight zero are not asked."""
+        if self.policy is not None:
+            asked = [name for name, w in zip(self.scorer.names, self.weights.tolist()) if w > 0]
+            own = score_completions(self.policy, [rollout.encoded() for rollout in rollouts])
+            return self.weights[self.weights > 0].double() @ self.scorer.completions(rollouts, asked) - own
         names = [name for name, w in zip(self.scorer.names, self.weights.tolist()) if w > 0 or name == self.policy_reference]
         coefficients = torch.tensor(
             [float(self.weights[self.scorer.names.index(name)]) - (name == self.policy_reference) for name in names],
@@ -111,14 +126,14 @@ def reference_reward(
     **options: Any,
 ) -> Any:
     """A TRL reward function that turns RLOO with one reference into RLOO with K: pass it in `reward_funcs` beside the task's
-    own, with `RLOOConfig(beta=beta)`.
+    own, with `RLOOConfig(beta=beta)`; or GRPO, with `GRPOConfig(beta=0.0, loss_type="dr_grpo", scale_rewards="none")`.
 
     Args:
         references: all K, by name: folders, hub ids, objects. Give one weight zero to have it as TRL's reference only.
         regularizer: `ReverseKL`; the identity holds for no other.
         beta: TRL's `beta`, the strength for all K together.
         policy_reference: the name of the one that TRL has as its reference: what it reloads from the policy's `_name_or_path`,
-            or the base model under LoRA.
+            or the base model under LoRA. GRPO: any of them.
         tokenizer: the policy's; None: that of `policy_reference`.
         temperature: TRL's sampling temperature, at which TRL takes log-probabilities too.
         asynchronous: an async function, scored in a thread beside other async rewards.

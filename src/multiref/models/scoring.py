@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref._progress import tell
 from multiref.errors import ModelError
 from multiref.models.architecture import AtRest, check_rows, evaluating
 from multiref.models.audit import Audit, audit_layout, token_budget_of
@@ -60,7 +61,7 @@ def score_tokens(
         audit = replace(audit, layout=layout or audit.layout)
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
     with torch.inference_mode(), evaluating(model):
-        rest = AtRest(model) if audit.stateful else None
+        rest, done = AtRest(model) if audit.stateful else None, 0
         for batch in plan_batches(encoded, audit.layout, budget, within=within):
             values = known.pop((batch, audit.head), None) if known else None
             if values is None:
@@ -71,6 +72,8 @@ def score_tokens(
                     rest.restore()
             for place, value in zip((place for places in batch.places for place in places), values):
                 logps[place] = value
+            done += len(values)
+            tell("scoring", done, len(logps))
     bad = next((n for n, each in enumerate(logps) if bool(each.isnan().any())), None)
     if bad is not None:
         raise ModelError(

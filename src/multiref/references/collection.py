@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from multiref._progress import is_watched
 from multiref.data import read
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
@@ -24,7 +25,7 @@ from multiref.references.engines import engine as engine_named
 from multiref.references.identity import say_of_templates
 from multiref.references.keys import KeyIndex
 from multiref.references.plan import Block, Blocks, Texts, plan
-from multiref.references.progress import Listener
+from multiref.references.progress import Listener, Told
 from multiref.references.protocol import Reference, Scored
 from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
@@ -106,7 +107,7 @@ class References:
         """
         if audit not in ("some", "all"):
             raise ArgumentError(f"audit is {audit!r}; expected 'some' or 'all'.")
-        listener = progress or Listener()
+        listener = progress or (Told() if is_watched() else Listener())
         with _kept(store) as keeper, _spooled(data, keeper) as rows:
             texts = Texts(rows)
             blocks = _planned(texts, shard_size)

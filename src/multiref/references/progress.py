@@ -2,8 +2,10 @@
 
 import time
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
+from multiref._progress import part_of, tell
 from multiref.errors import MultirefWarning
 
 
@@ -27,6 +29,31 @@ class Listener:
     def notice(self, message: str) -> None:
         """Something the user should know: a damaged shard, a model that changed in its place, truncated texts."""
         warnings.warn(message, MultirefWarning, stacklevel=4)
+
+
+class Told(Listener):
+    """Tells whoever watches (`multiref._progress`) how many completions of a reference's turn are scored."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self.stack = ExitStack()
+
+    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
+        self.done, self.total = 0, completions - stored
+        self._count(name)
+
+    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
+        self.done += completions
+        self._count(name)
+
+    def end(self, name: str) -> None:
+        self.stack.close()
+
+    def _count(self, name: str) -> None:
+        """From here on the model's own count, a batch at a time, goes on from what is done."""
+        self.stack.close()
+        tell(f"scoring under {name}", self.done, self.total)
+        self.stack.enter_context(part_of(f"scoring under {name}", self.done, self.total))
 
 
 class Bar(Listener):

@@ -27,6 +27,7 @@ from multiref.references.rollouts import RolloutScorer
 from multiref.references.scores import same_vocabulary
 from multiref.regularizers import ReverseKL, check_weights
 from multiref.runs.base import FORMAT, Say
+from multiref.runs.evaluation_page import figure_text, write_evaluation_page
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
@@ -80,7 +81,7 @@ class EvaluationSettings(Strict):
 def evaluate(
     settings: EvaluationSettings, out: str | Path, *, device: str | None = None, say: Say = print, take_over: bool = False
 ) -> dict[str, Any]:
-    """Writes `out`/evaluation.json, config.yaml and samples/<policy>.jsonl; returns the summary.
+    """Writes `out`/evaluation.json, report.html, config.yaml and samples/<policy>.jsonl; returns the summary.
     A second call with the same settings samples
     what is missing; k and resamples may change. take_over: from a process that is doing it."""
     rows, rewards, folder = settings.prompts.rows(), make_rewards(settings.rewards), RunFolder(out)
@@ -122,6 +123,7 @@ def _compare(
     measured = _measured(settings, refs, found, folder) if refs else {}
     summary = PassAtK(found, right, shown, measured).summary(sorted(set(settings.k)), resamples=settings.resamples)
     folder.write("evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    write_evaluation_page(folder.path / "report.html", summary)
     say(table(summary))
     return summary
 
@@ -175,7 +177,7 @@ def table(summary: Mapping[str, Any]) -> str:
     """Policies and their paired differences, one a line: mean [low, high] of every metric; many metrics: one of them a line."""
     lines = {**summary["policies"], **summary["differences"]}
     metrics = list(next(iter(lines.values())))
-    cells = {name: {metric: _cell(*figure) for metric, figure in figures.items()} for name, figures in lines.items()}
+    cells = {name: {metric: figure_text(*figure) for metric, figure in figures.items()} for name, figures in lines.items()}
     if len(metrics) > WIDE:
         metrics, cells = list(cells), {metric: {name: row[metric] for name, row in cells.items()} for metric in metrics}
     width = max(map(len, cells))
@@ -196,9 +198,3 @@ def table(summary: Mapping[str, Any]) -> str:
         f"seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts{objective}"
     )
     return "\n".join([head, *body, foot])
-
-
-def _cell(mean: float | None, low: float | None, high: float | None) -> str:
-    if mean is None:
-        return "not known"
-    return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"

@@ -155,6 +155,7 @@ class RunFolder:
         return step
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """All lines anew, whole or not at all; trackers get those that they have not seen."""
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         for line in lines:
             if line.get("step", 0) > self._reported:

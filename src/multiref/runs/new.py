@@ -62,31 +62,12 @@ def new_run(
 
     Raises: ConfigError for what is missing or cannot be meant.
     """
-    if task != "reward" and not references:
-        raise ConfigError("a run needs at least one reference: --reference NAME=MODEL, once per reference.")
-    if task in ("online", "iterative") and not reward:
-        raise ConfigError(
-            f"task {task} needs a reward: --reward lexicon=FILE, model=FOLDER, length=WORDS or python=FILE:FUNCTION."
-        )
-    parts = [
-        f"# yaml-language-server: $schema={SCHEMA}",
-        "# Check it: multiref train --config FILE --dry-run",
-        f"task: {task}",
-        "",
-    ]
-    parts += ["# what is trained: a folder or a hub id; {path: …, dtype: bfloat16} says more", f"model: {_flow(model)}", ""]
-    if task != "reward":
-        parts += [
-            "# what it is held to; give all of them a weight (they sum to one), or none: then they weigh the same",
-            "references:",
-        ]
-        parts += [f"  - {{name: {_flow(name)}, model: {_flow(where)}}}" for name, where in references.items()]
-        parts += ["", "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}", "regularizer: ReverseKL"]
-        parts += ["# the strength: small follows the reward, large stays with the references", f"beta: {beta:g}", ""]
+    _refuse(task, references, reward, store)
+    parts = [f"# yaml-language-server: $schema={SCHEMA}", "# Check it: multiref train --config FILE --dry-run", f"task: {task}"]
+    parts += ["", "# what is trained: a folder or a hub id; {path: …, dtype: bfloat16} says more", f"model: {_flow(model)}", ""]
+    parts += _held_to(references, beta) if task != "reward" else []
     parts += _data(task, data)
     if store is not None:
-        if task != "preference":
-            raise ConfigError(f"store: task {task} reads no stored scores of pairs; leave it out.")
         parts += [
             "# where scores of the references are kept: what stands there is not scored again",
             f"store: {_flow(store)}",
@@ -97,18 +78,39 @@ def new_run(
     if reward and task == "iterative":
         parts += [f"oracle: {_flow({**reward[0], 'temperature': 1.0})}", ""]
     training = "pairs" if task in WITH_PAIRS else "iterative" if task == "iterative" else "prompts"
-    parts += [
-        _TRAINING[training].rstrip(),
-        "",
-        "# train an adapter instead of all weights: remove the mark",
-        "# lora: {r: 8, lora_alpha: 16}",
-    ]
+    parts += [_TRAINING[training].rstrip(), ""]
+    parts += ["# train an adapter instead of all weights: remove the mark", "# lora: {r: 8, lora_alpha: 16}"]
     parts += ["", "# the run's folder; the same command goes on where it was interrupted", f"output: {_flow(output)}"]
     text = "\n".join(parts) + "\n"
     values, lines = parse(text, "the new file")
     assert isinstance(values, dict)
     Document(values, "the new file", lines).validate(Run)  # type: ignore[type-abstract]
     return text
+
+
+def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[str, object]], store: str | None) -> None:
+    if task != "reward" and not references:
+        raise ConfigError("a run needs at least one reference: --reference NAME=MODEL, once per reference.")
+    if task in ("online", "iterative") and not reward:
+        raise ConfigError(
+            f"task {task} needs a reward: --reward lexicon=FILE, model=FOLDER, length=WORDS or python=FILE:FUNCTION."
+        )
+    if store is not None and task != "preference":
+        raise ConfigError(f"store: task {task} reads no stored scores of pairs; leave it out.")
+
+
+def _held_to(references: Mapping[str, str], beta: float) -> list[str]:
+    return [
+        "# what it is held to; give all of them a weight (they sum to one), or none: then they weigh the same",
+        "references:",
+        *(f"  - {{name: {_flow(name)}, model: {_flow(where)}}}" for name, where in references.items()),
+        "",
+        "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}",
+        "regularizer: ReverseKL",
+        "# the strength: small follows the reward, large stays with the references",
+        f"beta: {beta:g}",
+        "",
+    ]
 
 
 def _data(task: Task, data: Mapping[str, object]) -> list[str]:

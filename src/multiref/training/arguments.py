@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from multiref._progress import tell
 from multiref.training.checks import check_seed
 from multiref.training.sums import begin_with_sums, remove_old, write_sums
 
@@ -47,6 +48,10 @@ class LogLines(TrainerCallback):
 
     def __init__(self, listener: Callable[[int, int, dict[str, Any]], None]) -> None:
         self.listener = listener
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            tell("training", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs is not None:

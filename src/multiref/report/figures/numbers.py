@@ -71,8 +71,10 @@ def _error_bars(axes: Axes) -> Iterator[Series]:
                 assert isinstance(bars, LineCollection)
                 for n, ((x0, y0), (x1, y1)) in enumerate(bars.get_segments()):
                     along = "x" if y0 == y1 else "y"
-                    half = (x1 - x0 if along == "x" else y1 - y0) / 2
-                    spread[n] = ", ".join(filter(None, (spread[n], f"{along} ± {half:.2g}" if half == half else "")))
+                    low, high, middle = (x0, x1, x[n]) if along == "x" else (y0, y1, y[n])
+                    half, even = (high - low) / 2, abs((low + high) / 2 - middle) <= 1e-6 * abs(high - low)
+                    bar = f"{along} ± {half:.2g}" if even else f"{along} from {_text(low)} to {_text(high)}"
+                    spread[n] = ", ".join(filter(None, (spread[n], bar if half == half else "")))
             yield Series(str(container.get_label()), x, y, spread)
 
 

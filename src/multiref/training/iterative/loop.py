@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from multiref._files import as_path, write_whole
+from multiref._progress import tell
 from multiref.errors import ArgumentError, MultirefError, StoreError
 from multiref.training.checks import check_choice, check_seed
 from multiref.training.iterative.state import State
@@ -114,6 +115,7 @@ def train(
         history.lines.append({"labels": 0, "wall": 0.0, **_measured(task, state)})
     total = list(plan.labels)
     while state.round < len(total):
+        tell("labels", state.labels_used, total[-1])
         began, busy, good = time.perf_counter(), time.process_time(), state.kept()
         for group in state.optimizer.param_groups:
             group["lr"] = plan.learning_rate * (1 - (1 - plan.final_rate) * state.round / max(1, len(total) - 1))
@@ -135,6 +137,7 @@ def train(
             state.save(where, history.lines)
         if listener is not None:
             listener(line)
+    tell("labels", total[-1], total[-1])
     return state, history
 
 

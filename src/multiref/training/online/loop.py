@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from multiref._files import as_path
+from multiref._progress import tell
 from multiref.errors import ArgumentError
 from multiref.models import Encoded, LanguageModel
 from multiref.models.audit import audit_layout
@@ -169,6 +170,7 @@ class OnlineTrainer:
             self.step, self.beta, self._lines = state["step"], state["beta"], state["lines"]
         self._updates = LostUpdates(self.model) if self.step == 0 else None
         while self.step < self.args.steps:
+            tell("training", self.step, self.args.steps)
             self._lines.append(self._one_step())
             self.step += 1
             if self.step % self.args.log_every == 0 or self.step == self.args.steps:
@@ -177,6 +179,7 @@ class OnlineTrainer:
             if where is not None and due and self.accelerator.is_main_process:
                 state = {"beta": self.beta, "lines": self._lines}
                 save_checkpoint(where, self.step, self.model, self.optimizer, state, keep=self.args.keep)
+        tell("training", self.step, self.args.steps)
         return self.history
 
     def _one_step(self) -> dict[str, float]:

@@ -1,0 +1,47 @@
+"""How far a long job is: told to whoever watches (the command line draws a bar), to nobody in a script."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Watch = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+_watching: ContextVar[Watch | None] = ContextVar("watching", default=None)
+
+
+def tell(what: str, done: int, of: int) -> None:
+    """`done` of `of` are done: steps, prompts, completions."""
+    if (watch := _watching.get()) is not None:
+        watch(what, done, of)
+
+
+def counted(items: Iterable[Item], what: str, of: int) -> Iterator[Item]:
+    """The items, each told before it is worked on, and the end."""
+    for done, item in enumerate(items):
+        tell(what, done, of)
+        yield item
+    tell(what, of, of)
+
+
+def is_watched() -> bool:
+    """Whether anybody is told."""
+    return _watching.get() is not None
+
+
+@contextmanager
+def watched_by(watch: Watch | None) -> Iterator[None]:
+    """Until the end, `watch` is told; None: nobody is."""
+    token = _watching.set(watch)
+    try:
+        yield
+    finally:
+        _watching.reset(token)
+
+
+@contextmanager
+def part_of(what: str, before: int, of: int) -> Iterator[None]:
+    """What is told inside counts on from `before`, as a part of `what`; it counts the same things."""
+    outer = _watching.get()
+    with watched_by(outer and (lambda _, done, __: outer(what, before + done, of))):
+        yield

@@ -1,0 +1,77 @@
+"""A bar with rate and time left above two seconds in a terminal, plain lines elsewhere, and nothing for what is quick."""
+
+import io
+
+import pytest
+
+from multiref._progress import counted, is_watched, part_of, tell, watched_by
+from multiref.cli import bars
+
+
+class Terminal(io.StringIO):
+    """Standard error as a terminal of 80 columns."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time stands still until it is moved."""
+    now = [100.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    return now
+
+
+def work(clock, count, seconds, what="sampling"):
+    for _ in counted(range(count), what, count):
+        clock[0] += seconds
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal], ids=["file", "terminal"])
+def test_what_takes_under_two_seconds_says_nothing(kind, clock, monkeypatch):
+    monkeypatch.setattr("sys.stderr", kind())
+    with bars.Bars() as watch, watched_by(watch):
+        work(clock, 10, 0.15)
+    assert bars.sys.stderr.getvalue() == ""
+
+
+def test_plain_lines_have_rate_and_time_left(clock, monkeypatch):
+    """40 items of a second: a line at 2 s, then one every 15 s, and the end."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with bars.Bars() as watch, watched_by(watch):
+        work(clock, 40, 1.0)
+    assert bars.sys.stderr.getvalue().splitlines() == [
+        "sampling: 2/40, 1/s, 0:38 left",
+        "sampling: 17/40, 1/s, 0:23 left",
+        "sampling: 32/40, 1/s, 0:08 left",
+        "sampling: 40/40, 1/s",
+    ]
+
+
+def test_a_terminal_sees_a_bar(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with bars.Bars() as watch, watched_by(watch):
+        for done in range(6):
+            tell("sampling", done, 100)
+            clock[0] += 1.0
+        monkeypatch.setattr(bars.time, "monotonic", lambda: 105.0)
+        shown = bars.sys.stderr.getvalue()
+        watch.bar.refresh()
+    assert "5/100, 1/s, 1:35 left" in bars.sys.stderr.getvalue() and "━" in bars.sys.stderr.getvalue() + shown
+
+
+def test_parts_of_a_job_count_on_and_are_not_shown_beside_it(clock, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    heard = []
+    with watched_by(lambda *told: heard.append(told)), part_of("scoring under a", 10, 30):
+        tell("scoring", 5, 20)
+    assert heard == [("scoring under a", 15, 30)] and not is_watched()
+    with bars.Bars() as watch, watched_by(watch):
+        for step in counted(range(30), "training", 30):
+            clock[0] += 1.0
+            work(clock, 2, 0.01, f"scoring {step}")
+    lines = bars.sys.stderr.getvalue().splitlines()
+    assert len(lines) == 3 and all(line.startswith("training: ") for line in lines)
