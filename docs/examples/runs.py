@@ -19,7 +19,7 @@ _ = Path("run.yaml").write_text(text, encoding="utf-8")
 
 # %% read_run, BaseRun, PreferenceRun
 run = runs.read_run("run.yaml", set=["beta=0.2"])
-type(run).__name__, run.beta  # = ?
+type(run).__name__, run.beta  # = ('PreferenceRun', 0.2)
 
 # %% run, execute
 folder = runs.run("run.yaml", set=["output=run-b"])  # reads the file, and executes it
@@ -27,7 +27,7 @@ folder = runs.execute(run)  # the same for a run that was read; run again, it sa
 
 # %% RunFolder
 folder = runs.RunFolder("run")
-folder.finished  # = ?
+folder.finished  # = True
 folder.read_metrics()[-1:]  # the last line of metrics.jsonl
 
 # %% OnlineRun, DistillRun
@@ -42,13 +42,13 @@ output: online
 training: {steps: 1, prompts_per_step: 2, max_new_tokens: 6}
 """
 _ = Path("online.yaml").write_text(online, encoding="utf-8")
-type(runs.read_run("online.yaml")).__name__  # = ?
+type(runs.read_run("online.yaml")).__name__  # = 'OnlineRun'
 _ = Path("distill.yaml").write_text(online.replace("online", "distill").replace("rewards: [{kind: length, target: 20}]\n", ""))
-type(runs.read_run("distill.yaml")).__name__  # = ?
+type(runs.read_run("distill.yaml")).__name__  # = 'DistillRun'
 
 # %% RewardRun
 _ = Path("reward.yaml").write_text("task: reward\nmodel: models/policy\ndata: pairs.jsonl\noutput: reward\n", encoding="utf-8")
-type(runs.read_run("reward.yaml")).__name__  # = ?
+type(runs.read_run("reward.yaml")).__name__  # = 'RewardRun'
 
 # %% IterativeRun
 labelled = """\
@@ -63,10 +63,10 @@ method: {name: iterative}
 output: iterative
 """
 _ = Path("iterative.yaml").write_text(labelled, encoding="utf-8")
-type(runs.read_run("iterative.yaml")).__name__  # = ?
+type(runs.read_run("iterative.yaml")).__name__  # = 'IterativeRun'
 
 # %% Document
-runs.Document.read("run.yaml").values["beta"]  # = ?
+runs.Document.read("run.yaml").values["beta"]  # = 0.1
 
 # %% evaluate
 settings = EvaluationSettings(policies={"a": "models/a"}, prompts="pairs.jsonl", rewards=[{"kind": "length"}])
@@ -81,4 +81,4 @@ _ = runs.sweep(["alone-a", "alone-b"], "pairs.jsonl", "swept", SweepSettings(poi
 sorted(runs.schema())[:3]  # JSON schema of a run file, for editors
 
 # %% nearest
-runs.nearest("refrences", ["references", "rewards"])  # = ?
+runs.nearest("refrences", ["references", "rewards"])  # = '; did you mean `references`?'

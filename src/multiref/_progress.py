@@ -16,7 +16,7 @@ def tell(what: str, done: int, of: int) -> None:
         watch(what, done, of)
 
 
-def counted(items: Iterable[Item], what: str, of: int) -> Iterator[Item]:
+def each_told(items: Iterable[Item], what: str, of: int) -> Iterator[Item]:
     """The items, each told before it is worked on, and the end."""
     for done, item in enumerate(items):
         tell(what, done, of)

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from multiref._progress import counted, is_watched, part_of, tell, watched_by
+from multiref._progress import each_told, is_watched, part_of, tell, watched_by
 from multiref.cli import bars
 
 
@@ -24,7 +24,7 @@ def clock(monkeypatch):
 
 
 def work(clock, count, seconds, what="sampling"):
-    for _ in counted(range(count), what, count):
+    for _ in each_told(range(count), what, count):
         clock[0] += seconds
 
 
@@ -70,7 +70,7 @@ def test_parts_of_a_job_count_on_and_are_not_shown_beside_it(clock, monkeypatch)
         tell("scoring", 5, 20)
     assert heard == [("scoring under a", 15, 30)] and not is_watched()
     with bars.Bars() as watch, watched_by(watch):
-        for step in counted(range(30), "training", 30):
+        for step in each_told(range(30), "training", 30):
             clock[0] += 1.0
             work(clock, 2, 0.01, f"scoring {step}")
     lines = bars.sys.stderr.getvalue().splitlines()

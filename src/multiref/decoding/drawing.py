@@ -94,7 +94,7 @@ def _drawn(bench: Bench, prompts: Sequence[Any]) -> Draws:
     request.check_price(bench.models, contexts)
     counted = request.method == "smc" or (request.method == "importance" and request.proposal in ("flat", "pool"))
     draw = walked if counted else rejected if request.method == "rejection" else weighed
-    places = counted(enumerate(zip(prompts, contexts)), "drawing", len(prompts))
+    places = each_told(enumerate(zip(prompts, contexts)), "drawing", len(prompts))
     found = tuple(draw(bench, *each, request.seed + 7_919 * i) for i, each in places)
     approximate = APPROXIMATE if request.method == "token" else ""
     return Draws(found, request.method, request.proposal, approximate, bench.tokens, bench.rewarding.calls)

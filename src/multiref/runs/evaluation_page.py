@@ -55,13 +55,13 @@ def _sentence(policies: Figures, differences: Figures, metric: str) -> str:
     best = max(compared, key=lambda name: policies[name][metric][0] or 0.0)
     mean, low, high = differences[f"{best} − {first}"][metric]
     assert mean is not None
-    lead = f"Of {len(policies)}, compared with {first}: " if len(compared) > 1 else ""
+    lead = f"The highest of {len(compared)}: " if len(compared) > 1 else ""
     if low is None or high is None:
-        return f"{lead}{metric} of {best} is {mean:+.4g} against {first}; one prompt, or one value, gives no interval."
-    interval = f"95 % interval {low:.4g} to {high:.4g}"
+        return f"{lead}{metric} of {best} is {mean:+.3g} against {first}; one prompt, or one value, gives no interval."
+    interval = f"95 % interval {low:.3g} to {high:.3g}"
     if low <= 0 <= high:
-        return f"{lead}{metric} of {best} and {first} cannot be told apart: {best} has {mean:+.4g} ({interval})."
-    return f"{lead}{best} has {abs(mean):.4g} {'more' if mean > 0 else 'less'} {metric} than {first} ({interval})."
+        return f"{lead}{metric} of {best} and {first} cannot be told apart: {best} has {mean:+.3g} ({interval})."
+    return f"{lead}{best} has {abs(mean):.3g} {'more' if mean > 0 else 'less'} {metric} than {first} ({interval})."
 
 
 def _picture(policies: Figures, metric: str) -> Picture:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref._progress import counted
+from multiref._progress import each_told
 from multiref.evaluation.inspection.evidence import Evidence, standard_error
 from multiref.evaluation.inspection.score_test import ScoreTest, try_additions
 from multiref.weighting import arwc, fit_preferences, uniform, vaw, vdw
@@ -169,7 +169,7 @@ def weigh(evidence: Evidence, chosen: list[int], *, resamples: int, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     clusters = int(evidence.groups.max()) + 1
     draws = []
-    for _ in counted(range(resamples), "resampling", resamples):
+    for _ in each_told(range(resamples), "resampling", resamples):
         drawn = torch.bincount(torch.randint(clusters, (clusters,), generator=generator), minlength=clusters)
         again = fit_preferences(margins, counts=drawn[evidence.groups].double())
         draws.append(torch.cat([again.weights, torch.tensor([again.scale]).double()]))
