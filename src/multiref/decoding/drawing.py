@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from multiref._progress import each_told
 from multiref.decoding.bench import Bench, opened
 from multiref.decoding.draws import Draws
 from multiref.decoding.methods import rejected, walked, weighed
