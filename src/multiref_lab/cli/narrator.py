@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from multiref.report import Table, print_table, visible
+
+
+class Rate(ProgressColumn):
+    """How many a second, once two were done."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
 
 class Narrator:
@@ -21,6 +28,7 @@ class Narrator:
             TextColumn("  {task.description:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            Rate(),
             TimeRemainingColumn(),
         )
         self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
