@@ -23,7 +23,8 @@ def test_lines_are_of_at_most_128_characters(page):
 def test_links_lead_to_files_that_exist(page):
     found = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [link for link in found if "://" not in link and not (page.parent / link).exists()]
-    assert not missing, f"{page.name}: {missing}"
+    outside = [link for link in found if page.parent != ROOT and link.startswith("..")]  # the site has the pages of docs alone
+    assert not missing + outside, f"{page.name}: {missing + outside}"
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
