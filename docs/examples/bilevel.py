@@ -24,7 +24,7 @@ bilevel.penalised_value(problem, reward, upper, sigma=0.01)  # = tensor(0.6682, 
 bilevel.perturbed_policy(problem, reward, upper, sigma=0.01).exp()  # = tensor([0.2857, 0.4806, 0.2337], dtype=torch.float64)
 
 # %% policy_response
-bilevel.policy_response(problem, problem.lower(reward), truth)  # = tensor([-0.3413,  0.3869, -0.0456], dtype=torch.float64)
+bilevel.policy_response(problem, problem.lower(reward), truth)  # = tensor([-0.3413, 0.3869, -0.0456], dtype=torch.float64)
 
 # %% covariance
 bilevel.covariance(truth[:, None].T, reward[:, None].T, beta=0.5)

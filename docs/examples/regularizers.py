@@ -11,7 +11,7 @@ policy = torch.tensor([0.2, 0.6, 0.2], dtype=torch.float64).log()
 rule = mr.ReverseKL([0.5, 0.5])
 rule.pool(refs).exp()  # = tensor([0.2646, 0.2000, 0.2646], dtype=torch.float64)
 rule.penalty(policy, refs)  # = tensor(0.5472, dtype=torch.float64)
-rule.implicit_reward(policy, refs, beta=0.5)  # = tensor([-0.1399,  0.5493, -0.1399], dtype=torch.float64)
+rule.implicit_reward(policy, refs, beta=0.5)  # = tensor([-0.1399, 0.5493, -0.1399], dtype=torch.float64)
 
 # %% ForwardKL, AlphaDivergence, PooledKL
 mr.ForwardKL([0.5, 0.5]).pool(refs).exp()  # = tensor([0.4000, 0.2000, 0.4000], dtype=torch.float64)

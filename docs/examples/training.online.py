@@ -63,7 +63,7 @@ values, parts = online.reward_rollouts(rewards, [{"prompt": row} for row in rows
 
 # %% WinRate, judge_by_reward
 judge = online.judge_by_reward(reward)
-judge(["q"], ["long enough"], ["short"])  # = [0.7310585786300049]
+judge(["q"], ["long enough"], ["short"])  # = [0.731059]
 online.WinRate(judge, group=2)
 
 # %% lexicon_reward
