@@ -182,7 +182,7 @@ def test_grpo_has_the_whole_penalty_in_its_reward(folders, tmp_path):
     trainer = grpo(folders, tmp_path)
     output = advantages(trainer, PROMPTS[:2])
     expected = directly_pooled(trainer, output, PROMPTS[:2], folders) * 3 / 4
-    assert torch.allclose(output["advantages"].double(), expected, atol=1e-5)
+    assert torch.allclose(output["advantages"].double(), expected.double(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
