@@ -85,7 +85,7 @@ def command(
         typer.echo(f"Page: {html}", err=True)
 
 
-def _print(found: "Inspection", sizes: "Sequence[SampleSize] | None", gain: float | None, where: str) -> None:
+def _print(found: "Inspection", sizes: "list[SampleSize] | None", gain: float | None, where: str) -> None:
     """Tables, the plan where it was asked for, the verdict, and what to run next."""
     from multiref.evaluation.inspection import plan_table, tables, token_lines
     from multiref.report import print_table

@@ -1,6 +1,5 @@
 """Rules compared where they are equally far from the base: interpolated along their β, errors by a bootstrap of questions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +39,7 @@ def compare(findings: Findings) -> tuple[float, list[Level]]:
     counts = torch.cat([torch.ones(1, len(places)).double(), _resample(has_price)])
     lines = {key: _line(findings, *key, counts, has_price) for key in dict.fromkeys((t.rule, t.seed) for t in findings.trained)}
     price = min(float(line[0, :, 0].max()) for line in lines.values())
-    found = {key: _at(price, line) for key, line in lines.items()}
+    found: dict[tuple[str, int | None], Tensor] = {key: _at(price, line) for key, line in lines.items()}
     rules = list(dict.fromkeys(rule for rule, _ in found))
     for rule in rules:
         found |= {(rule, None): torch.stack([each for (name, seed), each in found.items() if name == rule]).mean(0)}
@@ -97,7 +96,7 @@ def _measure(values: Tensor) -> Measure:
     return Measure(float(values[0]), float(values[1:].std()), len(values) - 1)
 
 
-def judge(findings: Findings, rule: str = EXACT) -> list[tuple[float, Measure, Sequence[float]]]:
+def judge(findings: Findings, rule: str = EXACT) -> list[tuple[float, Measure, list[float]]]:
     """(β, gain over the base in the mean of the seeds, each seed's gain) of the rule. The error is over questions, each
     seed's gain on a question averaged first."""
     found = []

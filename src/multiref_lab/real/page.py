@@ -82,11 +82,11 @@ def equal_table(findings: Findings) -> Table:
 def sentences(findings: Findings) -> list[str]:
     """What may be said of each trained policy against the base."""
     said = []
-    for beta, gain, each in judge(findings) if len(findings.settings.seeds) > 1 else []:
-        met = gain.mean > 2 * (gain.error or 0.0) and min(each) >= 0
+    for beta, gain, single in judge(findings) if len(findings.settings.seeds) > 1 else []:
+        met = gain.mean > 2 * (gain.error or 0.0) and min(single) >= 0
         said.append(
-            f"Exact rule, β {beta:g}, mean of {len(each)} seeds: right at T = 1 by {gain.text()} more often than the base; "
-            f"single seeds {', '.join(f'{value:+.3f}' for value in each)}. The mark (above two errors, no seed below 0) is "
+            f"Exact rule, β {beta:g}, mean of {len(single)} seeds: right at T = 1 by {gain.text()} more often than the base; "
+            f"single seeds {', '.join(f'{value:+.3f}' for value in single)}. The mark (above two errors, no seed below 0) is "
             f"{'met' if met else 'missed'}."
         )
     for trial, each in findings.trained.items():

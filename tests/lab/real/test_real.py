@@ -72,7 +72,7 @@ def _any_two(asked: list[Problem], draws: Any, *, most: int) -> list[Pair]:
 
 TINY = dataclasses.replace(
     settings.QUICK,
-    rules=(settings.EXACT, settings.SINGLE, settings.ONLINE),
+    rules=(settings.SINGLE, settings.ONLINE),
     warm=2,
     taught=4,
     questions=6,
@@ -88,8 +88,12 @@ TINY = dataclasses.replace(
 )
 
 
+ALL = dataclasses.replace(TINY, rules=(settings.EXACT, *TINY.rules, "MRPO's pool", "forward KL"))
+
+
 @pytest.mark.filterwarnings("ignore::multiref.errors.MultirefWarning")
-def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
+@pytest.mark.parametrize("asked", [TINY, pytest.param(ALL, marks=pytest.mark.slow)], ids=["two rules", "all rules"])
+def test_all_stages_once(asked: settings.RealSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     tokenizer = make_tokenizer(chat=True)
     make_llama(len(tokenizer)).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -97,10 +101,11 @@ def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undraw
     monkeypatch.setattr(run, "REWARDS", [run.Reward(_odd, "correctness")])
     monkeypatch.setattr(run, "pair_up", _any_two)
     out = tmp_path / "out"
-    found = run.run(TINY, out, str(tmp_path / "tiny"), None, Told())
+    found = run.run(asked, out, str(tmp_path / "tiny"), None, Told())
 
     base = found.given["base"]
-    assert {trial.rule for trial in found.trained} >= {"exact", "RLOO"} and len(found.trained) == 3
+    assert {trial.rule for trial in found.trained} >= {*asked.rules} - {settings.SINGLE}
+    assert len(found.trained) == len(asked.rules)
     assert not base.kls["base"].any() and base.kls["sum"].shape == (2,) and (base.kls["sum"] > 0).all()
     assert base.sampled.shape == (8,) and found.given["sum"].sampled.shape == (2,)
     for trial, each in found.trained.items():
@@ -111,15 +116,15 @@ def test_all_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undraw
     shown = read(page.write(found, out).read_text(encoding="utf-8"))
     assert "A real model, three references" in shown.text
     kept = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert len(kept["rows"]) == 6 and all(math.isfinite(seconds) for seconds in kept["seconds"].values())
+    assert len(kept["rows"]) == 3 + len(asked.rules) and all(math.isfinite(seconds) for seconds in kept["seconds"].values())
 
     monkeypatch.setattr(run, "teach", None)
     monkeypatch.setattr(run, "sample_rewards", None)
-    again = run.run(TINY, out, str(tmp_path / "tiny"), None, Told())
+    again = run.run(asked, out, str(tmp_path / "tiny"), None, Told())
     assert again.trained.keys() == found.trained.keys(), "from what is kept, nothing drawn or trained again"
     assert [each.sampled.tolist() for each in again.trained.values()] == [e.sampled.tolist() for e in found.trained.values()]
     with pytest.raises(OutputError, match="other settings"):
-        run.run(dataclasses.replace(TINY, draws=3), out, str(tmp_path / "tiny"), None, Told())
+        run.run(dataclasses.replace(asked, draws=3), out, str(tmp_path / "tiny"), None, Told())
 
 
 def _measured(right: Sequence[float], kl: float, places: range, priced: range) -> Measured:
@@ -164,7 +169,7 @@ def test_kl_along_an_answer_is_the_mean_log_ratio_of_drawn_answers() -> None:
     tokenizer = make_tokenizer()
     policy, other = (LanguageModel(make_llama(len(tokenizer), seed=seed), tokenizer, str(seed)) for seed in (1, 2))
     draw = torch.Generator().manual_seed(0)
-    rollouts = sample(policy.model, tokenizer, ["a b"] * 150, Generation(3), generator=draw)
+    rollouts = sample(policy.model, tokenizer, ["a b"] * 80, Generation(3), generator=draw)
     along = measuring.measure_kls(policy, {"other": lambda: other}, rollouts)["other"]
     drawn = torch.tensor([sum(logps) for each in rollouts for logps in each.sampled_logps or ()], dtype=torch.float64)
     plain = drawn - completion_logps(other.model, [each.encoded() for each in rollouts]).detach()
