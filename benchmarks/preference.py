@@ -2,24 +2,29 @@
 Same model, pairs, batches, loss, optimizer, run.
 
     python benchmarks/preference.py [--steps 7] [--batch 8] [--threads 2] [--device cpu] [--dtype float32] [--size 20M]
+    python benchmarks/preference.py --size 135M --case gsm8k --batch 4 --steps 3 [--lora 8] [--model FOLDER] [--repeats 0]
+    python benchmarks/preference.py --size 135M --rankings 4 --batch 6 --steps 3       six pairs of four completions of a prompt
 
 Each side runs in a process of its own, so that peak memory is its own. Reference log-probabilities are precomputed on both
-sides (TRL reads ours through `integrations.trl`), no gradient checkpointing, logistic loss, AdamW,
-the same pairs in the same order; the loss curves must agree to 1e-4. Processor time is printed too:
-on a busy machine, with --threads 1, it is the fair figure. A step is what `transformers.Trainer` does between on_step_begin and
-on_step_end; the first is left out. HH-style pairs: lognormal lengths, mean 150 prompt and 54 completion tokens.
+sides (TRL reads ours through `integrations.trl`), and TRL also runs as it comes, with its reference in memory (under LoRA the
+base without the adapter). No gradient checkpointing, logistic loss, AdamW, the same pairs in the same order; the loss curves
+must agree to 1e-4. Processor time is printed too: on a busy machine, with --threads 1, it is the fair figure. A step is what
+`transformers.Trainer` does between on_step_begin and on_step_end; the first is left out.
+"Bare" is the matrix products of a step counted from its shapes (prompt shared, nothing recomputed, head on completion tokens)
+at the peak that is measured in the same run: twice those of the forward pass under LoRA, three times in full training.
 Then K = 8 against K = 1: steps of both in turn in one process, the median of the paired ratios with its quartiles.
 Needs the extra `trl`.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
 
 from record import machine, record
-from scoring import SIZES, build, make_pairs
+from scoring import SIZES, build, make_pairs, matmul_peak, shape_of, useful_flops
 from sides import peak_mib, run_side
 
 
@@ -73,40 +78,82 @@ def settings(args, folder: str) -> dict:
     }  # fmt: skip
 
 
-def run(side: str, args, k: int) -> dict:
-    """Losses, seconds a step and tokens a step of one side."""
+def pairs_of(args) -> list[dict[str, str]]:
+    """Those of all steps; of rankings every pair of a prompt's completions, the better one first."""
+    vocabulary, count = shape_of(args)["vocab_size"], args.batch * args.steps
+    if not args.rankings:
+        return make_pairs(args.case, count, vocabulary)
+    rows = make_pairs(args.case, count * args.rankings, vocabulary)
+    groups = [rows[k : k + args.rankings] for k in range(0, len(rows), args.rankings)]
+    found = (
+        {"prompt": group[0]["prompt"], "chosen": better["chosen"], "rejected": worse["chosen"]}
+        for group in groups
+        for better, worse in itertools.combinations(group, 2)
+    )
+    return list(itertools.islice(found, count))
+
+
+def trainer_of(side: str, args, k: int, folder: str, timer, pairs):
+    """One side's trainer, its model built."""
     import multiref as mr
 
-    model, tokenizer = build(args.vocabulary, args.size, "float32" if args.device == "cpu" else args.dtype, args.device)
+    model, tokenizer = build(args, "float32" if args.device == "cpu" else None)
     model.train()
-    pairs = make_pairs("hh", args.batch * args.steps, args.vocabulary)
-    scores, timer = scores_of(pairs, k), clock()
+    if args.lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=args.lora, lora_dropout=0.0, target_modules="all-linear"))
+    scores = scores_of(pairs, k)
+    if side == "multiref":
+        from transformers import TrainingArguments
+
+        options = {"regularizer": mr.ReverseKL(), "beta": 0.1, "scores": scores, "token_budget": args.token_budget or None}
+        given = {"args": TrainingArguments(**settings(args, folder)), "train_dataset": pairs, "processing_class": tokenizer}
+        return mr.training.PreferenceTrainer(model, **options, **given, callbacks=[timer])
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from multiref.integrations.trl import ReferenceColumnsDPOTrainer, with_reference_columns
+
+    stored = side == "trl"
+    options = {"precompute_ref_log_probs": stored, "max_length": None, "gradient_checkpointing": False, "beta": 0.1}
+    given = {"args": DPOConfig(**settings(args, folder), **options), "processing_class": tokenizer, "callbacks": [timer]}
+    data = Dataset.from_list(pairs)
+    if stored:
+        data = with_reference_columns(data, scores, mr.ReverseKL())
+    return (ReferenceColumnsDPOTrainer if stored else DPOTrainer)(model, train_dataset=data, **given)
+
+
+def run(side: str, args, k: int) -> dict:
+    """Losses, seconds a step, tokens a step and peak memory before training of one side."""
+    pairs, timer = pairs_of(args), clock()
     with tempfile.TemporaryDirectory() as folder:
-        if side == "trl":
-            from datasets import Dataset
-            from trl import DPOConfig
-
-            from multiref.integrations.trl import ReferenceColumnsDPOTrainer, with_reference_columns
-
-            options = {"precompute_ref_log_probs": True, "max_length": None, "gradient_checkpointing": False, "beta": 0.1}
-            config = DPOConfig(**settings(args, folder), **options)
-            data = with_reference_columns(Dataset.from_list(pairs), scores, mr.ReverseKL())
-            trainer = ReferenceColumnsDPOTrainer(
-                model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[timer]
-            )
-        else:
-            from transformers import TrainingArguments
-
-            trainer = mr.training.PreferenceTrainer(
-                model, regularizer=mr.ReverseKL(), beta=0.1, scores=scores, args=TrainingArguments(**settings(args, folder)),
-                train_dataset=pairs,
-                processing_class=tokenizer, token_budget=args.token_budget or None, callbacks=[timer],
-            )  # fmt: skip
+        trainer = trainer_of(side, args, k, folder, timer, pairs)
         before = peak_mib()
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     tokens = sum(len(f"{row['prompt']} {row['chosen']} {row['rejected']}".split()) for row in pairs) / args.steps
     return {"losses": losses, "seconds": timer.seconds, "cpu": timer.cpu, "tokens": tokens, "before": before}
+
+
+def bare_seconds(args, peak: float) -> float:
+    """Of a step, the mean of those that are timed: the products at the measured peak; a ranking's completions once a step."""
+    pairs, total = pairs_of(args)[args.batch :], 0.0
+    for start in range(0, len(pairs), args.batch):
+        prompts: dict[str, dict[str, None]] = {}
+        for row in pairs[start : start + args.batch]:
+            prompts.setdefault(row["prompt"], {}).update({row["chosen"]: None, row["rejected"]: None})
+        total += sum(_group_flops(prompt, list(said), shape_of(args)) for prompt, said in prompts.items())
+    return (2 if args.lora else 3) * total / peak / (args.steps - 1)
+
+
+def _group_flops(prompt: str, said: list[str], shape) -> float:
+    """`useful_flops` of one prompt and its completions, counted pair by pair without the prompts that are there already."""
+    said = said + [""] * (len(said) % 2)
+    rows = [{"prompt": prompt, "chosen": a, "rejected": b} for a, b in zip(said[::2], said[1::2])]
+    alone = useful_flops([{"prompt": prompt, "chosen": "", "rejected": ""}], shape)
+    empty = useful_flops([{"prompt": "", "chosen": "", "rejected": ""}], shape)
+    return useful_flops(rows, shape) - (len(rows) - 1) * (alone - empty)
 
 
 def against_one(args) -> list[float]:
@@ -133,7 +180,7 @@ def child(args) -> None:
     print(json.dumps(result))
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--batch", type=int, default=8)
@@ -141,33 +188,55 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--size", default="20M", choices=list(SIZES))
-    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--case", default="hh", help="hh, prompt-free or gsm8k")
+    parser.add_argument("--model", help="a folder of this size's shape; default: random weights")
+    parser.add_argument("--vocabulary", type=int)
+    parser.add_argument("--lora", type=int, default=0, help="rank, on all linear layers; 0: full training")
+    parser.add_argument("--rankings", type=int, default=0, help="completions of a prompt, all pairs of which are in the data")
     parser.add_argument("--token-budget", type=int, default=1024, help="of one pass; 0: the whole micro-batch")
     parser.add_argument("--repeats", type=int, default=4, help="pairs of runs for K = 8 against K = 1; 0: leave it out")
-    parser.add_argument("--side", choices=["trl", "multiref", "k"])
-    args = parser.parse_args()
+    parser.add_argument("--side", choices=["trl", "trl-plain", "multiref", "k"])
+    parser.add_argument("--only", help="one side alone, its figures printed")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     if args.side:
         child(args)
         return
+    peaks = matmul_peak(args, "float32" if args.device == "cpu" else None)
     print(f"{machine()}; {args.threads} threads, {args.device} {args.dtype}, Llama {args.size}, batch {args.batch}")
-    found = {name: run_side(__file__, name, args) for name in ("trl", "multiref")}
-    for name, result in found.items():
-        step = statistics.median(result["seconds"][1:])
+    print(f"matrix products: {peaks[0] / 1e9:.0f} GFLOP/s, {peaks[1] / 1e9:.0f} GFLOP per second of processor time", flush=True)
+    found = {}
+    for name in [args.only] if args.only else ["multiref", "trl", "trl-plain"]:
+        found[name] = result = run_side(__file__, name, args, only=None)
+        step, work = (statistics.median(result[key][1:]) for key in ("seconds", "cpu"))
         memory = f"peak {result['peak']:.0f} MiB, {result['grown']:.0f} of it in training"
         memory += f", device {result['device']:.0f} MiB" if result["device"] is not None else ""
-        work = statistics.median(result["cpu"][1:])
-        print(
-            f"{name:9} {step:7.3f} s a step, {work:.3f} s of processor time, {result['tokens'] / step:8.0f} tokens/s, {memory}"
-        )
-    ratios = [a / b for a, b in zip(found["trl"]["seconds"][1:], found["multiref"]["seconds"][1:])]
-    worked = [a / b for a, b in zip(found["trl"]["cpu"][1:], found["multiref"]["cpu"][1:])]
-    apart = max(abs(a - b) for a, b in zip(found["trl"]["losses"], found["multiref"]["losses"]))
-    peaks = {f"{name}_peak_mib": round(result["peak"]) for name, result in found.items()}
-    case = f"a step of {args.batch} pairs, {args.size}, {args.device}"
-    record(case, statistics.median(ratios), against="ours (TRL's DPO)", at_least=4, losses_differ_by=apart, **peaks)
-    record(f"{case}, processor time", statistics.median(worked), against="ours (TRL's DPO)", losses_differ_by=apart)
-    print(f"losses {', '.join(f'{loss:.4f}' for loss in found['multiref']['losses'])}")
-    if args.repeats:
+        print(f"{name:9} {step:7.3f} s a step, {work:.3f} of the processor, {result['tokens'] / step:.0f} tokens/s, {memory}")
+    kind = f"rankings of {args.rankings}, " if args.rankings else ""
+    case = f"{args.batch} {args.case} pairs, {kind}{f'LoRA {args.lora}' if args.lora else 'full'}, {args.size}, {args.device}"
+    large, ours = args.size == "135M", found.get("multiref")
+    if ours is not None:
+        for key, peak, label in zip(("seconds", "cpu"), peaks, ("", ", processor time")):
+            over = statistics.mean(ours[key][1:]) / bare_seconds(args, peak)
+            mark = (2 if args.lora else 1.6) if large and label and not args.rankings else None
+            record(f"a step of {case}{label}", over, against="bare matrix products", at_most=mark)
+    for name, peer, mark in (
+        ("trl", "ours (TRL's DPO, stored references)", 3 if args.rankings else 3.3 if large else 4),
+        ("trl-plain", "ours (TRL's DPO as it comes)", 4.5 if large and not args.rankings else None),
+    ):
+        if ours is not None and name in found:
+            theirs = found[name]
+            apart = max(abs(a - b) for a, b in zip(theirs["losses"], ours["losses"])) if name == "trl" else None
+            peaks_of = {"multiref_peak_mib": round(ours["peak"]), "trl_peak_mib": round(theirs["peak"])}
+            for key, label, least in (("seconds", "", None), ("cpu", ", processor time", mark)):
+                ratio = statistics.median(a / b for a, b in zip(theirs[key][1:], ours[key][1:]))
+                record(f"a step of {case}{label}", ratio, against=peer, at_least=least, losses_differ_by=apart, **peaks_of)
+            if large:
+                record(f"peak memory, {case}", ours["peak"] / theirs["peak"], against=peer[6:-1], at_most=0.5, **peaks_of)
+    if args.repeats and not args.only:
         low, middle, high = statistics.quantiles(run_side(__file__, "k", args)["ratios"], n=4)
         record("K = 8, paired steps", middle, against="K = 1", at_most=1.1, quartiles=[round(low, 4), round(high, 4)])
 

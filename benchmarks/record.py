@@ -21,7 +21,8 @@ PACKAGES = ("multiref", "torch", "transformers", "trl", "numpy", "scipy", "cvxpy
 def record(
     case: str, ratio: float, *, against: str, at_most: float | None = None, at_least: float | None = None, **figures: Any
 ) -> None:
-    """Appends one ratio to `results.jsonl` and prints it; with a mark (`at_most` or `at_least`), whether it is met."""
+    """Appends one ratio to `results.jsonl` and prints it; with a mark (`at_most` or `at_least`), whether it is met.
+    Of a dry run (`--size tiny`) it prints alone."""
     mark = f"at most {at_most:g}" if at_most is not None else f"at least {at_least:g}" if at_least is not None else None
     met = None if mark is None else (at_most is None or ratio <= at_most) and (at_least is None or ratio >= at_least)
     line = {
@@ -37,8 +38,9 @@ def record(
         "machine": machine(),
         "versions": versions(),
     }
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    if "tiny" not in sys.argv:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     verdict = "" if mark is None else f"   mark: {mark}× {'met' if met else 'MISSED'}"
     print(f"{case:45} {ratio:10.2f} × {against}{verdict}", flush=True)
 

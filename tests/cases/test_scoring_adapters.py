@@ -259,3 +259,32 @@ def test_one_base_wears_one_at_a_time(base, made):
         pass
     with shared.with_adapter(folder), shared.with_adapter(folder):
         pass
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], "all-linear", ["lm_head", "k_proj"]], ids=["two", "all", "head"])
+def test_an_adapter_scores_merged_and_leaves_the_base_its_bits(base, made, targets):
+    """W + s B A in place of W says what PEFT says of both, to rounding; after it the base has the very bits that it had."""
+    folder, right, _ = made(5, target_modules=targets)
+    shared = SharedBase(ModelSpec(base), "cpu")
+    bare = shared.language_model()
+    before = {name: weight.clone() for name, weight in bare.model.state_dict().items()}
+    for _ in range(2):
+        with shared.with_adapter(folder) as worn, shared.with_adapter(folder) as again:
+            layers = [each for each in worn.modules() if hasattr(each, "merged_adapters")]
+            assert layers and all(each.merged for each in layers) and again is worn
+            assert plain(worn, bare.tokenizer) == pytest.approx(right, abs=1e-4)
+        with shared.with_adapter(None) as model:
+            weights = model.state_dict().items()
+        found = {name.removeprefix("base_model.model.").replace(".base_layer", ""): weight for name, weight in weights}
+        assert all(torch.equal(found[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["bfloat16", "tied"])
+def test_an_adapter_is_not_merged_where_that_is_another_model(made, tiny_tokenizer, tmp_path, narrow):
+    """bfloat16 weights would round a small change away; of tied ends the other one would change too."""
+    make_llama(len(tiny_tokenizer), tie_word_embeddings=not narrow).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    folder, _, _ = made(6, on=str(tmp_path), target_modules=["q_proj"] if narrow else ["q_proj", "lm_head"])
+    shared = SharedBase(ModelSpec(str(tmp_path), dtype="bfloat16" if narrow else None), "cpu")
+    with shared.with_adapter(folder) as worn:
+        assert not any(each.merged for each in worn.modules() if hasattr(each, "merged_adapters"))

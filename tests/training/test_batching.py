@@ -1,12 +1,18 @@
 """Which pairs go together: every pair once an epoch, another order in each, as many batches on every rank,
 a budget that is kept."""
 
+import itertools
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiref.errors import ArgumentError
-from multiref.training.batching import StepBatches, cut_into_microbatches
+from multiref.models import Encoded
+from multiref.training.batching import StepBatches, cut_into_microbatches, merge_pairs
+from multiref.training.dataset import PairBatch
+from tests.conftest import make_llama
 
 LENGTHS = [(7 * n) % 23 + 1 for n in range(23)]
 
@@ -68,3 +74,46 @@ def test_passes_keep_the_budget_and_lose_nothing(lengths, budget):
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
     more = cut_into_microbatches(lengths, budget, at_least=min(len(lengths), len(groups) + 2))
     assert len(more) >= min(len(lengths), len(groups) + 2) and sorted(i for g in more for i in g) == list(range(len(lengths)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.integers(0, 4), min_size=2, max_size=2, unique=True)), min_size=1, max_size=12
+    )
+)
+def test_merged_pairs_have_each_completion_once_and_lose_none(pairs):
+    """The places lead from every completion of every pair to the same ids behind the same prompt."""
+    texts = [((prompt,), tuple((10 + c,) * (c + 1) for c in sides)) for prompt, sides in pairs]
+    encoded = [Encoded(prompt, sides, (False, False)) for prompt, sides in texts]
+    rows, members, places = merge_pairs(encoded)
+    there = [(row.prompt_ids, ids) for row in rows for ids in row.completions]
+    assert len(set(there)) == len(there) and len(rows) == len({prompt for prompt, _ in texts})
+    assert [there[place] for place in places] == [(prompt, ids) for prompt, sides in texts for ids in sides]
+    assert sorted(i for row in members for i in row) == list(range(len(pairs)))
+
+
+def test_a_ranking_costs_each_completion_once_and_moves_the_same_gradient():
+    """Six pairs of four completions: one row of four; loss and gradient are those of the pairs one by one."""
+    torch.manual_seed(0)
+    model = make_llama(40).double().eval()
+    said = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (14,)]
+    encoded = tuple(Encoded((1, 2, 3), pair, (False, False)) for pair in itertools.combinations(said, 2))
+    seen, hook = (
+        [],
+        model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True),
+    )
+
+    def gradient(batches):
+        model.zero_grad()
+        for batch in batches:
+            zeros = torch.zeros(1, len(batch), 2, dtype=torch.float64)
+            policy = PairBatch(batch, zeros, zeros.long(), torch.ones(len(batch))).logps(model).policy
+            (policy[:, 0] - policy[:, 1]).sigmoid().log().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    alone = gradient([(pair,) for pair in encoded])
+    seen.clear()
+    assert (gradient([encoded]) - alone).abs().max() <= 1e-5  # transformers' norms are in float32
+    hook.remove()
+    assert seen[-1] == 3 + sum(map(len, said))

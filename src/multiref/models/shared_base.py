@@ -2,12 +2,14 @@
 
 import gc
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
+from torch import nn
 
 from multiref.errors import ModelError
 from multiref.models.adapters import check_base, put_adapter
@@ -25,6 +27,9 @@ class SharedBase:
     `SharedBase.of(...)` with equal arguments gives the same object as long as somebody holds it. Who will use it says `claim`,
     and `release` when done; with the last one the weights go. One that is given its model (`loaded`) keeps it.
 
+    The adapter is merged into copies of the weights that it changes while it is on, so that it scores at the base's speed: in
+    float32 and wider, and on plain linear layers; elsewhere it is computed beside them. The base's own bits come back after.
+
     An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that PEFT does not put
     beside the others, gets a copy of the base of its own, so that nobody else's scores move.
     """
@@ -35,6 +40,7 @@ class SharedBase:
         self._adapters: dict[str, str] = {}
         self._own: dict[str, Any] = {}
         self._peft: Any = None
+        self._now: Any = None
         self._turn = threading.RLock()
         self._inside: list[str | None] = []
 
@@ -72,9 +78,15 @@ class SharedBase:
                 )
             self._inside.append(adapter)
             try:
-                yield self._wearing(adapter)
+                if len(self._inside) > 1:
+                    yield self._now
+                else:
+                    self._now = self._wearing(adapter)
+                    with _merged(self._now, self._adapters[adapter]) if adapter in self._adapters else nullcontext():
+                        yield self._now
             finally:
                 self._inside.pop()
+                self._now = self._now if self._inside else None
 
     def _wearing(self, adapter: str | None) -> Any:
         if adapter is not None and adapter not in self._adapters and adapter not in self._own:
@@ -117,6 +129,38 @@ class SharedBase:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _merged(model: Any, adapter: str) -> Iterator[None]:
+    """W + s B A in place of W where that is what the adapter computes; on leaving, W itself. Narrow weights would round it
+    away, and tied ones are another layer's too."""
+    from peft.tuners.lora.layer import Linear, LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.scaling]
+    owners = Counter(id(each) for module in model.modules() for each in module._parameters.values())
+    plain = all(
+        type(layer) is Linear
+        and type(layer.get_base_layer()) is nn.Linear
+        and layer.weight.dtype.itemsize >= 4
+        and owners[id(layer.weight)] == 1
+        and adapter not in layer.lora_variant
+        and not layer.lora_bias[adapter]
+        for layer in layers
+    )
+    if not plain or not layers or model.peft_config[adapter].peft_type != "LORA":
+        yield
+        return
+    held = [(layer, layer.weight.data) for layer in layers]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in layers:
+                layer.merge(safe_merge=True, adapter_names=[adapter])
+        yield
+    finally:
+        for layer, weight in held:
+            layer.weight.data = weight
+            layer.merged_adapters.clear()
 
 
 def _marks(parameters: list[torch.nn.Parameter]) -> list[tuple[torch.Size, int]]:

@@ -8,13 +8,15 @@ them more). So the budget never decides *which* pairs make a step, only into how
 
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from multiref.errors import ArgumentError
-from multiref.models import token_budget_batches
+from multiref.models import Encoded, token_budget_batches
+from multiref.models.batching import ROW_LIMIT
 
 
 class StepBatches(Sampler[list[int]]):
@@ -105,3 +107,48 @@ def cut_into_microbatches(
             raise ArgumentError(f"{len(lengths)} rows cannot be cut into {at_least} passes.")
         groups[widest : widest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return groups
+
+
+@dataclass
+class _Row:
+    """One prompt's row: which pairs it has, and its different completions in the order in which they came."""
+
+    prompt: tuple[int, ...]
+    length: int
+    members: list[int] = field(default_factory=list)
+    completions: dict[tuple[int, ...], bool] = field(default_factory=dict)  # ids → whether they were cut
+
+
+def merge_pairs(encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[list[int]], list[int]]:
+    """Pairs of one prompt as one row with each different completion once: six pairs of four completions are a row of four.
+
+    A row takes pairs up to 2,048 tokens. Returns the rows; which pairs each has; and for every completion of `encoded`, in
+    order, its place among the completions of the rows.
+    """
+    rows: list[_Row] = []
+    open_rows: dict[tuple[int, ...], _Row] = {}
+    for index, item in enumerate(encoded):
+        new = dict.fromkeys(item.completions)
+        row = None if item.contexts else open_rows.get(item.prompt_ids)
+        more = sum(len(ids) for ids in new if row is None or ids not in row.completions)
+        if row is None or row.length + more > ROW_LIMIT:
+            row, more = _Row(item.prompt_ids, len(item.prompt_ids)), sum(map(len, new))
+            rows.append(row)
+            if not item.contexts:
+                open_rows[item.prompt_ids] = row
+        row.members.append(index)
+        row.length += more
+        row.completions |= dict(zip(item.completions, item.truncated))
+    merged = [
+        encoded[row.members[0]]
+        if len(row.members) == 1
+        else Encoded(row.prompt, tuple(row.completions), tuple(row.completions.values()))
+        for row in rows
+    ]
+    starts = itertools.accumulate((len(item.completions) for item in merged), initial=0)
+    found: dict[int, list[int]] = {}
+    for start, row, item in zip(starts, rows, merged):
+        at = {ids: start + place for place, ids in enumerate(item.completions)}
+        alone = list(range(start, start + len(item.completions)))
+        found |= {i: alone if len(row.members) == 1 else [at[ids] for ids in encoded[i].completions] for i in row.members}
+    return merged, [row.members for row in rows], [place for index in range(len(encoded)) for place in found[index]]

@@ -19,6 +19,7 @@ from multiref.models.chat import Chat
 from multiref.models.encoding import check_one_prompt
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
+from multiref.training.batching import merge_pairs
 from multiref.training.encoded_rows import EncodedRows
 from multiref.training.objectives import PairLogps
 
@@ -52,8 +53,9 @@ class PairBatch:
         return [len(item.prompt_ids) + sum(map(len, item.completions)) for item in self.encoded]
 
     def logps(self, model: nn.Module) -> PairLogps:
-        """What an objective is shown of these pairs under this policy, in one pass."""
-        policy = completion_logps(model, self.encoded).reshape(-1, 2)
+        """What an objective is shown of these pairs under this policy, in one pass, in which no completion comes twice."""
+        rows, _, places = merge_pairs(self.encoded)
+        policy = completion_logps(model, rows)[places].reshape(-1, 2)
         device = policy.device
         return PairLogps(policy, self.references.to(policy), self.lengths.to(device), self.ref_lengths.to(device))
 

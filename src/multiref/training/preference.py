@@ -1,6 +1,7 @@
 """`PreferenceTrainer`: preference training under several references, as a `transformers.Trainer` that overrides documented
 methods only."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +13,15 @@ from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.audit import audit_layout
-from multiref.models.encoding import context_of
+from multiref.models.encoding import Encoded, context_of
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows
 from multiref.models.processor import as_tokenizer
+from multiref.models.rows import row_length
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.regularizers import Regularizer, check_weights
-from multiref.training.batching import cut_into_microbatches
+from multiref.training.batching import cut_into_microbatches, merge_pairs
 from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Objective, PairLogps, Preference
@@ -130,7 +132,9 @@ class PreferenceTrainer(PairTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, in as many passes as the token budget asks; every rank makes equally many."""
-        groups = self._passes(inputs["pairs"])
+        pairs = inputs["pairs"]
+        merged, members, _ = merge_pairs(pairs.encoded)  # pairs of one prompt stay together
+        groups = [[i for row in rows for i in members[row]] for rows in self._passes(merged)]
         if len(groups) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         losses, last = [], self.accelerator.sync_gradients
@@ -165,8 +169,10 @@ class PreferenceTrainer(PairTrainer):
     def audit(self, model: nn.Module) -> None:
         """On all rows, in passes of as many pairs as a micro-batch has; ranks of a sharded model bring their parts together."""
         rows, size = self.train_dataset.encoded, self.args.per_device_train_batch_size  # type: ignore[union-attr]
-        cuts = range(size, len(rows), size)  # of the rows of all ranks, the same on each
-        mine = rows[self.args.process_index :: self.args.world_size] if self.is_fsdp_enabled else rows
+        parts = [merge_pairs(rows[start : start + size])[0] for start in range(0, len(rows), size)]
+        cuts = list(itertools.accumulate(map(len, parts)))  # of the rows of all ranks, the same on each
+        merged = [row for part in parts for row in part]
+        mine = merged[self.args.process_index :: self.args.world_size] if self.is_fsdp_enabled else merged
         audit_layout(model, mine, token_budget=self.token_budget or ONE_PASS, cuts=cuts, always=True)
 
     @torch.no_grad()
@@ -200,17 +206,18 @@ class PreferenceTrainer(PairTrainer):
         with self.accelerator.autocast():
             return pairs.logps(model)
 
-    def _passes(self, pairs: PairBatch) -> list[list[int]]:
-        groups = cut_into_microbatches(pairs.row_lengths, self.token_budget)
+    def _passes(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        lengths = [row_length(row, shared=True) for row in rows]
+        groups = cut_into_microbatches(lengths, self.token_budget)
         if self.token_budget is None or self.args.world_size == 1:
             return groups
         counts = torch.tensor([len(groups)], device=self.args.device)
         most = int(self.accelerator.gather(counts).max())
-        fewest = int(-self.accelerator.gather(torch.tensor([-len(pairs)], device=self.args.device)).max())
+        fewest = int(-self.accelerator.gather(torch.tensor([-len(rows)], device=self.args.device)).max())
         return (
-            cut_into_microbatches(pairs.row_lengths, self.token_budget, at_least=most)
+            cut_into_microbatches(lengths, self.token_budget, at_least=most)
             if most <= fewest
-            else cut_into_microbatches(pairs.row_lengths, None)
+            else cut_into_microbatches(lengths, None)
         )
 
     # ---- evaluation and logs ----
