@@ -118,8 +118,7 @@ def inputs_of(model: nn.Module, rows: Rows) -> dict[str, Any]:
     if rows.mask is not None:
         inputs["position_ids"] = rows.position_ids
         inputs["attention_mask"] = rows.mask
-        kind = getattr(getattr(unwrapped(model), "config", None), "_attn_implementation", "sdpa")
-        if kind != "sdpa" or rows.mask.device.type == "cpu":  # eager adds its mask; there sdpa converts it in every layer
+        if getattr(getattr(unwrapped(model), "config", None), "_attn_implementation", "sdpa") != "sdpa":  # eager adds its mask
             dtype = next(model.parameters()).dtype
             zero = torch.zeros((), dtype=dtype, device=rows.mask.device)
             inputs["attention_mask"] = torch.where(rows.mask, zero, torch.finfo(dtype).min)
