@@ -34,8 +34,8 @@ def scores_of(pairs, k: int, seed: int = 0):
 
     from multiref.references.scores import SequenceScores, content_keys
 
-    prompts = [row["prompt"] for row in pairs for _ in range(2)]
-    sides = [row[side] for row in pairs for side in ("chosen", "rejected")]
+    texts = dict.fromkeys((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
+    prompts, sides = zip(*texts)
     lengths = torch.tensor([[len(side.split()) + 1 for side in sides]] * k)
     noise = torch.randn(k, len(sides), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     logps = -10.4 * lengths + 2 * noise

@@ -270,7 +270,8 @@ def matrix_units(device: str) -> bool:
 def compare(args: argparse.Namespace, case: str, peaks: tuple[float, float]) -> dict[str, Any]:
     """One case against TRL: its lines of results, and what ours found."""
     ours = run_side(__file__, "multiref", args, case=case)
-    shape, title = shape_of(args), f"{case} pairs, {args.size}, {args.dtype}, {args.device}"
+    dtype = "" if args.dtype == "float32" else f"{args.dtype}, "
+    shape, title = shape_of(args), f"{case} pairs, {args.size}, {dtype}{args.device}"
     pairs = make_pairs(case, args.pairs, shape["vocab_size"])
     flops, mark = useful_flops(pairs, shape), MARKS.get(args.size, {}).get(case)
     if not args.alone:
