@@ -143,6 +143,7 @@ def _merged(model: Any, adapter: str) -> Iterator[None]:
         type(layer) is Linear
         and type(layer.get_base_layer()) is nn.Linear
         and layer.weight.dtype.itemsize >= 4
+        and layer.weight.device.type != "meta"
         and owners[id(layer.weight)] == 1
         and adapter not in layer.lora_variant
         and not layer.lora_bias[adapter]
@@ -153,14 +154,21 @@ def _merged(model: Any, adapter: str) -> Iterator[None]:
         return
     held = [(layer, layer.weight.data) for layer in layers]
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in layers:
-                layer.merge(safe_merge=True, adapter_names=[adapter])
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                for layer in layers:
+                    layer.merge(safe_merge=True, adapter_names=[adapter])
+        except (RuntimeError, ValueError):  # no memory for the copies, or they are not finite
+            _restore(held)
         yield
     finally:
-        for layer, weight in held:
-            layer.weight.data = weight
-            layer.merged_adapters.clear()
+        _restore(held)
+
+
+def _restore(held: list[tuple[Any, torch.Tensor]]) -> None:
+    for layer, weight in held:
+        layer.weight.data = weight
+        layer.merged_adapters.clear()
 
 
 def _marks(parameters: list[torch.nn.Parameter]) -> list[tuple[torch.Size, int]]:
