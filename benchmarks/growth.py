@@ -43,8 +43,10 @@ def measure(args: argparse.Namespace, setting: dict[str, int]) -> tuple[float, f
     data = [{"prompt": f"<s> {a}", "chosen": f" {b}", "rejected": f" {c}"} for a, b, c in rows]
     seconds, grown = [], []
     for _ in range(args.repeats):
-        loaded = LanguageModel(*build(args), "a random Llama")  # one that was not audited yet
-        references = References({f"reference {k}": loaded for k in range(count)})
+        made = [LanguageModel(*build(args), f"random Llama {k}") for k in range(count)]  # none was audited yet
+        for k, each in enumerate(made):  # equal weights would be scored once
+            next(each.model.parameters()).data.add_(1e-4 * k)
+        references = References({each.name: each for each in made})
         before = reset_peak(args.device)
         began = time.process_time() if args.device == "cpu" else time.perf_counter()
         references.score(data)
