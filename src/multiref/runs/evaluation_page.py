@@ -71,7 +71,12 @@ def _picture(policies: Figures, metric: str) -> Picture:
     for row, (name, (mean, low, high)) in enumerate(rows):
         assert mean is not None
         bars = None if low is None or high is None else [[mean - low], [high - mean]]
-        style = {"color": PALETTE[row % len(PALETTE)], "marker": MARKERS[row % len(MARKERS)], "markersize": 7, "capsize": 2.5}
+        style: dict[str, Any] = {
+            "color": PALETTE[row % len(PALETTE)],
+            "marker": MARKERS[row % len(MARKERS)],
+            "markersize": 7,
+            "capsize": 2.5,
+        }
         axes.errorbar(mean, row, xerr=bars, linestyle="none", label=name, **style)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.tick_params(axis="y", labelcolor=INK, length=0)
