@@ -1,0 +1,120 @@
+"""What every regularizer is: an f, a pool, and the formulas that follow from the two."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from multiref._logspace import Weights, check_beta, check_weights, expectation, log_ratio
+from multiref.divergences import NEAR_ZERO, f_prime, weighted_alpha_divergence
+from multiref.pools import power_pool
+
+R = TypeVar("R", bound="Regularizer")
+
+
+@dataclass(frozen=True, eq=False)
+class Regularizer(ABC):
+    """Abstract: a divergence to K weighted references. Its members are final values: hashable, comparable, printable.
+
+    Args:
+        weights: [K] on the simplex, or a tensor [K, *E] where weights differ per example;
+            None is uniform over however many references come. A tensor that requires a gradient stays one,
+            so that weights can be learned.
+    """
+
+    weights: Weights = None
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        n = self.weights.shape[0] if isinstance(self.weights, Tensor) and self.weights.ndim else len(self.weights)
+        checked = check_weights(self.weights, n)
+        plain = checked.ndim == 1 and not checked.requires_grad
+        object.__setattr__(self, "weights", tuple(checked.tolist()) if plain else checked)
+
+    @property
+    @abstractmethod
+    def alpha(self) -> float:
+        """Which f: 1 for reverse KL(π‖π_k), 0 for forward KL(π_k‖π)."""
+
+    @property
+    @abstractmethod
+    def order(self) -> float:
+        """ρ, the order of the power mean that pools the references."""
+
+    @property
+    @abstractmethod
+    def formula(self) -> str:
+        """The penalty, in one line."""
+
+    @property
+    @abstractmethod
+    def citation(self) -> str:
+        """Where it comes from, and whether that is a paper's statement or ours."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class, as in `ReverseKL`."""
+        return type(self).__name__
+
+    def pool(self, ref_logps: Tensor) -> Tensor:
+        r"""[K, *E] → [*E]: log P, the references as one unnormalised log-mass."""
+        return power_pool(ref_logps, self.weights, self.order)
+
+    def implicit_reward(self, policy_logps: Tensor, ref_logps: Tensor, *, beta: float) -> Tensor:
+        r"""[*E], [K, *E] → [*E]: the reward for which this policy is optimal, up to a constant per prompt.
+
+            r = β f'(π/P)
+
+        The constant cancels in a preference margin, so the pool need not be normalised. Exact wherever π* > 0.
+        Where α ≠ 1 the ratio enters as a power, so the result is float64 and spans e^{±|α−1|·log-ratio}:
+        finite for log-ratios of whole completions up to ±700/|α−1|.
+
+        Args:
+            policy_logps: log π of completions (summed over tokens), nats.
+            ref_logps: the references' log-probabilities of the same completions.
+            beta: strength β > 0.
+
+        Reference: Rafailov et al., 2023, eq. 5, with the reference replaced by the pool; DERIVED (docs/theory.md 3).
+        """
+        check_beta(beta)
+        return beta * f_prime(policy_logps - self.pool(ref_logps), self.alpha)
+
+    def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
+        r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β.
+        References are distributions over it."""
+        return self.penalty_given_pool(log_policy, None if self.alpha < NEAR_ZERO else self.pool(ref_logps), ref_logps)
+
+    def penalty_given_pool(self, log_policy: Tensor, log_pool: Tensor | None, ref_logps: Tensor) -> Tensor:
+        r"""`penalty` for who holds the pool [*B, Y] already. For α < 0.05 the pool's form would cancel:
+        there it is summed reference by reference."""
+        if log_pool is None or self.alpha < NEAR_ZERO:
+            return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
+        ratio = log_ratio(log_policy, log_pool, under=log_policy)
+        if self.alpha == 1:
+            return expectation(log_policy, ratio)
+        return expectation(log_policy, torch.expm1((self.alpha - 1) * ratio)) / (self.alpha * (self.alpha - 1))
+
+    def with_weights(self: R, weights: Weights) -> R:
+        """The same regularizer under other weights: of a sweep, or of a batch whose weights differ per example."""
+        changed = object.__new__(type(self))
+        for field, value in self.__dict__.items():
+            object.__setattr__(changed, field, value)
+        object.__setattr__(changed, "weights", weights)
+        changed.__post_init__()
+        return changed
+
+    def _key(self) -> tuple[object, ...]:
+        weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
+        return (type(self), weights, self.alpha, self.order)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Regularizer) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        return f"{self!r}: {self.formula}; pool of order {self.order:g}. {self.citation}"
