@@ -32,12 +32,19 @@ def padded(tokenizer):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generate_with_the_processor_is_generate_of_the_product(models, tokenizer, beams):
-    """Greedy and by beams (which reorder rows), on a batch that is padded on the left."""
+    """Greedy and by beams (which reorder rows), on a batch that is padded on the left; the prompt is read once a call, then
+    one token a step."""
     inputs, options = padded(tokenizer), {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
     expected = product_of(models, W).generate(**inputs, **options)
     pool = PoolLogitsProcessor(models, W, attention_mask=inputs["attention_mask"])
+    read = []
+    seen = models[1].register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
     assert torch.equal(models[0].generate(**inputs, **options, logits_processor=[pool]), expected)
     assert torch.equal(models[0].generate(**inputs, **options, logits_processor=[pool]), expected)  # a second call
+    seen.remove()
+    assert read[0] == inputs["input_ids"].shape[1] and sum(width > 1 for width in read) == 2
 
 
 def test_what_bends_the_pool_is_said(models, tokenizer):

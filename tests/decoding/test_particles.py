@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from multiref.models.lockstep import walk
+from multiref.models.particles import walk
 from multiref.models.spec import Generation
 from multiref.weighting.particles import effective_size, resample, thin
 from tests.decoding.worlds import BETA, LENGTH, Truth, W, reward, tables, text_of

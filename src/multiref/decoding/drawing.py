@@ -45,7 +45,7 @@ def sample(
     Args:
         prompts: strings, or tuples of chat messages. refs: a `References`, or what makes one.
         reward: function(prompts=…, completions=…) → N numbers; −∞ vetoes a completion. None: the escort.
-        method: "smc": islands of n particles that file every end (`models.lockstep.walk`), resampled within an island.
+        method: "smc": islands of n particles that file every end (`models.particles.walk`), resampled within an island.
             "importance": n · islands independent draws weighed once (soft best-of-n). "rejection": exactly n · islands draws of
             π*. "token": draws of the pool renormalised at each token, weighed by the reward alone: not the optimum, and said.
         proposal: of smc "flat" (½ pool + ½ its square root), of importance "pool" (its estimates are bounded), or the other

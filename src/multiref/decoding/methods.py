@@ -15,8 +15,9 @@ from multiref.decoding.draws import TOO_LARGE, PromptDraws
 from multiref.decoding.request import Request
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, EmptyPoolError
+from multiref.models.descent import Descent, descend
 from multiref.models.encoding import encode_many
-from multiref.models.lockstep import Descent, Filed, Twist, descend, walk
+from multiref.models.particles import Filed, Twist, walk
 from multiref.models.sampling import as_rollouts
 from multiref.models.spec import TOKENISATION
 from multiref.weighting.particles import thin

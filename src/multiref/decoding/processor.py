@@ -17,8 +17,8 @@ from multiref.pools import power_pool
 class PoolLogitsProcessor(LogitsProcessor):
     r"""Scores of the next token → log P_ρ of all models, normalised: `models[0].generate(…, logits_processor=[this])`.
 
-    The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own; where the rows are no
-    continuation of those of the step before (beams that were reordered, a new call) they are read again.
+    The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own, which follow rows that
+    are reordered (beams); where a row is no continuation of one of the step before (a new call) all are read again.
 
     Args:
         models: the one that generates, then the others, of one vocabulary. weights: [K] on the simplex; None is uniform.
@@ -47,15 +47,14 @@ class PoolLogitsProcessor(LogitsProcessor):
                 stacklevel=2,
             )
         self._takes = [takes(model) for model in self.others]
+        self._devices = [next(model.parameters()).device for model in self.others]
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._caches: list[Any] = []
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, T], [B, V] → [B, V]."""
-        before = self._ids.to(input_ids.device)
-        goes_on = before.shape == input_ids[:, :-1].shape and torch.equal(before, input_ids[:, :-1])
-        if not goes_on:
+        if not self._follow(input_ids):
             self._caches = [None] * len(self.others)
             if bool(torch.isinf(scores).any()):
                 warnings.warn(
@@ -70,11 +69,28 @@ class PoolLogitsProcessor(LogitsProcessor):
             pool = power_pool(torch.stack([scores, *others]).log_softmax(-1), weights, self.order)
         return pool.log_softmax(-1)  # beams add them up
 
+    def _follow(self, ids: Tensor) -> bool:
+        """The caches, brought to the rows that these go on from; False where some row goes on from none."""
+        before = self._ids.to(ids.device)
+        if before.shape != ids[:, :-1].shape or torch.equal(before, ids[:, :-1]):
+            return before.shape == ids[:, :-1].shape
+        same = (ids[:, None, :-1] == before).all(-1)  # [B, B]
+        if self.mask is not None:  # rows of different prompts may look alike, and be padded differently
+            prompt = torch.arange(len(ids), device=ids.device) * len(self.mask) // len(ids)
+            same &= prompt[:, None] == prompt
+        kept = [cache for cache in self._caches if cache is not None]
+        if not bool(same.any(-1).all()) or not all(hasattr(cache, "reorder_cache") for cache in kept):
+            return False
+        for cache, device in zip(self._caches, self._devices):
+            if cache is not None:
+                cache.reorder_cache(same.int().argmax(-1).to(device))
+        return True
+
     @torch.inference_mode()
     def _said(self, k: int, ids: Tensor, mask: Tensor | None) -> Tensor:
         """[B, V]: logits of the next token under one of the others."""
         model, names, cache = self.others[k], self._takes[k], self._caches[k]
-        device = next(model.parameters()).device
+        device = self._devices[k]
         new = ids if cache is None else ids[:, -1:]
         inputs: dict[str, Any] = {"input_ids": new.to(device), "use_cache": True}
         if mask is not None:

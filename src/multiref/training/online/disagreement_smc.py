@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from multiref._logspace import check_weights
-from multiref.models.lockstep import walk
+from multiref.models.particles import walk
 from multiref.models.sampling import encode_prompts, end_ids
 from multiref.models.spec import Generation
 
@@ -27,7 +27,7 @@ def estimate_disagreement(
     ends: Sequence[int] | None = None,
 ) -> tuple[float, float]:
     r"""(−log F, its standard error) for completions of exactly `new_tokens` tokens or an end token before,
-    by particles that file every end (`models.lockstep.walk`; docs/decoding.md).
+    by particles that file every end (`models.particles.walk`; docs/decoding.md).
 
     Each island's sum is unbiased for F, and the error is the spread over √islands: `particles` are all together.
     −log of the mean is too large on average by half the square of the error. The models share one vocabulary.
