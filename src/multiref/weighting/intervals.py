@@ -1,6 +1,8 @@
 """Certified bounds of means, by betting: no normal approximation, no estimate of a variance."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ def log_mean_bounds(log_samples: Tensor, log_most: float | None, *, delta: float
     """
     if log_samples.ndim != 2 or not log_samples.numel() or not 0 < delta < 1:
         raise ArgumentError(f"log_mean_bounds: expected [P, I] and δ in (0, 1), found {tuple(log_samples.shape)} and {delta}.")
-    prompts, samples = len(log_samples), log_samples.double()
+    samples = log_samples.double()
     if log_most is not None and float(samples.max()) > log_most + 1e-6:
         raise ArgumentError(f"log_mean_bounds: a sample of {float(samples.max()):.4g} is above {log_most:.4g} (logs).")
     lower, upper = 0.0, math.inf
@@ -33,18 +35,14 @@ def log_mean_bounds(log_samples: Tensor, log_most: float | None, *, delta: float
     if bool((centre == -math.inf).any()):
         lower = -math.inf
     else:
-        reach = math.log(1 / delta) + 6.0
-        grid = torch.arange(-reach, 1.0, STEP, dtype=torch.float64)  # of log z around the sample mean
-        shift = samples - centre[:, None]
-        phi = torch.stack([_capital((row[None] - grid[:, None]).exp() - 1) for row in shift])  # [P, G]
-        lower = _least(grid, phi, math.log(1 / delta)) / prompts - STEP + float(centre.mean())
+        shift = samples - centre[:, None]  # u: log z around the sample mean
+        falls = [partial(_below, row) for row in shift]
+        lower = _least(falls, -math.log(1 / delta) - 6.0, 1.0, math.log(1 / delta)) + float(centre.mean())
     if log_most is not None:
         far = float(log_most - centre[centre > -math.inf].min()) if bool((centre > -math.inf).any()) else 60.0
-        grid = torch.arange(STEP, min(far, 60.0) + 4.0, STEP, dtype=torch.float64)  # of log_most − log z
-        shares = (samples - log_most).exp().clamp_max(1.0)  # X / most
-        rest = -torch.expm1(-grid)  # 1 − z / most
-        psi = torch.stack([_capital((1 - row)[None] / rest[:, None] - 1) for row in shares])
-        upper = log_most - _least(grid, psi, math.log(1 / delta)) / prompts + STEP
+        shares = (samples - log_most).exp().clamp_max(1.0)  # X / most;  u: log_most − log z
+        falls = [partial(_above, row) for row in shares]
+        upper = log_most - max(_least(falls, STEP / 100, min(far, 60.0) + 4.0, math.log(1 / delta)), 0.0)
     return lower, min(upper, log_most) if log_most is not None else upper
 
 
@@ -53,20 +51,41 @@ def islands_needed(log_mean: float, log_most: float, *, prompts: int, delta: flo
     return math.log(1 / delta) / prompts * math.exp(min(log_most - log_mean, 700.0))
 
 
+def _below(log_samples: Tensor, u: Tensor) -> Tensor:
+    """[I], [G] → [G]: φ of samples X at means e^u."""
+    return _capital((log_samples - u[:, None]).exp() - 1)
+
+
+def _above(shares: Tensor, u: Tensor) -> Tensor:
+    """[I], [G] → [G]: φ of 1 − X, X in [0, 1], at means 1 − e^{−u}."""
+    return _capital((1 - shares) / -torch.expm1(-u[:, None]) - 1)
+
+
 def _capital(gains: Tensor) -> Tensor:
     """[G, I] relative deviations → [G]: log of the mean over bets of ∏_i (1 + c · gain)."""
     logs = torch.stack([torch.log1p(bet * gains).sum(-1) for bet in BETS])
     return logs.logsumexp(0) - math.log(len(BETS))
 
 
-def _least(grid: Tensor, phi: Tensor, capital: float) -> float:
-    r"""A lower bound of min Σ_x u_x over Σ_x φ_x(u_x) ≤ capital: max_λ Σ_x min_u (u + λ φ_x(u)) − λ capital (weak duality).
+def _least(falls: Sequence[Callable[[Tensor], Tensor]], low: float, high: float, capital: float) -> float:
+    r"""A lower bound of min (1/P) Σ u_x over Σ φ_x(u_x) ≤ capital, every φ falling from `low` to `high`; −∞: none is known.
 
+    One φ: where it crosses, cut into ever finer parts. Several: max_λ Σ_x min_u (u + λ φ_x(u)) − λ capital (weak duality).
     u + λ φ has one valley, so a least value inside the grid is the least of all; a λ whose least is at an edge is passed over.
     """
+    if len(falls) == 1:
+        for _ in range(4):
+            grid = torch.linspace(low, high, 33, dtype=torch.float64)
+            above = int((falls[0](grid) > capital).sum())
+            if not above:
+                return -math.inf
+            low, high = float(grid[above - 1]), float(grid[min(above, 32)])
+        return low
+    grid = torch.arange(low, high, STEP, dtype=torch.float64)
+    phi = torch.stack([fall(grid) for fall in falls])  # [P, G]
     best = -math.inf
     for multiplier in torch.logspace(-4, 2, 150, dtype=torch.float64):
         value, place = (grid[None] + multiplier * phi).min(-1)
         if bool(((place > 0) & (place < len(grid) - 1)).all()):
             best = max(best, float(value.sum() - multiplier * capital))
-    return best
+    return best / len(falls) - STEP
