@@ -3,6 +3,9 @@
 import copy
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import multiref as mr
 from multiref.data import Pair
-from multiref.errors import ArgumentError, ModelError, StoreError, WeightsError
+from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, StoreError, WeightsError
 from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
 from multiref.references.scores import SequenceScores, content_keys
-from multiref.training import MultiDPO, PreferenceData, PreferenceTrainer
+from multiref.training import LengthNormalised, MultiDPO, PreferenceData, PreferenceTrainer
 from tests.training.letters import letter_tokenizer
 from tests.training.world import arguments
 
@@ -273,3 +276,26 @@ def test_the_saved_state_of_a_run_is_plain(policy, tokenizer, pairs, scores, tmp
         "kl/a",
         "weights/c",
     } <= set(state["log_history"][0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "marks", "words"),
+    [
+        (mr.losses.bradley_terry, [1.0] * 23, "pairs:1: its label is private at ε = 1 .* takes labels as they stand"),
+        (partial(mr.losses.randomised_response, epsilon=2.0), [1.0] * 23, "pairs:1: .* is for ε = 2"),
+        (partial(mr.losses.randomised_response, epsilon=1.0), [1.0, None] + [1.0] * 21, "pairs:2: .* not marked"),
+        (partial(mr.losses.randomised_response, epsilon=1.0), [1.0] * 23, ""),
+    ],
+    ids=["plain", "another", "some", "right"],
+)
+def test_labels_that_are_marked_as_private_are_recognised(loss, marks, words, policy, tokenizer, pairs, scores, tmp_path):
+    """As a run file does, also under a variant that hands the loss on; of a loss that is not ours a warning is all there is."""
+    marked = [replace(pair, epsilon=mark) for pair, mark in zip(pairs, marks)]
+    given = {"args": arguments(tmp_path), "train_dataset": marked, "scores": scores, "processing_class": tokenizer}
+    for wrap in (lambda one: one, LengthNormalised):
+        objective = wrap(mr.training.Preference.of(mr.ReverseKL(), BETA, loss=loss))
+        with pytest.raises(DataError, match=words) if words else nullcontext():
+            PreferenceTrainer(policy, objective, **given)
+    own = mr.training.Preference.of(mr.ReverseKL(), BETA, loss=lambda a, b: loss(a, b))
+    with pytest.warns(MultirefWarning, match="not ours"):
+        PreferenceTrainer(policy, own, **given)

@@ -174,7 +174,8 @@ def check_marks(pairs: Sequence[Pair], epsilon: float | None, source: str, *, al
         loss = "takes labels as they stand" if epsilon is None else f"is for ε = {epsilon:g}"
         raise DataError(
             f"{wrong.origin or source}: its label is private at ε = {wrong.epsilon:g} (column {EPSILON}), and the loss {loss}. "
-            f"Write privacy: {{epsilon: {wrong.epsilon:g}}}; to train on the flips as they are, remove the column."
+            f"Write privacy: {{epsilon: {wrong.epsilon:g}}} in a run file; in Python take losses.randomised_response at this "
+            "epsilon (RewardTrainer: privacy=…). To train on the flips as they are, remove the column."
         )
     plain = next((pair for pair in pairs if pair.epsilon is None), None)
     if all_private and plain is not None and any(pair.epsilon is not None for pair in pairs):

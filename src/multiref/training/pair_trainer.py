@@ -1,6 +1,7 @@
 """What trainers on pairs share: steps of equally many pairs on every rank, averages over the pairs of a step, safe files."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from multiref.errors import ArgumentError, ModelError, OutputError
+from multiref import losses as preference_losses
+from multiref.data.privacy import check_marks
+from multiref.data.spooled import SpooledPairs
+from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, OutputError
 from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.training.adapters import complete_folder
 from multiref.training.arguments import SumCheckpoints
@@ -69,6 +73,23 @@ class PairTrainer(Trainer):
         self.add_callback(self._sums)
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
         self.add_callback(_Watch(self))
+
+    def check_privacy(self, loss: Any, epsilon: float | None = None) -> None:
+        """DataError where labels are marked as private at another ε than `loss` takes into account: `epsilon`, or what a
+        partial of `losses.randomised_response` holds. Of a function that is not ours nobody knows: a MultirefWarning."""
+        epsilon = getattr(loss, "keywords", {}).get("epsilon", epsilon)
+        held_out: Any = self.eval_dataset
+        each = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
+        for data in each:
+            pairs = getattr(data, "pairs", ())
+            if not isinstance(pairs, SpooledPairs):  # those of a run file, which are checked where they are read
+                name = "train_dataset" if data is each[0] else "eval_dataset"
+                try:
+                    check_marks(pairs, epsilon, name, all_private=data is each[0])
+                except DataError as error:
+                    if loss is None or getattr(loss, "func", loss).__module__ == preference_losses.__name__:
+                        raise
+                    warnings.warn(f"{error} Found a loss that is not ours: does it know of ε?", MultirefWarning, stacklevel=3)
 
     # ---- no noise in a likelihood ----
 

@@ -116,6 +116,10 @@ class PreferenceTrainer(PairTrainer):
         self._starts_as = starts_as(model, tokenizer, train.identities, train.said)
         check_ids(train, tokenizer, self._starts_as)
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
+        inner = self.objective
+        while hasattr(inner, "inner"):  # what changes how rewards are made, and hands the loss on
+            inner = inner.inner
+        self.check_privacy(getattr(inner, "loss", inner))
 
     @property
     def strategy(self) -> WeightStrategy | None:

@@ -47,7 +47,7 @@ def small(seed=0, dtype=torch.float64):
 def trainer(folder, *, model=None, pairs=PAIRS, **options):
     tokenizer = word_tokenizer(WORDS)
     data = pairs if isinstance(pairs, RewardData) else RewardData(pairs, tokenizer, tokenisation=Tokenisation(end=False))
-    given = {name: options.pop(name) for name in ("label_smoothing", "centre", "eval_dataset") if name in options}
+    given = {name: options.pop(name) for name in ("label_smoothing", "privacy", "centre", "eval_dataset") if name in options}
     return RewardTrainer(
         model or small(), args=arguments(folder, **options), train_dataset=data, processing_class=tokenizer, **given
     )
@@ -193,6 +193,15 @@ def test_a_language_model_s_new_head_is_zero(tiny_folder):
         and opened.model.config.pad_token_id == opened.tokenizer.pad_token_id
     )
     assert torch.equal(rewards_of(opened.model, opened.tokenizer, ["the cat"], [" sat"]), torch.zeros(1, dtype=torch.float64))
+
+
+def test_labels_that_are_marked_as_private_are_recognised(tmp_path):
+    """In training and evaluation data; clean evaluation labels are fine beside private ones."""
+    marked = [{**pair, "privacy_epsilon": 1.0} for pair in PAIRS]
+    for options in ({"pairs": marked}, {"eval_dataset": {"held": marked}}, {"pairs": marked, "privacy": 2.0}):
+        with pytest.raises(DataError, match=r"private at ε = 1.*RewardTrainer: privacy="):
+            trainer(tmp_path, **options)
+    trainer(tmp_path, pairs=marked, privacy=1.0, eval_dataset=PAIRS)
 
 
 def test_bad_input_is_one_clear_error(tmp_path):

@@ -88,6 +88,7 @@ class RewardTrainer(PairTrainer):
         config.pad_token_id = train.pad  # type: ignore[union-attr]
         setattr(config, MARK, {"end": train.end})
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
+        self.check_privacy(None, self.privacy)
 
     # ---- the loss ----
 
