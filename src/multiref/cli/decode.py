@@ -1,6 +1,7 @@
 """`multiref decode`: draws from the optimum without training, prompt by prompt as they are made."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,16 +41,14 @@ def command(
     Example: multiref decode -r a=./a -r b=./b --prompt "Once upon a time" --show 3
     """
     from multiref._files import read_text
-    from multiref.decoding import Draws, sample
+    from multiref.decoding import sample
     from multiref.errors import ArgumentError
     from multiref.references import References
     from multiref.training.arguments import quiet
 
     quiet()
-    asked = [
-        *(prompt or []),
-        *(read_text(prompts, "a file with one prompt a line").splitlines() if prompts is not None else []),
-    ]
+    given = "" if prompts is None else read_text(prompts, "a file with one prompt a line")
+    asked = [*(prompt or []), *given.splitlines()]
     if not asked:
         raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
     named = dict(map(name_and_path, reference))
@@ -59,35 +58,25 @@ def command(
     if method == "token" and not reward and out is None:
         return _stream(refs, rule, asked, max_new_tokens, min_new_tokens, show, seed)
     function, parts, found = make_reward(reward), [], []
-    options: dict[str, Any] = {"method": method, "n": n, "islands": islands, "reward_max": reward_max}
     for i, text in enumerate(asked):
         draws = sample(
-            [text], refs, rule, function, beta, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens,
-            seed=seed + 7_919 * i, **options,
+            [text], refs, rule, function, beta, method=method, n=n, islands=islands, reward_max=reward_max,
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, seed=seed + 7_919 * i,
         )  # fmt: skip
         parts.append(draws)
-        picked = [draws.pick(seed + place)[0] for place in range(show)]
-        for each in picked:
-            print(f"{text}{each}", flush=True)
-        print(draws, file=sys.stderr, flush=True)
-        one = draws[0]
-        told = (
-            "log_partition",
-            "error",
-            "largest_share",
-            "effective_size",
-            "ancestors",
-            "median_length",
-            "cut",
-            "not_canonical",
-        )
-        found.append({"prompt": text, "completions": picked, **{key: getattr(one, key) for key in told}})
+        found.append(_show(text, draws, [draws.pick(seed + place)[0] for place in range(show)]))
     if out is not None:
-        first = parts[0]
-        every = tuple(each for draws in parts for each in draws)
-        tokens, calls = sum(draws.tokens for draws in parts), sum(draws.reward_calls for draws in parts)
-        Draws(every, first.method, first.proposal, first.approximate, tokens, calls).save(out)
+        every, tokens = tuple(each for draws in parts for each in draws), sum(draws.tokens for draws in parts)
+        replace(parts[0], prompts=every, tokens=tokens, reward_calls=sum(draws.reward_calls for draws in parts)).save(out)
     return {"method": method, "approximate": parts[0].approximate or None, "prompts": found, "output": out and str(out)}
+
+
+def _show(text: str, draws: Any, picked: list[str]) -> dict[str, Any]:
+    """The completions that were picked, on standard output; what the draws say of themselves, beside it and as fields."""
+    for each in picked:
+        print(f"{text}{each}", flush=True)
+    print(draws, file=sys.stderr, flush=True)
+    return {"prompt": text, "completions": picked, **{key: getattr(draws[0], key) for key in TOLD}}
 
 
 def make_rule(weight: list[str] | None, names: list[str]) -> Any:
