@@ -63,6 +63,8 @@ def sample(
 
     Reference: docs/decoding.md (DERIVED: the end branch, the law of soft best-of-n).
     """
+    if not isinstance(regularizer, Regularizer):
+        raise ArgumentError(f"regularizer: expected one, as ReverseKL([0.5, 0.5]), found {regularizer!r}.")
     if reward is not None and beta is None:
         raise ArgumentError("beta: a reward needs its strength β > 0, in units of the reward.")
     if isinstance(prompts, str) or not prompts:
@@ -79,7 +81,7 @@ def sample(
         Generation(max_new_tokens, min_new_tokens=min_new_tokens),
         require_end,
         reward_max,
-        budget or Budget(),
+        Budget() if budget is None else budget,
         seed,
         twist,
     )

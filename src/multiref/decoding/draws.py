@@ -14,8 +14,8 @@ from multiref._files import MIB, read_lines, write_whole
 from multiref._json import parse_json
 from multiref._sealed import is_sealed, seal
 from multiref.data import Pair
-from multiref.decoding.request import METHODS
-from multiref.errors import ArgumentError, DataError
+from multiref.decoding.request import METHODS, check_whole
+from multiref.errors import DataError
 from multiref.weighting.particles import effective_size
 
 Ids = tuple[int, ...]
@@ -180,14 +180,17 @@ class Draws(Sequence[PromptDraws]):
         return "\n".join([*lines, f"  {self.tokens:,} tokens read, {self.reward_calls:,} rewards"])
 
     def _places(self, count: int, seed: int) -> list[list[int]]:
-        if count < 1:
-            raise ArgumentError(f"per_prompt: expected at least 1, found {count}.")
+        check_whole("per_prompt", count, 1)
+        check_whole("seed", seed, 0)
         generator = torch.Generator().manual_seed(seed)
         return [torch.multinomial(each.weights, count, replacement=True, generator=generator).tolist() for each in self.prompts]
 
 
 def _plain(value: Any) -> Any:
-    return [None if x == -math.inf else x for x in value.tolist()] if isinstance(value, Tensor) else value
+    """Numbers that JSON has: null for −∞ in a list, and for NaN alone."""
+    if isinstance(value, Tensor):
+        return [None if x == -math.inf else x for x in value.tolist()]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _prompt_draws(line: dict[str, Any]) -> PromptDraws:
@@ -199,4 +202,7 @@ def _prompt_draws(line: dict[str, Any]) -> PromptDraws:
     )
     ids, ended = tuple(tuple(row) for row in line.pop("ids")), tuple(line.pop("ended"))
     asked = tuple(prompt) if isinstance(prompt, list) else prompt
+    if {len(said), len(ended), len(weights), len(rewards)} != {len(ids)} or not ids:
+        raise ValueError("its draws are not equally many of everything")
+    line |= {name: math.nan for name in ("log_partition", "error") if line[name] is None}
     return PromptDraws(asked, tuple(said), ids, ended, weights, rewards, log_islands=islands, **line)

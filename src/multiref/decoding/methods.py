@@ -125,9 +125,9 @@ def weighed(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
     logps, spelled = drawn.logps, torch.ones(len(drawn.ids), dtype=torch.bool)
     if bench.foreign:
         logps, spelled = _as_text(bench, prompt, context, drawn.ids, drawn.ended)
-    log_w = torch.zeros(len(drawn.ids), dtype=torch.float64)
+    log_w = torch.where(drawn.log_proposal > NEG_INF, 0.0, NEG_INF)  # nothing goes on where references exclude each other
     if request.method != "token":
-        log_w = torch.where(spelled, request.regularizer.pool(logps) - drawn.log_proposal, NEG_INF)
+        log_w = torch.where(spelled & (log_w == 0), request.regularizer.pool(logps) - drawn.log_proposal, NEG_INF)
     if request.require_end:
         log_w = torch.where(torch.tensor(drawn.ended), log_w, NEG_INF)
     every = torch.arange(len(drawn.ids))
@@ -145,11 +145,11 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
     trial = replace(bench, request=replace(request, method="importance", proposal="flat", n=TRIAL, islands=1), tokens=0)
     log_z = walked(trial, prompt, context, seed).log_partition
     bench.tokens += trial.tokens
-    predicted = math.exp(log_z - most / beta)
+    predicted = math.exp(min(log_z - most / beta, 0.0))
     if predicted < 1 / MOST_PROPOSALS:
         raise ArgumentError(
-            f"method: rejection accepts about {predicted:.2g} of its proposals here (Z e^(−r_max/β)), "
-            f"{1 / predicted:,.0f} a draw; at most {MOST_PROPOSALS:,.0f} are tried. Use method='smc'."
+            f"method: rejection accepts about {predicted:.2g} of its proposals here (Z e^(−r_max/β)); at most "
+            f"{MOST_PROPOSALS:,.0f} a draw are tried. Use method='smc'."
         )
     ids: list[Ids] = []
     ended: list[bool] = []
@@ -242,6 +242,8 @@ def _finish(
     asked = (log_w > NEG_INF).nonzero()[:, 0]
     rewards[asked] = bench.rewarding(prompt, [texts[i] for i in asked.tolist()])
     tilted = log_w + torch.where(log_w > NEG_INF, rewards / request.beta, 0.0)
+    if bool((tilted == math.inf).any()):
+        raise ArgumentError(f"beta: a reward of {float(rewards.max()):.3g} over β = {request.beta:.3g} is no finite number.")
     if not bool((tilted > NEG_INF).any()):
         why = "the reward is −∞ for all of them" if len(asked) else "some reference forbids every one, or none ended in time"
         raise EmptyPoolError(f"No completion of {str(prompt)[:60]!r} that was drawn has mass: {why}.")

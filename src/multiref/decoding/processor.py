@@ -1,5 +1,6 @@
 """The per-token pool inside transformers' `generate`: other models beside the one that generates."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,10 @@ class PoolLogitsProcessor(LogitsProcessor):
     def __init__(
         self, models: Sequence[Any], weights: Any = None, *, attention_mask: Tensor | None = None, order: float = 0.0
     ) -> None:
+        if not models or not math.isfinite(order):
+            raise ArgumentError(
+                f"models, order: expected a model and a finite ρ, found {len(models)} models and order {order}."
+            )
         self.others, self.weights = list(models[1:]), check_weights(weights, len(models))
         self.mask, self.order = attention_mask, order
         widths = {model.config.get_text_config().vocab_size for model in models}

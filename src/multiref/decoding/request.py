@@ -1,9 +1,11 @@
 """What is asked for, checked before any model is read: method, proposal, how many, of what length, at which price."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,11 @@ class Budget:
     rewards: float | None = None
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and (not isinstance(value, Real) or not value >= 0):
+                raise ArgumentError(f"budget: {name}: expected a number of at least 0, or None, found {value!r}.")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,12 +62,14 @@ class Request:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ArgumentError(f"method: found {self.method!r}; expected one of {', '.join(METHODS)}.")
-        for name in ("n", "islands"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(f"{name}: expected a whole number of at least 1, found {value!r}.")
-        if self.reward is not None:
-            check_beta(self.beta)
+        if not isinstance(self.budget, Budget):
+            raise ArgumentError(f"budget: expected a Budget, found {self.budget!r}.")
+        check_whole("n", self.n, 1)
+        check_whole("islands", self.islands, 1)
+        check_whole("seed", self.seed, 0)
+        check_beta(self.beta)
+        if self.reward_max is not None and (not isinstance(self.reward_max, Real) or not math.isfinite(self.reward_max)):
+            raise ArgumentError(f"reward_max: expected a finite number, or None, found {self.reward_max!r}.")
         if self.method == "rejection" and self.reward is not None and self.reward_max is None:
             raise ArgumentError("reward_max: rejection accepts with e^{(r − r_max)/β}; give the largest reward that there is.")
         if self.twist is not None and self.method != "smc":
@@ -132,6 +141,12 @@ class Request:
                     f"timed), and {self.budget.seconds:,.0f} are allowed. Lower n, islands or max_new_tokens."
                 )
         check_memory(models, self.rows, max(map(len, contexts)) + steps)
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """ArgumentError for what is no whole number, or less than that, or more than generators take."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**62:
+        raise ArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
 
 
 def check_memory(models: Sequence[Any], rows: int, length: int, *, more: int = 0) -> None:

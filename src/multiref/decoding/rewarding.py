@@ -38,7 +38,7 @@ class Rewarding:
             raise ArgumentError(f"{self.name}: the function raised {type(error).__name__}: {error}.") from error
         try:
             found = [float(value) for value in values]
-        except TypeError:
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ArgumentError(
                 f"{self.name}: returned {str(values)[:80]!r}; expected {len(once)} numbers, one for each completion."
             ) from None

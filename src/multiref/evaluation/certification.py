@@ -79,6 +79,8 @@ def certificate(
         raise ArgumentError(f"regularizer: J* = β log Z is reverse KL's; found {type(regularizer).__name__}.")
     if not 0 < delta < 1:
         raise ArgumentError(f"delta: expected a number between 0 and 1, found {delta}.")
+    if log_ratio_max is not None and not 0 < log_ratio_max < math.inf:
+        raise ArgumentError(f"log_ratio_max: expected a positive, finite number, or None, found {log_ratio_max}.")
     check_beta(beta)
     collection = refs if isinstance(refs, References) else References(refs)
     asked = Yardstick(collection, regularizer, reward, beta, prompts, generation, reward_max, log_ratio_max, effort or Effort())

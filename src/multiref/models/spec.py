@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any, Literal
 
 from multiref._files import unusable_name
@@ -132,8 +133,9 @@ class Generation:
     def __post_init__(self) -> None:
         _check("cache", self.cache, (None, "dynamic", "static"))
         for name, least in (("max_new_tokens", 1), ("top_k", 0), ("min_new_tokens", 0), ("batch", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ArgumentError(f"{name} is {value}; expected at least {least}.")
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise ArgumentError(f"{name} is {value!r}; expected a whole number, at least {least}.")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ArgumentError(
                 f"Found temperature {self.temperature} and top_p {self.top_p}; expected a finite temperature of at least 0, "
