@@ -1,5 +1,6 @@
 """`sample` against enumeration: what each method's draws converge to, what it says of Z, and what it refuses."""
 
+import json
 import math
 import os
 from itertools import product
@@ -149,6 +150,9 @@ def test_picks_rows_and_files():
     pairs = found.to_pairs(20, seed=1)
     assert pairs and all(reward([], [p.chosen])[0] > reward([], [p.rejected])[0] for p in pairs)
     assert [row["prompt"] for row in found.to_sft(3)] == ["x0"] * 3
+    for wrong in (lambda: found.pick(1.5), lambda: found.to_sft(2.5), lambda: found.to_pairs(0)):
+        with pytest.raises(ArgumentError, match="expected a whole number"):
+            wrong()
 
 
 def test_a_saved_file_gives_the_draws_back(tmp_path):
@@ -156,6 +160,11 @@ def test_a_saved_file_gives_the_draws_back(tmp_path):
     found.save(tmp_path / "draws.jsonl")
     again = Draws.load(tmp_path / "draws.jsonl")
     assert str(again) == str(found) and again.pick(5) == found.pick(5) and torch.equal(again[0].weights, found[0].weights)
+    drawn(tables(), "token", n=2).save(tmp_path / "token.jsonl")
+    lines = (tmp_path / "token.jsonl").read_text().splitlines()
+    row = json.loads(lines[1], parse_constant=pytest.fail)  # what any reader of JSON takes
+    assert row["log_partition"] is None and math.isnan(Draws.load(tmp_path / "token.jsonl")[0].log_partition)
+    (tmp_path / "short.jsonl").write_text("\n".join([lines[0], json.dumps({**row, "ended": row["ended"][1:]})]))
     content = (tmp_path / "draws.jsonl").read_bytes()
     at = content.index(b'"log_weights": [') + 20
     (tmp_path / "flipped.jsonl").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
@@ -163,7 +172,7 @@ def test_a_saved_file_gives_the_draws_back(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
     (tmp_path / "deep.jsonl").write_text("[" * 10**5)
     os.mkfifo(tmp_path / "pipe.jsonl")
-    for name in ("flipped.jsonl", "cut.jsonl", "other.jsonl", "deep.jsonl", "pipe.jsonl", "missing.jsonl"):
+    for name in ("flipped.jsonl", "cut.jsonl", "other.jsonl", "deep.jsonl", "pipe.jsonl", "missing.jsonl", "short.jsonl"):
         with pytest.raises(DataError, match=name):
             Draws.load(tmp_path / name)
 
@@ -184,6 +193,18 @@ BAD = {
     "raises": ({"reward": lambda prompts: [1.0]}, "reward: the function raised TypeError"),
     "short": ({"reward": lambda prompts, completions: [1.0]}, "1 numbers for"),
     "no list": ({"reward": lambda prompts, completions: 1.0}, "expected .* numbers"),
+    "words": ({"reward": lambda prompts, completions: ["high"] * len(completions)}, "expected .* numbers"),
+    "matrix": ({"reward": lambda prompts, completions: torch.zeros(len(completions), 2)}, "expected .* numbers"),
+    "overflows": (
+        {"beta": 1e-3, "reward_max": None, "reward": lambda prompts, completions: [1e306] * len(completions)},
+        "finite",
+    ),
+    "maximum nan": ({"reward_max": math.nan}, "reward_max: expected a finite"),
+    "seed": ({"seed": 0.5}, "seed: expected a whole"),
+    "tokens by halves": ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+    "no regularizer": ({"regularizer": W}, "regularizer: expected"),
+    "no budget": ({"budget": 100}, "expected a Budget"),
+    "hopeless": ({"method": "rejection", "reward_max": 900.0}, "accepts about 0"),
     "too large": ({"reward_max": 0.2}, "reward_max is 0.2"),
     "no beta": ({"beta": None}, "needs its strength"),
     "beta 0": ({"beta": 0.0}, "positive"),
@@ -202,6 +223,12 @@ BAD = {
     "memory": ({"n": 10**12}, r"need [\d,]+ bytes .* and [\d,]+ are free"),
     "weights": ({"regularizer": mr.ReverseKL((0.2, 0.3, 0.5))}, "weights"),
 }
+
+
+@pytest.mark.parametrize("options", [{"tokens": math.nan}, {"rewards": -1}, {"seconds": "long"}], ids=str)
+def test_a_budget_is_a_number(options):
+    with pytest.raises(ArgumentError, match=f"budget: {next(iter(options))}"):
+        Budget(**options)
 
 
 @pytest.mark.parametrize("case", list(BAD))
@@ -241,6 +268,21 @@ def test_what_one_reference_forbids_has_no_mass(method, proposal):
     (found,) = drawn(made, method, proposal)
     assert all(ids[0] != 2 for ids, w in zip(found.ids, found.weights.tolist()) if w > 0)
     assert abs(found.log_partition - truth.log_partition) < 4.5 * found.error < 0.25
+
+
+@pytest.mark.parametrize(
+    ("method", "proposal"), [*ALL[:6], ("token", None)], ids=[f"{m}-{p}" for m, p in [*ALL[:6], ("token", 0)]]
+)
+def test_references_that_exclude_each_other_on_the_way(method, proposal):
+    """After "y1" one goes on with its end alone, the other with y1 alone: nothing with mass begins so, and nothing is NaN."""
+    made = tables()
+    with torch.no_grad():
+        made[0].table[0, 2] = torch.tensor([0.0, -math.inf, -math.inf])
+        made[1].table[0, 2] = torch.tensor([-math.inf, 0.0, -math.inf])
+    truth = Truth(made)
+    (found,) = drawn(made, method, proposal)
+    assert all(ids[0] != 1 for ids, w in zip(found.ids, found.weights.tolist()) if w > 0) and found.effective_size > 10
+    assert method == "token" or abs(found.log_partition - truth.log_partition) < 4.5 * found.error < 0.25
 
 
 def test_a_context_that_is_exceeded_is_one_error():
