@@ -8,6 +8,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, EmptyPoolError
+from multiref.exact._interior import find_interior
 
 ROCK_PAPER_SCISSORS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]]).double()
 RULES = [mr.ReverseKL, mr.ForwardKL, mr.AlphaDivergence, mr.FDivergence.jensen_shannon]
@@ -135,6 +136,17 @@ def test_small_strengths_settle(alpha):
     for beta in (0.001, 1e-5):
         found = mr.exact.nash(preference, refs, rule, beta=beta)
         assert float(mr.exact.duality_gap(found.log_policy, preference, refs, rule, beta=beta).max()) < 1e-12
+
+
+def test_the_interior_method_arrives_by_itself():
+    """Without Newton's method behind it, where best responses truncate: 0.06 off if its steps do not keep to the central path
+    (the next μ at 0 of the last)."""
+    preference, refs = games(seeds=20, completions=10, references=3, seed=4)
+    rule = mr.AlphaDivergence(alpha=2.0)
+    skew = 0.5 * (preference - preference.mT)
+    policy = mr.exact.nash(preference, refs, rule, beta=0.001).log_policy.exp()
+    reached = find_interior(skew, refs, rule, 0.001)
+    assert float((reached - (skew @ policy[..., None])[..., 0]).abs().max()) < 1e-9
 
 
 def test_a_truncated_equilibrium_against_lemkes_method():

@@ -64,7 +64,7 @@ class PromptDraws:
     @property
     def weights(self) -> Tensor:
         """[N], on the simplex."""
-        return self.log_weights.softmax(-1)
+        return self.log_weights.double().softmax(-1)
 
     @property
     def effective_size(self) -> float:

@@ -246,6 +246,7 @@ def _finish(
         raise ArgumentError(f"beta: a reward of {float(rewards.max()):.3g} over β = {request.beta:.3g} is no finite number.")
     if not bool((tilted > NEG_INF).any()):
         why = "the reward is −∞ for all of them" if len(asked) else "some reference forbids every one, or none ended in time"
+        why += ", or none is what its text encodes to" if bench.foreign else ""
         raise EmptyPoolError(f"No completion of {str(prompt)[:60]!r} that was drawn has mass: {why}.")
     rooted_family = request.regularizer.alpha != 1 and request.method != "token"
     log_w = _solved(request, log_w, rewards) if rooted_family else tilted

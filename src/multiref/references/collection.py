@@ -61,6 +61,8 @@ class References:
         logits_budget: int = LOGITS_BUDGET,
     ) -> None:
         named = list(references.items()) if isinstance(references, Mapping) else list(references)
+        if not all(isinstance(each, tuple) and len(each) == 2 for each in named):
+            raise ArgumentError("references: expected {name: path, hub id, URL or object}, found a list without names.")
         check_names([name for name, _ in named])
         self.named = dict(named)
         here = {"dtype": dtype, "device": device, "token_budget": token_budget, "logits_budget": logits_budget}
