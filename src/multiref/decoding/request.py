@@ -37,7 +37,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and (not isinstance(value, Real) or not value >= 0):
+            if value is not None and (not isinstance(value, Real) or not float(value) >= 0):
                 raise ArgumentError(f"budget: {name}: expected a number of at least 0, or None, found {value!r}.")
 
 
@@ -145,7 +145,7 @@ class Request:
 
 def check_whole(name: str, value: object, least: int) -> None:
     """ArgumentError for what is no whole number, or less than that, or more than generators take."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**62:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**62:
         raise ArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
 
 
