@@ -198,10 +198,11 @@ def test_a_language_model_s_new_head_is_zero(tiny_folder):
 def test_labels_that_are_marked_as_private_are_recognised(tmp_path):
     """In training and evaluation data; clean evaluation labels are fine beside private ones."""
     marked = [{**pair, "privacy_epsilon": 1.0} for pair in PAIRS]
-    for options in ({"pairs": marked}, {"eval_dataset": {"held": marked}}, {"pairs": marked, "privacy": 2.0}):
+    held, clean = (RewardData(each, word_tokenizer(WORDS), tokenisation=Tokenisation(end=False)) for each in (marked, PAIRS))
+    for options in ({"pairs": marked}, {"eval_dataset": {"held": held}}, {"pairs": marked, "privacy": 2.0}):
         with pytest.raises(DataError, match=r"private at ε = 1.*RewardTrainer: privacy="):
             trainer(tmp_path, **options)
-    trainer(tmp_path, pairs=marked, privacy=1.0, eval_dataset=PAIRS)
+    trainer(tmp_path, pairs=marked, privacy=1.0, eval_dataset=clean)
 
 
 def test_bad_input_is_one_clear_error(tmp_path):
