@@ -111,8 +111,9 @@ def test_doctests_of_the_quiet_half():
 
     import multiref.exact._solve
     import multiref.pools
-    import multiref.regularizers
+    import multiref.regularizers._alpha
+    import multiref.regularizers._f_divergence as f_divergence
 
-    for module in (multiref.pools, multiref.regularizers, multiref.exact._solve):
+    for module in (multiref.pools, multiref.regularizers._alpha, f_divergence, multiref.exact._solve):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0, module.__name__
