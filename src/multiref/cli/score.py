@@ -22,7 +22,6 @@ from multiref.cli.options import (
     Ranked,
     Rankings,
     Split,
-    Store,
     for_each,
     name_and_path,
     options_of,
@@ -53,7 +52,9 @@ COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "
 def command(
     data: Data,
     reference: NamedReferences = [],  # noqa: B006  (typer copies it)
-    store: Store = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", "-s", help="The folder of scores, made where it is missing.", show_default=False)
+    ] = None,
     name: Name = None,
     split: Split = None,
     column: Column = None,

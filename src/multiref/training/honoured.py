@@ -84,10 +84,16 @@ def _check_optimizer(args: TrainingArguments) -> dict[str, Any]:
         kind, given = Trainer.get_optimizer_cls_and_kwargs(args)
         if args.optim_target_modules is None:  # else it takes parameters of the model by name
             optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **given)
-            get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, dict(args.lr_scheduler_kwargs or {}))
+            more: Any = args.lr_scheduler_kwargs or {}
+            get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, dict(more))
     except (ValueError, TypeError, ImportError, AssertionError) as error:
-        raise ArgumentError(f"optimizer or schedule ({args.optim.value}, {args.lr_scheduler_type.value}): {error}") from error
+        raise ArgumentError(f"optimizer or schedule ({_word(args.optim)}, {_word(args.lr_scheduler_type)}): {error}") from error
     return dict(given)
+
+
+def _word(value: object) -> str:
+    """Of an enumeration's member what it is written as."""
+    return str(getattr(value, "value", value))
 
 
 def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -103,9 +109,9 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
         ("warmup_steps", args.lr_scheduler_type == "constant", "a constant schedule has no warm-up; constant_with_warmup has"),
         ("lr_scheduler_kwargs", args.lr_scheduler_type == "constant", "a constant schedule takes none"),
         ("gradient_checkpointing_kwargs", not args.gradient_checkpointing, "gradient_checkpointing is off"),
-        *((name, plain, f"{args.optim.value} does not read it") for name in ("optim_args", "optim_target_modules")),
-        *((name, "betas" not in given, f"{args.optim.value} takes none") for name in ("adam_beta1", "adam_beta2")),
-        ("adam_epsilon", "eps" not in given, f"{args.optim.value} takes none"),
+        *((name, plain, f"{_word(args.optim)} does not read it") for name in ("optim_args", "optim_target_modules")),
+        *((name, "betas" not in given, f"{_word(args.optim)} takes none") for name in ("adam_beta1", "adam_beta2")),
+        ("adam_epsilon", "eps" not in given, f"{_word(args.optim)} takes none"),
     )
     for name, idle, why in beside:
         if idle and getattr(args, name) not in (standing[name], ours.get(name), None, {}):
