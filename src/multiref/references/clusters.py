@@ -11,12 +11,12 @@ from multiref.references.engines import Engine, LocalEngine
 EXTRAPOLATED = "extrapolated, never run"
 GIB = 2**30
 
-# What was measured, on two cores of an AMD EPYC, and is taken for every machine.
+# Chosen from what was measured on two cores of an AMD EPYC, and taken for every machine.
 SHARE = 0.5  # of the peak of matrix products that scoring reaches (benchmarks/cost.py; 0.35 to 0.84 by size and texts)
-PLANNING = 60e-6  # seconds of the driver a completion, once: reading, keys, plan (benchmarks/scale.py)
-STORING = 45e-6  # and for each reference: making its block, its shard
-START = 20.0  # seconds: a worker comes up, with torch and transformers (Ray 2.60)
+PLANNING = 60e-6  # seconds of the driver a completion, once: reading, keys, plan; of benchmarks/scale.py, and
+STORING = 45e-6  # these for each reference, its block, its shard; divided between the two as a profile was
 # What is assumed.
+START = 20.0  # seconds: a worker comes up, with torch and transformers
 READING, HASHING = 1e9, 1e9  # bytes of weights a second: from disk onto the device; into a fingerprint
 PASS = 32768  # tokens of one forward pass on an accelerator: for each the weights are read once
 ROOM = 1.2  # bytes of a device for each of weights: activations, logits
