@@ -145,9 +145,7 @@ def kept_files():
     """Draws, and rollouts of an evaluation, as they are kept."""
     ids, ended = ((1, 2), (1, 3)), (True, False)
     some = torch.tensor([0.5, -1.25], dtype=torch.float64)
-    drawn = PromptDraws(
-        "q", ("a", "b"), ids, ended, some, some, log_islands=some, log_partition=0.25, error=0.125, median_length=2
-    )
+    drawn = PromptDraws("q", ("a", "b"), ids, ended, some, some, 0.25, 0.125, 0.5, 2, log_islands=some)
     with tempfile.TemporaryDirectory() as folder:
         Draws((drawn, drawn), "smc", "pool", "", 7, 3).save(Path(folder) / "draws")
         line = seal(Rollout("q", ("a", "b"), (1, 2), ids, ended, ((-0.5, -0.25), (-1.0, -2.0))).__dict__)

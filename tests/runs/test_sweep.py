@@ -81,7 +81,7 @@ def call_without_training(folder, *options):
     return CliRunner().invoke(app, [*given, "--max-new-tokens", "4", *options])
 
 
-def test_the_curve_without_training(runs):
+def test_the_curve_without_training(runs, drawn):
     """One set of draws at every β and weights; a small β is grey; a trained run stands beside at its own β and weights, with
     the J of its samples (here the run is the reference itself: J = its reward)."""
     small = ("--points", "3", "--samples", "20", "--reward", "length=3")
