@@ -17,6 +17,7 @@ Needs the extra `trl`.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import statistics
@@ -121,7 +122,9 @@ def trainer_of(side: str, args, k: int, folder: str, timer, pairs):
     data = Dataset.from_list(pairs)
     if stored:
         data = with_reference_columns(data, scores, mr.ReverseKL())
-    return (ReferenceColumnsDPOTrainer if stored else DPOTrainer)(model, train_dataset=data, **given)
+        return ReferenceColumnsDPOTrainer(model, train_dataset=data, **given)
+    frozen = None if args.lora else copy.deepcopy(model)  # one that was made in memory TRL cannot load again
+    return DPOTrainer(model, frozen, train_dataset=data, **given)
 
 
 def run(side: str, args, k: int) -> dict:
