@@ -11,7 +11,7 @@ _watching: ContextVar[Watch | None] = ContextVar("watching", default=None)
 
 
 def tell(what: str, done: int, of: int) -> None:
-    """`done` of `of` are done: steps, prompts, completions."""
+    """`done` of `of` are done: steps, prompts, completions. `of` 0: of how many is not known; (1, 1) ends it."""
     if (watch := _watching.get()) is not None:
         watch(what, done, of)
 

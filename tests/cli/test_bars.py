@@ -49,6 +49,22 @@ def test_plain_lines_have_rate_and_time_left(clock, monkeypatch):
     ]
 
 
+def test_rows_of_which_nobody_knows_how_many_have_a_rate_and_make_way_for_what_follows(clock, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with bars.Bars() as watch, watched_by(watch):
+        for done in range(0, 20_000, 1000):
+            tell("reading", done, 0)
+            clock[0] += 1.0
+        tell("reading", 1, 1)
+        work(clock, 3, 1.0, "scoring")
+    assert bars.sys.stderr.getvalue().splitlines() == [
+        "reading: 2,000, 1,000/s",
+        "reading: 17,000, 1,000/s",
+        "scoring: 2/3, 1/s, 0:01 left",
+        "scoring: 3/3, 1/s",
+    ]
+
+
 def test_a_terminal_sees_a_bar(clock, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")

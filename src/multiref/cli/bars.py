@@ -33,22 +33,23 @@ class Bars:
             self._stop()
             self.what, self.of, self.first, self.began, self.said = what, of, done, now, now - BETWEEN + SILENT
         self.heard = now
+        over = 0 < of <= done
         if now - self.began < SILENT:
-            if done >= of:
+            if over:
                 self._stop()
             return
         if sys.stderr.isatty() or self.bar is not None:
             self._draw(done)
-        elif now - self.said >= BETWEEN or done >= of:
+        elif now - self.said >= BETWEEN or over:
             self.said = now
             print(f"{what}: {self._shown(done, now)}", file=sys.stderr, flush=True)
-        if done >= of:
+        if over:
             self._stop()
 
     def _shown(self, done: int, now: float) -> str:
         rate = (done - self.first) / max(now - self.began, 1e-9)
         left = f", {_clock((self.of - done) / rate)} left" if rate and done < self.of else ""
-        return f"{done:,}/{self.of:,}, {_per_second(rate)}{left}"
+        return f"{done:,}{f'/{self.of:,}' if self.of else ''}, {_per_second(rate)}{left}"
 
     def _draw(self, done: int) -> None:
         from rich.console import Console
@@ -60,7 +61,7 @@ class Bars:
             # what is printed meanwhile stands above the bar, unless it goes to a file
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
             self.bar.start()
-            self.task = self.bar.add_task(self.what, total=self.of, shown="")
+            self.task = self.bar.add_task(self.what, total=self.of or None, shown="")
         self.bar.update(self.task, completed=done, shown=self._shown(done, time.monotonic()))
 
     def _stop(self) -> None:

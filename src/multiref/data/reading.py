@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from multiref._files import write_whole
+from multiref._progress import tell
 from multiref.data.files import LARGEST
 from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, recognise, renamed, wanted_columns
 from multiref.data.on_ray import Told, packed_on_ray
@@ -205,7 +206,9 @@ def _pairs(
     rows: Callable[[], Origins], selection: Selection, kind: Format | None, bad: "_BadRows | None", unread: set[str]
 ) -> Iterator[Pair]:
     read = frozenset({*USED, *(kind.reads if kind else ())})
-    for origin, row in islice(rows(), selection.limit):
+    for number, (origin, row) in enumerate(islice(rows(), selection.limit)):
+        if number % 1000 == 0:
+            tell("reading", number, 0)
         if bad is not None:
             bad.rows += 1
         try:
@@ -221,6 +224,7 @@ def _pairs(
             bad.add(origin, row, error)
         else:
             yield from made
+    tell("reading", 1, 1)
 
 
 class _BadRows:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from multiref._progress import each_told
 from multiref.data import Pair
 from multiref.evaluation.inspection.evidence import gather
 from multiref.evaluation.inspection.faults import doubts, find_faults
@@ -102,18 +103,25 @@ def inspect(
         resamples: bootstrap resamples of prompts for the intervals of weights.
         seed: of the split and the resampling; the verdict should not depend on it.
     """
+    stages = iter(each_told(range(5), "inspecting", 5))
+    next(stages)
     evidence = gather(pairs, scores)
     prompts = int(evidence.groups.max()) + 1
     faults = find_faults(evidence)
     qualities = [quality(evidence, k, faults=faults[k]) for k in range(len(evidence.names))]
+    next(stages)
     sound = [k for k, signs in enumerate(faults) if not signs]
     enough = prompts >= FEWEST and bool(sound)
     split = folds_of(evidence.groups, min(folds, prompts // 2), seed) if enough else evidence.groups
     chosen, steps = select(evidence, sound, split, min_gain=min_gain) if enough else ([], [])
+    next(stages)
     table = contenders(evidence, sound, split) if enough else []
+    next(stages)
     additions = try_additions(evidence, sound, chosen) if enough else []
+    next(stages)
     times = resamples if evidence.pairs <= MANY else min(resamples, 50)
     weighting = weigh(evidence, chosen, resamples=times, seed=seed) if chosen else None
+    next(stages, None)
     correlations = torch.corrcoef(evidence.margins).reshape(len(evidence.names), -1).nan_to_num(0.0)
     return Inspection(
         pairs=evidence.pairs,

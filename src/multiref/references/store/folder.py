@@ -14,6 +14,7 @@ from typing import Any
 from multiref._files import MIB, as_path, read_text
 from multiref._json import parse_json
 from multiref._locks import alone
+from multiref._progress import each_told
 from multiref._sealed import is_sealed, seal
 from multiref.errors import MultirefError, StoreError
 from multiref.references.store import atomic, manifest, shards
@@ -131,7 +132,7 @@ class Store:
 
         A completion may occur twice if two processes scored it at once; the first in the order of the shards counts, always.
         """
-        parts = list(self.parts(address))
+        parts = list(each_told(self.parts(address), "reading the store", len(self.shards(address))))
         return Rows.concatenate([part for part in parts if isinstance(part, Rows)]), [p for p in parts if isinstance(p, Damage)]
 
     def parts(self, address: str) -> Iterator[Rows | Damage]:
