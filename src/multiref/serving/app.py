@@ -45,6 +45,7 @@ class Job:
     def __init__(self) -> None:
         self.events: asyncio.Queue[Piece | Finished | BaseException | None] = asyncio.Queue()
         self.stop, self._loop = threading.Event(), asyncio.get_running_loop()
+        self._told = self._taken = 0  # the queue's own length lags behind where the loop has no time
 
     def run(self, served: Served, asked: Asked) -> None:
         """In its thread, until the answer ends, the client goes, or an error is told."""
@@ -52,7 +53,7 @@ class Job:
             with closing(served.answer(asked, self.stop)) as answer:  # what it holds is free at once, however it ends
                 for event in answer:
                     self._tell(event)
-                    while self.events.qsize() > AHEAD and not self.stop.wait(0.01):
+                    while self._told - self._taken > AHEAD and not self.stop.wait(0.01):
                         pass
                     if self.stop.is_set():
                         break
@@ -63,12 +64,14 @@ class Job:
         self._tell(None)
 
     def _tell(self, event: Piece | Finished | BaseException | None) -> None:
+        self._told += 1
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     async def each(self) -> AsyncIterator[Piece | Finished]:
         """What it gives; raises what ended it."""
         while (event := await self.events.get()) is not None:
+            self._taken += 1
             if isinstance(event, BaseException):
                 raise event
             yield event
