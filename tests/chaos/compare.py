@@ -35,7 +35,11 @@ def _files(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in IGNORED and path.suffix not in (".part", ".lock") and "damaged" not in path.parts
+        if path.is_file()
+        and path.name not in IGNORED
+        and path.suffix not in (".part", ".lock")
+        and "damaged" not in path.parts
+        and not any(re.fullmatch(r"\..+\.\w{8}", part) for part in path.relative_to(folder).parts)  # a killed process's own
     }
 
 

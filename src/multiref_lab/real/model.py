@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def made_beside(folder: Path, *, room: int = 0) -> Iterator[Path]:
             raise OutputError(
                 f"{folder} takes {room / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; choose another place."
             )
+        for left in folder.parent.glob(f".{folder.name}.????????"):  # by a process that was killed; nobody makes one so long
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
         scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another place.") from error

@@ -4,6 +4,7 @@ package. The whole command on the real model is `make real`."""
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,3 +201,13 @@ def test_too_little_memory_or_room_and_a_cache_that_cannot_be_written_are_said_f
         pass
     with pytest.raises(OutputError, match="free there"), packaged.made_beside(tmp_path / "model", room=10**18):
         pass
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
+    old, fresh = (tmp_path / f".base.{name}" for name in ("abcdefgh", "ijklmnop"))
+    for each in (old, fresh):
+        (each / "new").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with packaged.made_beside(tmp_path / "base") as building:
+        building.mkdir()
+    assert not old.exists() and fresh.exists() and (tmp_path / "base").is_dir()
