@@ -112,6 +112,7 @@ class _Pieces:
 
     @classmethod
     def of(cls, rows: Sequence[_Row]) -> "_Pieces":
+        """The prompts and completions of rows, one after another, with whose they are."""
         texts = [ids for prompt, members in rows for ids in (prompt, *(ids for _, ids in members))]
         owners = [owner for _, members in rows for owner in (-1, *(owner for owner, _ in members))]
         members = np.array([len(members) for _, members in rows], dtype=np.int64)

@@ -196,6 +196,7 @@ class IterativeJob:
         self.say("  ".join([f"{line['labels']}/{self.run.labels[-1]} labels", f"{line['wall']:.0f} s", *said]))
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        """What the page and the card say of the run, and how its model is written."""
         run, lines = self.run, self.folder.read_metrics()
         error = "true objective, standard error"
         first, last = (lines[n].get(error, float("nan")) for n in (0, -1))

@@ -255,6 +255,7 @@ class OnlineJob:
         self.folder.write("evaluation.json", json.dumps(self.figures, indent=1))
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        """What the page and the card say of the run, and how its model is written."""
         run, trainer = self.run, self.trainer
         rule, *more = trainer.describe().splitlines()
         routed = any(source.weights for source in run.prompts)
