@@ -97,7 +97,7 @@ class Experiment(Generic[C, F]):
         self.folder, self.cells, self.measure, self.given = Path(folder), list(dict.fromkeys(cells)), measure, given
 
     def run(self, told: Listener | None = None, *, workers: int = 1, what: str = "cells") -> dict[C, Record[C, F]]:
-        """Every cell's record, from disk or measured now; `told.progress(what, …)` after each.
+        """Every cell's record, from disk or measured now; `told.progress(what, …)` before the first and after each.
 
         Errors: ArgumentError; OutputError where the folder cannot be written or a worker is lost; whatever `measure` raises.
         """
@@ -111,6 +111,7 @@ class Experiment(Generic[C, F]):
         if told is not None:
             most = min(workers, max(1, len(missing)))
             told.phase(f"{len(self.cells)} {what}, {len(found)} of them finished before; {most} at a time.")
+            told.progress(what, len(found), len(self.cells))
 
         def keep(record: Record[C, F]) -> None:
             found[record.cell] = record

@@ -1,17 +1,16 @@
 """`References`: names, kinds, what a reference may answer, and what the user is told."""
 
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
-from rich.console import Console
 
+from multiref._progress import watched_by
 from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation
 from multiref.references import References, Store, read_scores
-from multiref.references.progress import Bar
+from multiref.references.progress import Tally
 from multiref.references.protocol import Scored
 from multiref.references.resolve import Opener, location
 from tests.conftest import make_llama
@@ -185,20 +184,20 @@ def test_stored_scores_need_no_model(tmp_path):
     assert read_scores(tmp_path, [Store.address(Companion("two").identity())[:8]]).logps.shape == (1, 10)
 
 
-def test_the_bar_counts_tokens_and_what_was_there_already(tmp_path):
+def test_the_tally_counts_tokens_and_what_was_there_already(tmp_path):
     """The summary's numbers are those of the scores: tokens of what was scored now, completions now and before."""
     References({"a": Companion()}).score(pairs(5), store=tmp_path)
-    with Bar(Console(file=io.StringIO())) as bar:
-        scores = References({"a": Companion()}).score(pairs(12), store=tmp_path, progress=bar)
+    tally, told = Tally(say=print), []
+    with watched_by(lambda *each: told.append(each)):
+        scores = References({"a": Companion()}).score(pairs(12), store=tmp_path, progress=tally)
     new = scores.columns(
         [p.prompt for p in pairs(7, start=5)] * 2,
         [p.chosen for p in pairs(7, start=5)] + [p.rejected for p in pairs(7, start=5)],
     )
     tokens = int(scores.lengths[0, new].sum())
-    assert bar.summary("a").startswith(f"{tokens:,} completion tokens") and bar.summary("a").endswith(
-        "14 scored, 10 already there"
-    )
-    assert bar.bar.tasks[0].finished
+    said = tally.summaries["a"]
+    assert said.startswith(f"{tokens:,} completion tokens") and said.endswith("14 scored, 10 already there")
+    assert told[-1] == ("scoring under a", 14, 14)
 
 
 def test_truncated_texts_are_said(recwarn):

@@ -20,12 +20,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from multiref._progress import tell
 from multiref.cli.help import group_help, verb_help, verbs_help
 from multiref.cli.voice import show_notes, voiced
 from multiref.errors import MultirefError
 from multiref.report.shown import visible
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "tell"]  # tell: for other packages' verbs, how far they are
 
 # verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one; `help.GROUPS` says
 # under which heading it stands.
@@ -151,6 +152,10 @@ def _plain_help(command: Any, name: str) -> None:
         _plain_help(each, f"{name} {each.name}")
 
 
+_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}  # our lines, not every library's; workers too
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _BUG = "A mistake of multiref: please report it with what stands below. What is stored is kept; the same command goes on."
 
@@ -190,6 +195,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    for name, value in _LIBRARIES.items():
+        os.environ.setdefault(name, value)
     show_notes()
     code: object = 0
     try:

@@ -6,16 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import Column, Data, Limit, Name, Ranked, Rankings, Split, options_of, selection
+from multiref.cli.options import ChosenAnyRows, Data, options_of
 
 
 def command(
     data: Data,
-    name: Name = None,
-    split: Split = None,
-    column: Column = None,
-    rankings: Ranked = Rankings.ends,
-    limit: Limit = None,
+    chosen: ChosenAnyRows,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model folder or hub id: show rows and lengths as it sees them.")
     ] = None,
@@ -31,11 +27,10 @@ def command(
     """
     from dataclasses import replace
 
-    from multiref.cli.options import BadRows
     from multiref.report import print_table, visible, write_page
     from multiref.runs.data_look import look_at_data, shown_lines
 
-    chosen = selection(name, split, column, rankings, BadRows.skip, limit)
+    chosen = replace(chosen, bad_rows="skip")
     look = look_at_data(data, chosen, model=model, other=replace(chosen, split=against) if against else None)
     counts, *lengths = look.tables()
     print_table(counts)

@@ -8,61 +8,101 @@ from typing import Annotated, Any
 import typer
 
 from multiref.cli.options import Device, Dtype, NamedReferences, Seed, for_each, name_and_path
+from multiref.cli.voice import Made
+from multiref.errors import ArgumentError
 
 TOLD = ("log_partition", "error", "largest_share", "effective_size", "ancestors", "median_length", "cut", "not_canonical")
 
 
-def command(
+def pooled(
     reference: NamedReferences,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts instead: a file with one a line.")] = None,
     weight: Annotated[
         list[str] | None, typer.Option("--weight", "-w", help="name=NUMBER, of each reference; default equal ones.")
     ] = None,
-    method: Annotated[str, typer.Option(help="smc, importance, rejection: the optimum; token: the per-token pool.")] = "smc",
+    dtype: Dtype = None,
+    device: Device = None,
+) -> Any:
+    """(references, reverse KL with the weights of --weight in their order)."""
+    from multiref import ReverseKL
+    from multiref.references import References
+    from multiref.training.arguments import quiet
+
+    quiet()
+    named = dict(map(name_and_path, reference))
+    given = for_each("--weight", weight, list(named))
+    if given and given.keys() != named.keys():
+        raise ArgumentError(f"--weight: expected one of each reference ({', '.join(named)}), found {', '.join(given)}.")
+    try:
+        rule = ReverseKL(tuple(float(given[name]) for name in named) if given else None)
+    except ValueError as error:
+        raise ArgumentError(f"--weight: {error}") from None
+    return References(named, device=device, dtype=dtype or "auto"), rule
+
+
+def drawing(
     reward: Annotated[
-        list[str] | None, typer.Option(help="lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort.")
+        list[str] | None,
+        typer.Option(help="Of the optimum: lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort."),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Strength of the regularizer; needed with a reward.")] = None,
     reward_max: Annotated[float | None, typer.Option(help="The largest reward that there is; rejection needs it.")] = None,
-    n: Annotated[int, typer.Option("--particles", "-n", min=1, help="Particles of an island.")] = 64,
-    islands: Annotated[int, typer.Option(min=1, help="Independent islands; their spread is the error.")] = 8,
+    n: Annotated[int, typer.Option("--particles", "-n", min=1, help="Of the optimum: particles of an island.")] = 64,
+    islands: Annotated[int, typer.Option(min=1, help="Of the optimum: independent islands; their spread is the error.")] = 8,
+) -> Any:
+    """(the rewards as one function of prompts and completions or None, β, the other options of a draw)."""
+    function = None
+    if reward:
+        from multiref.runs.rewards import make_rewards, read_rewards
+        from multiref.training.online.rewards import total_reward
+
+        rewards = make_rewards(read_rewards(reward, answers=False))
+
+        def function(prompts: Any, completions: Any) -> Any:
+            return total_reward(rewards, prompts, completions, {})[0].tolist()
+
+    return function, beta, {"reward_max": reward_max, "n": n, "islands": islands}
+
+
+def _prompts(
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts instead: a file with one a line.")] = None,
+) -> list[str]:
+    from multiref._files import read_text
+
+    given = "" if prompts is None else read_text(prompts, "a file with one prompt a line")
+    asked = [*(prompt or []), *given.splitlines()]
+    if not asked:
+        raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
+    return asked
+
+
+def command(
+    asked: Annotated[list[str], Made(_prompts)],
+    pool: Annotated[Any, Made(pooled)],
+    drawn: Annotated[Any, Made(drawing)],
+    method: Annotated[str, typer.Option(help="smc, importance, rejection: the optimum; token: the per-token pool.")] = "smc",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 64,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions that do not end before so many.")] = 0,
     show: Annotated[int, typer.Option(min=1, help="Completions that are shown of each prompt, drawn by weight.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also keep all draws and weights, as JSON lines.")] = None,
     seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
 ) -> dict[str, Any]:
     """Draw completions from π* ∝ ∏_k π_k^{w_k} e^{r/β}, without training. Each prompt's are shown as soon as they are drawn;
     with --method token, token by token.
 
     Example: multiref decode -r a=./a -r b=./b --prompt "Once upon a time" --show 3
     """
-    from multiref._files import read_text
     from multiref.decoding import sample
-    from multiref.errors import ArgumentError
     from multiref.references import References
-    from multiref.training.arguments import quiet
 
-    quiet()
-    given = "" if prompts is None else read_text(prompts, "a file with one prompt a line")
-    asked = [*(prompt or []), *given.splitlines()]
-    if not asked:
-        raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
-    named = dict(map(name_and_path, reference))
-    rule = make_rule(weight, list(named))
-    opened = References(named, device=device, dtype=dtype or "auto")
+    (opened, rule), (function, beta, options) = pool, drawn
     refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
-    if method == "token" and not reward and out is None:
-        return _stream(refs, rule, asked, max_new_tokens, min_new_tokens, show, seed)
-    function, parts, found = make_reward(reward), [], []
+    limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+    if method == "token" and function is None and out is None:
+        return _stream(refs, rule, asked, limits, show, seed)
+    parts, found = [], []
     for i, text in enumerate(asked):
-        draws = sample(
-            [text], refs, rule, function, beta, method=method, n=n, islands=islands, reward_max=reward_max,
-            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, seed=seed + 7_919 * i,
-        )  # fmt: skip
+        draws = sample([text], refs, rule, function, beta, method=method, seed=seed + 7_919 * i, **options, **limits)
         parts.append(draws)
         found.append(_show(text, draws, [draws.pick(seed + place)[0] for place in range(show)]))
     if out is not None:
@@ -79,32 +119,7 @@ def _show(text: str, draws: Any, picked: list[str]) -> dict[str, Any]:
     return {"prompt": text, "completions": picked, **{key: getattr(draws[0], key) for key in TOLD}}
 
 
-def make_rule(weight: list[str] | None, names: list[str]) -> Any:
-    """Reverse KL with the weights of --weight, in the order of the references."""
-    from multiref import ReverseKL
-    from multiref.errors import ArgumentError
-
-    given = for_each("--weight", weight, names)
-    if given and given.keys() != set(names):
-        raise ArgumentError(f"--weight: expected one of each reference ({', '.join(names)}), found {', '.join(given)}.")
-    try:
-        return ReverseKL(tuple(float(given[name]) for name in names) if given else None)
-    except ValueError as error:
-        raise ArgumentError(f"--weight: {error}") from None
-
-
-def make_reward(given: list[str] | None) -> Any:
-    """The named rewards as one function of prompts and completions; None for none."""
-    if not given:
-        return None
-    from multiref.runs.rewards import make_rewards, read_rewards
-    from multiref.training.online.rewards import total_reward
-
-    rewards = make_rewards(read_rewards(given, answers=False))
-    return lambda prompts, completions: total_reward(rewards, prompts, completions, {})[0].tolist()
-
-
-def _stream(refs: Any, rule: Any, prompts: list[str], longest: int, shortest: int, show: int, seed: int) -> dict[str, Any]:
+def _stream(refs: Any, rule: Any, prompts: list[str], limits: dict[str, int], show: int, seed: int) -> dict[str, Any]:
     """The per-token pool, token by token."""
     from multiref.decoding import stream_tokens
 
@@ -114,7 +129,7 @@ def _stream(refs: Any, rule: Any, prompts: list[str], longest: int, shortest: in
         said = ["" for _ in range(show)]
         for place in range(show):
             print(text, end="", flush=True)
-            for piece in stream_tokens(text, refs, rule, longest, min_new_tokens=shortest, seed=seed + 7_919 * i + place):
+            for piece in stream_tokens(text, refs, rule, **limits, seed=seed + 7_919 * i + place):
                 print(piece, end="", flush=True)
                 said[place] += piece
             print(flush=True)

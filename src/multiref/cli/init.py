@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import Column, Name, Split, name_and_path, selection
+from multiref.cli.options import ChosenColumns, name_and_path
 from multiref.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    *,
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.yaml"),
     task: Annotated[
         str | None, typer.Option(help="preference, reward, online, distill or iterative. Default preference.")
@@ -27,9 +28,7 @@ def command(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Pairs, or prompts: a file, a folder, a URL, a hub id.")
     ] = None,
-    name: Name = None,
-    split: Split = None,
-    column: Column = None,
+    chosen: ChosenColumns,
     reward: Annotated[
         list[str] | None, typer.Option("--reward", help="For online and iterative: lexicon=FILE, model=FOLDER, length=WORDS, …")
     ] = None,
@@ -59,8 +58,7 @@ def command(
     while not references and kind != "reward":
         references = dict(map(name_and_path, _ask("References, as name=PATH, spaces between", f"base={model}").split()))
     data = data or _ask("Preference pairs" if kind in WITH_PAIRS else "Prompts")
-    chosen = selection(name, split, column)
-    source = {key: value for key, value in {"path": data, "name": name, "split": split}.items() if value}
+    source = {key: value for key, value in {"path": data, "name": chosen.name, "split": chosen.split}.items() if value}
     columns = {"columns": dict(chosen.columns)} if chosen.columns and kind in WITH_PAIRS else {}
     paid, where = _rewards(kind, reward), output or f"runs/{file.stem}"
     text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=paid, beta=beta, output=where,

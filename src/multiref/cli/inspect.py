@@ -1,33 +1,18 @@
 """`multiref inspect`: does a second reference help me?"""
 
-import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import (
-    Bad,
-    BadRows,
-    Column,
-    Data,
-    Limit,
-    Ranked,
-    Rankings,
-    Seed,
-    Split,
-    Store,
-    name_and_path,
-    selection,
-)
-from multiref.cli.voice import plain
+from multiref.cli.options import ChosenOtherName, Data, Seed, Store, name_and_path
 
 if TYPE_CHECKING:
     from multiref.data import Pair
     from multiref.evaluation import Inspection
-    from multiref.evaluation.inspection.sample_size import SampleSize
 
 ESCORT_PROMPTS = 3  # after which the escort is measured
 
@@ -35,6 +20,7 @@ ESCORT_PROMPTS = 3  # after which the escort is measured
 def command(
     data: Data,
     store: Store,
+    chosen: ChosenOtherName,
     name: Annotated[
         list[str] | None, typer.Option("--name", "-n", help="Only these references; default all in the store. Repeatable.")
     ] = None,
@@ -49,52 +35,36 @@ def command(
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Completions in that sample.")] = 64,
     data_name: Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")] = None,
-    split: Split = None,
-    column: Column = None,
-    rankings: Ranked = Rankings.ends,
-    bad_rows: Bad = BadRows.refuse,
-    limit: Limit = None,
     plan: Annotated[bool, typer.Option("--plan", help="Also say how many pairs would show each reference's effect.")] = False,
     gain: Annotated[
         float | None, typer.Option(help="With --plan: an effect of this size, nats a pair, instead of the one found.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     seed: Seed = 0,
-) -> None:
+) -> dict[str, Any]:
     """What stored scores say about each reference and about mixing them, and a verdict: which references, which weights, more
     than one at all?
 
     Example: multiref inspect pairs.jsonl --store scores/ --html inspect.html
     """
     from multiref.data import read
-    from multiref.evaluation.inspection import inspect, write_page
+    from multiref.evaluation.inspection import inspect, plan_table, tables, token_lines, write_page
     from multiref.references import read_scores
-
-    pairs = read(data, selection(data_name, split, column, rankings, bad_rows, limit), say=_aside).pairs
-    found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
-    sizes = found.plan(gain) if plan or gain is not None else None
-    if html is not None:
-        write_page(html, found, data=str(data), store=str(store))
-    if as_json:
-        planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
-        typer.echo(json.dumps(plain(found.as_dict() | planned), indent=1, ensure_ascii=False))
-    else:
-        _print(found, sizes, gain, f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}")
-    if html is not None:
-        typer.echo(f"Page: {html}", err=True)
-
-
-def _print(found: "Inspection", sizes: "list[SampleSize] | None", gain: float | None, where: str) -> None:
-    """Tables, the plan where it was asked for, the verdict, and what to run next."""
-    from multiref.evaluation.inspection import plan_table, tables, token_lines
     from multiref.report import print_table
 
+    pairs = read(data, replace(chosen, name=data_name), say=typer.echo).pairs
+    found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
+    sizes = found.plan(gain) if plan or gain is not None else None
     for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
         print_table(table)
-    typer.echo("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
+    print("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
+    if html is not None:
+        write_page(html, found, data=str(data), store=str(store))
+        print(f"Page: {html}")
     held = " ".join(f"--reference {each}=MODEL" for each in found.verdict.use or found.sound)
-    typer.echo(f"Next: multiref init run.yaml --model MODEL {held} {where}")
+    where = f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}"
+    planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
+    return {**found.as_dict(), **planned, "next": f"multiref init run.yaml --model MODEL {held} {where}"}
 
 
 def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str], sample: int, seed: int) -> "Inspection":
@@ -136,7 +106,3 @@ def _with_escort(found: "Inspection", pairs: Sequence["Pair"], models: dict[str,
         return found
     few = [fitting[i * len(fitting) // ESCORT_PROMPTS] for i in range(min(ESCORT_PROMPTS, len(fitting)))]
     return found.with_escort(measure_escort(references, few, list(named.values()), new_tokens=new_tokens, seed=seed))
-
-
-def _aside(text: str) -> None:
-    typer.echo(text, err=True)

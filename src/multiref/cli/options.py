@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -35,15 +36,6 @@ Data: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-Name: TypeAlias = Annotated[str | None, typer.Option("--name", help="Configuration of a data set that has several.")]
-Split: TypeAlias = Annotated[str | None, typer.Option("--split", help="Split of a data set, or a part: 'train[:5%]'.")]
-Column: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--column", help="OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."),
-]
-Ranked: TypeAlias = Annotated[Rankings, typer.Option("--rankings", help="Of several answers with scores.")]
-Bad: TypeAlias = Annotated[BadRows, typer.Option("--bad-rows", help="What becomes of rows that cannot be used.")]
-
 Store: TypeAlias = Annotated[
     Path, typer.Option("--store", "-s", help="The folder of scores; `multiref score` makes it.", show_default=False)
 ]
@@ -89,12 +81,17 @@ def name_and_path(text: str) -> tuple[str, str]:
 
 
 def selection(
-    name: str | None = None,
-    split: str | None = None,
-    column: list[str] | None = None,
-    rankings: Rankings = Rankings.ends,
-    bad_rows: BadRows = BadRows.refuse,
-    limit: int | None = None,
+    name: Annotated[str | None, typer.Option("--name", help="Configuration of a data set that has several.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of a data set, or a part: 'train[:5%]'.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", help="OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."
+        ),
+    ] = None,
+    rankings: Annotated[Rankings, typer.Option("--rankings", help="Of several answers with scores.")] = Rankings.ends,
+    bad_rows: Annotated[BadRows, typer.Option("--bad-rows", help="What becomes of rows that cannot be used.")] = BadRows.refuse,
+    limit: Limit = None,
 ) -> "Selection":
     """The options of data as one value. ArgumentError for a --column that is none."""
     from multiref.data import Selection
@@ -117,3 +114,15 @@ def options_of(chosen: "Selection", *, name: str = "--name") -> str:
     parts += ["--bad-rows", "skip"] if chosen.bad_rows == "skip" else []
     parts += ["--limit", str(chosen.limit)] if chosen.limit else []
     return "".join(f" {shlex.quote(part)}" for part in parts)
+
+
+if TYPE_CHECKING:  # what a verb gets; at run time, what it is made of
+    Chosen: TypeAlias = Selection
+    ChosenAnyRows: TypeAlias = Selection
+    ChosenOtherName: TypeAlias = Selection
+    ChosenColumns: TypeAlias = Selection
+else:
+    Chosen = Annotated[object, Made(selection)]
+    ChosenAnyRows = Annotated[object, Made(selection, without=("bad_rows",))]
+    ChosenOtherName = Annotated[object, Made(selection, without=("name",))]
+    ChosenColumns = Annotated[object, Made(selection, without=("rankings", "bad_rows", "limit"))]

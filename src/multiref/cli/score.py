@@ -3,31 +3,15 @@
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import (
-    Bad,
-    BadRows,
-    Column,
-    Data,
-    Device,
-    Limit,
-    Name,
-    NamedReferences,
-    Ranked,
-    Rankings,
-    Split,
-    for_each,
-    name_and_path,
-    options_of,
-    selection,
-)
-from multiref.cli.voice import is_quiet
+from multiref.cli.options import Chosen, Data, Device, NamedReferences, for_each, name_and_path, options_of
+from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -49,44 +33,24 @@ class Truncation(Enum):
 COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
 
 
-def command(
-    data: Data,
-    reference: NamedReferences = [],  # noqa: B006  (typer copies it)
-    store: Annotated[
-        Path | None, typer.Option("--store", "-s", help="The folder of scores, made where it is missing.", show_default=False)
-    ] = None,
-    name: Name = None,
-    split: Split = None,
-    column: Column = None,
-    rankings: Ranked = Rankings.ends,
-    bad_rows: Bad = BadRows.refuse,
-    limit: Limit = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; store nothing.")] = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Dry run: 2xlocal (measured), 64xH100 (reckoned)."),
-    ] = None,
-    parameters: Annotated[
-        str | None,
-        typer.Option(help="Dry run: models that are not here: 7B, 16x7B."),
-    ] = None,
-    pairs: Annotated[str | None, typer.Option(help="Dry run: so many pairs, as those of DATA: 10M.")] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: one pool of workers per reference on a Ray cluster.")] = "local",
-    workers: Annotated[int | None, typer.Option(help="ray: workers per reference; default all that fit.")] = None,
-    gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="ray: the cluster's address; default a local Ray.")] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16, float16; auto: measured."),
-    ] = None,
-    device: Device = None,
+def _tokenisation(
+    end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end token too, as TRL does.")] = True,
     max_length: Annotated[
         int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
     ] = None,
     truncation: Annotated[
         Truncation, typer.Option(help="What stays when a text is too long; error refuses such a text.")
     ] = Truncation.keep_start,
-    end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end token too, as TRL does.")] = True,
+) -> "Tokenisation":
+    from multiref.models import Tokenisation
+
+    return Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
+
+
+def _references(
+    reference: NamedReferences = [],  # noqa: B006  (typer copies it)
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; auto: measured.")] = None,
+    device: Device = None,
     quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
     attention: Annotated[
         list[str] | None,
@@ -96,50 +60,17 @@ def command(
         list[str] | None,
         typer.Option(help="For the chat template, as JSON: '{\"enable_thinking\": false}'; name={…} for one reference."),
     ] = None,
-    shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
-    audit: Annotated[
-        str, typer.Option(help="Rows also scored alone, to find the layout that gives the same: some (a few), or all.")
-    ] = "some",
-) -> "dict[str, Any]":
-    """Score pairs under K references, one after another. What is stored already is not scored again;
-    a killed run goes on where it was.
-
-    Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
-    """
-    from multiref.models import Tokenisation
-
-    tokenisation = Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
-    chosen = selection(name, split, column, rankings, bad_rows, limit)
-    runner = _engine(engine, workers=workers, gpus=gpus_per_worker, address=address)
-    if not dry_run and (cluster or parameters or pairs):
-        raise ArgumentError("--cluster, --parameters and --pairs are of --dry-run. Add it, or leave them out.")
-    if parameters is not None:
-        if cluster is None or reference:
-            raise ArgumentError("--parameters is of --cluster and stands for --reference. Give --cluster, and one of the two.")
-        return _say(_imagined(data, chosen, parameters, cluster, pairs, shard_size))
-    if not reference or store is None:
-        raise ArgumentError("Expected --reference name=PATH, once per reference, and --store FOLDER.")
-    references = _references(reference, attention, chat_template_kwargs, quantization, tokenisation, dtype, device)
-    if dry_run:
-        return _say(_estimated(references, data, chosen, store, shard_size, runner, cluster, pairs))
-    return _score(references, data, chosen, store, runner, shard_size, audit)
-
-
-def _references(
-    given: "Sequence[str]",
-    attention: list[str] | None,
-    chat_template_kwargs: list[str] | None,
-    quantization: str | None,
-    tokenisation: "Tokenisation",
-    dtype: str | None,
-    device: str | None,
-) -> "References":
-    """The references as they were asked for."""
+    *,
+    tokenisation: Annotated[Any, Made(_tokenisation)],
+) -> "References | None":
+    """The references as they were asked for; None for none."""
     from multiref._json import parse_json
     from multiref.models import ModelSpec
     from multiref.references import References
 
-    places = [name_and_path(text) for text in given]
+    if not reference:
+        return None
+    places = [name_and_path(text) for text in reference]
     local = [name for name, at in places if "://" not in at]  # a server has its own quantization, attention and template
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
@@ -155,6 +86,75 @@ def _references(
     return References(asked, tokenisation=tokenisation, dtype=dtype or "auto", device=device)
 
 
+def _engine(
+    engine: Annotated[str, typer.Option(help="local, or ray: one pool of workers per reference on a Ray cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="ray: workers per reference; default all that fit.")] = None,
+    gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="ray: the cluster's address; default a local Ray.")] = None,
+) -> "Engine | str":
+    if engine == "ray":
+        from multiref.references.engines.ray import RayEngine
+
+        return RayEngine(workers=workers, gpus=gpus_per_worker, address=address)
+    if workers is not None or gpus_per_worker or address is not None:
+        raise ArgumentError("--workers, --gpus-per-worker and --address are of --engine ray. Add it, or leave them out.")
+    return engine
+
+
+@dataclass(frozen=True)
+class Forecasting:
+    """What a dry run is asked: for which cluster, for models of which size, for how many pairs."""
+
+    cluster: str | None
+    parameters: str | None
+    pairs: int | None
+
+
+def _forecasting(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; store nothing.")] = False,
+    cluster: Annotated[str | None, typer.Option(help="Dry run: 2xlocal (measured), 64xH100 (reckoned).")] = None,
+    parameters: Annotated[str | None, typer.Option(help="Dry run: models that are not here: 7B, 16x7B.")] = None,
+    pairs: Annotated[str | None, typer.Option(help="Dry run: so many pairs, as those of DATA: 10M.")] = None,
+) -> Forecasting | None:
+    """None where nothing is to be forecast."""
+    if dry_run:
+        return Forecasting(cluster, parameters, None if pairs is None else round(_number(pairs, "--pairs")))
+    if cluster or parameters or pairs:
+        raise ArgumentError("--cluster, --parameters and --pairs are of --dry-run. Add it, or leave them out.")
+    return None
+
+
+def command(
+    data: Data,
+    store: Annotated[
+        Path | None, typer.Option("--store", "-s", help="The folder of scores, made where it is missing.", show_default=False)
+    ] = None,
+    *,
+    references: Annotated[Any, Made(_references)],
+    chosen: Chosen,
+    forecasting: Annotated[Forecasting | None, Made(_forecasting)],
+    runner: Annotated[Any, Made(_engine)],
+    shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
+    audit: Annotated[
+        str, typer.Option(help="Rows also scored alone, to find the layout that gives the same: some (a few), or all.")
+    ] = "some",
+) -> "dict[str, Any]":
+    """Score pairs under K references, one after another. What is stored already is not scored again;
+    a killed run goes on where it was.
+
+    Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
+    """
+    if forecasting is not None and forecasting.parameters is not None:
+        if forecasting.cluster is None or references is not None:
+            raise ArgumentError("--parameters is of --cluster and stands for --reference. Give --cluster, and one of the two.")
+        return _say(_imagined(data, chosen, forecasting, shard_size))
+    if references is None or store is None:
+        raise ArgumentError("Expected --reference name=PATH, once per reference, and --store FOLDER.")
+    if forecasting is not None:
+        return _say(_estimated(references, data, chosen, store, shard_size, runner, forecasting))
+    return _score(references, data, chosen, store, runner, shard_size, audit)
+
+
 def _score(
     references: "References",
     data: str,
@@ -165,17 +165,15 @@ def _score(
     audit: str,
 ) -> "dict[str, Any]":
     """Scores what is missing; what was done, for programs."""
-    from rich.console import Console
-
     from multiref.data import read
     from multiref.data.reading import SKIPPED
-    from multiref.references.progress import Bar
+    from multiref.references.progress import Tally
 
     found = read(data, chosen, skipped=store / SKIPPED, say=typer.echo, spool=store, on_ray=runner != "local")
-    with Bar(Console(stderr=True, quiet=True) if is_quiet() else None) as bar:
-        scores = references.score(found.pairs, store=store, engine=runner, progress=bar, shard_size=shard_size, audit=audit)
-    for each in references.names:
-        typer.echo(f"{each}: {bar.summary(each)}")
+    tally = Tally(say=typer.echo)
+    scores = references.score(found.pairs, store=store, engine=runner, progress=tally, shard_size=shard_size, audit=audit)
+    for name, summary in tally.summaries.items():
+        typer.echo(f"{name}: {summary}")
     counts = f"{len(found.pairs):,} pairs, {len(scores):,} different completions"
     typer.echo(f"{counts}, {len(references.names)} references in {store}")
     again = options_of(chosen, name="--data-name")
@@ -186,7 +184,7 @@ def _score(
         "bad_rows": len(found.bad),
         "format": found.format,
         "completions": len(scores),
-        "references": {each: bar.summary(each) for each in references.names},
+        "references": tally.summaries,
         "next": f"multiref inspect {shlex.quote(data)}{again} --store {shlex.quote(str(store))}",
     }
 
@@ -198,40 +196,36 @@ def _estimated(
     store: Path,
     shard_size: int | None,
     runner: "Engine | str",
-    cluster: str | None,
-    pairs: str | None,
+    asked: Forecasting,
 ) -> "Forecast":
     """What it would take with models that are here: measured, or reckoned for another cluster."""
     from multiref.data import read
 
-    engine = runner if cluster is None else None
     return references.estimate_cost(
         read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs,
-        cluster or "1xlocal",
+        asked.cluster or "1xlocal",
         store=store,
         shard_size=shard_size,
-        engine=engine,
-        pairs=None if pairs is None else round(_number(pairs, "--pairs")),
+        engine=runner if asked.cluster is None else None,
+        pairs=asked.pairs,
     )
 
 
-def _imagined(
-    data: str, chosen: "Selection", parameters: str, cluster: str, pairs: str | None, shard_size: int | None
-) -> "Forecast":
+def _imagined(data: str, chosen: "Selection", asked: Forecasting, shard_size: int | None) -> "Forecast":
     """What it would take with models of which only the size is known."""
     from multiref.data import read
     from multiref.references.cost_estimate import imagine_costs
 
-    copies, times, size = parameters.rpartition("x")
+    copies, times, size = str(asked.parameters).rpartition("x")
     if times and not re.fullmatch(r"[1-9]\d{0,3}", copies):
-        raise ArgumentError(f"--parameters {parameters!r}: expected a size, or how many of it: 7B, 16x7B.")
+        raise ArgumentError(f"--parameters {asked.parameters!r}: expected a size, or how many of it: 7B, 16x7B.")
     return imagine_costs(
         read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs,
         [size if not times else f"{size}-{number}" for number in range(1, int(copies or 1) + 1)],
         _number(size, "--parameters"),
-        cluster,
+        str(asked.cluster),
         shard_size=shard_size,
-        pairs=None if pairs is None else round(_number(pairs, "--pairs")),
+        pairs=asked.pairs,
     )
 
 
@@ -263,16 +257,6 @@ def _say(found: "Forecast") -> "dict[str, Any]":
     for line in found.assumptions:
         typer.echo(f"  {line}.")
     return {"dry_run": True, **found.facts()}
-
-
-def _engine(name: str, *, workers: int | None, gpus: float, address: str | None) -> "Engine | str":
-    if name == "ray":
-        from multiref.references.engines.ray import RayEngine
-
-        return RayEngine(workers=workers, gpus=gpus, address=address)
-    if workers is not None or gpus or address is not None:
-        raise ArgumentError("--workers, --gpus-per-worker and --address are of --engine ray. Add it, or leave them out.")
-    return name
 
 
 def _row(o: "CostEstimate") -> list[str]:

@@ -1,10 +1,9 @@
 """`multiref solve`: the exact optimum of a problem given as numbers."""
 
-import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,10 +24,7 @@ SHOWN, SHOWN_REFERENCES = 100, 12  # in the table
 Kind = Literal["ReverseKL", "ForwardKL", "AlphaDivergence", "PooledKL"]
 
 
-def command(
-    file: Annotated[Path, typer.Argument(help="A JSON file, or - for standard input.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the solution as JSON, log-probabilities in nats.")] = False,
-) -> None:
+def command(file: Annotated[Path, typer.Argument(help="A JSON file, or - for standard input.")]) -> dict[str, Any]:
     """Solve: maximise E_π r − β Σ_k w_k D(π‖π_k) over the completions of one prompt, exactly.
 
     The file holds reward (one number a completion), references (name → probabilities, or a list of them),
@@ -59,9 +55,6 @@ def command(
     solution = mr.exact.solve(reward, logps, regularizer, beta=asked.beta)
     _check_solved(solution, name)
     value, multiplier = float(solution.value), float(solution.multiplier)
-    if as_json:
-        print(json.dumps({"log_policy": solution.log_policy.tolist(), "value": value, "multiplier": multiplier}))
-        return
     shown = list(asked.references)[:SHOWN_REFERENCES]
     rows = [
         [str(y), f"{asked.reward[y]:g}", *(f"{asked.references[k][y]:.6g}" for k in shown), f"{p:.12g}"]
@@ -72,6 +65,7 @@ def command(
         many = f"{len(asked.reward):,} completions and {len(asked.references):,} references"
         print(f"There are {many}; the table shows the first {SHOWN} and {SHOWN_REFERENCES}, --json gives the whole optimum.")
     print(f"value J* = {value:.12g}    multiplier λ = {multiplier:.12g}")
+    return {"log_policy": solution.log_policy.tolist(), "value": value, "multiplier": multiplier}  # nats; null is −∞
 
 
 def _read(file: Path, name: str) -> "dict[str, Plain]":

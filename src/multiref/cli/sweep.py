@@ -2,62 +2,80 @@
 --without-training over β and weights, from the references alone. Reverse KL only."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import typer
 
 from multiref.cli.options import Seed, name_and_path
+from multiref.cli.voice import Made
+from multiref.errors import ArgumentError
 
-Runs: TypeAlias = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        help="K run folders of `multiref train`, one reference each, same data, same β; with --without-training: runs to "
-        "show beside, or none.",
-        show_default=False,
-    ),
-]
-Samples: TypeAlias = Annotated[
-    int | None,
-    typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.", show_default=False),
-]
-Rewards: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reward",
-        "-r",
-        help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, "
-        "or a YAML file with "
-        "`rewards:` as an online run has. Repeatable; several add up.",
-    ),
-]
-Untrained: TypeAlias = Annotated[
+Untrained = Annotated[
     bool, typer.Option("--without-training", help="π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references.")
 ]
-Compared: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--reference", help="name=PATH, once per reference; --without-training only.")
-]
-Strengths: TypeAlias = Annotated[
-    list[float] | None,
-    typer.Option("--beta", help="Strengths of π*; repeatable, default 0.1; --without-training only.", show_default=False),
-]
-Points: TypeAlias = Annotated[
-    int, typer.Option(min=2, help="Weights on the first run from 0 to 1 (for two runs); for more, vertices and the middle.")
-]
+
+
+def _settings(
+    points: Annotated[
+        int, typer.Option(min=2, help="Weights on the first of two runs, from 0 to 1; of more: the vertices and the middle.")
+    ] = 5,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
+    seed: Seed = 0,
+    without_training: Untrained = False,
+) -> Any:
+    from multiref.runs.sweeping import SweepSettings
+
+    many = samples or (64 if without_training else 8)
+    return SweepSettings(points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def _references(
+    without_training: Untrained = False,
+    reference: Annotated[
+        list[str] | None, typer.Option("--reference", help="name=PATH, once per reference; --without-training only.")
+    ] = None,
+    beta: Annotated[
+        list[float] | None, typer.Option(help="Strengths of π*; repeatable, default 0.1; --without-training only.")
+    ] = None,
+) -> tuple[dict[str, str], list[float]] | None:
+    """References by name, and strengths; None where runs have them."""
+    if not without_training:
+        if reference or beta:
+            raise ArgumentError("--reference, --beta: expected with --without-training only; the runs name theirs.")
+        return None
+    named = dict(map(name_and_path, reference or []))
+    if len(named) < 2 or len(named) < len(reference or []):
+        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
+    return named, beta or [0.1]
 
 
 def command(
     prompts: Annotated[str, typer.Option("--prompts", help="Prompts or pairs, as for score; sampled from.")],
     out: Annotated[Path, typer.Option("--out", help="A folder for sweep.json and the table.")],
-    runs: Runs = None,
-    points: Points = 5,
-    samples: Samples = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
-    seed: Seed = 0,
-    reward: Rewards = None,
-    without_training: Untrained = False,
-    reference: Compared = None,
-    beta: Strengths = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="K run folders of `multiref train`, one reference each, same data, same β; with --without-training: runs to "
+            "show beside, or none.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    settings: Annotated[Any, Made(_settings)],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            "-r",
+            help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, or a YAML file "
+            "with `rewards:` as an online run has. Repeatable; several add up.",
+        ),
+    ] = None,
+    untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:
     """The optimum at weights w is the normalised geometric mean of the K single-reference optima:
     drawn here by importance weights.
@@ -76,30 +94,16 @@ def command(
     Example: multiref sweep --without-training --reference a=./a --reference b=./b --beta 0.1 --beta 0.5 --prompts pairs.jsonl
     --reward lexicon=AFINN-en-165.txt --out runs/curve
     """
-    from multiref.errors import ArgumentError
     from multiref.runs.rewards import make_rewards, read_rewards
-    from multiref.runs.sweeping import SweepSettings, sweep
+    from multiref.runs.sweeping import sweep
     from multiref.runs.untrained import sweep_untrained
     from multiref.training.arguments import quiet
 
     quiet()
-    if not without_training and (reference or beta):
-        raise ArgumentError("--reference, --beta: expected with --without-training only; the runs name theirs.")
-    many = samples or (64 if without_training else 8)
-    settings = SweepSettings(points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
     rewards, said = make_rewards(read_rewards(reward or [], answers=False)), lambda text: print(text, flush=True)
-    if without_training:
-        named, betas = _named(reference or []), beta or [0.1]
-        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=said)
-    else:
+    if untrained is None:
         found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=said)
+    else:
+        named, betas = untrained
+        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=said)
     return {"output": str(out), "points": found}
-
-
-def _named(reference: list[str]) -> dict[str, str]:
-    from multiref.errors import ArgumentError
-
-    named = dict(map(name_and_path, reference))
-    if len(named) < 2 or len(named) < len(reference):
-        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
-    return named

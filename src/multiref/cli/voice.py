@@ -1,16 +1,20 @@
 """One voice for every verb: `--json`, `--quiet`, `--verbose`, notes, and the line that says what to do next."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
 import json
 import math
+import os
 import sys
 import traceback
+import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +33,15 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a parameter of a verb is made of: `Annotated[Selection, Made(selection)]` gives the verb the options of `selection`,
+    a function, and hands it what that returns. without: parameters of the function that stay at their defaults."""
+
+    function: Callable[..., Any]
+    without: tuple[str, ...] = ()
+
+
 def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
     """A verb's function with the options of all verbs.
 
@@ -37,20 +50,17 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     if hasattr(function, "voiced"):
         return function
-    signature, hints = inspect.signature(function), typing.get_type_hints(function, include_extras=True)
-    own = signature.parameters
-    added = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=hint)
-             for name, hint in _OPTIONS.items() if name not in own]  # fmt: skip
+    own = _options(function)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+             for name, hint in _OPTIONS.items()]  # fmt: skip
 
     @functools.wraps(function)
     def call(**values: Any) -> None:
         as_json, quiet, verbose = (bool(values.get(name)) for name in _OPTIONS)
-        mine = {name: value for name, value in values.items() if name in own}
-        speaks_json = as_json and "as_json" not in own
         result: Any = None
         try:
-            with _output(sys.stderr if speaks_json else None, quiet and not as_json), _bars(function, quiet):
-                result = function(**mine)
+            with _output(sys.stderr if as_json else None, quiet and not as_json), _bars(quiet), _libraries(verbose):
+                result = function(**_filled(function, values))
         except MultirefError as error:
             if verbose:
                 traceback.print_exception(error)
@@ -58,31 +68,72 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
                 print(json.dumps({"error": str(error)}, ensure_ascii=False))
             raise
         found: Mapping[str, Any] = result if isinstance(result, Mapping) else {}
-        if speaks_json:
+        if as_json:
             print(json.dumps(plain({"verb": function.__module__.rpartition(".")[2], **found}), ensure_ascii=False, default=str))
-        elif found.get("next") and not as_json:
+        elif found.get("next"):
             print(f"Next: {visible(found['next'])}")
 
-    kept = [each.replace(annotation=hints.get(name, each.annotation)) for name, each in own.items()]
-    call.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    call.__annotations__ = {**hints, **{each.name: each.annotation for each in added}}
+    every = [*own.values(), *added]
+    call.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in every}
     call.voiced = True  # type: ignore[attr-defined]
     return call
 
 
+def _parts(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Made | None]]:
+    """A function's parameters, each with its hint, and with what it is made of."""
+    parameters = inspect.signature(function).parameters
+    annotated = types.SimpleNamespace(__annotations__={name: each.annotation for name, each in parameters.items()})
+    hints = typing.get_type_hints(annotated, function.__globals__, include_extras=True)  # not of what it returns
+    for name, each in parameters.items():
+        made = next((part for part in getattr(hints[name], "__metadata__", ()) if isinstance(part, Made)), None)
+        yield each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY), made
+
+
+def _options(function: Callable[..., Any], without: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
+    """The options of a function, and of those that make its parameters."""
+    found: dict[str, inspect.Parameter] = {}
+    for each, made in _parts(function):
+        if each.name not in without:
+            found |= {each.name: each} if made is None else _options(made.function, made.without)
+    return found
+
+
+def _filled(function: Callable[..., Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Its arguments: values of options, and what is made of them."""
+    return {
+        each.name: values[each.name] if made is None else made.function(**_filled(made.function, values, made.without))
+        for each, made in _parts(function)
+        if each.name not in without
+    }
+
+
 @contextlib.contextmanager
-def _bars(function: Callable[..., Any], quiet: bool) -> Iterator[None]:
-    """Long jobs are watched, but those of a verb that draws bars of its own."""
-    if quiet or not function.__module__.startswith("multiref.cli.") or function.__module__ == "multiref.cli.score":
+def _bars(quiet: bool) -> Iterator[None]:
+    """Long jobs are watched; under a launcher those of the first process."""
+    if quiet or os.environ.get("RANK", "0") != "0":
         yield
         return
     with Bars() as bars, watched_by(bars):
         yield
 
 
-def is_quiet() -> bool:
-    """Whether people are told nothing: for what draws on standard error."""
-    return isinstance(sys.stdout, _Nothing)
+@contextlib.contextmanager
+def _libraries(heard: bool) -> Iterator[None]:
+    """What libraries tell those who program with them (what will be renamed, say) is for --verbose, here and in workers."""
+    if heard:
+        yield
+        return
+    before = os.environ.get("PYTHONWARNINGS")
+    kinds = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
+    os.environ["PYTHONWARNINGS"] = ",".join([*filter(None, [before]), *(f"ignore::{kind.__name__}" for kind in kinds)])
+    try:
+        with warnings.catch_warnings():
+            for kind in kinds:
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        os.environ.pop("PYTHONWARNINGS") if before is None else os.environ.update(PYTHONWARNINGS=before)
 
 
 def plain(value: Any) -> Any:
@@ -114,13 +165,16 @@ def _output(instead: Any, quiet: bool) -> Iterator[None]:
 
 
 def show_notes() -> None:
-    """From now on our warnings are a line, without the place in our code that gave them."""
+    """From now on a warning is a line: ours without the place in our code that gave it, another library's with its name."""
     before = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *more: Any, **options: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any, **options: Any) -> None:
         if issubclass(category, MultirefWarning | MultirefNotice):
             print(f"{'Warning' if issubclass(category, MultirefWarning) else 'Note'}: {visible(message)}", file=sys.stderr)
+        elif "site-packages" in (parts := Path(filename).parts):
+            library = parts[parts.index("site-packages") + 1].removesuffix(".py")
+            print(f"Warning of {library}: {visible(' '.join(str(message).split()))}", file=sys.stderr)
         else:
-            before(message, category, *more, **options)
+            before(message, category, filename, *more, **options)
 
     warnings.showwarning = show

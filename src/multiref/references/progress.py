@@ -1,12 +1,14 @@
-"""What a run says while it works: a listener with four calls, silent as it stands, and one that draws a bar."""
+"""What a run says while it works: a listener that is silent, one that tells how far it is, and one that also counts."""
 
+import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 from multiref._progress import part_of, tell
 from multiref.errors import MultirefWarning
+from multiref.report.shown import visible
 
 
 class Listener:
@@ -52,75 +54,40 @@ class Told(Listener):
     def _count(self, name: str) -> None:
         """From here on the model's own count, a batch at a time, goes on from what is done."""
         self.stack.close()
+        if not self.total:
+            return
         tell(f"scoring under {name}", self.done, self.total)
         self.stack.enter_context(part_of(f"scoring under {name}", self.done, self.total))
 
 
-class Bar(Listener):
-    """A rich progress bar per reference: tokens so far and tokens per second, what was there already, time left.
+class Tally(Told):
+    """Also counts, for a line at the end: tokens, tokens per second, completions that were there already.
 
-    The time left follows the share of the text that is done; the number of tokens is known only once the text is tokenised.
+    say: how people are told of layouts (a line each); notices go to standard error.
     """
 
-    def __init__(self, console: Any = None):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.console = console or Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[done]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.tallies: dict[str, dict[str, float]] = {}
-
-    def __enter__(self) -> "Bar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+    def __init__(self, say: Callable[[str], object]) -> None:
+        super().__init__()
+        self.say = say
+        self.summaries: dict[str, str] = {}
 
     def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
-        self.tallies[name] = {
-            "completions": completions,
-            "stored": stored,
-            "scored": 0,
-            "tokens": 0,
-            "since": time.monotonic(),
-            "seconds": 0.0,
-        }
-        note = f"{stored:,} of {completions:,} already there" if stored else f"0 of {completions:,} completions"
-        self.tasks[name] = self.bar.add_task(name, total=max(characters, 1), completed=0 if characters else 1, done=note)
+        super().begin(name, completions=completions, stored=stored, characters=characters)
+        self.stored, self.tokens, self.since, self.seconds = stored, 0, time.monotonic(), 0.0
 
     def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
-        tally = self.tallies[name]
-        tally["scored"] += completions
-        tally["tokens"] += tokens
-        tally["seconds"] = time.monotonic() - tally["since"]
-        self.bar.update(self.tasks[name], advance=characters, done=self._rate(name))
+        super().advance(name, completions=completions, tokens=tokens, characters=characters)
+        self.tokens += tokens
+        self.seconds = time.monotonic() - self.since
 
     def end(self, name: str) -> None:
-        self.bar.update(self.tasks[name], done=self._rate(name))
+        super().end(name)
+        rate = f", {self.tokens / self.seconds:,.0f}/s" if self.seconds else ""
+        counts = f"{self.done:,} scored, {self.stored:,} already there"
+        self.summaries[name] = f"{self.tokens:,} completion tokens{rate}; {counts}"
 
     def audited(self, name: str, summary: str, share: float) -> None:
-        self.console.print(f"{name}: {summary} ({share:.1%} of its turn)", style="dim", markup=False, highlight=False)
+        self.say(f"{name}: {summary} ({share:.1%} of its turn)")
 
     def notice(self, message: str) -> None:
-        self.console.print(f"Note: {message}", style="yellow", markup=False, highlight=False)
-
-    def summary(self, name: str) -> str:
-        """One line: tokens, tokens per second, completions scored now and before."""
-        tally = self.tallies[name]
-        return f"{self._rate(name)}; {tally['scored']:,.0f} scored, {tally['stored']:,.0f} already there"
-
-    def _rate(self, name: str) -> str:
-        """What fits beside a bar in 80 columns."""
-        tally = self.tallies[name]
-        rate = f", {tally['tokens'] / tally['seconds']:,.0f}/s" if tally["seconds"] > 0 else ""
-        return f"{tally['tokens']:,.0f} completion tokens{rate}"
+        print(f"Note: {visible(message)}", file=sys.stderr)

@@ -1,21 +1,23 @@
 """What a run would do, found out without training: data, models, vocabularies, memory, time."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from multiref.data import Pair
 from multiref.data.prompts import prompt_text
 from multiref.errors import ModelError
-from multiref.models import ModelSpec
+from multiref.models import ModelSpec, context_of, encode_many
 from multiref.models.loading import load_config, load_tokenizer
 from multiref.models.size import count_parameters
 from multiref.references.scores import same_vocabulary
 from multiref.runs.base import BaseRun, PooledRun
 from multiref.runs.pairs import PairsRun
 
-_SAMPLE = 64  # rows whose tokens are counted
+_SAMPLE = 64  # pairs whose tokens are counted
+_BECOMES = {"drop": "left out", "error": "refused"}
 
 
 @dataclass
@@ -38,7 +40,7 @@ def dry_run(run: BaseRun) -> Look:
     found = Look()
     found.add("task", f"{run.task}, into {run.output}", run.task)
     run.ready()
-    texts, number = _data(run, found)
+    pairs, number = _data(run, found)
     models = {"policy": run.model, **_references(run)}
     tokenizers = {name: load_tokenizer(spec) for name, spec in models.items()}
     counts = {}
@@ -56,19 +58,17 @@ def dry_run(run: BaseRun) -> Look:
         shared = False
     said = "the same everywhere" if shared else "not the same: sums of completions can be pooled, single tokens cannot"
     found.add("vocabulary", said, shared)
-    _price(run, found, counts["policy"], sum(count or 0 for count in counts.values()), texts, number, tokenizers["policy"])
+    _price(run, found, counts["policy"], sum(count or 0 for count in counts.values()), pairs, number, tokenizers["policy"])
     return found
 
 
-def _data(run: BaseRun, found: Look) -> tuple[list[str], int]:
-    """(some texts, how many rows there are)."""
+def _data(run: BaseRun, found: Look) -> tuple[list[Pair], int]:
+    """(some pairs, how many there are); of prompts only how many."""
     if isinstance(run, PairsRun):
-        sides = run.read(None, found.lines.append)
-        found.add("data", f"{run.data.path}: {len(sides[0]):,} pairs, {len(sides[1]):,} held out",
-                  {"pairs": len(sides[0]), "held_out": len(sides[1])})  # fmt: skip
-        return [f"{pair.prompt}{side}" for pair in sides[0][:_SAMPLE] for side in (pair.chosen, pair.rejected)], 2 * len(
-            sides[0]
-        )
+        train, held_out = run.read(None, found.lines.append)
+        found.add("data", f"{run.data.path}: {len(train):,} pairs, {len(held_out):,} held out",
+                  {"pairs": len(train), "held_out": len(held_out)})  # fmt: skip
+        return [train[place] for place in sorted({i * len(train) // _SAMPLE for i in range(_SAMPLE)})], len(train)
     sources = getattr(run, "prompts", None)
     rows: list[Any] = []
     for source in sources if isinstance(sources, list) else []:
@@ -81,14 +81,14 @@ def _data(run: BaseRun, found: Look) -> tuple[list[str], int]:
         with open_source(sources) as opened:
             rows = [{"prompt": prompt_text(row, where)} for where, row in opened()]
         found.add("data", f"{sources}: {len(rows):,} prompts", {"prompts": len(rows)})
-    return [str(row["prompt"]) for row in rows[:_SAMPLE]], len(rows)
+    return [], len(rows)
 
 
 def _references(run: BaseRun) -> dict[str, ModelSpec]:
     return {each.name: each.model for each in run.references if each.model is not None} if isinstance(run, PooledRun) else {}
 
 
-def _price(run: BaseRun, found: Look, own: int | None, total: int, texts: list[str], rows: int, tokenizer: Any) -> None:
+def _price(run: BaseRun, found: Look, own: int | None, total: int, pairs: list[Pair], number: int, tokenizer: Any) -> None:
     """Memory from the number of parameters; time from a matrix product on this machine: right to a factor of a few."""
     if own is None:
         return
@@ -97,17 +97,30 @@ def _price(run: BaseRun, found: Look, own: int | None, total: int, texts: list[s
     needed = own * size * (1 if adapted else 4)
     held = "weights" if adapted else "weights, gradients and Adam"
     found.add("memory", f"about {needed / 1e9:.3g} GB for {held}, before activations", needed)
-    if not isinstance(run, PairsRun) or not texts:
+    if not isinstance(run, PairsRun) or not pairs:
         return
-    mean = sum(len(tokenizer(text)["input_ids"]) for text in texts) / len(texts)
+    lengths, limit = _lengths(run, pairs, tokenizer)
+    rows, mean = number * len(lengths) / len(pairs), sum(lengths) / max(len(lengths), 1)
     given = run.training.given()
-    steps, batch = given.get("max_steps", -1), given.get("per_device_train_batch_size", 8)
+    steps = given.get("max_steps", -1)
+    batch = given.get("per_device_train_batch_size", 8) * given.get("gradient_accumulation_steps", 1)
     seen = 2 * steps * batch if steps and steps > 0 else rows * given.get("num_train_epochs", 3)
     work = (6 * own * seen + 2 * (total - own) * rows) * mean  # forward and backward; each reference once
     seconds = work / _speed()
-    found.add(
-        "time", f"about {_span(seconds)} on this machine, to a factor of a few ({mean:.0f} tokens a row)", round(seconds, 1)
-    )
+    said = f"{mean:.0f} tokens a row"
+    if (left := 1 - len(lengths) / (2 * len(pairs))) > 0:
+        said += f"; about {left:.0%} of the pairs are longer than {limit} tokens and {_BECOMES[run.too_long]}"
+    found.add("time", f"about {_span(seconds)} on this machine, to a factor of a few ({said})", round(seconds, 1))
+
+
+def _lengths(run: PairsRun, pairs: list[Pair], tokenizer: Any) -> tuple[list[int], int | None]:
+    """(tokens of each row that is trained on, two a pair; the most there may be)."""
+    limit = run.tokenisation.within(context_of(load_config(run.model))).max_length
+    items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+    whole = encode_many(tokenizer, items, replace(run.tokenisation, max_length=None), origins=[pair.origin for pair in pairs])
+    sides = [[len(each.prompt_ids) + len(ids) for ids in each.completions] for each in whole]
+    most = max(map(max, sides)) if limit is None else limit
+    return [min(n, most) for both in sides if run.too_long == "keep" or max(both) <= most for n in both], limit
 
 
 def _speed() -> float:

@@ -28,10 +28,10 @@ def command(
     from multiref_lab.demo.run import run
 
     chosen = dataclasses.replace(settings.QUICK if quick else settings.FULL, seeds=seeds)
-    with Narrator() as narrator:
-        findings = run(chosen, output, cache, narrator)
-        narrator.phase("Writing the page and the figures.")
-        report = page.write(findings, output, command="multiref demo" + (" --quick" if quick else ""))
+    narrator = Narrator()
+    findings = run(chosen, output, cache, narrator)
+    narrator.phase("Writing the page and the figures.")
+    report = page.write(findings, output, command="multiref demo" + (" --quick" if quick else ""))
     common, own = tables.common_table(findings), tables.own_table(findings)
     narrator.table(common, (1, 2, 3))
     narrator.table(common, (4, 5, 6, 7, 8, 9))

@@ -45,10 +45,10 @@ def command(
 
     words = ["multiref frontier", "--config", str(config), *(["--full"] if full else []), *(f"--set {c}" for c in change or [])]
     training = Training(settings, cache, shared)
-    with Narrator() as narrator:
-        findings = Findings(training, sweep(training, output, narrator, workers=workers))
-        narrator.phase("Writing the page and the figures.")
-        report = write(findings, output, command=" ".join(words))
+    narrator = Narrator()
+    findings = Findings(training, sweep(training, output, narrator, workers=workers))
+    narrator.phase("Writing the page and the figures.")
+    report = write(findings, output, command=" ".join(words))
     for plane in findings.planes:
         table = objective_table(findings, plane)
         narrator.line(plane.title)

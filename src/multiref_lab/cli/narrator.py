@@ -1,66 +1,33 @@
-"""What an experiment says on the terminal: sentences, progress bars, tables."""
+"""What an experiment says on the terminal: sentences and tables; how far it is goes to the verb's bar."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from multiref.cli import tell
 from multiref.report import Table, print_table, visible
 
 
-class Rate(ProgressColumn):
-    """How many a second, once two were done."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g}/s" if task.speed else "")
-
-
 class Narrator:
-    """A listener (`multiref_lab.experiment`): sentences and progress bars on the terminal;
-    sentences alone where the output is no terminal."""
+    """A listener (`multiref_lab.experiment`)."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        columns = (
-            TextColumn("  {task.description:<28}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(),
-        )
-        self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.current: tuple[str, TaskID] | None = None
         self.began = time.perf_counter()
-
-    def __enter__(self) -> "Narrator":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
 
     def phase(self, sentence: str) -> None:
         """What begins now, after the seconds gone by."""
-        self._clear()
         self.console.print(Text.assemble((f"{self._seconds():5.0f} s", "dim"), f"  {visible(sentence)}"))
 
     def progress(self, what: str, done: int, of: int) -> None:
         """A bar, one at a time."""
-        if self.current is None or self.current[0] != what:
-            self._clear()
-            self.current = what, self.bars.add_task(what, total=of)
-        self.bars.update(self.current[1], completed=done)
+        tell(what, done, of)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.began
-
-    def _clear(self) -> None:
-        if self.current is not None:
-            self.bars.remove_task(self.current[1])
-            self.current = None
 
     def line(self, text: str) -> None:
         """A sentence alone."""

@@ -28,10 +28,10 @@ def command(
     from multiref_lab.real.run import run
 
     chosen = settings.QUICK if quick else settings.FULL if full else settings.STANDARD
-    with Narrator() as narrator:
-        findings = run(chosen, output, model, cache, narrator)
-        words = [*(["--quick"] if quick else []), *(["--full"] if full else []), *([f"--model {model}"] if model else [])]
-        report = page.write(findings, output, command=" ".join(["multiref real", *words]))
+    narrator = Narrator()
+    findings = run(chosen, output, model, cache, narrator)
+    words = [*(["--quick"] if quick else []), *(["--full"] if full else []), *([f"--model {model}"] if model else [])]
+    report = page.write(findings, output, command=" ".join(["multiref real", *words]))
     rows = page.table(findings)
     narrator.table(rows, (1, 2, 3, 4))
     narrator.table(rows, (1, *range(5, len(rows.header))))

@@ -48,20 +48,20 @@ def command(
     worlds = world or (["linear", "features", "transformer"] if model else ["linear", "transformer"])
     chosen = stability.axes(worlds, quick=quick, seeds=seeds, seed=seed)
     measuring = stability.Measuring()
-    with Narrator() as narrator:
-        if "features" in worlds:
-            if model is None or reference is None or prompts is None:
-                needed = {"--model": model, "--reference": reference, "--prompts": prompts}
-                missing = ", ".join(name for name, value in needed.items() if value is None)
-                raise ArgumentError(
-                    f"world features: found no {missing}; expected two model folders and a file of texts, or --world linear"
-                )
-            narrator.phase("Completions, hidden states and log-probabilities of the two models.")
-            needs = stability.prompts_needed([axis for axis in chosen if axis.world == "features"])
-            measuring = stability.Measuring(*stability.kept_given(out, model, reference, prompts, needs, seed=seed))
-        records = stability.experiment(out, chosen, measuring).run(narrator, workers=workers)
-        narrator.phase("Writing the page and the figures.")
-        page = stability.write(chosen, records, out)
+    narrator = Narrator()
+    if "features" in worlds:
+        if model is None or reference is None or prompts is None:
+            needed = {"--model": model, "--reference": reference, "--prompts": prompts}
+            missing = ", ".join(name for name, value in needed.items() if value is None)
+            raise ArgumentError(
+                f"world features: found no {missing}; expected two model folders and a file of texts, or --world linear"
+            )
+        narrator.phase("Completions, hidden states and log-probabilities of the two models.")
+        needs = stability.prompts_needed([axis for axis in chosen if axis.world == "features"])
+        measuring = stability.Measuring(*stability.kept_given(out, model, reference, prompts, needs, seed=seed))
+    records = stability.experiment(out, chosen, measuring).run(narrator, workers=workers)
+    narrator.phase("Writing the page and the figures.")
+    page = stability.write(chosen, records, out)
     for axis in chosen:
         narrator.table(table(axis, list(entries(axis, records))))
     narrator.end(page, out / "figures")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multiref.cli import tell
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -38,12 +40,12 @@ def command(
         return {"claims": {each.name: {"status": each.status, "statement": each.statement} for each in chosen}}
     ledger = lab.Ledger(out)
     for i, claim in enumerate(chosen, 1):
+        tell("claims", i - 1, len(chosen))
         place = f"({i}/{len(chosen)})"
         if not again and ledger.has(claim.name, full=full):
             console.print(f"{place} {claim.name}: in the ledger", style="dim", markup=False)
             continue
-        with console.status(Text(f"{place} {claim.name}")):
-            outcome = lab.verify(claim.name, full=full)
+        outcome = lab.verify(claim.name, full=full)
         ledger.record(outcome)
         console.print(
             Text.assemble(f"{place} ", (claim.name, "bold"), ": ", _coloured(outcome.verdict), f", {outcome.seconds:.1f} s")
@@ -51,6 +53,7 @@ def command(
         for check in outcome.measurement.checks:
             line = f"      {check.what}: predicted {check.predicted}, measured {check.shown}"
             console.print(line, style="" if check.holds else "red", markup=False)
+    tell("claims", len(chosen), len(chosen))
     headings = [Column(each, no_wrap=each != "predicted", overflow="fold") for each in ("claim", "who", "predicted", "verdict")]
     table = Table(*headings)
     for claim in chosen:
