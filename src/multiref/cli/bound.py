@@ -19,20 +19,16 @@ app = typer.Typer(add_completion=False)
 def bound(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="The statement; leave it out to list them all.")] = None,
-    solve: Annotated[
-        str | None, typer.Option(help="Find the value of this quantity (samples, say) at which the bound equals --target.")
-    ] = None,
-    target: Annotated[float | None, typer.Option(help="What the bound should equal.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the bound against samples (or iterations) into this PNG.")] = None,
+    solve: Annotated[str | None, "Find the value of this quantity (samples, say) at which the bound equals --target."] = None,
+    target: Annotated[float | None, "What the bound should equal."] = None,
+    plot: Annotated[Path | None, "Draw the bound against samples (or iterations) into this PNG."] = None,
     from_scores: Annotated[
-        Path | None, typer.Option(help="A store of scores: fills in disagreement and coverage, estimated from its references.")
+        Path | None, "A store of scores: fills in disagreement and coverage, estimated from its references."
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            help="Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it "
-            "prints. Default uniform."
-        ),
+        "Weights for --from-scores: by name, as math=0.3,base=0.7, or numbers in the order of the names that it "
+        "prints. Default uniform.",
     ] = None,
 ) -> "dict[str, Any]":
     """Evaluate a bound: value, terms, rate, assumptions, source, and whether it says anything.

@@ -12,13 +12,11 @@ from multiref.cli.options import ChosenAnyRows, Data, options_of
 def command(
     data: Data,
     chosen: ChosenAnyRows,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model folder or hub id: show rows and lengths as it sees them.")
-    ] = None,
+    model: Annotated[str | None, "--model -m", "A model folder or hub id: show rows and lengths as it sees them."] = None,
     against: Annotated[
         str | None, typer.Option(help="Another split: how many prompts are on both sides?", metavar="SPLIT")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    html: Annotated[Path | None, "Write a page."] = None,
 ) -> dict[str, Any]:
     """Look at preference pairs: which format was recognised, how many rows, three of them as a model will see them, lengths,
     duplicates, and rows that cannot be used.

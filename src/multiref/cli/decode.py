@@ -16,9 +16,7 @@ TOLD = ("log_partition", "error", "largest_share", "effective_size", "ancestors"
 
 def pooled(
     reference: NamedReferences,
-    weight: Annotated[
-        list[str] | None, typer.Option("--weight", "-w", help="name=NUMBER, of each reference; default equal ones.")
-    ] = None,
+    weight: Annotated[list[str] | None, "--weight -w", "name=NUMBER, of each reference; default equal ones."] = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> Any:
@@ -41,11 +39,10 @@ def pooled(
 
 def drawing(
     reward: Annotated[
-        list[str] | None,
-        typer.Option(help="Of the optimum: lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort."),
+        list[str] | None, "Of the optimum: lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort."
     ] = None,
-    beta: Annotated[float | None, typer.Option(help="Strength of the regularizer; needed with a reward.")] = None,
-    reward_max: Annotated[float | None, typer.Option(help="The largest reward that there is; rejection needs it.")] = None,
+    beta: Annotated[float | None, "Strength of the regularizer; needed with a reward."] = None,
+    reward_max: Annotated[float | None, "The largest reward that there is; rejection needs it."] = None,
     n: Annotated[int, typer.Option("--particles", "-n", min=1, help="Of the optimum: particles of an island.")] = 64,
     islands: Annotated[int, typer.Option(min=1, help="Of the optimum: independent islands; their spread is the error.")] = 8,
 ) -> Any:
@@ -64,8 +61,8 @@ def drawing(
 
 
 def _prompts(
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts instead: a file with one a line.")] = None,
+    prompt: Annotated[list[str] | None, "--prompt -p", "A prompt. Repeatable."] = None,
+    prompts: Annotated[Path | None, "Prompts instead: a file with one a line."] = None,
 ) -> list[str]:
     from multiref._files import read_text
 
@@ -80,11 +77,11 @@ def command(
     asked: Annotated[list[str], Made(_prompts)],
     pool: Annotated[Any, Made(pooled)],
     drawn: Annotated[Any, Made(drawing)],
-    method: Annotated[str, typer.Option(help="smc, importance, rejection: the optimum; token: the per-token pool.")] = "smc",
+    method: Annotated[str, "smc, importance, rejection: the optimum; token: the per-token pool."] = "smc",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 64,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions that do not end before so many.")] = 0,
     show: Annotated[int, typer.Option(min=1, help="Completions that are shown of each prompt, drawn by weight.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also keep all draws and weights, as JSON lines.")] = None,
+    out: Annotated[Path | None, "--out -o", "Also keep all draws and weights, as JSON lines."] = None,
     seed: Seed = 0,
 ) -> dict[str, Any]:
     """Draw completions from π* ∝ ∏_k π_k^{w_k} e^{r/β}, without training. Each prompt's are shown as soon as they are drawn;

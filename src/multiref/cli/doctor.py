@@ -21,10 +21,8 @@ EXTRAS = {
 
 
 def command(
-    server: Annotated[
-        list[str] | None, typer.Option(help="A completion server's URL: does it answer /models? Repeatable.")
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="Where runs and stores will be: can it be written, how much room?")] = Path("."),
+    server: Annotated[list[str] | None, "A completion server's URL: does it answer /models? Repeatable."] = None,
+    folder: Annotated[Path, "Where runs and stores will be: can it be written, how much room?"] = Path("."),
 ) -> dict[str, Any]:
     """Versions, devices, threads, number formats, optional packages, a server's answer, room to write. Nothing is downloaded.
 

@@ -14,12 +14,7 @@ Values = dict[str, Any]  # of a run's file
 
 
 def _policies(
-    policy: Annotated[
-        list[str],
-        typer.Option(
-            "--policy", "-p", help="name=PATH, once per policy; differences are against the first.", show_default=False
-        ),
-    ],
+    policy: Annotated[list[str], "--policy -p", "name=PATH, once per policy; differences are against the first."],
 ) -> Values:
     named = dict(text.partition("=")[::2] for text in policy)
     if len(named) < len(policy) or any(not name or not path or "/" in name for name, path in named.items()):
@@ -29,27 +24,19 @@ def _policies(
 
 def _prompts(
     problems: Annotated[
-        str | None,
-        typer.Option(
-            help="GSM8K-style problems: .jsonl with question and answer, or a hub id. Their reward says right or wrong."
-        ),
+        str | None, "GSM8K-style problems: .jsonl with question and answer, or a hub id. Their reward says right or wrong."
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompts instead: rows with `prompt` or `text`, pairs, or a .txt.")
-    ] = None,
-    words: Annotated[int | None, typer.Option(help="Of each of the --prompts only so many words.")] = None,
+    prompts: Annotated[str | None, "Prompts instead: rows with `prompt` or `text`, pairs, or a .txt."] = None,
+    words: Annotated[int | None, "Of each of the --prompts only so many words."] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(
-            "--reward",
-            "-r",
-            help="gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file. Repeatable; "
-            "default gsm8k for --problems.",
-        ),
+        "--reward -r",
+        "gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file. Repeatable; default "
+        "gsm8k for --problems.",
     ] = None,
-    style: Annotated[str, typer.Option(help="Of problems: chat (a conversation that asks for <answer>) or plain.")] = "chat",
-    name: Annotated[str | None, typer.Option("--name", help="Configuration of a data set that has several.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set that has several. Default test, of --problems.")] = None,
+    style: Annotated[str, "Of problems: chat (a conversation that asks for <answer>) or plain."] = "chat",
+    name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
+    split: Annotated[str | None, "Of a data set that has several. Default test, of --problems."] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
 ) -> Values:
     from multiref.runs.rewards import read_rewards
@@ -67,30 +54,24 @@ def _prompts(
 
 def _sampling(
     samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt, under every policy.")] = 8,
-    k: Annotated[
-        list[int] | None, typer.Option("--k", help="pass@k for this k, at most --samples; repeatable. Default 1.")
-    ] = None,
+    k: Annotated[list[int] | None, "--k", "pass@k for this k, at most --samples; repeatable. Default 1."] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="1: the policy itself. 0: its likeliest tokens.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Prompts side by side; a killed call loses at most these.")] = 8,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap over prompts.")] = 2000,
     seed: Seed = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[str, "float32, bfloat16, float16."] = "float32",
 ) -> Values:
     return {**locals(), "k": k or [1]}
 
 
 def _compared(
     reference: Annotated[
-        list[str] | None, typer.Option("--reference", help="name=PATH: also KL to it, J, win rates, diversity. Repeatable.")
+        list[str] | None, "--reference", "name=PATH: also KL to it, J, win rates, diversity. Repeatable."
     ] = None,
-    weight: Annotated[
-        list[str] | None, typer.Option("--weight", "-w", help="name=NUMBER, of each reference; default equal ones.")
-    ] = None,
-    beta: Annotated[float | None, typer.Option(help="Strength of the regularizer, for J; with --reference.")] = None,
-    beside: Annotated[
-        list[str] | None, typer.Option(help="references, token-pool, best-of-N or optimum: compared too. Repeatable.")
-    ] = None,
+    weight: Annotated[list[str] | None, "--weight -w", "name=NUMBER, of each reference; default equal ones."] = None,
+    beta: Annotated[float | None, "Strength of the regularizer, for J; with --reference."] = None,
+    beside: Annotated[list[str] | None, "references, token-pool, best-of-N or optimum: compared too. Repeatable."] = None,
 ) -> Values:
     """References, weights, β and who stands beside; nothing where none is named."""
     named = dict(map(name_and_path, reference or []))
@@ -107,19 +88,11 @@ def _compared(
 
 def command(
     policies: Annotated[Values, Made(_policies)],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="A folder for report.html, evaluation.json and the samples; resumed where it exists.",
-            show_default=False,
-        ),
-    ],
+    out: Annotated[Path, "--out -o", "A folder for report.html, evaluation.json and the samples; resumed where it exists."],
     prompts: Annotated[Values, Made(_prompts)],
     sampling: Annotated[Values, Made(_sampling)],
     compared: Annotated[Values, Made(_compared)],
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default a GPU if there is one.")] = None,
+    device: Annotated[str | None, "cpu, cuda, …; default a GPU if there is one."] = None,
     take_over: TakeOver = False,
 ) -> dict[str, Any]:
     """Evaluate policies on the same prompts: pass@k (unbiased) and mean rewards, 95 % intervals by bootstrap over prompts,

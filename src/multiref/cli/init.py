@@ -18,28 +18,18 @@ if TYPE_CHECKING:
 def command(
     *,
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.yaml"),
-    task: Annotated[
-        str | None, typer.Option(help="preference, reward, online, distill or iterative. Default preference.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="What is trained: a folder or a hub id.")] = None,
-    reference: Annotated[
-        list[str] | None, typer.Option("--reference", "-r", help="name=PATH: what it is held to. Once per reference.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Pairs, or prompts: a file, a folder, a URL, a hub id.")
-    ] = None,
+    task: Annotated[str | None, "preference, reward, online, distill or iterative. Default preference."] = None,
+    model: Annotated[str | None, "--model -m", "What is trained: a folder or a hub id."] = None,
+    reference: Annotated[list[str] | None, "--reference -r", "name=PATH: what it is held to. Once per reference."] = None,
+    data: Annotated[str | None, "--data -d", "Pairs, or prompts: a file, a folder, a URL, a hub id."] = None,
     chosen: ChosenColumns,
     reward: Annotated[
-        list[str] | None, typer.Option("--reward", help="For online and iterative: lexicon=FILE, model=FOLDER, length=WORDS, …")
+        list[str] | None, "--reward", "For online and iterative: lexicon=FILE, model=FOLDER, length=WORDS, …"
     ] = None,
-    store: Annotated[
-        str | None, typer.Option("--store", "-s", help="Where `multiref score` put the references' scores.")
-    ] = None,
-    beta: Annotated[float, typer.Option(help="The strength: how much the references count.")] = 0.1,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="The run's folder. Default runs/ and the file's name.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    store: Annotated[str | None, "--store -s", "Where `multiref score` put the references' scores."] = None,
+    beta: Annotated[float, "The strength: how much the references count."] = 0.1,
+    output: Annotated[str | None, "--output -o", "The run's folder. Default runs/ and the file's name."] = None,
+    force: Annotated[bool, "--force", "Write over a file that is there."] = False,
 ) -> dict[str, Any]:
     """Write a run file, with comments, valid, and its schema for editors beside it. What is not given is asked for, where there
     is a terminal.

@@ -21,25 +21,18 @@ def command(
     data: Data,
     store: Store,
     chosen: ChosenOtherName,
-    name: Annotated[
-        list[str] | None, typer.Option("--name", "-n", help="Only these references; default all in the store. Repeatable.")
-    ] = None,
+    name: Annotated[list[str] | None, "--name -n", "Only these references; default all in the store. Repeatable."] = None,
     reference: Annotated[
         list[str] | None,
-        typer.Option(
-            "--reference",
-            "-r",
-            help="name=PATH: also measure KL and disagreement per token on a sample, and where the optimum would go. "
-            "Once per reference.",
-        ),
+        "--reference -r",
+        "name=PATH: also measure KL and disagreement per token on a sample, and where the optimum would go. Once per "
+        "reference.",
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Completions in that sample.")] = 64,
-    data_name: Annotated[str | None, typer.Option(help="Configuration of a data set that has several.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Also say how many pairs would show each reference's effect.")] = False,
-    gain: Annotated[
-        float | None, typer.Option(help="With --plan: an effect of this size, nats a pair, instead of the one found.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with figures.")] = None,
+    data_name: Annotated[str | None, "Configuration of a data set that has several."] = None,
+    plan: Annotated[bool, "--plan", "Also say how many pairs would show each reference's effect."] = False,
+    gain: Annotated[float | None, "With --plan: an effect of this size, nats a pair, instead of the one found."] = None,
+    html: Annotated[Path | None, "Write a page with figures."] = None,
     seed: Seed = 0,
 ) -> dict[str, Any]:
     """What stored scores say about each reference and about mixing them, and a verdict: which references, which weights, more

@@ -36,26 +36,16 @@ Data: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-Store: TypeAlias = Annotated[
-    Path, typer.Option("--store", "-s", help="The folder of scores; `multiref score` makes it.", show_default=False)
-]
+Store: TypeAlias = Annotated[Path, "--store -s", "The folder of scores; `multiref score` makes it."]
 NamedReferences: TypeAlias = Annotated[
-    list[str],
-    typer.Option(
-        "--reference",
-        "-r",
-        help="name=PATH: a model folder, a hub id, or a server's URL. Once per reference.",
-        show_default=False,
-    ),
+    list[str], "--reference -r", "name=PATH: a model folder, a hub id, or a server's URL. Once per reference."
 ]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of what is drawn: samples, folds, resampling.")]
-Dtype: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default float32.")]
-Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU if there is one.")]
+Dtype: TypeAlias = Annotated[str | None, "float32, bfloat16, float16. Default float32."]
+Device: TypeAlias = Annotated[str | None, "cpu, cuda, cuda:1, …; default a GPU if there is one."]
 
-TakeOver: TypeAlias = Annotated[
-    bool, typer.Option("--take-over", help="Where another process writes this folder, it stops and this one goes on.")
-]
+TakeOver: TypeAlias = Annotated[bool, "--take-over", "Where another process writes this folder, it stops and this one goes on."]
 
 
 def for_each(option: str, given: list[str] | None, names: list[str]) -> dict[str, str]:
@@ -81,16 +71,13 @@ def name_and_path(text: str) -> tuple[str, str]:
 
 
 def selection(
-    name: Annotated[str | None, typer.Option("--name", help="Configuration of a data set that has several.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of a data set, or a part: 'train[:5%]'.")] = None,
+    name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
+    split: Annotated[str | None, "--split", "Split of a data set, or a part: 'train[:5%]'."] = None,
     column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column", help="OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."
-        ),
+        list[str] | None, "--column", "OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."
     ] = None,
-    rankings: Annotated[Rankings, typer.Option("--rankings", help="Of several answers with scores.")] = Rankings.ends,
-    bad_rows: Annotated[BadRows, typer.Option("--bad-rows", help="What becomes of rows that cannot be used.")] = BadRows.refuse,
+    rankings: Annotated[Rankings, "--rankings", "Of several answers with scores."] = Rankings.ends,
+    bad_rows: Annotated[BadRows, "--bad-rows", "What becomes of rows that cannot be used."] = BadRows.refuse,
     limit: Limit = None,
 ) -> "Selection":
     """The options of data as one value. ArgumentError for a --column that is none."""

@@ -34,13 +34,9 @@ COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "
 
 
 def _tokenisation(
-    end: Annotated[bool, typer.Option("--end/--no-end", help="Score the end token too, as TRL does.")] = True,
-    max_length: Annotated[
-        int | None, typer.Option(help="Truncate to so many tokens (marked in the scores). Default the model's context.")
-    ] = None,
-    truncation: Annotated[
-        Truncation, typer.Option(help="What stays when a text is too long; error refuses such a text.")
-    ] = Truncation.keep_start,
+    end: Annotated[bool, "--end/--no-end", "Score the end token too, as TRL does."] = True,
+    max_length: Annotated[int | None, "Truncate to so many tokens (marked in the scores). Default the model's context."] = None,
+    truncation: Annotated[Truncation, "What stays when a text is too long; error refuses such a text."] = Truncation.keep_start,
 ) -> "Tokenisation":
     from multiref.models import Tokenisation
 
@@ -49,16 +45,14 @@ def _tokenisation(
 
 def _references(
     reference: NamedReferences = [],  # noqa: B006  (typer copies it)
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; auto: measured.")] = None,
+    dtype: Annotated[str | None, "float32, bfloat16, float16; auto: measured."] = None,
     device: Device = None,
-    quantization: Annotated[str | None, typer.Option(help="int8, or int4 (on CUDA). Default none.")] = None,
+    quantization: Annotated[str | None, "int8, or int4 (on CUDA). Default none."] = None,
     attention: Annotated[
-        list[str] | None,
-        typer.Option(help="sdpa, eager, flash_attention_2, …; name=eager for one reference. Default the model's."),
+        list[str] | None, "sdpa, eager, flash_attention_2, …; name=eager for one reference. Default the model's."
     ] = None,
     chat_template_kwargs: Annotated[
-        list[str] | None,
-        typer.Option(help="For the chat template, as JSON: '{\"enable_thinking\": false}'; name={…} for one reference."),
+        list[str] | None, "For the chat template, as JSON: '{\"enable_thinking\": false}'; name={…} for one reference."
     ] = None,
     *,
     tokenisation: Annotated[Any, Made(_tokenisation)],
@@ -87,10 +81,10 @@ def _references(
 
 
 def _engine(
-    engine: Annotated[str, typer.Option(help="local, or ray: one pool of workers per reference on a Ray cluster.")] = "local",
-    workers: Annotated[int | None, typer.Option(help="ray: workers per reference; default all that fit.")] = None,
-    gpus_per_worker: Annotated[float, typer.Option(help="ray: GPUs that each worker reserves.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="ray: the cluster's address; default a local Ray.")] = None,
+    engine: Annotated[str, "local, or ray: one pool of workers per reference on a Ray cluster."] = "local",
+    workers: Annotated[int | None, "ray: workers per reference; default all that fit."] = None,
+    gpus_per_worker: Annotated[float, "ray: GPUs that each worker reserves."] = 0.0,
+    address: Annotated[str | None, "ray: the cluster's address; default a local Ray."] = None,
 ) -> "Engine | str":
     if engine == "ray":
         from multiref.references.engines.ray import RayEngine
@@ -111,10 +105,10 @@ class Forecasting:
 
 
 def _forecasting(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; store nothing.")] = False,
-    cluster: Annotated[str | None, typer.Option(help="Dry run: 2xlocal (measured), 64xH100 (reckoned).")] = None,
-    parameters: Annotated[str | None, typer.Option(help="Dry run: models that are not here: 7B, 16x7B.")] = None,
-    pairs: Annotated[str | None, typer.Option(help="Dry run: so many pairs, as those of DATA: 10M.")] = None,
+    dry_run: Annotated[bool, "--dry-run", "Say what it would take; store nothing."] = False,
+    cluster: Annotated[str | None, "Dry run: 2xlocal (measured), 64xH100 (reckoned)."] = None,
+    parameters: Annotated[str | None, "Dry run: models that are not here: 7B, 16x7B."] = None,
+    pairs: Annotated[str | None, "Dry run: so many pairs, as those of DATA: 10M."] = None,
 ) -> Forecasting | None:
     """None where nothing is to be forecast."""
     if dry_run:
@@ -126,18 +120,14 @@ def _forecasting(
 
 def command(
     data: Data,
-    store: Annotated[
-        Path | None, typer.Option("--store", "-s", help="The folder of scores, made where it is missing.", show_default=False)
-    ] = None,
+    store: Annotated[Path | None, "--store -s", "The folder of scores, made where it is missing."] = None,
     *,
     references: Annotated[Any, Made(_references)],
     chosen: Chosen,
     forecasting: Annotated[Forecasting | None, Made(_forecasting)],
     runner: Annotated[Any, Made(_engine)],
-    shard_size: Annotated[int | None, typer.Option(help="Completions per shard, about: what a killed run may lose.")] = None,
-    audit: Annotated[
-        str, typer.Option(help="Rows also scored alone, to find the layout that gives the same: some (a few), or all.")
-    ] = "some",
+    shard_size: Annotated[int | None, "Completions per shard, about: what a killed run may lose."] = None,
+    audit: Annotated[str, "Rows also scored alone, to find the layout that gives the same: some (a few), or all."] = "some",
 ) -> "dict[str, Any]":
     """Score pairs under K references, one after another. What is stored already is not scored again;
     a killed run goes on where it was.

@@ -13,16 +13,12 @@ from multiref.errors import ArgumentError
 def command(
     pool: Annotated[Any, Made(pooled)],
     drawn: Annotated[Any, Made(drawing)],
-    method: Annotated[
-        str, typer.Option(help="token: the per-token pool. smc, importance, rejection: draws of the optimum.")
-    ] = "token",
+    method: Annotated[str, "token: the per-token pool. smc, importance, rejection: draws of the optimum."] = "token",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens that an answer may have.")] = 256,
-    name: Annotated[str, typer.Option(help="What the model is called in requests.")] = "multiref",
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines ask.")] = "127.0.0.1",
+    name: Annotated[str, "What the model is called in requests."] = "multiref",
+    host: Annotated[str, "Address to listen at; 0.0.0.0 lets other machines ask."] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(help="The bearer token to ask for: env:NAME or file:PATH of where it is, never itself.")
-    ] = None,
+    api_key: Annotated[str | None, "The bearer token to ask for: env:NAME or file:PATH of where it is, never itself."] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests answered at a time; others get 429.")] = 4,
 ) -> None:
     """Serve the references' pool to any OpenAI client: /v1/completions, /v1/chat/completions, /v1/models, /health. Listens on

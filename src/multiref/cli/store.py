@@ -65,10 +65,9 @@ def verify(folder: Folder) -> dict[str, Any]:
 def prune(
     folder: Folder,
     reference: Annotated[
-        list[str] | None,
-        typer.Option(help="Also all scores of this reference: its name, or how its address begins. Repeatable."),
+        list[str] | None, "Also all scores of this reference: its name, or how its address begins. Repeatable."
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only say what would go.")] = False,
+    yes: Annotated[bool, "--yes", "Remove. Without it, only say what would go."] = False,
 ) -> dict[str, Any]:
     """Remove leftovers of killed runs, damaged shards, and references that are no longer wanted.
 
@@ -98,15 +97,9 @@ def export(
     output: Annotated[
         str, typer.Argument(help="The Parquet file to write; with --partitions a folder, or its URL.", show_default=False)
     ],
-    data: Annotated[
-        str | None, typer.Option(help="Pairs, as for score: write one row per pair, with its text and its scores.")
-    ] = None,
-    reference: Annotated[
-        list[str] | None, typer.Option(help="Only this reference (name, or beginning of its address). Repeatable.")
-    ] = None,
-    partitions: Annotated[
-        int | None, typer.Option(help="Write a folder: so many files for each reference, by the beginning of the key.")
-    ] = None,
+    data: Annotated[str | None, "Pairs, as for score: write one row per pair, with its text and its scores."] = None,
+    reference: Annotated[list[str] | None, "Only this reference (name, or beginning of its address). Repeatable."] = None,
+    partitions: Annotated[int | None, "Write a folder: so many files for each reference, by the beginning of the key."] = None,
 ) -> dict[str, Any]:
     """Write scores to one Parquet file with plain columns: one row per completion and reference, or
     (with --data) one row per pair.

@@ -10,9 +10,7 @@ from multiref.cli.options import Seed, name_and_path
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
-Untrained = Annotated[
-    bool, typer.Option("--without-training", help="π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references.")
-]
+Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references."]
 
 
 def _settings(
@@ -35,12 +33,8 @@ def _settings(
 
 def _references(
     without_training: Untrained = False,
-    reference: Annotated[
-        list[str] | None, typer.Option("--reference", help="name=PATH, once per reference; --without-training only.")
-    ] = None,
-    beta: Annotated[
-        list[float] | None, typer.Option(help="Strengths of π*; repeatable, default 0.1; --without-training only.")
-    ] = None,
+    reference: Annotated[list[str] | None, "--reference", "name=PATH, once per reference; --without-training only."] = None,
+    beta: Annotated[list[float] | None, "Strengths of π*; repeatable, default 0.1; --without-training only."] = None,
 ) -> tuple[dict[str, str], list[float]] | None:
     """References by name, and strengths; None where runs have them."""
     if not without_training:
@@ -54,8 +48,8 @@ def _references(
 
 
 def command(
-    prompts: Annotated[str, typer.Option("--prompts", help="Prompts or pairs, as for score; sampled from.")],
-    out: Annotated[Path, typer.Option("--out", help="A folder for sweep.json and the table.")],
+    prompts: Annotated[str, "--prompts", "Prompts or pairs, as for score; sampled from."],
+    out: Annotated[Path, "--out", "A folder for sweep.json and the table."],
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -68,12 +62,9 @@ def command(
     settings: Annotated[Any, Made(_settings)],
     reward: Annotated[
         list[str] | None,
-        typer.Option(
-            "--reward",
-            "-r",
-            help="A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, or a YAML file "
-            "with `rewards:` as an online run has. Repeatable; several add up.",
-        ),
+        "--reward -r",
+        "A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, or a YAML file "
+        "with `rewards:` as an online run has. Repeatable; several add up.",
     ] = None,
     untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:

@@ -13,20 +13,13 @@ from multiref.cli.options import TakeOver
 
 
 def command(
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The run as one YAML file; recipes/ has examples.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="Lay a value over the file: --set training.learning_rate=1e-5")
-    ] = None,
+    config: Annotated[Path | None, "--config -c", "The run as one YAML file; recipes/ has examples."] = None,
+    assignments: Annotated[list[str] | None, "--set -s", "Lay a value over the file: --set training.learning_rate=1e-5"] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Check file, data, models and vocabularies, estimate memory and time; train nothing."),
+        bool, "--dry-run", "Check file, data, models and vocabularies, estimate memory and time; train nothing."
     ] = False,
     take_over: TakeOver = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of a run's file, for an editor, and stop.")
-    ] = False,
+    schema: Annotated[bool, "--schema", "Print the JSON schema of a run's file, for an editor, and stop."] = False,
 ) -> dict[str, Any] | None:
     """Do what a run's file says: preference, reward, online, distillation or iterative training.
 

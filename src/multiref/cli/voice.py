@@ -25,11 +25,9 @@ from multiref.errors import MultirefError, MultirefNotice, MultirefWarning
 from multiref.report.shown import visible
 
 _OPTIONS: dict[str, Any] = {
-    "as_json": Annotated[
-        bool, typer.Option("--json", help="The result as JSON on standard output, all else on standard error.")
-    ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors, warnings and the last line.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", help="Of an error show where it came from, too.")],
+    "as_json": Annotated[bool, "--json", "The result as JSON on standard output, all else on standard error."],
+    "quiet": Annotated[bool, "--quiet -q", "Say nothing but errors, warnings and the last line."],
+    "verbose": Annotated[bool, "--verbose", "Of an error show where it came from, too."],
 }
 
 
@@ -51,7 +49,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
     if hasattr(function, "voiced"):
         return function
     own = _options(function)
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_option(hint))
              for name, hint in _OPTIONS.items()]  # fmt: skip
 
     @functools.wraps(function)
@@ -87,7 +85,16 @@ def _parts(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Ma
     hints = typing.get_type_hints(annotated, function.__globals__, include_extras=True)  # not of what it returns
     for name, each in parameters.items():
         made = next((part for part in getattr(hints[name], "__metadata__", ()) if isinstance(part, Made)), None)
-        yield each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY), made
+        yield each.replace(annotation=_option(hints[name]), kind=inspect.Parameter.KEYWORD_ONLY), made
+
+
+def _option(hint: Any) -> Any:
+    """`Annotated[str, "--name -n", "what it is"]` → typer's option; without the first string it is named as its parameter."""
+    words = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, str)]
+    if not words:
+        return hint
+    *names, said = words
+    return Annotated[hint.__origin__, typer.Option(*" ".join(names).split(), help=said)]
 
 
 def _options(function: Callable[..., Any], without: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:

@@ -10,24 +10,17 @@ if TYPE_CHECKING:
 
 
 def command(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="A sweep such as recipes/figure1-small.yaml.", show_default=False)
-    ],
-    full: Annotated[
-        bool, typer.Option("--full", help="The full grid: what the file's `full:` says, laid over the rest.")
-    ] = False,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file, such as --set seeds=2. Repeatable.")
-    ] = None,
+    config: Annotated[Path, "--config -c", "A sweep such as recipes/figure1-small.yaml."],
+    full: Annotated[bool, "--full", "The full grid: what the file's `full:` says, laid over the rest."] = False,
+    change: Annotated[list[str] | None, "--set", "key=value over the file, such as --set seeds=2. Repeatable."] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report.html, figures, results.json and finished runs; default runs/<name of the file>."),
+        Path | None, "Folder for report.html, figures, results.json and finished runs; default runs/<name of the file>."
     ] = None,
     shared: Annotated[
         Path | None,
         typer.Option(envvar="MULTIREF_SHARED", help="Folder of models and data that the task `stories` is relative to."),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder in which worlds are kept; by default in the user's cache.")] = None,
+    cache: Annotated[Path | None, "Folder in which worlds are kept; by default in the user's cache."] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
 ) -> dict[str, str]:
     """Sweep the weight of one reference from 0 to 1 under several rules and seeds: reward, KL and objective, with errors,

@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 
 def command(
-    quick: Annotated[bool, typer.Option("--quick", help="A few of everything: minutes, no claim about accuracy.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Three seeds, every rule, two strengths: hours.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder of the page and of every finished stage.")] = Path("runs/real"),
-    model: Annotated[
-        str | None, typer.Option(help="A model folder or hub id instead of SmolLM2-135M-Instruct.", show_default=False)
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the model folder; by default in the user's cache.")] = None,
+    quick: Annotated[bool, "--quick", "A few of everything: minutes, no claim about accuracy."] = False,
+    full: Annotated[bool, "--full", "Three seeds, every rule, two strengths: hours."] = False,
+    output: Annotated[Path, "Folder of the page and of every finished stage."] = Path("runs/real"),
+    model: Annotated[str | None, "A model folder or hub id instead of SmolLM2-135M-Instruct."] = None,
+    cache: Annotated[Path | None, "Folder for the model folder; by default in the user's cache."] = None,
 ) -> dict[str, str]:
     """Warm up a real model on word problems, make two specialists of it, pair the base's own answers, score, inspect, train
     under three references and under the best one, and evaluate on held-out questions.

@@ -7,29 +7,20 @@ import typer
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Folder for the records, the page and the figures.")] = Path("stability"),
+    out: Annotated[Path, "Folder for the records, the page and the figures."] = Path("stability"),
     world: Annotated[
         list[str] | None,
-        typer.Option(
-            "--world",
-            "-w",
-            help="linear, features (needs --model, --reference and --prompts) or transformer; several times for several.",
-        ),
+        "--world -w",
+        "linear, features (needs --model, --reference and --prompts) or transformer; several times for several.",
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model folder: whose frozen hidden states are the features, and the first reference.")
+        str | None, "A model folder: whose frozen hidden states are the features, and the first reference."
     ] = None,
-    reference: Annotated[str | None, typer.Option(help="A second model folder: the second reference.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Texts for the prompts: .jsonl with `prompt` or `text` a line, or .txt.")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Independent data sets of each cell; by default 20 (transformer: 8).")
-    ] = None,
+    reference: Annotated[str | None, "A second model folder: the second reference."] = None,
+    prompts: Annotated[Path | None, "Texts for the prompts: .jsonl with `prompt` or `text` a line, or .txt."] = None,
+    seeds: Annotated[int | None, "Independent data sets of each cell; by default 20 (transformer: 8)."] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Where the random numbers begin.")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Two points an axis and few seeds: a look, in about a minute.")
-    ] = False,
+    quick: Annotated[bool, "--quick", "Two points an axis and few seeds: a look, in about a minute."] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
 ) -> dict[str, str]:
     """Measure stability by retraining: how far DPO, and a reward model with its Gibbs optimum, PPO or RLOO,

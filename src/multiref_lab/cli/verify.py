@@ -15,12 +15,10 @@ _COLOURS = {"verified": "green", "refuted": "red", "vacuous": "yellow", "convent
 
 def command(
     names: Annotated[list[str] | None, typer.Argument(help="Claims to run; all of them if none is named.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Spend minutes instead of seconds: the numbers of the ledger.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for claims.md, claims.json and figures/claims/.")] = Path("docs"),
-    again: Annotated[
-        bool, typer.Option("--again", help="Run also what the ledger already holds for this code and effort.")
-    ] = False,
-    show: Annotated[bool, typer.Option("--list", help="List the claims and stop.")] = False,
+    full: Annotated[bool, "--full", "Spend minutes instead of seconds: the numbers of the ledger."] = False,
+    out: Annotated[Path, "Folder for claims.md, claims.json and figures/claims/."] = Path("docs"),
+    again: Annotated[bool, "--again", "Run also what the ledger already holds for this code and effort."] = False,
+    show: Annotated[bool, "--list", "List the claims and stop."] = False,
 ) -> dict[str, Any]:
     """Run the claims of the papers as experiments, print predicted against measured, and write the ledger.
 
