@@ -1,6 +1,7 @@
 """A bar with rate and time left above two seconds in a terminal, plain lines elsewhere, and nothing for what is quick."""
 
 import io
+import time
 
 import pytest
 
@@ -89,3 +90,24 @@ def test_parts_of_a_job_count_on_and_are_not_shown_beside_it(clock, monkeypatch)
             work(clock, 2, 0.01, f"scoring {step}")
     lines = bars.sys.stderr.getvalue().splitlines()
     assert len(lines) == 3 and all(line.startswith("training: ") for line in lines)
+
+
+def test_a_job_whose_items_are_long_is_shown_between_two_of_them(clock, monkeypatch):
+    """Nobody tells anything: at three seconds it is shown; after an item of 30 s and 15 s more, 3 · 30 − 15 s are left."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr(bars, "TICK", 0.01)
+
+    def said(line):
+        ends = time.perf_counter() + 5
+        while line not in bars.sys.stderr.getvalue().splitlines() and time.perf_counter() < ends:
+            time.sleep(0.01)
+        return line in bars.sys.stderr.getvalue().splitlines()
+
+    with bars.Bars() as watch, watched_by(watch):
+        tell("claims", 0, 4)
+        clock[0] += 3
+        assert said("claims: 0/4")
+        clock[0] += 27
+        tell("claims", 1, 4)
+        clock[0] += 15
+        assert said("claims: 1/4, 30 s each, 1:15 left")

@@ -1,6 +1,7 @@
 """What every verb has: help that fits a screen, JSON alone on standard output, silence, and what to do next."""
 
 import json
+import warnings
 from typing import Any
 
 import pytest
@@ -8,10 +9,11 @@ from typer.testing import CliRunner
 
 from multiref.cli import VERBS, app
 from multiref.cli.help import GROUPS
+from multiref.cli.voice import show_notes, voiced
 from multiref.runs import read_run
 from multiref.runs.new import TASKS
 
-LAB = ("demo", "frontier", "stability", "verify")
+LAB = ("demo", "frontier", "real", "stability", "verify")
 BELOW = ("store ls", "store verify", "store prune", "store export")
 PROBLEM = '{"reward": [0, 1], "references": {"[red]a": [0.7, 0.3]}, "beta": 1.0}'
 
@@ -56,7 +58,7 @@ def test_json_is_alone_on_standard_output_and_quiet_is_quiet(tmp_path: Any, monk
     assert broken.exit_code == 2 and "does not exist" in json.loads(broken.stdout)["error"]
     assert "Traceback" in ask("data", "nothing.jsonl", "--verbose").stderr
     solved = ask("solve", "-", "--json", input=PROBLEM)
-    assert json.loads(solved.stdout)["value"]
+    assert json.loads(solved.stdout)["value"] and "optimum" in solved.stderr
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -88,6 +90,42 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     found = json.loads(looked.stdout)
     assert found["task"] == task and found["policy"]["parameters"] > 0 and found["memory"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_what_libraries_tell_programmers_is_for_verbose(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command() -> None:
+        warnings.warn("`old` will be removed in v6", FutureWarning, stacklevel=1)
+
+    voices = {"as_json": False, "quiet": False}
+    voiced(command)(**voices, verbose=False)
+    with pytest.warns(FutureWarning, match="v6"):
+        voiced(command)(**voices, verbose=True)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    show_notes()
+    warnings.showwarning("the driver\n  is too old", UserWarning, "/env/site-packages/torch/cuda/__init__.py", 3)
+    assert capsys.readouterr().err == "Warning of torch: the driver is too old\n"
+
+
+def test_a_dry_run_knows_how_long_a_row_may_be(tmp_path: Any, tiny_folder: Any) -> None:
+    """Half of the pairs are long. Dropped, the other half is left, as in a file of these alone; kept, they are cut."""
+    short = [{"prompt": f"once {n}", "chosen": " a", "rejected": " b"} for n in range(8)]
+    long = [{**row, "chosen": " a" * 40} for row in short]
+    for name, rows in {"short": short, "both": [*short, *long]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def said(data: str, *settings: str) -> tuple[float, float, str]:
+        file, given = str(tmp_path / f"{data}.yaml"), ["--model", str(tiny_folder), "-r", f"a={tiny_folder}"]
+        ask("init", file, *given, "--data", str(tmp_path / f"{data}.jsonl"), "--output", str(tmp_path / "out"), "--force")
+        changes = [word for each in ("evaluation=null", *settings) for word in ("--set", each)]
+        found = ask("train", "-c", file, *changes, "--dry-run", "--json")
+        line = next(line for line in found.stderr.splitlines() if line.startswith("time "))
+        return float(line.split(" tokens a row")[0].rpartition("(")[2]), json.loads(found.stdout)["time"], line
+
+    cut = "tokenisation={max_length: 20}"
+    whole, dropped, kept = said("both"), said("both", cut), said("both", cut, "too_long=keep")
+    assert dropped[0] == said("short")[0] < kept[0] <= 20 < whole[0] * 2
+    assert "about 50% of the pairs are longer than 20 tokens and left out" in dropped[2] and "longer" not in kept[2]
+    assert "refused" in said("both", cut, "too_long=error")[2]
 
 
 def test_init_asks_where_there_is_a_terminal(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,9 @@ def _said(stop: KeyboardInterrupt, verb: str | None = None) -> int:
 _KEPT = "What was already stored is kept; run the same command again to go on."
 _PARTING = {
     "serve": "Serving is over: nothing listens at its port any more. It stored nothing.",
-    **dict.fromkeys(("data", "decode", "doctor", "solve"), "Nothing was stored; the same command begins anew."),
+    **dict.fromkeys(
+        ("data", "decode", "doctor", "solve"), "Nothing was stored; the same command starts again from the beginning."
+    ),
 }
 
 
@@ -157,7 +159,7 @@ _LIBRARIES = {
     "TOKENIZERS_PARALLELISM": "false",
 }  # our lines, not every library's; workers too
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-_BUG = "A mistake of multiref: please report it with what stands below. What is stored is kept; the same command goes on."
+_BUG = "This is a bug of multiref. Please report it with what stands below. What was stored is kept; the same command goes on."
 
 app = typer.Typer(
     cls=Verbs,

@@ -39,12 +39,12 @@ def pooled(
 
 def drawing(
     reward: Annotated[
-        list[str] | None, "Of the optimum: lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort."
+        list[str] | None, "For the optimum: lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort."
     ] = None,
     beta: Annotated[float | None, "Strength of the regularizer; needed with a reward."] = None,
     reward_max: Annotated[float | None, "The largest reward that there is; rejection needs it."] = None,
-    n: Annotated[int, typer.Option("--particles", "-n", min=1, help="Of the optimum: particles of an island.")] = 64,
-    islands: Annotated[int, typer.Option(min=1, help="Of the optimum: independent islands; their spread is the error.")] = 8,
+    n: Annotated[int, typer.Option("--particles", "-n", min=1, help="For the optimum: particles of an island.")] = 64,
+    islands: Annotated[int, typer.Option(min=1, help="For the optimum: independent islands; their spread is the error.")] = 8,
 ) -> Any:
     """(the rewards as one function of prompts and completions or None, β, the other options of a draw)."""
     function = None
@@ -79,7 +79,7 @@ def command(
     drawn: Annotated[Any, Made(drawing)],
     method: Annotated[str, "smc, importance, rejection: the optimum; token: the per-token pool."] = "smc",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 64,
-    min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions that do not end before so many.")] = 0,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions of at least so many tokens.")] = 0,
     show: Annotated[int, typer.Option(min=1, help="Completions that are shown of each prompt, drawn by weight.")] = 1,
     out: Annotated[Path | None, "--out -o", "Also keep all draws and weights, as JSON lines."] = None,
     seed: Seed = 0,

@@ -27,16 +27,16 @@ def _prompts(
         str | None, "GSM8K-style problems: .jsonl with question and answer, or a hub id. Their reward says right or wrong."
     ] = None,
     prompts: Annotated[str | None, "Prompts instead: rows with `prompt` or `text`, pairs, or a .txt."] = None,
-    words: Annotated[int | None, "Of each of the --prompts only so many words."] = None,
+    words: Annotated[int | None, "Only the first so many words of each of the --prompts."] = None,
     reward: Annotated[
         list[str] | None,
         "--reward -r",
         "gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file. Repeatable; default "
         "gsm8k for --problems.",
     ] = None,
-    style: Annotated[str, "Of problems: chat (a conversation that asks for <answer>) or plain."] = "chat",
+    style: Annotated[str, "How problems are written: chat (a conversation that asks for <answer>) or plain."] = "chat",
     name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
-    split: Annotated[str | None, "Of a data set that has several. Default test, of --problems."] = None,
+    split: Annotated[str | None, "Split of a data set that has several. Default for --problems: test."] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
 ) -> Values:
     from multiref.runs.rewards import read_rewards
@@ -58,7 +58,7 @@ def _sampling(
     temperature: Annotated[float, typer.Option(min=0.0, help="1: the policy itself. 0: its likeliest tokens.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Prompts side by side; a killed call loses at most these.")] = 8,
-    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap over prompts.")] = 2000,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap over prompts.")] = 2000,
     seed: Seed = 0,
     dtype: Annotated[str, "float32, bfloat16, float16."] = "float32",
 ) -> Values:

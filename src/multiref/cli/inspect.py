@@ -28,7 +28,7 @@ def command(
         "name=PATH: also measure KL and disagreement per token on a sample, and where the optimum would go. Once per "
         "reference.",
     ] = None,
-    sample: Annotated[int, typer.Option(min=2, help="Completions in that sample.")] = 64,
+    sample: Annotated[int, typer.Option(min=2, help="Completions in the sample of --reference.")] = 64,
     data_name: Annotated[str | None, "Configuration of a data set that has several."] = None,
     plan: Annotated[bool, "--plan", "Also say how many pairs would show each reference's effect."] = False,
     gain: Annotated[float | None, "With --plan: an effect of this size, nats a pair, instead of the one found."] = None,

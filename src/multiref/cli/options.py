@@ -41,11 +41,15 @@ NamedReferences: TypeAlias = Annotated[
     list[str], "--reference -r", "name=PATH: a model folder, a hub id, or a server's URL. Once per reference."
 ]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")]
-Seed: TypeAlias = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of what is drawn: samples, folds, resampling.")]
+Seed: TypeAlias = Annotated[
+    int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn: samples, folds, resampling.")
+]
 Dtype: TypeAlias = Annotated[str | None, "float32, bfloat16, float16. Default float32."]
 Device: TypeAlias = Annotated[str | None, "cpu, cuda, cuda:1, …; default a GPU if there is one."]
 
-TakeOver: TypeAlias = Annotated[bool, "--take-over", "Where another process writes this folder, it stops and this one goes on."]
+TakeOver: TypeAlias = Annotated[
+    bool, "--take-over", "Take the folder over: a process that writes it stops, and this one goes on."
+]
 
 
 def for_each(option: str, given: list[str] | None, names: list[str]) -> dict[str, str]:
@@ -76,7 +80,9 @@ def selection(
     column: Annotated[
         list[str] | None, "--column", "OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."
     ] = None,
-    rankings: Annotated[Rankings, "--rankings", "Of several answers with scores."] = Rankings.ends,
+    rankings: Annotated[
+        Rankings, "--rankings", "Of several answers with scores: best against worst, or all pairs."
+    ] = Rankings.ends,
     bad_rows: Annotated[BadRows, "--bad-rows", "What becomes of rows that cannot be used."] = BadRows.refuse,
     limit: Limit = None,
 ) -> "Selection":

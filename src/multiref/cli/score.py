@@ -91,7 +91,7 @@ def _engine(
 
         return RayEngine(workers=workers, gpus=gpus_per_worker, address=address)
     if workers is not None or gpus_per_worker or address is not None:
-        raise ArgumentError("--workers, --gpus-per-worker and --address are of --engine ray. Add it, or leave them out.")
+        raise ArgumentError("--workers, --gpus-per-worker and --address belong to --engine ray. Add it, or leave them out.")
     return engine
 
 
@@ -108,13 +108,13 @@ def _forecasting(
     dry_run: Annotated[bool, "--dry-run", "Say what it would take; store nothing."] = False,
     cluster: Annotated[str | None, "Dry run: 2xlocal (measured), 64xH100 (reckoned)."] = None,
     parameters: Annotated[str | None, "Dry run: models that are not here: 7B, 16x7B."] = None,
-    pairs: Annotated[str | None, "Dry run: so many pairs, as those of DATA: 10M."] = None,
+    pairs: Annotated[str | None, "Dry run: for so many pairs like those of DATA: 10M."] = None,
 ) -> Forecasting | None:
     """None where nothing is to be forecast."""
     if dry_run:
         return Forecasting(cluster, parameters, None if pairs is None else round(_number(pairs, "--pairs")))
     if cluster or parameters or pairs:
-        raise ArgumentError("--cluster, --parameters and --pairs are of --dry-run. Add it, or leave them out.")
+        raise ArgumentError("--cluster, --parameters and --pairs belong to --dry-run. Add it, or leave them out.")
     return None
 
 
@@ -126,8 +126,8 @@ def command(
     chosen: Chosen,
     forecasting: Annotated[Forecasting | None, Made(_forecasting)],
     runner: Annotated[Any, Made(_engine)],
-    shard_size: Annotated[int | None, "Completions per shard, about: what a killed run may lose."] = None,
-    audit: Annotated[str, "Rows also scored alone, to find the layout that gives the same: some (a few), or all."] = "some",
+    shard_size: Annotated[int | None, "About so many completions per shard; a killed run loses at most one."] = None,
+    audit: Annotated[str, "How many rows are also scored alone, as a check of the layout: some (a few), or all."] = "some",
 ) -> "dict[str, Any]":
     """Score pairs under K references, one after another. What is stored already is not scored again;
     a killed run goes on where it was.
@@ -136,7 +136,7 @@ def command(
     """
     if forecasting is not None and forecasting.parameters is not None:
         if forecasting.cluster is None or references is not None:
-            raise ArgumentError("--parameters is of --cluster and stands for --reference. Give --cluster, and one of the two.")
+            raise ArgumentError("--parameters needs --cluster and replaces --reference. Give --cluster, and one of the two.")
         return _say(_imagined(data, chosen, forecasting, shard_size))
     if references is None or store is None:
         raise ArgumentError("Expected --reference name=PATH, once per reference, and --store FOLDER.")

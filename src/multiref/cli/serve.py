@@ -38,7 +38,7 @@ def command(
     if method != "token":
         served = Optimum(refs, rule, function, beta, most=max_new_tokens, method=method, **options)
     elif function is not None:
-        raise ArgumentError("--reward is of the optimum; choose --method smc, importance or rejection.")
+        raise ArgumentError("--reward needs the optimum; choose --method smc, importance or rejection.")
     for notice in notices(refs):
         typer.echo(f"Note: {notice}", err=True)
     serve(served, host=host, port=port, name=name, key=key, concurrency=concurrency, say=lambda line: print(line, flush=True))

@@ -113,7 +113,7 @@ def export(
     store = Store(folder, create=False)
     if partitions is not None:
         if data is not None:
-            raise ArgumentError("--partitions is of scores by completion; give it or --data.")
+            raise ArgumentError("--partitions writes scores by completion, and --data by pair; give one of them.")
         count = export_partitions(store, output, partitions=partitions, references=reference or [])
     elif data is None:
         count = export_scores(store, output, references=reference or [])

@@ -68,8 +68,8 @@ def command(
     ] = None,
     untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:
-    """The optimum at weights w is the normalised geometric mean of the K single-reference optima:
-    drawn here by importance weights.
+    """Change the weights after training. The optimum at weights w is the normalised geometric mean of the K single-reference
+    optima; it is drawn here by importance weights.
 
     For each prompt, samples of all K policies are one pool of proposals; at weights w a sample weighs Π_k π_k^{w_k} over the
     mixture it was drawn from. Each point states its effective sample size, and with --reward E_π[r] with its standard error

@@ -25,9 +25,9 @@ from multiref.errors import MultirefError, MultirefNotice, MultirefWarning
 from multiref.report.shown import visible
 
 _OPTIONS: dict[str, Any] = {
-    "as_json": Annotated[bool, "--json", "The result as JSON on standard output, all else on standard error."],
+    "as_json": Annotated[bool, "--json", "The result as JSON, alone on standard output."],
     "quiet": Annotated[bool, "--quiet -q", "Say nothing but errors, warnings and the last line."],
-    "verbose": Annotated[bool, "--verbose", "Of an error show where it came from, too."],
+    "verbose": Annotated[bool, "--verbose", "Where in the code an error came from; libraries' deprecations."],
 }
 
 
