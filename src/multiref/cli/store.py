@@ -56,9 +56,7 @@ def verify(folder: Folder) -> dict[str, Any]:
     held = store.manifest()
     sound = len(held) - sum(damaged.path.exists() for damaged in damage)
     typer.echo(f"{sound:,} of {len(held):,} shards are sound." if damage else f"All {len(held):,} shards are sound.")
-    if damage:
-        raise typer.Exit(1)
-    return {"sound": sound, "shards": len(held), "damaged": []}
+    return {"sound": sound, "shards": len(held), "damaged": [each.what for each in damage], "exit": int(bool(damage))}
 
 
 @app.command()

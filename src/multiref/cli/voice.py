@@ -43,8 +43,9 @@ class Made:
 def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
     """A verb's function with the options of all verbs.
 
-    What the function returns is its result: a mapping, whose `next` is the command to go on with. Under --json it is printed,
-    alone, on standard output (`{"error": …}` for an error of ours); otherwise the last line is `Next: …`.
+    What the function returns is its result: a mapping, whose `next` is the command to go on with, and `exit` the exit code.
+    Under --json it is printed, alone, on standard output (`{"error": …}` for an error of ours); otherwise the last line is
+    `Next: …`.
     """
     if hasattr(function, "voiced"):
         return function
@@ -65,11 +66,14 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
             if as_json:
                 print(json.dumps({"error": str(error)}, ensure_ascii=False))
             raise
-        found: Mapping[str, Any] = result if isinstance(result, Mapping) else {}
+        found = dict(result) if isinstance(result, Mapping) else {}
+        code = found.pop("exit", 0)
         if as_json:
             print(json.dumps(plain({"verb": function.__module__.rpartition(".")[2], **found}), ensure_ascii=False, default=str))
         elif found.get("next"):
             print(f"Next: {visible(found['next'])}")
+        if code:
+            raise typer.Exit(code)
 
     every = [*own.values(), *added]
     call.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
