@@ -106,6 +106,17 @@ def test_what_libraries_tell_programmers_is_for_verbose(capsys: Any, monkeypatch
     assert capsys.readouterr().err == "Warning of torch: the driver is too old\n"
 
 
+def test_a_download_is_seen_and_other_bars_of_libraries_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    from multiref.training.arguments import quiet
+
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    quiet()
+    assert not are_progress_bars_disabled() and not logging.is_progress_bar_enabled()
+
+
 def test_a_dry_run_knows_how_long_a_row_may_be(tmp_path: Any, tiny_folder: Any) -> None:
     """Half of the pairs are long. Dropped, the other half is left, as in a file of these alone; kept, they are cut."""
     short = [{"prompt": f"once {n}", "chosen": " a", "rejected": " b"} for n in range(8)]

@@ -1,6 +1,7 @@
 """`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples; with
 --without-training over β and weights, from the references alone. Reverse KL only."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,4 +98,4 @@ def command(
     else:
         named, betas = untrained
         found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=said)
-    return {"output": str(out), "points": found}
+    return {"output": str(out), "points": found, "next": f"open {shlex.quote(str(out / 'sweep.json'))}"}

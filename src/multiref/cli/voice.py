@@ -58,7 +58,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
         as_json, quiet, verbose = (bool(values.get(name)) for name in _OPTIONS)
         result: Any = None
         try:
-            with _output(sys.stderr if as_json else None, quiet and not as_json), _bars(quiet), _libraries(verbose):
+            with _output(sys.stderr if as_json else None, quiet and not as_json), _bars(quiet), _libraries(quiet, verbose):
                 result = function(**_filled(function, values))
         except MultirefError as error:
             if verbose:
@@ -130,21 +130,23 @@ def _bars(quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _libraries(heard: bool) -> Iterator[None]:
-    """What libraries tell those who program with them (what will be renamed, say) is for --verbose, here and in workers."""
-    if heard:
-        yield
-        return
-    before = os.environ.get("PYTHONWARNINGS")
-    kinds = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
-    os.environ["PYTHONWARNINGS"] = ",".join([*filter(None, [before]), *(f"ignore::{kind.__name__}" for kind in kinds)])
+def _libraries(quiet: bool, verbose: bool) -> Iterator[None]:
+    """What libraries tell those who program with them (what will be renamed, say) is for --verbose, here and in workers; the
+    hub's own bar of a download is for all but --quiet."""
+    kinds = () if verbose else (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
+    given = [*filter(None, [os.environ.get("PYTHONWARNINGS")]), *(f"ignore::{kind.__name__}" for kind in kinds)]
+    asked = {"PYTHONWARNINGS": ",".join(given), **({"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {})}
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
     try:
         with warnings.catch_warnings():
             for kind in kinds:
                 warnings.simplefilter("ignore", kind)
             yield
     finally:
-        os.environ.pop("PYTHONWARNINGS") if before is None else os.environ.update(PYTHONWARNINGS=before)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def plain(value: Any) -> Any:

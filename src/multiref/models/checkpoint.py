@@ -1,5 +1,6 @@
 """A checkpoint is loaded whole or not at all: its keys against what the model has."""
 
+import os
 import re
 import warnings
 from collections import Counter
@@ -219,7 +220,7 @@ class _without_report:
         from transformers.utils import logging as shown
 
         self.text: list[str] = []
-        self.bar = shown.is_progress_bar_enabled()
+        self.bar = shown.is_progress_bar_enabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
         shown.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
         self.logger = logging.getLogger("transformers.modeling_utils")
         self.logger.addFilter(self._keeps)

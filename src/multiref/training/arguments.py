@@ -117,7 +117,10 @@ def silence(trainer: Any) -> None:
 def quiet() -> None:
     """Our lines, not every library's."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        enable_progress_bars()  # a download may take long; where there is no terminal the hub draws none

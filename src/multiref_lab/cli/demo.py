@@ -37,5 +37,4 @@ def command(
     narrator.table(tables.against_table(findings), (1, 2, 3, 4, 5, 6))
     for line in [tables.answer(findings), *page.limits(findings)]:
         narrator.line(line)
-    narrator.end(report, output / "figures")
-    return {"output": str(output), "report": str(report)}
+    return narrator.end(output, report)

@@ -49,8 +49,7 @@ def command(
         narrator.table(table, (1, 4, 5))
         for line in sentences(findings, plane):
             narrator.line(line)
-    narrator.end(report, output / "figures")
-    return {"output": str(output), "report": str(report)}
+    return narrator.end(output, report)
 
 
 def read_settings(config: Path, full: bool, changes: list[str]) -> "FrontierSettings":

@@ -1,5 +1,6 @@
 """What an experiment says on the terminal: sentences and tables; how far it is goes to the verb's bar."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +34,10 @@ class Narrator:
         """A sentence alone."""
         self.console.print(Text(visible(text)))
 
-    def end(self, report: Path, figures: Path) -> None:
-        """Where everything is."""
-        self.line(f"Report: {report}   figures: {figures}   ({self._seconds():.0f} s)")
+    def end(self, output: Path, report: Path) -> dict[str, str]:
+        """Where everything is: the verb's result."""
+        self.line(f"Figures: {output / 'figures'}   ({self._seconds():.0f} s)")
+        return {"output": str(output), "report": str(report), "next": f"open {shlex.quote(str(report))}"}
 
     def table(self, table: Table, columns: Sequence[int] | None = None) -> None:
         """A report's table, or some of its columns."""

@@ -33,5 +33,4 @@ def command(
     narrator.table(rows, (1, *range(5, len(rows.header))))
     for line in page.sentences(findings):
         narrator.line(line)
-    narrator.end(report, output / "figures")
-    return {"output": str(output), "report": str(report)}
+    return narrator.end(output, report)

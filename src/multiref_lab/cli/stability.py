@@ -55,5 +55,4 @@ def command(
     page = stability.write(chosen, records, out)
     for axis in chosen:
         narrator.table(table(axis, list(entries(axis, records))))
-    narrator.end(page, out / "figures")
-    return {"output": str(out), "report": str(page)}
+    return narrator.end(out, page)

@@ -57,8 +57,8 @@ def command(
     for claim in chosen:
         table.add_row(claim.name, claim.status, Text(claim.predicted), _coloured(ledger.entries[claim.name]["verdict"]))
     console.print(table)
-    console.print(f"Ledger: {ledger.folder / 'claims.md'}, {ledger.path}", markup=False)
-    return {"claims": {each.name: ledger.entries[each.name]["verdict"] for each in chosen}, "ledger": str(ledger.path)}
+    verdicts = {each.name: ledger.entries[each.name]["verdict"] for each in chosen}
+    return {"claims": verdicts, "ledger": str(ledger.path), "next": f"open {ledger.folder / 'claims.md'}"}
 
 
 def _coloured(verdict: str) -> "Text":

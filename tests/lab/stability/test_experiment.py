@@ -162,7 +162,7 @@ def test_the_command_resumes_and_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(Measuring, "__call__", None)  # would fail if called
     second = CliRunner().invoke(app, command)
     assert second.exit_code == 0 and "3 cells, 3 of them" in second.output
-    shown = [text[text.index("linear-samples (24") : text.index("Report:")] for text in (first.output, second.output)]
+    shown = [text[text.index("linear-samples (24") : text.index("Figures:")] for text in (first.output, second.output)]
     assert shown[0] == shown[1]
     refused = CliRunner().invoke(app, ["stability", "--world", "features", "--out", str(tmp_path)])
     assert refused.exit_code == 2 and "found no --model, --reference, --prompts" in refused.stderr
