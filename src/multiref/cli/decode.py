@@ -94,7 +94,7 @@ def command(
 
     (opened, rule), (function, beta, options) = pool, drawn
     refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
-    limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
     if method == "token" and function is None and out is None:
         return _stream(refs, rule, asked, limits, show, seed)
     parts, found = [], []
