@@ -11,17 +11,21 @@ _watching: ContextVar[Watch | None] = ContextVar("watching", default=None)
 
 
 def tell(what: str, done: int, of: int) -> None:
-    """`done` of `of` are done: steps, prompts, completions. `of` 0: of how many is not known; (1, 1) ends it."""
+    """`done` of `of` are done: steps, prompts, completions. `of` 0: of how many is not known; (1, 1) ends it, −1 leaves it."""
     if (watch := _watching.get()) is not None:
         watch(what, done, of)
 
 
 def each_told(items: Iterable[Item], what: str, of: int) -> Iterator[Item]:
-    """The items, each told before it is worked on, and the end."""
-    for done, item in enumerate(items):
-        tell(what, done, of)
-        yield item
-    tell(what, of, of)
+    """The items, each told before it is worked on, and the end, or that they were left."""
+    try:
+        for done, item in enumerate(items):
+            tell(what, done, of)
+            yield item
+        tell(what, of, of)
+    except GeneratorExit:
+        tell(what, -1, of)
+        raise
 
 
 def is_watched() -> bool:
@@ -43,5 +47,5 @@ def watched_by(watch: Watch | None) -> Iterator[None]:
 def part_of(what: str, before: int, of: int) -> Iterator[None]:
     """What is told inside counts on from `before`, as a part of `what`; it counts the same things."""
     outer = _watching.get()
-    with watched_by(outer and (lambda _, done, __: outer(what, before + done, of))):
+    with watched_by(outer and (lambda _, done, __: outer(what, before + max(done, 0), of))):
         yield

@@ -85,6 +85,8 @@ def test_parts_of_a_job_count_on_and_are_not_shown_beside_it(clock, monkeypatch)
         tell("scoring", 5, 20)
     assert heard == [("scoring under a", 15, 30)] and not is_watched()
     with bars.Bars() as watch, watched_by(watch):
+        for _ in each_told(range(9), "left early", 9):
+            break
         for step in each_told(range(30), "training", 30):
             clock[0] += 1.0
             work(clock, 2, 0.01, f"scoring {step}")

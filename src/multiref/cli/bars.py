@@ -39,6 +39,9 @@ class Bars:
             now = time.monotonic()
             if self.what and what != self.what and now - self.heard < STALE:
                 return  # a part of what is shown
+            if done < 0:
+                self._stop()
+                return
             if (what, of) != (self.what, self.of) or done < self.first:
                 self._stop()
                 self.what, self.of, self.first, self.began, self.said = what, of, done, now, now - BETWEEN + SILENT

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from multiref._progress import each_told
 from multiref.cli.options import Device, Dtype, NamedReferences, Seed, for_each, name_and_path
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
@@ -98,7 +99,7 @@ def command(
     if method == "token" and function is None and out is None:
         return _stream(refs, rule, asked, limits, show, seed)
     parts, found = [], []
-    for i, text in enumerate(asked):
+    for i, text in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):
         draws = sample([text], refs, rule, function, beta, method=method, seed=seed + 7_919 * i, **options, **limits)
         parts.append(draws)
         found.append(_show(text, draws, [draws.pick(seed + place)[0] for place in range(show)]))

@@ -97,7 +97,8 @@ def _drawn(bench: Bench, prompts: Sequence[Any]) -> Draws:
     request.check_price(bench.models, contexts)
     counted = request.method == "smc" or (request.method == "importance" and request.proposal in ("flat", "pool"))
     draw = walked if counted else rejected if request.method == "rejection" else weighed
-    places = each_told(enumerate(zip(prompts, contexts)), "drawing", len(prompts))
-    found = tuple(draw(bench, *each, request.seed + 7_919 * i) for i, each in places)
+    each = enumerate(zip(prompts, contexts))
+    places = each_told(each, "prompts", len(prompts)) if len(prompts) > 1 else each  # of one prompt the tokens are told
+    found = tuple(draw(bench, *one, request.seed + 7_919 * i) for i, one in places)
     approximate = APPROXIMATE if request.method == "token" else ""
     return Draws(found, request.method, request.proposal, approximate, bench.tokens, bench.rewarding.calls)

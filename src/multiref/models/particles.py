@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, weighted_sum
+from multiref._progress import each_told
 from multiref.models.lockstep import Ids, Lockstep, at_rest
 from multiref.models.spec import Generation
 from multiref.weighting.particles import effective_size, resample
@@ -92,7 +93,7 @@ def walk(
         step = Lockstep(models, context, particles[0] * particles[1], generation.max_new_tokens)
         state = _Particles(particles, torch.tensor(list(ends), dtype=torch.long, device=step.device), generation, generator)
         w = weights.to(step.device)[:, None, None]
-        for t in range(generation.max_new_tokens):
+        for t in each_told(range(generation.max_new_tokens), "tokens", generation.max_new_tokens):
             pool = weighted_sum(step.logps(), w)
             state.file(pool, t)
             token = state.go_on(pool, flat, t)
