@@ -1,9 +1,11 @@
 """A bar with rate and time left above two seconds in a terminal, plain lines elsewhere, and nothing for what is quick."""
 
 import io
+import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from multiref._progress import each_told, is_watched, part_of, tell, watched_by
 from multiref.cli import bars
@@ -66,16 +68,28 @@ def test_rows_of_which_nobody_knows_how_many_have_a_rate_and_make_way_for_what_f
     ]
 
 
-def test_a_terminal_sees_a_bar(clock, monkeypatch):
+def test_a_terminal_sees_a_bar_which_makes_way_for_whatever_else_is_written(clock, monkeypatch):
+    """Also for a console of rich, which looks through rich's own proxies. Of what is in the middle of a line nothing is drawn
+    over."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("sys.stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", terminal)
     with bars.Bars() as watch, watched_by(watch):
         for done in range(6):
-            tell("sampling", done, 100)
+            tell("sampling " + "x" * 99, done, 100)
             clock[0] += 1.0
-        watch.bar.refresh()
-        assert "5/100, 1/s, 1:35 left" in bars.sys.stderr.getvalue() and "━" in bars.sys.stderr.getvalue()
+        drawn = terminal.getvalue().split("\r")[-1]
+        assert "━" in drawn and drawn.endswith("5/100, 1/s, 1:35 left\x1b[K") and len(drawn) < 80 + 3
+        Console().print("a line")
+        assert terminal.getvalue().endswith("left\x1b[K\r\x1b[Ka line\n")
+        print("half of a", end="", file=sys.stderr)
+        tell("sampling " + "x" * 99, 6, 100)
+        assert terminal.getvalue().endswith("\nhalf of a")
+        print(" line", file=sys.stderr)
+        tell("sampling " + "x" * 99, 7, 100)
+        assert "7/100" in terminal.getvalue().split("\n")[-1]
+    assert terminal.getvalue().endswith("\r\x1b[K") and sys.stderr is terminal is sys.stdout
 
 
 def test_parts_of_a_job_count_on_and_are_not_shown_beside_it(clock, monkeypatch):

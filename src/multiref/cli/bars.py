@@ -1,6 +1,7 @@
 """A bar with rate and time left for whatever takes more than two seconds; plain lines where there is no terminal."""
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -11,19 +12,28 @@ SILENT = 2.0  # seconds: jobs that are shorter say nothing
 STALE = 120.0  # of which nothing was heard for so long does not go on
 BETWEEN = 15.0  # seconds from one plain line to the next
 TICK = 0.5  # seconds: a job whose items are long is shown, and its time goes on, between two of them
+WIDTH = 24  # of the bar itself
 
 
 class Bars:
-    """Watches what the library tells (`multiref._progress`), on standard error: one job at a time, without its parts."""
+    """Watches what the library tells (`multiref._progress`), on standard error: one job at a time, without its parts.
+
+    The bar is the terminal's last line. Whatever else is written, by whichever library, first takes the bar away.
+    """
 
     def __init__(self) -> None:
         self.what, self.done, self.of = "", 0, 0
         self.began = self.said = self.heard = 0.0
         self.first = 0
-        self.bar: Any = None
+        self.drawn = self.within = False  # the bar is on the terminal; something else is in the middle of a line
+        self.terminal = sys.stderr if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else None
+        self.marks = "━·" if "utf" in (getattr(sys.stderr, "encoding", None) or "utf-8").lower() else "#-"
         self.lock, self.over, self.process = threading.RLock(), threading.Event(), os.getpid()
+        self.streams = (sys.stdout, sys.stderr)
 
     def __enter__(self) -> "Bars":
+        if self.terminal is not None:
+            sys.stdout, sys.stderr = (_Aside(each, self) if each.isatty() else each for each in self.streams)  # type: ignore[assignment]
         threading.Thread(target=self._tick, daemon=True).start()
         return self
 
@@ -31,6 +41,7 @@ class Bars:
         self.over.set()
         with self.lock:
             self._stop()
+        sys.stdout, sys.stderr = self.streams
 
     def __call__(self, what: str, done: int, of: int) -> None:
         if os.getpid() != self.process:
@@ -51,6 +62,13 @@ class Bars:
             if over:
                 self._stop()
 
+    def clear(self) -> None:
+        """Take the bar away; the next tick draws it again."""
+        if self.drawn and self.terminal is not None:
+            self.terminal.write("\r\x1b[K")
+            self.terminal.flush()
+            self.drawn = False
+
     def _tick(self) -> None:
         while not self.over.wait(TICK):
             with self.lock:
@@ -60,11 +78,22 @@ class Bars:
     def _show(self, now: float, over: bool = False) -> None:
         if now - self.began < SILENT:
             return
-        if sys.stderr.isatty() or self.bar is not None:
-            self._draw(now)
+        if self.terminal is not None:
+            if not self.within and (not self.drawn or now - self.said >= TICK):
+                self.said, self.drawn = now, True
+                self.terminal.write(f"\r{self._line(now)}\x1b[K")
+                self.terminal.flush()
         elif now - self.said >= BETWEEN or over:
             self.said = now
             print(f"{self.what}: {self._shown(now)}", file=sys.stderr, flush=True)
+
+    def _line(self, now: float) -> str:
+        """The bar, in one line of the terminal."""
+        shown, room = self._shown(now), shutil.get_terminal_size().columns - 1
+        full = min(WIDTH, max(room - len(shown) - 12, 0)) if self.of else 0
+        filled = round(full * self.done / self.of) if self.of else 0
+        what = self.what[: max(room - full - len(shown) - 2, 1)]
+        return f"{what} {self.marks[0] * filled}{self.marks[1] * (full - filled)} {shown}"[:room]
 
     def _shown(self, now: float) -> str:
         passed = self.heard - self.began
@@ -76,27 +105,28 @@ class Bars:
                 parts.append(f"{_clock(max((self.of - self.done) / rate - (now - self.heard), 0.0))} left")
         return ", ".join(parts)
 
-    def _draw(self, now: float) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        if self.bar is None:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-                       TextColumn("{task.fields[shown]}", markup=False))  # fmt: skip
-            # what is printed meanwhile stands above the bar, unless it goes to a file
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False,
-                                redirect_stdout=sys.stdout.isatty())  # fmt: skip
-            self.bar.start()
-            self.task, self.said = self.bar.add_task(self.what, total=self.of or None, shown=self._shown(now)), 0.0
-        if now - self.said >= TICK:
-            self.said = now
-            self.bar.update(self.task, completed=self.done, shown=self._shown(now), refresh=True)
-
     def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        self.clear()
         self.what = ""
+
+
+class _Aside:
+    """A stream of the terminal whose text stands above the bar."""
+
+    def __init__(self, stream: Any, bars: Bars) -> None:
+        self.stream, self.bars = stream, bars
+
+    def write(self, text: str) -> int:
+        if os.getpid() != self.bars.process:
+            return int(self.stream.write(text))
+        with self.bars.lock:
+            self.bars.clear()
+            if text:
+                self.bars.within = not text.endswith("\n")
+            return int(self.stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _per_second(rate: float) -> str:
