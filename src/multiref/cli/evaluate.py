@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from multiref.cli.options import Seed, TakeOver, for_each, name_and_path
-from multiref.cli.voice import Made
+from multiref.cli.voice import Made, say
 from multiref.errors import ConfigError
 
 Values = dict[str, Any]  # of a run's file
@@ -108,5 +108,5 @@ def command(
     quiet()
     document = Document({**policies, **prompts, **sampling, **compared}, "multiref evaluate")
     settings = document.validate(EvaluationSettings)
-    found = carry_out(settings, out, device=device, say=lambda text: print(text, flush=True), take_over=take_over)
+    found = carry_out(settings, out, device=device, say=say, take_over=take_over)
     return {"output": str(out), "summary": found, "next": f"open {out / 'report.html'}"}

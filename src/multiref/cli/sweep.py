@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from multiref.cli.options import Seed, name_and_path
-from multiref.cli.voice import Made
+from multiref.cli.voice import Made, say
 from multiref.errors import ArgumentError
 
 Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references."]
@@ -92,10 +92,10 @@ def command(
     from multiref.training.arguments import quiet
 
     quiet()
-    rewards, said = make_rewards(read_rewards(reward or [], answers=False)), lambda text: print(text, flush=True)
+    rewards = make_rewards(read_rewards(reward or [], answers=False))
     if untrained is None:
-        found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=said)
+        found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=say)
     else:
         named, betas = untrained
-        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=said)
+        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=say)
     return {"output": str(out), "points": found, "next": f"open {shlex.quote(str(out / 'sweep.json'))}"}

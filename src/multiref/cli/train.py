@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from multiref.cli.options import TakeOver
+from multiref.cli.voice import say
 
 
 def command(
@@ -38,10 +39,10 @@ def command(
         from multiref.runs.dry_run import dry_run as look
 
         found = look(runs.read_run(config, assignments or ()))
-        print("\n".join(found.lines))
+        say("\n".join(found.lines))
         again = " ".join(f"--set {shlex.quote(each)}" for each in assignments or ())
         return {**found.facts, "next": f"multiref train --config {shlex.quote(str(config))} {again}".strip()}
-    folder = runs.run(config, assignments or (), say=lambda text: print(text, flush=True), take_over=take_over)
+    folder = runs.run(config, assignments or (), say=say, take_over=take_over)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _leave()
     base = runs.RunFolder(folder).settings().get("model") or {}

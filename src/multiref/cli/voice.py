@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 import types
 import typing
@@ -149,6 +151,16 @@ def _libraries(quiet: bool, verbose: bool) -> Iterator[None]:
             os.environ.update({} if value is None else {name: value})
 
 
+def say(text: object, stream: Any = None) -> None:
+    """A line or more for people, broken between words where a terminal would break within one."""
+    stream, lines = stream or sys.stdout, visible(text).split("\n")
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns
+        broken = (textwrap.wrap(line, width, break_on_hyphens=False, replace_whitespace=False) or [""] for line in lines)
+        lines = [part for parts in broken for part in parts]
+    print("\n".join(lines), file=stream, flush=True)
+
+
 def plain(value: Any) -> Any:
     """JSON has no infinity: null instead."""
     if isinstance(value, Mapping):
@@ -183,10 +195,10 @@ def show_notes() -> None:
 
     def show(message: Warning | str, category: type[Warning], filename: str, *more: Any, **options: Any) -> None:
         if issubclass(category, MultirefWarning | MultirefNotice):
-            print(f"{'Warning' if issubclass(category, MultirefWarning) else 'Note'}: {visible(message)}", file=sys.stderr)
+            say(f"{'Warning' if issubclass(category, MultirefWarning) else 'Note'}: {message}", sys.stderr)
         elif "site-packages" in (parts := Path(filename).parts):
             library = parts[parts.index("site-packages") + 1].removesuffix(".py")
-            print(f"Warning of {library}: {visible(' '.join(str(message).split()))}", file=sys.stderr)
+            say(f"Warning of {library}: {' '.join(str(message).split())}", sys.stderr)
         else:
             before(message, category, filename, *more, **options)
 
