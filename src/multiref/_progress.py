@@ -28,11 +28,6 @@ def each_told(items: Iterable[Item], what: str, of: int) -> Iterator[Item]:
         raise
 
 
-def is_watched() -> bool:
-    """Whether anybody is told."""
-    return _watching.get() is not None
-
-
 @contextmanager
 def watched_by(watch: Watch | None) -> Iterator[None]:
     """Until the end, `watch` is told; None: nobody is."""

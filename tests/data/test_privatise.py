@@ -85,7 +85,7 @@ def test_what_was_written_is_known_to_be_private_when_it_is_read(tmp_path):
     path = privatise(ROWS[:6], 0.5).write(tmp_path / "private.jsonl")
     datasets.Dataset.from_json(str(path)).to_parquet(tmp_path / "private.parquet")
     datasets.Dataset.from_json(str(path)).to_csv(tmp_path / "private.csv")
-    for name in ("private.jsonl", "private.parquet"):
+    for name in ("private.jsonl", "private.parquet", "private.csv"):
         back = read_pairs(tmp_path / name)
         assert {pair.epsilon for pair in back} == {0.5}
         with pytest.raises(ArgumentError, match=rf"{name}:1.*private already, at ε = 0.5"):

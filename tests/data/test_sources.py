@@ -189,3 +189,33 @@ def test_bad_csv(tmp_path: Any, text: str, words: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         read_pairs(tmp_path / "a.csv")
+
+
+def test_a_file_of_one_column_may_have_semicolons(tmp_path: Any) -> None:
+    """Nothing in its header separates, so the comma does, which such texts have quotes around."""
+    (tmp_path / "one.csv").write_text('prompt\nfirst; then\n"a, b"\n')
+    assert [row["prompt"] for row in Prompts(path=str(tmp_path / "one.csv")).rows()] == ["first; then", "a, b"]
+
+
+def test_numbers_of_a_csv_as_pandas_writes_them(tmp_path: Any) -> None:
+    """1e-05 and 1.0 are numbers; a label column with an empty cell has floats for whole numbers."""
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected,margin\nq,a,b,1e-05\nr,a,b,2\ns,a,b,\n")
+    assert [pair.margin for pair in read_pairs(tmp_path / "a.csv")] == [1e-05, 2.0, 0.0]
+    (tmp_path / "b.csv").write_text("prompt,response_1,response_2,label\nq,a,b,1.0\nr,a,b,2.0\n")
+    assert texts(tmp_path / "b.csv") == [("q", "a", "b"), ("r", "b", "a")]
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected,margin\nq,a,b,much\n")
+    with pytest.raises(DataError, match="`margin` is 'much', expected a finite number"):
+        read_pairs(tmp_path / "a.csv")
+
+
+def test_a_split_that_a_file_has_not_is_no_other_one(tmp_path: Any) -> None:
+    """One file, and files whose names say nothing, are train: as test they would be the rows that were trained on."""
+    (tmp_path / "rows").mkdir()
+    for path in (tmp_path / "a.jsonl", tmp_path / "rows" / "part-0.jsonl"):
+        path.write_text(lines(ROWS))
+    for source in (tmp_path / "a.jsonl", tmp_path / "rows", f"file://{tmp_path}/rows"):
+        assert len(texts(source, split="train[:5]")) == 5
+        with pytest.raises(DataError, match="has no files of the split 'test'; found none"):
+            texts(source, split="test")
+    (tmp_path / "test.jsonl").write_text(lines(ROWS[:2]))
+    assert texts(tmp_path / "test.jsonl", split="test") == EXPECTED[:2]

@@ -12,11 +12,12 @@ from multiref.data import Pair
 from multiref.errors import DataError
 from multiref.evaluation.inspection import inspect
 from multiref.evaluation.inspection.escort import measure_escort
-from multiref.evaluation.inspection.evidence import gather, standard_error
+from multiref.evaluation.inspection.evidence import gather
 from multiref.evaluation.inspection.faults import doubts, find_faults
 from multiref.evaluation.inspection.mixture import folds_of, held_out
 from multiref.evaluation.inspection.quality import quality
 from multiref.references.scores import SequenceScores, content_keys
+from multiref.references.token_level import standard_error
 from multiref.weighting import fit_preferences
 from tests.decoding.worlds import LENGTH, Truth, W, references, tables
 from tests.evaluation.worlds import world

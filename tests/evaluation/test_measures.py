@@ -110,3 +110,5 @@ def test_what_cannot_be_compared():
         BestOf(refs["p"], 0)
     with pytest.raises(ArgumentError, match="judge `reward`"):
         compare_samples({"p": refs["p"]}, refs, ["x0"], {}, Generation(2), beta=BETA)
+    with pytest.raises(ArgumentError, match="judges: 'length' is a metric of its own"):
+        compare_samples({"p": refs["p"]}, refs, ["x0"], judges | {"length": judges["reward"]}, Generation(2), beta=BETA)

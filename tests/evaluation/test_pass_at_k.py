@@ -1,13 +1,14 @@
 """pass@k against its enumeration, intervals against the normal law, evaluations that are resumed against those that were
 not."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from multiref.errors import OutputError
-from multiref.evaluation import PassAtK, sample_rewards
+from multiref.evaluation import PassAtK, read_rollouts, sample_rewards
 from multiref.evaluation.pass_at_k import bootstrap_interval
 from multiref.models import Generation, LanguageModel, tabular_tokenizer
 from multiref.training.online import Reward
@@ -102,5 +103,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):
     assert calls == [6], "only the block that was missing is sampled"
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_bytes().splitlines()]
+    written = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines[:4])  # another program's spaces
+    (tmp_path / "cut.jsonl").write_text(written)
+    run(tmp_path / "cut.jsonl")
+    assert (tmp_path / "cut.jsonl").read_text().startswith(written) and len(read_rollouts(tmp_path / "cut.jsonl")) == 6
     with pytest.raises(OutputError, match="other settings"):
         sample_rewards(policy, rows, [Reward(long, "long")], Generation(3), samples=4, block=2, store=tmp_path / "cut.jsonl")

@@ -12,8 +12,7 @@ from torch.nn.functional import logsigmoid
 from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.evidence import Evidence
 from multiref.evaluation.inspection.mixture import SIGNIFICANCE, folds_of, select
-from multiref.evaluation.inspection.sample_size import plan_pairs
-from multiref.evaluation.inspection.score_test import ScoreTest, _flip_signs, try_additions
+from multiref.evaluation.inspection.score_test import ScoreTest, _flip_signs, plan_pairs, try_additions
 from multiref.evaluation.inspection.verdict import judge
 from multiref.weighting import fit_preferences
 from tests.evaluation.test_inspection import made

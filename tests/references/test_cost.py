@@ -13,7 +13,7 @@ from multiref.errors import ArgumentError, StoreError
 from multiref.models import ModelSpec
 from multiref.models.precision import Precision
 from multiref.references import References, Store, cost_estimate
-from multiref.references.clusters import DEVICES, EXTRAPOLATED, SHARE, START, Cluster, Work, reckon
+from multiref.references.cost_estimate import DEVICES, EXTRAPOLATED, SHARE, START, Cluster, Work, reckon
 from tests.references.doubles import Companion, pairs
 
 
@@ -99,6 +99,16 @@ def test_the_command_line_reckons_models_that_are_not_here(tmp_path, tiny_folder
         (["-r", f"a={tiny_folder}", "--store", tmp_path / "s", "--pairs", "1k"], "another cluster"),
     ):
         assert said in foretell(data, *wrong)["error"]
+
+
+def test_rows_are_counted_as_they_were_given(tiny_folder):
+    """A pair is one row, whether it comes as a `Pair`, as a mapping, or out of a generator."""
+    rows = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(10)]
+    for given in (pairs(10), rows, (row for row in rows)):
+        found = cost_estimate.imagine_costs(given, ["7B"], 7e9, "64xH100", shard_size=None, pairs=1000)
+        assert found.references[0].wanted == 2000
+    told = References({"a": str(tiny_folder)}).estimate_cost((row for row in rows), "2xL4", pairs=1000)
+    assert told.references[0].missing == 2000
 
 
 def test_auto_is_measured_once_for_a_store_and_kept_there(tmp_path, tiny_folder, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from multiref.errors import ModelError, VocabularyMismatch
+from multiref.errors import ModelError, VocabularyMismatch, WeightsError
 from multiref.models import LanguageModel
 from multiref.references import References
 from multiref.references.token_level import measure_token_level
@@ -62,6 +62,16 @@ def test_a_reference_agrees_with_itself(models):
 def test_the_sample_does_not_depend_on_the_order_of_rows(models):
     one, other = (measure_token_level(References(models), rows, completions=2) for rows in (TEXTS, TEXTS[::-1]))
     assert one == other and one.completions == 2
+
+
+def test_weights_are_on_the_simplex_and_one_completion_has_no_error(models):
+    """Three times a third is one, in float64; weights of another sum measure nothing that has a name."""
+    three = References([(name, models["a"]) for name in "xyz"])
+    found = measure_token_level(three, TEXTS, completions=1)
+    assert found.weights == (1 / 3, 1 / 3, 1 / 3)
+    assert math.isinf(found.disagreement_error) and math.isinf(found.kl_error[0][1])
+    with pytest.raises(WeightsError, match="expected a sum of one"):
+        measure_token_level(References(models), TEXTS, weights=(2.0, 2.0))
 
 
 def test_other_vocabularies_and_other_kinds_are_refused(models):

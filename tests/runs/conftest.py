@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.runs.doing import make_two
+
 
 @pytest.fixture
 def drawn():
@@ -12,3 +14,9 @@ def drawn():
 def figures(request):
     if "drawn" not in request.fixturenames:
         request.getfixturevalue("undrawn")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Two small models with one tokenizer, "policy" and "other" → their folders, which tests only read."""
+    return make_two(tmp_path_factory, std=0.2)

@@ -10,6 +10,7 @@ import multiref as mr
 from multiref.cli import app
 from multiref.errors import ConfigError
 from multiref.runs import BaseRun, read_run
+from multiref.runs.dry_run import dry_run
 from multiref.runs.folder import RunFolder
 
 FILE = """\
@@ -28,6 +29,9 @@ training:
   learning_rate: 5e-7
   num_train_epochs: 1
 """
+BARE = "model: m\nreferences: [{name: a, model: m}]\nbeta: 0.1\noutput: o\n"
+ONLINE = ["task=online", "prompts=[p.jsonl]", "rewards=[{kind: length}]"]
+BOUGHT = ["task=iterative", "prompts=p", "oracle={kind: human_labels, folder: f}", "method={name: nash}", "labels=[4]"]
 
 
 def read(tmp_path, text=FILE, changes=()):
@@ -252,3 +256,50 @@ def test_warmup_online_is_steps_or_below_one_a_share():
 
     rates = [OnlineArguments(steps=100, warmup=w, learning_rate=1.0, schedule="constant").rate(4) for w in (10, 0.1, 1, 0)]
     assert rates == [0.5, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data=d.jsonl", "evaluation={fraction: 0.1, split: test}"], "evaluation.split: a fraction is of `data`"),
+        (["data=d.jsonl", "evaluation={fraction: 0.1, limit: 5}"], "evaluation.limit: a fraction is of `data`"),
+        ([*ONLINE, "prompts=[{path: p.txt, split: 'train[:5%]'}]"], "prompts[0].split: a .txt has none"),
+        ([*ONLINE, "prompts=[{path: p.jsonl, pieces: 100}]"], "prompts[0].pieces: of a .txt alone"),
+        ([*ONLINE, "evaluation={prompts: [p.jsonl], samples: 2, k: [4]}"], "evaluation.k: expected from 1 to samples = 2"),
+        ([*BOUGHT, "labels={each: true, rounds: 2}"], "labels: found {'each': True, 'rounds': 2}, expected growing"),
+    ],
+    ids=[
+        "split of a fraction",
+        "limit of a fraction",
+        "split of a text",
+        "pieces of rows",
+        "k above samples",
+        "true is no count",
+    ],
+)
+def test_what_would_be_ignored_or_fail_late_is_refused_at_once(changes, said, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, BARE, changes)
+    assert said in str(caught.value)
+
+
+def test_a_resolved_file_says_its_defaults_and_is_no_mistake(tmp_path):
+    run = read(tmp_path, FILE, ["evaluation.fraction=0.1"])
+    assert read(tmp_path, yaml.safe_dump(run.plain())) == run
+
+
+def test_a_dry_run_counts_what_the_run_would_see(tiny_folder, tmp_path, monkeypatch):
+    """A step is of gradient_accumulation_steps batches; a quantised model's memory is not that of float32; `limit` prompts."""
+    monkeypatch.setattr("multiref.runs.dry_run._speed", lambda: 1e6)
+    rows = [{"prompt": f"the cat {i}", "chosen": " sat", "rejected": " on"} for i in range(9)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    models = [f"model={tiny_folder}", f"references=[{{name: a, model: {tiny_folder}}}]", f"data={tmp_path / 'pairs.jsonl'}"]
+    steps = [*models, "training={max_steps: 1000, per_device_train_batch_size: 4}"]
+    one, four = (
+        dry_run(read(tmp_path, FILE, [*steps, *more])).facts for more in ([], ["training.gradient_accumulation_steps=4"])
+    )
+    assert four["time"] == pytest.approx(4 * one["time"], rel=0.02) and one["memory"] == 16 * one["policy"]["parameters"]
+    quantised = [*models, f"model={{path: {tiny_folder}, quantization: int8}}", "lora={r: 2}"]
+    assert "memory" not in dry_run(read(tmp_path, FILE, quantised)).facts
+    bought = [*BOUGHT, *models[:2], f"prompts={tmp_path / 'pairs.jsonl'}", "limit=5"]
+    assert dry_run(read(tmp_path, BARE, bought)).facts["data"] == {"prompts": 5}

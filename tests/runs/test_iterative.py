@@ -17,14 +17,9 @@ from multiref.runs import read_run
 from multiref.training.iterative import LabelsLate
 from tests.chaos.compare import difference
 from tests.conftest import make_llama, make_tokenizer
-from tests.runs.doing import do, make_two
+from tests.runs.doing import do
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return make_two(tmp_path_factory, std=0.2)
 
 
 @pytest.fixture

@@ -10,21 +10,15 @@ import torch
 import multiref as mr
 from multiref.data import privatise
 from multiref.errors import ConfigError, DataError
-from multiref.runs.judges import JudgeSetting
-from multiref.runs.rewards import read_rewards
+from multiref.runs.rewards import JudgeSetting, read_rewards
 from multiref.training.iterative import PrivateOracle
 from multiref.training.online import ClipObjective, OnlineTrainer, WinRate
-from tests.runs.doing import do, make_two, settings
+from tests.runs.doing import do, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 JUDGE = """def shorter(prompts, first, second):
     return [0.5 if len(a) == len(b) else float(len(a) < len(b)) for a, b in zip(first, second)]
 """
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return make_two(tmp_path_factory, std=0.2)
 
 
 @pytest.fixture

@@ -7,16 +7,11 @@ import pytest
 
 from multiref.errors import ConfigError, MultirefWarning, OutputError
 from multiref.runs import trackers
-from tests.runs.doing import do, make_two, settings
+from tests.runs.doing import do, settings
 from tests.runs.hub_double import hub_double
 
 pytestmark = pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 TOKEN = "hf_onlyThisOneMayWriteHere"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return make_two(tmp_path_factory, std=0.2)
 
 
 def task(name, folders, tmp_path, steps=2):

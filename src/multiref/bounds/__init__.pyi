@@ -15,6 +15,8 @@ from .coverage import coverage as coverage
 from .coverage import coverage_from_scores as coverage_from_scores
 from .coverage import path_coverage as path_coverage
 from .coverage import sampling_coverage as sampling_coverage
+from .listing import UNAVAILABLE as UNAVAILABLE
+from .listing import Unavailable as Unavailable
 from .listing import statements as statements
 from .preferences import forward_kl_6_2 as forward_kl_6_2
 from .preferences import forward_kl_fast as forward_kl_fast
@@ -52,5 +54,3 @@ from .stability import stability_theorem_3 as stability_theorem_3
 from .statement import Bound as Bound
 from .statement import Statement as Statement
 from .statement import Status as Status
-from .unavailable import UNAVAILABLE as UNAVAILABLE
-from .unavailable import Unavailable as Unavailable

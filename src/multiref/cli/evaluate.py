@@ -45,7 +45,8 @@ def _prompts(
         raise ConfigError("--problems, --prompts: expected one of the two.")
     if problems is None and not reward:
         raise ConfigError("--reward: expected at least one with --prompts: lexicon=FILE, length=WORDS or model=FOLDER.")
-    source: Values = {"path": problems, "kind": "gsm8k", "style": style, "split": split or "test"}
+    default = None if Path(problems or "").expanduser().is_file() else "test"
+    source: Values = {"path": problems, "kind": "gsm8k", "style": style, "split": split or default}
     if problems is None:
         source = {"path": prompts, "words": words, "split": split}
     rewards = read_rewards(reward or ["gsm8k"], answers=problems is not None)

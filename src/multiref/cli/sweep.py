@@ -87,8 +87,7 @@ def command(
     --reward lexicon=AFINN-en-165.txt --out runs/curve
     """
     from multiref.runs.rewards import make_rewards, read_rewards
-    from multiref.runs.sweeping import sweep
-    from multiref.runs.untrained import sweep_untrained
+    from multiref.runs.sweeping import sweep, sweep_untrained
     from multiref.training.arguments import quiet
 
     quiet()

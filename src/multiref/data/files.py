@@ -1,13 +1,14 @@
 """Files of rows: JSON Lines, a JSON list, CSV (each plain or gzipped), Parquet, Arrow."""
 
+import contextlib
 import csv
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from multiref._files import MIB, Unpacked, check_unpacked, decode, open_file, read_lines
 from multiref._json import parse_items, parse_json
+from multiref.data.pairs import EPSILON
 from multiref.errors import DataError, MultirefWarning
 
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # ("pairs.jsonl:12", counted from 1; what stands there)
@@ -53,7 +54,7 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
     try:
         first = next((line for _, line in lines), "")
         if separator == "," and "," not in first:
-            separator = max(";\t,", key=first.count)  # as some spreadsheets save it
+            separator = max(",;\t", key=first.count)  # as some spreadsheets save it
         reader = csv.reader(_from(first, lines), delimiter=separator, strict=True)
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) < len(header) or "" in header:
@@ -67,8 +68,9 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
             if len(cells) != len(header):
                 raise DataError(f"{path.name}:{number}: {len(cells)} cells; expected {len(header)}, as the header has.")
             found = {name: _cell(cell, f"{path.name}:{number}: `{name}`") for name, cell in zip(header, cells)}
-            if re.fullmatch(r"-?\d+(\.\d*)?", str(found.get("margin"))):
-                found["margin"] = float(found["margin"])
+            for name in {"margin", EPSILON} & found.keys():
+                with contextlib.suppress(ValueError, TypeError):  # what is no number is refused by name, later
+                    found[name] = float(found[name])
             yield number, {name: cell for name, cell in found.items() if cell != ""}
     except csv.Error as wrong:
         raise DataError(

@@ -63,10 +63,10 @@ def plain(value: object) -> Hashable:
         return value
     if isinstance(value, int | float):
         return int(value) if math.isfinite(value) and value == int(value) else value
-    text = (
-        str(value).strip().lower().replace(" ", "_") if str(value).strip().lower() not in _TIES else str(value).strip().lower()
-    )
-    return int(text) if re.fullmatch(r"-?\d{1,9}(\.0*)?", text) and "." not in text else (text or None)
+    text = str(value).strip().lower()
+    if re.fullmatch(r"-?\d{1,9}(\.0*)?", text):  # 1.0, as pandas writes whole numbers where one is missing
+        return int(text.partition(".")[0])
+    return (text if text in _TIES else text.replace(" ", "_")) or None
 
 
 def _words(first: str, second: str) -> dict[str, Side]:

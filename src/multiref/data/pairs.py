@@ -73,7 +73,9 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
         prompt, chosen, rejected = _split_common(chosen, rejected)
         if isinstance(asked, str) and isinstance(prompt, tuple) and asked.strip() and not _says(prompt, asked):
             prompt = ({"role": "user", "content": asked}, *prompt)
-    pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, _margin(row, where), _epsilon(row, where))
+    margin = _number(row, "margin", where, -math.inf, "a finite number") or 0.0
+    epsilon = _number(row, EPSILON, where, 0.0, "the positive ε of private labels")
+    pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, margin, epsilon)
     _check_sides(pair, where, implicit)
     return pair
 
@@ -180,21 +182,13 @@ def _side(row: Mapping[str, object], name: str, where: str) -> Text:
     return as_text(row[name], name, where)
 
 
-def _margin(row: Mapping[str, object], where: str) -> float:
-    value = row.get("margin")
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where}: `margin` is {value!r}, expected a finite number, or no such column.")
-    return float(value)
-
-
-def _epsilon(row: Mapping[str, object], where: str) -> float | None:
-    value = row.get(EPSILON)
+def _number(row: Mapping[str, object], name: str, where: str, above: float, expected: str) -> float | None:
+    """The finite number above `above` in a column; None where there is none."""
+    value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise DataError(f"{where}: `{EPSILON}` is {value!r}, expected the positive ε of private labels, or no such column.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+        raise DataError(f"{where}: `{name}` is {value!r}, expected {expected}, or no such column.")
     return float(value)
 
 

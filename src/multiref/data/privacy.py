@@ -9,12 +9,13 @@ import json
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from multiref._files import write_whole
+from multiref._made import Made
 from multiref.data.pairs import EPSILON, Pair, as_pair
 from multiref.data.text import Conversation, Text
 from multiref.errors import ArgumentError, DataError
@@ -27,7 +28,7 @@ _OF_A_MESSAGE = frozenset(("role", "content", "name", "tool_calls", "tool_call_i
 
 
 @dataclass(frozen=True)
-class PrivatePairs(Sequence[Pair]):
+class PrivatePairs(Made[Pair]):
     """Pairs whose labels went through randomised response; which text stands as chosen is the flipped label, and nothing else.
 
     Attributes:
@@ -49,20 +50,14 @@ class PrivatePairs(Sequence[Pair]):
         """1/(1 + e^ε)."""
         return 1 / (1 + math.exp(self.epsilon))
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
+    def made(self, place: int) -> Pair:
+        return self.pairs[place]
 
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
-        return self.pairs[index]
+    def stretch(self, places: range) -> tuple[Pair, ...]:
+        return tuple(map(self.made, places))
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return iter(self.pairs)
 
     def write(self, path: str | Path) -> Path:
         """The rows as JSON lines, each with its ε in the column `privacy_epsilon`: labels are flipped once and stored, so that

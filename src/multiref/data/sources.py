@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -72,7 +73,7 @@ def open_source(
         if path.is_dir():
             yield _folder(path, name, split, largest, wanted) or _saved(path, name, split, stack, say)
         elif path.exists() or not _is_hub_id(text):
-            yield _cut(_files([path], path.name, largest, wanted), split)
+            yield _cut(_files(_of_split([path], path.parent, path.name, split), path.name, largest, wanted), split)
         else:
             yield _dataset(_from_hub(text, name), text, split, "a data set of the hub", stack, say)
 
@@ -111,7 +112,7 @@ def _folder(path: Path, name: str | None, split: str | None, largest: int, wante
 
 
 def _of_split(found: Sequence[P], root: PurePath, name: str, split: str | None) -> Sequence[P]:
-    """The files of the split that is asked for."""
+    """The files of the split that is asked for; where none names a split, all of them are train, as `datasets` has it."""
     by: dict[str, list[P]] = {}
     for each in found:
         by.setdefault(_split_of(each.relative_to(root)), []).append(each)
@@ -121,8 +122,9 @@ def _of_split(found: Sequence[P], root: PurePath, name: str, split: str | None) 
             f"{name} has files of several splits ({', '.join(sorted(by)).removeprefix(', ')}); say which one: split: train "
             "(--split train)."
         )
-    if asked is not None and asked not in by and list(by) != [""]:
-        raise DataError(f"{name} has no files of the split {asked!r}; found {', '.join(sorted(filter(None, by)))}.")
+    if asked is not None and asked not in by and (list(by) != [""] or asked != "train"):
+        known = ", ".join(sorted(filter(None, by))) or "none that names one: such files are train"
+        raise DataError(f"{name} has no files of the split {asked!r}; found {known}.")
     return by.get(asked or "", found) if asked in by else found
 
 
@@ -160,7 +162,8 @@ def _cut(opened: Opened, split: str | None) -> Opened:
     _, low, high = _parts(split)
     if low is None and high is None:
         return opened
-    total = sum(1 for _ in opened())
+    counted = any(bound is not None and not bound.isdigit() for bound in (low, high))  # by percent, or from the end
+    total = sum(1 for _ in opened()) if counted else sys.maxsize
 
     def place(bound: str | None, default: int) -> int:
         if bound is None:

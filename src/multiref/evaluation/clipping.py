@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from multiref.bounds.clipping import sampling_error
 from multiref.errors import ArgumentError
 from multiref.regularizers import check_beta
 
@@ -63,11 +64,10 @@ def clipped_value(rewards: Tensor, log_ratios: Tensor, *, beta: float, tau: floa
     kept = ratio.clamp(-tau, tau)
     each = (r - beta * kept).mean(1)
     n, rollouts = r.shape
-    alpha = math.sqrt(math.log(4 / delta) / (2 * n)) + math.sqrt(math.log(4 / delta) / (2 * n * rollouts))
     return ClippedValue(
         value=float(each.mean()),
         error=float(each.std() / math.sqrt(n)) if n > 1 else math.inf,
-        bar=(1 + 2 * beta * tau) * alpha,
+        bar=(1 + 2 * beta * tau) * sampling_error(n, rollouts, delta),
         clipped=float((ratio.abs() > tau).double().mean()),
         hidden=beta * float((ratio - kept).abs().mean()),
         prompts=n,

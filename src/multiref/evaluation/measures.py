@@ -12,6 +12,7 @@ from torch import Tensor
 from multiref.models.sampling import Rollout
 from multiref.references.rollouts import RolloutScorer
 
+MEASURED = ("J", "win rate", "length", "unfinished", "distinct-1", "distinct-2", "self-BLEU")  # and divergences, by reference
 Drawn = Mapping[str, Sequence[Rollout]]  # contestant → a rollout of each of the same prompts
 
 

@@ -15,8 +15,8 @@ from multiref.errors import ArgumentError
 Interval = tuple[float, float, float]
 
 
-def bootstrap_interval(values: Tensor, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """[P] → (mean, low, high): percentile bootstrap over prompts, which are what a conclusion is to hold beyond.
+def bootstrap_interval(values: Tensor, *, resamples: int = 2000) -> Interval:
+    """[P] → (mean, low, high): 95 % percentile bootstrap over prompts, which are what a conclusion is to hold beyond.
 
     NaN bounds for a single prompt, and where all values are one, for resampling them says nothing of their spread.
     """
@@ -25,9 +25,9 @@ def bootstrap_interval(values: Tensor, *, resamples: int = 2000, seed: int = 0, 
     mean = float(values.double().mean())
     if bool((values == values[0]).all()):
         return mean, float("nan"), float("nan")
-    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
+    draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(0))
     means = values.double()[draws].mean(1)
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return mean, low, high
 
 

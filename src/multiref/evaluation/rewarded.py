@@ -66,7 +66,7 @@ def sample_rewards(
                 )  # fmt: skip
         del done[start:]  # a block is whole or not there
         done += _rewarded(part, rollouts, rewards, samples)
-        _write(store, done, start)
+        _write(store, done[start:], start)
         tell("sampling", min(start + block, len(rows)), len(rows))
         say(f"{min(start + block, len(rows))}/{len(rows)} prompts")
     names = [*(reward.name for reward in rewards), "total"]
@@ -141,16 +141,17 @@ def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, n
     return done
 
 
-def _write(store: Path | None, done: Sequence[Mapping[str, Any]], start: int) -> None:
-    """The block from `start` on is appended; whatever a killed call left behind it is cut off first."""
+def _write(store: Path | None, lines: Sequence[Mapping[str, Any]], start: int) -> None:
+    """A block is appended behind the first `start` lines; whatever a killed call left behind them is cut off first."""
     if store is None:
         return
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in done]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         with store.open("r+b" if store.exists() else "w+b") as stream:
-            stream.truncate(sum(len(line.encode()) for line in lines[:start]))
-            stream.seek(0, 2)
-            stream.write("".join(lines[start:]).encode())
+            for _ in range(start):
+                stream.readline()
+            stream.seek(stream.truncate(stream.tell()))
+            stream.write(text.encode())
     except OSError as error:
         raise OutputError(f"{store}: cannot be written: {error.strerror or error}.") from None

@@ -9,7 +9,7 @@ from torch import Tensor
 from multiref.errors import ArgumentError
 from multiref.evaluation.comparison import Comparison
 from multiref.evaluation.contestants import Contestant, RewardFunction, draw_each
-from multiref.evaluation.measures import measure_divergences, measure_texts
+from multiref.evaluation.measures import MEASURED, measure_divergences, measure_texts
 from multiref.models.encoding import Encoded
 from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout
@@ -55,6 +55,8 @@ def compare_samples(
         raise ArgumentError(
             "compare_samples: expected at least one policy, reference, prompt and sample, and a judge `reward`."
         )
+    if taken := sorted(judges.keys() & set(MEASURED)):
+        raise ArgumentError(f"judges: {taken[0]!r} is a metric of its own here; give the judge another name.")
     models = {name: one for name, one in policies.items() if isinstance(one, LanguageModel)}
     models |= {f"reference {name}": each for name, each in references.items()}
     same_vocabulary(list(models), [each.tokenizer.get_vocab() for each in models.values()])

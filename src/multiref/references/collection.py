@@ -12,20 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from multiref._progress import is_watched
 from multiref.data import read
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.audits import CHECKED, agree_on_layout, changed_tokens, set_aside
-from multiref.references.clusters import PLANNING, Cluster
-from multiref.references.cost_estimate import CostEstimate, Forecast, measure_cost, reckon_cost
+from multiref.references.cost_estimate import PLANNING, Cluster, CostEstimate, Forecast, measure_cost, reckon_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.identity import say_of_templates
 from multiref.references.keys import KeyIndex
 from multiref.references.plan import Block, Blocks, Texts, plan
-from multiref.references.progress import Listener, Told
+from multiref.references.progress import Listener
 from multiref.references.protocol import Reference, Scored
 from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
@@ -99,7 +97,7 @@ class References:
                 a URL, a hub id: see `read_pairs`), which are then held on disk, in the store.
             store: a folder (made if it is not there) or a `Store`; None keeps nothing.
             engine: "local", "ray", or an engine with settings of its own.
-            progress: told what happens; None is silent, notices being Python warnings.
+            progress: told what happens; None: whoever watches is, notices being Python warnings.
             shard_size: completions per shard, about; None: 1/64 of the job, between 256 and 8,192.
                 A killed run loses at most the open shard, and a run of the same job ends with the same bits.
             audit: how many rows are also scored alone, plainly, before the first is stored, to find the layout that gives the
@@ -109,7 +107,7 @@ class References:
         """
         if audit not in ("some", "all"):
             raise ArgumentError(f"audit is {audit!r}; expected 'some' or 'all'.")
-        listener = progress or (Told() if is_watched() else Listener())
+        listener = progress or Listener()
         with _kept(store) as keeper, _spooled(data, keeper) as rows:
             texts = Texts(rows)
             blocks = _planned(texts, shard_size)
@@ -141,7 +139,7 @@ class References:
 
         Args:
             cluster: "2xlocal": so many workers on this machine, on which some of the job is done and timed; "64xH100": reckoned
-                from the maker's figures (`clusters.DEVICES`), and never run.
+                from the maker's figures (`cost_estimate.DEVICES`), and never run.
             engine: what is timed; None: as `cluster` says.
             pairs: for another cluster: so many, of which `data` are some; None: these.
             data, store, shard_size: as of `score`.
@@ -164,7 +162,7 @@ class References:
                         measure_cost(name, opener, blocks, missing, engine_named(engine or kind.engine()), since=opening)
                     )
                 else:
-                    found.append(reckon_cost(name, opener, blocks, missing, kind, (pairs or len(rows)) / len(rows)))
+                    found.append(reckon_cost(name, opener, blocks, missing, kind, (pairs or texts.rows) / texts.rows))
                 getattr(opener.opened, "release", lambda: None)()
         return Forecast(kind, found, planning if kind.local else PLANNING * found[0].wanted)
 
@@ -191,7 +189,7 @@ class References:
                 _read(name, reference, address, blocks, row, keeper, listener)  # less what the audit refuted
             missing, layout = blocks.without(row.there), opener.audit.layout if opener.audit else ""
             stored = len(blocks.keys) - missing.completions
-            listener.begin(name, completions=len(blocks.keys), stored=stored, characters=missing.size())
+            listener.begin(name, completions=len(blocks.keys), stored=stored)
             results = stack.enter_context(closing(engine.run(opener, missing))) if missing else ()
             for index, scored in results:
                 block = missing[index]
@@ -199,7 +197,7 @@ class References:
                 keeper.append(address, part, layout=layout, halved=scored.halved)
                 halved.append(scored.halved)
                 row.fill(block.places, part)
-                listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()), characters=block.size())
+                listener.advance(name, completions=len(part), tokens=int(part.lengths.sum()))
                 del block, part, scored  # before the next one is made
         if any(halved):
             listener.notice(

@@ -81,7 +81,8 @@ class KeyIndex:
 
     def __init__(self, keys: np.ndarray):
         self.order, self.repeated = sort_keys(keys)
-        self.first, self.second = (half[self.order] for half in _halves(keys))
+        first, self._second = _halves(keys)
+        self._first = first[self.order]
 
     def locate(self, wanted: np.ndarray) -> np.ndarray:
         """[M] keys → [M] positions among the N keys, −1 where a key is not there."""
@@ -89,12 +90,13 @@ class KeyIndex:
             return np.full(len(wanted), -1)
         first, second = _halves(wanted)
         last = len(self.order) - 1
-        place = np.minimum(np.searchsorted(self.first, first), last)
+        place = np.minimum(np.searchsorted(self._first, first), last)
         # Different keys with equal first halves lie next to each other. It takes 2^32 keys to expect one; an index should not
         # err even then.
-        while (behind := (self.first[place] == first) & (self.second[place] < second) & (place < last)).any():
+        while (behind := (self._first[place] == first) & (self._second[self.order[place]] < second) & (place < last)).any():
             place = place + behind
-        return np.where((self.first[place] == first) & (self.second[place] == second), self.order[place], -1)
+        found = self.order[place]
+        return np.where((self._first[place] == first) & (self._second[found] == second), found, -1)
 
 
 def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

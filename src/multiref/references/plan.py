@@ -23,9 +23,7 @@ from multiref.errors import ArgumentError, DataError
 from multiref.references.keys import KEY_BYTES, key_of, sort_keys, text_of
 from multiref.references.protocol import Item
 
-TOGETHER = (
-    8  # completions of one prompt in one item: they share a row, and a row's attention grows with the square of its length
-)
+TOGETHER = 8  # completions of one prompt in one item: they share a row, whose attention grows with the square of its length
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class Block:
 
     def size(self) -> int:
         """UTF-8-ish size of the text, for estimating time: characters of prompts and completions."""
-        return sum(_length(item.prompt) + sum(map(_length, item.completions)) for item in self.items)
+        return sum(len(words(text)) for item in self.items for text in (item.prompt, *item.completions))
 
 
 class Asked(tuple[Any, Any]):
@@ -60,13 +58,15 @@ class Asked(tuple[Any, Any]):
 class Texts:
     """The N completions that are asked for: of pairs, two each, which stay where they are (in memory, or on disk); else a list.
 
-    stride: completions of a row. characters [N], prompt_characters [rows]: how long they are; nothing [rows]: an empty prompt.
+    rows: how many were given. stride: completions of one that is held here. characters [N], prompt_characters [held]: how long
+    they are; nothing [held]: an empty prompt.
     """
 
     def __init__(self, data: Iterable[Any]) -> None:
         on_disk = isinstance(data, SpooledPairs | Joined)
         pairs = on_disk or (isinstance(data, Sequence) and all(isinstance(row, Pair) for row in data))
-        self._rows: Sequence[Any] = data if pairs and isinstance(data, Sequence) else list(wanted(data))
+        given: Sequence[Any] = data if pairs and isinstance(data, Sequence) else list(data)
+        self.rows, self._rows = len(given), given if pairs else list(wanted(given))
         self.stride = 2 if pairs else 1
         self._last: tuple[int, Any] = -1, None
 
@@ -101,9 +101,9 @@ class Texts:
                 if side == 0:
                     written = text_of(prompt)
                     prompts[KEY_BYTES * number : KEY_BYTES * (number + 1)] = key_of(written, '""')
-                    self.prompt_characters[number], self.nothing[number] = _length(prompt), not prompt
+                    self.prompt_characters[number], self.nothing[number] = len(words(prompt)), not prompt
                 raw[KEY_BYTES * at : KEY_BYTES * (at + 1)] = key_of(written, text_of(completion))
-                self.characters[at] = _length(completion)
+                self.characters[at] = len(words(completion))
         return np.frombuffer(raw, f"V{KEY_BYTES}"), np.frombuffer(prompts, f"V{KEY_BYTES}")
 
 
@@ -192,10 +192,9 @@ class Blocks(Made[Block]):
         """Per item: characters (its prompt once), and the completions."""
         if not len(self):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        starts = _bounds(self._item)[:-1]
-        text = self.text[self._place]
-        sums = np.add.reduceat(self._texts.characters[text].astype(np.int64), starts)
-        counts = np.diff([*starts, len(text)])
+        bounds, text = _bounds(self._item), self.text[self._place]
+        starts, counts = bounds[:-1], np.diff(bounds)
+        sums = np.add.reduceat(self._texts.characters[text], starts, dtype=np.int64)
         return sums + self._texts.prompt_characters[text[starts] // self._texts.stride], counts
 
     def block_sizes(self) -> np.ndarray:
@@ -260,7 +259,3 @@ def _bounds(numbers: np.ndarray) -> np.ndarray:
     changes = np.flatnonzero(numbers[1:] != numbers[:-1]).astype(numbers.dtype)
     changes += 1
     return np.concatenate([[0], changes, [len(numbers)]], dtype=numbers.dtype)
-
-
-def _length(text: Any) -> int:
-    return len(words(text))

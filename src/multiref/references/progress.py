@@ -1,4 +1,4 @@
-"""What a run says while it works: a listener that is silent, one that tells how far it is, and one that also counts."""
+"""What a run says while it works: a listener that tells how far it is, and one that also counts."""
 
 import sys
 import time
@@ -12,18 +12,26 @@ from multiref.report.shown import visible
 
 
 class Listener:
-    """Told what happens; as it stands it says nothing but notices. Counts are of completions, tokens (of the reference's own
-    tokenizer) and characters of text."""
+    """Told what happens. It tells whoever watches (`multiref._progress`) how many completions of a reference's turn are scored.
+    Counts are of completions and of tokens (of the reference's own tokenizer)."""
 
-    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
-        """A reference's turn: how many completions are wanted, how many of them are stored already, and the text left to
-        score."""
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self.stack = ExitStack()
 
-    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
+    def begin(self, name: str, *, completions: int, stored: int) -> None:
+        """A reference's turn: how many completions are wanted, and how many of them are stored already."""
+        self.done, self.total = 0, completions - stored
+        self._count(name)
+
+    def advance(self, name: str, *, completions: int, tokens: int) -> None:
         """A shard was scored and stored."""
+        self.done += completions
+        self._count(name)
 
     def end(self, name: str) -> None:
         """The reference's turn is over."""
+        self.stack.close()
 
     def audited(self, name: str, summary: str, share: float) -> None:
         """In which layout a reference scored, what that was found on, and which share of its turn the audit took."""
@@ -31,25 +39,6 @@ class Listener:
     def notice(self, message: str) -> None:
         """Something the user should know: a damaged shard, a model that changed in its place, truncated texts."""
         warnings.warn(message, MultirefWarning, stacklevel=4)
-
-
-class Told(Listener):
-    """Tells whoever watches (`multiref._progress`) how many completions of a reference's turn are scored."""
-
-    def __init__(self) -> None:
-        self.done = self.total = 0
-        self.stack = ExitStack()
-
-    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
-        self.done, self.total = 0, completions - stored
-        self._count(name)
-
-    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
-        self.done += completions
-        self._count(name)
-
-    def end(self, name: str) -> None:
-        self.stack.close()
 
     def _count(self, name: str) -> None:
         """From here on the model's own count, a batch at a time, goes on from what is done."""
@@ -60,7 +49,7 @@ class Told(Listener):
         self.stack.enter_context(part_of(f"scoring under {name}", self.done, self.total))
 
 
-class Tally(Told):
+class Tally(Listener):
     """Also counts, for a line at the end: tokens, tokens per second, completions that were there already.
 
     say: how people are told of layouts (a line each); notices go to standard error.
@@ -71,12 +60,12 @@ class Tally(Told):
         self.say = say
         self.summaries: dict[str, str] = {}
 
-    def begin(self, name: str, *, completions: int, stored: int, characters: int) -> None:
-        super().begin(name, completions=completions, stored=stored, characters=characters)
+    def begin(self, name: str, *, completions: int, stored: int) -> None:
+        super().begin(name, completions=completions, stored=stored)
         self.stored, self.tokens, self.since, self.seconds = stored, 0, time.monotonic(), 0.0
 
-    def advance(self, name: str, *, completions: int, tokens: int, characters: int) -> None:
-        super().advance(name, completions=completions, tokens=tokens, characters=characters)
+    def advance(self, name: str, *, completions: int, tokens: int) -> None:
+        super().advance(name, completions=completions, tokens=tokens)
         self.tokens += tokens
         self.seconds = time.monotonic() - self.since
 

@@ -59,8 +59,7 @@ def _named(store: Store, names: Sequence[str] | None) -> dict[str, str]:
     if names is not None:
         return {name: store.named(name) for name in names}
     named: dict[str, str] = {}
-    last = {address: note["seen"][-1]["name"] if note["seen"] else address[:8] for address, note in store.references().items()}
-    for address, name in sorted(last.items(), key=lambda entry: entry[1]):
+    for address, name in sorted(store.names().items(), key=lambda entry: entry[1]):
         named[f"{name}-{address[:8]}" if name in named else name] = address
     if not named:
         raise StoreError(f"{store.folder} holds no scores yet. Fill it with `multiref score`.")

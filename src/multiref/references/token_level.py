@@ -22,6 +22,7 @@ from multiref.references.local import LocalReference, local_reference
 from multiref.references.plan import wanted
 from multiref.references.protocol import Item
 from multiref.references.scores import TokenScores, same_vocabulary
+from multiref.regularizers import check_weights
 
 BUDGET = 2**28  # numbers in memory at once, K × tokens × vocabulary: 1 GiB of float32
 
@@ -110,8 +111,8 @@ def measure_token_level(
             raise ModelError(
                 f"Reference {name!r} gave {tuple(logps[-1].shape)} for {sum(map(len, texts))} tokens × {width} entries."
             )
-    w = torch.full((len(opened),), 1 / len(opened)) if weights is None else torch.tensor(weights)
-    return _measured(references.names, torch.stack(logps), torch.tensor([len(ids) for ids in texts]), w.double())
+    lengths = torch.tensor([len(ids) for ids in texts])
+    return _measured(references.names, torch.stack(logps), lengths, check_weights(weights, len(opened)))
 
 
 def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: Tensor) -> TokenLevel:
@@ -120,7 +121,7 @@ def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: T
     blocks = logps.split(max(1, 2**22 // logps.shape[-1]), dim=1)
     apart = torch.cat([disagreement(block.double(), weights) for block in blocks])
     kl = torch.cat([_kl_matrix(block.double()) for block in blocks], dim=-1)
-    error = [[_error(kl[i, j], owner) for j in range(len(names))] for i in range(len(names))]
+    error = [[standard_error(kl[i, j], owner) for j in range(len(names))] for i in range(len(names))]
     return TokenLevel(
         names,
         len(lengths),
@@ -129,7 +130,7 @@ def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: T
         tuple(tuple(row) for row in error),
         tuple(weights.tolist()),
         float(apart.mean()),
-        _error(apart, owner),
+        standard_error(apart, owner),
     )
 
 
@@ -146,11 +147,14 @@ def _kl_matrix(logps: Tensor) -> Tensor:
     return (entropy[:, None] - cross).clamp_min(0)
 
 
-def _error(values: Tensor, owner: Tensor) -> float:
-    """Standard error of the mean over tokens, completions being independent."""
-    clusters = int(owner.max()) + 1
-    sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, owner, values - values.mean())
-    return float((sums.square().sum() * clusters / max(clusters - 1, 1)).sqrt()) / len(values)
+def standard_error(values: Tensor, groups: Tensor) -> float:
+    """Of the mean of `values` [N], clusters `groups` [N] being independent: √(Σ_g (Σ_{j∈g} (v_j − v̄))² · G/(G−1)) / N; of one
+    cluster inf."""
+    clusters = int(groups.max()) + 1 if len(groups) else 0
+    if clusters < 2:
+        return float("inf")
+    sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, groups, values.double() - values.double().mean())
+    return float((sums.square().sum() * clusters / (clusters - 1)).sqrt()) / len(values)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, Poole
 from multiref.report import Block
 from multiref.runs.folder import RunFolder
 from multiref.runs.hub import HubSetting
-from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of, short_for
+from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of, open_short
 from multiref.runs.trackers import TrackerName
 from multiref.runs.waiting import main_first
 from multiref.training.adapters import with_trained_adapter
@@ -73,7 +73,7 @@ class Job(Protocol):
         """Lets go of model and optimiser; nothing else is asked of the job afterwards."""
 
 
-ModelSetting = Annotated[ModelSpec, short_for("path")]
+ModelSetting = Annotated[ModelSpec, BeforeValidator(lambda given: open_short(given, "path"))]
 
 
 class Lora(Strict):
@@ -141,20 +141,26 @@ class BaseRun(Strict, ABC):
             raise ValueError("model.dtype: auto is for references, which are only scored; leave it out (float32), or name one.")
         return self
 
-    def say_memory(self, say: Say) -> None:
-        """What training needs before activations, from the configuration alone, before anything is loaded."""
+    def memory(self) -> tuple[float, str] | None:
+        """(bytes, a sentence): what training needs before activations, from the configuration alone; None where that does not
+        say it."""
         kind, count = self.model.dtype or "float32", count_parameters(self.model)
         if count is None or self.model.quantization is not None:
-            return
-        size = getattr(torch, kind).itemsize
+            return None
+        size = count * getattr(torch, kind).itemsize
         many = f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
         if self.lora is not None or self.model.adapter is not None:
-            return say(f"{many} weights in {kind}: {count * size / 1e9:.3g} GB; an adapter on them trains.")
-        less = "" if size == 2 else "; model.dtype: bfloat16 halves it, and loses small updates"
-        say(
-            f"{many} weights in {kind}, with gradients and Adam's two moments: {4 * count * size / 1e9:.3g} GB "
-            f"before activations, over all processes{less}."
+            return size, f"{many} weights in {kind}: {size / 1e9:.3g} GB; an adapter on them trains."
+        less = "" if size == 2 * count else "; model.dtype: bfloat16 halves it, and loses small updates"
+        return 4 * size, (
+            f"{many} weights in {kind}, with gradients and Adam's two moments: {4 * size / 1e9:.3g} GB before activations, "
+            f"over all processes{less}."
         )
+
+    def say_memory(self, say: Say) -> None:
+        """Before anything is loaded."""
+        if (found := self.memory()) is not None:
+            say(found[1])
 
     def plain(self) -> dict[str, Any]:
         """The resolved settings, defaults written out."""

@@ -62,19 +62,13 @@ class Document:
         try:
             return TypeAdapter(kind).validate_json(json.dumps(self.values))
         except ValidationError as error:
-            if self._mended(error):
+            if mended := meant(error, self.values):
+                for place, value in mended:
+                    self._put([str(part) for part in place], value, "")
                 return self.validate(kind)
             place, said = sentence(error, self.values, kind)
             name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
             raise ConfigError(": ".join(filter(None, (self.where(place), name, said)))) from None
-
-    def _mended(self, error: ValidationError) -> bool:
-        """Whether a value that did not fit was put as it is meant."""
-        mended = False
-        for place, value in meant(error, self.values):
-            self._put([str(part) for part in place], value, "")
-            mended = True
-        return mended
 
     def _put(self, path: list[str], value: Plain, assignment: str) -> Place:
         """Sets the value, and returns its place."""

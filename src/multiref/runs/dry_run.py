@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from multiref.data import Pair
-from multiref.data.prompts import prompt_text
 from multiref.errors import ModelError
 from multiref.models import ModelSpec, context_of, encode_many
 from multiref.models.loading import load_config, load_tokenizer
 from multiref.models.size import count_parameters
 from multiref.references.scores import same_vocabulary
 from multiref.runs.base import BaseRun, PooledRun
+from multiref.runs.iterative import IterativeRun
+from multiref.runs.online import RolloutRun
 from multiref.runs.pairs import PairsRun
 
 _SAMPLE = 64  # pairs whose tokens are counted
@@ -69,18 +70,8 @@ def _data(run: BaseRun, found: Look) -> tuple[list[Pair], int]:
         found.add("data", f"{run.data.path}: {len(train):,} pairs, {len(held_out):,} held out",
                   {"pairs": len(train), "held_out": len(held_out)})  # fmt: skip
         return [train[place] for place in sorted({i * len(train) // _SAMPLE for i in range(_SAMPLE)})], len(train)
-    sources = getattr(run, "prompts", None)
-    rows: list[Any] = []
-    for source in sources if isinstance(sources, list) else []:
-        rows += source.rows(getattr(run, "names", ()))
-    if rows:
-        found.add("data", f"{len(rows):,} prompts", {"prompts": len(rows)})
-    elif isinstance(sources, str):
-        from multiref.data.sources import open_source
-
-        with open_source(sources) as opened:
-            rows = [{"prompt": prompt_text(row, where)} for where, row in opened()]
-        found.add("data", f"{sources}: {len(rows):,} prompts", {"prompts": len(rows)})
+    rows = run.rows() if isinstance(run, RolloutRun | IterativeRun) else []
+    found.add("data", f"{len(rows):,} prompts", {"prompts": len(rows)})
     return [], len(rows)
 
 
@@ -90,14 +81,9 @@ def _references(run: BaseRun) -> dict[str, ModelSpec]:
 
 def _price(run: BaseRun, found: Look, own: int | None, total: int, pairs: list[Pair], number: int, tokenizer: Any) -> None:
     """Memory from the number of parameters; time from a matrix product on this machine: right to a factor of a few."""
-    if own is None:
-        return
-    adapted = run.lora is not None or run.model.adapter is not None
-    size = getattr(torch, run.model.dtype or "float32").itemsize
-    needed = own * size * (1 if adapted else 4)
-    held = "weights" if adapted else "weights, gradients and Adam"
-    found.add("memory", f"about {needed / 1e9:.3g} GB for {held}, before activations", needed)
-    if not isinstance(run, PairsRun) or not pairs:
+    if (memory := run.memory()) is not None:
+        found.add("memory", memory[1], memory[0])
+    if own is None or not isinstance(run, PairsRun) or not pairs:
         return
     lengths, limit = _lengths(run, pairs, tokenizer)
     rows, mean = number * len(lengths) / len(pairs), sum(lengths) / max(len(lengths), 1)

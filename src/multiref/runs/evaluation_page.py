@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from multiref.report import Answer, Note, Picture, Section, Settings, Table, versions, write_page
-from multiref.report.figures import INK, MARKERS, PALETTE, canvas
+from multiref.report.figures import intervals
 
 Figures = Mapping[str, Mapping[str, list[float | None]]]  # who → metric → [mean, low, high], None where not known
 
@@ -66,23 +66,8 @@ def _sentence(policies: Figures, differences: Figures, metric: str) -> str:
 
 def _picture(policies: Figures, metric: str) -> Picture:
     """Everyone's mean with its interval, a row each."""
-    rows = [(name, each[metric]) for name, each in policies.items() if each[metric][0] is not None]
-    figure, axes = canvas(6.0, 1.3 + 0.42 * len(rows))
-    for row, (name, (mean, low, high)) in enumerate(rows):
-        assert mean is not None
-        bars = None if low is None or high is None else [[mean - low], [high - mean]]
-        style: dict[str, Any] = {
-            "color": PALETTE[row % len(PALETTE)],
-            "marker": MARKERS[row % len(MARKERS)],
-            "markersize": 7,
-            "capsize": 2.5,
-        }
-        axes.errorbar(mean, row, xerr=bars, linestyle="none", label=name, **style)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.tick_params(axis="y", labelcolor=INK, length=0)
-    axes.grid(False, axis="y")
-    axes.set_ylim(len(rows) - 0.5, -0.6)
-    axes.set(xlabel=f"{metric}  (higher is better)")
+    rows = [(name, mean, low, high) for name, (mean, low, high) in ((name, each[metric]) for name, each in policies.items())]
+    figure = intervals(rows, f"{metric}  (higher is better)")
     return Picture(figure, alt=f"{metric} of each with its 95 % interval", caption=f"{metric}, mean and 95 % interval.")
 
 

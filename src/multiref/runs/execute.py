@@ -22,7 +22,7 @@ from multiref.runs.base import BaseRun, Facts, Job, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.page import model_card, write_report
 from multiref.runs.trackers import check_trackers, open_trackers
-from multiref.runs.waiting import main_alone
+from multiref.runs.waiting import main_first
 from multiref.training.saved import Kept, saved_as
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
     facts, save = job.finish()
     kept = job.remember() if run.check_saved else None
     clock.lap("evaluation and gathering")
-    with main_alone(str(folder.path.resolve())):  # nobody leaves before the model is there
+    with main_first(str(folder.path.resolve()), others_first=True):  # nobody leaves before the model is there
         if main:
 
             def save_and_check(target: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,10 +17,9 @@ from multiref.errors import ConfigError, DataError
 from multiref.models import load
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
-from multiref.runs.judges import JUDGES
 from multiref.runs.pairs import Privacy
-from multiref.runs.prompts import Prompts
-from multiref.runs.python_reward import OwnOrNamed
+from multiref.runs.prompts import Prompts, Row
+from multiref.runs.rewards import JUDGES, Judged, OwnOrNamed
 from multiref.runs.strict import Arguments, arguments_of, one_of
 from multiref.training.iterative import (
     METHODS,
@@ -52,15 +51,6 @@ SHOWN = {
 }
 
 
-class Answers(Protocol):
-    """Who answers which of two completions is better, made from the world (which turns ids into texts); and the hidden reward
-    behind it, where there is one, to be reported and never shown to the method. `Judged` is one."""
-
-    hidden: Callable[..., Any] | None
-
-    def oracle(self, world: TextWorld) -> Oracle: ...
-
-
 class People(NamedTuple):
     """A person, through JSONL files in `folder`."""
 
@@ -77,6 +67,7 @@ def _human_labels(folder: str, wait: Annotated[float, Field(ge=0)] = 0.0) -> Peo
     return People(folder, wait)
 
 
+Answers = Judged | People  # who answers, and the hidden reward behind it, to be reported and never shown to the method
 ORACLES: dict[str, Callable[..., Any]] = {**JUDGES, "human_labels": _human_labels}
 if TYPE_CHECKING:
     MethodSetting = Arguments[Method]
@@ -93,7 +84,7 @@ def _counts(labels: Any) -> Any:
     if not isinstance(labels, dict):
         return labels
     each, rounds = labels.get("each", 0), labels.get("rounds", 0)
-    if set(labels) != {"each", "rounds"} or not all(isinstance(n, int) and n > 0 for n in (each, rounds)) or rounds > 10**5:
+    if set(labels) != {"each", "rounds"} or not all(type(n) is int and n > 0 for n in (each, rounds)) or rounds > 10**5:
         raise ValueError(f"found {labels!r}, expected growing cumulative counts, or {{each: 64, rounds: 16}}.")
     return [each * (k + 1) for k in range(rounds)]
 
@@ -136,10 +127,14 @@ class IterativeRun(PooledRun):
         """The plan with its labels."""
         return self.plan.make(labels=self.labels)
 
+    def rows(self) -> list[Row]:
+        """The prompts."""
+        return Prompts(path=self.prompts, limit=self.limit).rows()
+
     def ready(self) -> Callable[[RunFolder, Say], IterativeJob]:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("task: iterative runs in one process; start it without a launcher.")
-        rows = Prompts(path=self.prompts, limit=self.limit).rows()
+        rows = self.rows()
         if talk := next((row["prompt"] for row in rows if not isinstance(row["prompt"], str)), None):
             raise DataError(f"{self.prompts}: found {len(talk)} messages; a run that buys labels takes texts as prompts.")
         prompts = [" ".join(row["prompt"].split()[: self.prompt_words]) for row in rows]

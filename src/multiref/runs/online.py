@@ -4,7 +4,7 @@ distillation builds on it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -20,6 +20,7 @@ from multiref.references.completion_api import CompletionApi, Connection
 from multiref.references.rollouts import check_apart
 from multiref.report import Table
 from multiref.runs.base import Facts, PooledRun, Say
+from multiref.runs.evaluation_page import figure_text
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
@@ -86,6 +87,12 @@ class OnlineEvaluation(Strict):
     samples: int = Field(default=4, gt=0)
     k: list[int] = Field(default_factory=lambda: [1])
 
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if wrong := [k for k in self.k if not 1 <= k <= self.samples]:
+            raise ValueError(f"k: expected from 1 to samples = {self.samples}, found {wrong[0]}.")
+        return self
+
     def figures(self, trainer: OnlineTrainer, held_out: Mapping[str, list[Row]], known: dict[str, Any]) -> Figures:
         """{metric: (mean, low, high)} over prompts."""
         return evaluate_online(trainer, [row for each in held_out.values() for row in each], samples=self.samples, ks=self.k)
@@ -119,6 +126,10 @@ class RolloutRun(PooledRun):
         if self.weights is not None and any(source.weights for source in self.prompts):
             raise ValueError("prompts: weights: expected weights of the references or of the prompts, found both.")
         return self
+
+    def rows(self) -> list[Row]:
+        """The prompts of every source."""
+        return [row for source in self.prompts for row in source.rows(self.names)]
 
     @property
     def longest(self) -> int:
@@ -193,7 +204,7 @@ class RolloutRun(PooledRun):
         if self.penalty is not None and PENALTIES[self.penalty].needs == "vocabulary":
             local = [each for each in self.references if each.model is not None]  # a server is refused by name later
             check_apart({each.name: References({each.name: each.opens()}).open(each.name) for each in local})
-        rows = [row for source in self.prompts for row in source.rows(self.names)]
+        rows = self.rows()
         held_out = {} if self.evaluation is None else self.held_out(self.evaluation.prompts, text=text)
         return lambda folder, say: self._job(rows, rewards, held_out, folder, say)
 
@@ -251,7 +262,7 @@ class OnlineJob:
         if self.run.evaluation is None:
             return
         figures = self.figures[when] = self.run.evaluation.figures(self.trainer, self.held_out, self.known)
-        self.say(f"{when}: " + "  ".join(f"{name} {_interval(value)}" for name, value in figures.items()))
+        self.say(f"{when}: " + "  ".join(f"{name} {figure_text(*value)}" for name, value in figures.items()))
         self.folder.write("evaluation.json", json.dumps(self.figures, indent=1))
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
@@ -260,7 +271,7 @@ class OnlineJob:
         rule, *more = trainer.describe().splitlines()
         routed = any(source.weights for source in run.prompts)
         after = self.figures.get("after", {})
-        rows = [[name, _interval(self.figures["before"][name]), _interval(value)] for name, value in after.items()]
+        rows = [[name, figure_text(*self.figures["before"][name]), figure_text(*value)] for name, value in after.items()]
         facts = Facts(
             asked=f"{run.model.path}, {run.task} against {run.counted}",
             base=run.model.path,
@@ -296,10 +307,6 @@ class OnlineJob:
     def release(self) -> None:
         self.trainer.accelerator.free_memory()
         self.trainer = None
-
-
-def _interval(value: Sequence[float]) -> str:
-    return f"{value[0]:.4g} [{value[1]:.4g}, {value[2]:.4g}]"
 
 
 class OnlineRun(RolloutRun):

@@ -7,6 +7,7 @@ import os
 import types
 import typing
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import repeat
@@ -35,8 +36,11 @@ from multiref.training.honoured import check_arguments
 from multiref.training.saved import Kept, rows_of_pairs
 
 Sides = tuple[Sequence[Pair], Sequence[Pair]]
-
-
+CURVES = {
+    "loss": ("loss", "eval_loss"),
+    "reward margin": ("rewards/margins", "eval_rewards/margins"),
+    "accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
+}
 Columns = dict[str, str | int | float | bool]
 
 
@@ -75,6 +79,12 @@ class Evaluation(DataSource):
     def _one(self) -> Self:
         if (self.path is None) == (self.fraction is None):
             raise ValueError("expected a path or a fraction, one of them.")
+        plain = Evaluation.model_construct()
+        read = [key for key in DataSource.model_fields if getattr(self, key) != getattr(plain, key)]
+        if self.path is None and read:
+            raise ValueError(
+                f"{read[0]}: a fraction is of the pairs of `data`, as they are read there; leave it out, or give a path."
+            )
         return self
 
 
@@ -190,6 +200,14 @@ class PairsRun(BaseRun):
     def _pairs(self, data: DataSource, skipped: Path | None, say: Say | None, spool: Path | None) -> Sequence[Pair]:
         withhold = self.privacy is not None
         return read(str(data.path), data.selection(), skipped=skipped, say=say, spool=spool, withhold=withhold).pairs
+
+    def ready(self) -> Callable[[RunFolder, Say], "TrainerJob"]:
+        arguments = self.arguments()
+        return lambda folder, say: self.job(folder, arguments, say)
+
+    @abstractmethod
+    def job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> "TrainerJob":
+        """The trainer on its pairs."""
 
     def data_words(self, pairs: int, held_out: int, folder: RunFolder) -> str:
         """What it was trained on, for card and page."""

@@ -1,6 +1,6 @@
 """`task: preference`: a policy from preference pairs, under stored scores of K references."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -15,7 +15,7 @@ from multiref.references.identity import say_of_templates
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
-from multiref.runs.pairs import PairsRun, TrainerJob, lines
+from multiref.runs.pairs import CURVES, PairsRun, TrainerJob, lines
 from multiref.runs.waiting import main_first
 from multiref.training.arguments import TrainingArguments, silence, with_lora
 from multiref.training.dataset import PreferenceData
@@ -51,11 +51,7 @@ class PreferenceRun(PairsRun, PooledRun):
         self.objective.of(self)
         return self
 
-    def ready(self) -> Callable[[RunFolder, Say], TrainerJob]:
-        arguments = self.arguments()
-        return lambda folder, say: self._job(folder, arguments, say)
-
-    def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
+    def job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
         sides = self.read(folder, say)
         self.say_memory(say)
         loaded = load(self.model)
@@ -120,9 +116,7 @@ class PreferenceRun(PairsRun, PooledRun):
             beta=self.beta,
             references=references | mixture,
             curves={
-                "loss": ("loss", "eval_loss"),
-                "implicit reward margin": ("rewards/margins", "eval_rewards/margins"),
-                "accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
+                **CURVES,
                 "log-ratio to each reference (nats per completion)": ("kl/*",),
             },
             limits=(

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from multiref._files import MIB, read_text
 from multiref.data import Text
@@ -48,6 +48,15 @@ class Prompts(Strict):
     skip: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, gt=0)
     weights: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _read_as(self) -> Self:
+        plain = self.kind == "text" and Path(self.path).suffix == ".txt"
+        for key in ("name", "split") if plain else ("pieces",):
+            if getattr(self, key) is not None:
+                why = "a .txt has none" if plain else "of a .txt alone"
+                raise ValueError(f"{key}: {why}, found {self.path}; leave it out.")
+        return self
 
     def rows(self, references: Sequence[str] = ()) -> list[Row]:
         """Rows with `prompt`, and where they are known `text` (with `unfinished` where it does not end), `answer`, `weights`.

@@ -13,7 +13,7 @@ from multiref.models import context_of
 from multiref.report import Prose, Table
 from multiref.runs.base import Facts, Say
 from multiref.runs.folder import RunFolder
-from multiref.runs.pairs import PairsRun, TrainerJob, lines
+from multiref.runs.pairs import CURVES, PairsRun, TrainerJob, lines
 from multiref.training.arguments import TrainingArguments, silence
 from multiref.training.reward import RewardData, RewardTrainer, open_reward_model
 from multiref.training.reward.model import with_lora
@@ -44,11 +44,7 @@ class RewardRun(PairsRun):
                 )
         return self
 
-    def ready(self) -> Callable[[RunFolder, Say], TrainerJob]:
-        arguments = self.arguments()
-        return lambda folder, say: self._job(folder, arguments, say)
-
-    def _job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
+    def job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:
         self.say_memory(say)
         loaded = open_reward_model(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
@@ -80,11 +76,7 @@ class RewardRun(PairsRun):
             else "−(1 − ε) log σ(d) − ε log σ(−d) + c (r_w + r_l)²,  d = r(x, y_w) − r(x, y_l) − margin",
             data=self.data_words(pairs, held_out, folder),
             held_out=held_out,
-            curves={
-                "loss": ("loss", "eval_loss"),
-                "reward margin": ("rewards/margins", "eval_rewards/margins"),
-                "accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
-            },
+            curves=CURVES,
             limits=(
                 "A reward is defined up to a constant for each prompt: compare completions of one prompt, not prompts.",
                 "Accuracy and calibration are of the pairs' labels, on pairs like these; "

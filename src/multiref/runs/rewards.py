@@ -1,19 +1,124 @@
-"""Rewards by name: those of a run's file, and of `--reward` on the command line."""
+"""Rewards and judges by name: those of a run's file, of `--reward` on the command line, and functions of one's own, in a Python
+file that a run's file names, run as it was when the run began."""
 
+import hashlib
+import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from multiref._files import MIB, Unpacked
 from multiref.data.gsm8k import rewards as gsm8k_rewards
 from multiref.errors import ConfigError
 from multiref.runs.document import Document
-from multiref.runs.judges import JudgeSetting
-from multiref.runs.python_reward import OwnOrNamed, make_python_reward
-from multiref.runs.strict import Strict, one_of
-from multiref.training.online import Reward, RewardModel, WinRate, lexicon_reward
+from multiref.runs.strict import Arguments, Strict, one_of
+from multiref.training.iterative import FunctionOracle, Oracle, TextWorld
+from multiref.training.online import Judge, Reward, RewardModel, WinRate, judge_by_reward, lexicon_reward
 
-__all__ = ["NamedReward", "RewardSetting", "make_rewards", "read_rewards"]
+__all__ = ["JUDGES", "JudgeSetting", "Judged", "NamedReward", "OwnOrNamed", "RewardSetting", "make_rewards", "read_rewards"]
+
+Temperature = Annotated[float, Field(gt=0)]
+T = TypeVar("T")
+
+
+# ---- a function of one's own ----
+
+
+class OwnOrNamed(Arguments[T]):
+    """What a file names by its kind, or takes from a Python file. What that holds is part of the settings, and so of the run's
+    identity."""
+
+    kind: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hashed(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("kind") != "python" or not isinstance(values.get("path"), str):
+            return values
+        try:
+            found = hashlib.sha256(_content(values["path"])).hexdigest()
+        except ConfigError as error:
+            raise ValueError(f"path: {error}") from None
+        if values.get("sha256") not in (None, found):
+            raise ValueError(f"sha256: {values['path']} has changed: expected {values['sha256']}, found {found}.")
+        return {**values, "sha256": found}
+
+
+def load_function(path: str, name: str, sha256: str | None = None) -> Any:
+    """The function `name` of the file, which runs with your rights, and only because the run's file names it.
+
+    Args:
+        sha256: of the file, filled in by itself; a file that changed is another run.
+
+    Raises:
+        ConfigError: a file that changed, cannot be run, or has no such function.
+    """
+    content = _content(path)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and sha256 != found:
+        raise ConfigError(f"{path} has changed: its sha256 is {found[:12]}…, and was {sha256[:12]}… when the run was read.")
+    module = types.ModuleType(f"multiref_own_{found[:12]}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # what a dataclass in it looks itself up by
+    try:
+        exec(compile(content, path, "exec"), module.__dict__)
+    except Exception as wrong:
+        sys.modules.pop(module.__name__)
+        raise ConfigError(f"{path} cannot be run: {type(wrong).__name__}: {wrong}.") from wrong
+    function: Any = getattr(module, name, None)
+    if not callable(function):
+        known = sorted(each for each, value in vars(module).items() if isinstance(value, types.FunctionType))
+        raise ConfigError(f"{path} has no function {name!r}; found {', '.join(known) or 'none'}.")
+    return function
+
+
+def _content(path: str) -> bytes:
+    with Unpacked(path, "a Python file with the function", largest=4 * MIB, error=ConfigError) as file:
+        return file.rest()
+
+
+# ---- judges: who answers which of two completions is better, for win rates and for labels that are bought ----
+
+
+class Judged(NamedTuple):
+    """A judge of two completions; and the reward behind it, where there is one, to be reported and never shown to a method."""
+
+    judge: Judge
+    hidden: Callable[..., Any] | None = None
+
+    def oracle(self, world: TextWorld) -> Oracle:
+        """The judge of a world that turns ids into texts."""
+        return FunctionOracle(self.judge, world.decode)
+
+
+def _judge_by_lexicon(path: str, temperature: Temperature = 1.0) -> Judged:
+    """Bradley–Terry chances of a lexicon's reward at `temperature`."""
+    reward = lexicon_reward(path)
+    return Judged(judge_by_reward(reward, temperature=temperature), reward)
+
+
+def _judge_by_model(path: str, temperature: Temperature = 1.0) -> Judged:
+    """Bradley–Terry chances of a reward model at `temperature`."""
+    reward = RewardModel(path)
+    return Judged(judge_by_reward(reward, temperature=temperature), reward)
+
+
+def _own_judge(path: str, name: str, sha256: str | None = None) -> Judged:
+    """A function of your own in the file `path`: (prompts, first, second) → the chance, in [0, 1], that each first is
+    preferred."""
+    return Judged(load_function(path, name, sha256))
+
+
+JUDGES: dict[str, Callable[..., Judged]] = {"lexicon": _judge_by_lexicon, "reward_model": _judge_by_model, "python": _own_judge}
+if TYPE_CHECKING:
+    JudgeSetting = OwnOrNamed[Judged]
+else:
+    JudgeSetting = one_of("kind", JUDGES, base=OwnOrNamed, check=False)
+
+
+# ---- rewards ----
 
 
 def _gsm8k(weight: float = 1.0) -> list[Reward]:
@@ -53,6 +158,11 @@ def _win_rate(
     return [Reward(made, "win_rate", weight)]
 
 
+def _own_reward(path: str, name: str, weight: float = 1.0, sha256: str | None = None) -> list[Reward]:
+    """The function `name` of the file: (prompts, completions, **columns of the prompts' rows) → a number for each one."""
+    return [Reward(load_function(path, name, sha256), name, weight)]
+
+
 class NamedReward(OwnOrNamed[list[Reward]]):
     """A reward by its name."""
 
@@ -73,7 +183,7 @@ KINDS: dict[str, Callable[..., list[Reward]]] = {
     "lexicon": _lexicon,
     "length": _length,
     "model": _model,
-    "python": make_python_reward,
+    "python": _own_reward,
     "win_rate": _win_rate,
 }
 if TYPE_CHECKING:

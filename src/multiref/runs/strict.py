@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
@@ -26,7 +25,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, values: Any) -> Any:
-        values = _long(values, cls.SHORT)
+        values = open_short(values, cls.SHORT)
         for key in values if isinstance(values, dict) else ():
             if key in cls.MOVED:
                 raise ValueError(f"{key}: {cls.MOVED[key]}")
@@ -100,7 +99,7 @@ def union(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, s
     """The same of models that have the tag already. renamed: old tags, with what they are called now."""
 
     def opened(value: Any) -> Any:
-        value = _long(value, tag)
+        value = open_short(value, tag)
         old = value.get(tag) if isinstance(value, dict) else None
         if isinstance(old, str) and old in renamed:
             raise ValueError(f"{tag}: {old} is called {renamed[old]} now.")
@@ -109,12 +108,8 @@ def union(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, s
     return Annotated[Union[tuple(models)], Field(discriminator=tag), BeforeValidator(opened)]  # noqa: UP007
 
 
-def short_for(key: str) -> BeforeValidator:
-    """For a dataclass in whose place a bare text may stand: the value of this key."""
-    return BeforeValidator(partial(_long, short=key))
-
-
-def _long(value: Any, short: str | None) -> Any:
+def open_short(value: Any, short: str | None) -> Any:
+    """The keys that a bare text stands for: the one that it is short for."""
     if short is not None and isinstance(value, dict) and SHORT in value:  # `--set` laid a key beside the text
         return {short: value[SHORT], **{key: each for key, each in value.items() if key != SHORT}}
     return {short: value} if short is not None and isinstance(value, str) else value

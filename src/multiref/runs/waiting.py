@@ -14,25 +14,12 @@ _calls = itertools.count()
 
 
 @contextmanager
-def main_alone(what: str) -> Iterator[None]:
-    """The others come through at once, and wait at the end until the main process is there, looking into the store by which
-    they met. Every process calls it, in the same order.
+def main_first(what: str, *, others_first: bool = False) -> Iterator[None]:
+    """The others wait before they come through until the main process has, looking into the store by which they met; with
+    `others_first` they come through at once and wait at the end. Every process calls it, in the same order.
 
     Errors: on the others, ModelError where the main process failed.
     """
-    with _meeting(what, others_first=True):
-        yield
-
-
-@contextmanager
-def main_first(what: str) -> Iterator[None]:
-    """The same, but the others wait before they come through."""
-    with _meeting(what, others_first=False):
-        yield
-
-
-@contextmanager
-def _meeting(what: str, *, others_first: bool) -> Iterator[None]:
     if not (distributed.is_available() and distributed.is_initialized()):
         yield
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref.data import Pair, Text
+from multiref.data import Pair
 from multiref.data.text import words
 from multiref.errors import DataError
 from multiref.references.keys import text_of
@@ -64,7 +64,7 @@ def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
     groups = torch.tensor([number.setdefault(text_of(prompt), len(number)) for prompt in prompts])
     if len(number) == 1:  # data without prompts: every pair stands for itself
         groups = torch.arange(len(prompts))
-    characters = torch.tensor([[_length(text) for text in side] for side in sides]).T
+    characters = torch.tensor([[len(words(text)) for text in side] for side in sides]).T
     return Evidence(
         scores.names,
         logps[:, finite],
@@ -74,16 +74,3 @@ def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
         torch.unique(groups[finite], return_inverse=True)[1],
         int((~finite).sum()),
     )
-
-
-def standard_error(values: Tensor, groups: Tensor) -> float:
-    """Of the mean of `values` [P], clusters `groups` [P] being independent: √(Σ_g (Σ_{j∈g} (v_j − v̄))² · G/(G−1)) / P."""
-    clusters = int(groups.max()) + 1 if len(groups) else 0
-    if clusters < 2:
-        return float("inf")
-    sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, groups, values.double() - values.double().mean())
-    return float((sums.square().sum() * clusters / (clusters - 1)).sqrt()) / len(values)
-
-
-def _length(text: Text) -> int:
-    return len(words(text))

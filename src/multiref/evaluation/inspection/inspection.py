@@ -22,8 +22,7 @@ from multiref.evaluation.inspection.mixture import (
     weigh,
 )
 from multiref.evaluation.inspection.quality import Quality, quality
-from multiref.evaluation.inspection.sample_size import SampleSize, plan_pairs
-from multiref.evaluation.inspection.score_test import FEWEST, ScoreTest, try_additions
+from multiref.evaluation.inspection.score_test import FEWEST, SampleSize, ScoreTest, plan_pairs, try_additions
 from multiref.evaluation.inspection.verdict import Verdict, judge
 from multiref.references.scores import SequenceScores
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from multiref._progress import each_told
-from multiref.evaluation.inspection.evidence import Evidence, standard_error
+from multiref.evaluation.inspection.evidence import Evidence
 from multiref.evaluation.inspection.score_test import ScoreTest, try_additions
+from multiref.references.token_level import standard_error
 from multiref.weighting import arwc, fit_preferences, uniform, vaw, vdw
 
 SIGNIFICANCE = 0.01  # one-sided, for each question "does one more reference help?", shared among the candidates

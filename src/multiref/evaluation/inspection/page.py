@@ -14,7 +14,7 @@ from multiref.evaluation.inspection.tables import (
     token_lines,
 )
 from multiref.report import Answer, Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
-from multiref.report.figures import GREY, MARKERS, PALETTE, canvas
+from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, intervals
 
 MODEL = """P(chosen ≻ rejected) = σ( s · Σ_k w_k [log π_k(chosen) − log π_k(rejected)] ),   w on the simplex, s ≥ 0
 convex in c = s · w ≥ 0 and solved exactly; every figure of merit is on prompts that the fit did not see"""
@@ -67,23 +67,14 @@ def _calibration(found: Inspection) -> Picture:
 
 def _gains(contenders: tuple[Contender, ...]) -> Picture:
     rows = sorted(contenders, key=lambda c: -c.gain)
-    figure, axes = canvas(6.0, 1.2 + 0.36 * len(rows))
-    for number, c in enumerate(rows):
-        axes.errorbar(c.gain, number, xerr=1.96 * c.gain_error, color=PALETTE[0], marker="o", capsize=3, linestyle="none")
-    axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_yticks(range(len(rows)), [c.name for c in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("gain over the best single, nats per pair (95 %)")
+    axis = "gain over the best single, nats per pair (95 %)"
+    figure = intervals([(c.name, c.gain, c.gain - 1.96 * c.gain_error, c.gain + 1.96 * c.gain_error) for c in rows], axis)
+    figure.axes[0].axvline(0, color=GREY, linewidth=1)
     return Picture(figure, "gain of each way to weigh references over the best single one", "Right of the line is better.")
 
 
 def _weights(weighting: Weighting) -> Picture:
-    figure, axes = canvas(6.0, 1.2 + 0.4 * len(weighting.names))
-    for number, (weight, (low, high)) in enumerate(zip(weighting.weights, weighting.intervals, strict=True)):
-        axes.plot([low, high], [number, number], color=PALETTE[0])
-        axes.plot(weight, number, "o", color=PALETTE[0])
-    axes.set_yticks(range(len(weighting.names)), weighting.names)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(len(weighting.names) - 0.5, -0.5)
-    axes.set_xlabel("weight, with its 95 % bootstrap interval over prompts")
+    rows = [(name, at, low, high) for name, at, (low, high) in zip(weighting.names, weighting.weights, weighting.intervals)]
+    figure = intervals(rows, "weight, with its 95 % bootstrap interval over prompts")
+    figure.axes[0].set_xlim(-0.02, 1.02)
     return Picture(figure, "fitted weights with intervals", "Weights of the references that the evidence supports.")

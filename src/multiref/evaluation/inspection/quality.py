@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from multiref.evaluation.inspection.evidence import Evidence, standard_error
+from multiref.evaluation.inspection.evidence import Evidence
+from multiref.references.token_level import standard_error
 from multiref.weighting import fit_preferences
 
 BINS = 10

@@ -1,15 +1,19 @@
 """Does one more reference help? A one-sided score test, with prompts as the units; by sign flips, so exact in small data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.evidence import Evidence
 from multiref.weighting import fit_preferences
 
+POWER = 0.9  # of a plan
 FEWEST = 9  # prompts: |z| cannot exceed √G, and G sign flips have no probability below 2^−G
 FLIPS = 2**14 - 1  # drawn where there are more than can be listed
 BLOCKS = 2048  # prompts that flip apart; of more, some flip together, which is as exact
@@ -121,3 +125,43 @@ def _signs(prompts: int) -> Tensor:
         return 1 - 2 * ((torch.arange(2**prompts)[:, None] >> torch.arange(prompts)) % 2).to(torch.int8)
     generator = torch.Generator().manual_seed(1)
     return torch.cat([torch.ones(1, prompts), 1 - 2 * torch.randint(2, (FLIPS, prompts), generator=generator)]).to(torch.int8)
+
+
+# ---- how many pairs one would need to see an effect ----
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """A reference, what it is added to, and how many pairs show the effect at 90 % power; inf where it points the other way."""
+
+    name: str
+    given: tuple[str, ...]
+    pairs: float
+
+
+def plan_pairs(tests: Sequence[ScoreTest], *, pairs: int, significance: float, gain: float | None = None) -> list[SampleSize]:
+    """Pairs needed to see each reference's effect, with as many pairs a prompt as there are now.
+
+    z grows as √P, so an effect that gave z at P pairs gives q + q_power, q = Φ⁻¹(1 − significance), at
+
+        P' = P ((q + q_power) / z)²
+
+    and one of g nats a pair, for which z² ≈ 2 g P / inflation, at P' = inflation (q + q_power)² / 2g.
+
+    Args:
+        tests: of the references; pairs: P.
+        significance: one-sided, of each test.
+        gain: g, the size named; None: the size found. (The size found is an estimate; so is what comes out.)
+
+    Errors: ArgumentError for a gain that is not above 0.
+    """
+    if gain is not None and not gain > 0:
+        raise ArgumentError(f"gain is {gain}; expected nats per pair above 0.")
+    reach = NormalDist().inv_cdf(1 - significance) + NormalDist().inv_cdf(POWER)
+
+    def needed(test: ScoreTest) -> float:
+        if gain is not None:
+            return math.ceil(test.inflation * reach**2 / (2 * gain))
+        return math.ceil(pairs * (reach / test.z) ** 2) if test.z > 0 else math.inf
+
+    return [SampleSize(test.name, test.given, needed(test)) for test in tests]

@@ -5,8 +5,7 @@ import math
 from multiref.evaluation.inspection.inspection import Inspection
 from multiref.evaluation.inspection.mixture import Contender
 from multiref.evaluation.inspection.quality import Quality
-from multiref.evaluation.inspection.sample_size import POWER, SampleSize
-from multiref.evaluation.inspection.score_test import ScoreTest
+from multiref.evaluation.inspection.score_test import POWER, SampleSize, ScoreTest
 from multiref.references.token_level import TokenLevel
 from multiref.report import Table
 

@@ -4,16 +4,17 @@ Only the driver touches the store, so the workers need no shared disk. A worker 
 is scored again by whoever is free; the block, and so its batches and its bits, are the same.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from multiref.errors import ArgumentError, ModelError, MultirefError
 from multiref.models.audit import Audit
+from multiref.references.engines import Results
 from multiref.references.plan import Block
 from multiref.references.protocol import Item, Reference, Scored
 
@@ -37,9 +38,7 @@ class RayEngine:
     retries: int = 3
     address: str | None = None
 
-    def run(
-        self, open_reference: Callable[[], Reference], blocks: Sequence[Block]
-    ) -> Generator[tuple[int, Scored], None, None]:
+    def run(self, open_reference: Callable[[], Reference], blocks: Sequence[Block]) -> Results:
         ray = self._connected()
         with self._pool(ray, open_reference, self.count(len(blocks))) as pool:
             yield from self._scored(ray, pool, blocks)
@@ -52,8 +51,7 @@ class RayEngine:
         """How rows of these blocks are laid out, found on a worker."""
         ray = self._connected()
         with self._pool(ray, open_reference, 1) as (actor,):
-            audit: Audit = self._got(ray, actor.audit.remote(blocks, everything), "the audit")
-        return audit
+            return cast(Audit, self._got(ray, actor.audit.remote(blocks, everything), "the audit"))
 
     @contextmanager
     def _pool(self, ray: Any, open_reference: Callable[[], Reference], count: int) -> Iterator[list[Any]]:
@@ -66,7 +64,7 @@ class RayEngine:
             for actor in pool:
                 ray.kill(actor)
 
-    def _scored(self, ray: Any, pool: list[Any], blocks: Sequence[Block]) -> Generator[tuple[int, Scored], None, None]:
+    def _scored(self, ray: Any, pool: list[Any], blocks: Sequence[Block]) -> Results:
         """Keep every worker busy with one block; hand a block back when it is done."""
         queue = list(range(len(blocks)))[::-1]
         busy: dict[Any, tuple[int, Any]] = {}
@@ -150,5 +148,4 @@ class _Worker:
 
     def audit(self, blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
         reference: Any = self.open_reference()
-        audit: Audit = reference.audit(blocks, everything=everything)
-        return audit
+        return cast(Audit, reference.audit(blocks, everything=everything))

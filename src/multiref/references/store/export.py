@@ -117,9 +117,8 @@ def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterato
 
 def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
     """Address → a name for its column, different for each."""
-    notes = store.references()
-    addresses = [store.named(name) for name in references] or list(notes)
-    names = {a: notes[a]["seen"][-1]["name"] if notes[a]["seen"] else a[:8] for a in addresses}
+    known = store.names()
+    names = {address: known[address] for address in map(store.named, references)} or known
     taken = list(names.values())
     return {a: name if taken.count(name) == 1 else f"{name}-{a[:8]}" for a, name in names.items()}
 

@@ -97,6 +97,10 @@ class Store:
             notes.setdefault(folder.name, {"identity": {}, "seen": []})  # a lost note loses no score
         return notes
 
+    def names(self) -> dict[str, str]:
+        """Address → the name under which each reference was used last; the beginning of its address where none is noted."""
+        return {a: note["seen"][-1]["name"] if note["seen"] else a[:8] for a, note in self.references().items()}
+
     def predecessors(self, address: str, *, location: str) -> dict[str, dict[str, Any]]:
         """References with other content that were used from this location, if this one was not yet:
         the model there has changed."""

@@ -12,6 +12,7 @@ from .canvas import svg as svg
 from .frontier import Point as Point
 from .frontier import frontier as frontier
 from .methods import Method as Method
+from .methods import intervals as intervals
 from .methods import objective_by_method as objective_by_method
 from .numbers import read_numbers as read_numbers
 from .plot import Curve as Curve
