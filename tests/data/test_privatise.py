@@ -88,7 +88,7 @@ def test_what_was_written_is_known_to_be_private_when_it_is_read(tmp_path):
     for name in ("private.jsonl", "private.parquet", "private.csv"):
         back = read_pairs(tmp_path / name)
         assert {pair.epsilon for pair in back} == {0.5}
-        with pytest.raises(ArgumentError, match=rf"{name}:1.*private already, at ε = 0.5"):
+        with pytest.raises(ArgumentError, match=rf"{name}:[12].*private already, at ε = 0.5"):
             privatise(back, 1.0)
     assert {pair.epsilon for pair in read_pairs(ROWS[:2])} == {None}
     check_marks(back, 0.5, "it")

@@ -261,8 +261,8 @@ def test_warmup_online_is_steps_or_below_one_a_share():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["data=d.jsonl", "evaluation={fraction: 0.1, split: test}"], "evaluation.split: a fraction is of `data`"),
-        (["data=d.jsonl", "evaluation={fraction: 0.1, limit: 5}"], "evaluation.limit: a fraction is of `data`"),
+        (["data=d.jsonl", "evaluation={fraction: 0.1, split: test}"], "evaluation.split: a fraction is of the pairs of `data`"),
+        (["data=d.jsonl", "evaluation={fraction: 0.1, limit: 5}"], "evaluation.limit: a fraction is of the pairs of `data`"),
         ([*ONLINE, "prompts=[{path: p.txt, split: 'train[:5%]'}]"], "prompts[0].split: a .txt has none"),
         ([*ONLINE, "prompts=[{path: p.jsonl, pieces: 100}]"], "prompts[0].pieces: of a .txt alone"),
         ([*ONLINE, "evaluation={prompts: [p.jsonl], samples: 2, k: [4]}"], "evaluation.k: expected from 1 to samples = 2"),
