@@ -76,6 +76,7 @@ docs: $(READY)
 	$(INSTALL) --constraint $(CONSTRAINTS) --editable ".[docs]"
 	$(BIN)/python docs/make_api.py
 	PYTHONPATH=docs $(BIN)/zensical build --clean --strict
+	@echo "Open build/site/index.html. Its search needs a server: python3 -m http.server --directory build/site"
 
 bench: $(READY)
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
