@@ -104,6 +104,7 @@ FAULTS = {
     "a seventh layer": (lambda w: w | {k.replace("rs.1.", "rs.7."): v for k, v in w.items()}, r"2 .* have no place.*layers\.7"),
     "other names": (lambda w: {k.replace("q_proj", "query"): v for k, v in w.items()}, r"4 .* no place and 4 "),
     "other shapes": (lambda w: {k: v[:1] if "_A" in k else v[:, :1] for k, v in w.items()}, r"size mismatch"),
+    "whole numbers": (lambda w: {k: (v * 99).to(torch.int8) for k, v in w.items()}, r"holds whole numbers as weights.*lora_A"),
     "no number": (lambda w: {k: v * torch.nan for k, v in w.items()}, r"NaN"),
 }
 
@@ -222,6 +223,15 @@ def test_settings_of_a_newer_peft(base, made, tmp_path):
     (tmp_path / "newer/adapter_config.json").write_text(json.dumps(config | {"use_magic": True, "use_none": None}))
     with pytest.warns(MultirefWarning, match=r"does not know \(use_magic\)"):
         assert go(a={"model": base, "adapter": str(tmp_path / "newer")}) == pytest.approx([right], abs=1e-4)
+
+
+def test_a_base_that_is_drawn_anew_at_each_load_is_refused(base, made):
+    """PiSSA takes a part out of the base; by a quick decomposition it is a random one, and PEFT takes another at each load."""
+    folder, _, _ = made(3, init_lora_weights="pissa_niter_4")
+    with pytest.raises(ModelError, match=r"\(pissa_niter_4\) that is drawn at random.*base_layer"):
+        load(folder)
+    folder, right, _ = made(3, init_lora_weights="pissa")
+    assert go(a=folder, base=base)[0] == pytest.approx(right, abs=1e-4)
 
 
 def test_prompt_tuning_is_refused(base, tmp_path):

@@ -68,6 +68,10 @@ REFUSED = {
         lambda w: {k.removeprefix("model."): v for k, v in w.items()} | {"layers.2.mlp.up_proj.weight": torch.ones(3)},
         r"no place: layers\.2\.mlp",
     ),
+    "whole numbers": (
+        lambda w: w | {LAYER + "q_proj.weight": (w[LAYER + "q_proj.weight"] * 99).to(torch.int8)},
+        r"q_proj\.weight holds whole numbers \(I8\)",
+    ),
     "not a number": (lambda w: w | {"model.norm.weight": torch.full((32,), torch.nan)}, r"model\.norm\.weight holds NaN"),
 }
 

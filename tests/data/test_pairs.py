@@ -9,7 +9,7 @@ import pytest
 
 from multiref._files import write_whole
 from multiref.data import Pair, as_pair, read_pairs
-from multiref.errors import DataError
+from multiref.errors import DataError, MultirefWarning
 from multiref.references import Store
 
 ROWS = [{"prompt": f"q{k}", "chosen": f" yes {k}", "rejected": f" no {k}"} for k in range(3)]
@@ -164,3 +164,18 @@ def test_rows_as_pandas_has_them():
     for column, words in (("system_prompt", "call it `system`"), ("functions", "give it as `tools`")):
         with pytest.raises(DataError, match=words):
             as_pair({**plain, column: "be brief"})
+
+
+def test_a_conversation_in_a_column_that_is_not_read_is_not_lost():
+    """Where the sides begin with nothing in common; with a prompt the column is listed with the others."""
+    talk = [{"role": "user", "content": "two and two?"}]
+    sides = {"chosen": [{"role": "assistant", "content": "4"}], "rejected": [{"role": "assistant", "content": "5"}]}
+    for name in ("messages", "dialogue"):
+        with pytest.raises(DataError, match=rf"x:1: no `prompt`, but a conversation in `{name}`"):
+            as_pair({name: talk, **sides}, origin="x:1")
+        assert as_pair({name: talk, "prompt": talk, **sides}).prompt == tuple(talk)
+
+
+def test_sides_that_begin_with_the_whole_prompt_are_said():
+    with pytest.warns(MultirefWarning, match="stands there twice"):
+        as_pair({"prompt": "Where is Rome?", "chosen": "Where is Rome? In Italy.", "rejected": "Where is Rome? Here."})

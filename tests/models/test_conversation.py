@@ -207,3 +207,66 @@ def test_a_template_that_writes_the_date(monkeypatch):
     late = "{% if messages | length > 2 %}{{ strftime_now('%Y') }}{% endif %}" + CHATML  # no argument of it fixes that
     with pytest.warns(MultirefWarning, match="a template that writes no date"):
         text_identity("local", byte_tokenizer(late), Tokenisation())
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
+OPENING = "{{ '<|im_start|>assistant\\n' }}"  # jinja drops a line break at the end of a template
+
+
+@pytest.mark.parametrize("asked", ["", "{% if not add_generation_prompt %}", None], ids=["always", "inverted", "by letters"])
+def test_a_template_that_opens_an_answer_unasked(asked):
+    """Behind every conversation, or when it is not to: what it opens there is no part of the answer before it."""
+    if asked is None:  # no token ends a turn, and both openings begin with a bracket
+        tokenizer = byte_tokenizer("{% for m in messages %}[{{m.role}}] {{m.content}}\n{% endfor %}[assistant] ")
+        with pytest.warns(MultirefWarning, match="no end token"):
+            assert written(tokenizer, (USER,), says("yes")) == ("[user] hi\n[assistant] ", "yes\n")
+        return
+    tokenizer = byte_tokenizer(TURNS + asked + OPENING + "{% endif %}" * bool(asked))
+    right = byte_tokenizer(TURNS + "{% if add_generation_prompt %}" + OPENING + "{% endif %}")
+    for prompt in ((USER,), (USER, *says("a"), USER), (USER, *says("yes, "))):
+        for how in (TOKENISATION, BARE):
+            assert written(tokenizer, prompt, says("it is"), how) == written(right, prompt, says("it is"), how)
+    assert "reopens" in text_identity("local", tokenizer, TOKENISATION)
+    for template in (CHATML, LLAMA, MISTRAL, QWEN, GEMMA, DEEPSEEK, PARTS):
+        assert "reopens" not in text_identity("local", byte_tokenizer(template), TOKENISATION)
+
+
+def test_content_that_a_template_cuts_is_a_string_still():
+    """Given in parts, it would write the list itself."""
+    with pytest.warns(MultirefWarning, match=r"of the answer 'yes it is' the chat template writes 'yes"):
+        cut = written(byte_tokenizer(CHATML.replace("content", "content[:3]")), (USER,), says("yes it is"))
+    assert cut[1] == "yes<|im_end|>\n"
+
+
+def test_arguments_of_the_call_are_none_of_the_template():
+    """They would change what is written without the template's knowing: another template, no end of the last turn, ids."""
+    tokenizer = byte_tokenizer(CHATML)
+    for name, value in {"chat_template": "x", "continue_final_message": True, "tokenize": True, "messages": []}.items():
+        prompt = Conversation((USER,), chat_template_kwargs={name: value})
+        with pytest.raises(DataError, match=rf"row 3: chat_template_kwargs: '{name}' is no argument of a chat template"):
+            encode_many(tokenizer, [(prompt, [says("yes")])], origins=["row 3"])
+        with pytest.raises(DataError, match=rf"'{name}' is no argument"):
+            encode(tokenizer, (USER,), [says("yes")], Tokenisation(chat_template_kwargs={name: value}))
+
+
+def test_arguments_of_a_tool_call_that_are_json_text():
+    """As OpenAI has them: written as the same arguments given as an object, and not as a string in quotes; a template that
+    writes the text as it is gets it."""
+
+    def calling(how):
+        calls = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function" + how + " }}{% endfor %}"
+        return byte_tokenizer(CHATML.replace("{{ m.content }}", calls))
+
+    text = '{"x": 1}'
+    given = {kind: {**CALL, "function": {"name": "add", "arguments": value}} for kind, value in
+             {"text": text, "object": {"x": 1}}.items()}  # fmt: skip
+    quoted = calling("|tojson")
+    one, other = (written(quoted, (USER,), says("", tool_calls=[call]))[1] for call in given.values())
+    assert one == other and '"arguments": {"x": 1}' in one
+    plain = calling(".arguments")
+    assert written(plain, (USER,), says("", tool_calls=[given["text"]]))[1] == text + "<|im_end|>\n"
+
+
+def test_an_answer_of_another_role_is_named():
+    with pytest.raises(DataError, match=r"begins with a message of role 'Assistant'.*opens one of the assistant's"):
+        encode(byte_tokenizer(CHATML), (USER,), [({"role": "Assistant", "content": "yes"},)])

@@ -8,6 +8,7 @@ import torch
 from multiref.errors import ArgumentError, DataError, ModelError, ReferenceUnavailable
 from multiref.models import LanguageModel, Tokenisation
 from multiref.references import Connection, ServerReference
+from multiref.references.completion_api import check_repeated
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item, Reference
 from multiref.references.resolve import Opener
@@ -230,6 +231,68 @@ def test_an_echo_that_lies_is_refused(tiny, kind, as_ids, monkeypatch):
         monkeypatch.setattr("tests.references.completion_server.completion", lying)
         with pytest.raises(ReferenceUnavailable, match=words):
             reference.score([ITEMS[0]])
+
+
+FILLED = {
+    "zeros for the last token": (lambda n, at: at == n - 1, 0.0),
+    "zeros for the end of the row": (lambda n, at: at > 5, 0.0),
+    "one place at zero": (lambda n, at: at == 4, 0.0),
+    "one number for every other token": (lambda n, at: at % 2 == 1, -1.53),
+    "likely numbers": (lambda n, at: at % 3 == 0, -0.25),
+}
+
+
+def answering(monkeypatch, change):
+    """`change(log-probability, tokens of the row, place)` of each but the first, in either form."""
+
+    def changed(server, body):
+        reply = completion(server, body)
+        choice, ids = reply["choices"][0], body["prompt"]
+        block = choice.get("logprobs", {}).get("token_logprobs")
+        for at in range(1, len(ids)):
+            entry = choice["prompt_logprobs"][at][str(ids[at])] if block is None else {"logprob": block[at]}
+            entry["logprob"] = change(entry["logprob"], len(ids), at)
+            if block is not None:
+                block[at] = entry["logprob"]
+        return reply
+
+    monkeypatch.setattr("tests.references.completion_server.completion", changed)
+
+
+@pytest.mark.parametrize("kind", FILLED)
+@pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",)], ids=["prompt_logprobs", "echo"])
+def test_a_filler_in_place_of_some_numbers_is_found_with_another_token(tiny, kind, supports, monkeypatch):
+    """A server that writes one number at the same part of every answer; two tokens behind one text cannot both be certain."""
+    where, filler = FILLED[kind]
+    answering(monkeypatch, lambda value, n, at: filler if where(n, at) else value)
+    with serving(tiny.model, tiny.tokenizer, supports=supports) as server:
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode=supports[0])
+        with pytest.raises(ReferenceUnavailable, match=r"another token put in such a place|and nothing below"):
+            reference.score(ITEMS)
+
+
+def test_a_model_that_is_nearly_certain_or_rounds_to_half_precision_is_believed(tiny, monkeypatch):
+    """Its most likely tokens have the log-probability 0, at many places; and in bfloat16 tokens share values."""
+    sure = make_llama(len(tiny.tokenizer))
+    with torch.no_grad():
+        sure.lm_head.weight *= 300
+
+    def ask(job):
+        logps = sure(torch.tensor([[*job[0], *job[1]]])).logits[0].log_softmax(-1)
+        return [logps[len(job[0]) - 1 + place, token].item() for place, token in enumerate(job[1])]
+
+    ids = [1, 300]
+    for _ in range(12):
+        ids.append(int(sure(torch.tensor([ids])).logits[0, -1].argmax()))
+    job = (tuple(ids[:2]), tuple(ids[2:]))
+    assert ask(job).count(0.0) > 6
+    check_repeated([job], [ask(job)], ask)
+    with pytest.raises(ReferenceUnavailable, match=r"gave 0 for \d+ tokens"):
+        check_repeated([job], [ask(job)], lambda job: [0.0] * len(job[1]))
+    answering(monkeypatch, lambda value, n, at: torch.tensor(value).bfloat16().item())
+    with serving(tiny.model, tiny.tokenizer) as server:
+        found = ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score(ITEMS)
+    assert torch.allclose(found.logps, LocalReference(tiny).score(ITEMS).logps, rtol=0.01)
 
 
 def test_a_server_that_reads_more_tokens_than_were_sent(tiny):

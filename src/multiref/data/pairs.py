@@ -8,7 +8,7 @@ from typing import Any
 
 from multiref._json import parse_json
 from multiref.data.text import Conversation, Text, as_text, check_json, plain, said, words
-from multiref.errors import DataError, MultirefNotice
+from multiref.errors import DataError, MultirefNotice, MultirefWarning
 
 EPSILON = "privacy_epsilon"  # the column of labels that are private already: ε of their randomised response
 USED = ("prompt", "chosen", "rejected", "margin", "system", "tools", "chat_template_kwargs", EPSILON)
@@ -71,8 +71,17 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     if prompt is None or implicit:
         asked = prompt
         prompt, chosen, rejected = _split_common(chosen, rejected)
+        if not prompt and asked is None and (other := next((name for name in row if _is_talk(row[name], name)), None)):
+            raise DataError(f"{where}: no `prompt`, but a conversation in `{other}`, which would be lost; rename it to prompt.")
         if isinstance(asked, str) and isinstance(prompt, tuple) and asked.strip() and not _says(prompt, asked):
             prompt = ({"role": "user", "content": asked}, *prompt)
+    elif isinstance(prompt, str) and len(prompt.split()) > 2 and all(str(s).startswith(prompt) for s in (chosen, rejected)):
+        warnings.warn(
+            "chosen and rejected begin with the whole prompt, which then stands there twice. Remove it from them, or remove "
+            "the column `prompt`: it is what both sides begin with. (Said once.)",
+            MultirefWarning,
+            stacklevel=2,
+        )
     margin = _number(row, "margin", where, -math.inf, "a finite number") or 0.0
     epsilon = _number(row, EPSILON, where, 0.0, "the positive ε of private labels")
     pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, margin, epsilon)
@@ -127,6 +136,13 @@ def _check_lost(row: Mapping[str, object], where: str) -> None:
 
 def _is_nothing(value: object) -> bool:
     return isinstance(value, list | tuple) and all(part is None for part in value)
+
+
+def _is_talk(value: object, name: str) -> bool:
+    """Whether a column that is not read holds messages."""
+    if name in _USED or not isinstance(value, list | tuple):
+        return False
+    return bool(value) and all(isinstance(each, Mapping) and ("content" in each or "value" in each) for each in value)
 
 
 def _is_words(value: object) -> bool:

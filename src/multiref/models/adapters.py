@@ -1,5 +1,6 @@
 """PEFT adapters: which base they name, their own tokenizer, and one put on a model whole."""
 
+import copy
 import os
 import warnings
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 
 from multiref._files import read_text
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.checkpoint import check_numbers, first_three
+from multiref.models.checkpoint import check_numbers, first_three, is_whole
 from multiref.models.folder_files import file_shapes, no_larger_than, read_object
 from multiref.models.folders import contents, local_folder, reading
 from multiref.models.forward import uncached
@@ -103,14 +104,28 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
             MultirefWarning,
             stacklevel=2,
         )
+    if whole := [key for key, (kind, *_) in file_shapes(folder).items() if key.startswith("base_model.") and is_whole(kind)]:
+        raise ModelError(f"The adapter {adapter} holds whole numbers as weights: {first_three(whole)}. Save it unquantised.")
+    begins = getattr(config, "init_lora_weights", None)
+    twin: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
         bare = not isinstance(model, peft.PeftModel)
         if bare:
             _make_room(model, folder)
         with reading(adapter, says=refused), no_larger_than(contents(folder), adapter):
+            if bare and isinstance(begins, str) and begins not in ("gaussian", "orthogonal"):  # such as PiSSA: on another base
+                other = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
+                twin = {key: weight.detach() for key, weight in other.named_parameters() if ".base_layer." in key}
             model = peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name) if bare else model
             report = model.load_adapter(str(folder), adapter_name=name)
     held = dict(model.named_parameters(remove_duplicate=False))
+    drawn = [key for key, weight in twin.items() if not torch.allclose(weight, held[key], rtol=1e-2, atol=1e-4)]
+    if drawn:
+        raise ModelError(
+            f"The adapter {adapter} was trained on a change of its base ({begins}) that is drawn at random, anew at each load, "
+            f"and that its file does not hold: {first_three(drawn)}. Save it as a plain LoRA (PEFT's "
+            "path_initial_model_for_weight_conversion), or merged into its base."
+        )
     filled = {id(weight) for key, weight in held.items() if key not in set(report.missing_keys)}
     missing = [key for key in report.missing_keys if id(held.get(key)) not in filled]  # one may have several names
     lost = [key for key in report.unexpected_keys if not _is_repeated(folder, key)]

@@ -56,7 +56,9 @@ def check_rows(model: Any, encoded: Sequence[Encoded], texts: Sequence[Any] = ()
     for number, item in enumerate(encoded):
         for ids in (item.prompt_ids, *item.contexts, *item.completions):
             if ids and max(ids) >= size:
+                behind = "a completion of " * (ids in item.completions)
                 where = f"the prompt {texts[number]!r:.80}" if texts else f"row {number + 1}, which begins {list(ids[:6])}"
+                where = behind + where
                 raise ModelError(
                     f"Token id {max(ids)} occurs in {where}, and the model's embedding has {size} rows (ids 0 to {size - 1}). "
                     "Expected the tokenizer that belongs to the model. Use that one, or enlarge the model "

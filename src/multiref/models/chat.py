@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
+from os.path import commonprefix
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from jinja2 import nodes
 
+from multiref._json import parse_json
 from multiref.errors import DataError, ModelError, MultirefWarning
 from multiref.models.bounded_templates import bound_templates
 from multiref.models.spec import Tokenisation
@@ -23,6 +25,11 @@ from multiref.models.spec import Tokenisation
 Messages = tuple[dict[str, Any], ...]
 T = TypeVar("T")
 _MARK = "multiref9here"  # words that no template writes
+# arguments of transformers' call, which no template sees (or ours)
+_RESERVED = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages", "padding",
+    "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation",
+}  # fmt: skip
 _GIVEN = {"add_generation_prompt", "loop", "messages", "namespace", "raise_exception", "strftime_now", "tools"}
 
 
@@ -42,6 +49,11 @@ class Chat:
     @classmethod
     def of(cls, tokenizer: Any, prompt: Messages, tokenisation: Tokenisation) -> "Chat":
         options = {**tokenisation.chat_template_kwargs, **getattr(prompt, "chat_template_kwargs", {})}
+        if odd := sorted(_RESERVED & options.keys()):
+            raise DataError(
+                f"chat_template_kwargs: {odd[0]!r} is no argument of a chat template, but one of the call that writes with it; "
+                "expected names that the template reads (such as enable_thinking)."
+            )
         return cls(tokenizer, options, tuple(getattr(prompt, "tools", ())))
 
     def write(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
@@ -53,7 +65,10 @@ class Chat:
             messages = [{**message, "content": _in_parts(message.get("content"))} for message in messages]
         elif form == "strings" and any(parts):
             messages = [{**message, "content": _joined(message.get("content"))} for message in messages]
-        return self._apply(messages, **opened)
+        text = self._apply(messages, **opened)
+        if any(json.dumps(given) in text for message in messages for given in _arguments(message)):
+            return self._apply([_with_objects(message) for message in messages], **opened)  # else quoted twice
+        return text
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
         tools = {"tools": list(self.tools)} if self.tools else {}
@@ -84,7 +99,8 @@ class Chat:
         plain, parts = written(_MARK), written(_in_parts(_MARK))
         if plain == parts:
             return "both"
-        return "parts" if _MARK in parts and _MARK not in plain else "strings"
+        read = _MARK in parts and repr(_in_parts(_MARK)) not in parts  # else the list itself is written
+        return "parts" if read and _MARK not in plain else "strings"
 
     def tried(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str | None:
         """What the template writes; None where it refuses."""
@@ -99,7 +115,25 @@ class Chat:
 
     def after(self, messages: Messages) -> str | None:
         """What stands after the content of the last of these messages; None where that depends on the words."""
-        return self._around(messages, lambda text, mark: text[text.rindex(mark) + len(mark) :])
+        after = self._around(messages, _behind)
+        return None if after is None else after.removesuffix(self.reopening())
+
+    def reopening(self) -> str:
+        """With what the template begins a new answer behind a finished one, though none was asked for; "" for most."""
+        return self._remembered("reopening", self._find_reopening)
+
+    def _find_reopening(self) -> str:
+        asked = ({"role": "user", "content": "a"}, {"role": "assistant"})
+        bare, after = self.tried(asked[:1]), self._around(asked, _behind)
+        more = self.tried([asked[0], {**asked[1], "content": _MARK}, asked[0]])  # what it writes between two turns
+        if not (bare and after and more) or _MARK not in more or bare != self.before_words(asked):
+            return ""
+        shared = commonprefix([after, _behind(more, _MARK)])  # noqa: RUF071  # texts, not paths
+        first = max((token for token in self._added() if shared.lstrip().startswith(token)), key=len, default="")
+        ends = [str(self.tokenizer.eos_token or ""), first, "\n"]
+        closed = max(shared.rfind(end) + len(end) if end and end in shared else 0 for end in ends)
+        rest = after[closed:].lstrip() if shared != after else ""
+        return rest if bare.endswith(rest) else ""
 
     def before_words(self, messages: Messages) -> str | None:
         """What stands before the content of the last of these messages; None where that depends on the words."""
@@ -177,6 +211,10 @@ class Chat:
 _remembered: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
 
 
+def _behind(text: str, mark: str) -> str:
+    return text[text.rindex(mark) + len(mark) :]
+
+
 def content_of(message: Mapping[str, Any]) -> str:
     """Its words as one string."""
     content = _joined(message.get("content"))
@@ -190,6 +228,28 @@ def _joined(content: Any) -> Any:
     if odd := next((part for part in content if not isinstance(part, Mapping) or not isinstance(part.get("text"), str)), None):
         raise DataError(f"A message has the part {odd!r:.60}; expected text parts, this chat template reads no others.")
     return "".join(part["text"] for part in content)
+
+
+def _arguments(message: Mapping[str, Any]) -> list[str]:
+    """Those of its tool calls that are given as JSON text, as OpenAI's are."""
+    calls = [call.get("function", call) for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
+    found = [call.get("arguments") for call in calls if isinstance(call, Mapping)]
+    return [each for each in found if isinstance(each, str) and each.lstrip().startswith("{")]
+
+
+def _with_objects(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message, arguments of its tool calls as objects: what most templates write as JSON."""
+    if not _arguments(message):
+        return message
+
+    def read(call: Any) -> Any:
+        inner = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("arguments"), str):
+            return call
+        made = {**inner, "arguments": parse_json(inner["arguments"], "arguments of a tool call")}
+        return {**call, "function": made} if "function" in call else made
+
+    return {**message, "tool_calls": [read(call) for call in message["tool_calls"]]}
 
 
 def _in_parts(content: Any) -> Any:

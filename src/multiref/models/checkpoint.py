@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.folder_files import file_shapes, no_larger_than
+from multiref.models.folder_files import Shape, file_shapes, no_larger_than
 from multiref.models.folders import contents, local_folder, reading
 from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
@@ -95,6 +95,8 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         )
     if not (created or allow_keys) and not torch.equal(state, torch.get_rng_state()):
         _same_again(model, kind, folder, options)
+    if "quantization_config" not in contents(folder).config:
+        _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
     return model, created
@@ -109,6 +111,27 @@ def check_numbers(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> Non
     for name, weight in weights:
         if weight.is_floating_point() and weight.device.type != "meta" and bool(torch.isnan(weight).any()):
             raise ModelError(f"{path}: the weight {name} holds NaN; every score would be NaN. Take another checkpoint.")
+
+
+def is_whole(kind: str) -> bool:
+    """Whether numbers of this kind (as safetensors call it) are whole: I8, U8, BOOL, …"""
+    return kind.startswith(("I", "U", "BOOL"))
+
+
+def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable[str], path: str) -> None:
+    """ModelError where whole numbers of the file went into a weight that is none: quantised ones, without what scales them."""
+    own, buffers, body = dict(model.named_parameters()), dict(model.named_buffers()), getattr(model, "base_model_prefix", "")
+    whole = {key for key, (kind, *size) in shapes.items() if is_whole(kind) and not _is_mask(kind, *size)} - set(unused)
+    for key in sorted(whole):
+        names = (key, f"{body}.{key}")
+        weight = next((own[name] for name in names if name in own), None)
+        wanted = weight.is_floating_point() if weight is not None else key.endswith("weight")
+        if wanted and not any(name in buffers for name in names):
+            raise ModelError(
+                f"{path}: {key} holds whole numbers ({shapes[key][0]}), and config.json names no quantisation that says what "
+                "they stand for: they would be taken as weights. Take the quantised model's own config.json, or save its "
+                "weights as floating-point numbers."
+            )
 
 
 def _try_a_pass(model: Any, path: str) -> None:

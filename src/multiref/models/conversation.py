@@ -42,6 +42,9 @@ def write_conversation(
     before = chat.write(prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
     joints = [chat.write(_merged(prompt, completion)) for completion in completions]
     _warn_of_unread(chat, options, [_merged(prompt, each) for each in completions] or [prompt], joints or [before], origin)
+    if opening := chat.reopening():  # of an answer that nobody asked for
+        before += "" if resumed or not prompt or before.endswith(opening) else opening
+        joints = [joint.removesuffix(opening) for joint in joints]
     split = [
         (joint[: len(before)], joint[len(before) :])
         if joint.startswith(before)
@@ -83,6 +86,11 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
             if not chat.has_said("opening"):
                 _warn_of_opening(chat, before[len(bare) :], joint[len(bare) :][:40], _remedy(chat, prompt, joint))
             return shared, joint[len(shared) :]
+    if completion and (role := completion[0]["role"]) != "assistant":
+        raise DataError(
+            f"An answer begins with a message of role {role!r}, where the chat template opens one of the assistant's. Expected "
+            "what was asked in `prompt` (or at the beginning of both sides), and the assistant's answer behind it."
+        )
     raise ModelError(
         "This chat template writes the prompt differently once an answer follows, so that the answer cannot be split off: "
         f"alone it ends in {before[-40:]!r}. {_remedy(chat, prompt, joint)}Use a template that keeps what it has written, or "

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -288,6 +289,52 @@ def _sound(value: Any, where: str) -> float:
             "for −∞); no sum can be made of it. Leave this row out, or score it with the model on this machine."
         )
     return float(value)
+
+
+def check_repeated(
+    jobs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    found: Sequence[Sequence[float | None]],
+    ask: Callable[[tuple[Sequence[int], Sequence[int]]], Sequence[float | None]],
+) -> None:
+    """A number that many places share is that of their tokens, and no filler.
+
+    Certain tokens round to 0, and in half precision tokens share values; so where 0 stands, or one number behind more than
+    three different texts, another token is put there and asked about. Behind one text two tokens have p + q ≤ 1, and seldom
+    the very same log-probability.
+
+    Args:
+        jobs: (context, completion), as token ids; found: of each completion's tokens; ask: `found` of another job.
+
+    Errors: ReferenceUnavailable where the other token has the same number at each of three places, or p + q > 1.1.
+    """
+    counts = Counter(value for values in found for value in values if value is not None)
+    for value, count in dict([*counts.most_common(4), (0.0, counts[0.0])]).items():
+        few = 3 if value else 0
+        if count <= few:
+            continue
+        places = {
+            (*context, *ids[: at + 1]): (job, at)
+            for job, ((context, ids), values) in enumerate(zip(jobs, found))
+            for at, each in enumerate(values)
+            if each == value
+        }
+        some = list(places.values())
+        if len(some) <= few:
+            continue
+        gaps = []
+        for job, at in (some[0], some[len(some) // 2], some[-1]):
+            context, ids = jobs[job]
+            other = next((token for token in (*context, *ids) if token != ids[at]), ids[at] - 1 if ids[at] else 1)
+            instead = ask((context, (*ids[:at], other, *ids[at + 1 :])))[at]
+            if instead is None or math.exp(value) + math.exp(instead) > 1.1:
+                gaps = [0.0]
+                break
+            gaps.append(abs(instead - value))
+        if not any(gaps):
+            raise ReferenceUnavailable(
+                f"The server gave {value:g} for {count} tokens, and for another token put in such a place: it computes no "
+                f"log-probabilities there. {WORKS}"
+            )
 
 
 def _stands_for_none(value: float) -> bool:

@@ -61,12 +61,14 @@ def text_identity(kind: str, tokenizer: Any, tokenisation: Tokenisation) -> dict
     source = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     if template is not None:
         _warn_of_dates(tokenizer, tokenisation)
+    chat = Chat.of(tokenizer, (), tokenisation)
     return {
         **named,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": text_digest(source) if template is not None else None,
         "written": text_digest(json.dumps(write_probe(tokenizer, tokenisation))) if template is not None else None,
-        **({"unended": True} if template is not None and not Chat.of(tokenizer, (), tokenisation).closes() else {}),
+        **({"unended": True} if template is not None and not chat.closes() else {}),
+        **({"reopens": chat.reopening()} if template is not None and chat.reopening() else {}),
     }
 
 

@@ -1,8 +1,9 @@
 """A reference behind an OpenAI-compatible completion server (vLLM, SGLang, llama.cpp, …)."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -21,6 +22,7 @@ from multiref.references.completion_api import (
     CompletionApi,
     Connection,
     check_logps,
+    check_repeated,
     match_tokens,
     token_logps_of_prompt,
     tokens_of_echo,
@@ -90,7 +92,10 @@ class ServerReference:
         texts = [(item.prompt, item.completions) for item in items]
         encoded = encode_many(self.tokenizer, texts, self.tokenisation, origins=[item.origin for item in items])
         jobs = [(item.context(index), ids) for item in encoded for index, ids in enumerate(item.completions)]
-        found = self._side_by_side(lambda job: self._token_logps([*job[0], *job[1]])[len(job[0]) :], jobs)
+        ask = lambda job: self._token_logps([*job[0], *job[1]])[len(job[0]) :]  # noqa: E731
+        found = self._side_by_side(ask, jobs)
+        with self._naming():
+            check_repeated(jobs, found, ask)
         return Scored.of(torch.tensor(list(map(_sum, found)), dtype=torch.float64), encoded)
 
     @cached_property
@@ -193,14 +198,20 @@ class ServerReference:
     def _side_by_side(self, work: Any, jobs: list[Any]) -> list[Any]:
         if not jobs:
             return []
-        try:
+        with self._naming():
             first = work(jobs[0])  # alone: finds out what the server can do
             with ThreadPoolExecutor(self._concurrency) as pool:
                 found = [first, *pool.map(work, jobs[1:])]  # the first that fails cancels those that have not begun
             if len(jobs) > 1:
                 longest = max(range(len(jobs)), key=lambda place: len(found[place]))
                 self._check_again(found[longest], work(jobs[longest]))
-            return found
+        return found
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Errors say which server it is."""
+        try:
+            yield
         except ReferenceUnavailable as error:
             raise ReferenceUnavailable(f"{self._who}: {error}") from None
 
