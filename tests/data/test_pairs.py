@@ -179,3 +179,21 @@ def test_a_conversation_in_a_column_that_is_not_read_is_not_lost():
 def test_sides_that_begin_with_the_whole_prompt_are_said():
     with pytest.warns(MultirefWarning, match="stands there twice"):
         as_pair({"prompt": "Where is Rome?", "chosen": "Where is Rome? In Italy.", "rejected": "Where is Rome? Here."})
+
+
+def test_what_another_row_has_is_no_null_of_this_one(tmp_path):
+    """Parquet gives every row the fields of all: arguments of calls, parameters of tools."""
+
+    def row(**arguments):
+        call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+        properties = {name: {"type": "integer"} for name in arguments}
+        tool = {"type": "function", "function": {"name": "add", "parameters": {"properties": properties}}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        sides = {"chosen": [answer], "rejected": [{"role": "assistant", "content": "no"}]}
+        return {"prompt": [{"role": "user", "content": "?"}], **sides, "tools": [tool]}
+
+    rows = [row(x=1), row(y=2)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    for read, given in zip(read_pairs(tmp_path / "p.parquet"), rows):
+        assert (read.prompt, read.chosen) == (as_pair(given).prompt, as_pair(given).chosen)
+        assert "None" not in repr(read)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multiref._json import parse_json
-from multiref.data.text import Conversation, Text, as_text, check_json, plain, said, words
+from multiref.data.text import Conversation, Text, as_text, check_json, plain, said, without_nulls, words
 from multiref.errors import DataError, MultirefNotice, MultirefWarning
 
 EPSILON = "privacy_epsilon"  # the column of labels that are private already: ε of their randomised response
@@ -186,7 +186,7 @@ def _column(row: Mapping[str, object], name: str, where: str) -> Any:
     if not isinstance(value, list | tuple if kind is list else Mapping):
         raise DataError(f"{where}: `{name}` is {type(value).__name__}, expected {kind.__name__} or its JSON.")
     check_json(value, name, where)
-    return {key: part for key, part in value.items() if part is not None} if isinstance(value, Mapping) else value
+    return without_nulls(value)
 
 
 def _side(row: Mapping[str, object], name: str, where: str) -> Text:

@@ -59,7 +59,7 @@ def as_text(value: object, name: str, where: str) -> Text:
 
 def as_message(value: object, name: str, where: str) -> Message:
     """A message with every field that it has a value for. Its content is a string, text parts, or nothing beside tool calls."""
-    message = {key: part for key, part in value.items() if part is not None} if isinstance(value, Mapping) else {}
+    message: Message = without_nulls(value) if isinstance(value, Mapping) else {}
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         message["content"] = content = ""
@@ -70,6 +70,13 @@ def as_message(value: object, name: str, where: str) -> Message:
     if message.keys() - {"role", "content"}:
         check_json(message, name, where)
     return message
+
+
+def without_nulls(value: Any) -> Any:
+    """Without fields that are null, at any depth: columnar files have one for each field that another row has."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def plain(value: Any) -> Any:
