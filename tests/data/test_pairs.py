@@ -196,4 +196,4 @@ def test_what_another_row_has_is_no_null_of_this_one(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
     for read, given in zip(read_pairs(tmp_path / "p.parquet"), rows):
         assert (read.prompt, read.chosen) == (as_pair(given).prompt, as_pair(given).chosen)
-        assert "None" not in repr(read)
+        assert "None" not in repr((read.prompt, read.chosen))
