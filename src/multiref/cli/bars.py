@@ -33,7 +33,7 @@ class Bars:
 
     def __enter__(self) -> "Bars":
         if self.terminal is not None:
-            sys.stdout, sys.stderr = (_Aside(each, self) if each.isatty() else each for each in self.streams)  # type: ignore[assignment]
+            sys.stdout, sys.stderr = (_Aside(each, self) if each.isatty() else each for each in self.streams)
         threading.Thread(target=self._tick, daemon=True).start()
         return self
 

@@ -117,7 +117,7 @@ def silence(trainer: Any) -> None:
 def quiet() -> None:
     """Our lines, not every library's."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
