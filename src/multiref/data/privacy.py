@@ -54,6 +54,7 @@ class PrivatePairs(Made[Pair]):
         return self.pairs[place]
 
     def stretch(self, places: range) -> tuple[Pair, ...]:
+        """The pairs at these places, at once."""
         return tuple(map(self.made, places))
 
     def __len__(self) -> int:
