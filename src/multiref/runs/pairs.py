@@ -36,7 +36,7 @@ from multiref.training.honoured import check_arguments
 from multiref.training.saved import Kept, rows_of_pairs
 
 Sides = tuple[Sequence[Pair], Sequence[Pair]]
-CURVES = {
+CURVES: dict[str, Sequence[str]] = {
     "loss": ("loss", "eval_loss"),
     "reward margin": ("rewards/margins", "eval_rewards/margins"),
     "accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
