@@ -10,7 +10,7 @@ import multiref as mr
 import multiref_lab as lab
 from multiref.runs.document import Document
 from multiref.runs.execute import execute
-from multiref.training.online import other_penalties
+from multiref.training.online import penalties
 from multiref_lab.claim import Claim, Effort
 from tests.training.online.test_fixed_points import WORLD, largest_update
 
@@ -57,7 +57,7 @@ def test_the_claim_is_verified():
 
 
 def test_the_penalty_stands_still_at_its_fixed_point():
-    rule = run(shown("Adding a penalty")[0], **vars(other_penalties))["K1Loss"]()
+    rule = run(shown("Adding a penalty")[0], **vars(penalties))["K1Loss"]()
     end = rule.fixed_point(WORLD.reward, WORLD.refs, mr.ReverseKL(), beta=WORLD.beta)
     assert largest_update(rule, end, WORLD) < 1e-14
     assert largest_update(rule, [level[0] for level in WORLD.refs], WORLD) > 1e-3

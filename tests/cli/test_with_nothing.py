@@ -12,7 +12,7 @@ from multiref.data import read_pairs
 from multiref.data.gsm8k import read_gsm8k
 from multiref.runs import read_run
 from multiref.runs.prompts import Prompts
-from multiref.training.iterative.human_labels import read_labels
+from multiref.training.iterative.oracles import read_labels
 from multiref.training.online.rewards import lexicon_reward
 
 PROBLEM = '{"reward": [0, 1], "references": {"[red]Grün\\u0007": [0.7, 0.3], "math": [0.2, 0.8]}, "beta": 1.0}'

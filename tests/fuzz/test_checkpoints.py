@@ -11,8 +11,7 @@ from multiref.errors import OutputError
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.checkpoint import read_state, save_state
 from multiref.training.iterative import Plan, method_named, train
-from multiref.training.pickled import check_pickled
-from multiref.training.sums import SUMS, begin_with_sums, damage, newest_whole, set_aside, write_sums
+from multiref.training.sums import SUMS, begin_with_sums, check_pickled, damage, newest_whole, set_aside, write_sums
 from tests.training.iterative.test_methods import QUICK, world
 
 

@@ -42,7 +42,7 @@ from multiref.models import Rollout
 from multiref.runs import read_run
 from multiref.runs.prompts import Prompts
 from multiref.training.checkpoint import read_plain, save_state
-from multiref.training.iterative.human_labels import read_labels
+from multiref.training.iterative.oracles import read_labels
 from multiref.training.online.rewards import lexicon_reward
 from multiref.training.sums import newest_whole
 from tests.fuzz import folders, servers

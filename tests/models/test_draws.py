@@ -10,6 +10,7 @@ import torch
 from multiref.errors import ModelError
 from multiref.models import Generation, Tabular, sample, tabular_tokenizer
 from multiref.models.draws import TILTS, _evidence_of_copies, _look, check_draws
+from multiref.models.sampling import _checked
 from tests.conftest import make_llama, make_tokenizer
 
 PROMPTS = ["the cat", "a dog sat on the mat and", "Once"]
@@ -24,6 +25,11 @@ def drawn(model, tokenizer, generation, seed=0, group=8):
     rollouts = sample(model, tokenizer, PROMPTS, generation, group=group, generator=torch.Generator().manual_seed(seed))
     contexts = [rollout.prompt_ids for rollout in rollouts]
     return contexts, [row for r in rollouts for row in zip(r.completion_ids, r.sampled_logps)]
+
+
+def test_a_model_that_was_asked_for_nothing_was_not_looked_at(tokenizer):
+    model = make_llama(len(tokenizer))
+    assert sample(model, tokenizer, [], Generation(3), generator=torch.Generator()) == [] and model not in _checked
 
 
 def test_the_evidence_has_mean_one():

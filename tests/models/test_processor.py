@@ -4,7 +4,7 @@ import pytest
 
 from multiref.errors import ModelError
 from multiref.models import LanguageModel, encode
-from multiref.models.processor import as_tokenizer
+from multiref.models.encoding import as_tokenizer
 from tests.models.templates import CHATML, byte_tokenizer
 
 ASK = ({"role": "user", "content": "a"},)

@@ -5,7 +5,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models import Generation, load, product_of, sample
-from multiref.models.cache import cache_of
+from multiref.models.architecture import cache_of
 from tests.conftest import make_llama, make_tokenizer
 
 W = (0.3, 0.7)

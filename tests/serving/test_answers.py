@@ -9,7 +9,7 @@ import torch
 import multiref as mr
 from multiref.decoding.streaming import draw_tokens, open_pool
 from multiref.models import Generation, Tokenisation, product_of, score_completions
-from multiref.models.distribution import bend
+from multiref.models.draws import bend
 from multiref.models.encoding import encode_many
 from multiref.references import Connection, ServerReference
 from multiref.references.protocol import Item

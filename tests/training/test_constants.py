@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,18 @@ def test_the_learning_rate_of_a_step(schedule, rates):
     """Ten steps, two of them warm-up; steps 0, 1, 4, 6, 9, the last of them 0, 0, ¼, ½ and 7/8 of the rest done."""
     args = OnlineArguments(steps=10, warmup=0.2, learning_rate=1.0, schedule=schedule)
     assert [args.rate(step) for step in (0, 1, 4, 6, 9)] == pytest.approx(rates, abs=1e-6)
+
+
+def test_numbers_of_numpy_are_numbers():
+    args = OnlineArguments(steps=np.int64(3), seed=np.int64(1), learning_rate=np.float32(0.5))
+    assert type(args.steps) is int and args.rate(0) == 0.5
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.05, 50), (0.07, 100), (2.5, 10)], ids=["2.5 steps", "7.0…01", "given as 2.5"])
+def test_the_warm_up_ends_at_the_peak(warmup, steps):
+    """Also where the share of the steps is no whole number."""
+    args = OnlineArguments(steps=steps, warmup=warmup, learning_rate=1.0, schedule="constant")
+    assert max(map(args.rate, range(steps))) == args.rate(steps - 1) == 1.0
 
 
 def test_baselines():

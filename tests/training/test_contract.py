@@ -16,7 +16,7 @@ from multiref.data import Pair
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, StoreError, WeightsError
 from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
 from multiref.references.scores import SequenceScores, content_keys
-from multiref.training import LengthNormalised, MultiDPO, PreferenceData, PreferenceTrainer
+from multiref.training import LengthNormalised, MultiDPO, PreferenceData, PreferenceTrainer, ThompsonSampling
 from tests.training.letters import letter_tokenizer
 from tests.training.world import arguments
 
@@ -223,6 +223,23 @@ def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
         for data in (once, counted)
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+
+
+def test_counts_weigh_pairs_of_an_evaluation_and_of_an_arms_judge(policy, tokenizer, pairs, scores, tmp_path):
+    """The same, where nothing is trained; it is the average that a count is of."""
+    once = PreferenceData([*pairs[:3], pairs[0]], scores, tokenizer)
+    counted = PreferenceData(pairs[:4], scores, tokenizer, counts=[2, 1, 1, 0])
+    _, trainer = train(policy, tokenizer, once, None, tmp_path, per_device_train_batch_size=4)
+    names = ("eval_loss", "eval_rewards/margins", "eval_kl/a", "eval_logps/chosen", "eval_reward_gap")
+    ours, same = (trainer.evaluate(data) for data in (counted, once))
+    assert [ours[name] for name in names] == pytest.approx([same[name] for name in names], rel=1e-6)
+    judged = []
+    for data in (counted, once):
+        strategy = ThompsonSampling(data)
+        strategy.start(once.names)
+        strategy._objective = mr.training.Preference(mr.ReverseKL(), BETA)
+        judged.append(strategy._loss(trainer.model))
+    assert judged[0] == pytest.approx(judged[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def test_the_same_cut_is_trained_on_another_is_refused_or_dropped():
     tokenizer = byte_tokenizer()
     same = PreferenceData(PAIRS, scores(59, tokenizer), tokenizer, tokenisation=POLICY)
     assert len(same) == 2 and same.dropped == 0
+    with pytest.raises(ArgumentError, match="too_long"):  # the same as refuse, if it were taken for a word
+        PreferenceData(PAIRS, scores(59, tokenizer), tokenizer, tokenisation=POLICY, too_long="Drop")
     for limit, words in ((43, "cut for reference 'r' and for the policy"), (None, "cut for the policy")):
         other = scores(limit, tokenizer)
         with pytest.raises(ArgumentError, match=rf"1 of 2 pairs are cut differently .* the first is long, {words}"):

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
-from multiref.models.cache import cache_argument, cache_of, takes
+from multiref.models.architecture import cache_argument, cache_of, takes
 from multiref.pools import power_pool
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from multiref.decoding.bench import Bench, opened
 from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
-from multiref.models.distribution import bend
+from multiref.models.draws import bend
 from multiref.models.forward import uncached
 from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import decode_behind, encode_prompts

@@ -13,7 +13,7 @@ from multiref.decoding import sample as sample_optimum
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
-from multiref.models.distribution import bend
+from multiref.models.draws import bend
 from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import Rollout, as_rollouts, encode_prompts, end_ids, sample
 from multiref.models.spec import Generation

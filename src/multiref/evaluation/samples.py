@@ -12,8 +12,8 @@ from multiref.evaluation.contestants import Contestant, RewardFunction, draw_eac
 from multiref.evaluation.measures import MEASURED, measure_divergences, measure_texts
 from multiref.models.encoding import Encoded
 from multiref.models.loading import LanguageModel
+from multiref.models.logps import score_completions
 from multiref.models.sampling import Rollout
-from multiref.models.scoring import score_completions
 from multiref.models.spec import Generation
 from multiref.references.rollouts import RolloutScorer
 from multiref.references.scores import same_vocabulary

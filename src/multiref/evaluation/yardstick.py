@@ -12,7 +12,7 @@ from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.evaluation.samples import sample_each
 from multiref.models import LanguageModel
-from multiref.models.distribution import bend
+from multiref.models.draws import bend
 from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import Rollout, end_ids
 from multiref.models.spec import Generation

@@ -25,8 +25,7 @@ from multiref.decoding.rewarding import Rewarding
 from multiref.decoding.streaming import Transcript, draw_tokens, open_pool, read_tokens
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.chat import Chat
-from multiref.models.encoding import encode_many
-from multiref.models.processor import as_tokenizer
+from multiref.models.encoding import as_tokenizer, encode_many
 from multiref.models.spec import TOKENISATION, Generation
 from multiref.references.collection import References
 from multiref.references.local import LocalReference

@@ -30,7 +30,7 @@ from multiref.integrations.trl_conditions import (
     is_grpo,
 )
 from multiref.models import Tokenisation, score_completions
-from multiref.models.processor import as_tokenizer
+from multiref.models.encoding import as_tokenizer
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer

@@ -10,6 +10,8 @@ from .loading import best_device as best_device
 from .loading import load as load
 from .loading import load_tokenizer as load_tokenizer
 from .logps import completion_logps as completion_logps
+from .logps import score_completions as score_completions
+from .logps import score_tokens as score_tokens
 from .logps import token_logps as token_logps
 from .precision import Precision as Precision
 from .precision import choose_precision as choose_precision
@@ -19,8 +21,6 @@ from .product import product_of as product_of
 from .sampling import Rollout as Rollout
 from .sampling import draw as draw
 from .sampling import sample as sample
-from .scoring import score_completions as score_completions
-from .scoring import score_tokens as score_tokens
 from .small import small_llama as small_llama
 from .small import word_tokenizer as word_tokenizer
 from .spec import Generation as Generation

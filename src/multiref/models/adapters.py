@@ -12,8 +12,7 @@ import torch
 from multiref._files import read_text
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models.checkpoint import check_numbers, first_three, is_whole
-from multiref.models.folder_files import file_shapes, no_larger_than, read_object
-from multiref.models.folders import contents, local_folder, reading
+from multiref.models.folders import check_files, file_shapes, local_folder, no_larger_than, read_object, reading
 from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
 
@@ -112,7 +111,7 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
         bare = not isinstance(model, peft.PeftModel)
         if bare:
             _make_room(model, folder)
-        with reading(adapter, says=refused), no_larger_than(contents(folder), adapter):
+        with reading(adapter, says=refused), no_larger_than(check_files(folder), adapter):
             if bare and isinstance(begins, str) and begins not in ("gaussian", "orthogonal"):  # such as PiSSA: on another base
                 other = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
                 twin = {key: weight.detach() for key, weight in other.named_parameters() if ".base_layer." in key}

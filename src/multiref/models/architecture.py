@@ -1,7 +1,9 @@
-"""What is asked of a model whatever its class: what its wrappers hold, its embedding, and that a pass leaves it as it was."""
+"""What is asked of a model whatever its class: what its wrappers hold, its embedding, that a pass leaves it as it was, and its
+cache, by the name that its version of transformers has for it: `past_key_values`, or `cache` since 5.24."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,18 +33,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def with_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it the module's own forward is this one."""
+    saved = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if saved is None:
+            del module.forward
+        else:
+            module.forward = saved
+
+
+@contextmanager
 def as_its_weights_are(model: Any) -> Iterator[None]:
     """No autocast, neither around the call nor put into the model's forward by accelerate: computed in the weights' dtype."""
     inner = unwrapped(model)
-    mixed, original = inner.__dict__.get("forward"), inner.__dict__.get("_original_forward")
-    if original is not None:
-        inner.forward = original
-    try:
-        with torch.autocast(next(inner.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        if original is not None:
-            inner.forward = mixed
+    plain = inner.__dict__.get("_original_forward")
+    own = with_forward(inner, plain) if plain is not None else nullcontext()
+    with own, torch.autocast(next(inner.parameters()).device.type, enabled=False):
+        yield
 
 
 def check_rows(model: Any, encoded: Sequence[Encoded], texts: Sequence[Any] = ()) -> None:
@@ -110,3 +121,21 @@ class AtRest:
                     module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer), True
                     module._buffers[name].copy_(content)
         return changed
+
+
+def takes(model: Any) -> Collection[str]:
+    """The names that the forward pass of the model has for its arguments, under wrappers and adapters."""
+    inner = unwrapped(model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return inspect.signature(inner.forward).parameters.keys()
+
+
+def cache_argument(names: Collection[str], cache: Any) -> dict[str, Any]:
+    """The argument that hands a cache to a model that `takes` these names; none for None."""
+    return {} if cache is None else {"cache" if "cache" in names else "past_key_values": cache}
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output, or None."""
+    found = output.get("cache")
+    return found if found is not None else output.get("past_key_values")

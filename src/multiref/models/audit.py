@@ -23,16 +23,18 @@ from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, device_of
 from multiref.models.noise import plain_rows, refuse_noise
-from multiref.models.picks import changeable, is_large, picked
 from multiref.models.rows import row_length
 from multiref.models.witness import (
     NoCopy,
     Scores,
     Witness,
+    changeable,
     dtype_of,
+    is_large,
     is_sharded,
     largest_gap,
     length_of,
+    picked,
     rms_gap,
     singles_of,
 )
@@ -119,7 +121,8 @@ def audit_layout(
     inner = unwrapped(model)
     rows = _of_all_ranks(encoded) if is_sharded(inner) else list(encoded)
     check_rows(inner, rows)
-    budget, blocks = token_budget or token_budget_of(inner), _cut(rows, cuts)
+    budget = token_budget or token_budget_of(inner)
+    blocks = [rows[start:end] for start, end in pairwise(sorted({0, *cuts, len(rows)}))]
 
     def plan(layout: Layout) -> list[Batch]:
         return [batch for block in blocks for batch in plan_batches(block, layout, budget, always=always)]
@@ -333,11 +336,6 @@ def _state(model: Any) -> Any:
     layer = next((each for each in model.modules() if isinstance(getattr(each, "disable_adapters", None), bool)), None)
     worn = None if layer is None else (layer.disable_adapters, tuple(layer.active_adapters))
     return dtype_of(model), device_of(model), worn
-
-
-def _cut(rows: list[Encoded], ends: Sequence[int]) -> list[list[Encoded]]:
-    places = sorted({0, *ends, len(rows)})
-    return [rows[start:end] for start, end in pairwise(places)]
 
 
 def _of_all_ranks(encoded: Sequence[Encoded]) -> list[Encoded]:

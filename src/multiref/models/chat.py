@@ -150,11 +150,12 @@ class Chat:
 
     def closes(self) -> bool:
         """Whether the template writes an end token behind an answer, as far as that can be told."""
-        return self._remembered("closes", self._find_whether_it_closes)
 
-    def _find_whether_it_closes(self) -> bool:
-        after = self.ending()
-        return after is None or any(token and token in after for token in (str(self.tokenizer.eos_token or ""), *self._added()))
+        def find() -> bool:
+            after, ends = self.ending(), (str(self.tokenizer.eos_token or ""), *self._added())
+            return after is None or any(token and token in after for token in ends)
+
+        return self._remembered("closes", find)
 
     def _added(self) -> set[str]:
         return {str(token) for token in getattr(self.tokenizer, "added_tokens_encoder", {}) if str(token).strip()}
@@ -189,12 +190,13 @@ class Chat:
 
     def ends(self) -> tuple[str, ...]:
         """The tokens that end an answer: the tokenizer's end token, and the special ones in the template's end of turn."""
-        return self._remembered("ends", self._find_ends)
 
-    def _find_ends(self) -> tuple[str, ...]:
-        after = (self.ending() if template_of(self.tokenizer) is not None else None) or ""
-        first = max((token for token in self._added() if after.lstrip().startswith(token)), key=len, default=None)
-        return tuple(dict.fromkeys(str(token) for token in (self.tokenizer.eos_token, first) if token))
+        def find() -> tuple[str, ...]:
+            after = (self.ending() if template_of(self.tokenizer) is not None else None) or ""
+            first = max((token for token in self._added() if after.lstrip().startswith(token)), key=len, default=None)
+            return tuple(dict.fromkeys(str(token) for token in (self.tokenizer.eos_token, first) if token))
+
+        return self._remembered("ends", find)
 
     def _remembered(self, what: str, find: Callable[[], T]) -> T:
         """`find()`, once for a tokenizer with this template and these arguments."""

@@ -1,10 +1,12 @@
 """A checkpoint is loaded whole or not at all: its keys against what the model has."""
 
+import logging
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,7 @@ import torch
 from torch import nn
 
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.folder_files import Shape, file_shapes, no_larger_than
-from multiref.models.folders import contents, local_folder, reading
+from multiref.models.folders import Shape, check_files, file_shapes, local_folder, no_larger_than, reading
 from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
 
@@ -47,10 +48,10 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
     folder = local_folder(path, revision=spec.revision, code=spec.trust_remote_code)
     options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
     try:
-        with reading(path), no_larger_than(contents(folder), path), _without_report() as table:
+        with reading(path), no_larger_than(check_files(folder), path), _without_report() as tables:
             model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except ModelError as error:
-        torn = re.findall(r"^(\w\S+).*CONVERSION", "\n".join(table.text), re.M)  # such as experts, of which one is not there
+        torn = re.findall(r"^(\w\S+).*CONVERSION", "\n".join(tables), re.M)  # such as experts, of which one is not there
         if torn:
             raise ModelError(
                 f"{path} does not hold a whole model: {first_three(torn)} cannot be put together from the weights of the file. "
@@ -234,29 +235,25 @@ def _doubled(keys: Sequence[str], expected: dict[str, tuple[int, ...]], shapes: 
     return any(2 * count >= len(expected) for count in found.values())
 
 
-class _without_report:
-    """transformers' table of keys is not printed: what of it matters is said by us."""
+@contextmanager
+def _without_report() -> Iterator[list[str]]:
+    """transformers' table of keys is not printed: what of it matters is said by us. Gives the tables."""
+    from transformers.utils import logging as shown
 
-    def __enter__(self) -> "_without_report":
-        import logging
+    tables: list[str] = []
 
-        from transformers.utils import logging as shown
-
-        self.text: list[str] = []
-        self.bar = shown.is_progress_bar_enabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
-        shown.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
-        self.logger = logging.getLogger("transformers.modeling_utils")
-        self.logger.addFilter(self._keeps)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging as shown
-
-        self.logger.removeFilter(self._keeps)
-        if self.bar:
-            shown.enable_progress_bar()
-
-    def _keeps(self, record: Any) -> bool:
+    def keeps(record: Any) -> bool:
         if table := "LOAD REPORT" in str(record.msg):
-            self.text.append(re.sub(r"\x1b\[[\d;]*m", "", str(record.msg)))
+            tables.append(re.sub(r"\x1b\[[\d;]*m", "", str(record.msg)))
         return not table
+
+    bar = shown.is_progress_bar_enabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+    logger = logging.getLogger("transformers.modeling_utils")
+    shown.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
+    logger.addFilter(keeps)
+    try:
+        yield tables
+    finally:
+        logger.removeFilter(keeps)
+        if bar:
+            shown.enable_progress_bar()

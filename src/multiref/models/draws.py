@@ -1,4 +1,5 @@
-"""Whether completions were drawn from the model: what is stated of them, and what was drawn.
+"""The distribution that is sampled from (`bend`): softmax(logits / temperature), cut by top_k, then top_p, and by nothing else;
+and whether completions were drawn from the model: what is stated of them, and what was drawn.
 
     stated:  the log-probability of each token, beside the one from plain logits of the sequence alone
     drawn:   under honest draws  M_λ = Π_t q(y_t)^λ / Σ_v q(v)^{1+λ}  has mean 1 for every λ, so that  P(M ≥ 1/δ) ≤ δ  (Markov)
@@ -19,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError
-from multiref.models.cache import takes
-from multiref.models.distribution import bend
+from multiref.models.architecture import takes
 from multiref.models.spec import Generation
 
 Ids = tuple[int, ...]
@@ -28,6 +28,29 @@ TILTS = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5, 1.0)
 DELTA = 1e-6  # share of honest runs that would be refused
 ROUNDING, COARSE = (5e-3, 1e-3), (1.5, 0.1)  # nats a token, at most and on average: in float32, and in other arithmetic
 COMPLETIONS, TOKENS = 16, 256  # that are looked at
+
+
+def bend(logits: Tensor, generation: Generation, end: Tensor, drawn: int) -> Tensor:
+    """[*, V] → logits of q, float32 at least; at temperature 0 all its mass is on the likeliest token.
+
+    Args:
+        end: token ids that end a completion; drawn: how many tokens it has, for `min_new_tokens`.
+    """
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if drawn < generation.min_new_tokens:
+        scores = scores.index_fill(-1, end, -torch.inf)
+    if generation.temperature == 0:
+        return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
+    if generation.temperature != 1:
+        scores = scores / generation.temperature
+    if 0 < generation.top_k < scores.shape[-1]:
+        least = scores.topk(generation.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if generation.top_p < 1:
+        ordered, places = scores.softmax(-1).sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= generation.top_p
+        scores = scores.masked_fill(torch.empty_like(outside).scatter_(-1, places, outside), -torch.inf)
+    return scores
 
 
 def check_draws(

@@ -1,5 +1,6 @@
 """From text to token ids: where the prompt ends and the completion begins, the end token, truncation, chat templates."""
 
+import copy
 import re
 import sys
 from array import array
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 from multiref.errors import DataError, ModelError
 from multiref.models.chat import Chat
 from multiref.models.conversation import warn_of_strings, write_conversation
-from multiref.models.processor import as_tokenizer
 from multiref.models.spec import TOKENISATION, Tokenisation
 
 Text = Any  # str | tuple of chat messages: `multiref.data.Text`, which this room must not import
@@ -49,6 +49,23 @@ class Encoded:
         return int.from_bytes(blake2b(ids.tobytes(), digest_size=8).digest(), "little") or 1
 
 
+def as_tokenizer(given: Any) -> Any:
+    """The tokenizer itself; of a processor its tokenizer, with the processor's chat template where that has none of its own.
+    ModelError for what is neither."""
+    if hasattr(given, "tokenizer") and not hasattr(given, "eos_token_id"):
+        inner, template = given.tokenizer, getattr(given, "chat_template", None)
+        if template is not None and getattr(inner, "chat_template", None) is None:
+            inner = copy.copy(inner)
+            inner.chat_template = template
+        return as_tokenizer(inner)
+    if not callable(given) or not hasattr(given, "eos_token_id"):
+        raise ModelError(
+            f"Found {type(given).__name__} where a tokenizer is expected; give transformers' tokenizer of the model "
+            "(of a processor: processor.tokenizer)."
+        )
+    return given
+
+
 def context_of(config: Any) -> int | None:
     """Tokens of the context that a model's configuration names; None where it names none, or writes "no limit" as 0 or −1."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -56,12 +73,7 @@ def context_of(config: Any) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def encode(
-    tokenizer: Any,
-    prompt: Text,
-    completions: Sequence[Text],
-    tokenisation: Tokenisation = TOKENISATION,
-) -> Encoded:
+def encode(tokenizer: Any, prompt: Text, completions: Sequence[Text], tokenisation: Tokenisation = TOKENISATION) -> Encoded:
     """Token ids of a prompt and of what follows it.
 
     The context is always encode(prompt), start token first: what the model is given when it generates. It does not depend on

@@ -75,7 +75,8 @@ def model_state_fingerprint(model: torch.nn.Module) -> str:
         held = {key: value for key, value in vars(module).items() if key not in _NO_STATE and "cache" not in key} | adapters
         plain = {key: value for key, value in held.items() if _is_plain(value)}
         entries.append((name, f"{type(module).__name__} {json.dumps(plain, sort_keys=True, default=sorted)}"))
-        unsaved = ((key, buffer) for key, buffer in module.named_buffers(recurse=False) if key not in _saved(module))
+        saved = set(module._buffers) - module._non_persistent_buffers_set
+        unsaved = ((key, buffer) for key, buffer in module.named_buffers(recurse=False) if key not in saved)
         entries += [(f"{name}.{key}", _bytes_digest(buffer.detach().cpu())) for key, buffer in unsaved]
     return _combine(entries)
 
@@ -86,10 +87,6 @@ _NO_STATE = vars(torch.nn.Module()).keys() | {
     "gradient_checkpointing", "hf_device_map", "name_or_path", "warnings_issued", "_is_hf_initialized", "_auto_class",
     "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "is_parallelizable",
 }  # fmt: skip
-
-
-def _saved(module: torch.nn.Module) -> set[str]:
-    return set(module._buffers) - module._non_persistent_buffers_set
 
 
 def _is_plain(value: Any) -> bool:

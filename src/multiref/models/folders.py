@@ -1,15 +1,36 @@
-"""Where a model's files are: a folder on this machine, or a hub id's snapshot. Both pass one check before anything reads them,
-and what other people's readers then throw becomes one error (`reading`)."""
+"""Where a model's files are: a folder on this machine, or a hub id's snapshot; and what they are, before transformers reads
+them: kinds and sizes, JSON, links between files, the headers of safetensors, and numbers that ask for a model far larger than
+the weights that are there. What other people's readers then throw becomes one error (`reading`)."""
 
 import os
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import prod
 from pathlib import Path
+from typing import Any
 
+from multiref._files import MIB, decode, open_file, unusable_name
+from multiref._json import parse_json
 from multiref.errors import ModelError, MultirefError
-from multiref.models.folder_files import Contents, check_files
+from multiref.models.quantization import check_known
 
+Shape = tuple[Any, ...]  # dtype's name, then sizes
+
+_OBJECTS = re.compile(
+    r"((generation_|adapter_|tokenizer_|processor_|preprocessor_|quantize_)?config|tokenizer|special_tokens_map|added_tokens|vocab"
+    r"|tekken|chat_template|.*\.index)\.json"
+)
+_OTHERS = re.compile(r".*\.(safetensors|jinja|txt|model|tiktoken|spm|bpe|codes|py)")
+_LARGEST = {".safetensors": 2**63, ".jinja": MIB}  # else 512 MiB: a vocabulary of a million tokens has 50
+_COUNTS = re.compile(r"(layers?|blocks?|experts?|depths?|num_labels)$")
+_GROUP_AGAIN = re.compile(r"(?<!\\)\)[+*{]")  # (a+)+ takes for ever on what it does not match
+_REPEATED = re.compile(r"[*+{]|(?<![(*+}])\?")
+_FEW_REPEATED = 8
+_FEW = 4096
 _TEXT = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
 
@@ -33,11 +54,6 @@ def local_folder(path_or_id: str | Path, *, revision: str | None = None, weights
             path = _snapshot(path, revision, weights, code)
     check_files(Path(path))
     return Path(path)
-
-
-def contents(folder: Path) -> Contents:
-    """What the check of the folder has found."""
-    return check_files(folder)
 
 
 @cache
@@ -98,3 +114,192 @@ def explain(path: str, error: BaseException) -> str:
 def _why(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:300]}"
+
+
+# ---- what the files are ----
+
+
+@dataclass(frozen=True)
+class Contents:
+    """config: of config.json, {} where there is none; shapes: of every tensor in the safetensors."""
+
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+
+    @property
+    def elements(self) -> int:
+        """Numbers that the files hold at most: a quantised one takes a bit or more."""
+        size = (lambda shape: prod(shape[1:]) * 32) if "quantization_config" in self.config else lambda shape: prod(shape[1:])
+        return sum(map(size, self.shapes.values()))
+
+
+def check_files(folder: Path) -> Contents:
+    """What the folder holds. Looked at once in a process, and again where a file is another.
+
+    Errors: ModelError that names the file: one that transformers would read and that is no regular file, is too large, is no
+        JSON object of one reading or no whole safetensors; an index that leads out of the folder or to pickles; a quantisation
+        that transformers does not know; more layers, experts, labels or ranks than the weights could be of.
+    """
+    names = [entry for part in (folder, folder / "additional_chat_templates") for entry in _entries(part)]
+    return _check(folder, tuple(names))
+
+
+def file_shapes(folder: Path) -> dict[str, Shape]:
+    """Key → (dtype's name, *shape) as the files' headers say; empty for what is no folder."""
+    return dict(check_files(folder).shapes) if folder.is_dir() else {}
+
+
+def _entries(folder: Path) -> list[tuple[str, int, int, int]]:
+    """(path, size, time, inode) of what has a name that is read."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(each for each in folder.iterdir() if _OBJECTS.fullmatch(each.name) or _OTHERS.fullmatch(each.name)):
+        largest = 16 * MIB if path.name.endswith("config.json") else _LARGEST.get(path.suffix, 512 * MIB)
+        with open_file(path, "a file of a model", largest=largest, error=ModelError) as file:
+            known = os.fstat(file.fileno())
+        found.append((str(path), known.st_size, known.st_mtime_ns, known.st_ino))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Contents:
+    paths = [Path(path) for path, *_ in entries]
+    objects = {path.name: read_object(path) for path in paths if _OBJECTS.fullmatch(path.name)}
+    shapes: dict[str, Shape] = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            shapes |= _read_header(path)
+        elif path.suffix == ".jinja":
+            decode(path.read_bytes(), str(path), first=True, error=ModelError)
+        elif path.name.endswith(".index.json"):
+            _check_index(objects[path.name], path)
+    index, whole = objects.get("model.safetensors.index.json"), "model.safetensors"
+    if index is not None and whole in {path.name for path in paths} and whole not in index.get("weight_map", {}).values():
+        raise ModelError(
+            f"{folder} holds two sets of weights: model.safetensors, and the files of model.safetensors.index.json, as where a "
+            "model was saved over another. Remove those that are not meant."
+        )
+    made = Contents(objects.get("config.json", {}), shapes)
+    _check_config(made, folder / "config.json")
+    _check_adapter(objects.get("adapter_config.json", {}), shapes, folder / "adapter_config.json")
+    for key, value in objects.get("tokenizer_config.json", {}).items():
+        if key.endswith("_file") and isinstance(value, str) and os.path.lexists(value) and not os.path.isfile(value):
+            raise ModelError(f"{folder / 'tokenizer_config.json'}: {key} is {value!r}, which is no regular file.")
+    return made
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object. Names of versions, NaN and Infinity are in files of transformers too."""
+    expected = "Expected a JSON object; take the file from where the model came from."
+    content = path.read_bytes()
+    depth = 64 if len(content) < MIB else 10**9  # a large vocabulary: its parser ends where the stack does, without harm
+    try:
+        found = parse_json(content, str(path), error=ModelError, constants=True, depth=depth, expected=expected)
+    except RecursionError as wrong:
+        raise ModelError(f"{path}: lists and objects too deep. {expected}") from wrong
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: found a {type(found).__name__}. {expected}")
+    return found
+
+
+def _read_header(path: Path) -> dict[str, Shape]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            return {key: (each.get_dtype(), *each.get_shape()) for key, each in slices.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ModelError(f"{path} is no whole safetensors file ({error}); copy or download it again.") from error
+
+
+def _check_index(index: Mapping[str, Any], path: Path) -> None:
+    files = index.get("weight_map", {})
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ModelError(f"{path}: weight_map is none; expected the file's name of each weight.")
+    safe = path.name.endswith(".safetensors.index.json")  # no other one is read
+    for name in sorted(set(files.values())) if safe else ():
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise ModelError(
+                f"{path}: weight_map names {name!r:.80}; expected a safetensors file beside it (pickles are not read)."
+            )
+
+
+def _check_config(made: Contents, path: Path) -> None:
+    config = made.config
+    named = config.get("architectures")
+    if not (named is None or (isinstance(named, list) and all(isinstance(name, str) for name in named))):
+        raise ModelError(f"{path}: architectures is {named!r:.80}; expected a list of names.")
+    if not isinstance(config.get("model_type", ""), str):
+        raise ModelError(f"{path}: model_type is {config['model_type']!r:.80}; expected a name.")
+    if config.get("quantization_config") is not None:
+        check_known(config["quantization_config"], str(path))
+    most = max(_FEW, len(made.shapes), *(size for shape in made.shapes.values() for size in shape[1:]), 0)
+    for key, value in _numbers(config):
+        if _COUNTS.search(key) and abs(value) > most:
+            raise ModelError(f"{path}: {key} is {value:.4g}; the weights of this folder are of {most:,} at most.")
+
+
+def _check_adapter(config: Mapping[str, Any], shapes: Mapping[str, Shape], path: Path) -> None:
+    if not isinstance(config.get("base_model_name_or_path", ""), str | None):
+        raise ModelError(
+            f"{path}: base_model_name_or_path is {config['base_model_name_or_path']!r:.80}; expected a folder or hub id."
+        )
+    if problem := unusable_name(config.get("base_model_name_or_path") or ""):
+        raise ModelError(f"{path}: base_model_name_or_path {problem}; expected a folder or hub id.")
+    most = max(64, *(size for shape in shapes.values() for size in shape[1:]), 0)
+    ranks = ("r", "rank_pattern", "layer_replication") if shapes else ()
+    for key, value in _numbers({name: config[name] for name in ranks if name in config}):
+        if not 0 <= value <= most:
+            raise ModelError(f"{path}: {key} is {value:.4g}; the weights of this adapter are of {most:,} at most.")
+    for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern", "modules_to_save"):
+        found = config.get(name) or ()
+        patterns = found if isinstance(found, list | dict) else [found]
+        for each in filter(lambda pattern: isinstance(pattern, str), patterns):
+            if _GROUP_AGAIN.search(each) or len(_REPEATED.findall(each)) > _FEW_REPEATED:
+                raise ModelError(
+                    f"{path}: {name} repeats a group, or more than {_FEW_REPEATED} times something, and may take for ever to "
+                    f"match: {each:.80}. List the modules' names instead."
+                )
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """(key, number) at every depth; a number in a list has the list's key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, int | float):
+        yield key, value
+
+
+@contextmanager
+def no_larger_than(made: Contents, path: str) -> Iterator[None]:
+    """Within it no model is built that is far larger than these weights: what would be random would take the memory first.
+
+    ModelError once this thread has put more parameters into modules than four times the tensors of the files, or more numbers
+    than four times theirs, and some.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook as register
+
+    here, count, numbers = threading.get_ident(), 0, 0
+
+    def look(module: Any, name: str, parameter: Any) -> None:
+        nonlocal count, numbers
+        if parameter is None or threading.get_ident() != here:
+            return
+        count, numbers = count + 1, numbers + (parameter.numel() if parameter.device.type == "meta" else 0)
+        if count > 8 * len(made.shapes) + _FEW or numbers > 4 * made.elements + 2**26:
+            raise ModelError(
+                f"{path} describes a model that is far larger than its weights ({len(made.shapes):,} tensors): at {name} of a "
+                f"{type(module).__name__} there are {count:,} of {numbers:,} numbers. Mend config.json, or save it whole."
+            )
+
+    hook = register(look)
+    try:
+        yield
+    finally:
+        hook.remove()

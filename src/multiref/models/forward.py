@@ -1,6 +1,6 @@
 """One forward pass over rows as they are laid out, and one over a single sequence as plainly as can be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref.errors import ModelError
-from multiref.models.architecture import unwrapped
-from multiref.models.cache import takes
+from multiref.models.architecture import takes, unwrapped, with_forward
+from multiref.models.encoding import Encoded
 from multiref.models.head import label_logps
-from multiref.models.rows import Rows
+from multiref.models.rows import Rows, lay_out
 
 LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 
@@ -94,6 +94,14 @@ def forward_logps(model: nn.Module, rows: Rows, *, head: bool, vocabulary: int, 
     return _captured_logps(model, rows, vocabulary, budget) if head else _whole_logps(model, rows, vocabulary, budget)
 
 
+def batch_logps(
+    model: nn.Module, items: Sequence[Encoded], *, shared: bool, head: bool, vocabulary: int, budget: int, width: int = 0
+) -> Tensor:
+    """[n] token log-probabilities of these items in one pass, laid out as `lay_out` does."""
+    rows = lay_out(items, shared=shared, width=width, device=device_of(model))
+    return forward_logps(model, rows, head=head, vocabulary=vocabulary, budget=budget)
+
+
 def head_of(model: Any) -> Any:
     """The output embedding, or None."""
     inner = unwrapped(model)
@@ -141,7 +149,7 @@ def _captured_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) 
     """
 
     head = head_of(model)
-    original, saved = head.forward, head.__dict__.get("forward")
+    original = head.forward
     hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
 
     def head_logps(hidden: Tensor) -> Tensor:
@@ -151,14 +159,8 @@ def _captured_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) 
             return label_logps(wanted, head.weight, head.bias, labels, budget=budget)[None, :, None]
         return _module_logps(original, wanted, labels, budget // max(vocabulary, 1))[None, :, None]
 
-    head.forward = head_logps
-    try:
+    with with_forward(head, head_logps):
         logps: Tensor = model(**inputs_of(model, rows)).logits.flatten()
-    finally:
-        if saved is None:
-            del head.forward
-        else:
-            head.forward = saved
     return logps
 
 

@@ -10,9 +10,8 @@ import torch
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.adapters import adapter_folder, check_base, merged, on_base, own_tokenizer, put_adapter
 from multiref.models.checkpoint import load_whole
-from multiref.models.folder_files import read_object
-from multiref.models.folders import contents, local_folder, reading
-from multiref.models.processor import as_tokenizer
+from multiref.models.encoding import as_tokenizer
+from multiref.models.folders import check_files, local_folder, read_object, reading
 from multiref.models.quantization import check_asked, quantization_options, quantize
 from multiref.models.spec import DTYPES, ModelSpec
 
@@ -53,11 +52,7 @@ def as_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def load(
-    what: str | os.PathLike[str] | ModelSpec,
-    *,
-    device: str | torch.device | None = None,
-) -> LanguageModel:
+def load(what: str | os.PathLike[str] | ModelSpec, *, device: str | torch.device | None = None) -> LanguageModel:
     """Loads a model for scoring, sampling or training.
 
     Args:
@@ -162,7 +157,7 @@ def _classes(spec: ModelSpec) -> tuple[Any, Any]:
     experts."""
     import transformers
 
-    kind = contents(_folder(spec)).config.get("model_type")
+    kind = check_files(_folder(spec)).config.get("model_type")
     if kind == "multiref_tabular":
         from multiref.models.tabular import Tabular, TabularConfig
 
@@ -207,3 +202,16 @@ def _causal_class(config: Any, spec: ModelSpec) -> Any:
     if named and not any(name in causal or "For" not in name or name.endswith(fine) for name in named):
         raise ModelError(f"{found}; {expected}")
     return _classes(spec)[1]
+
+
+def count_parameters(what: str | os.PathLike[str] | ModelSpec) -> int | None:
+    """Of a model folder or hub id, from its configuration alone; None where that does not say."""
+    import transformers
+
+    spec = on_base(ModelSpec.of(what))
+    try:
+        with torch.device("meta"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(load_config(spec))
+        return int(sum(parameter.numel() for parameter in model.parameters()))
+    except Exception:  # what cannot be built like this says so when it is loaded, or is of our own kinds
+        return None

@@ -148,14 +148,8 @@ def _sources(model: nn.Module) -> list[_Source]:
             found.append(_Source(own.getstate, own.setstate, own.seed))
         elif isinstance(own, np.random.Generator):
             bits: Any = own.bit_generator
-
-            def put_back(state: Any, bits: Any = bits) -> None:
-                bits.state = state
-
-            def seed(number: int, bits: Any = bits) -> None:
-                bits.state = type(bits)(number).state
-
-            found.append(_Source(partial(getattr, bits, "state"), put_back, seed))
+            anew = lambda number, bits=bits: setattr(bits, "state", type(bits)(number).state)  # noqa: E731
+            found.append(_Source(partial(getattr, bits, "state"), partial(setattr, bits, "state"), anew))
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded, context_of
 from multiref.models.loading import best_device, load
-from multiref.models.scoring import score_completions
+from multiref.models.logps import score_completions
 from multiref.models.spec import ModelSpec
 
 FASTER, _REPEATS, _ROWS, _TOKENS = 1.2, 3, 8, 128

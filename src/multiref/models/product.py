@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto import AutoConfig, AutoModelForCausalLM
 
 from multiref.errors import ArgumentError
-from multiref.models.cache import cache_argument, takes
+from multiref.models.architecture import cache_argument, takes
 from multiref.regularizers import check_weights
 
 _OUTPUTS = {each.name for each in fields(CausalLMOutputWithPast)}

@@ -51,31 +51,19 @@ def quantization_options(quantization: str | None, device: torch.device, dtype: 
 def quantize(model: Any, quantization: str, device: torch.device, path: str) -> Any:
     """The loaded model with what is left to do: int8 on a CPU is done here, int4 was done on the way. ModelError where no layer
     was quantised."""
-    if quantization == "int8" and device.type == "cpu":
-        model = _dynamic_int8(model)
-        if not any("quantized.dynamic" in type(module).__module__ for module in model.modules()):
-            raise _nothing(path, quantization)
-        return model
-    if not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
-        raise _nothing(path, quantization)
-    if device.type == "cpu":
-        _never_repacked(model)
-    return model
-
-
-def _nothing(path: str, quantization: str) -> ModelError:
-    return ModelError(
-        f"{path}: {quantization} quantises linear layers, and this model has none but its head (as GPT-2, whose layers are of "
-        "another kind): nothing would be quantised. Leave quantization out."
-    )
-
-
-def _never_repacked(model: Any) -> None:
-    """On some processors bitsandbytes repacks 4-bit layers in their first evaluation pass, and rounds their scales to bfloat16
-    for good."""
-    for module in model.modules():
+    here = quantization == "int8" and device.type == "cpu"
+    model = _dynamic_int8(model) if here else model
+    made = "quantized.dynamic" if here else "bitsandbytes"
+    if not any(made in type(module).__module__ for module in model.modules()):
+        raise ModelError(
+            f"{path}: {quantization} quantises linear layers, and this model has none but its head (as GPT-2, whose layers are "
+            "of another kind): nothing would be quantised. Leave quantization out."
+        )
+    # on some processors bitsandbytes repacks 4-bit layers in their first evaluation pass, and rounds their scales to bfloat16
+    for module in model.modules() if device.type == "cpu" else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _dynamic_int8(model: Any) -> Any:

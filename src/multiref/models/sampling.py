@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import unwrapped
-from multiref.models.cache import cache_argument, cache_of, takes
-from multiref.models.distribution import bend
-from multiref.models.draws import check_draws
-from multiref.models.encoding import Encoded, encode_many
-from multiref.models.processor import as_tokenizer
+from multiref.models.architecture import cache_argument, cache_of, takes, unwrapped
+from multiref.models.draws import bend, check_draws
+from multiref.models.encoding import Encoded, as_tokenizer, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
 __all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
@@ -139,7 +136,7 @@ def draw(
     greedy = generation.temperature == 0
     options = (generation, 1 if greedy else group, ends, pad, generator)
     rows = _read_all(model, contexts, *options)
-    if model not in _checked and not greedy:
+    if rows and model not in _checked and not greedy:
         try:
             check_draws(model, contexts, rows, generation, ends=ends)
         except ModelError:

@@ -1,8 +1,9 @@
-"""What a model says of rows: plainly, one sequence at a time, and laid out as they will run. The audit compares the two."""
+"""What a model says of rows: plainly, one sequence at a time, and laid out as they will run. The audit compares the two, on few
+rows, and those in which a layout that is wrong shows most."""
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from multiref.models.architecture import AtRest
 from multiref.models.batching import Batch, sequence_length
 from multiref.models.encoding import Encoded
-from multiref.models.forward import Plain, device_of, forward_logps, plain_logps
-from multiref.models.rows import lay_out
+from multiref.models.forward import Plain, batch_logps, device_of, plain_logps
 
 T = TypeVar("T")
 Scores = dict[tuple[Batch, bool], list[Tensor]]
+_FEW = 64  # completions: up to so many six rows are compared, beyond them three, or one in 240
 
 
 class NoCopy(Exception):
@@ -74,20 +75,14 @@ class Witness:
         """Token log-probabilities of each completion of a batch, as it runs."""
         if (batch, head) not in self.planned:
             start = time.perf_counter()
-            rows = lay_out(batch.items, shared=batch.shared, device=device_of(self.model))
-            logps = self._rested(lambda: forward_logps(
-                self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
-            ))  # fmt: skip
-            self.planned[batch, head] = list(logps.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
+            logps = self._in_one_pass(batch.items, shared=batch.shared, head=head, vocabulary=vocabulary)
+            self.planned[batch, head] = list(logps.split([len(ids) for item in batch.items for ids in item.completions]))
             self.took[batch, head] = time.perf_counter() - start
         return self.planned[batch, head]
 
     def padded(self, each: Encoded, width: int, head: bool, vocabulary: int) -> Tensor:
         """As beside a row of this width."""
-        rows = lay_out([each], shared=False, width=width, device=device_of(self.model))
-        return self._rested(lambda: forward_logps(
-            self.model, rows, head=head, vocabulary=vocabulary, budget=self.logits_budget
-        )).cpu()  # fmt: skip
+        return self._in_one_pass([each], shared=False, width=width, head=head, vocabulary=vocabulary)
 
     def spread(self, each: Encoded) -> Tensor:
         """How far padding alone moves each token: the most of two widths."""
@@ -102,6 +97,9 @@ class Witness:
             count = len(labels) if self.most is None else min(len(labels), self.most)
             at = tuple(dict.fromkeys(round(i * (len(labels) - 1) / max(1, count - 1)) for i in range(count)))
         return self._rested(lambda: plain_logps(self.model, row, labels, first, at=at))
+
+    def _in_one_pass(self, items: Sequence[Encoded], **how: Any) -> Tensor:
+        return self._rested(lambda: batch_logps(self.model, items, budget=self.logits_budget, **how)).cpu()
 
     def _rested(self, run: Callable[[], T]) -> T:
         result = run()
@@ -149,3 +147,49 @@ def _free_memory(device: torch.device) -> int:
     import psutil  # type: ignore[import-untyped]  # accelerate brings it
 
     return int(psutil.virtual_memory().available)
+
+
+# ---- which rows ----
+
+
+def picked(batches: Sequence[Batch], *, everything: bool = False) -> list[Encoded]:
+    """Single completions, in the order of what they are good for; among them the shortest, which costs least."""
+    every = [each for batch in batches for item in batch.items for each in singles_of(item) if each.completions[0]]
+    few = 6 if not is_large(batches) else min(16, max(3, len(every) // 240))
+    count = len(every) if everything else min(len(every), few)
+    shortest = min(every, key=length_of)
+    best = [each for each in _by_worth(batches) if each.completions[0]]
+    chosen = list(dict.fromkeys([*best[:2], shortest, *best[2:]]))[:count]
+    if len(chosen) < count:
+        chosen = list(dict.fromkeys([*chosen, *sorted(every, key=lambda each: each.digest(0))]))[:count]
+    return list(dict.fromkeys([*chosen, shortest]))
+
+
+def changeable(picks: Sequence[Encoded], *, many: bool) -> Encoded:
+    """Whose end is changed to see whether a model is causal. The longest completion, for of one token little is left to change;
+    of many rows the shortest one that will do."""
+    enough = [each for each in picks if len(each.completions[0]) >= 8]
+    return min(enough, key=length_of) if enough and many else max(picks, key=lambda each: len(each.completions[0]))
+
+
+def is_large(batches: Sequence[Batch]) -> bool:
+    """Whether a job is so large that an audit must be cheap beside it."""
+    return sum(len(places) for batch in batches for places in batch.places) > _FEW
+
+
+def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
+    """Completions, those first that tell most. Of a shared row the last completion: the others are before it."""
+    rows = [(batch, [singles_of(item) for item in batch.items]) for batch in batches]
+    each_row = [row for _, members in rows for row in members]
+    longest = max(each_row, key=lambda row: max(map(length_of, row)))
+    beside = [members if batch.shared else [[e] for row in members for e in row] for batch, members in rows if batch.rows > 1]
+    yield max(longest, key=length_of)
+    if beside:
+        company = max(beside, key=lambda members: max(length_of(row[-1]) for row in members))
+        spread = max(beside, key=lambda members: length_of(members[0][-1]) - length_of(members[-1][-1]))
+        yield company[min(1, len(company) - 1)][-1]
+        yield spread[-1][-1]
+        yield company[0][-1]
+        yield company[-1][-1]
+    yield max(each_row, key=len)[-1]
+    yield longest[-1]

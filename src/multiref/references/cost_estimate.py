@@ -16,7 +16,7 @@ import numpy as np
 
 from multiref._made import Made
 from multiref.errors import ArgumentError
-from multiref.models.size import count_parameters
+from multiref.models.loading import count_parameters
 from multiref.references.audits import agree_on_layout
 from multiref.references.engines import Engine, LocalEngine
 from multiref.references.plan import Block, Blocks, Texts, plan, shard_size_for

@@ -19,8 +19,8 @@ from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
+from multiref.models.logps import score_completions, score_tokens
 from multiref.models.precision import choose_precision
-from multiref.models.scoring import score_completions, score_tokens
 from multiref.models.shared_base import SharedBase
 from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.models.witness import Scores

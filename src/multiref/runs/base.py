@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation, choose_precision
-from multiref.models.size import count_parameters
+from multiref.models.loading import count_parameters
 from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report import Block
 from multiref.runs.folder import RunFolder

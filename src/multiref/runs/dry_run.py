@@ -9,8 +9,7 @@ import torch
 from multiref.data import Pair
 from multiref.errors import ModelError
 from multiref.models import ModelSpec, context_of, encode_many
-from multiref.models.loading import load_config, load_tokenizer
-from multiref.models.size import count_parameters
+from multiref.models.loading import count_parameters, load_config, load_tokenizer
 from multiref.references.scores import same_vocabulary
 from multiref.runs.base import BaseRun, PooledRun
 from multiref.runs.iterative import IterativeRun

@@ -11,8 +11,8 @@ from .objectives import Objective as Objective
 from .objectives import PairLogps as PairLogps
 from .objectives import Preference as Preference
 from .preference import PreferenceTrainer as PreferenceTrainer
-from .reward.data import RewardData as RewardData
 from .reward.model import open_reward_model as open_reward_model
+from .reward.trainer import RewardData as RewardData
 from .reward.trainer import RewardTrainer as RewardTrainer
 from .rivals import AdaptiveWeights as AdaptiveWeights
 from .rivals import LengthNormalised as LengthNormalised

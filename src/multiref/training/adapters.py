@@ -10,7 +10,7 @@ import torch
 
 from multiref.errors import ModelError
 from multiref.models import LanguageModel, ModelSpec
-from multiref.models.adapters import merged, on_base
+from multiref.models.adapters import merged, on_base, read_adapter_config
 from multiref.models.folders import local_folder
 
 FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
@@ -65,8 +65,8 @@ def complete_folder(folder: Path, model: Any, *, checkpoint: bool = False) -> No
     """
     if not (folder / _CONFIG).is_file():
         return
-    _write(folder, _read(folder))
-    named = str(_read(folder).get("base_model_name_or_path") or "")
+    _write(folder, read_adapter_config(folder))
+    named = str(read_adapter_config(folder).get("base_model_name_or_path") or "")
     if named == FIRST or not Path(named).is_dir():
         return
     if checkpoint or not (Path(named) / _CONFIG).is_file():
@@ -94,20 +94,12 @@ def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    return found
-
-
 def _name_base(folder: Path, base: str) -> None:
-    _write(folder, {**_read(folder), "base_model_name_or_path": base})
+    _write(folder, {**read_adapter_config(folder), "base_model_name_or_path": base})
 
 
 def _write(folder: Path, config: Mapping[str, Any]) -> None:
     """PEFT holds sets, which it lists in another order in each process; one order makes one file of one run."""
-    lists = {key: sorted(value) for key, value in config.items() if isinstance(value, list) and _texts(value)}
+    texts = {key: value for key, value in config.items() if isinstance(value, list) and all(isinstance(v, str) for v in value)}
+    lists = {key: sorted(value) for key, value in texts.items()}
     (folder / _CONFIG).write_text(json.dumps({**config, **lists}, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)

@@ -15,16 +15,7 @@ from multiref._progress import tell
 from multiref.training.checks import check_seed
 from multiref.training.sums import begin_with_sums, remove_old, write_sums
 
-__all__ = [
-    "DEFAULTS",
-    "LogLines",
-    "SumCheckpoints",
-    "TrainingArguments",
-    "quiet",
-    "silence",
-    "training_arguments",
-    "with_lora",
-]
+__all__ = ["DEFAULTS", "LogLines", "SumCheckpoints", "TrainingArguments", "quiet", "silence", "training_arguments", "with_lora"]
 
 DEFAULTS: dict[str, Any] = {
     "report_to": "none",

@@ -8,7 +8,7 @@ them more). So the budget never decides *which* pairs make a step, only into how
 
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from multiref.models import Encoded, token_budget_batches
 from multiref.models.batching import ROW_LIMIT
 
 
+@dataclass(eq=False)
 class StepBatches(Sampler[list[int]]):
     """Micro-batches of one rank: lists of indices, as many on every rank, in an order that (seed, epoch) decides.
 
@@ -31,36 +32,37 @@ class StepBatches(Sampler[list[int]]):
         shuffle: a new random order in each epoch; otherwise the order of the data, also within a step.
     """
 
-    def __init__(
-        self,
-        lengths: "Sequence[int] | np.ndarray",
-        per_device: int,
-        *,
-        accumulation: int = 1,
-        world: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
-    ) -> None:
-        if per_device < 1 or accumulation < 1:
-            raise ArgumentError(f"batch: expected at least one pair a batch, found {per_device} × {accumulation}.")
-        if drop_last and len(lengths) < per_device * accumulation * world:
+    lengths: "Sequence[int] | np.ndarray"
+    per_device: int
+    _: KW_ONLY
+    accumulation: int = 1
+    world: int = 1
+    rank: int = 0
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.per_device < 1 or self.accumulation < 1:
+            raise ArgumentError(f"batch: expected at least one pair a batch, found {self.per_device} × {self.accumulation}.")
+        if self.drop_last and len(self.lengths) < self.per_step:
             raise ArgumentError(
-                f"dataloader_drop_last leaves nothing of {len(lengths)} pairs at {per_device * accumulation * world} a step; "
-                "use smaller batches or keep the last one."
+                f"dataloader_drop_last leaves nothing of {len(self.lengths)} pairs at {self.per_step} a step; use smaller "
+                "batches or keep the last one."
             )
-        self.lengths, self.per_device, self.accumulation = lengths, per_device, accumulation
-        self.world, self.rank, self.seed, self.shuffle, self.drop_last = world, rank, seed, shuffle, drop_last
-        self.epoch = 0
+
+    @property
+    def per_step(self) -> int:
+        """Pairs of an optimizer step."""
+        return self.per_device * self.accumulation * self.world
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the training loop at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        per_step = self.per_device * self.accumulation * self.world
-        whole, rest = divmod(len(self.lengths), per_step)
+        whole, rest = divmod(len(self.lengths), self.per_step)
         return whole * self.accumulation + (0 if self.drop_last else -(-rest // (self.per_device * self.world)))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -68,10 +70,9 @@ class StepBatches(Sampler[list[int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
             order = torch.randperm(len(order), generator=generator)
-        per_step = self.per_device * self.accumulation * self.world
-        for start in range(0, len(order), per_step):
-            step = order[start : start + per_step].tolist()
-            if len(step) < per_step and self.drop_last:
+        for start in range(0, len(order), self.per_step):
+            step = order[start : start + self.per_step].tolist()
+            if len(step) < self.per_step and self.drop_last:
                 return
             if self.shuffle:
                 step.sort(key=lambda i: -self.lengths[i])

@@ -1,9 +1,11 @@
 """What arguments of every trainer are asked: one of a few words, at least so much."""
 
 import math
+from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any, get_args
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, MultirefError
 
 
 def check_choice(name: str, found: object, known: Any) -> None:
@@ -13,9 +15,10 @@ def check_choice(name: str, found: object, known: Any) -> None:
         raise ArgumentError(f"{name}: found {found!r}, expected one of {', '.join(map(str, words))}.")
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: Any) -> None:
     """ArgumentError unless the random generators that we use (torch's, numpy's) all take the seed."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    whole = isinstance(seed, Integral)
+    if not whole or not 0 <= seed < 2**32:
         raise ArgumentError(f"seed: expected a whole number from 0 to 4294967295, found {seed}.")
 
 
@@ -23,7 +26,8 @@ def check_at_least(values: object, least: int, *names: str) -> None:
     """ArgumentError for the first of these attributes of `values` that is less, or no finite number."""
     for name in names:
         found = getattr(values, name)
-        if isinstance(found, bool) or not isinstance(found, int | float) or not least <= found < math.inf:
+        is_number = isinstance(found, Real) and not isinstance(found, bool)
+        if not is_number or not least <= found < math.inf:
             raise ArgumentError(f"{name}: expected a number, at least {least}, found {found!r}.")
 
 
@@ -34,3 +38,21 @@ def check_whole(values: object, least: int, *names: str) -> None:
         if int(found := getattr(values, name)) != found:
             raise ArgumentError(f"{name}: expected a whole number, found {found!r}.")
         object.__setattr__(values, name, int(found))
+
+
+def read_chances(answers: Iterable[Any], count: int, who: str, error: type[MultirefError] = ArgumentError) -> list[float]:
+    """What a judge said of `count` pairs, as chances that the first is preferred; `error` unless they are numbers in [0, 1]."""
+    found = list(answers)
+    if len(found) != count:
+        raise error(f"{who}: {len(found)} answers to {count} pairs; expected one each.")
+    for place, answer in enumerate(found):
+        try:
+            found[place] = math.nan if isinstance(answer, str) else float(answer)
+        except (TypeError, ValueError):
+            found[place] = math.nan
+        if not 0 <= found[place] <= 1:
+            raise error(
+                f"{who}: pair {place} is answered {answer!r}, which is neither side; expected the chance, in [0, 1], that the "
+                "first is preferred: 1, 0, or a probability between (½ for a tie)."
+            )
+    return found

@@ -20,6 +20,7 @@ from multiref.models.encoding import check_one_prompt
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.training.batching import merge_pairs
+from multiref.training.checks import check_choice
 from multiref.training.encoded_rows import EncodedRows
 from multiref.training.objectives import PairLogps
 
@@ -85,9 +86,10 @@ class PairData(Dataset[tuple["PairData", int]]):
             raise DataError("No pair was given; expected at least one.")
         given = torch.ones(len(self.pairs)) if counts is None else counts
         self.counts = torch.as_tensor(given, dtype=torch.float64)
-        if self.counts.shape != (len(self),) or not bool((self.counts >= 0).all()) or not bool(self.counts.sum() > 0):
+        if self.counts.shape != (len(self),) or not bool((self.counts >= 0).all()) or not 0 < self.counts.sum() < torch.inf:
             raise ArgumentError(
-                f"counts: expected {len(self)} numbers of at least zero, not all zero; found shape {tuple(self.counts.shape)}."
+                f"counts: expected {len(self)} finite numbers, at least zero and not all zero; found shape "
+                f"{tuple(self.counts.shape)}."
             )
         self.tokenisation = tokenisation
         self.encoded = _encoded(self.pairs, tokenizer, tokenisation)
@@ -145,6 +147,7 @@ class PreferenceData(PairData):
         counts: Sequence[float] | Tensor | None = None,
         too_long: Literal["refuse", "drop"] = "refuse",
     ) -> None:
+        check_choice("too_long", too_long, ("refuse", "drop"))
         scores.agree_on(tokenisation)
         super().__init__(pairs, tokenizer, tokenisation, counts)
         _check_ends(self.pairs, scores, tokenizer, tokenisation)

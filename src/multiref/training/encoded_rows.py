@@ -2,18 +2,19 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
-from typing import IO, Any, Self, overload
+from typing import IO, Any, Self
 
 import numpy as np
 
+from multiref._made import Made
 from multiref.data.spooled import SpooledPairs
 from multiref.errors import OutputError
 from multiref.models import Encoded
 
 
-class EncodedRows(Sequence[Encoded]):
+class EncodedRows(Made[Encoded]):
     """P encoded pairs in a file without a name, or those at some places of it. In memory are where each begins [P + 1], how
     long its row is [P], and which sides were cut [P, 2]."""
 
@@ -44,16 +45,11 @@ class EncodedRows(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self._at)
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
+    def stretch(self, places: range) -> "EncodedRows":
+        return self.take(np.arange(places.start, places.stop, places.step))
 
-    @overload
-    def __getitem__(self, index: slice) -> "EncodedRows": ...
-
-    def __getitem__(self, index: int | slice) -> "Encoded | EncodedRows":
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
-        row = int(self._at[index])
+    def made(self, place: int) -> Encoded:
+        row = int(self._at[place])
         start, end = self._starts[row : row + 2].tolist()
         ids = np.frombuffer(os.pread(self._file.fileno(), end - start, start), np.int32).tolist()
         count = ids[0]
@@ -61,9 +57,6 @@ class EncodedRows(Sequence[Encoded]):
         prompt, *parts = (tuple(ids[low:high]) for low, high in pairwise(ends))
         cut = tuple(self._truncated[row].tolist())
         return Encoded(prompt, tuple(parts[-len(cut) :]), cut, tuple(parts[: -len(cut)]))
-
-    def __iter__(self) -> Iterator[Encoded]:
-        return (self[i] for i in range(len(self)))
 
     def take(self, at: Any) -> "EncodedRows":
         """The rows at these places, of the same file."""

@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
+from multiref.training.arguments import DEFAULTS
 
 
 class _Ignored(NamedTuple):
@@ -99,7 +100,6 @@ def _word(value: object) -> str:
 def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(argument, why) of those that are not as they stand by themselves, and that something else switches off."""
     standing = {field.name: field.default for field in fields(TrainingArguments)}
-    ours = {"save_steps": 100, "logging_steps": 10}  # `arguments.DEFAULTS`
     plain = args.optim in ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "adafactor")
     beside = (
         ("num_train_epochs", args.max_steps > 0, "max_steps decides how long a run is"),
@@ -114,5 +114,5 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
         ("adam_epsilon", "eps" not in given, f"{_word(args.optim)} takes none"),
     )
     for name, idle, why in beside:
-        if idle and getattr(args, name) not in (standing[name], ours.get(name), None, {}):
+        if idle and getattr(args, name) not in (standing[name], DEFAULTS.get(name), None, {}):
             yield name, why

@@ -25,8 +25,7 @@ from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
-from multiref.training.pickled import check_pickled
-from multiref.training.sums import SUMS, damage, newest_whole
+from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
 
 class PairTrainer(Trainer):
@@ -150,8 +149,46 @@ class PairTrainer(Trainer):
     def audit(self, model: nn.Module) -> None:
         """How the rows of these data may be laid out, where that is a question."""
 
+    def judge(self, model: nn.Module, pairs: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Of each pair [B]: its loss, differentiable; its metrics by name; how much it counts."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """`mean_of_step` of the losses; where outputs are asked, with the losses, the metrics and the shares of the pairs."""
+        losses, values, shares = self.judge(model, inputs["pairs"])
+        if self._learning:
+            self._averages.add({name: value for name, value in values.items() if name != "nll"}, shares)
+        loss = self.mean_of_step(losses, shares, num_items_in_batch)
+        return (loss, {"loss": losses.detach(), **values, "shares": shares}) if return_outputs else loss
+
+    def measure(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """[B] each: the outputs of `compute_loss` for a batch of an evaluation."""
+        found: dict[str, Tensor] = self.compute_loss(model, inputs, return_outputs=True)[1]
+        return found
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, Tensor, Tensor]:
+        """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches,
+        by `compute_metrics`."""
+        self.examine(model)
+        with torch.no_grad():
+            found = self.measure(model, inputs)
+        shares = found.pop("shares")
+        self._measured = list(found)
+        return None, torch.stack([value.to(shares) for value in found.values()], dim=-1), shares
+
     def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The metrics of an evaluation, from what `prediction_step` returned for its pairs."""
+        """The means over the pairs of an evaluation, each as it counts."""
+        table, shares = (torch.as_tensor(x, dtype=torch.float64) for x in (prediction.predictions, prediction.label_ids))
+        counted = torch.where(shares[:, None] > 0, table * shares[:, None], 0.0)
+        means = dict(zip(self._measured, (counted.sum(0) / shares.sum()).tolist(), strict=True))
+        return means | self.conclude(means, dict(zip(self._measured, table.unbind(-1))), shares)
+
+    def conclude(self, means: dict[str, float], pairs: dict[str, Tensor], shares: Tensor) -> dict[str, float]:
+        """What an evaluation says beside the means of its pairs."""
         raise NotImplementedError
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -9,14 +9,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.audit import audit_layout
-from multiref.models.encoding import Encoded, context_of
+from multiref.models.encoding import Encoded, as_tokenizer, context_of
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows
-from multiref.models.processor import as_tokenizer
 from multiref.models.rows import row_length
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
@@ -150,22 +148,13 @@ class PreferenceTrainer(PairTrainer):
         losses.append(super().training_step(model, _part(inputs, groups[-1]), num_items_in_batch))
         return torch.stack(losses).sum()
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """`mean_of_step` of the objective's losses."""
-        pairs, strategy = inputs["pairs"], self.strategy
-        logps = self._logps(model, pairs)
+    def judge(self, model: nn.Module, pairs: PairBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        logps, strategy = self._logps(model, pairs), self.strategy
         shares = pairs.shares.to(logps.policy)
         objective = self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
-        losses = objective.losses(logps)
-        values = pair_metrics(objective, logps, self.names)
-        if self._learning:
-            self._averages.add(values, shares)
-            if strategy is not None:
-                strategy.observe(logps, objective, shares)
-        loss = self.mean_of_step(losses, shares, num_items_in_batch)
-        return (loss, {"loss": losses.detach(), **values}) if return_outputs else loss
+        if self._learning and strategy is not None:
+            strategy.observe(logps, objective, shares)
+        return objective.losses(logps), pair_metrics(objective, logps, self.names), shares
 
     def plain_pass(self, model: nn.Module, pairs: PairBatch) -> Callable[[], Tensor]:
         return plain_rows(model, pairs.encoded)
@@ -226,29 +215,16 @@ class PreferenceTrainer(PairTrainer):
 
     # ---- evaluation and logs ----
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, Tensor, Tensor]:
-        """(no loss, [B, M] metrics of each pair, [B] labels): averaged over pairs, not over batches, by `compute_metrics`."""
-        self.examine(model)
-        rows = []
-        with torch.no_grad():
-            groups = cut_into_microbatches(inputs["pairs"].row_lengths, self.token_budget)
-            for group in groups:
-                _, values = self.compute_loss(model, _part(inputs, group), return_outputs=True)
-                rows.append(torch.stack([value.float() for value in values.values()], dim=-1))
-        self._eval_names = list(values)
+    def measure(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """In as many passes as the token budget asks."""
+        groups = cut_into_microbatches(inputs["pairs"].row_lengths, self.token_budget)
+        parts = [PairTrainer.measure(self, model, _part(inputs, group)) for group in groups]
         back = torch.tensor([i for group in groups for i in group]).argsort()
-        table = torch.cat(rows)[back.to(rows[0].device)]
-        return None, table, torch.zeros(len(table), device=table.device)
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
-    def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
-        table = torch.as_tensor(prediction.predictions, dtype=torch.float64)
-        values = dict(zip(self._eval_names, table.mean(0).tolist()))
+    def conclude(self, means: dict[str, float], pairs: dict[str, Tensor], shares: Tensor) -> dict[str, float]:
         trained = [line["rewards/margins"] for line in self.state.log_history if "rewards/margins" in line]
-        if trained:
-            values["reward_gap"] = trained[-1] - values["rewards/margins"]
-        return values
+        return {"reward_gap": trained[-1] - means["rewards/margins"]} if trained else {}
 
 
 def _part(inputs: dict[str, Any], group: list[int]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ on the way, by the same rows in another shape.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,12 @@ from torch import Tensor
 
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models import Encoded, LanguageModel, ModelSpec, Tokenisation, load
+from multiref.models.architecture import as_its_weights_are, evaluating
 from multiref.models.encoding import context_of
+from multiref.models.forward import plain_logps
 from multiref.models.sampling import Rollout, decode_behind, encode_prompts
 from multiref.models.spec import TOKENISATION
+from multiref.models.witness import difference, largest_gap
 from multiref.training.dataset import PairData, encode_pairs
 from multiref.training.reward.model import open_reward_model, rewards_of
 
@@ -39,12 +41,12 @@ class Rows:
     def remember(self, model: Any, tokenizer: Any) -> "Kept":
         """Their scores under the model in memory. Every rank of a sharded model calls it."""
         values, other = (self.score(model, tokenizer, moved=moved) for moved in (False, True))
-        spread = max(float(_gap(a, b).max()) for a, b in zip(values, other))
+        spread = max(largest_gap(a, b) for a, b in zip(values, other))
         return Kept(self, values, spread, next(model.parameters()).device.type)
 
     def score(self, model: Any, tokenizer: Any, *, moved: bool = False) -> list[Tensor]:
         """Of each completion its token log-probabilities, or its reward [1]; `moved`: in another shape, beside more tokens."""
-        with _as_the_weights_are(model):
+        with torch.no_grad(), evaluating(model), as_its_weights_are(model):
             if self.rewards is None:
                 return _plain_logps(model, self.encoded, more=4 if moved else 0)
             batch = len(self.rewards[0]) if moved else 1
@@ -77,7 +79,7 @@ class Kept:
                     f"The saved folder's tokenizer writes other tokens than the one that was trained with: row {number} of "
                     f"{len(encoded)} is {_ids(now)}, was {_ids(was)}. Its chat template or special tokens differ."
                 )
-        gaps = torch.cat([_gap(a, b.to(a)) for a, b in zip(self.values, values, strict=True)])
+        gaps = torch.cat([difference(a, b) for a, b in zip(self.values, values, strict=True)])
         allowed = max(4 * self.spread, SAME_DEVICE if device == self.device else OTHER_DEVICE)
         unit = "reward" if reward else "nats a token"
         sums = [f"{float(each.sum()):.4f}" for each in (torch.cat(self.values), torch.cat(values))]
@@ -105,8 +107,8 @@ class Kept:
 
 
 def rows_of_pairs(data: PairData, *, rewards: bool = False) -> Rows:
-    """Eight pairs, spread over the data."""
-    places = _spread(len(data))
+    """Eight pairs, spread over the data from the first to the last."""
+    places = sorted({round(i * (len(data) - 1) / (ROWS - 1)) for i in range(ROWS)})
     pairs, tokenisation = [data.pairs[i] for i in places], data.tokenisation
     texts = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
     return Rows(
@@ -137,46 +139,15 @@ def rows_of_rollouts(rollouts: Sequence[Rollout], tokenizer: Any, tokenisation: 
     return Rows(encoded, encode)
 
 
-def _spread(count: int) -> list[int]:
-    """Up to eight places, from the first to the last."""
-    return sorted({round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)})
-
-
-@contextmanager
-def _as_the_weights_are(model: Any) -> Iterator[None]:
-    """In evaluation mode, and by its own forward pass: accelerate puts one with autocast in its place, and keeps it there."""
-    own, wrapped, training = model.__dict__.get("_original_forward"), model.__dict__.get("forward"), model.training
-    model.eval()
-    if own is not None:
-        model.forward = own
-    try:
-        yield
-    finally:
-        if own is not None:
-            model.forward = wrapped
-        model.train(training)
-
-
-@torch.no_grad()
 def _plain_logps(model: Any, encoded: Sequence[Encoded], *, more: int) -> list[Tensor]:
     """Each completion alone, through the model's own forward; `more` tokens after it change nothing but rounding."""
-    device, context = next(model.parameters()).device, context_of(model.config)
-    found = []
+    context, found = context_of(model.config), []
     for item in encoded:
         for index, ids in enumerate(item.completions):
             before = item.context(index)
-            length = len(before) + len(ids)
-            room = more if context is None else max(0, min(more, context - length))
-            row = torch.tensor([[*before, *ids, *ids[-1:] * room]], device=device)
-            logits = model(input_ids=row, use_cache=False).logits[0, len(before) - 1 : length - 1]
-            logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            found.append(logps.gather(-1, row[0, len(before) : length, None])[:, 0].cpu())
+            room = more if context is None else max(0, min(more, context - len(before) - len(ids)))
+            found.append(plain_logps(model, (*before, *ids, *ids[-1:] * room), ids, len(before) - 1).logps)
     return found
-
-
-def _gap(a: Tensor, b: Tensor) -> Tensor:
-    """|a − b|, zero where both are the same infinity."""
-    return torch.where(a == b, 0.0, (a - b).abs())
 
 
 def _ids(item: Encoded) -> str:

@@ -6,7 +6,7 @@ each says which.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from multiref.errors import ArgumentError
+from multiref.models.architecture import evaluating
 from multiref.training.checks import check_choice, check_whole
 from multiref.training.dataset import PreferenceData
 from multiref.training.objectives import Objective, PairLogps
@@ -40,6 +41,8 @@ class WeightStrategy(TrainerCallback, ExportableState):
     """
 
     names: tuple[str, ...] = ()
+    made_of: ClassVar[tuple[str, ...]] = ()  # the arguments, and what else a checkpoint keeps
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def start(self, names: Sequence[str]) -> None:
         """The names of the K references, in order."""
@@ -52,6 +55,14 @@ class WeightStrategy(TrainerCallback, ExportableState):
     def observe(self, pairs: PairLogps, objective: Objective, shares: Tensor) -> None:
         """See the pairs of a training pass and how much each counts, [B] (0: it only fills a rank's batch);
         by default, nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: `made_of`, and `kept` with the names."""
+        attributes = {name: getattr(self, name) for name in self.kept}
+        return {
+            "args": {name: getattr(self, name) for name in self.made_of},
+            "attributes": {"names": list(self.names), **attributes},
+        }
 
     def succeed(self, predecessor: "WeightStrategy") -> None:
         """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""
@@ -68,6 +79,8 @@ class SlidingWindow(WeightStrategy):
     the state survives a restart. Not repaired, because it is what "discrimination" means: the sign of Δ_k is ignored there.
     "accuracy" minds it.
     """
+
+    made_of, kept = ("window", "statistic"), ("steps",)
 
     def __init__(self, window: int = 16, statistic: str = "discrimination") -> None:
         self.window, self.statistic = window, statistic
@@ -95,13 +108,6 @@ class SlidingWindow(WeightStrategy):
         if seen[-1]:
             self.steps = [*self.steps, seen][-self.window :]
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the window."""
-        return {
-            "args": {"window": self.window, "statistic": self.statistic},
-            "attributes": {"names": list(self.names), "steps": self.steps},
-        }
-
 
 class ThompsonSampling(WeightStrategy):
     r"""One reference at a time, chosen by a bandit: θ_k ~ Beta(a_k, b_k), the largest is used alone for `hold` steps.
@@ -119,6 +125,8 @@ class ThompsonSampling(WeightStrategy):
         prior: a and b of every arm at the start.
         seed: of the draws; they do not depend on torch's global generator.
     """
+
+    made_of, kept = ("hold", "prior", "seed", "pairs"), ("counts", "arm", "draws", "held", "before")
 
     def __init__(
         self, validation: PreferenceData | None = None, hold: int = 8, prior: float = 1.0, seed: int = 0, pairs: int = 64
@@ -172,26 +180,10 @@ class ThompsonSampling(WeightStrategy):
         if self._validation is None or self._objective is None:
             raise ArgumentError("ThompsonSampling: an arm is judged after `start` and a first `observe`; found neither.")
         batch = self._validation.batch(range(min(self.pairs, len(self._validation))))
-        was_training = model.training
-        model.eval()
-        logps = batch.logps(model)
-        model.train(was_training)
-        return float(self._objective.losses(logps).mean())
+        with evaluating(model):
+            logps = batch.logps(model)
+        return float((self._objective.losses(logps) * batch.shares.to(logps.policy)).sum() / batch.shares.sum())
 
     def succeed(self, predecessor: WeightStrategy) -> None:
         if isinstance(predecessor, ThompsonSampling):
             self._validation, self._objective = predecessor._validation, predecessor._objective
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the beliefs."""
-        return {
-            "args": {"hold": self.hold, "prior": self.prior, "seed": self.seed, "pairs": self.pairs},
-            "attributes": {
-                "names": list(self.names),
-                "counts": self.counts,
-                "arm": self.arm,
-                "draws": self.draws,
-                "held": self.held,
-                "before": self.before,
-            },
-        }

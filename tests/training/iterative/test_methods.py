@@ -141,9 +141,10 @@ def test_a_bad_oracle_stops_the_run_and_leaves_the_round_before(tmp_path):
     assert (state.round, state.labels_used) == (1, 8)
 
 
-def test_after_an_error_a_trainer_stands_where_its_last_good_round_left_it():
-    """Without a folder too: policy, reward, labels and generator are those of one round, so mending the oracle and going on
-    loses nothing."""
+@pytest.mark.parametrize("error", [LabelsLate, ConnectionError])
+def test_after_an_error_a_trainer_stands_where_its_last_good_round_left_it(error):
+    """Without a folder too, whatever an oracle raises: policy, reward, labels and generator are those of one round, so mending
+    the oracle and going on loses nothing; and the new history begins where the trainer stands."""
     made, whole = world(), world()
     plan = Plan(labels=[16, 32], **QUICK)
     good, calls = made.task.oracle, []
@@ -151,15 +152,15 @@ def test_after_an_error_a_trainer_stands_where_its_last_good_round_left_it():
     def late(*given):
         calls.append(1)
         if len(calls) == 2:
-            raise LabelsLate("not yet")
+            raise error("not yet")
         return good(*given)
 
     made.task.oracle = late
     trainer = BilevelTrainer(made.task, plan, objective="likelihood")
-    with pytest.raises(LabelsLate):
+    with pytest.raises(error):
         trainer.train()
     assert (trainer.state.round, trainer.state.labels_used) == (1, 16)
-    trainer.train()
+    assert trainer.train().series("labels")[0] == [16, 32]
     other = BilevelTrainer(whole.task, plan, objective="likelihood")
     other.train()
     assert torch.equal(trainer.reward.phi, other.reward.phi)
@@ -216,3 +217,20 @@ def test_bad_names_and_plans():
         Plan(labels=[10], rollouts=1)
     with pytest.raises(ArgumentError, match="optimizer"):
         Plan(labels=[10], optimizer="sgd")
+    with pytest.raises(ArgumentError, match="measure_at"):
+        Plan(labels=[10, 20], measure_at=[20, 30])
+    for name, least in (
+        ("steps", 0),
+        ("prompts", 0),
+        ("batch", 0),
+        ("reward_steps", 0),
+        ("reward_batch", 0),
+        ("learning_rate", -1),
+    ):
+        with pytest.raises(ArgumentError, match=name):
+            Plan(labels=[10], **{name: least})
+
+
+def test_the_smallest_plan_is_one_that_runs():
+    """A batch of one pair: XPO's optimism looks at half of that, and at one completion at least."""
+    train(world().task, method_named("xpo"), Plan(labels=[2], steps=1, prompts=1, rollouts=2, batch=1))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,14 @@ def test_function_and_reward_oracles():
     assert ask(FunctionOracle(lambda p, a, b: [1, 0, 1], decode)).tolist() == [1, 0, 1]
     sure = RewardOracle(lambda p, c: [1000.0 * int(text) for text in c], decode)
     assert ask(sure).tolist() == [1, 1, 1]
+
+
+def test_what_a_judge_of_online_training_says_is_fine_here_too():
+    """Numbers of numpy and torch are numbers; a text is none."""
+    assert ask(FunctionOracle(lambda p, a, b: np.array([1, 0, 1], dtype=np.float32), decode)).tolist() == [1, 0, 1]
+    assert ask(FunctionOracle(lambda p, a, b: torch.tensor([1.0, 0.0, 1.0]), decode)).tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="pair 1 is answered '0'"):
+        ask(FunctionOracle(lambda p, a, b: [1, "0", 1], decode))
 
 
 def test_a_judge_labels_by_bradley_terry():

@@ -212,7 +212,7 @@ def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
 def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
     """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions,
     between-prompt differences left out."""
-    from multiref.training.iterative.text_setup import error_of_mean
+    from multiref.training.iterative.text import error_of_mean
 
     generator = torch.Generator().manual_seed(0)
     level, spread = torch.tensor([0.0, 5.0, -2.0])[:, None], torch.tensor([0.1, 1.0, 2.0])[:, None]

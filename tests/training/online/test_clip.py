@@ -8,6 +8,7 @@ import torch
 import multiref as mr
 from multiref.errors import ArgumentError
 from multiref.training.online import (
+    AdaptiveBeta,
     ClipObjective,
     ClipReward,
     clipped_objective,
@@ -106,3 +107,12 @@ def test_the_loop_logs_what_was_clipped_and_refuses_before_the_first_step():
         trainer = make_trainer(policy, tables, RULE, rewards=[reward], penalty=ClipObjective(tau, biased=True), steps=1)
         shares.append(trainer.train()[-1]["clipped"])
     assert shares == [1.0, 0.0]
+
+
+def test_a_safe_clip_and_a_strength_that_moves_are_refused_together():
+    """τ is safe from margin + R/β − log F on: no longer where β falls."""
+    tables = [random_table(1), random_table(2)]
+    safe = ClipReward(50.0, reward_range=1.0, disagreement=0.5)
+    with pytest.raises(ArgumentError, match="adaptive_beta"):
+        make_trainer(random_table(1), tables, RULE, penalty=safe, adaptive_beta=AdaptiveBeta(target=1.0))
+    make_trainer(random_table(1), tables, RULE, penalty=ClipReward(50.0, biased=True), adaptive_beta=AdaptiveBeta(target=1.0))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref.data import Conversation
 from multiref.errors import ArgumentError
 from multiref.models import LanguageModel, Tokenisation, encode_many
 from multiref.models.tabular import tabular_tokenizer
@@ -133,6 +134,26 @@ def test_held_out_losses_are_those_of_the_plain_logits():
                 logps = model(torch.tensor([[*item.prompt_ids, *ids]])).logits[0, len(item.prompt_ids) - 1 : -1].log_softmax(-1)
             losses.append(-float(logps.gather(1, torch.tensor(ids)[:, None]).mean()))
         assert found[name][0] == pytest.approx(sum(losses) / 3, abs=1e-5)
+
+
+def test_a_conversation_among_texts_is_sampled():
+    """It follows no text, and cannot be looked up among those that do."""
+    tokenizer = make_tokenizer(chat=True)
+    states = TextStates({"the cat": " sat"}, share=1.0, max_new_tokens=3)
+    talk = Conversation([{"role": "user", "content": "a dog"}])
+    text, said = states(make_llama(len(tokenizer), std=0.1), tokenizer, ["the cat", talk])
+    assert text.completions == (" sat",) and said.prompt == talk and 0 < len(said.completion_ids[0]) <= 3
+
+
+def test_figures_that_there_are_none_of():
+    """Where every prompt is routed to one teacher the floor is zero and nothing a multiple of it; a context that holds no row
+    has no loss."""
+    tokenizer = make_tokenizer()
+    trainer = distilling([make_llama(len(tokenizer), seed=seed, std=0.1) for seed in range(3)], tokenizer)
+    found = floor_figures(trainer, [{"prompt": "the cat"}, {"prompt": "a dog"}], torch.zeros(2).double(), samples=2)
+    assert set(found) == {"kl", "floor"} and found["floor"] == (0.0, 0.0, 0.0)
+    with pytest.raises(ArgumentError, match="holds none of the 1"):
+        text_losses(trainer, [{"prompt": "the cat " * 2000, "text": " sat"}])
 
 
 def test_the_floor_of_transformers_against_enumeration():

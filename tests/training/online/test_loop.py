@@ -1,13 +1,18 @@
 """The loop on tables: it samples, scores, steps, and settles where its rule says; it resumes exactly;
 it refuses what cannot work."""
 
+import contextlib
+from dataclasses import replace
+
 import pytest
 import torch
+from accelerate import Accelerator
 
 import multiref as mr
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models import Tokenisation
 from multiref.references.local import LocalReference
+from multiref.references.rollouts import Rollout
 from multiref.training.checkpoint import read_plain
 from multiref.training.online import (
     GRPO,
@@ -347,3 +352,68 @@ def test_bad_input():
 def test_in_reward_is_the_default_and_is_exact():
     trainer = make_trainer(random_table(1), TABLES, mr.AlphaDivergence(W, alpha=0.5))
     assert type(trainer.penalty) is PenaltyInReward and trainer.penalty.exact
+
+
+def test_a_loss_that_is_scaled_for_half_precision_changes_no_step(monkeypatch):
+    """fp16 scales the loss, by powers of two: the gradient that is clipped, logged and taken is the unscaled one. A step whose
+    gradient overflows is left out."""
+
+    def trained(steps):
+        policy = random_table(1)
+        trainer = make_trainer(policy, TABLES, mr.ReverseKL(W), steps=steps, args={"max_grad_norm": 0.1})
+        return [line["grad_norm"] for line in trainer.train()], policy.table.detach().clone(), trainer
+
+    norms, table, _ = trained(3)
+    first = 2.0**12
+
+    def scaled(**options):
+        made = Accelerator(**options)
+        made.scaler, made.native_amp = torch.amp.GradScaler("cpu", init_scale=first), True
+        made.autocast = contextlib.nullcontext
+        return made
+
+    monkeypatch.setattr("multiref.training.online.loop.Accelerator", scaled)
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    half_norms, half, trainer = trained(3)
+    assert half_norms == pytest.approx(norms, rel=1e-12) and torch.allclose(half, table, rtol=1e-12, atol=0)
+    assert trainer.accelerator.scaler.get_scale() == first
+    first = torch.inf
+    _, left, trainer = trained(1)
+    assert torch.equal(left, random_table(1).table) and trainer.optimizer.step_was_skipped
+
+
+@pytest.mark.parametrize("normalisation", ["token_mean", "completion_mean", "dr_grpo", "sum"])
+def test_passes_change_no_step(normalisation):
+    """Completions of one and of three tokens, two of each prompt: one pass of all, or one of each prompt; also where the mean
+    is over the tokens of the batch."""
+
+    def lengths(model, tokenizer, prompts):
+        made = {"x0": ((0,), (1,)), "x1": ((0, 1, 2), (2, 2, 1))}
+        texts = {"x0": ("y0", "y1"), "x1": ("y0y1y2", "y2y2y1")}
+        return [Rollout(p, texts[p], (3 + int(p[1]),), made[p], (False, False)) for p in prompts]
+
+    tables = []
+    for budget in (1, 4096):
+        policy = random_table(1)
+        rewards = lambda prompts, completions: [float(len(text) + text.count("2")) for text in completions]  # noqa: E731
+        make_trainer(
+            policy, TABLES, mr.ReverseKL(W), rewards=rewards, steps=1, sampler=lengths, penalty=K3Loss(),
+            method=GRPO(group=2, normalisation=normalisation), args={"token_budget": budget, "max_grad_norm": None},
+        ).train()  # fmt: skip
+        tables.append(policy.table.detach().clone())
+    assert torch.allclose(*tables, rtol=1e-6) and not torch.equal(tables[0], random_table(1).table)
+
+
+def test_a_sampler_gives_each_prompt_its_group():
+    """Three of one prompt and five of another are not four of each."""
+    whole_groups = table_sampler(4)
+
+    def uneven(model, tokenizer, prompts):
+        first, second = whole_groups(model, tokenizer, prompts)
+        cut = {name: getattr(first, name)[:3] for name in ("completions", "completion_ids", "ended")}
+        more = {name: (*getattr(second, name), getattr(second, name)[0]) for name in cut}
+        return [replace(first, **cut), replace(second, **more)]
+
+    trainer = make_trainer(random_table(1), TABLES, mr.ReverseKL(W), steps=1, sampler=uneven, method=RLOO(group=4))
+    with pytest.raises(ArgumentError, match=r"\[3, 5\] completions"):
+        trainer.train()

@@ -24,7 +24,7 @@ import torch
 
 import multiref as mr
 from multiref.models import LanguageModel, Tokenisation, load
-from multiref.models.scoring import score_tokens
+from multiref.models.logps import score_tokens
 from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
 from multiref.references.server import ServerReference

@@ -9,7 +9,7 @@ import torch
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError, ReferenceUnavailable
 from multiref.models import encode_many
-from multiref.models.scoring import score_tokens
+from multiref.models.logps import score_tokens
 from multiref.references.completion_api import CompletionApi, Connection
 from multiref.training.online import RLOO, AdapterPush, ServerSampler
 from tests.conftest import make_llama, make_tokenizer

@@ -8,10 +8,17 @@ import torch
 
 import multiref as mr
 from multiref.training.online.backward_induction import levels_of, path_tokens
-from multiref.training.online.exact_penalties import FullVocabulary, PenaltyInReward, RewardToGo
 from multiref.training.online.methods import GRPO, RLOO, Reinforce
-from multiref.training.online.other_penalties import K2Loss, K3Loss, K3RenormalisedLoss, RatioK3
-from multiref.training.online.surrogate import compute_surrogate
+from multiref.training.online.penalties import (
+    FullVocabulary,
+    K2Loss,
+    K3Loss,
+    K3RenormalisedLoss,
+    PenaltyInReward,
+    RatioK3,
+    RewardToGo,
+)
+from multiref.training.online.rule import compute_surrogate
 from multiref_lab.toys import enumerated_samples, expected_surrogate
 from tests.training.online.language import small_world
 

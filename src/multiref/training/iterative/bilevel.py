@@ -17,11 +17,9 @@ from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.training.checkpoint import put_back
 from multiref.training.checks import check_choice, check_whole
-from multiref.training.iterative.conjugate_gradient import implicit_weights
 from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
-from multiref.training.iterative.newton import newton_step
-from multiref.training.iterative.penalty_method import perturb
+from multiref.training.iterative.outer_step import implicit_weights, newton_step, perturb
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, refuse_private, some_prompts
 from multiref.training.iterative.task import Policy, RewardModel, Task
@@ -136,7 +134,7 @@ class Bilevel:
         def here() -> list[Tensor]:
             upper = torch.zeros(units.utility.shape[:-1])  # win_rate does not look at the reward
             if self.objective != "win_rate":
-                values = _pair_values(units.answers, units.again, units.margin(reward))
+                values = _pair_values(units.answers, units.again, pair_margin(reward, units.prompts, units.completions))
                 upper = values.unflatten(-1, (len(units.prompts), self.pairs)).mean(-1)
             for w, y in weights:
                 upper = upper + (w * reward(units.prompts, y)).sum(-1)

@@ -1,7 +1,7 @@
 """Labelled pairs, as bought: a growing set that methods learn from;
 and what an outer step drew and had labelled, as the estimators of its gradient look at it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Labels:
 
     prompts: Tensor | None = None
     completions: Tensor | None = None
-    latest: int = field(default=0)
+    latest: int = 0
 
     def __len__(self) -> int:
         return 0 if self.prompts is None else len(self.prompts)
@@ -56,9 +56,8 @@ class Labels:
 
     def batch(self, size: int, generator: torch.Generator, *, since: int = 0) -> tuple[Tensor, Tensor]:
         """A random batch of those from `since` on; all of them where they fit."""
-        if size >= len(self) - since:
-            return self.take(torch.arange(since, len(self)))
-        return self.take(since + torch.randint(len(self) - since, (min(size, len(self) - since),), generator=generator))
+        count = len(self) - since
+        return self.take(since + (torch.arange(count) if size >= count else torch.randint(count, (size,), generator=generator)))
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,13 @@ class LabelledUnits:
         units: Tensor = values.unflatten(-1, (self.utility.shape[-1], -1))
         return units.sum(-1)
 
-    def margin(self, reward: RewardModel) -> Tensor:
-        """[*S, B·m]: predicted reward of the first of each pair less that of the second."""
-        return pair_margin(reward, self.prompts, self.completions)
-
 
 def pair_margin(reward: RewardModel, prompts: Tensor, completions: Tensor) -> Tensor:
-    """[B], [*S, B, 2m, L] → [*S, B·m]: predicted reward of the first of each pair less that of the second."""
+    """[B], [*S, B, 2m, L] → [*S, B·m]: predicted reward of the first of each pair less that of the second; of a pairwise model
+    the log-odds that it gives a pair."""
+    if hasattr(reward, "margin"):
+        odds: Tensor = reward.margin(prompts, completions)
+        return odds
     first, second = reward(prompts, completions).unflatten(-1, (-1, 2)).unbind(-1)
     margin: Tensor = first - second
     return margin.flatten(-2)

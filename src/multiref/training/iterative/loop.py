@@ -12,8 +12,8 @@ import torch
 
 from multiref._files import as_path, write_whole
 from multiref._progress import tell
-from multiref.errors import ArgumentError, MultirefError, StoreError
-from multiref.training.checks import check_choice, check_seed
+from multiref.errors import ArgumentError, StoreError
+from multiref.training.checks import check_at_least, check_choice, check_seed, check_whole
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
 from multiref.training.sums import newest_whole
@@ -61,12 +61,18 @@ class Plan:
         counts = list(self.labels)
         if not counts or counts[0] < 1 or any(b <= a for a, b in itertools.pairwise(counts)):
             raise ArgumentError(f"labels: found {counts[:5]}, expected growing cumulative counts such as [100, 200, 400]")
+        if odd := [count for count in self.measure_at or () if count not in counts]:
+            raise ArgumentError(f"measure_at: found {odd[:5]}, expected some of the labels at which rounds end, {counts[:5]} …")
         check_seed(self.seed)
         check_choice("optimizer", self.optimizer, ("adam", "muon"))
-        if not 0 < self.final_rate <= 1:
-            raise ArgumentError(f"final_rate: found {self.final_rate}, expected a share of learning_rate in (0, 1]")
-        if self.rollouts < 2:
-            raise ArgumentError(f"rollouts: found {self.rollouts}, expected at least 2 for a leave-one-out baseline")
+        check_whole(self, 1, "steps", "prompts", "batch", "reward_steps", "reward_batch")
+        check_whole(self, 2, "rollouts")  # for a leave-one-out baseline
+        check_at_least(self, 0, "learning_rate", "reward_rate", "reward_decay")
+        if not 0 < self.final_rate <= 1 or not self.reward_decay > 0:
+            raise ArgumentError(
+                f"final_rate, reward_decay: found {self.final_rate} and {self.reward_decay}, expected a share of learning_rate "
+                "in (0, 1], and more than 0 steps"
+            )
 
 
 @dataclass
@@ -101,7 +107,8 @@ def train(
     Raises:
         StoreError: a folder whose state is damaged or of another task.
     """
-    task = task if state is not None else prepared(task, method)
+    if state is None and hasattr(method, "prepare"):  # `Nash` learns a pairwise reward
+        task = method.prepare(task)
     state = state or begin(task, plan)
     history, where = History(method.name), None if folder is None else as_path(folder)
     if where is not None:
@@ -112,7 +119,7 @@ def train(
         if path is not None:
             history.lines = state.load(path)
     if not history.lines:
-        history.lines.append({"labels": 0, "wall": 0.0, **_measured(task, state)})
+        history.lines.append({"labels": state.labels_used, "wall": state.wall, **_measured(task, state)})
     total = list(plan.labels)
     while state.round < len(total):
         tell("labels", state.labels_used, total[-1])
@@ -122,7 +129,7 @@ def train(
         bought = total[state.round] - (total[state.round - 1] if state.round else 0)
         try:
             logged = method.round(task, state, bought, plan)
-        except MultirefError:
+        except BaseException:  # of whatever kind: an oracle is other people's code
             state.restore(good)
             raise
         state.round += 1
@@ -139,12 +146,6 @@ def train(
             listener(line)
     tell("labels", total[-1], total[-1])
     return state, history
-
-
-def prepared(task: Task, method: Method) -> Task:
-    """The task as a method needs it: `Nash` learns a pairwise reward."""
-    prepare: Callable[[Task], Task] = getattr(method, "prepare", lambda task: task)
-    return prepare(task)
 
 
 def begin(task: Task, plan: Plan) -> State:

@@ -11,7 +11,7 @@ from multiref.errors import ArgumentError
 from multiref.training.checks import check_choice
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import ask, buy, descend, improve, some_prompts
+from multiref.training.iterative.steps import buy, learn
 from multiref.training.iterative.task import Task
 
 Features = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +40,11 @@ class PairwiseRewardModel(nn.Module):
         """[*S, B, n, d], [*S, B, m, d] → [*S, B, n, m]: s of every pair."""
         skew = (self.theta - self.theta.mT) / self.theta.shape[-1]
         return first @ skew.unsqueeze(-3) @ second.mT
+
+    def margin(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[M], [*S, M, 2, L] → [*S, M]: log-odds of the first of each pair."""
+        f = self.features(prompts, completions).to(self.theta)
+        return self.log_odds(f[..., :1, :], f[..., 1:, :])[..., 0, 0]
 
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [*S, B, n, L] → [*S, B, n]."""
@@ -87,21 +92,7 @@ class Nash:
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""
-        reward, optimizer = state.learner()
-        if not isinstance(reward, PairwiseRewardModel):
+        if not isinstance(reward := state.learner()[0], PairwiseRewardModel):
             raise ArgumentError(f"{self.name}: found a state with {type(reward).__name__}; begin with `prepare(task)`.")
-        if self.design == "own":
-            buy(task, state, labels, state.policy)
-        else:
-            x = some_prompts(task, labels, state.generator)
-            sides = [source.sample(x, 1, state.generator) for source in (state.policy, state.start)]
-            ask(task, state, x, torch.cat(sides, -2))
-        last = 0.0
-        for step in range(plan.reward_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = plan.reward_rate * (1 - step / plan.reward_steps)
-            f = reward.features(*state.labels.batch(plan.reward_batch, state.generator)).to(reward.theta)
-            margin = reward.log_odds(f[..., :1, :], f[..., 1:, :])[..., 0, 0]
-            last = descend(optimizer, task.loss(margin, torch.zeros_like(margin)).mean(-1), "pairwise reward model")
-        improve(task, state, reward, steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)
-        return {"reward loss": last}
+        buy(task, state, labels, state.policy, None if self.design == "own" else state.start)
+        return learn(task, state, plan)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError, MultirefError
-from multiref.training.iterative.labels import check_answers
+from multiref.training.iterative.labels import check_answers, pair_margin
+from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Policy, Task
 from multiref.training.online.methods import leave_one_out
@@ -41,10 +42,11 @@ def ask(task: Task, state: State, prompts: Tensor, pairs: Tensor, *, keep: bool 
     return answers
 
 
-def buy(task: Task, state: State, labels: int, source: Policy) -> None:
-    """`labels` labels on pairs of `source`, kept."""
+def buy(task: Task, state: State, labels: int, source: Policy, other: Policy | None = None) -> None:
+    """`labels` labels, kept, on pairs of `source`; or with one side of `source` and one of `other`."""
     x = some_prompts(task, labels, state.generator)
-    ask(task, state, x, source.sample(x, 2, state.generator))
+    sides = [source.sample(x, 2 if other is None else 1, state.generator)]
+    ask(task, state, x, torch.cat(sides if other is None else [*sides, other.sample(x, 1, state.generator)], -2))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, what: str) -> float:
@@ -67,20 +69,20 @@ def fit_reward(task: Task, state: State, *, steps: int, batch: int, rate: float)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
-        prompts, completions = state.labels.batch(batch, state.generator)
-        reward = model(prompts, completions)
-        last = descend(optimizer, task.loss(reward[..., 0], reward[..., 1]).mean(-1), "reward model")
+        margin = pair_margin(model, *state.labels.batch(batch, state.generator))
+        last = descend(optimizer, task.loss(margin, torch.zeros_like(margin)).mean(-1), "reward model")
     return last
 
 
+def learn(task: Task, state: State, plan: Plan) -> dict[str, float]:
+    """A reward fitted to all labels so far, and the policy improved on it; what to log."""
+    loss = fit_reward(task, state, steps=plan.reward_steps, batch=plan.reward_batch, rate=plan.reward_rate)
+    improve(task, state, state.learner()[0], steps=plan.steps, prompts=plan.prompts, rollouts=plan.rollouts)
+    return {"reward loss": loss}
+
+
 def improve(
-    task: Task,
-    state: State,
-    reward: Callable[[Tensor, Tensor], Tensor],
-    *,
-    steps: int,
-    prompts: int,
-    rollouts: int,
+    task: Task, state: State, reward: Callable[[Tensor, Tensor], Tensor], *, steps: int, prompts: int, rollouts: int
 ) -> float:
     """Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward,
     its exact gradient."""

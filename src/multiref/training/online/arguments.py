@@ -103,7 +103,7 @@ class OnlineArguments:
         """The learning rate of a step, from 0."""
         warm = self.warmup if self.warmup >= 1 else self.warmup * self.steps
         if step < warm:
-            return self.learning_rate * (step + 1) / max(warm, 1)
+            return self.learning_rate * min(1.0, (step + 1) / max(warm, 1))  # a share of the steps need be no whole number
         done = (step - warm) / max(self.steps - warm, 1)
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
         return self.learning_rate * factor

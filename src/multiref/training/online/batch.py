@@ -16,8 +16,7 @@ from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import FDivergence, Regularizer, check_weights
 from multiref.training.batching import cut_into_microbatches
-from multiref.training.online.penalty import Penalty
-from multiref.training.online.samples import Samples
+from multiref.training.online.penalty import Penalty, Samples
 from multiref.training.online.vocabulary import vocabulary_terms
 
 SHARED_LIMIT = 1024  # attention grows with the square of a row: longer groups are scored one completion a row

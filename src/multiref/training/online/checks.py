@@ -14,10 +14,9 @@ from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
-from multiref.training.online.exact_penalties import FromReferences, NoPenalty, PenaltyInReward
 from multiref.training.online.methods import Method
+from multiref.training.online.penalties import FromReferences, NoPenalty, PenaltyInReward, penalty_named
 from multiref.training.online.penalty import Penalty
-from multiref.training.online.penalty_names import penalty_named
 from multiref.training.online.rewards import Reward
 
 Row = Mapping[str, Any]

@@ -6,7 +6,7 @@ Both are reverse KL where nothing is clipped. `ClipReward` pays r − β c(ℓ),
 gradient of E_π[r − β c(ℓ)], whose score is c + c'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +17,7 @@ from multiref._logspace import NEG_INF, expectation
 from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL, Regularizer, ReverseKL
 from multiref.training.online.backward_induction import Levels, conditionals, sequence_logps
-from multiref.training.online.penalty import Penalty
-from multiref.training.online.samples import Samples
+from multiref.training.online.penalty import Penalty, Samples
 
 _STEPS = 200
 
@@ -63,11 +62,14 @@ class Clip(Penalty):
         if not isinstance(regularizer, ReverseKL | PooledKL):
             raise ArgumentError(f"{type(self).__name__}: expected ReverseKL or PooledKL, found {regularizer!r}.")
 
-    def check_strength(self, beta: float) -> None:
-        """ArgumentError for a τ that is not known to leave the optimum alone at this β, unless `biased`."""
+    def check_strength(self, beta: float, *, moves: bool = False) -> None:
+        """ArgumentError for a τ that is not known to leave the optimum alone at this β, unless `biased`; nor at one that moves,
+        for a smaller one needs a larger τ."""
         if self.biased:
             return
         name = type(self).__name__
+        if moves:
+            raise ArgumentError(f"adaptive_beta: {name}'s τ is safe at one β, not where it may move to; give biased=True.")
         if self.reward_range is None or self._price is None:
             raise ArgumentError(
                 f"{name}: whether τ = {self.tau:g} moves the optimum is not known without reward_range and disagreement (an "
@@ -141,7 +143,10 @@ def clipped_objective(log_policy: Tensor, reward: Tensor, log_pool: Tensor, *, b
     return expectation(log_policy, reward - beta * ratio.clamp(-tau, tau))
 
 
-def _root(mass: "_Mass", low: Tensor, high: Tensor) -> Tensor:
+Mass = Callable[[Tensor], Tensor]  # λ [*B, 1] → masses [*B, Y]
+
+
+def _root(mass: Mass, low: Tensor, high: Tensor) -> Tensor:
     """λ [*B, 1] at which a falling mass crosses one, from above."""
     for _ in range(_STEPS):
         middle = 0.5 * (low + high)
@@ -150,21 +155,20 @@ def _root(mass: "_Mass", low: Tensor, high: Tensor) -> Tensor:
     return high
 
 
-class _Mass:
-    """λ [*B, 1] → masses [*B, Y] of completions that are not clipped above: P e^{(r − λ)/β − margin}, at least P e^{−τ} while
-    r + βτ ≥ λ where `margin` is 1, and zero below."""
+def _unclipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float, margin: float) -> Mass:
+    """Masses of completions that are not clipped above: P e^{(r − λ)/β − margin}, at least P e^{−τ} while r + βτ ≥ λ where
+    `margin` is 1, and zero below."""
 
-    def __init__(self, reward: Tensor, log_pool: Tensor, beta: float, tau: float, margin: float) -> None:
-        self.reward, self.log_pool, self.beta, self.tau, self.margin = reward, log_pool, beta, tau, margin
+    def mass(multiplier: Tensor) -> Tensor:
+        pull = (reward - multiplier) / beta
+        ratio = (pull - margin).clamp_min(-tau)
+        return torch.where((pull >= -tau) & (log_pool > NEG_INF), (log_pool + ratio).exp(), 0.0)
 
-    def __call__(self, multiplier: Tensor) -> Tensor:
-        pull = (self.reward - multiplier) / self.beta
-        ratio = (pull - self.margin).clamp_min(-self.tau)
-        return torch.where((pull >= -self.tau) & (self.log_pool > NEG_INF), (self.log_pool + ratio).exp(), 0.0)
+    return mass
 
 
 def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
-    mass = _Mass(reward, log_pool, beta, tau, 0.0)
+    mass = _unclipped(reward, log_pool, beta, tau, 0.0)
     alive = log_pool > NEG_INF
     best = torch.where(alive, reward, NEG_INF).amax(-1, keepdim=True)
     at = beta * torch.logsumexp(log_pool + reward / beta, -1, keepdim=True)
@@ -183,7 +187,7 @@ def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -
 def _objective_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
     """The best of: nothing above τ; and, for each completion b that can be, b above τ with λ = r_b − βτ and what the others
     leave."""
-    mass = _Mass(reward, log_pool, beta, tau, 1.0)
+    mass = _unclipped(reward, log_pool, beta, tau, 1.0)
     alive = log_pool > NEG_INF
     best = torch.where(alive, reward, NEG_INF).amax(-1, keepdim=True)
     least = torch.where(alive, reward, torch.inf).amin(-1, keepdim=True)

@@ -25,7 +25,8 @@ class TextStates:
     With one fixed share the fixed point, for a class that contains it, is the same: every state's pool.
 
     Args:
-        texts: {prompt: text that follows it, or several, of which one is drawn}; prompts without one are sampled.
+        texts: {prompt: text that follows it, or several, of which one is drawn}; prompts without one are sampled, and
+            conversations are.
         share: of the prompts, from 0 (all on-policy) to 1.
         max_new_tokens: where either kind is cut.
         end: whether a text ends in the end token; but for those of the prompts in `unfinished`,
@@ -47,7 +48,7 @@ class TextStates:
         self.share, self.max_new_tokens, self.end, self.unfinished = share, max_new_tokens, end, frozenset(unfinished)
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
-        given = [prompt in self.texts and float(torch.rand(())) < self.share for prompt in prompts]
+        given = [isinstance(prompt, str) and prompt in self.texts and float(torch.rand(())) < self.share for prompt in prompts]
         mine = [prompt for prompt, text in zip(prompts, given) if not text]
         sampled = iter(sample(model, tokenizer, mine, Generation(self.max_new_tokens), group=1) if mine else [])
         return [self._of_text(tokenizer, prompt) if text else next(sampled) for prompt, text in zip(prompts, given)]

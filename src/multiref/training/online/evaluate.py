@@ -57,6 +57,8 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
     encoded = [
         e for row in rows for e in _cut(trainer, row) if context is None or len(e.prompt_ids) + len(e.completions[0]) <= context
     ]
+    if not encoded:
+        raise ArgumentError(f"rows: the student's context of {context} tokens holds none of the {len(rows)}, prompt and text.")
     models = {"student": trainer.model}
     with _scorer(trainer).models() as references:
         models |= dict(zip(trainer.names, references))
@@ -94,7 +96,8 @@ def floor_figures(
     """{"kl": Σ_k w_k KL(π‖π_k) of whole completions cut at `max_new_tokens`, by sampling; "floor": −log F of the same;
     "kl/floor": their ratio}, 95 % intervals.
 
-    Over prompts; that of the ratio from both, to first order. The student and its teachers share one vocabulary.
+    Over prompts; that of the ratio from both, to first order; none where teachers agree (each prompt is routed to one). The
+    student and its teachers share one vocabulary.
     """
     rollouts = _drawn(trainer, rows, samples, seed, scored=True)
     weights = torch.stack(_weights(trainer, rows), 1).repeat_interleave(samples, 1)
@@ -102,10 +105,12 @@ def floor_figures(
     with torch.no_grad():
         log_ratio = own - weighted_sum(_scorer(trainer).completions(rollouts), weights)
     kls = log_ratio.reshape(-1, samples).mean(1)
+    found = {"kl": _interval(kls), "floor": _interval(floors)}
+    if not floors.mean() > 0:
+        return found
     ratio = float(kls.mean() / floors.mean())
     residual = (kls - ratio * floors) / floors.mean()  # the delta method of a ratio of means
-    error = 1.959964 * float(residual.std()) / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
-    return {"kl": _interval(kls), "floor": _interval(floors), "kl/floor": (ratio, ratio - error, ratio + error)}
+    return found | {"kl/floor": _interval(residual, ratio)}
 
 
 def _drawn(
@@ -127,8 +132,8 @@ def _drawn(
 
 def sample_few(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], count: int = 8) -> list[Rollout]:
     """One completion each of at most `count` of the prompts, spread over them; the generators are left as they were found."""
-    few = [rows[i * len(rows) // count] for i in range(min(count, len(rows)))] if len(rows) > count else rows
-    return _drawn(trainer, few, 1, seed=0)
+    few = min(count, len(rows))
+    return _drawn(trainer, [rows[i * len(rows) // few] for i in range(few)], 1, seed=0)
 
 
 def _scorer(trainer: OnlineTrainer) -> RolloutScorer:
@@ -153,7 +158,8 @@ def _cut(trainer: OnlineTrainer, row: Mapping[str, Any]) -> list[Encoded]:
     ]
 
 
-def _interval(values: torch.Tensor) -> Interval:
-    mean = float(values.mean())
+def _interval(values: torch.Tensor, mean: float | None = None) -> Interval:
+    """95 % around their mean, or around what they are the deviations of."""
+    mean = float(values.mean()) if mean is None else mean
     error = 1.959964 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return mean, mean - error, mean + error

@@ -26,33 +26,15 @@ from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
 from multiref.training.lost_updates import LostUpdates
+from multiref.training.online import batch as batches
+from multiref.training.online import checks
 from multiref.training.online.arguments import OnlineArguments
-from multiref.training.online.batch import (
-    Batch,
-    behaviour_logps,
-    policy_tokens,
-    reference_scores,
-    rollout_metrics,
-    rows_to_come,
-    sample,
-)
-from multiref.training.online.checks import (
-    as_rows,
-    asked,
-    check_not_the_policy,
-    check_options,
-    check_policy_context,
-    check_processes,
-    check_rewards,
-    references_matter,
-    resolve_penalty,
-    resolve_weights,
-)
-from multiref.training.online.exact_penalties import FromReferences
+from multiref.training.online.batch import Batch, rollout_metrics, sample
+from multiref.training.online.checks import as_rows, asked, resolve_penalty, resolve_weights
+from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
-from multiref.training.online.rule import Rule, describe
-from multiref.training.online.surrogate import compute_surrogate
+from multiref.training.online.rule import Rule, compute_surrogate, describe
 from multiref.training.start import check_start, rounding_unit, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
@@ -95,23 +77,21 @@ class OnlineTrainer:
     ) -> None:
         self.args, self.regularizer, self.beta, self.rule = args, regularizer, float(beta), rule or Rule()
         self.method, self.tokenizer = self.rule.method, policy.tokenizer
-        self.accelerator = Accelerator(
-            mixed_precision=args.autocast(next(policy.model.parameters()).device),
-            cpu=next(policy.model.parameters()).device.type == "cpu",
-        )
-        check_processes(self.accelerator)
+        device = next(policy.model.parameters()).device
+        self.accelerator = Accelerator(mixed_precision=args.autocast(device), cpu=device.type == "cpu")
+        checks.check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
-        check_rewards(self.rewards, self.method)
+        checks.check_rewards(self.rewards, self.method)
         self.scorer = None
-        if references_matter(self.beta, references):
+        if checks.references_matter(self.beta, references):
             opened = references if isinstance(references, References) else References(references)
             self.scorer = RolloutScorer(opened, self.tokenizer)
         self.names = self.scorer.names if self.scorer else ()
         self.weights = resolve_weights(self.rows, regularizer, self.names)
         self.penalty = resolve_penalty(self.rule.penalty, regularizer, self.scorer, self.weights)
-        self.penalty.check_strength(self.beta)
+        self.penalty.check_strength(self.beta, moves=self.rule.adaptive_beta is not None)
         self.sampler = self.rule.sampler or self._sample
         self.warm_up = self.rule.warm_up
         if self.warm_up is not None:
@@ -124,17 +104,14 @@ class OnlineTrainer:
         if self.scorer is not None:
             known = [_identity(self.scorer, name) for name in self.names]
             self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
-        check_options(self.rows, args.chat_template_kwargs)
+        checks.check_options(self.rows, args.chat_template_kwargs)
         self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
         if self.scorer is not None:
             self.scorer.check_context(contexts, args.max_new_tokens)
-        check_policy_context(self.model, contexts, args.max_new_tokens)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=args.learning_rate,
-            betas=args.adam_betas,
-            weight_decay=args.weight_decay,
-        )
+        checks.check_policy_context(self.model, contexts, args.max_new_tokens)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        adam = torch.optim.AdamW(trained, lr=args.learning_rate, betas=args.adam_betas, weight_decay=args.weight_decay)
+        self.optimizer = self.accelerator.prepare_optimizer(adam, device_placement=False)  # fp16: unscales, leaves out a step
         self.step = 0
         self._examined = False
         self._seconds: dict[str, float] = {}
@@ -162,12 +139,14 @@ class OnlineTrainer:
             listener: called with (step, line) on the main process.
         """
         if self.scorer is not None:
-            check_not_the_policy(self.model, self.scorer)
+            checks.check_not_the_policy(self.model, self.scorer)
         where = None if folder is None else as_path(folder)
         path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
             state = load_checkpoint(path, self.model, self.optimizer)
             self.step, self.beta, self._lines = state["step"], state["beta"], state["lines"]
+            if self.accelerator.scaler is not None and "scaler" in state:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
         self._updates = LostUpdates(self.model) if self.step == 0 else None
         while self.step < self.args.steps:
             tell("training", self.step, self.args.steps)
@@ -177,7 +156,8 @@ class OnlineTrainer:
                 self._log(listener)
             due = self.args.save_every and self.step % self.args.save_every == 0
             if where is not None and due and self.accelerator.is_main_process:
-                state = {"beta": self.beta, "lines": self._lines}
+                scaler = self.accelerator.scaler
+                state = {"beta": self.beta, "lines": self._lines, **({"scaler": scaler.state_dict()} if scaler else {})}
                 save_checkpoint(where, self.step, self.model, self.optimizer, state, keep=self.args.keep)
         tell("training", self.step, self.args.steps)
         return self.history
@@ -237,14 +217,14 @@ class OnlineTrainer:
             self.scorer.audit(self._rows_to_come(rollouts))
         group, weights = self.method.group, self.weights
         reward, each = reward_rollouts(self.rewards, rows, rollouts, group)
-        refs = {} if warming else reference_scores(self.scorer, rollouts)
+        refs = {} if warming else batches.reference_scores(self.scorer, rollouts)
         self._seconds = {"seconds/sampling": sampled - began, "seconds/scoring": time.perf_counter() - sampled}
         if weights is not None and weights.ndim == 2:
             weights = weights[:, index].repeat_interleave(group, 1)
-        return Batch(rollouts, group, reward, each, refs, weights, behaviour_logps(rollouts))
+        return Batch(rollouts, group, reward, each, refs, weights, batches.behaviour_logps(rollouts))
 
     def _rows_to_come(self, rollouts: Sequence[Rollout]) -> list[Encoded]:
-        return rows_to_come(self._contexts, rollouts, self.args.max_new_tokens)
+        return batches.rows_to_come(self._contexts, rollouts, self.args.max_new_tokens)
 
     def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
         """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
@@ -276,6 +256,7 @@ class OnlineTrainer:
                     penalty=penalty,
                     beta=self.beta,
                     longest=self.args.max_new_tokens,
+                    lengths=batch.lengths,
                 )
             self.accelerator.backward(result.losses.sum() / n)
             seen[index] = samples.token_logps.detach().double().cpu()
@@ -285,7 +266,7 @@ class OnlineTrainer:
             for name, values in penalty.figures(samples, self.regularizer).items():
                 own_figures[name] = own_figures.get(name, 0.0) + float(values.sum()) / n
         for share, rollout in own:
-            tokens, _ = policy_tokens(self.model, [rollout])
+            tokens, _ = batches.policy_tokens(self.model, [rollout])
             self.accelerator.backward(-self.beta * share * tokens.sum())
         figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm(), **own_figures}
         if penalty.needs == "vocabulary":
@@ -294,7 +275,7 @@ class OnlineTrainer:
             self._updates.before(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
         if self._updates is not None:
-            self._updates.after()
+            self._updates.after(made=not self.optimizer.step_was_skipped)
         return seen, figures
 
     def _reduced_norm(self) -> float:
@@ -304,7 +285,7 @@ class OnlineTrainer:
             for p in parameters:
                 p.grad = self.accelerator.reduce(p.grad, reduction="mean")
         limit = self.args.max_grad_norm
-        return float(torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
+        return float(self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
     # ---- the parts of a step ----
 

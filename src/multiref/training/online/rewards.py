@@ -120,7 +120,7 @@ class RewardModel:
 
         from multiref.models.adapters import on_base, put_adapter
         from multiref.models.checkpoint import load_whole
-        from multiref.models.folder_files import file_shapes
+        from multiref.models.folders import file_shapes
         from multiref.models.loading import as_device, as_dtype, load_tokenizer
         from multiref.models.spec import ModelSpec
 
@@ -226,10 +226,10 @@ def reward_rollouts(
     """
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     empty = any(not ids for rollout in rollouts for ids in rollout.completion_ids)
-    if len(completions) != len(rows) * group or empty:
+    if len(rollouts) != len(rows) or any(len(rollout.completions) != group for rollout in rollouts) or empty:
         raise ArgumentError(
-            f"The sampler gave {len(completions)} completions for {len(rows)} prompts{', some of no token' if empty else ''}; "
-            f"expected {group} each of at least one token."
+            f"The sampler gave {[len(rollout.completions) for rollout in rollouts][:8]} completions for {len(rows)} prompts"
+            f"{', some of no token' if empty else ''}; expected {group} each of at least one token."
         )
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
     names = {name for row in rows for name in row} - {"prompt", "weights"}

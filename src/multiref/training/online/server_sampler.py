@@ -125,7 +125,7 @@ class ServerSampler:
         contexts, ends = encode_prompts(tokenizer, prompts), end_ids(model, tokenizer)
         seeds = torch.randint(2**31 - 1, (len(prompts),)).tolist()
         with ThreadPoolExecutor(self.concurrency) as pool:
-            drawn = list(pool.map(lambda job: self._drawn(job[0], job[1], ends), zip(contexts, seeds)))
+            drawn = list(pool.map(lambda context, seed: self._drawn(context, seed, ends), contexts, seeds))
         rows = [row for group in drawn for row in group]
         asked = [
             Encoded(context, tuple(ids for ids, _ in group), (False,) * len(group)) for context, group in zip(contexts, drawn)
@@ -140,31 +140,26 @@ class ServerSampler:
         self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
     ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
         with self.api.hiding():
-            return self._draw(context, seed, ends)
-
-    def _draw(
-        self, context: tuple[int, ...], seed: int, ends: tuple[int, ...]
-    ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-        try:
-            choices = self.api.choices(
-                model=self.model,
-                prompt=list(context),
-                n=self.group,
-                max_tokens=self.max_new_tokens,
-                **UNCUT,
-                seed=seed,
-                logprobs=1,
-                return_token_ids=True,
-                return_tokens_as_token_ids=True,
-                stop_token_ids=list(ends),
-            )
-        except Refused as error:
-            raise ReferenceUnavailable(
-                f"{error}. Expected a server that samples from token ids, as vLLM's /v1/completions does."
-            ) from None
-        if len(choices) != self.group:
-            raise ReferenceUnavailable(f"The server gave {len(choices)} completions, expected {self.group}.")
-        return [_ids_and_logps(choice, ends, self.max_new_tokens) for choice in choices]
+            try:
+                choices = self.api.choices(
+                    model=self.model,
+                    prompt=list(context),
+                    n=self.group,
+                    max_tokens=self.max_new_tokens,
+                    **UNCUT,
+                    seed=seed,
+                    logprobs=1,
+                    return_token_ids=True,
+                    return_tokens_as_token_ids=True,
+                    stop_token_ids=list(ends),
+                )
+            except Refused as error:
+                raise ReferenceUnavailable(
+                    f"{error}. Expected a server that samples from token ids, as vLLM's /v1/completions does."
+                ) from None
+            if len(choices) != self.group:
+                raise ReferenceUnavailable(f"The server gave {len(choices)} completions, expected {self.group}.")
+            return [_ids_and_logps(choice, ends, self.max_new_tokens) for choice in choices]
 
 
 def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

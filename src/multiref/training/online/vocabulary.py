@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref._logspace import check_weights, weighted_sum
+from multiref.models.architecture import with_forward
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, head_of, inputs_of
 from multiref.models.logps import audited, in_order
@@ -93,13 +94,6 @@ def _states(model: Any, rows: Rows, head: Any) -> Tensor:
     if head is None:
         logits: Tensor = model(**inputs_of(model, rows)).logits
         return logits.flatten(0, 1)[rows.where]
-    saved = head.__dict__.get("forward")
-    head.forward = lambda hidden: hidden.flatten(0, 1)[rows.where][None]
-    try:
+    with with_forward(head, lambda hidden: hidden.flatten(0, 1)[rows.where][None]):
         states: Tensor = model(**inputs_of(model, rows)).logits[0]
-    finally:
-        if saved is None:
-            del head.forward
-        else:
-            head.forward = saved
     return states

@@ -1,13 +1,12 @@
 """A judge of two completions as the reward of online training: the policy plays against its own group."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.training.checks import check_whole
+from multiref.training.checks import check_whole, read_chances
 from multiref.training.online.methods import GRPO, Method, Reinforce
 
 Judge = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Sequence[float]]
@@ -98,20 +97,5 @@ class WinRate:
         return [t / len(orders) for t in total]
 
     def _asked(self, prompts: Sequence[Any], completions: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> list[float]:
-        answers = list(
-            self.judge([prompts[i] for i, _ in pairs], [completions[i] for i, _ in pairs], [completions[j] for _, j in pairs])
-        )
-        if len(answers) != len(pairs):
-            raise ArgumentError(f"WinRate: the judge gave {len(answers)} answers to {len(pairs)} pairs; expected one each.")
-        for place, answer in enumerate(answers):
-            try:
-                value = float(answer)
-            except (TypeError, ValueError):
-                value = math.nan
-            if not 0 <= value <= 1:
-                raise ArgumentError(
-                    f"WinRate: the judge answered {answer!r} to pair {place}; expected the chance, in [0, 1], that the first "
-                    "is preferred (½ for a tie)."
-                )
-            answers[place] = value
-        return answers
+        first, second = [completions[i] for i, _ in pairs], [completions[j] for _, j in pairs]
+        return read_chances(self.judge([prompts[i] for i, _ in pairs], first, second), len(pairs), "WinRate")

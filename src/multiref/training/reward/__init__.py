@@ -6,8 +6,7 @@ in the format of transformers.
 """
 
 from multiref.training.reward.calibration import Bin, Calibration, calibration
-from multiref.training.reward.data import RewardBatch, RewardData
 from multiref.training.reward.model import open_reward_model, rewards_of
-from multiref.training.reward.trainer import RewardTrainer
+from multiref.training.reward.trainer import RewardBatch, RewardData, RewardTrainer
 
 __all__ = ["Bin", "Calibration", "RewardBatch", "RewardData", "RewardTrainer", "calibration", "open_reward_model", "rewards_of"]

@@ -10,18 +10,14 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
 from multiref.models.checkpoint import load_whole
+from multiref.models.encoding import as_tokenizer
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
-from multiref.models.processor import as_tokenizer
 from multiref.training.reward.rows import rewards_of_rows
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
 
 
-def open_reward_model(
-    what: str | ModelSpec,
-    *,
-    device: Any = None,
-) -> LanguageModel:
+def open_reward_model(what: str | ModelSpec, *, device: Any = None) -> LanguageModel:
     """A reward model from a causal language model's folder, or one that was trained already.
 
     The reward is a linear head on the last token's last hidden state. On a language model that head is new and zero:

@@ -1,24 +1,102 @@
-"""`RewardTrainer`: a reward model from preference pairs, as a `transformers.Trainer` that overrides documented methods only."""
+"""`RewardTrainer`: a reward model from preference pairs, as a `transformers.Trainer` that overrides documented methods only;
+and its pairs made ready: token ids, margins, how much each counts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalPrediction
 
 from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry, check_epsilon, randomised_response
+from multiref.models.encoding import as_tokenizer
 from multiref.models.spec import TOKENISATION, Tokenisation
+from multiref.training.dataset import PairData
 from multiref.training.metrics import reward_metrics
 from multiref.training.pair_trainer import PairTrainer
 from multiref.training.reward.calibration import Calibration, calibration
-from multiref.training.reward.data import RewardBatch, RewardData
 from multiref.training.reward.model import MARK, head_of
-from multiref.training.reward.rows import stands_padded
+from multiref.training.reward.rows import pad_rows, stands_padded
 
-_EVALUATED = ("loss", "nll", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """B pairs as 2B rows, the chosen ones first, padded on the right. input_ids, attention_mask [2B, T];
+    margins, shares [B] float64.
+
+    shares: how much each pair counts in the average; 0 for one that only fills a rank's last batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    margins: Tensor
+    shares: Tensor
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """[2B] tokens of each row."""
+        return [int(length) for length in self.attention_mask.sum(1)]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """[2B] token ids of each row."""
+        return [ids[:length] for ids, length in zip(self.input_ids.tolist(), self.row_lengths)]
+
+    def to(self, device: Any) -> "RewardBatch":
+        """The same on another device."""
+        return RewardBatch(*(getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "margins", "shares")))
+
+
+class RewardData(PairData):
+    """P pairs, encoded. Build it once and hand it to several trainers.
+
+    Args:
+        pairs: `Pair`s or rows in TRL's preference format; a `margin` of a row is by how much its chosen reward should lead.
+        tokenizer: the reward model's, with a padding token.
+        tokenisation: with `end`, the end token closes each completion: its state is the one that is scored.
+        counts: as of `PairData`.
+
+    Raises:
+        DataError: no pair, or a row that cannot be encoded, named. ArgumentError:
+            counts that do not fit, a tokenizer without padding.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Any],
+        tokenizer: Any,
+        *,
+        tokenisation: Tokenisation = TOKENISATION,
+        counts: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        tokenizer = as_tokenizer(tokenizer)
+        if tokenizer.pad_token_id is None:
+            raise ArgumentError(
+                "tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token."
+            )
+        self.pad, self.end = int(tokenizer.pad_token_id), tokenisation.end
+        super().__init__(pairs, tokenizer, tokenisation, counts)
+        self.margins = torch.tensor([pair.margin for pair in self.pairs], dtype=torch.float64)
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """[P] tokens of each pair's longer row."""
+        return [max(map(len, self.rows(i))) for i in range(len(self))]
+
+    def rows(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids of prompt and completion: of the chosen, and of the rejected one."""
+        item = self.encoded[index]
+        chosen, rejected = ((*item.context(k), *item.completions[k]) for k in (0, 1))
+        return chosen, rejected
+
+    def batch(self, indices: Sequence[int]) -> RewardBatch:
+        """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
+        at, shares = self.places(indices)
+        rows = [self.rows(i) for i in at.tolist()]
+        ids, mask = pad_rows([chosen for chosen, _ in rows] + [rejected for _, rejected in rows], self.pad)
+        return RewardBatch(ids, mask, self.margins[at], shares)
 
 
 class RewardTrainer(PairTrainer):
@@ -92,11 +170,7 @@ class RewardTrainer(PairTrainer):
 
     # ---- the loss ----
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """`mean_of_step` of the losses."""
-        pairs: RewardBatch = inputs["pairs"].to(self.args.device)
+    def judge(self, model: nn.Module, pairs: RewardBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         chosen, rejected = self._rewards(model, pairs).chunk(2)
         ahead = chosen - pairs.margins.to(chosen)
         if self.privacy is None:
@@ -104,13 +178,8 @@ class RewardTrainer(PairTrainer):
         else:
             losses = randomised_response(ahead, rejected, epsilon=self.privacy)
         losses = losses + self.centre * (chosen + rejected) ** 2
-        values = {"loss": losses, "nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
-        values = {name: value.detach() for name, value in values.items()}
-        shares = pairs.shares.to(losses)
-        if self._learning:
-            self._averages.add({name: value for name, value in values.items() if name.startswith("rewards/")}, shares)
-        loss = self.mean_of_step(losses, shares, num_items_in_batch)
-        return (loss, {**values, "share": shares}) if return_outputs else loss
+        values = {"nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
+        return losses, {name: value.detach() for name, value in values.items()}, pairs.shares.to(losses)
 
     def plain_pass(self, model: nn.Module, pairs: RewardBatch) -> Callable[[], Tensor]:
         return lambda: self._rewards(model, pairs)
@@ -137,20 +206,12 @@ class RewardTrainer(PairTrainer):
 
     # ---- evaluation and logs ----
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, Tensor, Tensor]:
-        """(no loss, [B, M] metrics of each pair, [B] how much it counts): averaged over pairs, not over batches,
-        by `compute_metrics`."""
-        self.examine(model)
-        if self.args.world_size == 1:  # elsewhere the audit of the training rows must do
+    def measure(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Audited, but where ranks would have to agree: there the audit of the training rows must do."""
+        if self.args.world_size == 1:
             self._audit(inputs["pairs"].rows)
-        with torch.no_grad():
-            _, values = self.compute_loss(model, inputs, return_outputs=True)
-        return None, torch.stack([values[name].double() for name in _EVALUATED], dim=-1), values["share"].double()
+        return super().measure(model, inputs)
 
-    def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
-        table, shares = (torch.as_tensor(x, dtype=torch.float64) for x in (prediction.predictions, prediction.label_ids))
-        means = (table * shares[:, None]).sum(0) / shares.sum()
-        self.reliability = calibration(table[:, _EVALUATED.index("rewards/margins")], shares)
-        return {**dict(zip(_EVALUATED, means.tolist(), strict=True)), "calibration_error": self.reliability.error}
+    def conclude(self, means: dict[str, float], pairs: dict[str, Tensor], shares: Tensor) -> dict[str, float]:
+        self.reliability = calibration(pairs["rewards/margins"], shares)
+        return {"calibration_error": self.reliability.error}
