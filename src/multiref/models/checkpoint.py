@@ -96,7 +96,7 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         )
     if not (created or allow_keys) and not torch.equal(state, torch.get_rng_state()):
         _same_again(model, kind, folder, options)
-    if "quantization_config" not in contents(folder).config:
+    if "quantization_config" not in check_files(folder).config:
         _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
