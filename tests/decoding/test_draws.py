@@ -5,6 +5,7 @@ import math
 import os
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,6 +143,15 @@ def test_references_of_other_vocabularies_score_the_text():
             sample(["the cat"], refs, RULE, method=method, max_new_tokens=3)
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    made = tables()
+    found, again = (
+        sample(["x0"], references(made), RULE, n=kind(8), islands=kind(2), max_new_tokens=LENGTH, seed=kind(3))
+        for kind in (int, np.int64)
+    )
+    assert found.log_partition == again.log_partition and found.pick(3) == again.pick(np.int64(3))
+
+
 def test_picks_rows_and_files():
     """The same seed picks the same; a saved file gives the same draws back; other files are refused."""
     made = tables()
@@ -217,6 +227,11 @@ BAD = {
     "no maximum": ({"method": "rejection", "reward_max": None}, "largest reward"),
     "rare": ({"method": "rejection", "reward_max": 30.0}, "1e|accepts about"),
     "text": ({"prompts": "x0"}, "expected a list"),
+    "no text": ({"prompts": ["x0", 3]}, "row 1 is 3"),
+    "one number": ({"prompts": 3}, "expected a list"),
+    "no length": ({"max_new_tokens": None}, "max_new_tokens is None"),
+    "true tokens": ({"max_new_tokens": True}, "max_new_tokens is True"),
+    "no references": ({"refs": None}, "expected {name"),
     "tokens": ({"budget": Budget(tokens=10)}, "10 are allowed"),
     "rewards": ({"budget": Budget(rewards=10)}, "rewards"),
     "seconds": ({"budget": Budget(seconds=1e-6)}, "seconds"),

@@ -1,15 +1,19 @@
 """The per-token pool inside `generate`, as a stream, and `multiref decode`."""
 
 import json
+import re
+from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
 from multiref.decoding import Draws, PoolLogitsProcessor, stream_tokens
-from multiref.errors import MultirefWarning, VocabularyMismatch
+from multiref.decoding.streaming import Transcript
+from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models import LanguageModel, product_of
 from tests.conftest import make_llama, make_tokenizer
 
@@ -47,14 +51,58 @@ def test_generate_with_the_processor_is_generate_of_the_product(models, tokenize
     assert read[0] == inputs["input_ids"].shape[1] and sum(width > 1 for width in read) == 2
 
 
-def test_what_bends_the_pool_is_said(models, tokenizer):
-    model = make_llama(len(tokenizer), seed=0, std=0.2)
-    model.generation_config.top_k = 5
-    with pytest.warns(MultirefWarning, match="top_k"):
-        pool = PoolLogitsProcessor([model, models[1]], W)
-    cut = torch.zeros(1, len(tokenizer)).index_fill(1, torch.tensor([3]), -torch.inf)
-    with pytest.warns(MultirefWarning, match="cut before"):
-        pool(torch.tensor([[1, 5]]), cut)
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        pytest.param({"do_sample": True, "temperature": 0.5}, "Temperature", id="temperature"),
+        pytest.param({"do_sample": True, "top_k": 5}, "TopK", id="top_k"),
+        pytest.param({"do_sample": True, "top_k": 0, "top_p": 0.5}, "TopP", id="top_p"),
+        pytest.param({"repetition_penalty": 1.3}, "Repetition", id="penalty"),
+        pytest.param({"do_sample": True, "top_k": 0}, None, id="the pool itself"),
+        pytest.param({"min_new_tokens": 3, "suppress_tokens": [5]}, None, id="tokens forbidden"),
+    ],
+)
+def test_what_bends_the_pool_is_said(models, tokenizer, options, named):
+    """Whatever stands beside it in the list that generate runs, wherever it comes from (every warning is an error here)."""
+    inputs = padded(tokenizer)
+    pool = PoolLogitsProcessor(models, W, attention_mask=inputs["attention_mask"])
+    asked = {**inputs, "max_new_tokens": 3, "logits_processor": [pool], "do_sample": False, **options}
+    with pytest.warns(MultirefWarning, match=named) if named else nullcontext():
+        models[0].generate(**asked)
+
+
+@pytest.mark.parametrize("order", [0.0, 1.0], ids=["geometric", "arithmetic"])
+def test_what_is_forbidden_before_the_pool_stays_forbidden(tokenizer, order):
+    """Though the model that is asked first has no weight, and the other two love the end token."""
+    three = [make_llama(len(tokenizer), seed=seed, std=0.2) for seed in (0, 1, 2)]
+    pool = PoolLogitsProcessor(three, [0.0, 0.2, 0.8], order=order)
+    end = tokenizer.eos_token_id
+    scores = torch.zeros(1, len(tokenizer)).index_fill(1, torch.tensor([end]), -torch.inf)
+    said = pool(torch.tensor([[1, 5]]), scores)
+    each = torch.stack([model(torch.tensor([[1, 5]])).logits[0, -1].detach() for model in three[1:]]).log_softmax(-1)
+    expected = mr.pools.power_pool(each, torch.tensor([0.2, 0.8]), order).index_fill(0, torch.tensor([end]), -torch.inf)
+    torch.testing.assert_close(said[0], expected.log_softmax(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_that_the_others_would_read_otherwise_are_refused(models, tokenizer):
+    """Padding without its mask, a mask of another batch (wider, or of the same shape), embeddings, two vocabularies."""
+    inputs, wide = (
+        padded(tokenizer),
+        tokenizer(["no", "the dog sat on the mat and on the log"], padding=True, return_tensors="pt"),
+    )
+    once = {"max_new_tokens": 2, "do_sample": False}
+    bare, own = PoolLogitsProcessor(models, W), PoolLogitsProcessor(models, W, attention_mask=inputs["attention_mask"])
+    models[0].generate(torch.tensor([[1], [1]]), **once, logits_processor=[bare])  # a start token is no padding
+    models[0].generate(**inputs, **once, logits_processor=[own])
+    turned = {name: value.flip(0) for name, value in inputs.items()}
+    for given, processor, reason in (
+        (inputs, bare, "rows are padded"),
+        (wide, own, "not of these prompts"),
+        (turned, own, "not of these prompts"),
+        ({"inputs_embeds": torch.zeros(1, 2, models[0].config.hidden_size)}, bare, "embeddings"),
+    ):
+        with pytest.raises(ArgumentError, match=reason):
+            models[0].generate(**given, **once, logits_processor=[processor])
     with pytest.raises(VocabularyMismatch):
         PoolLogitsProcessor([models[0], make_llama(len(tokenizer) + 1)])
 
@@ -67,6 +115,43 @@ def test_a_stream_is_the_text_that_is_drawn(models, tokenizer):
     few = stream_tokens("the cat", refs, mr.ReverseKL(W), 100)
     next(few)
     few.close()  # a reader that leaves
+
+
+class Tidying:
+    """Token ids are code points; spaces before a mark go away once it comes, as some decoders have it."""
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [re.sub(r" +([.,])", r"\1", "".join(map(chr, row))) for row in rows]
+
+
+@pytest.mark.parametrize("said", ["so it is .  and on", "no , never", "猫 . b"], ids=["twice", "once", "wide"])
+def test_what_a_decoder_rewrites_is_not_lost(said):
+    """The whole text is right; a stream, which cannot take back what it said, ends as the text does."""
+    text = Transcript(Tidying(), (65, 66))
+    pieces = [text.add(ord(letter)) for letter in said] + [text.close()]
+    assert text.shown == re.sub(r" +([.,])", r"\1", said) and re.sub(r" +", "", "".join(pieces)).endswith(said[-2:].strip())
+
+
+def test_half_a_character_waits_for_the_rest():
+    """Bytes one at a time, a broken one among them; joined characters; a stop string that is cut by the bytes."""
+    tokenizer = make_tokenizer("bytelevel")
+    said = "猫🐈 naïve é 👨‍👩‍👧 \ufffdx"
+    ids = [index for letter in said.encode() for index in tokenizer.convert_tokens_to_ids([bytes_to_unicode()[letter]])]
+    assert len(ids) == len(said.encode()) > len(said)
+    for stops, whole in (
+        ((), said),
+        (("👩",), said[: said.index("👩")]),
+        (("\ufffd",), said[:-2]),
+        (("\u200d👩", "zz"), said[:13]),
+    ):
+        text = Transcript(tokenizer, tuple(tokenizer("the cat")["input_ids"]), stops)
+        pieces = []
+        for index in ids:
+            pieces.append(text.add(index))
+            if text.stopped:
+                break
+        assert "".join([*pieces, text.close()]) == whole == text.shown
+        assert not any("\ufffd" in piece for piece in pieces[:-2])
 
 
 def test_the_verb(models, tokenizer, tmp_path):

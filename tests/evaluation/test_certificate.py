@@ -59,6 +59,8 @@ def test_what_is_refused():
         ({"reward_max": 0.3}, "reward_max"),
         ({"log_ratio_max": 0.01}, "log_ratio_max is 0.01"),
         ({"delta": 1.5}, "delta"),
+        ({"delta": "0.05"}, "delta"),
+        ({"log_ratio_max": "12"}, "log_ratio_max"),
     ):
         with pytest.raises(ArgumentError, match=message):
             certified(made, **options)
@@ -152,13 +154,15 @@ def test_a_policy_whose_value_is_minus_infinity():
 
 
 @pytest.mark.slow
-def test_coverage_on_tables():
-    """At 95 % at least 94 of 100 certificates hold in every line."""
+@pytest.mark.parametrize("known", [12.0, None], ids=["certified", "asymptotic"])
+def test_coverage_on_tables(known):
+    """At 95 % at least 94 of 100 certificates hold in every line; of a thousand runs 1,000 did where certified, and
+    COVERED where asymptotic (docs/decoding.md)."""
     made = tables()
     optimum, (value, base) = truths(made)
     held = 0
     for seed in range(100):
-        found = certified(made, seed=1000 * seed)
+        found = certified(made, seed=1000 * seed, log_ratio_max=known)
         good = found.optimum[0] <= optimum <= found.optimum[1] and found.value[0] <= value <= found.value[1]
         good &= found.regret[0] <= optimum - value <= found.regret[1]
         if found.share is not None:

@@ -124,6 +124,9 @@ def test_what_the_optimum_has_not_is_refused_with_the_reason(refs, manager):
         lm.generate_until([SimpleNamespace(args=("the", {"do_sample": True, "temperature": 0.5}))])
     with pytest.raises(ArgumentError, match="num_beams"):
         PoolLM(refs).generate_until([SimpleNamespace(args=("the", {"num_beams": 4}))])
+    for wrong in ({"temperature": None, "do_sample": True}, {"max_gen_toks": "x"}, {"max_gen_toks": 0}):
+        with pytest.raises(ArgumentError, match=r"generation_kwargs|max_new_tokens"):
+            PoolLM(refs).generate_until([SimpleNamespace(args=("the", wrong))])
     one = [SimpleNamespace(task_name="wino", doc_id=0, args=("the cat", rest)) for rest in (" sat", " on")]
     for value, reason in ((math.nan, "nan for"), (-math.inf, "no choice of row 0 has mass")):
         with pytest.raises(ArgumentError, match=reason):
@@ -153,6 +156,17 @@ def test_generation_stops_where_the_task_says(models, tokenizer, refs, manager):
     assert len({one, other, greedy}) == 3 and cold == greedy == again
     drawn, _ = ask(OptimumLM(refs, mr.ReverseKL(W), reward, BETA, n=8, islands=1), "said", manager)
     assert all(" the" not in said[0][0] and "q" not in said[0][0] for said in drawn)
+
+
+def test_nothing_has_probability_one(models, tokenizer, refs):
+    """Behind nothing too; as a complete answer it is the end token's."""
+    asked = [SimpleNamespace(args=pair, task_name=None) for pair in (("", ""), ("the cat", ""), ("", " "), ("", "the cat"))]
+    *empty, said = PoolLM(refs, mr.ReverseKL(W)).loglikelihood(asked)
+    assert empty == [(0.0, True)] * 3 and said[0] < 0
+    ids = torch.tensor([tokenizer("the cat")["input_ids"]])
+    end = product_of(models, W)(ids).logits[0, -1].log_softmax(-1)[tokenizer.eos_token_id]
+    found = PoolLM(refs, mr.ReverseKL(W), complete=True).loglikelihood(asked[1:2])
+    assert found[0][0] == pytest.approx(float(end), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """`sample`: weighted completions whose law converges to the optimum, without training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from multiref._progress import each_told
@@ -67,8 +67,13 @@ def sample(
         raise ArgumentError(f"regularizer: expected one, as ReverseKL([0.5, 0.5]), found {regularizer!r}.")
     if reward is not None and beta is None:
         raise ArgumentError("beta: a reward needs its strength β > 0, in units of the reward.")
-    if isinstance(prompts, str) or not prompts:
+    rows = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else []
+    if not rows:
         raise ArgumentError(f"prompts: expected a list of at least one prompt, found {prompts!r}.")
+    for place, each in enumerate(rows):
+        messages = list(each) if isinstance(each, Sequence) and not isinstance(each, str) else [each]
+        if not isinstance(each, str) and not (messages and all(isinstance(one, Mapping) for one in messages)):
+            raise ArgumentError(f"prompts: row {place} is {each!r}; expected a string, or a tuple of chat messages.")
     default = "mixture" if method == "importance" and not (regularizer.alpha == 1 and regularizer.order == 0) else None
     request = Request(
         regularizer,
@@ -86,7 +91,7 @@ def sample(
         twist,
     )
     with opened(refs, request, proposal is None) as bench:
-        return _drawn(bench, list(prompts))
+        return _drawn(bench, rows)
 
 
 def _drawn(bench: Bench, prompts: Sequence[Any]) -> Draws:

@@ -180,9 +180,7 @@ class Draws(Sequence[PromptDraws]):
         return "\n".join([*lines, f"  {self.tokens:,} tokens read, {self.reward_calls:,} rewards"])
 
     def _places(self, count: int, seed: int) -> list[list[int]]:
-        check_whole("per_prompt", count, 1)
-        check_whole("seed", seed, 0)
-        generator = torch.Generator().manual_seed(seed)
+        count, generator = check_whole("per_prompt", count, 1), torch.Generator().manual_seed(check_whole("seed", seed, 0))
         return [torch.multinomial(each.weights, count, replacement=True, generator=generator).tolist() for each in self.prompts]
 
 

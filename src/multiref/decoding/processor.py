@@ -1,11 +1,13 @@
 """The per-token pool inside transformers' `generate`: other models beside the one that generates."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -14,20 +16,39 @@ from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models.architecture import cache_argument, cache_of, takes
 from multiref.pools import power_pool
 
+# what makes tokens impossible, or normalises, and leaves the law of the other tokens as it is
+_FORBIDDING = tuple(
+    getattr(transformers, name)
+    for name in (
+        "ForcedBOSTokenLogitsProcessor",
+        "ForcedEOSTokenLogitsProcessor",
+        "InfNanRemoveLogitsProcessor",
+        "LogitNormalization",
+        "MinLengthLogitsProcessor",
+        "MinNewTokensLengthLogitsProcessor",
+        "NoBadWordsLogitsProcessor",
+        "NoRepeatNGramLogitsProcessor",
+        "PrefixConstrainedLogitsProcessor",
+        "SuppressTokensAtBeginLogitsProcessor",
+        "SuppressTokensLogitsProcessor",
+    )
+)
+
 
 class PoolLogitsProcessor(LogitsProcessor):
     r"""Scores of the next token → log P_ρ of all models, normalised: `models[0].generate(…, logits_processor=[this])`.
 
     The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own, which follow rows that
-    are reordered (beams); where a row is no continuation of one of the step before (a new call) all are read again.
+    are reordered (beams); where a row is no continuation of one of the step before (a new call) all are read again. A token
+    that was forbidden before (`min_new_tokens`, say) stays forbidden.
 
     Args:
         models: the one that generates, then the others, of one vocabulary. weights: [K] on the simplex; None is uniform.
         attention_mask: of the prompt batch, which a processor never sees: needed where rows are padded.
         order: ρ of the pool; 0 is geometric.
 
-    Pass `top_k=0` to `generate`, which cuts to 50 tokens otherwise. A MultirefWarning where the model's own generation settings
-    bend the pool, or something cut the scores before it.
+    Pass `top_k=0` to `generate`, which cuts to 50 tokens otherwise. A MultirefWarning names what else `generate` does to the
+    scores: temperature, cuts, penalties. ArgumentError for padded rows without a mask, and for a mask of other prompts.
     """
 
     def __init__(
@@ -42,18 +63,12 @@ class PoolLogitsProcessor(LogitsProcessor):
         widths = {model.config.get_text_config().vocab_size for model in models}
         if len(widths) > 1:
             raise VocabularyMismatch(f"models: expected one vocabulary, found sizes {sorted(widths)}.")
-        own = models[0].generation_config
-        bent = {name: getattr(own, name, None) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
-        said = {name: value for name, value in bent.items() if value not in (None, 0, 1, 1.0, 0.0)}
-        if said:
-            warnings.warn(
-                f"The model's generation settings bend what is drawn from the pool ({said}); pass other values to generate.",
-                MultirefWarning,
-                stacklevel=2,
-            )
+        self._pad = getattr(models[0].generation_config, "pad_token_id", None)
+        if self._pad is None:
+            self._pad = models[0].config.get_text_config().pad_token_id
         self._takes = [takes(model) for model in self.others]
         self._devices = [next(model.parameters()).device for model in self.others]
-        self._ids = torch.empty(0, 0, dtype=torch.long)
+        self._ids = self._prompts = torch.empty(0, 0, dtype=torch.long)
         self._caches: list[Any] = []
 
     @torch.no_grad()
@@ -61,18 +76,39 @@ class PoolLogitsProcessor(LogitsProcessor):
         """[B, T], [B, V] → [B, V]."""
         if not self._follow(input_ids):
             self._caches = [None] * len(self.others)
-            if bool(torch.isinf(scores).any()):
-                warnings.warn(
-                    "Scores were cut before they were pooled: use no top_k, top_p, min_p.", MultirefWarning, stacklevel=2
-                )
-        mask = self._whole_mask(input_ids)
+            self._begin(input_ids)
+        mask = None if self.mask is None else _whole(self.mask, input_ids)  # without: positions as the model counts them
         others = [self._said(k, input_ids, mask).to(scores) for k in range(len(self.others))]
         self._ids, weights = input_ids.clone(), self.weights.to(scores)
         if self.order == 0:  # what each is normalised by cancels
             pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None])
         else:
             pool = power_pool(torch.stack([scores, *others]).log_softmax(-1), weights, self.order)
-        return pool.log_softmax(-1)  # beams add them up
+        return pool.masked_fill(scores == -torch.inf, -torch.inf).log_softmax(-1)  # beams add them up
+
+    def _begin(self, ids: Tensor) -> None:
+        """ArgumentError for prompts that the others would read otherwise than the first; says what else bends the scores."""
+        if not ids.shape[1]:
+            raise ArgumentError("generate was given embeddings; the other models need token ids (input_ids).")
+        if self.mask is None:
+            apart = (ids != self._pad).int().cumsum(-1).eq(0).sum(-1) if self._pad is not None else ids.new_zeros(1)
+            if int(apart.max()) > min(1, int(apart.min())):  # a single one may be a start token
+                raise ArgumentError("attention_mask: rows are padded; pass the mask of the prompts, which generate does not.")
+        else:
+            width = self.mask.shape[1]
+            if ids.shape[1] == width:
+                self._prompts = ids.clone()
+            hidden = ids[:, :width][_whole(self.mask, ids)[:, :width] == 0]
+            begun = self._prompts.shape[1] == width and torch.equal(ids[:, :width].unique(dim=0), self._prompts.unique(dim=0))
+            if not begun or len(hidden.unique()) > 1:
+                raise ArgumentError("attention_mask: it is not of these prompts; make a processor for each batch.")
+        bent = [type(each).__name__ for each in _beside(self) if not isinstance(each, _FORBIDDING)]
+        if bent:
+            warnings.warn(
+                f"generate bends what is drawn from the pool: {', '.join(bent)}. Pass top_k=0, temperature=1 and no penalties.",
+                MultirefWarning,
+                stacklevel=2,
+            )
 
     def _follow(self, ids: Tensor) -> bool:
         """The caches, brought to the rows that these go on from; False where some row goes on from none."""
@@ -109,12 +145,21 @@ class PoolLogitsProcessor(LogitsProcessor):
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
-    def _whole_mask(self, ids: Tensor) -> Tensor | None:
-        """[B, T]; None where nothing is padded, and positions are those that the model counts itself."""
-        if self.mask is None:
-            return None
-        each, left = divmod(len(ids), len(self.mask))
-        if left or ids.shape[1] < self.mask.shape[1]:
-            raise ArgumentError(f"attention_mask: {tuple(self.mask.shape)} is not of the prompts of rows {tuple(ids.shape)}.")
-        mask = self.mask.to(ids).repeat_interleave(each, 0)
-        return torch.cat([mask, torch.ones_like(ids[:, mask.shape[1] :])], 1)
+
+def _whole(mask: Tensor, ids: Tensor) -> Tensor:
+    """[B, T]: the mask of the prompts, for every row, and what was drawn behind them."""
+    each, left = divmod(len(ids), len(mask))
+    if left or ids.shape[1] < mask.shape[1]:
+        raise ArgumentError(f"attention_mask: {tuple(mask.shape)} is not of the prompts of rows {tuple(ids.shape)}.")
+    return torch.cat([mask.to(ids).repeat_interleave(each, 0), torch.ones_like(ids[:, mask.shape[1] :])], 1)
+
+
+def _beside(processor: LogitsProcessor) -> list[Any]:
+    """The others in the list that `generate` runs: no one is told of them, so they are read off the list that called."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        calling = frame.f_locals.get("self")
+        if isinstance(calling, list) and any(each is processor for each in calling):
+            return [each for each in calling if each is not processor]
+        frame = frame.f_back
+    return []

@@ -64,9 +64,8 @@ class Request:
             raise ArgumentError(f"method: found {self.method!r}; expected one of {', '.join(METHODS)}.")
         if not isinstance(self.budget, Budget):
             raise ArgumentError(f"budget: expected a Budget, found {self.budget!r}.")
-        check_whole("n", self.n, 1)
-        check_whole("islands", self.islands, 1)
-        check_whole("seed", self.seed, 0)
+        for name, least in (("n", 1), ("islands", 1), ("seed", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
         check_beta(self.beta)
         if self.reward_max is not None and (not isinstance(self.reward_max, Real) or not math.isfinite(self.reward_max)):
             raise ArgumentError(f"reward_max: expected a finite number, or None, found {self.reward_max!r}.")
@@ -143,10 +142,11 @@ class Request:
         check_memory(models, self.rows, max(map(len, contexts)) + steps)
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """ArgumentError for what is no whole number, or less than that, or more than generators take."""
+def check_whole(name: str, value: object, least: int) -> int:
+    """The number. ArgumentError for what is no whole number, or less than that, or more than generators take."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**62:
         raise ArgumentError(f"{name}: expected a whole number of at least {least}, found {value!r}.")
+    return int(value)
 
 
 def check_memory(models: Sequence[Any], rows: int, length: int, *, more: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The per-token pool, one token of each row at a time, and the text that these tokens spell."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,7 +114,7 @@ def _pooled(regularizer: Regularizer, logps: Tensor) -> Tensor:
 
 
 def _drawn(rows: Sequence[int], pool: Tensor, token: Tensor, top: int) -> list[Drawn]:
-    best = pool.topk(top, -1)
+    best = pool.topk(min(top, pool.shape[-1]), -1)
     likeliest = zip(best.indices.tolist(), best.values.tolist()) if top else [((), ())] * len(rows)
     own = zip(rows, token[:, 0].tolist(), pool.gather(-1, token)[:, 0].tolist(), likeliest)
     return [Drawn(row, index, logp, tuple(zip(*pairs))) for row, index, logp, pairs in own]
@@ -142,24 +142,75 @@ class Transcript:
         self.lengths.append(len(self._text))
         self.ids.append(token)
         (self._text,) = decode_behind(self.tokenizer, [self.context], [tuple(self.ids)], 1)
-        found = [place for place in map(self._text.find, self.stops) if place >= 0]
+        sure = self._text.rstrip("�")  # perhaps half a character
+        found = [place for place in map(sure.find, self.stops) if place >= 0]
         if found:
             self.stopped, self._text = True, self._text[: min(found)]
             return self.close()
-        if self._text.endswith("�"):
+        if sure != self._text:
             return ""
         waits = max((n for stop in self.stops for n in range(1, len(stop)) if self._text.endswith(stop[:n])), default=0)
         return self._show(self._text[: len(self._text) - waits])
 
     def close(self) -> str:
-        """What waited."""
-        return self._show(self._text)
+        """What waited; behind what a decoder has rewritten since it was shown, all from there on."""
+        pairs = enumerate(zip(self.shown, self._text))
+        same = next((place for place, (one, other) in pairs if one != other), min(len(self.shown), len(self._text)))
+        piece, self.shown = self._text[same:], self._text
+        return piece
 
     def _show(self, text: str) -> str:
         if not text.startswith(self.shown):
-            return ""  # a decoder that rewrites what it has written: said at the end as far as it goes on
+            return ""
         piece, self.shown = text[len(self.shown) :], text
         return piece
+
+
+@dataclass(frozen=True)
+class Spelt:
+    """What a step adds to the text of a row. piece: what is certain now, perhaps nothing; drawn: the tokens since the last
+    one; finish: "stop" or "length" with the row's last piece."""
+
+    row: int
+    text: Transcript
+    piece: str
+    drawn: list[Drawn]
+    finish: str | None
+
+
+def spell_tokens(
+    bench: Bench,
+    context: Ids,
+    generation: Generation,
+    *,
+    rows: int = 1,
+    generator: torch.Generator,
+    top: int = 0,
+    stops: Sequence[str] = (),
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[Spelt]:
+    """`draw_tokens` as text, each row up to its first stop string. turn: entered for every step of the models."""
+    texts = [Transcript(bench.tokenizer, context, tuple(stops)) for _ in range(rows)]
+    waiting: list[list[Drawn]] = [[] for _ in texts]
+    closed: set[int] = set()
+    steps = draw_tokens(bench, context, generation, rows=rows, generator=generator, top=top, closed=closed)
+    while True:
+        with turn():
+            found = [(each, texts[each.row].add(each.token)) for each in next(steps, ())]
+        if not found:
+            return
+        for each, piece in found:
+            row, text = each.row, texts[each.row]
+            waiting[row].append(each)
+            finish = "length" if len(text.ids) == generation.max_new_tokens else None
+            if text.stopped or each.token in bench.ends:
+                finish = "stop"
+                closed.add(row)
+            if finish:
+                piece += text.close()
+            if piece or finish:
+                yield Spelt(row, text, piece, waiting[row], finish)
+                waiting[row] = []
 
 
 def stream_tokens(
@@ -172,9 +223,5 @@ def stream_tokens(
     generation = Generation(max_new_tokens, min_new_tokens=min_new_tokens)
     with open_pool(refs, regularizer) as bench:
         (context,) = encode_prompts(bench.tokenizer, [prompt])
-        text = Transcript(bench.tokenizer, context)
-        for (drawn,) in draw_tokens(bench, context, generation, generator=bench.generator(seed)):
-            if piece := text.add(drawn.token):
-                yield piece
-        if piece := text.close():
-            yield piece
+        spelt = spell_tokens(bench, context, generation, generator=bench.generator(seed))
+        yield from (each.piece for each in spelt if each.piece)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -77,10 +78,10 @@ def certificate(
     """
     if not isinstance(regularizer, ReverseKL):
         raise ArgumentError(f"regularizer: J* = β log Z is reverse KL's; found {type(regularizer).__name__}.")
-    if not 0 < delta < 1:
-        raise ArgumentError(f"delta: expected a number between 0 and 1, found {delta}.")
-    if log_ratio_max is not None and not 0 < log_ratio_max < math.inf:
-        raise ArgumentError(f"log_ratio_max: expected a positive, finite number, or None, found {log_ratio_max}.")
+    if not isinstance(delta, Real) or not 0 < delta < 1:
+        raise ArgumentError(f"delta: expected a number between 0 and 1, found {delta!r}.")
+    if log_ratio_max is not None and not (isinstance(log_ratio_max, Real) and 0 < log_ratio_max < math.inf):
+        raise ArgumentError(f"log_ratio_max: expected a positive, finite number, or None, found {log_ratio_max!r}.")
     check_beta(beta)
     collection = refs if isinstance(refs, References) else References(refs)
     asked = Yardstick(collection, regularizer, reward, beta, prompts, generation, reward_max, log_ratio_max, effort or Effort())

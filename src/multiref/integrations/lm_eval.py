@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from multiref.decoding import sample
 from multiref.decoding.rewarding import Rewarding
-from multiref.decoding.streaming import Transcript, draw_tokens, open_pool, read_tokens
+from multiref.decoding.streaming import open_pool, read_tokens, spell_tokens
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.chat import Chat
 from multiref.models.encoding import as_tokenizer, encode_many
@@ -79,11 +79,14 @@ class _Harness(TemplateLM):  # type: ignore[misc]
 
     def _asked_for(self, given: Mapping[str, Any], new: int = _NEW) -> tuple[Generation, tuple[str, ...]]:
         """What a task's generation_kwargs mean, and its stop strings. ArgumentError for those that are not done."""
-        found = dict(normalize_gen_kwargs(dict(given), new))
-        stops = tuple(each for each in found.pop("until") if each)
-        temperature = float(found.pop("temperature", 1.0)) * bool(found.pop("do_sample"))
-        top_k, top_p = int(found.pop("top_k", 0) or 0), float(found.pop("top_p", 1.0) or 1.0)
-        generation = Generation(int(found.pop("max_gen_toks")), temperature, top_k, top_p)
+        try:
+            found = dict(normalize_gen_kwargs(dict(given), new))
+            stops = tuple(each for each in found.pop("until") if each)
+            temperature = float(found.pop("temperature", 1.0)) * bool(found.pop("do_sample"))
+            top_k, top_p = int(found.pop("top_k", 0) or 0), float(found.pop("top_p", 1.0) or 1.0)
+            generation = Generation(int(found.pop("max_gen_toks")), temperature, top_k, top_p)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ArgumentError(f"generation_kwargs: {dict(given)} is not understood ({error}).") from None
         if odd := [name for name, value in found.items() if value not in (None, False, 1, 0)]:
             raise ArgumentError(f"generation_kwargs: {', '.join(odd)} not supported here; leave them out of the task.")
         return generation, stops
@@ -113,12 +116,13 @@ class PoolLM(_Harness):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives it) of each (context, continuation)."""
-        if not self.complete:
-            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-            return found
+        if not self.complete:  # of nothing behind nothing the harness would look up the first token
+            said = [bool(context or self.tok_encode(rest, False)) for context, rest in (each.args for each in requests)]
+            told = iter(super().loglikelihood([each for each, some in zip(requests, said) if some], disable_tqdm=disable_tqdm))
+            return [next(told) if some else (0.0, True) for some in said]
         encoded = encode_many(self.tokenizer, [(context, (rest,)) for context, rest in (each.args for each in requests)])
-        rows = [(each.args, list(item.prompt_ids), list(item.completions[0])) for each, item in zip(requests, encoded)]
-        return self._loglikelihood_tokens(rows)
+        rows = ((each.args, list(item.prompt_ids), list(item.completions[0])) for each, item in zip(requests, encoded))
+        return [self._read(*row) for row in rows]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return [self._read(strings, context, rest) for strings, context, rest in requests]
@@ -129,7 +133,7 @@ class PoolLM(_Harness):
         if len(rest) >= len(ids):
             raise ArgumentError(f"A continuation of {len(rest)} tokens does not fit a context of {self.max_length}.")
         drawn = read_tokens(self.bench, ids, 1, first=len(ids) - len(rest)) if rest else []
-        answer = (sum(each.logp for each in drawn), all(each.token == each.top[0][0] for each in drawn))
+        answer = (math.fsum(each.logp for each in drawn), all(each.token == each.top[0][0] for each in drawn))
         if strings is not None:
             self.cache_hook.add_partial("loglikelihood", strings, answer)
         return answer
@@ -153,14 +157,10 @@ class PoolLM(_Harness):
                 raise ArgumentError(f"{generation.max_new_tokens} new tokens leave no room in a context of {self.max_length}.")
             ids = tuple(self.tok_encode(context)[-room:]) or (self.prefix_token_id,)
             self.asked += 1
-            text = Transcript(self.tokenizer, ids, stops)
-            for (drawn,) in draw_tokens(self.bench, ids, generation, generator=self.bench.generator(self.seed + self.asked)):
-                text.add(drawn.token)
-                if text.stopped:
-                    break
-            text.close()
-            texts.append(text.shown)
-            self.cache_hook.add_partial("generate_until", (context, given), text.shown)
+            generator = self.bench.generator(self.seed + self.asked)
+            *_, last = spell_tokens(self.bench, ids, generation, generator=generator, stops=stops)
+            texts.append(last.text.shown)
+            self.cache_hook.add_partial("generate_until", (context, given), texts[-1])
         return texts
 
 

@@ -134,7 +134,8 @@ class Generation:
         _check("cache", self.cache, (None, "dynamic", "static"))
         for name, least in (("max_new_tokens", 1), ("top_k", 0), ("min_new_tokens", 0), ("batch", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < least):
+            absent = value is None and name == "batch"
+            if not absent and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
                 raise ArgumentError(f"{name} is {value!r}; expected a whole number, at least {least}.")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ArgumentError(

@@ -58,7 +58,8 @@ class References:
         token_budget: int | None = None,
         logits_budget: int = LOGITS_BUDGET,
     ) -> None:
-        named = list(references.items()) if isinstance(references, Mapping) else list(references)
+        rows = references.items() if isinstance(references, Mapping) else references
+        named = list(rows) if isinstance(rows, Iterable) else [references]
         if not all(isinstance(each, tuple) and len(each) == 2 for each in named):
             raise ArgumentError("references: expected {name: path, hub id, URL or object}, found a list without names.")
         check_names([name for name, _ in named])

@@ -54,7 +54,7 @@ class Optimum:
             with each.loaded() as model:
                 self.models.append(model)
         try:  # what cannot work is said now: a draw that may cost nothing is refused for its price alone
-            sample(["a"], self.refs, *self.asked, max_new_tokens=1, budget=Budget(tokens=0), **self.options)
+            sample(["a"], self.refs, *self.asked, **{**self.options, "max_new_tokens": 1, "budget": Budget(tokens=0)})
         except ArgumentError as error:
             if not str(error).startswith("budget"):
                 raise
@@ -84,10 +84,8 @@ class Optimum:
         for place, prompt in enumerate(asked.prompts):
             with self._turn, stopping(self.models, stop):
                 (context,) = encode_prompts(self.tokenizer, [prompt])
-                (found,) = draws = sample(
-                    [prompt], self.refs, *self.asked, max_new_tokens=new, min_new_tokens=asked.min_tokens,
-                    seed=seed + 7_919 * place, **self.options,
-                )  # fmt: skip
+                given = {"max_new_tokens": new, "min_new_tokens": asked.min_tokens, "seed": seed + 7_919 * place}
+                (found,) = draws = sample([prompt], self.refs, *self.asked, **{**self.options, **given})
             read += len(context)
             generator = torch.Generator().manual_seed(seed + place)
             for number, i in enumerate(torch.multinomial(found.weights, asked.n, True, generator=generator).tolist()):

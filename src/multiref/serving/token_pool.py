@@ -5,22 +5,22 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Self
-
-import torch
 
 from multiref.decoding.bench import Bench
 from multiref.decoding.drawing import APPROXIMATE
 from multiref.decoding.request import check_memory
-from multiref.decoding.streaming import Drawn, Transcript, draw_tokens, open_pool, read_tokens
+from multiref.decoding.streaming import Drawn, Spelt, open_pool, read_tokens, spell_tokens
 from multiref.models.lockstep import cache_bytes
 from multiref.models.sampling import encode_prompts
 from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.regularizers import Regularizer
 from multiref.serving.asked import Asked, BadRequest
-from multiref.serving.served import Answer, Finished, Piece, Told
+from multiref.serving.served import Answer, Finished, Piece, Stopped, Told
 
 Ids = tuple[int, ...]
 WINDOW = 6  # tokens before one, behind which it is spelt
@@ -57,20 +57,37 @@ class TokenPool:
         new = [self._new_tokens(asked, context) for context in contexts]
         generator = self.bench.generator(secrets.randbits(63) if asked.seed is None else asked.seed)
         written = 0
-        for place, context in enumerate(contexts):
-            begun = Piece(0, "")
+        for place, (prompt, context, longest) in enumerate(zip(asked.prompts, contexts, new)):
+            begun, first = Piece(0, ""), place * asked.n
             if asked.echo:
                 with self._turn:
-                    begun = self._echo(asked, asked.prompts[place], context)
-            choices = range(place * asked.n, (place + 1) * asked.n)
-            if asked.echo:
-                yield from (Piece(choice, begun.text, begun.tokens, None if new[place] else "length") for choice in choices)
-            if new[place]:
-                with self._set_aside(asked.n, len(context) + new[place]):
-                    for piece, count in self._rows(asked, context, new[place], len(begun.text), generator, choices, stop):
-                        written += count
-                        yield piece
+                    begun = self._echo(asked, prompt, context)
+                for choice in range(first, first + asked.n):
+                    yield replace(begun, choice=choice, finish=None if longest else "length")
+            if longest:
+                with self._set_aside(asked.n, len(context) + longest):
+                    spelt = spell_tokens(
+                        self.bench,
+                        context,
+                        asked.generation(longest),
+                        rows=asked.n,
+                        generator=generator,
+                        top=asked.top or 0,
+                        stops=asked.stops,
+                        turn=partial(self._step, stop),
+                    )
+                    for each in spelt:
+                        written += len(each.text.ids) if each.finish else 0
+                        yield Piece(first + each.row, each.piece, self._tell(asked, each, len(begun.text)), each.finish)
         yield Finished(sum(map(len, contexts)), written, {"approximate": APPROXIMATE})
+
+    @contextmanager
+    def _step(self, stop: threading.Event) -> Iterator[None]:
+        """One step of the models at a time, and none once `stop` is set."""
+        with self._turn:
+            if stop.is_set():
+                raise Stopped
+            yield
 
     @contextmanager
     def _set_aside(self, rows: int, length: int) -> Iterator[None]:
@@ -104,60 +121,16 @@ class TokenPool:
             )  # fmt: skip
         return wanted
 
-    def _rows(
-        self,
-        asked: Asked,
-        context: Ids,
-        new: int,
-        before: int,
-        generator: torch.Generator,
-        choices: range,
-        stop: threading.Event,
-    ) -> Iterator[tuple[Piece, int]]:
-        """Pieces of the choices of one prompt, and how many tokens each adds."""
-        texts = [Transcript(self.bench.tokenizer, context, asked.stops) for _ in choices]
-        waiting: list[list[Drawn]] = [[] for _ in choices]
-        closed: set[int] = set()
-        steps = draw_tokens(
-            self.bench,
-            context,
-            asked.generation(new),
-            rows=len(choices),
-            generator=generator,
-            top=asked.top or 0,
-            closed=closed,
-        )
-        while True:
-            with self._turn:
-                drawn = None if stop.is_set() else next(steps, None)
-                found = [(each, texts[each.row], texts[each.row].add(each.token)) for each in drawn or ()]
-            if drawn is None:
-                return
-            for each, text, piece in found:
-                waiting[each.row].append(each)
-                last = text.stopped or each.token in self.bench.ends
-                cut = len(text.ids) == new
-                if text.stopped:
-                    closed.add(each.row)
-                if last or cut:
-                    piece += text.close()
-                if piece or last or cut:
-                    told = self._tell(asked, text, waiting[each.row], before)
-                    waiting[each.row] = []
-                    finish = "stop" if last else "length" if cut else None
-                    yield Piece(choices[each.row], piece, told, finish), len(text.ids) if finish else 0
-
-    def _tell(self, asked: Asked, text: Transcript, drawn: list[Drawn], before: int) -> tuple[Told, ...]:
+    def _tell(self, asked: Asked, spelt: Spelt, before: int) -> tuple[Told, ...]:
         """The tokens of a piece; those beyond a stop string, which is not shown either, are left out."""
         if asked.top is None:
             return ()
-        first = len(text.ids) - len(drawn)
-        offsets = text.lengths[first:]
-        ids = [*text.context, *text.ids]
-        start = len(text.context) + first
+        text = spelt.text
+        first = len(text.ids) - len(spelt.drawn)
+        ids, start = [*text.context, *text.ids], len(text.context) + first
         return tuple(
             self._told(asked, ids, start + place, each, before + offset)
-            for place, (each, offset) in enumerate(zip(drawn, offsets))
+            for place, (each, offset) in enumerate(zip(spelt.drawn, text.lengths[first:]))
             if not (text.stopped and offset > len(text.shown))
         )
 
