@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,18 +21,6 @@ from multiref.weighting.particles import effective_size
 Ids = tuple[int, ...]
 TOO_LARGE = 0.1  # a single share of the sum above which its error cannot be known
 _LONGEST = 1024 * MIB  # bytes of a prompt's draws
-_SAVED = (
-    "prompt",
-    "completions",
-    "ids",
-    "ended",
-    "log_weights",
-    "rewards",
-    "log_partition",
-    "error",
-    "largest_share",
-    "log_islands",
-)
 
 
 @dataclass(frozen=True)
@@ -143,10 +131,8 @@ class Draws(Sequence[PromptDraws]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One file of JSON lines: a line about the call, then a line a prompt, each with its sum."""
-        head = {name: getattr(self, name) for name in ("method", "proposal", "approximate", "tokens", "reward_calls")}
-        rows = [
-            {name: _plain(getattr(each, name)) for name in (*_SAVED, "ancestors", "not_canonical")} for each in self.prompts
-        ]
+        rows = [{each.name: _plain(getattr(one, each.name)) for each in fields(one)} for one in self.prompts]
+        head = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "prompts"}
         lines = [{"multiref_draws": 2, "count": len(rows), **head}, *rows]
         write_whole(path, "".join(json.dumps(seal(line), ensure_ascii=False) + "\n" for line in lines))
 
