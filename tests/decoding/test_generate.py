@@ -138,13 +138,8 @@ def test_half_a_character_waits_for_the_rest():
     said = "猫🐈 naïve é 👨‍👩‍👧 \ufffdx"
     ids = [index for letter in said.encode() for index in tokenizer.convert_tokens_to_ids([bytes_to_unicode()[letter]])]
     assert len(ids) == len(said.encode()) > len(said)
-    for stops, whole in (
-        ((), said),
-        (("👩",), said[: said.index("👩")]),
-        (("\ufffd",), said[:-2]),
-        (("\u200d👩", "zz"), said[:13]),
-    ):
-        text = Transcript(tokenizer, tuple(tokenizer("the cat")["input_ids"]), stops)
+    for stop, whole in (("zz", said), ("👩", said[:13]), ("\u200d👩", said[:12]), ("\ufffd", said[:-2])):
+        text = Transcript(tokenizer, tuple(tokenizer("the cat")["input_ids"]), (stop,))
         pieces = []
         for index in ids:
             pieces.append(text.add(index))
