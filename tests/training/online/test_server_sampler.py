@@ -210,7 +210,7 @@ def test_a_server_with_other_weights_is_found_out():
         ("prompt", "answered to other tokens than were sent"),
         ("limit", "has 9 tokens, 8 were asked for"),
         ("ends", "goes on behind an end token"),
-        ("vocabulary", "Token id 1000000 occurs in the prompt 'the cat'"),
+        ("vocabulary", "Token id 1000000 occurs in a completion of the prompt 'the cat'"),
         ("null", "null for a token that it sampled"),
         ("clamp", "stands for a probability"),
     ],
