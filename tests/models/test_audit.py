@@ -300,7 +300,7 @@ def test_a_token_id_without_an_embedding_is_refused_before_anything_runs():
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     rows = [*random_batch(), Encoded((1, 2), ((3, VOCABULARY + 4), (5,)), (False, False))]
     for score in (score_completions, completion_logps, audit_layout):
-        with pytest.raises(ModelError, match=rf"Token id {VOCABULARY + 4} occurs in row 8.* has {VOCABULARY} rows"):
+        with pytest.raises(ModelError, match=rf"Token id {VOCABULARY + 4} occurs in a completion of row 8.* has {VOCABULARY} rows"):
             score(model, rows)
     assert not calls
 

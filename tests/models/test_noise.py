@@ -151,13 +151,37 @@ def test_a_hook_that_adds_noise_is_found():
         refuse_noise(model, plain_rows(model, rows))
 
 
-def test_a_reference_that_draws_is_refused_by_the_same_name():
+class Seldom(nn.Linear):
+    """So rare that most passes are alike."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 2e-4, training=True)
+
+
+class Once(nn.Linear):
+    """One pass in fifty."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if random.random() >= 0.02 else 0.5)
+
+
+@pytest.mark.parametrize("kind", [HardCoded, Seldom, Once])
+def test_a_reference_that_draws_is_refused_by_the_same_name(kind):
     model = small_llama(9, spread=0.3)
-    model.model.layers[0].mlp.up_proj.__class__ = HardCoded
+    model.model.layers[0].mlp.up_proj.__class__ = kind
     rows = [{"prompt": "w0 w1", "chosen": " w2 w3 w4 w5", "rejected": " w3 w1 w1"}]
     loaded = LanguageModel(model, word_tokenizer(WORDS), "noisy")
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj \(HardCoded\) draws random numbers"):
+    with pytest.raises(ModelError, match=rf"model\.layers\.0\.mlp\.up_proj \({kind.__name__}\) draws random numbers"):
         mr.References({"a": loaded}, tokenisation=END).score(rows)
+
+
+def test_a_reference_may_draw_what_decides_nothing():
+    model = small_llama(9, spread=0.3)
+    rows = [{"prompt": "w0 w1", "chosen": " w2 w3 w4 w5", "rejected": " w3 w1 w1"}]
+    plain = mr.References({"a": LanguageModel(model, word_tokenizer(WORDS), "still")}, tokenisation=END).score(rows)
+    model.model.layers[0].mlp.up_proj.__class__ = Sometimes
+    drawn = mr.References({"a": LanguageModel(model, word_tokenizer(WORDS), "drawing")}, tokenisation=END).score(rows)
+    assert torch.equal(plain.logps, drawn.logps)
 
 
 def pairs_and_scores():

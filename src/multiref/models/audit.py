@@ -22,7 +22,7 @@ from multiref.models.architecture import as_its_weights_are, check_rows, evaluat
 from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, device_of
-from multiref.models.noise import plain_rows, refuse_noise
+from multiref.models.noise import plain_rows, refuse_noise, refusing_noise
 from multiref.models.rows import row_length
 from multiref.models.witness import (
     NoCopy,
@@ -179,7 +179,8 @@ class _Auditor:
         batches = self.plan("shared")
         self.own.most = _MOST if is_large(batches) and not self.everything else None
         picks = sorted(picked(batches, everything=self.everything), key=length_of)
-        plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
+        with refusing_noise(self.model, picks[-1]):
+            plain = [self.own.plain(each) for each in picks]  # ascending: what grows with the longest row has not grown yet
         if self.narrow:
             self.wide = self._widened(picks)
         self._check_causal(changeable(picks, many=is_large(batches)))

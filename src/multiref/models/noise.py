@@ -119,6 +119,16 @@ def refuse_noise(model: nn.Module, forward: Callable[[], Tensor], agreed: Callab
     )
 
 
+@contextmanager
+def refusing_noise(model: nn.Module, item: Encoded) -> Iterator[None]:
+    """`refuse_noise` on this row where a generator moves inside: what is drawn seldom shows in no two passes of a few."""
+    sources = _sources(model)
+    before = [source.state() for source in sources]
+    yield
+    if _moved(sources, before):
+        refuse_noise(model, plain_rows(model, [item]))
+
+
 class _Source(NamedTuple):
     """A generator of random numbers: its state, how to put that back, how to seed it."""
 
