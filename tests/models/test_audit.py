@@ -299,8 +299,9 @@ def test_a_token_id_without_an_embedding_is_refused_before_anything_runs():
     model, calls = make_llama(VOCABULARY), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     rows = [*random_batch(), Encoded((1, 2), ((3, VOCABULARY + 4), (5,)), (False, False))]
+    said = rf"Token id {VOCABULARY + 4} occurs in a completion of row 8.* has {VOCABULARY} rows"
     for score in (score_completions, completion_logps, audit_layout):
-        with pytest.raises(ModelError, match=rf"Token id {VOCABULARY + 4} occurs in a completion of row 8.* has {VOCABULARY} rows"):
+        with pytest.raises(ModelError, match=said):
             score(model, rows)
     assert not calls
 
