@@ -31,8 +31,7 @@ def main(
     sizes = [Size(width=width, dimension=features, seen=each) for each in seen or [features]]
     settings = itertools.product(world, sizes, beta, names)
     starts = [Start(name, number, strength, size, seeds, labels, work) for number, size, strength, name in settings]
-    with Narrator() as told:
-        records = race(out / "records", starts).run(told, workers=workers, what="races")
+    records = race(out / "records", starts).run(Narrator(), workers=workers, what="races")
     for setting in dict.fromkeys(start.setting for start in starts):
         methods = {start.contestant: record.found for start, record in records.items() if start.setting == setting}
         print(setting, *summary(methods), *draw_all(methods, out / "figures" / setting), sep="\n")
