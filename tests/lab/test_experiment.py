@@ -53,7 +53,7 @@ def test_what_is_there_is_not_measured_again(tmp_path):
     assert experiment.missing == [Cell(4)]
     again = experiment.run(told, what="runs")
     assert list(again) == [Cell(2), Cell(3), Cell(4)] and again[Cell(2)] == first[Cell(2)]
-    assert told.steps == [("runs", 3, 3)] and told.sentences == ["3 runs, 2 of them finished before; 1 at a time."]
+    assert told.steps == [("runs", 2, 3), ("runs", 3, 3)] and told.sentences == ["3 runs, 2 of them finished before; 1 at a time."]
     half = experiment.path(Cell(3))
     half.write_text(half.read_text()[:20])
     assert experiment.missing == [Cell(3)]
@@ -82,7 +82,7 @@ def test_workers_measure_what_one_process_measures(tmp_path):
     found = Experiment(tmp_path, cells, square).run(told, workers=2)
     assert [found[cell].found["square"] for cell in cells] == [0, 1, 4, 9, 16]
     assert os.getpid() not in {record.found["process"] for record in found.values()}
-    assert [step[1] for step in told.steps] == [1, 2, 3, 4, 5]
+    assert [step[1] for step in told.steps] == [0, 1, 2, 3, 4, 5]
     assert Experiment(tmp_path, cells, square).run() == found  # as read from disk
 
 

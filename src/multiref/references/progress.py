@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cached_property
 
 from multiref._progress import part_of, tell
 from multiref.errors import MultirefWarning
@@ -15,9 +16,12 @@ class Listener:
     """Told what happens. It tells whoever watches (`multiref._progress`) how many completions of a reference's turn are scored.
     Counts are of completions and of tokens (of the reference's own tokenizer)."""
 
-    def __init__(self) -> None:
-        self.done = self.total = 0
-        self.stack = ExitStack()
+    done = total = 0
+
+    @cached_property
+    def stack(self) -> ExitStack:
+        """What is open while a reference has its turn. (Made at first use: a subclass need not call our `__init__`.)"""
+        return ExitStack()
 
     def begin(self, name: str, *, completions: int, stored: int) -> None:
         """A reference's turn: how many completions are wanted, and how many of them are stored already."""
@@ -56,7 +60,6 @@ class Tally(Listener):
     """
 
     def __init__(self, say: Callable[[str], object]) -> None:
-        super().__init__()
         self.say = say
         self.summaries: dict[str, str] = {}
 
