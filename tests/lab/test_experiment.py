@@ -53,7 +53,8 @@ def test_what_is_there_is_not_measured_again(tmp_path):
     assert experiment.missing == [Cell(4)]
     again = experiment.run(told, what="runs")
     assert list(again) == [Cell(2), Cell(3), Cell(4)] and again[Cell(2)] == first[Cell(2)]
-    assert told.steps == [("runs", 2, 3), ("runs", 3, 3)] and told.sentences == ["3 runs, 2 of them finished before; 1 at a time."]
+    assert told.steps == [("runs", 2, 3), ("runs", 3, 3)]
+    assert told.sentences == ["3 runs, 2 of them finished before; 1 at a time."]
     half = experiment.path(Cell(3))
     half.write_text(half.read_text()[:20])
     assert experiment.missing == [Cell(3)]
