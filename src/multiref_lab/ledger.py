@@ -51,11 +51,12 @@ class Ledger:
         self.write()
 
     def write(self) -> None:
-        """Both files, claims in their order."""
+        """Both files, claims in their order; last the one that says what is done, so that whoever is killed between them makes
+        the page again."""
         ordered = {claim.name: self.entries[claim.name] for claim in claims() if claim.name in self.entries}
         stored = json.dumps({"version": multiref.__version__, "claims": ordered}, indent=1, ensure_ascii=False)
-        write_whole(self.path, stored + "\n")
         write_whole(self.folder / "claims.md", _page(ordered, self.current))
+        write_whole(self.path, stored + "\n")
 
 
 def _read(path: Path) -> dict[str, Entry]:

@@ -8,6 +8,7 @@ import torch
 
 import multiref_lab as lab
 from multiref.errors import ArgumentError, OutputError
+from multiref.report import write_whole
 from multiref_lab import statements
 from multiref_lab.claim import Claim, Effort, Measurement, Rule, all_hold, claim, exactly, near
 from multiref_lab.stats import bootstrap_mean, fit_slope
@@ -141,6 +142,27 @@ def test_ledger_resumes_replaces_and_tells_older_code(tmp_path):
     (tmp_path / "claims.json").write_text("{")
     with pytest.raises(OutputError, match="no ledger"):
         lab.Ledger(tmp_path)
+
+
+def test_a_claim_counts_as_done_only_when_the_page_has_it(tmp_path, monkeypatch):
+    """Whoever is killed at any of the writes finds the claim missing, or the page with it."""
+    outcome, written = lab.verify("merge-identity"), []
+
+    def killed(path, text):
+        written.append(path)
+        if len(written) == at:
+            raise KeyboardInterrupt
+        write_whole(path, text)
+
+    monkeypatch.setattr("multiref_lab.ledger.write_whole", killed)
+    for at in (1, 2):
+        written.clear()
+        folder = tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            lab.Ledger(folder).record(outcome)
+        page = folder / "claims.md"
+        has = page.exists() and "### merge-identity" in page.read_text(encoding="utf-8")
+        assert has or not lab.Ledger(folder).has("merge-identity", full=False)
 
 
 @pytest.mark.slow
