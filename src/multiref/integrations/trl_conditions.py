@@ -11,7 +11,7 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models import Encoded
 from multiref.models.noise import plain_rows, refuse_noise
 
-SUPPORTED = "trl>=1.3,!=1.15.0"
+SUPPORTED = "trl>=1.16"
 
 
 def check_version() -> None:
@@ -24,8 +24,7 @@ def check_version() -> None:
         raise ArgumentError(f"TRL is not installed; expected {SUPPORTED}. Install it: pip install 'multiref[trl]'.") from None
     if not SpecifierSet(SUPPORTED.removeprefix("trl"), prereleases=True).contains(found):
         raise ArgumentError(
-            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.3.0, 1.8.0, 1.14.2 and 1.16.0). Install "
-            f"one of these."
+            f"TRL {found} is installed; multiref supports {SUPPORTED} (tested with 1.16.0): pip install 'multiref[trl]'."
         )
 
 

@@ -1,5 +1,5 @@
 """K references under TRL's `RLOOTrainer` or `GRPOTrainer`, through their public door: the references are one more reward
-function (TRL 1.3 to 1.16, not 1.15.0).
+function (TRL from 1.16).
 
     Σ_k w_k KL(π‖π_k) = KL(π‖π_0) − E_π[Σ_k w_k log(π_k/π_0)],      Σ_k w_k = 1
 
