@@ -82,13 +82,47 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
     import peft
 
     folder = local_folder(adapter)
+    config = _trusted_config(folder, adapter)
+    begins = getattr(config, "init_lora_weights", None)
+    draws = isinstance(begins, str) and begins not in ("gaussian", "orthogonal")  # such as PiSSA: on another base
+    twin: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
+        bare = not isinstance(model, peft.PeftModel)
+        if bare:
+            _make_room(model, folder)
+        with reading(adapter, says=_refused(adapter)), no_larger_than(check_files(folder), adapter):
+            if bare and draws:
+                other = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
+                twin = {key: weight.detach() for key, weight in other.named_parameters() if ".base_layer." in key}
+            model = peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name) if bare else model
+            report = model.load_adapter(str(folder), adapter_name=name)
+    held = dict(model.named_parameters(remove_duplicate=False))
+    if drawn := [key for key, weight in twin.items() if not torch.allclose(weight, held[key], rtol=1e-2, atol=1e-4)]:
+        raise ModelError(
+            f"The adapter {adapter} was trained on a change of its base ({begins}) that is drawn at random, anew at each load, "
+            f"and that its file does not hold: {first_three(drawn)}. Save it as a plain LoRA (PEFT's "
+            "path_initial_model_for_weight_conversion), or merged into its base."
+        )
+    _check_fit(model, adapter, folder, name, report)
+    check_numbers(((key, weight) for key, weight in model.named_parameters() if name in key.split(".")), adapter)
+    return model
+
+
+def _refused(adapter: str) -> str:
+    return f"The adapter {adapter} cannot be put on this model."
+
+
+def _trusted_config(folder: Path, adapter: str) -> Any:
+    """PEFT's configuration. ModelError where there is none, or the adapter is of a kind that is not put on models here; a
+    warning for settings that this PEFT does not know."""
+    import peft
+
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelError(
-            f"The adapter {adapter} cannot be put on this model: expected a folder or hub id with {_CONFIG} and {_WEIGHTS} "
+            f"{_refused(adapter)[:-1]}: expected a folder or hub id with {_CONFIG} and {_WEIGHTS} "
             "(pickled weights are not read)."
         )
-    refused = f"The adapter {adapter} cannot be put on this model."
-    with reading(adapter, says=refused):
+    with reading(adapter, says=_refused(adapter)):
         config = peft.PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
         raise ModelError(
@@ -101,34 +135,22 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
             f"The adapter {adapter} has settings that this PEFT does not know ({first_three(unknown)}), and that it may "
             "have been trained with. Install a newer peft.",
             MultirefWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     if whole := [key for key, (kind, *_) in file_shapes(folder).items() if key.startswith("base_model.") and is_whole(kind)]:
         raise ModelError(f"The adapter {adapter} holds whole numbers as weights: {first_three(whole)}. Save it unquantised.")
-    begins = getattr(config, "init_lora_weights", None)
-    twin: dict[str, torch.Tensor] = {}
-    with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
-        bare = not isinstance(model, peft.PeftModel)
-        if bare:
-            _make_room(model, folder)
-        with reading(adapter, says=refused), no_larger_than(check_files(folder), adapter):
-            if bare and isinstance(begins, str) and begins not in ("gaussian", "orthogonal"):  # such as PiSSA: on another base
-                other = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
-                twin = {key: weight.detach() for key, weight in other.named_parameters() if ".base_layer." in key}
-            model = peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name) if bare else model
-            report = model.load_adapter(str(folder), adapter_name=name)
+    return config
+
+
+def _check_fit(model: Any, adapter: str, folder: Path, name: str, report: Any) -> None:
+    """ModelError where, as PEFT reports it, a weight of the file has no place or the file lacks one."""
+    import peft
+
     held = dict(model.named_parameters(remove_duplicate=False))
-    drawn = [key for key, weight in twin.items() if not torch.allclose(weight, held[key], rtol=1e-2, atol=1e-4)]
-    if drawn:
-        raise ModelError(
-            f"The adapter {adapter} was trained on a change of its base ({begins}) that is drawn at random, anew at each load, "
-            f"and that its file does not hold: {first_three(drawn)}. Save it as a plain LoRA (PEFT's "
-            "path_initial_model_for_weight_conversion), or merged into its base."
-        )
     filled = {id(weight) for key, weight in held.items() if key not in set(report.missing_keys)}
     missing = [key for key in report.missing_keys if id(held.get(key)) not in filled]  # one may have several names
     lost = [key for key in report.unexpected_keys if not _is_repeated(folder, key)]
-    if getattr(config, "bias", "none") != "none":  # these replace the base's, so PEFT misses none
+    if getattr(model.peft_config[name], "bias", "none") != "none":  # these replace the base's, so PEFT misses none
         saved = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         missing += [key for key in saved.keys() - file_shapes(folder).keys() if key.endswith(".bias")]
     if missing or lost:
@@ -137,8 +159,6 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
             f"it should have are missing: {first_three(sorted(lost) + sorted(missing))}. Give the base it was trained on, and "
             "an adapter saved without a wrapper's prefix."
         )
-    check_numbers(((key, weight) for key, weight in model.named_parameters() if name in key.split(".")), adapter)
-    return model
 
 
 @torch.no_grad()
