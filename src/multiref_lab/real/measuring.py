@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,8 +55,9 @@ def measure_kls(
 def next_token_logps(model: LanguageModel, rollout: Rollout) -> Tensor:
     """[T, V]: log-probabilities at each token of the first completion."""
     ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids[0]]])
-    network: Any = model.model
-    logits: Tensor = network(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1]
+    network, asked = cast(Any, model.model), len(rollout.completion_ids[0]) + 1
+    keep = {"logits_to_keep": asked} if "logits_to_keep" in signature(network.forward).parameters else {}
+    logits: Tensor = network(input_ids=ids, use_cache=False, **keep).logits[0, -asked:-1]
     return logits.float().log_softmax(-1)
 
 

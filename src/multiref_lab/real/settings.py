@@ -41,7 +41,7 @@ class RealSettings:
     most: int = 2
     held_out: int = 400
     compared: int = 400
-    few: int = 80
+    few: int = 50
     greedy: bool = True
     sft_rate: float = 2e-3
     learning_rate: float = 5e-4
@@ -65,6 +65,5 @@ FULL = dataclasses.replace(
     betas=(0.05, 0.2),
     seeds=(0, 1, 2),
     compared=200,
-    few=50,
     greedy=False,
 )
