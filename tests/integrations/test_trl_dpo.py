@@ -56,6 +56,39 @@ def test_bad_input_is_refused(rows, scores):
         with_reference_columns(filled, scores, mr.ReverseKL(WEIGHTS))
 
 
+@pytest.mark.parametrize(
+    ("rule", "given", "word"),
+    [
+        (mr.ReverseKL, {"ld_alpha": 0.5}, "^ld_alpha"),
+        (mr.ReverseKL, {"loss_type": ["sigmoid", "ipo"]}, "^loss_type: found 'ipo'"),
+        (mr.ReverseKL, {"loss_type": "nca_pair"}, "^loss_type"),
+        (mr.ReverseKL, {"f_divergence_type": "js_divergence"}, "^f_divergence_type"),
+        (mr.ReverseKL, {"f_divergence_type": "alpha_divergence"}, "^f_divergence_type.* of 0.5.*expected 'reverse_kl'"),
+        (mr.ForwardKL, {}, "^f_divergence_type: found 'reverse_kl'.*expected 'forward_kl'"),
+        (mr.PooledKL, {"f_divergence_type": "forward_kl"}, "^f_divergence_type"),
+        (mr.AlphaDivergence, {}, "^f_divergence_type.*f_alpha_divergence_coef=0.5"),
+    ],
+)
+def test_settings_for_which_the_columns_are_no_reference_are_refused(rows, scores, tmp_path, rule, given, word):
+    """Adding one number to both sides of a pair must change nothing, and the score must be f' of the pool's divergence."""
+    trl = pytest.importorskip("trl")
+    from multiref.integrations.trl import ReferenceColumnsDPOTrainer
+
+    def train(rule, scores, given):
+        size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(letter_tokenizer()), max_position_embeddings=64, **size))
+        settings = {"precompute_ref_log_probs": True, "report_to": "none", "use_cpu": True, "bf16": False}
+        args = trl.DPOConfig(str(tmp_path), **settings, **given)
+        filled = with_reference_columns(Dataset.from_list(rows), scores, rule)
+        return ReferenceColumnsDPOTrainer(model, args=args, train_dataset=filled, processing_class=letter_tokenizer())
+
+    with pytest.raises(ArgumentError, match=word):
+        train(rule(WEIGHTS), scores, given)
+    alone = SequenceScores(("a",), scores.keys, scores.logps[:1], scores.lengths[:1], scores.truncated[:1])
+    if "ld_alpha" not in given:  # the pool of one is that reference, whatever the loss
+        train(rule([1.0]), alone, given)
+
+
 @pytest.mark.slow
 def test_same_loss_curve_as_trl(rows, scores, tmp_path):
     """Logistic loss, float32, the same batches in the same order, AdamW: every step's loss equal to 1e-4,

@@ -183,6 +183,11 @@ def test_grpo_has_the_whole_penalty_in_its_reward(folders, tmp_path):
     output = advantages(trainer, PROMPTS[:2])
     expected = directly_pooled(trainer, output, PROMPTS[:2], folders) * 3 / 4
     assert torch.allclose(output["advantages"].double(), expected.double(), atol=1e-5)
+    bent = {"tools": [len], "rollout_func": print, "aux_loss_enabled": True}  # as TRL keeps them
+    for name, value in bent.items():
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ArgumentError, match=f"^{name}|^router_aux_loss_coef"):
+            patch.setattr(trainer, name, value)
+            trainer.reward_funcs[1].check(trainer)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +200,7 @@ def test_grpo_has_the_whole_penalty_in_its_reward(folders, tmp_path):
         ({"steps_per_generation": 2}, "steps_per_generation"),
         ({"temperature": 0.7}, "temperature"),
         ({"entropy_coef": 0.01}, "entropy_coef"),
+        ({"vllm_structured_outputs_regex": "a+"}, "vllm_structured_outputs_regex"),
         ({"mask_truncated_completions": True}, "mask_truncated"),
         ({"top_p": 0.9}, "top_p"),
     ],

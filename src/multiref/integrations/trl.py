@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from multiref.errors import ArgumentError
-from multiref.integrations.trl_columns import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
+from multiref.integrations.trl_columns import ALPHA, COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
 from multiref.references.scores import SequenceScores
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
         regularizer: with its weights, in the order of `scores.names`.
 
     The columns `ref_chosen_digests`, `ref_rejected_digests` and `ref_convention` say which token ids each reference scored, and
-    how, so that the trainer does the same.
+    how, so that the trainer does the same; `ref_alpha` says which divergence the pool is of: `DPOConfig` must name it.
 
     Raises: ArgumentError where the columns are there already, and for texts that a reference cut; StoreError, DataError as
         elsewhere.
@@ -71,6 +71,7 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
         dataset = dataset.add_column(digests, list(scores.digests[:, at].T))
     if pairs and isinstance(pairs[0].prompt, str):
         dataset = dataset.add_column(GIVEN, [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs])
+    dataset = dataset.add_column(ALPHA, [float(regularizer.alpha)] * len(pairs))
     return dataset.add_column(CONVENTION, [known.pop() if known else "{}"] * len(pairs))
 
 

@@ -7,6 +7,7 @@ from multiref.data import Pair, as_pair
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 DIGESTS = ("ref_chosen_digests", "ref_rejected_digests")  # by reference, which token ids were scored: `Encoded.digest`
 CONVENTION = "ref_convention"  # JSON of what policy and references must agree on: the end token, the join
+ALPHA = "ref_alpha"  # which divergence's pool the references are: 1 reverse KL, 0 forward KL
 GIVEN = "ref_texts"  # prompt, chosen, rejected where they are strings, to which TRL adds an end
 TEXTS = ("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs")
 

@@ -104,6 +104,7 @@ def _check_sampling(args: Any) -> None:
         args,
         {
             "min_p": "samples another policy than the one whose log-probabilities are taken",
+            "vllm_structured_outputs_regex": "samples another policy than the one whose log-probabilities are taken",
             "generation_kwargs": "may change the distribution that is sampled",
         },
     )
@@ -114,6 +115,22 @@ def _check_sampling(args: Any) -> None:
                 f"than the one whose "
                 "log-probabilities are taken. Remove it."
             )
+
+
+def check_trainer(trainer: Any) -> None:
+    """The policy draws every token of a completion, and TRL adds no loss of its own. ArgumentError, naming what is not so."""
+    _refuse_set(
+        trainer,
+        {
+            "tools": "puts tokens that the policy did not draw into completions, and the references would score them",
+            "rollout_func": "may draw from another policy, and put tokens that it did not draw into completions",
+        },
+    )
+    if getattr(trainer, "aux_loss_enabled", False):
+        raise ArgumentError(
+            f"router_aux_loss_coef: found {trainer.router_aux_loss_coef}, expected 0.0: the balance of a router is another "
+            f"term of the objective. Set {type(trainer.args).__name__}(router_aux_loss_coef=0.0)."
+        )
 
 
 def check_noise(trainer: Any, tokenizer: Any) -> None:

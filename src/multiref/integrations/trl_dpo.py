@@ -10,11 +10,12 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from multiref.data import Pair
 from multiref.errors import ArgumentError, MultirefWarning
-from multiref.integrations.trl_columns import COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
+from multiref.integrations.trl_columns import ALPHA, COLUMNS, CONVENTION, DIGESTS, GIVEN, pairs_of
 from multiref.models import Encoded, Tokenisation, encode_many
 from multiref.models.encoding import check_one_prompt
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_OF_MARGINS = {"sigmoid", "hinge", "exo_pair", "robust", "aot", "discopop", "sft"}  # losses in which a normaliser cancels
 
 
 class ReferenceColumnsDPOTrainer(DPOTrainer):
@@ -23,7 +24,8 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
 
     The rows are encoded as the references scored them (`multiref.models.encode`), in place of TRL's own tokenisation. A
     reference with the policy's tokenizer and template must have scored exactly these ids. ArgumentError names the row where it
-    did not, and a row that `DPOConfig.max_length` would cut.
+    did not, and a row that `DPOConfig.max_length` would cut; and, of several references, a loss in which the pool's normaliser
+    does not cancel, and a divergence that is not the pool's.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -36,9 +38,10 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
         super().__init__(*args, **options)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        missing = [column for column in (*COLUMNS, *DIGESTS, CONVENTION) if column not in dataset.column_names]
+        missing = [column for column in (*COLUMNS, *DIGESTS, CONVENTION, ALPHA) if column not in dataset.column_names]
         if missing:
             raise ArgumentError(f"The {name} dataset has no column {missing[0]!r}; fill it with with_reference_columns first.")
+        _check_objective(self.args, dataset[0][ALPHA], len(dataset[0][DIGESTS[0]]))
         pairs = pairs_of(dataset, f"{name} row")
         tokenisation = Tokenisation(**json.loads(dataset[0][CONVENTION]))
         encoded = _as_scored(pairs, list(zip(*(dataset[column] for column in DIGESTS))), self._tokenizer, tokenisation)
@@ -51,11 +54,40 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
                 )
         ids = [[item.prompt_ids for item in encoded], *([item.completions[side] for item in encoded] for side in (0, 1))]
         dataset = dataset.remove_columns(
-            [name for name in (*_IDS, *DIGESTS, CONVENTION, GIVEN) if name in dataset.column_names]
+            [name for name in (*_IDS, *DIGESTS, CONVENTION, ALPHA, GIVEN) if name in dataset.column_names]
         )
         for column, values in zip(_IDS, ids):
             dataset = dataset.add_column(column, [list(each) for each in values])
         return dataset
+
+
+def _check_objective(config: Any, alpha: float, references: int) -> None:
+    """ArgumentError, naming the setting under which the columns are not what the loss takes them for."""
+    if config.ld_alpha is not None:
+        raise ArgumentError(
+            f"ld_alpha: found {config.ld_alpha}, expected None: it weighs the policy's later tokens, and the columns have all "
+            "tokens of the references alike. Remove it."
+        )
+    if references < 2:
+        return  # the pool of one is that reference
+    losses = [config.loss_type] if isinstance(config.loss_type, str) else config.loss_type
+    if odd := [name for name in losses if name not in _OF_MARGINS]:
+        raise ArgumentError(
+            f"loss_type: found {odd[0]!r}, expected one of {', '.join(sorted(_OF_MARGINS))}: the pool of several references is "
+            "not normalised, which cancels between the two sides of a pair only where whole log-ratios are subtracted."
+        )
+    kind = config.f_divergence_type
+    kind = str(getattr(kind, "value", kind))
+    found = {"reverse_kl": 1.0, "forward_kl": 0.0, "alpha_divergence": config.f_alpha_divergence_coef}.get(kind)
+    if found != alpha:
+        raise ArgumentError(
+            f"f_divergence_type: found {kind!r}{f' of {found:g}' if kind == 'alpha_divergence' else ''}, and the columns are "
+            f"the pool of the α-divergence with α = {alpha:g}; expected "
+            + {1.0: "'reverse_kl'", 0.0: "'forward_kl'"}.get(
+                alpha, f"'alpha_divergence' with f_alpha_divergence_coef={alpha:g}"
+            )
+            + "."
+        )
 
 
 def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any, tokenisation: Tokenisation) -> list[Encoded]:

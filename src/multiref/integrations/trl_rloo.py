@@ -26,6 +26,7 @@ from multiref.integrations.trl_conditions import (
     check_grpo,
     check_noise,
     check_reference,
+    check_trainer,
     check_version,
     is_grpo,
 )
@@ -60,6 +61,7 @@ class ReferenceReward:
             self.policy = trainer.accelerator.unwrap_model(trainer.model)
         else:
             check_arguments(trainer.args, beta=self.beta, temperature=self.scorer.temperature)
+        check_trainer(trainer)
         weights = getattr(trainer, "reward_weights", None)
         functions = getattr(trainer, "reward_funcs", [])
         for index, function in enumerate(functions):
