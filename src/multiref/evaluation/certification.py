@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-from multiref.evaluation.optimum_bounds import bound_optimum
+from multiref.evaluation.optimum_bounds import OptimumBounds, bound_optimum
 from multiref.evaluation.yardstick import Effort, Interval, Yardstick
 from multiref.models import LanguageModel, load
 from multiref.models.spec import Generation
@@ -91,7 +91,7 @@ def certificate(
     loaded = {name: one if isinstance(one, LanguageModel) else load(one) for name, one in named.items()}
     values = {name: asked.values(one, name) for name, one in loaded.items()}
     value, regret, lines = _regret(values["π"], optimum.interval, asked.room, each)
-    share, said = (None, ()) if baseline is None else _share(values, optimum.interval, asked.room, each)
+    share, said = (None, ()) if baseline is None else _share(values, optimum, regret, asked.room, each)
     found = {"value": value, "optimum": optimum.interval, "regret": regret}
     population, outside = _population(found, values["π"].mean(1), optimum.estimates, delta)
     head = f"With probability {1 - delta:.3g}, for these {len(prompts)} prompts (not for prompts like them):"
@@ -152,15 +152,45 @@ def _interval(values: Tensor, room: Interval | None, delta: float) -> Interval:
 
 
 def _share(
-    values: Mapping[str, Tensor], optimum: Interval, room: Interval | None, delta: float
+    values: Mapping[str, Tensor], optimum: OptimumBounds, regret: Interval, room: Interval | None, delta: float
 ) -> tuple[Interval | None, tuple[str, ...]]:
-    """Of what the baseline leaves to gain: from the paired difference of J and from J* − J_base."""
+    """Of what the baseline leaves to gain, from the paired difference of J and from the regret, whichever says more: both are
+    divided by J* − J_base."""
     base = _interval(values["baseline"], room, delta)
     wide = None if room is None else (room[0] - room[1], room[1] - room[0])
     gain = _interval(values["π"] - values["baseline"], wide, delta)
-    least, most = optimum[0] - base[1], optimum[1] - base[0]
+    least, most = optimum.interval[0] - base[1], optimum.interval[1] - base[0]
     if least <= 0:
-        return None, (f"share: refused, for J* − J_base may be {least:.4g}: the baseline is not surely below the optimum.",)
-    low = gain[0] / (most if gain[0] >= 0 else least)
-    found = (low if math.isfinite(low) else 0.0, gain[1] / (least if gain[1] >= 0 else most))
-    return found, (f"share of J* − J_base that π gains: between {found[0]:.3g} and {min(found[1], 1.0):.3g}.",)
+        return None, (
+            f"share: refused, for J* − J_base may be {least:.4g}. {_lacking(values['baseline'], optimum, room, delta)}",
+        )
+    direct = (gain[0] / (most if gain[0] >= 0 else least), gain[1] / (least if gain[1] >= 0 else most))
+    left = (1 - regret[1] / least, 1 - regret[0] / most)  # the share is 1 − regret/(J* − J_base), so at most 1
+    found = (max(direct[0], left[0]), min(direct[1], left[1]))
+    return found, (f"share of J* − J_base that π gains: between {found[0]:.3g} and {found[1]:.3g}.",)
+
+
+def _lacking(values: Tensor, optimum: OptimumBounds, room: Interval | None, delta: float) -> str:
+    r"""What would tell J* − J_base from 0: how many completions, for the lower end of J* that there is.
+
+        (b − J_base) log(1/δ)/n + s √(2 log(1/δ)/n) < gap = lower end of J* − J_base,     b: the room's upper end
+
+    The first term is the price of a bounded range (no bet is above 1), the second that of the spread s.
+    """
+    mean, spread, prompts = float(values.mean()), math.sqrt(float(values.var(-1).mean())), len(values)
+    gap, price = optimum.interval[0] - mean, math.log(1 / delta)
+    if gap <= 0:
+        better = float(optimum.estimates.mean()) > mean
+        return (
+            "Raise Effort.islands." if better else "The baseline seems to be as good as the optimum: there is no share to tell."
+        )
+    if room is None:
+        needed = (_quantile(delta) * spread / gap) ** 2 / prompts
+    else:
+        spread /= math.sqrt(prompts)  # of the mean over prompts
+        linear, square = spread * math.sqrt(2 * price), (room[1] - mean) * price
+        needed = (2 * square / (math.sqrt(linear**2 + 4 * square * gap) - linear)) ** 2
+    return (
+        f"It takes about {math.ceil(needed):,} completions a prompt, and there are {values.shape[1]:,}: raise Effort.samples"
+        + ("." if room is None else ", or declare a smaller log_ratio_max.")
+    )
