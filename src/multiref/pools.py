@@ -1,6 +1,8 @@
 """Pools: K references collapsed into one, exactly. The order of the power mean decides which divergence it serves (design:
 ρ = 1 − α)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from multiref.errors import ArgumentError
 
 __all__ = ["power_pool"]
 
-LARGEST = 600.0  # an absent reference may lie further above the others than any float: its weight is zero, and stays so
+LARGEST = 600.0  # at most: what a float64 can be the exponential of
 NEAR_GEOMETRIC = 0.05  # below this |order| the plain formula loses more than a digit: eps / order
 
 
@@ -70,7 +72,7 @@ def _power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
     exponent = order * torch.where(no_mass, 0.0, logps)
     top = torch.where(present & ~no_mass, exponent, NEG_INF).detach().amax(0)
     top = torch.where(alive, top, 0.0)
-    powers = torch.where(no_mass, 0.0, torch.exp((exponent - top).clamp_max(LARGEST)))
+    powers = torch.where(no_mass, 0.0, torch.exp((exponent - top).clamp_max(_largest(exponent))))
     total = torch.where(alive, (w * powers).sum(0), 1.0)
     return torch.where(alive, (top + total.log()) / order, NEG_INF)
 
@@ -82,6 +84,12 @@ def _power_mean_near_geometric(logps: Tensor, w: Tensor, order: float) -> Tensor
     spread = torch.where((logps > NEG_INF) & (mean > NEG_INF), logps, centre) - centre
     bent = order * spread
     close = (mean > NEG_INF) & ((bent.detach().abs() <= 1) | (w == 0)).all(0)
-    bent = torch.where(close, bent, 0.0).clamp_max(LARGEST)
+    bent = torch.where(close, bent, 0.0).clamp_max(_largest(bent))
     series = centre + torch.log1p((w * torch.expm1(bent)).sum(0)) / order
     return torch.where(close, series, _power_mean(logps, w, order))
+
+
+def _largest(like: Tensor) -> float:
+    """An exponent that is finite in these numbers: an absent reference may lie further above the others than any float; its
+    weight is zero, and stays so."""
+    return min(LARGEST, 0.9 * math.log(torch.finfo(like.dtype).max))

@@ -75,7 +75,7 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     component = request.component(probe.names, weights)
     if not foreign:
         with probe.models() as models:
-            ends = end_ids(models[0], _first_local(refs).tokenizer)
+            ends = pooled_ends(probe, models, weights)
             yield Bench(request, probe, _first_local(refs).tokenizer, models, weights, component, ends, _asked(request))
         return
     proposer = local_reference(request.proposal, probe.opened[request.proposal])
@@ -83,6 +83,13 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     with proposer.loaded() as model:
         ends = end_ids(model, proposer.tokenizer)
         yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), ends, _asked(request))
+
+
+def pooled_ends(scorer: RolloutScorer, models: Sequence[Any], weights: Tensor) -> Ids:
+    """What ends a completion of the pool: what ends one of any reference that has weight, in their order."""
+    tokenizers = [local_reference(*each).tokenizer for each in scorer.opened.items()]
+    weighed = [end_ids(*each) for each, w in zip(zip(models, tokenizers), weights.tolist()) if w > 0]
+    return tuple(dict.fromkeys(end for each in weighed for end in each))
 
 
 def _asked(request: Request) -> Rewarding:

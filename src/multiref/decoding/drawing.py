@@ -80,7 +80,7 @@ def sample(
         reward,
         1.0 if beta is None else beta,
         method,
-        proposal or default or str(METHODS.get(method, ("",))[0]),
+        proposal or default or str(next((known[0] for name, known in METHODS.items() if name == method), "")),
         n,
         islands,
         Generation(max_new_tokens, min_new_tokens=min_new_tokens),

@@ -184,7 +184,7 @@ def _prompt_draws(line: dict[str, Any]) -> PromptDraws:
         torch.tensor([-math.inf if x is None else x for x in line.pop(name)], dtype=torch.float64)
         for name in ("log_weights", "rewards", "log_islands")
     )
-    ids, ended = tuple(tuple(row) for row in line.pop("ids")), tuple(line.pop("ended"))
+    ids, ended = tuple(tuple(row) for row in line.pop("ids")), tuple(map(bool, line.pop("ended")))
     asked = tuple(prompt) if isinstance(prompt, list) else prompt
     if {len(said), len(ended), len(weights), len(rewards)} != {len(ids)} or not ids:
         raise ValueError("its draws are not equally many of everything")

@@ -12,7 +12,7 @@ from multiref import exact
 from multiref._logspace import NEG_INF
 from multiref.decoding.bench import Bench
 from multiref.decoding.draws import TOO_LARGE, PromptDraws
-from multiref.decoding.request import Request
+from multiref.decoding.request import CHUNK, TRIAL, Request
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.descent import Descent, descend
@@ -23,8 +23,6 @@ from multiref.models.spec import TOKENISATION
 from multiref.weighting.particles import thin
 
 MOST_PROPOSALS = 1e5  # a draw: beyond it rejection is refused
-TRIAL = 256  # particles of the trial that predicts how often rejection accepts
-CHUNK = 4096  # proposals side by side, of rejection
 SEGMENT = 8  # tokens between two scores of the text so far, where vocabularies differ
 FAR = 50.0  # nats below the best at most, in a guess: what forbids a text so far may allow the whole
 APART = 104_729  # thinning has a seed of its own
@@ -151,6 +149,8 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
             f"method: rejection accepts about {predicted:.2g} of its proposals here (Z e^(−r_max/β)); at most "
             f"{MOST_PROPOSALS:,.0f} a draw are tried. Use method='smc'."
         )
+    spent = {"tokens": bench.tokens, "rewards": bench.rewarding.calls}
+    request.check_budget(bench.models, [context], math.ceil(request.rows / predicted), **spent)
     ids: list[Ids] = []
     ended: list[bool] = []
     rewards: list[float] = []
@@ -168,6 +168,11 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
                 ended.append(drawn.ended[i])
                 rewards.append(value)
         proposed += rows
+        for name, used in (("tokens", bench.tokens), ("rewards", bench.rewarding.calls)):
+            if len(ids) < request.rows and (allowed := getattr(request.budget, name)) is not None and used > allowed:
+                raise ArgumentError(
+                    f"budget: rejection took {used:,} {name} for {len(ids)} draws, and {allowed:,.0f} are allowed."
+                )
         if proposed > 10 * MOST_PROPOSALS * request.rows:
             raise ArgumentError(f"method: rejection found {len(ids)} draws in {proposed:,} proposals. Use method='smc'.")
     accepted = len(ids) / proposed

@@ -26,6 +26,10 @@ METHODS: dict[str, tuple[str | None, ...]] = {
 }
 
 
+TRIAL = 256  # particles of the trial that predicts how often rejection accepts
+CHUNK = 4096  # rows side by side, of rejection
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a call may spend on all prompts together; None: as much as it needs. tokens: read by all models together.
@@ -60,13 +64,15 @@ class Request:
     twist: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise ArgumentError(f"method: found {self.method!r}; expected one of {', '.join(METHODS)}.")
         if not isinstance(self.budget, Budget):
             raise ArgumentError(f"budget: expected a Budget, found {self.budget!r}.")
         for name, least in (("n", 1), ("islands", 1), ("seed", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
-        check_beta(self.beta)
+        object.__setattr__(self, "beta", check_strength(self.beta))
+        if not isinstance(self.require_end, bool):
+            raise ArgumentError(f"require_end: expected True or False, found {self.require_end!r}.")
         if self.reward_max is not None and (not isinstance(self.reward_max, Real) or not math.isfinite(self.reward_max)):
             raise ArgumentError(f"reward_max: expected a finite number, or None, found {self.reward_max!r}.")
         if self.method == "rejection" and self.reward is not None and self.reward_max is None:
@@ -119,27 +125,45 @@ class Request:
             )
 
     def check_price(self, models: Sequence[Any], contexts: Sequence[Sequence[int]]) -> None:
-        """ArgumentError where tokens, rewards or the memory of caches would be more than there is."""
+        """ArgumentError where tokens, rewards or the memory of caches would be more than there is. Rejection's proposals are
+        counted once its trial has said how many it takes."""
+        self.check_budget(models, contexts, self.rows + (TRIAL if self.method == "rejection" else 0))
+        check_memory(models, self.rows, max(map(len, contexts)) + self.generation.max_new_tokens)
+
+    def check_budget(
+        self, models: Sequence[Any], contexts: Sequence[Sequence[int]], rows: int, *, tokens: int = 0, rewards: int = 0
+    ) -> None:
+        """ArgumentError where so many rows of each prompt, beside the tokens and rewards that were spent, are more than may
+        be."""
         steps = self.generation.max_new_tokens
         needs = {
-            "tokens": sum(len(models) * (len(context) + self.rows * (steps - 1)) for context in contexts),
-            "rewards": 0 if self.reward is None else self.rows * len(contexts),
+            "tokens": tokens + sum(len(models) * (len(context) + rows * (steps - 1)) for context in contexts),
+            "rewards": 0 if self.reward is None else rewards + rows * len(contexts),
         }
         for name, needed in needs.items():
             allowed = getattr(self.budget, name)
             if allowed is not None and needed > allowed:
                 raise ArgumentError(
-                    f"budget: this needs up to {needed:,} {name} ({len(contexts)} prompts, {self.rows} rows each, {steps} new "
+                    f"budget: this needs up to {needed:,} {name} ({len(contexts)} prompts, {rows:,} rows each, {steps} new "
                     f"tokens, {len(models)} models), and {allowed:,.0f} are allowed. Lower n, islands or max_new_tokens."
                 )
         if self.budget.seconds is not None:
-            seconds = len(contexts) * _seconds(models, max(contexts, key=len), self.rows, steps)
+            side = min(rows, CHUNK)
+            seconds = rows / side * len(contexts) * _seconds(models, max(contexts, key=len), side, steps)
             if seconds > self.budget.seconds:
                 raise ArgumentError(
-                    f"budget: this needs about {seconds:,.0f} seconds without the reward (one step of {self.rows} rows was "
+                    f"budget: this needs about {seconds:,.0f} seconds without the reward (one step of {side:,} rows was "
                     f"timed), and {self.budget.seconds:,.0f} are allowed. Lower n, islands or max_new_tokens."
                 )
-        check_memory(models, self.rows, max(map(len, contexts)) + steps)
+
+
+def check_strength(beta: object) -> float:
+    """β of one call. ArgumentError for what is not one positive, finite number."""
+    try:
+        found = float(check_beta(beta))  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(f"beta: expected one positive, finite number, found {beta!r}.") from None
+    return found
 
 
 def check_whole(name: str, value: object, least: int) -> int:

@@ -1,12 +1,14 @@
 """A reward of completions as the tilt e^{r/β}: asked once for each text, and judged before it is used."""
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multiref._awaited import wait_for
 from multiref.errors import ArgumentError, MultirefError
 
 
@@ -14,7 +16,8 @@ class Rewarding:
     """r of completions. calls: texts that were asked about.
 
     Args:
-        function: function(prompts=…, completions=…) → N numbers, as TRL calls reward functions, or None: no reward, 0.
+        function: function(prompts=…, completions=…) → N numbers, as TRL calls reward functions, perhaps async; or None: no
+            reward, 0.
         most: what it says it cannot exceed.
 
     −∞ is a veto. ArgumentError, naming the completion, for NaN, +∞, what is no number, and what exceeds `most`.
@@ -32,12 +35,15 @@ class Rewarding:
         self.calls += len(once)
         try:
             values = self.function(prompts=[prompt] * len(once), completions=list(once.values()))
+            values = wait_for(values) if inspect.isawaitable(values) else values
         except MultirefError:
             raise
         except Exception as error:
             raise ArgumentError(f"{self.name}: the function raised {type(error).__name__}: {error}.") from error
         try:
-            found = [float(value) for value in values]
+            if isinstance(values, (str, bytes, Mapping, Set)):
+                raise TypeError
+            found = [_number(value) for value in values]
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ArgumentError(
                 f"{self.name}: returned {str(values)[:80]!r}; expected {len(once)} numbers, one for each completion."
@@ -56,3 +62,10 @@ class Rewarding:
             )
         if self.most is not None and value > self.most + 1e-12 * max(1.0, abs(self.most)):
             raise ArgumentError(f"reward_max is {self.most:g}, and {str(completion)[:80]!r} has reward {value:g}.")
+
+
+def _number(value: Any) -> float:
+    """TypeError for text, which `float` reads, and for an array of several."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    return float(value.item() if getattr(value, "shape", ()) == (1,) else value)

@@ -1,6 +1,7 @@
 """`certificate`: how far a policy is from the optimum that it was trained for, with confidence, and what each line proves."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -9,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.decoding.request import check_strength
 from multiref.errors import ArgumentError
 from multiref.evaluation.optimum_bounds import OptimumBounds, bound_optimum
 from multiref.evaluation.yardstick import Effort, Interval, Yardstick
 from multiref.models import LanguageModel, load
 from multiref.models.spec import Generation
 from multiref.references.collection import References
-from multiref.regularizers import ReverseKL, check_beta
+from multiref.regularizers import ReverseKL
 from multiref.weighting.intervals import log_mean_bounds
 
 GENERATION = Generation(64)
@@ -82,19 +84,27 @@ def certificate(
         raise ArgumentError(f"delta: expected a number between 0 and 1, found {delta!r}.")
     if log_ratio_max is not None and not (isinstance(log_ratio_max, Real) and 0 < log_ratio_max < math.inf):
         raise ArgumentError(f"log_ratio_max: expected a positive, finite number, or None, found {log_ratio_max!r}.")
-    check_beta(beta)
+    beta = check_strength(beta)
+    if not isinstance(generation, Generation):
+        raise ArgumentError(f"generation: expected a Generation, found {generation!r}.")
+    named = {"π": policy} if baseline is None else {"π": policy, "baseline": baseline}
+    for name, one in named.items():
+        if not isinstance(one, (LanguageModel, str, os.PathLike)):
+            raise ArgumentError(f"{name}: expected a LanguageModel or its path, found {one!r}.")
+    if not callable(reward):
+        raise ArgumentError(f"reward: expected a function(prompts=…, completions=…) → numbers, found {reward!r}.")
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
     collection = refs if isinstance(refs, References) else References(refs)
     asked = Yardstick(collection, regularizer, reward, beta, prompts, generation, reward_max, log_ratio_max, effort or Effort())
     each = delta / (8 if baseline is not None else 4)  # both sides of J*, of J, of J_base and the paired difference
     optimum = bound_optimum(asked, each)
-    named = {"π": policy} if baseline is None else {"π": policy, "baseline": baseline}
     loaded = {name: one if isinstance(one, LanguageModel) else load(one) for name, one in named.items()}
     values = {name: asked.values(one, name) for name, one in loaded.items()}
     value, regret, lines = _regret(values["π"], optimum.interval, asked.room, each)
     share, said = (None, ()) if baseline is None else _share(values, optimum, regret, asked.room, each)
     found = {"value": value, "optimum": optimum.interval, "regret": regret}
     population, outside = _population(found, values["π"].mean(1), optimum.estimates, delta)
-    head = f"With probability {1 - delta:.3g}, for these {len(prompts)} prompts (not for prompts like them):"
+    head = f"With probability {1 - delta:.12g}, for these {len(prompts)} prompts (not for prompts like them):"
     told = (head, *optimum.lines, *lines, *said, *outside)
     return Certificate(value, optimum.interval, regret, share, population, told)
 

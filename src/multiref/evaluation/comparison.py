@@ -30,14 +30,13 @@ class Comparison:
 
     def error(self, metric: str) -> Tensor:
         """[methods]: standard errors of these averages over units; NaN with a single unit."""
-        values = self._of(metric)
-        return values.std(-1) / math.sqrt(values.shape[-1])
+        return _error(self._of(metric))
 
     def difference(self, metric: str, method: str, against: str) -> tuple[float, float]:
         """(mean, standard error) of method − against, unit by unit: what they share cancels."""
         values = self._of(metric)
         gap = values[self.methods.index(method)] - values[self.methods.index(against)]
-        return float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
+        return float(gap.mean()), float(_error(gap))
 
     def rows(self) -> list[dict[str, Any]]:
         """One mapping a method: metric → (mean, standard error)."""
@@ -58,6 +57,12 @@ class Comparison:
         if metric not in self.values:
             raise ArgumentError(f"metric: found {metric!r}, expected one of {', '.join(self.values)}.")
         return self.values[metric]
+
+
+def _error(values: Tensor) -> Tensor:
+    """[*M, units] → [*M]: standard errors; NaN of a single unit."""
+    units = values.shape[-1]
+    return values.std(-1) / math.sqrt(units) if units > 1 else torch.full_like(values[..., 0], math.nan)
 
 
 def compare(
@@ -88,6 +93,8 @@ def compare(
     names = tuple(names) if names is not None else tuple(f"reference {k + 1}" for k in range(len(ref_logps)))
     if len(names) != len(ref_logps):
         raise ArgumentError(f"names: found {len(names)}, expected one for each of the {len(ref_logps)} references.")
+    if not log_policies:
+        raise ArgumentError("log_policies: expected at least one method, found none.")
     seeds = {method: _seeds(method, given, reward) for method, given in log_policies.items()}
     if len(set(map(len, seeds.values()))) != 1:
         counts = ", ".join(f"{method}: {len(runs)}" for method, runs in seeds.items())

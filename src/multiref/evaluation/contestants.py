@@ -11,7 +11,7 @@ from multiref._logspace import weighted_sum
 from multiref._progress import tell
 from multiref.decoding import sample as sample_optimum
 from multiref.decoding.rewarding import Rewarding
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models import LanguageModel
 from multiref.models.draws import bend
 from multiref.models.lockstep import Lockstep, at_rest
@@ -94,17 +94,21 @@ class TokenPool:
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
         """Token by token from the pool, ended rows padded; each token with its log-probability."""
         models, first = [each.model for each in self.models], self.models[0]
-        (context,), ends = encode_prompts(first.tokenizer, [prompt]), end_ids(first.model, first.tokenizer)
+        (context,), w = encode_prompts(first.tokenizer, [prompt]), check_weights(self.weights, len(models))
+        weighed = [end_ids(one.model, one.tokenizer) for one, weight in zip(self.models, w.tolist()) if weight > 0]
+        ends = tuple(dict.fromkeys(end for each in weighed for end in each))
         drawn: list[Tensor] = []
         logps: list[Tensor] = []
         with at_rest(models):
             step = Lockstep(models, context, group, generation.max_new_tokens)
             generator = torch.Generator(step.device).manual_seed(seed)
-            end, w = torch.tensor(ends, dtype=torch.long, device=step.device), check_weights(self.weights, len(models))
+            end = torch.tensor(ends, dtype=torch.long, device=step.device)
             done = torch.zeros(group, dtype=torch.bool, device=step.device)
             for t in range(generation.max_new_tokens):
                 pool = weighted_sum(step.logps(), w.to(step.device)[:, None, None])
                 q = bend(pool, generation, end, t).log_softmax(-1)
+                if bool(q.isnan().any()):
+                    raise EmptyPoolError(f"After {t} tokens of {str(prompt)[:60]!r} some reference forbids each token.")
                 token = torch.multinomial(q.exp(), 1, generator=generator)
                 drawn.append(token[:, 0].masked_fill(done, -1))
                 logps.append(q.gather(1, token)[:, 0])

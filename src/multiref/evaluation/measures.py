@@ -62,7 +62,8 @@ def measure_divergences(
         scores = scorer.tokens(rollouts)  # [K, N, T]
         own = torch.tensor([math.fsum(logps) if logps else math.nan for logps in owns], dtype=torch.float64)
         gap = (own - scores.double().sum(-1)).view(len(scorer.names), *earned.shape)
-        columns.setdefault("J", []).append((earned - beta * (weights[:, None, None] * gap).sum(0)).mean(-1))
+        seen = torch.where(weights[:, None, None] > 0, gap, 0.0)  # what weighs nothing may forbid anything
+        columns.setdefault("J", []).append((earned - beta * (weights[:, None, None] * seen).sum(0)).mean(-1))
         tokenwise = all(len(logps) == len(row) for logps, row in zip(owns, ids)) and bool(ids)
         third = torch.full_like(gap, math.nan)
         if tokenwise:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, check_weights, weighted_sum
+from multiref.decoding.bench import pooled_ends
+from multiref.decoding.request import check_whole
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.evaluation.samples import sample_each
@@ -33,8 +35,8 @@ class Effort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.islands, self.particles, self.samples - 1) < 1:
-            raise ArgumentError(f"effort: expected at least one island and particle and two samples, found {self}.")
+        for name, least in (("islands", 1), ("particles", 1), ("samples", 2), ("seed", 0)):
+            object.__setattr__(self, name, check_whole(f"effort: {name}", getattr(self, name), least))
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ class Yardstick:
         if not all(scorer.aligned.values()):
             other = next(name for name, same in scorer.aligned.items() if not same)
             raise VocabularyMismatch(f"{whose} and reference {other!r} have different vocabularies; a certificate needs one.")
+        with scorer.models() as models:
+            ends, asked = end_ids(policy.model, policy.tokenizer), pooled_ends(scorer, models, self.weights)
+        if set(ends) != set(asked):
+            raise ArgumentError(
+                f"{whose} ends completions with the tokens {sorted(ends)}, and the references with {sorted(asked)}: J and J* "
+                "would be of other completions. Give the models one tokenizer and one generation_config.eos_token_id."
+            )
         rollouts = sample_each(policy, self.prompts, self.generation, group=self.effort.samples, seed=self.effort.seed)
         earned = self.rewards(rollouts)
         if bool((earned == NEG_INF).any()):
@@ -88,7 +97,6 @@ class Yardstick:
             raise ArgumentError(f"reward_max declares rewards in [0, {self.reward_max:g}], and {whose} draws one of {low:g}.")
         if self.room is None:
             with scorer.models() as models:
-                ends = end_ids(policy.model, policy.tokenizer)
                 rows = [vocabulary_kl(policy.model, models, self.weights, each, self.generation, ends) for each in rollouts]
             ratio = torch.stack(rows)
         else:

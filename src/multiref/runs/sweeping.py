@@ -147,7 +147,8 @@ def draw_samples(
         items.append(Encoded(each[0].prompt_ids, completions, (False,) * len(completions)))
     logps = torch.stack([score_samples(model, items) for model in models])
     lengths = torch.tensor([[float(len(ids)) for ids in item.completions] for item in items], dtype=torch.float64)
-    return Samples(tuple(names), logps, lengths, rewarded(rewards, texts, items, models[0].tokenizer))
+    said = [[text for rollout in each for text in rollout.completions] for each in zip(*drawn)]
+    return Samples(tuple(names), logps, lengths, rewarded(rewards, texts, said))
 
 
 def sentence(row: Mapping[str, Any]) -> str:
@@ -163,20 +164,15 @@ def sentence(row: Mapping[str, Any]) -> str:
     return f"{shown}: {what}, {row['tokens']:.1f} tokens a completion{grey}"
 
 
-def rewarded(rewards: Any, prompts: Sequence[Any], items: Sequence[Encoded], tokenizer: Any) -> dict[str, Tensor]:
-    """{"reward": [B, K·n], and each reward's own where there are several} of the samples; empty without rewards."""
+def rewarded(rewards: Any, prompts: Sequence[Any], said: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+    """{"reward": [B, K·n], and each reward's own where there are several} of the completions; empty without rewards."""
     each_one = as_rewards(rewards)
     if not each_one:
         return {}
-    asked: list[Any] = []
-    said: list[Any] = []
-    for prompt, item in zip(prompts, items, strict=True):
-        words = tokenizer.batch_decode([list(ids) for ids in item.completions], skip_special_tokens=True)
-        said += words if isinstance(prompt, str) else [({"role": "assistant", "content": text},) for text in words]
-        asked += [prompt] * len(words)
-    total, parts = total_reward(each_one, asked, said, {})
+    asked = [prompt for prompt, completions in zip(prompts, said, strict=True) for _ in completions]
+    total, parts = total_reward(each_one, asked, [text for completions in said for text in completions], {})
     values = {"reward": total} | ({f"rewards/{name}": value for name, value in parts.items()} if len(parts) > 1 else {})
-    return {name: value.reshape(len(items), -1) for name, value in values.items()}
+    return {name: value.reshape(len(said), -1) for name, value in values.items()}
 
 
 def _finished(run: str | Path) -> dict[str, Any]:
@@ -292,7 +288,7 @@ def _trained(
     own = score_samples(policy, items)
     gap = sum(weight * (own - score_samples(models[name], items)) for name, weight in weights.items() if weight)
     lengths = torch.tensor([[float(len(ids)) for ids in each.completion_ids] for each in rollouts], dtype=torch.float64)
-    values = rewarded(rewards, texts, items, policy.tokenizer)
+    values = rewarded(rewards, texts, [each.completions for each in rollouts])
     row: dict[str, Any] = {"run": str(run), "beta": beta, "weights": dict(weights), "tokens": float(lengths.mean())}
     for name, value in values.items():
         row |= over_prompts(name, value.mean(-1))

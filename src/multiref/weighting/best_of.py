@@ -25,9 +25,11 @@ def best_of_law(log_proposal: Tensor, log_weights: Tensor, n: int) -> Tensor:
     Reference: docs/decoding.md (DERIVED).
     """
     q, w = log_proposal.double().exp(), log_weights.double()
-    if n < 1 or q.shape != w.shape or q.ndim != 1 or abs(float(q.sum()) - 1) > 1e-6 or not bool((w > -math.inf).any()):
+    whole = isinstance(n, int) and n >= 1 and q.shape == w.shape and q.ndim == 1 and abs(float(q.sum()) - 1) <= 1e-6
+    if not whole or not -math.inf < float(w.max()) < math.inf:
         raise ArgumentError(
-            "best_of_law: expected n ≥ 1, and log q (on the simplex) and log w of the same draws, some with mass."
+            "best_of_law: expected a whole n ≥ 1, and log q (on the simplex) and log w (finite or −∞) of the same draws, some "
+            "with mass."
         )
     w = (w - (log_proposal.double() + w).logsumexp(-1)).exp()  # its mean is 1
     first, last = -REACH - math.log(n), math.log(60.0 / float(w[(w > 0) & (q > 0)].min()))

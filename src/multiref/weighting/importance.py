@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from multiref._logspace import weighted_sum
+from multiref._logspace import check_weights, weighted_sum
 from multiref.weighting.particles import effective_size
 
 
@@ -19,7 +19,7 @@ def log_importance_weights(log_policies: Tensor, weights: Tensor, log_tilt: Tens
     Reference: docs/theory.md 1(c) (DERIVED) for the target; balance heuristic, Veach and Guibas, 1995.
     """
     mixture = torch.logsumexp(log_policies, 0) - math.log(len(log_policies))
-    log_w = weighted_sum(log_policies, weights[:, None, None]) - mixture
+    log_w = weighted_sum(log_policies, check_weights(weights, len(log_policies))[:, None, None]) - mixture
     return log_w if log_tilt is None else log_w + log_tilt
 
 

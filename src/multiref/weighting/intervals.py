@@ -28,6 +28,8 @@ def log_mean_bounds(log_samples: Tensor, log_most: float | None, *, delta: float
     if log_samples.ndim != 2 or not log_samples.numel() or not 0 < delta < 1:
         raise ArgumentError(f"log_mean_bounds: expected [P, I] and δ in (0, 1), found {tuple(log_samples.shape)} and {delta}.")
     samples = log_samples.double()
+    if not float(samples.max()) < math.inf or (log_most is not None and not math.isfinite(log_most)):
+        raise ArgumentError("log_mean_bounds: expected logs of finite samples and of their largest, found NaN or +∞.")
     if log_most is not None and float(samples.max()) > log_most + 1e-6:
         raise ArgumentError(f"log_mean_bounds: a sample of {float(samples.max()):.4g} is above {log_most:.4g} (logs).")
     lower, upper = 0.0, math.inf

@@ -10,8 +10,8 @@ NEG_INF = -math.inf
 
 def effective_size(log_weights: Tensor) -> Tensor:
     r"""[*E, n] → [*E]: ESS = (Σ w)² / Σ w²; 0 where nothing has mass."""
-    twice = (2 * log_weights).logsumexp(-1)
-    return torch.where(twice > NEG_INF, (2 * log_weights.logsumexp(-1) - twice).exp(), 0.0)
+    w = (log_weights - log_weights.amax(-1, keepdim=True)).exp().nan_to_num()  # of −∞ alone: nothing
+    return w.sum(-1).square() / w.square().sum(-1).clamp_min(1e-30)
 
 
 def resample(log_weights: Tensor, low: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

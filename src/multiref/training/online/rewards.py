@@ -9,7 +9,6 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiref._awaited import wait_for
 from multiref._files import read_text
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
 from multiref.models.chat import Chat
@@ -211,8 +211,7 @@ def _awaited(rewards: Sequence[Reward], begun: Sequence[Any], completions: Seque
 
     if not waiting:
         return list(begun)
-    with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one runs already, as in a notebook
-        found = dict(zip(waiting, thread.submit(asyncio.run, together()).result()))
+    found = dict(zip(waiting, wait_for(together())))
     return [found.get(place, values) for place, values in enumerate(begun)]
 
 
