@@ -15,6 +15,13 @@ def random_logps(*shape, seed, spread=1.5):
     return (spread * torch.randn(*shape, generator=generator, dtype=torch.float64)).log_softmax(-1)
 
 
+def test_what_has_little_mass_counts():
+    """A completion of log-probability −800 that is e^10 times as likely under the policy."""
+    policy = torch.tensor([0.0, -800.0, -math.inf], dtype=torch.float64)
+    sampling = torch.tensor([-1e-9, -810.0, -math.inf], dtype=torch.float64)
+    assert float(bounds.coverage(policy, sampling)) == pytest.approx(math.exp(10))
+
+
 def test_path_coverage_is_the_maximum_over_a_fine_path():
     generator = torch.Generator().manual_seed(0)
     pool, sampling = random_logps(5, 7, seed=1), random_logps(5, 7, seed=2)

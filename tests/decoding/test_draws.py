@@ -143,6 +143,40 @@ def test_references_of_other_vocabularies_score_the_text():
             sample(["the cat"], refs, RULE, method=method, max_new_tokens=3)
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple], ids=["numpy", "torch", "tuple"])
+def test_a_reward_may_be_awaited_and_give_any_numbers(kind):
+    """The same draws as of a plain list."""
+
+    async def later(prompts, completions):
+        return kind(reward(prompts, completions))
+
+    plain, awaited = (sample(["x0"], references(tables()), RULE, r, BETA, max_new_tokens=LENGTH) for r in (reward, later))
+    assert awaited.log_partition == pytest.approx(plain.log_partition, abs=1e-6) and awaited.pick(3) == plain.pick(3)
+
+
+@pytest.mark.parametrize("names", ["pq", "qp"])
+@pytest.mark.parametrize("method", ["smc", "importance", "rejection"])
+def test_what_ends_any_reference_ends_a_completion(names, method):
+    """One tokenizer names y0 as its end, the other y1: log F is that of completions that end with either, in both orders; a
+    certificate of a policy that ends otherwise is refused."""
+    made = tables()
+    refs = references(made)
+    refs["q"].tokenizer.eos_token = "y1"
+    ids = [(*p, end) for t in range(LENGTH) for p in product((2,), repeat=t) for end in (0, 1)] + [(2,) * LENGTH]
+    each = torch.tensor([[logps(table, row) for row in ids] for table in made], dtype=torch.float64)
+    log_f = float((W[0] * each[0] + W[1] * each[1]).logsumexp(0))
+    rule = mr.ReverseKL(W if names == "pq" else W[::-1])
+    (found,) = sample(["x0"], {name: refs[name] for name in names}, rule, method=method, n=400, max_new_tokens=LENGTH)
+    assert abs(found.log_partition - log_f) < 4.5 * found.error + 1e-6 and set(found.ids) <= set(ids)
+    with pytest.raises(ArgumentError, match="ends completions with"):
+        mr.evaluation.certificate(refs["p"], refs, RULE, reward, BETA, ["x0"], generation=mr.models.Generation(LENGTH))
+
+
+def test_rejection_stays_within_its_budget():
+    found = drawn(tables(), "rejection", n=20, budget=Budget(tokens=60_000, rewards=5_000))
+    assert found.tokens <= 60_000 and found.reward_calls <= 5_000
+
+
 def test_whole_numbers_of_numpy_are_whole_numbers():
     made = tables()
     found, again = (
@@ -205,6 +239,10 @@ BAD = {
     "no list": ({"reward": lambda prompts, completions: 1.0}, "expected .* numbers"),
     "words": ({"reward": lambda prompts, completions: ["high"] * len(completions)}, "expected .* numbers"),
     "matrix": ({"reward": lambda prompts, completions: torch.zeros(len(completions), 2)}, "expected .* numbers"),
+    "a dictionary": ({"reward": lambda prompts, completions: dict(enumerate(map(len, completions)))}, "expected .* numbers"),
+    "a text": ({"reward": lambda prompts, completions: "1" * len(completions)}, "expected .* numbers"),
+    "numbers as text": ({"reward": lambda prompts, completions: ["1.5"] * len(completions)}, "expected .* numbers"),
+    "none": ({"reward": lambda prompts, completions: [None] * len(completions)}, "expected .* numbers"),
     "overflows": (
         {"beta": 1e-3, "reward_max": None, "reward": lambda prompts, completions: [1e306] * len(completions)},
         "finite",
@@ -218,6 +256,11 @@ BAD = {
     "too large": ({"reward_max": 0.2}, "reward_max is 0.2"),
     "no beta": ({"beta": None}, "needs its strength"),
     "beta 0": ({"beta": 0.0}, "positive"),
+    "several beta": ({"beta": [0.5, 0.6]}, "one positive"),
+    "ended, in words": ({"require_end": "no"}, "require_end: expected True or False"),
+    "methods": ({"method": ["smc"]}, "expected one of smc"),
+    "tokens of rejection's trial": ({"method": "rejection", "budget": Budget(tokens=300)}, "300 are allowed"),
+    "rewards of rejection": ({"method": "rejection", "budget": Budget(rewards=300), "n": 200}, "300 are allowed"),
     "beta below 0": ({"beta": -0.5}, "positive"),
     "beta nan": ({"beta": math.nan}, "positive"),
     "name for smc": ({"proposal": "q"}, "other vocabularies"),

@@ -86,6 +86,7 @@ def test_resampling_keeps_an_islands_sum_and_every_expectation():
     dead = torch.full((1, 3), -torch.inf, dtype=torch.float64)
     assert torch.equal(resample(dead, torch.ones(1, dtype=torch.bool), torch.Generator())[0][0], torch.arange(3))
     assert float(effective_size(dead)) == 0 and float(effective_size(torch.zeros(7))) == pytest.approx(7)
+    assert float(effective_size(torch.full((7,), -1e4))) == pytest.approx(7)  # float32, whose steps there are a thousandth
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])

@@ -1,6 +1,7 @@
 """Certificates against tables where J, J* and the regret are known."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -34,15 +35,32 @@ def certified(made, seed=0, **options):
 
 def test_every_line_holds_and_says_what_it_proves():
     made = tables()
-    optimum, (value, base) = truths(made)
+    optimum, (value, _) = truths(made)
     found = certified(made)
     assert found.optimum[0] <= optimum <= found.optimum[1] and found.value[0] <= value <= found.value[1]
     assert found.regret[0] <= optimum - value <= found.regret[1] < 12 * BETA + 1 and found.population is None
     said = str(found)
     assert all(word in said for word in ("regret ≤", "regret ≥", "certified", "not for prompts like them"))
-    if found.share is not None:
-        assert found.share[0] <= (value - base) / (optimum - base) <= found.share[1]
     assert "asymptotic" in str(certified(made, log_ratio_max=None))
+
+
+@pytest.mark.parametrize("known", [3.0, None], ids=["certified", "asymptotic"])
+def test_the_share_is_told_once_there_are_so_many_completions_as_the_refusal_says(known):
+    """β = 0.1, where J* − J_base is 0.6 and more: it holds, is at most 1, and is narrower with more completions. With fewer the
+    refusal names a number, with which it is told."""
+    made, beta = tables(spread=0.5), 0.1
+    optimum, (value, base) = truths(made, beta)
+    shares = []
+    for samples in (100, 400):
+        found = certified(made, beta=beta, log_ratio_max=known, effort=Effort(100, 1, samples))
+        assert found.share[0] <= (value - base) / (optimum - base) <= found.share[1] <= 1
+        assert found.regret[0] <= optimum - value <= found.regret[1]
+        shares.append(found.share)
+    assert shares[1][1] - shares[1][0] < shares[0][1] - shares[0][0]
+    few = certified(made, beta=beta, log_ratio_max=known and 40.0, effort=Effort(100, 1, 2 if known is None else 20))
+    assert few.share is None, few
+    needed = int(re.search(r"about ([\d,]+) completions a prompt", str(few))[1].replace(",", ""))
+    assert certified(made, beta=beta, log_ratio_max=known and 40.0, effort=Effort(100, 1, 2 * needed)).share is not None
 
 
 def test_what_is_refused():
@@ -53,7 +71,7 @@ def test_what_is_refused():
     assert found.optimum[1] == math.inf and "refused without reward_max" in str(found) and math.isfinite(found.optimum[0])
     few = certified(made, beta=0.05, effort=Effort(islands=8, particles=4, samples=20), log_ratio_max=None)
     assert few.optimum[1] <= 1.0 and "it needs about" in str(few)
-    assert "share: refused" in str(certified(made, effort=Effort(islands=4, particles=2, samples=4)))
+    assert "Raise Effort.islands" in str(certified(made, effort=Effort(islands=4, particles=2, samples=4)))
     for options, message in (
         ({"beta": 0.0}, "beta"),
         ({"reward_max": 0.3}, "reward_max"),
@@ -61,6 +79,10 @@ def test_what_is_refused():
         ({"delta": 1.5}, "delta"),
         ({"delta": "0.05"}, "delta"),
         ({"log_ratio_max": "12"}, "log_ratio_max"),
+        ({"beta": [0.5]}, "beta"),
+        ({"baseline": 3}, "baseline: expected a LanguageModel"),
+        ({"generation": 4}, "expected a Generation"),
+        ({"reward": None}, "expected a function"),
     ):
         with pytest.raises(ArgumentError, match=message):
             certified(made, **options)
@@ -151,6 +173,12 @@ def test_a_policy_whose_value_is_minus_infinity():
         certificate(
             other, references(tables()), RULE, reward, BETA, ["x0"], generation=Generation(LENGTH), effort=Effort(2, 2, 2)
         )
+
+
+@pytest.mark.parametrize("options", [{"islands": 2.5}, {"particles": "1"}, {"samples": 1}, {"seed": -1}], ids=str)
+def test_an_effort_is_whole_numbers(options):
+    with pytest.raises(ArgumentError, match=f"effort: {next(iter(options))}: expected a whole number"):
+        Effort(**options)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError, VocabularyMismatch
+from multiref.errors import ArgumentError, EmptyPoolError, VocabularyMismatch
 from multiref.evaluation import BestOf, Optimum, TokenPool, compare_samples, measure_texts
 from multiref.models import Generation, LanguageModel
 from multiref.models.sampling import Rollout
@@ -99,6 +99,23 @@ def token_law(truth):
             total, row = total + float(pool.log_softmax(-1)[token]), 3 * row + 1 + token
         found.append(total)
     return torch.tensor(found, dtype=torch.float64)
+
+
+def test_what_weighs_nothing_may_forbid_and_what_nobody_allows_is_said():
+    """J of a policy beside a reference of weight zero that forbids half of what it writes is finite, the KL to it is not; a
+    token pool whose references exclude each other is one error."""
+    made = tables()
+    with torch.no_grad():
+        made[1].table[0, 0, 1] = -math.inf
+    refs, judges = references(made), {"reward": lambda prompt, text: 0.0}
+    found = compare_samples(
+        {"p": refs["p"]}, refs, ["x0"], judges, Generation(LENGTH), weights=(1.0, 0.0), beta=BETA, samples=40
+    )
+    assert float(found.values["J"]) == pytest.approx(0.0, abs=1e-6) and float(found.values["KL(π‖q)"]) == math.inf
+    with torch.no_grad():
+        made[0].table[0, 0, [0, 2]] = -math.inf
+    with pytest.raises(EmptyPoolError, match="forbids"):
+        compare_samples({"pool": TokenPool(list(refs.values()), W)}, refs, ["x0"], judges, Generation(LENGTH), beta=BETA)
 
 
 def test_what_cannot_be_compared():

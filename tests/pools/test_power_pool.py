@@ -106,3 +106,12 @@ def test_summed_log_probabilities_of_whole_completions():
     assert pool(logps, [0.25, 0.75], 0)[0] == -5225.0
     assert pool(logps, [0.25, 0.75], 1)[0] == pytest.approx(-5000 + math.log(0.25), abs=1e-12)
     assert pool(logps, [0.25, 0.75], -1)[0] == pytest.approx(-5300 - math.log(0.75), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", [-3.0, -1.0, 0.01, 2.0])
+def test_an_absent_reference_far_above_the_others_in_few_bits(order, dtype):
+    """e^{|order| · 60} and more is no number of these; its weight is zero, and the pool is the other reference."""
+    logps = torch.tensor([[-80.0, -0.5, -30.0], [-0.25, -90.0, -2.0]], dtype=dtype)
+    found = mr.pools.power_pool(logps, [0.0, 1.0], order)
+    torch.testing.assert_close(found.float(), logps[1].float(), rtol=1e-2, atol=1e-2)

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.runs.sweeping import Samples, weight_grid
+from multiref.evaluation import sample_each
+from multiref.models import Generation, LanguageModel
+from multiref.runs.sweeping import Samples, SweepSettings, draw_samples, weight_grid
 from tests.conftest import make_llama
 
 
@@ -38,6 +40,20 @@ def runs(tmp_path, tiny_tokenizer):
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "the cat", "chosen": " sat", "rejected": " on"}) + "\n")
     return tmp_path
+
+
+def test_a_reward_sees_what_is_written_behind_the_prompt(runs, tiny_tokenizer):
+    """The completions' texts as every other verb has them: with the space that a decoder drops where a text begins."""
+    model, seen = LanguageModel(make_llama(len(tiny_tokenizer), std=0.1), tiny_tokenizer, "one"), []
+
+    def look(prompts, completions):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    settings = SweepSettings(samples=40, max_new_tokens=3)
+    draw_samples(["one", "two"], [model, model], ["the cat"], settings, look)
+    drawn = [sample_each(model, ["the cat"], Generation(3), group=40, seed=seed) for seed in (0, 104_729)]
+    assert seen == [text for each in drawn for text in each[0].completions] and any(text[:1] == " " for text in seen)
 
 
 def invoke(folder, *options):

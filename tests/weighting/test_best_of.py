@@ -47,6 +47,14 @@ def test_large_n_is_the_target_and_the_first_order_is_as_stated():
 
 def test_what_has_no_law():
     q = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
-    for log_q, log_w, n in ((q, q, 0), (q - 1, q, 2), (q, torch.full((2,), -math.inf), 2), (q, q[:1], 2)):
+    for log_q, log_w, n in (
+        (q, q, 0),
+        (q - 1, q, 2),
+        (q, torch.full((2,), -math.inf), 2),
+        (q, q * math.nan, 2),
+        (q, q + math.inf, 2),
+        (q, q, 2.5),
+        (q, q[:1], 2),
+    ):
         with pytest.raises(ArgumentError, match="best_of_law"):
             best_of_law(log_q, log_w, n)

@@ -74,7 +74,10 @@ def test_many_prompts_cost_less_each():
     assert -1.0 < lower < 0 and alone < -2.9
 
 
+NONE = [(torch.tensor([[0.0, math.nan]]), None), (torch.tensor([[math.inf]]), None), (torch.zeros(1, 3), math.nan)]
+
+
 def test_what_cannot_be_bounded():
-    for samples, most in ((torch.zeros(3), None), (torch.ones(1, 3), 0.0), (torch.zeros(1, 0), None)):
+    for samples, most in ((torch.zeros(3), None), (torch.ones(1, 3), 0.0), (torch.zeros(1, 0), None), *NONE):
         with pytest.raises(ArgumentError):
             log_mean_bounds(samples, most, delta=0.05)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, Weights, broadcast, check_weights, expectation, log_ratio
+from multiref._logspace import NEG_INF, Weights, broadcast, check_weights, expectation
 from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -18,7 +18,7 @@ _STEPS = 60  # bisection; the maximum is flat in its argument, so its value is e
 
 def coverage(policy_logps: Tensor, sampling_logps: Tensor) -> Tensor:
     r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y) over completions that the policy can produce; +inf where μ misses one."""
-    ratio = log_ratio(policy_logps, sampling_logps, under=policy_logps)
+    ratio = policy_logps - sampling_logps  # of what has mass, however little
     return ratio.masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
 
 
