@@ -36,8 +36,10 @@ def test_weights_are_on_the_simplex_and_follow_a_permutation(margins, dice):
 
 def test_no_evidence_is_uniform():
     zero = torch.zeros(3, 2)
-    for strategy in (uniform, vdw, vaw):
-        assert torch.allclose(strategy(zero), torch.full((3,), 1 / 3))
+    for kind in (torch.float32, torch.float16, torch.int64):
+        for strategy in (uniform, vdw, vaw):
+            weights = strategy(zero.to(kind))
+            assert torch.allclose(weights.double(), torch.full((3,), 1 / 3).double()), kind
     assert torch.allclose(arwc(zero), torch.full((3, 2), 1 / 3))
     assert torch.allclose(uniform(zero[:, :0]), torch.full((3,), 1 / 3))
 

@@ -55,10 +55,9 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
 
     Reference: DERIVED; logistic regression with a sign constraint; projected Newton: Bertsekas, 1982.
     """
-    check_margins(margins)
+    margins = check_margins(margins).double()
     if not ridge > 0:
         raise ArgumentError(f"ridge is {ridge}; expected a positive number.")
-    margins = margins.double()
     counts = torch.ones_like(margins[0]) if counts is None else counts.double()
     spread = margins.square().mean(-1).sqrt() if margins.shape[1] else margins.new_ones(len(margins))
     spread = torch.where(spread > 0, spread, torch.ones_like(spread))

@@ -8,7 +8,7 @@ from multiref.errors import ArgumentError
 
 def uniform(margins: Tensor) -> Tensor:
     """[K, P] → [K]: w_k = 1/K."""
-    check_margins(margins)
+    margins = check_margins(margins)
     return margins.new_full((len(margins),), 1 / len(margins))
 
 
@@ -19,7 +19,7 @@ def vdw(margins: Tensor) -> Tensor:
 
     Reference: arXiv 2512.10040 (VDW), with the margins per token; pass them divided by length to have that.
     """
-    check_margins(margins)
+    margins = check_margins(margins)
     return _shares(margins.abs().sum(-1))
 
 
@@ -28,7 +28,7 @@ def vaw(margins: Tensor) -> Tensor:
 
     Reference: arXiv 2512.10040 (VAW).
     """
-    check_margins(margins)
+    margins = check_margins(margins)
     return _shares((margins > 0).to(margins.dtype).sum(-1))
 
 
@@ -41,7 +41,7 @@ def arwc(margins: Tensor) -> Tensor:
 
     Reference: arXiv 2405.16388 (ARWC), for any K.
     """
-    check_margins(margins)
+    margins = check_margins(margins)
     return _shares(margins.abs())
 
 
@@ -53,10 +53,12 @@ def _shares(parts: Tensor) -> Tensor:
     )
 
 
-def check_margins(margins: Tensor) -> None:
-    """Raise unless margins is [K, P], finite, with at least one reference."""
+def check_margins(margins: Tensor) -> Tensor:
+    """The margins, float64 where they were whole numbers or of few bits. Raise unless they are [K, P], finite, with at least
+    one reference."""
     if margins.ndim != 2 or not len(margins):
         raise ArgumentError(f"margins has shape {tuple(margins.shape)}; expected [K, P], at least one reference.")
     if count := int((~torch.isfinite(margins)).sum()):
         found = f"{count} of {margins.numel()} margins are not finite"
         raise ArgumentError(f"{found}; expected differences of finite log-probabilities. Leave those pairs out.")
+    return margins if margins.dtype == torch.float32 else margins.double()
