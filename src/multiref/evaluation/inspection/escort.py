@@ -101,7 +101,7 @@ def measure_escort(
 
 def _median(draws: Draws) -> float:
     """The mean over prompts of the median length."""
-    return sum(each.median_length for each in draws) / len(draws)
+    return float(sum(each.median_length for each in draws) / len(draws))
 
 
 def _error(error: float) -> str:
