@@ -111,6 +111,11 @@ def test_estimates_from_scores_recover_the_exact_disagreement():
 def test_refusals():
     with pytest.raises(ArgumentError, match=r"\[K, N\]"):
         bounds.coverage_from_scores(torch.zeros(2, 0))
+    nobody = torch.tensor([[-1.0, -math.inf], [-math.inf, -math.inf]])
+    with pytest.raises(ArgumentError, match="completion 1 has no mass under any"):
+        bounds.coverage_from_scores(nobody)
+    vetoed = bounds.coverage_from_scores(nobody[:, :1])
+    assert vetoed.disagreement == math.inf == vetoed.disagreement_error and vetoed.effective_samples == 0
     with pytest.raises(ArgumentError, match="subtract"):
         bounds.check_reward_range(torch.tensor([-0.5, 0.2, -torch.inf]), 1.0)
     with pytest.raises(ArgumentError, match="radius"):

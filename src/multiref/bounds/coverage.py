@@ -135,19 +135,20 @@ def coverage_from_scores(ref_logps: Tensor, weights: Weights = None) -> Coverage
             f"ref_logps: found shape {tuple(ref_logps.shape)}, expected [K, N] with N ≥ 1; give one row per reference"
         )
     w = check_weights(weights, ref_logps.shape[0])
-    log_ratio = (power_pool(ref_logps.double(), w, order=0.0) - power_pool(ref_logps.double(), w, order=1.0)).nan_to_num(
-        neginf=NEG_INF
-    )
+    mixture = power_pool(ref_logps.double(), w, order=1.0)
+    if not float(mixture.min()) > NEG_INF:
+        raise ArgumentError(f"ref_logps: completion {int(mixture.argmin())} has no mass under any reference; leave it out")
+    log_ratio = power_pool(ref_logps.double(), w, order=0.0) - mixture
     count = log_ratio.numel()
     log_f = float(torch.logsumexp(log_ratio, 0)) - math.log(count)
-    relative = (log_ratio - log_f).exp()
-    error = float(relative.std() / math.sqrt(count)) if count > 1 else math.inf
+    relative = (log_ratio - log_f).exp().nan_to_num()  # zeros where every completion is vetoed
+    error = float(relative.std() / math.sqrt(count)) if count > 1 and log_f > NEG_INF else math.inf
     return CoverageEstimate(
         references=ref_logps.shape[0],
         weights=tuple(float(x) for x in w.reshape(-1)),
         disagreement=max(-log_f, 0.0),
         disagreement_error=error,
         coverage_at_least=max(float(relative.max()), 1.0),
-        effective_samples=float(relative.sum() ** 2 / (relative**2).sum()),
+        effective_samples=float(relative.sum() ** 2 / (relative**2).sum().clamp_min(1e-300)),
         completions=count,
     )
