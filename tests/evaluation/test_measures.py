@@ -127,5 +127,10 @@ def test_what_cannot_be_compared():
         BestOf(refs["p"], 0)
     with pytest.raises(ArgumentError, match="judge `reward`"):
         compare_samples({"p": refs["p"]}, refs, ["x0"], {}, Generation(2), beta=BETA)
+    for bad, said in ((None, "expected . numbers"), (math.nan, "nan for"), ("1", "expected . numbers")):
+        with pytest.raises(ArgumentError, match=f"^style: .*({said})"):
+            compare_samples(
+                {"p": refs["p"]}, refs, ["x0"], judges | {"style": lambda *_, bad=bad: bad}, Generation(2), beta=BETA, samples=2
+            )
     with pytest.raises(ArgumentError, match="judges: 'length' is a metric of its own"):
         compare_samples({"p": refs["p"]}, refs, ["x0"], judges | {"length": judges["reward"]}, Generation(2), beta=BETA)

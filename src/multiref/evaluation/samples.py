@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError
 from multiref.evaluation.comparison import Comparison
 from multiref.evaluation.contestants import Contestant, RewardFunction, draw_each
@@ -46,7 +47,7 @@ def compare_samples(
     Args:
         policies, references: by name, all with one vocabulary (VocabularyMismatch otherwise; token ids are scored, not text).
             Beside models: `Optimum` (π*), `BestOf` (NaN where log π is not known), `TokenPool`.
-        judges: name → function; "reward" is the r of J, others are averaged beside it.
+        judges: name → function; "reward" is the r of J, others are averaged beside it. A text is judged once a prompt.
         samples: completions a prompt; their average is that prompt's value.
 
     A prompt's errors are independent of another's, so the error over prompts holds whatever `samples` is.
@@ -68,7 +69,7 @@ def compare_samples(
     drawn = {name: draw_each(one, prompts, reward, generation, group=samples, seed=seed) for name, one in policies.items()}
     found = {
         judge: {
-            name: torch.tensor([[function(r.prompt, text) for text in r.completions] for r in rollouts], dtype=torch.float64)
+            name: torch.stack([Rewarding(judged(function), None, judge)(each.prompt, each.completions) for each in rollouts])
             for name, rollouts in drawn.items()
         }
         for judge, function in judges.items()
