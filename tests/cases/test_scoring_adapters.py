@@ -30,13 +30,14 @@ def base(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(base, tiny_tokenizer, tmp_path_factory):
-    """made(seed, **LoRA's options) → (folder of an adapter with random weights, log-probability of ROW under PEFT itself)."""
+    """made(seed, kind, **its options) → (folder of an adapter with random weights, log-probability of ROW under PEFT)."""
     import peft
     from transformers import AutoModelForCausalLM
 
-    def make(seed, on=base, **options):
+    def make(seed, on=base, kind="LoraConfig", **options):
         torch.manual_seed(seed)
-        config = peft.LoraConfig(**({"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]} | options))
+        options = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | options
+        config = getattr(peft, kind)(**{name: value for name, value in options.items() if value is not None})
         model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(on), config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -71,6 +72,15 @@ KINDS = {
     "two tokens": {"trainable_token_indices": [3, 4]},
     "ranks": {"rank_pattern": {"q_proj": 4}},
     "a base of its own": {"init_lora_weights": "olora"},
+    "layers twice": {"layer_replication": [[0, 2], [1, 2]]},
+    "IA3": {"kind": "IA3Config", "r": None, "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "VeRA": {"kind": "VeraConfig", "save_projection": False},
+    "AdaLoRA": {"kind": "AdaLoraConfig", "r": None, "init_r": 4, "target_r": 2, "total_step": 10},
+    "OFT": {"kind": "OFTConfig", "r": 0, "oft_block_size": 4},
+    "places in the file": {"kind": "ShiraConfig"},
+    "the largest ones": {"kind": "VBLoRAConfig", "num_vectors": 8, "vector_length": 4, "save_only_topk_weights": True},
+    "one that PEFT does not switch": {"kind": "AdaptionPromptConfig", "adapter_len": 3, "adapter_layers": 1}
+    | dict.fromkeys(("r", "target_modules")),
 }
 
 
@@ -79,7 +89,7 @@ def some(names, quick):
     return [each if each in quick else pytest.param(each, marks=pytest.mark.slow) for each in names]
 
 
-@pytest.mark.parametrize("kind", some(KINDS, ("every bias", "a base of its own")))
+@pytest.mark.parametrize("kind", some(KINDS, ("every bias", "places in the file", "one that PEFT does not switch")))
 def test_every_kind_beside_others_and_the_base_untouched(base, made, tiny_tokenizer, kind):
     (first, right, _), (other, right_other, _) = made(1), made(2, **KINDS[kind])
     untouched = plain(load(base).model, tiny_tokenizer)

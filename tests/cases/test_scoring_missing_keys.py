@@ -72,6 +72,10 @@ REFUSED = {
         lambda w: w | {LAYER + "q_proj.weight": (w[LAYER + "q_proj.weight"] * 99).to(torch.int8)},
         r"q_proj\.weight holds whole numbers \(I8\)",
     ),
+    "eight bits and no scale": (
+        lambda w: w | {LAYER + "q_proj.weight": (w[LAYER + "q_proj.weight"] * 300).to(torch.float8_e4m3fn)},
+        r"q_proj\.weight holds scaled numbers \(F8_E4M3\)",
+    ),
     "not a number": (lambda w: w | {"model.norm.weight": torch.full((32,), torch.nan)}, r"model\.norm\.weight holds NaN"),
 }
 

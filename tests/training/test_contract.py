@@ -157,6 +157,13 @@ def test_a_killed_run_resumes_with_the_same_losses(policy, tokenizer, pairs, sco
     assert [line["step"] for line in resumed] == [line["step"] for line in after]
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in after], rel=1e-6)
     assert not list((tmp_path / "killed").rglob("training_args.bin"))
+    split = options | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}  # steps of the same four pairs
+    train(policy, tokenizer, pairs, scores, tmp_path / "killed", resume=str(tmp_path / "killed/checkpoint-4"), **split)
+    with pytest.warns(MultirefWarning, match=r"step 4 at epoch 0\.6667, where steps of 6 of 23 pairs are not"):
+        train(
+            policy, tokenizer, pairs, scores, tmp_path / "killed", resume=str(tmp_path / "killed/checkpoint-4"),
+            **options | {"per_device_train_batch_size": 3, "max_steps": 5},
+        )  # fmt: skip
 
 
 def test_evaluation_averages_over_pairs_and_reports_the_gap(policy, tokenizer, pairs, scores, tmp_path):

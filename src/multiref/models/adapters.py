@@ -108,6 +108,16 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
     return model
 
 
+def refuse_virtual_tokens(policy: Any) -> None:
+    """ModelError for a policy with an adapter that puts tokens of its own before the text."""
+    config = getattr(policy, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise ModelError(
+            f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes "
+            "layers. Use LoRA."
+        )
+
+
 def _refused(adapter: str) -> str:
     return f"The adapter {adapter} cannot be put on this model."
 
@@ -137,21 +147,26 @@ def _trusted_config(folder: Path, adapter: str) -> Any:
             MultirefWarning,
             stacklevel=3,
         )
-    if whole := [key for key, (kind, *_) in file_shapes(folder).items() if key.startswith("base_model.") and is_whole(kind)]:
-        raise ModelError(f"The adapter {adapter} holds whole numbers as weights: {first_three(whole)}. Save it unquantised.")
     return config
 
 
 def _check_fit(model: Any, adapter: str, folder: Path, name: str, report: Any) -> None:
-    """ModelError where, as PEFT reports it, a weight of the file has no place or the file lacks one."""
+    """ModelError where, as PEFT reports it, a weight of the file has no place or the file lacks one; and where whole numbers of
+    the file are weights, which PEFT would save as other than whole ones."""
     import peft
 
+    whole = {key for key, (kind, *_) in file_shapes(folder).items() if key.startswith("base_model.") and is_whole(kind)}
+    replaces = getattr(model.peft_config[name], "bias", "none") != "none"
+    saved = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False) if whole or replaces else {}
+    if whole := {key for key in whole if key not in saved or saved[key].is_floating_point()}:  # others are places
+        raise ModelError(
+            f"The adapter {adapter} holds whole numbers as weights: {first_three(sorted(whole))}. Save it unquantised."
+        )
     held = dict(model.named_parameters(remove_duplicate=False))
     filled = {id(weight) for key, weight in held.items() if key not in set(report.missing_keys)}
     missing = [key for key in report.missing_keys if id(held.get(key)) not in filled]  # one may have several names
     lost = [key for key in report.unexpected_keys if not _is_repeated(folder, key)]
-    if getattr(model.peft_config[name], "bias", "none") != "none":  # these replace the base's, so PEFT misses none
-        saved = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if replaces:  # biases of the base, so PEFT misses none
         missing += [key for key in saved.keys() - file_shapes(folder).keys() if key.endswith(".bias")]
     if missing or lost:
         raise ModelError(

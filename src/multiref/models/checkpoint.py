@@ -29,6 +29,7 @@ _BUFFERS = re.compile(
 # further ahead
 _BESIDE = r"vision|visual|image|video|audio|speech|modal|projector|merger|connector|resampler|perceiver|mtp|nextn"
 _ELSEWHERE = re.compile(rf"(heads?(\.|$)|score|classif|cls|qa_outputs|pool|value|reward|{_BESIDE})", re.I)
+_EIGHT_BITS = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}  # what the formats hold at most
 _AHEAD = re.compile(r"(^|\.)(eh_proj|e_?norm|h_?norm|shared_head|mtp\w*|nextn\w*)(\.|$)")  # a layer that predicts further ahead
 
 
@@ -44,12 +45,38 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         its configuration has no place. What else it holds (vision towers, heads of other tasks) is one warning.
     """
     spec = ModelSpec.of(what)
-    path, allow_keys, state = spec.path, spec.allow_keys, torch.get_rng_state()
+    path, state = spec.path, torch.get_rng_state()
     folder = local_folder(path, revision=spec.revision, code=spec.trust_remote_code)
     options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
+    model, report = _read(kind, folder, path, options)
+    model.name_or_path = model.config._name_or_path = path
+    if options.get("dtype") == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
+    missing = sorted(key for key in report["missing_keys"] if not _meant(key, spec.allow_keys))
+    created = [key for key in missing if _meant(key, creates)]
+    _check_there(model, [key for key in missing if key not in created], report, spec)
+    _check_strays(model, [key for key in report["unexpected_keys"] if not _meant(key, spec.allow_keys)], folder, path, creates)
+    if not (created or spec.allow_keys) and not torch.equal(state, torch.get_rng_state()):
+        _same_again(model, kind, folder, options)
+    if "quantization_config" not in check_files(folder).config:
+        _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
+    check_numbers(model.named_parameters(), path)
+    _try_a_pass(model, path)
+    return model, created
+
+
+def _meant(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(key, pattern) for pattern in patterns)
+
+
+def _read(kind: Any, folder: Path, path: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers reports of its keys."""
     try:
         with reading(path), no_larger_than(check_files(folder), path), _without_report() as tables:
-            model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+            made: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+            return made
     except ModelError as error:
         torn = re.findall(r"^(\w\S+).*CONVERSION", "\n".join(tables), re.M)  # such as experts, of which one is not there
         if torn:
@@ -58,27 +85,24 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
                 "Save the model whole, or mend config.json where it describes another model."
             ) from error
         raise
-    model.name_or_path = model.config._name_or_path = path
-    if options.get("dtype") == torch.float64 and hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
 
-    def meant(key: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatch(key, pattern) for pattern in patterns)
 
-    missing = sorted(key for key in report["missing_keys"] if not meant(key, allow_keys))
-    created = [key for key in missing if meant(key, creates)]
-    lacking = [key for key in missing if key not in created]
-    shapes = {key: (tuple(file), tuple(own)) for key, file, own in report["mismatched_keys"] if not meant(key, allow_keys)}
-    if lacking or shapes:
+def _check_there(model: Any, lacking: list[str], report: Mapping[str, Any], spec: ModelSpec) -> None:
+    """ModelError where weights are missing, or have another shape."""
+    shapes = sorted((key, list(file), list(own)) for key, file, own in report["mismatched_keys"])
+    misshapen = [f"{key} (file {file}, model {own})" for key, file, own in shapes if not _meant(key, spec.allow_keys)]
+    if lacking or misshapen:
         instead = sorted(report["unexpected_keys"])
-        misshapen = [f"{key} (file {list(file)}, model {list(own)})" for key, (file, own) in sorted(shapes.items())]
         raise ModelError(
-            f"{path} does not hold a whole {type(model).__name__}: {len(lacking)} weights are missing and {len(shapes)} have "
-            f"another shape: {first_three(misshapen + lacking)}. They would be random. "
+            f"{spec.path} does not hold a whole {type(model).__name__}: {len(lacking)} weights are missing and "
+            f"{len(misshapen)} have another shape: {first_three(misshapen + lacking)}. They would be random. "
             f"{f'The file has {instead[0]} and other keys instead. ' if instead else ''}Save the model whole, mend config.json "
             "where it describes another model than the weights, or name these keys in allow_keys."
         )
-    strays = [key for key in report["unexpected_keys"] if not meant(key, allow_keys)]
+
+
+def _check_strays(model: Any, strays: Sequence[str], folder: Path, path: str, creates: Sequence[str]) -> None:
+    """ModelError for weights that would be parameters of the modules that score; others are listed."""
     refused, listed = _sort(model, strays, folder)
     if refused:
         raise ModelError(
@@ -92,15 +116,8 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         warnings.warn(
             f"{path} holds {len(listed)} weights that a {type(model).__name__} does not use: {first_three(named)}.",
             MultirefWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    if not (created or allow_keys) and not torch.equal(state, torch.get_rng_state()):
-        _same_again(model, kind, folder, options)
-    if "quantization_config" not in check_files(folder).config:
-        _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
-    check_numbers(model.named_parameters(), path)
-    _try_a_pass(model, path)
-    return model, created
 
 
 def first_three(names: Sequence[str]) -> str:
@@ -120,18 +137,24 @@ def is_whole(kind: str) -> bool:
 
 
 def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable[str], path: str) -> None:
-    """ModelError where whole numbers of the file went into a weight that is none: quantised ones, without what scales them."""
+    """ModelError where quantised numbers of the file went into a weight without what scales them: whole ones; and those of
+    eight bits that reach half of what their format holds, to which only a scale stretches a weight."""
     own, buffers, body = dict(model.named_parameters()), dict(model.named_buffers()), getattr(model, "base_model_prefix", "")
-    whole = {key for key, (kind, *size) in shapes.items() if is_whole(kind) and not _is_mask(kind, *size)} - set(unused)
-    for key in sorted(whole):
+    for key in sorted(shapes.keys() - set(unused)):
+        kind, *size = shapes[key]
         names = (key, f"{body}.{key}")
         weight = next((own[name] for name in names if name in own), None)
-        wanted = weight.is_floating_point() if weight is not None else key.endswith("weight")
-        if wanted and not any(name in buffers for name in names):
+        if is_whole(kind) and not _is_mask(kind, *size):
+            wanted = weight.is_floating_point() if weight is not None else key.endswith("weight")
+            lost = wanted and not any(name in buffers for name in names)
+        else:
+            there = kind in _EIGHT_BITS and weight is not None and weight.device.type != "meta"
+            lost = there and float(weight.detach().abs().max()) >= _EIGHT_BITS[kind] / 2
+        if lost:
             raise ModelError(
-                f"{path}: {key} holds whole numbers ({shapes[key][0]}), and config.json names no quantisation that says what "
-                "they stand for: they would be taken as weights. Take the quantised model's own config.json, or save its "
-                "weights as floating-point numbers."
+                f"{path}: {key} holds {'whole' if is_whole(kind) else 'scaled'} numbers ({kind}), and config.json names no "
+                "quantisation that says what they stand for: they would be taken as weights. Take the quantised model's own "
+                "config.json, or save its weights as floating-point numbers."
             )
 
 

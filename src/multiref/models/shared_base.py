@@ -110,7 +110,7 @@ class SharedBase:
         name = f"adapter{len(self._adapters)}x"  # none of these names is part of another
         try:
             worn = put_adapter(base if self._peft is None else self._peft, adapter, name)
-            alone = _marks(held) != before or not set(held) <= set(worn.parameters())
+            alone = _marks(held) != before or not set(held) <= set(worn.parameters()) or not _goes_off_and_on(worn, name)
         except ModelError:
             others = bool(self._adapters)
             self._drop()  # with whatever was done to it
@@ -129,6 +129,18 @@ class SharedBase:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _goes_off_and_on(worn: Any, name: str) -> bool:
+    """Whether PEFT lets this adapter be switched as `_wearing` does."""
+    switch = worn.base_model
+    try:
+        for turn in (switch.enable_adapter_layers, switch.disable_adapter_layers, switch.enable_adapter_layers):
+            turn()
+        worn.set_adapter(name)
+    except (KeyError, ValueError, AttributeError, NotImplementedError):  # kinds of which one model wears one
+        return False
+    return True
 
 
 @contextmanager

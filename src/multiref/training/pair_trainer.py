@@ -296,6 +296,8 @@ class _Watch(TrainerCallback):
         self.trainer.examine(self.trainer.model_wrapped)
         if state.global_step == 0:
             self.trainer.check_start(self.trainer.model_wrapped)
+        elif not args.ignore_data_skip:
+            _warn_of_other_steps(self.trainer.get_train_dataloader().batch_sampler, state)
         self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -318,6 +320,17 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.evaluated == state.global_step:
             control.should_evaluate = False
+
+
+def _warn_of_other_steps(batches: Any, state: Any) -> None:
+    if not batches.may_be_at(state.global_step, state.epoch):
+        warnings.warn(
+            f"The checkpoint is of step {state.global_step} at epoch {state.epoch:.4g}, where steps of {batches.per_step} of "
+            f"{len(batches.lengths):,} pairs are not: it was written with other batches or other data. In this epoch some "
+            "pairs come twice and others not at all.",
+            MultirefWarning,
+            stacklevel=2,
+        )
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError
+from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
 from multiref.models.encoding import Encoded, as_tokenizer, context_of
 from multiref.models.logps import ONE_PASS
@@ -85,13 +86,7 @@ class PreferenceTrainer(PairTrainer):
         self.objective: Objective = _resolve(objective, regularizer, beta)
         self.token_budget = token_budget
         limited = tokenisation.within(context_of(getattr(model, "config", None)))
-        config = getattr(model, "active_peft_config", None)
-        if config is not None and config.is_prompt_learning:
-            raise ModelError(
-                f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes "
-                "layers. Use LoRA."
-            )
-
+        refuse_virtual_tokens(model)
         tokenizer = as_tokenizer(processing_class)
 
         def ready(data: Any) -> PreferenceData:
@@ -114,10 +109,7 @@ class PreferenceTrainer(PairTrainer):
         self._starts_as = starts_as(model, tokenizer, train.identities, train.said)
         check_ids(train, tokenizer, self._starts_as)
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
-        inner = self.objective
-        while hasattr(inner, "inner"):  # what changes how rewards are made, and hands the loss on
-            inner = inner.inner
-        self.check_privacy(getattr(inner, "loss", inner))
+        self.check_privacy(_loss_of(self.objective))
 
     @property
     def strategy(self) -> WeightStrategy | None:
@@ -229,6 +221,13 @@ class PreferenceTrainer(PairTrainer):
 
 def _part(inputs: dict[str, Any], group: list[int]) -> dict[str, Any]:
     return {**inputs, "index": inputs["index"][group], "pairs": inputs["pairs"].take(group)}
+
+
+def _loss_of(objective: Any) -> Any:
+    """Of what changes how rewards are made, and hands the loss on: that loss."""
+    while hasattr(objective, "inner"):
+        objective = objective.inner
+    return getattr(objective, "loss", objective)
 
 
 def _resolve(objective: Objective | None, regularizer: Regularizer | None, beta: float | None) -> Objective:

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models import Generation, LanguageModel, encode_many
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer
 from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, Rule, sample
 from multiref.training.online.disagreement_smc import estimate_disagreement
 from multiref.training.online.distill import TextStates
+from multiref.training.online.loop import decay_groups
 from multiref.training.online.vocabulary import vocabulary_terms
 from tests.conftest import make_gpt2, make_llama, make_tokenizer
 
@@ -154,6 +155,22 @@ def test_a_rollout_that_a_context_cannot_hold_is_refused(models, tokenizer):
         )
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_a_policy_with_tokens_of_its_own_before_the_text_is_refused(kind, models, tokenizer):
+    import peft
+
+    policy = peft.get_peft_model(make_llama(len(tokenizer)), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match="virtual tokens"):
+        OnlineTrainer(
+            LanguageModel(policy, tokenizer, "policy"),
+            mr.ReverseKL(),
+            beta=0.1,
+            references={"a": reference(models[1], tokenizer)},
+            prompts=PROMPTS,
+            args=OnlineArguments(max_new_tokens=3),
+        )
+
+
 def test_states_along_a_text(models, tokenizer):
     states = TextStates({PROMPTS[0]: " on the mat"}, share=1.0, max_new_tokens=4)
     torch.manual_seed(0)
@@ -174,3 +191,14 @@ def test_the_floor_by_sequential_monte_carlo():
         tables, tabular_tokenizer(tables[0]), "x0", new_tokens=3, weights=(0.3, 0.7), particles=4000
     )
     assert truth > 0.2 and error < 0.02 and abs(estimate - truth) < 4 * error
+
+
+@pytest.mark.parametrize("make", [make_gpt2, make_llama])
+def test_what_decays_is_what_decays_in_transformers_trainers(make):
+    from transformers import Trainer
+
+    model = make(30)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = decay_groups(list(model.parameters()), 0.1)
+    assert {names[id(p)] for p in decayed["params"]} == set(Trainer.get_decay_parameter_names(None, model))
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)

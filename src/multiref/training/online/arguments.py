@@ -24,6 +24,7 @@ class OnlineArguments:
         max_new_tokens: where a completion is cut.
         learning_rate, schedule, warmup: AdamW's peak rate; constant, linear or cosine to zero after `warmup` steps, or below 1
             that share of all steps.
+        weight_decay: AdamW's, of matrices; biases and norms do not decay.
         token_budget: rows × longest row of one forward and backward pass; the completions of a prompt stay together.
         generation_batch: completions sampled side by side; None: all of a step.
         cache: transformers' cache implementation for sampling, such as "static".

@@ -61,7 +61,7 @@ def references_matter(beta: float, references: Any) -> bool:
     if beta == 0:
         if references:
             warnings.warn(
-                "beta is 0: the references are ignored, neither scored nor in the metrics.", MultirefWarning, stacklevel=3
+                "beta is 0: the references are ignored, neither scored nor in the metrics.", MultirefWarning, stacklevel=4
             )
         return False
     check_beta(beta)

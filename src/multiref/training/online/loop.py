@@ -15,6 +15,7 @@ from multiref._files import as_path
 from multiref._progress import tell
 from multiref.errors import ArgumentError
 from multiref.models import Encoded, LanguageModel
+from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.logps import ONE_PASS
@@ -81,36 +82,22 @@ class OnlineTrainer:
         self.accelerator = Accelerator(mixed_precision=args.autocast(device), cpu=device.type == "cpu")
         checks.check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
+        refuse_virtual_tokens(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
         checks.check_rewards(self.rewards, self.method)
-        self.scorer = None
-        if checks.references_matter(self.beta, references):
-            opened = references if isinstance(references, References) else References(references)
-            self.scorer = RolloutScorer(opened, self.tokenizer)
-        self.names = self.scorer.names if self.scorer else ()
-        self.weights = resolve_weights(self.rows, regularizer, self.names)
-        self.penalty = resolve_penalty(self.rule.penalty, regularizer, self.scorer, self.weights)
-        self.penalty.check_strength(self.beta, moves=self.rule.adaptive_beta is not None)
+        self._open(references)
         self.sampler = self.rule.sampler or self._sample
-        self.warm_up = self.rule.warm_up
-        if self.warm_up is not None:
-            if self.rewards or self.scorer is None:
-                raise ArgumentError(
-                    "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
-                )
-            resolve_penalty(self.warm_up.penalty, regularizer, self.scorer, self.weights)
-        self._starts_as = {}
-        if self.scorer is not None:
-            known = [_identity(self.scorer, name) for name in self.names]
-            self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
+        known = [_identity(self.scorer, name) for name in self.names] if self.scorer is not None else []
+        self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         checks.check_options(self.rows, args.chat_template_kwargs)
         self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
         if self.scorer is not None:
             self.scorer.check_context(contexts, args.max_new_tokens)
         checks.check_policy_context(self.model, contexts, args.max_new_tokens)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(trained, lr=args.learning_rate, betas=args.adam_betas, weight_decay=args.weight_decay)
+        groups = decay_groups(trained, args.weight_decay)
+        adam = torch.optim.AdamW(groups, lr=args.learning_rate, betas=args.adam_betas)
         self.optimizer = self.accelerator.prepare_optimizer(adam, device_placement=False)  # fp16: unscales, leaves out a step
         self.step = 0
         self._examined = False
@@ -118,6 +105,24 @@ class OnlineTrainer:
         self._updates: LostUpdates | None = None
         self.history: list[dict[str, float]] = []
         self._lines: list[dict[str, float]] = []
+
+    def _open(self, references: References | Mapping[str, Any]) -> None:
+        """The references, their weights, and the penalties that they are in."""
+        self.scorer = None
+        if checks.references_matter(self.beta, references):
+            opened = references if isinstance(references, References) else References(references)
+            self.scorer = RolloutScorer(opened, self.tokenizer)
+        self.names = self.scorer.names if self.scorer else ()
+        self.weights = resolve_weights(self.rows, self.regularizer, self.names)
+        self.penalty = resolve_penalty(self.rule.penalty, self.regularizer, self.scorer, self.weights)
+        self.penalty.check_strength(self.beta, moves=self.rule.adaptive_beta is not None)
+        self.warm_up = self.rule.warm_up
+        if self.warm_up is not None:
+            if self.rewards or self.scorer is None:
+                raise ArgumentError(
+                    "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
+                )
+            resolve_penalty(self.warm_up.penalty, self.regularizer, self.scorer, self.weights)
 
     def describe(self) -> str:
         """The rule, its optimum, and what is unusual about it."""
@@ -315,6 +320,12 @@ class OnlineTrainer:
         self._lines = []
         if listener is not None and self.accelerator.is_main_process:
             listener(self.step, line)
+
+
+def decay_groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: matrices decay, biases and norms do not, as in transformers' trainers."""
+    split = ([p for p in parameters if p.ndim > 1], decay), ([p for p in parameters if p.ndim <= 1], 0.0)
+    return [{"params": some, "weight_decay": rate} for some, rate in (split if decay else [(list(parameters), 0.0)]) if some]
 
 
 def _identity(scorer: RolloutScorer, name: str) -> dict[str, Any]:

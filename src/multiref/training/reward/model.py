@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import ModelSpec, Tokenisation, encode_many
+from multiref.models.adapters import on_base
 from multiref.models.checkpoint import load_whole
 from multiref.models.encoding import as_tokenizer
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
@@ -26,12 +27,18 @@ def open_reward_model(what: str | ModelSpec, *, device: Any = None) -> LanguageM
     the unknown token pads, and else the end token.
 
     Raises:
-        ModelError: a folder that cannot be loaded, an architecture without such a head, or a model with several labels.
+        ModelError: a folder that cannot be loaded, an architecture without such a head, a model with several labels, an adapter
+            or a quantisation, which a model that is to be trained whole cannot have.
     """
     import transformers
 
     spec = ModelSpec.of(what)
     path_or_id = spec.path
+    if spec.quantization is not None or on_base(spec).adapter is not None:
+        raise ModelError(
+            f"{path_or_id}: found {spec.quantization or 'an adapter'}; expected whole weights. Merge the adapter into its base "
+            "and leave quantization out. (As a reward, `RewardModel` takes an adapter's folder.)"
+        )
     tokenizer = load_tokenizer(spec)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = (
@@ -47,6 +54,7 @@ def open_reward_model(what: str | ModelSpec, *, device: Any = None) -> LanguageM
         creates=("score.*", "classifier.*"),
         num_labels=1,
         dtype=as_dtype(spec.dtype or "float32"),
+        **({} if spec.attention is None else {"attn_implementation": spec.attention}),
     )
     head = head_of(model)[1]
     if created:

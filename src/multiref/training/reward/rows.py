@@ -1,6 +1,7 @@
 """Rewards of rows of token ids: padded side by side where that changes nothing, else one row a pass."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from multiref.errors import ModelError
-from multiref.models.architecture import as_its_weights_are, evaluating
+from multiref.errors import ModelError, MultirefWarning
+from multiref.models.architecture import as_its_weights_are, check_rows, evaluating
+from multiref.models.encoding import Encoded, context_of
 from multiref.models.noise import zeros_moved
 from multiref.models.witness import NoCopy, Witness, dtype_of, is_sharded
 
@@ -36,11 +38,20 @@ def stands_padded(model: Any, rows: Sequence[Sequence[int]], pad: int, *, batch:
     rounds.
     """
     order = sorted(set(map(tuple, rows)), key=len)
+    check_rows(model, [Encoded(row, (), ()) for row in order])
     asked = len(order[0]), len(order[-1]), min(batch, len(rows))
     past = _known.setdefault(model, {})
     for stands, (shortest, longest, most) in past.items():
         if not stands or (shortest <= asked[0] and asked[1] <= longest and asked[2] <= most):
             return stands
+    context = context_of(getattr(model, "config", None))
+    if context is not None and context < asked[1]:
+        warnings.warn(
+            f"{type(model).__name__} has a context of {context} tokens, and a row has {asked[1]}: its reward is of more than "
+            "the model was trained to read. Give shorter texts (a smaller max_new_tokens).",
+            MultirefWarning,
+            stacklevel=3,
+        )
     few = [order[0], *order[1:][-max(1, batch - 1) :]]
     with torch.inference_mode(False), torch.no_grad(), evaluating(model), as_its_weights_are(model), zeros_moved(model):
         error, limit = _error(model, few, pad), TOLERANCE
