@@ -198,7 +198,7 @@ def test_what_decays_is_what_decays_in_transformers_trainers(make):
     from transformers import Trainer
 
     model = make(30)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters(remove_duplicate=False))
     decayed, others = decay_groups(list(model.parameters()), 0.1)
-    assert {names[id(p)] for p in decayed["params"]} == set(Trainer.get_decay_parameter_names(None, model))
+    assert set(decayed["params"]) == {named[name] for name in Trainer.get_decay_parameter_names(None, model)}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from multiref.models import Tokenisation
+from multiref.errors import ModelError, MultirefWarning
+from multiref.models import ModelSpec, Tokenisation, load
 from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.dataset import collate
 from multiref.training.online import RewardModel
+from multiref.training.reward.model import open_reward_model
 from multiref.training.reward.rows import rewards_of_rows, stands_padded
 from tests.training.reward.test_reward_trainer import PAIRS, WORDS, small
 from tests.training.world import arguments
@@ -76,6 +78,27 @@ def test_longer_rows_are_asked_about_again():
     model = of(LongestRow)
     assert stands_padded(model, [ROWS[0], ROWS[3]], 0, batch=2)
     assert not stands_padded(model, ROWS, 0, batch=2)
+
+
+def test_rows_that_the_model_was_not_made_for():
+    model = small().eval()
+    with pytest.raises(ModelError, match=r"Token id 99 occurs in row 2.*embedding has"):
+        rewards_of_rows(model, [(1, 2), (1, 99, 3)], 0)
+    model.config.max_position_embeddings = 6
+    with pytest.warns(MultirefWarning, match="context of 6 tokens, and a row has 7"):
+        found = rewards_of_rows(model, ROWS, 0)
+    torch.testing.assert_close(found, alone(model, ROWS), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_or_a_quantisation_is_not_left_out_in_silence(tiny_folder, tmp_path):
+    import peft
+
+    peft.get_peft_model(load(tiny_folder).model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    for what in (tmp_path, ModelSpec(tiny_folder, adapter=tmp_path), ModelSpec(tiny_folder, quantization="int8")):
+        with pytest.raises(ModelError, match="expected whole weights"):
+            open_reward_model(what)
+    opened = open_reward_model(ModelSpec(tiny_folder, attention="eager"), device="cpu")
+    assert opened.model.config._attn_implementation == "eager"
 
 
 def test_the_trainer_and_the_reward_obey(tmp_path):

@@ -54,7 +54,10 @@ def stands_padded(model: Any, rows: Sequence[Sequence[int]], pad: int, *, batch:
         )
     few = [order[0], *order[1:][-max(1, batch - 1) :]]
     with torch.inference_mode(False), torch.no_grad(), evaluating(model), as_its_weights_are(model), zeros_moved(model):
-        error, limit = _error(model, few, pad), TOLERANCE
+        try:
+            error, limit = _error(model, few, pad), TOLERANCE
+        except IndexError as problem:  # positions that were learned
+            raise ModelError(f"{type(model).__name__} does not run on a row of {asked[1]} tokens ({problem}).") from problem
         for dtype in (torch.float32, torch.float64):
             if error <= limit:
                 break
