@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import signal
@@ -265,6 +266,20 @@ def test_answers_side_by_side_do_not_take_the_same_memory(monkeypatch):
             next(second)
         first.close()
         assert next(third).choice == 0
+
+
+@pytest.mark.parametrize("said", ["raises", "nan", "above"])
+def test_a_reward_that_fails_is_a_mistake_of_the_server(said, capfd):
+    """Whoever asks learns only that there is one, and the server's own screen what it is."""
+
+    def odd(prompts, completions):
+        return [{"nan": math.nan, "above": 2.0}[said]] * len(completions)
+
+    served = Optimum(tiny_references(), mr.ReverseKL((0.3, 0.7)), odd, 0.5, reward_max=1.0, most=4, n=4, islands=1)
+    with serving(served) as (port, _):
+        answer = send(port, post("/v1/completions", BODY))
+        assert status(answer) == 500 and b"mistake of the server" in answer and b"reward" not in answer
+        assert "Mistake: reward" in capfd.readouterr().err
 
 
 def test_a_draw_of_the_optimum_that_is_left_stops_too():

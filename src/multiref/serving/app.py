@@ -24,7 +24,7 @@ from multiref._json import parse_json
 from multiref.errors import DataError, MultirefError
 from multiref.serving.answered import Answered, as_event
 from multiref.serving.asked import Asked, BadRequest, read_request
-from multiref.serving.served import Finished, Piece, Served, Stopped
+from multiref.serving.served import Finished, Mistake, Piece, Served, Stopped
 
 LARGEST, DEPTH = 1 * MIB, 16  # of a body
 HEAD = 16 * 1024  # bytes of address and headers
@@ -283,7 +283,7 @@ def _described(error: Exception) -> tuple[int, dict[str, Any]]:
         error = _ENDING
     if isinstance(error, torch.OutOfMemoryError):
         error = BadRequest("There is no memory for this; ask for less.", status=503)
-    if not isinstance(error, MultirefError):
+    if not isinstance(error, MultirefError) or isinstance(error, Mistake):
         traceback.print_exception(error, file=sys.stderr)
         error = BadRequest("A mistake of the server; whoever runs it sees what happened.", status=500)
     status = error.status if isinstance(error, BadRequest) else 400

@@ -3,20 +3,22 @@
 import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
 
 from multiref.decoding import Budget, sample
-from multiref.errors import ArgumentError
+from multiref.decoding.rewarding import Rewarding
+from multiref.errors import ArgumentError, MultirefError
 from multiref.models.sampling import encode_prompts
 from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.regularizers import Regularizer
 from multiref.serving.asked import Asked, BadRequest
-from multiref.serving.served import Answer, Finished, Piece, Stopped
+from multiref.serving.served import Answer, Finished, Mistake, Piece, Stopped
 
 
 class Optimum:
@@ -40,7 +42,8 @@ class Optimum:
         **options: Any,
     ) -> None:
         self.refs = References({name: refs.open(name) for name in refs.names})
-        self.asked, self.most, self.options = (regularizer, reward, beta), most, options
+        guarded = None if reward is None else partial(_rewarded, Rewarding(reward, options.get("reward_max")))
+        self.asked, self.most, self.options = (regularizer, guarded, beta), most, options
         self._turn = threading.Lock()
         self.about = "draws of the optimum" if reward is not None else "draws of the escort, the optimum without a reward"
 
@@ -104,6 +107,15 @@ class Optimum:
             )
         yield from pieces
         yield Finished(read, written, {"method": draws.method, "approximate": draws.approximate or None, "prompts": notes})
+
+
+def _rewarded(ask: Rewarding, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+    """What a reward says. Where it raises, or says what is no reward, that is not the fault of who asks."""
+    try:
+        found: list[float] = ask(prompts[0], completions).tolist()
+    except MultirefError as error:
+        raise Mistake(str(error)) from error
+    return found
 
 
 @contextmanager

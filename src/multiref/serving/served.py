@@ -5,6 +5,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from multiref.errors import MultirefError
 from multiref.references.collection import References
 from multiref.references.identity import say_of_templates
 from multiref.serving.asked import Asked
@@ -57,6 +58,10 @@ class Served(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
+
+
+class Mistake(MultirefError):
+    """Of what is served, not of what is asked: whoever asks learns only that there is one."""
 
 
 class Stopped(Exception):
