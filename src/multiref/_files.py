@@ -9,11 +9,12 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from multiref.errors import DataError, MultirefError, OutputError
 
 MIB = 2**20
+PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # a name's ending → how the file is packed
 RATIO = 50  # unpacked bytes for each on disk: text packs to a third, the most repetitive rows to a thirtieth
 TEMPORARY = ".part"  # what a killed process may leave behind; never read
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -51,7 +52,7 @@ def open_file(
 
 
 class Unpacked:
-    """A file as it unpacks (named .gz: by gzip, else as it is), within limits.
+    """A file as it unpacks (by its name's ending, one of `PACKED`, else as it is), within limits.
 
     Args:
         largest: bytes on disk, and unpacked. ratio: see `check_unpacked`.
@@ -69,20 +70,20 @@ class Unpacked:
         self.path, self.expected, self.largest, self.ratio, self.error = path, expected, largest, ratio, error
         self.read_so_far = 0
         self._packed = open_file(path, expected, largest=largest, error=error)
-        zipped = os.fspath(path).lower().endswith(".gz")
-        self._file = gzip.GzipFile(fileobj=self._packed) if zipped else self._packed
+        self._file = _unpacking(self._packed, os.fspath(path).lower())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._file.close()
         self._packed.close()
 
     def take(self, size: int, *, line: bool = False) -> bytes:
         """The next bytes, at most so many; with `line`, up to the end of the line."""
         try:
             part = self._file.readline(size) if line else self._file.read(size)
-        except (OSError, EOFError, zlib.error) as wrong:  # a .gz that is none, is damaged or cut off
+        except (OSError, EOFError, zlib.error, ValueError) as wrong:  # one that is not packed so, is damaged or cut off
             raise self.error(
                 f"{self.path} cannot be read beyond {self.read_so_far:,} bytes ({_reason(wrong)}); expected {self.expected}."
             ) from wrong
@@ -98,6 +99,17 @@ class Unpacked:
         while part := self.take(MIB):
             content += part
         return bytes(content)
+
+
+def _unpacking(packed: io.BufferedReader, name: str) -> Any:
+    ending = next((ending for ending in PACKED if name.endswith(ending)), None)
+    if ending == ".gz":
+        return gzip.GzipFile(fileobj=packed)
+    if ending is None:
+        return packed
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(packed, PACKED[ending]))
 
 
 def read_text(
@@ -116,7 +128,7 @@ def read_lines(
     longest: int = 16 * MIB,
     error: type[MultirefError] = DataError,
 ) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of a text in UTF-8, plain or (named .gz) gzipped; memory for one line at a time, which has at most
+    """(number from 1, line) of a text in UTF-8, plain or packed (`PACKED`); memory for one line at a time, which has at most
     `longest` bytes."""
     number, name = 0, os.path.basename(path)
     with Unpacked(path, expected, largest=largest, error=error) as file:

@@ -16,6 +16,21 @@ def tell(what: str, done: int, of: int) -> None:
         watch(what, done, of)
 
 
+def rest() -> None:
+    """From now until something is told, a person is waited for: nothing is shown over what is typed, or to a server's log."""
+    tell("", 0, 0)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """One thing of which nobody knows how far it is: the time gone by is shown."""
+    tell(what, 0, 0)
+    try:
+        yield
+    finally:
+        tell(what, -1, 0)
+
+
 def each_told(items: Iterable[Item], what: str, of: int) -> Iterator[Item]:
     """The items, each told before it is worked on, and the end, or that they were left."""
     try:

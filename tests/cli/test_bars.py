@@ -5,10 +5,12 @@ import sys
 import time
 
 import pytest
+import typer
 from rich.console import Console
 
-from multiref._progress import each_told, part_of, tell, watched_by
-from multiref.cli import bars
+from multiref._progress import each_told, part_of, rest, tell, watched_by
+from multiref.cli import app, bars, load, voice
+from multiref.errors import DataError
 
 
 class Terminal(io.StringIO):
@@ -128,3 +130,42 @@ def test_a_job_whose_items_are_long_is_shown_between_two_of_them(clock, monkeypa
         tell("claims", 1, 4)
         clock[0] += 15
         assert said("claims: 1/4, 30 s each, 1:15 left")
+
+
+def test_every_verb_is_seen_from_its_third_second_on(monkeypatch):
+    """A planted wait in the place of each verb's work, of which nothing is told: the time gone by, as a bar and as plain lines,
+    and nothing under --quiet, or while a person is waited for."""
+    monkeypatch.setattr(bars, "SILENT", 0.02)
+    monkeypatch.setattr(bars, "TICK", 0.005)
+    waits = []
+
+    def planted(*_):
+        ends = time.perf_counter() + (0.05 if waits else 5)
+        while "so far" not in bars.sys.stderr.getvalue() and time.perf_counter() < ends:
+            time.sleep(0.002)
+        if waits == ["rest"]:
+            rest()
+            waits.append(bars.sys.stderr.getvalue())
+            planted()
+        raise DataError("enough")
+
+    monkeypatch.setattr(voice, "_filled", planted)
+    group = typer.main.get_command(app)
+    for verb, home in group.homes.items():
+        command = load(verb, home)
+        for each in getattr(command, "commands", {"": command}).values():
+            for kind, shown in ((io.StringIO, f"{verb}: 0:00 so far\n"), (Terminal, f"\r{verb}  0:00 so far\x1b[K")):
+                monkeypatch.setattr("sys.stderr", kind())
+                with pytest.raises(DataError, match="enough"):
+                    each.callback()
+                assert shown in sys.stderr.getvalue(), (verb, each.name)
+    waits.append("quiet")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with pytest.raises(DataError):
+        command.callback(quiet=True)
+    assert sys.stderr.getvalue() == ""
+    monkeypatch.setattr("sys.stderr", Terminal())
+    waits[:] = ["rest"]
+    with pytest.raises(DataError):
+        command.callback()
+    assert sys.stderr.getvalue() == waits[1]

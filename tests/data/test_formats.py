@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from multiref.data import Pair, Selection, as_pairs, read, read_pairs
 from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
@@ -85,6 +86,18 @@ def test_columns_of_any_name(tmp_path: Any) -> None:
         [{"bad": "a", "good": "b", "text": "q"}], columns={"prompt": "text", "chosen": "good", "rejected": "bad"}
     )
     assert texts(swapped) == [("q", "b", "a")]
+    nested = [{"x": {"q": "q"}, "good": {"text": "a"}, "bad": {"text": "b"}, "say": {"who": k, "sure": True}} for k in (1, 2)]
+    names = {"prompt": "x.q", "chosen": "good.text", "rejected": "bad.text"}
+    Dataset.from_list(nested).to_parquet(str(tmp_path / "nested.parquet"))
+    for source in (nested, tmp_path / "nested.parquet"):
+        assert texts(read_pairs(source, columns=names)) == [("q", "a", "b")] * 2
+        labelled = {**names, "label": "say.who", "first": 1, "second": 2}
+        assert texts(read_pairs(source, columns=labelled)) == [("q", "a", "b"), ("q", "b", "a")]
+    with pytest.raises(DataError, match=r"row 2: no column 'x.q' for prompt"):
+        read_pairs([nested[0], {**nested[1], "x": {}}], columns=names)
+    several = [{"q": "q", "said": [{"t": "a", "s": 1}, {"t": "b", "s": 2}]}]
+    found = read_pairs(several, columns={"prompt": "q", "completions": "said.t", "scores": "said.s"})
+    assert texts(found) == [("q", "b", "a")]
     margins = read_pairs([{"chosen": "a", "rejected": "b", "gap": "1.5"}], columns={"margin": "gap"})
     assert margins[0].margin == 1.5
 
@@ -105,7 +118,8 @@ def test_the_meaning_of_numbers_is_of_the_whole_data_set_and_is_not_guessed() ->
     for labels in ([1, 1], [0, 0], [0, 1, 2], [0.5, 1], [True, False], ["x", "y"], [3], ["a", "c"], [-1, 1]):
         with pytest.raises(DataError, match=r"columns: .label"):
             chosen(*labels)
-    assert chosen(True, False, columns={"first": True, "second": False}) == ["x", "y"]
+    for true, false in ((True, False), ("true", "False")):  # as YAML and the command line have them
+        assert chosen(True, "FALSE", columns={"first": true, "second": false}) == ["x", "y"]
     assert chosen("A", " b ", "Response_A") == ["x", "y", "x"]
     with pytest.raises(DataError, match="row 2: a tie"):
         chosen("a", "tie")

@@ -1,13 +1,16 @@
 """Rows from wherever they are kept: the same pairs from each place."""
 
+import bz2
 import gzip
 import http.server
 import json
 import threading
 import warnings
+import zipfile
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 
 from multiref.data import read, read_pairs
@@ -41,7 +44,12 @@ def test_folders_data_sets_and_urls_have_the_same_pairs(tmp_path: Any) -> None:
     data = datasets.Dataset.from_list(ROWS)
     data.save_to_disk(str(tmp_path / "saved"))
     datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "splits"))
-    for name in ("shards", "a.csv", "a.tsv", "spread.csv", "a.jsonl", "saved"):
+    (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(lines(ROWS[:5]).encode()) + bz2.compress(lines(ROWS[5:]).encode()))
+    (tmp_path / "a.json.zst").write_bytes(pyarrow.compress(json.dumps(ROWS).encode(), "zstd", asbytes=True))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("in/a.jsonl", lines(ROWS))
+    assert texts(f"zip://in/a.jsonl::file://{tmp_path}/a.zip") == texts(f"zip://in::file://{tmp_path}/a.zip") == EXPECTED
+    for name in ("a.jsonl.bz2", "a.json.zst", "shards", "a.csv", "a.tsv", "spread.csv", "a.jsonl", "saved"):
         assert texts(tmp_path / name) == EXPECTED, name
     assert (
         texts(tmp_path / "splits", split="train")
@@ -219,3 +227,16 @@ def test_a_split_that_a_file_has_not_is_no_other_one(tmp_path: Any) -> None:
             texts(source, split="test")
     (tmp_path / "test.jsonl").write_text(lines(ROWS[:2]))
     assert texts(tmp_path / "test.jsonl", split="test") == EXPECTED[:2]
+    data = datasets.Dataset.from_list(ROWS)
+    data.save_to_disk(str(tmp_path / "saved"))
+    streamed = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+    for whole in (ROWS, data, tmp_path / "saved", streamed):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert len(texts(whole, split="train[:5]")) == 5
+        with pytest.raises(DataError, match="has no split 'test'; it is 'train'"):
+            texts(whole, split="test")
+    cut = datasets.Dataset.from_list(ROWS, split=datasets.NamedSplit("test[:50%]"))
+    assert texts(cut, split="test") == EXPECTED
+    with pytest.raises(DataError, match="has no configurations"):
+        texts(tmp_path / "a.jsonl", name="some")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from multiref._progress import watched_by
 from multiref.errors import ArgumentError, ConfigError, DataError
 from multiref.runs import read_run
 from tests.conftest import make_llama, make_tokenizer
@@ -38,9 +39,12 @@ def config(folders, tmp_path):
 
 
 def test_a_run_leaves_a_folder_and_a_killed_one_goes_on_to_the_same_end(config, tmp_path, monkeypatch):
-    said = []
-    folder = do(config, say=said.append)
+    said, told = [], []
+    with watched_by(lambda *each: told.append(each)):
+        folder = do(config, say=said.append)
     assert "Optimum of this rule" in "\n".join(said)
+    over = [what for what, done, of in told if 0 < of == done]
+    assert [over.index("sampling"), over.count("sampling")] == [0, 3]  # before, after, and what is compared once it is saved
     assert {"config.yaml", "metrics.jsonl", "evaluation.json", "model", "checkpoints"} <= {
         path.name for path in folder.iterdir()
     }

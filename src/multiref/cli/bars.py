@@ -1,5 +1,6 @@
 """A bar with rate and time left for whatever takes more than two seconds; plain lines where there is no terminal."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -19,12 +20,13 @@ class Bars:
     """Watches what the library tells (`multiref._progress`), on standard error: one job at a time, without its parts.
 
     The bar is the terminal's last line. Whatever else is written, by whichever library, first takes the bar away.
+    verb: what is shown, with the time gone by, while nobody tells of anything; "": nothing is.
     """
 
-    def __init__(self) -> None:
-        self.what, self.done, self.of = "", 0, 0
-        self.began = self.said = self.heard = 0.0
-        self.first = 0
+    def __init__(self, verb: str = "") -> None:
+        self.verb, self.resting = verb, False
+        self.heard = 0.0
+        self._nothing()
         self.drawn = self.within = False  # the bar is on the terminal; something else is in the middle of a line
         self.terminal = sys.stderr if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else None
         self.marks = "━·" if "utf" in (getattr(sys.stderr, "encoding", None) or "utf-8").lower() else "#-"
@@ -48,9 +50,10 @@ class Bars:
             return  # a forked worker: its parent counts, and may have held the lock when it was forked
         with self.lock:
             now = time.monotonic()
-            if self.what and what != self.what and now - self.heard < STALE:
+            if self.what and what and what != self.what and now - self.heard < STALE:
                 return  # a part of what is shown
-            if done < 0:
+            self.resting = not what
+            if done < 0 or not what:
                 self._stop()
                 return
             if (what, of) != (self.what, self.of) or done < self.first:
@@ -72,7 +75,7 @@ class Bars:
     def _tick(self) -> None:
         while not self.over.wait(TICK):
             with self.lock:
-                if self.what and not self.over.is_set():
+                if (self.what or (self.verb and not self.resting)) and not self.over.is_set():
                     self._show(time.monotonic())
 
     def _show(self, now: float, over: bool = False) -> None:
@@ -85,19 +88,21 @@ class Bars:
                 self.terminal.flush()
         elif now - self.said >= BETWEEN or over:
             self.said = now
-            print(f"{self.what}: {self._shown(now)}", file=sys.stderr, flush=True)
+            print(f"{self.what or self.verb}: {self._shown(now)}", file=sys.stderr, flush=True)
 
     def _line(self, now: float) -> str:
         """The bar, in one line of the terminal."""
-        shown, room = self._shown(now), shutil.get_terminal_size().columns - 1
+        shown, room = self._shown(now), self._columns() - 1
         full = min(WIDTH, max(room - len(shown) - 12, 0)) if self.of else 0
         filled = round(full * self.done / self.of) if self.of else 0
-        what = self.what[: max(room - full - len(shown) - 2, 1)]
+        what = (self.what or self.verb)[: max(room - full - len(shown) - 2, 1)]
         return f"{what} {self.marks[0] * filled}{self.marks[1] * (full - filled)} {shown}"[:room]
 
     def _shown(self, now: float) -> str:
         passed = self.heard - self.began
         rate = (self.done - self.first) / passed if passed > 0 else 0.0
+        if not (self.done or self.of):
+            return f"{_clock(now - self.began)} so far"
         parts = [f"{self.done:,}{f'/{self.of:,}' if self.of else ''}"]
         if rate:
             parts.append(_per_second(rate))
@@ -105,9 +110,21 @@ class Bars:
                 parts.append(f"{_clock(max((self.of - self.done) / rate - (now - self.heard), 0.0))} left")
         return ", ".join(parts)
 
+    def _columns(self) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # standard output may be no terminal, or another one
+            if self.terminal is not None and (found := os.get_terminal_size(self.terminal.fileno()).columns):
+                return found
+        return shutil.get_terminal_size().columns
+
     def _stop(self) -> None:
         self.clear()
-        self.what = ""
+        self._nothing()
+
+    def _nothing(self) -> None:
+        """Nobody tells of anything from now on."""
+        self.what, self.done, self.of, self.first = "", 0, 0, 0
+        self.began = time.monotonic()
+        self.said = self.began - BETWEEN + SILENT
 
 
 class _Aside:

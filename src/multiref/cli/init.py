@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multiref._progress import rest
 from multiref.cli.options import ChosenColumns, name_and_path
 from multiref.errors import ConfigError, OutputError
 
@@ -84,4 +85,5 @@ def _ask(question: str, default: str | None = None) -> str:
         if default is not None and question == "Task":
             return default
         raise ConfigError(f"{question}: not given, and there is no terminal to ask at; see multiref init --help.")
+    rest()
     return str(typer.prompt(question, default=default, err=True))

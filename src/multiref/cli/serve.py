@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from multiref._progress import rest
 from multiref.cli.decode import drawing, pooled
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
@@ -41,4 +42,9 @@ def command(
         raise ArgumentError("--reward needs the optimum; choose --method smc, importance or rejection.")
     for notice in notices(refs):
         typer.echo(f"Note: {notice}", err=True)
-    serve(served, host=host, port=port, name=name, key=key, concurrency=concurrency, say=lambda line: print(line, flush=True))
+
+    def listening(line: str) -> None:
+        rest()
+        print(line, flush=True)
+
+    serve(served, host=host, port=port, name=name, key=key, concurrency=concurrency, say=listening)

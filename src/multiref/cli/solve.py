@@ -9,6 +9,7 @@ import typer
 
 from multiref._files import read_text
 from multiref._json import parse_json
+from multiref._progress import rest
 from multiref.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def command(file: Annotated[Path, typer.Argument(help="A JSON file, or - for sta
 def _read(file: Path, name: str) -> "dict[str, Plain]":
     expected = f"Expected for example {EXAMPLE}"
     if str(file) == "-":
+        if sys.stdin.isatty():
+            rest()
         content = sys.stdin.buffer.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise DataError(f"{name}: more than {LARGEST:,} bytes. {expected}")

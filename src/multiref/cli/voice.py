@@ -58,9 +58,14 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(**values: Any) -> None:
         as_json, quiet, verbose = (bool(values.get(name)) for name in _OPTIONS)
+        verb = function.__module__.rpartition(".")[2]
         result: Any = None
         try:
-            with _output(sys.stderr if as_json else None, quiet and not as_json), _bars(quiet), _libraries(quiet, verbose):
+            with (
+                _output(sys.stderr if as_json else None, quiet and not as_json),
+                _bars(quiet, verb),
+                _libraries(quiet, verbose),
+            ):
                 result = function(**_filled(function, values))
         except MultirefError as error:
             if verbose:
@@ -71,7 +76,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
         found = dict(result) if isinstance(result, Mapping) else {}
         code = found.pop("exit", 0)
         if as_json:
-            print(json.dumps(plain({"verb": function.__module__.rpartition(".")[2], **found}), ensure_ascii=False, default=str))
+            print(json.dumps(plain({"verb": verb, **found}), ensure_ascii=False, default=str))
         elif found.get("next"):
             print(f"Next: {visible(found['next'])}")
         if code:
@@ -122,12 +127,12 @@ def _filled(function: Callable[..., Any], values: Mapping[str, Any], without: tu
 
 
 @contextlib.contextmanager
-def _bars(quiet: bool) -> Iterator[None]:
-    """Long jobs are watched; under a launcher those of the first process."""
+def _bars(quiet: bool, verb: str) -> Iterator[None]:
+    """Long jobs are watched, and the verb as a whole; under a launcher those of the first process."""
     if quiet or os.environ.get("RANK", "0") != "0":
         yield
         return
-    with Bars() as bars, watched_by(bars):
+    with Bars(verb) as bars, watched_by(bars):
         yield
 
 

@@ -1,12 +1,13 @@
-"""Files of rows: JSON Lines, a JSON list, CSV (each plain or gzipped), Parquet, Arrow."""
+"""Files of rows: JSON Lines, a JSON list, CSV (each plain or packed), Parquet."""
 
 import contextlib
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from multiref._files import MIB, Unpacked, check_unpacked, decode, open_file, read_lines
+from multiref._files import MIB, PACKED, Unpacked, check_unpacked, decode, open_file, read_lines
 from multiref._json import parse_items, parse_json
 from multiref.data.pairs import EPSILON
 from multiref.errors import DataError, MultirefWarning
@@ -16,15 +17,18 @@ Numbered: TypeAlias = Iterator[tuple[int, Any]]
 Wanted: TypeAlias = Callable[[Sequence[str]], Sequence[str]]  # a file's columns → those that are read
 LARGEST = 8192 * MIB
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-EXPECTED = "a file of rows (.jsonl, .json, .csv, .tsv, each also .gz, or .parquet), a folder of such, or a data set's name"
+EXPECTED = (
+    "a file of rows (.jsonl, .json, .csv, .tsv, each also .gz, .zst or .bz2; .parquet), a folder of such, or a data set's name"
+)
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 def is_rows(name: str) -> str | None:
     """The kind of file, by its name; None for what is none of ours."""
-    plain = name.lower().removesuffix(".gz")
+    low = name.lower()
+    plain = low.removesuffix(next(filter(low.endswith, PACKED), ""))
     kind = next((ending for ending in (*ENDINGS, ".ndjson") if plain.endswith(ending)), None)
-    return None if kind is None or (kind == ".parquet" and name.lower().endswith(".gz")) else kind
+    return None if kind == ".parquet" and plain != low else kind
 
 
 def file_rows(path: Path, largest: int = LARGEST, wanted: Wanted = list) -> Rows:
@@ -84,7 +88,11 @@ def _from(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
 
 
 def _cell(cell: str, where: str) -> Any:
-    return parse_json(cell, where) if cell.startswith(("[{", "[ {")) and ('"role"' in cell or '"from"' in cell) else cell
+    if not cell.startswith(("[{", "[ {")):
+        return cell
+    if cell.startswith(("[{'role'", "[{'from'", "[{'content'", "[{'value'")):  # as pandas writes a list into a CSV
+        raise DataError(f"{where} is a conversation as Python prints it; expected JSON: write it with json.dumps.")
+    return parse_json(cell, where) if '"role"' in cell or '"from"' in cell else cell
 
 
 def _json_lines(path: Path, largest: int) -> Numbered:
@@ -118,6 +126,8 @@ def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
         try:
             file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
             names = file.schema_arrow.names
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise DataError(f"{path} has {len(names)} columns, and {twice[0]!r} is the name of two; expected one of a name.")
             read = list(wanted(names))
             texts, claimed = _text_columns(file.metadata, read)
             check_unpacked(claimed, packed, path, largest=largest)

@@ -5,7 +5,7 @@ Read are: TRL's own (prompt beside the sides, or what they begin with), also und
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
@@ -66,15 +66,40 @@ def renamed(row: Row, columns: Mapping[str, object], where: str) -> Row:
     """The row under our names: columns = {ours: theirs}. DataError for a column that is not there."""
     named = {ours: str(theirs) for ours, theirs in columns.items() if ours in COLUMNS}
     for ours, theirs in named.items():
-        if theirs not in row and ours != "label":
+        if not has_column(row, theirs) and ours != "label":
             raise DataError(
                 f"{where}: no column {theirs!r} for {ours}; found {', '.join(map(str, list(row)[:12])) or 'nothing'}."
             )
-    taken = set(named.values()) - {"label"}
-    kept = {key: value for key, value in row.items() if key not in taken} | {o: row[t] for o, t in named.items() if t in row}
+    taken = {column_of(row, theirs) for theirs in named.values()} - {"label"}
+    found = {ours: value_of(row, theirs) for ours, theirs in named.items() if has_column(row, theirs)}
+    kept = {key: value for key, value in row.items() if key not in taken} | found
     if "margin" in named and isinstance(kept["margin"], str) and (number := _number(kept["margin"])) is not None:
         kept["margin"] = number  # of a CSV
     return kept
+
+
+def column_of(row: Collection[str], name: str) -> str:
+    """The column that a name is in: a.b is within a, where there is no column a.b."""
+    return name if name in row else name.partition(".")[0]
+
+
+def has_column(row: Row, name: str) -> bool:
+    """Whether a row has a column of this name: a.b of an object a, or of the objects of a list a."""
+    if name in row:
+        return True
+    head, _, rest = name.partition(".")
+    within = row.get(head) if rest else None
+    each = within if isinstance(within, list | tuple) else [within]
+    return bool(each) and all(isinstance(part, Mapping) and has_column(part, rest) for part in each)
+
+
+def value_of(row: Row, name: str) -> Any:
+    """What stands there; in a list, of each of its objects."""
+    if name in row:
+        return row[name]
+    head, _, rest = name.partition(".")
+    within = row[head]
+    return [value_of(part, rest) for part in within] if isinstance(within, list | tuple) else value_of(within, rest)
 
 
 def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where: str) -> Format:
@@ -117,14 +142,14 @@ def messages(value: Any) -> Any:
     """ShareGPT's {from, value} as {role, content}; a message alone as a list of it; anything else as it is."""
     if isinstance(value, Mapping):
         value = [value]
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return value
     return [_message(each) if isinstance(each, Mapping) and "from" in each and "role" not in each else each for each in value]
 
 
 def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: Sequence[str]) -> list[str]:
     """Of a file's columns those that can matter: all, unless it has TRL's."""
-    theirs = {str(value) for name, value in columns.items() if name in COLUMNS}
+    theirs = {column_of(names, str(value)) for name, value in columns.items() if name in COLUMNS}
     if {"chosen", "rejected"} <= {*names, *columns}:
         known = {*COLUMNS, *PROMPTS, *others, *theirs, *(LABELS if "label" in columns else ())}
         return [name for name in names if name in known]

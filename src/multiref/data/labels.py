@@ -51,16 +51,19 @@ def meaning(values: Iterable[object], first: str, second: str, given: Mapping[st
     words = _words(first, second)
     known = {value: words[value] for value in found if isinstance(value, str) and value in words}
     rest = found - known.keys()
-    numbers = {value for value in rest if isinstance(value, int) and not isinstance(value, bool)}
+    numbers = {value for value in rest if isinstance(value, int)}
     if rest - numbers:
         raise DataError(f"{where}: the labels are {_list(found)}, and {_list(rest - numbers)} is no side. {_ADVICE}")
     return known | (_numbers(numbers, stem(first)[1], where) if numbers else {})
 
 
 def plain(value: object) -> Hashable:
-    """A label as it is compared: words in small letters, whole numbers as numbers."""
-    if isinstance(value, bool) or value is None:
+    """A label as it is compared: words in small letters (true and false, too: a CSV and the command line have no others), whole
+    numbers as numbers."""
+    if value is None:
         return value
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int | float):
         return int(value) if math.isfinite(value) and value == int(value) else value
     text = str(value).strip().lower()

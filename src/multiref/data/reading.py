@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from multiref._files import write_whole
 from multiref._progress import tell
 from multiref.data.files import LARGEST
-from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, recognise, renamed, wanted_columns
+from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, has_column, recognise, renamed, value_of, wanted_columns
 from multiref.data.on_ray import Told, packed_on_ray
 from multiref.data.pairs import REFUSED, USED, Pair, as_pair, list_unread, unread_columns
 from multiref.data.sources import Source, open_source
@@ -80,8 +80,8 @@ def read_pairs(
     """The pairs of a source, in its order.
 
     Args:
-        source: a file (.jsonl, .json, .csv, .tsv, each also .gz; .parquet), a folder of such files, a folder of `save_to_disk`,
-            a URL, the id of a hub data set, or rows in memory (`datasets.Dataset`, `IterableDataset`, a list).
+        source: a file (.jsonl, .json, .csv, .tsv, each also packed; .parquet), a folder of such files, a folder of
+            `save_to_disk`, a URL, the id of a hub data set, or rows in memory (`datasets.Dataset`, `IterableDataset`, a list).
         name, split, columns, rankings, bad_rows, limit: see `Selection`. Formats are recognised by their columns: see
             `data.formats`.
         largest: bytes of a file, and of what it unpacks to.
@@ -186,7 +186,8 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
     kind = recognise(merged, selection.columns, selection.rankings, where) if merged else None
     if kind is not None and kind.label is not None:
         label = str(selection.columns.get("label", kind.label))
-        kind = kind.knowing((row.get(label) for _, row in rows() if isinstance(row, Mapping)), source)
+        labels = (value_of(row, label) for _, row in rows() if isinstance(row, Mapping) and has_column(row, label))
+        kind = kind.knowing(labels, source)
         if "(0 the first" in kind.name.replace("'", ""):
             warnings.warn(
                 f"{source}: {kind.name}. If it is the other way round, say so: columns: {{first: 1, second: 0}}.",
@@ -198,7 +199,7 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, object]) -> Mapping[str, Any]:
     """A row under our names, as far as it has the columns."""
-    there = {ours: theirs for ours, theirs in columns.items() if theirs in row}
+    there = {ours: theirs for ours, theirs in columns.items() if has_column(row, str(theirs))}
     return renamed(row, there, "")
 
 

@@ -59,6 +59,7 @@ def open_source(
     """
     with ExitStack() as stack:
         if not isinstance(source, str | os.PathLike):
+            _check_name(name, "what is in memory")
             yield _in_memory(source, split, stack, say)
             return
         text = os.fspath(source)
@@ -73,9 +74,15 @@ def open_source(
         if path.is_dir():
             yield _folder(path, name, split, largest, wanted) or _saved(path, name, split, stack, say)
         elif path.exists() or not _is_hub_id(text):
+            _check_name(name, text)
             yield _cut(_files(_of_split([path], path.parent, path.name, split), path.name, largest, wanted), split)
         else:
             yield _dataset(_from_hub(text, name), text, split, "a data set of the hub", stack, say)
+
+
+def _check_name(name: str | None, what: str) -> None:
+    if name not in (None, "default"):
+        raise DataError(f"name: found {name!r}, and {what} has no configurations; leave it out (only data sets in folders do).")
 
 
 def _files(paths: Sequence[Path], name: str, largest: int, wanted: Wanted) -> Opened:
@@ -193,6 +200,7 @@ def _in_memory(source: Iterable[Any], split: str | None, stack: ExitStack, say: 
         return _dataset(source, str(named or "the data set"), split, "a data set in memory", stack, say)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"the data is a {type(source).__name__}; expected {EXPECTED}, a data set, or a list of rows.")
+    _check_split(_parts(split)[0], None, "what is in memory")
     rows = source if isinstance(source, Sequence) else list(source)
     return _cut(Opened("the rows", "rows in memory", lambda: ((f"row {n}", row) for n, row in enumerate(rows, 1))), split)
 
@@ -206,6 +214,8 @@ def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitSta
         if asked not in found:
             raise DataError(f"{name} has no split {asked!r}; found {', '.join(found)}.")
         found, name = found[asked], f"{name}[{asked}]"
+    else:
+        _check_split(asked, getattr(found, "split", None), name)
     if type(found).__name__ == "IterableDataset":  # which may be read slowly, and anew each time
         spooled = Path(stack.enter_context(_spool())) / "rows.jsonl"
         say(f"{name} is streamed; its rows are written to disk first.")
@@ -213,6 +223,13 @@ def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitSta
         files = _files([spooled], name, LARGEST, list)
         return _cut(Opened(name, "a streamed data set, spooled to disk", lambda: _under(files(), name)), split)
     return _cut(Opened(name, kind, lambda: ((f"{name}:{n}", row) for n, row in enumerate(found, 1))), split)
+
+
+def _check_split(asked: str | None, own: object, name: str) -> None:
+    """One data set alone is the split that it says, or else train: as test it would be the rows that were trained on."""
+    known = re.split(r"[\[+]", str(own or "train"))[0]
+    if asked not in (None, known):
+        raise DataError(f"{name} has no split {asked!r}; it is {known!r}, and no other one is beside it.")
 
 
 def _under(rows: Rows, name: str) -> Rows:
@@ -290,16 +307,21 @@ def _spool() -> Any:
 
 def _shown(url: str) -> str:
     """Without a password or a token."""
-    parts = urlsplit(url)
+    parts = urlsplit(url.partition("::")[0])
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+
+
+def _named(url: str) -> str:
+    """The last part of what a URL names; of a chain (zip://a.jsonl::s3://b/c.zip), of its first."""
+    parts = urlsplit(url.partition("::")[0])
+    return PurePosixPath(parts.netloc + parts.path).name
 
 
 def _files_at(text: str) -> list[str] | None:
     """The files of rows below a URL that names a folder, or has a star in it, in their order; None for any other text."""
     if "://" not in text or text.startswith(("http://", "https://")):
         return None
-    named = PurePosixPath(urlsplit(text).path).name
-    if is_rows(named) is not None and "*" not in text:
+    if is_rows(_named(text)) is not None and "*" not in text:
         return None
     import fsspec
 
@@ -312,7 +334,8 @@ def _files_at(text: str) -> list[str] | None:
     rows = sorted((each for each in found if is_rows(each.name) and not _hidden(each, top)), key=_in_order)
     if not rows:
         raise DataError(f"{_shown(text)}: nothing there has a name in {', '.join(ENDINGS)}; expected {EXPECTED}.")
-    return [str(system.unstrip_protocol(str(each))) for each in rows]
+    within = "".join(text.partition("::")[1:])
+    return [f"{system.unstrip_protocol(str(each))}{within}" for each in rows]
 
 
 def _folder_at(
@@ -325,7 +348,8 @@ def _folder_at(
     say: Callable[[str], None],
 ) -> Opened:
     """A folder at a URL, however large: one file of it is here at a time."""
-    paths = {PurePosixPath(urlsplit(each).netloc + urlsplit(each).path): each for each in files}
+    heads = {each: urlsplit(each.partition("::")[0]) for each in files}
+    paths = {PurePosixPath(head.netloc + head.path): each for each, head in heads.items()}
     root = PurePosixPath(os.path.commonpath([path.parent for path in paths]))
     chosen = [paths[path] for path in _of_split(list(paths), root, _shown(url), split)]
     say(f"Reading {len(chosen):,} files at {_shown(url)}, one at a time.")
@@ -342,7 +366,7 @@ def _folder_at(
 
 def fetched(url: str, folder: Path, largest: int, say: Callable[[str], None]) -> Path:
     """The file that a URL names, in a folder of ours; no more than `largest` bytes of it."""
-    target, shown = folder / (Path(urlsplit(url).path).name or "data"), _shown(url)
+    target, shown = folder / (_named(url) or "data"), _shown(url)
     if is_rows(target.name) is None:
         raise DataError(f"{shown}: unknown kind of file; expected {EXPECTED}.")
     say(f"Fetching {shown}.")
@@ -361,9 +385,14 @@ def fetched(url: str, folder: Path, largest: int, say: Callable[[str], None]) ->
     return target
 
 
-def _opened(url: str) -> Any:
+@contextmanager
+def _opened(url: str) -> Iterator[Any]:
     if url.startswith(("http://", "https://")):
-        return urllib.request.urlopen(url, timeout=60)
+        with urllib.request.urlopen(url, timeout=60) as stream:
+            yield stream
+        return
     import fsspec
 
-    return fsspec.open(url, "rb").open()
+    system, path = fsspec.core.url_to_fs(url)
+    with system.open(path, "rb") as stream:  # of a file within another one, which is closed when nobody holds `system`
+        yield stream

@@ -46,7 +46,7 @@ class Conversation(tuple[Message, ...]):
 def as_text(value: object, name: str, where: str) -> Text:
     """A string, or a list of messages as a tuple of them, every field kept. DataError naming `where` for anything else."""
     if isinstance(value, str):
-        return value
+        return _whole(value, name, where)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         messages = tuple(as_message(message, f"{name}[{index}]", where) for index, message in enumerate(value))
         if isinstance(value, Conversation):
@@ -67,9 +67,20 @@ def as_message(value: object, name: str, where: str) -> Message:
         raise DataError(f'{where}: `{name}` is no chat message; expected {{"role": string, "content": string}}.')
     if not isinstance(content, str):
         message["content"] = [_part(part, f"{name}.content[{index}]", where) for index, part in enumerate(content)]
+    _whole(said(message), name, where)
     if message.keys() - {"role", "content"}:
         check_json(message, name, where)
     return message
+
+
+def _whole(text: str, name: str, where: str) -> str:
+    """DataError for half of a character, which no file can hold and no tokenizer reads."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{where}: `{name}` has half of a character in it (a lone \\ud800 to \\udfff).") from None
+    return text
 
 
 def without_nulls(value: Any) -> Any:

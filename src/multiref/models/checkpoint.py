@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from multiref._progress import doing
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models.folders import Shape, check_files, file_shapes, local_folder, no_larger_than, reading
 from multiref.models.forward import uncached
@@ -72,7 +73,7 @@ def _meant(key: str, patterns: Sequence[str]) -> bool:
 def _read(kind: Any, folder: Path, path: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model, and what transformers reports of its keys."""
     try:
-        with reading(path), no_larger_than(check_files(folder), path), _without_report() as tables:
+        with doing(f"loading {path}"), reading(path), no_larger_than(check_files(folder), path), _without_report() as tables:
             made: tuple[Any, dict[str, Any]] = kind.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )

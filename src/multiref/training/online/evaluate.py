@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from multiref._logspace import check_weights, weighted_sum
+from multiref._progress import each_told, tell
 from multiref.errors import ArgumentError
 from multiref.models import Encoded, encode_many
 from multiref.models.encoding import context_of
@@ -85,7 +86,7 @@ def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particl
                 seed=seed + i,
                 ends=end_ids(trainer.model, trainer.tokenizer),
             )
-            for i, (row, w) in enumerate(zip(rows, _weights(trainer, rows)))
+            for i, (row, w) in enumerate(zip(each_told(rows, "estimating floors", len(rows)), _weights(trainer, rows)))
         ]
     return torch.tensor([value for value, _ in found], dtype=torch.float64)
 
@@ -121,12 +122,14 @@ def _drawn(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(rows), args.prompts_per_step):
+            tell("sampling", start, len(rows))
             prompts = [row["prompt"] for row in rows[start : start + args.prompts_per_step]]
             drawn = sample(
                 trainer.model, trainer.tokenizer, prompts, args.generation,
                 group=samples, tokenisation=args.tokenisation, scored=scored,
             )  # fmt: skip
             rollouts += drawn
+        tell("sampling", len(rows), len(rows))
     return rollouts
 
 
