@@ -82,7 +82,7 @@ class Unpacked:
     def take(self, size: int, *, line: bool = False) -> bytes:
         """The next bytes, at most so many; with `line`, up to the end of the line."""
         try:
-            part = self._file.readline(size) if line else self._file.read(size)
+            part: bytes = self._file.readline(size) if line else self._file.read(size)
         except (OSError, EOFError, zlib.error, ValueError) as wrong:  # one that is not packed so, is damaged or cut off
             raise self.error(
                 f"{self.path} cannot be read beyond {self.read_so_far:,} bytes ({_reason(wrong)}); expected {self.expected}."

@@ -156,7 +156,7 @@ def test_every_verb_is_seen_from_its_third_second_on(monkeypatch):
         for each in getattr(command, "commands", {"": command}).values():
             for kind, shown in ((io.StringIO, f"{verb}: 0:00 so far\n"), (Terminal, f"\r{verb}  0:00 so far\x1b[K")):
                 monkeypatch.setattr("sys.stderr", kind())
-                with pytest.raises(DataError, match="enough"):
+                with pytest.raises(DataError, match="enough"), typer.Context(each):
                     each.callback()
                 assert shown in sys.stderr.getvalue(), (verb, each.name)
     waits.append("quiet")

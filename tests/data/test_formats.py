@@ -165,6 +165,22 @@ def test_what_is_unpaired_gets_what_would_be_needed(row: dict[str, Any], words: 
     assert "A preference row needs two completions" in str(error.value) or "columns:" in str(error.value) or "score" in words
 
 
+def test_two_columns_of_one_name_and_half_a_character_are_refused(tmp_path: Any) -> None:
+    """Of two columns either could be meant; half of a character has no bytes, so no file and no tokenizer has it."""
+    import pyarrow.parquet
+
+    twice = pyarrow.table([["q"], ["a"], ["b"], ["c"]], names=["prompt", "chosen", "rejected", "chosen"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="twice.parquet has 4 columns, and 'chosen' is the name of two"):
+        read_pairs(tmp_path / "twice.parquet")
+    for row in (
+        {"prompt": "q\ud83d", "chosen": "a", "rejected": "b"},
+        {**MESSAGES["trl"], "prompt": [{**SAID[0], "content": "\udc00"}]},
+    ):
+        with pytest.raises(DataError, match="row 1: `prompt.*` has half of a character in it"):
+            read_pairs([row])
+
+
 def test_bad_rows_are_refused_by_name_or_skipped_and_written_down(tmp_path: Any) -> None:
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
     bad = [{**good, "rejected": "a"}, {**good, "chosen": " "}, {**good, "chosen": None}, {**good, "rejected": "a"}]

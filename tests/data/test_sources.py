@@ -192,7 +192,8 @@ def test_prompts_from_the_same_places(tmp_path: Any) -> None:
     ("prompt,chosen,rejected\na,b\n", "a.csv:2: 2 cells"),
     ('prompt,chosen,rejected\n"a,b,c\n', "a.csv:2: no row of CSV"),
     ("", "no rows"),
-], ids=range(4))  # fmt: skip
+    ("prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}]\",a,b\n", "a.csv:2: `prompt` .* as Python prints it"),
+], ids=range(5))  # fmt: skip
 def test_bad_csv(tmp_path: Any, text: str, words: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=words):

@@ -127,7 +127,9 @@ def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
             file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
             names = file.schema_arrow.names
             if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise DataError(f"{path} has {len(names)} columns, and {twice[0]!r} is the name of two; expected one of a name.")
+                raise DataError(
+                    f"{path} has {len(names)} columns, and {twice[0]!r} is the name of two; expected one of a name."
+                )
             read = list(wanted(names))
             texts, claimed = _text_columns(file.metadata, read)
             check_unpacked(claimed, packed, path, largest=largest)
