@@ -171,14 +171,17 @@ def test_two_columns_of_one_name_and_half_a_character_are_refused(tmp_path: Any)
 
     twice = pyarrow.table([["q"], ["a"], ["b"], ["c"]], names=["prompt", "chosen", "rejected", "chosen"])
     pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(DataError, match="twice.parquet has 4 columns, and 'chosen' is the name of two"):
+    with pytest.raises(DataError, match=r"twice.parquet has 4 columns, and 'chosen' is the name of two"):
         read_pairs(tmp_path / "twice.parquet")
     for row in (
         {"prompt": "q\ud83d", "chosen": "a", "rejected": "b"},
         {**MESSAGES["trl"], "prompt": [{**SAID[0], "content": "\udc00"}]},
     ):
-        with pytest.raises(DataError, match="row 1: `prompt.*` has half of a character in it"):
+        with pytest.raises(DataError, match=r"row 1: `prompt.*` has half of a character in it"):
             read_pairs([row])
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    read([row, good], Selection(bad_rows="skip"), skipped=tmp_path / "skipped.jsonl", say=lambda _: None)
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["row"] == row
 
 
 def test_bad_rows_are_refused_by_name_or_skipped_and_written_down(tmp_path: Any) -> None:

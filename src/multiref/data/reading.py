@@ -256,7 +256,7 @@ class _BadRows:
             shown = three if len(self.reasons) == 1 else f"{source}: {count}: {three}"
             raise DataError(shown + advice) from self.first
         if path is not None:
-            write_whole(path, "".join(line + "\n" for line in self.lines))
+            write_whole(path, "".join(line + "\n" for line in self.lines).encode(errors="backslashreplace"))
         where = "" if path is None else f" They are in {path}."
         said = f"{source}: {count} and are left out: {three}{where}"
         if say is not None:
