@@ -15,6 +15,8 @@ from multiref.errors import DataError, MultirefError, OutputError
 
 MIB = 2**20
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # a name's ending → how the file is packed
+SHORTEST = 64  # bytes that a row of a packed file counts as, however short it is: reading it takes time, too
+EMPTY = 10**6  # lines with nothing in them, one after the other
 RATIO = 50  # unpacked bytes for each on disk: text packs to a third, the most repetitive rows to a thirtieth
 TEMPORARY = ".part"  # what a killed process may leave behind; never read
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -87,7 +89,7 @@ class Unpacked:
             raise self.error(
                 f"{self.path} cannot be read beyond {self.read_so_far:,} bytes ({_reason(wrong)}); expected {self.expected}."
             ) from wrong
-        self.read_so_far += len(part)
+        self.read_so_far += max(len(part), SHORTEST) if line and part and self._file is not self._packed else len(part)
         if self.read_so_far > 64 * MIB:
             size = self.read_so_far if self._file is self._packed else os.fstat(self._packed.fileno()).st_size
             check_unpacked(self.read_so_far, size, self.path, largest=self.largest, ratio=self.ratio, error=self.error)
@@ -130,10 +132,13 @@ def read_lines(
 ) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of a text in UTF-8, plain or packed (`PACKED`); memory for one line at a time, which has at most
     `longest` bytes."""
-    number, name = 0, os.path.basename(path)
+    number, name, empty = 0, os.path.basename(path), 0
     with Unpacked(path, expected, largest=largest, error=error) as file:
         while line := file.take(longest + 1, line=True):
             number += 1
+            empty = 0 if line.strip() else empty + 1
+            if empty > EMPTY:
+                raise error(f"{name}:{number}: more than {EMPTY:,} empty lines; expected {expected}.")
             if len(line) > longest:
                 raise error(f"{name}:{number}: the row has more than {_size(longest)}; expected {expected}.")
             yield number, decode(line, f"{name}:{number}", first=number == 1, error=error)

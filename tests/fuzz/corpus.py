@@ -14,6 +14,8 @@ _RUN = b"model: m\nreferences: [{name: a, model: b}]\nbeta: 0.1\noutput: o\n"
 _ITERATIVE = b"task: iterative\nprompts: p\noracle: {kind: lexicon, path: l}\nmethod: bilevel\n" + _RUN
 _SOLVE = b'{"reward": [0, 1], "references": [[0.5, 0.5], [0.2, 0.8]], '
 
+_PAIR = b'{"chosen": "a", "rejected": "b"}\n'
+
 FAILED = [
     ("run", _BOMB),
     ("run", b"[" * 10**5),
@@ -38,6 +40,10 @@ FAILED = [
     ("pairs.jsonl", b'{"chosen": "\\ud800", "rejected": "b"}'),
     ("pairs.jsonl.gz", gzip.compress(b'{"chosen": "a", "rejected": "b"}', mtime=0)[:-9] + b"\x00" * 9),
     ("pairs.jsonl.gz", gzip.compress(b" " * 2**20, 9, mtime=0) * 70),
+    ("pairs.jsonl", b"\n" * 10**7),
+    ("pairs.jsonl", b"{}\n" * 10**5),
+    ("pairs.jsonl.gz", gzip.compress(b"\n" * 2**24, 9, mtime=0) * 4),
+    ("pairs.jsonl.gz", gzip.compress(_PAIR + b"{}\n" * 2**20, 9, mtime=0) * 4),
     ("pairs.parquet", b"PAR1" + b"\xff" * 40 + b"PAR1"),
     ("prompts", b'{"prompt": ["a"]}\n'),
     ("prompts", b'{"prompt": 3}\n'),

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from multiref.data import read_pairs
+from multiref.data.files import file_rows
 from multiref.errors import DataError
 
 ROW = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
@@ -61,6 +62,17 @@ def test_a_dictionary_bomb_in_parquet_stops_before_it_is_written_out(tmp_path):
     assert (tmp_path / "a.parquet").stat().st_size < 10**5
     with pytest.raises(DataError, match="unpack to more than 64 MiB"):
         read_pairs(tmp_path / "a.parquet")
+
+
+def test_a_parquet_of_many_rows_of_nothing_stops(tmp_path):
+    """Ten million rows without a value are a few kilobytes."""
+    empty = pyarrow.nulls(10**7, pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"chosen": empty, "rejected": empty}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="10,000 of 10,000 rows cannot be used"):
+        read_pairs(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="unpack to more than 64 MiB"):
+        for _ in file_rows(tmp_path / "a.parquet"):
+            pass
 
 
 def test_the_size_is_an_argument(tmp_path):

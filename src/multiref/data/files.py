@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from multiref._files import MIB, PACKED, Unpacked, check_unpacked, decode, open_file, read_lines
+from multiref._files import MIB, PACKED, SHORTEST, Unpacked, check_unpacked, decode, open_file, read_lines
 from multiref._json import parse_items, parse_json
 from multiref.data.pairs import EPSILON
 from multiref.errors import DataError, MultirefWarning
@@ -136,7 +136,7 @@ def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
             opened.seek(0)
             file = pyarrow.parquet.ParquetFile(opened, read_dictionary=texts, page_checksum_verification=True)
             for batch in file.iter_batches(batch_size=1024, columns=read):
-                unpacked += sum(map(_written_out, batch.columns))
+                unpacked += max(sum(map(_written_out, batch.columns)), SHORTEST * batch.num_rows)
                 check_unpacked(unpacked, packed, path, largest=largest)
                 for row in batch.to_pylist():
                     number += 1

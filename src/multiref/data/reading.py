@@ -22,6 +22,7 @@ from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWa
 
 Origins: TypeAlias = Iterable[tuple[str, Any]]
 SKIPPED = "skipped.jsonl"
+HOPELESS = 10_000  # rows from the first on of which none can be used, and none is skipped: the others are not looked at
 _LOOKED_AT = 20  # rows that are looked at for the columns of a data set
 
 
@@ -223,6 +224,8 @@ def _pairs(
             if bad is None:
                 raise
             bad.add(origin, row, error)
+            if bad.hopeless:
+                return
         else:
             yield from made
     tell("reading", 1, 1)
@@ -233,12 +236,19 @@ class _BadRows:
 
     def __init__(self, skip: bool, withhold: bool) -> None:
         self.skip, self.withhold, self.rows = skip, withhold, 0
-        self.reasons: dict[str, str] = {}
+        self.count = 0
+        self.reasons: dict[str, str] = {}  # of all that are skipped; where they are refused, of the first three
         self.lines: list[str] = []
         self.first: DataError | None = None
 
+    @property
+    def hopeless(self) -> bool:
+        return not self.skip and self.count == self.rows >= HOPELESS
+
     def add(self, origin: str, row: Any, error: DataError) -> None:
-        self.first = self.first or error
+        self.first, self.count = self.first or error, self.count + 1
+        if not self.skip and self.count > 3:
+            return
         self.reasons[origin] = f"{origin}: not shown, as labels are private." if self.skip and self.withhold else str(error)
         if self.skip:
             said = {} if self.withhold else {"row": row}
@@ -250,7 +260,7 @@ class _BadRows:
         if not self.reasons:
             return {}
         three = " ".join(list(self.reasons.values())[:3])
-        count = f"{len(self.reasons):,} of {self.rows:,} rows cannot be used"
+        count = f"{self.count:,} of {self.rows:,} rows cannot be used{' (others were not looked at)' if self.hopeless else ''}"
         if not self.skip or not some:
             advice = "" if not some else " bad_rows: skip (--bad-rows skip) leaves such rows out."
             shown = three if len(self.reasons) == 1 else f"{source}: {count}: {three}"
