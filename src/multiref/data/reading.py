@@ -22,7 +22,7 @@ from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWa
 
 Origins: TypeAlias = Iterable[tuple[str, Any]]
 SKIPPED = "skipped.jsonl"
-HOPELESS = 10_000  # rows from the first on of which none can be used, and none is skipped: the others are not looked at
+HOPELESS = 10_000  # rows that cannot be used, where none is skipped: the others are not looked at
 _LOOKED_AT = 20  # rows that are looked at for the columns of a data set
 
 
@@ -243,7 +243,7 @@ class _BadRows:
 
     @property
     def hopeless(self) -> bool:
-        return not self.skip and self.count == self.rows >= HOPELESS
+        return not self.skip and self.count >= HOPELESS
 
     def add(self, origin: str, row: Any, error: DataError) -> None:
         self.first, self.count = self.first or error, self.count + 1
