@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def ask(*arguments: str, **options: object) -> "subprocess.CompletedProcess[byte
 def test_no_home_no_letters_no_colour() -> None:
     """A verb that prints β, π and a user's name; and its help."""
     done = ask("solve", "-", input=PROBLEM.encode(), stdout=subprocess.PIPE)
-    assert done.returncode == 0 and done.stderr == b""
+    assert done.returncode == 0 and not re.sub(rb"solve: .* so far\n", b"", done.stderr)  # of a machine that is busy
     for shown in (done.stdout, ask("solve", "--help", stdout=subprocess.PIPE).stdout):
         assert (shown.isascii() and b"\x1b[3" not in shown and b"\x07" not in shown and b"\\u03b2" in shown) or b"beta" in shown
     assert b"[red]Gr\\xfcn" in done.stdout
