@@ -1,6 +1,7 @@
 """`multiref decode`: draws from the optimum without training, prompt by prompt as they are made."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,15 +64,34 @@ def drawing(
 
 def _prompts(
     prompt: Annotated[list[str] | None, "--prompt -p", "A prompt. Repeatable."] = None,
-    prompts: Annotated[Path | None, "Prompts instead: a file with one a line."] = None,
+    prompts: Annotated[str | None, "Prompts instead: a .txt with one a line, or rows with `prompt`, as for evaluate."] = None,
+    name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
+    split: Annotated[str | None, "--split", "Split of a data set, or a part: 'train[:5%]'."] = None,
 ) -> list[str]:
-    from multiref._files import read_text
-
-    given = "" if prompts is None else read_text(prompts, "a file with one prompt a line")
-    asked = [*(prompt or []), *given.splitlines()]
+    asked = [*(prompt or []), *([] if prompts is None else _read(prompts, name, split))]
     if not asked:
         raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
     return asked
+
+
+def _read(prompts: str, name: str | None, split: str | None) -> Iterator[str]:
+    """A text a line, or a row's. ArgumentError for a conversation."""
+    from multiref._files import read_lines
+    from multiref.data.files import is_rows
+    from multiref.data.prompts import prompt_text
+    from multiref.data.sources import open_source
+
+    if is_rows(prompts) is None and (Path(prompts).suffix == ".txt" or Path(prompts).is_file()):
+        yield from (line.rstrip("\r\n") for _, line in read_lines(prompts, "a file with one prompt a line"))
+        return
+    with open_source(prompts, name=name, split=split) as rows:
+        for where, row in rows():
+            text = prompt_text(row, where)
+            if not isinstance(text, str):
+                raise ArgumentError(
+                    f"{where}: a conversation; decode goes on from texts. `multiref serve` answers conversations."
+                )
+            yield text
 
 
 def command(

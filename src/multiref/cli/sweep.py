@@ -24,12 +24,16 @@ def _settings(
     limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
     seed: Seed = 0,
+    name: Annotated[str | None, "--name", "Configuration of the prompts' data set."] = None,
+    split: Annotated[str | None, "--split", "Split of the prompts' data set, or a part: 'train[:5%]'."] = None,
     without_training: Untrained = False,
 ) -> Any:
     from multiref.runs.sweeping import SweepSettings
 
     many = samples or (64 if without_training else 8)
-    return SweepSettings(points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed)
+    return SweepSettings(
+        points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed, name=name, split=split
+    )
 
 
 def _references(

@@ -37,13 +37,15 @@ MANY = 0.1  # of the prompts: a point with more of them below ten effective samp
 class SweepSettings(Strict):
     """points: weights on the first of two runs, from 0 to 1 (for more runs the vertices and the middle).
     samples: completions a prompt from each
-    run's policy, of at most max_new_tokens. limit: how many prompts."""
+    run's policy, of at most max_new_tokens. limit: how many prompts. name, split: of their data set."""
 
     points: int = Field(default=5, ge=2)
     samples: int = Field(default=8, gt=0)
     limit: int = Field(default=32, gt=0)
     max_new_tokens: int = Field(default=128, gt=0)
     seed: int = 0
+    name: str | None = None
+    split: str | None = None
 
 
 def weight_grid(k: int, points: int) -> list[tuple[float, ...]]:
@@ -71,7 +73,7 @@ def sweep(
     """
     names = _mergeable(runs)
     models = [load(RunFolder(run).model) for run in runs]
-    texts = read_texts(prompts, settings.limit)
+    texts = read_texts(prompts, settings)
     say(f"{settings.samples} samples of each of {len(models)} policies for {len(texts)} prompts.")
     samples = draw_samples(names, models, texts, settings, rewards)
     rows = [samples.point(weights) for weights in weight_grid(len(models), settings.points)]
@@ -122,14 +124,14 @@ def over_prompts(name: str, values: Tensor) -> dict[str, float | None]:
     return {name: float(values.mean()), f"{name}_error": error}
 
 
-def read_texts(prompts: str | Path, limit: int) -> list[Any]:
+def read_texts(prompts: str | Path, settings: SweepSettings) -> list[Any]:
     """The first so many prompts that differ."""
     found: dict[bytes, Any] = {}
-    with open_source(prompts) as opened:
+    with open_source(prompts, name=settings.name, split=settings.split) as opened:
         for where, row in opened():
             prompt = prompt_text(row, where)
             found.setdefault(content_key(prompt, ""), prompt)
-            if len(found) == limit:
+            if len(found) == settings.limit:
                 break
     return list(found.values())
 
@@ -236,7 +238,7 @@ def sweep_untrained(
     for beta in betas:
         check_beta(beta)
     described = [_described(run, list(references)) for run in runs]
-    names, texts = tuple(references), read_texts(prompts, settings.limit)
+    names, texts = tuple(references), read_texts(prompts, settings)
     models = [load(path) for path in references.values()]
     say(f"{settings.samples} samples of each of {len(models)} references for {len(texts)} prompts.")
     samples = draw_samples(names, models, texts, settings, rewards)
