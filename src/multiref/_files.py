@@ -214,12 +214,20 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 
 def replace_whole(path: Path, content: bytes | str) -> Path:
-    """The same with the system's own error: a temporary file in the same folder, flushed, renamed, the rename flushed too."""
+    """The same with the system's own error: a temporary file in the same folder, flushed, renamed, the rename flushed too.
+    What is a device or a pipe (/dev/stdout) is written to, not replaced."""
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    if is_device(path):
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody reads is an error
+        os.set_blocking(handle, True)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        return path
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -229,6 +237,11 @@ def replace_whole(path: Path, content: bytes | str) -> Path:
         raise
     flush_folder(path.parent)
     return path
+
+
+def is_device(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder: as root, a rename would put a file in its place."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def flush_folder(folder: Path) -> None:

@@ -161,11 +161,11 @@ def test_every_verb_is_seen_from_its_third_second_on(monkeypatch):
                 assert shown in sys.stderr.getvalue(), (verb, each.name)
     waits.append("quiet")
     monkeypatch.setattr("sys.stderr", Terminal())
-    with pytest.raises(DataError):
+    with pytest.raises(DataError), typer.Context(command):
         command.callback(quiet=True)
     assert sys.stderr.getvalue() == ""
     monkeypatch.setattr("sys.stderr", Terminal())
     waits[:] = ["rest"]
-    with pytest.raises(DataError):
+    with pytest.raises(DataError), typer.Context(command):
         command.callback()
     assert sys.stderr.getvalue() == waits[1]

@@ -3,15 +3,17 @@
 import gzip
 import json
 import os
+import stat
 import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from multiref._files import write_whole
 from multiref.data import read_pairs
 from multiref.data.files import file_rows
-from multiref.errors import DataError
+from multiref.errors import DataError, OutputError
 
 ROW = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
 
@@ -73,6 +75,20 @@ def test_a_parquet_of_many_rows_of_nothing_stops(tmp_path):
     with pytest.raises(DataError, match=r"unpack to more than 1 MiB"):
         for _ in file_rows(tmp_path / "a.parquet", largest=2**20):
             pass
+
+
+def test_what_is_written_to_a_device_does_not_take_its_place(tmp_path):
+    """As root, a rename onto /dev/full would leave a file there. A pipe stands for it: read, and with nobody who reads it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="cannot write"):
+        write_whole(pipe, "abc")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, "abc")
+        assert os.read(reader, 9) == b"abc" and stat.S_ISFIFO(pipe.stat().st_mode)
+    finally:
+        os.close(reader)
 
 
 def test_the_size_is_an_argument(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from multiref._files import as_path
+from multiref._files import as_path, is_device
 from multiref.errors import ArgumentError, OutputError
 from multiref.references.keys import KeyIndex, content_keys, sort_keys, text_of
 from multiref.references.store.folder import Store
@@ -128,6 +128,8 @@ def _plain(text: Any) -> str:
 
 
 def _write(output: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
+    if is_device(output):
+        raise OutputError(f"{output} is a device or a pipe; expected the name of a Parquet file.")
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     count = 0
     try:
