@@ -16,7 +16,7 @@ from multiref.errors import DataError, MultirefError, OutputError
 MIB = 2**20
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # a name's ending → how the file is packed
 SHORTEST = 64  # bytes that a row of a packed file counts as, however short it is: reading it takes time, too
-EMPTY = 10**6  # lines with nothing in them, one after the other
+EMPTY = 10**5  # lines with nothing in them, one after the other
 RATIO = 50  # unpacked bytes for each on disk: text packs to a third, the most repetitive rows to a thirtieth
 TEMPORARY = ".part"  # what a killed process may leave behind; never read
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
