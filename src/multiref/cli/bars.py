@@ -25,7 +25,8 @@ class Bars:
 
     def __init__(self, verb: str = "") -> None:
         self.verb, self.resting = verb, False
-        self.heard = 0.0
+        self.what, self.done, self.of, self.first = "", 0, 0, 0
+        self.began = self.said = self.heard = 0.0
         self._nothing()
         self.drawn = self.within = False  # the bar is on the terminal; something else is in the middle of a line
         self.terminal = sys.stderr if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else None
