@@ -244,6 +244,26 @@ def test_a_base_that_is_drawn_anew_at_each_load_is_refused(base, made):
     assert go(a=folder, base=base)[0] == pytest.approx(right, abs=1e-4)
 
 
+def test_ranks_that_a_budget_has_cut(base, tiny_tokenizer, tmp_path):
+    """AdaLoRA trained to its end: its file holds fewer ranks than its configuration begins with."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    config = peft.AdaLoraConfig(init_r=4, target_r=1, tfinal=1, total_step=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    ids = torch.arange(3, 20)[None]
+    for step in range(4):
+        model(input_ids=ids, labels=ids).loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.0 if parameter.grad is None else 0.5 * parameter.grad
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
+    model.eval().save_pretrained(tmp_path)
+    assert len(load_file(tmp_path / FILE)["base_model.model.model.layers.0.self_attn.q_proj.lora_A"]) < 4
+    assert go(a={"model": base, "adapter": tmp_path}) == pytest.approx([plain(model, tiny_tokenizer)], abs=1e-4)
+
+
 def test_prompt_tuning_is_refused(base, tmp_path):
     import peft
     from transformers import AutoModelForCausalLM

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from multiref.errors import ModelError
 from multiref.models import load
@@ -22,6 +23,17 @@ def test_a_sharded_model_saved_over_a_whole_one(tiny_tokenizer, tmp_path):
         load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     load(tmp_path)
+    one, other = sorted(tmp_path.glob("model-*.safetensors"))[:2]  # transformers takes a key from either
+    twice, value = next(iter(load_file(one).items()))
+    for factor in (1, 2):
+        save_file(load_file(other) | {twice: factor * value}, other, metadata={"format": "pt"})
+        if factor == 1:
+            load(tmp_path)
+    with pytest.raises(ModelError, match="holds two different weights"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelError, match=r"Missing: model\.safetensors\.index\.json"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("module", ["lm_head", "embed_tokens", "q_proj"])

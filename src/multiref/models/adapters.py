@@ -94,7 +94,12 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
             if bare and draws:
                 other = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
                 twin = {key: weight.detach() for key, weight in other.named_parameters() if ".base_layer." in key}
-            model = peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name) if bare else model
+            if bare and hasattr(model, "hf_device_map"):  # with hooks, which it takes off and puts on again
+                model = peft.PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            elif bare:
+                kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
+                config.inference_mode = True
+                model = kind(model, config, adapter_name=name)
             report = model.load_adapter(str(folder), adapter_name=name)
     held = dict(model.named_parameters(remove_duplicate=False))
     if drawn := [key for key, weight in twin.items() if not torch.allclose(weight, held[key], rtol=1e-2, atol=1e-4)]:

@@ -97,6 +97,8 @@ def explain(path: str, error: BaseException) -> str:
         return f"The model folder {path} does not fit into memory. ({_why(error)})"
     if folder.is_dir():
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+        if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+            missing += ["model.safetensors.index.json"] if list(folder.glob("model-*.safetensors")) else []
         if not list(folder.glob("*.safetensors")):
             missing.append("*.safetensors (pickled weights are not read)")
         lack = f"Missing: {', '.join(missing)}." if missing else "Its files are all there, so one is damaged or unsuited."
@@ -166,11 +168,10 @@ def _entries(folder: Path) -> list[tuple[str, int, int, int]]:
 def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Contents:
     paths = [Path(path) for path, *_ in entries]
     objects = {path.name: read_object(path) for path in paths if _OBJECTS.fullmatch(path.name)}
-    shapes: dict[str, Shape] = {}
+    held = {path.name: _read_header(path) for path in paths if path.suffix == ".safetensors"}
+    shapes = {key: shape for own in held.values() for key, shape in own.items()}
     for path in paths:
-        if path.suffix == ".safetensors":
-            shapes |= _read_header(path)
-        elif path.suffix == ".jinja":
+        if path.suffix == ".jinja":
             decode(path.read_bytes(), str(path), first=True, error=ModelError)
         elif path.name.endswith(".index.json"):
             _check_index(objects[path.name], path)
@@ -180,6 +181,9 @@ def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Cont
             f"{folder} holds two sets of weights: model.safetensors, and the files of model.safetensors.index.json, as where a "
             "model was saved over another. Remove those that are not meant."
         )
+    if index is not None:
+        named = set(index.get("weight_map", {}).values())
+        _check_once(folder, {name: own for name, own in held.items() if name in named})
     made = Contents(objects.get("config.json", {}), shapes)
     _check_config(made, folder / "config.json")
     _check_adapter(objects.get("adapter_config.json", {}), shapes, folder / "adapter_config.json")
@@ -223,6 +227,23 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
         if not name.endswith(".safetensors") or Path(name).name != name:
             raise ModelError(
                 f"{path}: weight_map names {name!r:.80}; expected a safetensors file beside it (pickles are not read)."
+            )
+
+
+def _check_once(folder: Path, held: Mapping[str, Mapping[str, Shape]]) -> None:
+    """ModelError where two files of an index hold one weight, and not the same numbers: it is not said which is meant."""
+    from safetensors import safe_open
+
+    first: dict[str, str] = {}
+    for key, name in ((key, name) for name, keys in held.items() for key in keys):
+        if first.setdefault(key, name) == name:
+            continue
+        with safe_open(folder / first[key], framework="pt") as one, safe_open(folder / name, framework="pt") as other:
+            same = held[first[key]][key] == held[name][key] and bool((one.get_tensor(key) == other.get_tensor(key)).all())
+        if not same:
+            raise ModelError(
+                f"{folder} holds two different weights {key} (in {first[key]} and {name}), as where a model was saved over "
+                "another. Remove the file that is not meant, or save the model again."
             )
 
 
