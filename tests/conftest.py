@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:
+if "PYTEST_XDIST_WORKER" in os.environ:  # who hands out the tests needs no torch, and nobody begins before it does
+    import torch
+
     torch.set_num_threads(1)  # the workers share the cores
 
 CORPUS = (
@@ -30,25 +31,29 @@ CHAT_TEMPLATE = (
 )
 
 
-_known = 0
+gc.disable()  # while everything is imported, which leaves nothing to collect
+_known = _tests = 0
 
 
 def pytest_collection_finish() -> None:
+    gc.enable()
     set_aside()
 
 
 def pytest_runtest_teardown() -> None:
-    set_aside()
+    global _tests
+    _tests += 1
+    if len(sys.modules) > _known + 20 or _tests % 50 == 0:
+        set_aside()
 
 
 def set_aside() -> None:
-    """What imports and collection left is here to stay: out of the garbage collector's sight once it is many. Trainers and
+    """What imports, collection and finished tests left is here to stay: out of the garbage collector's sight. Trainers and
     references collect after each use, and a walk over a million objects that stay takes a third of a second."""
     global _known
-    if len(sys.modules) > _known + 100:
-        _known = len(sys.modules)
-        gc.collect()
-        gc.freeze()
+    _known = len(sys.modules)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +138,7 @@ def make_llama(
     vocab_size: int, *, seed: int = 0, hidden: int = 32, layers: int = 2, context: int = 128, std: float = 0.3, **options: Any
 ) -> Any:
     """A small random Llama; `std` is large so that tokens, positions and context all matter to its probabilities."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -149,6 +155,7 @@ def make_gpt2(
     vocab_size: int, *, seed: int = 0, hidden: int = 32, layers: int = 2, context: int = 128, std: float = 0.3, **options: Any
 ) -> Any:
     """A small random GPT-2 (learned positions)."""
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)

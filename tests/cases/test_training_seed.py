@@ -12,7 +12,7 @@ from tests.runs.doing import do, make_two
 
 @pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")
 @pytest.mark.parametrize("task", ["preference", "reward", "online"])
-def test_a_run_is_its_seed(task, tmp_path, tmp_path_factory):
+def test_a_run_is_its_seed(task, tmp_path, tmp_path_factory, undrawn):
     folders = make_two(tmp_path_factory, std=0.1)
     data = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"the cat {n}", "chosen": " sat on the mat", "rejected": " is five"} for n in range(2)]
@@ -27,7 +27,7 @@ def test_a_run_is_its_seed(task, tmp_path, tmp_path_factory):
                    "method": {"name": "rloo", "group": 2}, "training": {**rate, "steps": 1, "prompts_per_step": 2,
                                                                         "max_new_tokens": 3}},
     }[task]  # fmt: skip
-    kind = {} if task == "preference" else {"task": task}
+    kind = {"check_saved": False} | ({} if task == "preference" else {"task": task})
 
     def weights(name, seed, before):
         torch.manual_seed(before)

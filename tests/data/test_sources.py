@@ -141,7 +141,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def test_urls(tmp_path: Any) -> None:
     """Fetched whole, within the limit; a password or a token in the address is not shown."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     at = f"http://127.0.0.1:{server.server_port}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

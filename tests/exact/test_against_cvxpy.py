@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import warnings
 
+import lazy_loader
 import numpy as np
 import pytest
 
 from .instances import Instance, log_normalised, random_instance
 
-cp = pytest.importorskip("cvxpy")
+cp = lazy_loader.load("cvxpy")  # two seconds, of whoever runs these tests
 ALPHAS = (1.0, 0.0, 0.5, 2.0, -1.0, 1.5, 0.8, 3.0)
 TOLERANCE = 2e-5
 

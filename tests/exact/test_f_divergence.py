@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from multiref.training import PairLogps, Preference
 
 from .instances import random_instance
 
-cp = pytest.importorskip("cvxpy")
+cp = lazy_loader.load("cvxpy")
 JS, JEFFREYS = mr.FDivergence.jensen_shannon, mr.FDivergence.jeffreys
 AS_F = {
     2.0: mr.FDivergence(lambda t: t - 1, -1, math.inf),  # half of χ²

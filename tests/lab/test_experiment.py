@@ -77,7 +77,7 @@ def processes(request, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
 
 
-def test_workers_measure_what_one_process_measures(tmp_path):
+def test_workers_measure_what_one_process_measures(processes, tmp_path):
     cells = [Cell(n) for n in range(5)]
     told = Told()
     found = Experiment(tmp_path, cells, square).run(told, workers=2)

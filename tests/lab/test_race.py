@@ -58,9 +58,10 @@ def test_curves_are_shares_of_the_first(histories):
     assert found.low[-1] <= found.y[-1] <= found.high[-1] and len(found.x) == len(lines) - 1
 
 
-def test_figures_and_table(histories, tmp_path):
+def test_figures_and_table(histories, tmp_path, request):
     drawn = draw_all(histories, tmp_path)
     assert all(path.stat().st_size > 5000 for path in drawn)
+    request.getfixturevalue("undrawn")
     some = draw_all({"online DPO": histories["online DPO"]}, tmp_path, prefix="some")  # no figure without a curve
     assert {path.stem for path in some} == {"some-direct", "some-classes", "some-cost"}
     rows = {row.split(" | ")[0].strip("| "): row for row in summary(histories)}

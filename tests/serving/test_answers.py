@@ -2,7 +2,7 @@
 
 import math
 
-import openai
+import lazy_loader
 import pytest
 import torch
 
@@ -18,6 +18,7 @@ from tests.decoding.worlds import BETA, LENGTH, Truth, references, reward, table
 from tests.decoding.worlds import W as TABLES_W
 from tests.serving.servers import W, serving, tiny_references
 
+openai = lazy_loader.load("openai")  # a second, of whoever runs these tests
 pytestmark = pytest.mark.filterwarnings("ignore:.*has a chat template")
 MODEL, SAID = "multiref", [{"role": "user", "content": "is it raining?"}]
 

@@ -13,7 +13,7 @@ import threading
 import time
 from random import Random
 
-import openai
+import lazy_loader
 import pytest
 from typer.testing import CliRunner
 
@@ -30,6 +30,7 @@ from tests.decoding.worlds import reward
 from tests.fuzz.mutations import change
 from tests.serving.servers import post, send, serving, tiny_references, until
 
+openai = lazy_loader.load("openai")
 KEY = "secret-0123456789abcdef"
 BODY = json.dumps({"model": "multiref", "prompt": "the cat", "max_tokens": 2}).encode()
 # its first token has a text: a stream begins with the first piece, and what goes wrong before is a status

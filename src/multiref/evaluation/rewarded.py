@@ -22,7 +22,6 @@ from multiref.models.spec import Generation
 from multiref.training.online.rewards import Reward, total_reward
 
 _BEFORE = frozenset({"prompt", "completions", "rewards"})  # of a line, before it had a sum
-CORRECTNESS = "correctness"  # the reward that says right or wrong: right above zero
 
 
 def sample_rewards(

@@ -11,6 +11,8 @@ from multiref.regularizers._regularizer import Regularizer
 class ReverseKL(Regularizer):
     """Σ_k w_k KL(π‖π_k): geometric pool, π* ∝ P_0 e^{r/β}. A reference's zero is a veto.
 
+    weights: [K] or [K, *E] on the simplex, None is uniform; WeightsError off it.
+
     >>> ReverseKL([0.25, 0.75])
     ReverseKL(weights=(0.25, 0.75))
     """
@@ -24,7 +26,7 @@ class ReverseKL(Regularizer):
 @dataclass(frozen=True, eq=False)
 class ForwardKL(Regularizer):
     """Σ_k w_k KL(π_k‖π): arithmetic pool, π* = β P_1/(Z − r), Z the root that normalises.
-    Covers whatever any reference covers."""
+    Covers whatever any reference covers. weights: as of `ReverseKL`."""
 
     alpha = 0.0
     order = 1.0

@@ -60,7 +60,10 @@ class Regularizer(ABC):
         return type(self).__name__
 
     def pool(self, ref_logps: Tensor) -> Tensor:
-        r"""[K, *E] → [*E]: log P, the references as one unnormalised log-mass."""
+        r"""[K, *E] → [*E]: log P, the references as one unnormalised log-mass, log P_ρ = (1/ρ) log Σ_k w_k π_k^ρ, ρ = `order`.
+
+        Raises: as `pools.power_pool`: ArgumentError for NaN or log-probabilities above zero, WeightsError.
+        """
         return power_pool(ref_logps, self.weights, self.order)
 
     def implicit_reward(self, policy_logps: Tensor, ref_logps: Tensor, *, beta: float) -> Tensor:

@@ -91,8 +91,10 @@ class Yardstick:
 
     def frontier(self, betas: Sequence[float]) -> list[tuple[float, float]]:
         """(price, reward) of the exact optima of the objective as stated, for each β."""
-        found = [self.measure(self.solution(self.asked, beta=beta).log_policy) for beta in betas]
-        return [(numbers["price"], numbers["reward"]) for numbers in found]
+        laws = [self.solution(self.asked, beta=beta).log_policy for beta in betas]
+        prices = [self.asked.penalty(law, self.answers.ref_logps) for law in laws]
+        rewards = [expectation(law, self.answers.reward) for law in laws]
+        return [(float(price.mean()), float(reward.mean())) for price, reward in zip(prices, rewards)]
 
     def best_reward(self, price: float) -> float:
         """The largest mean reward of any policy whose weighted KL is `price`, averaged over prompts:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from tests.lab.demo.conftest import TINY
+from tests.lab.conftest import TINY
 
 
 @pytest.fixture

@@ -1,15 +1,9 @@
-"""A world made in a second: a thin model, a few steps. It is bad at everything, which no identity minds."""
+"""The tiny world, loaded."""
 
 import pytest
 
-from multiref_lab.demo import World, WorldSettings, make
-
-TINY = WorldSettings(base_steps=12, specialist_steps=12, batch=32, hidden=16, layers=1)
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    return tmp_path_factory.mktemp("worlds")
+from multiref_lab.demo import World, make
+from tests.lab.conftest import TINY
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from multiref_lab.demo.preferences import PairLaw
 from multiref_lab.demo.rules import EXACT
 from multiref_lab.demo.run import Findings, run
 from multiref_lab.demo.settings import FULL
-from tests.lab.demo.conftest import TINY
+from tests.lab.conftest import TINY
 from tests.report.test_page import read
 
 SETTINGS = dataclasses.replace(

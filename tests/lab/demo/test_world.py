@@ -11,7 +11,7 @@ from multiref.models import Tokenisation, completion_logps, encode
 from multiref_lab.demo import corpus
 from multiref_lab.demo.authors import REFERENCES
 from multiref_lab.demo.world import folder_of, make
-from tests.lab.demo.conftest import TINY
+from tests.lab.conftest import TINY
 
 
 def test_every_answer_is_enumerated_and_their_probabilities_sum_to_one(tiny_world) -> None:  # type: ignore[no-untyped-def]

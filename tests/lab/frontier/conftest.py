@@ -1,14 +1,13 @@
-"""A world made in a second, and the smallest sweeps on it."""
+"""The smallest sweeps on the tiny world."""
 
 from pathlib import Path
 
 import pytest
 
-from multiref_lab.demo import WorldSettings
 from multiref_lab.frontier import FrontierSettings, Generated, Offline, Online
 from multiref_lab.frontier.generated import GeneratedBench
+from tests.lab.conftest import TINY
 
-TINY = WorldSettings(base_steps=12, specialist_steps=12, batch=32, hidden=16, layers=1)
 TASK = Generated(
     betas=[1.0],
     pairs=[64],
@@ -18,11 +17,6 @@ TASK = Generated(
     online=Online(2, 8, 4, 2, 3e-3),
     world=TINY,
 )
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worlds")
 
 
 @pytest.fixture(scope="session")

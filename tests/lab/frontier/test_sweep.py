@@ -112,12 +112,12 @@ def test_pairs_are_measured_by_the_loss_that_trains(bench):
     """The loss on enumerated pairs equals −log σ(β Δ) computed from the texts, for the untouched base model, at α = 0.3."""
     shared = bench.shared(64, 0)
     found = shared.train.measure(bench.world.base, Cell("generated", "offline", "exact", 0.3, 1.0, 64, 0), "train")
-    losses = []
+    losses, problems = [], shared.train.problems
+    laws, ref_laws = bench.world.logps(bench.world.base, problems), bench.world.ref_logps(problems)
     for pair in shared.pairs:
-        problem = next(p for p in shared.train.problems if p.prompt == pair.prompt)
+        (place,) = [i for i, problem in enumerate(problems) if problem.prompt == pair.prompt]
         at = [bench.world.answers.index(side) for side in (pair.chosen, pair.rejected)]
-        policy = bench.world.logps(bench.world.base, [problem])[0, at]
-        refs = bench.world.ref_logps([problem])[:, 0, at]
+        policy, refs = laws[place, at], ref_laws[:, place, at]
         score = policy - (0.3 * refs[0] + 0.7 * refs[1])
         losses.append(float(-torch.nn.functional.logsigmoid(score[0] - score[1])))
     assert found["loss/train"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
@@ -231,14 +231,14 @@ def test_mistakes_in_the_file_are_named(change, words, tmp_path):
     assert result.exit_code == 2 and words in result.output
 
 
-def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path, monkeypatch):
+def test_an_interrupt_is_one_line_and_exit_code_130(cache, tmp_path, monkeypatch):
     """What becomes of workers is the engine's business (tests/lab/test_experiment.py)."""
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("multiref_lab.experiment.Experiment.run", interrupt)
-    result = invoke("--config", config(tmp_path), "--cache", tmp_path, "--output", tmp_path / "out")
+    result = invoke("--config", config(tmp_path), "--cache", cache, "--output", tmp_path / "out")
     assert result.exit_code == 130 and result.stderr.count("\n") == 1 and result.stderr.startswith("Interrupted.")
 
 

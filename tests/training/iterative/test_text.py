@@ -150,7 +150,7 @@ def made_task(tokenizer, *, lora=LORA, counted=None):
         pytest.param("iterative", {}, marks=pytest.mark.slow),  # tests/runs/test_iterative.py has it from a file
         pytest.param("two-stage", {}, marks=pytest.mark.slow),
         ("xpo", {}),
-        ("sail", {"design": "PP"}),
+        pytest.param("sail", {"design": "PP"}, marks=pytest.mark.slow),  # its draws and losses: test_methods.py
     ],
 )
 def test_methods_spend_their_labels_and_go_on_exactly(name, options, tokenizer, tmp_path):

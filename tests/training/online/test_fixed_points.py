@@ -113,8 +113,8 @@ def test_dividing_by_the_deviation_can_leave_no_fixed_point_but_the_greedy_polic
     completion."""
     assert standardised_fixed_point(online.RatioK3(), WORLD.reward, WORLD.refs, UNIFORM, beta=0.5) is None
     logits = [level[0].clone().requires_grad_() for level in WORLD.refs]
-    optimizer = torch.optim.Adam(logits, lr=0.1)
-    for _ in range(600):
+    optimizer = torch.optim.Adam(logits, lr=0.3)
+    for _ in range(200):
         optimizer.zero_grad()
         tokens = [level.log_softmax(-1) for level in logits]
         (

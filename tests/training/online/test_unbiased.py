@@ -38,11 +38,11 @@ def enumerated_gradient(penalty, regularizer, rows):
 
 
 def sampled_gradients(method, penalty, regularizer, rows, behaviour, groups):
-    """[groups / 250, 13, 3]: the gradient of the mean loss of each 250 groups, by autograd with a table per block."""
+    """[groups / 500, 13, 3]: the gradient of the mean loss of each 500 groups, by autograd with a table per block."""
     everything = enumerated_samples(levels_of(rows, 3), WORLD.refs, WEIGHTS)
     probability = path_tokens(levels_of(behaviour, 3)).sum(-1).exp()
     draws = torch.multinomial(probability, groups * method.group, replacement=True, generator=torch.Generator().manual_seed(9))
-    blocks = draws.reshape(-1, 250 * method.group)
+    blocks = draws.reshape(-1, 500 * method.group)
     gradients = []
     for index in blocks:
         table = rows.clone().requires_grad_()

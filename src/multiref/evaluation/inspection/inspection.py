@@ -101,6 +101,8 @@ def inspect(
         min_gain: nats a pair; a reference whose gain is surely smaller does not join, however sure it is.
         resamples: bootstrap resamples of prompts for the intervals of weights.
         seed: of the split and the resampling; the verdict should not depend on it.
+
+    Raises: StoreError for a pair without scores; DataError where no pair has finite scores under every reference.
     """
     stages = iter(each_told(range(5), "inspecting", 5))
     next(stages)

@@ -82,6 +82,7 @@ def svg(figure: Figure, *, letters: Literal["path", "none"] = "path") -> bytes:
     with rc_context(RC | {"svg.fonttype": letters}):
         undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(stream, metadata=undated)
+    figure.set_layout_engine("none")  # it is laid out: drawn again, everything stands where it stood
     return stream.getvalue()
 
 
@@ -103,6 +104,7 @@ def png(figure: Figure, *, dots_per_inch: int = 160) -> bytes:
     with rc_context(RC):
         FigureCanvasAgg(figure)
         figure.savefig(stream, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    figure.set_layout_engine("none")
     return stream.getvalue()
 
 
