@@ -31,8 +31,11 @@ CHAT_TEMPLATE = (
 )
 
 
-gc.disable()  # while everything is imported, which leaves nothing to collect
-_known = _tests = 0
+_known = 0
+
+
+def pytest_configure() -> None:
+    gc.disable()  # everything is imported now, which leaves nothing to collect
 
 
 def pytest_collection_finish() -> None:
@@ -41,19 +44,17 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    global _tests
-    _tests += 1
-    if len(sys.modules) > _known + 20 or _tests % 50 == 0:
-        set_aside()
+    set_aside()
 
 
 def set_aside() -> None:
-    """What imports, collection and finished tests left is here to stay: out of the garbage collector's sight. Trainers and
+    """What imports and collection left is here to stay: out of the garbage collector's sight once it is many. Trainers and
     references collect after each use, and a walk over a million objects that stay takes a third of a second."""
     global _known
-    _known = len(sys.modules)
-    gc.collect()
-    gc.freeze()
+    if len(sys.modules) > _known + 100:
+        _known = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from multiref.references.keys import KeyIndex, content_key, content_keys
 
+LETTERS = 'a",[]{:\\/ \0\n\x7fé\u0301e\u2028\ufffd한🐈'  # what JSON escapes, é as one letter and as two, beyond 16 bits
 texts = st.one_of(
-    st.text(max_size=8),
+    st.text(LETTERS, max_size=8),
     st.lists(
-        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=4)}), max_size=3
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(LETTERS, max_size=4)}),
+        max_size=3,
     ).map(tuple),
 )
 
