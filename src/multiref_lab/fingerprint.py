@@ -63,7 +63,7 @@ def _behind(name: str) -> Iterator[Path]:
 def _bound(file: Path) -> dict[str, str]:
     """{name in the file: dotted name} of all that its import statements bind."""
     found: dict[str, str] = {}
-    for node in ast.walk(_tree(file)):
+    for node in _nodes(file):
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -83,7 +83,7 @@ def _module(node: ast.ImportFrom, file: Path) -> str:
 def _imports(file: Path) -> tuple[Path, ...]:
     bound = _bound(file)
     names = set(bound.values())
-    for node in ast.walk(_tree(file)):  # what is used of an imported room: `mr.exact.solve`
+    for node in _nodes(file):  # what is used of an imported room: `mr.exact.solve`
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.insert(0, node.attr)
@@ -94,5 +94,7 @@ def _imports(file: Path) -> tuple[Path, ...]:
 
 
 @functools.cache
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+def _nodes(file: Path) -> tuple[ast.AST, ...]:
+    """What imports, and what is used of something."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return tuple(node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom, ast.Attribute)))
