@@ -24,7 +24,6 @@ Who wants to be told what happens is a `Listener`:
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import tempfile
@@ -39,7 +38,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 
 from multiref.errors import ArgumentError, OutputError
-from multiref.report import write_alone, write_whole
+from multiref.report import versions, write_alone, write_whole
 from multiref_lab.fingerprint import fingerprint
 from multiref_lab.workers import begin, interrupts_wait
 
@@ -226,5 +225,5 @@ def _sum(kept: Mapping[str, object]) -> str:
 def digest(values: object, module: str) -> str:
     """Sixteen hexadecimal digits of plain values, of every source file that a module reaches, and of the versions below
     them."""
-    parts = [json.dumps(values, sort_keys=True, default=str), fingerprint(module), *map(importlib.metadata.version, VERSIONS)]
+    parts = [json.dumps(values, sort_keys=True, default=str), fingerprint(module), *map(versions().__getitem__, VERSIONS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,5 +1,5 @@
 """A test double: a server on loopback that samples as vLLM's /v1/completions does, over a model that it is given,
-by plain logits of whole rows.
+by plain logits of one row at a time.
 
 Answers and refusals are those of vLLM 0.32.0, word for word where a test reads them.
 """
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
                 {
                     "object": "text_completion",
                     "model": body["model"],
-                    "choices": [choice(server, body, *row) | {"index": i} for i, row in enumerate(draw(server, body, limit))],
+                    "choices": [choice(server, body, limit) | {"index": i} for i in range(body["n"])],
                 }
             )
 
@@ -98,29 +98,20 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @torch.no_grad()
-def draw(server, body, limit):
-    """n completions side by side: [(token ids, log-probabilities)]. The latter are those of the plain logits, whatever is drawn
-    from: vLLM's --logprobs-mode raw_logprobs, its default."""
+def choice(server, body, limit):
+    """The log-probabilities are those of the plain logits, whatever is drawn from:
+    vLLM's --logprobs-mode raw_logprobs, its default."""
     model = server.adapters.get(body["model"], server.model)
     said = {"temperature": 1.0, "top_k": 0, "min_p": 0.0, **server.defaults, **body, **server.hidden}
-    ends, drawn = set(body["stop_token_ids"]), [([], []) for _ in range(body["n"])]
-    while going := [row for row in drawn if len(row[0]) < limit and ends.isdisjoint(row[0])]:
-        context = torch.tensor([body["prompt"] + new for new, _ in going])
-        each = model(input_ids=context).logits[:, -1].double().log_softmax(-1)
+    ids, new, logps = list(body["prompt"]), [], []
+    while len(new) < limit and not (new and new[-1] in body["stop_token_ids"]):
+        each = model(input_ids=torch.tensor([ids + new])).logits[0, -1].double().log_softmax(-1)
         drawn_from = each / said["temperature"]
         if said["top_k"] > 0:
-            drawn_from = drawn_from.masked_fill(drawn_from < drawn_from.topk(said["top_k"]).values[:, -1:], -torch.inf)
-        least = drawn_from.amax(-1, keepdim=True) + math.log(said["min_p"] or 1e-300)
-        tokens = torch.multinomial(drawn_from.masked_fill(drawn_from < least, -torch.inf).softmax(-1), 1)
-        for (new, logps), token, logp in zip(going, tokens[:, 0].tolist(), each.gather(1, tokens)[:, 0].tolist()):
-            new.append(token)
-            logps.append(logp)
-    return drawn
-
-
-def choice(server, body, new, logps):
-    """One of them as an answer, with what is forgotten."""
-    ids = list(body["prompt"])
+            drawn_from = drawn_from.masked_fill(drawn_from < drawn_from.topk(said["top_k"]).values[-1], -torch.inf)
+        drawn_from = drawn_from.masked_fill(drawn_from < drawn_from.max() + math.log(said["min_p"] or 1e-300), -torch.inf)
+        new.append(int(torch.multinomial(drawn_from.softmax(-1), 1)))
+        logps.append(float(each[new[-1]]))
     names = [f"token_id:{i}" for i in new]
     block = {
         "text_offset": [0] * len(new),

@@ -99,7 +99,7 @@ def test_pushing_every_few_steps_ends_at_the_optimum():
             TABLES,
             regularizer,
             rewards=reward_function(policy, reward_table(policy)),
-            steps=30,
+            steps=40,
             method=RLOO(group=24),
             sampler=sampler,
             args={"learning_rate": 0.15, "max_grad_norm": None},
