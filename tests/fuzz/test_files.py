@@ -15,7 +15,7 @@ from multiref.data import read_pairs
 from multiref.data.files import file_rows
 from multiref.errors import DataError, OutputError
 
-SPACES, BLANK = b" " * 2**20, (b" " * 1023 + b"\n") * 2**10
+SPACES, BLANK = b" " * 2**20, (b" " * 65535 + b"\n") * 2**4
 ROW = b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
 
 
