@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Selection:
         if unknown := [name for name in self.columns if name not in (*COLUMNS, *VALUES)]:
             known = ", ".join((*COLUMNS, *VALUES))
             raise ArgumentError(f"columns: {unknown[0]!r} is none of ours; expected {{ours: theirs}} for some of {known}.")
+        if self.limit is not None and not 0 <= self.limit <= sys.maxsize:
+            raise ArgumentError(f"limit: expected a number of rows, from 0 to {sys.maxsize}.")
         for what, value, choices in (
             ("rankings", self.rankings, ("ends", "all")),
             ("bad_rows", self.bad_rows, ("refuse", "skip")),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from multiref._files import MIB, as_path, unusable_name
 from multiref.data.files import ENDINGS, EXPECTED, LARGEST, Rows, Wanted, file_rows, is_rows
@@ -18,7 +18,7 @@ from multiref.errors import DataError
 
 Source: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
 P = TypeVar("P", bound=PurePath)
-_SPLIT = re.compile(r"(\w[\w.-]*)?(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+_SPLIT = re.compile(r"(\w[\w.-]*)?(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?")
 _SPLITS = "train", "test", "validation", "valid", "dev", "eval", "val"
 _UNREACHED = "Offline is meant with HF_HUB_OFFLINE=1, which uses what is cached; or give a file or a folder."
 
@@ -307,13 +307,21 @@ def _spool() -> Any:
 
 def _shown(url: str) -> str:
     """Without a password or a token."""
-    parts = urlsplit(url.partition("::")[0])
+    parts = _split_url(url)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+
+
+def _split_url(url: str) -> SplitResult:
+    """The parts of a URL; of a chain, of its first."""
+    try:
+        return urlsplit(url.partition("::")[0])
+    except ValueError as wrong:
+        raise DataError(f"{url[:60]} is no URL ({wrong}); expected {EXPECTED}.") from wrong
 
 
 def _named(url: str) -> str:
     """The last part of what a URL names; of a chain (zip://a.jsonl::s3://b/c.zip), of its first."""
-    parts = urlsplit(url.partition("::")[0])
+    parts = _split_url(url)
     return PurePosixPath(parts.netloc + parts.path).name
 
 
@@ -348,7 +356,7 @@ def _folder_at(
     say: Callable[[str], None],
 ) -> Opened:
     """A folder at a URL, however large: one file of it is here at a time."""
-    heads = {each: urlsplit(each.partition("::")[0]) for each in files}
+    heads = {each: _split_url(each) for each in files}
     paths = {PurePosixPath(head.netloc + head.path): each for each, head in heads.items()}
     root = PurePosixPath(os.path.commonpath([path.parent for path in paths]))
     chosen = [paths[path] for path in _of_split(list(paths), root, _shown(url), split)]

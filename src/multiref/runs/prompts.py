@@ -45,8 +45,8 @@ class Prompts(Strict):
     style: Literal["chat", "plain"] = "chat"
     name: str | None = None
     split: str | None = None
-    skip: int = Field(default=0, ge=0)
-    limit: int | None = Field(default=None, gt=0)
+    skip: int = Field(default=0, ge=0, le=2**62)
+    limit: int | None = Field(default=None, gt=0, le=2**62)
     weights: dict[str, float] | None = None
 
     @model_validator(mode="after")
