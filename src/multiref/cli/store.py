@@ -53,10 +53,13 @@ def verify(folder: Folder) -> dict[str, Any]:
     damage = store.verify()
     for damaged in damage:
         typer.echo(damaged.what)
-    held = store.manifest()
-    sound = len(held) - sum(damaged.path.exists() for damaged in damage)
-    typer.echo(f"{sound:,} of {len(held):,} shards are sound." if damage else f"All {len(held):,} shards are sound.")
-    return {"sound": sound, "shards": len(held), "damaged": [each.what for each in damage], "exit": int(bool(damage))}
+    bad = {
+        f"{each.path.parent.name}/{each.path.name}" for each in damage if each.path.suffix == ".parquet" and each.path.exists()
+    }
+    shards = store.manifest().keys() | bad
+    sound = len(shards) - len(bad)
+    typer.echo(f"{sound:,} of {len(shards):,} shards are sound." if damage else f"All {sound:,} shards are sound.")
+    return {"sound": sound, "shards": len(shards), "damaged": [each.what for each in damage], "exit": int(bool(damage))}
 
 
 @app.command()
