@@ -145,12 +145,13 @@ def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable
         kind, *size = shapes[key]
         names = (key, f"{body}.{key}")
         weight = next((own[name] for name in names if name in own), None)
+        lost = False
         if is_whole(kind) and not _is_mask(kind, *size):
             wanted = weight.is_floating_point() if weight is not None else key.endswith("weight")
             lost = wanted and not any(name in buffers for name in names)
-        else:
-            there = kind in _EIGHT_BITS and weight is not None and weight.device.type != "meta"
-            lost = there and float(weight.detach().abs().max()) >= _EIGHT_BITS[kind] / 2
+        elif kind in _EIGHT_BITS:
+            most = 0.0 if weight is None or weight.device.type == "meta" else float(weight.detach().abs().max())
+            lost = most >= _EIGHT_BITS[kind] / 2
         if lost:
             raise ModelError(
                 f"{path}: {key} holds {'whole' if is_whole(kind) else 'scaled'} numbers ({kind}), and config.json names no "

@@ -106,11 +106,11 @@ class SharedBase:
         check_base(self.spec.path, adapter)
         base = self.language_model().model
         held = list(base.parameters())
-        before = _marks(held)
+        before, places = _marks(held), _places(base, held)
         name = f"adapter{len(self._adapters)}x"  # none of these names is part of another
         try:
             worn = put_adapter(base if self._peft is None else self._peft, adapter, name)
-            alone = _marks(held) != before or not set(held) <= set(worn.parameters()) or not _goes_off_and_on(worn, name)
+            alone = _marks(held) != before or _places(worn, held) != places or not _goes_off_and_on(worn, name)
         except ModelError:
             others = bool(self._adapters)
             self._drop()  # with whatever was done to it
@@ -129,6 +129,12 @@ class SharedBase:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _places(model: Any, parameters: list[torch.nn.Parameter]) -> list[int]:
+    """In how many places of the model each stands: none where it was replaced, more where its layer is run again."""
+    found = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    return [found[id(each)] for each in parameters]
 
 
 def _goes_off_and_on(worn: Any, name: str) -> bool:
