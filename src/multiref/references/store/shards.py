@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def count_rows(path: Path) -> tuple[int, int]:
     """(rows, bytes) of a shard, by its footer alone. StoreError where it has none that can be right."""
     with open_file(path, "a shard of a store", largest=_LARGEST, error=StoreError) as file:
         size = path.stat().st_size
-        return int(_opened(file, path, size).metadata.num_rows), size
+        return int(_opened(file, path, size, summed=False).metadata.num_rows), size
 
 
 def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:
@@ -113,7 +114,7 @@ def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:
             f"data again: only "
             "this shard's completions are scored anew. (Or restore the file from a copy.)"
         )
-    file = _opened(pa.BufferReader(content), path, len(content))
+    file = _opened(pa.BufferReader(content), path, len(content), summed=True)
     said = file.schema_arrow.metadata or {}
     metadata = {
         key: said.get(f"multiref.{key}".encode(), b"").decode(errors="replace") for key in ("format", "layout", "reference")
@@ -155,12 +156,16 @@ def _content(path: Path) -> bytes:
             raise StoreError(f"Cannot read the shard {path}: {error.strerror or error}.") from error
 
 
-def _opened(source: Any, path: Path, size: int) -> Any:
-    """The Parquet file, once its footer is what a shard's can be: plain columns, with room for its rows."""
+def _opened(source: Any, path: Path, size: int, *, summed: bool) -> Any:
+    """The Parquet file, once its footer is what a shard's can be: plain columns, with room for its rows.
+
+    summed: its sum was checked. Else nothing is asked of its columns: a damaged footer ends the process there (pyarrow 26).
+    """
     try:
         file = pq.ParquetFile(source)
         metadata = file.metadata
-        parts = [metadata.row_group(i).column(j) for i in range(metadata.num_row_groups) for j in range(metadata.num_columns)]
+        places = product(range(metadata.num_row_groups), range(metadata.num_columns)) if summed else ()
+        parts = [metadata.row_group(i).column(j) for i, j in places]
         plain = all(p.compression == "UNCOMPRESSED" and set(p.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"} for p in parts)
     except Exception as error:  # as above
         raise _foreign(path, f"Parquet's reader says: {error}") from error
