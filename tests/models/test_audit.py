@@ -55,6 +55,16 @@ def test_without_memory_for_a_copy_padding_is_the_yardstick(monkeypatch):
     assert audit_layout(make_llama(VOCABULARY), random_batch()).layout == "shared"  # float32 needs no copy
 
 
+def test_of_many_short_answers_those_are_compared_that_can_show_that_sharing_is_wrong():
+    """Not the first in its row, and not of one token: those are right under any mask."""
+    two = ((3, 4, 5), *((3 + i % 5, 3 + i % 7) for i in range(47)))
+    one = tuple((3 + i % 6,) for i in range(48))
+    rows = [Encoded((1, 2), ids, (False,) * 48) for ids in (two, one)]
+    assert audit_layout(make_llama(VOCABULARY), rows).layout == "shared"
+    assert audit_layout(of(NoMask), rows).layout == "batched"
+    assert close(of(NoMask), rows)
+
+
 def test_a_copy_whose_passes_do_not_fit_is_done_without(monkeypatch):
     in_batch = witness.Witness.in_batch
 

@@ -178,12 +178,22 @@ def is_large(batches: Sequence[Batch]) -> bool:
 
 
 def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
-    """Completions, those first that tell most. Of a shared row the last completion: the others are before it."""
+    """Completions, those first that tell most. Of a shared row the last one of two tokens: the others are before it, and a first
+    token has the prompt alone before it wherever it lies."""
+
+    def telling(row: Sequence[Encoded]) -> Encoded:
+        return next((each for each in reversed(row) if len(each.completions[0]) > 1), row[-1])
+
+    def worth(row: Sequence[Encoded]) -> tuple[bool, int]:
+        return any(len(each.completions[0]) > 1 for each in row[1:]), len(row)
+
     rows = [(batch, [singles_of(item) for item in batch.items]) for batch in batches]
     each_row = [row for _, members in rows for row in members]
-    longest = max(each_row, key=lambda row: max(map(length_of, row)))
+    longest, widest = max(each_row, key=lambda row: max(map(length_of, row))), max(each_row, key=worth)
     beside = [members if batch.shared else [[e] for row in members for e in row] for batch, members in rows if batch.rows > 1]
-    yield max(longest, key=length_of)
+    yield max(reversed(longest), key=length_of)
+    if any(batch.shared for batch in batches):
+        yield telling(widest)
     if beside:
         company = max(beside, key=lambda members: max(length_of(row[-1]) for row in members))
         spread = max(beside, key=lambda members: length_of(members[0][-1]) - length_of(members[-1][-1]))
@@ -191,5 +201,5 @@ def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
         yield spread[-1][-1]
         yield company[0][-1]
         yield company[-1][-1]
-    yield max(each_row, key=len)[-1]
-    yield longest[-1]
+    yield telling(widest)
+    yield telling(longest)
