@@ -1,5 +1,6 @@
 """`multiref decode`: draws from the optimum without training, prompt by prompt as they are made."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,7 +82,7 @@ def _read(prompts: str, name: str | None, split: str | None) -> Iterator[str]:
     from multiref.data.prompts import prompt_text
     from multiref.data.sources import open_source
 
-    if is_rows(prompts) is None and (Path(prompts).suffix == ".txt" or Path(prompts).is_file()):
+    if is_rows(prompts) is None and (Path(prompts).suffix == ".txt" or os.path.isfile(prompts)):
         yield from (line.rstrip("\r\n") for _, line in read_lines(prompts, "a file with one prompt a line"))
         return
     with open_source(prompts, name=name, split=split) as rows:

@@ -1,6 +1,7 @@
 """`multiref evaluate`: pass@k and mean rewards of policies on the same prompts, with intervals and paired differences; with
 references also J, KL to each, win rates and diversity, beside the token pool, best-of-n and the optimum."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,7 @@ def _prompts(
         raise ConfigError("--problems, --prompts: expected one of the two.")
     if problems is None and not reward:
         raise ConfigError("--reward: expected at least one with --prompts: lexicon=FILE, length=WORDS or model=FOLDER.")
-    default = None if Path(problems or "").expanduser().is_file() else "test"
+    default = None if os.path.isfile(os.path.expanduser(problems or "")) else "test"
     source: Values = {"path": problems, "kind": "gsm8k", "style": style, "split": split or default}
     if problems is None:
         source = {"path": prompts, "words": words, "split": split}

@@ -1,6 +1,7 @@
 """`multiref init`: write a run file."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def command(
     from multiref.runs import schema
     from multiref.runs.new import SCHEMA, WITH_PAIRS, new_run
 
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise OutputError(f"{file} is there already; choose another name, or --force to write over it.")
     kind = _task(task)
     model = model or _ask("Model to train (a folder or a hub id)")

@@ -259,15 +259,15 @@ def _scored(row: Row, where: str, answers: str) -> tuple[list[Any], list[float],
     """Answers, numbers of which the higher is better, and whether they are ranks."""
     items = row[answers]
     if items and all(isinstance(item, Mapping) for item in items):
-        score = next(name for name in SCORES if any(item.get(name) is not None for item in items))
+        score = next((name for name in SCORES if any(item.get(name) is not None for item in items)), None)
         text = next((name for name in TEXTS if all(item.get(name) is not None for item in items)), None)
         if text is None:
             raise DataError(f"{where}: `{answers}` has no text; expected one of {', '.join(TEXTS)} in each of them.")
-        texts, values = [item[text] for item in items], [item.get(score) for item in items]
+        texts, values = [item[text] for item in items], [item.get(score) for item in items] if score else []
     else:
-        score = next(name for name in SCORES if isinstance(row.get(name), Sequence) and not isinstance(row[name], str))
-        texts, values = list(items), list(row[score])
-    if len(texts) != len(values) or len(texts) < 2:
+        score = next((name for name in SCORES if isinstance(row.get(name), Sequence) and not isinstance(row[name], str)), None)
+        texts, values = list(items), list(row[score] if score else ())
+    if score is None or len(texts) != len(values) or len(texts) < 2:
         raise DataError(f"{where}: {len(texts)} answers and {len(values)} scores; expected two or more, and a score for each.")
     numbers = [_number(value) for value in values]
     if any(number is None for number in numbers):

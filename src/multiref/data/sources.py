@@ -103,7 +103,10 @@ def _saved(path: Path, name: str | None, split: str | None, stack: ExitStack, sa
             raise DataError(f"{each} is no regular file; expected a folder of `save_to_disk`.")
 
     def load() -> Any:
-        return datasets.load_from_disk(str(path)) if name is None else datasets.load_dataset(str(path), name)
+        found = datasets.load_from_disk(str(path)) if name is None else datasets.load_dataset(str(path), name)
+        for each in found.values() if isinstance(found, Mapping) else (found,):
+            each.data.validate(full=True)  # of damaged offsets rows would be read outside the file, which ends the process
+        return found
 
     return _dataset(_theirs(load, str(path)), path.name, split, "a saved data set", stack, say)
 

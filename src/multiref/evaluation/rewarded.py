@@ -109,6 +109,8 @@ def read_rollouts(store: str | Path) -> list[Rollout]:
         if not is_sealed(line):
             raise OutputError(f"{store}:{number}: expected a sample with its ids and its sum; remove the file, and draw again.")
         rollouts.append(Rollout(*(_frozen(line[each.name]) for each in fields(Rollout))))
+    if not rollouts:
+        raise OutputError(f"{store} is empty; expected samples that `sample_rewards` kept. Remove the file, and draw again.")
     return rollouts
 
 

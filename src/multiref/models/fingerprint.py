@@ -97,6 +97,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def _ids(tokenizer: Any, text: str, put: bool) -> list[int] | str:
+    """Or why it has none: a vocabulary without an unknown token refuses what it does not have."""
+    try:
+        return list(map(int, tokenizer(text, add_special_tokens=put)["input_ids"]))
+    except Exception as error:  # `tokenizers` has no kind of its own
+        return str(error)
+
+
 _PROBES = ("a", " a  b\n", "Hello, world! 1234567 é 中文 ½ don't", "<s>a</s> <|im_end|>\n[INST]")
 
 
@@ -107,7 +115,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     switches = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens", "do_lower_case")
     kept = {name: str(getattr(tokenizer, name, None)) for name in switches}
     probes = (*_PROBES, "x".join(special.values()))
-    does = [tokenizer(text, add_special_tokens=put)["input_ids"] for text in probes for put in (False, True)]
+    does = [_ids(tokenizer, text, put) for text in probes for put in (False, True)]
     added = {str(index): str(token) for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -117,7 +125,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     else:  # a tokenizer in Python: its vocabulary and how it was made
         options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if not name.endswith(("_file", "_path"))}
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "options": options}
-    return text_digest(json.dumps([special, added, kept, [list(map(int, ids)) for ids in does], rules], sort_keys=True))
+    return text_digest(json.dumps([special, added, kept, does, rules], sort_keys=True))
 
 
 def _combine(entries: Iterable[tuple[str, str]]) -> str:

@@ -178,8 +178,8 @@ def is_large(batches: Sequence[Batch]) -> bool:
 
 
 def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
-    """Completions, those first that tell most. Of a shared row the last one of two tokens: the others are before it, and a first
-    token has the prompt alone before it wherever it lies."""
+    """Completions, those first that tell most. Of a shared row the last one of two tokens: the others are before it, and a
+    first token has the prompt alone before it wherever it lies."""
 
     def telling(row: Sequence[Encoded]) -> Encoded:
         return next((each for each in reversed(row) if len(each.completions[0]) > 1), row[-1])

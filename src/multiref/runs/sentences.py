@@ -69,7 +69,7 @@ def sentence(error: ValidationError, values: Plain, kind: object) -> tuple[Place
             ), f"found {context['tag']!r}, expected one of {', '.join(known)}{_close(context['tag'], known) or '.'}"
         case "value_error":
             return _own(str(first["ctx"]["error"]), place, found)
-    if isinstance(found, dict) and SHORT in found:  # `--set` laid a key beside a text
+    if isinstance(found, dict) and SHORT in found and len(found) > 1:  # `--set` laid a key beside a text
         key = next(each for each in found if each != SHORT)
         return (*place, key), f"{place[-1]} is {found[SHORT]!r} there, which has no keys."
     same = [each for each, there in zip(errors, places, strict=True) if there == place]
