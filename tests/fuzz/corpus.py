@@ -1,6 +1,7 @@
 """Inputs that once ended in a traceback, a hang or too much memory: (door of test_doors.py, input)."""
 
 import gzip
+import json
 
 from tests.references.rude_server import answer, says
 
@@ -14,6 +15,11 @@ _RUN = b"model: m\nreferences: [{name: a, model: b}]\nbeta: 0.1\noutput: o\n"
 _ITERATIVE = b"task: iterative\nprompts: p\noracle: {kind: lexicon, path: l}\nmethod: bilevel\n" + _RUN
 _SOLVE = b'{"reward": [0, 1], "references": [[0.5, 0.5], [0.2, 0.8]], '
 
+_REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+_WORDS = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
+_TEN_OF_EACH = json.dumps(
+    {"version": "1.0", "added_tokens": [], "normalizer": {"type": "Sequence", "normalizers": [_REPLACE] * 12}, "model": _WORDS}
+).encode()
 _PAIR = b'{"chosen": "a", "rejected": "b"}\n'
 
 FAILED = [
@@ -68,6 +74,7 @@ FAILED = [
     ("folder", ("config.json", b'{"model_type": "llama", "quantization_config": {"quant_method": "mine"}}')),
     ("folder", ("tokenizer_config.json", b'{"model_max_length": [], "tokenizer_class": "PreTrainedTokenizerFast"}')),
     ("folder", ("tokenizer.json", b"{}")),
+    ("folder", ("tokenizer.json", _TEN_OF_EACH)),
     ("folder", ("model.safetensors", (2**62).to_bytes(8, "little") + b"{}")),
     ("folder", ("adapter_model.safetensors", b"")),
     ("folder", ("adapter_config.json", b'{"peft_type": "LORA", "r": 1000000000, "target_modules": ["q_proj"]}')),

@@ -5,9 +5,14 @@ from hashlib import blake2b
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from multiref.errors import ArgumentError, DataError, ModelError
 from multiref.models import Encoded, Tokenisation, encode, encode_many
+from multiref.models.fingerprint import tokenizer_fingerprint
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 
 KINDS = ["sentencepiece", "bytelevel"]
@@ -191,3 +196,14 @@ def test_a_digest_names_ids_boundary_and_cut():
     assert item.digest(1) == Encoded((1,), ((2, 3),), (False,)).digest(0)
     rows = [Encoded((a,), ((b, c),), (False,)).digest(0) for a in range(4) for b in range(4) for c in range(300)]
     assert len(set(rows)) == len(rows) and min(rows) > 0 and max(rows) < 2**64
+
+
+def test_a_text_without_a_token_is_named_by_its_row():
+    """A vocabulary of words without an unknown one; `tokenizers` raises a bare Exception."""
+    rules = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))
+    rules.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="b")
+    texts = [("a", ("b",)), ("a", ("other",))]
+    with pytest.raises(DataError, match=r"^row 2: the tokenizer refuses it: .*Missing \[UNK\]"):
+        encode_many(tokenizer, texts, Tokenisation(end=False), origins=["row 1", "row 2"])
+    assert tokenizer_fingerprint(tokenizer)  # its fixed texts have no tokens either

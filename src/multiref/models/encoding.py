@@ -245,19 +245,25 @@ def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:
 
 
 def _plain_ids(tokenizer: Any, texts: list[str], names: Sequence[str] = ()) -> list[Ids]:
-    """Token ids of texts, nothing added. DataError naming the text that is no text: half of a surrogate pair has no bytes."""
+    """Token ids of texts, nothing added. DataError naming the text that is no text (half of a surrogate pair has no bytes), or
+    that the tokenizer refuses (a vocabulary of words without an unknown one)."""
     if not texts:
         return []
     try:
         found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    except Exception:
+    except Exception as error:
         for text, name in zip(texts, names or [""] * len(texts)):
+            named = name or f"The text {text[:40]!a}"
             if (bad := re.search("[\ud800-\udfff]", text)) is not None:
                 raise DataError(
-                    f"{name or f'The text {text[:40]!a}'}: character {bad.start() + 1}, {bad[0]!a}, is half of a surrogate "
-                    "pair and no text; repair the row or remove it."
+                    f"{named}: character {bad.start() + 1}, {bad[0]!a}, is half of a surrogate pair and no text; repair "
+                    "the row or remove it."
                 ) from None
-        raise
+            if len(texts) > 1:
+                _plain_ids(tokenizer, [text], [named])
+        if len(texts) > 1:
+            raise
+        raise DataError(f"{named}: the tokenizer refuses it: {error}. Give a tokenizer that has an unknown token.") from error
     return [tuple(ids) for ids in found]
 
 

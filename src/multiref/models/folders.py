@@ -30,6 +30,7 @@ _COUNTS = re.compile(r"(layers?|blocks?|experts?|depths?|num_labels)$")
 _GROUP_AGAIN = re.compile(r"(?<!\\)\)[+*{]")  # (a+)+ takes for ever on what it does not match
 _REPEATED = re.compile(r"[*+{]|(?<![(*+}])\?")
 _FEW_REPEATED = 8
+_GROWTH = 1000
 _FEW = 4096
 _TEXT = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
@@ -187,10 +188,29 @@ def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Cont
     made = Contents(objects.get("config.json", {}), shapes)
     _check_config(made, folder / "config.json")
     _check_adapter(objects.get("adapter_config.json", {}), shapes, folder / "adapter_config.json")
+    for part in ("normalizer", "decoder"):
+        if (growth := _growth(objects.get("tokenizer.json", {}).get(part))) > _GROWTH:
+            raise ModelError(
+                f"{folder / 'tokenizer.json'}: the replacements of its {part} may make a text {growth:,.0f} times as long; "
+                f"expected at most {_GROWTH:,} times. Take the file from where the model came from."
+            )
     for key, value in objects.get("tokenizer_config.json", {}).items():
         if key.endswith("_file") and isinstance(value, str) and os.path.lexists(value) and not os.path.isfile(value):
             raise ModelError(f"{folder / 'tokenizer_config.json'}: {key} is {value!r}, which is no regular file.")
     return made
+
+
+def _growth(rule: Any) -> float:
+    """How many times as long the replacements of a normalizer or decoder, one after another, may make a text."""
+    if not isinstance(rule, dict):
+        return 1.0
+    inner: list[Any] = next((rule[name] for name in ("normalizers", "decoders") if isinstance(rule.get(name), list)), [])
+    content, pattern = rule.get("content"), rule.get("pattern")
+    own = 1.0
+    if rule.get("type") == "Replace" and isinstance(content, str):
+        found = pattern.get("String") if isinstance(pattern, dict) else None
+        own = len(content) / len(found) if isinstance(found, str) and found else len(content) + (found == "")
+    return max(1.0, own) * prod(map(_growth, inner))
 
 
 def read_object(path: Path) -> dict[str, Any]:
