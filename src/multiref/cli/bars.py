@@ -125,7 +125,7 @@ class Bars:
         """Nobody tells of anything from now on."""
         self.what, self.done, self.of, self.first = "", 0, 0, 0
         self.began = time.monotonic()
-        self.said = self.began - BETWEEN + SILENT
+        self.said = max(self.said, self.began - BETWEEN + SILENT)  # but not soon after a line
 
 
 class _Aside:
