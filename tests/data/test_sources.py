@@ -256,3 +256,14 @@ def test_a_split_that_a_file_has_not_is_no_other_one(tmp_path: Any) -> None:
     assert texts(cut, split="test") == EXPECTED
     with pytest.raises(DataError, match="has no configurations"):
         texts(tmp_path / "a.jsonl", name="some")
+
+
+def test_a_folder_of_everything_is_not_walked_through(tmp_path, monkeypatch):
+    monkeypatch.setattr("multiref.data.sources.MOST", 5)
+    for n in range(4):
+        (tmp_path / f"{n}.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    assert len(read_pairs(tmp_path)) == 4
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "4.txt").touch()
+    with pytest.raises(DataError, match="holds more than 5 files and folders"):
+        read_pairs(tmp_path)

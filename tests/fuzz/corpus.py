@@ -65,6 +65,7 @@ FAILED = [
     ("arguments", ["data", "p.jsonl", "--split", "[:" + "9" * 5000 + "]"]),
     ("arguments", ["data", "p.jsonl", "--limit", "9" * 20]),
     ("arguments", ["data", "http://[::1"]),
+    ("arguments", ["doctor", "--server", "\ud800", "--json"]),
     ("arguments", ["init", "9" * 5000, "--model", "m", "--reference", "a=m", "--data", "p.jsonl"]),
     ("arguments", ["evaluate", "--policy", "a=m", "--out", "e", "--problems", "9" * 5000]),
     ("arguments", ["decode", "--reference", "a=d", "--prompts", "9" * 5000]),

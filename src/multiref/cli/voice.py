@@ -71,12 +71,12 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
             if verbose:
                 traceback.print_exception(error)
             if as_json:
-                print(json.dumps({"error": str(error)}, ensure_ascii=False))
+                print(json.dumps({"error": str(error)}))
             raise
         found = dict(result) if isinstance(result, Mapping) else {}
         code = found.pop("exit", 0)
         if as_json:
-            print(json.dumps(plain({"verb": verb, **found}), ensure_ascii=False, default=str))
+            print(json.dumps(plain({"verb": verb, **found}), default=str))  # ASCII: half a character prints
         elif found.get("next"):
             print(f"Next: {visible(found['next'])}")
         if code:

@@ -19,6 +19,7 @@ from multiref.errors import DataError
 Source: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
 P = TypeVar("P", bound=PurePath)
 _SPLIT = re.compile(r"(\w[\w.-]*)?(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?")
+MOST = 100_000  # files and folders in a folder of data
 _SPLITS = "train", "test", "validation", "valid", "dev", "eval", "val"
 _UNREACHED = "Offline is meant with HF_HUB_OFFLINE=1, which uses what is cached; or give a file or a folder."
 
@@ -98,7 +99,7 @@ def _saved(path: Path, name: str | None, split: str | None, stack: ExitStack, sa
     """What `datasets` has to open: a folder of `save_to_disk`, or a configuration of a folder as the hub has them."""
     import datasets
 
-    for each in path.rglob("*"):  # which `datasets` would wait for
+    for each in _under_folder(path):  # which `datasets` would wait for
         if not each.is_file() and not each.is_dir():
             raise DataError(f"{each} is no regular file; expected a folder of `save_to_disk`.")
 
@@ -115,10 +116,18 @@ def _folder(path: Path, name: str | None, split: str | None, largest: int, wante
     """Of a folder of files; None where it is one for `datasets`."""
     if name is not None or (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return None
-    found = sorted((each for each in path.rglob("*") if is_rows(each.name) and not _hidden(each, path)), key=_in_order)
+    found = sorted((each for each in _under_folder(path) if is_rows(each.name) and not _hidden(each, path)), key=_in_order)
     if not found:
         raise DataError(f"{path} is a folder without any of {', '.join(ENDINGS)}; expected {EXPECTED}.")
     return _cut(_files(_of_split(found, path, str(path), split), path.name, largest, wanted), split)
+
+
+def _under_folder(path: Path) -> Iterator[Path]:
+    """What lies in it, at any depth. DataError for more than a data set has, as in a home folder that was named by mistake."""
+    for count, each in enumerate(path.rglob("*")):
+        if count == MOST:
+            raise DataError(f"{path} holds more than {MOST:,} files and folders; name the folder of the data alone.")
+        yield each
 
 
 def _of_split(found: Sequence[P], root: PurePath, name: str, split: str | None) -> Sequence[P]:
