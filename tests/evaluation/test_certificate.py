@@ -2,13 +2,14 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, VocabularyMismatch
-from multiref.evaluation import Effort, certificate
+from multiref.evaluation import Effort, certificate, certification
 from multiref.evaluation.yardstick import vocabulary_kl
 from multiref.models import Generation, LanguageModel
 from multiref.models.sampling import Rollout
@@ -199,3 +200,20 @@ def test_coverage_on_tables(known):
             good &= found.share[0] <= (value - base) / (optimum - base) <= found.share[1]
         held += good
     assert held >= 94
+
+
+@pytest.mark.parametrize("regret", [(0.02, 0.3), (0.0, 0.9)])
+@pytest.mark.parametrize("gained", [0.5, -0.5])
+def test_the_share_is_what_all_that_is_possible_allows(regret, gained):
+    """Its ends against every corner of J* − J_base, of the gain and of the regret."""
+    baseline = torch.linspace(-1, 1, 400, dtype=torch.float64)[None]
+    values = {"π": baseline.flip(0) + gained + 0.3 * baseline.square(), "baseline": baseline}
+    optimum = SimpleNamespace(interval=(0.8, 1.4), estimates=torch.ones(1))
+    found, _ = certification._share(values, optimum, regret, None, 0.05)
+    base = certification._interval(baseline, None, 0.05)
+    gain = certification._interval(values["π"] - baseline, None, 0.05)
+    gaps = (0.8 - base[1], 1.4 - base[0])
+    direct = [each / gap for each in gain for gap in gaps]
+    left = [1 - each / gap for each in regret for gap in gaps]
+    expected = (max(min(direct), min(left)), min(max(direct), max(left)))
+    assert found == pytest.approx(expected, rel=1e-12)
