@@ -67,8 +67,9 @@ def make_world(folder: Path) -> None:
 
 
 def shrink_experiments() -> None:
-    """`demo --quick` and `real --quick` as miniatures; the latter's pairs are of whatever its random model said."""
+    """`demo`, `real` and `stability --quick` as miniatures; real's pairs are of whatever its random model said."""
     from multiref.data import Pair
+    from multiref_lab import stability
     from multiref_lab.demo import WorldSettings, settings
     from multiref_lab.demo.preferences import PairLaw
     from multiref_lab.real import run as real
@@ -77,6 +78,8 @@ def shrink_experiments() -> None:
     def any_two(asked: Any, draws: Any, *, most: int) -> list[Pair]:
         return [Pair(p.prompt, p.said(f"{said[0][0]} 1"), p.said(f"{said[1][0]} 2"), "here") for p, said in zip(asked, draws)]
 
+    axes = stability.axes
+    stability.axes = lambda *given, **named: axes(*given, **named)[:1]
     real.pair_up = any_two
     of_real.QUICK = dataclasses.replace(
         of_real.QUICK, rules=(of_real.EXACT, of_real.SINGLE, of_real.ONLINE), warm=2, taught=4, questions=6, draws=2,
@@ -105,9 +108,10 @@ JOBS: dict[str, Callable[[Path], list[str]]] = {
     "inspect": lambda out: ["inspect", "pairs.jsonl", "--store", "scores", "--html", f"{out}/inspect.html"],
     "export": lambda out: ["store", "export", "scores", f"{out}/scores.parquet"],
     "frontier": lambda out: ["frontier", "--config", "frontier.yaml", "--output", f"{out}", "--cache", "cache", "--workers",
-                             "2"],
+                             "1"],
     "demo": lambda out: ["demo", "--quick", "--seeds", "1", "--output", f"{out}", "--cache", "cache"],
-    "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "1"],
+    "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "1", "--workers",
+                              "2"],
     "real": lambda out: ["real", "--quick", "--model", "chatty", "--output", f"{out}"],
     "decode": lambda out: ["decode", *POOL, "-p", "the cat", "-p", "a dog", "-n", "4", "--islands", "2", "--max-new-tokens",
                            "4", "-o", f"{out}/draws.jsonl"],
