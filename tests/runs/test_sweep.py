@@ -1,6 +1,7 @@
 """`multiref sweep`: re-weighted samples of K policies follow the exact merge; runs that cannot be merged are refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -89,6 +90,22 @@ def test_each_point_reports_the_reward_of_the_optimum():
             assert abs(row["reward"] - expected) < 5 * spread / row["ess"] ** 0.5
             if beta is not None:
                 assert abs(row["J"] - float(solved.value)) < 5 * beta / row["ess"] ** 0.5
+
+
+def test_j_is_low_by_the_variance_of_the_weights_over_twice_the_draws():
+    """E Ẑ = Z, so by Jensen J = β log Ẑ is low: by β χ²/(2N) to first order, χ² the relative variance of the weights over the
+    mixture that was drawn from. 4,000 prompts of 256 draws: the prediction is 0.040, the error 0.003."""
+    generator = torch.Generator().manual_seed(3)
+    tables = (1.5 * torch.randn(2, 40, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    values = torch.randn(40, generator=generator, dtype=torch.float64)
+    many, beta, weights = (4000, 128), 0.3, (0.5, 0.5)
+    drawn = torch.cat([torch.multinomial(t.exp(), 512_000, True, generator=generator).view(many) for t in tables], 1)
+    row = Samples(("a", "b"), tables[:, drawn], torch.ones(4000, 256).double(), {"reward": values[drawn]}).point(weights, beta)
+    optimum = float(mr.exact.solve(values, tables, mr.ReverseKL(weights), beta=beta).value)
+    mixture = tables.exp().mean(0)
+    relative = ((tables.mean(0) + values / beta).exp() / mixture) * math.exp(-optimum / beta)  # w/Z, of mean 1
+    low = beta * (float(mixture @ relative.square()) - 1) / (2 * 256)
+    assert abs(row["J"] - (optimum - low)) < 3 * row["J_error"] < low / 3
 
 
 def call_without_training(folder, *options):
