@@ -53,6 +53,7 @@ class Check:
 
     @property
     def shown(self) -> str:
+        """The measured number, with its interval where it has one."""
         return str(self.measured) if isinstance(self.measured, Estimate) else f"{self.measured:.4g}"
 
 

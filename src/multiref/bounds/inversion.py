@@ -19,6 +19,7 @@ def solve(value: Callable[[float], float], *, start: float, least: float, target
     """
 
     def log_value(log_x: float) -> float:
+        """NaN where the value has none, −∞ where it is not above zero."""
         found = value(math.exp(log_x))
         return math.log(found) if found > 0 else found if math.isnan(found) else -math.inf
 

@@ -135,6 +135,7 @@ class Bound:
         counted = quantity in _COUNTS
 
         def value(x: float) -> float:
+            """NaN outside the bound's domain."""
             try:
                 return self.at(**{quantity: x}).value
             except ArgumentError:  # outside its domain

@@ -35,9 +35,11 @@ class Bench:
 
     @property
     def foreign(self) -> bool:
+        """Whether some reference has another vocabulary than the rest, or is no local model."""
         return not all(self.scorer.aligned.values())
 
     def generator(self, seed: int) -> torch.Generator:
+        """On the models' device."""
         return torch.Generator(next(self.models[0].parameters()).device).manual_seed(seed)
 
     @property
@@ -46,6 +48,7 @@ class Bench:
         return self.scorer.names.index(self.request.proposal)
 
     def texts(self, context: Ids, rows: Sequence[Ids], prompt: Any) -> list[Any]:
+        """What the ids say behind the prompt, as it is written: text, or one message of the assistant."""
         once = list(dict.fromkeys(rows))
         found = dict(zip(once, decode_behind(self.tokenizer, [context], once, len(once)) if once else []))
         return [found[row] if isinstance(prompt, str) else ({"role": "assistant", "content": found[row]},) for row in rows]

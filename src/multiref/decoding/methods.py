@@ -40,6 +40,7 @@ def walked(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
     alone = request.method == "importance"  # each particle is an island of its own, and keeps one completion
 
     def grouped(values: Tensor) -> Tensor:
+        """[S, I, n] → a row for each independent estimate."""
         return values.permute(1, 2, 0).reshape(-1, stages) if alone else values.transpose(0, 1).reshape(islands, -1)
 
     twist = grouped(filed.log_twist)
@@ -90,6 +91,7 @@ def _twist(bench: Bench, prompt: Any, context: Ids) -> Twist | None:
     ask = Rewarding(request.twist, None, "twist")
 
     def guess(rows: Sequence[Ids]) -> Tensor | None:
+        """None where the others are not asked: within a segment."""
         if bench.foreign and len(rows[0]) % SEGMENT:
             return None
         found = ask(prompt, bench.texts(context, rows, prompt)) / request.beta
@@ -138,12 +140,31 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
 
     The acceptance is Z e^{−r_max/β} for both; it is predicted by a few particles first.
     """
-    request, generator, beta = bench.request, bench.generator(seed), bench.request.beta
+    request, count = bench.request, bench.request.rows
     most = 0.0 if request.reward is None else float(request.reward_max or 0.0)
+    ids, ended, rewards, proposed = _accept(bench, prompt, context, seed, _acceptance(bench, prompt, context, seed, most), most)
+    accepted = len(ids) / proposed  # the last chunk may bring more than were asked for: they are left out
+    return PromptDraws(
+        prompt,
+        tuple(bench.texts(context, ids[:count], prompt)),
+        tuple(ids[:count]),
+        tuple(ended[:count]),
+        torch.full((count,), math.log(accepted / count) + most / request.beta, dtype=torch.float64),
+        torch.tensor(rewards[:count], dtype=torch.float64),
+        math.log(accepted) + most / request.beta,
+        math.sqrt((1 - accepted) / (accepted * proposed)),
+        1 / count,
+        count,
+    )
+
+
+def _acceptance(bench: Bench, prompt: Any, context: Ids, seed: int, most: float) -> float:
+    """Z e^{−r_max/β} by a trial of particles. ArgumentError where so many proposals are too many, or over the budget."""
+    request = bench.request
     trial = replace(bench, request=replace(request, method="importance", proposal="flat", n=TRIAL, islands=1), tokens=0)
     log_z = walked(trial, prompt, context, seed).log_partition
     bench.tokens += trial.tokens
-    predicted = math.exp(min(log_z - most / beta, 0.0))
+    predicted = math.exp(min(log_z - most / request.beta, 0.0))
     if predicted < 1 / MOST_PROPOSALS:
         raise ArgumentError(
             f"method: rejection accepts about {predicted:.2g} of its proposals here (Z e^(−r_max/β)); at most "
@@ -151,6 +172,14 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
         )
     spent = {"tokens": bench.tokens, "rewards": bench.rewarding.calls}
     request.check_budget(bench.models, [context], math.ceil(request.rows / predicted), **spent)
+    return predicted
+
+
+def _accept(
+    bench: Bench, prompt: Any, context: Ids, seed: int, predicted: float, most: float
+) -> tuple[list[Ids], list[bool], list[float], int]:
+    """Chunks of proposals until as many stay as are asked for: ids, ends and rewards of those, and how many were proposed."""
+    request, generator = bench.request, bench.generator(seed)
     ids: list[Ids] = []
     ended: list[bool] = []
     rewards: list[float] = []
@@ -163,7 +192,7 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
         stays = [i for i in (room < log_w).nonzero()[:, 0].tolist() if drawn.ended[i] or not request.require_end]
         earned = bench.rewarding(prompt, bench.texts(context, [drawn.ids[i] for i in stays], prompt))
         for i, value in zip(stays, earned.tolist()):
-            if room[i] < log_w[i] + (value - most) / beta:
+            if room[i] < log_w[i] + (value - most) / request.beta:
                 ids.append(drawn.ids[i])
                 ended.append(drawn.ended[i])
                 rewards.append(value)
@@ -175,20 +204,7 @@ def rejected(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
                 )
         if proposed > 10 * MOST_PROPOSALS * request.rows:
             raise ArgumentError(f"method: rejection found {len(ids)} draws in {proposed:,} proposals. Use method='smc'.")
-    accepted = len(ids) / proposed
-    count = request.rows  # the last chunk may bring more: they are left out
-    return PromptDraws(
-        prompt,
-        tuple(bench.texts(context, ids[:count], prompt)),
-        tuple(ids[:count]),
-        tuple(ended[:count]),
-        torch.full((count,), math.log(accepted / count) + most / beta, dtype=torch.float64),
-        torch.tensor(rewards[:count], dtype=torch.float64),
-        math.log(accepted) + most / beta,
-        math.sqrt((1 - accepted) / (accepted * proposed)),
-        1 / count,
-        count,
-    )
+    return ids, ended, rewards, proposed
 
 
 def _descend(bench: Bench, context: Ids, rows: int, generator: torch.Generator, patience: Tensor | None = None) -> Descent:

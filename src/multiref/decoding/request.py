@@ -98,6 +98,7 @@ class Request:
 
     @property
     def rows(self) -> int:
+        """How many draws are asked for."""
         return self.n * self.islands
 
     def weights(self, references: int) -> Tensor:

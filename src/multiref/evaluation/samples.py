@@ -63,6 +63,7 @@ def compare_samples(
     same_vocabulary(list(models), [each.tokenizer.get_vocab() for each in models.values()])
 
     def judged(judge: Judge) -> RewardFunction:
+        """A judge as a reward function."""
         return lambda prompts, completions: [judge(prompt, each) for prompt, each in zip(prompts, completions)]
 
     reward = [judged(judges["reward"])] * len(prompts)

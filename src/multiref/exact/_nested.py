@@ -78,6 +78,7 @@ def _roots(height: Callable[[Tensor], Tensor], gap: Tensor, refs: Tensor, inside
     most, least = (torch.where(empty, 0.0, each) for each in (most, least))
 
     def log_mass(c: Tensor) -> Tensor:
+        """[*B]: log Σ_y π(y) at this c, which is to be 0."""
         return torch.where(empty, 0.0, torch.logsumexp(_inner(height, gap, refs, inside, c), -1))
 
     c = find_bracketed(log_mass, least, most)

@@ -54,12 +54,14 @@ class _Harness(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
+        """The tokenizer's end token. ArgumentError without one."""
         if self.tokenizer.eos_token_id is None:
             raise ArgumentError("The tokenizer has no end token (eos_token), and the harness needs one.")
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
+        """The start token, or the end token where there is none."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
@@ -70,6 +72,7 @@ class _Harness(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
+        """A name that may stand in a file's name."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
@@ -249,6 +252,7 @@ class OptimumLM(_Harness):
         raise NotImplementedError
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Refused: π* gives a text log P_0 + r/β − log Z, and Z of its prompt is not known."""
         raise ArgumentError("Perplexity needs the optimum's normaliser Z of each text's prompt, which is not known.")
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

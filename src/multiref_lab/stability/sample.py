@@ -108,6 +108,7 @@ class Settings:
 
     @property
     def runs(self) -> Runs:
+        """Which runs there are, and how they share their data."""
         return Runs(self.samples, self.replaced, self.left_out)
 
 

@@ -128,13 +128,16 @@ class _Enumerated(ToyPolicy):
         """[B] → [S, B, Y], differentiable log-probabilities."""
 
     def forward(self) -> Tensor:
+        """[S, X, Y]: the law at every prompt."""
         return self.law(torch.arange(self.base.shape[-2]))
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        """[B], [S, B, n, T] → [S, B, n]."""
         return self.law(prompts).gather(-1, completion_index(completions, self.vocabulary))
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """[B] → [S, B, n, T]: n completions of each prompt."""
         law = self.law(prompts).exp()
         drawn = torch.multinomial(law.flatten(0, 1), n, replacement=True, generator=generator)
         return self.completions[drawn.unflatten(0, law.shape[:2])]

@@ -47,6 +47,7 @@ class Evidence:
 
     @property
     def pairs(self) -> int:
+        """P."""
         return self.logps.shape[1]
 
 

@@ -34,6 +34,7 @@ class Step:
 
     @property
     def name(self) -> str:
+        """Of the reference that was tried."""
         return self.test.name
 
 

@@ -160,6 +160,7 @@ def plan_pairs(tests: Sequence[ScoreTest], *, pairs: int, significance: float, g
     reach = NormalDist().inv_cdf(1 - significance) + NormalDist().inv_cdf(POWER)
 
     def needed(test: ScoreTest) -> float:
+        """P′ of one test; infinite where the effect found is none."""
         if gain is not None:
             return math.ceil(test.inflation * reach**2 / (2 * gain))
         return math.ceil(pairs * (reach / test.z) ** 2) if test.z > 0 else math.inf
