@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+# Bytecode is kept, whatever the caller's settings say: without it each process of the tests compiles torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 OLD_PYTHON := "multiref needs Python 3.11 or newer, found %s: make PYTHON=python3.11 …" % sys.version.split()[0]
 # Bytecode comes at first use: all that is installed would be a minute of it, and a fifth of it is ever imported.
