@@ -17,6 +17,7 @@ common="$size --device $DEVICE --threads $threads"
 failed=()
 run() { # NAME SECONDS COMMAND…: one step, stopped at its limit; the rest goes on
   local name=$1 limit=$2; shift 2
+  [ "$DEVICE" = cpu ] && limit=$((4 * limit))
   echo "== $name"
   timeout "$limit" "$@" || failed+=("$name")
 }

@@ -112,7 +112,7 @@ JOBS: dict[str, Callable[[Path], list[str]]] = {
     "demo": lambda out: ["demo", "--quick", "--seeds", "1", "--output", f"{out}", "--cache", "cache"],
     "stability": lambda out: ["stability", "--out", f"{out}", "--world", "linear", "--quick", "--seeds", "1", "--workers",
                               "2"],
-    "real": lambda out: ["real", "--quick", "--model", "chatty", "--output", f"{out}"],
+    "real": lambda out: ["real", "--quick", "--model", "chatty", "--workers", "1", "--output", f"{out}"],
     "decode": lambda out: ["decode", *POOL, "-p", "the cat", "-p", "a dog", "-n", "4", "--islands", "2", "--max-new-tokens",
                            "4", "-o", f"{out}/draws.jsonl"],
     "data": lambda out: ["data", "pairs.jsonl", "--model", "policy", "--html", f"{out}/data.html"],

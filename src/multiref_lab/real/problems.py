@@ -92,13 +92,14 @@ def correct(prompts: Sequence[Any], completions: Sequence[Any], ended: Sequence[
 def pair_up(problems: Sequence[Problem], draws: Sequence[Sequence[tuple[str, bool]]], *, most: int) -> list[Pair]:
     """Right against wrong of the same question, at most `most` pairs of each, no text twice in a question's pairs.
 
-    draws: of each problem, (text, whether it is finished); an unfinished one is no answer and is left out.
+    draws: of each problem, (text, whether it is finished); an unfinished one earns nothing, so it is a wrong one, as it was
+    cut.
     """
     pairs: list[Pair] = []
     for problem, said in zip(problems, draws, strict=True):
-        texts = list(dict.fromkeys(text for text, ended in said if ended and text.strip()))
-        earned = correct([problem.prompt] * len(texts), texts, [True] * len(texts))
-        right, wrong = ([text for text, each in zip(texts, earned) if each == side] for side in (1.0, 0.0))
+        drawn = {text: any(end for other, end in said if other == text) for text, _ in said if text.strip()}
+        earned = correct([problem.prompt] * len(drawn), list(drawn), list(drawn.values()))
+        right, wrong = ([text for text, each in zip(drawn, earned) if each == side] for side in (1.0, 0.0))
         for chosen, rejected in list(zip(right, wrong))[:most]:
             origin = f"real pair {len(pairs) + 1}"
             pairs.append(Pair(problem.prompt, problem.said(chosen), problem.said(rejected), origin))

@@ -23,7 +23,7 @@ from multiref.report import write_whole
 from multiref.runs import run as do_run
 from multiref.training import quiet
 from multiref.training.online import Reward
-from multiref_lab.experiment import Listener, read_kept, write_kept
+from multiref_lab.experiment import Experiment, Listener, read_kept, write_kept
 from multiref_lab.real.measuring import Measured, grade, measure_kls, merged
 from multiref_lab.real.model import made_beside, smollm2
 from multiref_lab.real.problems import KINDS, REWARD, Problem, correct, draw_problems, pair_up, text_of
@@ -59,22 +59,61 @@ class Findings:
     seconds: dict[str, float]
 
 
-def run(settings: RealSettings, output: Path, model: str | None, cache: Path | None, told: Listener) -> Findings:
+def run(
+    settings: RealSettings, output: Path, model: str | None, cache: Path | None, told: Listener, *, workers: int = 1
+) -> Findings:
     """Everything from a model's name to `Findings`; finished stages in `output` are reused, an unfinished one goes on.
 
+    workers: processes that train and judge the policies, each on one thread.
     Errors: OutputError for a folder of other settings, or that cannot be written; ModelError, DataError as of the stages.
     """
     quiet()
-    return _Stages(settings, output.resolve(), model, cache, told).all()
+    return _Stages(settings, output.resolve(), model, told, cache, workers).all()
+
+
+@dataclass(frozen=True)
+class MadePolicy:
+    """A trial → the seconds of training and of evaluation. What it leaves is in the run's folder."""
+
+    settings: RealSettings
+    output: Path
+    model: str
+    told: Listener | None
+
+    def __call__(self, trial: Trial) -> dict[str, float]:
+        quiet()
+        stages = _Stages(self.settings, self.output, self.model, self.told or _Untold())
+        began = time.perf_counter()
+        stages.train(trial)
+        trained = time.perf_counter()
+        stages.judge(trial)
+        return {"train": round(trained - began, 1), "evaluate": round(time.perf_counter() - trained, 1)}
+
+
+class _Untold:
+    """A worker's listener: nobody."""
+
+    def phase(self, sentence: str) -> None: ...
+
+    def progress(self, what: str, done: int, of: int) -> None: ...
 
 
 class _Stages:
-    def __init__(self, settings: RealSettings, output: Path, model: str | None, cache: Path | None, told: Listener) -> None:
-        self.settings, self.output, self.asked, self.cache, self.told = settings, output, model, cache, told
+    def __init__(
+        self,
+        settings: RealSettings,
+        output: Path,
+        model: str | None,
+        told: Listener,
+        cache: Path | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.settings, self.output, self.asked, self.told = settings, output, model, told
+        self.cache, self.workers = cache, workers
         self._clock = output / "stages.json"
-        self._claim()
 
     def all(self) -> Findings:
+        self._claim()
         s = self.settings
         stage, specialists = self._stage, [(name, [s.taught * (name == kind) for kind in KINDS]) for name in SPECIALISTS]
         stage("model", getattr, self, "start")
@@ -88,14 +127,16 @@ class _Stages:
             stage(f"draw pairs, seed {seed}", self._draw_pairs, seed)
             pairs[seed] = len(read_pairs(self._pairs(seed)))
             inspections[seed] = stage(f"score and inspect, seed {seed}", self._inspect, seed)
-        trained: dict[Trial, Measured] = {}
+        trials: list[Trial] = []
         for rule, beta, seed in product(s.rules, s.betas, s.seeds):  # the first rule on every seed comes first
             single = next((step.name for step in inspections[seed].steps), BASE)  # too few pairs to tell: the base
-            trial = Trial(single if rule == SINGLE else rule, beta, seed)
-            stage(f"train {trial.name}", self._train, trial)
-            spec = ModelSpec(str(self.output / "runs" / trial.name / "model"))
-            trained[trial] = stage(f"evaluate {trial.name}", self._evaluate, trial.name, spec, trial)
-        return Findings(s, self.start, pairs, inspections, given, trained, self._seconds())
+            trials.append(Trial(single if rule == SINGLE else rule, beta, seed))
+        make = MadePolicy(s, self.output, self.start, self.told if self.workers == 1 else None)
+        found = Experiment(self.output / "policies", trials, make, given=lambda trial: dataclasses.asdict(s))
+        seconds = {trial: made.found for trial, made in found.run(self.told, workers=self.workers, what="policies").items()}
+        taken = {f"{what} {trial.name}": each for trial, parts in seconds.items() for what, each in parts.items()}
+        trained = {trial: self.judge(trial) for trial in trials}
+        return Findings(s, self.start, pairs, inspections, given, trained, self._seconds() | taken)
 
     # ---- the stages ----
 
@@ -136,7 +177,11 @@ class _Stages:
         write_page(self.output / f"inspect-seed{seed}.html", found, data=self._pairs(seed).name, store="scores")
         return found
 
-    def _train(self, trial: Trial) -> None:
+    def judge(self, trial: Trial) -> Measured:
+        """A policy that was trained, on its share of the questions."""
+        return self._evaluate(trial.name, ModelSpec(str(self.output / "runs" / trial.name / "model")), trial)
+
+    def train(self, trial: Trial) -> None:
         """`multiref train` on a file, which is kept beside the runs."""
         alone = trial.rule if trial.rule in REFERENCES else None
         settings = {
@@ -230,7 +275,7 @@ class _Stages:
     @cached_property
     def start(self) -> str:
         """The model that everything begins with."""
-        return self.asked or str(smollm2(self.cache))
+        return self.asked or str(smollm2(self.cache, at_once=self.workers))
 
     @cached_property
     def chat(self) -> bool:

@@ -43,11 +43,11 @@ def test_an_answer_counts_only_where_it_is_finished_and_its_last_number_is_right
     assert correct([asked] * 5, said, [True, False, True, True, True]) == [1, 0, 0, 0, 0]
 
 
-def test_pairs_are_right_against_wrong_and_unfinished_text_is_neither() -> None:
+def test_pairs_are_right_against_wrong_and_unfinished_text_is_wrong() -> None:
     problem = Problem("sum", "1 and 2?", "1+2=3", 3)
-    draws = [("1+2=3", True), ("1+2=3", True), ("1+2=4", True), ("2=3", True), ("1+2=5", False), ("=5", True)]
+    draws = [("1+2=3", True), ("1+2=3", True), ("1+2=4", True), ("2=3", True), ("1+2=3, 3", False), ("=5", True)]
     found = [(pair.chosen[0]["content"], pair.rejected[0]["content"]) for pair in pair_up([problem], [draws], most=2)]
-    assert found == [("1+2=3", "1+2=4"), ("2=3", "=5")]
+    assert found == [("1+2=3", "1+2=4"), ("2=3", "1+2=3, 3")]
 
 
 class Told:
@@ -58,7 +58,7 @@ class Told:
         self.said.append(sentence)
 
     def progress(self, what: str, done: int, of: int) -> None:
-        assert 0 < done <= of
+        assert 0 <= done <= of
 
 
 def _odd(prompts: Any, completions: Any, ended: Any, **_: Any) -> list[float]:
@@ -102,7 +102,7 @@ def test_all_stages_once(asked: settings.RealSettings, tmp_path: Path, monkeypat
     monkeypatch.setattr(run, "REWARDS", [run.Reward(_odd, "correctness")])
     monkeypatch.setattr(run, "pair_up", _any_two)
     out = tmp_path / "out"
-    found = run.run(asked, out, str(tmp_path / "tiny"), None, Told())
+    found = run.run(asked, out, str(tmp_path / "tiny"), None, Told(), workers=1 if asked is TINY else 2)
 
     base = found.given["base"]
     assert {trial.rule for trial in found.trained} >= {*asked.rules} - {settings.SINGLE}
