@@ -47,6 +47,8 @@ MESSAGES = {
                  "chosen": talk(("gpt", "good"))[0], "rejected": talk(("gpt", "bad"))[0]},
     "sharegpt sides": {"chosen": talk(("human", "q"), ("gpt", "good")), "rejected": talk(("human", "q"), ("gpt", "bad"))},
     "sharegpt and strings": {"conversations": talk(("human", "q")), "chosen": "good", "rejected": "bad"},
+    "written out": {"prompt": json.dumps(SAID), "chosen": json.dumps(YES, indent=1), "rejected": json.dumps(NO)},
+    "sharegpt written out": {"conversations": json.dumps(talk(("human", "q"))), "chosen": "good", "rejected": "bad"},
     "arena": {"conversation_a": [*SAID, *YES], "conversation_b": [*SAID, *NO], "winner": "model_a", "model_a": "x",
               "model_b": "y"},
 }  # fmt: skip

@@ -13,7 +13,8 @@ from multiref.errors import DataError, MultirefWarning
 from multiref.references import Store
 
 ROWS = [{"prompt": f"q{k}", "chosen": f" yes {k}", "rejected": f" no {k}"} for k in range(3)]
-USER, YES, NO = (
+SYSTEM, USER, YES, NO = (
+    {"role": "system", "content": "s"},
     {"role": "user", "content": "?"},
     {"role": "assistant", "content": "yes"},
     {"role": "assistant", "content": "no"},
@@ -61,9 +62,14 @@ def test_conversations_in_parquet_and_jsonl_agree(tmp_path):
         ({"prompt": [{**USER, "name": None}], "chosen": [YES], "rejected": [NO]}, ((USER,), (YES,), (NO,))),
         # a string before messages is what the user said, unless what both sides have in common says it
         ({"prompt": "2+2?", "chosen": [YES], "rejected": [NO]}, (({"role": "user", "content": "2+2?"},), (YES,), (NO,))),
+        ({"prompt": " ?\r\n", "chosen": [USER, YES], "rejected": [USER, NO]}, ((USER,), (YES,), (NO,))),
         (
-            {"prompt": "Say.", "chosen": [USER, YES], "rejected": [USER, NO]},
-            (({"role": "user", "content": "Say."}, USER), (YES,), (NO,)),
+            {
+                "prompt": "?",
+                "chosen": [{"role": "system", "content": "s"}, YES],
+                "rejected": [{"role": "system", "content": "s"}, NO],
+            },
+            (({"role": "system", "content": "s"}, USER), (YES,), (NO,)),
         ),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, ("", "a", "b")),
     ],
@@ -86,6 +92,8 @@ def test_implicit_and_conversational_prompts(row, expected):
         ({"prompt": 3, "chosen": "b", "rejected": "a"}, ["`prompt` is 3"]),
         ({"prompt": "q", "chosen": [YES], "rejected": "a"}, ["one of chosen and rejected is a string"]),
         ({"prompt": [USER], "chosen": "b", "rejected": "a"}, ["the prompt is a list of messages"]),
+        ({"prompt": "Say.", "chosen": [USER, YES], "rejected": [USER, NO]}, ["no message of the user", "another question"]),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e39}, ["`margin` is 1e+39", "at most 1e38"]),
         ({"prompt": [USER], "chosen": [{"role": "assistant"}], "rejected": [NO]}, ["`chosen[0]`", "content"]),
         ({"prompt": [USER], "chosen": [{"role": "assistant", "content": ""}], "rejected": [NO]}, ["`chosen` is empty"]),
         ([1, 2], ["found list"]),

@@ -12,9 +12,10 @@ from typing import Any
 import datasets
 import pyarrow
 import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from multiref.data import read, read_pairs
-from multiref.errors import ArgumentError, DataError
+from multiref.errors import ArgumentError, DataError, MultirefNotice
 from multiref.runs.prompts import Prompts
 
 ROWS = [{"prompt": f"q{k}", "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(12)]
@@ -94,6 +95,44 @@ def test_a_folder_at_a_url_is_read_file_by_file(tmp_path: Any) -> None:
     for wrong, said in (("memory://splits", "several splits"), ("memory://none/", "nothing there"), ("nosuch://x/", "listed")):
         with pytest.raises(DataError, match=said):
             texts(wrong)
+
+
+def test_tables_in_memory_are_rows() -> None:
+    """Also where a data set gives arrays or tables; the index that pandas writes into a CSV is no column of ours."""
+    import pandas
+
+    rows, one = [dict(zip(("prompt", "chosen", "rejected"), "qab"))] * 2, [("q", "a", "b")] * 2
+    found = Dataset.from_list(rows)
+    for table in (
+        pandas.DataFrame(rows),
+        pyarrow.Table.from_pylist(rows),
+        *map(found.with_format, ("pandas", "arrow", "numpy")),
+    ):
+        assert texts(table) == one
+
+
+def test_the_names_of_class_labels_say_what_their_numbers_mean(tmp_path: Any) -> None:
+    """0 is response_b here: by the numbers alone each pair would be turned round. Also in a Parquet file and a stream."""
+    words = {name: Value("string") for name in ("prompt", "response_a", "response_b")}
+    features = Features({**words, "label": ClassLabel(names=["response_b", "response_a"])})
+    rows = [{"prompt": "q", "response_a": "a", "response_b": "b", "label": label} for label in (0, 1)]
+    found = Dataset.from_list(rows, features=features)
+    found.to_parquet(tmp_path / "a.parquet")
+    for source in (found, tmp_path / "a.parquet"):
+        assert texts(source) == [("q", "b", "a"), ("q", "a", "b")]
+    with pytest.warns(MultirefNotice, match="streamed"):
+        assert texts(found.to_iterable_dataset()) == [("q", "b", "a"), ("q", "a", "b")]
+    with pytest.raises(DataError, match="the data set:1: no label"):
+        read_pairs(Dataset.from_list([{**rows[0], "label": -1}, rows[1]], features=features))
+
+
+def test_a_stream_that_breaks_off_is_named() -> None:
+    def rows() -> Any:
+        yield {"prompt": "q", "chosen": "a", "rejected": "b"}
+        raise ConnectionError("gone")
+
+    with pytest.warns(MultirefNotice), pytest.raises(DataError, match=r"after row 1: .*ConnectionError: gone"):
+        read_pairs(IterableDataset.from_generator(rows))
 
 
 def test_a_stream_is_spooled_first_and_that_is_said() -> None:
@@ -207,7 +246,7 @@ def test_decode_and_sweep_take_prompts_from_there_too(tmp_path: Any) -> None:
     ("prompt,chosen,rejected\na,b\n", "a.csv:2: 2 cells"),
     ('prompt,chosen,rejected\n"a,b,c\n', "a.csv:2: no row of CSV"),
     ("", "no rows"),
-    ("prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}]\",a,b\n", "a.csv:2: `prompt` .* as Python prints it"),
+    ("prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}]\",a,b\n", "a.csv:2: .* as Python prints it"),
 ], ids=range(5))  # fmt: skip
 def test_bad_csv(tmp_path: Any, text: str, words: str) -> None:
     (tmp_path / "a.csv").write_text(text)
@@ -225,6 +264,9 @@ def test_numbers_of_a_csv_as_pandas_writes_them(tmp_path: Any) -> None:
     """1e-05 and 1.0 are numbers; a label column with an empty cell has floats for whole numbers."""
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected,margin\nq,a,b,1e-05\nr,a,b,2\ns,a,b,\n")
     assert [pair.margin for pair in read_pairs(tmp_path / "a.csv")] == [1e-05, 2.0, 0.0]
+    (tmp_path / "i.csv").write_text(",prompt,chosen,rejected\n0,q,a,b\n")
+    with pytest.warns(MultirefNotice, match="Unnamed: 0"):
+        assert texts(tmp_path / "i.csv") == [("q", "a", "b")]
     (tmp_path / "b.csv").write_text("prompt,response_1,response_2,label\nq,a,b,1.0\nr,a,b,2.0\n")
     assert texts(tmp_path / "b.csv") == [("q", "a", "b"), ("r", "b", "a")]
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected,margin\nq,a,b,much\n")

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,7 +51,7 @@ def file_rows(path: Path, largest: int = LARGEST, wanted: Wanted = list) -> Rows
 
 
 def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
-    """A header, then rows of text. A cell that holds chat messages as JSON is read as such; an empty one is not there."""
+    """A header, then rows of text; an empty cell is not there."""
     number = 1
     csv.field_size_limit(16 * MIB)
     lines = read_lines(path, EXPECTED, largest=largest)
@@ -61,6 +61,8 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
             separator = max(",;\t", key=first.count)  # as some spreadsheets save it
         reader = csv.reader(_from(first, lines), delimiter=separator, strict=True)
         header = [name.strip() for name in next(reader, [])]
+        if header[:1] == [""]:
+            header[0] = "Unnamed: 0"  # pandas' index, under the name that it has when pandas reads it
         if len(set(header)) < len(header) or "" in header:
             raise DataError(f"{path.name}:1: the header has a column twice, or one without a name; expected names.")
         while True:
@@ -71,7 +73,7 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
                 continue
             if len(cells) != len(header):
                 raise DataError(f"{path.name}:{number}: {len(cells)} cells; expected {len(header)}, as the header has.")
-            found = {name: _cell(cell, f"{path.name}:{number}: `{name}`") for name, cell in zip(header, cells)}
+            found: dict[str, Any] = dict(zip(header, cells))
             for name in {"margin", EPSILON} & found.keys():
                 with contextlib.suppress(ValueError, TypeError):  # what is no number is refused by name, later
                     found[name] = float(found[name])
@@ -85,14 +87,6 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
 def _from(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
     yield first
     yield from (line for _, line in lines)
-
-
-def _cell(cell: str, where: str) -> Any:
-    if not cell.startswith(("[{", "[ {")):
-        return cell
-    if cell.startswith(("[{'role'", "[{'from'", "[{'content'", "[{'value'")):  # as pandas writes a list into a CSV
-        raise DataError(f"{where} is a conversation as Python prints it; expected JSON: write it with json.dumps.")
-    return parse_json(cell, where) if '"role"' in cell or '"from"' in cell else cell
 
 
 def _json_lines(path: Path, largest: int) -> Numbered:
@@ -130,7 +124,7 @@ def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
                 raise DataError(
                     f"{path} has {len(names)} columns, and {twice[0]!r} is the name of two; expected one of a name."
                 )
-            read = list(wanted(names))
+            read, named = list(wanted(names)), with_label_names(_features(file.schema_arrow.metadata))
             groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
             check_unpacked(sum(max(0, group.total_byte_size) for group in groups), packed, path, largest=largest)
             texts = _text_columns(file.schema, read)
@@ -141,11 +135,34 @@ def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
                 check_unpacked(unpacked, packed, path, largest=largest)
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, named(row)
         except (GeneratorExit, DataError, MultirefWarning):
             raise
         except Exception as error:  # nothing but pyarrow runs here, which has a dozen kinds of them
             raise DataError(f"{path} is no readable Parquet file after row {number}: {error}.") from error
+
+
+def with_label_names(features: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Rows whose class labels are numbers → with the labels' names, which say what the numbers mean; −1, unknown, is None.
+
+    features: of `datasets`, as its JSON: {column: {"_type": "ClassLabel", "names": […]}}."""
+    labels = {name: each["names"] for name, each in features.items() if isinstance(each, Mapping) and each.get("names")}
+
+    def named(row: dict[str, Any]) -> dict[str, Any]:
+        for name, words in labels.items():
+            if isinstance(number := row.get(name), int) and number < len(words):
+                row[name] = words[number] if number >= 0 else None
+        return row
+
+    return named
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+    """What `datasets` notes of a file's columns when it writes it; nothing where it did not."""
+    with contextlib.suppress(DataError, LookupError, AttributeError, TypeError):
+        found = parse_json((metadata or {}).get(b"huggingface", b"{}"), "huggingface")["info"]["features"]
+        return found if isinstance(found, Mapping) else {}
+    return {}
 
 
 def _text_columns(schema: Any, wanted: list[str]) -> list[str]:

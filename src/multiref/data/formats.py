@@ -5,11 +5,13 @@ Read are: TRL's own (prompt beside the sides, or what they begin with), also und
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
+from multiref._json import parse_json
 from multiref.data.labels import Side, meaning, plain, sides, stem
 from multiref.errors import DataError
 
@@ -36,6 +38,8 @@ TEXTS = ("response", "text", "content", "answer", "output", "completion", "gener
 SCORES = ("overall_score", "score", "scores", "rating", "ratings", "reward", "rewards", "fine-grained_score", "rank", "ranks")
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
           "model": "assistant", "observation": "tool", "function": "tool"}  # fmt: skip
+_TALK = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:""")  # how a conversation begins as JSON text
+_TURNS = {"role": {"role"}, "content": {"role"}, "from": {"from", "value"}, "value": {"from", "value"}}
 _NEEDED = "A preference row needs two completions of one prompt and which is better: chosen and rejected (and usually prompt)"
 _NOT_SIDES = {"model", "name", "id", "author", "annotator", "score", "rating", "prompt", "question", "source"}
 _SIDES = {"response", "output", "answer", "completion", "conversation", "text", "reply", "summary", "candidate", "generation"}
@@ -128,18 +132,21 @@ def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where
     raise DataError(f"{where}: {_unpaired(row, has, two, answers)}")
 
 
-def prompt_of(row: Row) -> Any:
+def prompt_of(row: Row, where: str) -> Any:
     """The prompt of a row that has no column of this name; None where it has none at all."""
     for name in ("conversations", "conversation"):
-        if isinstance(row.get(name), Sequence) and not isinstance(row[name], str):
-            return messages(row[name])
+        if not isinstance(talk := messages(row.get(name), where), str | None):
+            return talk
     said = [row[name] for name in ("instruction", "input") if isinstance(row.get(name), str) and row[name].strip()]
     other = next((row[name] for name in ("question", "query") if isinstance(row.get(name), str) and row[name].strip()), None)
     return "\n".join(said) or other
 
 
-def messages(value: Any) -> Any:
-    """ShareGPT's {from, value} as {role, content}; a message alone as a list of it; anything else as it is."""
+def messages(value: Any, where: str) -> Any:
+    """ShareGPT's {from, value} as {role, content}; a message alone as a list of it; a conversation that stands there as JSON
+    text, as a CSV has it, as what it says; anything else as it is. DataError for one as Python prints it."""
+    if isinstance(value, str):
+        value = _talk(value, where)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
@@ -156,15 +163,24 @@ def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: 
     return list(names)
 
 
+def _talk(text: str, where: str) -> Any:
+    if (found := _TALK.match(text)) is None or not text.rstrip().endswith("]"):
+        return text
+    if found[1] == "'":  # as pandas writes a list into a CSV
+        raise DataError(f"{where}: {text[:40]!r}… is a conversation as Python prints it; expected JSON (json.dumps).")
+    turns = parse_json(text, f"{where}: the conversation {text[:40]!r}…")
+    return turns if all(isinstance(turn, Mapping) and _TURNS[found[2]] <= turn.keys() for turn in turns) else text
+
+
 # ---- TRL's format, and what stands in its columns elsewhere ----
 
 
 def _trl(row: Row, where: str) -> Iterator[Row]:
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    made = {**row, "chosen": messages(chosen), "rejected": messages(rejected)}
+    made = {**row, "chosen": messages(chosen, where), "rejected": messages(rejected, where)}
     if row.get("prompt") is not None:
-        made["prompt"] = messages(row["prompt"])
-    elif (prompt := prompt_of(row)) is not None:
+        made["prompt"] = messages(row["prompt"], where)
+    elif (prompt := prompt_of(row, where)) is not None:
         made["prompt"] = prompt
         if not isinstance(prompt, str):
             for side in ("chosen", "rejected"):
@@ -241,7 +257,7 @@ def _has_scores(row: Row, answers: str) -> bool:
 
 def _ranked(row: Row, where: str, answers: str, rankings: Rankings) -> Iterator[Row]:
     texts, scores, is_rank = _scored(row, where, answers)
-    prompt = row.get("prompt") if row.get("prompt") is not None else prompt_of(row)
+    prompt = row.get("prompt") if row.get("prompt") is not None else prompt_of(row, where)
     if prompt is None:
         raise DataError(f"{where}: `{answers}` without a prompt; expected prompt or instruction beside it.")
     order = sorted(range(len(texts)), key=lambda i: -scores[i])  # of equal scores the first one stands first

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from multiref._json import parse_json
@@ -74,7 +75,13 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
         if not prompt and asked is None and (other := next((name for name in row if _is_talk(row[name], name)), None)):
             raise DataError(f"{where}: no `prompt`, but a conversation in `{other}`, which would be lost; rename it to prompt.")
         if isinstance(asked, str) and isinstance(prompt, tuple) and asked.strip() and not _says(prompt, asked):
-            prompt = ({"role": "user", "content": asked}, *prompt)
+            if any(message["role"] == "user" for message in prompt):
+                raise DataError(
+                    f"{where}: the string `prompt` is no message of the user in chosen and rejected, which begin with another "
+                    "question; remove the column, or give the conversation before the answers as a list of messages."
+                )
+            first = sum(message["role"] in ("system", "developer") for message in prompt)
+            prompt = (*prompt[:first], {"role": "user", "content": asked}, *prompt[first:])
     elif isinstance(prompt, str) and len(prompt.split()) > 2 and all(str(s).startswith(prompt) for s in (chosen, rejected)):
         warnings.warn(
             "chosen and rejected begin with the whole prompt, which then stands there twice. Remove it from them, or remove "
@@ -82,7 +89,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
             MultirefWarning,
             stacklevel=2,
         )
-    margin = _number(row, "margin", where, -math.inf, "a finite number") or 0.0
+    margin = _number(row, "margin", where, -math.inf, "a finite number, at most 1e38") or 0.0
     epsilon = _number(row, EPSILON, where, 0.0, "the positive ε of private labels")
     pair = Pair(_with_extras(prompt, row, where), chosen, rejected, origin, margin, epsilon)
     _check_sides(pair, where, implicit)
@@ -151,7 +158,7 @@ def _is_words(value: object) -> bool:
 
 def _says(prompt: tuple[dict[str, object], ...], asked: str) -> bool:
     """Whether a message of the user in these says what was asked."""
-    return any(message["role"] == "user" and said(message).strip() == asked.strip() for message in prompt)
+    return any(message["role"] == "user" and said(message).split() == asked.split() for message in prompt)
 
 
 def _with_extras(prompt: Text, row: Mapping[str, object], where: str) -> Text:
@@ -203,8 +210,10 @@ def _number(row: Mapping[str, object], name: str, where: str, above: float, expe
     value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
-        raise DataError(f"{where}: `{name}` is {value!r}, expected {expected}, or no such column.")
+    if isinstance(value, Decimal):  # of a Parquet file
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= 1e38:
+        raise DataError(f"{where}: `{name}` is {value!r:.40}, expected {expected}, or no such column.")
     return float(value)
 
 

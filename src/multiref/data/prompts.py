@@ -14,13 +14,13 @@ def prompt_text(row: object, where: str) -> Text:
     if isinstance(row, Mapping):
         row = {key: value for key, value in row.items() if value not in (None, "")}
         if "prompt" in row:
-            return as_prompt({**row, "prompt": messages(row["prompt"])}, origin=where)
+            return as_prompt({**row, "prompt": messages(row["prompt"], where)}, origin=where)
         if isinstance(text := row.get("text"), str):
             return text
         if {"chosen", "rejected"} <= row.keys():
-            sides = {side: messages(row[side]) for side in ("chosen", "rejected")}
+            sides = {side: messages(row[side], where) for side in ("chosen", "rejected")}
             return as_pair({**row, **sides}, origin=where).prompt
-        talk = prompt_of({**row, "conversations": row.get("conversations", row.get("messages"))})
+        talk = prompt_of({**row, "conversations": row.get("conversations", row.get("messages"))}, where)
         while isinstance(talk, list) and talk and isinstance(talk[-1], Mapping) and talk[-1].get("role") == "assistant":
             talk = talk[:-1]  # what was answered is no part of the question
         if talk:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from multiref._files import MIB, as_path, unusable_name
-from multiref.data.files import ENDINGS, EXPECTED, LARGEST, Rows, Wanted, file_rows, is_rows
+from multiref.data.files import ENDINGS, EXPECTED, LARGEST, Rows, Wanted, file_rows, is_rows, with_label_names
 from multiref.errors import DataError
 
 Source: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
@@ -207,6 +207,10 @@ def _cut(opened: Opened, split: str | None) -> Opened:
 
 def _in_memory(source: Iterable[Any], split: str | None, stack: ExitStack, say: Callable[[str], None]) -> Opened:
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    if kind.startswith("pandas.") and hasattr(source, "to_dict"):
+        source = source.to_dict("records")
+    elif kind.startswith("pyarrow.") and hasattr(source, "to_pylist"):
+        source = source.to_pylist()
     if kind.startswith("datasets."):
         named = getattr(getattr(source, "info", None), "dataset_name", None)
         return _dataset(source, str(named or "the data set"), split, "a data set in memory", stack, say)
@@ -228,13 +232,16 @@ def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitSta
         found, name = found[asked], f"{name}[{asked}]"
     else:
         _check_split(asked, getattr(found, "split", None), name)
+    named = with_label_names((getattr(found, "features", None) or {}) and found.features.to_dict())
     if type(found).__name__ == "IterableDataset":  # which may be read slowly, and anew each time
         spooled = Path(stack.enter_context(_spool())) / "rows.jsonl"
         say(f"{name} is streamed; its rows are written to disk first.")
-        _write_rows(found, spooled, name)
+        _write_rows(map(named, found), spooled, name)
         files = _files([spooled], name, LARGEST, list)
         return _cut(Opened(name, "a streamed data set, spooled to disk", lambda: _under(files(), name)), split)
-    return _cut(Opened(name, kind, lambda: ((f"{name}:{n}", row) for n, row in enumerate(found, 1))), split)
+    if getattr(found, "format", {}).get("type", "custom") != "custom":
+        found = found.with_format(None)  # rows as plain values, not as tensors or tables
+    return _cut(Opened(name, kind, lambda: ((f"{name}:{n}", named(row)) for n, row in enumerate(found, 1))), split)
 
 
 def _check_split(asked: str | None, own: object, name: str) -> None:
@@ -252,8 +259,10 @@ def _under(rows: Rows, name: str) -> Rows:
 def _write_rows(rows: Iterable[Any], path: Path, name: str) -> None:
     import json
 
+    number, stream = 0, iter(rows)
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for number, row in enumerate(rows, 1):
+        while (row := _theirs(lambda: next(stream, None), f"{name} after row {number}")) is not None:
+            number += 1
             try:
                 file.write(json.dumps(row) + "\n")
             except (TypeError, ValueError) as wrong:
