@@ -225,7 +225,7 @@ class _Stages:
             "steps": s.steps,
             "prompts_per_step": s.prompts_per_step,
             "max_new_tokens": s.max_new_tokens,
-            "learning_rate": s.learning_rate,
+            "learning_rate": s.online_rate,
             "schedule": "cosine",
             "warmup": 0.1,
             "save_every": 2,

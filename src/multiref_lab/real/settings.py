@@ -26,7 +26,7 @@ class RealSettings:
     held_out: questions that the base and the exact rule are judged on; compared: every so many of them all policies;
         few: every so many of these the KLs are measured on, and the specialists. Each divides the one before it.
     greedy: whether greedy answers are asked for too.
-    steps, prompts_per_step, group: of online training: batches, questions and answers to each.
+    online_rate, steps, prompts_per_step, group: of online training: learning rate, batches, questions and answers to each.
     seeds: each draws its own answers and order; the models that it starts from, the questions and the base's own answers to
         them (one for each seed) are the same.
     """
@@ -44,9 +44,10 @@ class RealSettings:
     few: int = 50
     greedy: bool = True
     sft_rate: float = 2e-3
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     epochs: int = 1
-    pairs_per_step: int = 8
+    pairs_per_step: int = 4
+    online_rate: float = 5e-4
     steps: int = 12
     prompts_per_step: int = 4
     group: int = 8
