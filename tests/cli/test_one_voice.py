@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from multiref.cli import VERBS, app
 from multiref.cli.help import GROUPS
 from multiref.cli.voice import show_notes, voiced
+from multiref.errors import ConfigError
 from multiref.runs import read_run
-from multiref.runs.new import TASKS
+from multiref.runs.new import TASKS, new_run
 
 LAB = ("demo", "frontier", "real", "stability", "verify")
 BELOW = ("store ls", "store verify", "store prune", "store export")
@@ -90,6 +91,20 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     found = json.loads(looked.stdout)
     assert found["task"] == task and found["policy"]["parameters"] > 0 and found["memory"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_an_oracle_is_made_of_a_reward_that_can_judge_two_completions() -> None:
+    def made(*rewards: dict[str, object]) -> str:
+        return new_run("iterative", model="m", references={"a": "b"}, data={"path": "p"}, output="o", reward=rewards)
+
+    assert "oracle: {kind: reward_model, path: r, temperature: 1.0}" in made({"kind": "model", "path": "r"})
+    for given in (
+        [{"kind": "length", "target": 5}],
+        [{"kind": "python", "path": "p.py", "name": "f"}],
+        2 * [{"kind": "lexicon"}],
+    ):
+        with pytest.raises(ConfigError, match="expected lexicon=FILE or model=FOLDER"):
+            made(*given)
 
 
 def test_what_libraries_tell_programmers_is_for_verbose(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,9 @@ def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
     ]
     with pytest.raises(ConfigError, match="none beyond the 4 that are skipped"):
         Prompts(path=str(words), skip=4).rows()
+    words.write_text("a prompt\nanother one\n")
+    with pytest.warns(MultirefNotice, match="one text of 2 lines; expected an empty line between texts"):
+        assert len(Prompts(path=str(words)).rows()) == 1
     (first, *_) = Prompts(path=config["prompts"][0]["path"], kind="gsm8k", words=2, weights={"b": 1.0}).rows(["a", "b"])
     assert first == {"prompt": "what is", "text": " 0 plus 0?\nit is\n#### 0", "unfinished": False, "weights": [0.0, 1.0]}
 

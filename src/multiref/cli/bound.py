@@ -33,8 +33,9 @@ def bound(
 ) -> "dict[str, Any]":
     """Evaluate a bound: value, terms, rate, assumptions, source, and whether it says anything.
 
-    The statement's quantities are options of the same name: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1
-    --coverage 4 --reward-max 1 --class-size 2000. Leave them out to see which there are.
+    The statement's quantities are options of the same name. Leave them out to see which there are.
+
+    Example: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1 --coverage 4 --reward-max 1 --class-size 2000
     """
 
     estimate = _estimate(from_scores, weights) if from_scores else None

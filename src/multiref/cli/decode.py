@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from multiref._progress import each_told
-from multiref.cli.options import Device, Dtype, NamedReferences, Seed, for_each, name_and_path
+from multiref.cli.options import REWARDS, Device, Dtype, NamedReferences, Out, Seed, for_each, name_and_path
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
@@ -41,10 +41,8 @@ def pooled(
 
 
 def drawing(
-    reward: Annotated[
-        list[str] | None, "For the optimum: lexicon=FILE, length=WORDS or model=FOLDER. Repeatable; default none: the escort."
-    ] = None,
-    beta: Annotated[float | None, "Strength of the regularizer; needed with a reward."] = None,
+    reward: Annotated[list[str] | None, f"For the optimum: {REWARDS}. Repeatable; default none: the escort."] = None,
+    beta: Annotated[float | None, "Strength of the regularizer, in units of the reward; needed with a reward."] = None,
     reward_max: Annotated[float | None, "The largest reward that there is; rejection needs it."] = None,
     n: Annotated[int, typer.Option("--particles", "-n", min=1, help="For the optimum: particles of an island.")] = 64,
     islands: Annotated[int, typer.Option(min=1, help="For the optimum: independent islands; their spread is the error.")] = 8,
@@ -100,10 +98,10 @@ def command(
     pool: Annotated[Any, Made(pooled)],
     drawn: Annotated[Any, Made(drawing)],
     method: Annotated[str, "smc, importance, rejection: the optimum; token: the per-token pool."] = "smc",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 64,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions of at least so many tokens.")] = 0,
     show: Annotated[int, typer.Option(min=1, help="Completions that are shown of each prompt, drawn by weight.")] = 1,
-    out: Annotated[Path | None, "--out -o", "Also keep all draws and weights, as JSON lines."] = None,
+    out: Annotated[Path | None, Out, "Also keep all draws and weights, as JSON lines."] = None,
     seed: Seed = 0,
 ) -> dict[str, Any]:
     """Draw completions from π* ∝ ∏_k π_k^{w_k} e^{r/β}, without training. Each prompt's are shown as soon as they are drawn;

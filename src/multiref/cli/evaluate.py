@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import Seed, TakeOver, for_each, name_and_path
+from multiref.cli.options import REWARDS, Out, Seed, TakeOver, for_each, name_and_path
 from multiref.cli.voice import Made, say
 from multiref.errors import ConfigError
 
@@ -27,17 +27,16 @@ def _prompts(
     problems: Annotated[
         str | None, "GSM8K-style problems: .jsonl with question and answer, or a hub id. Their reward says right or wrong."
     ] = None,
-    prompts: Annotated[str | None, "Prompts instead: rows with `prompt` or `text`, pairs, or a .txt."] = None,
-    words: Annotated[int | None, "Only the first so many words of each of the --prompts."] = None,
+    prompts: Annotated[str | None, "Prompts instead: rows, pairs, or a .txt with an empty line between texts."] = None,
+    words: Annotated[int | None, "Only the first so many words of each prompt."] = None,
     reward: Annotated[
         list[str] | None,
         "--reward -r",
-        "gsm8k, lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file. Repeatable; default "
-        "gsm8k for --problems.",
+        f"gsm8k, {REWARDS}. Repeatable; default gsm8k for --problems.",
     ] = None,
     style: Annotated[str, "How problems are written: chat (a conversation that asks for <answer>) or plain."] = "chat",
     name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
-    split: Annotated[str | None, "Split of a data set that has several. Default for --problems: test."] = None,
+    split: Annotated[str | None, "Split, or a part: 'train[:5%]'. Default test for --problems of the hub."] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
 ) -> Values:
     from multiref.runs.rewards import read_rewards
@@ -56,11 +55,11 @@ def _prompts(
 
 def _sampling(
     samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt, under every policy.")] = 8,
-    k: Annotated[list[int] | None, "--k", "pass@k for this k, at most --samples; repeatable. Default 1."] = None,
+    k: Annotated[list[int] | None, "--k", "pass@k, k at most --samples. Repeatable; default 1."] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="1: the policy itself. 0: its likeliest tokens.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Prompts side by side; a killed call loses at most these.")] = 8,
-    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap over prompts.")] = 2000,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of prompts, for intervals.")] = 2000,
     seed: Seed = 0,
     dtype: Annotated[str, "float32, bfloat16, float16."] = "float32",
 ) -> Values:
@@ -90,7 +89,7 @@ def _compared(
 
 def command(
     policies: Annotated[Values, Made(_policies)],
-    out: Annotated[Path, "--out -o", "A folder for report.html, evaluation.json and the samples; resumed where it exists."],
+    out: Annotated[Path, Out, "Folder of report.html, evaluation.json, samples; resumed where it exists."],
     prompts: Annotated[Values, Made(_prompts)],
     sampling: Annotated[Values, Made(_sampling)],
     compared: Annotated[Values, Made(_compared)],

@@ -93,7 +93,7 @@ def _said(option: Any) -> str:
         said = f"{', '.join(str(each.value) for each in choices)}. {said}"
     default = option.default.value if isinstance(option.default, enum.Enum) else option.default
     notes = ["required"] if option.required else []
-    if default not in (None, False, True, "", ()) and option.show_default and not callable(default):
+    if not isinstance(default, bool) and default not in (None, "", (), []) and option.show_default and not callable(default):
         notes.append(f"default {default}")
     if option.multiple and "epeat" not in said and "nce per" not in said:
         notes.append("repeatable")

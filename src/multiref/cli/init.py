@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiref._progress import rest
-from multiref.cli.options import ChosenColumns, name_and_path
+from multiref.cli.options import REWARDS, ChosenColumns, Out, name_and_path
 from multiref.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def command(
     data: Annotated[str | None, "--data -d", "Pairs, or prompts: a file, a folder, a URL, a hub id."] = None,
     chosen: ChosenColumns,
     reward: Annotated[
-        list[str] | None, "--reward", "For online and iterative: lexicon=FILE, model=FOLDER, length=WORDS, …"
+        list[str] | None, "--reward", f"For online: gsm8k, {REWARDS}. For iterative: lexicon=FILE or model=FOLDER."
     ] = None,
     store: Annotated[str | None, "--store -s", "Where `multiref score` put the references' scores."] = None,
     beta: Annotated[float, "The strength: how much the references count."] = 0.1,
-    output: Annotated[str | None, "--output -o", "The run's folder. Default runs/ and the file's name."] = None,
+    output: Annotated[str | None, Out, "The run's folder. Default runs/ and the file's name."] = None,
     force: Annotated[bool, "--force", "Write over a file that is there."] = False,
 ) -> dict[str, Any]:
     """Write a run file, with comments, valid, and its schema for editors beside it. What is not given is asked for, where there

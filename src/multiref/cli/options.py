@@ -31,7 +31,7 @@ class BadRows(Enum):
 Data: TypeAlias = Annotated[
     str,
     typer.Argument(
-        help="Preference pairs: a file (.jsonl, .json, .csv, .parquet, .gz), a folder of such or of "
+        help="Preference pairs: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst, .bz2; .parquet), a folder of such or of "
         "save_to_disk, a URL, a hub id.",
         show_default=False,
     ),
@@ -44,7 +44,9 @@ Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the firs
 Seed: TypeAlias = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn: samples, folds, resampling.")
 ]
-Dtype: TypeAlias = Annotated[str | None, "float32, bfloat16, float16. Default float32."]
+Dtype: TypeAlias = Annotated[str | None, "float32, bfloat16, float16. Default float32; on a GPU bfloat16."]
+REWARDS = "lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file"
+Out = "--out --output -o"  # what a verb writes: one folder or file; both names, in every verb
 Device: TypeAlias = Annotated[str | None, "cpu, cuda, cuda:1, …; default a GPU if there is one."]
 
 TakeOver: TypeAlias = Annotated[

@@ -34,7 +34,7 @@ COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "
 
 
 def _tokenisation(
-    end: Annotated[bool, "--end/--no-end", "Score the end token too, as TRL does."] = True,
+    end: Annotated[bool, "--end/--no-end", "Score the end token too, as TRL does. Default --end."] = True,
     max_length: Annotated[int | None, "Truncate to so many tokens (marked in the scores). Default the model's context."] = None,
     truncation: Annotated[Truncation, "What stays when a text is too long; error refuses such a text."] = Truncation.keep_start,
 ) -> "Tokenisation":
@@ -45,9 +45,9 @@ def _tokenisation(
 
 def _references(
     reference: NamedReferences = [],  # noqa: B006  (typer copies it)
-    dtype: Annotated[str | None, "float32, bfloat16, float16; auto: measured."] = None,
+    dtype: Annotated[str | None, "float32, bfloat16, float16; auto: measured. Default float32; on a GPU bfloat16."] = None,
     device: Device = None,
-    quantization: Annotated[str | None, "int8, or int4 (on CUDA). Default none."] = None,
+    quantization: Annotated[str | None, "int8, or int4 (needs bitsandbytes). Default none."] = None,
     attention: Annotated[
         list[str] | None, "sdpa, eager, flash_attention_2, …; name=eager for one reference. Default the model's."
     ] = None,
@@ -126,7 +126,7 @@ def command(
     chosen: Chosen,
     forecasting: Annotated[Forecasting | None, Made(_forecasting)],
     runner: Annotated[Any, Made(_engine)],
-    shard_size: Annotated[int | None, "About so many completions per shard; a killed run loses at most one."] = None,
+    shard_size: Annotated[int | None, "Completions per shard, about. Default 1/64 of the job, 256 to 8192."] = None,
     audit: Annotated[str, "How many rows are also scored alone, as a check of the layout: some (a few), or all."] = "some",
 ) -> "dict[str, Any]":
     """Score pairs under K references, one after another. What is stored already is not scored again;

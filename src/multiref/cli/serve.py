@@ -15,7 +15,7 @@ def command(
     pool: Annotated[Any, Made(pooled)],
     drawn: Annotated[Any, Made(drawing)],
     method: Annotated[str, "token: the per-token pool. smc, importance, rejection: draws of the optimum."] = "token",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens that an answer may have.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     name: Annotated[str, "What the model is called in requests."] = "multiref",
     host: Annotated[str, "Address to listen at; 0.0.0.0 lets other machines ask."] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,

@@ -30,7 +30,7 @@ def command(file: Annotated[Path, typer.Argument(help="A JSON file, or - for sta
 
     The file holds reward (one number a completion), references (name → probabilities, or a list of them),
     and optionally weights (uniform), beta (0.1) and regularizer: ReverseKL (the default), ForwardKL,
-    AlphaDivergence with alpha, or PooledKL with order.
+    AlphaDivergence with alpha (0.5), or PooledKL with order (-1).
 
     Example: echo '{"reward": [0, 1], "references": {"base": [0.7, 0.3], "math": [0.2, 0.8]}, "beta": 1.0}' | multiref solve -
     """

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import Seed, name_and_path
+from multiref.cli.options import REWARDS, Out, Seed, name_and_path
 from multiref.cli.voice import Made, say
 from multiref.errors import ArgumentError
 
@@ -21,8 +21,8 @@ def _settings(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first so many prompts.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 128,
     seed: Seed = 0,
     name: Annotated[str | None, "--name", "Configuration of the prompts' data set."] = None,
     split: Annotated[str | None, "--split", "Split of the prompts' data set, or a part: 'train[:5%]'."] = None,
@@ -54,7 +54,7 @@ def _references(
 
 def command(
     prompts: Annotated[str, "--prompts", "Prompts or pairs, as for score; sampled from."],
-    out: Annotated[Path, "--out", "A folder for sweep.json and the table."],
+    out: Annotated[Path, Out, "A folder for sweep.json and the table."],
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -68,8 +68,7 @@ def command(
     reward: Annotated[
         list[str] | None,
         "--reward -r",
-        "A reward to report at every point: lexicon=FILE, model=FOLDER (a reward model), length=WORDS, or a YAML file "
-        "with `rewards:` as an online run has. Repeatable; several add up.",
+        f"A reward to report at every point: {REWARDS}, as an online run has. Repeatable; several add up.",
     ] = None,
     untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Task: TypeAlias = Literal["preference", "reward", "online", "distill", "iterativ
 TASKS: tuple[Task, ...] = get_args(Task)
 WITH_PAIRS = "preference", "reward"
 SCHEMA = "run.schema.json"
+_ORACLES = {"lexicon": "lexicon", "model": "reward_model"}  # a reward → the oracle that judges two completions by it
 
 _TRAINING = {
     "pairs": """\
@@ -76,7 +77,7 @@ def new_run(
     if reward and task == "online":
         parts += ["rewards:", *(f"  - {_flow(each)}" for each in reward), "method: {name: rloo, group: 4}", ""]
     if reward and task == "iterative":
-        parts += [f"oracle: {_flow({**reward[0], 'temperature': 1.0})}", ""]
+        parts += [f"oracle: {_flow({**reward[0], 'kind': _ORACLES[str(reward[0]['kind'])], 'temperature': 1.0})}", ""]
     training = "pairs" if task in WITH_PAIRS else "iterative" if task == "iterative" else "prompts"
     parts += [_TRAINING[training].rstrip(), ""]
     parts += ["# train an adapter instead of all weights: remove the mark", "# lora: {r: 8, lora_alpha: 16}"]
@@ -93,7 +94,13 @@ def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[
         raise ConfigError("a run needs at least one reference: --reference NAME=MODEL, once per reference.")
     if task in ("online", "iterative") and not reward:
         raise ConfigError(
-            f"task {task} needs a reward: --reward lexicon=FILE, model=FOLDER, length=WORDS or python=FILE:FUNCTION."
+            f"task {task} needs a reward: --reward lexicon=FILE or model=FOLDER; or, online, length=WORDS, python=FILE:NAME."
+        )
+    kinds = [str(each["kind"]) for each in reward]
+    if task == "iterative" and (len(kinds) > 1 or kinds[0] not in _ORACLES):
+        raise ConfigError(
+            f"--reward: found {', '.join(kinds)}; task iterative has one oracle, expected lexicon=FILE or model=FOLDER. A "
+            "judge of two completions of your own is written into the file: oracle: {kind: python, path: FILE, name: FUNCTION}."
         )
     if store is not None and task != "preference":
         raise ConfigError(f"store: task {task} reads no stored scores of pairs; leave it out.")

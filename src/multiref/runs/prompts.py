@@ -1,5 +1,6 @@
 """Prompts, and the texts that follow them, from the files that settings name."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from multiref.data import Text
 from multiref.data.gsm8k import prompts, read_gsm8k
 from multiref.data.prompts import prompt_text
 from multiref.data.sources import open_source
-from multiref.errors import ConfigError
+from multiref.errors import ConfigError, MultirefNotice
 from multiref.runs.sentences import nearest
 from multiref.runs.strict import Strict
 
@@ -89,6 +90,13 @@ class Prompts(Strict):
         if path.suffix == ".txt":
             whole = read_text(path, ".jsonl with `prompt` or `text`, or .txt", largest=LARGEST)
             parts = [part.strip() for part in whole.split("\n\n") if part.strip()]
+            if len(parts) == 1 and self.pieces is None and (lines := parts[0].count("\n") + 1) > 1:
+                warnings.warn(
+                    f"prompts: {path.name} is one text of {lines:,} lines; expected an empty line between texts. "
+                    "If each line is a prompt, put empty lines between them, or write .jsonl with `prompt`.",
+                    MultirefNotice,
+                    stacklevel=2,
+                )
             texts += parts if self.pieces is None else _joined(parts, self.pieces)
             return texts[self.skip : self._end]
         with open_source(self.path, name=self.name, split=self.split, largest=LARGEST) as opened:

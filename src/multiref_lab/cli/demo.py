@@ -8,7 +8,7 @@ import typer
 
 def command(
     quick: Annotated[bool, "--quick", "Fewer pairs: under a minute once the world is made, and noisier."] = False,
-    output: Annotated[Path, "Folder for the report, figures and finished results."] = Path("demo"),
+    output: Annotated[Path, "--out --output -o", "Folder for the report, figures and finished results."] = Path("demo"),
     cache: Annotated[Path | None, "Folder in which worlds are kept; by default in the user's cache."] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions: each draws its own prompts, answers, labels and order.")] = 3,
 ) -> dict[str, str]:

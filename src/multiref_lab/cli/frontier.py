@@ -14,7 +14,9 @@ def command(
     full: Annotated[bool, "--full", "The full grid: what the file's `full:` says, laid over the rest."] = False,
     change: Annotated[list[str] | None, "--set", "key=value over the file, such as --set seeds=2. Repeatable."] = None,
     output: Annotated[
-        Path | None, "Folder for report.html, figures, results.json and finished runs; default runs/<name of the file>."
+        Path | None,
+        "--out --output -o",
+        "Folder for report.html, figures, results.json and finished runs; default runs/<name of the file>.",
     ] = None,
     shared: Annotated[
         Path | None,

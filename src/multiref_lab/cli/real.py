@@ -9,7 +9,7 @@ import typer
 def command(
     quick: Annotated[bool, "--quick", "A few of everything: minutes, no claim about accuracy."] = False,
     full: Annotated[bool, "--full", "Three seeds, every rule, two strengths: hours."] = False,
-    output: Annotated[Path, "Folder of the page and of every finished stage."] = Path("runs/real"),
+    output: Annotated[Path, "--out --output -o", "Folder of the page and of every finished stage."] = Path("runs/real"),
     model: Annotated[str | None, "A model folder or hub id instead of SmolLM2-135M-Instruct."] = None,
     cache: Annotated[Path | None, "Folder for the model folder; by default in the user's cache."] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train and judge policies, one thread each.")] = 2,

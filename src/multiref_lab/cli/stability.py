@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    out: Annotated[Path, "Folder for the records, the page and the figures."] = Path("stability"),
+    out: Annotated[Path, "--out --output -o", "Folder for the records, the page and the figures."] = Path("stability"),
     world: Annotated[
         list[str] | None,
         "--world -w",

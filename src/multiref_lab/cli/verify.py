@@ -16,13 +16,15 @@ _COLOURS = {"verified": "green", "refuted": "red", "vacuous": "yellow", "convent
 def command(
     names: Annotated[list[str] | None, typer.Argument(help="Claims to run; all of them if none is named.")] = None,
     full: Annotated[bool, "--full", "Spend minutes instead of seconds: the numbers of the ledger."] = False,
-    out: Annotated[Path, "Folder for claims.md, claims.json and figures/claims/."] = Path("docs"),
+    out: Annotated[Path, "--out --output -o", "Folder for claims.md, claims.json and figures/claims/."] = Path("docs"),
     again: Annotated[bool, "--again", "Run also what the ledger already holds for this code and effort."] = False,
     show: Annotated[bool, "--list", "List the claims and stop."] = False,
 ) -> dict[str, Any]:
     """Run the claims of the papers as experiments, print predicted against measured, and write the ledger.
 
     An interrupted run goes on where it stopped. A refuted claim is a result, not an error: the exit code is 0.
+
+    Example: multiref verify merge-identity --out runs/claims
     """
     from rich.console import Console
     from rich.table import Column, Table
