@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from multiref._progress import watched_by
-from multiref.errors import ArgumentError, ConfigError, DataError
+from multiref.errors import ArgumentError, ConfigError, DataError, MultirefNotice
 from multiref.runs import read_run
 from tests.conftest import make_llama, make_tokenizer
 from tests.runs.doing import do, make_two, settings
