@@ -31,17 +31,21 @@ def check_logps(logps: Tensor, argument: str) -> Tensor:
         raise ArgumentError(f"{argument}: expected a floating-point tensor of log-probabilities, found {_kind(logps)}.")
     if logps.numel() and not bool((largest := logps.detach().amax()) <= LOGPS_TOLERANCE):
         found = "NaN" if torch.isnan(largest) else f"a largest entry of {float(largest):.6g}"
-        raise ArgumentError(f"{argument}: log-probabilities are at most zero, found {found}. Were probabilities passed?")
+        raise ArgumentError(
+            f"{argument}: log-probabilities are at most zero, found {found}. Were probabilities passed? Give their logarithm."
+        )
     return logps
 
 
 def check_beta(beta: float | Tensor) -> float | Tensor:
     """Refuse a strength that is not positive and finite."""
     if isinstance(beta, bool | str):
-        raise ArgumentError(f"beta: the strength of the regularizer is a number, found {beta!r}.")
+        raise ArgumentError(f"beta: the strength of the regularizer is a number, found {beta!r}; expected one such as 0.1.")
     value = torch.as_tensor(beta, dtype=torch.float64)
     if not bool(((value > 0) & torch.isfinite(value)).all()):
-        raise ArgumentError(f"beta: the strength of the regularizer is positive and finite, found {beta}.")
+        raise ArgumentError(
+            f"beta: the strength of the regularizer is positive and finite, found {beta}; expected one such as 0.1."
+        )
     return beta
 
 
@@ -62,7 +66,8 @@ def check_weights(weights: Weights, n_references: int) -> Tensor:
         raise WeightsError(f"weights: expected {n_references} numbers, found {weights!r}.") from error
     if tensor.ndim == 0 or tensor.shape[0] != n_references:
         raise WeightsError(
-            f"weights: {n_references} references need {n_references} weights, found shape {tuple(tensor.shape)}."
+            f"weights: {n_references} references need {n_references} weights, found shape {tuple(tensor.shape)}. "
+            "Give one number for each, with sum 1."
         )
     values = tensor.detach()
     if bool(torch.isnan(values).any()) or bool((values < 0).any()):
@@ -86,12 +91,14 @@ def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
     [K, B] weighs prompts of [K, B, Y]."""
     if weights.ndim > like.ndim:
         raise WeightsError(
-            f"weights: shape {tuple(weights.shape)} has more axes than the log-probabilities {tuple(like.shape)}."
+            f"weights: shape {tuple(weights.shape)} has more axes than the log-probabilities {tuple(like.shape)}. "
+            "Expected [K], or [K, *E] where weights differ by example."
         )
     shaped = weights.reshape(*weights.shape, *([1] * (like.ndim - weights.ndim)))
     if any(w not in (1, n) for w, n in zip(shaped.shape[1:], like.shape[1:])):
         raise WeightsError(
-            f"weights: shape {tuple(weights.shape)} does not match log-probabilities of shape {tuple(like.shape)}."
+            f"weights: shape {tuple(weights.shape)} does not match log-probabilities of shape {tuple(like.shape)}. "
+            "Expected [K], or [K, *E] where weights differ by example."
         )
     return shaped.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 

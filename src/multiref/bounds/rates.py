@@ -131,5 +131,8 @@ def asymptotic_suboptimality(variance: Tensor, information: Tensor, *, beta: flo
     seen = values > 1e-12 * values[-1].clamp_min(1e-300)
     along = torch.einsum("de,df,fe->e", vectors, V, vectors)
     if bool((along[~seen] > 1e-10 * V.diagonal().sum()).any()):
-        raise ArgumentError("information: pairs say nothing of a direction in which the optimum's completions differ.")
+        raise ArgumentError(
+            "information: pairs say nothing of a direction in which the optimum's completions differ. "
+            "Expected an H that is positive there: give pairs that differ in that direction, or leave the feature out."
+        )
     return float((along[seen] / values[seen]).sum() / (2 * beta * samples))

@@ -36,7 +36,7 @@ def pooled(
     try:
         rule = ReverseKL(tuple(float(given[name]) for name in named) if given else None)
     except ValueError as error:
-        raise ArgumentError(f"--weight: {error}") from None
+        raise ArgumentError(f"--weight: expected name=NUMBER ({error}).") from None
     return References(named, device=device, dtype=dtype or "auto"), rule
 
 

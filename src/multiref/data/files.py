@@ -139,7 +139,10 @@ def _parquet_rows(path: Path, largest: int, wanted: Wanted) -> Numbered:
         except (GeneratorExit, DataError, MultirefWarning):
             raise
         except Exception as error:  # nothing but pyarrow runs here, which has a dozen kinds of them
-            raise DataError(f"{path} is no readable Parquet file after row {number}: {error}.") from error
+            raise DataError(
+                f"{path} is no readable Parquet file after row {number}: {error}. "
+                "Write the file again, or give a whole copy of it."
+            ) from error
 
 
 def with_label_names(features: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -193,7 +193,10 @@ def _problem(row: object, origin: str) -> Problem:
     marked = row["answer"].rpartition("####")
     number = extract_answer("####" + marked[2]) if marked[1] else None
     if number is None:
-        raise DataError(f"{origin}: the answer does not end in '#### number'.")
+        raise DataError(
+            f"{origin}: the answer does not end in '#### number'. "
+            "Expected an answer of GSM8K, a solution whose last line is such as #### 42."
+        )
     return Problem(row["question"], row["answer"], number, origin)
 
 

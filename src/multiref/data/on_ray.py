@@ -44,7 +44,10 @@ def packed_on_ray(files: Sequence[str], convert: Convert, wanted: Wanted, larges
     except ray.exceptions.RayTaskError as error:
         if isinstance(cause := _ours(error), MultirefError):
             raise cause from None
-        raise DataError(f"Ray could not read the files: {str(error).strip().splitlines()[-1]}.") from error
+        raise DataError(
+            f"Ray could not read the files: {str(error).strip().splitlines()[-1]}. "
+            "Every worker must be able to open them: give a path or URL that all of them have, or --engine local."
+        ) from error
     finally:
         context.execution_options.preserve_order, context.enable_progress_bars = before
 

@@ -79,7 +79,10 @@ def _whole(text: str, name: str, where: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{where}: `{name}` has half of a character in it (a lone \\ud800 to \\udfff).") from None
+            raise DataError(
+                f"{where}: `{name}` has half of a character in it (a lone \\ud800 to \\udfff). "
+                "Expected whole characters: write the text again without it."
+            ) from None
     return text
 
 

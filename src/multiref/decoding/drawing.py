@@ -66,7 +66,9 @@ def sample(
     if not isinstance(regularizer, Regularizer):
         raise ArgumentError(f"regularizer: expected one, as ReverseKL([0.5, 0.5]), found {regularizer!r}.")
     if reward is not None and beta is None:
-        raise ArgumentError("beta: a reward needs its strength β > 0, in units of the reward.")
+        raise ArgumentError(
+            "beta: a reward needs its strength β > 0, in units of the reward. Found None; expected a number such as 0.1."
+        )
     rows = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else []
     if not rows:
         raise ArgumentError(f"prompts: expected a list of at least one prompt, found {prompts!r}.")

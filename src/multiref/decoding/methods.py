@@ -200,7 +200,8 @@ def _accept(
         for name, used in (("tokens", bench.tokens), ("rewards", bench.rewarding.calls)):
             if len(ids) < request.rows and (allowed := getattr(request.budget, name)) is not None and used > allowed:
                 raise ArgumentError(
-                    f"budget: rejection took {used:,} {name} for {len(ids)} draws, and {allowed:,.0f} are allowed."
+                    f"budget: rejection took {used:,} {name} for {len(ids)} draws, and {allowed:,.0f} are allowed. "
+                    "Allow more, lower n or islands, or take method smc."
                 )
         if proposed > 10 * MOST_PROPOSALS * request.rows:
             raise ArgumentError(f"method: rejection found {len(ids)} draws in {proposed:,} proposals. Use method='smc'.")
@@ -264,7 +265,10 @@ def _finish(
     rewards[asked] = bench.rewarding(prompt, [texts[i] for i in asked.tolist()])
     tilted = log_w + torch.where(log_w > NEG_INF, rewards / request.beta, 0.0)
     if bool((tilted == math.inf).any()):
-        raise ArgumentError(f"beta: a reward of {float(rewards.max()):.3g} over β = {request.beta:.3g} is no finite number.")
+        raise ArgumentError(
+            f"beta: a reward of {float(rewards.max()):.3g} over β = {request.beta:.3g} is no finite number. "
+            f"Expected finite weights e^{{r/β}}: give smaller rewards, or a larger β."
+        )
     if not bool((tilted > NEG_INF).any()):
         why = "the reward is −∞ for all of them" if len(asked) else "some reference forbids every one, or none ended in time"
         why += ", or none is what its text encodes to" if bench.foreign else ""

@@ -150,7 +150,10 @@ def _whole(mask: Tensor, ids: Tensor) -> Tensor:
     """[B, T]: the mask of the prompts, for every row, and what was drawn behind them."""
     each, left = divmod(len(ids), len(mask))
     if left or ids.shape[1] < mask.shape[1]:
-        raise ArgumentError(f"attention_mask: {tuple(mask.shape)} is not of the prompts of rows {tuple(ids.shape)}.")
+        raise ArgumentError(
+            f"attention_mask: {tuple(mask.shape)} is not of the prompts of rows {tuple(ids.shape)}. "
+            "Expected the mask of the batch that `generate` was given, one row a prompt."
+        )
     return torch.cat([mask.to(ids).repeat_interleave(each, 0), torch.ones_like(ids[:, mask.shape[1] :])], 1)
 
 

@@ -61,7 +61,10 @@ class Rewarding:
                 f"{self.name}: {value} for {str(completion)[:80]!r}; expected a finite number, or −∞ for a veto."
             )
         if self.most is not None and value > self.most + 1e-12 * max(1.0, abs(self.most)):
-            raise ArgumentError(f"reward_max is {self.most:g}, and {str(completion)[:80]!r} has reward {value:g}.")
+            raise ArgumentError(
+                f"reward_max is {self.most:g}, and {str(completion)[:80]!r} has reward {value:g}. "
+                "Expected a bound that no reward exceeds: give a larger reward_max."
+            )
 
 
 def _number(value: Any) -> float:

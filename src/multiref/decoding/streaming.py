@@ -68,7 +68,10 @@ def draw_tokens(
             pool = _pooled(bench.request.regularizer, step.logps())
             bent = bend(pool, generation, end, t)
             if bool((bent == -torch.inf).all(-1).any()):
-                raise EmptyPoolError(f"After {t} tokens nothing can follow: some reference forbids each token.")
+                raise EmptyPoolError(
+                    f"After {t} tokens nothing can follow: some reference forbids each token. "
+                    "Leave a reference out, or give it weight 0."
+                )
             greedy = generation.temperature == 0
             token = bent.argmax(-1, keepdim=True) if greedy else torch.multinomial(bent.softmax(-1), 1, generator=generator)
             drawn = _drawn(alive, pool, token, top)
@@ -94,7 +97,10 @@ def read_tokens(bench: Bench, ids: Ids, top: int = 0, *, first: int = 1) -> list
         each = [m(input_ids=row[:, :-1].to(m.device), **uncached(m)).logits[0, first - 1 :] for m in bench.models]
     width = min(logits.shape[-1] for logits in each)
     if max(ids[first:]) >= width:
-        raise ArgumentError(f"Token {max(ids[first:])} is in the text, and the references predict tokens below {width}.")
+        raise ArgumentError(
+            f"Token {max(ids[first:])} is in the text, and the references predict tokens below {width}. "
+            "Leave it out of the text: a tokenizer may have tokens that its model has not."
+        )
     found: list[Drawn] = []
     size = max(1, _BLOCK // width)
     for start in range(0, len(each[0]), size):
@@ -109,7 +115,10 @@ def _pooled(regularizer: Regularizer, logps: Tensor) -> Tensor:
     """[K, N, V] → [N, V]: log of the pool, normalised; EmptyPoolError where it has no mass."""
     pool = regularizer.pool(logps)
     if bool((pool == -torch.inf).all(-1).any()):
-        raise EmptyPoolError("The references have no token in common that could follow: each is forbidden by some reference.")
+        raise EmptyPoolError(
+            "The references have no token in common that could follow: each is forbidden by some reference. "
+            "Leave a reference out, or give it weight 0."
+        )
     return pool.log_softmax(-1)
 
 

@@ -108,7 +108,10 @@ class TokenPool:
                 pool = weighted_sum(step.logps(), w.to(step.device)[:, None, None])
                 q = bend(pool, generation, end, t).log_softmax(-1)
                 if bool(q.isnan().any()):
-                    raise EmptyPoolError(f"After {t} tokens of {str(prompt)[:60]!r} some reference forbids each token.")
+                    raise EmptyPoolError(
+                        f"After {t} tokens of {str(prompt)[:60]!r} some reference forbids each token. "
+                        "Leave a reference out, or give it weight 0."
+                    )
                 token = torch.multinomial(q.exp(), 1, generator=generator)
                 drawn.append(token[:, 0].masked_fill(done, -1))
                 logps.append(q.gather(1, token)[:, 0])

@@ -155,4 +155,6 @@ def _write(store: Path | None, lines: Sequence[Mapping[str, Any]], start: int) -
             stream.seek(stream.truncate(stream.tell()))
             stream.write(text.encode())
     except OSError as error:
-        raise OutputError(f"{store}: cannot be written: {error.strerror or error}.") from None
+        raise OutputError(
+            f"{store}: cannot be written: {error.strerror or error}. Give a folder that can be written, or free some space."
+        ) from None

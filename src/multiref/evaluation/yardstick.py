@@ -94,7 +94,10 @@ class Yardstick:
             raise ArgumentError(f"reward: {whose} draws a completion with reward −∞, so its J is −∞; nothing is to certify.")
         if self.reward_max is not None and float(earned.min()) < 0:
             low = float(earned.min())
-            raise ArgumentError(f"reward_max declares rewards in [0, {self.reward_max:g}], and {whose} draws one of {low:g}.")
+            raise ArgumentError(
+                f"reward_max declares rewards in [0, {self.reward_max:g}], and {whose} draws one of {low:g}. "
+                "Add a constant to the reward, or leave reward_max out (the certificate is then asymptotic)."
+            )
         if self.room is None:
             with scorer.models() as models:
                 rows = [vocabulary_kl(policy.model, models, self.weights, each, self.generation, ends) for each in rollouts]
@@ -105,7 +108,10 @@ class Yardstick:
         if bool((ratio.abs() == torch.inf).any()):
             raise ArgumentError(f"refs: {whose} gives mass to what some reference forbids, so its J is −∞.")
         if self.room is not None and (found := float(ratio.abs().max())) > (self.log_ratio_max or 0.0):
-            raise ArgumentError(f"log_ratio_max is {self.log_ratio_max:g}, and {whose} draws one of |log π/P_0| = {found:.4g}.")
+            raise ArgumentError(
+                f"log_ratio_max is {self.log_ratio_max:g}, and {whose} draws one of |log π/P_0| = {found:.4g}. "
+                "Declare more, or leave it out (the certificate is then asymptotic)."
+            )
         return earned - self.beta * ratio
 
 

@@ -47,7 +47,10 @@ class _Harness(TemplateLM):  # type: ignore[misc]
         self.refs = References({name: collection.open(name) for name in collection.names})
         self.local = [each for each in map(self.refs.open, self.refs.names) if isinstance(each, LocalReference)]
         if not self.local:
-            raise ArgumentError("refs: none is a model on this machine.")
+            raise ArgumentError(
+                "refs: none is a model on this machine. "
+                "Expected at least one folder or hub id: its tokenizer is the task's, and completions are drawn from it."
+            )
         self.tokenizer, self.seed, self.asked = as_tokenizer(self.local[0].tokenizer), seed, 0
         limits = [each.max_length for each in self.local if each.max_length is not None]
         self.max_length = min(limits, default=LONGEST)
@@ -56,7 +59,10 @@ class _Harness(TemplateLM):  # type: ignore[misc]
     def eot_token_id(self) -> int:
         """The tokenizer's end token. ArgumentError without one."""
         if self.tokenizer.eos_token_id is None:
-            raise ArgumentError("The tokenizer has no end token (eos_token), and the harness needs one.")
+            raise ArgumentError(
+                "The tokenizer has no end token (eos_token), and the harness needs one. "
+                "Set tokenizer.eos_token, and save it with the model."
+            )
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -134,7 +140,10 @@ class PoolLM(_Harness):
         """A context that does not fit loses its begin, as in the harness."""
         ids = tuple([*context, *rest][-(self.max_length + 1) :])
         if len(rest) >= len(ids):
-            raise ArgumentError(f"A continuation of {len(rest)} tokens does not fit a context of {self.max_length}.")
+            raise ArgumentError(
+                f"A continuation of {len(rest)} tokens does not fit a context of {self.max_length}. "
+                "Take a model with a longer context."
+            )
         drawn = read_tokens(self.bench, ids, 1, first=len(ids) - len(rest)) if rest else []
         answer = (math.fsum(each.logp for each in drawn), all(each.token == each.top[0][0] for each in drawn))
         if strings is not None:
@@ -157,7 +166,10 @@ class PoolLM(_Harness):
             generation, stops = self._asked_for(given)
             room = self.max_length - generation.max_new_tokens
             if room < 1:
-                raise ArgumentError(f"{generation.max_new_tokens} new tokens leave no room in a context of {self.max_length}.")
+                raise ArgumentError(
+                    f"{generation.max_new_tokens} new tokens leave no room in a context of {self.max_length}. "
+                    "Lower max_gen_toks of the task."
+                )
             ids = tuple(self.tok_encode(context)[-room:]) or (self.prefix_token_id,)
             self.asked += 1
             generator = self.bench.generator(self.seed + self.asked)
@@ -189,7 +201,10 @@ class OptimumLM(_Harness):
     ) -> None:
         super().__init__(refs, seed)
         if regularizer.alpha != 1:
-            raise ArgumentError(f"regularizer: {regularizer.name} has no optimum that is a product of pool and reward.")
+            raise ArgumentError(
+                f"regularizer: {regularizer.name} has no optimum that is a product of pool and reward. "
+                "Expected ReverseKL or PooledKL."
+            )
         if (reward is None) != (beta is None):
             raise ArgumentError("reward, beta: give both, or neither for the escort.")
         if beta is not None:
@@ -241,7 +256,10 @@ class OptimumLM(_Harness):
         for name in self.refs.names:
             scored = self.refs.open(name).score(items)
             if cut := int(scored.truncated.sum()):
-                raise ArgumentError(f"{cut} of {len(items)} answers do not fit the context of {name!r} with their prompt.")
+                raise ArgumentError(
+                    f"{cut} of {len(items)} answers do not fit the context of {name!r} with their prompt. "
+                    "Take fewer examples in the prompt (num_fewshot), or a reference with a longer context."
+                )
             rows.append(torch.as_tensor(scored.logps).double())
         asked = Rewarding(self.reward, self.options.get("reward_max"))
         rewards = torch.cat([asked(item.prompt, item.completions) for item in items])
@@ -253,7 +271,10 @@ class OptimumLM(_Harness):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Refused: π* gives a text log P_0 + r/β − log Z, and Z of its prompt is not known."""
-        raise ArgumentError("Perplexity needs the optimum's normaliser Z of each text's prompt, which is not known.")
+        raise ArgumentError(
+            "Perplexity needs the optimum's normaliser Z of each text's prompt, which is not known. "
+            "Take a task of choices (acc) or generate_until."
+        )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """One draw each, by weight, cut before the first stop string. A temperature other than 1, and cuts, are refused."""
@@ -261,7 +282,10 @@ class OptimumLM(_Harness):
         for context, given in (each.args for each in requests):
             generation, stops = self._asked_for(given, self.options.get("max_new_tokens", _NEW))
             if generation.temperature not in (0, 1) or generation.top_k or generation.top_p < 1:
-                raise ArgumentError("generation_kwargs: the optimum is drawn as it is, at temperature 1 and uncut.")
+                raise ArgumentError(
+                    "generation_kwargs: the optimum is drawn as it is, at temperature 1 and uncut. "
+                    "Leave temperature, top_k and top_p out of the task."
+                )
             self.asked += 1
             options = {**self.options, "max_new_tokens": generation.max_new_tokens, "seed": self.seed + self.asked}
             draws = sample([context], self.refs, self.regularizer, self.reward, self.beta, **options)

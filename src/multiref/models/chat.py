@@ -78,7 +78,10 @@ class Chat:
                 self.tokenizer.apply_chat_template(list(messages), tokenize=False, **{**self.options, **tools, **opened})
             )
         except Exception as error:  # a template is somebody else's program: jinja's errors, TypeError, …
-            raise ModelError(f"The chat template refuses this conversation: {error}") from error
+            raise ModelError(
+                f"The chat template refuses this conversation: {error}"
+                ". Expected the roles and the order that it was written for; mend the rows, or give another template."
+            ) from error
 
     def check(self, messages: Messages) -> None:
         """DataError for what are no messages."""

@@ -185,7 +185,10 @@ def _write(
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     """An item as strings, each completion with its context: conversations through the template, which writes start and end."""
     if any(isinstance(completion, str) != isinstance(prompt, str) for completion in completions):
-        raise DataError("A prompt and its completion are not of one kind: one is a string, the other a list of chat messages.")
+        raise DataError(
+            "A prompt and its completion are not of one kind: one is a string, the other a list of chat messages. "
+            "Give both as strings, or both as messages."
+        )
     if isinstance(prompt, str):
         return prompt, tuple((prompt, completion) for completion in completions)
     return write_conversation(tokenizer, prompt, completions, tokenisation, origin=name)
@@ -287,7 +290,10 @@ def _fit(context: Ids, completions: tuple[Ids, ...], start: Ids, tokenisation: T
         return Encoded(context, completions, over)
     if truncation == "error":
         longest = len(context) + max(map(len, completions))
-        raise DataError(f"Prompt and completion have {longest} tokens, more than {max_length}, and truncation is 'error'.")
+        raise DataError(
+            f"Prompt and completion have {longest} tokens, more than {max_length}, and truncation is 'error'. "
+            "Raise max_length, shorten the text, or let keep_start or keep_end cut it."
+        )
     if truncation == "keep_start":
         if len(context) >= max_length:
             raise DataError(

@@ -144,7 +144,10 @@ class Generation:
                 "top_p above 0 and at most 1."
             )
         if self.min_new_tokens > self.max_new_tokens:
-            raise ArgumentError(f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens {self.max_new_tokens}.")
+            raise ArgumentError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens {self.max_new_tokens}. "
+                "Expected at most that."
+            )
 
 
 def _check(name: str, value: Any, known: tuple[Any, ...]) -> None:

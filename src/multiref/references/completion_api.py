@@ -114,7 +114,8 @@ class CompletionApi:
         if isinstance(sent, list) and isinstance(read, int) and read not in (0, len(sent), len(sent) * body.get("n", 1)):
             raise ReferenceUnavailable(
                 f"{self.endpoint} says that it read {read} tokens, and {len(sent)} were sent: it adds a start token of its "
-                "own, or cuts. Its log-probabilities are of another text."
+                "own, or cuts. Its log-probabilities are of another text. "
+                "Check that `tokenizer` is that of the model that it serves."
             )
         if not isinstance(choices, list) or not choices or not all(isinstance(choice, Mapping) for choice in choices):
             raise ReferenceUnavailable(f"{self.endpoint}/completions answered without choices[0]; expected a completion.")

@@ -58,7 +58,10 @@ def load_function(path: str, name: str, sha256: str | None = None) -> Any:
     content = _content(path)
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and sha256 != found:
-        raise ConfigError(f"{path} has changed: its sha256 is {found[:12]}…, and was {sha256[:12]}… when the run was read.")
+        raise ConfigError(
+            f"{path} has changed: its sha256 is {found[:12]}…, and was {sha256[:12]}… when the run was read. "
+            "Put the file back as it was, or begin a new run (another `output`)."
+        )
     module = types.ModuleType(f"multiref_own_{found[:12]}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # what a dataclass in it looks itself up by
@@ -66,7 +69,9 @@ def load_function(path: str, name: str, sha256: str | None = None) -> Any:
         exec(compile(content, path, "exec"), module.__dict__)
     except Exception as wrong:
         sys.modules.pop(module.__name__)
-        raise ConfigError(f"{path} cannot be run: {type(wrong).__name__}: {wrong}.") from wrong
+        raise ConfigError(
+            f"{path} cannot be run: {type(wrong).__name__}: {wrong}. Mend it: `python FILE` has to run without an error."
+        ) from wrong
     function: Any = getattr(module, name, None)
     if not callable(function):
         known = sorted(each for each, value in vars(module).items() if isinstance(value, types.FunctionType))

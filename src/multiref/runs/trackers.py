@@ -44,7 +44,10 @@ def open_trackers(
             if after < 0:
                 made.store_init_configuration(_flat(settings))
         except Exception as error:  # each library has its own
-            raise ConfigError(f"report_to: {name} could not be opened: {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"report_to: {name} could not be opened: {type(error).__name__}: {error}"
+                ". Set it up as its own documentation says, or leave it out of report_to."
+            ) from error
         opened[name] = made
 
     def report(line: Line) -> None:

@@ -133,7 +133,12 @@ class App:
             return JSONResponse(self._model)
         if path not in _POSTS:
             known = path in ("/health", "/v1/models")
-            raise BadRequest(f"{method} is not of this address." if known else "No such address.", status=405 if known else 404)
+            raise BadRequest(
+                f"{method} is not of this address."
+                if known
+                else "No such address. There are /v1/completions, /v1/chat/completions, /v1/models and /health.",
+                status=405 if known else 404,
+            )
         if method != "POST":
             raise BadRequest(f"{method} is not of this address; POST is.", status=405)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -158,7 +163,11 @@ class App:
             return
         name = host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]
         if name.lower() not in self.hosts:
-            raise BadRequest("This server listens for this machine alone, under its own names.", status=403)
+            raise BadRequest(
+                "This server listens for this machine alone, under its own names. "
+                "Ask it as localhost or 127.0.0.1; `--host` lets others ask.",
+                status=403,
+            )
 
     def _check_key(self, request: Request) -> None:
         """In constant time: what differs is a digest, of one length."""
@@ -168,7 +177,9 @@ class App:
         given = hashlib.sha256(f"{kind.capitalize()} {token.strip()}".encode("latin-1", "replace")).digest()
         if not hmac.compare_digest(given, self.key):
             raise BadRequest(
-                "A bearer token is needed here, and this is none that is known.", status=401, code="invalid_api_key"
+                "A bearer token is needed here, and this is none that is known. Send the header Authorization: Bearer TOKEN.",
+                status=401,
+                code="invalid_api_key",
             )
 
     def _begin(self, asked: Asked) -> Job:

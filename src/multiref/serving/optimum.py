@@ -50,7 +50,10 @@ class Optimum:
     def __enter__(self) -> Self:
         local = [each for each in map(self.refs.open, self.refs.names) if isinstance(each, LocalReference)]
         if not local:
-            raise ArgumentError("references: none is a model on this machine, and completions are drawn from one.")
+            raise ArgumentError(
+                "references: none is a model on this machine, and completions are drawn from one. "
+                "Give a folder or a hub id beside the servers."
+            )
         self.tokenizer = local[0].tokenizer
         self.models = []
         for each in local:
@@ -70,14 +73,15 @@ class Optimum:
         """Every prompt drawn, then its choices."""
         for name, refused in (("temperature", asked.temperature != 1), ("top_p", asked.top_p != 1), ("top_k", asked.top_k > 0)):
             if refused:
-                raise BadRequest(f"{name}: the optimum is drawn as it is, at temperature 1 and uncut.", name)
+                raise BadRequest(f"{name}: the optimum is drawn as it is, at temperature 1 and uncut. Leave it out.", name)
         if asked.echo or asked.top is not None:
             raise BadRequest(
-                "echo, logprobs: the optimum has a probability of whole completions, not of tokens.",
+                "echo, logprobs: the optimum has a probability of whole completions, not of tokens. "
+                "Leave them out; a server with --method token has them.",
                 "echo" if asked.echo else "logprobs",
             )
         if any(isinstance(prompt, tuple) and isinstance(prompt[0], int) for prompt in asked.prompts):
-            raise BadRequest("prompt: the optimum is drawn for text, not for token ids.", "prompt")
+            raise BadRequest("prompt: the optimum is drawn for text, not for token ids. Send a string.", "prompt")
         new = self.most if asked.new_tokens is None else asked.new_tokens
         if not 0 < new <= self.most:
             raise BadRequest(f"max_tokens is {new}; this server draws 1 to {self.most}.", "max_tokens")

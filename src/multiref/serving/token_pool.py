@@ -104,7 +104,9 @@ class TokenPool:
     def _context(self, prompt: Any) -> Ids:
         if isinstance(prompt, tuple) and isinstance(prompt[0], int):
             if max(prompt) >= (size := len(self.bench.tokenizer)):
-                raise BadRequest(f"prompt: token {max(prompt)} is none of {size:,}.", "prompt")
+                raise BadRequest(
+                    f"prompt: token {max(prompt)} is none of {size:,}. Send ids of the first reference's tokenizer.", "prompt"
+                )
             return prompt
         (context,) = encode_prompts(self.bench.tokenizer, [prompt])
         return context

@@ -114,7 +114,10 @@ def cut_into_microbatches(
         widest = max(range(len(groups)), key=lambda g: len(groups[g]))
         group = groups[widest]
         if len(group) == 1:
-            raise ArgumentError(f"{len(lengths)} rows cannot be cut into {at_least} passes.")
+            raise ArgumentError(
+                f"{len(lengths)} rows cannot be cut into {at_least} passes. "
+                "Expected at least one row for each pass: give larger batches, or fewer processes."
+            )
         groups[widest : widest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return groups
 

@@ -144,7 +144,9 @@ def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | 
             digest = hashlib.file_digest(file, hashlib.sha256 if earlier else xxhash.xxh3_128)
             return [size, digest.hexdigest()]
         except OSError as error:
-            raise OutputError(f"{path} cannot be read ({error.strerror})") from error
+            raise OutputError(
+                f"{path} cannot be read ({error.strerror}); make it readable, or remove its checkpoint."
+            ) from error
 
 
 def _looks_complete(folder: Path) -> bool:

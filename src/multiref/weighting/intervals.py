@@ -31,7 +31,10 @@ def log_mean_bounds(log_samples: Tensor, log_most: float | None, *, delta: float
     if not float(samples.max()) < math.inf or (log_most is not None and not math.isfinite(log_most)):
         raise ArgumentError("log_mean_bounds: expected logs of finite samples and of their largest, found NaN or +∞.")
     if log_most is not None and float(samples.max()) > log_most + 1e-6:
-        raise ArgumentError(f"log_mean_bounds: a sample of {float(samples.max()):.4g} is above {log_most:.4g} (logs).")
+        raise ArgumentError(
+            f"log_mean_bounds: a sample of {float(samples.max()):.4g} is above {log_most:.4g} (logs). "
+            "Expected a bound of every sample: give a larger log_most."
+        )
     lower, upper = 0.0, math.inf
     centre = samples.logsumexp(-1) - math.log(samples.shape[1])  # [P]
     if bool((centre == -math.inf).any()):

@@ -153,7 +153,10 @@ def _content(path: Path) -> bytes:
         try:
             return file.read()
         except OSError as error:
-            raise StoreError(f"Cannot read the shard {path}: {error.strerror or error}.") from error
+            raise StoreError(
+                f"Cannot read the shard {path}: {error.strerror or error}. "
+                "Make it readable, or remove it: its completions are then scored again."
+            ) from error
 
 
 def _opened(source: Any, path: Path, size: int, *, summed: bool) -> Any:

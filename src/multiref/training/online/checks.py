@@ -29,7 +29,7 @@ def as_rows(prompts: Sequence[Any]) -> list[Row]:
     if not rows:
         raise ArgumentError("prompts: expected at least one text or mapping with `prompt`, found none.")
     if any("prompt" not in row for row in rows):
-        raise ArgumentError("prompts: a row has no `prompt`.")
+        raise ArgumentError("prompts: a row has no `prompt`. Expected one in every row, a string or chat messages.")
     return [{**row, "prompt": as_prompt(row, origin=f"prompt {number}")} for number, row in enumerate(rows, 1)]
 
 

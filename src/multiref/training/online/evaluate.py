@@ -59,7 +59,10 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
         e for row in rows for e in _cut(trainer, row) if context is None or len(e.prompt_ids) + len(e.completions[0]) <= context
     ]
     if not encoded:
-        raise ArgumentError(f"rows: the student's context of {context} tokens holds none of the {len(rows)}, prompt and text.")
+        raise ArgumentError(
+            f"rows: the student's context of {context} tokens holds none of the {len(rows)}, prompt and text. "
+            "Give shorter ones, or cut them with max_new_tokens."
+        )
     models = {"student": trainer.model}
     with _scorer(trainer).models() as references:
         models |= dict(zip(trainer.names, references))
