@@ -22,7 +22,9 @@ def command(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("run.yaml"),
     task: Annotated[str | None, "preference, reward, online, distill or iterative. Default preference."] = None,
     model: Annotated[str | None, "--model -m", "What is trained: a folder or a hub id."] = None,
-    reference: Annotated[list[str] | None, "--reference -r", "name=PATH: what it is held to. Once per reference."] = None,
+    reference: Annotated[
+        list[str] | None, "--reference -r", "name=PATH: a reference that the policy is held to. Once per reference."
+    ] = None,
     data: Annotated[str | None, "--data -d", "Pairs, or prompts: a file, a folder, a URL, a hub id."] = None,
     chosen: ChosenColumns,
     reward: Annotated[

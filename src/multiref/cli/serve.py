@@ -18,8 +18,10 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     name: Annotated[str, "What the model is called in requests."] = "multiref",
     host: Annotated[str, "Address to listen at; 0.0.0.0 lets other machines ask."] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    api_key: Annotated[str | None, "The bearer token to ask for: env:NAME or file:PATH of where it is, never itself."] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None, "Where the bearer token is that clients must send: env:NAME or file:PATH. Never the token."
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests answered at a time; others get 429.")] = 4,
 ) -> None:
     """Serve the references' pool to any OpenAI client: /v1/completions, /v1/chat/completions, /v1/models, /health. Listens on

@@ -16,7 +16,10 @@ Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/�
 
 def _settings(
     points: Annotated[
-        int, typer.Option(min=2, help="Weights on the first of two runs, from 0 to 1; of more: the vertices and the middle.")
+        int,
+        typer.Option(
+            min=2, help="How many weights of the first of two runs, from 0 to 1. Of more runs: the vertices and the middle."
+        ),
     ] = 5,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.")

@@ -110,6 +110,7 @@ def read(
     """The same with what was found out.
 
     Args:
+        source: as of `read_pairs`. selection: which rows, under which names. largest: bytes of a file, and unpacked.
         on_ray: several files are read by Ray Data on its workers, where rows that cannot be used are refused, there is no
             limit, and there is a spool; else here.
         spool: a folder: pairs are held there in an Arrow file without a name rather than in memory (`data.spooled`).

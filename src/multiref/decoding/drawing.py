@@ -43,8 +43,8 @@ def sample(
         Ẑ = (1/N) Σ_i w_i,    E Ẑ = Z = Σ_y P_0(y) e^{r(y)/β};      without a reward Z = F, and the draws are the escort's
 
     Args:
-        prompts: strings, or tuples of chat messages. refs: a `References`, or what makes one.
-        reward: function(prompts=…, completions=…) → N numbers; −∞ vetoes a completion. None: the escort.
+        prompts: strings, or tuples of chat messages. refs: a `References`, or what makes one. seed: of all draws.
+        reward: function(prompts=…, completions=…) → N numbers; −∞ vetoes a completion. None: the escort. beta: its strength.
         method: "smc": islands of n particles that file every end (`models.particles.walk`), resampled within an island.
             "importance": n · islands independent draws weighed once (soft best-of-n). "rejection": exactly n · islands draws of
             π*. "token": draws of the pool renormalised at each token, weighed by the reward alone: not the optimum, and said.

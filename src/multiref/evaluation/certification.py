@@ -67,7 +67,8 @@ def certificate(
 
     Args:
         policy, baseline: a `LanguageModel` or its path, of the references' vocabulary.
-        reward: function(prompts=…, completions=…) → numbers.
+        refs: a `References`, or what makes one. regularizer: reverse KL. reward: function(prompts=…, completions=…) → numbers.
+        beta: strength, in units of the reward. delta: chance that a line fails. effort: how much is drawn; None: `Effort()`.
         generation: how both are sampled when they are served: temperature and cuts are then part of the policy whose J is
             certified. J* is the optimum among completions of that length.
         reward_max: declares 0 ≤ r ≤ reward_max. Without it the lower side of J* is certified and the upper one refused.

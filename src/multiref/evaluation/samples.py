@@ -47,6 +47,7 @@ def compare_samples(
     Args:
         policies, references: by name, all with one vocabulary (VocabularyMismatch otherwise; token ids are scored, not text).
             Beside models: `Optimum` (π*), `BestOf` (NaN where log π is not known), `TokenPool`.
+        generation: how every policy is sampled. beta: strength of the penalty in J. seed: of all draws.
         judges: name → function; "reward" is the r of J, others are averaged beside it. A text is judged once a prompt.
         samples: completions a prompt; their average is that prompt's value.
 

@@ -33,6 +33,7 @@ def estimate_disagreement(
     −log of the mean is too large on average by half the square of the error. The models share one vocabulary.
 
     Args:
+        prompt: a string or chat messages. weights: [K] of the models; None: uniform. seed: of all draws.
         ends: token ids that end a completion; None: those of the first model and the tokenizer.
     """
     w = check_weights(weights, len(models))
