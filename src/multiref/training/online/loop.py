@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import reduce
 
 from multiref._files import as_path
 from multiref._progress import tell
@@ -285,10 +286,7 @@ class OnlineTrainer:
 
     def _reduced_norm(self) -> float:
         """Gradients averaged over processes, then clipped."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad and p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            for p in parameters:
-                p.grad = self.accelerator.reduce(p.grad, reduction="mean")
+        parameters = average_gradients([p for p in self.model.parameters() if p.requires_grad])
         limit = self.args.max_grad_norm
         return float(self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
@@ -320,6 +318,15 @@ class OnlineTrainer:
         self._lines = []
         if listener is not None and self.accelerator.is_main_process:
             listener(self.step, line)
+
+
+def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Those that some process used, with the mean over processes: 0 from one that did not (an expert that no token reached)."""
+    used = over_ranks([float(p.grad is not None) for p in parameters], "sum")
+    found = [p for p, ranks in zip(parameters, used) if ranks]
+    for p in found if PartialState().num_processes > 1 else ():
+        p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
+    return found
 
 
 def decay_groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
