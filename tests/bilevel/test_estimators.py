@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from multiref.bilevel import (
+    conjugate_gradients,
     covariance,
     hypergradient,
     independent,
@@ -11,6 +12,7 @@ from multiref.bilevel import (
     perturbed_policy,
     policy_response,
     shared,
+    shared_weights,
 )
 from multiref.errors import ArgumentError
 from tests.bilevel.uppers import UPPERS
@@ -89,6 +91,33 @@ def test_pairs_with_labels_estimate_the_whole_hypergradient():
     found = by_reward(loss.mean(-1) + covariance(loss, a + b, beta=problem.beta), reward)
     error = found.std(0) / repeats**0.5
     assert bool(((found.mean(0) - hypergradient(problem, table, UPPERS["likelihood"])).abs() < 5 * error).all())
+
+
+def test_gibbs_weights_are_the_ratio_of_the_two_policies_to_first_order():
+    """w = e^{−σ (c − E c)/β}: the perturbed policy's ratio is off by O(σ²); a costly completion weighs less."""
+    problem, table = small()
+    still = problem.lower(table)
+    payoff = UPPERS["likelihood"].payoff(problem, still, table)
+    mean = (still.exp() * payoff).sum(-1)
+    off = []
+    for sigma in (1e-2, 1e-3):
+        exact = (perturbed_policy(problem, table, UPPERS["likelihood"], sigma=sigma) - still).exp()
+        weights = shared_weights(payoff, mean, sigma=sigma, beta=problem.beta)
+        off.append(float((weights - exact).abs().max()))
+    assert off[1] < off[0] / 80
+    by_hand = shared_weights(torch.tensor([[3.0, 1.0]]), torch.tensor([2.0]), sigma=0.5, beta=0.25)
+    torch.testing.assert_close(by_hand.log(), torch.tensor([[-2.0, 2.0]]))
+
+
+def test_one_conjugate_gradient_step_by_hand():
+    """H = diag(1, 4), target (3, 4): length 25/73 along it, (144, −108)/73 is left, 180/73 of 5; two steps solve it."""
+    hessian, target = torch.diag(torch.tensor([1.0, 4.0])).double(), torch.tensor([3.0, 4.0]).double()
+    solution, residual, steps = conjugate_gradients(lambda v: hessian @ v, target, steps=1)
+    torch.testing.assert_close(solution, target * 25 / 73)
+    assert residual == pytest.approx(36 / 73) and steps == 1
+    solution, residual, steps = conjugate_gradients(lambda v: hessian @ v, target, steps=9)
+    torch.testing.assert_close(solution, torch.tensor([3.0, 1.0]).double())
+    assert residual < 1e-10 and steps == 2
 
 
 def test_bad_arguments():

@@ -108,6 +108,13 @@ def test_estimates_from_scores_recover_the_exact_disagreement():
     assert agree.disagreement == pytest.approx(0, abs=1e-12) and agree.effective_samples == pytest.approx(40_000)
 
 
+def test_estimates_from_two_scores_by_hand():
+    """Probabilities 0.2, 0.2 and 0.1, 0.4 at equal weights: ratios 1 and √0.04/0.25 = 0.8, mean 0.9, deviation 0.2/√2."""
+    found = bounds.coverage_from_scores(torch.tensor([[0.2, 0.1], [0.2, 0.4]], dtype=torch.float64).log())
+    assert found.disagreement == pytest.approx(-math.log(0.9)) and found.disagreement_error == pytest.approx(0.1 / 0.9)
+    assert found.coverage_at_least == pytest.approx(1 / 0.9) and found.effective_samples == pytest.approx(1.8**2 / 1.64)
+
+
 def test_refusals():
     with pytest.raises(ArgumentError, match=r"\[K, N\]"):
         bounds.coverage_from_scores(torch.zeros(2, 0))

@@ -82,3 +82,14 @@ def test_chi_squared_is_an_estimate_and_says_so():
     assert found.effective_samples == pytest.approx(200_000 * share, rel=0.02) and "estimate, not a bound" in str(found)
     same = bounds.chi_squared_from_scores(refs[0], refs[:1])
     assert same.value == pytest.approx(0, abs=1e-12) and same.effective_samples == pytest.approx(6)
+
+
+def test_chi_squared_of_two_scores_by_hand():
+    """π = 0.4 and 0.1, μ = 0.2 and 0.25: ratios 2 and 0.4, mean 1.2, deviation 1.6/√2, over √2. What μ misses is +∞."""
+    refs = torch.tensor([[0.2, 0.1], [0.2, 0.4]]).double().log()
+    found = bounds.chi_squared_from_scores(torch.tensor([0.4, 0.1]).double().log(), refs)
+    assert (found.value, found.error) == (pytest.approx(0.2), pytest.approx(0.8))
+    assert found.effective_samples == pytest.approx(2.4**2 / 4.16) and found.samples == 2
+    refs[:, 1] = -math.inf
+    missed = bounds.chi_squared_from_scores(torch.tensor([0.4, 0.1]).double().log(), refs)
+    assert missed.value == missed.error == math.inf and missed.effective_samples == 1

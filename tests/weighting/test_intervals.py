@@ -7,6 +7,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.weighting import log_mean_bounds
+from multiref.weighting.intervals import BETS, islands_needed
 
 
 def empirical_bernstein(x, delta):
@@ -72,6 +73,32 @@ def test_many_prompts_cost_less_each():
     lower, _ = log_mean_bounds(torch.zeros(20, 1, dtype=torch.float64), None, delta=0.05)
     alone, _ = log_mean_bounds(torch.zeros(1, 1, dtype=torch.float64), None, delta=0.05)
     assert -1.0 < lower < 0 and alone < -2.9
+
+
+def least_mean(gains, places):
+    """min (u_1 + u_2)/2 over φ_1(u_1) + φ_2(u_2) ≤ log 20, over all pairs of places [G]; gains [2, G, I] are X/z − 1 there."""
+    phi = torch.stack([(1 + bet * gains).prod(-1) for bet in BETS]).mean(0).log()
+    allowed = phi[0][:, None] + phi[1] <= math.log(20)
+    return float(((places[:, None] + places) / 2)[allowed].min())
+
+
+def test_two_prompts_against_every_pair_of_means():
+    """δ = 5 %: the dual finds what a search over both means finds, and is never on the wrong side of it."""
+    x = (
+        torch.rand(2, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        * torch.tensor([[0.9], [0.3]]).double()
+    )
+    lower, upper = log_mean_bounds(x.log(), 0.0, delta=0.05)
+    u, v = torch.linspace(-5, 1, 601, dtype=torch.float64), torch.linspace(0.005, 5, 1000, dtype=torch.float64)  # log z, −log z
+    found = least_mean(x[:, None] / u.exp()[None, :, None] - 1, u)
+    assert found - 0.03 < lower <= found
+    found = -least_mean((1 - x[:, None]) / (1 - (-v).exp())[None, :, None] - 1, v)
+    assert found <= upper < found + 0.03
+
+
+def test_how_many_islands_an_upper_bound_needs():
+    """log(1/δ) e^{log_most}/(P Z): 20 e² / 4 at δ = e^−20, Z = e^−2, P = 4."""
+    assert islands_needed(-2.0, 0.0, prompts=4, delta=math.exp(-20)) == pytest.approx(5 * math.e**2)
 
 
 NONE = [(torch.tensor([[0.0, math.nan]]), None), (torch.tensor([[math.inf]]), None), (torch.zeros(1, 3), math.nan)]

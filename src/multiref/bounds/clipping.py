@@ -104,7 +104,8 @@ class ChiSquared:
     """χ² of a policy to Σ_k w_k π_k, from scores of the policy's own completions. An estimate, not a bound.
 
     Attributes:
-        value: mean of π/μ − 1; error: its standard error; both too small where the heavy ratios were not drawn.
+        value: mean of π/μ − 1; error: its standard error; both too small where the heavy ratios were not drawn, and +∞ where
+            one was that no reference gives mass.
         effective_samples: (Σ ρ)²/Σ ρ² of the ratios ρ = π/μ: how many completions the mean rests on.
         samples: N.
     """
@@ -134,6 +135,8 @@ def chi_squared_from_scores(policy_logps: Tensor, ref_logps: Tensor, weights: We
         )
     log_ratio = policy_logps.double() - power_pool(ref_logps.double(), check_weights(weights, len(ref_logps)), order=1.0)
     n = log_ratio.numel()
+    if bool((missed := log_ratio == math.inf).any()):
+        return ChiSquared(math.inf, math.inf, float(missed.sum()), n)
     top = log_ratio.max()
     scaled = (log_ratio - top).exp()
     mean = float(top.exp() * scaled.mean())
