@@ -114,7 +114,7 @@ def test_what_weighs_nothing_may_forbid_and_what_nobody_allows_is_said():
     assert float(found.values["J"]) == pytest.approx(0.0, abs=1e-6) and float(found.values["KL(π‖q)"]) == math.inf
     with torch.no_grad():
         made[0].table[0, 0, [0, 2]] = -math.inf
-    with pytest.raises(EmptyPoolError, match="forbids"):
+    with pytest.raises(EmptyPoolError, match="forbidden"):
         compare_samples({"pool": TokenPool(list(refs.values()), W)}, refs, ["x0"], judges, Generation(LENGTH), beta=BETA)
 
 

@@ -264,10 +264,10 @@ def _finish(
     asked = (log_w > NEG_INF).nonzero()[:, 0]
     rewards[asked] = bench.rewarding(prompt, [texts[i] for i in asked.tolist()])
     tilted = log_w + torch.where(log_w > NEG_INF, rewards / request.beta, 0.0)
-    if bool((tilted == math.inf).any()):
+    if bool((far := rewards.isfinite() & (rewards / request.beta).isinf()).any()):
         raise ArgumentError(
-            f"beta: a reward of {float(rewards.max()):.3g} over β = {request.beta:.3g} is no finite number. "
-            f"Expected finite weights e^{{r/β}}: give smaller rewards, or a larger β."
+            f"beta: a reward of {float(rewards[far][0]):.3g} over β = {request.beta:.3g} is no finite number. "
+            "Expected finite weights e^{r/β}: give smaller rewards, or a larger β."
         )
     if not bool((tilted > NEG_INF).any()):
         why = "the reward is −∞ for all of them" if len(asked) else "some reference forbids every one, or none ended in time"

@@ -1,5 +1,6 @@
 """The per-token pool, one token of each row at a time, and the text that these tokens spell."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,12 +25,14 @@ _BLOCK = 2**24  # log-probabilities of a block of the prompt, of one model
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token of a row. logp: under the pool as it is, temperature 1 and nothing cut; top: likeliest tokens, with theirs."""
+    """A token of a row. logp: under the pool as it is, temperature 1 and nothing cut; top: likeliest tokens, with theirs.
+    log_q: under what it was drawn from."""
 
     row: int
     token: int
     logp: float
     top: tuple[tuple[int, float], ...] = ()
+    log_q: float = math.nan
 
 
 def open_pool(refs: Any, regularizer: Regularizer) -> AbstractContextManager[Bench]:
@@ -74,7 +77,7 @@ def draw_tokens(
                 )
             greedy = generation.temperature == 0
             token = bent.argmax(-1, keepdim=True) if greedy else torch.multinomial(bent.softmax(-1), 1, generator=generator)
-            drawn = _drawn(alive, pool, token, top)
+            drawn = _drawn(alive, pool, bent.log_softmax(-1), token, top)
         yield drawn
         closed |= {each.row for each in drawn if each.token in bench.ends}
         kept = [place for place, row in enumerate(alive) if row not in closed]
@@ -107,7 +110,8 @@ def read_tokens(bench: Bench, ids: Ids, top: int = 0, *, first: int = 1) -> list
         logits = [part[start : start + size, :width].to(each[0].device) for part in each]
         said = torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)).log_softmax(-1) for part in logits])
         here = row[0, first + start : first + start + size, None].to(said.device)
-        found += _drawn([0] * len(here), _pooled(bench.request.regularizer, said), here, top)
+        pool = _pooled(bench.request.regularizer, said)
+        found += _drawn([0] * len(here), pool, pool, here, top)
     return found
 
 
@@ -122,11 +126,12 @@ def _pooled(regularizer: Regularizer, logps: Tensor) -> Tensor:
     return pool.log_softmax(-1)
 
 
-def _drawn(rows: Sequence[int], pool: Tensor, token: Tensor, top: int) -> list[Drawn]:
+def _drawn(rows: Sequence[int], pool: Tensor, q: Tensor, token: Tensor, top: int) -> list[Drawn]:
     best = pool.topk(min(top, pool.shape[-1]), -1)
     likeliest = zip(best.indices.tolist(), best.values.tolist()) if top else [((), ())] * len(rows)
-    own = zip(rows, token[:, 0].tolist(), pool.gather(-1, token)[:, 0].tolist(), likeliest)
-    return [Drawn(row, index, logp, tuple(zip(*pairs))) for row, index, logp, pairs in own]
+    logps, log_qs = (law.gather(-1, token)[:, 0].tolist() for law in (pool, q))
+    own = zip(rows, token[:, 0].tolist(), logps, likeliest, log_qs)
+    return [Drawn(row, index, logp, tuple(zip(*pairs)), log_q) for row, index, logp, pairs, log_q in own]
 
 
 @dataclass

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from multiref._logspace import weighted_sum
 from multiref._progress import tell
 from multiref.decoding import sample as sample_optimum
 from multiref.decoding.rewarding import Rewarding
-from multiref.errors import ArgumentError, EmptyPoolError
+from multiref.decoding.streaming import Drawn, draw_tokens, open_pool
+from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
-from multiref.models.draws import bend
-from multiref.models.lockstep import Lockstep, at_rest
-from multiref.models.sampling import Rollout, as_rollouts, encode_prompts, end_ids, sample
+from multiref.models.sampling import Rollout, as_rollouts, encode_prompts, sample
 from multiref.models.spec import Generation
 from multiref.references.collection import References
 from multiref.references.local import local_reference
@@ -92,36 +90,15 @@ class TokenPool:
     weights: Any = None
 
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
-        """Token by token from the pool, ended rows padded; each token with its log-probability."""
-        models, first = [each.model for each in self.models], self.models[0]
-        (context,), w = encode_prompts(first.tokenizer, [prompt]), check_weights(self.weights, len(models))
-        weighed = [end_ids(one.model, one.tokenizer) for one, weight in zip(self.models, w.tolist()) if weight > 0]
-        ends = tuple(dict.fromkeys(end for each in weighed for end in each))
-        drawn: list[Tensor] = []
-        logps: list[Tensor] = []
-        with at_rest(models):
-            step = Lockstep(models, context, group, generation.max_new_tokens)
-            generator = torch.Generator(step.device).manual_seed(seed)
-            end = torch.tensor(ends, dtype=torch.long, device=step.device)
-            done = torch.zeros(group, dtype=torch.bool, device=step.device)
-            for t in range(generation.max_new_tokens):
-                pool = weighted_sum(step.logps(), w.to(step.device)[:, None, None])
-                q = bend(pool, generation, end, t).log_softmax(-1)
-                if bool(q.isnan().any()):
-                    raise EmptyPoolError(
-                        f"After {t} tokens of {str(prompt)[:60]!r} some reference forbids each token. "
-                        "Leave a reference out, or give it weight 0."
-                    )
-                token = torch.multinomial(q.exp(), 1, generator=generator)
-                drawn.append(token[:, 0].masked_fill(done, -1))
-                logps.append(q.gather(1, token)[:, 0])
-                done |= torch.isin(token[:, 0], end)
-                if t == generation.max_new_tokens - 1 or bool(done.all()):
-                    break
-                step.read(token[:, 0])
-        ids = [tuple(v for v in row if v >= 0) for row in torch.stack(drawn, 1).tolist()]
-        rows = [(row, tuple(said[: len(row)])) for row, said in zip(ids, torch.stack(logps, 1).tolist())]
-        return as_rollouts(first.tokenizer, [prompt], [context], rows, ends)[0]
+        """Token by token from the pool; each token with its log-probability as it was drawn."""
+        rows: list[list[Drawn]] = [[] for _ in range(group)]
+        with open_pool({str(k): each for k, each in enumerate(self.models)}, ReverseKL(self.weights)) as bench:
+            (context,) = encode_prompts(bench.tokenizer, [prompt])
+            for step in draw_tokens(bench, context, generation, rows=group, generator=bench.generator(seed)):
+                for each in step:
+                    rows[each.row].append(each)
+            said = [(tuple(each.token for each in row), tuple(each.log_q for each in row)) for row in rows]
+            return as_rollouts(bench.tokenizer, [prompt], [context], said, bench.ends)[0]
 
 
 def draw_each(
