@@ -125,8 +125,20 @@ def test_what_cannot_be_compared():
         compare_samples({"other": other}, refs, ["x0"], judges, Generation(2), beta=BETA)
     with pytest.raises(ArgumentError, match="best of n"):
         BestOf(refs["p"], 0)
-    with pytest.raises(ArgumentError, match="judge `reward`"):
-        compare_samples({"p": refs["p"]}, refs, ["x0"], {}, Generation(2), beta=BETA)
+    with pytest.raises(ArgumentError, match="best of n"):
+        BestOf(refs["p"], 1.5)
+    for changed, said in (
+        ({"judges": {}}, "judge `reward`"),
+        ({"policies": [refs["p"]]}, "by name"),
+        ({"policies": {"p": None}}, "'p' is None"),
+        ({"prompts": "x0"}, "a list of prompts"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": math.nan}, "beta"),
+        ({"samples": 1.5}, "samples"),
+    ):
+        given = {"policies": {"p": refs["p"]}, "prompts": ["x0"], "judges": judges, "beta": BETA, **changed}
+        with pytest.raises(ArgumentError, match=said):
+            compare_samples(references=refs, generation=Generation(2), **given)
     for bad, said in ((None, "expected . numbers"), (math.nan, "nan for"), ("1", "expected . numbers")):
         with pytest.raises(ArgumentError, match=f"^style: .*({said})"):
             compare_samples(

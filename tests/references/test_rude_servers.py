@@ -61,7 +61,8 @@ def test_one_error_in_time_and_in_little_memory(way):
     bytes_or_more, words = WAYS[way]
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with rude(bytes_or_more) as endpoint, pytest.raises((ReferenceUnavailable, Refused), match=words) as caught:
-        CompletionApi(endpoint, Connection(timeout=0.3, attempts=1, largest=10**6)).choices(prompt="a")
+        seconds = 0.1 if "timed out" in words else 5
+        CompletionApi(endpoint, Connection(timeout=seconds, attempts=1, largest=10**6)).choices(prompt="a")
     assert len(str(caught.value)) < 1500 and "\n" not in str(caught.value)
     assert time.monotonic() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
@@ -97,8 +98,8 @@ def test_connecting_and_sending_count_too(way, monkeypatch):
             monkeypatch.setattr("socket.getaddrinfo", lambda *_: [place] * 4)
         began = time.monotonic()
         with pytest.raises(OSError, match="timed out"):
-            send(f"http://127.0.0.1:{port}/v1", b" " * 2**26, key=None, seconds=0.6, largest=100)
-        assert 0.5 < time.monotonic() - began < 2
+            send(f"http://127.0.0.1:{port}/v1", b" " * 2**26, key=None, seconds=0.2, largest=100)
+        assert 0.15 < time.monotonic() - began < 2
 
 
 def test_answers_of_other_shapes_are_no_scores():

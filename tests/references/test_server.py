@@ -306,11 +306,15 @@ def test_a_server_that_reads_more_tokens_than_were_sent(tiny):
 
 def test_lasting_trouble_ends_in_one_error(tiny):
     with serving(tiny.model, tiny.tokenizer) as server:
-        for mischief, words in (("500", r"4 attempts.*HTTP 500"), ("nothing", r"4 attempts"), ("slow", r"longer `timeout`")):
+        for mischief, time, words in (
+            ("500", 10, r"4 attempts.*HTTP 500"),
+            ("nothing", 10, r"4 attempts"),
+            ("slow", 0.05, r"longer `timeout`"),
+        ):
+            reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
+            reference.identity()  # in its own time
             server.script = [mischief] * 4
-            reference = ServerReference(
-                server.endpoint, tokenizer=tiny.tokenizer, connection=Connection(timeout=0.3, attempts=4, pause=0.001)
-            )
+            object.__setattr__(reference._api, "connection", Connection(timeout=time, attempts=4, pause=0.001))
             with pytest.raises(ReferenceUnavailable, match=words):
                 reference.score([ITEMS[1]])
         server.script = ["404"]

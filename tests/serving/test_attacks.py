@@ -127,15 +127,15 @@ def test_a_chunked_body_is_bounded_as_well(guarded):
 
 @pytest.mark.parametrize("begin", list(SLOW.values()), ids=list(SLOW))
 def test_a_slow_client_is_not_waited_for(begin, monkeypatch):
-    monkeypatch.setattr(running, "PATIENCE", 0.4)
-    monkeypatch.setattr(application, "PATIENCE", 0.4)
+    monkeypatch.setattr(running, "PATIENCE", 0.15)
+    monkeypatch.setattr(application, "PATIENCE", 0.15)
     with serving() as (port, _):
         opened = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(begin)
             with pytest.raises((ConnectionError, StopIteration)):
                 while True:  # a byte now and then does not help
-                    time.sleep(0.05)
+                    time.sleep(0.02)
                     connection.sendall(b"x")
         assert time.monotonic() - opened < 3
         assert status(send(port, post("/v1/completions", BODY))) == 200
@@ -160,7 +160,7 @@ class Endless:
 
 def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch):
     """Nor is more made for it than a few hundred pieces."""
-    monkeypatch.setattr(running, "PATIENCE", 0.5)
+    monkeypatch.setattr(running, "PATIENCE", 0.25)
     monkeypatch.setattr(application, "AHEAD", 16)
     with serving(Endless()) as (port, app), socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(post("/v1/completions", LONG))

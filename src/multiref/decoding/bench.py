@@ -70,7 +70,7 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
                 f"{request.method!r} with proposal {request.proposal!r} pools them token by token. Use method='importance' "
                 f"or 'smc' with proposal={local!r}: its completions are then scored as text."
             )
-    elif request.method == "smc" and request.proposal not in METHODS["smc"]:
+    elif request.method == "smc" and request.proposal in probe.names and request.proposal not in METHODS["smc"]:
         raise ArgumentError(
             f"proposal: {request.proposal!r} with method 'smc' is for references of other vocabularies; these have one. Leave "
             "it out, or use method='importance'."

@@ -110,11 +110,13 @@ class Request:
 
     def component(self, names: Sequence[str], weights: Tensor) -> Tensor:
         """[K] weights of the mixture that is proposed from: the references', or one-hot where one was named."""
-        if self.proposal == "mixture" or self.proposal in METHODS["importance"]:
+        if self.proposal in METHODS[self.method]:
             return weights
         if self.proposal not in names or None not in METHODS[self.method]:
-            known = [each or "a reference's name" for each in METHODS[self.method]]
-            raise ArgumentError(f"proposal: found {self.proposal!r}; expected one of {', '.join([*known, *names])}.")
+            known = [*filter(None, METHODS[self.method]), *(names if None in METHODS[self.method] else ())]
+            raise ArgumentError(
+                f"proposal: found {self.proposal!r} with method {self.method!r}; expected one of {', '.join(known)}."
+            )
         return torch.tensor([float(name == self.proposal) for name in names], dtype=torch.float64)
 
     def check_ends(self, ends: Sequence[int]) -> None:

@@ -88,6 +88,8 @@ def certificate(
     beta = check_strength(beta)
     if not isinstance(generation, Generation):
         raise ArgumentError(f"generation: expected a Generation, found {generation!r}.")
+    if not isinstance(effort, Effort | None):
+        raise ArgumentError(f"effort: expected an Effort, found {effort!r}.")
     named = {"π": policy} if baseline is None else {"π": policy, "baseline": baseline}
     for name, one in named.items():
         if not isinstance(one, (LanguageModel, str, os.PathLike)):

@@ -9,9 +9,9 @@ import torch
 from multiref._logspace import weighted_sum
 from multiref._progress import tell
 from multiref.decoding import sample as sample_optimum
+from multiref.decoding.request import check_whole
 from multiref.decoding.rewarding import Rewarding
 from multiref.decoding.streaming import Drawn, draw_tokens, open_pool
-from multiref.errors import ArgumentError
 from multiref.models import LanguageModel
 from multiref.models.sampling import Rollout, as_rollouts, encode_prompts, sample
 from multiref.models.spec import Generation
@@ -42,8 +42,7 @@ class BestOf:
     n: int = 8
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ArgumentError(f"best of n: expected n of at least 1, found {self.n}.")
+        check_whole("best of n: n", self.n, 1)
 
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
         """The best of n each, by the reward; none has a log-probability."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.decoding.request import check_strength, check_whole
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError
 from multiref.evaluation.comparison import Comparison
@@ -53,10 +54,16 @@ def compare_samples(
 
     A prompt's errors are independent of another's, so the error over prompts holds whatever `samples` is.
     """
-    if samples < 1 or not prompts or not policies or not references or "reward" not in judges:
+    beta, samples = check_strength(beta), check_whole("samples", samples, 1)
+    named = all(isinstance(each, Mapping) and each for each in (policies, references, judges)) and "reward" in judges
+    if not named or isinstance(prompts, str) or not prompts:
         raise ArgumentError(
-            "compare_samples: expected at least one policy, reference, prompt and sample, and a judge `reward`."
+            "compare_samples: expected policies and references by name, a list of prompts, and a judge `reward`: at least one "
+            "of each."
         )
+    for name, one in policies.items():
+        if not isinstance(one, (LanguageModel, Contestant)):
+            raise ArgumentError(f"policies: {name!r} is {one!r}; expected a LanguageModel, Optimum, BestOf or TokenPool.")
     if taken := sorted(judges.keys() & set(MEASURED)):
         raise ArgumentError(f"judges: {taken[0]!r} is a metric of its own here; give the judge another name.")
     models = {name: one for name, one in policies.items() if isinstance(one, LanguageModel)}
