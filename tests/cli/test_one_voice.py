@@ -93,6 +93,14 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("verb", ["init", "decode", "sweep", "evaluate", *LAB])
+def test_what_a_verb_makes_has_one_name_and_a_default_of_zero_is_said(verb: str) -> None:
+    shown = ask(verb, "--help", env={"COLUMNS": "100"}).output
+    assert "  -o, --out, --output PATH" in shown or "  -o, --out, --output TEXT" in shown
+    if (seed := shown.partition("--seed NUMBER")[2]) != "":
+        assert "[default 0]" in " ".join(seed.partition("--")[0].split())
+
+
 def test_an_oracle_is_made_of_a_reward_that_can_judge_two_completions() -> None:
     def made(*rewards: dict[str, object]) -> str:
         return new_run("iterative", model="m", references={"a": "b"}, data={"path": "p"}, output="o", reward=rewards)

@@ -78,6 +78,8 @@ def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, double
     scores = tmp_path / "scores"
     run("score", data, "-r", "base=./base", "-r", "math=./math", "--store", scores)
     listed = run("store", "ls", scores).output
+    told = json.loads(run("store", "ls", scores, "--json").stdout)["references"][0]
+    assert all(isinstance(told[key], int | float) for key in ("completions", "shards", "MB")), told
     assert "base" in listed and "math" in listed and listed.count("80") >= 2 and "another version" not in listed
     assert run("store", "verify", scores).exit_code == 0
     assert "Nothing to remove" in run("store", "prune", scores).output

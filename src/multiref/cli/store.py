@@ -24,21 +24,23 @@ def ls(folder: Folder) -> dict[str, Any]:
 
     store = Store(folder, create=False)
     held = store.manifest()
-    lines, outdated = [], {}
+    found, outdated = list[dict[str, Any]](), dict[str, int]()
     for address, note in store.references().items():
         mine = [entry for name, entry in held.items() if name.startswith(f"{address}/")]
         rows, size = sum(entry["rows"] for entry in mine), sum(entry["bytes"] for entry in mine)
         if note["identity"].get("scoring_version", SCORING_VERSION) != SCORING_VERSION:
             outdated[address[:8]] = rows
         names, places = (", ".join(dict.fromkeys(seen[what] for seen in note["seen"])) or "?" for what in ("name", "location"))
-        lines.append([names, address[:8], f"{rows:,}", f"{len(mine):,}", f"{size / 1e6:.1f}", places])
+        values = (names, address[:8], rows, len(mine), round(size / 1e6, 1), places)
+        found.append(dict(zip(("name", "address", "completions", "shards", "MB", "from"), values)))
+    lines = [[f"{value:,}" if isinstance(value, int | float) else value for value in each.values()] for each in found]
     print_table(Table(["reference", "address", "completions", "shards", "MB", "scored from"], lines, str(folder)))
     if outdated:
         typer.echo(
             f"{sum(outdated.values()):,} of these completions ({', '.join(outdated)}) were scored by another version of the "
             "scoring and are not used; `multiref store prune` with --reference ADDRESS removes them."
         )
-    return {"references": [dict(zip(("name", "address", "completions", "shards", "MB", "from"), line)) for line in lines]}
+    return {"references": found}
 
 
 @app.command()
