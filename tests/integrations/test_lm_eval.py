@@ -122,8 +122,17 @@ def test_what_the_optimum_has_not_is_refused_with_the_reason(refs, manager):
         lm.loglikelihood_rolling(two)
     with pytest.raises(ArgumentError, match="temperature 1"):
         lm.generate_until([SimpleNamespace(args=("the", {"do_sample": True, "temperature": 0.5}))])
-    with pytest.raises(ArgumentError, match="num_beams"):
-        PoolLM(refs).generate_until([SimpleNamespace(args=("the", {"num_beams": 4}))])
+    bent = {
+        "num_beams": 4,
+        "no_repeat_ngram_size": 1,
+        "presence_penalty": 1.0,
+        "min_p": 1,
+        "repetition_penalty": 0.5,
+        "top_p": 0,
+    }
+    for name, value in bent.items():
+        with pytest.raises(ArgumentError, match=name):
+            PoolLM(refs).generate_until([SimpleNamespace(args=("the", {name: value}))])
     for wrong in ({"temperature": None, "do_sample": True}, {"max_gen_toks": "x"}, {"max_gen_toks": 0}):
         with pytest.raises(ArgumentError, match=r"generation_kwargs|max_new_tokens"):
             PoolLM(refs).generate_until([SimpleNamespace(args=("the", wrong))])
@@ -151,7 +160,8 @@ def test_generation_stops_where_the_task_says(models, tokenizer, refs, manager):
         assert said[0][0] == whole[: min((at for at in map(whole.find, (" the", "q")) if at >= 0), default=None)]
     lm = PoolLM(refs, mr.ReverseKL(W))
     hot, cold = {"do_sample": True}, {"do_sample": True, "temperature": 1e-3}
-    asked = [SimpleNamespace(args=("the", {"max_gen_toks": 12, **kind})) for kind in (hot, hot, cold, {}, {"top_k": 3})]
+    idle = {"top_k": 3, "num_beams": 1, "use_cache": False, "early_stopping": True, "min_p": 0, "top_p": None}
+    asked = [SimpleNamespace(args=("the", {"max_gen_toks": 12, **kind})) for kind in (hot, hot, cold, {}, idle)]
     one, other, cold, greedy, again = lm.generate_until(asked)
     assert len({one, other, greedy}) == 3 and cold == greedy == again
     drawn, _ = ask(OptimumLM(refs, mr.ReverseKL(W), reward, BETA, n=8, islands=1), "said", manager)

@@ -137,6 +137,7 @@ def test_choices_seeds_prompts_and_usage(client):
     assert texts != [choice.text for choice in other.choices]
     streamed = ["" for _ in texts]
     for part in client.completions.create(stream=True, stream_options={"include_usage": True}, **given):
+        assert "usage" in part.model_fields_set and (part.usage is None) == bool(part.choices)
         if part.choices:
             streamed[part.choices[0].index] += part.choices[0].text
     assert streamed == texts and part.usage == one.usage

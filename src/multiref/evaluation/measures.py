@@ -48,8 +48,11 @@ def measure_divergences(
     r"""{metric: [M, P]} of contestants whose log π is known, NaN of the others.
 
         KL(π‖π_k)   k1: mean of ℓ_k = log π − log π_k of whole completions
-        k3(π‖π_k)   mean of Σ_t e^{−ℓ_kt} − 1 + ℓ_kt over tokens: the same mean, never negative; NaN where tokens have no log π
+        k3(π‖π_k)   mean of Σ_t e^{−ℓ_kt} − 1 + ℓ_kt over tokens: never negative; NaN where tokens have no log π
         J           mean of r − β Σ_k w_k ℓ_k
+
+    k3 has k1's mean where every token may be drawn. Where top_k, top_p or min_new_tokens take some out it is less, by the mass
+    that π_k gives those, token by token: then only k1 estimates the KL.
 
     Errors: VocabularyMismatch: token ids are scored, not text.
     """

@@ -36,6 +36,10 @@ __all__ = ["OptimumLM", "PoolLM", "evaluate"]
 
 LONGEST = 2048  # tokens of a context that no configuration names, as the harness has it
 _NEW = 256  # tokens, where a task names no number, as the harness has it
+# settings that change nothing where they are 1; of a single beam whatever they are; all others where they are 0
+_ONE = {"best_of", "encoder_repetition_penalty", "n", "num_beam_groups", "num_beams", "num_return_sequences"}
+_ONE |= {"repetition_penalty", "skip_special_tokens", "typical_p"}
+_IDLE = {"early_stopping", "length_penalty", "use_cache"}
 
 
 class _Harness(TemplateLM):  # type: ignore[misc]
@@ -92,11 +96,13 @@ class _Harness(TemplateLM):  # type: ignore[misc]
             found = dict(normalize_gen_kwargs(dict(given), new))
             stops = tuple(each for each in found.pop("until") if each)
             temperature = float(found.pop("temperature", 1.0)) * bool(found.pop("do_sample"))
-            top_k, top_p = int(found.pop("top_k", 0) or 0), float(found.pop("top_p", 1.0) or 1.0)
+            top_k, top_p = (found.pop(name, None) for name in ("top_k", "top_p"))
+            top_k, top_p = 0 if top_k is None else int(top_k), 1.0 if top_p is None else float(top_p)
             generation = Generation(int(found.pop("max_gen_toks")), temperature, top_k, top_p)
         except (TypeError, ValueError, AttributeError) as error:
             raise ArgumentError(f"generation_kwargs: {dict(given)} is not understood ({error}).") from None
-        if odd := [name for name, value in found.items() if value not in (None, False, 1, 0)]:
+        bent = {name: value for name, value in found.items() if name not in _IDLE}
+        if odd := [name for name, value in bent.items() if value not in (None, 1 if name in _ONE else 0)]:
             raise ArgumentError(f"generation_kwargs: {', '.join(odd)} not supported here; leave them out of the task.")
         return generation, stops
 

@@ -18,7 +18,9 @@ class Answered:
         kind = "chat.completion" if asked.chat else "text_completion"
         streamed = f"{kind}.chunk" if asked.chat and asked.stream else kind
         name = f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}"
-        self.head = {"id": name, "object": streamed, "created": int(time.time()), "model": model}
+        self.head: dict[str, Any] = {"id": name, "object": streamed, "created": int(time.time()), "model": model}
+        if asked.usage:  # null in every chunk but the last
+            self.head["usage"] = None
 
     def whole(self, events: Iterable[Piece | Finished]) -> dict[str, Any]:
         """One object with every choice."""
