@@ -48,6 +48,12 @@ def test_draws_are_of_the_optimum(method, proposal, shortest):
     assert abs(found.log_partition - truth.log_partition) < 4.5 * found.error < 0.25
     assert float(found.log_weights.logsumexp(0)) == pytest.approx(found.log_partition, abs=1e-9)
     assert ("no bound" in str(Draws((found,), method, proposal or "pool"))) == (proposal == "q")
+    if method == "rejection":  # a binomial share a of some hundred more proposals than it took
+        a = math.exp(found.log_partition - 1.0 / BETA)
+        assert 0.8 * math.sqrt((1 - a) / 4000) < found.error <= math.sqrt((1 - a) / 4000)
+    else:  # the islands are independent, and their mean is Ẑ
+        islands = found.log_islands.exp()
+        assert found.error == pytest.approx(float(islands.std() / islands.mean()) / len(islands) ** 0.5)
     cut = float(truth.policy[[ids[-1] != 0 for ids in truth.ids]].sum())
     assert found.cut == pytest.approx(cut, abs=0.05)
 

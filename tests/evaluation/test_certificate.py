@@ -2,6 +2,7 @@
 
 import math
 import re
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, VocabularyMismatch
-from multiref.evaluation import Effort, certificate, certification
+from multiref.evaluation import Effort, certificate, certification, optimum_bounds
 from multiref.evaluation.yardstick import vocabulary_kl
 from multiref.models import Generation, LanguageModel
 from multiref.models.sampling import Rollout
@@ -221,3 +222,37 @@ def test_the_share_is_what_all_that_is_possible_allows(regret, gained):
     left = [1 - each / gap for each in regret for gap in gaps]
     expected = (max(min(direct), min(left)), min(max(direct), max(left)))
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+@pytest.mark.parametrize("known", [12.0, None], ids=["certified", "asymptotic"])
+def test_no_more_than_delta_is_spent(known, baseline, monkeypatch):
+    """Every side that a line rests on takes its part of δ; together they are δ (union bound). The upper side of J* has three
+    parts: the islands, and each reference of Hölder's inequality."""
+    spent = []
+
+    def spy(module, name, of):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, **named: spent.append(of(given, named)) or original(*given, **named))
+
+    spy(certification, "log_mean_bounds", lambda given, named: named["delta"])
+    spy(optimum_bounds, "log_mean_bounds", lambda given, named: named["delta"])
+    if known is None:  # a normal interval: both sides
+        spy(certification, "_interval", lambda given, named: 2 * given[2] if given[1] is None else 0.0)
+    certified(tables(), log_ratio_max=known, delta=0.03, **({} if baseline else {"baseline": None}))
+    assert sum(spent) == pytest.approx(0.03)
+
+
+def test_normal_intervals_by_hand():
+    """Two prompts with variances 1 and 4 of three completions each: the mean's is (1/3 + 4/3)/4. Population: three prompts,
+    their spread over √3 on both sides of every figure, at δ/6 each."""
+    values = torch.tensor([[0.0, 1.0, 2.0], [4.0, 6.0, 8.0]], dtype=torch.float64)
+    low, high = certification._interval(values, None, 0.025)
+    assert (low, high) == pytest.approx((3.5 - 1.959964 * math.sqrt(5 / 12), 3.5 + 1.959964 * math.sqrt(5 / 12)), rel=1e-6)
+    found = {"value": (0.0, 1.0), "optimum": (2.0, 3.0), "regret": (1.0, 3.0)}
+    each = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), torch.tensor([5.0, 3.0, 4.0], dtype=torch.float64)
+    population, _ = certification._population(found, *each, 0.06)
+    far = NormalDist().inv_cdf(0.99) / math.sqrt(3)
+    for name, variance in (("value", 7 / 3), ("optimum", 1.0), ("regret", 13 / 3)):  # regrets 4, 1, 0: mean 5/3
+        reach, (low, high) = far * math.sqrt(variance), found[name]
+        assert population[name] == pytest.approx((max(low - reach, 0.0) if name == "regret" else low - reach, high + reach))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,12 @@ def test_the_numbers_of_one_reference_on_paper():
     longer, margins = np.array([2, 0, -3, 0]), np.array([2, 1, -1, 0])
     assert q.length_correlation == pytest.approx(np.corrcoef(longer, margins)[0, 1])
     assert q.nats_per_extra_token == pytest.approx(np.polyfit(longer, margins, 1)[0])
+    assert q.nats_per_character == pytest.approx(30 / 16)  # "c0", "r0", … have two each
+    assert q.spread == pytest.approx(np.std([1 / 3, 3, 1, 1.5, 5, 1, 6, 6], ddof=1))
+    sizes, claims, found, counts = zip(*q.calibration)
+    assert sizes == (0, 1, 1, 2) and counts == (1,) * 4 and found[0] == 0.5 and sorted(found[1:]) == [0, 1, 1]
+    assert claims == pytest.approx([1 / (1 + math.exp(-size)) for size in sizes])
+    assert q.calibration_error == pytest.approx(np.mean([abs(a - b) for a, b in zip(claims, found)]))
 
 
 def test_the_accuracy_interval_is_wilson_where_pairs_are_independent():
@@ -118,6 +125,40 @@ def test_held_out_means_held_out():
     likelihood, logits = held_out(watching, margins, folds_of(groups, 3, seed=0))
     assert sorted(predicted) == list(range(8)) and torch.equal(logits, margins[0])
     assert torch.allclose(likelihood, -torch.log1p(torch.exp(-logits)))
+
+
+def test_intervals_of_weights_are_the_95_percent_of_resampled_prompts(monkeypatch):
+    """A fit that is the mean of the margins: its bootstrap interval is mean ± 1.96 sd/√G, prompts being what is resampled."""
+    from multiref.evaluation.inspection import mixture
+
+    values = torch.from_numpy(np.random.default_rng(2).normal(3, 1, 60)).repeat_interleave(2)
+    groups = torch.arange(60).repeat_interleave(2)
+
+    def mean(margins, counts=None):
+        n = torch.ones(len(values)).double() if counts is None else counts
+        return SimpleNamespace(weights=torch.ones(1).double(), scale=float(margins[0] @ n / n.sum()))
+
+    monkeypatch.setattr(mixture, "fit_preferences", mean)
+    seen = SimpleNamespace(margins=values[None], groups=groups, names=("a",))
+    low, high = mixture.weigh(seen, [0], resamples=2000, seed=0).scale_interval
+    reach = 1.96 * float(values[::2].std()) / 60**0.5
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.08) and (high + low) / 2 == pytest.approx(
+        float(values.mean()), abs=0.03
+    )
+
+
+def test_errors_of_ways_to_weigh_are_clustered():
+    """Each of 30 prompts three times: the error of a gain over the best single one is that of the 30 differences."""
+    from multiref.evaluation.inspection.mixture import _best_single, _scaled, contenders
+    from multiref.weighting import uniform
+
+    margins = np.random.default_rng(4).normal(0.5, 1, (2, 30)).repeat(3, axis=1)
+    seen = gather(*made(np.stack([margins, 0 * margins], axis=-1) - 9, prompts=[f"p{n // 3}" for n in range(90)]))
+    folds = folds_of(seen.groups, 5, seed=0)
+    (found,) = [each for each in contenders(seen, [0, 1], folds) if each.name == "uniform"]
+    base, own = (held_out(rule, seen.margins, folds)[0][::3] for rule in (_best_single, _scaled(uniform)))
+    assert (found.gain, found.gain_error) == pytest.approx((float((own - base).mean()), float((own - base).std()) / 30**0.5))
+    assert found.error == pytest.approx(float(own.std()) / 30**0.5)
 
 
 def test_an_overfitted_mixture_gains_nothing_on_held_out_pairs():
@@ -271,7 +312,18 @@ def test_what_the_escort_says_against_enumeration():
     for log_mass, median in ((truth.log_target, found.median_length), *zip(truth.each, found.lengths)):
         share = log_mass.softmax(0)
         assert float(share[lengths <= median].sum()) > 0.45 and float(share[lengths < median].sum()) < 0.55
+    token, row = [], 0  # KL(π_tok‖escort) of the pool renormalised at each token
+    for ids in truth.ids:
+        row, total = 0, 0.0
+        for v in ids:
+            total += float(sum(w * t.table[0, row].detach().log_softmax(-1) for w, t in zip(W, made)).log_softmax(-1)[v])
+            row = 3 * row + 1 + v
+        token.append(total)
+    law = torch.tensor(token, dtype=torch.float64)
+    assert found.token_kl == pytest.approx(float(law.exp() @ (law - truth.log_target.log_softmax(0))), abs=0.3)
+    more = found.forced - found.disagreement
     said = " ".join(found.sentences)
+    assert f"about {more / max(LENGTH - found.median_length, 1):.3f} β a token" in said and f"these {more:.1f} nats" in said
     assert all(word in said for word in ("min_new_tokens", "A reward that grows", "per-token pool", "median length", "p 0.40"))
 
 
