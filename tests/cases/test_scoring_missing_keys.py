@@ -77,6 +77,10 @@ REFUSED = {
         r"q_proj\.weight holds scaled numbers \(F8_E4M3\)",
     ),
     "not a number": (lambda w: w | {"model.norm.weight": torch.full((32,), torch.nan)}, r"model\.norm\.weight holds NaN"),
+    "infinite": (
+        lambda w: w | {"model.norm.weight": torch.full((32,), torch.inf)},
+        r"model\.norm\.weight holds NaN or infinity",
+    ),
 }
 
 

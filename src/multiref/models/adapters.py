@@ -37,10 +37,23 @@ def on_base(spec: ModelSpec) -> ModelSpec:
         raise ModelError(
             f"{spec.path} is an adapter that does not name its base model; give the base, and this folder as adapter."
         )
+    _check_bases(folder)
     here = Path(spec.path).is_dir()
     adapter = spec.path if here else str(local_folder(spec.path, revision=spec.revision))
     revision = config.get("revision") or (spec.revision if here else None)
     return replace(spec, path=_found(str(base), folder), adapter=adapter, revision=revision)
+
+
+def _check_bases(folder: Path) -> None:
+    """ModelError where adapters name each other as their bases."""
+    seen: list[Path] = []
+    while (folder / _CONFIG).is_file():
+        if folder.resolve() in seen:
+            raise ModelError(f"{folder / _CONFIG}: the base that it names leads back to it; expected a model at the end.")
+        seen.append(folder.resolve())
+        if not (base := read_adapter_config(folder).get("base_model_name_or_path")):
+            break
+        folder = Path(_found(str(base), folder))
 
 
 def adapter_folder(path: str, revision: str | None = None) -> Path | None:
@@ -232,6 +245,10 @@ def _found(base: str, folder: Path) -> str:
     """
     name = Path(base).expanduser()
     if name.is_absolute():
+        if not name.is_dir():
+            raise ModelError(
+                f"The adapter {folder} names its base {base}, which is no folder. Give the base's path, and this as adapter."
+            )
         return str(name)
     home = folder.resolve()
     near = next((str(above / name) for above in (home, *home.parents) if _is_model(above / name)), None)

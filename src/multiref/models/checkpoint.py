@@ -126,10 +126,13 @@ def first_three(names: Sequence[str]) -> str:
 
 
 def check_numbers(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> None:
-    """ModelError where a weight is NaN."""
+    """ModelError where a weight is NaN or infinite."""
     for name, weight in weights:
-        if weight.is_floating_point() and weight.device.type != "meta" and bool(torch.isnan(weight).any()):
-            raise ModelError(f"{path}: the weight {name} holds NaN; every score would be NaN. Take another checkpoint.")
+        if weight.is_floating_point() and weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
+            raise ModelError(
+                f"{path}: the weight {name} holds NaN or infinity; every score would be NaN. Take another checkpoint, or a "
+                "dtype that holds its numbers (float16 ends at 65,504)."
+            )
 
 
 def is_whole(kind: str) -> bool:

@@ -173,7 +173,7 @@ def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Cont
     shapes = {key: shape for own in held.values() for key, shape in own.items()}
     for path in paths:
         if path.suffix == ".jinja":
-            decode(path.read_bytes(), str(path), first=True, error=ModelError)
+            decode(_without_mark(path), str(path), first=True, error=ModelError)
         elif path.name.endswith(".index.json"):
             _check_index(objects[path.name], path)
     index, whole = objects.get("model.safetensors.index.json"), "model.safetensors"
@@ -216,7 +216,7 @@ def _growth(rule: Any) -> float:
 def read_object(path: Path) -> dict[str, Any]:
     """A file's JSON object. Names of versions, NaN and Infinity are in files of transformers too."""
     expected = "Expected a JSON object; take the file from where the model came from."
-    content = path.read_bytes()
+    content = _without_mark(path)
     depth = 64 if len(content) < MIB else 10**9  # a large vocabulary: its parser ends where the stack does, without harm
     try:
         found = parse_json(content, str(path), error=ModelError, constants=True, depth=depth, expected=expected)
@@ -225,6 +225,15 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{path}: found a {type(found).__name__}. {expected}")
     return found
+
+
+def _without_mark(path: Path) -> bytes:
+    """The file's content. ModelError for a byte order mark: transformers reads no JSON behind one, and of a chat template it
+    takes the mark as the first character of every conversation."""
+    content = path.read_bytes()
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise ModelError(f"{path} begins with a byte order mark, as Windows' editors write it; save it as UTF-8 without one.")
+    return content
 
 
 def _read_header(path: Path) -> dict[str, Shape]:

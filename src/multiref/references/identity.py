@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from multiref.errors import MultirefWarning
-from multiref.models.adapters import on_base
+from multiref.models.adapters import on_base, read_adapter_config
 from multiref.models.chat import Chat, dates_of, template_of
 from multiref.models.fingerprint import (
     config_fingerprint,
@@ -25,7 +25,7 @@ from multiref.models.fingerprint import (
     text_digest,
     tokenizer_fingerprint,
 )
-from multiref.models.folders import local_folder
+from multiref.models.folders import check_files, local_folder
 from multiref.models.spec import ModelSpec, Tokenisation
 
 SCORING_VERSION = 2  # rises whenever the same model and text would get another number or another identity
@@ -101,8 +101,8 @@ def file_identity(spec: ModelSpec) -> dict[str, Any]:
     adapter = None
     if spec.adapter is not None:
         where = local_folder(spec.adapter)
-        config = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
-        adapter = [file_weights_fingerprint(where, "adapter_model*.safetensors"), config_fingerprint(config)]
+        weights = file_weights_fingerprint(where, "adapter_model*.safetensors")
+        adapter = [weights, config_fingerprint(read_adapter_config(where))]
     below = on_base(replace(spec, adapter=None))
     if below.adapter is not None:
         base = file_identity(below)
@@ -111,7 +111,7 @@ def file_identity(spec: ModelSpec) -> dict[str, Any]:
     code = sorted(folder.glob("*.py")) if spec.trust_remote_code else []
     return {
         "weights": file_weights_fingerprint(folder),
-        "config": config_fingerprint(json.loads((folder / "config.json").read_text(encoding="utf-8"))),
+        "config": config_fingerprint(check_files(folder).config),
         "adapter": adapter,
         "attention": spec.attention,
         "code": text_digest("\0".join(file.read_text(encoding="utf-8") for file in code)) if code else None,

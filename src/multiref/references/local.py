@@ -171,10 +171,15 @@ class LocalReference:
 
     @contextmanager
     def loaded(self) -> Iterator[Any]:
-        """The model as it scores, its adapter on: `with reference.loaded() as model`. In memory until `release`."""
+        """The model as it scores, its adapter on: `with reference.loaded() as model`. In memory until `release`. Errors inside
+        name the reference."""
         self.base.claim(self)
-        with self.base.with_adapter(self.spec.adapter) as model:
-            yield model
+        try:
+            with self.base.with_adapter(self.spec.adapter) as model:
+                yield model
+        except ModelError as error:
+            named = self.spec.adapter or self.name
+            raise error if named in str(error) else ModelError(f"{named}: {error}") from error
 
     @cached_property
     def tokenizer(self) -> Any:
