@@ -105,6 +105,10 @@ def test_prompts_that_the_others_would_read_otherwise_are_refused(models, tokeni
             models[0].generate(**given, **once, logits_processor=[processor])
     with pytest.raises(VocabularyMismatch):
         PoolLogitsProcessor([models[0], make_llama(len(tokenizer) + 1)])
+    with pytest.raises(ArgumentError, match=r"models: found 'a'; expected .*load\(path\).model"):
+        PoolLogitsProcessor([models[0], "a"])
+    with pytest.raises(ArgumentError, match="attention_mask: expected a tensor"):
+        PoolLogitsProcessor(models, W, attention_mask=inputs["attention_mask"][0])
 
 
 def test_a_stream_is_the_text_that_is_drawn(models, tokenizer):

@@ -60,6 +60,10 @@ class PoolLogitsProcessor(LogitsProcessor):
             )
         self.others, self.weights = list(models[1:]), check_weights(weights, len(models))
         self.mask, self.order = attention_mask, order
+        if wrong := [each for each in models if not hasattr(each, "config")]:
+            raise ArgumentError(f"models: found {wrong[0]!r}; expected models as transformers has them: `load(path).model`.")
+        if not isinstance(attention_mask, Tensor | None) or (attention_mask is not None and attention_mask.ndim != 2):
+            raise ArgumentError(f"attention_mask: expected a tensor [rows, tokens], found {attention_mask!r}.")
         widths = {model.config.get_text_config().vocab_size for model in models}
         if len(widths) > 1:
             raise VocabularyMismatch(f"models: expected one vocabulary, found sizes {sorted(widths)}.")

@@ -241,6 +241,8 @@ class OptimumLM(_Harness):
                 f"{sorted(map(str, unseen))}: the optimum must see a task's metrics first, for acc alone can be told. Call "
                 "multiref.integrations.lm_eval.evaluate(lm, tasks, …) instead of simple_evaluate."
             )
+        if not requests:
+            return []
         contexts: dict[tuple[Any, Any], str] = {}
         for each in requests:
             if contexts.setdefault((each.task_name, each.doc_id), each.args[0]) != each.args[0]:
