@@ -79,7 +79,9 @@ bounds.learned_reward_value(**learned, distance=0.35).value  # = 0.327241
 
 # %% statements, describe
 sorted(bounds.statements())[:2]  # = ['forward-kl-6-2', 'forward-kl-fast']
-bounds.describe("coverage")  # = 'C: the largest ratio of policy to sampling law (forward KL F2: of policy to arithmetic pool)'
+bounds.describe(
+    "coverage"
+)  # = 'C: the largest ratio of policy to sampling law at any prompt (forward KL F2: of policy to arithmetic pool)'
 
 # %% Unavailable
 bounds.UNAVAILABLE  # the theorems without printed constants, by name

@@ -53,7 +53,7 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
 
     Reverse: KL(π‖pool) ≤ radius. Forward: KL(pool‖π) ≤ radius. The worst π moves mass to one completion y and keeps the
     others' proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes;
-    bisection finds the largest q.
+    bisection finds the largest q. Completions to which the pool gives nothing are not in play.
 
     Our reading of the papers' local coverage constants, whose definition's text is not available.
     """
@@ -88,7 +88,10 @@ def sampling_coverage(ref_logps: Tensor, weights: Weights = None) -> Tensor:
 
 @dataclass(frozen=True)
 class CoverageEstimate:
-    """What scores alone say about K references; every number supposes completions drawn from Σ_k w_k π_k.
+    """What scores alone say about K references; every number supposes completions of one prompt, drawn from Σ_k w_k π_k.
+
+    Of several prompts F is the mean of theirs, so that −log F is at most its mean over them (Jensen), and the escort that
+    `coverage_at_least` divides by the mixture is no single prompt's.
 
     Attributes:
         references: K.
@@ -116,6 +119,7 @@ class CoverageEstimate:
             f"  coverage at least     {self.coverage_at_least:.4g}\n"
             f"  effective samples     {self.effective_samples:.1f} of {self.completions}\n"
             "  supposes completions drawn from the mixture of the references; for other data it is the references' own estimate"
+            "\n  of several prompts F is the mean of theirs: at some prompt −log F is larger"
         )
 
 

@@ -40,7 +40,8 @@ class PoolLogitsProcessor(LogitsProcessor):
 
     The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own, which follow rows that
     are reordered (beams); where a row is no continuation of one of the step before (a new call) all are read again. A token
-    that was forbidden before (`min_new_tokens`, say) stays forbidden.
+    that was forbidden before (`min_new_tokens`, say) stays forbidden; what the first model gave it is not known here, so for ρ
+    other than 0 that model counts by its law over the rest.
 
     Args:
         models: the one that generates, then the others, of one vocabulary. weights: [K] on the simplex; None is uniform.
