@@ -222,7 +222,7 @@ def test_answers_that_cannot_be_weighted_are_refused(forget, words):
         model.lm_head.weight[tokenizer.eos_token_id] *= 3
     torch.manual_seed(0)
     with sampling(model, forget=forget) as server, pytest.raises((ReferenceUnavailable, ModelError), match=words):
-        ServerSampler(server.endpoint, group=64, max_new_tokens=8)(model, tokenizer, ["the cat"])
+        ServerSampler(server.endpoint, group=12, max_new_tokens=8)(model, tokenizer, ["the cat"])  # some end, some are cut
 
 
 def test_bad_arguments():
