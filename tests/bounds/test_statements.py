@@ -206,3 +206,9 @@ def test_missing_quantity_and_hopeless_targets_are_refused():
 
 def test_values_too_large_for_a_float_are_vacuous_not_a_crash():
     assert bounds.reverse_kl_suboptimality(**{**GIVEN, "reward_max": 1e4}).vacuous
+
+
+def test_what_overflows_is_infinite_and_the_trivial_range_stays_what_it_is():
+    """e^{4R} at R = 500; 2R = 1000 is below R²/(2β) = 250,000. Prints 1,000, not 0."""
+    bound = bounds.reverse_kl_5_2(**{**given(*FULL), "reward_max": 500.0})
+    assert bound.value == math.inf and bound.vacuous and bound.trivial == 1000 and "trivial range is 1,000" in str(bound)

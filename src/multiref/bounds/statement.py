@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,10 +64,12 @@ class Statement:
             found = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
             raise ArgumentError(f"{self.name}: found {found}, expected {', '.join(known)}; give these by name")
         given = check_quantities(self.name, {q: quantities.get(q, default) for q, default in known.items()})
-        try:
-            terms, trivial = dict(self.terms(*given.values())), self.trivial(given)
-        except OverflowError:
-            terms, trivial = {"overflow": math.inf}, 0.0
+        terms: dict[str, float] = {"overflow": math.inf}
+        trivial = math.inf
+        with suppress(OverflowError):
+            terms = dict(self.terms(*given.values()))
+        with suppress(OverflowError):
+            trivial = self.trivial(given)
         source = self.rate, self.assumptions, self.citation, self.status
         return Bound(sum(terms.values()), terms, trivial, *source, quantities=given, statement=self)
 
