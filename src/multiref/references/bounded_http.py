@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import quote, unquote, urlsplit
 
 from multiref._files import read_text
@@ -246,13 +247,17 @@ def hide(text: str, key: str) -> str:
     """The text without the key. One that has it in pieces, quoted or coded is not shown at all."""
     for spelt in {key, quote(key, safe=""), quote(key)}:
         text = text.replace(spelt, "[API key]")
-    letters = _letters(key)
-    forms = [letters, key.encode().hex(), "".join(map(str, key.encode()))]
-    forms += [_letters(base64.b64encode(key[start:].encode()).decode()) for start in range(3)]
+    letters, raw = _letters(key), key.encode()
+    quartets = [base64.b64encode(raw[start:]) for start in range(3)]
+    others = [code(raw) for code in (base64.b32encode, base64.b85encode, base64.a85encode)]
+    coded = [*quartets, base64.b64encode(quartets[0]), *others]
+    forms = [letters, letters[::-1], raw.hex(), "".join(map(str, raw)), "".join(f"{byte:03o}" for byte in raw)]
+    forms += [_letters(each.decode()) for each in coded]
     size = min(8, len(letters))
     told = {form[i : i + size] for form in forms for i in range(len(form) - size + 1)} if size >= 6 else set()
-    seen = [_letters(text), _letters(unquote(unquote(text))), _letters(re.sub(r"\\[rntx]|\\u00|&#x?", "", text))]
-    if any(part in form for part in told for form in seen):
+    escapes = r"\\[rntx]|\\u00|&#x?", r"\\x00|\\u200.|\\ufeff"
+    seen = [text, unquote(unquote(text)), normalize("NFKC", text), *(re.sub(escape, "", text) for escape in escapes)]
+    if any(part in form for part in told for form in map(_letters, seen)):
         return "The server's answer repeats the API key and is not shown. Expected a server that keeps it to itself."
     return text
 
