@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
+from multiref.errors import ConfigError
 from multiref.evaluation import sample_each
 from multiref.models import Generation, LanguageModel
 from multiref.runs.sweeping import Samples, SweepSettings, draw_samples, weight_grid
@@ -106,6 +107,12 @@ def test_j_is_low_by_the_variance_of_the_weights_over_twice_the_draws():
     relative = ((tables.mean(0) + values / beta).exp() / mixture) * math.exp(-optimum / beta)  # w/Z, of mean 1
     low = beta * (float(mixture @ relative.square()) - 1) / (2 * 256)
     assert abs(row["J"] - (optimum - low)) < 3 * row["J_error"] < low / 3
+
+
+def test_a_strength_beyond_floats_is_one_error():
+    samples = Samples(("a",), torch.zeros(1, 1, 4).double(), torch.ones(1, 4).double(), {"reward": torch.ones(1, 4).double()})
+    with pytest.raises(ConfigError, match="β = 1e-320 is no finite number"):
+        samples.point((1.0,), 1e-320)
 
 
 def call_without_training(folder, *options):

@@ -100,6 +100,8 @@ class Samples:
         """One point of the curve: every mean is Σ_i u_i v_i of a prompt's samples, averaged over prompts; `_error` its standard
         error over prompts. With β the samples are tilted by the reward, and J = β log Ẑ of π* is reported too."""
         tilt = None if beta is None else self.values.get("reward", torch.zeros_like(self.lengths)) / beta
+        if tilt is not None and bool(tilt.isinf().any()):
+            raise ConfigError(f"beta: a reward over β = {beta:g} is no finite number; take a larger β.")
         log_w = log_importance_weights(self.logps, torch.tensor(weights, dtype=torch.float64), tilt)
         u, ess = log_w.softmax(-1), effective_size(log_w)
         row: dict[str, Any] = {} if beta is None else {"beta": beta}
