@@ -111,7 +111,7 @@ def test_j_is_low_by_the_variance_of_the_weights_over_twice_the_draws():
 
 def test_a_strength_beyond_floats_is_one_error():
     samples = Samples(("a",), torch.zeros(1, 1, 4).double(), torch.ones(1, 4).double(), {"reward": torch.ones(1, 4).double()})
-    with pytest.raises(ConfigError, match="β = 1e-320 is no finite number"):
+    with pytest.raises(ConfigError, match="is no finite number"):
         samples.point((1.0,), 1e-320)
 
 
