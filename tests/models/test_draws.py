@@ -41,7 +41,7 @@ def test_the_evidence_has_mean_one():
     total = torch.zeros(len(TILTS), dtype=torch.float64)
     for p, ids in zip(table.sequence_logps().detach()[0].exp(), torch.cartesian_prod(torch.arange(3), torch.arange(3))):
         if p > 0:
-            total += p * _look(table, tuple(context), tuple(ids.tolist()), Generation(2), ())[1].exp()
+            total += p * _look(table, tuple(context), tuple(ids.tolist()), 0, Generation(2), ())[1].exp()
     assert total == pytest.approx(torch.ones(len(TILTS)), abs=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_bent_draws_are_found_by_what_was_drawn(bent, tokenizer):
     """Their log-probabilities stated as the model's own."""
     model = make_llama(len(tokenizer), std=0.3)
     contexts, rows = drawn(model, tokenizer, Generation(12, **bent))
-    own = [_look(model, contexts[i // 8], ids, Generation(12), ())[0].tolist() for i, (ids, _) in enumerate(rows)]
+    own = [_look(model, contexts[i // 8], ids, 0, Generation(12), ())[0].tolist() for i, (ids, _) in enumerate(rows)]
     with pytest.raises(ModelError, match=r"does not draw from the policy.*with probability at most"):
         check_draws(model, contexts, [(ids, said) for (ids, _), said in zip(rows, own)], Generation(12))
 

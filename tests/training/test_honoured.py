@@ -4,11 +4,17 @@ refused by name. A field of a later release fails here until somebody decides.""
 from dataclasses import fields
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
+from multiref.models import LanguageModel
+from multiref.models.small import small_llama, word_tokenizer
+from multiref.references import References
+from multiref.regularizers import ReverseKL
+from multiref.training import PreferenceTrainer
 from multiref.training.honoured import IGNORED, check_arguments
-from tests.training.world import arguments
+from tests.training.world import END, WORDS, arguments
 
 HONOURED = """
 output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
@@ -80,6 +86,9 @@ def test_checkpoints_that_cannot_be_resumed_are_said(tmp_path):
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "gradient_checkpointing_kwargs"),
         ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1"),
         ({"optim": "adafactor", "adam_epsilon": 1e-3}, "adam_epsilon"),
+        ({"eval_delay": 3}, "eval_delay"),
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model"),
+        ({"data_seed": 3, "train_sampling_strategy": "sequential"}, "data_seed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -102,3 +111,78 @@ def test_what_has_no_effect_beside_others_is_said(options, name, tmp_path):
 def test_an_optimizer_that_cannot_be_is_refused_before_anything_is_scored(options, tmp_path):
     with pytest.raises(ArgumentError, match=r"optimizer or schedule|weight_decay"):
         check_arguments(arguments(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_steps": 0}, "max_steps"),  # transformers makes one step
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm"),
+        ({"save_strategy": "best"}, "save_strategy"),  # no evaluation: nothing would be saved
+        ({"use_liger_kernel": True}, "use_liger_kernel"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_that_would_mean_another_run_are_refused(options, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("multiref.training.honoured.is_liger_kernel_available", lambda: False)
+    with pytest.raises(ArgumentError, match=name):
+        check_arguments(arguments(tmp_path, **options))
+
+
+PAIRS = [{"prompt": f"w{i}", "chosen": " w1 w2", "rejected": " w3"} for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def scores():
+    model = LanguageModel(small_llama(9, hidden=8, heads=2, layers=1), word_tokenizer(WORDS), "self")
+    return References({"self": model}, tokenisation=END).score(PAIRS)
+
+
+def begun(scores, folder, model=None, optimizers=(None, None), **options):
+    return PreferenceTrainer(
+        small_llama(9, hidden=8, heads=2, layers=1) if model is None else model, regularizer=ReverseKL(), beta=0.1,
+        scores=scores, train_dataset=PAIRS, eval_dataset=options.pop("eval_dataset", None), tokenisation=END,
+        processing_class=word_tokenizer(WORDS), optimizers=optimizers, args=arguments(folder, max_steps=1, **options),
+    )  # fmt: skip
+
+
+def test_the_metric_of_the_best_is_one_that_is_reported(scores, tmp_path):
+    """Before the first step, with the names there are; those of named sets have the set's. (Of two sets, one's `nll` is better
+    where it is lower, too.)"""
+    best = {"eval_strategy": "steps", "eval_steps": 1, "logging_strategy": "steps"}
+    for held_out, metric, known in (
+        (PAIRS, "loss_of_mine", "loss, rewards/chosen"),
+        ({"a": PAIRS}, "loss", "a_loss, a_rewards"),
+    ):
+        trainer = begun(scores, tmp_path, eval_dataset=held_out, metric_for_best_model=metric, **best)
+        with pytest.raises(ArgumentError, match=rf"metric_for_best_model: found '{metric}', expected one of {known}"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    trainer = begun(scores, tmp_path, eval_dataset={"a": PAIRS}, metric_for_best_model="eval_a_loss", **best)
+    trainer.train()
+    assert trainer.state.best_metric == next(line["eval_a_loss"] for line in trainer.state.log_history if "eval_a_loss" in line)
+    with pytest.raises(ArgumentError, match="a_nll is better where it is lower"):
+        check_arguments(arguments(tmp_path, metric_for_best_model="eval_a_nll", **best))
+    with pytest.raises(ArgumentError, match="eval_on_start: found True, without evaluation data"):
+        begun(scores, tmp_path, eval_on_start=True)
+
+
+def test_what_cannot_train_the_model_is_refused(scores, tmp_path):
+    frozen, model = (small_llama(9, hidden=8, heads=2, layers=1) for _ in range(2))
+    frozen.requires_grad_(False)
+    with pytest.raises(ArgumentError, match="no weight of it requires a gradient"):
+        begun(scores, tmp_path, frozen)
+    other = torch.optim.SGD(small_llama(9).parameters(), lr=0.1)
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    for given, said in (
+        ((other, None), "holds no weight of the model"),
+        ((torch.optim.SGD, None), "expected an optimizer on the model's weights"),
+        ((own, torch.optim.lr_scheduler.ConstantLR(other)), "schedule is of another optimizer"),
+        ((None, torch.optim.lr_scheduler.ConstantLR(own)), "schedule is of another optimizer"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            begun(scores, tmp_path, model, given)
+    begun(scores, tmp_path, model, (own, torch.optim.lr_scheduler.ConstantLR(own)))

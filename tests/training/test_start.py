@@ -75,6 +75,15 @@ def test_it_is_no_matter_of_other_policies(folder, tmp_path):
     assert "start/self" not in trained(same, replace(scores, identities=other), tmp_path)
 
 
+def test_a_policy_with_more_rows_in_its_embedding_is_no_reference(folder, tmp_path):
+    """Its softmax is over more tokens, so that its log-probabilities are lower, and that is right."""
+    scores = mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS)
+    policy = mr.models.load(folder, device="cpu").model
+    policy.resize_token_embeddings(len(WORDS) + 9, mean_resizing=False)
+    line = trained(policy, scores, tmp_path)
+    assert "start/self" not in line and abs(line["kl/self"]) > 0.1
+
+
 def test_scores_of_another_template_are_refused_by_name_where_the_policy_is_that_reference(tmp_path, caplog):
     """Of the policy's weights: two halves of one ratio that read different texts. Another model may have its own template."""
     tokenizer, other = (

@@ -89,11 +89,13 @@ def _embedding_size(model: Any) -> int | None:
 
 class AtRest:
     """A model's buffers and plain attributes as they are now, to be put back after a pass: some models remember the longest
-    row they have seen (rotary frequencies that grow), and a score must not depend on what was scored before."""
+    row they have seen (rotary frequencies that grow), and a score must not depend on what was scored before. A pass that
+    changed weights (RWKV's first in evaluation mode, which notes it) is where it rests from then on."""
 
     _PLAIN = (int, float, str, type(None), Tensor)
 
     def __init__(self, model: nn.Module) -> None:
+        self._model, self._weights = model, _versions(model)
         self._modules = [
             (
                 module,
@@ -110,6 +112,9 @@ class AtRest:
     @torch.no_grad()
     def restore(self) -> bool:
         """Puts back what has changed; whether anything had."""
+        if self._weights != _versions(self._model):
+            self.__init__(self._model)  # type: ignore[misc]
+            return False
         changed = False
         for module, attributes, buffers in self._modules:
             for name, value in attributes.items():
@@ -123,11 +128,22 @@ class AtRest:
         return changed
 
 
+def _versions(model: nn.Module) -> int:
+    """A number that grows with every change of a weight in place."""
+    return sum(0 if weight.is_inference() else weight._version for weight in model.parameters())
+
+
 def takes(model: Any) -> Collection[str]:
     """The names that the forward pass of the model has for its arguments, under wrappers and adapters."""
     inner = unwrapped(model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return inspect.signature(inner.forward).parameters.keys()
+
+
+def without_extras(names: Collection[str]) -> dict[str, Any]:
+    """The argument, of these names, that spares a router's loss: some compute it whether asked or not, where config.json says
+    so, and stop at a mask that is no [rows, tokens]."""
+    return {"output_router_logits": False} if "output_router_logits" in names else {}
 
 
 def cache_argument(names: Collection[str], cache: Any) -> dict[str, Any]:

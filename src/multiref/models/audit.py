@@ -333,10 +333,12 @@ class _Auditor:
 
 
 def _state(model: Any) -> Any:
-    """What decides how a model computes beside its weights: dtype, device, adapters that are on."""
+    """What decides how a model computes beside its weights: dtype, device, attention, adapters that are on, its hooks."""
     layer = next((each for each in model.modules() if isinstance(getattr(each, "disable_adapters", None), bool)), None)
     worn = None if layer is None else (layer.disable_adapters, tuple(layer.active_adapters))
-    return dtype_of(model), device_of(model), worn
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    hooks = tuple(model._forward_hooks), tuple(model._forward_pre_hooks)
+    return dtype_of(model), device_of(model), attention, worn, hooks
 
 
 def _of_all_ranks(encoded: Sequence[Encoded]) -> list[Encoded]:

@@ -62,6 +62,7 @@ def check_draws(
     ends: Sequence[int] = (),
     who: str = "The sampler",
     coarse: bool = False,
+    by_chance: bool = True,
 ) -> None:
     """Looks at some completions, one plain forward pass each.
 
@@ -69,6 +70,7 @@ def check_draws(
         contexts: token ids of the prompts. rows: (token ids, stated log-probabilities) of equally many completions of each.
         generation: how they were to be drawn. ends: the token ids that end one (for `min_new_tokens`).
         coarse: whoever drew computes in another arithmetic, such as a server in bfloat16.
+        by_chance: False where what was drawn is why it is looked at (long rows): then only what is stated is judged.
 
     Errors: ModelError where stated and recomputed log-probabilities differ by more than rounding, or the draws are of another
         distribution.
@@ -76,10 +78,16 @@ def check_draws(
     if generation.temperature == 0 or not rows:
         return
     group = len(rows) // len(contexts)
-    places = range(0, len(rows), max(1, len(rows) // COMPLETIONS))[:COMPLETIONS]
-    seen = [_look(model, contexts[i // group], rows[i][0][:TOKENS], generation, ends) for i in places]
-    logps, evidence = torch.cat([a for a, _ in seen]), torch.stack([b for _, b in seen]).sum(0)
-    stated = torch.tensor([x for i in places for x in rows[i][1][:TOKENS]], dtype=torch.float64)
+    lengths = [len(contexts[i // group]) for i in range(len(rows))]
+    spread = range(0, len(rows), max(1, len(rows) // COMPLETIONS))[:COMPLETIONS]
+    some = list(dict.fromkeys([lengths.index(max(lengths)), lengths.index(min(lengths)), *spread]))[:COMPLETIONS]
+    looks = [(i, 0) for i in some]
+    longest = max(range(len(rows)), key=lambda i: lengths[i] + len(rows[i][0]))  # where a cache goes wrong late
+    end_of_it = longest, max(0, len(rows[longest][0]) - TOKENS)
+    looks += [end_of_it] if end_of_it not in looks else []
+    seen = [_look(model, contexts[i // group], rows[i][0], at, generation, ends) for i, at in looks]
+    logps, evidence = torch.cat([a for a, _ in seen]), torch.stack([b for _, b in seen[: len(some)]]).sum(0)
+    stated = torch.tensor([x for i, at in looks for x in rows[i][1][at : at + TOKENS]], dtype=torch.float64)
     inside = logps > -torch.inf  # a token at the edge of a cut may be on either side of it
     gap = (stated - logps)[inside].abs().nan_to_num(torch.inf)
     coarse = coarse or next(model.parameters()).dtype not in (torch.float32, torch.float64)
@@ -91,6 +99,8 @@ def check_draws(
             f"{len(logps)} tokens, where rounding is {most:g} and {mean:g}. It has other weights, another temperature or cut, "
             "or a cache that goes wrong."
         )
+    if not by_chance:
+        return
     found = float(evidence.logsumexp(0)) - math.log(len(TILTS))
     if found >= -math.log(DELTA):
         raise ModelError(
@@ -118,8 +128,9 @@ def _evidence_of_copies(group: Sequence[tuple[Ids, Sequence[float]]]) -> float:
 
 
 @torch.no_grad()
-def _look(model: Any, context: Ids, ids: Ids, generation: Generation, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """([T] log q of the tokens, [tilts] log M_λ of the completion), float64."""
+def _look(model: Any, context: Ids, ids: Ids, at: int, generation: Generation, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """([T] log q of at most `TOKENS` tokens from place `at` on, [tilts] their log M_λ), float64."""
+    context, ids = context + ids[:at], ids[at : at + TOKENS]
     device, training = next(model.parameters()).device, model.training
     keep = {"logits_to_keep": len(ids) + 1} if "logits_to_keep" in takes(model) else {}
     model.eval()
@@ -128,11 +139,11 @@ def _look(model: Any, context: Ids, ids: Ids, generation: Generation, ends: Sequ
     finally:
         model.train(training)
     end, label = (torch.tensor(list(each), device=device, dtype=torch.long) for each in (ends, ids))
-    logits, first, step = logits[-len(ids) - 1 : -1], generation.min_new_tokens, max(1, 2**24 // logits.shape[-1])
+    logits, first, step = logits[-len(ids) - 1 : -1], max(0, generation.min_new_tokens - at), max(1, 2**24 // logits.shape[-1])
     starts = sorted({0, *range(first, len(ids), step), *range(0, min(first, len(ids)), step)})
     logps, evidence = [], torch.zeros(len(TILTS), dtype=torch.float64, device=device)
     for a, b in zip(starts, [*starts[1:], len(ids)]):
-        q = bend(logits[a:b], generation, end, a).double().log_softmax(-1)
+        q = bend(logits[a:b], generation, end, at + a).double().log_softmax(-1)
         drawn = q.gather(-1, label[a:b, None])[:, 0]
         sums = torch.stack([((1 + tilt) * q).logsumexp(-1) for tilt in TILTS])
         terms = torch.tensor(TILTS, dtype=q.dtype, device=device)[:, None] * drawn - sums

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref.errors import ModelError
-from multiref.models.architecture import takes, unwrapped, with_forward
+from multiref.models.architecture import takes, unwrapped, with_forward, without_extras
 from multiref.models.encoding import Encoded
 from multiref.models.head import label_logps
 from multiref.models.rows import Rows, lay_out
@@ -116,8 +116,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def uncached(model: Any) -> dict[str, Any]:
-    """Nothing is kept for a next token, where the model lets one say so."""
-    return {"use_cache": False} if {"use_cache", "kwargs"} & set(takes(model)) else {}
+    """Nothing is kept for a next token, where the model lets one say so, and nothing computed beside the logits."""
+    names = takes(model)
+    return ({"use_cache": False} if {"use_cache", "kwargs"} & set(names) else {}) | without_extras(names)
 
 
 def inputs_of(model: nn.Module, rows: Rows) -> dict[str, Any]:

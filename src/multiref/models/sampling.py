@@ -3,27 +3,30 @@
     y_t ~ q(· | x, y_<t),   q = softmax(logits / temperature), cut by top_k and then top_p
 
 Nothing but `Generation` bends q: a model's `generation_config` (min_p, repetition_penalty, suppress_tokens, …) has no effect,
-except that its end tokens end a completion too. The first draws of a model are checked against its plain logits (`draws`).
+except that its end tokens end a completion too. A model's first draws are checked against its plain logits (`draws`), and
+later ones that are longer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import cache_argument, cache_of, takes, unwrapped
-from multiref.models.draws import bend, check_draws
+from multiref.models.architecture import cache_argument, cache_of, takes, unwrapped, without_extras
+from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
 from multiref.models.encoding import Encoded, as_tokenizer, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 
 __all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
 
-_checked: WeakSet[nn.Module] = WeakSet()  # models whose first draws were looked at
+_kept: WeakSet[nn.Module] = WeakSet()  # models whose cache was right behind rows that were re-ordered
+_lost: WeakSet[nn.Module] = WeakSet()  # those whose cache was not
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
+_checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those whose draws were looked at → the longest row by then
 Ids = tuple[int, ...]
 Logps = tuple[float, ...]
 
@@ -138,16 +141,18 @@ def draw(
     greedy = generation.temperature == 0
     options = (generation, 1 if greedy else group, ends, pad, generator)
     rows = _read_all(model, contexts, *options)
-    if rows and model not in _checked and not greedy:
+    each = max(1, len(rows) // max(1, len(contexts)))
+    longest = max((len(contexts[i // each]) + len(ids) for i, (ids, _) in enumerate(rows)), default=0)
+    if rows and not greedy and longest > _checked.get(model, 0):
         try:
-            check_draws(model, contexts, rows, generation, ends=ends)
+            check_draws(model, contexts, rows, generation, ends=ends, by_chance=model not in _checked)
         except ModelError:
             if model in _apart or len({len(context) for context in contexts}) == 1:
                 raise
             _apart.add(model)  # is it the padding?
             rows = _read_all(model, contexts, *options)
-            check_draws(model, contexts, rows, generation, ends=ends)
-        _checked.add(model)
+            check_draws(model, contexts, rows, generation, ends=ends, by_chance=model not in _checked)
+        _checked[model] = longest
     return [row for row in rows for _ in range(group)] if greedy else rows
 
 
@@ -224,6 +229,7 @@ class Reader:
             self.mask = torch.tensor(mask, device=self.device)
         self.static = generation.cache == "static"
         self.cache: Any = None
+        self._doubted = False  # whether rows were re-ordered, for the first time, and nothing was read since
         if self.static:
             from transformers import StaticCache
 
@@ -235,26 +241,45 @@ class Reader:
             self._repeat()
             return self._forward(self.ids)
         logits = self._forward(self.ids)
+        copies = torch.arange(len(self.ids), device=self.device).repeat_interleave(self.group)
         self._repeat()
-        if not hasattr(self.cache, "batch_repeat_interleave"):
+        try:
+            if all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(self.cache, "layers", ())):
+                self.cache.batch_repeat_interleave(self.group)
+            else:  # of recurrent layers
+                self.cache.reorder_cache(copies)
+        except (AttributeError, IndexError, NotImplementedError):
             self.cache = None
             return self._forward(self.ids)
-        self.cache.batch_repeat_interleave(self.group)
-        return logits.repeat_interleave(self.group, 0)
+        return logits[copies]
 
     def read(self, tokens: Tensor) -> Tensor:
         """The logits after one more token of each row."""
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
-        return self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
+        logits = self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
+        if self._doubted and self.cache is not None:
+            self._doubted, held = False, self.cache
+            self.cache = None
+            again = self._forward(self.ids)
+            gap = (logits.float().log_softmax(-1) - again.float().log_softmax(-1)).abs().max()
+            if gap <= (ROUNDING if logits.dtype in (torch.float32, torch.float64) else COARSE)[0]:
+                self.cache = held
+                _kept.add(self.model)
+            else:
+                _lost.add(self.model)
+                return again
+        return logits
 
     def keep(self, rows: Tensor) -> None:
-        """These rows go on, in this order; one may go on more than once. A cache that cannot be re-ordered is given up."""
-        self.ids = self.ids[rows]
+        """These rows go on, in this order; one may go on more than once. A cache that cannot be re-ordered is given up; so is
+        one that goes wrong by it, as the first step behind shows."""
+        before, self.ids = self.ids, self.ids[rows]
         self.mask = None if self.mask is None else self.mask[rows]
         if self.cache is None:
             return
-        if hasattr(self.cache, "reorder_cache"):
+        if hasattr(self.cache, "reorder_cache") and self.model not in _lost:
             self.cache.reorder_cache(rows)
+            self._doubted |= self.model not in _kept and not torch.equal(before, self.ids)
         else:
             self.cache, self.caching = None, False
 
@@ -271,6 +296,7 @@ class Reader:
                 inputs["position_ids"] = (self.mask[:, :seen].cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         if "logits_to_keep" in self.takes:
             inputs["logits_to_keep"] = 1
+        inputs |= without_extras(self.takes)
         out = self.model(**inputs)
         self.cache = cache_of(out) if self.caching else None
         logits: Tensor = out.logits[:, -1]

@@ -3,12 +3,14 @@ effect beside others: said."""
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.utils import is_liger_kernel_available
 
 from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.training.arguments import DEFAULTS
@@ -63,8 +65,21 @@ def check_arguments(args: TrainingArguments) -> None:
             f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by "
             "length anyway; grouping whole steps by length would weigh a pair by the length of its neighbours."
         )
+    if args.max_steps == 0 or (args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf):
+        raise ArgumentError(
+            f"max_steps, num_train_epochs: found {args.max_steps} and {args.num_train_epochs}; expected steps, at least 1, or "
+            "epochs, above 0. (Of max_steps 0 transformers makes one step.)"
+        )
+    if args.per_device_eval_batch_size < 1:
+        raise ArgumentError(f"per_device_eval_batch_size: expected at least 1, found {args.per_device_eval_batch_size}.")
+    if args.max_grad_norm is not None and not args.max_grad_norm >= 0:
+        raise ArgumentError(f"max_grad_norm: expected a number above 0, or 0 for no limit, found {args.max_grad_norm}.")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ArgumentError("use_liger_kernel: the package liger-kernel is not installed; install it, or leave it out.")
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        raise ArgumentError("save_strategy: best saves where an evaluation was better, and eval_strategy is no; set that.")
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    if metric in _LOWER_IS_BETTER and args.greater_is_better:
+    if args.greater_is_better and any(f"_{metric}".endswith(f"_{name}") for name in _LOWER_IS_BETTER):  # of a named set, too
         raise ArgumentError(f"metric_for_best_model: {metric} is better where it is lower; set greater_is_better to false.")
     given = _check_optimizer(args)
     for name, why in _without_effect(args, given):
@@ -75,6 +90,33 @@ def check_arguments(args: TrainingArguments) -> None:
             MultirefWarning,
             stacklevel=3,
         )
+
+
+def check_trainable(model: nn.Module, optimizers: tuple[Any, Any] = (None, None)) -> None:
+    """ArgumentError where no weight of the model trains, or none by an optimizer (of this model, and of the schedule) that was
+    given."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not trained:
+        raise ArgumentError("model: no weight of it requires a gradient, so nothing would be trained. Unfreeze what should be.")
+    optimizer, schedule = optimizers
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ArgumentError(f"optimizers: expected an optimizer on the model's weights, found {optimizer!r:.80}.")
+    if optimizer is not None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not trained & held:
+            raise ArgumentError("optimizers: the optimizer holds no weight of the model, and would train another.")
+    if schedule is not None and getattr(schedule, "optimizer", optimizer) is not optimizer:
+        raise ArgumentError("optimizers: the schedule is of another optimizer; give the two that belong together.")
+
+
+def check_metric(args: TrainingArguments, known: Iterable[str], sets: Iterable[str]) -> None:
+    """ArgumentError where the metric of the best model is none that an evaluation (of these sets, by name) reports."""
+    wanted = args.metric_for_best_model
+    if wanted is None or args.eval_strategy == "no":
+        return
+    names = [f"{prefix}{name}" for prefix in ([f"{each}_" for each in sets] or [""]) for name in known]
+    if wanted.removeprefix("eval_") not in names:
+        raise ArgumentError(f"metric_for_best_model: found {wanted!r}, expected one of {', '.join(names)}.")
 
 
 def _check_optimizer(args: TrainingArguments) -> dict[str, Any]:
@@ -104,6 +146,9 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
     beside = (
         ("num_train_epochs", args.max_steps > 0, "max_steps decides how long a run is"),
         ("eval_steps", args.eval_strategy != "steps", "eval_strategy is not steps"),
+        *((name, args.eval_strategy == "no", "eval_strategy is no") for name in ("eval_delay", "metric_for_best_model")),
+        ("data_seed", args.train_sampling_strategy == "sequential", "sequential pairs are in the order of the data"),
+        ("liger_kernel_config", not args.use_liger_kernel, "use_liger_kernel is off"),
         ("save_steps", args.save_strategy != "steps", "save_strategy is not steps"),
         ("logging_steps", args.logging_strategy != "steps", "logging_strategy is not steps"),
         ("warmup_steps", args.lr_scheduler_type == "constant", "a constant schedule has no warm-up; constant_with_warmup has"),

@@ -22,7 +22,7 @@ from multiref.training.adapters import complete_folder
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
 from multiref.training.dataset import PairData, collate
-from multiref.training.honoured import check_arguments
+from multiref.training.honoured import check_arguments, check_metric, check_trainable
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
@@ -35,6 +35,7 @@ class PairTrainer(Trainer):
     Its datasets are `PairData`: `ready` makes one of what is given, and where evaluation data are a mapping, of each of them.
     """
 
+    concluded: tuple[str, ...] = ()  # the names of `conclude`
     loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
     def __init__(
@@ -48,26 +49,24 @@ class PairTrainer(Trainer):
         **options: Any,
     ) -> None:
         check_arguments(args)
-        if eval_dataset is None and args.eval_strategy != "no":
-            raise ArgumentError(
-                f"eval_strategy: found {args.eval_strategy!s}, without evaluation data; give some, or leave it out."
-            )
+        for name, asked in (("eval_strategy", args.eval_strategy != "no"), ("eval_on_start", args.eval_on_start)):
+            if eval_dataset is None and asked:
+                raise ArgumentError(
+                    f"{name}: found {getattr(args, name)!s}, without evaluation data; give some, or leave it out."
+                )
         refuse_adapter_dropout(model)
+        check_trainable(model, options.get("optimizers", (None, None)))
         args.logging_nan_inf_filter = False  # see `log`
         self._averages = Averages()
         self._learning = self._examined = False
         self.once_logged: dict[str, float] = {}
         self._ready = ready
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,
-            train_dataset=ready(train_dataset),
-            eval_dataset=self._all_ready(eval_dataset),
-            data_collator=collate,
-            compute_metrics=self._averaged,
-            **options,
-        )
+        train, held_out = ready(train_dataset), self._all_ready(eval_dataset)
+        options |= {"data_collator": collate, "compute_metrics": self._averaged, "processing_class": processing_class}
+        try:
+            super().__init__(model=model, args=args, train_dataset=train, eval_dataset=held_out, **options)
+        except (ValueError, ImportError) as error:  # what it asks of its arguments: packages, processes, a quantised model
+            raise ArgumentError(f"args: {error}") from error
         self._sums = SumCheckpoints()
         self.add_callback(self._sums)
         self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
@@ -138,6 +137,10 @@ class PairTrainer(Trainer):
             refuse_noise(self.model, self.plain_pass(model, pairs), anywhere)  # type: ignore[arg-type]
             self.audit(model)
             self._examined = True
+            if self.args.metric_for_best_model is not None:
+                sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else ()
+                with torch.no_grad():
+                    check_metric(self.args, ["loss", *self.judge(model, pairs)[1], *self.concluded], sets)
 
     def check_start(self, model: nn.Module) -> None:
         """What must hold before the first step of a fresh run alone."""

@@ -65,6 +65,8 @@ class PreferenceTrainer(PairTrainer):
     Reference: Rafailov et al., 2023; arXiv 2502.01203, appendix F, for several references (losses DERIVED).
     """
 
+    concluded = ("reward_gap",)
+
     def __init__(
         self,
         model: nn.Module,

@@ -27,6 +27,7 @@ from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
+from multiref.training.honoured import check_trainable
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.online import batch as batches
 from multiref.training.online import checks
@@ -83,6 +84,7 @@ class OnlineTrainer:
         self.accelerator = Accelerator(mixed_precision=args.autocast(device), cpu=device.type == "cpu")
         checks.check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
+        check_trainable(policy.model)
         refuse_virtual_tokens(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)

@@ -132,6 +132,8 @@ class RewardTrainer(PairTrainer):
     Reference: Bradley and Terry, 1952; Ouyang et al., 2022; margin: Touvron et al., 2023; centring: Eisenstein et al., 2023.
     """
 
+    concluded = ("calibration_error",)
+
     def __init__(
         self,
         model: nn.Module,
