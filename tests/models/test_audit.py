@@ -374,3 +374,40 @@ def test_rows_that_an_audit_does_not_cover_are_scored_alone():
     score_completions(model, batch, layout=short)
     assert sorted(shape for shape in seen if shape[0] == 1) == [(1, 30), (1, 30), (1, 50), (1, 50)]
     assert copy.copy(short) == short
+
+
+def test_a_pass_that_changes_weights_once_does_so_once():
+    """RWKV divides its weights at the first pass in evaluation mode, and notes it: the note stays with the weights. (It was
+    put back, and every pass divided them again.)"""
+    model = make_llama(64, hidden=16, layers=1)
+    model.divided = False
+
+    def divide(module, inputs):
+        if not module.divided:
+            with torch.no_grad():
+                module.model.layers[0].mlp.down_proj.weight.div_(2)
+            module.divided = True
+
+    model.register_forward_pre_hook(divide)
+    was = model.model.layers[0].mlp.down_proj.weight.detach().clone()
+    rows = [Encoded((3, 4, 5), ((6, 7), (8, 9, 10)), (False, False)), Encoded((11,), ((12,),), (False,))]
+    first, again = (score_completions(model, rows) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(model.model.layers[0].mlp.down_proj.weight, was / 2)
+
+
+@pytest.mark.parametrize("change", ["hook", "attention"])
+def test_a_model_that_computes_otherwise_is_audited_again(change):
+    """What is known of a model holds for what it was: a hook on its logits is not passed by."""
+    model = make_llama(64, hidden=16, layers=1)
+    rows = [Encoded((3, 4, 5), ((6, 7), (8, 9, 10)), (False, False))]
+    before = audit_layout(model, rows)
+    assert before.head and audit_layout(model, rows).seconds == 0
+    if change == "attention":
+        model.set_attn_implementation("eager")
+        assert audit_layout(model, rows).seconds > 0
+        return
+    model.register_forward_hook(lambda module, inputs, output: type(output)(logits=output.logits * 0.5))
+    plain = [model(input_ids=torch.tensor([[3, 4, 5, *ids]])).logits[0, 2:-1].log_softmax(-1) for ids in rows[0].completions]
+    expected = [float(each[range(len(ids)), list(ids)].sum()) for each, ids in zip(plain, rows[0].completions)]
+    assert not audit_layout(model, rows).head
+    assert score_completions(model, rows).tolist() == pytest.approx(expected, abs=1e-4)

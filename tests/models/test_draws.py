@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from multiref.errors import ModelError
 from multiref.models import Generation, Tabular, sample, tabular_tokenizer
 from multiref.models.draws import TILTS, _evidence_of_copies, _look, check_draws
-from multiref.models.sampling import _checked
+from multiref.models.sampling import Reader, _checked, _kept, _lost
 from tests.conftest import make_llama, make_tokenizer
 
 PROMPTS = ["the cat", "a dog sat on the mat and", "Once"]
@@ -90,7 +91,7 @@ def test_the_evidence_of_copies_has_mean_one():
     assert mean == pytest.approx(1, abs=1e-12)
 
 
-def test_a_cache_that_goes_wrong_is_found_at_the_first_draw(tokenizer):
+def test_a_cache_that_goes_wrong_is_found_at_the_first_draw(tokenizer, caplog):
     """Positions that a cache counts wrongly: the first batch that is drawn says so, and who did it."""
     model = make_llama(len(tokenizer), std=0.2)
     broken = copy.deepcopy(model)
@@ -109,10 +110,13 @@ def test_a_cache_that_goes_wrong_is_found_at_the_first_draw(tokenizer):
 
     broken.forward = forward
     drawn(model, tokenizer, Generation(8))
-    with pytest.raises(ModelError, match=r"The sampler states other log-probabilities.*a cache that goes wrong"):
-        drawn(broken, tokenizer, Generation(8))
-    with pytest.raises(ModelError, match=r"a cache that goes wrong"):  # and again: it is not forgotten
-        drawn(broken, tokenizer, Generation(8))
+    static = Generation(8, cache="static")
+    for _ in range(2):  # and again: it is not forgotten
+        with pytest.raises(ModelError, match=r"The sampler states other log-probabilities.*a cache that goes wrong"):
+            drawn(broken, tokenizer, static)
+    assert drawn(broken, tokenizer, Generation(8))[1] == drawn(broken, tokenizer, Generation(8))[1]
+    assert "its cache goes wrong; each token is drawn by a pass over the whole row" in caplog.text
+    check_draws(broken, *drawn(broken, tokenizer, Generation(8), seed=1), Generation(8))
 
 
 def test_a_model_that_padding_changes_reads_prompts_of_one_length(tokenizer):
@@ -138,3 +142,76 @@ def test_a_model_that_padding_changes_reads_prompts_of_one_length(tokenizer):
     check_draws(model, contexts, rows, Generation(8))
     alone = drawn(model, tokenizer, Generation(8), seed=1)
     check_draws(model, *alone, Generation(8))
+
+
+class _ForgetsLate(nn.Module):
+    """Hidden states of a pass behind a cache of more than `at` tokens are halved."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def forward(self, module, args, kwargs, output):
+        cache = kwargs.get("past_key_values")
+        if cache is not None and kwargs["inputs_embeds"].shape[1] == 1 and cache.get_seq_length() > self.at:
+            output.last_hidden_state = output.last_hidden_state * 0.5
+        return output
+
+
+def test_draws_that_are_longer_than_those_before_are_looked_at(tokenizer):
+    """A window that is wrong from token 14 on: unseen in the first draws, of at most 13 tokens."""
+    model = make_llama(len(tokenizer))
+    late = _ForgetsLate(14)
+    model.model.register_forward_hook(
+        lambda module, args, kwargs, output: late(module, args, {**kwargs, "inputs_embeds": output.last_hidden_state}, output),
+        with_kwargs=True,
+    )
+    check_draws(model, *drawn(model, tokenizer, Generation(5)), Generation(5))
+    assert model not in _lost
+    for seed in (0, 1):
+        contexts, rows = drawn(model, tokenizer, Generation(24), seed)
+        check_draws(model, contexts, rows, Generation(24))
+    assert model in _lost
+
+
+def hybrid(vocabulary):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(0)
+    return Lfm2ForCausalLM(
+        Lfm2Config(
+            vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2,
+            num_hidden_layers=2, layer_types=["conv", "full_attention"], initializer_range=0.3, pad_token_id=2,
+        )
+    ).eval()  # fmt: skip
+
+
+def test_groups_of_a_model_with_recurrent_layers_are_drawn(tokenizer):
+    """One reading of the prompt serves its group though such layers cannot be repeated, only re-ordered."""
+    model = hybrid(len(tokenizer))
+    contexts, rows = drawn(model, tokenizer, Generation(12), group=3)
+    check_draws(model, contexts, rows, Generation(12))
+    assert model not in _lost
+
+
+def test_a_cache_that_loses_its_rows_is_given_up(tokenizer, monkeypatch):
+    """`keep` re-orders rows; the first step behind shows whether the cache went with them."""
+    from transformers import DynamicCache
+
+    model = make_llama(len(tokenizer))
+    contexts = [(3, 4, 5), (6, 7, 8)]
+
+    def stepped():
+        reader = Reader(model, contexts, 1, Generation(4), 0)
+        reader.read_prompts()
+        reader.keep(torch.tensor([1, 0]))
+        first = reader.read(torch.tensor([9, 10]))
+        reader.keep(torch.tensor([1, 0]))
+        return torch.stack([first, reader.read(torch.tensor([11, 12]))])
+
+    right = stepped()
+    assert model in _kept
+    _kept.discard(model)
+    monkeypatch.setattr(DynamicCache, "reorder_cache", lambda cache, rows: None)
+    torch.testing.assert_close(stepped(), right, rtol=0, atol=1e-4)
+    assert model in _lost

@@ -7,6 +7,7 @@ except that its end tokens end a completion too. A model's first draws are check
 later ones that are longer.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,11 +21,13 @@ from multiref.models.architecture import cache_argument, cache_of, takes, unwrap
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
 from multiref.models.encoding import Encoded, as_tokenizer, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
+from multiref.models.witness import largest_gap
 
 __all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "draw", "encode_prompts", "end_ids", "sample"]
 
 _kept: WeakSet[nn.Module] = WeakSet()  # models whose cache was right behind rows that were re-ordered
-_lost: WeakSet[nn.Module] = WeakSet()  # those whose cache was not
+_lost: WeakSet[nn.Module] = WeakSet()  # those whose cache goes wrong
+_log = logging.getLogger("multiref")
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
 _checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those whose draws were looked at → the longest row by then
 Ids = tuple[int, ...]
@@ -130,7 +133,8 @@ def draw(
 ) -> list[tuple[Ids, Logps]]:
     """(token ids, their log-probabilities under q) of `group` completions of each context, in the order of the contexts.
 
-    Errors: ModelError where the model's first draws are not of its plain logits (a cache that goes wrong, say).
+    Where the model's draws are not of its plain logits, they are drawn anew: prompts of one length at a time, then without its
+    cache. Errors: ModelError where they are not then, either.
 
     Args:
         ends: token ids that end a completion, which keeps the one that ended it.
@@ -140,18 +144,30 @@ def draw(
         raise ArgumentError(f"min_new_tokens is {generation.min_new_tokens}, and nothing ends a completion; leave it out.")
     greedy = generation.temperature == 0
     options = (generation, 1 if greedy else group, ends, pad, generator)
+    start = generator.get_state()
     rows = _read_all(model, contexts, *options)
     each = max(1, len(rows) // max(1, len(contexts)))
     longest = max((len(contexts[i // each]) + len(ids) for i, (ids, _) in enumerate(rows)), default=0)
     if rows and not greedy and longest > _checked.get(model, 0):
-        try:
-            check_draws(model, contexts, rows, generation, ends=ends, by_chance=model not in _checked)
-        except ModelError:
-            if model in _apart or len({len(context) for context in contexts}) == 1:
-                raise
-            _apart.add(model)  # is it the padding?
-            rows = _read_all(model, contexts, *options)
-            check_draws(model, contexts, rows, generation, ends=ends, by_chance=model not in _checked)
+        by_chance = model not in _checked
+        tried: list[WeakSet[nn.Module]] = []
+        while True:
+            try:
+                check_draws(model, contexts, rows, generation, ends=ends, by_chance=by_chance)
+                break
+            except ModelError:  # is it the padding, or the cache?
+                several = len({len(context) for context in contexts}) > 1
+                ways = [way for way, may in ((_apart, several), (_lost, generation.cache is None)) if may and model not in way]
+                if not ways:
+                    for way in tried:
+                        way.discard(model)
+                    raise
+                ways[0].add(model)
+                tried.append(ways[0])
+                generator.set_state(start)
+                rows = _read_all(model, contexts, *options)
+        if _lost in tried:
+            _log.warning("%s: its cache goes wrong; each token is drawn by a pass over the whole row.", type(model).__name__)
         _checked[model] = longest
     return [row for row in rows for _ in range(group)] if greedy else rows
 
@@ -219,7 +235,7 @@ class Reader:
         inner: Any = unwrapped(model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         self.takes = takes(model)
-        self.caching = generation.cache is not None or bool(getattr(inner.config, "use_cache", True))
+        self.caching = generation.cache is not None or (bool(getattr(inner.config, "use_cache", True)) and model not in _lost)
         width, room = max(map(len, contexts)), generation.max_new_tokens
         padded = [(width - len(context), context) for context in contexts]
         self.ids = torch.tensor([[pad] * left + list(context) for left, context in padded], device=self.device)
@@ -258,16 +274,14 @@ class Reader:
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         logits = self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
         if self._doubted and self.cache is not None:
-            self._doubted, held = False, self.cache
-            self.cache = None
+            held, self.cache, self.caching, self._doubted = self.cache, None, False, False
             again = self._forward(self.ids)
-            gap = (logits.float().log_softmax(-1) - again.float().log_softmax(-1)).abs().max()
-            if gap <= (ROUNDING if logits.dtype in (torch.float32, torch.float64) else COARSE)[0]:
-                self.cache = held
-                _kept.add(self.model)
-            else:
+            most = (ROUNDING if logits.dtype in (torch.float32, torch.float64) else COARSE)[0]
+            if not largest_gap(*(each.detach().float().log_softmax(-1) for each in (logits, again))) <= most:
                 _lost.add(self.model)
                 return again
+            self.cache, self.caching = held, True
+            _kept.add(self.model)
         return logits
 
     def keep(self, rows: Tensor) -> None:
@@ -277,7 +291,7 @@ class Reader:
         self.mask = None if self.mask is None else self.mask[rows]
         if self.cache is None:
             return
-        if hasattr(self.cache, "reorder_cache") and self.model not in _lost:
+        if hasattr(self.cache, "reorder_cache"):
             self.cache.reorder_cache(rows)
             self._doubted |= self.model not in _kept and not torch.equal(before, self.ids)
         else:
