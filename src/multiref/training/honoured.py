@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.utils import is_liger_kernel_available
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.training.arguments import DEFAULTS
