@@ -1,6 +1,7 @@
 """A checkpoint that changed after it was written is named and passed over, and the run ends with the same bits."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from multiref.errors import OutputError
+from multiref.training import sums
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.checkpoint import read_state, save_state
 from multiref.training.iterative import Plan, method_named, train
@@ -62,6 +64,23 @@ def test_the_newest_whole_one_is_found_and_the_bad_one_named(tmp_path, spoil):
     assert found == tmp_path / "checkpoint-4" and list(bad) == [tmp_path / "checkpoint-10"]
     set_aside(bad)
     assert newest_whole(tmp_path) == (tmp_path / "checkpoint-4", {}) and (tmp_path / "damaged-checkpoint-10").is_dir()
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path, monkeypatch):
+    """One that became 10 GiB of holes would be hashed for seconds, only to find what its size says."""
+    make(tmp_path)
+    os.truncate(tmp_path / "checkpoint-10" / "state.safetensors", 10 * 2**30)
+    taken: list[int] = []
+    real = sums.xxhash.xxh3_128
+
+    def counting(*given):
+        made = real(*given)
+        return SimpleNamespace(update=lambda part: taken.append(len(part)) or made.update(part), hexdigest=made.hexdigest)
+
+    monkeypatch.setattr(sums.xxhash, "xxh3_128", counting)
+    found, bad = newest_whole(tmp_path)
+    assert found == tmp_path / "checkpoint-4" and "state.safetensors has changed" in bad[tmp_path / "checkpoint-10"]
+    assert 0 < sum(taken) < 2**20
 
 
 @pytest.mark.parametrize("spoil", SPOIL)
