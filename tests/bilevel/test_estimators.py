@@ -109,6 +109,11 @@ def test_gibbs_weights_are_the_ratio_of_the_two_policies_to_first_order():
     torch.testing.assert_close(by_hand.log(), torch.tensor([[-2.0, 2.0]]))
 
 
+def test_a_covariance_of_two_units_by_hand():
+    """u = 1, 3 and r = 2, 5 at β = ½: (−1 · 2 + 1 · 5)/(2 − 1)/½ = 6."""
+    assert float(covariance(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 5.0]), beta=0.5)) == 6
+
+
 def test_one_conjugate_gradient_step_by_hand():
     """H = diag(1, 4), target (3, 4): length 25/73 along it, (144, −108)/73 is left, 180/73 of 5; two steps solve it."""
     hessian, target = torch.diag(torch.tensor([1.0, 4.0])).double(), torch.tensor([3.0, 4.0]).double()

@@ -42,6 +42,13 @@ def test_the_statistic_is_the_score_of_the_likelihood_over_its_clustered_error()
     assert test.z == pytest.approx(sums.sum() / np.sqrt((sums**2).sum()), rel=1e-12)
 
 
+def test_inflation_by_hand():
+    """Nothing chosen: s is m/2 a pair and the information m²/4. One pair a prompt: 1; two equal ones: (2 m/2)²/(2 m²/4) = 2."""
+    margins = np.array([[1.0, 1.0, -2.0, -2.0, 0.5, 0.5]])
+    for groups, expected in ((np.arange(6), 1), (np.arange(6) // 2, 2)):
+        assert try_additions(evidence(margins, groups), [0], [])[0].inflation == pytest.approx(expected)
+
+
 def test_beside_others_it_is_the_score_that_is_left_after_their_coefficients_are_refitted():
     """The efficient score: its derivative along a free coefficient vanishes in the mean; one at 0 is not projected on."""
     parts = random(1).normal(0.3, 1, (3, 400))

@@ -73,6 +73,11 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
     assert likeliest == [pytest.approx(row, abs=1e-4) for row in exact[:-1].topk(2).values.tolist()]
     pieces = [text[a:b] for a, b in zip(found.logprobs.text_offset, [*found.logprobs.text_offset[1:], len(text)])]
     assert "".join(pieces) == text and pieces[1:] == found.logprobs.tokens[1:]
+    more = client.completions.create(model=MODEL, prompt=text, max_tokens=5, echo=True, logprobs=0, seed=3)
+    said, at = more.choices[0].text, more.choices[0].logprobs.text_offset
+    new = more.choices[0].logprobs.tokens[len(ids) :]
+    assert at[len(ids)] == len(text) and more.usage.completion_tokens == len(new) and more.usage.prompt_tokens == len(ids)
+    assert [said[a:b] for a, b in zip(at, [*at[1:], len(said)])][len(ids) :] == new
     item, tokenisation = Item("the cat", (" sat on", " is five.")), Tokenisation(end=False)
     (encoded,) = encode_many(tokenizer, [(item.prompt, item.completions)], tokenisation)
     once = Connection(attempts=1)
