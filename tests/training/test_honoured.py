@@ -87,6 +87,7 @@ def test_checkpoints_that_cannot_be_resumed_are_said(tmp_path):
         ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1"),
         ({"optim": "adafactor", "adam_epsilon": 1e-3}, "adam_epsilon"),
         ({"eval_delay": 3}, "eval_delay"),
+        ({"fp16": True}, "fp16"),
         ({"metric_for_best_model": "loss"}, "metric_for_best_model"),
         ({"data_seed": 3, "train_sampling_strategy": "sequential"}, "data_seed"),
     ],

@@ -2,6 +2,7 @@
 matter of a policy that is another model, was trained, or is tokenised otherwise."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -176,3 +177,20 @@ def test_a_reference_that_would_move_with_the_policy_is_refused(folder):
         online(loaded.model, loaded).train()
     with pytest.raises(ArgumentError, match="'self' is the policy itself"):
         online(get_peft_model(loaded.model, LoraConfig(target_modules="all-linear")), loaded).train()
+
+
+def test_runs_of_one_process_may_differ_in_precision(folder):
+    """accelerate holds one precision a process, and stopped at the second. On a CPU float16 is none, which is said."""
+    kls = {}
+    for precision in ("none", "bf16", "fp16"):
+        policy = LanguageModel(mr.models.load(folder, device="cpu").model, word_tokenizer(WORDS), "policy")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            trainer = OnlineTrainer(
+                policy, mr.ReverseKL(), beta=0.1, references={"self": str(folder)}, prompts=["w0", "w1"],
+                rule=Rule(RLOO(group=2)),
+                args=OnlineArguments(steps=1, prompts_per_step=2, max_new_tokens=4, mixed_precision=precision),
+            )  # fmt: skip
+        assert any("'fp16' has no effect: on a CPU" in str(each.message) for each in said) == (precision == "fp16")
+        kls[precision] = abs(trainer.train()[0]["kl"])
+    assert max(kls["none"], kls["fp16"]) < 1e-5 < kls["bf16"]

@@ -41,6 +41,7 @@ IGNORED = {
     "parallelism_config": _Ignored(None, "every process trains on pairs of its own; use FSDP or DeepSpeed"),
     "resume_from_checkpoint": _Ignored(None, "transformers ignores it; give it to `train(resume_from_checkpoint=…)`"),
 }
+FLOAT16_ON_CPU = "on a CPU all is computed as the weights are (float32); bf16 computes in half precision there"
 _LOWER_IS_BETTER = ("nll", "calibration_error", "reward_gap")
 
 
@@ -149,6 +150,7 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
         *((name, args.eval_strategy == "no", "eval_strategy is no") for name in ("eval_delay", "metric_for_best_model")),
         ("data_seed", args.train_sampling_strategy == "sequential", "sequential pairs are in the order of the data"),
         ("liger_kernel_config", not args.use_liger_kernel, "use_liger_kernel is off"),
+        ("fp16", args.device.type == "cpu", FLOAT16_ON_CPU),
         ("save_steps", args.save_strategy != "steps", "save_strategy is not steps"),
         ("logging_steps", args.logging_strategy != "steps", "logging_strategy is not steps"),
         ("warmup_steps", args.lr_scheduler_type == "constant", "a constant schedule has no warm-up; constant_with_warmup has"),

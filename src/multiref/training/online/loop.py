@@ -3,6 +3,7 @@ The loop; what is optimised is `surrogate`'s business."""
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
 
 from multiref._files import as_path
 from multiref._progress import tell
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, MultirefNotice
 from multiref.models import Encoded, LanguageModel
 from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
@@ -27,7 +29,7 @@ from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
-from multiref.training.honoured import check_trainable
+from multiref.training.honoured import FLOAT16_ON_CPU, check_trainable
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.online import batch as batches
 from multiref.training.online import checks
@@ -81,7 +83,7 @@ class OnlineTrainer:
         self.args, self.regularizer, self.beta, self.rule = args, regularizer, float(beta), rule or Rule()
         self.method, self.tokenizer = self.rule.method, policy.tokenizer
         device = next(policy.model.parameters()).device
-        self.accelerator = Accelerator(mixed_precision=args.autocast(device), cpu=device.type == "cpu")
+        self.accelerator = _accelerator(args.autocast(device), cpu=device.type == "cpu")
         checks.check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
         check_trainable(policy.model)
@@ -329,6 +331,17 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn
     for p in found if PartialState().num_processes > 1 else ():
         p.grad = reduce(torch.zeros_like(p) if p.grad is None else p.grad, reduction="mean")
     return found
+
+
+def _accelerator(precision: str, *, cpu: bool) -> Accelerator:
+    """Of this precision, whatever an earlier run of the process was computed in."""
+    if precision == "fp16" and cpu:
+        warnings.warn(f"mixed_precision: 'fp16' has no effect: {FLOAT16_ON_CPU}.", MultirefNotice, stacklevel=3)
+    try:
+        return Accelerator(mixed_precision=precision, cpu=cpu)
+    except ValueError:  # "already initialized"; transformers' arguments, too, begin with this
+        AcceleratorState._reset_state()
+        return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 def decay_groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
