@@ -91,17 +91,20 @@ def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]
     values = [None] + [logps[t, token].item() for t, token in enumerate(ids[1:])]
     choice: dict[str, Any] = {"text": "…"}
     if "prompt_logprobs" in body and "prompt_logprobs" in server.supports:
+        likeliest = [None, *logps.topk(body["prompt_logprobs"], -1).indices.tolist()]
         choice["prompt_logprobs"] = [
             None
             if value is None
-            else {str(token): {"logprob": value, "rank": 1, "decoded_token": "…"}, "999": {"logprob": -0.5}}
-            for token, value in zip(ids, values)
+            else {str(i): {"logprob": logps[t - 1, i].item(), "rank": 1, "decoded_token": "…"} for i in {token, *likeliest[t]}}
+            for t, (token, value) in enumerate(zip(ids, values))
         ]
     if body.get("echo"):
         ids, values = [*ids, int(logps[-1].argmax())], [*values, logps[-1].max().item()]
         # each alone, as vLLM spells them; half a character is ""
         tokens = [server.tokenizer.decode([token]).rstrip("�") for token in ids]
-        choice["logprobs"] = {"tokens": tokens, "token_logprobs": values}
+        best = logps.topk(body["logprobs"], -1).indices.tolist()
+        tops = [{f"token_id:{i}": logps[t, i].item() for i in {token, *best[t]}} for t, token in enumerate(ids[1:])]
+        choice["logprobs"] = {"tokens": tokens, "token_logprobs": values, "top_logprobs": [None, *tops]}
     return {"choices": [choice]}
 
 

@@ -1,6 +1,7 @@
 """A reference behind a server scores as the model itself does, and a server that misbehaves ends in one clear error."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -151,6 +152,35 @@ def test_garbage_is_no_score(tiny, kind):
             ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score([ITEMS[1]])
 
 
+BASES = {"base 10": lambda x: x / math.log(10), "probabilities below 0": lambda x: -math.exp(x), "an offset": lambda x: x + 0.7}
+
+
+@pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",)], ids=["prompt_logprobs", "echo"])
+@pytest.mark.parametrize("base", BASES)
+def test_other_numbers_than_natural_logarithms_are_no_score(tiny, supports, base, monkeypatch):
+    """The likeliest token of a place stands beside the one that was sent: both together would have more than all."""
+
+    def other(server, body):
+        reply, number = completion(server, body), BASES[base]
+        for entry in reply["choices"][0].get("prompt_logprobs", ()):
+            for each in (entry or {}).values():
+                each["logprob"] = min(0.0, number(each["logprob"]))
+        if told := reply["choices"][0].get("logprobs"):
+            for name, values in told.items():
+                if name == "token_logprobs":
+                    told[name] = [None if value is None else min(0.0, number(value)) for value in values]
+                elif name == "top_logprobs":
+                    told[name] = [None if e is None else {k: min(0.0, number(v)) for k, v in e.items()} for e in values]
+        return reply
+
+    sharp = make_llama(len(tiny.tokenizer), std=1.0)  # of a flat law nothing shows
+    with serving(sharp, tiny.tokenizer, supports=supports) as server:
+        assert ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode=supports[0]).score([ITEMS[0]]).logps.numel()
+        monkeypatch.setattr("tests.references.completion_server.completion", other)
+        with pytest.raises(ReferenceUnavailable, match="together; expected natural logarithms"):
+            ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode=supports[0]).score([ITEMS[0]])
+
+
 @pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",)], ids=["prompt_logprobs", "echo"])
 def test_a_cache_that_goes_wrong_is_found_by_asking_again(tiny, supports, monkeypatch):
     """What was asked before comes back without the log-probabilities of its beginning, as from a cache of prefixes that holds
@@ -267,7 +297,9 @@ def test_a_filler_in_place_of_some_numbers_is_found_with_another_token(tiny, kin
     answering(monkeypatch, lambda value, n, at: filler if where(n, at) else value)
     with serving(tiny.model, tiny.tokenizer, supports=supports) as server:
         reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode=supports[0])
-        with pytest.raises(ReferenceUnavailable, match=r"another token put in such a place|and nothing below"):
+        with pytest.raises(
+            ReferenceUnavailable, match=r"another token put in such a place|and nothing below|together; expected"
+        ):
             reference.score(ITEMS)
 
 

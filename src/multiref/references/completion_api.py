@@ -190,7 +190,9 @@ def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list
                 f"{list(entry)[:3]!r:.200}: it adds a start token of its own, leaves one out, or has another vocabulary."
             )
         values.append(known.get("logprob") if isinstance(known, Mapping) else known)
-    return check_logps(values, "prompt_logprobs", first=True)
+    checked = check_logps(values, "prompt_logprobs", first=True)
+    _check_places(listed, "prompt_logprobs")
+    return checked
 
 
 def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -204,7 +206,22 @@ def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
             "The server echoed no logprobs (logprobs.tokens and logprobs.token_logprobs of one length); it must support `echo` "
             f"with `logprobs`, or `prompt_logprobs`, to be a reference. Found {found}. {WORKS}"
         )
+    _check_places(isinstance(block, Mapping) and block.get("top_logprobs"), "top_logprobs")
     return [str(token) for token in tokens], values
+
+
+def _check_places(listed: object, name: str) -> None:
+    """ReferenceUnavailable where the tokens that are told of one place have more probability than 1.1 together: as in another
+    base, or as plain probabilities, they would."""
+    for place, entry in enumerate(listed if isinstance(listed, list) else ()):
+        told = list(entry.values()) if isinstance(entry, Mapping) else []
+        numbers = [each.get("logprob") if isinstance(each, Mapping) else each for each in told]
+        whole = sum(math.exp(each) for each in numbers if isinstance(each, int | float) and -1000 < each < 1)
+        if len(told) > 1 and whole > 1.1:
+            raise ReferenceUnavailable(
+                f"The server's {name} give {len(told)} tokens of place {place} the probability {whole:.3g} together; expected "
+                "natural logarithms, by which they have at most 1."
+            )
 
 
 def match_tokens(tokens: Sequence[str], ids: Sequence[int], tokenizer: Any) -> None:

@@ -31,6 +31,7 @@ from multiref.references.identity import text_identity
 from multiref.references.protocol import Item, Scored
 
 MODES = ("auto", "prompt_logprobs", "echo")
+LIKELIEST = 5  # tokens of a place, as many as OpenAI tells of
 
 
 class ServerReference:
@@ -77,6 +78,7 @@ class ServerReference:
         self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
         self._api = CompletionApi(endpoint, connection)
         self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
+        self._likeliest_told = False
 
     def identity(self) -> Mapping[str, Any]:
         """What a stored score depends on: the server's model, its weights as declared, tokenizer and text."""
@@ -138,12 +140,13 @@ class ServerReference:
 
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):
+            choice: dict[str, Any] = {}
+            asked = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0}
             try:
-                choice = self._api.complete(model=self.model, prompt=ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
+                choice = self._complete(asked, "prompt_logprobs", 0)
             except Refused as error:
                 if self.mode == "prompt_logprobs":
                     raise ReferenceUnavailable(f"{error}. The server refuses prompt_logprobs.") from None
-                choice = {}
             if self.mode == "prompt_logprobs" or choice.get("prompt_logprobs") is not None:
                 self.mode = "prompt_logprobs"
                 return token_logps_of_prompt(choice, ids)
@@ -152,13 +155,27 @@ class ServerReference:
         self.mode = "echo"
         return check_logps(logps[: len(ids)], "token_logprobs", first=True)
 
+    def _complete(self, body: Mapping[str, Any], option: str, least: int) -> dict[str, Any]:
+        """The answer where `option` asks for so many tokens of each place: once for the likeliest, to see what they have
+        together, unless the server tells of fewer; then for as few as there may be."""
+        if self._likeliest_told:
+            return self._api.complete(**body, **{option: least})
+        try:
+            answer = self._api.complete(**body, **{option: LIKELIEST})
+        except Refused as error:
+            if "logprobs" not in str(error):
+                raise
+            answer = self._api.complete(**body, **{option: least})
+        self._likeliest_told = True
+        return answer
+
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
-        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
+        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True}
         as_ids = {"return_tokens_as_token_ids": True}  # of vLLM: no spelling is to be compared
         said = ""
         for body in ({**asked, **as_ids}, asked) if isinstance(prompt, list) else (asked,):
             try:
-                return self._api.complete(**body)
+                return self._complete(body, "logprobs", 1)
             except Refused as error:
                 said = str(error)
                 if "return_tokens_as_token_ids" not in said:
