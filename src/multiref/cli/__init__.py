@@ -72,19 +72,28 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except MultirefError as error:
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or _heard:
+                stop = error if isinstance(error, KeyboardInterrupt) else _heard[0]()
+                raise typer.Exit(_said(stop, ctx.invoked_subcommand)) from None
+            if not isinstance(error, MultirefError):
+                raise
             print(f"Error: {visible(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt as stop:
-            raise typer.Exit(_said(stop, ctx.invoked_subcommand)) from None
 
 
 class Ended(KeyboardInterrupt):
     """SIGTERM: somebody asks this process to end."""
 
 
-def _end(*_: object) -> None:
-    raise Ended
+_heard: list[type[KeyboardInterrupt]] = []  # signals; compiled code that calls Python may make another error of one
+
+
+def _end(number: int, _: object) -> None:
+    _heard.append(Ended if number == signal.SIGTERM else KeyboardInterrupt)
+    raise _heard[-1]
 
 
 def _said(stop: KeyboardInterrupt, verb: str | None = None) -> int:
@@ -194,6 +203,8 @@ def main() -> None:
     Python hears no signal: there SIGTERM ends it as it does any process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         signal.signal(signal.SIGTERM, _end)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind a shell's &
+            signal.signal(signal.SIGINT, _end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -87,7 +87,7 @@ class MadePolicy:
         stages.train(trial)
         trained = time.perf_counter()
         stages.judge(trial)
-        return {"train": round(trained - began, 1), "evaluate": round(time.perf_counter() - trained, 1)}
+        return {"seconds/train": round(trained - began, 1), "seconds/evaluate": round(time.perf_counter() - trained, 1)}
 
 
 class _Untold:
@@ -134,7 +134,11 @@ class _Stages:
         make = MadePolicy(s, self.output, self.start, self.told if self.workers == 1 else None)
         found = Experiment(self.output / "policies", trials, make, given=lambda trial: dataclasses.asdict(s))
         seconds = {trial: made.found for trial, made in found.run(self.told, workers=self.workers, what="policies").items()}
-        taken = {f"{what} {trial.name}": each for trial, parts in seconds.items() for what, each in parts.items()}
+        taken = {
+            f"{what.removeprefix('seconds/')} {trial.name}": each
+            for trial, parts in seconds.items()
+            for what, each in parts.items()
+        }
         trained = {trial: self.judge(trial) for trial in trials}
         return Findings(s, self.start, pairs, inspections, given, trained, self._seconds() | taken)
 
