@@ -201,7 +201,8 @@ def main() -> None:
     """Entry point of the `multiref` command. What the terminal's encoding does not have is shown escaped, not refused;
     who reads our output and stops (`| head`) ends us without a word. Under a launcher a rank may be waiting for others, where
     Python hears no signal: there SIGTERM ends it as it does any process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone:
         signal.signal(signal.SIGTERM, _end)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind a shell's &
             signal.signal(signal.SIGINT, _end)
@@ -228,6 +229,8 @@ def main() -> None:
             sys.__stdout__.flush()
     except OSError as error:
         code = _unwritten(error)
+    for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
+        signal.signal(number, signal.SIG_IGN)  # all is done: the interpreter is only taken down
     sys.exit(code)  # type: ignore[arg-type]
 
 
