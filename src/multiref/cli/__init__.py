@@ -6,6 +6,7 @@ Anything else is a bug of ours and keeps its traceback.
 """
 
 import ast
+import atexit
 import errno
 import importlib
 import importlib.util
@@ -94,6 +95,12 @@ _heard: list[type[KeyboardInterrupt]] = []  # signals; compiled code that calls 
 def _end(number: int, _: object) -> None:
     _heard.append(Ended if number == signal.SIGTERM else KeyboardInterrupt)
     raise _heard[-1]
+
+
+def _ignore_signals() -> None:
+    """All is done and no thread runs any more: the interpreter is only taken down, and would end by a signal's default."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _said(stop: KeyboardInterrupt, verb: str | None = None) -> int:
@@ -201,8 +208,8 @@ def main() -> None:
     """Entry point of the `multiref` command. What the terminal's encoding does not have is shown escaped, not refused;
     who reads our output and stops (`| head`) ends us without a word. Under a launcher a rank may be waiting for others, where
     Python hears no signal: there SIGTERM ends it as it does any process."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        atexit.register(_ignore_signals)
         signal.signal(signal.SIGTERM, _end)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind a shell's &
             signal.signal(signal.SIGINT, _end)
@@ -229,8 +236,6 @@ def main() -> None:
             sys.__stdout__.flush()
     except OSError as error:
         code = _unwritten(error)
-    for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
-        signal.signal(number, signal.SIG_IGN)  # all is done: the interpreter is only taken down
     sys.exit(code)  # type: ignore[arg-type]
 
 
