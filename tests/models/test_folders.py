@@ -210,8 +210,9 @@ TEMPLATES = {
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_template_ends(whole, kind, monkeypatch):
     """By the clock or by its room; and a second try does not take the time again."""
-    monkeypatch.setattr("multiref.models.bounded_templates.SECONDS", 0.2)
     source, words = TEMPLATES[kind]
+    if "takes" in words:  # the others end by their room, on a busy machine too
+        monkeypatch.setattr("multiref.models.bounded_templates.SECONDS", 0.2)
     tokenizer = load_tokenizer(whole("chat_template.jinja", source.encode()) / "base")
     chat = Chat(tokenizer, {})
     with pytest.raises(ModelError, match=words):
