@@ -71,14 +71,16 @@ class Verbs(TyperGroup):
         formatter.write(verbs_help(lines, "multiref VERB …", root.__doc__ or "", [*own, *shell]))
 
     def invoke(self, ctx: Any) -> Any:
+        """The verb. A signal ends it in one line, whatever a library made of it; so does a `MultirefError`."""
         try:
             return super().invoke(ctx)
         except typer.Exit:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt) or _heard:
-                stop = error if isinstance(error, KeyboardInterrupt) else _heard[0]()
-                raise typer.Exit(_said(stop, ctx.invoked_subcommand)) from None
+            if isinstance(error, KeyboardInterrupt):
+                raise typer.Exit(_said(error, ctx.invoked_subcommand)) from None
+            if _heard:
+                raise typer.Exit(_said(_heard[0](), ctx.invoked_subcommand)) from None
             if not isinstance(error, MultirefError):
                 raise
             print(f"Error: {visible(error)}", file=sys.stderr)

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from multiref.data.files import Wanted, file_rows
 from multiref.data.pairs import Pair
-from multiref.data.sources import fetched
 from multiref.data.spooled import COLUMNS, packed
+from multiref.data.urls import fetch
 from multiref.errors import ArgumentError, DataError, MultirefError
 
 Convert: TypeAlias = Callable[[Iterable[tuple[str, Any]], set[str]], Iterator[Pair | None]]  # None: a row is over
@@ -80,7 +80,7 @@ class _Read:
 
         with TemporaryDirectory(prefix="multiref-") as folder:
             name = str(item["file"])
-            path = fetched(name, Path(folder), self.largest, lambda _: None) if "://" in name else Path(name)
+            path = fetch(name, Path(folder), self.largest, lambda _: None) if "://" in name else Path(name)
             for pair in self.convert(file_rows(path, self.largest, wanted), unread):
                 if pair is None:
                     count += 1

@@ -2,39 +2,23 @@
 
 import os
 import re
-import sys
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, TypeAlias, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
-from multiref._files import MIB, as_path, unusable_name
+from multiref._files import as_path, unusable_name
 from multiref.data.files import ENDINGS, EXPECTED, LARGEST, Rows, Wanted, file_rows, is_rows, with_label_names
+from multiref.data.splits import Opened, check_split, cut, files_of_split, in_order, is_hidden, parse_split
+from multiref.data.urls import fetch, first_line, list_files, show, split_url
 from multiref.errors import DataError
 
 Source: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
-P = TypeVar("P", bound=PurePath)
-_SPLIT = re.compile(r"(\w[\w.-]*)?(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?")
 MOST = 100_000  # files and folders in a folder of data
-_SPLITS = "train", "test", "validation", "valid", "dev", "eval", "val"
 _UNREACHED = "Offline is meant with HF_HUB_OFFLINE=1, which uses what is cached; or give a file or a folder."
-
-
-class Opened:
-    """Rows that can be read again: calling it gives (origin, row) from the start.
-
-    Attributes: name, of the source in messages; kind, in words; files, that all of it is read from: paths, or URLs.
-    """
-
-    def __init__(self, name: str, kind: str, rows: Callable[[], Rows], files: Sequence[Path | str] = ()) -> None:
-        self.name, self.kind, self.files, self._rows = name, kind, tuple(files), rows
-
-    def __call__(self) -> Rows:
-        return self._rows()
 
 
 @contextmanager
@@ -66,17 +50,17 @@ def open_source(
         text = os.fspath(source)
         if (why := unusable_name(text)) is not None:
             raise DataError(f"{text[:60]}: no file or data set can have this name, which {why}; expected {EXPECTED}.")
-        if (files := _files_at(text)) is not None:
+        if (files := list_files(text)) is not None:
             yield _folder_at(text, files, split, largest, wanted, Path(stack.enter_context(_spool())), say)
             return
         if "://" in text:
-            text = str(fetched(text, Path(stack.enter_context(_spool())), largest, say))
+            text = str(fetch(text, Path(stack.enter_context(_spool())), largest, say))
         path = as_path(text)
         if path.is_dir():
             yield _folder(path, name, split, largest, wanted) or _saved(path, name, split, stack, say)
         elif path.exists() or not _is_hub_id(text):
             _check_name(name, text)
-            yield _cut(_files(_of_split([path], path.parent, path.name, split), path.name, largest, wanted), split)
+            yield cut(_files(files_of_split([path], path.parent, path.name, split), path.name, largest, wanted), split)
         else:
             yield _dataset(_from_hub(text, name), text, split, "a data set of the hub", stack, say)
 
@@ -116,10 +100,10 @@ def _folder(path: Path, name: str | None, split: str | None, largest: int, wante
     """Of a folder of files; None where it is one for `datasets`."""
     if name is not None or (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return None
-    found = sorted((each for each in _under_folder(path) if is_rows(each.name) and not _hidden(each, path)), key=_in_order)
+    found = sorted((each for each in _under_folder(path) if is_rows(each.name) and not is_hidden(each, path)), key=in_order)
     if not found:
         raise DataError(f"{path} is a folder without any of {', '.join(ENDINGS)}; expected {EXPECTED}.")
-    return _cut(_files(_of_split(found, path, str(path), split), path.name, largest, wanted), split)
+    return cut(_files(files_of_split(found, path, str(path), split), path.name, largest, wanted), split)
 
 
 def _under_folder(path: Path) -> Iterator[Path]:
@@ -130,76 +114,34 @@ def _under_folder(path: Path) -> Iterator[Path]:
         yield each
 
 
-def _of_split(found: Sequence[P], root: PurePath, name: str, split: str | None) -> Sequence[P]:
-    """The files of the split that is asked for; where none names a split, all of them are train, as `datasets` has it."""
-    by: dict[str, list[P]] = {}
-    for each in found:
-        by.setdefault(_split_of(each.relative_to(root)), []).append(each)
-    asked, _, _ = _parts(split)
-    if asked is None and len(by) > 1:
-        raise DataError(
-            f"{name} has files of several splits ({', '.join(sorted(by)).removeprefix(', ')}); say which one: split: train "
-            "(--split train)."
-        )
-    if asked is not None and asked not in by and (list(by) != [""] or asked != "train"):
-        known = ", ".join(sorted(filter(None, by))) or "none that names one: such files are train"
-        raise DataError(f"{name} has no files of the split {asked!r}; found {known}.")
-    return by.get(asked or "", found) if asked in by else found
-
-
-def _hidden(each: PurePath, under: PurePath) -> bool:
-    return any(part.startswith((".", "_")) for part in each.relative_to(under).parts) or each.name in (
-        "dataset_info.json", "skipped.jsonl",
-    )  # fmt: skip
-
-
-def _split_of(path: PurePath) -> str:
-    """train-00000-of-00002.parquet, train/0.jsonl → train; "" where no split is named."""
-    for part in reversed(path.parts):
-        if (word := re.match(r"[a-z]+(?:_[a-z]+)*", part.lower())) and word[0].split("_")[0] in _SPLITS:
-            return word[0]
-    return ""
-
-
-def _in_order(path: PurePath) -> list[tuple[int, int | str]]:
-    """Shard 10 after shard 9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
-
-
-def _parts(split: str | None) -> tuple[str | None, str | None, str | None]:
-    """ "train[10%:200]" → (train, 10%, 200)."""
-    if split is None:
-        return None, None, None
-    found = _SPLIT.fullmatch(split.strip())
-    if found is None:
-        raise DataError(f"split: found {split!r}, expected a name, a part of it, or both: train, train[:5%], [100:200].")
-    return found[1], found[2], found[3]
-
-
-def _cut(opened: Opened, split: str | None) -> Opened:
-    """The rows that a split cuts out, by percent or number."""
-    _, low, high = _parts(split)
-    if low is None and high is None:
-        return opened
-    counted = any(bound is not None and not bound.isdigit() for bound in (low, high))  # by percent, or from the end
-    total = sum(1 for _ in opened()) if counted else sys.maxsize
-
-    def place(bound: str | None, default: int) -> int:
-        if bound is None:
-            return default
-        at = round(int(bound[:-1]) * total / 100) if bound.endswith("%") else int(bound)
-        return min(max(at + total if at < 0 else at, 0), total)
-
-    start, end = place(low, 0), place(high, total)
+def _folder_at(
+    url: str,
+    files: Sequence[str],
+    split: str | None,
+    largest: int,
+    wanted: Wanted,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Opened:
+    """A folder at a URL, however large: one file of it is here at a time."""
+    heads = {each: split_url(each) for each in files}
+    paths = {PurePosixPath(head.netloc + head.path): each for each, head in heads.items()}
+    root = PurePosixPath(os.path.commonpath([path.parent for path in paths]))
+    chosen = [paths[path] for path in files_of_split(list(paths), root, show(url), split)]
+    say(f"Reading {len(chosen):,} files at {show(url)}, one at a time.")
 
     def rows() -> Rows:
-        for number, row in enumerate(opened()):
-            if number >= end:
-                return
-            if number >= start:
-                yield row
+        with tempfile.TemporaryDirectory(dir=folder) as here:
+            for each in chosen:
+                path = fetch(each, Path(here), largest, lambda _: None)
+                yield from file_rows(path, largest, wanted)
+                path.unlink()
 
-    return Opened(f"{opened.name}[{split}]", opened.kind, rows)
+    return cut(Opened(root.name or show(url), f"a folder of {len(chosen)} files at a URL", rows, chosen), split)
+
+
+def _spool() -> Any:
+    return tempfile.TemporaryDirectory(prefix="multiref-data-", ignore_cleanup_errors=True)
 
 
 # ---- data sets of `datasets` ----
@@ -216,13 +158,13 @@ def _in_memory(source: Iterable[Any], split: str | None, stack: ExitStack, say: 
         return _dataset(source, str(named or "the data set"), split, "a data set in memory", stack, say)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"the data is a {type(source).__name__}; expected {EXPECTED}, a data set, or a list of rows.")
-    _check_split(_parts(split)[0], None, "what is in memory")
+    check_split(parse_split(split)[0], None, "what is in memory")
     rows = source if isinstance(source, Sequence) else list(source)
-    return _cut(Opened("the rows", "rows in memory", lambda: ((f"row {n}", row) for n, row in enumerate(rows, 1))), split)
+    return cut(Opened("the rows", "rows in memory", lambda: ((f"row {n}", row) for n, row in enumerate(rows, 1))), split)
 
 
 def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitStack, say: Callable[[str], None]) -> Opened:
-    asked, _, _ = _parts(split)
+    asked, _, _ = parse_split(split)
     if isinstance(found, Mapping):  # of several splits
         if asked is None and len(found) > 1:
             raise DataError(f"{name} has the splits {', '.join(found)}; say which one: split: train (--split train).")
@@ -231,24 +173,17 @@ def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitSta
             raise DataError(f"{name} has no split {asked!r}; found {', '.join(found)}.")
         found, name = found[asked], f"{name}[{asked}]"
     else:
-        _check_split(asked, getattr(found, "split", None), name)
+        check_split(asked, getattr(found, "split", None), name)
     named = with_label_names((getattr(found, "features", None) or {}) and found.features.to_dict())
     if type(found).__name__ == "IterableDataset":  # which may be read slowly, and anew each time
         spooled = Path(stack.enter_context(_spool())) / "rows.jsonl"
         say(f"{name} is streamed; its rows are written to disk first.")
         _write_rows(map(named, found), spooled, name)
         files = _files([spooled], name, LARGEST, list)
-        return _cut(Opened(name, "a streamed data set, spooled to disk", lambda: _under(files(), name)), split)
+        return cut(Opened(name, "a streamed data set, spooled to disk", lambda: _under(files(), name)), split)
     if getattr(found, "format", {}).get("type", "custom") != "custom":
         found = found.with_format(None)  # rows as plain values, not as tensors or tables
-    return _cut(Opened(name, kind, lambda: ((f"{name}:{n}", named(row)) for n, row in enumerate(found, 1))), split)
-
-
-def _check_split(asked: str | None, own: object, name: str) -> None:
-    """One data set alone is the split that it says, or else train: as test it would be the rows that were trained on."""
-    known = re.split(r"[\[+]", str(own or "train"))[0]
-    if asked not in (None, known):
-        raise DataError(f"{name} has no split {asked!r}; it is {known!r}, and no other one is beside it.")
+    return cut(Opened(name, kind, lambda: ((f"{name}:{n}", named(row)) for n, row in enumerate(found, 1))), split)
 
 
 def _under(rows: Rows, name: str) -> Rows:
@@ -273,11 +208,7 @@ def _theirs(load: Callable[[], Any], what: str) -> Any:
     try:
         return load()
     except Exception as wrong:  # of `datasets`, pyarrow, fsspec and the hub's client: each has its own kinds
-        raise DataError(f"{what}: `datasets` cannot open it ({_first_line(wrong)}); expected {EXPECTED}.") from wrong
-
-
-def _first_line(wrong: BaseException) -> str:
-    return f"{type(wrong).__name__}: {(str(wrong).strip().splitlines() or [''])[0][:300]}"
+        raise DataError(f"{what}: `datasets` cannot open it ({first_line(wrong)}); expected {EXPECTED}.") from wrong
 
 
 def _is_hub_id(text: str) -> bool:
@@ -299,7 +230,7 @@ def _from_hub(name: str, configuration: str | None) -> Any:
                 each.HF_HUB_OFFLINE = True
         return datasets.load_dataset(name, configuration)
     except Exception as wrong:  # offline, unknown, gated, several configurations: theirs says which
-        why = f"{asleep}, and it is not cached" if asleep else _first_line(wrong)
+        why = f"{asleep}, and it is not cached" if asleep else first_line(wrong)
         raise DataError(
             f"No file or folder {name}, and no such data set could be had from the hub ({why}). {_UNREACHED}"
         ) from wrong
@@ -317,111 +248,3 @@ def _unreachable(endpoint: str) -> str | None:
     except (OSError, ValueError) as wrong:
         return f"{endpoint} cannot be reached: {getattr(wrong, 'reason', wrong)}"
     return None
-
-
-# ---- URLs ----
-
-
-def _spool() -> Any:
-    return tempfile.TemporaryDirectory(prefix="multiref-data-", ignore_cleanup_errors=True)
-
-
-def _shown(url: str) -> str:
-    """Without a password or a token."""
-    parts = _split_url(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-
-
-def _split_url(url: str) -> SplitResult:
-    """The parts of a URL; of a chain, of its first."""
-    try:
-        return urlsplit(url.partition("::")[0])
-    except ValueError as wrong:
-        raise DataError(f"{url[:60]} is no URL ({wrong}); expected {EXPECTED}.") from wrong
-
-
-def _named(url: str) -> str:
-    """The last part of what a URL names; of a chain (zip://a.jsonl::s3://b/c.zip), of its first."""
-    parts = _split_url(url)
-    return PurePosixPath(parts.netloc + parts.path).name
-
-
-def _files_at(text: str) -> list[str] | None:
-    """The files of rows below a URL that names a folder, or has a star in it, in their order; None for any other text."""
-    if "://" not in text or text.startswith(("http://", "https://")):
-        return None
-    if is_rows(_named(text)) is not None and "*" not in text:
-        return None
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(text)
-        found = [PurePosixPath(each) for each in (system.glob(root) if "*" in root else system.find(root))]
-    except Exception as wrong:  # as of `fetched`
-        raise DataError(f"{_shown(text)} cannot be listed ({_first_line(wrong)}); expected {EXPECTED}.") from wrong
-    top = PurePosixPath(root.partition("*")[0]).parent if "*" in root else PurePosixPath(root)
-    rows = sorted((each for each in found if is_rows(each.name) and not _hidden(each, top)), key=_in_order)
-    if not rows:
-        raise DataError(f"{_shown(text)}: nothing there has a name in {', '.join(ENDINGS)}; expected {EXPECTED}.")
-    within = "".join(text.partition("::")[1:])
-    return [f"{system.unstrip_protocol(str(each))}{within}" for each in rows]
-
-
-def _folder_at(
-    url: str,
-    files: Sequence[str],
-    split: str | None,
-    largest: int,
-    wanted: Wanted,
-    folder: Path,
-    say: Callable[[str], None],
-) -> Opened:
-    """A folder at a URL, however large: one file of it is here at a time."""
-    heads = {each: _split_url(each) for each in files}
-    paths = {PurePosixPath(head.netloc + head.path): each for each, head in heads.items()}
-    root = PurePosixPath(os.path.commonpath([path.parent for path in paths]))
-    chosen = [paths[path] for path in _of_split(list(paths), root, _shown(url), split)]
-    say(f"Reading {len(chosen):,} files at {_shown(url)}, one at a time.")
-
-    def rows() -> Rows:
-        with tempfile.TemporaryDirectory(dir=folder) as here:
-            for each in chosen:
-                path = fetched(each, Path(here), largest, lambda _: None)
-                yield from file_rows(path, largest, wanted)
-                path.unlink()
-
-    return _cut(Opened(root.name or _shown(url), f"a folder of {len(chosen)} files at a URL", rows, chosen), split)
-
-
-def fetched(url: str, folder: Path, largest: int, say: Callable[[str], None]) -> Path:
-    """The file that a URL names, in a folder of ours; no more than `largest` bytes of it."""
-    target, shown = folder / (_named(url) or "data"), _shown(url)
-    if is_rows(target.name) is None:
-        raise DataError(f"{shown}: unknown kind of file; expected {EXPECTED}.")
-    say(f"Fetching {shown}.")
-    size = 0
-    try:
-        with _opened(url) as stream, target.open("wb") as file:
-            while part := stream.read(MIB):
-                size += len(part)
-                if size > largest:
-                    raise DataError(f"{shown}: more than {largest:,} bytes (largest={largest}); expected {EXPECTED}.")
-                file.write(part)
-    except DataError:
-        raise
-    except Exception as wrong:  # fsspec's file systems have as many kinds of errors as there are services
-        raise DataError(f"{shown} cannot be fetched ({_first_line(wrong)}); expected {EXPECTED}.") from wrong
-    return target
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[Any]:
-    if url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=60) as stream:
-            yield stream
-        return
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(url)
-    with system.open(path, "rb") as stream:  # of a file within another one, which is closed when nobody holds `system`
-        yield stream

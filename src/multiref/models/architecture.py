@@ -95,7 +95,12 @@ class AtRest:
     _PLAIN = (int, float, str, type(None), Tensor)
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._weights = model, _versions(model)
+        self._model = model
+        self._note()
+
+    def _note(self) -> None:
+        """How the model is now."""
+        self._weights = _versions(self._model)
         self._modules = [
             (
                 module,
@@ -106,14 +111,14 @@ class AtRest:
                 },
                 {name: (value, value.clone()) for name, value in module._buffers.items() if value is not None},
             )
-            for module in unwrapped(model).modules()
+            for module in unwrapped(self._model).modules()
         ]
 
     @torch.no_grad()
     def restore(self) -> bool:
         """Puts back what has changed; whether anything had."""
         if self._weights != _versions(self._model):
-            self.__init__(self._model)  # type: ignore[misc]
+            self._note()
             return False
         changed = False
         for module, attributes, buffers in self._modules:

@@ -75,6 +75,7 @@ def bound_templates() -> None:
 
 class _BoundedTemplate(Template):
     def render(self, *args: Any, **values: Any) -> str:
+        """As jinja renders, within the time and the room; one that once went beyond is not tried again."""
         if stopped := getattr(self, "stopped", None):
             raise TooMuch(stopped)  # each try would take the whole time again
         try:

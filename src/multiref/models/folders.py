@@ -338,6 +338,7 @@ def no_larger_than(made: Contents, path: str) -> Iterator[None]:
     here, count, numbers = threading.get_ident(), 0, 0
 
     def look(module: Any, name: str, parameter: Any) -> None:
+        """Called for every parameter that a module registers."""
         nonlocal count, numbers
         if parameter is None or threading.get_ident() != here:
             return

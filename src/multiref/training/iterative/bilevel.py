@@ -132,6 +132,7 @@ class Bilevel:
         weights = self._response_weights(task, state, units, sigma, plan) if follows else []
 
         def here() -> list[Tensor]:
+            """The gradient of the upper objective at the policy as it is now."""
             upper = torch.zeros(units.utility.shape[:-1])  # win_rate does not look at the reward
             if self.objective != "win_rate":
                 values = _pair_values(units.answers, units.again, pair_margin(reward, units.prompts, units.completions))
