@@ -85,7 +85,7 @@ def sentences(findings: Findings) -> list[str]:
     for beta, gain, single in judge(findings) if len(findings.settings.seeds) > 1 else []:
         met = gain.mean > 2 * (gain.error or 0.0) and min(single) >= 0
         said.append(
-            f"Exact rule, β {beta:g}, mean of {len(single)} seeds: the share of right answers at T = 1 is the base's {gain.text()}; "
+            f"Exact rule, β {beta:g}, mean of {len(single)} seeds: gain over the base in right answers at T = 1 {gain.text()}; "
             f"single seeds {', '.join(f'{value:+.3f}' for value in single)}. The mark (above two errors, no seed below 0) is "
             f"{'met' if met else 'missed'}."
         )
@@ -94,8 +94,8 @@ def sentences(findings: Findings) -> list[str]:
         found = paired(each.sampled.tolist(), base.sampled[each.places].tolist())
         price = Measure.of(each.kls[BASE].tolist()).text()
         said.append(
-            f"{trial.rule}, β {trial.beta:g}, seed {trial.seed}, {findings.pairs[trial.seed]} pairs: the share of right answers at "
-            f"T = 1 is the base's {found.text()}, at KL(π‖base) {price} nats."
+            f"{trial.rule}, β {trial.beta:g}, seed {trial.seed}, {findings.pairs[trial.seed]} pairs: gain over the base in "
+            f"right answers at T = 1 {found.text()}; KL(π‖base) {price} nats."
         )
     if len(findings.settings.seeds) < 2:
         said.append("One seed: the errors are of the questions alone and say nothing about another training.")
