@@ -36,7 +36,7 @@ class RealSettings:
     seeds: tuple[int, ...] = (0,)
     warm: int = 24
     taught: int = 56
-    questions: int = 140
+    questions: int = 240
     draws: int = 4
     most: int = 2
     held_out: int = 400
