@@ -11,8 +11,8 @@ import torch
 
 from multiref._files import read_text
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.checkpoint import check_numbers, first_three, is_whole
-from multiref.models.folders import check_files, file_shapes, local_folder, no_larger_than, read_object, reading
+from multiref.models.checkpoint import check_numbers, is_whole
+from multiref.models.folders import check_files, file_shapes, first_three, local_folder, no_larger_than, read_object, reading
 from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from multiref.errors import ModelError
 from multiref.models.architecture import as_its_weights_are, check_rows, evaluating, unwrapped
 from multiref.models.batching import LAYOUTS, Batch, Layout, Span, plan_batches
+from multiref.models.buffers import check_buffers
 from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, device_of
 from multiref.models.noise import plain_rows, refuse_noise, refusing_noise
@@ -135,6 +136,7 @@ def audit_layout(
                 return replace(audit, seconds=0.0)
     if not any(ids for item in rows for ids in item.completions):
         return Audit("alone", False, 0, False, Span(), (), {}, "")
+    check_buffers(inner)
     audit = _Auditor(inner, plan, logits_budget, everything).run(scores)
     for key, other in [entry for entry in past if entry[0] == state and entry[1].layout == audit.layout]:
         past.remove((key, other))

@@ -16,7 +16,8 @@ from torch import nn
 
 from multiref._progress import doing
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.folders import Shape, check_files, file_shapes, local_folder, no_larger_than, reading
+from multiref.models.buffers import fill_buffers
+from multiref.models.folders import Shape, check_files, file_shapes, first_three, local_folder, no_larger_than, reading
 from multiref.models.forward import uncached
 from multiref.models.spec import ModelSpec
 
@@ -51,6 +52,7 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
     options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
     model, report = _read(kind, folder, path, options)
     model.name_or_path = model.config._name_or_path = path
+    fill_buffers(model, path)
     if options.get("dtype") == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # transformers' grouped product of experts knows no float64
     missing = sorted(key for key in report["missing_keys"] if not _meant(key, spec.allow_keys))
@@ -119,10 +121,6 @@ def _check_strays(model: Any, strays: Sequence[str], folder: Path, path: str, cr
             MultirefWarning,
             stacklevel=4,
         )
-
-
-def first_three(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
 
 
 def check_numbers(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> None:

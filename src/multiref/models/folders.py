@@ -5,7 +5,7 @@ the weights that are there. What other people's readers then throw becomes one e
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -69,6 +69,10 @@ def _snapshot(hub_id: str, revision: str | None, weights: bool, code: bool) -> s
 def may_be_hub_id(path: str) -> bool:
     """Whether this can be a hub id, name or owner/name, rather than a path."""
     return not (Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1)
+
+
+def first_three(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
 
 
 @contextmanager
