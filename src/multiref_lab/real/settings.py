@@ -44,7 +44,7 @@ class RealSettings:
     few: int = 50
     greedy: bool = True
     sft_rate: float = 2e-3
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     epochs: int = 1
     pairs_per_step: int = 4
     online_rate: float = 5e-4
