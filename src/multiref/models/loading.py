@@ -14,6 +14,7 @@ from multiref.models.encoding import as_tokenizer
 from multiref.models.folders import check_files, local_folder, read_object, reading
 from multiref.models.quantization import check_asked, quantization_options, quantize
 from multiref.models.spec import DTYPES, ModelSpec
+from multiref.models.tokenizer_file import check_rules
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
         made = kind.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
         if hasattr(made, "decode"):  # what its settings make impossible shows at the first text
             made.decode(made("a b")["input_ids"])
+    if hasattr(made, "decode") and (file := folder / "tokenizer.json").is_file():
+        check_rules(made, file, spec.path)
     made.name_or_path = spec.path
     return made
 
