@@ -17,7 +17,7 @@ from multiref_lab.real.settings import BASE, REFERENCES
 from multiref_lab.stats import Measure, paired
 
 UNIT = (
-    "± is one standard error over questions; gains are paired, question by question, against the base of the same seed. "
+    "± is one standard error over questions; gains are paired, question by question, against the mean of the base's answers. "
     "An answer counts where it is finished and its last number is right."
 )
 
