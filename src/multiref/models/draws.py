@@ -53,6 +53,12 @@ def bend(logits: Tensor, generation: Generation, end: Tensor, drawn: int) -> Ten
     return scores
 
 
+def draw_one(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """[*, V] → [*, 1]: a token of each row, in proportion; the one that `torch.multinomial` draws, which at every token waits
+    for an accelerator to say that these are probabilities."""
+    return (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1, keepdim=True)
+
+
 def check_draws(
     model: nn.Module,
     contexts: Sequence[Ids],
