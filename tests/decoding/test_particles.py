@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiref.errors import ModelError
 from multiref.models.descent import descend
+from multiref.models.draws import draw_one
 from multiref.models.lockstep import Lockstep
 from multiref.models.particles import walk
 from multiref.models.spec import Generation
@@ -100,6 +101,17 @@ def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
                 descend(models, (3,), w, rows=6, pooled=kind == "pool", weighed=w > 0, **given)
         found.append(waits.count)
     assert found[1] - found[0] < 12, found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_token_is_that_of_multinomial(dtype, monkeypatch):
+    """From the same generator; and what has no probability is not drawn where an exponential number is rounded to 0."""
+    multinomial = lambda p, generator: torch.multinomial(p, 1, generator=generator)  # noqa: E731
+    p = torch.randn(50, 24, generator=torch.Generator().manual_seed(1), dtype=dtype).softmax(-1)
+    one, other = (draw(p, generator=torch.Generator().manual_seed(2)) for draw in (draw_one, multinomial))
+    assert torch.equal(one, other)
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.zero_())
+    assert int(draw_one(torch.tensor([[0.0, 1.0]], dtype=dtype), torch.Generator())) == 1
 
 
 def test_logits_that_are_no_numbers_are_said():
