@@ -14,9 +14,11 @@ import multiref as mr
 from multiref import exact
 from multiref.decoding import Budget, Draws, sample
 from multiref.decoding.draws import chooser
-from multiref.errors import ArgumentError, DataError, EmptyPoolError, VocabularyMismatch
+from multiref.decoding.streaming import draw_tokens, open_pool, read_tokens
+from multiref.errors import ArgumentError, DataError, EmptyPoolError, ModelError, VocabularyMismatch
 from multiref.evaluation import contestants
 from multiref.models import Generation, LanguageModel, tabular_tokenizer
+from multiref.models import sample as sample_one
 from multiref.serving import optimum
 from multiref.serving.asked import Asked
 from multiref_lab.statements.drawing_the_optimum import ways_to_draw
@@ -382,6 +384,23 @@ def test_a_context_that_is_exceeded_is_one_error():
     for method in ("smc", "importance", "rejection", "token"):
         with pytest.raises(ArgumentError, match=f"'a' holds {longest} tokens, but a rollout may have"):
             sample(["the cat"], refs, RULE, method=method, max_new_tokens=longest)
+
+
+def test_a_token_that_the_model_has_not_is_one_error():
+    """A tokenizer that got one more: drawn behind, streamed behind, read, and sampled behind by the policy itself."""
+    tokenizer = make_tokenizer()
+    one = LanguageModel(make_llama(len(tokenizer)), tokenizer, "a")
+    tokenizer.add_tokens(["<extra>"])
+    asks = [
+        lambda method=method: sample(["<extra> is"], {"a": one}, mr.ReverseKL(), method=method) for method in ("smc", "token")
+    ]
+    asks.append(lambda: sample_one(one.model, tokenizer, ["<extra> is"], Generation(2), generator=torch.Generator()))
+    with open_pool({"a": one}, mr.ReverseKL()) as bench:
+        asks.append(lambda: read_tokens(bench, (1, len(tokenizer) - 1, 5)))
+        asks.append(lambda: next(draw_tokens(bench, (1, len(tokenizer) - 1), Generation(2), generator=torch.Generator())))
+        for ask in asks:
+            with pytest.raises(ModelError, match=f"Token id {len(tokenizer) - 1} occurs in .* has {len(tokenizer) - 1} rows"):
+                ask()
 
 
 def test_without_an_end_token_everything_is_cut():

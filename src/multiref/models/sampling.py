@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import cache_argument, cache_of, takes, unwrapped, without_extras
+from multiref.models.architecture import cache_argument, cache_of, check_rows, takes, unwrapped, without_extras
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
 from multiref.models.encoding import Encoded, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
@@ -241,9 +241,10 @@ def _draw(
 
 class Reader:
     """What was drawn so far, for a model: prompts padded on the left, a cache where the model has one, next-token logits [B,
-    V]."""
+    V]. ModelError for a token that the model has not, by which an accelerator would be lost for good."""
 
     def __init__(self, model: nn.Module, contexts: Sequence[Ids], group: int, generation: Generation, pad: int) -> None:
+        check_rows(model, [Encoded(context, (), ()) for context in contexts])
         self.model, self.group = model, group
         self.device = next(model.parameters()).device
         inner: Any = unwrapped(model)
