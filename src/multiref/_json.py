@@ -11,7 +11,8 @@ from multiref.errors import DataError, MultirefError
 
 DEPTH = 64
 DIGITS = 300  # a whole number of so many still is a float
-_NESTED = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+# a string that never ends is one match too: else each quote in it would be tried as the begin of another
+_NESTED = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 

@@ -103,9 +103,13 @@ def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
     return shaped.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
-def weighted_sum(logps: Tensor, weights: Tensor) -> Tensor:
-    r"""[K, *E], [K, …] → [*E]: Σ_k w_k log p_k with 0 · (−inf) = 0; gradients are finite wherever the value is."""
-    if logps.ndim and weights.numel() == logps.shape[0] and not bool((weights == 0).any()) and not weights.requires_grad:
+def weighted_sum(logps: Tensor, weights: Tensor, full: bool | None = None) -> Tensor:
+    r"""[K, *E], [K, …] → [*E]: Σ_k w_k log p_k with 0 · (−inf) = 0; gradients are finite wherever the value is.
+
+    full: whether no weight is zero, where that is known; to look waits for an accelerator.
+    """
+    whole = logps.ndim and weights.numel() == logps.shape[0] and not weights.requires_grad
+    if whole and (not bool((weights == 0).any()) if full is None else full):
         total: Tensor = torch.tensordot(weights.reshape(-1).to(logps.dtype), logps, dims=1)
         return total
     no_mass = logps == NEG_INF

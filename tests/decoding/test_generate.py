@@ -14,7 +14,8 @@ from multiref.cli import app
 from multiref.decoding import Draws, PoolLogitsProcessor, stream_tokens
 from multiref.decoding.streaming import Transcript
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
-from multiref.models import LanguageModel, product_of
+from multiref.models import Generation, LanguageModel, product_of
+from multiref.models.descent import descend
 from tests.conftest import make_llama, make_tokenizer
 
 W = (0.3, 0.7)
@@ -82,6 +83,30 @@ def test_what_is_forbidden_before_the_pool_stays_forbidden(tokenizer, order):
     each = torch.stack([model(torch.tensor([[1, 5]])).logits[0, -1].detach() for model in three[1:]]).log_softmax(-1)
     expected = mr.pools.power_pool(each, torch.tensor([0.2, 0.8]), order).index_fill(0, torch.tensor([end]), -torch.inf)
     torch.testing.assert_close(said[0], expected.log_softmax(-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [0.0, 1.0, -1.0, 0.3])
+def test_what_is_left_where_tokens_are_forbidden_has_the_law_of_the_per_token_pool(models, tokenizer, order):
+    """Its scores along rows that `sample(method="token")` draws, whose ends are forbidden for four tokens, are log q of each:
+    the pool first, then what is forbidden is taken out of it."""
+    tables = [make_llama(len(tokenizer), seed=seed, std=0.2) for seed in (0, 1)]
+    with torch.no_grad():  # the first model would end at once, so much of what it says is forbidden
+        tables[0].lm_head.weight[tokenizer.eos_token_id] = tables[0].lm_head.weight.mean(0) + 1.0
+    context, end = (1, 5, 9), tokenizer.eos_token_id
+    drawn = descend(
+        tables, context, torch.tensor(W), ends=[end], generation=Generation(6, min_new_tokens=4), rows=5,
+        generator=torch.Generator().manual_seed(0), pooled=True, order=order,
+    )  # fmt: skip
+    pool, ids = PoolLogitsProcessor(tables, W, order=order), torch.tensor([context] * 5)
+    total, going = torch.zeros(5), torch.ones(5, dtype=torch.bool)
+    for t in range(6):
+        logits = tables[0](ids).logits[:, -1].detach()
+        said = pool(ids, logits.index_fill(1, torch.tensor([end]), -torch.inf) if t < 4 else logits)
+        token = torch.tensor([row[t] if t < len(row) else end for row in drawn.ids])
+        total += torch.where(going, said.gather(1, token[:, None])[:, 0], 0.0)
+        going &= token != end
+        ids = torch.cat([ids, token[:, None]], 1)
+    torch.testing.assert_close(total.double(), drawn.log_proposal, atol=2e-4, rtol=1e-5)
 
 
 def test_prompts_that_the_others_would_read_otherwise_are_refused(models, tokenizer):

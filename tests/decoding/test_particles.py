@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from multiref.errors import ModelError
+from multiref.models.descent import descend
+from multiref.models.draws import draw_one
+from multiref.models.lockstep import Lockstep
 from multiref.models.particles import walk
 from multiref.models.spec import Generation
 from multiref.weighting.particles import effective_size, resample, thin
+from tests.conftest import make_llama
 from tests.decoding.worlds import BETA, LENGTH, Truth, W, reward, tables, text_of
 
 
@@ -65,6 +71,60 @@ def test_the_pools_islands_never_exceed_one():
     for resampling in ("never", "adaptive", "always"):
         assert float(walked(made, 400, 2, flat=0.0, resampling=resampling).log_estimates.max()) <= 1e-12
     assert float(walked(made, 400, 2).log_estimates.max()) > 0.05
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a host would wait for on an accelerator: values that are read, and shapes that depend on them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op.name().partition(".")[0].removeprefix("aten::")
+        masks = [each for each in args[1] if each is not None] if name in ("index", "index_put_") else []
+        self.count += name in ("_local_scalar_dense", "equal", "multinomial", "nonzero", "masked_select")
+        self.count += any(each.dtype == torch.bool for each in masks)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["walk", "pool", "mixture"])
+def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
+    """Sixteen more tokens of two models: what has to be asked is asked at every eighth."""
+    monkeypatch.setattr(Lockstep, "patience", property(lambda self: 8, lambda self, value: None), raising=False)
+    models, w = [make_llama(24, seed=seed, std=0.02) for seed in (0, 1)], torch.tensor(W, dtype=torch.float64)
+    found = []
+    for tokens in (9, 25):
+        given = {"ends": (0,), "generation": Generation(tokens), "generator": torch.Generator().manual_seed(0)}
+        with Waits() as waits:
+            if kind == "walk":
+                walk(models, (3,), w, particles=(2, 3), **given)
+            else:
+                descend(models, (3,), w, rows=6, pooled=kind == "pool", weighed=w > 0, **given)
+        found.append(waits.count)
+    assert found[1] - found[0] < 12, found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_token_is_that_of_multinomial(dtype, monkeypatch):
+    """From the same generator; and what has no probability is not drawn where an exponential number is rounded to 0."""
+    multinomial = lambda p, generator: torch.multinomial(p, 1, generator=generator)  # noqa: E731
+    p = torch.randn(50, 24, generator=torch.Generator().manual_seed(1), dtype=dtype).softmax(-1)
+    one, other = (draw(p, generator=torch.Generator().manual_seed(2)) for draw in (draw_one, multinomial))
+    assert torch.equal(one, other)
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.zero_())
+    assert int(draw_one(torch.tensor([[0.0, 1.0]], dtype=dtype), torch.Generator())) == 1
+
+
+def test_logits_that_are_no_numbers_are_said():
+    made = tables()
+    with torch.no_grad():
+        made[0].table[0, 2] = math.nan
+    with pytest.raises(ModelError, match="logits are NaN"):
+        walked(made, 2, 3)
+    with pytest.raises(ModelError, match="logits are NaN"):
+        descend(
+            made, (3,), torch.tensor(W), ends=(0,), generation=Generation(LENGTH), rows=40,
+            generator=torch.Generator().manual_seed(0), pooled=True,
+        )  # fmt: skip
 
 
 def test_min_new_tokens_files_nothing_before():

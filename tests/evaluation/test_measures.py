@@ -7,10 +7,11 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, EmptyPoolError, VocabularyMismatch
-from multiref.evaluation import BestOf, Optimum, TokenPool, compare_samples, measure_texts
+from multiref.evaluation import BestOf, Optimum, TokenPool, compare_samples, measure_texts, sample_rewards
 from multiref.models import Generation, LanguageModel
 from multiref.models.sampling import Rollout
 from multiref.references import References
+from multiref.training.online import Reward
 from tests.conftest import make_llama, make_tokenizer
 from tests.decoding.worlds import BETA, LENGTH, Truth, W, references, reward, tables
 
@@ -23,8 +24,8 @@ def rollout(*texts, ended=True):
 
 
 def test_measures_of_texts_by_hand():
-    """Same texts: BLEU 1, 3 words and 3 pairs of 8 and 6; no common word: BLEU 0; one text: no BLEU. Wins: of 4
-    pairs 3 are won and one is tied."""
+    """Same texts: BLEU 1, 3 words and 3 pairs of 8 and 6; no common word: BLEU 0; one text: no BLEU. Wins: of the 2 pairs of
+    different places one is won and one is tied."""
     drawn = {"same": [rollout("a b c a", "a b c a")], "apart": [rollout("a b c", "d e", ended=False)], "one": [rollout("a b")]}
     rewards = {"same": [[1.0, 2.0]], "apart": [[2.0, 3.0]], "one": [[0.0]]}
     found = measure_texts(drawn, {name: torch.tensor(rows, dtype=torch.float64) for name, rows in rewards.items()})
@@ -32,7 +33,8 @@ def test_measures_of_texts_by_hand():
     assert each["self-BLEU"][:2] == [pytest.approx(1.0), 0.0] and math.isnan(each["self-BLEU"][2])
     assert each["distinct-1"] == pytest.approx([3 / 8, 1, 1]) and each["distinct-2"] == pytest.approx([3 / 6, 1, 1])
     assert each["length"] == [5.0, 3.5, 3.0] and each["unfinished"] == [0.0, 1.0, 0.0]
-    assert each["win rate"] == [0.5, 0.875, 0.0]
+    assert each["win rate"] == [0.5, 0.75, 0.0]
+    assert measure_texts({"one": drawn["one"]}, {"one": torch.zeros(1, 1)})["win rate"].isnan().all()
 
 
 def test_self_bleu_is_bleu():
@@ -118,11 +120,23 @@ def test_what_weighs_nothing_may_forbid_and_what_nobody_allows_is_said():
         compare_samples({"pool": TokenPool(list(refs.values()), W)}, refs, ["x0"], judges, Generation(LENGTH), beta=BETA)
 
 
+def test_a_reward_of_more_than_the_text_is_not_chosen_by():
+    """Best of n would choose by `ended=None`, and be measured with the real one."""
+    asked = ({"prompt": "x0"},), [Reward(lambda prompts, completions, ended=None: [0.0] * len(completions), "whole")]
+    policy = references(tables())["p"]
+    assert "whole" in sample_rewards(policy, *asked, Generation(LENGTH), samples=2)
+    with pytest.raises(ArgumentError, match="'whole' reads `ended`"):
+        sample_rewards(BestOf(policy, 2), *asked, Generation(LENGTH), samples=2)
+
+
 def test_what_cannot_be_compared():
     refs, judges = references(tables()), {"reward": lambda prompt, text: 0.0}
     other = LanguageModel(make_llama(len(make_tokenizer())), make_tokenizer(), "other")
     with pytest.raises(VocabularyMismatch):
         compare_samples({"other": other}, refs, ["x0"], judges, Generation(2), beta=BETA)
+    short = LanguageModel(make_llama(len(other.tokenizer), context=8), other.tokenizer, "short")
+    with pytest.raises(ArgumentError, match="the policy holds 8 tokens"):  # positions beyond mean nothing
+        compare_samples({"short": short}, {"other": other}, ["x0"], judges, Generation(8), beta=BETA)
     with pytest.raises(ArgumentError, match="best of n"):
         BestOf(refs["p"], 0)
     with pytest.raises(ArgumentError, match="best of n"):

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import stat
+import time
 import tracemalloc
 
 import pyarrow
@@ -11,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from multiref._files import write_whole
+from multiref._json import parse_json
 from multiref.data import read_pairs
 from multiref.data.files import file_rows
 from multiref.errors import DataError, OutputError
@@ -127,6 +129,15 @@ def test_a_list_that_is_none_of_rows(tmp_path, text):
     (tmp_path / "a.json").write_text(text.replace("{}", row))
     with pytest.raises(DataError, match=r"a.json: not valid JSON after row \d"):
         read_pairs(tmp_path / "a.json")
+
+
+def test_a_string_that_never_ends_is_read_once():
+    """Behind more brackets than are counted at a glance: if each of its 60,000 quotes were tried as the begin of another
+    string, that would take half a minute, and a server's loop would stand still."""
+    begun = time.process_time()
+    with pytest.raises(DataError, match="not valid JSON"):
+        parse_json("[" + "[]," * 20 + '"' + '\\"' * 60_000, "the body", depth=16)
+    assert time.process_time() - begun < 1
 
 
 def test_brackets_and_quotes_in_texts_are_no_structure(tmp_path):

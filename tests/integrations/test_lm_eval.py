@@ -180,6 +180,15 @@ def test_nothing_has_probability_one(models, tokenizer, refs):
     assert found[0][0] == pytest.approx(float(end), abs=1e-4)
 
 
+def test_a_context_without_a_token_is_like_none():
+    """Of a tokenizer that puts no start token there: spaces belong to what follows them."""
+    tokenizer = make_tokenizer("bytelevel")
+    lm = PoolLM({"a": LanguageModel(make_llama(len(tokenizer), std=0.2), tokenizer, "a")})
+    pairs = [SimpleNamespace(args=pair, task_name=None) for pair in ((" ", "the cat"), ("", " the cat"))]
+    one, other = lm.loglikelihood(pairs)
+    assert one == other and one[0] < 0
+
+
 def test_a_context_that_does_not_fit_loses_its_begin(models, tokenizer, refs, monkeypatch):
     """Scored behind the last max_length tokens, and answered behind as many as leave room for what is new."""
     lm, product, text = PoolLM(refs, mr.ReverseKL(W)), product_of(models, W), "the cat sat on the mat. is it raining? " * 60

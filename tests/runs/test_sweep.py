@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import multiref as mr
 from multiref.cli import app
-from multiref.errors import ConfigError
+from multiref.errors import ConfigError, EmptyPoolError
 from multiref.evaluation import sample_each
 from multiref.models import Generation, LanguageModel
 from multiref.runs.sweeping import Samples, SweepSettings, draw_samples, weight_grid
@@ -107,6 +107,15 @@ def test_j_is_low_by_the_variance_of_the_weights_over_twice_the_draws():
     relative = ((tables.mean(0) + values / beta).exp() / mixture) * math.exp(-optimum / beta)  # w/Z, of mean 1
     low = beta * (float(mixture @ relative.square()) - 1) / (2 * 256)
     assert abs(row["J"] - (optimum - low)) < 3 * row["J_error"] < low / 3
+
+
+def test_references_that_exclude_each_other_are_one_error():
+    """Each forbids what the other draws: at a vertex there is a curve, between them no point of it (it was NaN)."""
+    logps = torch.tensor([[[0.0, -math.inf]], [[-math.inf, 0.0]]], dtype=torch.float64)
+    samples = Samples(("a", "b"), logps, torch.tensor([[1.0, 3.0]]).double(), {})
+    assert samples.point((1.0, 0.0))["tokens"] == 1.0
+    with pytest.raises(EmptyPoolError, match=r"weights 0.5, 0.5: no completion of some prompt has mass"):
+        samples.point((0.5, 0.5))
 
 
 def test_a_strength_beyond_floats_is_one_error():

@@ -119,9 +119,10 @@ def command(
         return _stream(refs, rule, asked, limits, show, seed)
     parts, found = [], []
     for i, text in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):
-        draws = sample([text], refs, rule, function, beta, method=method, seed=seed + 7_919 * i, **options, **limits)
+        own = seed + 7_919 * i
+        draws = sample([text], refs, rule, function, beta, method=method, seed=own, **options, **limits)
         parts.append(draws)
-        found.append(_show(text, draws, [draws.pick(seed + place)[0] for place in range(show)]))
+        found.append(_show(text, draws, [draws.pick(own + place)[0] for place in range(show)]))
     if out is not None:
         every, tokens = tuple(each for draws in parts for each in draws), sum(draws.tokens for draws in parts)
         replace(parts[0], prompts=every, tokens=tokens, reward_calls=sum(draws.reward_calls for draws in parts)).save(out)

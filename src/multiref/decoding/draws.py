@@ -19,6 +19,7 @@ from multiref.errors import DataError
 from multiref.weighting.particles import effective_size
 
 Ids = tuple[int, ...]
+CHOOSING = 15_485_863  # added to a seed
 TOO_LARGE = 0.1  # a single share of the sum above which its error cannot be known
 _LONGEST = 1024 * MIB  # bytes of a prompt's draws
 
@@ -166,8 +167,14 @@ class Draws(Sequence[PromptDraws]):
         return "\n".join([*lines, f"  {self.tokens:,} tokens read, {self.reward_calls:,} rewards"])
 
     def _places(self, count: int, seed: int) -> list[list[int]]:
-        count, generator = check_whole("per_prompt", count, 1), torch.Generator().manual_seed(check_whole("seed", seed, 0))
+        count, generator = check_whole("per_prompt", count, 1), chooser(check_whole("seed", seed, 0))
         return [torch.multinomial(each.weights, count, replacement=True, generator=generator).tolist() for each in self.prompts]
+
+
+def chooser(seed: int) -> torch.Generator:
+    """Of whoever chooses among draws, perhaps of the same seed: with their own random numbers a choice would depend on more
+    than their weights."""
+    return torch.Generator().manual_seed(seed + CHOOSING)
 
 
 def _plain(value: Any) -> Any:

@@ -40,8 +40,9 @@ class PoolLogitsProcessor(LogitsProcessor):
 
     The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own, which follow rows that
     are reordered (beams); where a row is no continuation of one of the step before (a new call) all are read again. A token
-    that was forbidden before (`min_new_tokens`, say) stays forbidden; what the first model gave it is not known here, so for ρ
-    other than 0 that model counts by its law over the rest.
+    that was forbidden before (`min_new_tokens`, say) stays forbidden, and the rest has the pool's law given that, as in
+    `sample(method="token")`. For ρ other than 0 that takes what the first model gave to such tokens, which scores do not say:
+    it is then read here too.
 
     Args:
         models: the one that generates, then the others, of one vocabulary. weights: [K] on the simplex; None is uniform.
@@ -59,7 +60,7 @@ class PoolLogitsProcessor(LogitsProcessor):
             raise ArgumentError(
                 f"models, order: expected a model and a finite ρ, found {len(models)} models and order {order}."
             )
-        self.others, self.weights = list(models[1:]), check_weights(weights, len(models))
+        self.models, self.weights = list(models), check_weights(weights, len(models))
         self.mask, self.order = attention_mask, order
         if wrong := [each for each in models if not hasattr(each, "config")]:
             raise ArgumentError(f"models: found {wrong[0]!r}; expected models as transformers has them: `load(path).model`.")
@@ -71,8 +72,8 @@ class PoolLogitsProcessor(LogitsProcessor):
         self._pad = getattr(models[0].generation_config, "pad_token_id", None)
         if self._pad is None:
             self._pad = models[0].config.get_text_config().pad_token_id
-        self._takes = [takes(model) for model in self.others]
-        self._devices = [next(model.parameters()).device for model in self.others]
+        self._takes = [takes(model) for model in self.models]
+        self._devices = [next(model.parameters()).device for model in self.models]
         self._ids = self._prompts = torch.empty(0, 0, dtype=torch.long)
         self._caches: list[Any] = []
 
@@ -80,16 +81,23 @@ class PoolLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, T], [B, V] → [B, V]."""
         if not self._follow(input_ids):
-            self._caches = [None] * len(self.others)
+            self._caches = [None] * len(self.models)
             self._begin(input_ids)
         mask = None if self.mask is None else _whole(self.mask, input_ids)  # without: positions as the model counts them
-        others = [self._said(k, input_ids, mask).to(scores) for k in range(len(self.others))]
-        self._ids, weights = input_ids.clone(), self.weights.to(scores)
+        others = [self._said(k, input_ids, mask).to(scores) for k in range(1, len(self.models))]
+        forbidden, weights = scores == -torch.inf, self.weights.to(scores)
         if self.order == 0:  # what each is normalised by cancels
             pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None])
         else:
-            pool = power_pool(torch.stack([scores, *others]).log_softmax(-1), weights, self.order)
-        return pool.masked_fill(scores == -torch.inf, -torch.inf).log_softmax(-1)  # beams add them up
+            first = scores.log_softmax(-1)
+            if bool(forbidden.any()):
+                own = self._said(0, input_ids, mask).to(scores).log_softmax(-1)
+                first = first + own.masked_fill(forbidden, -torch.inf).logsumexp(-1, keepdim=True)
+            else:
+                self._caches[0] = None
+            pool = power_pool(torch.stack([first, *(each.log_softmax(-1) for each in others)]), weights, self.order)
+        self._ids = input_ids.clone()
+        return pool.masked_fill(forbidden, -torch.inf).log_softmax(-1)  # beams add them up
 
     def _begin(self, ids: Tensor) -> None:
         """ArgumentError for prompts that the others would read otherwise than the first; says what else bends the scores."""
@@ -134,8 +142,8 @@ class PoolLogitsProcessor(LogitsProcessor):
 
     @torch.inference_mode()
     def _said(self, k: int, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, V]: logits of the next token under one of the others."""
-        model, names, cache = self.others[k], self._takes[k], self._caches[k]
+        """[B, V]: logits of the next token under one of the models."""
+        model, names, cache = self.models[k], self._takes[k], self._caches[k]
         device = self._devices[k]
         new = ids if cache is None else ids[:, -1:]
         inputs: dict[str, Any] = {"input_ids": new.to(device), "use_cache": True}

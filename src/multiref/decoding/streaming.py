@@ -12,7 +12,9 @@ from torch import Tensor
 from multiref.decoding.bench import Bench, opened
 from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
+from multiref.models.architecture import check_rows
 from multiref.models.draws import bend
+from multiref.models.encoding import Encoded
 from multiref.models.forward import uncached
 from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import decode_behind, encode_prompts
@@ -95,6 +97,8 @@ def read_tokens(bench: Bench, ids: Ids, top: int = 0, *, first: int = 1) -> list
     """What the pool says of the tokens of a text from place `first` on (at least 1), each given those before it."""
     vocabulary = max(model.config.get_text_config().vocab_size for model in bench.models)
     check_memory(bench.models, 0, 0, more=4 * vocabulary * (len(ids) + 3) * (len(bench.models) + 1))
+    for model in bench.models:
+        check_rows(model, [Encoded(ids[:-1], (), ())])
     row = torch.tensor([ids])
     with at_rest(bench.models):
         each = [m(input_ids=row[:, :-1].to(m.device), **uncached(m)).logits[0, first - 1 :] for m in bench.models]

@@ -9,6 +9,7 @@ import torch
 from multiref._logspace import weighted_sum
 from multiref._progress import tell
 from multiref.decoding import sample as sample_optimum
+from multiref.decoding.draws import CHOOSING, chooser
 from multiref.decoding.request import check_whole
 from multiref.decoding.rewarding import Rewarding
 from multiref.decoding.streaming import Drawn, draw_tokens, open_pool
@@ -45,8 +46,9 @@ class BestOf:
         check_whole("best of n: n", self.n, 1)
 
     def draw(self, prompt: Any, reward: RewardFunction, generation: Generation, group: int, seed: int) -> Rollout:
-        """The best of n each, by the reward; none has a log-probability."""
-        generator = torch.Generator().manual_seed(seed)
+        """The best of n each, by the reward; none has a log-probability. Not of the very completions that the policy draws from
+        this seed, which they are compared with."""
+        generator = chooser(seed)
         model, tokenizer = self.policy.model, self.policy.tokenizer
         (all_of,) = sample(model, tokenizer, [prompt], generation, group=group * self.n, generator=generator)
         best = Rewarding(reward, None)(prompt, all_of.completions).view(group, self.n).argmax(-1)
@@ -69,8 +71,7 @@ class Optimum:
             [prompt], self.refs, self.regularizer, reward, self.beta, n=self.n, islands=self.islands, seed=seed,
             max_new_tokens=generation.max_new_tokens, min_new_tokens=generation.min_new_tokens,
         )[0]  # fmt: skip
-        generator = torch.Generator().manual_seed(seed)
-        places = torch.multinomial(found.weights, group, replacement=True, generator=generator).tolist()
+        places = torch.multinomial(found.weights, group, replacement=True, generator=chooser(seed)).tolist()
         tokenizer = local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer
         (context,) = encode_prompts(tokenizer, [prompt])
         picked = _chosen(Rollout(prompt, found.completions, context, found.ids, found.ended), places, None)
@@ -93,7 +94,7 @@ class TokenPool:
         rows: list[list[Drawn]] = [[] for _ in range(group)]
         with open_pool({str(k): each for k, each in enumerate(self.models)}, ReverseKL(self.weights)) as bench:
             (context,) = encode_prompts(bench.tokenizer, [prompt])
-            for step in draw_tokens(bench, context, generation, rows=group, generator=bench.generator(seed)):
+            for step in draw_tokens(bench, context, generation, rows=group, generator=bench.generator(seed + CHOOSING)):
                 for each in step:
                     rows[each.row].append(each)
             said = [(tuple(each.token for each in row), tuple(each.log_q for each in row)) for row in rows]

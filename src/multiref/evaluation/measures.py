@@ -19,7 +19,8 @@ Drawn = Mapping[str, Sequence[Rollout]]  # contestant → a rollout of each of t
 def measure_texts(drawn: Drawn, rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
     r"""{metric: [M, P]}; rewards {contestant: [P, S]}.
 
-        win rate     P(r > r') + ½ P(r = r') over all pairs of completions, against the first contestant
+        win rate     P(r > r') + ½ P(r = r') against the first contestant, over all pairs of completions but those of one place,
+            whose random numbers are the same; NaN of one completion
         length       tokens; unfinished: the share that was cut
         distinct-n   different n-grams of words over all of them, of a prompt's completions together
         self-BLEU    mean BLEU-4 of each completion against the others of its prompt (higher: less diverse)
@@ -82,7 +83,8 @@ def measure_divergences(
 def _wins(mine: Tensor, theirs: Tensor) -> float:
     """[S], [S'] → share of pairs that are won, ties by half."""
     gap = mine[:, None] - theirs
-    return float(((gap > 0).double() + (gap == 0).double() / 2).mean())
+    apart = ~torch.eye(*gap.shape, dtype=torch.bool)
+    return float(((gap > 0).double() + (gap == 0).double() / 2)[apart].mean())
 
 
 def _text(completion: Any) -> str:

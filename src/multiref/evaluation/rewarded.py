@@ -1,8 +1,9 @@
 """Completions of a policy on prompts, with their rewards, kept on disk block by block, so that a killed evaluation goes on
 where it was."""
 
+import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from multiref._files import read_lines
 from multiref._json import parse_json
 from multiref._progress import part_of, tell
 from multiref._sealed import is_sealed, seal
-from multiref.errors import MultirefError, OutputError
+from multiref.errors import ArgumentError, MultirefError, OutputError
 from multiref.evaluation.contestants import Contestant, RewardFunction, draw_each
 from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout, sample
@@ -73,14 +74,27 @@ def sample_rewards(
 
 
 def _of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
-    """The sum of the rewards as a function of completions of this row's prompt."""
+    """The sum of the rewards as a function of completions of this row's prompt: of their texts, by which best-of-n and the
+    optimum choose. ArgumentError for a reward that reads `ended`."""
 
     def total(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        if blind := [each.name for each in rewards if "ended" in _parameters(each.function)]:
+            raise ArgumentError(
+                f"rewards: {blind[0]!r} reads `ended`, and best-of-n and the optimum choose by the text alone: they would be "
+                "of another reward than the one that is measured. Leave them out, or judge by the text."
+            )
         columns = {name: [value] * len(completions) for name, value in row.items() if name not in ("prompt", "weights")}
         found: list[float] = total_reward(rewards, prompts, completions, columns)[0].tolist()
         return found
 
     return total
+
+
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return ()
 
 
 def _rewarded(

@@ -143,8 +143,8 @@ class PoolLM(_Harness):
         return [self._read(strings, context, rest) for strings, context, rest in requests]
 
     def _read(self, strings: Any, context: list[int], rest: list[int]) -> tuple[float, bool]:
-        """A context that does not fit loses its begin, as in the harness."""
-        ids = tuple([*context, *rest][-(self.max_length + 1) :])
+        """A context that does not fit loses its begin, as in the harness. One without a token (spaces) is like none."""
+        ids = tuple([*(context or [self.prefix_token_id]), *rest][-(self.max_length + 1) :])
         if len(rest) >= len(ids):
             raise ArgumentError(
                 f"A continuation of {len(rest)} tokens does not fit a context of {self.max_length}. "

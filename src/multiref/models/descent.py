@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, weighted_sum
-from multiref.models.lockstep import Ids, Lockstep, at_rest
+from multiref.models.draws import draw_one
+from multiref.models.lockstep import Ids, Lockstep, at_rest, check_numbers
 from multiref.models.spec import Generation
 from multiref.pools import power_pool
 
@@ -60,12 +61,13 @@ def descend(
         step = Lockstep(models, context, rows, generation.max_new_tokens)
         way = _Way(rows, len(models), weights.to(step.device), pooled, order, weighed, generator)
         end = torch.tensor(list(ends), dtype=torch.long, device=step.device)
+        room = None if patience is None else patience.to(step.device)
         for t in range(generation.max_new_tokens):
             said = step.logps()
             token = way.draw(said, way.proposal(said, end if t < generation.min_new_tokens else None))
             way.done[way.alive] |= torch.isin(token, end)
-            if patience is not None:
-                way.done |= weighted_sum(way.logps, way.weights[:, None]) - way.parts[0] < patience.to(step.device)
+            if room is not None:
+                way.done |= weighted_sum(way.logps, way.weights[:, None], way.full) - way.parts[0] < room
             if t == generation.max_new_tokens - 1:
                 break
             if t % step.patience == step.patience - 1:
@@ -97,8 +99,10 @@ class _Way:
     ) -> None:
         device = weights.device
         self.weights, self.pooled, self.order, self.generator = weights, pooled, order, generator
-        self.weighed = None if weighed is None else weighed.to(device)
-        self.label = torch.multinomial(weights.expand(rows, -1).float(), 1, generator=generator)[:, 0]
+        present = torch.arange(models, device=device)  # places, not masks, whose size an accelerator would be waited for
+        self.weighed = present if weighed is None else present[weighed.to(device)]
+        self.full, self.present = bool((weights > 0).all()), present[weights > 0]
+        self.label = draw_one(weights.expand(rows, -1).float(), generator)[:, 0]
         self.alive = torch.arange(rows, device=device)
         self.logps = torch.zeros(models, rows, dtype=torch.float64, device=device)
         self.parts = torch.zeros(1 if pooled else models, rows, dtype=torch.float64, device=device)
@@ -110,11 +114,11 @@ class _Way:
         """[K, B, V] → [1 or K, B, V]: log q of the next token, of each component; the forbidden tokens have none of it."""
         w = self.weights
         if self.pooled:
-            q = (power_pool(said, w, self.order) if self.order else weighted_sum(said, w[:, None, None]))[None]
+            q = (power_pool(said, w, self.order) if self.order else weighted_sum(said, w[:, None, None], self.full))[None]
         else:
-            q, judged = said, (said if self.weighed is None else said[self.weighed]) > NEG_INF
+            q, judged = said, said[self.weighed] > NEG_INF
             mass = judged.any(0) if self.order > 0 else judged.all(0)
-            self.uncovered |= (mass & (said[w > 0] == NEG_INF).all(0) & ~self.done[self.alive][:, None]).any()
+            self.uncovered |= (mass & (said[self.present] == NEG_INF).all(0) & ~self.done[self.alive][:, None]).any()
         if forbidden is not None:
             q = q.index_fill(-1, forbidden, NEG_INF)
         if self.pooled or forbidden is not None:
@@ -126,7 +130,7 @@ class _Way:
         label = self.label[self.alive][None, :, None]
         own = q[0] if self.pooled else q.gather(0, label.expand(1, -1, q.shape[-1]))[0]
         lost = ~(own > NEG_INF).any(-1, keepdim=True)  # nothing goes on
-        token = torch.multinomial(torch.where(lost, 0.0, own).softmax(-1), 1, generator=self.generator)
+        token = draw_one(torch.where(lost, 0.0, own).softmax(-1), self.generator)
         here = ~self.done[self.alive]
         pick = token[None].expand(len(said), -1, -1)
         self.logps[:, self.alive] += torch.where(here, said.gather(-1, pick)[..., 0], 0.0).double()
@@ -138,6 +142,7 @@ class _Way:
 
     def descent(self, ends: set[int], forwarded: int) -> Descent:
         """What was drawn, on the CPU."""
+        check_numbers(self.logps)
         ids = [tuple(v for v in row if v >= 0) for row in torch.stack(self.drawn, 1).tolist()]
         log_q = self.parts[0] if self.pooled else (self.weights.log()[:, None] + self.parts).logsumexp(0)
         ended = [row[-1] in ends for row in ids]

@@ -53,6 +53,13 @@ def bend(logits: Tensor, generation: Generation, end: Tensor, drawn: int) -> Ten
     return scores
 
 
+def draw_one(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """[*, V] → [*, 1]: a token of each row, in proportion; the one that `torch.multinomial` draws, which at every token waits
+    for an accelerator to say that these are probabilities."""
+    waits = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / waits.clamp_min(torch.finfo(waits.dtype).tiny)).argmax(-1, keepdim=True)  # 0/0 is never drawn
+
+
 def check_draws(
     model: nn.Module,
     contexts: Sequence[Ids],

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.errors import ModelError
 from multiref.models.architecture import evaluating
 from multiref.models.sampling import Reader
 from multiref.models.spec import Generation
@@ -54,6 +55,15 @@ def at_rest(models: Sequence[Any]) -> Iterator[None]:
         for model in models:
             stack.enter_context(evaluating(model))
         yield
+
+
+def check_numbers(found: Tensor) -> None:
+    """ModelError for NaN among log-probabilities that models gave. At the end: to look at each step would wait for it."""
+    if bool(found.isnan().any()):
+        raise ModelError(
+            "A model's logits are NaN: it overflows in its dtype, or its weights are damaged. Use dtype='float32', or load it "
+            "anew."
+        )
 
 
 def cache_bytes(models: Sequence[Any], rows: int, length: int) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from multiref._logspace import NEG_INF, weighted_sum
 from multiref._progress import each_told
-from multiref.models.lockstep import Ids, Lockstep, at_rest
+from multiref.models.draws import draw_one
+from multiref.models.lockstep import Ids, Lockstep, at_rest, check_numbers
 from multiref.models.spec import Generation
 from multiref.weighting.particles import effective_size, resample
 
@@ -94,7 +95,7 @@ def walk(
         state = _Particles(particles, torch.tensor(list(ends), dtype=torch.long, device=step.device), generation, generator)
         w = weights.to(step.device)[:, None, None]
         for t in each_told(range(generation.max_new_tokens), "tokens", generation.max_new_tokens):
-            pool = weighted_sum(step.logps(), w)
+            pool = weighted_sum(step.logps(), w, full=True)
             state.file(pool, t)
             token = state.go_on(pool, flat, t)
             asked = t % step.patience == step.patience - 1
@@ -184,6 +185,7 @@ class _Particles:
         self.guesses.append(self.guess)
         each = (self.mass, self.guesses, self.tokens, self.parents, self.closed)
         mass, twisted, drawn, came, closed = (torch.stack(one).cpu() for one in each)
+        check_numbers(mass)
         return Filed(mass, twisted, drawn, came, closed, forwarded)
 
 
@@ -193,7 +195,7 @@ def propose(pool: Tensor, flat: float, generator: torch.Generator) -> tuple[Tens
     proposal = shape.softmax(-1)
     if flat:
         proposal = (1 - flat) * proposal + flat * (shape / 2).softmax(-1)
-    token = torch.multinomial(proposal, 1, generator=generator)
+    token = draw_one(proposal, generator)
     return token[:, 0], (pool.gather(1, token) - proposal.gather(1, token).log())[:, 0]
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import cache_argument, cache_of, takes, unwrapped, without_extras
+from multiref.models.architecture import cache_argument, cache_of, check_rows, takes, unwrapped, without_extras
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
-from multiref.models.encoding import Encoded, as_tokenizer, encode_many
+from multiref.models.encoding import Encoded, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 from multiref.models.witness import largest_gap
 
@@ -70,12 +70,26 @@ def sample(
     Args:
         prompts: strings or tuples of chat messages, as `encode` has them.
         generator: on the model's device, or on the CPU, from which one for the device is then seeded by one draw.
+
+    Errors: ArgumentError where prompt and completion may not fit the model's context.
     """
     tokenizer = as_tokenizer(tokenizer)
     contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer)
+    check_policy_context(model, contexts, generation.max_new_tokens)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     rows = draw(model, contexts, generation, group=group, ends=ends, pad=pad, generator=generator)
     return as_rollouts(tokenizer, prompts, contexts, rows, ends)
+
+
+def check_policy_context(model: Any, contexts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """ArgumentError where the policy's context cannot hold the longest prompt (token ids) and completion."""
+    limit = context_of(unwrapped(model).config)
+    longest = max(map(len, contexts), default=0) + new_tokens
+    if limit is not None and limit < longest:
+        raise ArgumentError(
+            f"max_new_tokens: the policy holds {limit} tokens, the longest prompt and completion may have {longest}. Shorten "
+            "one of them."
+        )
 
 
 def as_rollouts(
@@ -227,9 +241,10 @@ def _draw(
 
 class Reader:
     """What was drawn so far, for a model: prompts padded on the left, a cache where the model has one, next-token logits [B,
-    V]."""
+    V]. ModelError for a token that the model has not, by which an accelerator would be lost for good."""
 
     def __init__(self, model: nn.Module, contexts: Sequence[Ids], group: int, generation: Generation, pad: int) -> None:
+        check_rows(model, [Encoded(context, (), ()) for context in contexts])
         self.model, self.group = model, group
         self.device = next(model.parameters()).device
         inner: Any = unwrapped(model)

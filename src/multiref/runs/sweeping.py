@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multiref.data.prompts import prompt_text
 from multiref.data.sources import open_source
-from multiref.errors import ConfigError
+from multiref.errors import ConfigError, EmptyPoolError
 from multiref.evaluation import sample_each, score_samples
 from multiref.models import Encoded, Generation, LanguageModel, load
 from multiref.references import content_key
@@ -103,6 +103,11 @@ class Samples:
         if tilt is not None and bool(tilt.isinf().any()):
             raise ConfigError(f"beta: a reward over β = {beta:g} is no finite number; take a larger β.")
         log_w = log_importance_weights(self.logps, torch.tensor(weights, dtype=torch.float64), tilt)
+        if bool((log_w == -math.inf).all(-1).any()):
+            raise EmptyPoolError(
+                f"weights {', '.join(f'{w:.3g}' for w in weights)}: no completion of some prompt has mass, for some reference "
+                "forbids each. Leave a reference out, or draw more samples."
+            )
         u, ess = log_w.softmax(-1), effective_size(log_w)
         row: dict[str, Any] = {} if beta is None else {"beta": beta}
         row |= {

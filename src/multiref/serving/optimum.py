@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from multiref.decoding import Budget, sample
+from multiref.decoding.draws import chooser
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, MultirefError
 from multiref.models.sampling import encode_prompts
@@ -94,8 +95,8 @@ class Optimum:
                 given = {"max_new_tokens": new, "min_new_tokens": asked.min_tokens, "seed": seed + 7_919 * place}
                 (found,) = draws = sample([prompt], self.refs, *self.asked, **{**self.options, **given})
             read += len(context)
-            generator = torch.Generator().manual_seed(seed + place)
-            for number, i in enumerate(torch.multinomial(found.weights, asked.n, True, generator=generator).tolist()):
+            chosen = torch.multinomial(found.weights, asked.n, True, generator=chooser(seed + place)).tolist()
+            for number, i in enumerate(chosen):
                 said = found.completions[i] if isinstance(prompt, str) else found.completions[i][0]["content"]
                 cut = min((at for at in map(said.find, asked.stops) if at >= 0), default=None)
                 finish = "stop" if found.ended[i] or cut is not None else "length"

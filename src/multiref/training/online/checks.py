@@ -10,7 +10,6 @@ from torch import Tensor
 
 from multiref.data import Conversation, as_prompt
 from multiref.errors import ArgumentError, MultirefWarning
-from multiref.models.encoding import context_of
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
@@ -122,17 +121,6 @@ def check_not_the_policy(policy: Any, scorer: RolloutScorer) -> None:
                 f"references: {name!r} is the policy itself, and would move with it; expected a model of its own. Give its "
                 "folder, or a copy that was loaded apart."
             )
-
-
-def check_policy_context(model: Any, contexts: Sequence[Sequence[int]], new_tokens: int) -> None:
-    """ArgumentError where the policy's context cannot hold the longest prompt (token ids) and completion."""
-    limit = context_of(model.config)
-    longest = max(map(len, contexts)) + new_tokens
-    if limit is not None and limit < longest:
-        raise ArgumentError(
-            f"max_new_tokens: the policy holds {limit} tokens, the longest prompt and completion may have {longest}. Shorten "
-            "one of them."
-        )
 
 
 def check_processes(accelerator: Any) -> None:

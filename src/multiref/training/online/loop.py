@@ -23,7 +23,7 @@ from multiref.models.audit import audit_layout
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
-from multiref.models.sampling import encode_prompts
+from multiref.models.sampling import check_policy_context, encode_prompts
 from multiref.references import References
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
@@ -99,7 +99,7 @@ class OnlineTrainer:
         self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
         if self.scorer is not None:
             self.scorer.check_context(contexts, args.max_new_tokens)
-        checks.check_policy_context(self.model, contexts, args.max_new_tokens)
+        check_policy_context(self.model, contexts, args.max_new_tokens)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = decay_groups(trained, args.weight_decay)
         adam = torch.optim.AdamW(groups, lr=args.learning_rate, betas=args.adam_betas)
