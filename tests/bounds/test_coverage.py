@@ -128,6 +128,8 @@ def test_sampling_from_the_references_costs_at_most_one_over_f():
     torch.testing.assert_close(bounds.sampling_coverage(same, weights), torch.ones(200, dtype=torch.float64))
     apart = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).log()
     assert bounds.sampling_coverage(apart) == math.inf == disagreement(apart).exp()
+    far = torch.tensor([[0.0, -2000.0], [-2000.0, 0.0]], dtype=torch.float64)  # the escort is even, and so is the mixture
+    assert bounds.sampling_coverage(far).item() == pytest.approx(1.0)
 
 
 def test_estimates_from_scores_recover_the_exact_disagreement():

@@ -109,9 +109,8 @@ def sampling_coverage(ref_logps: Tensor, weights: Weights = None) -> Tensor:
     Reference: DERIVED; P in docs/bounds.md.
     """
     price = disagreement(ref_logps, weights)
-    pool = power_pool(ref_logps, weights, order=0.0)
-    ratio = coverage(pool, power_pool(ref_logps, weights, order=1.0))
-    return torch.where(price < math.inf, ratio * price.exp(), math.inf)
+    escort = power_pool(ref_logps, weights, order=0.0) + torch.where(price < math.inf, price, 0.0).unsqueeze(-1)
+    return torch.where(price < math.inf, coverage(escort, power_pool(ref_logps, weights, order=1.0)), math.inf)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ def best_of_law(log_proposal: Tensor, log_weights: Tensor, n: int) -> Tensor:
     """
     log_q, log_w = log_proposal.double(), log_weights.double()
     whole = isinstance(n, int) and n >= 1 and log_q.shape == log_w.shape and log_q.ndim == 1
+    whole = whole and abs(float(log_q.exp().sum()) - 1) <= 1e-6 and float(log_w.max()) < math.inf
     drawn = log_w[log_q > -math.inf] if whole else log_w
-    if not whole or not abs(float(log_q.exp().sum()) - 1) <= 1e-6 or not -math.inf < float(drawn.max()) < math.inf:
+    if not whole or not float(drawn.max()) > -math.inf:
         raise ArgumentError(
             "best_of_law: expected a whole n ≥ 1, and log q (on the simplex) and log w (finite or −∞) of the same draws, some "
             "with mass."
