@@ -14,7 +14,7 @@ problem.lower(reward).exp()  # = tensor([0.2856, 0.4805, 0.2339], dtype=torch.fl
 
 # %% hypergradient, StopGradient, Likelihood, Debiased, WinRate, Upper
 bilevel.hypergradient(problem, reward, bilevel.StopGradient())  # = tensor([ 0.0560, -0.0363, -0.0197], dtype=torch.float64)
-[float(upper.value(problem, reward, problem.lower(reward))) for upper in (bilevel.Likelihood(), bilevel.Debiased())]
+[float(upper.value(problem, problem.lower(reward), reward)) for upper in (bilevel.Likelihood(), bilevel.Debiased())]
 bilevel.hypergradient(problem, reward, bilevel.WinRate())  # = tensor([ 0.0565, -0.0357, -0.0209], dtype=torch.float64)
 
 # %% penalised_value, penalised_gradient, perturbed_policy

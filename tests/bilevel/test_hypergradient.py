@@ -1,6 +1,8 @@
 """The closed form, against finite differences of the value through the exact solver;
 the penalty form, against the closed form."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -48,6 +50,39 @@ def test_truncated_optimum_does_not_respond_where_it_has_no_mass():
     upper = UPPERS["likelihood"]
     numeric = differences(lambda r: upper.value(problem, problem.lower(r), r).sum(), reward, step=1e-4)
     assert float((hypergradient(problem, reward, upper) - numeric).abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "debiased", "win_rate"])
+@pytest.mark.parametrize("regularizer", [FAMILY[1], FAMILY[3]], ids=["forward", "alpha ½"])
+def test_at_the_corner_the_closed_form_is_the_derivative_too(regularizer, objective):
+    """α < 1: the best reward is outside every reference's support in the first prompt, and not good enough in the second."""
+    problem, reward = small(regularizer)
+    refs = problem.ref_logps.clone()
+    refs[..., 2] = -torch.inf
+    reward[0, 2], reward[1, 2] = 4.0, -4.0
+    problem = Problem(problem.preference, refs.log_softmax(-1), regularizer, problem.beta)
+    policy = problem.lower(reward)
+    assert policy[0, 2].exp() > 0.1 and policy[1, 2] == -torch.inf
+    upper = UPPERS[objective]
+    numeric = differences(lambda r: upper.value(problem, problem.lower(r), r).sum(), reward)
+    assert float((hypergradient(problem, reward, upper) - numeric).abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_vetoed_completion_does_not_count(objective):
+    """Reverse KL: one reference's zero; the derivatives are those of the problem without the completion."""
+    problem, reward = small()
+    refs = problem.ref_logps.clone()
+    refs[0, :, 2] = -torch.inf
+    left = [0, 1, 3]
+    vetoed = Problem(problem.preference, refs.log_softmax(-1), problem.regularizer, problem.beta)
+    short = Problem(problem.preference[:, left][..., left], vetoed.ref_logps[..., left], problem.regularizer, problem.beta)
+    for derivative in (hypergradient, partial(penalised_gradient, sigma=0.1)):
+        found = derivative(vetoed, reward, upper=UPPERS[objective])
+        torch.testing.assert_close(
+            found[:, left], derivative(short, reward[:, left], upper=UPPERS[objective]), rtol=0, atol=1e-12
+        )
+        assert float(found[:, 2].abs().max()) == 0
 
 
 def test_a_constant_added_to_the_reward_changes_nothing():

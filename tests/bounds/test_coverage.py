@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 
@@ -58,6 +59,43 @@ def test_a_law_that_misses_a_completion_covers_nothing_and_padding_does_not_coun
     torch.testing.assert_close(padded, short)
 
 
+def test_a_reward_of_minus_infinity_takes_a_completion_out_of_the_path():
+    """Whatever the pool gives it; in one of the two rewards alone it is refused."""
+    pool, law = torch.tensor([[0.5, 0.2, 0.3], [0.25, 0.35, 0.4]], dtype=torch.float64).log()
+    reward, estimate = torch.tensor([[0.2, 0.4, -math.inf], [0.5, 0.1, -math.inf]], dtype=torch.float64)
+    found = bounds.path_coverage(reward, estimate, pool, law, beta=0.3)
+    torch.testing.assert_close(found, bounds.path_coverage(reward[:2], estimate[:2], pool[:2], law[:2], beta=0.3))
+    for one, other in (
+        (reward, estimate.nan_to_num(neginf=0.0)),
+        (reward.nan_to_num(neginf=0.0), estimate),
+        (-reward, estimate),
+    ):
+        with pytest.raises(ArgumentError, match="out of play"):
+            bounds.path_coverage(one, other, pool, law, beta=0.3)
+
+
+@pytest.mark.parametrize("radius", [1e-20, 1e-12, 1e-4, 0.3])
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_ball_coverage_against_forty_digits(direction, radius):
+    """The root of kl(q‖p) = ρ (or kl(p‖q)) above p, for a rare completion and a common one; a ball of radius 0 is a point."""
+    for p in (0.3, 1e-9, 1e-30):
+        pool = torch.tensor([math.log(p), math.log1p(-p)], dtype=torch.float64)
+
+        def excess(gain, p=p):
+            q = p * mpmath.exp(gain)
+            a, b = (q, mpmath.mpf(p)) if direction == "reverse" else (mpmath.mpf(p), q)
+            return a * mpmath.log(a / b) + (1 - a) * mpmath.log((1 - a) / (1 - b)) - radius
+
+        with mpmath.workdps(60):
+            low, high = mpmath.mpf(10) ** -20, -mpmath.log(mpmath.mpf(p)) * (1 - mpmath.mpf(10) ** -30)
+            for _ in range(150):
+                middle = (low + high) / 2
+                low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+            expected = float(mpmath.exp(low))
+        assert bounds.ball_coverage(pool, radius, direction=direction).item() == pytest.approx(expected, rel=1e-12), p
+        assert bounds.ball_coverage(pool, 0.0, direction=direction).item() == pytest.approx(1.0, abs=1e-14)
+
+
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_ball_coverage_is_attained_and_never_exceeded(direction):
     """10⁵ random policies: none inside the ball exceeds C; and the two-outcome worst case lies on the ball's edge."""
@@ -88,6 +126,10 @@ def test_sampling_from_the_references_costs_at_most_one_over_f():
     ).max() > 0.9  # the inequality is not idle: nearly attained where the references agree on one completion
     same = refs[:1].expand(3, 200, 9)
     torch.testing.assert_close(bounds.sampling_coverage(same, weights), torch.ones(200, dtype=torch.float64))
+    apart = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).log()
+    assert bounds.sampling_coverage(apart) == math.inf == disagreement(apart).exp()
+    far = torch.tensor([[0.0, -2000.0], [-2000.0, 0.0]], dtype=torch.float64)  # the escort is even, and so is the mixture
+    assert bounds.sampling_coverage(far).item() == pytest.approx(1.0)
 
 
 def test_estimates_from_scores_recover_the_exact_disagreement():
@@ -127,4 +169,6 @@ def test_refusals():
         bounds.check_reward_range(torch.tensor([-0.5, 0.2, -torch.inf]), 1.0)
     with pytest.raises(ArgumentError, match="radius"):
         bounds.ball_coverage(torch.zeros(3), -1.0)
+    with pytest.raises(ArgumentError, match="direction"):
+        bounds.ball_coverage(torch.zeros(3), 1.0, direction="backward")
     bounds.check_reward_range(torch.tensor([0.0, 1.0, -torch.inf]), 1.0)

@@ -208,6 +208,17 @@ def test_values_too_large_for_a_float_are_vacuous_not_a_crash():
     assert bounds.reverse_kl_suboptimality(**{**GIVEN, "reward_max": 1e4}).vacuous
 
 
+def test_a_divisor_that_underflows_makes_a_bound_infinite_not_a_traceback():
+    """σ'(2RL) below 1e-308, (e^ε − 1)² at ε = 1e-200; a search over the radius meets such points on its way."""
+    learned = {"samples": 900, "feature_norm": 1.4, "pair_curvature": 0.3}
+    assert bounds.learned_reward_parameter(**learned, radius=1000).value == math.inf
+    assert bounds.learned_reward_value(**learned, radius=1000, distance=0.1).vacuous
+    assert bounds.label_privacy_printed(small_epsilon=1e-200).value == math.inf
+    assert bounds.label_privacy_inflation(epsilon=1e-200, reward_max=1).value == math.inf
+    found = bounds.learned_reward_parameter(**learned, radius=0.8)
+    assert found.at(radius=found.solve_for("radius", target=2.0)).value == pytest.approx(2.0, rel=1e-9)
+
+
 def test_what_overflows_is_infinite_and_the_trivial_range_stays_what_it_is():
     """e^{4R} at R = 500; 2R = 1000 is below R²/(2β) = 250,000. Prints 1,000, not 0."""
     bound = bounds.reverse_kl_5_2(**{**given(*FULL), "reward_max": 500.0})

@@ -153,6 +153,26 @@ def test_disagreement():
     assert disagreement(torch.stack([logs(1.0, 0.0), logs(0.0, 1.0)])).item() == math.inf
 
 
+def test_disagreement_of_references_that_nearly_agree():
+    """−log F ≈ ½ w (1 − w) Var(log π_1/π_2), at w = ½ an eighth of the variance or a quarter of the KL (docs/theory.md 4)."""
+    rng = np.random.default_rng(8)
+    first, move = log_normalised(rng.normal(size=9)), 1e-3 * rng.normal(size=9)
+    refs = torch.from_numpy(np.stack([first, log_normalised(first + move)]))
+    p, ratio = refs[0].exp(), refs[0] - refs[1]
+    variance = (p * ratio**2).sum() - (p * ratio).sum() ** 2
+    for w in (0.5, 0.2):
+        assert disagreement(refs, [w, 1 - w]).item() == pytest.approx(0.5 * w * (1 - w) * variance.item(), rel=0.01)
+    assert disagreement(refs).item() == pytest.approx(0.25 * kl(*refs).item(), rel=0.01)
+
+
+def test_f_is_a_mean_of_ratios_under_each_reference():
+    """F = E_{y~π_j} Π_k (π_k/π_j)^{w_k}, summed out, for every j."""
+    refs, w = torch.from_numpy(random_logps(np.random.default_rng(9), 3, 7)), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    for base in refs:
+        mean = (base.exp() * (w @ (refs - base)).exp()).sum()
+        assert -mean.log().item() == pytest.approx(disagreement(refs, w.tolist()).item(), abs=1e-14)
+
+
 def test_disagreement_is_the_least_weighted_reverse_kl():
     """Attained at the escort, and not below it at random policies."""
     rng = np.random.default_rng(6)

@@ -177,6 +177,41 @@ def test_k3_times_the_ratio_follows_reverse_kl():
     assert close(as_loss(per_token(k3), ratio=True), slope(frozen_reverse))
 
 
+def test_k3_of_the_pool_as_it_stands_and_corrected():
+    """k3(ℓ̄), ℓ̄ = Σ_k w_k ℓ_k: worth T1 + E Σ_t (F_t − 1), and as a loss it follows F_t times the forward KL(ĝ_t‖π_t).
+    e^{−ℓ̄} − F_t + ℓ̄ is worth T1 and has the same gradient (docs/theory.md 6)."""
+    pool = sum(w * r for w, r in zip(WEIGHTS, REF_TOKENS))[None]
+    log_g = sum(w * r.log_softmax(-1) for w, r in zip(WEIGHTS, REFERENCES))
+    mass = log_g.exp().sum(-1)  # F_t of each state
+    short = (chance(POLICY) * (mass[STATES] - 1).sum(-1)).sum()
+    value = (chance(POLICY) * k3(token_logps(POLICY), pool).sum(-1)).sum()
+    assert abs(value - objective(POLICY) - short) < 1e-12 and short < -1e-2
+
+    def weighted_forward(table: Tensor) -> Tensor:
+        return (visits(POLICY)[:, None] * log_g.exp() * (log_g - mass[:, None].log() - table.log_softmax(-1))).sum()
+
+    def corrected(tokens: Tensor) -> Tensor:
+        ratio = tokens - pool[0]
+        return (-ratio).exp() - mass[STATES] + ratio
+
+    assert abs((chance(POLICY) * corrected(token_logps(POLICY)).sum(-1)).sum() - objective(POLICY)) < 1e-12
+    for estimate in (lambda tokens: k3(tokens, pool), corrected):
+        assert close(as_loss(estimate), slope(weighted_forward))
+
+
+def test_k3_of_the_renormalised_pool():
+    """The authors' rule: worth E Σ_t KL(π_t‖ĝ_t) = T1 − E D, and as a loss the forward KL(ĝ_t‖π_t) at the visited states."""
+    log_g = sum(w * r.log_softmax(-1) for w, r in zip(WEIGHTS, REFERENCES))
+    price, table = -log_g.logsumexp(-1), log_g.log_softmax(-1)
+    value = (chance(POLICY) * k3(token_logps(POLICY), token_logps(table)[None]).sum(-1)).sum()
+    assert abs(value - objective(POLICY) + (chance(POLICY) * price[STATES].sum(-1)).sum()) < 1e-12
+
+    def forward(policy: Tensor) -> Tensor:
+        return (visits(POLICY)[:, None] * table.exp() * (table - policy.log_softmax(-1))).sum()
+
+    assert close(as_loss(lambda tokens: k3(tokens, token_logps(table)[None])), slope(forward))
+
+
 # --- in the reward ------------------------------------------------------------------------------------------------------------
 
 

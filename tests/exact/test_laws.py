@@ -179,6 +179,23 @@ def test_a_small_beta_takes_the_best_reward(alpha, kind):
         assert solution.value.item() == pytest.approx(instance.reward[best], abs=1e-4)
 
 
+def test_each_reference_with_a_strength_of_its_own():
+    """E_π r − Σ_k β_k KL(π‖π_k), written out, is largest at the solution with β = Σ β_k, w_k = β_k/β (docs/theory.md 1 e)."""
+    rng = np.random.default_rng(5)
+    strengths, refs = np.array([0.1, 0.7, 0.4]), log_normalised(rng.normal(size=(3, 6)))
+    reward, beta = rng.normal(size=6), strengths.sum()
+
+    def objective(log_policy):
+        each = (np.exp(log_policy) * (log_policy - refs)).sum(-1)
+        return np.exp(log_policy) @ reward - strengths @ each
+
+    best = mr.exact.solve(torch.from_numpy(reward), torch.from_numpy(refs), mr.ReverseKL(strengths / beta), beta=beta)
+    assert objective(best.log_policy.numpy()) == pytest.approx(best.value.item(), abs=1e-14)
+    for size in (1e-6, 1e-2, 1.0):
+        other = log_normalised(best.log_policy.numpy() + size * rng.normal(size=6))
+        assert objective(other) < best.value.item()
+
+
 # --- the family ---------------------------------------------------------------------------------------------------------------
 
 
@@ -232,9 +249,10 @@ def test_regret_is_a_divergence(instance, seed):
 
 
 @law
-@given(problems(kinds=("plain", "padded"), alpha=st.just(0.0)), st.integers(0, 1000))
+@given(problems(kinds=("plain", "padded", "outside"), alpha=st.just(0.0)), st.integers(0, 1000))
 def test_the_gap_of_forward_kl(instance, seed):
-    """J* − J(π) = β E_P[φ(π/π*)], φ(u) = u − 1 − log u (docs/theory.md 2)."""
+    """J* − J(π) = β E_P[φ(π/π*)] + Σ_{P = 0} π (Z − r), φ(u) = u − 1 − log u, Z = λ + β (docs/theory.md 2): corners included.
+    J* = Z − β − β E_P log((Z − r)/β) − β JS."""
     reward, ref_logps = instance.tensors
     solution = instance.solve()
     other = torch.from_numpy(np.random.default_rng(seed).normal(size=len(reward)))
@@ -242,8 +260,14 @@ def test_the_gap_of_forward_kl(instance, seed):
     gap = (solution.value - mr.exact.value(other, reward, ref_logps, instance.regularizer, beta=instance.beta)).item()
     mixture = (torch.from_numpy(instance.weights)[:, None] * ref_logps.exp()).sum(0)
     u = torch.where(mixture > 0, other - solution.log_policy, 0.0)
-    expected = instance.beta * (mixture * (torch.expm1(u) - u)).sum().item()
+    below = solution.multiplier + instance.beta - reward
+    outside = torch.where((mixture == 0) & (reward > -np.inf), other.exp() * below, 0.0).sum().item()
+    expected = instance.beta * (mixture * (torch.expm1(u) - u)).sum().item() + outside
     assert gap == pytest.approx(expected, abs=1e-11 * max(1.0, instance.beta, instance.scale, expected))
+    spread = sum(w * mr.divergences.kl(row, mixture.log()) for w, row in zip(instance.weights, ref_logps) if w > 0)
+    logs = torch.where(mixture > 0, mixture * (below / instance.beta).log(), 0.0).sum()
+    value = solution.multiplier - instance.beta * (logs + spread)
+    assert solution.value.item() == pytest.approx(value.item(), abs=1e-11 * max(1.0, instance.beta, instance.scale))
 
 
 @law

@@ -28,7 +28,23 @@ def test_against_all_ways_to_draw(n):
     w = (3 * torch.randn(9, generator=generator, dtype=torch.float64)).exp()
     q[3], w[5] = 0.0, 0.0
     q = q / q.sum()
-    torch.testing.assert_close(best_of_law(q.log(), w.log() - 40, n).exp(), enumerated(q, w, n), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(best_of_law(q.log(), w.log() - 40, n).exp(), enumerated(q, w, n), rtol=1e-12, atol=0)
+
+
+def test_weights_that_are_as_far_apart_as_rewards_over_beta():
+    """Of two even draws the light one is picked if both are it, ¼, at any distance; a draw alone (n = 1) is of q, whatever it
+    weighs; of two draws with weights e^{10⁴} apart the heavier one is picked."""
+    even = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
+    for far in (20.0, 800.0, 1e4, 1e6):
+        law = best_of_law(even, torch.tensor([0.0, -far], dtype=torch.float64), 2).exp()
+        torch.testing.assert_close(
+            law, torch.tensor([0.75, 0.25], dtype=torch.float64), rtol=1e-8 if far == 20.0 else 1e-12, atol=0
+        )
+    rare = torch.tensor([1e-12, 1 - 1e-12], dtype=torch.float64)
+    torch.testing.assert_close(best_of_law(rare.log(), -rare.log(), 1).exp(), rare, rtol=1e-12, atol=0)
+    q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    law = best_of_law(q.log(), torch.tensor([2e4, 1e4, 0.0], dtype=torch.float64), 2).exp()
+    torch.testing.assert_close(law, torch.tensor([0.36, 0.39, 0.25], dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_large_n_is_the_target_and_the_first_order_is_as_stated():

@@ -24,17 +24,21 @@ def policy_response(problem: Problem, log_policy: Tensor, payoff: Tensor) -> Ten
 
     Reverse KL: DERIVED (docs/theory.md 9). The rest of the family: DERIVED from β f'(π/P) = r − λ,
     whose derivative is β dπ/h = dr − dλ with Σ dπ = 0. Where the optimum is truncated (α > 1),
-    completions without mass do not respond.
+    completions without mass do not respond. At the corner (α < 1, mass where no reference has any) λ moves with the best
+    reward alone, so that c there stands for the mean, and the mass there takes what the others give up.
     """
-    alpha = problem.regularizer.alpha
-    if alpha == 1:
-        share = log_policy.exp()
-    else:
-        present = log_policy > -torch.inf
-        ratio = torch.where(present, log_policy, 0.0) - torch.where(present, problem.log_pool, 0.0)
+    alpha, log_pool = problem.regularizer.alpha, problem.log_pool
+    share, corner = log_policy.exp(), torch.zeros_like(log_policy)
+    if alpha != 1:
+        present = (log_policy > -torch.inf) & (log_pool > -torch.inf)
+        ratio = torch.where(present, log_policy, 0.0) - torch.where(present, log_pool, 0.0)
         share = torch.where(present, (log_policy + (1 - alpha) * ratio).exp(), 0.0)
-    mean = (share * torch.where(share > 0, payoff, 0.0)).sum(-1, keepdim=True) / share.sum(-1, keepdim=True)
-    return share * torch.where(share > 0, payoff - mean, 0.0) / problem.beta
+        corner = ((log_policy > -torch.inf) & (log_pool == -torch.inf)).to(share.dtype)
+    rate = torch.where(corner.any(-1, keepdim=True), corner, share)
+    mean = (rate * torch.where(rate > 0, payoff, 0.0)).sum(-1, keepdim=True) / rate.sum(-1, keepdim=True)
+    response = share * torch.where(share > 0, payoff - mean, 0.0)
+    taken = response.sum(-1, keepdim=True) * corner / corner.sum(-1, keepdim=True).clamp_min(1)
+    return (response - taken) / problem.beta
 
 
 def hypergradient(problem: Problem, reward: Tensor, upper: Upper) -> Tensor:
@@ -44,6 +48,8 @@ def hypergradient(problem: Problem, reward: Tensor, upper: Upper) -> Tensor:
 
     In parameters: ∇ψ(φ) = E_x Σ_y (dψ/dr)(x, y) ∇r_φ(x, y) = ∂_φ f + β⁻¹ E_x Cov_π(c, ∇r_φ).
     `StopGradient` leaves the second term out, by definition.
+
+    Reference: DERIVED (docs/theory.md 9).
     """
     log_policy = problem.lower(reward)
     direct = upper.direct(problem, log_policy, reward)
@@ -69,6 +75,8 @@ def perturbed_policy(problem: Problem, reward: Tensor, upper: Upper, *, sigma: f
 
     Raises:
         ArgumentError: σ ≤ 0, or a σ so large that the iteration does not settle.
+
+    Reference: arXiv 2309.01753 for the penalty (FOUND); as a policy DERIVED (docs/theory.md 9).
     """
     check_sigma(sigma)
     log_policy = problem.lower(reward)
@@ -81,20 +89,27 @@ def perturbed_policy(problem: Problem, reward: Tensor, upper: Upper, *, sigma: f
         if change > before:
             damping = max(0.7 * damping, 0.05)
         before = change
-        log_policy = ((1 - damping) * log_policy + damping * target).log_softmax(-1)
+        apart = (log_policy > -torch.inf) & (target > -torch.inf)
+        log_policy = torch.where(apart, (1 - damping) * log_policy + damping * target, target).log_softmax(-1)
     raise ArgumentError(
         f"sigma: found {sigma}, at which the perturbed policy does not settle (last change {change:.2g}); choose a smaller one"
     )
 
 
 def penalised_value(problem: Problem, reward: Tensor, upper: Upper, *, sigma: float) -> Tensor:
-    """[*B, Y] → [*B]: ψ_σ."""
+    """[*B, Y] → [*B]: ψ_σ = f(r, π_σ) + (g(π_σ) − g(π_0))/σ ≤ ψ, by at most O(σ). Raises: as `perturbed_policy`.
+
+    Reference: arXiv 2309.01753 (FOUND).
+    """
     moved, still = perturbed_policy(problem, reward, upper, sigma=sigma), problem.lower(reward)
     lost = problem.lower_value(still, reward) - problem.lower_value(moved, reward)
     return upper.value(problem, moved, reward) + lost / sigma
 
 
 def penalised_gradient(problem: Problem, reward: Tensor, upper: Upper, *, sigma: float) -> Tensor:
-    """[*B, Y] → [*B, Y]: dψ_σ/dr from the two lower solutions."""
+    """[*B, Y] → [*B, Y]: dψ_σ/dr = ∂_r f(r, π_σ) + (π_0 − π_σ)/σ, from the two lower solutions; dψ/dr up to O(σ).
+
+    Raises: as `perturbed_policy`. Reference: arXiv 2309.01753 (FOUND).
+    """
     moved, still = perturbed_policy(problem, reward, upper, sigma=sigma), problem.lower(reward)
     return upper.direct(problem, moved, reward) + (still.exp() - moved.exp()) / sigma

@@ -183,7 +183,8 @@ class WinRate(Upper):
         return -won + self.strength * problem.beta * problem.regularizer.penalty(log_policy, problem.ref_logps)
 
     def payoff(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:
-        slope = f_prime(log_policy - problem.log_pool, problem.regularizer.alpha)
+        nothing = (log_policy == -torch.inf) & (problem.log_pool == -torch.inf)  # never played, whatever it would pay
+        slope = f_prime(torch.where(nothing, 0.0, log_policy - problem.log_pool), problem.regularizer.alpha)
         return -_over(problem.preference, problem.comparator_logps.exp()) + self.strength * problem.beta * slope
 
     def direct(self, problem: Problem, log_policy: Tensor, reward: Tensor) -> Tensor:

@@ -140,5 +140,5 @@ def chi_squared_from_scores(policy_logps: Tensor, ref_logps: Tensor, weights: We
     top = log_ratio.max()
     scaled = (log_ratio - top).exp()
     mean = float(top.exp() * scaled.mean())
-    error = float(top.exp() * scaled.std() / math.sqrt(n)) if n > 1 else math.inf
+    error = float(top.exp() * scaled.std() / math.sqrt(n)) if n > 1 and mean < math.inf else math.inf
     return ChiSquared(max(mean - 1, 0.0), error, float(scaled.sum() ** 2 / (scaled**2).sum()), n)

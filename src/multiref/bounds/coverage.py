@@ -17,7 +17,10 @@ _STEPS = 60  # bisection; the maximum is flat in its argument, so its value is e
 
 
 def coverage(policy_logps: Tensor, sampling_logps: Tensor) -> Tensor:
-    r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y) over completions that the policy can produce; +inf where μ misses one."""
+    r"""[*B, Y], [*B, Y] → [*B]: C = max_y π(y) / μ(y) over completions that the policy can produce; +inf where μ misses one.
+
+    Reference: arXiv 2502.01203 writes such a constant C (FOUND; its definition's text is not available).
+    """
     ratio = policy_logps - sampling_logps  # of what has mass, however little
     return ratio.masked_fill(policy_logps == NEG_INF, NEG_INF).amax(-1).exp()
 
@@ -30,15 +33,24 @@ def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling
     For each y, log π_s(y) is concave in s with slope (g(y) − E_{π_s} g)/β: bisected on its sign, so the maximum is exact.
 
     Args:
+        reward, estimate: r* and r̂; −inf, in both, takes a completion out of play.
         pool_logps: the geometric pool, normalised or not.
         sampling_logps: the law μ that pairs were drawn from.
+
+    Raises:
+        ArgumentError: a completion that one of the rewards takes out of play and the other does not.
+
+    Reference: DERIVED; R1 in docs/bounds.md.
     """
     shape = broadcast(reward.shape, estimate.shape, pool_logps.shape, sampling_logps.shape)
-    r, g = reward.expand(shape), (estimate - reward).expand(shape)
-    alive = pool_logps.expand(shape) > NEG_INF
-    base = pool_logps + torch.where(alive, r, 0.0) / beta
-    g = torch.where(alive, g, 0.0)
-    top = _last(torch.zeros_like(g), lambda s: g > expectation(_tilted(base, g, s, beta), g.unsqueeze(-2)))
+    reward, estimate = reward.expand(shape), estimate.expand(shape)
+    alive = (pool_logps > NEG_INF) & (reward > NEG_INF)
+    one_sided = torch.where(alive, ~torch.isfinite(estimate - reward), (pool_logps > NEG_INF) & (estimate != NEG_INF))
+    if bool(one_sided.any()):
+        raise ArgumentError("reward, estimate: expected finite numbers, or −inf in both where a completion is out of play.")
+    base = torch.where(alive, pool_logps + torch.where(alive, reward, 0.0) / beta, NEG_INF)
+    g = torch.where(alive, estimate, 0.0) - torch.where(alive, reward, 0.0)
+    top = _last(torch.ones_like(g), lambda s: g > expectation(_tilted(base, g, s, beta), g.unsqueeze(-2)))
     best = torch.diagonal(_tilted(base, g, top, beta), dim1=-2, dim2=-1)  # entry y: log π_{s(y)}(y)
     return coverage(best, sampling_logps.expand(shape))
 
@@ -53,22 +65,36 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
 
     Reverse: KL(π‖pool) ≤ radius. Forward: KL(pool‖π) ≤ radius. The worst π moves mass to one completion y and keeps the
     others' proportions, so that the ball reads kl(q‖p(y)) ≤ radius (or kl(p(y)‖q)) on two outcomes;
-    bisection finds the largest q. Completions to which the pool gives nothing are not in play.
+    bisection on log q/p(y) finds the largest q. Completions to which the pool gives nothing are not in play.
+    R1's path stays in the reverse ball of radius min(R/β, R²/(8β²)) (docs/bounds.md).
 
-    Our reading of the papers' local coverage constants, whose definition's text is not available.
+    Raises:
+        ArgumentError: a radius that is negative or NaN, a direction that is neither.
+
+    Reference: our reading of the papers' local coverage constants, whose definition's text is not available; DERIVED.
     """
     if not radius >= 0:
         raise ArgumentError(
             f"radius: found {radius!r}, expected a number that is not negative; give the KL ball's radius in nats"
         )
-    p = pool_logps.log_softmax(-1).exp()
-    most = _last(p, lambda q: (_binary_kl(q, p) if direction == "reverse" else _binary_kl(p, q)) <= radius)
-    return torch.where(p > 0, most / p, 1.0).amax(-1)
+    if direction not in ("reverse", "forward"):
+        raise ArgumentError(f"direction: found {direction!r}, expected 'reverse' (KL(π‖pool)) or 'forward' (KL(pool‖π)).")
+    log_p = pool_logps.log_softmax(-1)
+    odds = log_p.exp() / -torch.expm1(log_p)
+
+    def inside(gain: Tensor) -> Tensor:
+        """gain = log q/p; loss = log (1 − q)/(1 − p)."""
+        loss, log_q = torch.log1p(-odds * torch.expm1(gain)), log_p + gain
+        if direction == "reverse":
+            return log_q.exp() * gain - torch.expm1(log_q) * loss <= radius
+        return torch.expm1(log_p) * loss - log_p.exp() * gain <= radius
+
+    return _last(torch.where(log_p > NEG_INF, -log_p, 0.0), inside).amax(-1).exp()
 
 
-def _last(low: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
-    """The end of the interval from `low`, below one, in which a condition holds, entry by entry."""
-    high = torch.ones_like(low)
+def _last(high: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
+    """The end of the interval from zero, at most `high`, in which a condition holds, entry by entry."""
+    low = torch.zeros_like(high)
     for _ in range(_STEPS):
         middle = 0.5 * (low + high)
         inside = holds(middle)
@@ -76,14 +102,15 @@ def _last(low: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
     return low
 
 
-def _binary_kl(q: Tensor, p: Tensor) -> Tensor:
-    return q.xlogy(q / p) + (1 - q).xlogy((1 - q) / (1 - p))
-
-
 def sampling_coverage(ref_logps: Tensor, weights: Weights = None) -> Tensor:
-    r"""[K, *B, Y] → [*B]: max_y escort(y) / Σ_k w_k π_k(y), the price of drawing pairs from the references; at most 1/F."""
-    geometric = power_pool(ref_logps, weights, order=0.0) + disagreement(ref_logps, weights).unsqueeze(-1)
-    return coverage(geometric, power_pool(ref_logps, weights, order=1.0))
+    r"""[K, *B, Y] → [*B]: max_y escort(y) / Σ_k w_k π_k(y), the price of drawing pairs from the references; at most 1/F, and
+    +inf where no completion has mass under all of them.
+
+    Reference: DERIVED; P in docs/bounds.md.
+    """
+    price = disagreement(ref_logps, weights)
+    escort = power_pool(ref_logps, weights, order=0.0) + torch.where(price < math.inf, price, 0.0).unsqueeze(-1)
+    return torch.where(price < math.inf, coverage(escort, power_pool(ref_logps, weights, order=1.0)), math.inf)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ _RULES: Mapping[str, tuple[str, str]] = {
     "mixing": ("positive", "λ of the stochastic gradient statement"),
     "condition": ("positive", "√Γ_SS + √Γ_SS' of the gradient-ascent statements"),
     "epsilon": ("positive", "ε of randomised response: a label is kept with probability e^ε/(1 + e^ε)"),
-    "small_epsilon": ("small", "ε of randomised response, at most 1: beyond it the printed form is wrong"),
+    "small_epsilon": (
+        "small",
+        "ε of randomised response, at most 1: beyond it the printed form is wrong by more than a constant",
+    ),
     "target": ("positive", "the gap in the regularised objective that is asked for"),
     "rollouts": ("at least one", "K: fresh rollouts of each prompt"),
     "tau": ("positive", "τ: where log-ratios of completions are clipped, nats"),

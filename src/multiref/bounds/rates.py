@@ -54,7 +54,10 @@ label_privacy_printed = Statement(
     title="the factor of arXiv 2510.13512, as printed",
     formula="1/(e^ε − 1)²",
     rate="1/ε² as ε → 0",
-    assumptions=(*_PRIVATE, "ε ≤ 1: beyond, the printed factor falls below the rate without privacy"),
+    assumptions=(
+        *_PRIVATE,
+        "ε ≤ 1: there c² is (e^ε + 1)² = 4 to 14 times it; from ε = log 2 on it is below 1, as if privacy helped",
+    ),
     citation="Wu, Thareja, Vepakomma, Orabona, arXiv 2510.13512, abstract",
     status="provisional",
     quantities="small_epsilon",

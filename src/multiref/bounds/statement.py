@@ -66,7 +66,7 @@ class Statement:
         given = check_quantities(self.name, {q: quantities.get(q, default) for q, default in known.items()})
         terms: dict[str, float] = {"overflow": math.inf}
         trivial = math.inf
-        with suppress(OverflowError):
+        with suppress(OverflowError, ZeroDivisionError):  # a divisor that underflows
             terms = dict(self.terms(*given.values()))
         with suppress(OverflowError):
             trivial = self.trivial(given)

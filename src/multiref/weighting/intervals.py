@@ -23,6 +23,9 @@ def log_mean_bounds(log_samples: Tensor, log_most: float | None, *, delta: float
     that δ costs log(1/δ)/P a prompt); it needs X ≥ 0 alone. The upper one is the same for e^{log_most} − X, +∞ without
     `log_most`.
 
+    Raises:
+        ArgumentError: another shape, δ outside (0, 1), NaN or +∞, a sample above e^{log_most}.
+
     Reference: Waudby-Smith and Ramdas, 2024 (hedged betting), with a mixture of constant bets; over prompts DERIVED.
     """
     if log_samples.ndim != 2 or not log_samples.numel() or not 0 < delta < 1:

@@ -53,6 +53,9 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
         counts: [P] ≥ 0, how often each pair counts (for resampling); None: once.
         ridge: > 0.
 
+    Raises:
+        ArgumentError: margins that are not [K, P] and finite, a ridge that is not positive.
+
     Reference: DERIVED; logistic regression with a sign constraint; projected Newton: Bertsekas, 1982.
     """
     margins = check_margins(margins).double()

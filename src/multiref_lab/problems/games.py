@@ -34,11 +34,15 @@ class Games:
 
     def preference_of(self, theta: Tensor) -> Tensor:
         """[S, d(d − 1)/2] → [S, Y, Y]."""
+        return torch.sigmoid(self.features @ self.skew(theta) @ self.features.mT)
+
+    def skew(self, theta: Tensor) -> Tensor:
+        """[S, d(d − 1)/2] → [S, d, d]: Θ."""
         d = self.features.shape[-1]
         first, second = pair_indices(d)
         skew = torch.zeros(*theta.shape[:-1], d, d, dtype=theta.dtype)
         skew[..., first, second], skew[..., second, first] = theta, -theta
-        return torch.sigmoid(self.features @ skew @ self.features.mT)
+        return skew
 
     @property
     def differences(self) -> Tensor:

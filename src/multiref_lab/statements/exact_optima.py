@@ -62,8 +62,8 @@ def reverse_kl_optimum(effort: Effort) -> Measurement:
 @_exact(
     "forward-kl-optimum",
     statement="Under Σ w_k KL(π_k‖π) the optimum is π̄/(γ(Z − r)), Z the root that normalises, within its bracket; "
-    "E_π*[r] = Z − 1/γ.",
-    source="FOUND, arXiv 2502.01203, Theorem 6.1; bracket, value and gap identity derived, docs/theory.md 2",
+    "E_π*[r] = Z − 1/γ and 1/(1 + γR) ≤ π*/π̄ ≤ 1/π̄(argmax r).",
+    source="FOUND, arXiv 2502.01203, Theorem 6.1; bracket, value, tilt and gap identity derived, docs/theory.md 2",
     predicts="errors of rounding size; no better policy",
     rule=_RULE.format("1e-10"),
 )
@@ -82,6 +82,9 @@ def forward_kl_optimum(effort: Effort) -> Measurement:
     ratio = other.exp() / best.policy
     identity = best.value - exact.value(other, reward, problem.ref_logps, regularizer, beta=_BETA)
     phi = _BETA * (mixture * (ratio - 1 - ratio.log())).sum(-1)
+    tilt, least = best.policy / mixture, 1 / (1 + (top - reward.amin(-1)) / _BETA)
+    most = 1 / mixture.gather(-1, at.unsqueeze(-1)).squeeze(-1)
+    far = int(((tilt.amin(-1) < least * (1 - 1e-12)) | (tilt.amax(-1) > most * (1 + 1e-12))).sum())
     return Measurement(
         (
             all_within("largest |π* − π̄/(γ(Z − r))|", 1e-10, policy - best.policy),
@@ -89,6 +92,7 @@ def forward_kl_optimum(effort: Effort) -> Measurement:
             all_within("largest error of the value", 1e-10, value - best.value),
             all_within("largest error of J* − J(π) = (1/γ) E_π̄[φ(π/π*)]", 1e-10, identity - phi),
             exactly("roots outside their bracket", 0, outside),
+            exactly("tilts π*/π̄ outside their range", 0, far),
             exactly("policies that do better", 0, _better(problem, regularizer, best, generator)),
         )
     )

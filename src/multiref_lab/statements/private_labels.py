@@ -9,6 +9,7 @@ from torch import Tensor
 
 from multiref import bounds, exact
 from multiref.divergences import kl
+from multiref.losses import randomised_response, robust
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, at_least, at_most, claim, near
@@ -51,15 +52,15 @@ def _world(seeds: int, seed: int) -> tuple[LinearBandits, torch.Generator]:
     ), generator
 
 
-def constant(problem: LinearBandits, law_logps: Tensor, beta: float, epsilon: float) -> float:
-    """tr(V H_ε⁻¹)/(2β) of the first problem: V the features' covariance under π*, H_ε the Fisher information of a flipped
-    label about θ."""
-    features, reward = problem.features[0], problem.reward[0]
-    best = exact.solve(problem.reward[:1], problem.ref_logps[:, :1], ReverseKL(_WEIGHTS), beta=beta).policy[0]
+def constant(problem: LinearBandits, law_logps: Tensor, beta: float, epsilon: float, seed: int = 0) -> float:
+    """tr(V H_ε⁻¹)/(2β) of one of the problems: V the features' covariance under π*, H_ε the Fisher information of a flipped
+    label about θ (ε = ∞: of a label)."""
+    features, reward = problem.features[seed], problem.reward[seed]
+    best = exact.solve(reward, problem.ref_logps[:, seed], ReverseKL(_WEIGHTS), beta=beta).policy
     centred = features - torch.einsum("xy,xyd->xd", best, features)[:, None]
     variance = torch.einsum("xy,xyd,xye->de", best, centred, centred) / len(features)
     first, second = pair_indices(features.shape[1])
-    law, difference = law_logps[0].exp(), features[:, first] - features[:, second]
+    law, difference = law_logps[seed].exp(), features[:, first] - features[:, second]
     shown = 2 * law[:, first] * law[:, second] / len(features)
     p = torch.sigmoid(reward[:, first] - reward[:, second])
     q = kept(epsilon) * p + (1 - kept(epsilon)) * (1 - p)
@@ -164,6 +165,35 @@ def dpo_table(effort: Effort) -> Measurement:
               distance["label_smoothing"] > plain),
     )  # fmt: skip
     return Measurement(checks)
+
+
+@_private(
+    "private-robust-loss",
+    statement="The unbiased loss (`robust`) is unbounded below on few pairs: along a direction that fits enough of the flipped "
+    "labels it falls for ever. The private likelihood never falls below −log α.",
+    source="DERIVED, docs/private-preferences.md",
+    predicts="300 pairs of 100 features, ε = ½: unbounded in every data set; the likelihood's least ≥ −log α",
+)
+def robust_loss(effort: Effort) -> Measurement:
+    """Along tθ, t → ∞, a pair costs t (1 − ρ) m₋/(1 − 2ρ) where θ gets it wrong and −t ρ m₊/(1 − 2ρ) where it gets it right,
+    ρ = 1 − α. θ: least squares to the flipped labels, which one in three of the dimensions lets it follow."""
+    generator, epsilon = torch.Generator().manual_seed(84), 0.5
+    seeds, pairs, features = effort.choose(20, 200), 300, 100
+    difference = torch.randn(seeds, pairs, features, generator=generator, dtype=torch.float64) / features**0.5
+    odds = difference @ torch.randn(seeds, features, 1, generator=generator, dtype=torch.float64)
+    chance = kept(epsilon) * torch.sigmoid(odds) + (1 - kept(epsilon)) * torch.sigmoid(-odds)
+    signed = (2 * torch.bernoulli(chance, generator=generator) - 1) * difference
+    margin = (signed @ torch.linalg.lstsq(signed, torch.ones_like(chance)).solution)[..., 0]
+    zero = torch.zeros_like(margin)
+    near_by, far = (robust(t * margin, zero, label_smoothing=1 - kept(epsilon)).mean(-1) for t in (1e3, 1e6))
+    least = float(randomised_response(1e6 * margin, zero, epsilon=epsilon).min())
+    falls = float(((far < 100 * near_by) & (near_by < 0)).double().mean())
+    return Measurement(
+        (
+            at_least(f"share of {seeds} data sets on which it falls below zero, and on in proportion to t", 1, falls),
+            at_least("the private likelihood there, least over pairs, plus log α", -1e-12, least + math.log(kept(epsilon))),
+        )
+    )
 
 
 @_private(

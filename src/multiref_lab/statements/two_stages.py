@@ -1,5 +1,6 @@
 """Two-stage sampling: what coverage costs with one stage and with two, where the constant is exact."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -10,12 +11,13 @@ from multiref import bounds, exact
 from multiref.divergences import kl
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Plot
-from multiref_lab.claim import Effort, Measurement, at_least, claim, near
+from multiref_lab.claim import Effort, Measurement, at_least, claim, exactly, near
 from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, pair_indices, sample_pairs
 from multiref_lab.problems import linear_bandits
 from multiref_lab.procedure import plug_in
+from multiref_lab.statements.private_labels import constant
 
 _two = partial(claim, group="sharp rates")
 _ARMS = 8
@@ -97,8 +99,8 @@ def coverage(effort: Effort) -> Measurement:
         axis.append(float(bounds.coverage(best, law).max()))
         for design, values in lost.items():
             values.append(beta * learn(reward, law, beta, size, design, generator))
-        exactly = constants(reward, law, beta)
-        notes.append(f"C {axis[-1]:.3g}: " + ", ".join(f"{name} {beta * value:.3g}" for name, value in exactly.items()))
+        known = constants(reward, law, beta)
+        notes.append(f"C {axis[-1]:.3g}: " + ", ".join(f"{name} {beta * value:.3g}" for name, value in known.items()))
     slopes, curves = {}, []
     for design, values in lost.items():
         slopes[design], curve = fitted(design, axis, torch.stack(values, -1), decade=1e4)
@@ -109,6 +111,33 @@ def coverage(effort: Effort) -> Measurement:
     )
     note = f"n · β · gap to first order, {'; '.join(notes)}. Mixed pairs: slope {slopes['mixed'].value:.2f}."
     return Measurement(checks, Plot("coverage C", "β (J(π*) − J(π̂))", curves), note)
+
+
+@_two(
+    "own-pairs-need-no-coverage",
+    statement="From n pairs of π* itself the gap is tr(V H⁻¹)/(2βn), between d/(βn) and d/(4βσ'(R)n): no coverage is in it.",
+    source="DERIVED, docs/theory.md 9; docs/bounds.md, A",
+    predicts="no constant outside; measured within 10 % of it",
+)
+def own_pairs(effort: Effort) -> Measurement:
+    """References from nearly even to e^{±6} apart; d = 5."""
+    generator, size, checks, outside = torch.Generator().manual_seed(97), 1_000_000, [], 0
+    seeds = effort.choose(60, 1000)
+    for spread, beta in ((0.3, 1.0), (3.0, 1.0), (3.0, 0.5)):
+        world = linear_bandits(seeds, weights=(0.6, 0.4), spread=spread, generator=generator)
+        law = exact.solve(world.reward, world.ref_logps, ReverseKL((0.6, 0.4)), beta=beta).log_policy
+        found = [constant(world, law, beta, math.inf, seed) for seed in range(seeds)]
+        ranges = (world.reward.amax(-1) - world.reward.amin(-1)).amax(-1).tolist()
+        most = [bounds.own_pairs_suboptimality(samples=1, beta=beta, dimension=5, reward_max=each).value for each in ranges]
+        outside += sum(not 5 / beta <= each <= limit for each, limit in zip(found, most))
+        counts = sample_pairs(world.reward, law, size, generator=generator)
+        fit = logistic_mle(world.features, counts, ridge=1e-6, start=world.theta)
+        lost = plug_in(world, world.reward_of(fit.theta), ReverseKL((0.6, 0.4)), beta=beta).regularised
+        ratio = float((lost * size / torch.tensor(found, dtype=torch.float64)).mean())
+        checks.append(
+            near(f"measured / constant, references e^(±{2 * spread:g}) apart, β = {beta:g}", 1, ratio, effort.choose(0.3, 0.1))
+        )
+    return Measurement((*checks, exactly("constants outside [d/β, d/(4βσ'(R))]", 0, outside)))
 
 
 @_two(

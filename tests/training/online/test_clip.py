@@ -61,6 +61,17 @@ def test_the_maximiser_is_no_worse_than_the_best_completion_nor_random_policies(
         assert bool((clipped_objective(near, WORLD.reward, POOL, beta=WORLD.beta, tau=tau) <= value[0] + 1e-12).all())
 
 
+@pytest.mark.parametrize("kind", [ClipReward, ClipObjective])
+def test_a_reward_of_minus_infinity_is_a_veto(kind):
+    """With a τ that is safe the fixed point is the optimum without that completion."""
+    reward = WORLD.reward.clone()
+    reward[3] = -math.inf
+    best = mr.exact.solve(reward, REFS, RULE, beta=WORLD.beta).log_policy
+    tau = 1.01 + float((best - POOL)[best > -math.inf].abs().max())
+    end = sequence_logps(kind(tau, biased=True).fixed_point(reward, WORLD.refs, RULE, beta=WORLD.beta))
+    assert end[3] == -math.inf and float(mr.divergences.kl(end, best)) < 1e-9
+
+
 def test_the_gradient_of_the_objective_needs_the_derivative_of_the_clip():
     """By autograd through E_π[r − β c(ℓ)] itself: c + c′ is its gradient, c alone is not."""
     tau = 0.5 * MOST

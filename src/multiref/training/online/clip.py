@@ -168,6 +168,7 @@ def _unclipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float, margin
 
 
 def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
+    log_pool = torch.where(reward > NEG_INF, log_pool, NEG_INF)  # a reward of −inf is a veto
     mass = _unclipped(reward, log_pool, beta, tau, 0.0)
     alive = log_pool > NEG_INF
     best = torch.where(alive, reward, NEG_INF).amax(-1, keepdim=True)
@@ -187,6 +188,7 @@ def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -
 def _objective_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
     """The best of: nothing above τ; and, for each completion b that can be, b above τ with λ = r_b − βτ and what the others
     leave."""
+    log_pool = torch.where(reward > NEG_INF, log_pool, NEG_INF)
     mass = _unclipped(reward, log_pool, beta, tau, 1.0)
     alive = log_pool > NEG_INF
     best = torch.where(alive, reward, NEG_INF).amax(-1, keepdim=True)
