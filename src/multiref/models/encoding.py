@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, NamedTuple
 
 from multiref.errors import DataError, ModelError
@@ -227,12 +228,24 @@ class _Ends:
 
 def start_ids(tokenizer: Any) -> Ids:
     """What the tokenizer puts before a text: usually the start token, or nothing."""
-    (probe,) = _plain_ids(tokenizer, ["a"])
-    full = tuple(tokenizer("a")["input_ids"])
+    text, probe = next(_written(tokenizer), ("", ()))
+    full = tuple(tokenizer(text)["input_ids"])
     for skip in range(len(full) - len(probe) + 1):
         if full[skip : skip + len(probe)] == probe:
             return full[:skip]
     return ()
+
+
+def _written(tokenizer: Any) -> Iterator[tuple[str, Ids]]:
+    """Short texts of which the tokenizer has a token, and their ids: its vocabulary need not have an "a"."""
+    rest = (tokenizer.decode([index]) for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids)
+    for text in chain(("a", *ANCHORS), rest):
+        try:
+            (ids,) = _plain_ids(tokenizer, [text])
+        except DataError:
+            continue
+        if ids:
+            yield text, ids
 
 
 def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:

@@ -9,7 +9,7 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.adapters import adapter_folder, check_base, merged, on_base, own_tokenizer, put_adapter
-from multiref.models.checkpoint import load_whole
+from multiref.models.checkpoint import check_program, load_whole
 from multiref.models.encoding import as_tokenizer
 from multiref.models.folders import check_files, local_folder, read_object, reading
 from multiref.models.quantization import check_asked, quantization_options, quantize
@@ -176,6 +176,8 @@ def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
         made = kind.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
         if hasattr(made, "decode"):  # what its settings make impossible shows at the first text
             made.decode(made("a b")["input_ids"])
+    if hasattr(made, "decode") and (settings := folder / "tokenizer_config.json").is_file():
+        check_program(read_object(settings).get("auto_map"), "AutoTokenizer", made, spec)
     made.name_or_path = spec.path
     return made
 
