@@ -140,6 +140,16 @@ def test_tokens_that_turn_an_adapter_on_belong_into_the_prompt(base, made, tiny_
     LocalReference(base).score([Item("the dog", (" saw that the dog sat",))])
 
 
+def test_a_mixture_of_adapters_elsewhere_is_refused(base, made, tmp_path):
+    """X-LoRA names the folders of its experts: another number, should one of them change, under the same name."""
+    folder, _, _ = made(1)
+    mixture = shutil.copytree(folder, tmp_path / "mixture")
+    settings = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "hidden_size": 32}
+    (mixture / "adapter_config.json").write_text(json.dumps(settings | {"adapters": {"0": folder, "1": folder}}))
+    with pytest.raises(ModelError, match=r"mixes 2 others that are elsewhere"):
+        load(mixture)
+
+
 def test_a_bias_that_the_file_lacks(base, made, tmp_path):
     folder, _, _ = made(1, bias="all")
     short = damaged(

@@ -164,6 +164,10 @@ def _trusted_config(folder: Path, adapter: str) -> Any:
             f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
             "changes weights, such as LoRA."
         )
+    if others := getattr(config, "adapters", None):  # X-LoRA: no identity of this folder covers theirs
+        raise ModelError(
+            f"The adapter {adapter} mixes {len(others)} others that are elsewhere; expected one that holds its weights."
+        )
     unknown = [key for key, value in read_adapter_config(folder).items() if value and not hasattr(config, key)]
     if unknown:  # PEFT says so too, in words that nobody reads
         warnings.warn(
