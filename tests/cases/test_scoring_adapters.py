@@ -130,6 +130,26 @@ def test_one_that_does_not_fit_is_refused_first_or_second(base, made, tmp_path, 
     assert go(good={"model": base, "adapter": folder}) == pytest.approx([right], abs=1e-4)
 
 
+def test_tokens_that_turn_an_adapter_on_belong_into_the_prompt(base, made, tiny_tokenizer):
+    """Activated LoRA works from the last place of its tokens on: in an answer they would change what is before them."""
+    switch = tiny_tokenizer("the dog", add_special_tokens=False)["input_ids"]
+    folder, right, _ = made(1, alora_invocation_tokens=switch)
+    assert go(one=folder) == pytest.approx([right], abs=1e-4)
+    with pytest.raises(ModelError, match=r"turn the aLoRA adapter on, .* occur in a completion of the prompt 'the dog'"):
+        LocalReference(folder).score([Item("the dog", (" sat", " saw that the dog sat"))])
+    LocalReference(base).score([Item("the dog", (" saw that the dog sat",))])
+
+
+def test_a_mixture_of_adapters_elsewhere_is_refused(base, made, tmp_path):
+    """X-LoRA names the folders of its experts: another number, should one of them change, under the same name."""
+    folder, _, _ = made(1)
+    mixture = shutil.copytree(folder, tmp_path / "mixture")
+    settings = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "hidden_size": 32}
+    (mixture / "adapter_config.json").write_text(json.dumps(settings | {"adapters": {"0": folder, "1": folder}}))
+    with pytest.raises(ModelError, match=r"mixes 2 others that are elsewhere"):
+        load(mixture)
+
+
 def test_a_bias_that_the_file_lacks(base, made, tmp_path):
     folder, _, _ = made(1, bias="all")
     short = damaged(
@@ -137,6 +157,16 @@ def test_a_bias_that_the_file_lacks(base, made, tmp_path):
     )
     with pytest.raises(ModelError, match=r"0 .* no place and 4 .*\.bias"):
         load(short)
+
+
+def test_a_whole_model_in_the_adapters_folder_is_not_what_is_scored(base, made, tmp_path):
+    """As where an adapter was merged, and the model saved beside it: said, and the folder stays what it was."""
+    folder, right, _ = made(1)
+    both = shutil.copytree(folder, tmp_path / "both")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(os.path.join(base, name), both)
+    with pytest.warns(MultirefWarning, match=r"an adapter and a whole model besides.*remove adapter_config\.json"):
+        assert go(both=str(both)) == pytest.approx([right], abs=1e-4)
 
 
 def test_tokens_added(base, tiny_tokenizer, tmp_path):

@@ -1,12 +1,14 @@
 """Checkpoints that are not whole, or hold more than the model has a place for: the same number at every seed, or refused."""
 
 import json
+import re
 import shutil
 import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models import ModelSpec, completion_logps, encode, load
@@ -118,6 +120,20 @@ def test_what_else_it_holds_is_listed(folder, weights, what):
     write(folder, weights | more)
     with pytest.warns(MultirefWarning, match=words):
         assert score(folder) == right
+
+
+def test_a_layer_that_transformers_passes_over_by_its_number_is_listed(folder, weights, monkeypatch):
+    """DeepSeek-V3's list says `layers.61`, which there predicts further ahead. In a model of 62 layers it is one of them."""
+    right = score(folder)
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"layers\.2\.", r"layers\.0\."], raising=False)
+    more = renamed(weights, "layers.1.", "layers.2.")
+    for further, words in (({}, r"9 weights .*model\.layers \(9\)"), ({"model.layers.2.eh_proj.weight": torch.ones(4)}, None)):
+        write(folder, weights | more | further)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert score(folder) == right
+        found = [str(each.message) for each in said if each.category is MultirefWarning and "weights that" in str(each.message)]
+        assert bool(found) == bool(words) and (not words or re.search(words, found[0]))
 
 
 def test_what_is_fine_loads_in_silence(folder, weights, tiny_tokenizer, tmp_path):
@@ -258,6 +274,32 @@ def test_a_quantisation_that_does_nothing_or_is_not_known(tmp_path, tiny_tokeniz
         (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
         with pytest.raises(ModelError, match=words):
             load(ModelSpec(folder, quantization=asked), device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they stay of eight bits")
+def test_numbers_of_eight_bits_that_lost_their_scales(folder, weights):
+    """Under a quantisation that names them; without a GPU transformers multiplies them by their scales as it loads."""
+    plain, config = score(folder), json.loads((folder / "config.json").read_text())
+    settings = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    small = {key: weight for key, weight in weights.items() if key.endswith("proj.weight")}
+    eight = {key: (weight * 16).to(torch.float8_e4m3fn) for key, weight in small.items()}
+    write(folder, weights | eight)
+    with pytest.raises(ModelError, match=r"eight bits, and their scale is missing"):
+        score(folder)
+    sizes = {key: [-(-size // 32) for size in weight.shape] for key, weight in small.items()}
+    write(folder, weights | eight | {f"{key}_scale_inv": torch.full(size, 1 / 16) for key, size in sizes.items()})
+    assert 0 < abs(score(folder) - plain) < 2
+
+
+def test_a_quantisation_that_is_null_is_none(folder, weights):
+    """Whole numbers under `"quantization_config": null`, as some tools write it, are no less without a scale."""
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    score(folder)
+    write(folder, REFUSED["whole numbers"][0](weights))
+    with pytest.raises(ModelError, match=REFUSED["whole numbers"][1]):
+        score(folder)
 
 
 def test_the_dtype_of_the_file_is_its_own_affair(folder, weights, tmp_path, tiny_tokenizer):

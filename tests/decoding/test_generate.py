@@ -149,7 +149,7 @@ def test_a_stream_is_the_text_that_is_drawn(models, tokenizer):
 class Tidying:
     """Token ids are code points; spaces before a mark go away once it comes, as some decoders have it."""
 
-    def batch_decode(self, rows, skip_special_tokens):
+    def batch_decode(self, rows, **settings):
         return [re.sub(r" +([.,])", r"\1", "".join(map(chr, row))) for row in rows]
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from multiref.errors import ArgumentError, DataError, ModelError
@@ -92,6 +93,16 @@ def test_start_tokens_are_context():
         encode(tokenizer, "", ["a"], Tokenisation(end=False))
     with pytest.raises(ModelError, match=r"end token"):
         encode(tokenizer, "the", ["a"])
+
+
+def test_a_start_token_of_a_vocabulary_without_an_a():
+    """Letters of DNA alone, and tokens that no probe of ours spells: the start token is found all the same."""
+    for word in ("GATTACA", "QQQQQQQ"):
+        backend = Tokenizer(BPE({"<s>": 0, "</s>": 1} | {letter: n for n, letter in enumerate(dict.fromkeys(word), 2)}, []))
+        backend.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+        item, ids = encode(tokenizer, word[:4], [word[4:]]), plain(tokenizer, word)
+        assert (item.prompt_ids, item.completions) == ((0, *ids[:4]), ((*ids[4:], 1),))
 
 
 def test_truncation_is_marked_and_cuts_the_side_that_was_named():

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
+import transformers
 
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError, ModelError, MultirefWarning
 from multiref.models import ModelSpec, Tabular, completion_logps, encode, load, tabular_tokenizer
+from multiref.models.loading import load_tokenizer
 from multiref.models.quantization import quantization_options, quantize
 from multiref.models.shared_base import SharedBase
-from tests.conftest import make_gpt2, make_llama
+from multiref.references.identity import file_identity
+from tests.conftest import make_gpt2, make_llama, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +140,94 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
 def test_custom_code_is_not_run(tmp_path):
     """A folder whose configuration asks for its own code is refused, and the code does not run."""
     make_llama(100).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"brings a program of its own, .* not run without trust_remote_code"):
         load(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+CONFIG = """
+from transformers import LlamaConfig
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+TIMES = """
+from transformers import LlamaConfig, LlamaForCausalLM
+from .configuration import OwnConfig
+
+class {name}(LlamaForCausalLM):
+    config_class = {config}
+
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        output.logits = output.logits * {factor}
+        return output
+"""
+
+
+@pytest.fixture
+def with_program(tiny_folder, tmp_path, monkeypatch):
+    """with_program(name, factor): a folder whose own class has this name and multiplies the logits by this factor."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    for name in [each for each in sys.modules if each.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def make(name, factor=2, kind="llama", **auto_map):
+        folder = shutil.copytree(tiny_folder, tmp_path / f"{factor}{kind}" / name)
+        config = "OwnConfig" if kind == "own" else "LlamaConfig"
+        (folder / "own.py").write_text(TIMES.format(name=name, factor=factor, config=config))
+        (folder / "configuration.py").write_text(CONFIG)
+        change = {"auto_map": {"AutoModelForCausalLM": f"own.{name}"} | auto_map, "model_type": kind}
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+        return folder
+
+    return make
+
+
+def test_a_program_that_transformers_passes_over(with_program, tiny_llama):
+    """transformers has a class for this type, so without the flag it takes that one and says nothing: another model."""
+    ids = torch.tensor([[1, 5, 6]])
+    plain = tiny_llama(ids).logits
+    with pytest.raises(ModelError, match=r"own\.Twice.*not run without trust_remote_code; .* takes its LlamaForCausalLM"):
+        load(with_program("Twice"))
+    run = load(ModelSpec(with_program("TwiceForCausalLM"), trust_remote_code=True), device="cpu")
+    assert torch.equal(run.model(ids).logits, 2 * plain)
+    with pytest.warns(MultirefWarning, match=r"own\.LLaMAForCausalLM.*not run"):  # by its name the same
+        assert torch.equal(load(with_program("LLaMAForCausalLM"), device="cpu").model(ids).logits, plain)
+
+
+def test_a_tokenizer_that_transformers_passes_over(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    change = {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
+    with pytest.warns(MultirefWarning, match=r"program of its own \(own\.OwnTokenizer\), which is not run"):
+        load_tokenizer(folder)
+
+
+def test_each_folder_has_the_program_that_is_in_it(with_program, tiny_llama):
+    """Two folders with one name and one configuration class: transformers alone runs the first one's program for both."""
+    ids = torch.tensor([[1, 5, 6]])
+    folders = {factor: with_program("Own", factor, "own", AutoConfig="configuration.OwnConfig") for factor in (2, 3)}
+    for factor in (2, 3, 2):
+        loaded = load(ModelSpec(folders[factor], trust_remote_code=True), device="cpu")
+        assert torch.equal(loaded.model(ids).logits, factor * tiny_llama(ids).logits)
+
+
+def test_a_score_depends_on_the_program_wherever_it_is(with_program, tmp_path):
+    """`place--module.Class` in auto_map: the program is in another folder, or of another hub id."""
+    folder, place = with_program("Twice"), tmp_path / "elsewhere"
+    place.mkdir()
+    shutil.move(folder / "own.py", place / "own.py")
+    config = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": f"{place}--own.Twice"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = ModelSpec(folder, trust_remote_code=True)
+    before = file_identity(spec)
+    (place / "own.py").write_text((place / "own.py").read_text().replace("* 2", "* 3"))
+    assert {name for name, value in file_identity(spec).items() if value != before[name]} == {"code"}

@@ -6,10 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Tabular, Tokenisation, product_of, sample, score_tokens, tabular_tokenizer
-from multiref.models.sampling import draw
+from multiref.models.sampling import decode_behind, draw
 from tests.conftest import make_llama, make_tokenizer
 
 PROMPTS = ["the cat", "a dog sat on the mat and", "Once"]
@@ -191,3 +196,13 @@ def test_conversations_and_templates(model):
 def test_what_cannot_be_sampled(options, words):
     with pytest.raises(ArgumentError, match=words):
         Generation(**{"max_new_tokens": 8, **options})
+
+
+def test_the_text_of_a_draw_is_what_was_drawn():
+    """A tokenizer that tidies spaces up when it decodes: the tidy text has other tokens, and another score."""
+    backend = Tokenizer(WordLevel({"<unk>": 0, "yes": 1, " .": 2, " no": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = Split(" ", "merged_with_next")
+    backend.decoder = Fuse()
+    for tidy in (False, True):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", clean_up_tokenization_spaces=tidy)
+        assert decode_behind(tokenizer, [(1,)], [(3, 2)], 1) == [" no ."]

@@ -71,6 +71,13 @@ def check_base(path: str, adapter: str) -> None:
     adapter, which that base lacks."""
     folder = adapter_folder(adapter)
     named = str(read_adapter_config(folder).get("base_model_name_or_path") or "") if folder else ""
+    if folder and (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+        warnings.warn(
+            f"{adapter} holds an adapter and a whole model besides. The adapter on its base ({path}) is taken; where the whole "
+            f"model is meant, remove {_CONFIG}.",
+            MultirefWarning,
+            stacklevel=2,
+        )
     under = folder / named if folder and named and (folder / named / _CONFIG).is_file() else Path(named)
     if (under / _CONFIG).is_file() and under.resolve() != Path(path).resolve():
         raise ModelError(
@@ -156,6 +163,10 @@ def _trusted_config(folder: Path, adapter: str) -> Any:
         raise ModelError(
             f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
             "changes weights, such as LoRA."
+        )
+    if others := getattr(config, "adapters", None):  # X-LoRA: no identity of this folder covers theirs
+        raise ModelError(
+            f"The adapter {adapter} mixes {len(others)} others that are elsewhere; expected one that holds its weights."
         )
     unknown = [key for key, value in read_adapter_config(folder).items() if value and not hasattr(config, key)]
     if unknown:  # PEFT says so too, in words that nobody reads

@@ -61,20 +61,38 @@ def check_rows(model: Any, encoded: Sequence[Encoded], texts: Sequence[Any] = ()
     `texts`: what each item is called in it."""
     if any(not item.context(index) for item in encoded for index in range(len(item.completions))):
         raise ArgumentError("A prompt has no token; expected at least a start token, from which the first token is predicted.")
-    size = _embedding_size(model)
-    if size is None:
-        return
-    for number, item in enumerate(encoded):
+    size, switch = _embedding_size(model), _switch(model)
+
+    def name(number: int, ids: tuple[int, ...]) -> str:
+        behind = "a completion of " * (ids in encoded[number].completions)
+        return behind + (f"the prompt {texts[number]!r:.80}" if texts else f"row {number + 1}, which begins {list(ids[:6])}")
+
+    for number, item in enumerate(encoded) if switch else ():
+        for index, ids in enumerate(item.completions):
+            row, first = (*item.context(index), *ids), max(0, len(item.context(index)) - len(switch) + 1)
+            if any(row[at : at + len(switch)] == switch for at in range(first, len(row))):
+                raise ModelError(
+                    f"The tokens that turn the aLoRA adapter on, {list(switch)}, occur in {name(number, ids)}. It works from "
+                    "their last place on, so that a later token would change an earlier score. Remove the row."
+                )
+    for number, item in enumerate(encoded) if size is not None else ():
         for ids in (item.prompt_ids, *item.contexts, *item.completions):
             if ids and max(ids) >= size:
-                behind = "a completion of " * (ids in item.completions)
-                where = f"the prompt {texts[number]!r:.80}" if texts else f"row {number + 1}, which begins {list(ids[:6])}"
-                where = behind + where
+                where = name(number, ids)
                 raise ModelError(
                     f"Token id {max(ids)} occurs in {where}, and the model's embedding has {size} rows (ids 0 to {size - 1}). "
                     "Expected the tokenizer that belongs to the model. Use that one, or enlarge the model "
                     "(resize_token_embeddings) and train the new rows."
                 )
+
+
+def _switch(model: Any) -> tuple[int, ...]:
+    """The tokens behind which an adapter works (activated LoRA) that is on; () for every other."""
+    inner = unwrapped(model)
+    worn = getattr(inner, "peft_config", {}).get(getattr(inner, "active_adapter", None))
+    tokens = getattr(worn, "alora_invocation_tokens", None)
+    off = tokens and any(getattr(each, "disable_adapters", None) is True for each in inner.modules())
+    return tuple(tokens) if tokens and not off else ()
 
 
 def _embedding_size(model: Any) -> int | None:

@@ -50,7 +50,9 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
     path, state = spec.path, torch.get_rng_state()
     folder = local_folder(path, revision=spec.revision, code=spec.trust_remote_code)
     options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
+    _forget_programs(kind)
     model, report = _read(kind, folder, path, options)
+    check_program(check_files(folder).config.get("auto_map"), kind.__name__, model, spec)
     model.name_or_path = model.config._name_or_path = path
     fill_buffers(model, path)
     if options.get("dtype") == torch.float64 and hasattr(model, "set_experts_implementation"):
@@ -61,11 +63,41 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
     _check_strays(model, [key for key in report["unexpected_keys"] if not _meant(key, spec.allow_keys)], folder, path, creates)
     if not (created or spec.allow_keys) and not torch.equal(state, torch.get_rng_state()):
         _same_again(model, kind, folder, options)
-    if "quantization_config" not in check_files(folder).config:
+    if check_files(folder).config.get("quantization_config") is None:
         _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
+    _check_scales(model, path)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
     return model, created
+
+
+def _forget_programs(kind: Any) -> None:
+    """transformers keeps the program that it first met for a class of configuration, and runs it for every later folder with
+    that class, though the folder's own may be another."""
+    known = getattr(getattr(kind, "_model_mapping", None), "_extra_content", {})
+    for config in [each for each in known if each.__module__.startswith("transformers_modules.")]:
+        del known[config]
+
+
+def check_program(auto_map: Any, kind: str, made: Any, spec: ModelSpec) -> None:
+    """Where the folder brings a program that was not run, since transformers has a class for this type: ModelError for a model
+    whose class has another name, else a warning."""
+    found = auto_map.get(kind) if isinstance(auto_map, dict) else auto_map
+    named = [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, str)]
+    if spec.trust_remote_code or not named:
+        return
+    said = (
+        f"{spec.path} brings a program of its own ({', '.join(named)}), which is not run without trust_remote_code; "
+        f"transformers takes its {type(made).__name__} instead."
+    )
+    if isinstance(made, nn.Module) and _letters(type(made).__name__) not in map(_letters, named):
+        raise ModelError(f"{said} Set trust_remote_code; or remove auto_map from config.json, if they are the same model.")
+    warnings.warn(f"{said} Set it, if they are not the same.", MultirefWarning, stacklevel=4)
+
+
+def _letters(name: str) -> str:
+    """Of a class, without its module: MPTForCausalLM and MptForCausalLM are one."""
+    return "".join(filter(str.isalnum, name.rpartition(".")[2].lower()))
 
 
 def _meant(key: str, patterns: Sequence[str]) -> bool:
@@ -113,6 +145,7 @@ def _check_strays(model: Any, strays: Sequence[str], folder: Path, path: str, cr
             f"{first_three(sorted(refused))}. The model would score without them. Mend config.json (layers, biases, norms), "
             "save the weights without a wrapper's prefix, or name these keys in allow_keys."
         )
+    listed += _passed_over(model, folder)
     if listed and not creates:
         groups = Counter(re.split(r"\.\d+(?:\.|$)", key)[0] for key in listed)
         named = [f"{name} ({count})" for name, count in sorted(groups.items())]
@@ -158,6 +191,19 @@ def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable
                 f"{path}: {key} holds {'whole' if is_whole(kind) else 'scaled'} numbers ({kind}), and config.json names no "
                 "quantisation that says what they stand for: they would be taken as weights. Take the quantised model's own "
                 "config.json, or save its weights as floating-point numbers."
+            )
+
+
+def _check_scales(model: nn.Module, path: str) -> None:
+    """ModelError for a weight that is still of eight bits, beside which its module holds no scale."""
+    for name, module in model.named_modules():
+        held = {**module._parameters, **module._buffers}
+        kinds = {key: each.dtype for key, each in held.items() if each is not None and "scale" not in key}
+        lost = [key for key, kind in kinds.items() if kind.is_floating_point and kind.itemsize == 1]
+        if lost and not any("scale" in key for key in held):
+            raise ModelError(
+                f"{path}: {name}.{lost[0]} holds numbers of eight bits, and their scale is missing. Save the quantised model "
+                "whole, or its weights as floating-point numbers."
             )
 
 
@@ -224,6 +270,18 @@ def _sort(model: Any, keys: Iterable[str], folder: Path) -> tuple[list[str], lis
             counts = not (any(part.isdigit() for part in parts) or _ELSEWHERE.search(rest))
         (refused if counts else listed).append(key)
     return refused, listed
+
+
+def _passed_over(model: Any, folder: Path) -> list[str]:
+    """Layers behind the last that transformers leaves out in silence, by their number: in the model for which its list was made
+    they predict further ahead. Those whose names say so are fine."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    modules = dict(model.named_modules())
+    keys = [key for key in file_shapes(folder) if any(re.search(pattern, key) for pattern in patterns)]
+    places = {key: _place(key, modules) for key in keys}
+    ahead = {_layer(*place) for place in places.values() if _AHEAD.search(place[1])}
+    layers = {key for key, (owner, rest) in places.items() if isinstance(modules[owner], nn.ModuleList) and rest[0].isdigit()}
+    return sorted(key for key in layers if _layer(*places[key]) not in ahead)
 
 
 def _is_mask(dtype: str, *shape: int) -> bool:

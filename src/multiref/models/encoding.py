@@ -227,12 +227,22 @@ class _Ends:
 
 def start_ids(tokenizer: Any) -> Ids:
     """What the tokenizer puts before a text: usually the start token, or nothing."""
-    (probe,) = _plain_ids(tokenizer, ["a"])
-    full = tuple(tokenizer("a")["input_ids"])
-    for skip in range(len(full) - len(probe) + 1):
-        if full[skip : skip + len(probe)] == probe:
-            return full[:skip]
+    for text in _short_texts(tokenizer):
+        try:
+            (probe,) = _plain_ids(tokenizer, [text])
+        except DataError:
+            continue
+        if probe:
+            full = tuple(tokenizer(text)["input_ids"])
+            places = range(len(full) - len(probe) + 1)
+            return next((full[:place] for place in places if full[place : place + len(probe)] == probe), ())
     return ()
+
+
+def _short_texts(tokenizer: Any) -> Iterator[str]:
+    """Not every vocabulary has an "a"."""
+    yield from ("a", *ANCHORS)
+    yield from (tokenizer.decode([index]) for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids)
 
 
 def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:

@@ -96,6 +96,8 @@ def reading(path: str | os.PathLike[str], *, says: str = "") -> Iterator[None]:
 def explain(path: str, error: BaseException) -> str:
     """One line on why a model cannot be loaded: what the folder lacks, or what the reader of its files said."""
     folder = Path(path)
+    if "trust_remote_code" in str(error):
+        return f"{path} brings a program of its own, without which it cannot be read; it is not run without trust_remote_code."
     if folder.is_dir() and isinstance(error, ImportError):
         return f"The model folder {path} needs a package that is not installed, or a device that is not here. ({_why(error)})"
     if folder.is_dir() and (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
@@ -136,7 +138,7 @@ class Contents:
     @property
     def elements(self) -> int:
         """Numbers that the files hold at most: a quantised one takes a bit or more."""
-        size = (lambda shape: prod(shape[1:]) * 32) if "quantization_config" in self.config else lambda shape: prod(shape[1:])
+        size = (lambda shape: prod(shape[1:]) * 32) if self.config.get("quantization_config") else lambda shape: prod(shape[1:])
         return sum(map(size, self.shapes.values()))
 
 

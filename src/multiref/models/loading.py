@@ -9,7 +9,7 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.adapters import adapter_folder, check_base, merged, on_base, own_tokenizer, put_adapter
-from multiref.models.checkpoint import load_whole
+from multiref.models.checkpoint import check_program, load_whole
 from multiref.models.encoding import as_tokenizer
 from multiref.models.folders import check_files, local_folder, read_object, reading
 from multiref.models.quantization import check_asked, quantization_options, quantize
@@ -179,6 +179,8 @@ def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
             made.decode(made("a b")["input_ids"])
     if hasattr(made, "decode") and (file := folder / "tokenizer.json").is_file():
         check_rules(made, file, spec.path)
+    if hasattr(made, "decode") and (settings := folder / "tokenizer_config.json").is_file():
+        check_program(read_object(settings).get("auto_map"), "AutoTokenizer", made, spec)
     made.name_or_path = spec.path
     return made
 

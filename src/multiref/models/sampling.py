@@ -123,12 +123,15 @@ def end_ids(model: Any, tokenizer: Any) -> Ids:
 
 
 def decode_behind(tokenizer: Any, contexts: Sequence[Ids], rows: Sequence[Ids], group: int) -> list[str]:
-    """What each completion adds to its prompt's text: decoded behind the prompt, for tokenizers that drop a leading space."""
+    """What each completion adds to its prompt's text: decoded behind the prompt, for tokenizers that drop a leading space; and
+    as it was drawn, whatever the tokenizer's own settings would tidy up."""
     if not rows:
         return []  # of nothing transformers decodes one empty text
-    before = tokenizer.batch_decode([list(context) for context in contexts], skip_special_tokens=True)
-    joint = tokenizer.batch_decode([[*contexts[i // group], *row] for i, row in enumerate(rows)], skip_special_tokens=True)
-    alone = tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+    joined = [[*contexts[i // group], *row] for i, row in enumerate(rows)]
+    before, joint, alone = (
+        tokenizer.batch_decode([list(ids) for ids in each], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for each in (contexts, joined, rows)
+    )
     return [
         text[len(before[i // group]) :] if text.startswith(before[i // group]) else alone[i] for i, text in enumerate(joint)
     ]

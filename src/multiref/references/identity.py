@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from multiref.errors import MultirefWarning
 from multiref.models.adapters import on_base, read_adapter_config
@@ -25,7 +27,7 @@ from multiref.models.fingerprint import (
     text_digest,
     tokenizer_fingerprint,
 )
-from multiref.models.folders import check_files, local_folder
+from multiref.models.folders import check_files, local_folder, read_object
 from multiref.models.spec import ModelSpec, Tokenisation
 
 SCORING_VERSION = 2  # rises whenever the same model and text would get another number or another identity
@@ -42,6 +44,7 @@ _TOOL = {
         },
     },
 }
+_WITH_PROGRAMS = ("config.json", "tokenizer_config.json")
 _TURNS: tuple[dict[str, Any], ...] = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Two and two?"},
@@ -107,8 +110,8 @@ def file_identity(spec: ModelSpec) -> dict[str, Any]:
     if below.adapter is not None:
         base = file_identity(below)
         return {**base, "weights": base, "config": None, "adapter": adapter}
-    folder = local_folder(spec.path, revision=spec.revision)
-    code = sorted(folder.glob("*.py")) if spec.trust_remote_code else []
+    folder = local_folder(spec.path, revision=spec.revision, code=spec.trust_remote_code)
+    code = [file for each in _programs(folder) for file in sorted(each.glob("*.py"))] if spec.trust_remote_code else []
     return {
         "weights": file_weights_fingerprint(folder),
         "config": config_fingerprint(check_files(folder).config),
@@ -116,6 +119,15 @@ def file_identity(spec: ModelSpec) -> dict[str, Any]:
         "attention": spec.attention,
         "code": text_digest("\0".join(file.read_text(encoding="utf-8") for file in code)) if code else None,
     }
+
+
+def _programs(folder: Path) -> list[Path]:
+    """Where the programs are that a model's folder runs: in it, and where its `auto_map` names another place ("place--module.
+    Class")."""
+    maps = [read_object(file).get("auto_map") for file in map(folder.joinpath, _WITH_PROGRAMS) if file.is_file()]
+    named = [name for each in maps for name in tree_leaves(each) if isinstance(name, str) and "--" in name]
+    places = dict.fromkeys(name.partition("--")[0] for name in named)
+    return [folder, *(local_folder(place, weights=False, code=True) for place in places)]
 
 
 def memory_identity(model: torch.nn.Module) -> dict[str, Any]:
