@@ -123,8 +123,8 @@ class AdaptiveBeta:
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.target > 0 or not self.rate > 0:
-            raise ArgumentError(f"AdaptiveBeta: expected target > 0 and rate > 0, found {self.target} and {self.rate}.")
+        if not self.target > 0 or not 0 < self.rate < 5:  # at 5 one step takes β to 0
+            raise ArgumentError(f"AdaptiveBeta: expected target > 0 and 0 < rate < 5, found {self.target} and {self.rate}.")
 
     def next(self, beta: float, kl: float) -> float:
         """β of the next step, from this step's divergence in nats; moves by at most 20 % of `rate`."""
