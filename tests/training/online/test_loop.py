@@ -319,7 +319,7 @@ def test_bad_input():
     policy = random_table(1)
     with pytest.raises(ArgumentError, match="temperature"):
         OnlineArguments(temperature=0.9)
-    with pytest.raises(ArgumentError, match="rate < 5"):
+    with pytest.raises(ArgumentError, match="rate: expected above 0 and below 5"):
         AdaptiveBeta(target=1.0, rate=5.0)  # KL = 0 would take β to 0, and a larger rate below
     for options, words in (({}, "expected a reward"), ({"adaptive_beta": AdaptiveBeta(1.0)}, "no adaptive_beta")):
         rewards = [lambda completions, **_: [0.0] * len(completions)] if options else []

@@ -17,6 +17,7 @@ from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.dataset import collate
 from multiref.training.reward import open_reward_model, rewards_of
+from tests.models.templates import QWEN, byte_tokenizer
 from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
@@ -188,18 +189,21 @@ def test_what_it_writes_loads_as_everybodys(tmp_path):
 
 
 def test_texts_are_encoded_as_they_were_in_training(tmp_path):
-    """For evaluation pairs that come as texts, and for whoever uses the model: the start token left out as well."""
-    tokenizer = word_tokenizer(WORDS)
-    tokenizer.bos_token = "w7"
-    said = Tokenisation(start=False, end=False)
-    data = RewardData(PAIRS, tokenizer, tokenisation=said)
-    options = {"args": arguments(tmp_path), "train_dataset": data, "processing_class": tokenizer, "eval_dataset": PAIRS}
-    made = RewardTrainer(small(), **options)
-    assert made.eval_dataset.encoded == data.encoded != RewardData(PAIRS, tokenizer).encoded
-    expected = [alone(made.model.eval(), PAIRS[0]["prompt"] + PAIRS[0]["chosen"])]
-    assert rewards_of(made.model, tokenizer, [PAIRS[0]["prompt"]], [PAIRS[0]["chosen"]]).tolist() == pytest.approx(expected)
+    """For evaluation pairs that come as texts, and for whoever uses the model: under the same arguments of the template."""
+    tokenizer, ask = byte_tokenizer(QWEN), [{"role": "user", "content": "a"}]
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in "bc")
+    pairs, plain = [{"prompt": ask, "chosen": chosen, "rejected": rejected}], {"processing_class": tokenizer}
+    data = RewardData(pairs, tokenizer, tokenisation=Tokenisation(chat_template_kwargs={"enable_thinking": False}))
+    shape = small().config
+    shape.vocab_size, shape.max_position_embeddings = len(tokenizer), 128
+    given = {"args": arguments(tmp_path), "train_dataset": data, "eval_dataset": pairs, **plain}
+    made = RewardTrainer(LlamaForSequenceClassification(shape).double(), **given)
+    assert made.eval_dataset.encoded == data.encoded != RewardData(pairs, tokenizer).encoded
+    with torch.no_grad():
+        expected = made.model.eval()(input_ids=torch.tensor([data.rows(0)[0]])).logits[0]
+    assert rewards_of(made.model, tokenizer, [ask], [chosen]).tolist() == pytest.approx(expected.tolist())
     with pytest.raises(ArgumentError, match="tokenisation: found another than that of train_dataset"):
-        RewardTrainer(small(), tokenisation=Tokenisation(join="tokens"), **options)
+        RewardTrainer(made.model, tokenisation=Tokenisation(join="tokens"), **given)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def train(
             state.restore(good)
             raise
         if updates is not None:
-            updates.conclude(last=True)
+            updates.conclude(last=state.round + 1 == len(total))
         state.round += 1
         state.wall += time.perf_counter() - began
         line = {"labels": state.labels_used, "wall": state.wall, "processor": time.process_time() - busy, **logged}
@@ -153,11 +153,19 @@ def train(
 
 
 def _watched(state: State) -> LostUpdates | None:
-    """Whether the first round's steps move the weights of a policy that is a language model."""
+    """Whether the first steps with a gradient (a reward that is still zero may give none) move the weights of a policy that is
+    a language model."""
     if not isinstance(model := getattr(state.policy, "model", None), torch.nn.Module):
         return None
     updates = LostUpdates(model)
-    state.optimizer.register_step_pre_hook(lambda optimizer, *_: updates.before(optimizer.param_groups[0]["lr"]))
+
+    def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if updates.open and any(
+            p.grad is not None and bool(p.grad.any()) for group in optimizer.param_groups for p in group["params"]
+        ):
+            updates.before(optimizer.param_groups[0]["lr"])
+
+    state.optimizer.register_step_pre_hook(before)
     state.optimizer.register_step_post_hook(lambda *_: updates.after())
     return updates
 
