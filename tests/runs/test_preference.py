@@ -208,6 +208,10 @@ def test_two_processes_leave_the_same_run(config, tmp_path):
         ({"regularizer": "ReversKL"}, ["ReversKL", "ReverseKL"]),
         ({"objective": "mropo"}, ["mropo", "mrpo"]),
         ({"weighting": "vdw"}, ["weighting", "weights of their own"]),
+        (
+            {"objective": "renormalised_tokens", "references": [{"name": "a", "model": "m", "tokenisation": {"end": False}}]},
+            ["references.tokenisation", "under the run's"],
+        ),
         ({"model": "/nowhere/at/all"}, ["/nowhere/at/all"]),
         ({"data": "/nowhere.jsonl"}, ["/nowhere.jsonl"]),
     ],
