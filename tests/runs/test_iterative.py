@@ -150,6 +150,7 @@ def test_a_reward_model_as_judge(config, folders, tmp_path):
         ({"labels": [16, 8]}, ConfigError, "growing"),
         ({"labels": {"each": 7, "rounds": 2}}, ConfigError, "labels: found a round of 7, expected multiples of 2"),
         ({"beta": 0.0}, ConfigError, "beta: found 0"),
+        ({"privacy": {"epsilon": 1.0}}, ConfigError, "privacy: bilevel stop gradient has a loss"),
         (
             {"references": [{"name": "a", "model": "m", "tokenisation": {"end": False}}]},
             ConfigError,

@@ -146,6 +146,7 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"beta": 0.0, "clip": {"rule": "reward", "tau": 9.0, "reward_range": 1.0, "disagreement": 1.0}}, "clip: found it"),
         ({"beta": 0.0, "adaptive_beta": {"target": 1.0}}, "adaptive_beta: found it beside beta: 0"),
         ({"adaptive_beta": {"target": 1.0, "rate": 5.0}}, "adaptive_beta.rate: expected above 0 and below 5"),
+        ({"prompts": ["x.jsonl"]}, "rewards: gsm8k needs the answer of each problem, which prompts of x.jsonl do not have"),
         ({"evaluation": {"prompts": []}}, "evaluation.prompts: found .*at least 1"),
         ({"task": "distill", "rewards": None, "evaluation": None, "beta": 0.0}, "beta: found 0.* above 0"),
         ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"share": 1.5}}, "warm_up.share: found 1.5"),
@@ -163,9 +164,9 @@ def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\nnot json\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
-        do({**config, "prompts": [{"path": str(bad)}]}, say=lambda text: None)
+        do({**config, "rewards": ["length"], "prompts": [{"path": str(bad)}]}, say=lambda text: None)
     with pytest.raises(DataError, match="does not exist"):
-        do({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
+        do({**config, "rewards": ["length"], "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
 
 
 def test_a_warm_up_and_the_floor(config, folders, tmp_path):

@@ -118,11 +118,14 @@ class IterativeRun(PooledRun):
     @model_validator(mode="after")
     def _planned(self) -> Self:
         self.planned()
-        least, rounds = getattr(self.method.make(), "least", 1), [b - a for a, b in pairwise([0, *self.labels])]
+        method, rounds = self.method.make(), [b - a for a, b in pairwise([0, *self.labels])]
+        least = getattr(method, "least", 1)
         if odd := [labels for labels in rounds if labels % least]:
             raise ValueError(
                 f"labels: found a round of {odd[0]}, expected multiples of {least}: what this method has labelled of a prompt."
             )
+        if self.privacy is not None and isinstance(method, (METHODS["bilevel"], METHODS["sail"])):
+            raise ValueError(f"privacy: {method.name} has a loss of its own, which takes labels as they are, flips and all.")
         if any(each.tokenisation is not None for each in self.references):
             raise ValueError("references: tokenisation: they score the token ids that the policy sampled; leave it out.")
         return self

@@ -333,6 +333,13 @@ class OnlineRun(RolloutRun):
     def _rewarded(self) -> Self:
         if not self.rewards:
             raise ValueError("rewards: expected at least one; without a reward it is distillation, task: distill.")
+        sources = [*self.prompts, *(self.evaluation.prompts if self.evaluation else [])]
+        without = [source.path for source in sources if source.kind != "gsm8k" or source.words is not None]
+        if without and any(each.kind == "gsm8k" for each in self.rewards):
+            raise ValueError(
+                f"rewards: gsm8k needs the answer of each problem, which prompts of {without[0]} do not have; expected kind: "
+                "gsm8k, without words."
+            )
         if any(each.kind == "win_rate" for each in self.rewards):
             method = self.method.make()
             try:
