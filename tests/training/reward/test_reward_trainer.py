@@ -17,7 +17,7 @@ from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.dataset import collate
 from multiref.training.reward import open_reward_model, rewards_of
-from tests.models.templates import QWEN, byte_tokenizer
+from tests.models.templates import byte_tokenizer
 from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
@@ -189,19 +189,17 @@ def test_what_it_writes_loads_as_everybodys(tmp_path):
 
 
 def test_texts_are_encoded_as_they_were_in_training(tmp_path):
-    """For evaluation pairs that come as texts, and for whoever uses the model: under the same arguments of the template."""
-    tokenizer, ask = byte_tokenizer(QWEN), [{"role": "user", "content": "a"}]
-    chosen, rejected = ([{"role": "assistant", "content": text}] for text in "bc")
-    pairs, plain = [{"prompt": ask, "chosen": chosen, "rejected": rejected}], {"processing_class": tokenizer}
-    data = RewardData(pairs, tokenizer, tokenisation=Tokenisation(chat_template_kwargs={"enable_thinking": False}))
+    """For evaluation pairs that come as texts, and for whoever uses the model: without the start token here."""
+    tokenizer, pairs = byte_tokenizer(bos=True), [{"prompt": "ab", "chosen": " c", "rejected": " d"}]
+    data = RewardData(pairs, tokenizer, tokenisation=Tokenisation(start=False))
     shape = small().config
     shape.vocab_size, shape.max_position_embeddings = len(tokenizer), 128
-    given = {"args": arguments(tmp_path), "train_dataset": data, "eval_dataset": pairs, **plain}
+    given = {"args": arguments(tmp_path), "train_dataset": data, "eval_dataset": pairs, "processing_class": tokenizer}
     made = RewardTrainer(LlamaForSequenceClassification(shape).double(), **given)
     assert made.eval_dataset.encoded == data.encoded != RewardData(pairs, tokenizer).encoded
     with torch.no_grad():
         expected = made.model.eval()(input_ids=torch.tensor([data.rows(0)[0]])).logits[0]
-    assert rewards_of(made.model, tokenizer, [ask], [chosen]).tolist() == pytest.approx(expected.tolist())
+    assert rewards_of(made.model, tokenizer, ["ab"], [" c"]).tolist() == pytest.approx(expected.tolist(), rel=1e-9)
     with pytest.raises(ArgumentError, match="tokenisation: found another than that of train_dataset"):
         RewardTrainer(made.model, tokenisation=Tokenisation(join="tokens"), **given)
 
