@@ -293,7 +293,7 @@ def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / f"{name}.txt").write_text(f"prompt {n}\n")
         sources.append({"path": str(tmp_path / f"{name}.txt")})
-    run = settings(config, evaluation={"prompts": sources})
+    run = settings(config, rewards=["length"], evaluation={"prompts": sources})
     found = run.held_out(run.evaluation.prompts, text=False)
     assert {name: rows[0]["prompt"] for name, rows in found.items()} == {
         "test-2": "prompt 0",
