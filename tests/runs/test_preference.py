@@ -210,7 +210,7 @@ def test_two_processes_leave_the_same_run(config, tmp_path):
         ({"weighting": "vdw"}, ["weighting", "weights of their own"]),
         (
             {"objective": "renormalised_tokens", "references": [{"name": "a", "model": "m", "tokenisation": {"end": False}}]},
-            ["references.tokenisation", "under the run's"],
+            ["references: tokenisation", "under the run's"],
         ),
         ({"model": "/nowhere/at/all"}, ["/nowhere/at/all"]),
         ({"data": "/nowhere.jsonl"}, ["/nowhere.jsonl"]),
