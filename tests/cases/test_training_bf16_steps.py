@@ -78,6 +78,8 @@ def test_what_is_counted():
     with pytest.warns(MultirefWarning, match="53.3%.*raise the learning rate"):
         assert watch.conclude() == pytest.approx(16 / 30)
     assert watch.conclude(last=True) is None
+    step(0.5)
+    assert (watch._lost, watch._all) == (16, 30), "what is said costs nothing any more"
 
 
 def test_steps_without_any_gradient_are_said():

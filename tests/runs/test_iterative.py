@@ -17,7 +17,7 @@ from multiref.runs import read_run
 from multiref.training.iterative import LabelsLate
 from tests.chaos.compare import difference
 from tests.conftest import make_llama, make_tokenizer
-from tests.runs.doing import do
+from tests.runs.doing import do, settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -88,6 +88,13 @@ def test_three_kills_in_fresh_processes_leave_the_same_bits(method, config, tmp_
     assert adapter["target_modules"] == sorted(adapter["target_modules"]) and list(adapter) == sorted(adapter)
 
 
+def test_a_prompt_is_cut_at_its_words_and_else_as_it_stands(config):
+    Path(config["prompts"]).write_text(json.dumps({"prompt": "Q: it is\nA: "}) + "\n" + json.dumps({"text": "a b c d"}) + "\n")
+    rows = settings(config, prompt_words=3).rows()
+    assert [row["prompt"] for row in rows] == ["Q: it is\nA:", "a b c"]
+    assert settings(config, prompt_words=4).rows()[0]["prompt"] == "Q: it is\nA: "
+
+
 def test_rounds_that_are_none(config):
     for wrong in ({"each": 8}, {"each": 0, "rounds": 2}, {"each": "8", "rounds": 2}):
         with pytest.raises(ConfigError, match="each: 64"):
@@ -141,6 +148,14 @@ def test_a_reward_model_as_judge(config, folders, tmp_path):
         ({"oracle": {"kind": "lexicon", "path": "nowhere.txt"}}, DataError, "nowhere.txt"),
         ({"prompts": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
         ({"labels": [16, 8]}, ConfigError, "growing"),
+        ({"labels": {"each": 7, "rounds": 2}}, ConfigError, "labels: found a round of 7, expected multiples of 2"),
+        ({"beta": 0.0}, ConfigError, "beta: found 0"),
+        ({"privacy": {"epsilon": 1.0}}, ConfigError, "privacy: bilevel stop gradient has a loss"),
+        (
+            {"references": [{"name": "a", "model": "m", "tokenisation": {"end": False}}]},
+            ConfigError,
+            "tokenisation: they score",
+        ),
         ({"plan": {"epochs": 3}}, ConfigError, "plan"),
         ({"regularizer": "ReversedKL"}, ConfigError, "regularizer"),
     ],

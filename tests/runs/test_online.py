@@ -9,6 +9,7 @@ import pytest
 from multiref._progress import watched_by
 from multiref.errors import ArgumentError, ConfigError, DataError, MultirefNotice
 from multiref.runs import read_run
+from multiref.runs.rewards import make_rewards
 from tests.conftest import make_llama, make_tokenizer
 from tests.runs.doing import do, make_two, settings
 
@@ -141,6 +142,15 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"start": "product"}, "for task: distill"),
         ({"task": "distill", "rewards": None, "evaluation": None, "start": "wide"}, "found 'wide'"),
         ({"server": {"endpoint": "http://127.0.0.1:1/v1"}}, "server: expected with lora"),
+        ({"server": {"endpoint": "http://127.0.0.1:1/v1", "every": 0}}, "server.every: found 0"),
+        ({"beta": 0.0, "clip": {"rule": "reward", "tau": 9.0, "reward_range": 1.0, "disagreement": 1.0}}, "clip: found it"),
+        ({"beta": 0.0, "adaptive_beta": {"target": 1.0}}, "adaptive_beta: found it beside beta: 0"),
+        ({"adaptive_beta": {"target": 1.0, "rate": 5.0}}, "adaptive_beta.rate: expected above 0 and below 5"),
+        ({"prompts": ["x.jsonl"]}, "rewards: gsm8k needs the answer of each problem, which prompts of x.jsonl do not have"),
+        ({"evaluation": {"prompts": []}}, "evaluation.prompts: found .*at least 1"),
+        ({"task": "distill", "rewards": None, "evaluation": None, "beta": 0.0}, "beta: found 0.* above 0"),
+        ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"share": 1.5}}, "warm_up.share: found 1.5"),
+        ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"max_new_tokens": -5}}, "warm_up.max_new_tokens"),
     ],
 )
 def test_mistakes_are_named(config, change, words):
@@ -154,9 +164,9 @@ def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\nnot json\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
-        do({**config, "prompts": [{"path": str(bad)}]}, say=lambda text: None)
+        do({**config, "rewards": ["length"], "prompts": [{"path": str(bad)}]}, say=lambda text: None)
     with pytest.raises(DataError, match="does not exist"):
-        do({**config, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
+        do({**config, "rewards": ["length"], "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
 
 
 def test_a_warm_up_and_the_floor(config, folders, tmp_path):
@@ -233,6 +243,49 @@ def test_a_product_opens_its_references_as_the_run_names_them(config, monkeypatc
         settings(run, references=[{**first, "model": quantised}, second]).student(None)
 
 
+def test_a_product_is_its_teachers_on_the_card_and_in_memory_and_a_page_leads_with_what_moved(config, tmp_path):
+    """A card names every source, too. (Of distillation the reward is 0 throughout.)"""
+    words = [tmp_path / f"{name}.txt" for name in "ab"]
+    for path in words:
+        path.write_text("the cat sat on\n\nthe mat and the dog\n")
+    run = {key: value for key, value in config.items() if key not in ("rewards", "evaluation")} | {
+        "task": "distill", "start": "product", "prompts": [{"path": str(path)} for path in words], "penalty": "full_vocabulary",
+    }  # fmt: skip
+    run["training"] = run["training"] | {"steps": 2}
+    one, two = settings({**run, "start": "model"}).memory(), settings(run).memory()
+    assert two[0] == 2 * one[0]
+    folder = do(run)
+    card = (folder / "model" / "README.md").read_text()
+    places = [Path(each["model"]).name for each in run["references"]]
+    assert f"from `the product of …/{places[0]}, …/{places[1]}` on `…/a.txt, …/b.txt (4 prompts)`" in card
+    page = (folder / "report.html").read_text()
+    assert "kl: " in page and "reward: 0" not in page
+
+
+@pytest.mark.parametrize("too_long", ["drop", "error"])
+def test_prompts_without_room_are_left_out_or_refused_also_of_the_evaluation(too_long, config, tmp_path):
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(json.dumps({"prompt": "the cat " * n}) + "\n" for n in (1, 200)))
+    run = {**config, "rewards": ["length"], "too_long": too_long}
+    run |= {"evaluation": {"prompts": [str(long)], "samples": 2}, "training": {**config["training"], "steps": 1}}
+    said = []
+    if too_long == "error":
+        with pytest.raises(ConfigError, match="1 of 2 prompts leave no room for 4 new tokens in a context of 128"):
+            do(run, say=said.append)
+    else:
+        do(run, say=said.append)
+        assert any("Left out 1 of 2 prompts that leave no room" in line for line in said)
+
+
+def test_two_rewards_of_one_kind_have_names_of_their_own(config, tmp_path):
+    for name, line in (("first", "the\t1\n"), ("second", "cat\t2\n")):
+        (tmp_path / name).write_text(line)
+    given = [{"kind": "lexicon", "path": str(tmp_path / name)} for name in ("first", "second")]
+    made = make_rewards(settings({**config, "rewards": [*given, "length"]}).rewards)
+    assert [reward.name for reward in made] == ["lexicon", "lexicon-2", "length"]
+    assert [reward.function([""], ["the cat"]) for reward in made[:2]] == [[1 / 2**0.5], [2 / 2**0.5]]
+
+
 def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
     """Also where a file is already called as a second one would be."""
     sources = []
@@ -240,7 +293,7 @@ def test_evaluation_files_of_one_name_are_all_kept(config, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / f"{name}.txt").write_text(f"prompt {n}\n")
         sources.append({"path": str(tmp_path / f"{name}.txt")})
-    run = settings(config, evaluation={"prompts": sources})
+    run = settings(config, rewards=["length"], evaluation={"prompts": sources})
     found = run.held_out(run.evaluation.prompts, text=False)
     assert {name: rows[0]["prompt"] for name, rows in found.items()} == {
         "test-2": "prompt 0",

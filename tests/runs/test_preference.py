@@ -99,6 +99,17 @@ def test_a_run_leaves_a_folder_that_says_everything(config, tmp_path, world, dra
     assert {"kl/first", "weights/second", "eval_reward_gap", "eval_rewards/accuracies"} <= names
 
 
+def test_the_figures_of_a_run_are_of_the_model_that_is_saved(config):
+    """The best by a metric that only gets worse: the first that was evaluated, and what the card says of held-out pairs."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "rewards/margins", "greater_is_better": False}
+    config["training"] |= {**best, "learning_rate": 1e-2}
+    folder = do(config)
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    margins = [line["eval_rewards/margins"] for line in found if "eval_rewards/margins" in line]
+    assert margins[-1] == pytest.approx(margins[0]) and margins[-2] > margins[0] + 1e-3
+    assert f"| eval\\_rewards/margins | {margins[-1]:.6g} |" in (folder / "model" / "README.md").read_text()
+
+
 def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(config, tmp_path):
     whole = do({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
     with pytest.raises(Killed):
@@ -197,6 +208,10 @@ def test_two_processes_leave_the_same_run(config, tmp_path):
         ({"regularizer": "ReversKL"}, ["ReversKL", "ReverseKL"]),
         ({"objective": "mropo"}, ["mropo", "mrpo"]),
         ({"weighting": "vdw"}, ["weighting", "weights of their own"]),
+        (
+            {"objective": "renormalised_tokens", "references": [{"name": "a", "model": "m", "tokenisation": {"end": False}}]},
+            ["references: tokenisation", "under the run's"],
+        ),
         ({"model": "/nowhere/at/all"}, ["/nowhere/at/all"]),
         ({"data": "/nowhere.jsonl"}, ["/nowhere.jsonl"]),
     ],

@@ -1,6 +1,7 @@
 """Limits, clips and rates against numbers worked out by hand: a constant that is wrong changes no shape and hardly a curve."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +116,11 @@ def test_the_figures_of_a_step():
     assert found["regret"] == pytest.approx(0.5 * (math.log((first + second) / 2) - 0.875))
     assert found["completions/mean_length"] == 1.5 and found["completions/clipped_ratio"] == 0.5
     assert found["logps/per_token"] == pytest.approx(-1.0)
+    two = replace(batch, refs={"completions": torch.tensor([[-1.5, -1.75], [-0.5, -2.75]])}, weights=torch.full((2,), 0.5))
+    harmonic = rollout_metrics(two, logps, mr.PooledKL(order=-1.0), beta=0.5, names=("a", "b"))
+    pools = [-math.log((math.exp(a) + math.exp(b)) / 2) for a, b in ((1.5, 0.5), (1.75, 2.75))]
+    assert harmonic["objective"] == pytest.approx(0.5 - 0.5 * ((-1 - pools[0]) + (-2 - pools[1])) / 2)
+    assert "objective" not in rollout_metrics(two, logps, mr.ForwardKL(), beta=0.5, names=("a", "b"))
 
 
 def test_sigma_falls_to_a_tenth():

@@ -141,12 +141,18 @@ class BaseRun(Strict, ABC):
             raise ValueError("model.dtype: auto is for references, which are only scored; leave it out (float32), or name one.")
         return self
 
+    @property
+    def begins_as(self) -> list[ModelSpec]:
+        """The models whose weights are trained."""
+        return [self.model]
+
     def memory(self) -> tuple[float, str] | None:
         """(bytes, a sentence): what training needs before activations, from the configuration alone; None where that does not
         say it."""
-        kind, count = self.model.dtype or "float32", count_parameters(self.model)
-        if count is None or self.model.quantization is not None:
+        kind, counts = self.model.dtype or "float32", [count_parameters(each) for each in self.begins_as]
+        if None in counts or self.model.quantization is not None:
             return None
+        count = sum(each or 0 for each in counts)
         size = count * getattr(torch, kind).itemsize
         many = f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
         if self.lora is not None or self.model.adapter is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from multiref.errors import ConfigError
-from multiref.models import LanguageModel, load, product_of
+from multiref.models import LanguageModel, ModelSpec, load, product_of
 from multiref.runs.base import Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.online import Figures, OnlineJob, RolloutRun
@@ -23,9 +23,9 @@ class WarmUpSetting(Strict):
     max_new_tokens: where texts are cut there,
     if not as completions are."""
 
-    share: float = 0.8
-    max_new_tokens: int | None = None
-    text_share: float = 1.0
+    share: float = Field(default=0.8, ge=0, le=1)
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    text_share: float = Field(default=1.0, ge=0, le=1)
     penalty: Literal["per_token_forward_kl", "per_token_reverse_kl"] = "per_token_forward_kl"
 
 
@@ -35,10 +35,10 @@ class DistillEvaluation(Strict):
     KL(π‖π_k) of `samples` sampled completions beside its floor
     −log F by sequential Monte Carlo with `particles`."""
 
-    prompts: list[Prompts]
+    prompts: list[Prompts] = Field(min_length=1)
     samples: int = Field(default=4, gt=0)
     floor: int = Field(default=0, ge=0)
-    particles: int = 256
+    particles: int = Field(default=256, gt=0)
 
     def figures(self, trainer: OnlineTrainer, held_out: Mapping[str, list[Row]], known: dict[str, Any]) -> Figures:
         """{source/metric: (mean, low, high)}; `known`: the floors of each source, which the first call fills in and a second
@@ -68,6 +68,7 @@ class DistillRun(RolloutRun):
     MOVED: ClassVar = {"rewards": "distillation has none; use task: online."}
 
     task: Literal["distill"]
+    beta: float = Field(gt=0)
     start: Literal["model", "product"] = "model"
     text_share: float = Field(default=0.0, ge=0, le=1)
     warm_up: WarmUpSetting | None = None
@@ -101,10 +102,15 @@ class DistillRun(RolloutRun):
     def student(self, loaded: LanguageModel) -> Any:
         if self.start == "model":
             return loaded.model
+        return product_of([load(spec).model for spec in self.begins_as], self.weights)
+
+    @property
+    def begins_as(self) -> list[ModelSpec]:
+        if self.start == "model":
+            return super().begins_as
         if any(each.model is None or each.model.adapter or each.model.quantization for each in self.references):
             raise ConfigError("start: product needs references that are model folders, without adapters or quantization.")
-        specs = [replace(each.local("product"), dtype=self.model.dtype) for each in self.references]
-        return product_of([load(spec).model for spec in specs], self.weights)
+        return [replace(each.local("product"), dtype=self.model.dtype) for each in self.references]
 
     def sampler(self, rows: list[Row], folder: RunFolder) -> Any:
         return self._states(rows, self.text_share, None) if self.text_share else super().sampler(rows, folder)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -102,6 +103,7 @@ class IterativeRun(PooledRun):
     """
 
     task: Literal["iterative"]
+    beta: float = Field(gt=0)
     prompts: str
     oracle: OracleSetting
     method: MethodSetting
@@ -116,6 +118,16 @@ class IterativeRun(PooledRun):
     @model_validator(mode="after")
     def _planned(self) -> Self:
         self.planned()
+        method, rounds = self.method.make(), [b - a for a, b in pairwise([0, *self.labels])]
+        least = getattr(method, "least", 1)
+        if odd := [labels for labels in rounds if labels % least]:
+            raise ValueError(
+                f"labels: found a round of {odd[0]}, expected multiples of {least}: what this method has labelled of a prompt."
+            )
+        if self.privacy is not None and isinstance(method, (METHODS["bilevel"], METHODS["sail"])):
+            raise ValueError(f"privacy: {method.name} has a loss of its own, which takes labels as they are, flips and all.")
+        if any(each.tokenisation is not None for each in self.references):
+            raise ValueError("references: tokenisation: they score the token ids that the policy sampled; leave it out.")
         return self
 
     @property
@@ -128,8 +140,8 @@ class IterativeRun(PooledRun):
         return self.plan.make(labels=self.labels)
 
     def rows(self) -> list[Row]:
-        """The prompts."""
-        return Prompts(path=self.prompts, limit=self.limit).rows()
+        """The prompts, as far as they are taken."""
+        return Prompts(path=self.prompts, limit=self.limit, words=self.prompt_words).rows()
 
     def ready(self) -> Callable[[RunFolder, Say], IterativeJob]:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -137,24 +149,25 @@ class IterativeRun(PooledRun):
         rows = self.rows()
         if talk := next((row["prompt"] for row in rows if not isinstance(row["prompt"], str)), None):
             raise DataError(f"{self.prompts}: found {len(talk)} messages; a run that buys labels takes texts as prompts.")
-        prompts = [" ".join(row["prompt"].split()[: self.prompt_words]) for row in rows]
         answers = self.oracle.make()
-        return lambda folder, say: self._job(prompts, answers, folder, say)
+        return lambda folder, say: self._job(rows, answers, folder, say)
 
     def asked(self, answers: Answers, world: TextWorld) -> Oracle:
         """Who answers, flipped where labels are private."""
         oracle = answers.oracle(world)
         return oracle if self.privacy is None else PrivateOracle(oracle, self.privacy.epsilon)
 
-    def _job(self, prompts: list[str], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
+    def _job(self, rows: list[Row], answers: Answers, folder: RunFolder, say: Say) -> IterativeJob:
         self.say_memory(say)
+        if cut := sum("text" in row for row in rows):
+            say(f"{cut:,} of {len(rows):,} prompts are their first {self.prompt_words} words (prompt_words).")
         loaded, settled = load(self.model), self.settled(folder, say)
         task = text_task(
             replace(loaded, model=self.adapted(loaded, partial(with_adapter, seed=self.first_seed))),
             {each.name: load(each.local("a run that buys labels scores its references here")) for each in settled},
             self.pool(),
             beta=self.beta,
-            prompts=prompts,
+            prompts=[row["prompt"] for row in rows],
             oracle=partial(self.asked, answers),
             setting=TextSetting(
                 max_new_tokens=self.max_new_tokens,

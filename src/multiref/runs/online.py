@@ -18,7 +18,7 @@ from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.completion_api import CompletionApi, Connection
 from multiref.references.rollouts import check_apart
-from multiref.report import Table
+from multiref.report import Table, public
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.evaluation_page import figure_text
 from multiref.runs.folder import RunFolder
@@ -74,16 +74,16 @@ class ServerSetting(Strict):
 
     endpoint: str
     api_key: KeyPlace | None = None
-    every: int = 1
-    concurrency: int = 8
-    timeout: float = 600.0
+    every: int = Field(default=1, gt=0)
+    concurrency: int = Field(default=8, gt=0)
+    timeout: float = Field(default=600.0, gt=0)
 
 
 class OnlineEvaluation(Strict):
     """Held-out prompts, before and after: rewards of `samples` completions of each, and pass@k for each of `k` where the reward
     is gsm8k."""
 
-    prompts: list[Prompts]
+    prompts: list[Prompts] = Field(min_length=1)
     samples: int = Field(default=4, gt=0)
     k: list[int] = Field(default_factory=lambda: [1])
 
@@ -157,20 +157,17 @@ class RolloutRun(PooledRun):
     def fitting(self, rows: list[Row], loaded: LanguageModel, say: Say) -> list[Row]:
         """The prompts that leave room for a completion."""
         context = context_of(loaded.model.config)
-        if self.too_long == "error" or context is None:
+        if context is None:
             return rows
         prompts, said = [row["prompt"] for row in rows], self.training.make().tokenisation
         fits = [len(ids) + self.longest <= context for ids in encode_prompts(loaded.tokenizer, prompts, said)]
-        if not any(fits):
-            raise ConfigError(
-                f"max_new_tokens: no prompt leaves room for {self.longest} new tokens in a context of {context}. "
-                "Make it smaller."
-            )
-        if not all(fits):
-            say(
-                f"Left out {fits.count(False):,} of {len(fits):,} prompts that leave no room for {self.longest} new tokens "
-                f"in a context of {context}."
-            )
+        if all(fits):
+            return rows
+        many = f"{fits.count(False):,} of {len(fits):,} prompts"
+        room = f"no room for {self.longest} new tokens in a context of {context}."
+        if self.too_long == "error" or not any(fits):
+            raise ConfigError(f"max_new_tokens: {many} leave {room} Make it smaller, or set too_long to drop.")
+        say(f"Left out {many} that leave {room}")
         return [row for row, fit in zip(rows, fits) if fit]
 
     def student(self, loaded: LanguageModel) -> Any:
@@ -213,11 +210,13 @@ class RolloutRun(PooledRun):
     ) -> OnlineJob:
         self.say_memory(say)
         loaded = load(self.model)
-        rows = self.fitting(rows, loaded, say)
+        loaded = replace(loaded, model=self.student(loaded))
+        rows, *others = (self.fitting(some, loaded, say) for some in (rows, *held_out.values()))
+        held_out = dict(zip(held_out, others))
         say(f"{len(rows):,} prompts; references: {', '.join(self.names)}.")
         settled = self.settled(folder, say)
         trainer = OnlineTrainer(
-            replace(loaded, model=self.adapted(replace(loaded, model=self.student(loaded)), with_lora)),
+            replace(loaded, model=self.adapted(loaded, with_lora)),
             self.pool(),
             beta=self.beta,
             references=References({each.name: each.opens() for each in settled}, dtype=self.model.dtype or "float32"),
@@ -272,13 +271,15 @@ class OnlineJob:
         routed = any(source.weights for source in run.prompts)
         after = self.figures.get("after", {})
         rows = [[name, figure_text(*self.figures["before"][name]), figure_text(*value)] for name, value in after.items()]
+        begun = [each.path for each in run.begins_as]
+        base = begun[0] if len(begun) == 1 else f"the product of {', '.join(begun)}"
         facts = Facts(
-            asked=f"{run.model.path}, {run.task} against {run.counted}",
-            base=run.model.path,
+            asked=f"{base}, {run.task} against {run.counted}",
+            base=base,
             objective=rule,
             formula=f"maximise {'' if run.task == 'distill' else 'E_π[r] '}− β {run.pool().formula}",
-            data=f"{', '.join(source.path for source in run.prompts)} ({len(trainer.rows):,} prompts)",
-            beta=run.beta,
+            data=f"{', '.join(public(source.path) for source in run.prompts)} ({len(trainer.rows):,} prompts)",
+            beta=trainer.beta,  # where it came to rest, of one that moves
             references={
                 name: (source, "of each prompt" if routed else weight) for name, (source, weight) in run.shown().items()
             },
@@ -332,6 +333,13 @@ class OnlineRun(RolloutRun):
     def _rewarded(self) -> Self:
         if not self.rewards:
             raise ValueError("rewards: expected at least one; without a reward it is distillation, task: distill.")
+        sources = [*self.prompts, *(self.evaluation.prompts if self.evaluation else [])]
+        without = [source.path for source in sources if source.kind != "gsm8k" or source.words is not None]
+        if without and any(each.kind == "gsm8k" for each in self.rewards):
+            raise ValueError(
+                f"rewards: gsm8k needs the answer of each problem, which prompts of {without[0]} do not have; expected kind: "
+                "gsm8k, without words."
+            )
         if any(each.kind == "win_rate" for each in self.rewards):
             method = self.method.make()
             try:
@@ -348,6 +356,13 @@ class OnlineRun(RolloutRun):
                     f"evaluation: samples: found {self.evaluation.samples}, expected a multiple of the method's group, "
                     f"{method.group}: win rates are within groups."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _penalised(self) -> Self:
+        named = [key for key in ("penalty", "adaptive_beta", "clip") if getattr(self, key) is not None]
+        if self.beta == 0 and named:
+            raise ValueError(f"{named[0]}: found it beside beta: 0, at which there is no penalty; leave it out, or raise beta.")
         return self
 
     @model_validator(mode="after")

@@ -91,11 +91,12 @@ def _answer(facts: Facts, lines: Lines) -> tuple[str, str]:
     if share is not None and facts.held_out:
         error = math.sqrt(share * (1 - share) / facts.held_out)
         return _HELD_OUT, f"{share:.1%} ± {error:.1%} of {facts.held_out:,} held-out pairs are ranked rightly."
-    for names in facts.curves.values():
-        if values := [line[names[0]] for line in lines if line.get(names[0]) is not None]:
+    series = {names[0]: [line[names[0]] for line in lines if line.get(names[0]) is not None] for names in facts.curves.values()}
+    for name, values in sorted(series.items(), key=lambda each: len(set(each[1])) == 1):  # what never moved says least
+        if values:
             early, late = (Measure.of(part).text() for part in (values[: _fifth(values)], values[-_fifth(values) :]))
-            return names[0], (
-                f"{names[0]}: {late} over the last fifth of the logged steps, after {early} over the first "
+            return name, (
+                f"{name}: {late} over the last fifth of the logged steps, after {early} over the first "
                 "(± one standard error over steps)."
             )
     return "", f"{facts.asked}: trained; no metric was logged."

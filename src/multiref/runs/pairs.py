@@ -257,6 +257,7 @@ class TrainerJob:
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+        self.conclude()
         trainer = self.trainer
         trainer.accelerator.wait_for_everyone()
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.args.world_size > 1 else None
@@ -265,6 +266,11 @@ class TrainerJob:
             save_whole(self.model, self.trainer.processing_class, target, state_dict=state)
 
         return self.facts(), save
+
+    def conclude(self) -> None:
+        """What is to be done once it is trained: the last evaluation was not of the best model."""
+        if self.trainer.args.load_best_model_at_end:
+            self.trainer.evaluate()
 
     @property
     def model(self) -> Any:

@@ -49,6 +49,8 @@ class PreferenceRun(PairsRun, PooledRun):
                 "remove one or the other."
             )
         self.objective.of(self)
+        if self.objective.kind == "renormalised_tokens" and any(each.tokenisation is not None for each in self.references):
+            raise ValueError("references: tokenisation: renormalised_tokens reads all of them under the run's; leave it out.")
         return self
 
     def job(self, folder: RunFolder, arguments: TrainingArguments, say: Say) -> TrainerJob:

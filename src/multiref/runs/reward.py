@@ -101,12 +101,11 @@ class RewardJob(TrainerJob):
         super().__init__(trainer, facts)
         self.merge = merge
 
-    def finish(self) -> tuple[Facts, Callable[[Path], None]]:
+    def conclude(self) -> None:
         if self.trainer.eval_dataset is not None:
             self.trainer.evaluate()
         if self.merge:
-            self.trainer.model_wrapped = self.trainer.model = super().model.merge_and_unload()
-        return super().finish()
+            self.trainer.model_wrapped = self.trainer.model = self.model.merge_and_unload()
 
     def remember(self) -> Kept:
         data = self.trainer.eval_dataset or self.trainer.train_dataset

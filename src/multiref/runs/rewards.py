@@ -5,6 +5,7 @@ import hashlib
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
@@ -202,8 +203,11 @@ class _Rewards(Strict):
 
 
 def make_rewards(settings: Iterable[NamedReward], *, group: int | None = None) -> list[Reward]:
-    """`Reward`s from their settings, for groups of this many completions of each prompt."""
-    return [reward for each in settings for reward in each.rewards(group)]
+    """`Reward`s from their settings, for groups of this many completions of each prompt; a second one of a name is name-2."""
+    made = [reward for each in settings for reward in each.rewards(group)]
+    names = [reward.name for reward in made]
+    count = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [reward if n == 1 else replace(reward, name=f"{reward.name}-{n}") for reward, n in zip(made, count)]
 
 
 def read_rewards(given: Sequence[str], *, answers: bool) -> list[NamedReward]:

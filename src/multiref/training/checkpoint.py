@@ -5,7 +5,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from multiref._files import TEMPORARY, flush_folder, write_whole
 from multiref.errors import ArgumentError, OutputError
+from multiref.training.checks import check_same
 from multiref.training.sums import SUMS, damage, remove_old, write_sums
 
 _FILE = "state.safetensors"
@@ -57,16 +58,19 @@ def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> 
     return target
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any] = {}
+) -> dict[str, Any]:
     """Puts weights, optimizer and generators back, and returns the rest.
-    OutputError for a folder that is no checkpoint of this model."""
+    OutputError for a folder that is no checkpoint of this model; ArgumentError for one of other `settings`, before."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     try:
         state = read_state(path)
+        check_same(state.get("settings", {}), settings)
         weights, generators = state.pop("weights"), state.pop("generators")
         put_back((p, weights[name]) for name, p in own.items())
         optimizer.load_state_dict(state.pop("optimizer"))
-    except OutputError:
+    except (OutputError, ArgumentError):
         raise
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(

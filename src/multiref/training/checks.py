@@ -1,10 +1,13 @@
 """What arguments of every trainer are asked: one of a few words, at least so much."""
 
+import inspect
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
+from multiref._awaited import wait_for
 from multiref.errors import ArgumentError, MultirefError
 
 
@@ -40,9 +43,27 @@ def check_whole(values: object, least: int, *names: str) -> None:
         object.__setattr__(values, name, int(found))
 
 
+def stated(value: object) -> str:
+    """A choice as it prints, without places in memory: the same in another process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def check_same(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ArgumentError for the first setting that a checkpoint was written under and that is another one now."""
+    for name, value in now.items():
+        if name in was and was[name] != value:
+            raise ArgumentError(
+                f"{name}: the checkpoint was written under {was[name]!r:.120}, found {value!r:.120}. Resume under the same, or "
+                "begin anew in another folder."
+            )
+
+
 def read_chances(answers: Iterable[Any], count: int, who: str, error: type[MultirefError] = ArgumentError) -> list[float]:
     """What a judge said of `count` pairs, as chances that the first is preferred; `error` unless they are numbers in [0, 1]."""
-    found = list(answers)
+    try:
+        found = list(wait_for(answers) if inspect.isawaitable(answers) else answers)
+    except TypeError as problem:
+        raise error(f"{who}: found {answers!r:.80} ({problem}); expected {count} answers, one for each pair.") from problem
     if len(found) != count:
         raise error(f"{who}: {len(found)} answers to {count} pairs; expected one each.")
     for place, answer in enumerate(found):

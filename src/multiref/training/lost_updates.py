@@ -28,9 +28,14 @@ class LostUpdates:
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lost = self._all = self._steps = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether steps are still looked at."""
+        return self._left > 0
+
     def before(self, rate: float) -> None:
         """Gradients are there, the step is not made."""
-        if self._left and rate > 0:
+        if self.open and rate > 0:
             self._left -= 1
             for parameter in self._model.parameters():
                 if parameter.grad is not None and parameter.numel():

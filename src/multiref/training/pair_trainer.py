@@ -1,5 +1,6 @@
 """What trainers on pairs share: steps of equally many pairs on every rank, averages over the pairs of a step, safe files."""
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,18 +15,24 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from multiref import losses as preference_losses
+from multiref._files import read_text, write_whole
+from multiref._json import parse_json
 from multiref.data.privacy import check_marks
 from multiref.data.spooled import SpooledPairs
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, OutputError
 from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
+from multiref.models.witness import dtype_of
 from multiref.training.adapters import complete_folder
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
+from multiref.training.checks import check_same
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.metrics import Averages
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
+
+SETTINGS = "settings.json"  # of a checkpoint
 
 
 class PairTrainer(Trainer):
@@ -68,9 +75,9 @@ class PairTrainer(Trainer):
         except (ValueError, ImportError) as error:  # what it asks of its arguments: packages, processes, a quantised model
             raise ArgumentError(f"args: {error}") from error
         self._sums = SumCheckpoints()
-        self.add_callback(self._sums)
-        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
         self.add_callback(_Watch(self))
+        self.add_callback(self._sums)  # behind what writes into checkpoints
+        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
 
     def check_privacy(self, loss: Any, epsilon: float | None = None) -> None:
         """DataError where labels are marked as private at another ε than `loss` takes into account: `epsilon`, or what a
@@ -102,6 +109,7 @@ class PairTrainer(Trainer):
             raise OutputError(f"{at} is damaged: {problem}; remove it and go on from the one before.")
         if at:
             check_pickled(Path(at))
+            self._check_settings(Path(at))
         if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
             raise ArgumentError(
                 f"{at} holds no optimizer's state (save_only_model?), so training cannot go on from there as it was. "
@@ -112,6 +120,33 @@ class PairTrainer(Trainer):
                 return super().train(str(at) if at else resume_from_checkpoint, *arguments, **options)
         finally:
             self.model.eval()  # type: ignore[union-attr]
+
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on from a checkpoint must share with the one that wrote it, beside what its optimizer holds."""
+        args, data = self.args, self.train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return {"seed": seed, "data": data.digest, "dtype": str(dtype_of(self.model))}  # type: ignore[union-attr, arg-type]
+
+    def all_settings(self) -> dict[str, dict[str, Any]]:
+        """Those, and the arguments that the optimizer of a checkpoint brings with it."""
+        held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+        args = {name: getattr(self.args, name) for name in held} | {
+            "optim": str(getattr(self.args.optim, "value", self.args.optim))
+        }
+        return {"optimizer": args, "run": self.settings()}
+
+    def _check_settings(self, checkpoint: Path) -> None:
+        """ArgumentError where the checkpoint's optimizer would go on as it was; a MultirefWarning where the steps before were
+        another run's."""
+        if not (file := checkpoint / SETTINGS).exists():
+            return  # of an earlier version
+        was = parse_json(read_text(file, "settings of a checkpoint", error=OutputError), str(file), error=OutputError)
+        now = self.all_settings()
+        check_same(was["optimizer"], now["optimizer"])
+        try:
+            check_same(was["run"], now["run"])
+        except ArgumentError as other:
+            warnings.warn(f"{other} What was trained before was of the other.", MultirefWarning, stacklevel=3)
 
     def compute_loss_context_manager(self) -> Any:
         """The forward pass of a training step, for which transformers has just put the model into training mode."""
@@ -319,6 +354,11 @@ class _Watch(TrainerCallback):
         # An evaluation at the epoch's end comes before the checkpoint of that step: after it, a kill in between would lose it.
         if control.should_save and args.eval_strategy == "epoch" and state.epoch == int(state.epoch):
             control.should_evaluate, self.evaluated = True, state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_whole(folder / SETTINGS, json.dumps(self.trainer.all_settings(), indent=1))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.evaluated == state.global_step:

@@ -21,6 +21,7 @@ from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.scores import SequenceScores
 from multiref.regularizers import Regularizer, check_weights
 from multiref.training.batching import cut_into_microbatches, merge_pairs
+from multiref.training.checks import stated
 from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Objective, PairLogps, Preference
@@ -149,6 +150,12 @@ class PreferenceTrainer(PairTrainer):
         if self._learning and strategy is not None:
             strategy.observe(logps, objective, shares)
         return objective.losses(logps), pair_metrics(objective, logps, self.names), shares
+
+    def settings(self) -> dict[str, Any]:
+        """The objective too, and the references' mean log-probabilities."""
+        means = self.train_dataset.references.mean((1, 2)).tolist()  # type: ignore[union-attr]
+        scored = {name: f"{mean:.4g}" for name, mean in zip(self.names, means)}
+        return {**super().settings(), "objective": stated(self.objective), "references": scored}
 
     def plain_pass(self, model: nn.Module, pairs: PairBatch) -> Callable[[], Tensor]:
         return plain_rows(model, pairs.encoded)

@@ -4,7 +4,7 @@ failures keep the last good state."""
 import pytest
 import torch
 
-from multiref.errors import ArgumentError, ConfigError, DataError, StoreError
+from multiref.errors import ArgumentError, ConfigError, DataError, MultirefNotice, StoreError
 from multiref.training.iterative import METHODS, Bilevel, BilevelTrainer, LabelsLate, Plan, State, method_named, train
 from multiref.training.iterative.steps import Diverged, fit_reward, improve
 from multiref_lab.races import enumerable_world
@@ -76,6 +76,55 @@ def test_bilevel_spends_what_it_says(objective, estimator):
     history = trainer.train()
     assert history.lines[-1]["labels"] == 32
     assert history.lines[-1]["hypergradient norm"] > 0
+
+
+def test_a_round_that_cannot_be_bought_is_refused():
+    """Two pairs of a prompt, each labelled twice: a round of two labels would have bought four."""
+    trainer = BilevelTrainer(world().task, Plan(labels=[2], **QUICK), objective="debiased")
+    with pytest.raises(ArgumentError, match="labels: found a round of 2, expected at least 4"):
+        trainer.train()
+    assert trainer.state.labels_used == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("gshf", {"candidates": 1}, "candidates"), ("gshf", {"ridge": 0.0}, "ridge"), ("xpo", {"optimism": -1.0}, "optimism"),
+        ("two-stage", {"first_stage": 1.5}, "first_stage"), ("sail", {"extra": -0.1}, "extra"),
+        ("bilevel", {"strength": -1.0}, "strength"), ("bilevel", {"pairs": 1}, "pairs"),
+    ],
+)  # fmt: skip
+def test_options_that_no_method_can_have_are_refused(name, options, said):
+    with pytest.raises(ArgumentError, match=f"^{said}: expected"):
+        method_named(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"estimator": "conjugate_gradient"}, "estimator"),
+        ({"objective": "likelihood", "sigma": 0.2}, "sigma"),
+        ({"momentum": 0.5, "loop": "single"}, "momentum"),
+        ({"ridge": 2.0}, "ridge"),
+        ({"strength": 0.5}, "strength"),
+    ],
+)
+def test_options_that_nothing_reads_are_said(options, name):
+    with pytest.warns(MultirefNotice, match=f"^{name}: .* has no effect"):
+        Bilevel(**options)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"), [({"seed": 1}, "seed"), ({"labels": [8, 16]}, "labels"), ({}, "method"), ({"beta": 2.0}, "beta")]
+)
+def test_a_state_of_another_run_is_refused_by_name(changed, name, tmp_path):
+    train(world().task, method_named("xpo"), Plan(labels=[16], **QUICK), folder=tmp_path)
+    train(world().task, method_named("xpo"), Plan(labels=[16, 32], **QUICK), folder=tmp_path)  # more labels are no other run
+    task, given = world().task, dict(changed)
+    task.beta = given.pop("beta", task.beta)
+    with pytest.raises(StoreError, match=f"cannot be resumed .{name}: the checkpoint was written under"):
+        plan = Plan(**{"labels": [16, 32, 48], **QUICK, **given})
+        train(task, method_named("xpo" if changed else "online-dpo"), plan, folder=tmp_path)
 
 
 class Stopped(Exception):

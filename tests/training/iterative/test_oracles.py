@@ -60,6 +60,11 @@ def test_an_oracle_that_is_late_says_so():
         ask(FunctionOracle(slow, decode))
 
 
+def test_a_judge_that_raises_is_one_message():
+    with pytest.raises(DataError, match="the judge raised KeyError: 'x0'"):
+        ask(FunctionOracle(lambda p, a, b: {}[p[0]], decode))
+
+
 def test_a_judge_without_a_number_is_refused():
     with pytest.raises(DataError, match="neither side"):
         ask(RewardOracle(lambda p, c: [math.nan] * len(c), decode))

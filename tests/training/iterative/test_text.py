@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import VocabularyMismatch
+from multiref.errors import MultirefWarning, VocabularyMismatch
 from multiref.models import LanguageModel
 from multiref.training.iterative import (
     FunctionOracle,
@@ -219,3 +219,11 @@ def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
     drawn = level + spread * torch.randn(4000, 3, 8, generator=generator)
     estimates = torch.stack([error_of_mean(each) ** 2 for each in drawn]).mean().sqrt()
     assert float(estimates) == pytest.approx(float(drawn.mean((-1, -2)).std()), rel=0.04)
+
+
+def test_steps_that_move_no_weight_are_said(tokenizer):
+    """As of the other trainers: what bfloat16 cannot take up."""
+    task = made_task(tokenizer, lora=None)
+    task.policy.model.to(torch.bfloat16)
+    with pytest.warns(MultirefWarning, match="of the entries with a gradient did not move"):
+        train(task, method_named("online-dpo"), Plan(labels=[4], steps=1, batch=4, learning_rate=1e-9))

@@ -83,6 +83,14 @@ def test_warm_ups_that_cannot_be():
         WarmUp(1.5, table_sampler(1))
     with pytest.raises(ArgumentError, match="found 'reward'"):
         WarmUp(0.5, table_sampler(1), "reward")
+    with pytest.raises(ArgumentError, match="max_new_tokens is -1"):
+        TextStates({}, share=1.0, max_new_tokens=-1)  # would leave out a text's last token
+    tokenizer, long = make_tokenizer(), TextStates({"the cat": " sat"}, share=1.0, max_new_tokens=128)
+    for rule in (Rule(Reinforce(), warm_up=WarmUp(0.5, long)), Rule(Reinforce(), "per_token_reverse_kl", sampler=long)):
+        for short, words in ((0, "the policy holds 128 tokens"), (1, "'r0' holds 128 tokens, but a rollout may have 1")):
+            models = [make_llama(len(tokenizer), context=128 if k == short else 512) for k in range(3)]
+            with pytest.raises(ArgumentError, match=words):
+                distilling(models, tokenizer, rule)
 
 
 def test_of_several_texts_one_is_drawn_and_stretches_have_no_end():
@@ -101,7 +109,7 @@ def test_of_several_texts_one_is_drawn_and_stretches_have_no_end():
     )
 
 
-def distilling(models, tokenizer, **options):
+def distilling(models, tokenizer, rule=Rule(Reinforce())):  # noqa: B008
     references = {f"r{k}": LocalReference(LanguageModel(model, tokenizer, "memory")) for k, model in enumerate(models[1:])}
     return OnlineTrainer(
         LanguageModel(models[0], tokenizer, "student"),
@@ -110,8 +118,7 @@ def distilling(models, tokenizer, **options):
         references=references,
         prompts=["the cat", "a dog"],
         args=OnlineArguments(steps=1, prompts_per_step=2, max_new_tokens=3),
-        rule=Rule(Reinforce()),
-        **options,
+        rule=rule,
     )
 
 

@@ -25,3 +25,9 @@ def test_a_line_without_a_number_is_named(tmp_path, text, says):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         lexicon_reward(tmp_path / "nowhere.txt")
+
+
+def test_answers_of_a_conversation_are_read(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("good\t3\n")
+    assert lexicon_reward(file)([], [({"role": "assistant", "content": "good dog"},), "good"]) == pytest.approx([3 / 2**0.5, 3])

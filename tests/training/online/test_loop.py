@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 import multiref as mr
-from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
-from multiref.models import Tokenisation
+from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning, VocabularyMismatch
+from multiref.models import LanguageModel, Tokenisation, tabular_tokenizer
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout
 from multiref.training.checkpoint import read_plain
@@ -22,11 +22,13 @@ from multiref.training.online import (
     K3PoolLoss,
     K3RenormalisedLoss,
     OnlineArguments,
+    OnlineTrainer,
     PenaltyInReward,
     PerTokenReverseKL,
     RatioK3,
     Reinforce,
     RenormalisedInReward,
+    Reward,
     levels_of,
     sequence_logps,
 )
@@ -317,6 +319,12 @@ def test_bad_input():
     policy = random_table(1)
     with pytest.raises(ArgumentError, match="temperature"):
         OnlineArguments(temperature=0.9)
+    with pytest.raises(ArgumentError, match="rate: expected above 0 and below 5"):
+        AdaptiveBeta(target=1.0, rate=5.0)  # KL = 0 would take β to 0, and a larger rate below
+    for options, words in (({}, "expected a reward"), ({"adaptive_beta": AdaptiveBeta(1.0)}, "no adaptive_beta")):
+        rewards = [lambda completions, **_: [0.0] * len(completions)] if options else []
+        with pytest.warns(MultirefWarning), pytest.raises(ArgumentError, match=f"beta: found 0, .*{words}"):
+            make_trainer(policy, TABLES, mr.ReverseKL(W), beta=0.0, rewards=rewards, **options)
     with pytest.raises(ArgumentError, match="reverse KL only"):
         make_trainer(policy, TABLES, mr.ForwardKL(W), penalty=RatioK3())
     with pytest.raises(ArgumentError, match="FromReferences: expected ForwardKL"):
@@ -336,9 +344,6 @@ def test_bad_input():
     assert isinstance(short, LocalReference)
     short.tokenisation = Tokenisation(max_length=3)
     with pytest.raises(ArgumentError, match="'ref1' holds 3 tokens, but a rollout may have 4"):
-        from multiref.models import LanguageModel, tabular_tokenizer
-        from multiref.training.online import OnlineTrainer
-
         OnlineTrainer(
             LanguageModel(policy, tabular_tokenizer(policy), "table"),
             mr.ReverseKL(W),
@@ -347,6 +352,16 @@ def test_bad_input():
             prompts=["x0"],
             args=OnlineArguments(max_new_tokens=3),
         )
+
+
+def test_a_tokenisation_of_a_reference_that_scores_sampled_ids_is_said():
+    told = as_reference(TABLES[1])
+    told.tokenisation = Tokenisation(end=False, max_length=4)
+    with pytest.warns(MultirefNotice, match="'other' has the policy's vocabulary"):
+        OnlineTrainer(
+            LanguageModel(random_table(1), tabular_tokenizer(TABLES[0]), "table"), mr.ReverseKL(W), beta=1.0, prompts=["x0"],
+            references={"one": as_reference(TABLES[0]), "other": told}, args=OnlineArguments(max_new_tokens=3),
+        )  # fmt: skip
 
 
 def test_in_reward_is_the_default_and_is_exact():
@@ -417,3 +432,50 @@ def test_a_sampler_gives_each_prompt_its_group():
     trainer = make_trainer(random_table(1), TABLES, mr.ReverseKL(W), steps=1, sampler=uneven, method=RLOO(group=4))
     with pytest.raises(ArgumentError, match=r"\[3, 5\] completions"):
         trainer.train()
+
+
+@pytest.mark.parametrize("normalisation", ["dr_grpo", "completion_mean", "token_mean"])
+def test_forward_kl_counts_the_references_samples_as_the_method_counts_tokens(normalisation):
+    """Completions of three tokens: each of these means is a third of the sum, of the reward and of β's part alike."""
+
+    def gradient(method):
+        policy = random_table(1)
+        rewards = reward_function(policy, reward_table(policy))
+        args = {"max_grad_norm": None}
+        make_trainer(policy, TABLES, mr.ForwardKL(W), rewards=rewards, steps=1, method=method, args=args).train()
+        return policy.table.grad
+
+    mean = gradient(GRPO(group=4, normalisation=normalisation))
+    torch.testing.assert_close(3 * mean, gradient(RLOO(group=4)), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"beta": 0.2}, "beta"),
+        ({"method": RLOO(group=8)}, "method"),
+        ({"penalty": "k2"}, "penalty"),
+        ({"prompts": ["x1", "x0"]}, "prompts"),
+        ({"rewards": 2.0}, "rewards"),
+        ({"regularizer": mr.ReverseKL((0.5, 0.5))}, "regularizer"),
+        ({"args": {"seed": 3}}, "seed"),
+        ({"args": {"weight_decay": 0.1}}, "weight_decay"),
+        ({"args": {"adam_betas": (0.8, 0.9)}}, "adam_betas"),
+        ({"args": {"prompts_per_step": 1}}, "prompts_per_step"),
+        ({"args": {"learning_rate": 1e-3, "token_budget": 7, "save_every": 2}}, None),  # these are taken as they are now
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(changed, name, tmp_path):
+    def run(steps, resume=False, **options):
+        policy, options = random_table(1), {"regularizer": mr.ReverseKL(W), "rewards": 1.0, "args": {}, **options}
+        reward = Reward(reward_function(policy, reward_table(policy)), "r", options.pop("rewards"))
+        args = {"save_every": 1} | options.pop("args")
+        return make_trainer(policy, TABLES, rewards=reward, steps=steps, args=args, **options).train(
+            folder=tmp_path, resume=resume
+        )
+
+    run(1)
+    refused = pytest.raises(ArgumentError, match=f"^{name}: the checkpoint was written under")
+    with refused if name is not None else contextlib.nullcontext():
+        run(2, **changed, resume=True)

@@ -242,3 +242,12 @@ def test_async_functions_are_awaited_together():
 
     with pytest.raises(ArgumentError, match="The reward 'f' raised KeyError: 'answer'"):
         of(fails)
+
+
+def test_a_generator_that_breaks_off_is_named():
+    def numbers(prompts, completions):
+        yield 1.0
+        raise KeyError("gone")
+
+    with pytest.raises(ArgumentError, match="The reward 'f' raised KeyError: 'gone'"):
+        of(numbers)

@@ -45,12 +45,26 @@ def test_a_method_that_plays_another_game_is_refused(method):
 
 @pytest.mark.parametrize(
     "answers, says",
-    [([1.2], "1.2"), ([math.nan], "nan"), (["first"], "first"), ([], "0 answers to 1"), ([1, 0], "2 answers to 1")],
-    ids=["above", "nan", "text", "none", "two"],
+    [
+        ([1.2], "1.2"),
+        ([math.nan], "nan"),
+        (["first"], "first"),
+        ([], "0 answers to 1"),
+        ([1, 0], "2 answers to 1"),
+        (0.5, "found 0.5 .* expected 1 answers"),
+    ],
+    ids=["above", "nan", "text", "none", "two", "a number"],
 )
 def test_a_judge_that_answers_no_chance_is_refused(answers, says):
     with pytest.raises(ArgumentError, match=says):
         WinRate(lambda *_: answers, group=2)(["x"] * 2, ["a", "b"])
+
+
+def test_a_judge_may_be_async():
+    async def later(*asked):
+        return judge(*asked)
+
+    assert WinRate(later, group=2)(["x"] * 2, ["a", "b"]) == pytest.approx([1.4 / 2, 0.6 / 2])
 
 
 def test_groups_have_to_fit():

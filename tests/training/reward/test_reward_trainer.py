@@ -11,12 +11,13 @@ from scipy.optimize import minimize
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from multiref.data import as_pair
-from multiref.errors import ArgumentError, DataError, ModelError
+from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
 from multiref.models import ModelSpec, Tokenisation
 from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.dataset import collate
 from multiref.training.reward import open_reward_model, rewards_of
+from tests.models.templates import byte_tokenizer
 from tests.training.world import arguments
 
 WORDS = [f"w{k}" for k in range(8)]
@@ -174,7 +175,9 @@ def test_what_it_writes_loads_as_everybodys(tmp_path):
     made.train()
     made.save_model(str(tmp_path / "model"))
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-    assert loaded.config.num_labels == 1 and loaded.config.multiref_reward == {"end": False}
+    assert loaded.config.num_labels == 1 and loaded.config.multiref_reward == {
+        "start": True, "end": False, "join": "text", "chat_template_kwargs": {}
+    }  # fmt: skip
     again = open_reward_model(ModelSpec(str(tmp_path / "model"), dtype="float64"))
     prompts, completions = ["w1", "w2 w3"], [" w4", " w5"]
     expected = rewards_of(made.model, made.processing_class, prompts, completions)
@@ -183,6 +186,54 @@ def test_what_it_writes_loads_as_everybodys(tmp_path):
 
     online = torch.tensor(RewardModel(str(tmp_path / "model"), dtype="float64")(prompts, completions), dtype=torch.float64)
     torch.testing.assert_close(online, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_texts_are_encoded_as_they_were_in_training(tmp_path):
+    """For evaluation pairs that come as texts, and for whoever uses the model: without the start token here."""
+    tokenizer, pairs = byte_tokenizer(bos=True), [{"prompt": "ab", "chosen": " c", "rejected": " d"}]
+    data = RewardData(pairs, tokenizer, tokenisation=Tokenisation(start=False))
+    shape = small().config
+    shape.vocab_size, shape.max_position_embeddings = len(tokenizer), 128
+    given = {"args": arguments(tmp_path), "train_dataset": data, "eval_dataset": pairs, "processing_class": tokenizer}
+    made = RewardTrainer(LlamaForSequenceClassification(shape).double(), **given)
+    assert made.eval_dataset.encoded == data.encoded != RewardData(pairs, tokenizer).encoded
+    with torch.no_grad():
+        expected = made.model.eval()(input_ids=torch.tensor([data.rows(0)[0]])).logits[0]
+    assert rewards_of(made.model, tokenizer, ["ab"], [" c"]).tolist() == pytest.approx(expected.tolist(), rel=1e-9)
+    with pytest.raises(ArgumentError, match="tokenisation: found another than that of train_dataset"):
+        RewardTrainer(made.model, tokenisation=Tokenisation(join="tokens"), **given)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "name"),
+    [
+        ({"learning_rate": 0.1}, ArgumentError, "learning_rate"),  # transformers would go on at the old one
+        ({"weight_decay": 0.1}, ArgumentError, "weight_decay"),
+        ({"adam_beta2": 0.9}, ArgumentError, "adam_beta2"),
+        ({"optim": "sgd"}, ArgumentError, "optim"),
+        ({"seed": 4}, MultirefWarning, "seed"),
+        ({"pairs": [*PAIRS[:2], {**PAIRS[2], "chosen": " w0 w4"}]}, MultirefWarning, "data"),
+        ({"pairs": [*PAIRS[:2], {**PAIRS[2], "margin": 0.2}]}, MultirefWarning, "margins"),
+        ({"model": "float32"}, MultirefWarning, "dtype"),
+        ({"centre": 0.1}, MultirefWarning, "centre"),
+        ({"max_steps": 3, "lr_scheduler_type": "cosine"}, None, ""),  # these are taken as they are now
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_going_on_under_other_settings_is_refused_or_said(changed, error, name, tmp_path):
+    given = {"max_steps": 2, "learning_rate": 0.01, "seed": 3}
+    trainer(tmp_path, **given, save_strategy="steps", save_steps=1).train()
+    model = small(dtype=torch.float32) if changed.get("model") else None
+    again = trainer(tmp_path, **given | changed | {"model": model})
+    where = {"resume_from_checkpoint": str(tmp_path / "checkpoint-1")}
+    if error is ArgumentError:
+        with pytest.raises(error, match=f"^{name}: the checkpoint was written under"):
+            again.train(**where)
+    elif error is MultirefWarning:
+        with pytest.warns(error, match=f"^{name}: the checkpoint was written under"):
+            again.train(**where)
+    else:
+        again.train(**where)
 
 
 def test_a_language_model_s_new_head_is_zero(tiny_folder):

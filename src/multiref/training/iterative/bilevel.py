@@ -5,6 +5,7 @@ What the papers say and what is ours: the two-policy penalty step is our reconst
 the other estimators, and every objective but the likelihood, are ours.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from multiref.bilevel import check_sigma, covariance
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, MultirefNotice
 from multiref.losses import bradley_terry
 from multiref.training.checkpoint import put_back
-from multiref.training.checks import check_choice, check_whole
+from multiref.training.checks import check_at_least, check_choice, check_whole
 from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
 from multiref.training.iterative.outer_step import implicit_weights, newton_step, perturb
@@ -73,15 +74,27 @@ class Bilevel:
         if not 0 < self.momentum <= 1:
             raise ArgumentError(f"momentum: found {self.momentum}, expected a share of the fresh gradient in (0, 1]")
         check_whole(self, 1, "perturbed_steps")
+        check_whole(self, 2, "pairs")  # a covariance needs two units of the same prompt
+        check_at_least(self, 0, "sigma_decay", "strength")
         if not self.ridge > 0 or (self.outer == "newton" and self.objective != "stop_gradient"):
             raise ArgumentError(
                 f"outer: found {self.outer} with ridge {self.ridge} for {self.objective}, expected a positive ridge, and adam "
                 "for all but stop_gradient"
             )
-        if self.pairs < 2:
-            raise ArgumentError(
-                f"pairs: found {self.pairs}, expected at least 2: a covariance needs two units of the same prompt"
-            )
+        plain = self.objective == "stop_gradient"
+        moves = not plain and self.estimator in ("two_policies", "shared_rollouts")
+        for names, read, when in (
+            (("estimator",), not plain, "an objective whose response is followed, not stop_gradient"),
+            (("sigma", "sigma_decay", "perturbed_steps"), moves, "estimator: two_policies or shared_rollouts"),
+            (("momentum",), self.loop == "momentum", "loop: momentum"),
+            (("ridge",), self.outer == "newton", "outer: newton"),
+            (("strength",), self.objective == "win_rate", "objective: win_rate"),
+        ):
+            for name in () if read else names:
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    warnings.warn(
+                        f"{name}: {getattr(self, name)!r} has no effect: it is of {when}.", MultirefNotice, stacklevel=3
+                    )
 
     @property
     def name(self) -> str:
@@ -90,6 +103,11 @@ class Bilevel:
         outer = "" if self.outer == "adam" else ", Newton"
         loop = "" if self.loop == "double" else f", {self.loop} loop"
         return " ".join(["bilevel", *said]).replace("_", " ") + outer + loop
+
+    @property
+    def least(self) -> int:
+        """Labels of one prompt: a round takes a multiple of them."""
+        return self.pairs * (2 if self.objective == "debiased" else 1)
 
     def sigma_at(self, round: int) -> float:
         """σ_k."""
@@ -165,8 +183,11 @@ class Bilevel:
         """Fresh completions of the current policy, labelled. A debiased unit costs two labels,
         the second asked with the sides exchanged."""
         reward, _ = state.learner()
-        cost = 2 if self.objective == "debiased" else 1
-        count = max(1, labels // (self.pairs * cost))
+        if labels < self.least:
+            raise ArgumentError(
+                f"labels: found a round of {labels}, expected at least {self.least}: what {self.name} has labelled of a prompt."
+            )
+        count = labels // self.least
         x = some_prompts(task, count, state.generator)
         wide = x.repeat_interleave(self.pairs)
         if self.objective == "win_rate":
@@ -174,7 +195,7 @@ class Bilevel:
         y = state.policy.sample(x, 2 * self.pairs, state.generator)
         pairs = y.unflatten(-2, (self.pairs, 2)).flatten(-4, -3)  # [*S, B·m, 2, L]
         answers = ask(task, state, wide, pairs, keep=False).to(torch.float32)
-        again = 1 - ask(task, state, wide, pairs.flip(-2), keep=False).to(torch.float32) if cost == 2 else None
+        again = 1 - ask(task, state, wide, pairs.flip(-2), keep=False).to(torch.float32) if self.least > self.pairs else None
         with torch.no_grad():
             margin = pair_margin(reward, x, y)
             loss = _cross_entropy(answers, margin)

@@ -13,9 +13,10 @@ import torch
 from multiref._files import as_path, write_whole
 from multiref._progress import tell
 from multiref.errors import ArgumentError, StoreError
-from multiref.training.checks import check_at_least, check_choice, check_seed, check_whole
+from multiref.training.checks import check_at_least, check_choice, check_seed, check_whole, stated
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
+from multiref.training.lost_updates import LostUpdates
 from multiref.training.sums import newest_whole
 
 
@@ -105,7 +106,7 @@ def train(
     before, in `state` and in the folder.
 
     Raises:
-        StoreError: a folder whose state is damaged or of another task.
+        StoreError: a folder whose state is damaged, or of another task, method, β, seed, optimizer or label counts.
     """
     if state is None and hasattr(method, "prepare"):  # `Nash` learns a pairwise reward
         task = method.prepare(task)
@@ -117,10 +118,11 @@ def train(
             raise StoreError(f"{where / 'state.safetensors'} is of an earlier version, or no state; delete it to start again")
         path, _ = newest_whole(where)
         if path is not None:
-            history.lines = state.load(path)
+            history.lines = state.load(path, lambda done: _settings(task, method, plan, done))
     if not history.lines:
         history.lines.append({"labels": state.labels_used, "wall": state.wall, **_measured(task, state)})
     total = list(plan.labels)
+    updates = None if state.round else _watched(state)
     while state.round < len(total):
         tell("labels", state.labels_used, total[-1])
         began, busy, good = time.perf_counter(), time.process_time(), state.kept()
@@ -132,6 +134,8 @@ def train(
         except BaseException:  # of whatever kind: an oracle is other people's code
             state.restore(good)
             raise
+        if updates is not None:
+            updates.conclude(last=state.round + 1 == len(total))
         state.round += 1
         state.wall += time.perf_counter() - began
         line = {"labels": state.labels_used, "wall": state.wall, "processor": time.process_time() - busy, **logged}
@@ -141,11 +145,39 @@ def train(
         if where is not None:
             text = "".join(json.dumps(each) + "\n" for each in history.lines)
             write_whole(where / "history.jsonl", text)
-            state.save(where, history.lines)
+            state.save(where, history.lines, _settings(task, method, plan, state.round))
         if listener is not None:
             listener(line)
     tell("labels", total[-1], total[-1])
     return state, history
+
+
+def _watched(state: State) -> LostUpdates | None:
+    """Whether the first steps with a gradient (a reward that is still zero may give none) move the weights of a policy that is
+    a language model."""
+    if not isinstance(model := getattr(state.policy, "model", None), torch.nn.Module):
+        return None
+    updates = LostUpdates(model)
+
+    def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if updates.open and any(
+            p.grad is not None and bool(p.grad.any()) for group in optimizer.param_groups for p in group["params"]
+        ):
+            updates.before(optimizer.param_groups[0]["lr"])
+
+    state.optimizer.register_step_pre_hook(before)
+    state.optimizer.register_step_post_hook(lambda *_: updates.after())
+    return updates
+
+
+def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, Any]:
+    """What a run that goes on after so many rounds must share with the one that made them."""
+    return {
+        "method": stated(method),
+        "regularizer": stated(task.regularizer),
+        **{"beta": task.beta, "prompts": task.prompts, "seed": plan.seed, "optimizer": plan.optimizer},
+        "labels": list(plan.labels)[:rounds],
+    }
 
 
 def begin(task: Task, plan: Plan) -> State:

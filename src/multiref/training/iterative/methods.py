@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError, ConfigError
-from multiref.training.checks import check_choice
+from multiref.training.checks import check_at_least, check_choice, check_whole
 from multiref.training.iterative.bilevel import Bilevel
 from multiref.training.iterative.loop import Plan
 from multiref.training.iterative.nash import Nash
@@ -62,6 +62,9 @@ class XPO:
     optimism: float = 1e-3
     name: str = "XPO"
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "optimism")
+
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.policy, state.start)
@@ -95,6 +98,7 @@ class SAIL:
 
     def __post_init__(self) -> None:
         check_choice("design", self.design, ("DP", "PP", "PR"))
+        check_at_least(self, 0, "extra")
         if not 0 <= self.mixture <= 1:
             raise ArgumentError(f"mixture: found {self.mixture}, expected a share in [0, 1]")
 
@@ -162,6 +166,11 @@ class GSHF:
     ridge: float = 1.0
     name: str = "GSHF"
 
+    def __post_init__(self) -> None:
+        check_whole(self, 2, "candidates")
+        if not self.ridge > 0:
+            raise ArgumentError(f"ridge: expected a number above 0, found {self.ridge!r}.")
+
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""
         x = some_prompts(task, labels, state.generator)
@@ -208,6 +217,8 @@ class TwoStage:
 
     def __post_init__(self) -> None:
         check_choice("pairs", self.pairs, ("own", "mixed"))
+        if not 0 <= self.first_stage <= 1:
+            raise ArgumentError(f"first_stage: expected a share from 0 to 1, found {self.first_stage!r}.")
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""

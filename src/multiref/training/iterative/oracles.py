@@ -53,6 +53,13 @@ class FunctionOracle:
             raise LabelsLate(
                 f"oracle: no answer to {len(texts)} pairs in time ({error}); the state of the round before is kept, run again"
             ) from error
+        except MultirefError:
+            raise
+        except Exception as error:  # other people's code
+            raise DataError(
+                f"oracle: the judge raised {type(error).__name__}: {error}. The state of the round before is kept; "
+                "mend it and run again"
+            ) from error
         return torch.bernoulli(torch.tensor(answers, dtype=torch.float64), generator=generator).reshape(first.shape[:-1])
 
 

@@ -1,6 +1,7 @@
 """What a run is in the middle of: models, optimisers, labels, random numbers. Saved and resumed exactly, without pickle."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from multiref.errors import ArgumentError, StoreError
 from multiref.training.checkpoint import put_back, read_state, save_state
+from multiref.training.checks import check_same
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
@@ -126,22 +128,24 @@ class State:
         self.round, self.labels_used, self.wall = kept["counts"]
         self.momentum, self.information = kept["momentum"], kept["information"]
 
-    def save(self, folder: Path, lines: list[dict[str, Any]]) -> None:
-        """`folder`/checkpoint-<round>, with the history's lines, put in place in one step; the last two stay.
+    def save(self, folder: Path, lines: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+        """`folder`/checkpoint-<round>, with the history's lines and the run's settings, put in place in one step; the last two
+        stay.
 
         Raises:
             OutputError: a path that cannot be written.
         """
-        save_state(folder, self.round, {"state": self.kept(), "lines": lines}, keep=2)
+        save_state(folder, self.round, {"state": self.kept(), "lines": lines, "settings": settings}, keep=2)
 
-    def load(self, checkpoint: Path) -> list[dict[str, Any]]:
-        """Back to exactly where `save` was; the lines.
+    def load(self, checkpoint: Path, settings: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Back to exactly where `save` was; the lines. settings: those of this run after so many rounds.
 
         Raises:
-            StoreError: a file that is damaged, or of another task.
+            StoreError: a file that is damaged, of another task, or of other settings.
         """
         try:
             found = read_state(checkpoint)
+            check_same(found.get("settings", {}), settings(found["state"]["counts"][0]))
             self.restore(found["state"])
             lines: list[dict[str, Any]] = found["lines"]
             return lines

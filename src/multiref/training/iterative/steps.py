@@ -29,7 +29,7 @@ def refuse_private(task: Task, name: str) -> None:
     if hasattr(task.oracle, "epsilon"):
         raise ArgumentError(
             f"{name}: found a PrivateOracle; its loss takes labels as they are, flips and all. Use iterative, two-stage, gshf, "
-            "online-dpo, offline-dpo or xpo."
+            "nash, online-dpo, offline-dpo or xpo."
         )
 
 

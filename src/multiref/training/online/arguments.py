@@ -123,8 +123,10 @@ class AdaptiveBeta:
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.target > 0 or not self.rate > 0:
-            raise ArgumentError(f"AdaptiveBeta: expected target > 0 and rate > 0, found {self.target} and {self.rate}.")
+        if not self.target > 0:
+            raise ArgumentError(f"target: expected a divergence above 0, found {self.target}.")
+        if not 0 < self.rate < 5:
+            raise ArgumentError(f"rate: expected above 0 and below 5, at which one step takes β to 0, found {self.rate}.")
 
     def next(self, beta: float, kl: float) -> float:
         """β of the next step, from this step's divergence in nats; moves by at most 20 % of `rate`."""

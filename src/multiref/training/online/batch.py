@@ -166,7 +166,7 @@ def rollout_metrics(
         reward, reward_std    of the task's reward, without the penalty
         kl/<name>             log π − log π_k: unbiased for KL(π‖π_k)
         kl                    Σ_k w_k of these
-        objective             r − β Σ_k w_k (log π − log π_k): for reverse KL unbiased for J(π)
+        objective             r − β log π/P, P the pool: unbiased for J(π)
         disagreement          −log of the group's mean of e^{−ℓ}, ℓ = log π − Σ_k w_k log π_k:
                               consistent for −log F, too large on average for small groups
         ess                   effective sample size, as a share of the group, of the completions as samples of the optimum
@@ -176,7 +176,7 @@ def rollout_metrics(
         sampling_ratio        mean of π/μ, μ whoever sampled, where that is not the policy as it is: 1 but for noise
         logps/per_token       log π, of a token
 
-    `ess` and `regret` for pools of reverse KL (α = 1) only.
+    `objective`, `ess` and `regret` for reverse KL to references or a pool (α = 1) only.
 
     Args:
         token_logps: [N, T] of the policy before the update; names: of the K references.
@@ -202,11 +202,11 @@ def rollout_metrics(
     log_ratio = (w * torch.where(w > 0, each, 0.0)).sum(0)
     values["kl"] = float(log_ratio.mean())
     values |= {f"kl/{name}": float(each[k].mean()) for k, name in enumerate(names)}
-    values["objective"] = float((reward - beta * log_ratio).mean())
     group = batch.group
     values["disagreement"] = float(-(torch.logsumexp(-log_ratio.reshape(-1, group), 1) - math.log(group)).mean())
     if beta > 0 and not isinstance(regularizer, FDivergence) and regularizer.alpha == 1:
         pool = regularizer.with_weights(batch.weights).pool(ref_logps)
+        values["objective"] = float((reward - beta * (logps - pool)).mean())
         log_weight = (reward / beta + pool - logps).reshape(-1, group)
         total = torch.logsumexp(log_weight, 1)
         values["ess"] = float((2 * total - torch.logsumexp(2 * log_weight, 1)).exp().mean() / group)

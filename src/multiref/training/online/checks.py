@@ -3,13 +3,15 @@ each misfit with one message."""
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from multiref.data import Conversation, as_prompt
-from multiref.errors import ArgumentError, MultirefWarning
+from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
+from multiref.models.spec import TOKENISATION
 from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
@@ -109,6 +111,19 @@ def resolve_penalty(
     if chosen.needs == "vocabulary":
         check_apart(scorer.opened)
     return chosen
+
+
+def say_of_tokenisation(scorer: RolloutScorer) -> None:
+    """A notice where a reference that scores the sampled token ids has been told how to make ids of texts."""
+    for name, reference in scorer.opened.items():
+        told = getattr(reference, "tokenisation", TOKENISATION)
+        if scorer.aligned[name] and replace(told, max_length=None) != TOKENISATION:
+            warnings.warn(
+                f"references: {name!r} has the policy's vocabulary and scores the token ids that are sampled: its tokenisation "
+                "has no effect.",
+                MultirefNotice,
+                stacklevel=4,
+            )
 
 
 def check_not_the_policy(policy: Any, scorer: RolloutScorer) -> None:

@@ -46,11 +46,12 @@ class TextStates:
             raise ArgumentError(f"share: expected a number from 0 to 1, found {share}.")
         self.texts = {prompt: (text,) if isinstance(text, str) else tuple(text) for prompt, text in texts.items()}
         self.share, self.max_new_tokens, self.end, self.unfinished = share, max_new_tokens, end, frozenset(unfinished)
+        self._generation = Generation(max_new_tokens)
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
         given = [isinstance(prompt, str) and prompt in self.texts and float(torch.rand(())) < self.share for prompt in prompts]
         mine = [prompt for prompt, text in zip(prompts, given) if not text]
-        sampled = iter(sample(model, tokenizer, mine, Generation(self.max_new_tokens), group=1) if mine else [])
+        sampled = iter(sample(model, tokenizer, mine, self._generation, group=1) if mine else [])
         return [self._of_text(tokenizer, prompt) if text else next(sampled) for prompt, text in zip(prompts, given)]
 
     def _of_text(self, tokenizer: Any, prompt: Any) -> Rollout:

@@ -6,10 +6,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
@@ -29,6 +31,7 @@ from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
+from multiref.training.checks import stated
 from multiref.training.honoured import FLOAT16_ON_CPU, check_trainable
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.online import batch as batches
@@ -39,7 +42,7 @@ from multiref.training.online.checks import as_rows, asked, resolve_penalty, res
 from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
-from multiref.training.online.rule import Rule, compute_surrogate, describe
+from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
 from multiref.training.start import check_start, rounding_unit, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
@@ -81,6 +84,7 @@ class OnlineTrainer:
         rule: Rule | None = None,
     ) -> None:
         self.args, self.regularizer, self.beta, self.rule = args, regularizer, float(beta), rule or Rule()
+        self._asked_beta = self.beta  # which an adaptive one leaves
         self.method, self.tokenizer = self.rule.method, policy.tokenizer
         device = next(policy.model.parameters()).device
         self.accelerator = _accelerator(args.autocast(device), cpu=device.type == "cpu")
@@ -97,9 +101,11 @@ class OnlineTrainer:
         self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         checks.check_options(self.rows, args.chat_template_kwargs)
         self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
+        others = self.rule.sampler, self.warm_up and self.warm_up.sampler
+        self._longest = max(args.max_new_tokens, *(getattr(each, "max_new_tokens", 0) for each in others))
         if self.scorer is not None:
-            self.scorer.check_context(contexts, args.max_new_tokens)
-        check_policy_context(self.model, contexts, args.max_new_tokens)
+            self.scorer.check_context(contexts, self._longest)
+        check_policy_context(self.model, contexts, self._longest)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = decay_groups(trained, args.weight_decay)
         adam = torch.optim.AdamW(groups, lr=args.learning_rate, betas=args.adam_betas)
@@ -117,6 +123,7 @@ class OnlineTrainer:
         if checks.references_matter(self.beta, references):
             opened = references if isinstance(references, References) else References(references)
             self.scorer = RolloutScorer(opened, self.tokenizer)
+            checks.say_of_tokenisation(self.scorer)
         self.names = self.scorer.names if self.scorer else ()
         self.weights = resolve_weights(self.rows, self.regularizer, self.names)
         self.penalty = resolve_penalty(self.rule.penalty, self.regularizer, self.scorer, self.weights)
@@ -128,6 +135,9 @@ class OnlineTrainer:
                     "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
                 )
             resolve_penalty(self.warm_up.penalty, self.regularizer, self.scorer, self.weights)
+        if self.scorer is None and (not self.rewards or self.rule.adaptive_beta is not None):
+            idle = "a reward" if not self.rewards else "no adaptive_beta, which would not move"
+            raise ArgumentError(f"beta: found 0, at which there is no penalty; expected {idle}, or a β above 0.")
 
     def describe(self) -> str:
         """The rule, its optimum, and what is unusual about it."""
@@ -135,6 +145,26 @@ class OnlineTrainer:
             return f"{type(self.method).__name__}, group {self.method.group}; no penalty."
         said = describe(self.method, self.penalty, self.regularizer, self.beta)
         return said if self.warm_up is None else f"{said}\n{self.warm_up.describe(self.args.steps)}"
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What a run that goes on from a checkpoint must share with the one that wrote it."""
+        prompts = xxhash.xxh3_128(str(self.weights).encode())
+        for context in self._contexts:
+            prompts.update(str(context).encode())
+        choices = {"regularizer": self.regularizer, "method": self.method, "penalty": self.penalty}
+        names = "seed", "max_new_tokens", "adam_betas", "weight_decay"
+        return {
+            "beta": self._asked_beta,
+            **{name: stated(choice) for name, choice in choices.items()},
+            "adaptive_beta": stated(self.rule.adaptive_beta),
+            "references": list(self.names),
+            "rewards": [reward.weight for reward in self.rewards],
+            "prompts": prompts.hexdigest(),
+            **{name: getattr(self.args, name) for name in names},
+            "prompts_per_step": self.args.prompts_per_step * self.accelerator.num_processes,  # of all of them
+            "dtype": str(next(p.dtype for p in self.model.parameters() if p.requires_grad)),
+        }
 
     # ---- the loop ----
 
@@ -146,6 +176,7 @@ class OnlineTrainer:
         Args:
             folder: of checkpoints; None: none.
             resume: from this checkpoint; True: from the folder's newest whole one, where there is one.
+                ArgumentError where it was written under another objective, other prompts, or settings that its optimizer holds.
             listener: called with (step, line) on the main process.
         """
         if self.scorer is not None:
@@ -153,7 +184,7 @@ class OnlineTrainer:
         where = None if folder is None else as_path(folder)
         path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
-            state = load_checkpoint(path, self.model, self.optimizer)
+            state = load_checkpoint(path, self.model, self.optimizer, self._settings)
             self.step, self.beta, self._lines = state["step"], state["beta"], state["lines"]
             if self.accelerator.scaler is not None and "scaler" in state:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -167,7 +198,8 @@ class OnlineTrainer:
             due = self.args.save_every and self.step % self.args.save_every == 0
             if where is not None and due and self.accelerator.is_main_process:
                 scaler = self.accelerator.scaler
-                state = {"beta": self.beta, "lines": self._lines, **({"scaler": scaler.state_dict()} if scaler else {})}
+                state = {"beta": self.beta, "lines": self._lines, "settings": self._settings}
+                state |= {"scaler": scaler.state_dict()} if scaler else {}
                 save_checkpoint(where, self.step, self.model, self.optimizer, state, keep=self.args.keep)
         tell("training", self.step, self.args.steps)
         return self.history
@@ -234,7 +266,7 @@ class OnlineTrainer:
         return Batch(rollouts, group, reward, each, refs, weights, batches.behaviour_logps(rollouts))
 
     def _rows_to_come(self, rollouts: Sequence[Rollout]) -> list[Encoded]:
-        return batches.rows_to_come(self._contexts, rollouts, self.args.max_new_tokens)
+        return batches.rows_to_come(self._contexts, rollouts, self._longest)
 
     def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
         """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
@@ -276,8 +308,10 @@ class OnlineTrainer:
             for name, values in penalty.figures(samples, self.regularizer).items():
                 own_figures[name] = own_figures.get(name, 0.0) + float(values.sum()) / n
         for share, rollout in own:
-            tokens, _ = batches.policy_tokens(self.model, [rollout])
-            self.accelerator.backward(-self.beta * share * tokens.sum())
+            tokens, mask = batches.policy_tokens(self.model, [rollout])
+            total, longest = tokens.sum(-1), self.args.max_new_tokens
+            total = normalised(total, mask.sum(-1), self.method, longest=longest, lengths=batch.lengths)
+            self.accelerator.backward(-self.beta * share * total.sum())
         figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm(), **own_figures}
         if penalty.needs == "vocabulary":
             figures["divergence/per_token"] = divergence / float(batch.lengths.sum())

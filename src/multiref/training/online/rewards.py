@@ -54,7 +54,9 @@ class Reward:
         what it does to them nobody else sees."""
         texts = {"prompts": _own(prompts), "completions": _own(completions)}
         try:
-            return self.function(**texts, **{name: list(column) for name, column in _accepted(self.function, columns).items()})
+            own = {name: list(column) for name, column in _accepted(self.function, columns).items()}
+            values = self.function(**texts, **own)
+            return list(values) if inspect.isgenerator(values) else values
         except Exception as error:
             raise self.raised(error, completions) from error
 
@@ -256,7 +258,7 @@ def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: b
         )
 
 
-def lexicon_reward(path: str | Path) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+def lexicon_reward(path: str | Path) -> Callable[[Sequence[Any], Sequence[Any]], list[float]]:
     """(prompts, completions) → Σ value(word) / √words, from a file of lines `word<tab>value[<tab>…]` (AFINN, VADER).
 
     Raises:
@@ -275,8 +277,8 @@ def lexicon_reward(path: str | Path) -> Callable[[Sequence[str], Sequence[str]],
         except (IndexError, ValueError):
             raise DataError(f"{path}:{row}: found {line[:60]!r}, expected word<tab>value, a finite number") from None
 
-    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        words = [re.findall(r"[a-z']+", text.lower()) for text in completions]
+    def reward(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        words = [re.findall(r"[a-z']+", _text(completion).lower()) for completion in completions]
         return [sum(values.get(word, 0.0) for word in each) / max(len(each), 1) ** 0.5 for each in words]
 
     return reward

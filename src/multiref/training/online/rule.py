@@ -139,15 +139,21 @@ def compute_surrogate(
     loss_terms = penalty.loss_terms(samples)
     if loss_terms is not None:
         per_token = per_token + beta * loss_terms
-    total, mask = per_token.sum(-1), samples.mask
-    lengths = mask.sum(-1) if lengths is None else lengths.to(mask.device)
-    losses = {
+    own = samples.mask.sum(-1)
+    losses = normalised(per_token.sum(-1), own, method, longest=longest or samples.mask.shape[1], lengths=lengths)
+    return Surrogate(losses, returns, advantages, clipped)
+
+
+def normalised(total: Tensor, own: Tensor, method: Method, *, longest: int, lengths: Tensor | None = None) -> Tensor:
+    """[N] sums over the tokens of completions of `own` [N] tokens → as the method averages tokens; the rest as of
+    `compute_surrogate`."""
+    lengths = own if lengths is None else lengths.to(own.device)
+    return {
         "sum": total,
-        "dr_grpo": total / (longest or mask.shape[1]),
-        "completion_mean": total / mask.sum(-1).clamp_min(1),
+        "dr_grpo": total / longest,
+        "completion_mean": total / own.clamp_min(1),
         "token_mean": total * (len(lengths) / lengths.sum().clamp_min(1)),
     }[method.normalisation]
-    return Surrogate(losses, returns, advantages, clipped)
 
 
 def _coefficients(samples: Samples, advantages: Tensor, method: Method) -> tuple[Tensor, Tensor]:

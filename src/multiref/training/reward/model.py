@@ -16,6 +16,7 @@ from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tok
 from multiref.training.reward.rows import rewards_of_rows
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
+_KEPT = ("start", "end", "join", "chat_template_kwargs")  # of a `Tokenisation`; a limit of tokens was of the training data
 
 
 def open_reward_model(what: str | ModelSpec, *, device: Any = None) -> LanguageModel:
@@ -66,6 +67,11 @@ def open_reward_model(what: str | ModelSpec, *, device: Any = None) -> LanguageM
     return LanguageModel(opened.to(as_device(device)).eval(), tokenizer, str(path_or_id))
 
 
+def mark(config: Any, tokenisation: Tokenisation) -> None:
+    """Notes in a model's configuration how its texts were encoded."""
+    setattr(config, MARK, {name: tokenisation.identity()[name] for name in _KEPT})
+
+
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
     """The name and module of the linear head with one output. ModelError where there is none."""
     outer: Any = model
@@ -97,8 +103,9 @@ def rewards_of(
     if len(prompts) != len(completions):
         raise ArgumentError(f"completions: found {len(completions)} for {len(prompts)} prompts, expected one each.")
     tokenizer = as_tokenizer(tokenizer)
-    end = bool(getattr(model.config, MARK, {}).get("end", True)) if end is None else end
-    encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], Tokenisation(end=end))
+    said = {name: value for name, value in (getattr(model.config, MARK, None) or {}).items() if name in _KEPT}
+    tokenisation = Tokenisation(**said | ({} if end is None else {"end": end}))
+    encoded = encode_many(tokenizer, [(p, (c,)) for p, c in zip(prompts, completions, strict=True)], tokenisation)
     rows = [(*item.context(0), *item.completions[0]) for item in encoded]
     return rewards_of_rows(model, rows, int(tokenizer.pad_token_id), batch=batch).double().cpu()
 

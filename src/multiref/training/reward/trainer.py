@@ -17,7 +17,7 @@ from multiref.training.dataset import PairData
 from multiref.training.metrics import reward_metrics
 from multiref.training.pair_trainer import PairTrainer
 from multiref.training.reward.calibration import Calibration, calibration
-from multiref.training.reward.model import MARK, head_of
+from multiref.training.reward.model import head_of, mark
 from multiref.training.reward.rows import pad_rows, stands_padded
 
 
@@ -76,7 +76,7 @@ class RewardData(PairData):
             raise ArgumentError(
                 "tokenizer: found no padding token, expected one; `open_reward_model` chooses one, or set pad_token."
             )
-        self.pad, self.end = int(tokenizer.pad_token_id), tokenisation.end
+        self.pad = int(tokenizer.pad_token_id)
         super().__init__(pairs, tokenizer, tokenisation, counts)
         self.margins = torch.tensor([pair.margin for pair in self.pairs], dtype=torch.float64)
 
@@ -165,8 +165,13 @@ class RewardTrainer(PairTrainer):
             return data if isinstance(data, RewardData) else RewardData(data, processing_class, tokenisation=tokenisation)
 
         train, config = ready(train_dataset), model.config
+        if tokenisation not in (TOKENISATION, train.tokenisation):
+            raise ArgumentError(
+                "tokenisation: found another than that of train_dataset, which is encoded already; leave it out."
+            )
+        tokenisation = train.tokenisation  # of what is still to be encoded
         config.pad_token_id = train.pad  # type: ignore[union-attr]
-        setattr(config, MARK, {"end": train.end})
+        mark(config, train.tokenisation)
         super().__init__(ready, model, args, train, eval_dataset, processing_class, callbacks=callbacks, optimizers=optimizers)
         self.check_privacy(None, self.privacy)
 
@@ -182,6 +187,12 @@ class RewardTrainer(PairTrainer):
         losses = losses + self.centre * (chosen + rejected) ** 2
         values = {"nll": bradley_terry(chosen, rejected), **reward_metrics(chosen, rejected)}
         return losses, {name: value.detach() for name, value in values.items()}, pairs.shares.to(losses)
+
+    def settings(self) -> dict[str, Any]:
+        """The loss and the margins, too."""
+        data: RewardData = self.train_dataset  # type: ignore[assignment]
+        loss = {"label_smoothing": self.label_smoothing, "privacy": self.privacy, "centre": self.centre}
+        return {**super().settings(), **loss, "margins": float(data.margins.sum())}
 
     def plain_pass(self, model: nn.Module, pairs: RewardBatch) -> Callable[[], Tensor]:
         return lambda: self._rewards(model, pairs)
