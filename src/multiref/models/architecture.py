@@ -75,7 +75,9 @@ def check_rows(model: Any, encoded: Sequence[Encoded], texts: Sequence[Any] = ()
                     f"The tokens that turn the aLoRA adapter on, {list(switch)}, occur in {name(number, ids)}. It works from "
                     "their last place on, so that a later token would change an earlier score. Remove the row."
                 )
-    for number, item in enumerate(encoded) if size is not None else ():
+    if size is None:
+        return
+    for number, item in enumerate(encoded):
         for ids in (item.prompt_ids, *item.contexts, *item.completions):
             if ids and max(ids) >= size:
                 where = name(number, ids)
