@@ -134,7 +134,7 @@ def test_a_resumed_run_is_not_asked(folder, tmp_path):
     scores = mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS)
     model = mr.models.load(folder, device="cpu").model
     trained(copy.deepcopy(model), scores, tmp_path, save_strategy="steps", save_steps=1)
-    trainer = word_trainer(model, with_one_row_moved(scores), PAIRS, tmp_path, max_steps=2)
+    trainer = word_trainer(model, with_one_row_moved(scores), PAIRS, tmp_path, max_steps=2, learning_rate=1e-3)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 2
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()

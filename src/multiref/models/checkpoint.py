@@ -329,15 +329,18 @@ def _without_report() -> Iterator[list[str]]:
     def keeps(record: Any) -> bool:
         if table := "LOAD REPORT" in str(record.msg):
             tables.append(re.sub(r"\x1b\[[\d;]*m", "", str(record.msg)))
-        return not table
+        return not table and record.levelno >= shown_from
 
     bar = shown.is_progress_bar_enabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
     logger = logging.getLogger("transformers.modeling_utils")
+    before, shown_from = logger.level, logger.getEffectiveLevel()
+    logger.setLevel(min(shown_from, logging.WARNING))  # else a quiet caller's table would not be written at all
     shown.disable_progress_bar()  # reading weights takes a moment; ours are the bars that count texts
     logger.addFilter(keeps)
     try:
         yield tables
     finally:
         logger.removeFilter(keeps)
+        logger.setLevel(before)
         if bar:
             shown.enable_progress_bar()

@@ -186,7 +186,7 @@ def test_a_bad_oracle_stops_the_run_and_leaves_the_round_before(tmp_path):
     with pytest.raises(DataError, match="neither side"):
         train(made.task, method_named("iterative"), Plan(labels=[8, 16], **QUICK), folder=tmp_path)
     state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
-    state.load(tmp_path / "checkpoint-1")
+    state.load(tmp_path / "checkpoint-1", lambda rounds: {})
     assert (state.round, state.labels_used) == (1, 8)
 
 
@@ -225,7 +225,7 @@ def test_a_reward_model_that_diverges_stops_the_run_and_leaves_the_round_before(
         state.reward.phi.data.fill_(torch.nan)
         Bilevel("stop_gradient").round(made.task, state, 16, Plan(labels=[16], **QUICK))
     state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=1e-3)
-    state.load(tmp_path / "checkpoint-1")
+    state.load(tmp_path / "checkpoint-1", lambda rounds: {})
     assert state.round == 1
 
 
