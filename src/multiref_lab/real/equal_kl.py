@@ -84,9 +84,11 @@ def _line(findings: Findings, rule: str, seed: int, counts: Tensor, has_price: T
 
 
 def _at(price: float, line: Tensor) -> Tensor:
-    """[B, 3]: on the piece of the line that spans the price; beyond the last point, its last piece goes on."""
-    upper = (line[..., 0] < price).sum(1).clamp(1, line.shape[1] - 1)
-    low, high = (line[torch.arange(len(line)), place] for place in (upper - 1, upper))
+    """[B, 3]: on the piece of the line that spans the price; beyond the last point, on the ray from the base through it. Its
+    last piece would not do: two βs that end at one KL leave it no direction."""
+    below, last = (line[..., 0] < price).sum(1), line.shape[1] - 1
+    rows, upper = torch.arange(len(line)), below.clamp(1, last)
+    low, high = line[rows, torch.where(below > last, 0, upper - 1)], line[rows, upper]
     share = (price - low[:, :1]) / (high[:, :1] - low[:, :1]).clamp_min(1e-9)
     return low + share * (high - low)
 

@@ -166,6 +166,12 @@ def test_rules_are_compared_at_one_kl_on_the_same_questions() -> None:
     assert "mark (above two errors, no seed below 0) is met" in said and "single seeds +0.180, +0.220" in said
 
 
+def test_two_strengths_that_end_at_one_kl_leave_no_direction() -> None:
+    """Where resampled questions put both short of the KL, the ray from the base through the last goes on."""
+    line = torch.tensor([[[0, 0.3, 2], [0.199, 0.40, 2], [0.2, 0.39, 2]], [[0, 0.3, 2], [0.1499, 0.40, 2], [0.15, 0.39, 2]]])
+    assert equal_kl._at(0.2, line.double())[:, 1].tolist() == pytest.approx([0.39, 0.3 + 0.09 * 0.2 / 0.15])
+
+
 def test_kl_along_an_answer_is_the_mean_log_ratio_of_drawn_answers() -> None:
     tokenizer = make_tokenizer()
     policy, other = (LanguageModel(make_llama(len(tokenizer), seed=seed), tokenizer, str(seed)) for seed in (1, 2))
