@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import multiref as mr
-from multiref.errors import ArgumentError, ModelError, OutputError
+from multiref.errors import ArgumentError, ModelError, MultirefWarning, OutputError
 from multiref.models import Encoded, LanguageModel, score_completions
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
@@ -135,7 +135,8 @@ def test_a_resumed_run_is_not_asked(folder, tmp_path):
     model = mr.models.load(folder, device="cpu").model
     trained(copy.deepcopy(model), scores, tmp_path, save_strategy="steps", save_steps=1)
     trainer = word_trainer(model, with_one_row_moved(scores), PAIRS, tmp_path, max_steps=2, learning_rate=1e-3)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with pytest.warns(MultirefWarning, match="references: the checkpoint was written under"):  # and that is all
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 2
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
     (tmp_path / "checkpoint-1" / SUMS).unlink(missing_ok=True)  # as of a run with save_only_model
