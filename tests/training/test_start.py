@@ -130,6 +130,7 @@ def test_rounding_is_judged_by_dtype_and_length(dtype, length):
         check_start(exact + 2e-4 * lengths, {"a": exact}, lengths, unit=torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.filterwarnings("ignore:references. the checkpoint was written under:multiref.errors.MultirefWarning")
 def test_a_resumed_run_is_not_asked(folder, tmp_path):
     scores = mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS)
     model = mr.models.load(folder, device="cpu").model
