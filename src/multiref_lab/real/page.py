@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -10,9 +11,8 @@ from multiref.report import Answer, Note, Picture, Prose, Section, Settings, Tab
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, finish, mark
 from multiref_lab import page
 from multiref_lab.real.equal_kl import compare, judge
-from multiref_lab.real.measuring import Measured
 from multiref_lab.real.problems import KINDS
-from multiref_lab.real.run import Findings, Trial
+from multiref_lab.real.run import Findings
 from multiref_lab.real.settings import BASE, REFERENCES
 from multiref_lab.stats import Measure, paired
 
@@ -105,7 +105,8 @@ def sentences(findings: Findings) -> list[str]:
 def _picture(findings: Findings, folder: Path) -> list[Picture]:
     figure = _figure(findings)
     caption = (
-        "Share of right, finished answers at T = 1 against KL(π‖base), nats an answer. Grey: models that were not trained here."
+        "Share of right, finished answers at T = 1 against KL(π‖base), nats an answer; each rule at each β. Grey: models that "
+        "were not trained here. Of several seeds the small points are single ones; the mean has the errors."
     )
     return [page.picture(figure, folder / "accuracy", caption, "Accuracy against KL to the base, by policy.")]
 
@@ -113,19 +114,24 @@ def _picture(findings: Findings, folder: Path) -> list[Picture]:
 def _figure(findings: Findings) -> Figure:
     figure, axes = canvas(6.0, 4.6)
     for place, (name, each) in enumerate(findings.given.items()):
-        _mark(axes, each, name, GREY, "Xph8"[place % 4])
-    for place, (trial, each) in enumerate(findings.trained.items()):
-        _mark(axes, each, _label(trial), PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+        _mark(axes, each.kls[BASE], each.sampled, name, GREY, "Xph8"[place % 4])
+    several = len(findings.settings.seeds) > 1
+    for place, rule in enumerate(dict.fromkeys(trial.rule for trial in findings.trained)):
+        style = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        label = f"{rule} alone" if rule in REFERENCES else rule
+        for beta in dict.fromkeys(trial.beta for trial in findings.trained):
+            policies = [each for trial, each in findings.trained.items() if (trial.rule, trial.beta) == (rule, beta)]
+            for each in policies if several else ():
+                axes.plot(each.kls[BASE].mean(), each.sampled.mean(), style[1], color=style[0], markersize=3, alpha=0.4)
+            right, price = (torch.stack(each).mean(0) for each in zip(*((p.sampled, p.kls[BASE]) for p in policies)))
+            _mark(axes, price, right, label, *style)
+            label = "_"  # once in the legend
     return finish(figure, axes, "KL(π‖base), nats an answer", "right and finished, T = 1")
 
 
-def _mark(axes: Axes, each: Measured, label: str, colour: str, marker: str) -> None:
-    price, right = Measure.of(each.kls[BASE].tolist()), Measure.of(each.sampled.tolist())
-    mark(axes, price, right, color=colour, marker=marker, markersize=7, label=label)
-
-
-def _label(trial: Trial) -> str:
-    return f"{trial.rule}, β {trial.beta:g}, seed {trial.seed}"
+def _mark(axes: Axes, price: Tensor, right: Tensor, label: str, colour: str, marker: str) -> None:
+    measures = Measure.of(price.tolist()), Measure.of(right.tolist())
+    mark(axes, *measures, color=colour, marker=marker, markersize=7, label=label)
 
 
 def _text(values: Tensor) -> str:
