@@ -114,10 +114,11 @@ def _picture(findings: Findings, folder: Path) -> list[Picture]:
 def _figure(findings: Findings) -> Figure:
     figure, axes = canvas(6.0, 4.6)
     for place, (name, each) in enumerate(findings.given.items()):
-        _mark(axes, each.kls[BASE], each.sampled, name, GREY, "Xph8"[place % 4])
+        _mark(axes, each.kls[BASE], each.sampled, name, GREY, "X*p8"[place % 4])
     several = len(findings.settings.seeds) > 1
     for place, rule in enumerate(dict.fromkeys(trial.rule for trial in findings.trained)):
-        style = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        turn, colour = divmod(place, len(PALETTE))  # a colour comes again with another marker
+        style = PALETTE[colour], MARKERS[(colour + 3 * turn) % len(MARKERS)]
         label = f"{rule} alone" if rule in REFERENCES else rule
         for beta in dict.fromkeys(trial.beta for trial in findings.trained):
             policies = [each for trial, each in findings.trained.items() if (trial.rule, trial.beta) == (rule, beta)]
