@@ -1,14 +1,16 @@
 """What arguments of every trainer are asked: one of a few words, at least so much."""
 
+import dataclasses
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
 from multiref._awaited import wait_for
-from multiref.errors import ArgumentError, MultirefError
+from multiref.errors import ArgumentError, MultirefError, MultirefNotice
 
 
 def check_choice(name: str, found: object, known: Any) -> None:
@@ -41,6 +43,18 @@ def check_whole(values: object, least: int, *names: str) -> None:
         if int(found := getattr(values, name)) != found:
             raise ArgumentError(f"{name}: expected a whole number, found {found!r}.")
         object.__setattr__(values, name, int(found))
+
+
+def say_idle(values: Any, beside: Iterable[tuple[str, bool, str]], *, standing: Mapping[str, Any] = {}) -> None:
+    """A MultirefNotice for every field of a dataclass that something else switches off, if it is not as it stands by itself.
+
+    Args:
+        beside: (field, whether it is switched off, why). standing: values that others gave it, not the user.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(values)}
+    for name, idle, why in beside:
+        if idle and (found := getattr(values, name)) not in (defaults[name], standing.get(name), None, {}):
+            warnings.warn(f"{name}: {found!r} has no effect: {why}.", MultirefNotice, stacklevel=4)
 
 
 def stated(value: object) -> str:

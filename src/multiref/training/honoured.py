@@ -4,7 +4,6 @@ effect beside others: said."""
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +11,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
+from multiref.errors import ArgumentError, MultirefWarning
 from multiref.training.arguments import DEFAULTS
+from multiref.training.checks import say_idle
 
 
 class _Ignored(NamedTuple):
@@ -82,9 +82,7 @@ def check_arguments(args: TrainingArguments) -> None:
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if args.greater_is_better and any(f"_{metric}".endswith(f"_{name}") for name in _LOWER_IS_BETTER):  # of a named set, too
         raise ArgumentError(f"metric_for_best_model: {metric} is better where it is lower; set greater_is_better to false.")
-    given = _check_optimizer(args)
-    for name, why in _without_effect(args, given):
-        warnings.warn(f"{name}: {getattr(args, name)!r} has no effect: {why}.", MultirefNotice, stacklevel=3)
+    say_idle(args, _without_effect(args, _check_optimizer(args)), standing=DEFAULTS)
     if args.save_only_model:
         warnings.warn(
             "save_only_model: checkpoints without the optimizer's state: this run cannot be resumed where it stops.",
@@ -140,11 +138,10 @@ def _word(value: object) -> str:
     return str(getattr(value, "value", value))
 
 
-def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(argument, why) of those that are not as they stand by themselves, and that something else switches off."""
-    standing = {field.name: field.default for field in fields(TrainingArguments)}
+def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """(argument, whether another switches it off, why)."""
     plain = args.optim in ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "adafactor")
-    beside = (
+    yield from (
         ("num_train_epochs", args.max_steps > 0, "max_steps decides how long a run is"),
         ("eval_steps", args.eval_strategy != "steps", "eval_strategy is not steps"),
         *((name, args.eval_strategy == "no", "eval_strategy is no") for name in ("eval_delay", "metric_for_best_model")),
@@ -160,6 +157,3 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
         *((name, "betas" not in given, f"{_word(args.optim)} takes none") for name in ("adam_beta1", "adam_beta2")),
         ("adam_epsilon", "eps" not in given, f"{_word(args.optim)} takes none"),
     )
-    for name, idle, why in beside:
-        if idle and getattr(args, name) not in (standing[name], DEFAULTS.get(name), None, {}):
-            yield name, why

@@ -25,6 +25,7 @@ from multiref.training.checkpoint import put_back
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Policy, Task
 from multiref.training.reward.rows import pad_rows
+from multiref.training.start import check_first, identity_in_memory, refuse_the_policy, starts_as
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 _REMEMBERED = 100_000
@@ -91,7 +92,7 @@ class TextPolicy:
         """All of them, or the adapter's alone."""
         if self.adapter is None:
             return list(self.model.parameters())
-        return [p for name, p in self.model.named_parameters() if f".{self.adapter}." in name]
+        return [p for name, p in self.model.named_parameters() if self.adapter in name.split(".")]
 
     def matrices(self) -> list[Tensor]:
         """[m, n] each, of those in training: what Muon may orthogonalise, that is neither embeddings nor the head."""
@@ -301,6 +302,7 @@ def text_task(
     refuse_adapter_dropout(learner.model)
     calibration = (everyone, learner.sample(everyone, 2, torch.Generator().manual_seed(setting.seed)))
     refuse_noise(learner.model, plain_rows(learner.model, world.encoded(everyone[:2], calibration[1][:2])))
+    _check_start(learner, references, ref_logps, everyone[:8], calibration[1][:8, :1])
     task = Task(
         prompts=len(world.prompts),
         policy=learner,
@@ -312,6 +314,30 @@ def text_task(
     )
     task.measure = _Measure(task, world, tuple(references), setting.hidden, max(2, setting.held_out // len(everyone)))
     return task
+
+
+@torch.no_grad()
+def _check_start(
+    policy: TextPolicy,
+    references: Mapping[str, LanguageModel],
+    ref_logps: Callable[[Tensor, Tensor], Tensor],
+    prompts: Tensor,
+    completions: Tensor,
+) -> None:
+    """A policy that is a reference, with new adapters or none, has log-ratio 0 to it where training starts. ArgumentError for
+    a reference that holds the policy's adapter, and would move along."""
+    if policy.adapter is not None:
+        refuse_the_policy(policy.parameters(), {name: each.model for name, each in references.items()})
+    known = [identity_in_memory(each.model, each.tokenizer) for each in references.values()]
+    alike = starts_as(policy.model, policy.world.tokenizer, known)
+    logps, names = ref_logps(prompts, completions), tuple(references)
+    check_first(
+        policy.model,
+        lambda: policy.logps(prompts, completions)[:, 0],
+        {names[k]: (known[k], logps[k, :, 0]) for k in alike},
+        (completions[:, 0] >= 0).sum(-1),
+        autocast="no",
+    )
 
 
 def _adapter_of(policy: LanguageModel) -> str | None:

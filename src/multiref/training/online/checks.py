@@ -12,7 +12,6 @@ from torch import Tensor
 from multiref.data import Conversation, as_prompt
 from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.models.spec import TOKENISATION
-from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
 from multiref.training.online.methods import Method
@@ -123,18 +122,6 @@ def say_of_tokenisation(scorer: RolloutScorer) -> None:
                 "has no effect.",
                 MultirefNotice,
                 stacklevel=4,
-            )
-
-
-def check_not_the_policy(policy: Any, scorer: RolloutScorer) -> None:
-    """ArgumentError where a reference shares weights with the policy that train: it would move along."""
-    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
-    for name, reference in scorer.opened.items():
-        model = reference.in_memory if isinstance(reference, LocalReference) else None
-        if model is not None and any(id(parameter) in trained for parameter in model.parameters()):
-            raise ArgumentError(
-                f"references: {name!r} is the policy itself, and would move with it; expected a model of its own. Give its "
-                "folder, or a copy that was loaded apart."
             )
 
 

@@ -22,7 +22,7 @@ from multiref.errors import ArgumentError, MultirefNotice
 from multiref.models import Encoded, LanguageModel
 from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
-from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.fingerprint import tokenizer_fingerprint
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import check_policy_context, encode_prompts
@@ -43,7 +43,7 @@ from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
-from multiref.training.start import check_start, rounding_unit, starts_as
+from multiref.training.start import check_first, identity_in_memory, refuse_the_policy, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
 
@@ -180,7 +180,9 @@ class OnlineTrainer:
             listener: called with (step, line) on the main process.
         """
         if self.scorer is not None:
-            checks.check_not_the_policy(self.model, self.scorer)
+            opened = {name: getattr(each, "in_memory", None) for name, each in self.scorer.opened.items()}
+            trained = (p for p in self.model.parameters() if p.requires_grad)
+            refuse_the_policy(trained, {name: model for name, model in opened.items() if model is not None})
         where = None if folder is None else as_path(folder)
         path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
@@ -191,7 +193,7 @@ class OnlineTrainer:
         self._updates = LostUpdates(self.model) if self.step == 0 else None
         while self.step < self.args.steps:
             tell("training", self.step, self.args.steps)
-            self._lines.append(self._one_step())
+            self._lines.append(self._one_step())  # the same on every process, as a checkpoint keeps it
             self.step += 1
             if self.step % self.args.log_every == 0 or self.step == self.args.steps:
                 self._log(listener)
@@ -222,12 +224,12 @@ class OnlineTrainer:
             self._examined = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate(self.step)
+        if self.step == 0 and warming is None:
+            self._check_start(batch)
         line: dict[str, float] = {}
         for update in range(self.method.updates):
             logps, figures = self._update(batch, penalty, own)
             if update == 0:
-                if self.step == 0 and warming is None:
-                    self._check_start(batch, logps)
                 line = figures | rollout_metrics(batch, logps, self.regularizer, beta=self.beta, names=self.names)
                 batch = replace(batch, old=logps) if batch.old is None else batch
         self.model.eval()  # also where activations were recomputed: who samples next keeps a cache
@@ -241,8 +243,9 @@ class OnlineTrainer:
         whole = time.perf_counter() - began
         line |= self._seconds | {"seconds/update": whole - sum(self._seconds.values())}
         line["tokens_per_second"] = float(batch.lengths.sum()) / whole
+        line = _mean_over_ranks(line)
         if self.rule.adaptive_beta is not None and "kl" in line:
-            self.beta = self.rule.adaptive_beta.next(self.beta, over_ranks([line["kl"]], "mean")[0])
+            self.beta = self.rule.adaptive_beta.next(self.beta, line["kl"])
         return line
 
     def _batch(self, index: Sequence[int], sampler: Callable[..., list[Rollout]], warming: bool) -> Batch:
@@ -268,19 +271,25 @@ class OnlineTrainer:
     def _rows_to_come(self, rollouts: Sequence[Rollout]) -> list[Encoded]:
         return batches.rows_to_come(self._contexts, rollouts, self._longest)
 
-    def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
-        """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
-        zeros = [bool((p == 0).all()) for name, p in self.model.named_parameters() if "lora_B" in name]
-        new = all(zeros) and bool(zeros) == hasattr(self.model, "peft_config")  # other adapters: not known
-        for k, identity in self._starts_as.items() if new and "completions" in batch.refs else ():
-            unit = rounding_unit(self.model, identity, self.accelerator.mixed_precision)
-            check_start(logps.sum(-1), {self.names[k]: batch.refs["completions"][k]}, batch.lengths, unit=unit)
+    @torch.no_grad()
+    def _check_start(self, batch: Batch) -> None:
+        """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step: on the
+        completions of the first prompts."""
+        few = batch.rollouts[: max(1, 8 // batch.group)]
+        size = len(few) * batch.group
+
+        def score() -> torch.Tensor:
+            with self.accelerator.autocast():
+                return batches.policy_tokens(self.model, few)[0].double().sum(-1)
+
+        known = {self.names[k]: (each, batch.refs["completions"][k][:size]) for k, each in self._starts_as.items()}
+        check_first(self.model, score, known, batch.lengths[:size], autocast=self.accelerator.mixed_precision)
 
     def _update(
         self, batch: Batch, penalty: Penalty, own: Sequence[tuple[float, Rollout]]
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """One optimizer step. Returns the policy's token log-probabilities [N, T] before it, and figures of the step."""
-        n = len(batch.reward)
+        n, lengths = len(batch.reward), self.accelerator.gather(batch.lengths.to(self.accelerator.device))
         seen = torch.zeros(n, batch.width, dtype=torch.float64)
         clipped = divergence = 0.0
         own_figures: dict[str, float] = {}
@@ -298,7 +307,7 @@ class OnlineTrainer:
                     penalty=penalty,
                     beta=self.beta,
                     longest=self.args.max_new_tokens,
-                    lengths=batch.lengths,
+                    lengths=lengths,
                 )
             self.accelerator.backward(result.losses.sum() / n)
             seen[index] = samples.token_logps.detach().double().cpu()
@@ -310,7 +319,7 @@ class OnlineTrainer:
         for share, rollout in own:
             tokens, mask = batches.policy_tokens(self.model, [rollout])
             total, longest = tokens.sum(-1), self.args.max_new_tokens
-            total = normalised(total, mask.sum(-1), self.method, longest=longest, lengths=batch.lengths)
+            total = normalised(total, mask.sum(-1), self.method, longest=longest, lengths=lengths)
             self.accelerator.backward(-self.beta * share * total.sum())
         figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm(), **own_figures}
         if penalty.needs == "vocabulary":
@@ -347,15 +356,23 @@ class OnlineTrainer:
         return made
 
     def _log(self, listener: Listener | None) -> None:
-        """The average of the lines since the last one, over processes."""
-        names = sorted(set().union(*self._lines))
-        each = [[line[name] for line in self._lines if not math.isnan(line.get(name, math.nan))] for name in names]
-        means = over_ranks([sum(values) / len(values) if values else math.nan for values in each], "mean")
-        line = {"step": float(self.step), **dict(zip(names, means))}
+        """The average of the lines since the last one."""
+        line = {"step": float(self.step)}
+        for name in sorted(set().union(*self._lines)):
+            values = [each[name] for each in self._lines if not math.isnan(each.get(name, math.nan))]
+            line[name] = sum(values) / len(values) if values else math.nan
         self.history.append(line)
         self._lines = []
         if listener is not None and self.accelerator.is_main_process:
             listener(self.step, line)
+
+
+def _mean_over_ranks(line: Mapping[str, float]) -> dict[str, float]:
+    """Each figure's mean over the processes that have a number for it."""
+    known = {name: not math.isnan(value) for name, value in line.items()}
+    sums = over_ranks([value if known[name] else 0.0 for name, value in line.items()], "sum")
+    counts = over_ranks(list(map(float, known.values())), "sum")
+    return {name: total / count if count else math.nan for name, total, count in zip(line, sums, counts)}
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
@@ -389,10 +406,10 @@ def _identity(scorer: RolloutScorer, name: str) -> dict[str, Any]:
     reference = scorer.opened[name]
     if not isinstance(reference, LocalReference) or not scorer.aligned[name]:
         return {}
-    own = None if reference.in_memory is None else model_weights_fingerprint(reference.in_memory)
+    if reference.in_memory is not None:
+        return identity_in_memory(reference.in_memory, reference.tokenizer)
     return {
-        "location": reference.name if own is None else "<memory>",
-        "weights": own,
+        "location": reference.name,
         "tokenizer": tokenizer_fingerprint(reference.tokenizer),
         "dtype": reference.dtype,
         "adapter": reference.spec.adapter,
