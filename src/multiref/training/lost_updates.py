@@ -1,13 +1,14 @@
-"""Whether a step moves the weights: an update below half the distance to the next number of the weight's format is lost."""
+"""Whether a step moves the weights: an update below half the distance to the next number of the weight's format is lost. And
+whether it leaves them numbers."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multiref.errors import MultirefNotice, MultirefWarning
+from multiref.errors import ModelError, MultirefNotice, MultirefWarning
 
 UPDATES = 10
 _ENTRIES = 65_536  # of each tensor, evenly spread
@@ -83,8 +84,26 @@ class LostUpdates:
         return float(lost / all_of_them)
 
 
+def all_finite(tensors: Iterable[Any]) -> bool:
+    """Whether this process's parts of them are all numbers."""
+    return all(bool(_own(tensor).isfinite().all()) for tensor in tensors)
+
+
+def diverged(what: str, step: int) -> ModelError:
+    """What is said of training whose loss, gradient or weights are no number."""
+    return ModelError(
+        f"The {what} at step {step}: training diverged. Go on from an earlier checkpoint, or begin anew, with a lower "
+        "learning_rate, a longer warm-up or a smaller max_grad_norm."
+    )
+
+
+def _own(tensor: Any) -> Tensor:
+    part: Tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+    return part
+
+
 def _some(tensor: Any) -> Tensor:
     """At most `_ENTRIES` entries of this process's part, evenly spread."""
-    flat = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach().reshape(-1)
+    flat = _own(tensor).reshape(-1)
     some: Tensor = flat[:: max(1, -(-flat.numel() // _ENTRIES))]
     return some

@@ -19,7 +19,7 @@ from multiref._files import read_text, write_whole
 from multiref._json import parse_json
 from multiref.data.privacy import check_marks
 from multiref.data.spooled import SpooledPairs
-from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, OutputError
+from multiref.errors import ArgumentError, DataError, MultirefWarning, OutputError
 from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.witness import dtype_of
 from multiref.training.adapters import complete_folder
@@ -28,7 +28,7 @@ from multiref.training.batching import StepBatches
 from multiref.training.checks import check_same
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable
-from multiref.training.lost_updates import LostUpdates
+from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
@@ -63,6 +63,12 @@ class PairTrainer(Trainer):
                 )
         refuse_adapter_dropout(model)
         check_trainable(model, options.get("optimizers", (None, None)))
+        adapters = set(getattr(model, "peft_config", None) or ()) - {"default"}
+        if adapters and args.load_best_model_at_end:
+            raise ArgumentError(
+                f"load_best_model_at_end: found an adapter called {sorted(adapters)[0]!r}, of which transformers keeps the "
+                "last, not the best; expected 'default'. Make it under that name, or leave load_best_model_at_end out."
+            )
         args.logging_nan_inf_filter = False  # see `log`
         self._averages = Averages()
         self._learning = self._examined = False
@@ -168,8 +174,7 @@ class PairTrainer(Trainer):
             longest = max(range(len(data)), key=data.row_lengths.__getitem__)
             pairs = data.batch(sorted({0, longest}))
             set_evaluation_mode(self.model)  # type: ignore[arg-type]
-            anywhere = lambda moved: bool(self.summed(torch.tensor(int(moved), device=self.args.device)) > 0)  # noqa: E731
-            refuse_noise(self.model, self.plain_pass(model, pairs), anywhere)  # type: ignore[arg-type]
+            refuse_noise(self.model, self.plain_pass(model, pairs), self.anywhere)  # type: ignore[arg-type]
             self.audit(model)
             self._examined = True
             if self.args.metric_for_best_model is not None:
@@ -306,16 +311,17 @@ class PairTrainer(Trainer):
         total: Tensor = self.accelerator.reduce(totals, reduction="sum")
         return total
 
+    def anywhere(self, found: bool) -> bool:
+        """Whether it is so on some rank."""
+        return bool(self.summed(torch.tensor(int(found), device=self.args.device)) > 0)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks. No mean loss of the run: transformers divides
         the losses since it went on by all steps. ModelError for a loss that is no number: transformers would train on, and log
         a mean over the steps that were (logging_nan_inf_filter)."""
         logs.pop("train_loss", None)
         if not math.isfinite(logs.get("loss", 0.0)) and not self.args.fp16:  # which leaves out a step at times
-            raise ModelError(
-                f"The loss is {logs['loss']} at step {self.state.global_step}: training diverged. Go on from an earlier "
-                "checkpoint, or begin anew, with a lower learning_rate, a longer warm-up or a smaller max_grad_norm."
-            )
+            raise diverged(f"loss is {logs['loss']}", self.state.global_step)
         if "loss" in logs:
             logs.update(self._averages.take(self.summed) | self.once_logged)
             self.once_logged = {}
@@ -351,6 +357,8 @@ class _Watch(TrainerCallback):
         if self.updates is not None:
             share = self.updates.conclude(self.trainer.summed, last=state.global_step >= state.max_steps)
             self.trainer.once_logged |= {} if share is None else {"updates_lost": share}
+        if control.should_save or state.global_step >= state.max_steps:
+            self._check_weights(state)
         # An evaluation at the epoch's end comes before the checkpoint of that step: after it, a kill in between would lose it.
         if control.should_save and args.eval_strategy == "epoch" and state.epoch == int(state.epoch):
             control.should_evaluate, self.evaluated = True, state.global_step
@@ -363,6 +371,14 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.evaluated == state.global_step:
             control.should_evaluate = False
+        if control.should_save:
+            self._check_weights(state)
+
+    def _check_weights(self, state: Any) -> None:
+        """ModelError for weights that are no numbers: after a gradient that was none, under a loss that still was one."""
+        model: nn.Module = self.trainer.model  # type: ignore[assignment]
+        if self.trainer.anywhere(not all_finite(p for p in model.parameters() if p.requires_grad)):
+            raise diverged("weights are no numbers", state.global_step)
 
 
 def _warn_of_other_steps(batches: Any, state: Any) -> None:

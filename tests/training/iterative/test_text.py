@@ -92,7 +92,8 @@ def test_copies_of_an_adapter_share_the_base_and_train_apart(world, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "options", [{"target_modules": ["embed_tokens", "q_proj"]}, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}]
+    "options",
+    [{"target_modules": ["embed_tokens", "q_proj"]}, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}],
 )
 def test_a_copy_has_all_of_an_adapter(options, world, tokenizer):
     """Parts that PEFT keeps by the adapter's name at the end (…lora_embedding_A.start) are trained and copied, too: a copy was

@@ -20,8 +20,8 @@ from multiref.training.checks import check_at_least, check_choice, check_whole, 
 from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
 from multiref.training.iterative.outer_step import implicit_weights, newton_step, perturb
-from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, refuse_private, some_prompts
+from multiref.training.iterative.state import Diverged, State
+from multiref.training.iterative.steps import ask, improve, policy_step, refuse_private, some_prompts
 from multiref.training.iterative.task import Policy, RewardModel, Task
 
 ObjectiveName = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]

@@ -131,6 +131,7 @@ def train(
         bought = total[state.round] - (total[state.round - 1] if state.round else 0)
         try:
             logged = method.round(task, state, bought, plan)
+            state.check_finite()
         except BaseException:  # of whatever kind: an oracle is other people's code
             state.restore(good)
             raise

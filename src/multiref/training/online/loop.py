@@ -33,7 +33,7 @@ from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
 from multiref.training.checks import stated
 from multiref.training.honoured import FLOAT16_ON_CPU, check_trainable
-from multiref.training.lost_updates import LostUpdates
+from multiref.training.lost_updates import LostUpdates, diverged
 from multiref.training.online import batch as batches
 from multiref.training.online import checks
 from multiref.training.online.arguments import OnlineArguments
@@ -322,6 +322,8 @@ class OnlineTrainer:
             total = normalised(total, mask.sum(-1), self.method, longest=longest, lengths=lengths)
             self.accelerator.backward(-self.beta * share * total.sum())
         figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm(), **own_figures}
+        if not math.isfinite(figures["grad_norm"]) and self.accelerator.scaler is None:  # which leaves out such a step
+            raise diverged(f"gradient's norm is {figures['grad_norm']}", self.step + 1)
         if penalty.needs == "vocabulary":
             figures["divergence/per_token"] = divergence / float(batch.lengths.sum())
         if self._updates is not None:
