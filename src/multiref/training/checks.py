@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
+import xxhash
+
 from multiref._awaited import wait_for
 from multiref.errors import ArgumentError, MultirefError, MultirefNotice
 
@@ -60,6 +62,14 @@ def say_idle(values: Any, beside: Iterable[tuple[str, bool, str]], *, standing: 
 def stated(value: object) -> str:
     """A choice as it prints, without places in memory: the same in another process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def digest_of(values: Iterable[object]) -> str:
+    """Of how they print, one after the other."""
+    found = xxhash.xxh3_128()
+    for value in values:
+        found.update(str(value).encode())
+    return found.hexdigest()
 
 
 def check_same(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -128,18 +128,19 @@ class PairTrainer(Trainer):
             self.model.eval()  # type: ignore[union-attr]
 
     def settings(self) -> dict[str, Any]:
-        """What a run that goes on from a checkpoint must share with the one that wrote it, beside what its optimizer holds."""
-        args, data = self.args, self.train_dataset
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return {"seed": seed, "data": data.digest, "dtype": str(dtype_of(self.model))}  # type: ignore[union-attr, arg-type]
+        """What a run that goes on from a checkpoint must share with the one that wrote it, beside what its optimizer holds and
+        the order of its pairs."""
+        return {"dtype": str(dtype_of(self.model))}  # type: ignore[arg-type]
 
     def all_settings(self) -> dict[str, dict[str, Any]]:
-        """Those, and the arguments that the optimizer of a checkpoint brings with it."""
+        """Those, the arguments that the optimizer of a checkpoint brings with it, and what decides which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-        args = {name: getattr(self.args, name) for name in held} | {
-            "optim": str(getattr(self.args.optim, "value", self.args.optim))
-        }
-        return {"optimizer": args, "run": self.settings()}
+        optimizer = {name: getattr(self.args, name) for name in held}
+        optimizer["optim"] = str(getattr(self.args.optim, "value", self.args.optim))
+        batches = self._batches()
+        order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
+        order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
+        return {"optimizer": optimizer, "order": order, "run": self.settings()}
 
     def _check_settings(self, checkpoint: Path) -> None:
         """ArgumentError where the checkpoint's optimizer would go on as it was; a MultirefWarning where the steps before were
@@ -149,10 +150,12 @@ class PairTrainer(Trainer):
         was = parse_json(read_text(file, "settings of a checkpoint", error=OutputError), str(file), error=OutputError)
         now = self.all_settings()
         check_same(was["optimizer"], now["optimizer"])
-        try:
-            check_same(was["run"], now["run"])
-        except ArgumentError as other:
-            warnings.warn(f"{other} What was trained before was of the other.", MultirefWarning, stacklevel=3)
+        twice = "In the epoch that it stands in, pairs come twice or not at all."
+        for part, what in (("order", twice), ("run", "What was trained before was of the other.")):
+            try:
+                check_same(was.get(part, {}), now[part])
+            except ArgumentError as other:
+                warnings.warn(f"{other} {what}", MultirefWarning, stacklevel=3)
 
     def compute_loss_context_manager(self) -> Any:
         """The forward pass of a training step, for which transformers has just put the model into training mode."""
@@ -241,10 +244,17 @@ class PairTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
+        return _EpochLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._batches(),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def _batches(self) -> StepBatches:
         args = self.args
-        data: PairData = self.train_dataset  # type: ignore[assignment]
-        batches = StepBatches(
-            data.row_lengths,
+        return StepBatches(
+            self.train_dataset.row_lengths,  # type: ignore[union-attr]
             args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             world=args.world_size,
@@ -253,7 +263,6 @@ class PairTrainer(Trainer):
             shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
             drop_last=args.dataloader_drop_last,
         )
-        return _EpochLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Every pair, whatever `dataloader_drop_last` says of training; and of these data, not of those that were asked for
@@ -340,8 +349,6 @@ class _Watch(TrainerCallback):
         self.trainer.examine(self.trainer.model_wrapped)
         if state.global_step == 0:
             self.trainer.check_start(self.trainer.model_wrapped)
-        elif not args.ignore_data_skip:
-            _warn_of_other_steps(self.trainer.get_train_dataloader().batch_sampler, state)
         self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -379,17 +386,6 @@ class _Watch(TrainerCallback):
         model: nn.Module = self.trainer.model  # type: ignore[assignment]
         if self.trainer.anywhere(not all_finite(p for p in model.parameters() if p.requires_grad)):
             raise diverged("weights are no numbers", state.global_step)
-
-
-def _warn_of_other_steps(batches: Any, state: Any) -> None:
-    if not batches.may_be_at(state.global_step, state.epoch):
-        warnings.warn(
-            f"The checkpoint is of step {state.global_step} at epoch {state.epoch:.4g}, where steps of {batches.per_step} of "
-            f"{len(batches.lengths):,} pairs are not: it was written with other batches or other data. In this epoch some "
-            "pairs come twice and others not at all.",
-            MultirefWarning,
-            stacklevel=2,
-        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError, ModelError, MultirefWarning, VocabularyMismatch
+from multiref.errors import ArgumentError, ModelError, MultirefWarning, StoreError, VocabularyMismatch
 from multiref.models import LanguageModel
 from multiref.training.iterative import (
     FunctionOracle,
@@ -267,6 +267,24 @@ def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
     drawn = level + spread * torch.randn(4000, 3, 8, generator=generator)
     estimates = torch.stack([error_of_mean(each) ** 2 for each in drawn]).mean().sqrt()
     assert float(estimates) == pytest.approx(float(drawn.mean((-1, -2)).std()), rel=0.04)
+
+
+@pytest.mark.parametrize("name", ["prompts", "dtype", "references", "max_new_tokens"])
+def test_a_state_of_other_texts_or_models_is_refused_by_name(name, tokenizer, tmp_path):
+    """Labels are kept by the number of their prompt: as many other prompts would get them."""
+
+    def run(labels, changed=None):
+        policy, prompts = language_model(tokenizer), PROMPTS[::-1] if changed == "prompts" else PROMPTS
+        policy.model.to(torch.bfloat16 if changed == "dtype" else torch.float32)
+        references = {"second" if changed == "references" else "first": language_model(tokenizer, 1)}
+        oracle = lambda world: FunctionOracle(lambda prompts, first, second: [0.5] * len(prompts), world.decode)  # noqa: E731
+        setting = TextSetting(max_new_tokens=4 if changed == "max_new_tokens" else 5)
+        task = text_task(policy, references, mr.ReverseKL(), beta=0.2, prompts=prompts, oracle=oracle, setting=setting)
+        train(task, method_named("online-dpo"), Plan(labels=labels, steps=1, batch=4), folder=tmp_path)
+
+    run([4])
+    with pytest.raises(StoreError, match=f"cannot be resumed .{name}: the checkpoint was written under"):
+        run([4, 8], name)
 
 
 def test_steps_that_move_no_weight_are_said(tokenizer):

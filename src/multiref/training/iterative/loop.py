@@ -178,6 +178,7 @@ def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, 
         "regularizer": stated(task.regularizer),
         **{"beta": task.beta, "prompts": task.prompts, "seed": plan.seed, "optimizer": plan.optimizer},
         "labels": list(plan.labels)[:rounds],
+        **task.settings,
     }
 
 

@@ -18,10 +18,12 @@ from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, co
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
 from multiref.models.sampling import Rollout, decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
+from multiref.models.witness import dtype_of
 from multiref.regularizers import FDivergence, Regularizer
 from multiref.training.adapters import complete_folder
 from multiref.training.arguments import with_lora
 from multiref.training.checkpoint import put_back
+from multiref.training.checks import digest_of
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Policy, Task
 from multiref.training.reward.rows import pad_rows
@@ -311,6 +313,12 @@ def text_task(
         beta=beta,
         oracle=oracle(world),
         reward_model=TextReward(world, next(iter(references.values())).model, calibration),
+        settings={
+            "prompts": digest_of(world.ids),
+            "max_new_tokens": setting.max_new_tokens,
+            "references": list(references),
+            "dtype": str(dtype_of(policy.model)),
+        },
     )
     task.measure = _Measure(task, world, tuple(references), setting.hidden, max(2, setting.held_out // len(everyone)))
     return task

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
@@ -31,7 +30,7 @@ from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
-from multiref.training.checks import stated
+from multiref.training.checks import digest_of, stated
 from multiref.training.honoured import FLOAT16_ON_CPU, check_trainable
 from multiref.training.lost_updates import LostUpdates, diverged
 from multiref.training.online import batch as batches
@@ -149,9 +148,6 @@ class OnlineTrainer:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """What a run that goes on from a checkpoint must share with the one that wrote it."""
-        prompts = xxhash.xxh3_128(str(self.weights).encode())
-        for context in self._contexts:
-            prompts.update(str(context).encode())
         choices = {"regularizer": self.regularizer, "method": self.method, "penalty": self.penalty}
         names = "seed", "max_new_tokens", "adam_betas", "weight_decay"
         return {
@@ -160,7 +156,7 @@ class OnlineTrainer:
             "adaptive_beta": stated(self.rule.adaptive_beta),
             "references": list(self.names),
             "rewards": [reward.weight for reward in self.rewards],
-            "prompts": prompts.hexdigest(),
+            "prompts": digest_of([self.weights, *self._contexts]),
             **{name: getattr(self.args, name) for name in names},
             "prompts_per_step": self.args.prompts_per_step * self.accelerator.num_processes,  # of all of them
             "dtype": str(next(p.dtype for p in self.model.parameters() if p.requires_grad)),
