@@ -131,6 +131,11 @@ class Weighting(Arguments[WeightStrategy]):
 
     kind: str
 
+    def check(self, evaluated: bool) -> None:
+        """ValueError for what looks at held-out pairs where there are none."""
+        if not evaluated and self.kind not in ("uniform", "arwc", "sliding_window"):
+            raise ValueError(f"weighting: {self.kind} looks at held-out pairs; set `evaluation`.")
+
 
 class Rule(Weighting):
     kind: Literal["uniform", "vdw", "vaw", "arwc", "convex_fit"]
@@ -158,7 +163,7 @@ def weigh(
     if kind == "arwc":
         return AdaptiveWeights(objective), None
     if held_out is None:
-        raise ConfigError(f"weighting: {kind} looks at held-out pairs; set `evaluation`.")
+        raise ConfigError(f"weighting: {kind} looks at held-out pairs, and `evaluation` has none.")
     if kind == "thompson":
         return objective, setting.make(validation=held_out)
     if kind == "convex_fit":

@@ -17,7 +17,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
 from multiref.runs.pairs import CURVES, PairsRun, TrainerJob, lines
 from multiref.runs.waiting import main_first
-from multiref.training.arguments import TrainingArguments, silence, with_lora
+from multiref.training.arguments import TrainingArguments, with_lora
 from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
 from multiref.training.renormalised import renormalised_scores
@@ -49,6 +49,8 @@ class PreferenceRun(PairsRun, PooledRun):
                 "remove one or the other."
             )
         self.objective.of(self)
+        if self.weighting is not None:
+            self.weighting.check(self.evaluation is not None)
         if self.objective.kind == "renormalised_tokens" and any(each.tokenisation is not None for each in self.references):
             raise ValueError("references: tokenisation: renormalised_tokens reads all of them under the run's; leave it out.")
         return self
@@ -88,7 +90,6 @@ class PreferenceRun(PairsRun, PooledRun):
             token_budget=self.token_budget,
             callbacks=[lines(folder, say)],
         )
-        silence(trainer)
         say(f"{len(data):,} pairs, {len(held_out):,} held out; references: {', '.join(scores.names)}.")
         names = scores.names  # not the scores: the data have what they need of them
         return TrainerJob(trainer, lambda: self._facts(folder, names, len(data), len(held_out)))

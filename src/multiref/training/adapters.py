@@ -53,8 +53,13 @@ def with_trained_adapter(
 
 
 def save_whole(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
-    """Weights and tokenizer, as transformers and PEFT save them, in a folder that loads alone and from anywhere."""
+    """Weights and tokenizer, as transformers and PEFT save them, in a folder that loads alone and from anywhere. An adapter of
+    another name than PEFT's own "default" stands in it as that would."""
     model.save_pretrained(folder, **options)
+    for inner in (folder / name for name in options.get("selected_adapters", ()) if (folder / name).is_dir()):
+        for file in inner.iterdir():
+            file.replace(folder / file.name)
+        inner.rmdir()
     tokenizer.save_pretrained(folder)
     complete_folder(folder, model)
 

@@ -27,7 +27,7 @@ from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
 from multiref.training.checks import check_same
 from multiref.training.dataset import PairData, collate
-from multiref.training.honoured import check_arguments, check_metric, check_trainable
+from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
@@ -136,7 +136,7 @@ class PairTrainer(Trainer):
         """Those, the arguments that the optimizer of a checkpoint brings with it, and what decides which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
         optimizer = {name: getattr(self.args, name) for name in held}
-        optimizer["optim"] = str(getattr(self.args.optim, "value", self.args.optim))
+        optimizer["optim"] = word(self.args.optim)
         batches = self._batches()
         order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
         order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
@@ -155,7 +155,8 @@ class PairTrainer(Trainer):
             try:
                 check_same(was.get(part, {}), now[part])
             except ArgumentError as other:
-                warnings.warn(f"{other} {what}", MultirefWarning, stacklevel=3)
+                if self.is_world_process_zero():
+                    warnings.warn(f"{other} {what}", MultirefWarning, stacklevel=3)
 
     def compute_loss_context_manager(self) -> Any:
         """The forward pass of a training step, for which transformers has just put the model into training mode."""

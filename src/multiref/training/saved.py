@@ -62,11 +62,12 @@ class Kept:
     spread: float
     device: str
 
-    def compare(self, spec: ModelSpec, *, reward: bool = False) -> str:
+    def compare(self, spec: ModelSpec) -> str:
         """Loads the folder and scores the rows again; returns a sentence with the numbers.
 
         Errors: ModelError where the folder cannot be loaded, writes other tokens, or scores otherwise than by rounding.
         """
+        reward = self.rows.rewards is not None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", MultirefWarning)  # what there is to be said was said when the run began
@@ -94,16 +95,18 @@ class Kept:
 
     def _again(self, opener: Callable[..., LanguageModel], spec: ModelSpec) -> tuple[Sequence[Encoded], list[Tensor], str]:
         """The rows as the folder writes and scores them, and where: on the accelerator, or where it has no room on the CPU."""
-        for options in ({}, {"device": "cpu"}):
-            try:
-                loaded = opener(spec, **options)
-                values = self.rows.score(loaded.model, loaded.tokenizer)
-                return self.rows.encode(loaded.tokenizer), values, next(loaded.model.parameters()).device.type
-            except Exception as error:
-                full = any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__cause__))
-                if options or not full:
-                    raise
-        raise AssertionError("either of the two returns or raises")
+
+        def on(**options: Any) -> tuple[Sequence[Encoded], list[Tensor], str]:
+            loaded = opener(spec, **options)
+            values = self.rows.score(loaded.model, loaded.tokenizer)
+            return self.rows.encode(loaded.tokenizer), values, next(loaded.model.parameters()).device.type
+
+        try:
+            return on()
+        except Exception as error:
+            if not any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__cause__)):
+                raise
+        return on(device="cpu")
 
 
 def rows_of_pairs(data: PairData, *, rewards: bool = False) -> Rows:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.witness import dtype_of
+from multiref.references.local import LocalReference
 
 if TYPE_CHECKING:
     from multiref.training.dataset import PreferenceData
@@ -134,13 +135,14 @@ def refuse_the_policy(trained: Iterable[Tensor], references: Mapping[str, nn.Mod
             )
 
 
-def identity_in_memory(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """Of a reference what `starts_as` compares, of one that is in memory."""
+def identity_of(reference: LocalReference) -> dict[str, Any]:
+    """Of a reference that scores token ids what `starts_as` compares; of one in files without reading its weights."""
+    memory, spec = reference.in_memory, reference.spec
     return {
-        "location": "<memory>",
-        "weights": model_weights_fingerprint(model),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "location": reference.name if memory is None else "<memory>",
+        "weights": None if memory is None else model_weights_fingerprint(memory),
+        "tokenizer": tokenizer_fingerprint(reference.tokenizer),
+        **{"dtype": reference.dtype, "adapter": spec.adapter, "quantization": spec.quantization},
     }
 
 

@@ -253,7 +253,7 @@ def test_what_is_saved_is_the_policy(lora, tokenizer, tmp_path):
 def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
     other = make_tokenizer(chat=True)
     other.add_tokens(["zebra"])
-    with pytest.raises(VocabularyMismatch, match="reference other"):
+    with pytest.raises(VocabularyMismatch, match="'the policy' and 'other' have different vocabularies: id"):
         frozen_references(world, {"other": LanguageModel(language_model(tokenizer).model, other, "other")})
 
 

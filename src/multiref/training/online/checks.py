@@ -14,10 +14,8 @@ from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
-from multiref.training.online.methods import Method
 from multiref.training.online.penalties import FromReferences, NoPenalty, PenaltyInReward, penalty_named
 from multiref.training.online.penalty import Penalty
-from multiref.training.online.rewards import Reward
 
 Row = Mapping[str, Any]
 
@@ -66,13 +64,6 @@ def references_matter(beta: float, references: Any) -> bool:
         return False
     check_beta(beta)
     return True
-
-
-def check_rewards(rewards: Sequence[Reward], method: Method) -> None:
-    """ArgumentError from a reward that fits some methods only (`WinRate`)."""
-    for reward in rewards:
-        if (check := getattr(reward.function, "check_method", None)) is not None:
-            check(method)
 
 
 def resolve_weights(rows: Sequence[Row], regularizer: Regularizer, names: Sequence[str]) -> Tensor | None:

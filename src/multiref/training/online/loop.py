@@ -18,10 +18,9 @@ from accelerate.utils import reduce
 from multiref._files import as_path
 from multiref._progress import tell
 from multiref.errors import ArgumentError, MultirefNotice
-from multiref.models import Encoded, LanguageModel
+from multiref.models import LanguageModel
 from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
-from multiref.models.fingerprint import tokenizer_fingerprint
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import check_policy_context, encode_prompts
@@ -42,7 +41,7 @@ from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
-from multiref.training.start import check_first, identity_in_memory, refuse_the_policy, starts_as
+from multiref.training.start import check_first, identity_of, refuse_the_policy, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
 
@@ -93,10 +92,13 @@ class OnlineTrainer:
         refuse_virtual_tokens(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
-        checks.check_rewards(self.rewards, self.method)
+        for reward in self.rewards:
+            if (check := getattr(reward.function, "check_method", None)) is not None:  # `WinRate` fits some methods only
+                check(self.method)
         self._open(references)
         self.sampler = self.rule.sampler or self._sample
-        known = [_identity(self.scorer, name) for name in self.names] if self.scorer is not None else []
+        opened = self.scorer.opened if self.scorer is not None else {}
+        known = [identity_of(each) if isinstance(each, LocalReference) else {} for each in opened.values()]
         self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         checks.check_options(self.rows, args.chat_template_kwargs)
         self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
@@ -133,7 +135,7 @@ class OnlineTrainer:
                 raise ArgumentError(
                     "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
                 )
-            resolve_penalty(self.warm_up.penalty, self.regularizer, self.scorer, self.weights)
+            self._warm_penalty = resolve_penalty(self.warm_up.penalty, self.regularizer, self.scorer, self.weights)
         if self.scorer is None and (not self.rewards or self.rule.adaptive_beta is not None):
             idle = "a reward" if not self.rewards else "no adaptive_beta, which would not move"
             raise ArgumentError(f"beta: found 0, at which there is no penalty; expected {idle}, or a β above 0.")
@@ -209,14 +211,13 @@ class OnlineTrainer:
         index = prompts_of((self.step * world + rank) * size, size, len(self.rows), self.args.seed)
         warming = self.warm_up if self.warm_up is not None and self.warm_up.covers(self.step, self.args.steps) else None
         batch = self._batch(index, self.sampler if warming is None else warming.sampler, warming is not None)
-        penalty = (
-            self.penalty if warming is None else resolve_penalty(warming.penalty, self.regularizer, self.scorer, self.weights)
-        )
+        penalty = self.penalty if warming is None else self._warm_penalty
         own = self._references_own([self.rows[i]["prompt"] for i in index])
         set_evaluation_mode(self.model)
         if not self._examined:
             refuse_noise(self.model, plain_rows(self.model, [batch.rollouts[0].encoded()]))
-            audit_layout(self.model, self._rows_to_come(batch.rollouts), token_budget=ONE_PASS, always=True)
+            to_come = batches.rows_to_come(self._contexts, batch.rollouts, self._longest)
+            audit_layout(self.model, to_come, token_budget=ONE_PASS, always=True)
             self._examined = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate(self.step)
@@ -255,7 +256,7 @@ class OnlineTrainer:
         ends = self.tokenizer.eos_token_id is not None
         warn_of_odd_completions(rollouts, ends=ends and not warming, first=self.step == 0, limit=self.args.max_new_tokens)
         if self.scorer is not None and not self._examined and not warming:
-            self.scorer.audit(self._rows_to_come(rollouts))
+            self.scorer.audit(batches.rows_to_come(self._contexts, rollouts, self._longest))
         group, weights = self.method.group, self.weights
         reward, each = reward_rollouts(self.rewards, rows, rollouts, group)
         refs = {} if warming else batches.reference_scores(self.scorer, rollouts)
@@ -263,9 +264,6 @@ class OnlineTrainer:
         if weights is not None and weights.ndim == 2:
             weights = weights[:, index].repeat_interleave(group, 1)
         return Batch(rollouts, group, reward, each, refs, weights, batches.behaviour_logps(rollouts))
-
-    def _rows_to_come(self, rollouts: Sequence[Rollout]) -> list[Encoded]:
-        return batches.rows_to_come(self._contexts, rollouts, self._longest)
 
     @torch.no_grad()
     def _check_start(self, batch: Batch) -> None:
@@ -397,22 +395,6 @@ def decay_groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list
     """Groups for an optimizer: matrices decay, biases and norms do not, as in transformers' trainers."""
     split = ([p for p in parameters if p.ndim > 1], decay), ([p for p in parameters if p.ndim <= 1], 0.0)
     return [{"params": some, "weight_decay": rate} for some, rate in (split if decay else [(list(parameters), 0.0)]) if some]
-
-
-def _identity(scorer: RolloutScorer, name: str) -> dict[str, Any]:
-    """Of a reference what says whether the policy starts as it, without reading its weights; nothing of a server."""
-    reference = scorer.opened[name]
-    if not isinstance(reference, LocalReference) or not scorer.aligned[name]:
-        return {}
-    if reference.in_memory is not None:
-        return identity_in_memory(reference.in_memory, reference.tokenizer)
-    return {
-        "location": reference.name,
-        "tokenizer": tokenizer_fingerprint(reference.tokenizer),
-        "dtype": reference.dtype,
-        "adapter": reference.spec.adapter,
-        "quantization": reference.spec.quantization,
-    }
 
 
 def prompts_of(first: int, size: int, count: int, seed: int) -> list[int]:

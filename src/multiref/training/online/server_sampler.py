@@ -22,6 +22,7 @@ from multiref.models.spec import Generation
 from multiref.references.bounded_http import Refused
 from multiref.references.completion_api import CompletionApi, Connection, check_logps
 from multiref.references.rollouts import Rollout
+from multiref.training.checks import check_whole
 
 # All said, for what is not said vLLM takes from the model's generation_config.json;
 # and it gives the log-probabilities before any of these, so that π/μ would not tell.
@@ -109,12 +110,11 @@ class ServerSampler:
         concurrency: int = 8,
         on_policy: bool = True,
     ) -> None:
-        if every < 1 or concurrency < 1:
-            raise ArgumentError(f"ServerSampler: expected every ≥ 1 and concurrency ≥ 1, found {every} and {concurrency}.")
         self.api = CompletionApi(endpoint, Connection(timeout=600.0)) if isinstance(endpoint, str) else endpoint
         self.group, self.max_new_tokens, self.model = group, max_new_tokens, model
         self.push, self.every, self.concurrency, self.calls = push, every, concurrency, 0
         self.on_policy = on_policy
+        check_whole(self, 1, "every", "concurrency")
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
         pushes, between = divmod(self.calls, self.every)
