@@ -116,12 +116,7 @@ def _renormalised_tokens(run: PooledRun, loss: Loss) -> Stated:
     return Stated(made, "The token-renormalised mixture", "L(m),  m = β Δ(log π − log π_tok)")
 
 
-OBJECTIVES = {
-    "preference": _preference,
-    "multi_dpo": _multi_dpo,
-    "mrpo": _mrpo,
-    "renormalised_tokens": _renormalised_tokens,
-}
+OBJECTIVES = {"preference": _preference, "multi_dpo": _multi_dpo, "mrpo": _mrpo, "renormalised_tokens": _renormalised_tokens}
 
 
 class Weighting(Arguments[WeightStrategy]):
@@ -130,11 +125,6 @@ class Weighting(Arguments[WeightStrategy]):
     strategy that changes them while training."""
 
     kind: str
-
-    def check(self, evaluated: bool) -> None:
-        """ValueError for what looks at held-out pairs where there are none."""
-        if not evaluated and self.kind not in ("uniform", "arwc", "sliding_window"):
-            raise ValueError(f"weighting: {self.kind} looks at held-out pairs; set `evaluation`.")
 
 
 class Rule(Weighting):

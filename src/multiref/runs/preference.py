@@ -49,8 +49,9 @@ class PreferenceRun(PairsRun, PooledRun):
                 "remove one or the other."
             )
         self.objective.of(self)
-        if self.weighting is not None:
-            self.weighting.check(self.evaluation is not None)
+        kind = "uniform" if self.weighting is None else self.weighting.kind
+        if self.evaluation is None and kind not in ("uniform", "arwc", "sliding_window"):
+            raise ValueError(f"weighting: {kind} looks at held-out pairs; set `evaluation`.")
         if self.objective.kind == "renormalised_tokens" and any(each.tokenisation is not None for each in self.references):
             raise ValueError("references: tokenisation: renormalised_tokens reads all of them under the run's; leave it out.")
         return self
@@ -118,10 +119,7 @@ class PreferenceRun(PairsRun, PooledRun):
             held_out=held_out,
             beta=self.beta,
             references=references | mixture,
-            curves={
-                **CURVES,
-                "log-ratio to each reference (nats per completion)": ("kl/*",),
-            },
+            curves={**CURVES, "log-ratio to each reference (nats per completion)": ("kl/*",)},
             limits=(
                 "kl/<reference> is the average of log π − log π_k on the pairs' completions: "
                 "a KL only where these are samples of the policy.",

@@ -49,10 +49,7 @@ def check_whole(values: object, least: int, *names: str) -> None:
 
 def say_idle(values: Any, beside: Iterable[tuple[str, bool, str]], *, standing: Mapping[str, Any] = {}) -> None:
     """A MultirefNotice for every field of a dataclass that something else switches off, if it is not as it stands by itself.
-
-    Args:
-        beside: (field, whether it is switched off, why). standing: values that others gave it, not the user.
-    """
+    beside: (field, whether it is switched off, why). standing: values that it has not from the user."""
     defaults = {field.name: field.default for field in dataclasses.fields(values)}
     for name, idle, why in beside:
         if idle and (found := getattr(values, name)) not in (defaults[name], standing.get(name), None, {}):

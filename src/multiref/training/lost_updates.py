@@ -86,7 +86,7 @@ class LostUpdates:
 
 def all_finite(tensors: Iterable[Any]) -> bool:
     """Whether this process's parts of them are all numbers."""
-    return all(bool(_own(tensor).isfinite().all()) for tensor in tensors)
+    return all(bool((part.to_local() if hasattr(part, "to_local") else part).isfinite().all()) for part in tensors)
 
 
 def diverged(what: str, step: int) -> ModelError:
@@ -97,13 +97,8 @@ def diverged(what: str, step: int) -> ModelError:
     )
 
 
-def _own(tensor: Any) -> Tensor:
-    part: Tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
-    return part
-
-
 def _some(tensor: Any) -> Tensor:
     """At most `_ENTRIES` entries of this process's part, evenly spread."""
-    flat = _own(tensor).reshape(-1)
+    flat = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach().reshape(-1)
     some: Tensor = flat[:: max(1, -(-flat.numel() // _ENTRIES))]
     return some

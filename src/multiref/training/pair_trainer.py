@@ -310,11 +310,19 @@ class PairTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads; an adapter's
         folder loads from anywhere."""
+        if _internal_call:
+            self.check_weights()
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             (folder / "training_args.bin").unlink(missing_ok=True)
             complete_folder(folder, self.accelerator.unwrap_model(self.model), checkpoint=_internal_call)
+
+    def check_weights(self) -> None:
+        """ModelError for weights that are no numbers: after a gradient that was none, under a loss that still was one."""
+        model: nn.Module = self.model  # type: ignore[assignment]
+        if self.anywhere(not all_finite(p for p in model.parameters() if p.requires_grad)):
+            raise diverged("weights are no numbers", self.state.global_step)
 
     def summed(self, totals: Tensor) -> Tensor:
         """Their sum over all ranks."""
@@ -365,8 +373,8 @@ class _Watch(TrainerCallback):
         if self.updates is not None:
             share = self.updates.conclude(self.trainer.summed, last=state.global_step >= state.max_steps)
             self.trainer.once_logged |= {} if share is None else {"updates_lost": share}
-        if control.should_save or state.global_step >= state.max_steps:
-            self._check_weights(state)
+        if state.global_step >= state.max_steps:
+            self.trainer.check_weights()
         # An evaluation at the epoch's end comes before the checkpoint of that step: after it, a kill in between would lose it.
         if control.should_save and args.eval_strategy == "epoch" and state.epoch == int(state.epoch):
             control.should_evaluate, self.evaluated = True, state.global_step
@@ -379,14 +387,6 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.evaluated == state.global_step:
             control.should_evaluate = False
-        if control.should_save:
-            self._check_weights(state)
-
-    def _check_weights(self, state: Any) -> None:
-        """ModelError for weights that are no numbers: after a gradient that was none, under a loss that still was one."""
-        model: nn.Module = self.trainer.model  # type: ignore[assignment]
-        if self.trainer.anywhere(not all_finite(p for p in model.parameters() if p.requires_grad)):
-            raise diverged("weights are no numbers", state.global_step)
 
 
 @contextmanager

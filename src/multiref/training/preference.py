@@ -202,14 +202,11 @@ class PreferenceTrainer(PairTrainer):
         groups = cut_into_microbatches(lengths, self.token_budget)
         if self.token_budget is None or self.args.world_size == 1:
             return groups
-        counts = torch.tensor([len(groups)], device=self.args.device)
-        most = int(self.accelerator.gather(counts).max())
-        fewest = int(-self.accelerator.gather(torch.tensor([-len(rows)], device=self.args.device)).max())
-        return (
-            cut_into_microbatches(lengths, self.token_budget, at_least=most)
-            if most <= fewest
-            else cut_into_microbatches(lengths, None)
-        )
+        counts = self.accelerator.gather(torch.tensor([[len(groups), len(rows)]], device=self.args.device))
+        most, fewest = int(counts[:, 0].max()), int(counts[:, 1].min())
+        if most > fewest:
+            return cut_into_microbatches(lengths, None)
+        return cut_into_microbatches(lengths, self.token_budget, at_least=most)
 
     # ---- evaluation and logs ----
 

@@ -95,18 +95,16 @@ class Kept:
 
     def _again(self, opener: Callable[..., LanguageModel], spec: ModelSpec) -> tuple[Sequence[Encoded], list[Tensor], str]:
         """The rows as the folder writes and scores them, and where: on the accelerator, or where it has no room on the CPU."""
-
-        def on(**options: Any) -> tuple[Sequence[Encoded], list[Tensor], str]:
-            loaded = opener(spec, **options)
-            values = self.rows.score(loaded.model, loaded.tokenizer)
-            return self.rows.encode(loaded.tokenizer), values, next(loaded.model.parameters()).device.type
-
-        try:
-            return on()
-        except Exception as error:
-            if not any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__cause__)):
-                raise
-        return on(device="cpu")
+        for options in ({}, {"device": "cpu"}):
+            try:
+                loaded = opener(spec, **options)
+                values = self.rows.score(loaded.model, loaded.tokenizer)
+                return self.rows.encode(loaded.tokenizer), values, next(loaded.model.parameters()).device.type
+            except Exception as error:
+                full = any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__cause__))
+                if options or not full:
+                    raise
+        raise AssertionError("either of the two returns or raises")
 
 
 def rows_of_pairs(data: PairData, *, rewards: bool = False) -> Rows:

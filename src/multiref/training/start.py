@@ -104,13 +104,9 @@ def check_first(
     autocast: str,
     rows: Sequence[str] = (),
 ) -> dict[str, float]:
-    """`check_start` of a policy before its first step, each reference by the formats in which the two are computed; nothing of
-    a policy whose adapters were trained before.
-
-    Args:
-        score: log π of some completions, [N]; it is asked again with the adapters off. references: name → (identity, log π_k of
-            the same completions [N]), of those that `starts_as` found.
-    """
+    """`check_start` before the first step, each reference by the formats in which the two are computed; nothing of a policy
+    whose adapters were trained before. score: log π of some completions [N], asked again with the adapters off. references:
+    name → (identity, log π_k of the same completions [N]), of those that `starts_as` found."""
     bare: Any = model
     own = score() if references else torch.zeros(0)
     if references and hasattr(bare, "disable_adapter"):
@@ -124,11 +120,11 @@ def check_first(
     return found
 
 
-def refuse_the_policy(trained: Iterable[Tensor], references: Mapping[str, nn.Module]) -> None:
-    """ArgumentError where a reference shares weights with the policy that train: it would move along."""
+def refuse_the_policy(trained: Iterable[Tensor], references: Mapping[str, nn.Module | None]) -> None:
+    """ArgumentError where a reference (in memory; else None) shares weights with the policy that train: it would move along."""
     moving = {id(parameter) for parameter in trained}
     for name, model in references.items():
-        if any(id(parameter) in moving for parameter in model.parameters()):
+        if model is not None and any(id(parameter) in moving for parameter in model.parameters()):
             raise ArgumentError(
                 f"references: {name!r} is the policy itself, and would move with it; expected a model of its own. Give its "
                 "folder, or a copy that was loaded apart."

@@ -95,8 +95,8 @@ class State:
 
     def check_finite(self) -> None:
         """Diverged where policy or reward model have weights that are no numbers: after a gradient that was none."""
-        for name, model in (("policy", self.policy), ("reward model", self.reward)):
-            if not all_finite(_values(model) or ()):
+        for name in ("policy", "reward"):
+            if not all_finite(_values(getattr(self, name)) or ()):
                 raise Diverged(f"{name}: its weights are no numbers; the last good state is kept. Lower its learning rate")
 
     def kept(self) -> dict[str, Any]:

@@ -114,12 +114,3 @@ def say_of_tokenisation(scorer: RolloutScorer) -> None:
                 MultirefNotice,
                 stacklevel=4,
             )
-
-
-def check_processes(accelerator: Any) -> None:
-    """One process, or data parallel. ArgumentError for others."""
-    if str(accelerator.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise ArgumentError(
-            f"OnlineTrainer runs in one process or data parallel, found {accelerator.distributed_type}. Use "
-            "integrations.trl.rloo for FSDP and DeepSpeed."
-        )

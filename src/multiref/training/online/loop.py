@@ -86,7 +86,6 @@ class OnlineTrainer:
         self.method, self.tokenizer = self.rule.method, policy.tokenizer
         device = next(policy.model.parameters()).device
         self.accelerator = _accelerator(args.autocast(device), cpu=device.type == "cpu")
-        checks.check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
         check_trainable(policy.model)
         refuse_virtual_tokens(policy.model)
@@ -179,8 +178,7 @@ class OnlineTrainer:
         """
         if self.scorer is not None:
             opened = {name: getattr(each, "in_memory", None) for name, each in self.scorer.opened.items()}
-            trained = (p for p in self.model.parameters() if p.requires_grad)
-            refuse_the_policy(trained, {name: model for name, model in opened.items() if model is not None})
+            refuse_the_policy((p for p in self.model.parameters() if p.requires_grad), opened)
         where = None if folder is None else as_path(folder)
         path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
@@ -381,14 +379,20 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn
 
 
 def _accelerator(precision: str, *, cpu: bool) -> Accelerator:
-    """Of this precision, whatever an earlier run of the process was computed in."""
+    """Of this precision, whatever an earlier run of the process was computed in; one process, or data parallel."""
     if precision == "fp16" and cpu:
         warnings.warn(f"mixed_precision: 'fp16' has no effect: {FLOAT16_ON_CPU}.", MultirefNotice, stacklevel=3)
     try:
-        return Accelerator(mixed_precision=precision, cpu=cpu)
+        made = Accelerator(mixed_precision=precision, cpu=cpu)
     except ValueError:  # "already initialized"; transformers' arguments, too, begin with this
         AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=precision, cpu=cpu)
+        made = Accelerator(mixed_precision=precision, cpu=cpu)
+    if str(made.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise ArgumentError(
+            f"OnlineTrainer runs in one process or data parallel, found {made.distributed_type}. Use "
+            "integrations.trl.rloo for FSDP and DeepSpeed."
+        )
+    return made
 
 
 def decay_groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
