@@ -135,8 +135,7 @@ class PairTrainer(Trainer):
     def all_settings(self) -> dict[str, dict[str, Any]]:
         """Those, the arguments that the optimizer of a checkpoint brings with it, and what decides which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-        optimizer = {name: getattr(self.args, name) for name in held}
-        optimizer["optim"] = word(self.args.optim)
+        optimizer = {name: getattr(self.args, name) for name in held} | {"optim": word(self.args.optim)}
         batches = self._batches()
         order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
         order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
