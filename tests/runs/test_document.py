@@ -267,7 +267,10 @@ def test_warmup_online_is_steps_or_below_one_a_share():
         ([*ONLINE, "prompts=[{path: p.jsonl, pieces: 100}]"], "prompts[0].pieces: of a .txt alone"),
         ([*ONLINE, "evaluation={prompts: [p.jsonl], samples: 2, k: [4]}"], "evaluation.k: expected from 1 to samples = 2"),
         ([*BOUGHT, "labels={each: true, rounds: 2}"], "labels: found {'each': True, 'rounds': 2}, expected growing"),
-        (["data=d.jsonl", "references=[{name: a, model: m}, {name: a, model: n}]"], "references: Two references are called 'a'"),
+        (
+            ["data=d.jsonl", "references=[{name: a, model: m}, {name: a, model: n}]"],
+            "references: Two references are called",
+        ),
         (["data=d.jsonl", "weighting=vdw"], "weighting: vdw looks at held-out pairs; set `evaluation`."),
     ],
     ids=[
