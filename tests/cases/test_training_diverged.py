@@ -3,9 +3,16 @@
 import json
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
-from multiref.errors import ConfigError, ModelError
+import multiref as mr
+from multiref.errors import ArgumentError, ConfigError, ModelError
+from multiref.models import LanguageModel
+from multiref.models.small import small_llama, word_tokenizer
 from tests.runs.doing import do, make_two
+from tests.training.online.tables import make_trainer, random_table, reward_function, reward_table
+from tests.training.world import END, WORDS, word_trainer
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +45,46 @@ def test_what_cannot_be_trained_so_is_refused_before_anything_is_scored(config, 
     with pytest.raises(ConfigError, match=words):
         do({**config, "training": {**config["training"], **option}, "output": str(tmp_path / "run")})
     assert not (tmp_path / "run").exists()
+
+
+PAIRS = [{"prompt": f"w{i}", "chosen": " w1 w2", "rejected": " w3"} for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def scores():
+    reference = LanguageModel(small_llama(9, spread=0.3), word_tokenizer(WORDS), "a")
+    return mr.References({"a": reference}, tokenisation=END).score(PAIRS)
+
+
+def no_number_at(step, parameter):
+    calls = iter(range(1, 99))
+    parameter.register_hook(lambda gradient: gradient * torch.nan if next(calls) == step else gradient)
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
+def test_a_gradient_that_is_no_number_under_a_loss_that_is_one(strategy, scores, tmp_path):
+    """In the last step no later loss tells, and before a checkpoint none does in time: it would be gone on with."""
+    model, step = small_llama(9, spread=0.3), 3 if strategy == "no" else 2
+    save = {"save_strategy": strategy, "save_steps": 2}
+    no_number_at(step, model.model.layers[0].mlp.up_proj.weight)
+    trainer = word_trainer(model, scores, PAIRS, tmp_path, max_steps=3, logging_steps=10, learning_rate=1e-3, **save)
+    with pytest.raises(ModelError, match=f"The weights are no numbers at step {step}: training diverged"):
+        trainer.train()
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_gradient_that_is_no_number_online(tmp_path):
+    policy = random_table(1)
+    rewards = reward_function(policy, reward_table(policy))
+    trainer = make_trainer(policy, [random_table(1)], mr.ReverseKL(), rewards=rewards, steps=2, args={"save_every": 1})
+    no_number_at(2, policy.table)
+    with pytest.raises(ModelError, match="The gradient's norm is nan at step 2: training diverged"):
+        trainer.train(folder=tmp_path)
+    assert bool(policy.table.isfinite().all()) and [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_the_best_of_an_adapter_that_transformers_does_not_find_is_refused(scores, tmp_path):
+    """It went on with the last one; the log of transformers said so, which a run silences."""
+    model = get_peft_model(small_llama(9, spread=0.3), LoraConfig(target_modules="all-linear"), adapter_name="mine")
+    with pytest.raises(ArgumentError, match=r"load_best_model_at_end: .* called 'mine', .* expected 'default'"):
+        word_trainer(model, scores, PAIRS, tmp_path, load_best_model_at_end=True)

@@ -267,6 +267,11 @@ def test_warmup_online_is_steps_or_below_one_a_share():
         ([*ONLINE, "prompts=[{path: p.jsonl, pieces: 100}]"], "prompts[0].pieces: of a .txt alone"),
         ([*ONLINE, "evaluation={prompts: [p.jsonl], samples: 2, k: [4]}"], "evaluation.k: expected from 1 to samples = 2"),
         ([*BOUGHT, "labels={each: true, rounds: 2}"], "labels: found {'each': True, 'rounds': 2}, expected growing"),
+        (
+            ["data=d.jsonl", "references=[{name: a, model: m}, {name: a, model: n}]"],
+            "references: Two references are called",
+        ),
+        (["data=d.jsonl", "weighting=vdw"], "weighting: vdw looks at held-out pairs; set `evaluation`."),
     ],
     ids=[
         "split of a fraction",
@@ -275,6 +280,8 @@ def test_warmup_online_is_steps_or_below_one_a_share():
         "pieces of rows",
         "k above samples",
         "true is no count",
+        "one of two references of a name",  # it trained under the last of them, and said two
+        "weights from held-out pairs without any",
     ],
 )
 def test_what_would_be_ignored_or_fail_late_is_refused_at_once(changes, said, tmp_path):

@@ -71,6 +71,17 @@ def test_a_sweep_writes_its_curve(runs):
     assert all(0.999 <= p["ess"] <= 12.001 and 0.999 <= p["tokens"] <= 5.001 for p in points)
 
 
+def test_references_that_each_run_calls_alike_are_two(runs):
+    """Weights by name were those of the last one alone."""
+    file = runs / "two" / "config.yaml"
+    file.write_text(file.read_text().replace("name: two", "name: one"))
+    result = invoke(runs, "--points", "2", "--samples", "2", "--max-new-tokens", "2")
+    assert result.exit_code == 0, result.output
+    points = json.loads((runs / "out" / "sweep.json").read_text())["points"]
+    first, second = (f"one of {runs / name}" for name in ("one", "two"))
+    assert [p["weights"] for p in points] == [{first: 0, second: 1}, {first: 1, second: 0}]
+
+
 def test_each_point_reports_the_reward_of_the_optimum():
     """Two tables of 12 and a reward that a table looks up: over 40,000 samples E_π*[r] and J = β log Z of the exact solver to 5
     errors, at both ends and inside; without β the exact merge."""

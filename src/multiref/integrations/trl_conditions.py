@@ -39,8 +39,7 @@ def check_arguments(args: Any, *, beta: float, temperature: float) -> None:
     if not math.isclose(args.temperature, temperature, rel_tol=1e-12):
         raise ArgumentError(
             f"temperature: TRL samples and scores at {args.temperature}, the references at {temperature}. Give "
-            f"reference_reward "
-            f"temperature={args.temperature}, or set RLOOConfig(temperature={temperature})."
+            f"reference_reward temperature={args.temperature}, or set RLOOConfig(temperature={temperature})."
         )
     _check_sampling(args)
     wrong = {
@@ -95,26 +94,18 @@ def check_grpo(args: Any, *, temperature: float) -> None:
 
 def _refuse_set(args: Any, wrong: dict[str, str]) -> None:
     for name, why in wrong.items():
-        if getattr(args, name, None):
-            raise ArgumentError(f"{name}: found {getattr(args, name)!r}, expected it unset: it {why}. Remove it.")
+        found, neutral = getattr(args, name, None), _NEUTRAL.get(name, ())
+        if found not in neutral if neutral else found:
+            raise ArgumentError(f"{name}: found {found!r}, expected it unset: it {why}. Remove it.")
+
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"top_p": (1, None), "top_k": (0, -1, None), "repetition_penalty": (1, None)}
 
 
 def _check_sampling(args: Any) -> None:
-    _refuse_set(
-        args,
-        {
-            "min_p": "samples another policy than the one whose log-probabilities are taken",
-            "vllm_structured_outputs_regex": "samples another policy than the one whose log-probabilities are taken",
-            "generation_kwargs": "may change the distribution that is sampled",
-        },
-    )
-    for name, neutral in {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}.items():
-        if getattr(args, name, neutral) not in (neutral, None, -1):
-            raise ArgumentError(
-                f"{name}: found {getattr(args, name)}, expected {neutral}: completions would be sampled from another policy "
-                f"than the one whose "
-                "log-probabilities are taken. Remove it."
-            )
+    bent = "samples another policy than the one whose log-probabilities are taken"
+    names = ("min_p", "vllm_structured_outputs_regex", *_NEUTRAL)
+    _refuse_set(args, {**dict.fromkeys(names, bent), "generation_kwargs": "may change the distribution that is sampled"})
 
 
 def check_trainer(trainer: Any) -> None:
@@ -174,8 +165,7 @@ def check_generation(model: Any) -> None:
     if bent:
         raise ArgumentError(
             f"generation_config: the policy's has {', '.join(f'{name}={value!r}' for name, value in bent.items())}; "
-            f"completions would be "
-            "sampled from another policy than the one whose log-probabilities are taken. Set "
+            "completions would be sampled from another policy than the one whose log-probabilities are taken. Set "
             "model.generation_config = transformers.GenerationConfig(eos_token_id=…) before training."
         )
 
@@ -207,10 +197,9 @@ def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
         where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
         raise ArgumentError(
             f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {wrong} "
-            f"is not "
+            "is not "
             f"that of {policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that "
-            f"folder "
-            f"as {policy_reference!r}."
+            f"folder as {policy_reference!r}."
         )
 
 
@@ -228,8 +217,7 @@ def _weights_under_lora(trainer: Any) -> dict[str, Tensor]:
     if "ref" in adapters:
         raise ArgumentError(
             "policy_reference: TRL's reference is a copy of the adapter that the policy came with, which no reference here can "
-            "be. "
-            "Merge the adapter into its base, and pass a peft_config for a new one."
+            "be. Merge the adapter into its base, and pass a peft_config for a new one."
         )
     named = {name: value for name, value in _weights(trainer, trainer.model).items() if "lora_" not in name}
     return {name.removeprefix("base_model.model.").replace(".base_layer", ""): value for name, value in named.items()}

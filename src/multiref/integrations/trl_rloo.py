@@ -149,8 +149,7 @@ def reference_reward(
     if not isinstance(regularizer, ReverseKL):
         raise ArgumentError(
             f"regularizer: expected ReverseKL, found {regularizer!r}. Only reverse KL splits into one reference and a reward; "
-            f"train others with "
-            "multiref.training.online."
+            "train others with multiref.training.online."
         )
     check_beta(beta)
     collection = references if isinstance(references, References) else References(references, **{"dtype": "float32", **options})

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from multiref.errors import ConfigError
 from multiref.models import LanguageModel, ModelSpec, Tokenisation, choose_precision
 from multiref.models.loading import count_parameters
+from multiref.references.scores import check_names
 from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, PooledKL, Regularizer, ReverseKL
 from multiref.report import Block
 from multiref.runs.folder import RunFolder
@@ -250,6 +251,7 @@ class PooledRun(BaseRun):
                 f"references: {missing[0]!r} has no weight while others have; give all of them a weight, or none (uniform)."
             )
         try:
+            check_names(self.names)
             self.pool()
         except ValueError as error:
             raise ValueError(f"references: {error}") from None

@@ -79,8 +79,7 @@ class DistillRun(RolloutRun):
         if self.text_share and (self.penalty != "per_token_reverse_kl" or self.server is not None):
             raise ValueError(
                 "text_share: completions that the policy did not sample are for penalty: per_token_reverse_kl alone, "
-                "without a server; "
-                "other rules would be biased."
+                "without a server; other rules would be biased."
             )
         if self.start == "product" and self.lora is not None:
             raise ValueError("lora: a product is made in memory: an adapter on it would have no base to load; leave it out.")

@@ -8,7 +8,7 @@ import torch
 
 from multiref.data import Pair
 from multiref.errors import ModelError
-from multiref.models import ModelSpec, context_of, encode_many
+from multiref.models import context_of, encode_many
 from multiref.models.loading import count_parameters, load_config, load_tokenizer
 from multiref.references.scores import same_vocabulary
 from multiref.runs.base import BaseRun, PooledRun
@@ -41,7 +41,8 @@ def dry_run(run: BaseRun) -> Look:
     found.add("task", f"{run.task}, into {run.output}", run.task)
     run.ready()
     pairs, number = _data(run, found)
-    models = {"policy": run.model, **_references(run)}
+    references = run.references if isinstance(run, PooledRun) else []
+    models = {"policy": run.model} | {each.name: each.model for each in references if each.model is not None}
     tokenizers = {name: load_tokenizer(spec) for name, spec in models.items()}
     counts = {}
     for name, spec in models.items():
@@ -72,10 +73,6 @@ def _data(run: BaseRun, found: Look) -> tuple[list[Pair], int]:
     rows = run.rows() if isinstance(run, RolloutRun | IterativeRun) else []
     found.add("data", f"{len(rows):,} prompts", {"prompts": len(rows)})
     return [], len(rows)
-
-
-def _references(run: BaseRun) -> dict[str, ModelSpec]:
-    return {each.name: each.model for each in run.references if each.model is not None} if isinstance(run, PooledRun) else {}
 
 
 def _price(run: BaseRun, found: Look, own: int | None, total: int, pairs: list[Pair], number: int, tokenizer: Any) -> None:

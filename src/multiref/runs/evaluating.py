@@ -177,15 +177,10 @@ def table(summary: Mapping[str, Any]) -> str:
     """Policies and their paired differences, one a line: mean [low, high] of every metric; many metrics: one of them a line."""
     lines = {**summary["policies"], **summary["differences"]}
     metrics = list(next(iter(lines.values())))
-    cells = {name: {metric: figure_text(*figure) for metric, figure in figures.items()} for name, figures in lines.items()}
-    if len(metrics) > WIDE:
-        metrics, cells = list(cells), {metric: {name: row[metric] for name, row in cells.items()} for metric in metrics}
-    width = max(map(len, cells))
-    widths = {metric: max(len(metric), *(len(row[metric]) for row in cells.values())) for metric in metrics}
-    head = " " * width + "  " + "  ".join(f"{metric:>{w}}" for metric, w in widths.items())
-    body = [
-        f"{name:{width}}  " + "  ".join(f"{row[metric]:>{w}}" for metric, w in widths.items()) for name, row in cells.items()
-    ]
+    rows = [["", *metrics], *([name, *(figure_text(*figures[m]) for m in metrics)] for name, figures in lines.items())]
+    rows = list(map(list, zip(*rows))) if len(metrics) > WIDE else rows
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    body = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     s = summary["settings"]
     objective = (
         ""
@@ -193,8 +188,7 @@ def table(summary: Mapping[str, Any]) -> str:
         else f"; J at β {s['beta']:g} and weights " + ", ".join(f"{n} {w:g}" for n, w in s["weights"].items())
     )
     foot = (
-        f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, "
-        f"at most {s['max_new_tokens']} tokens, "
-        f"seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts{objective}"
+        f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, at most {s['max_new_tokens']} "
+        f"tokens, seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts{objective}"
     )
-    return "\n".join([head, *body, foot])
+    return "\n".join([*body, foot])

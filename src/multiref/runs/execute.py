@@ -34,17 +34,17 @@ def execute(run: BaseRun, *, say: Say = print, take_over: bool = False) -> Path:
     The same call again goes on where a killed one stopped; finished already: says so and does nothing.
     take_over: from a process that is doing it."""
     main = int(os.environ.get("RANK", "0")) == 0
-    folder = RunFolder(run.output, main=main)
+    folder, tell = RunFolder(run.output, main=main), say if main else lambda _: None
     check_trackers(run.report_to)
     if run.push_to_hub is not None:
         run.push_to_hub.key()
     start = run.ready()
     with _claimed(folder, run.plain(), take_over) as began:
         if folder.finished:
-            (say if main else _nothing)(f"{folder.path} holds a finished run; nothing to do.")
+            tell(f"{folder.path} holds a finished run; nothing to do.")
         else:
             try:
-                _carry_out(run, folder, start, began, say if main else _nothing)
+                _carry_out(run, folder, start, began, tell)
             except Exception as error:
                 if (why := _disk(error)) is None or isinstance(error, MultirefError):
                     raise
@@ -157,7 +157,7 @@ def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts
         facts.checks.append("The saved model was not compared with the trained one (check_saved: false).")
         return
     try:
-        facts.checks.append(kept.compare(saved_as(run.model, target), reward=run.task == "reward"))
+        facts.checks.append(kept.compare(saved_as(run.model, target)))
     except ModelError as error:
         raise ModelError(
             f"{error} The folder is kept as model.refused and the checkpoints stay; run again to save from the last one, or "
@@ -186,7 +186,3 @@ def _agreed(values: list[T]) -> list[T]:
         PartialState(cpu=not torch.accelerator.is_available())  # the first to ask begins the group; else each is alone
         broadcast_object_list(values)
     return values
-
-
-def _nothing(_: str) -> None:
-    """What processes other than the main one say."""

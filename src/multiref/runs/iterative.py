@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -52,24 +52,20 @@ SHOWN = {
 }
 
 
-class People(NamedTuple):
-    """A person, through JSONL files in `folder`."""
+@dataclass(frozen=True)
+class People:
+    """A person, through JSONL files in `folder`; `wait`: seconds to wait for labels before the run stops, to be run again."""
 
     folder: str
-    wait: float
-    hidden: None = None
+    wait: Annotated[float, Field(ge=0)] = 0.0
+    hidden: ClassVar[None] = None
 
     def oracle(self, world: TextWorld) -> Oracle:
         return HumanLabels(self.folder, world.decode, wait=self.wait)
 
 
-def _human_labels(folder: str, wait: Annotated[float, Field(ge=0)] = 0.0) -> People:
-    """A person, through JSONL files in `folder`; `wait`: seconds to wait for labels before the run stops, to be run again."""
-    return People(folder, wait)
-
-
 Answers = Judged | People  # who answers, and the hidden reward behind it, to be reported and never shown to the method
-ORACLES: dict[str, Callable[..., Any]] = {**JUDGES, "human_labels": _human_labels}
+ORACLES: dict[str, Callable[..., Any]] = {**JUDGES, "human_labels": People}
 if TYPE_CHECKING:
     MethodSetting = Arguments[Method]
     PlanSetting = Arguments[Plan]

@@ -116,12 +116,7 @@ def _renormalised_tokens(run: PooledRun, loss: Loss) -> Stated:
     return Stated(made, "The token-renormalised mixture", "L(m),  m = β Δ(log π − log π_tok)")
 
 
-OBJECTIVES = {
-    "preference": _preference,
-    "multi_dpo": _multi_dpo,
-    "mrpo": _mrpo,
-    "renormalised_tokens": _renormalised_tokens,
-}
+OBJECTIVES = {"preference": _preference, "multi_dpo": _multi_dpo, "mrpo": _mrpo, "renormalised_tokens": _renormalised_tokens}
 
 
 class Weighting(Arguments[WeightStrategy]):
@@ -158,7 +153,7 @@ def weigh(
     if kind == "arwc":
         return AdaptiveWeights(objective), None
     if held_out is None:
-        raise ConfigError(f"weighting: {kind} looks at held-out pairs; set `evaluation`.")
+        raise ConfigError(f"weighting: {kind} looks at held-out pairs, and `evaluation` has none.")
     if kind == "thompson":
         return objective, setting.make(validation=held_out)
     if kind == "convex_fit":

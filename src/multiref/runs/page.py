@@ -1,5 +1,6 @@
 """What a run shows: the model card beside the weights, and report.html; of every task from the same facts."""
 
+import fnmatch
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,16 +120,11 @@ def _pictures(facts: Facts, lines: Lines) -> dict[str, Picture]:
     known = sorted({key for line in lines for key in line})
     pictures = {}
     for caption, wanted in facts.curves.items():
-        names = [key for name in wanted for key in (known if name.endswith("*") else [name]) if key in known and _is(key, name)]
         series = []
-        for name in names:
+        for name in (key for pattern in wanted for key in fnmatch.filter(known, pattern)):
             if points := [(line["step"], line[name]) for line in lines if name in line and line[name] is not None]:
                 series.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
         if series:
             figure = Plot("step", caption, series, log_x=False, log_y=False).figure()
             pictures[caption] = Picture(figure, alt=f"{caption} over steps", caption=caption)
     return pictures
-
-
-def _is(key: str, name: str) -> bool:
-    return key.startswith(name[:-1]) if name.endswith("*") else key == name

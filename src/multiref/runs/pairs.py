@@ -30,7 +30,7 @@ from multiref.runs.base import BaseRun, Facts, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.strict import Arguments, Strict, arguments_of
 from multiref.training.adapters import save_whole
-from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, training_arguments
+from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, silence, training_arguments
 from multiref.training.dataset import PART
 from multiref.training.honoured import check_arguments
 from multiref.training.saved import Kept, rows_of_pairs
@@ -174,8 +174,7 @@ class PairsRun(BaseRun):
         if made.save_strategy == "steps" and made.logging_strategy == "steps" and made.save_steps % made.logging_steps:
             warnings.warn(
                 f"training: save_steps {made.save_steps} is no multiple of logging_steps {made.logging_steps}, "
-                "so the first line after a "
-                "restart averages over fewer steps than an uninterrupted run's.",
+                "so the first line after a restart averages over fewer steps than an uninterrupted run's.",
                 MultirefWarning,
                 stacklevel=2,
             )
@@ -239,8 +238,7 @@ class PairsRun(BaseRun):
         if self.too_long == "error" or not fits.any():
             raise ConfigError(
                 f"tokenisation.max_length: {count} of {len(pairs)} pairs are {why}, the first {first}. "
-                "Raise max_length, use a model "
-                "with a longer context, or set too_long to drop."
+                "Raise max_length, use a model with a longer context, or set too_long to drop."
             )
         say(f"Left out {count:,} of {len(pairs):,} pairs that are {why} (the first: {first}).")
         return select(pairs, np.flatnonzero(fits))
@@ -249,9 +247,12 @@ class PairsRun(BaseRun):
 class TrainerJob:
     """A `transformers.Trainer` as a job: `facts` of what it did, once it is done."""
 
+    rewards: ClassVar[bool] = False  # what its model says of a text
+
     def __init__(self, trainer: Any, facts: Callable[[], Facts]) -> None:
         self.trainer: Any = trainer
         self.facts: Any = facts
+        silence(trainer)
 
     def train(self, checkpoint: Path | None) -> None:
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -279,7 +280,7 @@ class TrainerJob:
 
     def remember(self) -> Kept:
         data = self.trainer.eval_dataset or self.trainer.train_dataset
-        return rows_of_pairs(data).remember(self.model, self.trainer.processing_class)
+        return rows_of_pairs(data, rewards=self.rewards).remember(self.model, self.trainer.processing_class)
 
     def release(self) -> None:
         self.trainer.accelerator.free_memory()
@@ -335,8 +336,7 @@ def _warn_of_overlap(train: Sequence[Pair], held_out: Sequence[Pair]) -> None:
     if same or shared:
         warnings.warn(
             f"evaluation: {same} of {len(held_out)} held-out pairs have a completion that is trained on, "
-            f"and {shared} a prompt that is. "
-            "Their figures do not show generalisation.",
+            f"and {shared} a prompt that is. Their figures do not show generalisation.",
             MultirefWarning,
             stacklevel=2,
         )

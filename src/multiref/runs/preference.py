@@ -17,7 +17,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
 from multiref.runs.pairs import CURVES, PairsRun, TrainerJob, lines
 from multiref.runs.waiting import main_first
-from multiref.training.arguments import TrainingArguments, silence, with_lora
+from multiref.training.arguments import TrainingArguments, with_lora
 from multiref.training.dataset import PreferenceData
 from multiref.training.preference import PreferenceTrainer
 from multiref.training.renormalised import renormalised_scores
@@ -49,6 +49,9 @@ class PreferenceRun(PairsRun, PooledRun):
                 "remove one or the other."
             )
         self.objective.of(self)
+        kind = "uniform" if self.weighting is None else self.weighting.kind
+        if self.evaluation is None and kind not in ("uniform", "arwc", "sliding_window"):
+            raise ValueError(f"weighting: {kind} looks at held-out pairs; set `evaluation`.")
         if self.objective.kind == "renormalised_tokens" and any(each.tokenisation is not None for each in self.references):
             raise ValueError("references: tokenisation: renormalised_tokens reads all of them under the run's; leave it out.")
         return self
@@ -88,7 +91,6 @@ class PreferenceRun(PairsRun, PooledRun):
             token_budget=self.token_budget,
             callbacks=[lines(folder, say)],
         )
-        silence(trainer)
         say(f"{len(data):,} pairs, {len(held_out):,} held out; references: {', '.join(scores.names)}.")
         names = scores.names  # not the scores: the data have what they need of them
         return TrainerJob(trainer, lambda: self._facts(folder, names, len(data), len(held_out)))
@@ -117,10 +119,7 @@ class PreferenceRun(PairsRun, PooledRun):
             held_out=held_out,
             beta=self.beta,
             references=references | mixture,
-            curves={
-                **CURVES,
-                "log-ratio to each reference (nats per completion)": ("kl/*",),
-            },
+            curves={**CURVES, "log-ratio to each reference (nats per completion)": ("kl/*",)},
             limits=(
                 "kl/<reference> is the average of log π − log π_k on the pairs' completions: "
                 "a KL only where these are samples of the policy.",

@@ -14,10 +14,9 @@ from multiref.report import Prose, Table
 from multiref.runs.base import Facts, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.pairs import CURVES, PairsRun, TrainerJob, lines
-from multiref.training.arguments import TrainingArguments, silence
+from multiref.training.arguments import TrainingArguments
 from multiref.training.reward import RewardData, RewardTrainer, open_reward_model
 from multiref.training.reward.model import with_lora
-from multiref.training.saved import Kept, rows_of_pairs
 
 
 class RewardRun(PairsRun):
@@ -61,7 +60,6 @@ class RewardRun(PairsRun):
             centre=self.centre,
             callbacks=[lines(folder, say)],
         )
-        silence(trainer)
         say(f"{len(train):,} pairs, {len(held_out):,} held out.")
         return RewardJob(trainer, lambda: self._facts(folder, trainer, len(train), len(held_out)), merge=self.lora is not None)
 
@@ -97,6 +95,8 @@ class RewardRun(PairsRun):
 class RewardJob(TrainerJob):
     """With an evaluation at the end, and an adapter merged into what is written."""
 
+    rewards = True
+
     def __init__(self, trainer: Any, facts: Callable[[], Facts], *, merge: bool) -> None:
         super().__init__(trainer, facts)
         self.merge = merge
@@ -106,7 +106,3 @@ class RewardJob(TrainerJob):
             self.trainer.evaluate()
         if self.merge:
             self.trainer.model_wrapped = self.trainer.model = self.model.merge_and_unload()
-
-    def remember(self) -> Kept:
-        data = self.trainer.eval_dataset or self.trainer.train_dataset
-        return rows_of_pairs(data, rewards=True).remember(self.model, self.trainer.processing_class)

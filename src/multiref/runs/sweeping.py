@@ -194,7 +194,8 @@ def _finished(run: str | Path) -> dict[str, Any]:
 
 
 def _mergeable(runs: Sequence[str | Path]) -> list[str]:
-    """The name of each run's one reference. ConfigError for runs whose optima do not merge."""
+    """The name of each run's one reference, with the run where two are called alike. ConfigError for runs whose optima do not
+    merge."""
     if len(runs) < 2:
         raise ConfigError("runs: expected at least two, one a reference.")
     configs, names = [], []
@@ -216,7 +217,7 @@ def _mergeable(runs: Sequence[str | Path]) -> list[str]:
         if any(config[key] != configs[0][key] for config in configs):
             differ = ", ".join(str(config[key]) for config in configs)
             raise ConfigError(f"{key}: the runs differ ({differ}); the merge needs the same reward and β.")
-    return names
+    return names if len(set(names)) == len(names) else [f"{name} of {run}" for name, run in zip(names, runs)]
 
 
 # ---- before any training ----

@@ -51,7 +51,8 @@ def open_trackers(
         opened[name] = made
 
     def report(line: Line) -> None:
-        values = {key: float(value) for key, value in line.items() if key != "step" and _is_number(value)}
+        numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        values = {key: float(value) for key, value in numbers.items() if key != "step" and not math.isinf(value)}
         for name, tracker in list(opened.items()):
             try:
                 tracker.log(values, step=int(line.get("step", 0)))
@@ -77,10 +78,6 @@ def check_trackers(names: list[TrackerName]) -> None:
         if name not in there:
             package = {"comet_ml": "comet-ml"}.get(name, name)
             raise ConfigError(f"report_to: {name} is not installed; run `pip install {package}`, or leave it out.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
 
 
 def _flat(values: Plain, place: str = "") -> dict[str, Any]:

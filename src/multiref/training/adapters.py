@@ -53,8 +53,13 @@ def with_trained_adapter(
 
 
 def save_whole(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
-    """Weights and tokenizer, as transformers and PEFT save them, in a folder that loads alone and from anywhere."""
+    """Weights and tokenizer, as transformers and PEFT save them, in a folder that loads alone and from anywhere. An adapter of
+    another name than PEFT's own "default" stands in it as that would."""
     model.save_pretrained(folder, **options)
+    for inner in (folder / name for name in options.get("selected_adapters", ()) if (folder / name).is_dir()):
+        for file in inner.iterdir():
+            file.replace(folder / file.name)
+        inner.rmdir()
     tokenizer.save_pretrained(folder)
     complete_folder(folder, model)
 
@@ -65,18 +70,18 @@ def complete_folder(folder: Path, model: Any, *, checkpoint: bool = False) -> No
     """
     if not (folder / _CONFIG).is_file():
         return
-    _write(folder, read_adapter_config(folder))
-    named = str(read_adapter_config(folder).get("base_model_name_or_path") or "")
+    named = str(_rewrite(folder).get("base_model_name_or_path") or "")
     if named == FIRST or not Path(named).is_dir():
         return
     if checkpoint or not (Path(named) / _CONFIG).is_file():
-        return _name_base(folder, _absolute(named))
+        _rewrite(folder, base_model_name_or_path=_absolute(named))
+        return
     first, inner = local_folder(named), folder / FIRST
     inner.mkdir(exist_ok=True)
     for file in (_CONFIG, "adapter_model.safetensors"):
         shutil.copyfile(first / file, inner / file)
-    _name_base(inner, _absolute(str(model.get_base_model().name_or_path)))
-    _name_base(folder, FIRST)
+    _rewrite(inner, base_model_name_or_path=_absolute(str(model.get_base_model().name_or_path)))
+    _rewrite(folder, base_model_name_or_path=FIRST)
 
 
 def _train_what_is_saved(model: Any) -> None:
@@ -94,12 +99,10 @@ def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
-def _name_base(folder: Path, base: str) -> None:
-    _write(folder, {**read_adapter_config(folder), "base_model_name_or_path": base})
-
-
-def _write(folder: Path, config: Mapping[str, Any]) -> None:
+def _rewrite(folder: Path, **changes: Any) -> dict[str, Any]:
     """PEFT holds sets, which it lists in another order in each process; one order makes one file of one run."""
+    config = {**read_adapter_config(folder), **changes}
     texts = {key: value for key, value in config.items() if isinstance(value, list) and all(isinstance(v, str) for v in value)}
     lists = {key: sorted(value) for key, value in texts.items()}
     (folder / _CONFIG).write_text(json.dumps({**config, **lists}, indent=2, sort_keys=True), encoding="utf-8")
+    return config

@@ -93,11 +93,11 @@ class SumCheckpoints(TrainerCallback):
             self._open.result()
 
 
-def with_lora(model: Any, options: Mapping[str, Any], *, name: str = "default") -> Any:
+def with_lora(model: Any, options: Mapping[str, Any], *, name: str = "default", task: str = "CAUSAL_LM") -> Any:
     """A new LoRA adapter on the model; only it trains. ValueError where it does not fit."""
     import peft
 
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options), adapter_name=name)
+    return peft.get_peft_model(model, peft.LoraConfig(task_type=task, **options), adapter_name=name)
 
 
 def silence(trainer: Any) -> None:

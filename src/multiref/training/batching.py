@@ -65,15 +65,6 @@ class StepBatches(Sampler[list[int]]):
         whole, rest = divmod(len(self.lengths), self.per_step)
         return whole * self.accumulation + (0 if self.drop_last else -(-rest // (self.per_device * self.world)))
 
-    def may_be_at(self, step: int, epoch: float) -> bool:
-        """Whether after `step` steps of as many of these pairs, in whatever micro-batches, a run is at this epoch."""
-        whole, rest = divmod(len(self.lengths), self.per_step)
-        rest = 0 if self.drop_last else rest
-        done, inside = divmod(step, whole + bool(rest))
-        cuts = [parts for parts in range(1, self.per_step + 1) if self.per_step % parts == 0]
-        ends = [(parts, whole * parts - (-rest * parts // self.per_step)) for parts in cuts]
-        return any(abs(done + min(inside * parts, end) / end - epoch) < 1e-6 for parts, end in ends)
-
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(len(self.lengths))
         if self.shuffle:

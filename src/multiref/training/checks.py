@@ -1,14 +1,18 @@
 """What arguments of every trainer are asked: one of a few words, at least so much."""
 
+import dataclasses
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
+import xxhash
+
 from multiref._awaited import wait_for
-from multiref.errors import ArgumentError, MultirefError
+from multiref.errors import ArgumentError, MultirefError, MultirefNotice
 
 
 def check_choice(name: str, found: object, known: Any) -> None:
@@ -43,9 +47,26 @@ def check_whole(values: object, least: int, *names: str) -> None:
         object.__setattr__(values, name, int(found))
 
 
+def say_idle(values: Any, beside: Iterable[tuple[str, bool, str]], *, standing: Mapping[str, Any] = {}) -> None:
+    """A MultirefNotice for every field of a dataclass that something else switches off, if it is not as it stands by itself.
+    beside: (field, whether it is switched off, why). standing: values that it has not from the user."""
+    defaults = {field.name: field.default for field in dataclasses.fields(values)}
+    for name, idle, why in beside:
+        if idle and (found := getattr(values, name)) not in (defaults[name], standing.get(name), None, {}):
+            warnings.warn(f"{name}: {found!r} has no effect: {why}.", MultirefNotice, stacklevel=4)
+
+
 def stated(value: object) -> str:
     """A choice as it prints, without places in memory: the same in another process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def digest_of(values: Iterable[object]) -> str:
+    """Of how they print, one after the other."""
+    found = xxhash.xxh3_128()
+    for value in values:
+        found.update(str(value).encode())
+    return found.hexdigest()
 
 
 def check_same(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

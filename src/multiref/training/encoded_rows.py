@@ -65,11 +65,9 @@ class EncodedRows(Made[Encoded]):
     @property
     def row_lengths(self) -> np.ndarray:
         """[P] tokens of each pair's row: the prompt once, both completions."""
-        lengths: np.ndarray = self._lengths[self._at]
-        return lengths
+        return self._lengths.take(self._at)
 
     @property
     def truncated(self) -> np.ndarray:
         """[P, 2] bool: which sides were cut."""
-        truncated: np.ndarray = self._truncated[self._at]
-        return truncated
+        return self._truncated.take(self._at, axis=0)

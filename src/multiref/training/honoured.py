@@ -4,42 +4,34 @@ effect beside others: said."""
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
+from multiref.errors import ArgumentError, MultirefWarning
 from multiref.training.arguments import DEFAULTS
-
-
-class _Ignored(NamedTuple):
-    """The value that changes nothing, and what to do in place of another."""
-
-    neutral: Any
-    instead: str
-
+from multiref.training.checks import check_at_least, say_idle
 
 _ONE = "figures of an evaluation are means over its pairs, from the log-probabilities of each"
-IGNORED = {
-    "label_smoothing_factor": _Ignored(0.0, "it is the objective's: label_smoothing of `losses.bradley_terry` or `robust`"),
-    "neftune_noise_alpha": _Ignored(None, "noise in the embeddings is noise in a likelihood; leave it out"),
-    "auto_find_batch_size": _Ignored(False, "a step's pairs are what the loss averages over; give a token_budget for memory"),
-    "include_num_input_tokens_seen": _Ignored("no", "rows are laid out in the model's pass; num_train_samples counts pairs"),
-    "prediction_loss_only": _Ignored(False, _ONE),
-    "eval_do_concat_batches": _Ignored(True, _ONE),
-    "eval_use_gather_object": _Ignored(False, _ONE),
-    "include_for_metrics": _Ignored([], _ONE),
-    "batch_eval_metrics": _Ignored(False, _ONE),
-    "label_names": _Ignored(None, "pairs have no labels"),
-    "length_column_name": _Ignored("length", "pairs of a step are sorted by length anyway"),
-    "bf16_full_eval": _Ignored(False, "it would leave the policy in half precision; use bf16 for autocast"),
-    "fp16_full_eval": _Ignored(False, "it would leave the policy in half precision; use fp16 for autocast"),
-    "parallelism_config": _Ignored(None, "every process trains on pairs of its own; use FSDP or DeepSpeed"),
-    "resume_from_checkpoint": _Ignored(None, "transformers ignores it; give it to `train(resume_from_checkpoint=…)`"),
+IGNORED: dict[str, tuple[Any, str]] = {  # argument → the value that changes nothing; what to do in place of another
+    "label_smoothing_factor": (0.0, "it is the objective's: label_smoothing of `losses.bradley_terry` or `robust`"),
+    "neftune_noise_alpha": (None, "noise in the embeddings is noise in a likelihood; leave it out"),
+    "auto_find_batch_size": (False, "a step's pairs are what the loss averages over; give a token_budget for memory"),
+    "include_num_input_tokens_seen": ("no", "rows are laid out in the model's pass; num_train_samples counts pairs"),
+    "prediction_loss_only": (False, _ONE),
+    "eval_do_concat_batches": (True, _ONE),
+    "eval_use_gather_object": (False, _ONE),
+    "include_for_metrics": ([], _ONE),
+    "batch_eval_metrics": (False, _ONE),
+    "label_names": (None, "pairs have no labels"),
+    "length_column_name": ("length", "pairs of a step are sorted by length anyway"),
+    "bf16_full_eval": (False, "it would leave the policy in half precision; use bf16 for autocast"),
+    "fp16_full_eval": (False, "it would leave the policy in half precision; use fp16 for autocast"),
+    "parallelism_config": (None, "every process trains on pairs of its own; use FSDP or DeepSpeed"),
+    "resume_from_checkpoint": (None, "transformers ignores it; give it to `train(resume_from_checkpoint=…)`"),
 }
 FLOAT16_ON_CPU = "on a CPU all is computed as the weights are (float32); bf16 computes in half precision there"
 _LOWER_IS_BETTER = ("nll", "calibration_error", "reward_gap")
@@ -71,8 +63,8 @@ def check_arguments(args: TrainingArguments) -> None:
             f"max_steps, num_train_epochs: found {args.max_steps} and {args.num_train_epochs}; expected steps, at least 1, or "
             "epochs, above 0. (Of max_steps 0 transformers makes one step.)"
         )
-    if args.per_device_eval_batch_size < 1:
-        raise ArgumentError(f"per_device_eval_batch_size: expected at least 1, found {args.per_device_eval_batch_size}.")
+    check_at_least(args, 1, "per_device_eval_batch_size")
+    check_at_least(args, 0, "weight_decay")
     if args.max_grad_norm is not None and not args.max_grad_norm >= 0:
         raise ArgumentError(f"max_grad_norm: expected a number above 0, or 0 for no limit, found {args.max_grad_norm}.")
     if args.use_liger_kernel and not is_liger_kernel_available():
@@ -82,9 +74,7 @@ def check_arguments(args: TrainingArguments) -> None:
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if args.greater_is_better and any(f"_{metric}".endswith(f"_{name}") for name in _LOWER_IS_BETTER):  # of a named set, too
         raise ArgumentError(f"metric_for_best_model: {metric} is better where it is lower; set greater_is_better to false.")
-    given = _check_optimizer(args)
-    for name, why in _without_effect(args, given):
-        warnings.warn(f"{name}: {getattr(args, name)!r} has no effect: {why}.", MultirefNotice, stacklevel=3)
+    say_idle(args, _without_effect(args, _check_optimizer(args)), standing=DEFAULTS)
     if args.save_only_model:
         warnings.warn(
             "save_only_model: checkpoints without the optimizer's state: this run cannot be resumed where it stops.",
@@ -122,8 +112,6 @@ def check_metric(args: TrainingArguments, known: Iterable[str], sets: Iterable[s
 
 def _check_optimizer(args: TrainingArguments) -> dict[str, Any]:
     """What the optimizer is made with. ArgumentError where it, or the schedule, cannot be: before anything is scored."""
-    if not 0 <= args.weight_decay < math.inf:
-        raise ArgumentError(f"weight_decay: expected a number, at least 0, found {args.weight_decay!r}.")
     try:
         kind, given = Trainer.get_optimizer_cls_and_kwargs(args)
         if args.optim_target_modules is None:  # else it takes parameters of the model by name
@@ -131,20 +119,19 @@ def _check_optimizer(args: TrainingArguments) -> dict[str, Any]:
             more: Any = args.lr_scheduler_kwargs or {}
             get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, dict(more))
     except (ValueError, TypeError, ImportError, AssertionError) as error:
-        raise ArgumentError(f"optimizer or schedule ({_word(args.optim)}, {_word(args.lr_scheduler_type)}): {error}") from error
+        raise ArgumentError(f"optimizer or schedule ({word(args.optim)}, {word(args.lr_scheduler_type)}): {error}") from error
     return dict(given)
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
     """Of an enumeration's member what it is written as."""
     return str(getattr(value, "value", value))
 
 
-def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(argument, why) of those that are not as they stand by themselves, and that something else switches off."""
-    standing = {field.name: field.default for field in fields(TrainingArguments)}
+def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """(argument, whether another switches it off, why)."""
     plain = args.optim in ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "adafactor")
-    beside = (
+    yield from (
         ("num_train_epochs", args.max_steps > 0, "max_steps decides how long a run is"),
         ("eval_steps", args.eval_strategy != "steps", "eval_strategy is not steps"),
         *((name, args.eval_strategy == "no", "eval_strategy is no") for name in ("eval_delay", "metric_for_best_model")),
@@ -156,10 +143,7 @@ def _without_effect(args: TrainingArguments, given: dict[str, Any]) -> Iterator[
         ("warmup_steps", args.lr_scheduler_type == "constant", "a constant schedule has no warm-up; constant_with_warmup has"),
         ("lr_scheduler_kwargs", args.lr_scheduler_type == "constant", "a constant schedule takes none"),
         ("gradient_checkpointing_kwargs", not args.gradient_checkpointing, "gradient_checkpointing is off"),
-        *((name, plain, f"{_word(args.optim)} does not read it") for name in ("optim_args", "optim_target_modules")),
-        *((name, "betas" not in given, f"{_word(args.optim)} takes none") for name in ("adam_beta1", "adam_beta2")),
-        ("adam_epsilon", "eps" not in given, f"{_word(args.optim)} takes none"),
+        *((name, plain, f"{word(args.optim)} does not read it") for name in ("optim_args", "optim_target_modules")),
+        *((name, "betas" not in given, f"{word(args.optim)} takes none") for name in ("adam_beta1", "adam_beta2")),
+        ("adam_epsilon", "eps" not in given, f"{word(args.optim)} takes none"),
     )
-    for name, idle, why in beside:
-        if idle and getattr(args, name) not in (standing[name], DEFAULTS.get(name), None, {}):
-            yield name, why

@@ -1,13 +1,14 @@
-"""Whether a step moves the weights: an update below half the distance to the next number of the weight's format is lost."""
+"""Whether a step moves the weights: an update below half the distance to the next number of the weight's format is lost. And
+whether it leaves them numbers."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multiref.errors import MultirefNotice, MultirefWarning
+from multiref.errors import ModelError, MultirefNotice, MultirefWarning
 
 UPDATES = 10
 _ENTRIES = 65_536  # of each tensor, evenly spread
@@ -81,6 +82,19 @@ class LostUpdates:
             stacklevel=2,
         )
         return float(lost / all_of_them)
+
+
+def all_finite(tensors: Iterable[Any]) -> bool:
+    """Whether this process's parts of them are all numbers."""
+    return all(bool((part.to_local() if hasattr(part, "to_local") else part).isfinite().all()) for part in tensors)
+
+
+def diverged(what: str, step: int) -> ModelError:
+    """What is said of training whose loss, gradient or weights are no number."""
+    return ModelError(
+        f"The {what} at step {step}: training diverged. Go on from an earlier checkpoint, or begin anew, with a lower "
+        "learning_rate, a longer warm-up or a smaller max_grad_norm."
+    )
 
 
 def _some(tensor: Any) -> Tensor:

@@ -19,7 +19,7 @@ from multiref._files import read_text, write_whole
 from multiref._json import parse_json
 from multiref.data.privacy import check_marks
 from multiref.data.spooled import SpooledPairs
-from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, OutputError
+from multiref.errors import ArgumentError, DataError, MultirefWarning, OutputError
 from multiref.models.noise import refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.witness import dtype_of
 from multiref.training.adapters import complete_folder
@@ -27,8 +27,8 @@ from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
 from multiref.training.checks import check_same
 from multiref.training.dataset import PairData, collate
-from multiref.training.honoured import check_arguments, check_metric, check_trainable
-from multiref.training.lost_updates import LostUpdates
+from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
+from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
@@ -63,6 +63,12 @@ class PairTrainer(Trainer):
                 )
         refuse_adapter_dropout(model)
         check_trainable(model, options.get("optimizers", (None, None)))
+        adapters = set(getattr(model, "peft_config", None) or ()) - {"default"}
+        if adapters and args.load_best_model_at_end:
+            raise ArgumentError(
+                f"load_best_model_at_end: found an adapter called {sorted(adapters)[0]!r}, of which transformers keeps the "
+                "last, not the best; expected 'default'. Make it under that name, or leave load_best_model_at_end out."
+            )
         args.logging_nan_inf_filter = False  # see `log`
         self._averages = Averages()
         self._learning = self._examined = False
@@ -122,18 +128,18 @@ class PairTrainer(Trainer):
             self.model.eval()  # type: ignore[union-attr]
 
     def settings(self) -> dict[str, Any]:
-        """What a run that goes on from a checkpoint must share with the one that wrote it, beside what its optimizer holds."""
-        args, data = self.args, self.train_dataset
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return {"seed": seed, "data": data.digest, "dtype": str(dtype_of(self.model))}  # type: ignore[union-attr, arg-type]
+        """What a run that goes on from a checkpoint must share with the one that wrote it, beside what its optimizer holds and
+        the order of its pairs."""
+        return {"dtype": str(dtype_of(self.model))}  # type: ignore[arg-type]
 
     def all_settings(self) -> dict[str, dict[str, Any]]:
-        """Those, and the arguments that the optimizer of a checkpoint brings with it."""
+        """Those, the arguments that the optimizer of a checkpoint brings with it, and what decides which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-        args = {name: getattr(self.args, name) for name in held} | {
-            "optim": str(getattr(self.args.optim, "value", self.args.optim))
-        }
-        return {"optimizer": args, "run": self.settings()}
+        optimizer = {name: getattr(self.args, name) for name in held} | {"optim": word(self.args.optim)}
+        batches = self._batches()
+        order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
+        order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
+        return {"optimizer": optimizer, "order": order, "run": self.settings()}
 
     def _check_settings(self, checkpoint: Path) -> None:
         """ArgumentError where the checkpoint's optimizer would go on as it was; a MultirefWarning where the steps before were
@@ -143,10 +149,13 @@ class PairTrainer(Trainer):
         was = parse_json(read_text(file, "settings of a checkpoint", error=OutputError), str(file), error=OutputError)
         now = self.all_settings()
         check_same(was["optimizer"], now["optimizer"])
-        try:
-            check_same(was["run"], now["run"])
-        except ArgumentError as other:
-            warnings.warn(f"{other} What was trained before was of the other.", MultirefWarning, stacklevel=3)
+        twice = "In the epoch that it stands in, pairs come twice or not at all."
+        for part, what in (("order", twice), ("run", "What was trained before was of the other.")):
+            try:
+                check_same(was.get(part, {}), now[part])
+            except ArgumentError as other:
+                if self.is_world_process_zero():
+                    warnings.warn(f"{other} {what}", MultirefWarning, stacklevel=3)
 
     def compute_loss_context_manager(self) -> Any:
         """The forward pass of a training step, for which transformers has just put the model into training mode."""
@@ -168,8 +177,7 @@ class PairTrainer(Trainer):
             longest = max(range(len(data)), key=data.row_lengths.__getitem__)
             pairs = data.batch(sorted({0, longest}))
             set_evaluation_mode(self.model)  # type: ignore[arg-type]
-            anywhere = lambda moved: bool(self.summed(torch.tensor(int(moved), device=self.args.device)) > 0)  # noqa: E731
-            refuse_noise(self.model, self.plain_pass(model, pairs), anywhere)  # type: ignore[arg-type]
+            refuse_noise(self.model, self.plain_pass(model, pairs), self.anywhere)  # type: ignore[arg-type]
             self.audit(model)
             self._examined = True
             if self.args.metric_for_best_model is not None:
@@ -236,10 +244,17 @@ class PairTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of equally many pairs, each rank its share, in an order that only the seed and the epoch decide."""
+        return _EpochLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._batches(),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def _batches(self) -> StepBatches:
         args = self.args
-        data: PairData = self.train_dataset  # type: ignore[assignment]
-        batches = StepBatches(
-            data.row_lengths,
+        return StepBatches(
+            self.train_dataset.row_lengths,  # type: ignore[union-attr]
             args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             world=args.world_size,
@@ -248,7 +263,6 @@ class PairTrainer(Trainer):
             shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
             drop_last=args.dataloader_drop_last,
         )
-        return _EpochLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Every pair, whatever `dataloader_drop_last` says of training; and of these data, not of those that were asked for
@@ -295,16 +309,28 @@ class PairTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads; an adapter's
         folder loads from anywhere."""
+        if _internal_call:
+            self.check_weights()
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             (folder / "training_args.bin").unlink(missing_ok=True)
             complete_folder(folder, self.accelerator.unwrap_model(self.model), checkpoint=_internal_call)
 
+    def check_weights(self) -> None:
+        """ModelError for weights that are no numbers: after a gradient that was none, under a loss that still was one."""
+        model: nn.Module = self.model  # type: ignore[assignment]
+        if self.anywhere(not all_finite(p for p in model.parameters() if p.requires_grad)):
+            raise diverged("weights are no numbers", self.state.global_step)
+
     def summed(self, totals: Tensor) -> Tensor:
         """Their sum over all ranks."""
         total: Tensor = self.accelerator.reduce(totals, reduction="sum")
         return total
+
+    def anywhere(self, found: bool) -> bool:
+        """Whether it is so on some rank."""
+        return bool(self.summed(torch.tensor(int(found), device=self.args.device)) > 0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The loss's line also carries the metrics of its pairs, over all ranks. No mean loss of the run: transformers divides
@@ -312,10 +338,7 @@ class PairTrainer(Trainer):
         a mean over the steps that were (logging_nan_inf_filter)."""
         logs.pop("train_loss", None)
         if not math.isfinite(logs.get("loss", 0.0)) and not self.args.fp16:  # which leaves out a step at times
-            raise ModelError(
-                f"The loss is {logs['loss']} at step {self.state.global_step}: training diverged. Go on from an earlier "
-                "checkpoint, or begin anew, with a lower learning_rate, a longer warm-up or a smaller max_grad_norm."
-            )
+            raise diverged(f"loss is {logs['loss']}", self.state.global_step)
         if "loss" in logs:
             logs.update(self._averages.take(self.summed) | self.once_logged)
             self.once_logged = {}
@@ -334,8 +357,6 @@ class _Watch(TrainerCallback):
         self.trainer.examine(self.trainer.model_wrapped)
         if state.global_step == 0:
             self.trainer.check_start(self.trainer.model_wrapped)
-        elif not args.ignore_data_skip:
-            _warn_of_other_steps(self.trainer.get_train_dataloader().batch_sampler, state)
         self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -351,6 +372,8 @@ class _Watch(TrainerCallback):
         if self.updates is not None:
             share = self.updates.conclude(self.trainer.summed, last=state.global_step >= state.max_steps)
             self.trainer.once_logged |= {} if share is None else {"updates_lost": share}
+        if state.global_step >= state.max_steps:
+            self.trainer.check_weights()
         # An evaluation at the epoch's end comes before the checkpoint of that step: after it, a kill in between would lose it.
         if control.should_save and args.eval_strategy == "epoch" and state.epoch == int(state.epoch):
             control.should_evaluate, self.evaluated = True, state.global_step
@@ -363,17 +386,6 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.evaluated == state.global_step:
             control.should_evaluate = False
-
-
-def _warn_of_other_steps(batches: Any, state: Any) -> None:
-    if not batches.may_be_at(state.global_step, state.epoch):
-        warnings.warn(
-            f"The checkpoint is of step {state.global_step} at epoch {state.epoch:.4g}, where steps of {batches.per_step} of "
-            f"{len(batches.lengths):,} pairs are not: it was written with other batches or other data. In this epoch some "
-            "pairs come twice and others not at all.",
-            MultirefWarning,
-            stacklevel=2,
-        )
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from multiref.training.dataset import PairBatch, PreferenceData
 from multiref.training.metrics import pair_metrics
 from multiref.training.objectives import Objective, PairLogps, Preference
 from multiref.training.pair_trainer import PairTrainer
-from multiref.training.start import check_ids, check_start, rounding_unit, starts_as
+from multiref.training.start import check_first, check_ids, starts_as
 from multiref.training.strategies import WeightStrategy
 
 
@@ -182,19 +182,16 @@ class PreferenceTrainer(PairTrainer):
         few = min(len(data), self.args.per_device_train_batch_size, 8)
         chosen = torch.linspace(0, len(data) - 1, few).long().unique().tolist()
         pairs = data.batch(chosen)
-        own = self._logps(model, pairs).policy
-        bare: Any = self.model
-        if hasattr(bare, "disable_adapter"):
-            with bare.disable_adapter():
-                if not torch.equal(own, self._logps(model, pairs).policy):
-                    return  # an adapter that was trained before
-        alike = {k: bool((pairs.ref_lengths[k] == pairs.lengths).all()) for k in self._starts_as}
-        names = [data.pairs[i].origin or f"pair {i + 1}" for i in chosen for _ in range(2)]
-        for k in (k for k, same in alike.items() if same):  # else the reference's tokenisation is another
-            unit = rounding_unit(bare, data.identities[k], self.accelerator.mixed_precision)
-            reference = {self.names[k]: pairs.references[k].flatten()}
-            found = check_start(own.flatten(), reference, pairs.lengths.flatten(), unit=unit, rows=names)
-            self.once_logged |= {f"start/{name}": value for name, value in found.items()}
+        alike = [k for k in self._starts_as if bool((pairs.ref_lengths[k] == pairs.lengths).all())]  # else tokenised otherwise
+        found = check_first(
+            self.model,  # type: ignore[arg-type]
+            lambda: self._logps(model, pairs).policy.flatten(),
+            {self.names[k]: (data.identities[k], pairs.references[k].flatten()) for k in alike},
+            pairs.lengths.flatten(),
+            autocast=self.accelerator.mixed_precision,
+            rows=[data.pairs[i].origin or f"pair {i + 1}" for i in chosen for _ in range(2)],
+        )
+        self.once_logged |= {f"start/{name}": value for name, value in found.items()}
 
     def _logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
         with self.accelerator.autocast():
@@ -205,14 +202,11 @@ class PreferenceTrainer(PairTrainer):
         groups = cut_into_microbatches(lengths, self.token_budget)
         if self.token_budget is None or self.args.world_size == 1:
             return groups
-        counts = torch.tensor([len(groups)], device=self.args.device)
-        most = int(self.accelerator.gather(counts).max())
-        fewest = int(-self.accelerator.gather(torch.tensor([-len(rows)], device=self.args.device)).max())
-        return (
-            cut_into_microbatches(lengths, self.token_budget, at_least=most)
-            if most <= fewest
-            else cut_into_microbatches(lengths, None)
-        )
+        counts = self.accelerator.gather(torch.tensor([[len(groups), len(rows)]], device=self.args.device))
+        most, fewest = int(counts[:, 0].max()), int(counts[:, 1].min())
+        if most > fewest:
+            return cut_into_microbatches(lengths, None)
+        return cut_into_microbatches(lengths, self.token_budget, at_least=most)
 
     # ---- evaluation and logs ----
 

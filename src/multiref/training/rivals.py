@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multiref import losses as preference_losses
 from multiref.errors import ArgumentError
+from multiref.regularizers import PooledKL
 from multiref.training.objectives import Loss, Objective, PairLogps, Preference, Weights
 from multiref.weighting import arwc
 
@@ -36,8 +37,6 @@ def mrpo(
         anchor: which reference the others are clipped around (the policy's initial model, there).
         adaptive: weights per pair from how strongly each reference discriminates (ARWC).
     """
-    from multiref.regularizers import PooledKL
-
     objective: Objective = Preference(PooledKL(weights, order=-1), beta, loss)
     if trust_region is not None:
         objective = TrustRegion(objective, trust_region, anchor)

@@ -62,11 +62,12 @@ class Kept:
     spread: float
     device: str
 
-    def compare(self, spec: ModelSpec, *, reward: bool = False) -> str:
+    def compare(self, spec: ModelSpec) -> str:
         """Loads the folder and scores the rows again; returns a sentence with the numbers.
 
         Errors: ModelError where the folder cannot be loaded, writes other tokens, or scores otherwise than by rounding.
         """
+        reward = self.rows.rewards is not None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", MultirefWarning)  # what there is to be said was said when the run began

@@ -2,7 +2,7 @@
 not computed as it is stated to be."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.witness import dtype_of
+from multiref.references.local import LocalReference
 
 if TYPE_CHECKING:
     from multiref.training.dataset import PreferenceData
@@ -92,6 +93,53 @@ def check_start(
             )
         _log.info("The policy starts as reference %r: log-ratio 0, at most %.1g a token.", name, found[name])
     return found
+
+
+def check_first(
+    model: nn.Module,
+    score: Callable[[], Tensor],
+    references: Mapping[str, tuple[Mapping[str, Any], Tensor]],
+    lengths: Tensor,
+    *,
+    autocast: str,
+    rows: Sequence[str] = (),
+) -> dict[str, float]:
+    """`check_start` before the first step, each reference by the formats in which the two are computed; nothing of a policy
+    whose adapters were trained before. score: log π of some completions [N], asked again with the adapters off. references:
+    name → (identity, log π_k of the same completions [N]), of those that `starts_as` found."""
+    bare: Any = model
+    own = score() if references else torch.zeros(0)
+    if references and hasattr(bare, "disable_adapter"):
+        with bare.disable_adapter():
+            if not torch.equal(own, score()):
+                return {}
+    found: dict[str, float] = {}
+    for name, (identity, logps) in references.items():
+        unit = rounding_unit(model, identity, autocast)
+        found |= check_start(own, {name: logps}, lengths, unit=unit, rows=rows)
+    return found
+
+
+def refuse_the_policy(trained: Iterable[Tensor], references: Mapping[str, nn.Module | None]) -> None:
+    """ArgumentError where a reference (in memory; else None) shares weights with the policy that train: it would move along."""
+    moving = {id(parameter) for parameter in trained}
+    for name, model in references.items():
+        if model is not None and any(id(parameter) in moving for parameter in model.parameters()):
+            raise ArgumentError(
+                f"references: {name!r} is the policy itself, and would move with it; expected a model of its own. Give its "
+                "folder, or a copy that was loaded apart."
+            )
+
+
+def identity_of(reference: LocalReference) -> dict[str, Any]:
+    """Of a reference that scores token ids what `starts_as` compares; of one in files without reading its weights."""
+    memory, spec = reference.in_memory, reference.spec
+    return {
+        "location": reference.name if memory is None else "<memory>",
+        "weights": None if memory is None else model_weights_fingerprint(memory),
+        "tokenizer": tokenizer_fingerprint(reference.tokenizer),
+        **{"dtype": reference.dtype, "adapter": spec.adapter, "quantization": spec.quantization},
+    }
 
 
 def rounding_unit(model: nn.Module, identity: Mapping[str, Any], autocast: str) -> float:

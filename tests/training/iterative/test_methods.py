@@ -35,6 +35,17 @@ def test_policy_gradient_under_the_true_reward_reaches_the_optimum():
     assert float(made.gap(state.policy.table())) < 0.05 * before
 
 
+def test_weights_that_are_no_numbers_leave_the_round_before():
+    """A gradient that is none in a round's last step, under a loss that is one: no later step would say so."""
+    made = world(1)
+    state = State.begin(made.task, seed=0, learning_rate=2e-2, reward_rate=1e-2)
+    calls, (parameter, *_) = iter(range(1, 99)), state.policy.parameters()
+    parameter.register_hook(lambda gradient: gradient * torch.nan if next(calls) == 2 * QUICK["steps"] else gradient)
+    with pytest.raises(Diverged, match="policy: its weights are no numbers; the last good state is kept"):
+        train(made.task, method_named("iterative"), Plan(labels=[8, 24, 48], **QUICK), state=state)
+    assert state.round == 1 and all(bool(p.isfinite().all()) for p in state.policy.parameters())
+
+
 def test_reward_fit_recovers_the_truth_from_many_labels():
     made = world(1)
     state = State.begin(made.task, seed=0, learning_rate=1e-3, reward_rate=5e-2)

@@ -419,6 +419,41 @@ def test_passes_change_no_step(normalisation):
     assert torch.allclose(*tables, rtol=1e-6) and not torch.equal(tables[0], random_table(1).table)
 
 
+def test_tokens_are_averaged_over_the_completions_of_all_processes(monkeypatch):
+    """x0 has completions of one token on this process, x1 of three on another: a token counts ⅛ wherever it is, so that the
+    mean over two processes of x0's gradient is that of one process with both prompts. It was ½ · ½ for x0."""
+
+    def sampler(model, tokenizer, prompts):
+        ids = {"x0": ((0,), (1,)), "x1": ((0, 1, 2), (2, 2, 1))}
+        return [Rollout(p, ("a", "bb"), (3 + int(p[1]),), ids[p], (False, False)) for p in prompts]
+
+    def gradient(prompts, elsewhere):
+        policy = random_table(1)
+        trainer = make_trainer(
+            policy, TABLES, mr.ReverseKL(W), rewards=lambda prompts, completions: list(map(len, completions)), steps=1,
+            sampler=sampler, prompts=prompts, method=GRPO(group=2, normalisation="token_mean"),
+            args={"prompts_per_step": len(prompts), "max_grad_norm": None},
+        )  # fmt: skip
+        gather = trainer.accelerator.gather
+        monkeypatch.setattr(trainer.accelerator, "gather", lambda found: torch.cat([gather(found), torch.tensor(elsewhere)]))
+        trainer.train()
+        return policy.table.grad[0]
+
+    torch.testing.assert_close(gradient(["x0"], [3, 3]) / 2, gradient(["x0", "x1"], []))
+
+
+def test_lines_that_a_checkpoint_keeps_are_of_all_processes(monkeypatch, tmp_path):
+    """Another process has 1 of everything, and a number where this one has none: both go on from the same means."""
+    monkeypatch.setattr("multiref.training.online.loop.over_ranks", lambda values, how: [value + 1 for value in values])
+    rewards = {"a": lambda prompts, completions: [3.0] * len(prompts), "b": lambda prompts, completions: [None] * len(prompts)}
+    trainer = make_trainer(
+        random_table(1), TABLES, mr.ReverseKL(W), rewards=rewards, steps=2, args={"log_every": 2, "save_every": 1}
+    )
+    (line,) = trainer.train(folder=tmp_path)
+    (kept,) = read_plain(tmp_path / "checkpoint-1" / "state.safetensors")["lines"]
+    assert kept["rewards/a/mean"] == line["rewards/a/mean"] == 2 and kept["rewards/b/mean"] == line["rewards/b/mean"] == 1
+
+
 def test_a_sampler_gives_each_prompt_its_group():
     """Three of one prompt and five of another are not four of each."""
     whole_groups = table_sampler(4)

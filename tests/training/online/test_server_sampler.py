@@ -131,6 +131,24 @@ def test_adapters_are_pushed_as_vllm_takes_them(tmp_path):
             AdapterPush(tmp_path)(base, sampler.api)
 
 
+def test_a_server_that_keeps_its_first_weights_is_found_out_once_the_policy_has_moved(tmp_path):
+    """It takes every adapter and samples from its base: right at the first call, where the adapter changes nothing yet."""
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = make_tokenizer(chat=True)
+    base = make_llama(len(tokenizer), std=0.1)
+    policy = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with sampling(base, opener=lambda path: base) as server:
+        sampler = ServerSampler(server.endpoint, group=4, max_new_tokens=8, push=AdapterPush(tmp_path))
+        sampler(policy, tokenizer, ["the cat"])
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(generator=torch.Generator().manual_seed(0))
+        with pytest.raises(ModelError, match="has other weights"):
+            sampler(policy, tokenizer, ["the cat"])
+
+
 def test_defaults_of_the_servers_model_cut_nothing():
     """vLLM samples by the model's generation_config.json where a request is silent, and its log-probabilities do not show it.
     All are drawn from: with top_k = 1 one."""

@@ -21,8 +21,8 @@ from .oracles import HumanLabels as HumanLabels
 from .oracles import LabelsLate as LabelsLate
 from .oracles import PrivateOracle as PrivateOracle
 from .oracles import RewardOracle as RewardOracle
+from .state import Diverged as Diverged
 from .state import State as State
-from .steps import Diverged as Diverged
 from .steps import improve as improve
 from .task import Oracle as Oracle
 from .task import Policy as Policy

@@ -5,7 +5,6 @@ What the papers say and what is ours: the two-policy penalty step is our reconst
 the other estimators, and every objective but the likelihood, are ours.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +13,15 @@ import torch
 from torch import Tensor
 
 from multiref.bilevel import check_sigma, covariance
-from multiref.errors import ArgumentError, MultirefNotice
+from multiref.errors import ArgumentError
 from multiref.losses import bradley_terry
 from multiref.training.checkpoint import put_back
-from multiref.training.checks import check_at_least, check_choice, check_whole
+from multiref.training.checks import check_at_least, check_choice, check_whole, say_idle
 from multiref.training.iterative.labels import LabelledUnits, pair_margin
 from multiref.training.iterative.loop import History, Plan, begin, train
 from multiref.training.iterative.outer_step import implicit_weights, newton_step, perturb
-from multiref.training.iterative.state import State
-from multiref.training.iterative.steps import Diverged, ask, improve, policy_step, refuse_private, some_prompts
+from multiref.training.iterative.state import Diverged, State
+from multiref.training.iterative.steps import ask, improve, policy_step, refuse_private, some_prompts
 from multiref.training.iterative.task import Policy, RewardModel, Task
 
 ObjectiveName = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]
@@ -31,6 +30,7 @@ LoopName = Literal["double", "single", "momentum"]
 OuterName = Literal["adam", "newton"]
 _CHOICES = {"objective": ObjectiveName, "estimator": EstimatorName, "loop": LoopName, "outer": OuterName}
 
+_OF_MOVED = "sigma", "sigma_decay", "perturbed_steps"  # of a second policy, moved a little
 _TOO_LARGE = 1e4
 
 
@@ -83,18 +83,14 @@ class Bilevel:
             )
         plain = self.objective == "stop_gradient"
         moves = not plain and self.estimator in ("two_policies", "shared_rollouts")
-        for names, read, when in (
-            (("estimator",), not plain, "an objective whose response is followed, not stop_gradient"),
-            (("sigma", "sigma_decay", "perturbed_steps"), moves, "estimator: two_policies or shared_rollouts"),
-            (("momentum",), self.loop == "momentum", "loop: momentum"),
-            (("ridge",), self.outer == "newton", "outer: newton"),
-            (("strength",), self.objective == "win_rate", "objective: win_rate"),
-        ):
-            for name in () if read else names:
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    warnings.warn(
-                        f"{name}: {getattr(self, name)!r} has no effect: it is of {when}.", MultirefNotice, stacklevel=3
-                    )
+        moved = [(name, not moves, "estimator: two_policies or shared_rollouts") for name in _OF_MOVED]
+        others = (
+            ("estimator", plain, "an objective whose response is followed, not stop_gradient"),
+            ("momentum", self.loop != "momentum", "loop: momentum"),
+            ("ridge", self.outer != "newton", "outer: newton"),
+            ("strength", self.objective != "win_rate", "objective: win_rate"),
+        )
+        say_idle(self, [(name, idle, f"it is of {what}") for name, idle, what in (*moved, *others)])
 
     @property
     def name(self) -> str:

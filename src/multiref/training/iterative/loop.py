@@ -131,6 +131,7 @@ def train(
         bought = total[state.round] - (total[state.round - 1] if state.round else 0)
         try:
             logged = method.round(task, state, bought, plan)
+            state.check_finite()
         except BaseException:  # of whatever kind: an oracle is other people's code
             state.restore(good)
             raise
@@ -177,6 +178,7 @@ def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, 
         "regularizer": stated(task.regularizer),
         **{"beta": task.beta, "prompts": task.prompts, "seed": plan.seed, "optimizer": plan.optimizer},
         "labels": list(plan.labels)[:rounds],
+        **task.settings,
     }
 
 

@@ -49,8 +49,7 @@ class PairwiseRewardModel(nn.Module):
     def forward(self, prompts: Tensor, completions: Tensor) -> Tensor:
         """[B], [*S, B, n, L] → [*S, B, n]."""
         f = self.features(prompts, completions).to(self.theta)
-        wins: Tensor = torch.sigmoid(self.log_odds(f, f)).mean(-1)
-        return wins
+        return torch.sigmoid(self.log_odds(f, f)).mean(-1)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 
-from multiref.errors import ArgumentError, StoreError
+from multiref.errors import ArgumentError, MultirefError, StoreError
 from multiref.training.checkpoint import put_back, read_state, save_state
 from multiref.training.checks import check_same
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
+from multiref.training.lost_updates import all_finite
 
 _BETAS = (0.9, 0.99)
+
+
+class Diverged(MultirefError, RuntimeError):
+    """A model in training is no number any more; the last good state is kept."""
 
 
 def _values(model: Policy | RewardModel | None) -> list[torch.Tensor] | None:
@@ -87,6 +92,12 @@ class State:
         if self.reward is None or self.reward_optimizer is None:
             raise ArgumentError("reward_model: found none, expected one: this method learns a reward")
         return self.reward, self.reward_optimizer
+
+    def check_finite(self) -> None:
+        """Diverged where policy or reward model have weights that are no numbers: after a gradient that was none."""
+        for name in ("policy", "reward"):
+            if not all_finite(_values(getattr(self, name)) or ()):
+                raise Diverged(f"{name}: its weights are no numbers; the last good state is kept. Lower its learning rate")
 
     def kept(self) -> dict[str, Any]:
         """Everything that the next round depends on, as plain tensors and numbers, independent of what happens to the state

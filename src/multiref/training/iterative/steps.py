@@ -6,16 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multiref.errors import ArgumentError, MultirefError
+from multiref.errors import ArgumentError
 from multiref.training.iterative.labels import check_answers, pair_margin
 from multiref.training.iterative.loop import Plan
-from multiref.training.iterative.state import State
+from multiref.training.iterative.state import Diverged, State
 from multiref.training.iterative.task import Policy, Task
 from multiref.training.online.methods import leave_one_out
-
-
-class Diverged(MultirefError, RuntimeError):
-    """A model in training is no number any more; the last good state is kept."""
 
 
 def some_prompts(task: Task, count: int, generator: torch.Generator) -> Tensor:

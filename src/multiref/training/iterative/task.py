@@ -4,8 +4,8 @@ Prompts are numbers [B]; completions are token ids [*S, B, n, L], n of each prom
 *S is empty for one model, or an axis of seeds that train side by side.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -60,6 +60,7 @@ class Task:
         ref_logps: (prompts [B], completions [*S, B, n, L]) → [K, *S, B, n].
         reward_model: where reward learning starts; None for methods without one.
         measure: what to record of a policy (exact sub-optimality, where it is known) as numbers [*S] by name.
+        settings: what else a run shares with the one whose checkpoint it goes on from.
     """
 
     prompts: int
@@ -70,6 +71,7 @@ class Task:
     oracle: Oracle
     reward_model: RewardModel | None = None
     measure: Callable[[Any], dict[str, Tensor]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_beta(self.beta)

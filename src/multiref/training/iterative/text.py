@@ -13,18 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiref.errors import ArgumentError, ModelError, VocabularyMismatch
+from multiref.errors import ArgumentError, ModelError
 from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, completion_logps
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
 from multiref.models.sampling import Rollout, decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
+from multiref.models.witness import dtype_of
+from multiref.references.local import LocalReference
+from multiref.references.scores import same_vocabulary
 from multiref.regularizers import FDivergence, Regularizer
-from multiref.training.adapters import complete_folder
+from multiref.training.adapters import save_whole
 from multiref.training.arguments import with_lora
 from multiref.training.checkpoint import put_back
+from multiref.training.checks import digest_of
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Policy, Task
 from multiref.training.reward.rows import pad_rows
+from multiref.training.start import check_first, identity_of, refuse_the_policy, starts_as
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 _REMEMBERED = 100_000
@@ -91,7 +96,7 @@ class TextPolicy:
         """All of them, or the adapter's alone."""
         if self.adapter is None:
             return list(self.model.parameters())
-        return [p for name, p in self.model.named_parameters() if f".{self.adapter}." in name]
+        return [p for name, p in self.model.named_parameters() if self.adapter in name.split(".")]
 
     def matrices(self) -> list[Tensor]:
         """[m, n] each, of those in training: what Muon may orthogonalise, that is neither embeddings nor the head."""
@@ -143,15 +148,8 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     """
     if not isinstance(policy, TextPolicy):
         raise ArgumentError(f"save_policy: found {type(policy).__name__}, expected a TextPolicy")
-    policy.worn().save_pretrained(folder, **({} if policy.adapter is None else {"selected_adapters": [policy.adapter]}))
-    # PEFT puts adapters of other names than its own "default" into folders of their own: what is written is moved up
-    inner = Path(folder) / str(policy.adapter)
-    for file in inner.iterdir() if inner.is_dir() else ():
-        file.replace(Path(folder) / file.name)
-    if inner.is_dir():
-        inner.rmdir()
-    policy.world.tokenizer.save_pretrained(folder)
-    complete_folder(Path(folder), policy.model)
+    options = {} if policy.adapter is None else {"selected_adapters": [policy.adapter]}
+    save_whole(policy.worn(), policy.world.tokenizer, Path(folder), **options)
 
 
 def sample_rollouts(policy: Policy, count: int) -> list[Rollout]:
@@ -170,11 +168,8 @@ def frozen_references(world: TextWorld, references: Mapping[str, LanguageModel])
     Raises:
         VocabularyMismatch: a tokenizer that maps another way.
     """
-    for name, reference in references.items():
-        if reference.tokenizer.get_vocab() != world.tokenizer.get_vocab():
-            raise VocabularyMismatch(
-                f"reference {name}: its vocabulary is not the policy's; expected the same mapping for online scoring"
-            )
+    tokenizers = world.tokenizer, *(each.tokenizer for each in references.values())
+    same_vocabulary(["the policy", *references], [each.get_vocab() for each in tokenizers])
     frozen = [TextPolicy(world, reference.model) for reference in references.values()]
 
     @torch.no_grad()
@@ -301,6 +296,7 @@ def text_task(
     refuse_adapter_dropout(learner.model)
     calibration = (everyone, learner.sample(everyone, 2, torch.Generator().manual_seed(setting.seed)))
     refuse_noise(learner.model, plain_rows(learner.model, world.encoded(everyone[:2], calibration[1][:2])))
+    _check_start(learner, references, everyone[:8], calibration[1][:8, :1])
     task = Task(
         prompts=len(world.prompts),
         policy=learner,
@@ -309,9 +305,29 @@ def text_task(
         beta=beta,
         oracle=oracle(world),
         reward_model=TextReward(world, next(iter(references.values())).model, calibration),
+        settings={
+            "prompts": digest_of(world.ids),
+            "max_new_tokens": setting.max_new_tokens,
+            "references": list(references),
+            "dtype": str(dtype_of(policy.model)),
+        },
     )
     task.measure = _Measure(task, world, tuple(references), setting.hidden, max(2, setting.held_out // len(everyone)))
     return task
+
+
+@torch.no_grad()
+def _check_start(policy: TextPolicy, references: Mapping[str, LanguageModel], prompts: Tensor, completions: Tensor) -> None:
+    """A policy that is a reference, with new adapters or none, has log-ratio 0 to it where training starts. ArgumentError for
+    a reference that holds the policy's adapter, and would move along."""
+    if policy.adapter is not None:
+        refuse_the_policy(policy.parameters(), {name: each.model for name, each in references.items()})
+    names, known = tuple(references), [identity_of(LocalReference(each)) for each in references.values()]
+    alike = {names[k]: known[k] for k in starts_as(policy.model, policy.world.tokenizer, known)}
+    frozen = [TextPolicy(policy.world, references[name].model) for name in alike]
+    scores = {name: (alike[name], each.logps(prompts, completions)[:, 0]) for name, each in zip(alike, frozen)}
+    lengths = (completions[:, 0] >= 0).sum(-1)
+    check_first(policy.model, lambda: policy.logps(prompts, completions)[:, 0], scores, lengths, autocast="no")
 
 
 def _adapter_of(policy: LanguageModel) -> str | None:

@@ -12,13 +12,10 @@ from torch import Tensor
 from multiref.data import Conversation, as_prompt
 from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
 from multiref.models.spec import TOKENISATION
-from multiref.references.local import LocalReference
 from multiref.references.rollouts import RolloutScorer, check_apart
 from multiref.regularizers import ForwardKL, Regularizer, check_beta, check_weights
-from multiref.training.online.methods import Method
 from multiref.training.online.penalties import FromReferences, NoPenalty, PenaltyInReward, penalty_named
 from multiref.training.online.penalty import Penalty
-from multiref.training.online.rewards import Reward
 
 Row = Mapping[str, Any]
 
@@ -69,13 +66,6 @@ def references_matter(beta: float, references: Any) -> bool:
     return True
 
 
-def check_rewards(rewards: Sequence[Reward], method: Method) -> None:
-    """ArgumentError from a reward that fits some methods only (`WinRate`)."""
-    for reward in rewards:
-        if (check := getattr(reward.function, "check_method", None)) is not None:
-            check(method)
-
-
 def resolve_weights(rows: Sequence[Row], regularizer: Regularizer, names: Sequence[str]) -> Tensor | None:
     """[K], or [K, prompts] where every row has its own; None without references."""
     if not names:
@@ -124,24 +114,3 @@ def say_of_tokenisation(scorer: RolloutScorer) -> None:
                 MultirefNotice,
                 stacklevel=4,
             )
-
-
-def check_not_the_policy(policy: Any, scorer: RolloutScorer) -> None:
-    """ArgumentError where a reference shares weights with the policy that train: it would move along."""
-    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
-    for name, reference in scorer.opened.items():
-        model = reference.in_memory if isinstance(reference, LocalReference) else None
-        if model is not None and any(id(parameter) in trained for parameter in model.parameters()):
-            raise ArgumentError(
-                f"references: {name!r} is the policy itself, and would move with it; expected a model of its own. Give its "
-                "folder, or a copy that was loaded apart."
-            )
-
-
-def check_processes(accelerator: Any) -> None:
-    """One process, or data parallel. ArgumentError for others."""
-    if str(accelerator.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise ArgumentError(
-            f"OnlineTrainer runs in one process or data parallel, found {accelerator.distributed_type}. Use "
-            "integrations.trl.rloo for FSDP and DeepSpeed."
-        )

@@ -167,14 +167,20 @@ def _unclipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float, margin
     return mass
 
 
-def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
-    log_pool = torch.where(reward > NEG_INF, log_pool, NEG_INF)  # a reward of −inf is a veto
-    mass = _unclipped(reward, log_pool, beta, tau, 0.0)
-    alive = log_pool > NEG_INF
+def _solved(reward: Tensor, log_pool: Tensor, beta: float, tau: float, margin: float) -> tuple[Tensor, Mass, Tensor, Tensor]:
+    """log P with the veto of a reward of −inf; masses that are not clipped above; λ [*B, 1] at which they sum to one; the best
+    reward [*B, 1] that has mass."""
+    log_pool = torch.where(reward > NEG_INF, log_pool, NEG_INF)
+    mass, alive, far = _unclipped(reward, log_pool, beta, tau, margin), log_pool > NEG_INF, beta * (tau + 2)
     best = torch.where(alive, reward, NEG_INF).amax(-1, keepdim=True)
+    least = torch.where(alive, reward, torch.inf).amin(-1, keepdim=True)
     at = beta * torch.logsumexp(log_pool + reward / beta, -1, keepdim=True)
-    least = torch.where(alive, reward, torch.inf).amin(-1, keepdim=True) - beta * (tau + 1)
-    root = _root(mass, torch.minimum(least, at) - beta, torch.maximum(best + beta * (tau + 1), at) + beta)
+    return log_pool, mass, _root(mass, torch.minimum(least, at) - far, torch.maximum(best, at) + far), best
+
+
+def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
+    log_pool, mass, root, best = _solved(reward, log_pool, beta, tau, 0.0)
+    alive = log_pool > NEG_INF
     floor = torch.maximum(root, best - beta * tau)  # above it the best completion would be clipped, and grow
     policy = mass(floor)
     left = (1 - policy.sum(-1, keepdim=True)).clamp_min(0)
@@ -188,14 +194,8 @@ def _reward_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -
 def _objective_clipped(reward: Tensor, log_pool: Tensor, beta: float, tau: float) -> Tensor:
     """The best of: nothing above τ; and, for each completion b that can be, b above τ with λ = r_b − βτ and what the others
     leave."""
-    log_pool = torch.where(reward > NEG_INF, log_pool, NEG_INF)
-    mass = _unclipped(reward, log_pool, beta, tau, 1.0)
-    alive = log_pool > NEG_INF
-    best = torch.where(alive, reward, NEG_INF).amax(-1, keepdim=True)
-    least = torch.where(alive, reward, torch.inf).amin(-1, keepdim=True)
-    at = beta * torch.logsumexp(log_pool + reward / beta, -1, keepdim=True)
-    root = _root(mass, torch.minimum(least, at) - beta * (tau + 2), torch.maximum(best, at) + beta * (tau + 2))
-    plain = mass(root)
+    log_pool, mass, root, _ = _solved(reward, log_pool, beta, tau, 1.0)
+    alive, plain = log_pool > NEG_INF, mass(root)
     candidates = [plain / plain.sum(-1, keepdim=True)]
     for b in range(reward.shape[-1]):
         others = mass(reward[..., b : b + 1] - beta * tau)

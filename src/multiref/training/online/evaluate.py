@@ -8,13 +8,15 @@ import torch
 
 from multiref._logspace import check_weights, weighted_sum
 from multiref._progress import each_told, tell
+from multiref.data.gsm8k import pass_rate
 from multiref.errors import ArgumentError
-from multiref.models import Encoded, encode_many
+from multiref.models import Encoded, encode_many, score_tokens
 from multiref.models.encoding import context_of
 from multiref.models.sampling import end_ids
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.training.online.batch import sample
 from multiref.training.online.checks import as_rows, asked
+from multiref.training.online.disagreement_smc import estimate_disagreement
 from multiref.training.online.loop import OnlineTrainer
 from multiref.training.online.rewards import reward_rollouts
 
@@ -29,8 +31,6 @@ def evaluate_online(
 
     pass@k is of the reward called `correctness`: right where it is above zero.
     """
-    from multiref.data.gsm8k import pass_rate
-
     rows = as_rows(rows)
     rollouts = _drawn(trainer, rows, samples, seed)
     total, each = reward_rollouts(trainer.rewards, rows, rollouts, samples)
@@ -52,8 +52,6 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
     A row whose text is `unfinished` is not scored on an end token. Prompts that leave no room in the student's context are left
     out.
     """
-    from multiref.models import score_tokens
-
     context = context_of(trainer.model.config)
     encoded = [
         e for row in rows for e in _cut(trainer, row) if context is None or len(e.prompt_ids) + len(e.completions[0]) <= context
@@ -75,8 +73,6 @@ def text_losses(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> di
 def floors(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]], *, particles: int, seed: int = 0) -> torch.Tensor:
     """[rows] float64: −log F of each prompt, of completions cut at `max_new_tokens`.
     It is the teachers' alone: the same before and after."""
-    from multiref.training.online.disagreement_smc import estimate_disagreement
-
     with _scorer(trainer).models() as models:
         found = [
             estimate_disagreement(

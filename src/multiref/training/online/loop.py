@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
@@ -19,10 +18,9 @@ from accelerate.utils import reduce
 from multiref._files import as_path
 from multiref._progress import tell
 from multiref.errors import ArgumentError, MultirefNotice
-from multiref.models import Encoded, LanguageModel
+from multiref.models import LanguageModel
 from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
-from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import check_policy_context, encode_prompts
@@ -31,9 +29,9 @@ from multiref.references.local import LocalReference
 from multiref.references.rollouts import Rollout, RolloutScorer
 from multiref.regularizers import Regularizer
 from multiref.training.checkpoint import load_checkpoint, save_checkpoint
-from multiref.training.checks import stated
+from multiref.training.checks import digest_of, stated
 from multiref.training.honoured import FLOAT16_ON_CPU, check_trainable
-from multiref.training.lost_updates import LostUpdates
+from multiref.training.lost_updates import LostUpdates, diverged
 from multiref.training.online import batch as batches
 from multiref.training.online import checks
 from multiref.training.online.arguments import OnlineArguments
@@ -43,7 +41,7 @@ from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
 from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
-from multiref.training.start import check_start, rounding_unit, starts_as
+from multiref.training.start import check_first, identity_of, refuse_the_policy, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
 
@@ -88,16 +86,18 @@ class OnlineTrainer:
         self.method, self.tokenizer = self.rule.method, policy.tokenizer
         device = next(policy.model.parameters()).device
         self.accelerator = _accelerator(args.autocast(device), cpu=device.type == "cpu")
-        checks.check_processes(self.accelerator)
         refuse_adapter_dropout(policy.model)
         check_trainable(policy.model)
         refuse_virtual_tokens(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
-        checks.check_rewards(self.rewards, self.method)
+        for reward in self.rewards:
+            if (check := getattr(reward.function, "check_method", None)) is not None:  # `WinRate` fits some methods only
+                check(self.method)
         self._open(references)
         self.sampler = self.rule.sampler or self._sample
-        known = [_identity(self.scorer, name) for name in self.names] if self.scorer is not None else []
+        opened = self.scorer.opened if self.scorer is not None else {}
+        known = [identity_of(each) if isinstance(each, LocalReference) else {} for each in opened.values()]
         self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
         checks.check_options(self.rows, args.chat_template_kwargs)
         self._contexts = contexts = encode_prompts(self.tokenizer, [row["prompt"] for row in self.rows], args.tokenisation)
@@ -134,7 +134,7 @@ class OnlineTrainer:
                 raise ArgumentError(
                     "warm_up: completions that the policy did not sample are for distillation: no rewards, and β > 0."
                 )
-            resolve_penalty(self.warm_up.penalty, self.regularizer, self.scorer, self.weights)
+            self._warm_penalty = resolve_penalty(self.warm_up.penalty, self.regularizer, self.scorer, self.weights)
         if self.scorer is None and (not self.rewards or self.rule.adaptive_beta is not None):
             idle = "a reward" if not self.rewards else "no adaptive_beta, which would not move"
             raise ArgumentError(f"beta: found 0, at which there is no penalty; expected {idle}, or a β above 0.")
@@ -149,9 +149,6 @@ class OnlineTrainer:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """What a run that goes on from a checkpoint must share with the one that wrote it."""
-        prompts = xxhash.xxh3_128(str(self.weights).encode())
-        for context in self._contexts:
-            prompts.update(str(context).encode())
         choices = {"regularizer": self.regularizer, "method": self.method, "penalty": self.penalty}
         names = "seed", "max_new_tokens", "adam_betas", "weight_decay"
         return {
@@ -160,7 +157,7 @@ class OnlineTrainer:
             "adaptive_beta": stated(self.rule.adaptive_beta),
             "references": list(self.names),
             "rewards": [reward.weight for reward in self.rewards],
-            "prompts": prompts.hexdigest(),
+            "prompts": digest_of([self.weights, *self._contexts]),
             **{name: getattr(self.args, name) for name in names},
             "prompts_per_step": self.args.prompts_per_step * self.accelerator.num_processes,  # of all of them
             "dtype": str(next(p.dtype for p in self.model.parameters() if p.requires_grad)),
@@ -180,7 +177,8 @@ class OnlineTrainer:
             listener: called with (step, line) on the main process.
         """
         if self.scorer is not None:
-            checks.check_not_the_policy(self.model, self.scorer)
+            opened = {name: getattr(each, "in_memory", None) for name, each in self.scorer.opened.items()}
+            refuse_the_policy((p for p in self.model.parameters() if p.requires_grad), opened)
         where = None if folder is None else as_path(folder)
         path = resume if isinstance(resume, Path) else newest_whole(where)[0] if resume and where is not None else None
         if path is not None:
@@ -191,7 +189,7 @@ class OnlineTrainer:
         self._updates = LostUpdates(self.model) if self.step == 0 else None
         while self.step < self.args.steps:
             tell("training", self.step, self.args.steps)
-            self._lines.append(self._one_step())
+            self._lines.append(self._one_step())  # the same on every process, as a checkpoint keeps it
             self.step += 1
             if self.step % self.args.log_every == 0 or self.step == self.args.steps:
                 self._log(listener)
@@ -211,23 +209,22 @@ class OnlineTrainer:
         index = prompts_of((self.step * world + rank) * size, size, len(self.rows), self.args.seed)
         warming = self.warm_up if self.warm_up is not None and self.warm_up.covers(self.step, self.args.steps) else None
         batch = self._batch(index, self.sampler if warming is None else warming.sampler, warming is not None)
-        penalty = (
-            self.penalty if warming is None else resolve_penalty(warming.penalty, self.regularizer, self.scorer, self.weights)
-        )
+        penalty = self.penalty if warming is None else self._warm_penalty
         own = self._references_own([self.rows[i]["prompt"] for i in index])
         set_evaluation_mode(self.model)
         if not self._examined:
             refuse_noise(self.model, plain_rows(self.model, [batch.rollouts[0].encoded()]))
-            audit_layout(self.model, self._rows_to_come(batch.rollouts), token_budget=ONE_PASS, always=True)
+            to_come = batches.rows_to_come(self._contexts, batch.rollouts, self._longest)
+            audit_layout(self.model, to_come, token_budget=ONE_PASS, always=True)
             self._examined = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate(self.step)
+        if self.step == 0 and warming is None:
+            self._check_start(batch)
         line: dict[str, float] = {}
         for update in range(self.method.updates):
             logps, figures = self._update(batch, penalty, own)
             if update == 0:
-                if self.step == 0 and warming is None:
-                    self._check_start(batch, logps)
                 line = figures | rollout_metrics(batch, logps, self.regularizer, beta=self.beta, names=self.names)
                 batch = replace(batch, old=logps) if batch.old is None else batch
         self.model.eval()  # also where activations were recomputed: who samples next keeps a cache
@@ -241,8 +238,9 @@ class OnlineTrainer:
         whole = time.perf_counter() - began
         line |= self._seconds | {"seconds/update": whole - sum(self._seconds.values())}
         line["tokens_per_second"] = float(batch.lengths.sum()) / whole
+        line = _mean_over_ranks(line)
         if self.rule.adaptive_beta is not None and "kl" in line:
-            self.beta = self.rule.adaptive_beta.next(self.beta, over_ranks([line["kl"]], "mean")[0])
+            self.beta = self.rule.adaptive_beta.next(self.beta, line["kl"])
         return line
 
     def _batch(self, index: Sequence[int], sampler: Callable[..., list[Rollout]], warming: bool) -> Batch:
@@ -256,7 +254,7 @@ class OnlineTrainer:
         ends = self.tokenizer.eos_token_id is not None
         warn_of_odd_completions(rollouts, ends=ends and not warming, first=self.step == 0, limit=self.args.max_new_tokens)
         if self.scorer is not None and not self._examined and not warming:
-            self.scorer.audit(self._rows_to_come(rollouts))
+            self.scorer.audit(batches.rows_to_come(self._contexts, rollouts, self._longest))
         group, weights = self.method.group, self.weights
         reward, each = reward_rollouts(self.rewards, rows, rollouts, group)
         refs = {} if warming else batches.reference_scores(self.scorer, rollouts)
@@ -265,22 +263,25 @@ class OnlineTrainer:
             weights = weights[:, index].repeat_interleave(group, 1)
         return Batch(rollouts, group, reward, each, refs, weights, batches.behaviour_logps(rollouts))
 
-    def _rows_to_come(self, rollouts: Sequence[Rollout]) -> list[Encoded]:
-        return batches.rows_to_come(self._contexts, rollouts, self._longest)
+    @torch.no_grad()
+    def _check_start(self, batch: Batch) -> None:
+        """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step: on the
+        completions of the first prompts."""
+        few = batch.rollouts[: max(1, 8 // batch.group)]
+        size = len(few) * batch.group
 
-    def _check_start(self, batch: Batch, logps: torch.Tensor) -> None:
-        """A policy that is a reference, with new adapters or none, has log-ratio 0 to it before its first step."""
-        zeros = [bool((p == 0).all()) for name, p in self.model.named_parameters() if "lora_B" in name]
-        new = all(zeros) and bool(zeros) == hasattr(self.model, "peft_config")  # other adapters: not known
-        for k, identity in self._starts_as.items() if new and "completions" in batch.refs else ():
-            unit = rounding_unit(self.model, identity, self.accelerator.mixed_precision)
-            check_start(logps.sum(-1), {self.names[k]: batch.refs["completions"][k]}, batch.lengths, unit=unit)
+        def score() -> torch.Tensor:
+            with self.accelerator.autocast():
+                return batches.policy_tokens(self.model, few)[0].double().sum(-1)
+
+        known = {self.names[k]: (each, batch.refs["completions"][k][:size]) for k, each in self._starts_as.items()}
+        check_first(self.model, score, known, batch.lengths[:size], autocast=self.accelerator.mixed_precision)
 
     def _update(
         self, batch: Batch, penalty: Penalty, own: Sequence[tuple[float, Rollout]]
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """One optimizer step. Returns the policy's token log-probabilities [N, T] before it, and figures of the step."""
-        n = len(batch.reward)
+        n, lengths = len(batch.reward), self.accelerator.gather(batch.lengths.to(self.accelerator.device))
         seen = torch.zeros(n, batch.width, dtype=torch.float64)
         clipped = divergence = 0.0
         own_figures: dict[str, float] = {}
@@ -298,7 +299,7 @@ class OnlineTrainer:
                     penalty=penalty,
                     beta=self.beta,
                     longest=self.args.max_new_tokens,
-                    lengths=batch.lengths,
+                    lengths=lengths,
                 )
             self.accelerator.backward(result.losses.sum() / n)
             seen[index] = samples.token_logps.detach().double().cpu()
@@ -310,9 +311,11 @@ class OnlineTrainer:
         for share, rollout in own:
             tokens, mask = batches.policy_tokens(self.model, [rollout])
             total, longest = tokens.sum(-1), self.args.max_new_tokens
-            total = normalised(total, mask.sum(-1), self.method, longest=longest, lengths=batch.lengths)
+            total = normalised(total, mask.sum(-1), self.method, longest=longest, lengths=lengths)
             self.accelerator.backward(-self.beta * share * total.sum())
         figures = {"clip_fraction": clipped, "grad_norm": self._reduced_norm(), **own_figures}
+        if not math.isfinite(figures["grad_norm"]) and self.accelerator.scaler is None:  # which leaves out such a step
+            raise diverged(f"gradient's norm is {figures['grad_norm']}", self.step + 1)
         if penalty.needs == "vocabulary":
             figures["divergence/per_token"] = divergence / float(batch.lengths.sum())
         if self._updates is not None:
@@ -347,15 +350,23 @@ class OnlineTrainer:
         return made
 
     def _log(self, listener: Listener | None) -> None:
-        """The average of the lines since the last one, over processes."""
-        names = sorted(set().union(*self._lines))
-        each = [[line[name] for line in self._lines if not math.isnan(line.get(name, math.nan))] for name in names]
-        means = over_ranks([sum(values) / len(values) if values else math.nan for values in each], "mean")
-        line = {"step": float(self.step), **dict(zip(names, means))}
+        """The average of the lines since the last one."""
+        line = {"step": float(self.step)}
+        for name in sorted(set().union(*self._lines)):
+            values = [each[name] for each in self._lines if not math.isnan(each.get(name, math.nan))]
+            line[name] = sum(values) / len(values) if values else math.nan
         self.history.append(line)
         self._lines = []
         if listener is not None and self.accelerator.is_main_process:
             listener(self.step, line)
+
+
+def _mean_over_ranks(line: Mapping[str, float]) -> dict[str, float]:
+    """Each figure's mean over the processes that have a number for it."""
+    known = {name: not math.isnan(value) for name, value in line.items()}
+    sums = over_ranks([value if known[name] else 0.0 for name, value in line.items()], "sum")
+    counts = over_ranks(list(map(float, known.values())), "sum")
+    return {name: total / count if count else math.nan for name, total, count in zip(line, sums, counts)}
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
@@ -368,36 +379,26 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.nn
 
 
 def _accelerator(precision: str, *, cpu: bool) -> Accelerator:
-    """Of this precision, whatever an earlier run of the process was computed in."""
+    """Of this precision, whatever an earlier run of the process was computed in; one process, or data parallel."""
     if precision == "fp16" and cpu:
         warnings.warn(f"mixed_precision: 'fp16' has no effect: {FLOAT16_ON_CPU}.", MultirefNotice, stacklevel=3)
     try:
-        return Accelerator(mixed_precision=precision, cpu=cpu)
+        made = Accelerator(mixed_precision=precision, cpu=cpu)
     except ValueError:  # "already initialized"; transformers' arguments, too, begin with this
         AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=precision, cpu=cpu)
+        made = Accelerator(mixed_precision=precision, cpu=cpu)
+    if str(made.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise ArgumentError(
+            f"OnlineTrainer runs in one process or data parallel, found {made.distributed_type}. Use "
+            "integrations.trl.rloo for FSDP and DeepSpeed."
+        )
+    return made
 
 
 def decay_groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
     """Groups for an optimizer: matrices decay, biases and norms do not, as in transformers' trainers."""
     split = ([p for p in parameters if p.ndim > 1], decay), ([p for p in parameters if p.ndim <= 1], 0.0)
     return [{"params": some, "weight_decay": rate} for some, rate in (split if decay else [(list(parameters), 0.0)]) if some]
-
-
-def _identity(scorer: RolloutScorer, name: str) -> dict[str, Any]:
-    """Of a reference what says whether the policy starts as it, without reading its weights; nothing of a server."""
-    reference = scorer.opened[name]
-    if not isinstance(reference, LocalReference) or not scorer.aligned[name]:
-        return {}
-    own = None if reference.in_memory is None else model_weights_fingerprint(reference.in_memory)
-    return {
-        "location": reference.name if own is None else "<memory>",
-        "weights": own,
-        "tokenizer": tokenizer_fingerprint(reference.tokenizer),
-        "dtype": reference.dtype,
-        "adapter": reference.spec.adapter,
-        "quantization": reference.spec.quantization,
-    }
 
 
 def prompts_of(first: int, size: int, count: int, seed: int) -> list[int]:

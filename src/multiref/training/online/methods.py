@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from multiref.errors import ArgumentError
-from multiref.training.checks import check_choice
+from multiref.training.checks import check_choice, check_whole
 
 NORMALISATIONS = {
     "sum": "a completion's tokens are summed: the gradient of the objective",
@@ -65,11 +65,10 @@ class Method:
 
     def __post_init__(self) -> None:
         least = 1 if isinstance(self, Reinforce) else 2
-        if self.group < least or self.updates < 1 or (self.clip is not None and not self.clip > 0):
-            raise ArgumentError(
-                f"{type(self).__name__}: expected group ≥ {least}, updates ≥ 1 and clip > 0 or None, found group={self.group}, "
-                f"updates={self.updates}, clip={self.clip}."
-            )
+        check_whole(self, least, "group")
+        check_whole(self, 1, "updates")
+        if self.clip is not None and not self.clip > 0:
+            raise ArgumentError(f"clip: expected a number above 0, or None, found {self.clip!r}.")
         check_choice("normalisation", self.normalisation, NORMALISATIONS)
 
     def advantages(self, returns: Tensor) -> Tensor:

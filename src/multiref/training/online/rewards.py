@@ -21,10 +21,17 @@ from torch import Tensor
 
 from multiref._awaited import wait_for
 from multiref._files import read_text
+from multiref.data.text import words
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning
+from multiref.models.adapters import on_base, put_adapter
 from multiref.models.chat import Chat
-from multiref.models.spec import TOKENISATION
+from multiref.models.checkpoint import load_whole
+from multiref.models.folders import file_shapes
+from multiref.models.loading import as_device, as_dtype, load_tokenizer
+from multiref.models.spec import TOKENISATION, ModelSpec
 from multiref.references.rollouts import Rollout
+from multiref.training.reward.model import rewards_of
+from multiref.training.reward.rows import rewards_of_rows
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,7 @@ class Reward:
         """What is said where the function raises."""
         return ArgumentError(
             f"The reward {self.name!r} raised {type(error).__name__}: {error}. It was given {len(completions)} "
-            f"completions, the first {_shown(completions[0])}. The last checkpoint is kept; mend the function and run "
-            "again."
+            f"completions, the first {_shown(completions[0])}. The last checkpoint is kept; mend the function and run again."
         )
 
     def read(self, values: Any, completions: Sequence[Any]) -> Tensor:
@@ -120,12 +126,6 @@ class RewardModel:
     def __init__(self, path_or_id: str, *, device: Any = None, batch: int = 16, dtype: str = "float32") -> None:
         import transformers
 
-        from multiref.models.adapters import on_base, put_adapter
-        from multiref.models.checkpoint import load_whole
-        from multiref.models.folders import file_shapes
-        from multiref.models.loading import as_device, as_dtype, load_tokenizer
-        from multiref.models.spec import ModelSpec
-
         kind, spec = transformers.AutoModelForSequenceClassification, on_base(ModelSpec(path_or_id))
         heads = ("score.*", "classifier.*") if spec.adapter else ()  # an adapter brings its own
         model, made = load_whole(kind, spec, creates=heads, num_labels=1, dtype=as_dtype(dtype))
@@ -142,9 +142,6 @@ class RewardModel:
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        from multiref.training.reward.model import rewards_of
-        from multiref.training.reward.rows import rewards_of_rows
-
         if getattr(self.model.config, "multiref_reward", None) is not None:
             return rewards_of(self.model, self.tokenizer, prompts, completions, batch=self.batch).tolist()
         texts = [
@@ -243,7 +240,7 @@ def reward_rollouts(
 def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: bool, limit: int) -> None:
     """A warning where every completion is empty text, or, at the first step of a policy that can end, none ended."""
     completions = [completion for rollout in rollouts for completion in rollout.completions]
-    if not any(_text(completion).strip() for completion in completions):
+    if not any(words(completion).strip() for completion in completions):
         warnings.warn(
             "Every completion of this step is empty text: the policy ends at once. Look at its prompts and chat template.",
             MultirefWarning,
@@ -278,8 +275,8 @@ def lexicon_reward(path: str | Path) -> Callable[[Sequence[Any], Sequence[Any]],
             raise DataError(f"{path}:{row}: found {line[:60]!r}, expected word<tab>value, a finite number") from None
 
     def reward(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        words = [re.findall(r"[a-z']+", _text(completion).lower()) for completion in completions]
-        return [sum(values.get(word, 0.0) for word in each) / max(len(each), 1) ** 0.5 for each in words]
+        found = [re.findall(r"[a-z']+", words(completion).lower()) for completion in completions]
+        return [sum(values.get(word, 0.0) for word in each) / max(len(each), 1) ** 0.5 for each in found]
 
     return reward
 
@@ -295,9 +292,5 @@ def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]
 
 
 def _shown(completion: Any, width: int = 200) -> str:
-    text = _text(completion)
+    text = words(completion)
     return repr(text if len(text) <= width else text[: width - 1] + "…")
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else " ".join(message["content"] for message in completion)

@@ -22,6 +22,7 @@ from multiref.models.spec import Generation
 from multiref.references.bounded_http import Refused
 from multiref.references.completion_api import CompletionApi, Connection, check_logps
 from multiref.references.rollouts import Rollout
+from multiref.training.checks import check_whole
 
 # All said, for what is not said vLLM takes from the model's generation_config.json;
 # and it gives the log-probabilities before any of these, so that π/μ would not tell.
@@ -87,8 +88,9 @@ class ServerSampler:
             `AdapterPush(folder)` for LoRA under vLLM.
             None: the server is never told, which is right for few steps at most.
         every: calls between pushes. concurrency: requests at a time.
-        on_policy: at the first call the server has the policy's weights, which is checked: by the log-probabilities that it
-            states, and by what it draws. False for a server that samples from another policy on purpose.
+        on_policy: at the first call, and after each push, the server has the policy's weights, which is checked (of pushes at
+            the first, second, fourth, …): by the log-probabilities that it states, and by what it draws. A server that ignores
+            a new adapter is found out once that has moved. False for one that samples from another policy on purpose.
 
     Asked of the server: prompts as token ids, `n`, every setting of sampling at its neutral value, `logprobs`,
     `return_token_ids` (vLLM 0.10.2) or `return_tokens_as_token_ids`, and the end token among the tokens.
@@ -108,15 +110,16 @@ class ServerSampler:
         concurrency: int = 8,
         on_policy: bool = True,
     ) -> None:
-        if every < 1 or concurrency < 1:
-            raise ArgumentError(f"ServerSampler: expected every ≥ 1 and concurrency ≥ 1, found {every} and {concurrency}.")
         self.api = CompletionApi(endpoint, Connection(timeout=600.0)) if isinstance(endpoint, str) else endpoint
         self.group, self.max_new_tokens, self.model = group, max_new_tokens, model
         self.push, self.every, self.concurrency, self.calls = push, every, concurrency, 0
         self.on_policy = on_policy
+        check_whole(self, 1, "every", "concurrency")
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
-        if self.push is not None and self.calls % self.every == 0:
+        pushes, between = divmod(self.calls, self.every)
+        fresh = self.calls == 0 or (self.push is not None and between == 0 and (pushes + 1) & pushes == 0)
+        if self.push is not None and between == 0:
             if PartialState().num_processes > 1:
                 raise ArgumentError("ServerSampler: pushing weights is for one process; found several.")
             self.model = self.push(model, self.api) or self.model
@@ -131,7 +134,7 @@ class ServerSampler:
             Encoded(context, tuple(ids for ids, _ in group), (False,) * len(group)) for context, group in zip(contexts, drawn)
         ]
         check_rows(model, asked, prompts)
-        if self.on_policy and self.calls == 1:
+        if self.on_policy and fresh:
             who = f"The server {self.api.endpoint}"
             check_draws(model, contexts, rows, Generation(self.max_new_tokens), ends=ends, who=who, coarse=True)
         return as_rollouts(tokenizer, prompts, contexts, rows, ends)

@@ -13,6 +13,7 @@ from multiref.models.adapters import on_base
 from multiref.models.checkpoint import load_whole
 from multiref.models.encoding import as_tokenizer
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
+from multiref.training import arguments
 from multiref.training.reward.rows import rewards_of_rows
 
 MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
@@ -112,6 +113,4 @@ def rewards_of(
 
 def with_lora(model: Any, options: dict[str, Any]) -> Any:
     """A new LoRA adapter on the body, and the head trained whole. ValueError where it does not fit."""
-    import peft
-
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", modules_to_save=[head_of(model)[0]], **options))
+    return arguments.with_lora(model, {"modules_to_save": [head_of(model)[0]], **options}, task="SEQ_CLS")
