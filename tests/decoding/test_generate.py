@@ -146,6 +146,15 @@ def test_a_stream_is_the_text_that_is_drawn(models, tokenizer):
     few.close()  # a reader that leaves
 
 
+def test_a_stream_that_is_left_open_ends_with_the_interpreter_in_silence(models, tokenizer, monkeypatch):
+    """It takes the names of modules away first; a script ended by "Exception ignored … catching classes …"."""
+    refs = {name: LanguageModel(model, tokenizer, name) for name, model in zip("ab", models)}
+    open_stream = stream_tokens("the cat", refs, mr.ReverseKL(W), 30, min_new_tokens=30)
+    next(open_stream)
+    monkeypatch.setattr("multiref.references.local.ModelError", None)
+    open_stream.close()
+
+
 class Tidying:
     """Token ids are code points; spaces before a mark go away once it comes, as some decoders have it."""
 
