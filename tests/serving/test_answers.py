@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.decoding.streaming import draw_tokens, open_pool
+from multiref.decoding.streaming import draw_tokens, open_pool, spell_tokens
 from multiref.models import Generation, Tokenisation, product_of, score_completions
 from multiref.models.draws import bend
 from multiref.models.encoding import encode_many
+from multiref.models.lockstep import Lockstep
 from multiref.references import Connection, ServerReference
 from multiref.references.protocol import Item
 from multiref.serving import Optimum
@@ -87,9 +88,11 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
         assert scored.logps.tolist() == pytest.approx(score_completions(model, [encoded]).tolist(), abs=1e-3)
 
 
-def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for():
+@pytest.mark.parametrize("patience", [1, 3])
+def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for(patience, monkeypatch):
     """4,000 rows of a table under temperature 0.7, top_p 0.8, no end before one token: the law by enumeration; rows that end
-    early do not move the others."""
+    early do not move the others. So it is where an accelerator is waited for at every third token only."""
+    monkeypatch.setattr(Lockstep, "patience", property(lambda self: patience, lambda self, value: None), raising=False)
     made = tables()
     asked, size = Generation(LENGTH, temperature=0.7, top_p=0.8, min_new_tokens=1), 4000
     truth = Truth(made, rewarded=False, shortest=0, weights=TABLES_W)
@@ -113,6 +116,19 @@ def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for():
     for row in rows:
         counts[place[tuple(row)]] += 1 / size
     assert total_variation(counts, law) < 0.03
+
+
+def test_steps_that_are_waited_for_together_say_what_single_ones_say(refs, monkeypatch):
+    """Greedily, up to a stop string in the middle of eight tokens: the same pieces of text and the same tokens."""
+    found = []
+    for patience in (1, 8):
+        monkeypatch.setattr(Lockstep, "patience", property(lambda self, n=patience: n, lambda self, value: None), raising=False)
+        for stops in ((), ("e",)):
+            with open_pool(refs, mr.ReverseKL(W)) as bench:
+                given = {"generator": bench.generator(0), "rows": 2, "top": 2, "stops": stops}
+                spelt = list(spell_tokens(bench, (1, 5), Generation(13, 0.0, min_new_tokens=13), **given))
+            found.append([(each.row, each.piece, [d.token for d in each.drawn], each.finish) for each in spelt])
+    assert found[:2] == found[2:] and len(found[1]) < len(found[0])
 
 
 def test_stop_strings_cut_what_the_same_seed_says_without_them(client):
