@@ -80,14 +80,15 @@ def test_the_pools_islands_never_exceed_one():
 
 
 class Waits(TorchDispatchMode):
-    """Counts what a host would wait for on an accelerator: values that are read, and shapes that depend on them."""
+    """Counts what a host would wait for on an accelerator: values that are read, and shapes that depend on them. (In inference
+    mode `bool` comes as is_nonzero and `float` as item.)"""
 
     count = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         name = op.name().partition(".")[0].removeprefix("aten::")
         masks = [each for each in args[1] if each is not None] if name in ("index", "index_put_") else []
-        self.count += name in ("_local_scalar_dense", "equal", "multinomial", "nonzero", "masked_select")
+        self.count += name in ("_local_scalar_dense", "is_nonzero", "item", "equal", "multinomial", "nonzero", "masked_select")
         self.count += any(each.dtype == torch.bool for each in masks)
         return op(*args, **(kwargs or {}))
 
@@ -115,7 +116,7 @@ def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
             else:
                 descend(models, (3,), w, rows=6, pooled=kind.startswith("pool"), order=order, weighed=w > 0, **given)
         found.append(waits.count)
-    assert found[1] - found[0] < 20, found
+    assert found[1] - found[0] < 12, found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -34,8 +34,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class BadRequest(MultirefError):
-    """What is asked for cannot be done. status: of HTTP; field: the one to change; code: OpenAI's word for it; allow: the method
-    that the address has."""
+    """What is asked for cannot be done. status: of HTTP; field: the one to change; code: OpenAI's word for it; allow: what the
+    address has instead."""
 
     def __init__(
         self, message: str, field: str | None = None, *, status: int = 400, code: str | None = None, allow: str | None = None
