@@ -195,6 +195,7 @@ def test_the_verb(models, tokenizer, tmp_path):
     short = ["--max-new-tokens", "4", "-n", "4", "--islands", "2"]
     out = CliRunner().invoke(app, [*given, *short, "--show", "2", "--out", str(tmp_path / "draws.jsonl")])
     assert out.exit_code == 0 and out.output.count("the cat") >= 2 and "log Z" in out.output
+    assert out.output.index("tokens read and 0 rewards; about") < out.output.index("the cat")
     assert len(Draws.load(tmp_path / "draws.jsonl")) == 1 and json.loads((tmp_path / "draws.jsonl").read_text().split("\n")[1])
     streamed = CliRunner().invoke(app, [*given, *short, "--method", "token"])
     assert streamed.exit_code == 0 and "approximate" in streamed.output
