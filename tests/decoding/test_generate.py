@@ -184,6 +184,8 @@ def test_half_a_character_waits_for_the_rest():
             if text.stopped:
                 break
         assert "".join([*pieces, text.close()]) == whole == text.shown
+        places = [place for place, letter in enumerate(said) for _ in letter.encode()]
+        assert text.lengths[: len(ids) - 1] == places[: len(text.lengths)][: len(ids) - 1]  # the last is behind a \ufffd
         assert not any("\ufffd" in piece for piece in pieces[:-2])
 
 

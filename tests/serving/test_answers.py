@@ -1,6 +1,7 @@
 """What the official client gets, against numbers that were made otherwise."""
 
 import math
+import threading
 
 import lazy_loader
 import pytest
@@ -8,13 +9,15 @@ import torch
 
 import multiref as mr
 from multiref.decoding.streaming import draw_tokens, open_pool, spell_tokens
-from multiref.models import Generation, Tokenisation, product_of, score_completions
+from multiref.models import Generation, LanguageModel, Tokenisation, product_of, score_completions
 from multiref.models.draws import bend
 from multiref.models.encoding import encode_many
 from multiref.models.lockstep import Lockstep
 from multiref.references import Connection, ServerReference
 from multiref.references.protocol import Item
-from multiref.serving import Optimum
+from multiref.serving import Optimum, TokenPool
+from multiref.serving.asked import Asked
+from tests.conftest import make_llama, make_tokenizer
 from tests.decoding.worlds import BETA, LENGTH, Truth, references, reward, tables, total_variation
 from tests.decoding.worlds import W as TABLES_W
 from tests.serving.servers import W, serving, tiny_references
@@ -70,8 +73,10 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
     assert found.text == text and found.finish_reason == "length" and found.logprobs.token_logprobs[0] is None
     expected = [float(exact[t, token]) for t, token in enumerate(ids[1:])]
     assert found.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
-    likeliest = [sorted(each.values(), reverse=True) for each in found.logprobs.top_logprobs[1:]]
+    likeliest = [sorted(each.values(), reverse=True)[:2] for each in found.logprobs.top_logprobs[1:]]
     assert likeliest == [pytest.approx(row, abs=1e-4) for row in exact[:-1].topk(2).values.tolist()]
+    told = found.logprobs
+    assert all(told.top_logprobs[i][token] == told.token_logprobs[i] for i, token in enumerate(told.tokens) if i)
     pieces = [text[a:b] for a, b in zip(found.logprobs.text_offset, [*found.logprobs.text_offset[1:], len(text)])]
     assert "".join(pieces) == text and pieces[1:] == found.logprobs.tokens[1:]
     more = client.completions.create(model=MODEL, prompt=text, max_tokens=5, echo=True, logprobs=0, seed=3)
@@ -86,6 +91,18 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
         server = ServerReference(str(client.base_url), connection=once, **given)
         scored = server.score([item])
         assert scored.logps.tolist() == pytest.approx(score_completions(model, [encoded]).tolist(), abs=1e-3)
+
+
+def test_parts_of_a_character_begin_where_it_does():
+    """Bytes of an echoed prompt: each token's offset is that of the character which its first byte is of."""
+    tokenizer, text = make_tokenizer("bytelevel"), "é猫🐈 the Mat\nnaïve 猫"
+    refs = mr.References({"a": LanguageModel(make_llama(len(tokenizer), std=0.2), tokenizer, "a")})
+    with TokenPool(refs, mr.ReverseKL()) as pool:
+        piece, _ = pool.answer(Asked((text,), new_tokens=0, echo=True, top=0), threading.Event())
+    sizes = [len(token) for token in tokenizer.tokenize(text)]  # a letter stands for a byte
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    expected = [len(text.encode()[:start].decode(errors="ignore")) for start in starts]
+    assert [each.offset for each in piece.tokens] == expected and len(expected) > len(set(expected)) > 8
 
 
 @pytest.mark.parametrize("patience", [1, 3])

@@ -172,7 +172,7 @@ class Transcript:
 
     def add(self, token: int) -> str:
         """The piece that is certain now, perhaps empty."""
-        self.lengths.append(len(self._text))
+        self.lengths.append(len(self._text.rstrip("�")))  # every part of a character begins where it does
         self.ids.append(token)
         (self._text,) = decode_behind(self.tokenizer, [self.context], [tuple(self.ids)], 1)
         sure = self._text.rstrip("�")  # perhaps half a character
