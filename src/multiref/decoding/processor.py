@@ -61,6 +61,7 @@ class PoolLogitsProcessor(LogitsProcessor):
                 f"models, order: expected a model and a finite ρ, found {len(models)} models and order {order}."
             )
         self.models, self.weights = list(models), check_weights(weights, len(models))
+        self._full = bool((self.weights > 0).all())
         self.mask, self.order = attention_mask, order
         if wrong := [each for each in models if not hasattr(each, "config")]:
             raise ArgumentError(f"models: found {wrong[0]!r}; expected models as transformers has them: `load(path).model`.")
@@ -87,7 +88,7 @@ class PoolLogitsProcessor(LogitsProcessor):
         others = [self._said(k, input_ids, mask).to(scores) for k in range(1, len(self.models))]
         forbidden, weights = scores == -torch.inf, self.weights.to(scores)
         if self.order == 0:  # what each is normalised by cancels
-            pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None])
+            pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None], self._full)
         else:
             first = scores.log_softmax(-1)
             if bool(forbidden.any()):
