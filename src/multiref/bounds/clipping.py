@@ -47,7 +47,7 @@ reward_shift = Statement(
 )
 reward_shift_average = Statement(
     name="reward-shift-average",
-    title="the same on average over policies that are chosen with the rollouts seen (PAC-Bayes)",
+    title="the same on average over policies chosen by the rollouts (PAC-Bayes)",
     formula="E_Q|Ĵ − J*| ≤ (1 + 2βτ)(√(k_n/2n) + √(k_nK/2nK)) + √(1 + χ²) √L₂ + β E|ℓ − ℓ^τ|,  k_m = KL(Q‖P) + log(4√m/δ)",
     rate="√(KL/n), to a floor of reward shift and clipping",
     assumptions=(

@@ -153,7 +153,8 @@ def pessimism(features: Tensor, base_logps: Tensor, information: Tensor, *, widt
         raise ArgumentError("information: expected a positive definite [d, d] for features [*B, Y, d].")
     law = base_logps.double().softmax(-1)
     centred = features.double() - (law[..., None] * features.double()).sum(-2, keepdim=True)
-    return width * torch.linalg.solve_triangular(factor, centred.mT, upper=False).norm(dim=-2)
+    lengths: Tensor = torch.linalg.solve_triangular(factor, centred.mT, upper=False).norm(dim=-2)
+    return width * lengths
 
 
 def asymptotic_suboptimality(variance: Tensor, information: Tensor, *, beta: float, samples: float) -> float:
