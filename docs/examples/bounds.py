@@ -36,6 +36,11 @@ bounds.subgaussian_suboptimality(deviation=0.45, beta=0.7).value  # = 0.144643
 bounds.own_pairs_suboptimality(samples=5000, beta=0.7, dimension=6, reward_max=1.7).value  # = 0.00328141
 bounds.two_stage(beta=0.7, coverage=3, reward_max=1.7, class_size=2000, target=0.02).value  # = 4521.61
 
+# %% two_stage_least, pessimism_suboptimality, pessimism
+bounds.two_stage_least(small_beta=0.1, class_size=2000, small_target=0.002).value  # = 38004.5
+bounds.pessimism_suboptimality(beta=0.5, squared_width=0.01).value  # = 0.04
+bounds.pessimism(torch.eye(3).double(), pool, torch.eye(3), width=0.5)  # = tensor([0.3914, 0.4444, 0.3914], dtype=torch.float64)
+
 # %% label_privacy_inflation, label_privacy_printed
 bounds.label_privacy_inflation(epsilon=0.6, reward_max=1.7).value  # = 22.5558
 bounds.label_privacy_printed(small_epsilon=0.6).value  # = 1.47955
@@ -43,6 +48,11 @@ bounds.label_privacy_printed(small_epsilon=0.6).value  # = 1.47955
 # %% reward_shift
 shift = {"tau": 3, "chi_squared": 2.2, "squared_error": 0.05, "clip_bias": 0.3}
 bounds.reward_shift(samples=900, rollouts=4, beta=0.2, **shift).value  # = 0.622823
+bounds.reward_shift_average(samples=900, rollouts=4, beta=0.2, **shift, posterior_kl=3).value  # = 0.718112
+
+# %% reward_shift_average, sgd_posterior_kl
+settled = {"learning_rate": 0.1, "batch": 8, "deviation": 1}
+bounds.sgd_posterior_kl(torch.tensor([0.3, -0.2]), torch.eye(2), torch.eye(2), **settled)  # = 4.14642
 
 # %% stability_lemma_1, stability_theorem_1
 bounds.stability_lemma_1(samples=800, radius=2.5, feature_norm=1.3).value  # = 0.936315
@@ -107,9 +117,10 @@ bounds.chi_squared_from_scores(policy[[0, 1, 2, 2]], refs[:, [0, 1, 2, 2]], [0.5
 # %% check_reward_range
 bounds.check_reward_range(torch.tensor([0.0, 0.4]), reward_max=1.0)  # silent: all rewards lie in [0, 1]
 
-# %% clip_quantile, rollouts_per_prompt
+# %% clip_quantile, rollouts_per_prompt, prompts_and_pairs
 bounds.clip_quantile(samples=900, rollouts=4)  # = 0.851979
 bounds.rollouts_per_prompt(prefill=8.0, decode=1.0)  # = 4
+bounds.prompts_and_pairs(1.0, 1.0, prompt_cost=8.0, pair_cost=1.0, budget=300.0)  # = (25.0, 100.0)
 
 # %% convert_exponent, Exponent
 bounds.convert_exponent(3.5, stated="squared-norm").norm  # = 7.0

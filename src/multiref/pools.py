@@ -43,14 +43,20 @@ def power_pool(ref_logps: Tensor, weights: Weights = None, order: float = 0.0) -
     check_logps(ref_logps, "ref_logps")
     if ref_logps.ndim == 0:
         raise ArgumentError("ref_logps: expected the references along the first axis, found a scalar.")
-    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
+    return power_mean(ref_logps, check_weights(weights, ref_logps.shape[0]), order)
+
+
+def power_mean(ref_logps: Tensor, weights: Tensor, order: float, full: bool | None = None) -> Tensor:
+    """`power_pool` of arguments that were checked. full: whether no weight is zero; where it is given no number is looked at,
+    for to look waits for an accelerator."""
+    w = expand_weights(weights, ref_logps)
     if order == 0:
-        return weighted_sum(ref_logps, w)
+        return weighted_sum(ref_logps, w, full)
     if abs(order) >= NEAR_GEOMETRIC:
-        graph = torch.is_grad_enabled() and (ref_logps.requires_grad or w.requires_grad)
-        full = not graph and ref_logps.numel() > 0 and bool((w > 0).all()) and bool(ref_logps.amin() > NEG_INF)
-        return _full_power_mean(ref_logps, w, order) if full else _power_mean(ref_logps, w, order)
-    return _power_mean_near_geometric(ref_logps, w, order)
+        looks = full is None and not (torch.is_grad_enabled() and (ref_logps.requires_grad or w.requires_grad))
+        plain = looks and ref_logps.numel() > 0 and bool((w > 0).all()) and bool(ref_logps.amin() > NEG_INF)
+        return _full_power_mean(ref_logps, w, order) if plain else _power_mean(ref_logps, w, order)
+    return _power_mean_near_geometric(ref_logps, w, order, full)
 
 
 def _full_power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
@@ -77,9 +83,9 @@ def _power_mean(logps: Tensor, w: Tensor, order: float) -> Tensor:
     return torch.where(alive, (top + total.log()) / order, NEG_INF)
 
 
-def _power_mean_near_geometric(logps: Tensor, w: Tensor, order: float) -> Tensor:
+def _power_mean_near_geometric(logps: Tensor, w: Tensor, order: float, full: bool | None) -> Tensor:
     """Around the geometric mean, where the first order cancels: log P_ρ = m + log1p(Σ_k w_k expm1(ρ (log π_k − m))) / ρ."""
-    mean = weighted_sum(logps, w)
+    mean = weighted_sum(logps, w, full)
     centre = torch.where(mean > NEG_INF, mean, 0.0)
     spread = torch.where((logps > NEG_INF) & (mean > NEG_INF), logps, centre) - centre
     bent = order * spread

@@ -192,6 +192,29 @@ FORMULAS = {
         },
         lambda q: 1 + 2 * q.beta * q.tau + q.beta * q.clip_bias,
     ),
+    "two-stage-least": (
+        {"small_beta": 0.02, "class_size": 2000.0, "small_target": 0.003},
+        {"labels": lambda q: log(q.class_size) / (q.small_target * max(q.small_beta, q.small_target))},
+        lambda q: mpf("inf"),
+    ),
+    "pessimism-suboptimality": (
+        {"beta": 0.7, "squared_width": 0.03}, {"error": lambda q: q.squared_width * 2 / q.beta}, lambda q: mpf("inf"),
+    ),
+    "reward-shift-average": (
+        {"samples": 900.0, "rollouts": 4.0, "beta": 0.2, "tau": 3.0, "chi_squared": 2.2, "squared_error": 0.05,
+         "clip_bias": 0.3, "posterior_kl": 2.5, "delta": 0.03},
+        {
+            "sampling": lambda q: (
+                (1 + 2 * q.beta * q.tau) / sqrt(2 * q.samples) * (
+                    sqrt(q.posterior_kl + log(4) - log(q.delta) + log(q.samples) / 2)
+                    + sqrt(q.posterior_kl + log(4) - log(q.delta) + log(q.samples * q.rollouts) / 2) / sqrt(q.rollouts)
+                )
+            ),
+            "reward shift": lambda q: sqrt((1 + q.chi_squared) * q.squared_error),
+            "clipping": lambda q: q.beta * q.clip_bias,
+        },
+        lambda q: 1 + 2 * q.beta * q.tau + q.beta * q.clip_bias,
+    ),
     "stability-lemma-1": (
         {"samples": 800.0, "radius": 2.5, "feature_norm": 1.3, "delta": 0.03},
         {"concentration": lambda q: 3 * q.radius * q.feature_norm * sqrt(2 * log(2 / q.delta) / q.samples)},

@@ -2,10 +2,14 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
+import torch
+from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
+from torch.distributions import MultivariateNormal, kl_divergence
 
-from multiref import bounds
+from multiref import ReverseKL, bounds, exact
 from multiref.errors import ArgumentError
 
 GIVEN = {"samples": 1e4, "beta": 0.5, "coverage": 3.0, "reward_max": 1.0, "class_size": 2000, "delta": 0.05}
@@ -147,12 +151,116 @@ def test_solving_for_another_quantity_reaches_the_target():
         )
 
 
+def test_the_lower_bound_turns_where_the_gap_is_the_strength():
+    """min(η/ε, 1/ε²) log N: at β = ε both are 1/ε². Below both stages of the method that it bounds, at their constants."""
+    for beta, target, expected in ((0.001, 0.002, 1 / 0.002**2), (0.002, 0.002, 1 / 0.002**2), (0.1, 0.002, 5000.0)):
+        least = bounds.two_stage_least(small_beta=beta, class_size=50, small_target=target)
+        assert least.value == pytest.approx(expected * math.log(50), rel=1e-12)
+        enough = bounds.two_stage(beta=beta, coverage=1, reward_max=0.1, class_size=50, target=target)
+        assert least.value < enough.value
+    for wrong in ({"small_beta": 0.25, "small_target": 0.001}, {"small_beta": 0.1, "small_target": 1 / 256}):
+        with pytest.raises(ArgumentError, match="below"):
+            bounds.two_stage_least(class_size=50, **wrong)
+
+
+def test_the_moment_behind_the_average_over_policies():
+    """E e^{2mD²} ≤ 2√m of D = X/m − p, X binomial, by its mass function: every p on a grid, m up to 300. Without the root it is
+    exceeded (1.25 √m at p = ½ is still too much for 2)."""
+    for m in (8, 30, 300):
+        p = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)[:, None]
+        k = torch.arange(m + 1, dtype=torch.float64)
+        binomial = torch.lgamma(torch.tensor(m + 1.0)) - torch.lgamma(k + 1) - torch.lgamma(m - k + 1)
+        law = binomial.double() + k * p.log() + (m - k) * torch.log1p(-p)
+        moment = (law + 2 * m * (k / m - p) ** 2).logsumexp(-1).exp()
+        assert 2 < float(moment.max()) < 2 * math.sqrt(m)
+
+
+def test_the_average_over_policies_holds_for_a_posterior_that_saw_the_rollouts():
+    """Twenty policies on two completions, each with random numbers of its own; Q is all on the one that looks best beyond its
+    worth (KL log 20). 400 samples of 50 prompts, δ = ½."""
+    generator, policies, n, rollouts, delta = torch.Generator().manual_seed(0), 20, 50, 4, 0.5
+    chance = torch.linspace(0.3, 0.7, policies).double()  # of the completion whose reward is 1: J* = chance, β = 0
+    seen = torch.rand(400, n, rollouts, policies, generator=generator) < chance
+    look = seen.double().mean((1, 2)) - chance
+    gap = look.max(-1).values
+    shift = {"beta": 1e-12, "tau": 1.0, "chi_squared": 0.0, "squared_error": 0.0, "clip_bias": 0.0, "delta": delta}
+    bound = bounds.reward_shift_average(samples=n, rollouts=rollouts, posterior_kl=math.log(policies), **shift).value
+    assert float((gap > bound).double().mean()) <= delta
+    fixed = bounds.reward_shift(samples=n, rollouts=rollouts, **shift).value
+    assert bound > fixed and bounds.reward_shift_average(samples=n, rollouts=rollouts, posterior_kl=0.0, **shift).value > fixed
+
+
+def test_what_sgd_settles_to_against_two_other_ways():
+    """Σ by SciPy's Lyapunov solver, KL by torch.distributions; and Σ is that of the recursion Σ = (1 − ηH) Σ (1 − ηH) + η² C/B
+    as η → 0 (a thousandth off at η = 0.001)."""
+    mix = torch.tensor([[1.0, 0.3], [-0.2, 0.8]]).double()
+    H, C = mix @ mix.T + torch.eye(2), torch.tensor([[0.5, 0.1], [0.1, 0.3]]).double()
+    theta, eta, batch, s = torch.tensor([0.4, -0.7]).double(), 0.001, 8.0, 0.5
+    settled = torch.as_tensor(solve_continuous_lyapunov(H.numpy(), eta / batch * C.numpy()))
+    step = torch.eye(2) - eta * H
+    turned = torch.as_tensor(solve_discrete_lyapunov(step.numpy(), eta**2 / batch * C.numpy()))
+    torch.testing.assert_close(settled, turned, rtol=3e-3, atol=0)
+    law, prior = (MultivariateNormal(*each) for each in ((theta, settled), (0 * theta, s**2 * torch.eye(2).double())))
+    found = bounds.sgd_posterior_kl(theta, H, C, learning_rate=eta, batch=batch, deviation=s)
+    assert found == pytest.approx(float(kl_divergence(law, prior)), rel=1e-10)
+    for wrong in ((-H, C), (H, torch.zeros(2, 2))):
+        with pytest.raises(ArgumentError, match="positive definite"):
+            bounds.sgd_posterior_kl(theta, *wrong, learning_rate=eta, batch=batch, deviation=s)
+
+
+def test_a_budget_between_prompts_and_pairs_against_a_grid():
+    a, b, costs = 0.7, 2.1, {"prompt_cost": 3.0, "pair_cost": 0.4}
+    n, pairs = bounds.prompts_and_pairs(a, b, **costs, budget=900.0)
+    assert 3 * n + 0.4 * pairs == pytest.approx(900) and n / pairs == pytest.approx((0.7 * 0.4 / (2.1 * 3)) ** (2 / 3))
+    grid = torch.linspace(1, 299, 30_000, dtype=torch.float64)
+    value = a / grid.sqrt() + b / ((900 - 3 * grid) / 0.4).sqrt()
+    assert a / math.sqrt(n) + b / math.sqrt(pairs) <= float(value.min()) and float(grid[value.argmin()]) == pytest.approx(
+        n, rel=1e-3
+    )
+    with pytest.raises(ArgumentError, match="pair_cost"):
+        bounds.prompts_and_pairs(a, b, prompt_cost=1.0, pair_cost=0.0, budget=9.0)
+
+
+def test_pessimism_is_the_most_that_a_confidence_set_may_take_off():
+    """Over 100,000 parameters on the ellipse ‖θ − θ̂‖_Σ = w; the pool need not be normalised."""
+    generator = torch.Generator().manual_seed(0)
+    features, base = (torch.randn(*shape, generator=generator).double() for shape in ((2, 4, 2), (2, 4)))
+    sigma = torch.tensor([[2.0, 0.6], [0.6, 0.5]]).double()
+    angle = torch.linspace(0, 2 * math.pi, 100_001, dtype=torch.float64)
+    edge = 0.3 * torch.linalg.inv(torch.linalg.cholesky(sigma)).T @ torch.stack([angle.cos(), angle.sin()])
+    centred = features - torch.einsum("by,byd->bd", base.exp() / base.exp().sum(-1, keepdim=True), features)[:, None]
+    found = bounds.pessimism(features, base - 3.0, sigma, width=0.3)
+    torch.testing.assert_close(found, (centred @ edge).amax(-1), rtol=1e-7, atol=0)
+    for wrong in (-sigma, torch.eye(3)):
+        with pytest.raises(ArgumentError, match="positive definite"):
+            bounds.pessimism(features, base, wrong, width=0.3)
+
+
+def test_what_pessimism_gives_away_is_bounded_and_the_bound_is_reached():
+    """300 random problems of five completions, solved exactly: at most (2/β) E_π*[Γ²] whatever the error within Γ and a shift a
+    prompt; of one rare completion alone nearly all of it."""
+    generator = torch.Generator().manual_seed(1)
+    reward, base, gamma, place = (torch.rand(300, 5, generator=generator).double() for _ in range(4))
+    gamma, error = 2 * gamma, 2 * gamma * (2 * place - 1) + torch.randn(300, 1, generator=generator)
+    rare = torch.tensor([[0.01, 0.99]]).double()
+    problems = [(reward, (3 * base).log_softmax(-1), gamma, error, 0.4)]
+    problems += [(0 * rare, rare.log(), torch.tensor([[1e-3, 0.0]]).double(), torch.tensor([[-1e-3, 0.0]]).double(), 1.0)]
+    for r, pool, width, off, beta in problems:
+        solve = partial(exact.solve, ref_logps=pool[None], regularizer=ReverseKL([1.0]), beta=beta)
+        best, made = solve(r), solve(r + off - width)
+        lost = beta * (made.policy * (made.log_policy - best.log_policy)).sum(-1)
+        bound = [
+            bounds.pessimism_suboptimality(beta=beta, squared_width=float(x)).value for x in (best.policy * width**2).sum(-1)
+        ]
+        assert bool((lost <= torch.tensor(bound)).all())
+    assert float(lost) > 0.98 * bound[0]
+
+
 @pytest.mark.parametrize("name", list(bounds.statements()))
 def test_every_statement_prints_on_one_screen_and_says_where_it_comes_from(name):
     statement = bounds.statements()[name]
-    bound = statement(
-        **{q: 0.5 if q in ("delta", "residual", "sigma_min", "small_epsilon") else 4.0 for q in statement.parameters}
-    )
+    small = {"delta": 0.5, "residual": 0.5, "sigma_min": 0.5, "small_epsilon": 0.5, "small_beta": 0.1, "small_target": 0.003}
+    bound = statement(**{q: small.get(q, 4.0) for q in statement.parameters})
     text = str(bound)
     assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 200
     assert name in text and bound.citation in text and bound.status in text and all(a in text for a in bound.assumptions)

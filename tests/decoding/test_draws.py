@@ -190,6 +190,26 @@ def test_rejection_stays_within_its_budget():
     assert found.tokens <= 60_000 and found.reward_calls <= 5_000
 
 
+@pytest.mark.parametrize("method", ["smc", "importance", "token"])
+def test_what_it_takes_is_foretold(method, tmp_path):
+    """Where nothing ends early the tokens are those that are read, 2 models · (1 of the prompt + 16 rows · 3); said before the
+    reward is first asked, and kept with the draws."""
+    heard = []
+
+    def judge(prompts, completions):
+        heard.append("reward")
+        return [0.0] * len(completions)
+
+    given = {"method": method, "n": 8, "islands": 2, "max_new_tokens": LENGTH, "min_new_tokens": LENGTH, "say": heard.append}
+    found = sample(["x0"] * 2, references(tables()), RULE, judge, BETA, **given)
+    assert found.tokens == found.foretold["tokens"] == 2 * 2 * (1 + 16 * (LENGTH - 1))
+    assert found.reward_calls <= found.foretold["rewards"] == 32 and found.foretold["seconds"] > 0
+    assert heard[0].startswith("Up to 196 tokens read and 32 rewards; about ") and set(heard[1:]) == {"reward"}
+    found.save(tmp_path / "draws.jsonl")
+    assert Draws.load(tmp_path / "draws.jsonl").foretold == found.foretold
+    assert "seconds" not in sample(["x0"], references(tables()), RULE, n=1, islands=1, max_new_tokens=1).foretold
+
+
 def test_whole_numbers_of_numpy_are_whole_numbers():
     made = tables()
     found, again = (

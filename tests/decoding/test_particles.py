@@ -1,20 +1,26 @@
 """Particles: what they file is unbiased completion by completion, and bounded where it is said to be."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multiref.decoding.bench import Bench
+from multiref.decoding.request import Budget, Request
+from multiref.decoding.streaming import draw_tokens, open_pool
 from multiref.errors import ModelError
 from multiref.models.descent import descend
 from multiref.models.draws import draw_one
 from multiref.models.lockstep import Lockstep
 from multiref.models.particles import walk
 from multiref.models.spec import Generation
+from multiref.regularizers import AlphaDivergence, ReverseKL
 from multiref.weighting.particles import effective_size, resample, thin
 from tests.conftest import make_llama
-from tests.decoding.worlds import BETA, LENGTH, Truth, W, reward, tables, text_of
+from tests.decoding.worlds import BETA, LENGTH, Truth, W, references, reward, tables, text_of
 
 
 def walked(made, islands, n, *, flat=0.5, resampling="adaptive", shortest=0, seed=0, twist=None):
@@ -74,31 +80,41 @@ def test_the_pools_islands_never_exceed_one():
 
 
 class Waits(TorchDispatchMode):
-    """Counts what a host would wait for on an accelerator: values that are read, and shapes that depend on them."""
+    """Counts what a host would wait for on an accelerator: values that are read, and shapes that depend on them. (In inference
+    mode `bool` comes as is_nonzero and `float` as item.)"""
 
     count = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         name = op.name().partition(".")[0].removeprefix("aten::")
         masks = [each for each in args[1] if each is not None] if name in ("index", "index_put_") else []
-        self.count += name in ("_local_scalar_dense", "equal", "multinomial", "nonzero", "masked_select")
+        self.count += name in ("_local_scalar_dense", "is_nonzero", "item", "equal", "multinomial", "nonzero", "masked_select")
         self.count += any(each.dtype == torch.bool for each in masks)
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["walk", "pool", "mixture"])
+@pytest.mark.parametrize(
+    "kind", ["walk", "pool", "pool of order 1", "pool of order 0.01", "mixture", "stream", "stream of order 1"]
+)
 def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
     """Sixteen more tokens of two models: what has to be asked is asked at every eighth."""
     monkeypatch.setattr(Lockstep, "patience", property(lambda self: 8, lambda self, value: None), raising=False)
     models, w = [make_llama(24, seed=seed, std=0.02) for seed in (0, 1)], torch.tensor(W, dtype=torch.float64)
-    found = []
+    found, order = [], float(kind.partition(" of order ")[2] or 0)
     for tokens in (9, 25):
-        given = {"ends": (0,), "generation": Generation(tokens), "generator": torch.Generator().manual_seed(0)}
+        length, generator = Generation(tokens), torch.Generator().manual_seed(0)
+        given = {"ends": (0,), "generation": length, "generator": generator}
         with Waits() as waits:
             if kind == "walk":
                 walk(models, (3,), w, particles=(2, 3), **given)
+            elif kind.startswith("stream"):
+                scorer = SimpleNamespace(check_context=lambda contexts, new: None)
+                rule = AlphaDivergence(W, alpha=1 - order)
+                request = Request(rule, None, 1.0, "token", "pool", 1, 1, length, False, None, Budget(), 0)
+                bench = Bench(request, scorer, None, models, w, w, (0,), None)
+                assert len(list(draw_tokens(bench, (3,), replace(length, top_k=5), rows=6, generator=generator, top=2))) > 8
             else:
-                descend(models, (3,), w, rows=6, pooled=kind == "pool", weighed=w > 0, **given)
+                descend(models, (3,), w, rows=6, pooled=kind.startswith("pool"), order=order, weighed=w > 0, **given)
         found.append(waits.count)
     assert found[1] - found[0] < 12, found
 
@@ -120,11 +136,14 @@ def test_logits_that_are_no_numbers_are_said():
         made[0].table[0, 2] = math.nan
     with pytest.raises(ModelError, match="logits are NaN"):
         walked(made, 2, 3)
-    with pytest.raises(ModelError, match="logits are NaN"):
-        descend(
-            made, (3,), torch.tensor(W), ends=(0,), generation=Generation(LENGTH), rows=40,
-            generator=torch.Generator().manual_seed(0), pooled=True,
-        )  # fmt: skip
+    for order in (0.0, 1.0):
+        with pytest.raises(ModelError, match="logits are NaN"):
+            descend(
+                made, (3,), torch.tensor(W), ends=(0,), generation=Generation(LENGTH), rows=40,
+                generator=torch.Generator().manual_seed(0), pooled=True, order=order,
+            )  # fmt: skip
+    with open_pool(references(made), ReverseKL(W)) as bench, pytest.raises(ModelError, match="logits are NaN"):
+        list(draw_tokens(bench, (3,), Generation(LENGTH), rows=40, generator=bench.generator(0)))
 
 
 def test_min_new_tokens_files_nothing_before():

@@ -7,7 +7,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, EmptyPoolError, VocabularyMismatch
-from multiref.evaluation import BestOf, Optimum, TokenPool, compare_samples, measure_texts, sample_rewards
+from multiref.evaluation import BestOf, Comparison, Optimum, PassAtK, TokenPool, compare_samples, measure_texts, sample_rewards
 from multiref.models import Generation, LanguageModel
 from multiref.models.sampling import Rollout
 from multiref.references import References
@@ -35,6 +35,22 @@ def test_measures_of_texts_by_hand():
     assert each["length"] == [5.0, 3.5, 3.0] and each["unfinished"] == [0.0, 1.0, 0.0]
     assert each["win rate"] == [0.5, 0.75, 0.0]
     assert measure_texts({"one": drawn["one"]}, {"one": torch.zeros(1, 1)})["win rate"].isnan().all()
+
+
+def test_a_prompt_answered_by_single_words_does_not_hide_the_others():
+    """It has no pairs of words: distinct-2 is over the other two prompts, (3/6 + 1)/2, here and in `evaluate`; what is known of
+    no prompt stays unknown, and so does −∞ − (−∞)."""
+    rows = [rollout("a b c a", "a b c a"), rollout("a b c", "d e"), rollout("yes", "no")]
+    found = measure_texts({"p": rows, "q": rows}, {name: torch.zeros(3, 2) for name in "pq"})
+    lost = torch.tensor([-math.inf, 0.0, 1.0]).expand(2, 3)
+    kept = Comparison(("p", "q"), "prompt", found | {"J": lost, "k3": torch.full((2, 3), math.nan)})
+    assert kept.mean("distinct-2").tolist() == [0.75, 0.75] and kept.mean("k3").isnan().all()
+    assert float(kept.error("distinct-2")[0]) == pytest.approx(0.5 / math.sqrt(2) / math.sqrt(2))
+    assert kept.difference("distinct-2", "q", "p")[0] == 0 and math.isnan(kept.difference("J", "q", "p")[0])
+    reward = {name: {"total": torch.zeros(3, 2)} for name in "pq"}
+    said = PassAtK(reward, {}, {}, kept.values).summary(())
+    assert said["policies"]["p"]["distinct-2"][0] == 0.75 and said["policies"]["p"]["k3"] == [None] * 3
+    assert said["differences"]["q − p"]["distinct-2"][0] == 0 and said["differences"]["q − p"]["J"] == [None] * 3
 
 
 def test_self_bleu_is_bleu():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, DataError
 from multiref.models import LanguageModel, Tokenisation, product_of, score_completions
 from multiref.models.encoding import encode_many
 from tests.conftest import make_llama, make_tokenizer
@@ -178,6 +178,13 @@ def test_nothing_has_probability_one(models, tokenizer, refs):
     end = product_of(models, W)(ids).logits[0, -1].log_softmax(-1)[tokenizer.eos_token_id]
     found = PoolLM(refs, mr.ReverseKL(W), complete=True).loglikelihood(asked[1:2])
     assert found[0][0] == pytest.approx(float(end), abs=1e-4)
+
+
+def test_half_a_surrogate_pair_is_named(refs):
+    lm = PoolLM(refs, mr.ReverseKL(W))
+    for ask, args in ((lm.loglikelihood, ("the", " \ud83d")), (lm.generate_until, ("a \ud83d", {"max_gen_toks": 3}))):
+        with pytest.raises(DataError, match="half of a surrogate pair"):
+            ask([SimpleNamespace(args=args, task_name=None)])
 
 
 def test_a_context_without_a_token_is_like_none():

@@ -1,19 +1,23 @@
 """What the official client gets, against numbers that were made otherwise."""
 
 import math
+import threading
 
 import lazy_loader
 import pytest
 import torch
 
 import multiref as mr
-from multiref.decoding.streaming import draw_tokens, open_pool
-from multiref.models import Generation, Tokenisation, product_of, score_completions
+from multiref.decoding.streaming import draw_tokens, open_pool, spell_tokens
+from multiref.models import Generation, LanguageModel, Tokenisation, product_of, score_completions
 from multiref.models.draws import bend
 from multiref.models.encoding import encode_many
+from multiref.models.lockstep import Lockstep
 from multiref.references import Connection, ServerReference
 from multiref.references.protocol import Item
-from multiref.serving import Optimum
+from multiref.serving import Optimum, TokenPool
+from multiref.serving.asked import Asked
+from tests.conftest import make_llama, make_tokenizer
 from tests.decoding.worlds import BETA, LENGTH, Truth, references, reward, tables, total_variation
 from tests.decoding.worlds import W as TABLES_W
 from tests.serving.servers import W, serving, tiny_references
@@ -69,8 +73,10 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
     assert found.text == text and found.finish_reason == "length" and found.logprobs.token_logprobs[0] is None
     expected = [float(exact[t, token]) for t, token in enumerate(ids[1:])]
     assert found.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
-    likeliest = [sorted(each.values(), reverse=True) for each in found.logprobs.top_logprobs[1:]]
+    likeliest = [sorted(each.values(), reverse=True)[:2] for each in found.logprobs.top_logprobs[1:]]
     assert likeliest == [pytest.approx(row, abs=1e-4) for row in exact[:-1].topk(2).values.tolist()]
+    told = found.logprobs
+    assert all(told.top_logprobs[i][token] == told.token_logprobs[i] for i, token in enumerate(told.tokens) if i)
     pieces = [text[a:b] for a, b in zip(found.logprobs.text_offset, [*found.logprobs.text_offset[1:], len(text)])]
     assert "".join(pieces) == text and pieces[1:] == found.logprobs.tokens[1:]
     more = client.completions.create(model=MODEL, prompt=text, max_tokens=5, echo=True, logprobs=0, seed=3)
@@ -87,9 +93,23 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
         assert scored.logps.tolist() == pytest.approx(score_completions(model, [encoded]).tolist(), abs=1e-3)
 
 
-def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for():
+def test_parts_of_a_character_begin_where_it_does():
+    """Bytes of an echoed prompt: each token's offset is that of the character which its first byte is of."""
+    tokenizer, text = make_tokenizer("bytelevel"), "é猫🐈 the Mat\nnaïve 猫"
+    refs = mr.References({"a": LanguageModel(make_llama(len(tokenizer), std=0.2), tokenizer, "a")})
+    with TokenPool(refs, mr.ReverseKL()) as pool:
+        piece, _ = pool.answer(Asked((text,), new_tokens=0, echo=True, top=0), threading.Event())
+    sizes = [len(token) for token in tokenizer.tokenize(text)]  # a letter stands for a byte
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    expected = [len(text.encode()[:start].decode(errors="ignore")) for start in starts]
+    assert [each.offset for each in piece.tokens] == expected and len(expected) > len(set(expected)) > 8
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for(patience, monkeypatch):
     """4,000 rows of a table under temperature 0.7, top_p 0.8, no end before one token: the law by enumeration; rows that end
-    early do not move the others."""
+    early do not move the others. So it is where an accelerator is waited for at every third token only."""
+    monkeypatch.setattr(Lockstep, "patience", property(lambda self: patience, lambda self, value: None), raising=False)
     made = tables()
     asked, size = Generation(LENGTH, temperature=0.7, top_p=0.8, min_new_tokens=1), 4000
     truth = Truth(made, rewarded=False, shortest=0, weights=TABLES_W)
@@ -113,6 +133,19 @@ def test_what_is_drawn_with_temperature_and_cuts_is_what_was_asked_for():
     for row in rows:
         counts[place[tuple(row)]] += 1 / size
     assert total_variation(counts, law) < 0.03
+
+
+def test_steps_that_are_waited_for_together_say_what_single_ones_say(refs, monkeypatch):
+    """Greedily, up to a stop string in the middle of eight tokens: the same pieces of text and the same tokens."""
+    found = []
+    for patience in (1, 8):
+        monkeypatch.setattr(Lockstep, "patience", property(lambda self, n=patience: n, lambda self, value: None), raising=False)
+        for stops in ((), ("e",)):
+            with open_pool(refs, mr.ReverseKL(W)) as bench:
+                given = {"generator": bench.generator(0), "rows": 2, "top": 2, "stops": stops}
+                spelt = list(spell_tokens(bench, (1, 5), Generation(13, 0.0, min_new_tokens=13), **given))
+            found.append([(each.row, each.piece, [d.token for d in each.drawn], each.finish) for each in spelt])
+    assert found[:2] == found[2:] and len(found[1]) < len(found[0])
 
 
 def test_stop_strings_cut_what_the_same_seed_says_without_them(client):

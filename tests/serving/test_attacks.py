@@ -100,6 +100,8 @@ def test_what_comes_through_the_door(guarded, content, expected, capfd):
     if expected not in (200, 400) or b"application/json" in answer:
         body = json.loads(answer.partition(b"\r\n\r\n")[2])
         assert expected == 200 or body["error"]["message"]
+    allowed = b"POST" if content is GET else b"GET"
+    assert (b"allow: " + allowed + b"\r\n" in answer.replace(b"Allow", b"allow")) == (expected == 405)  # RFC 9110, 15.5.6
     assert KEY.encode() not in answer and b"Traceback" not in answer
     assert capfd.readouterr() == ("", "")
     assert status(send(guarded, post("/v1/completions", BODY, AUTH))) == 200  # and goes on

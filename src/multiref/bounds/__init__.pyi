@@ -1,8 +1,11 @@
 from .clipping import ChiSquared as ChiSquared
 from .clipping import chi_squared_from_scores as chi_squared_from_scores
 from .clipping import clip_quantile as clip_quantile
+from .clipping import prompts_and_pairs as prompts_and_pairs
 from .clipping import reward_shift as reward_shift
+from .clipping import reward_shift_average as reward_shift_average
 from .clipping import rollouts_per_prompt as rollouts_per_prompt
+from .clipping import sgd_posterior_kl as sgd_posterior_kl
 from .conventions import Exponent as Exponent
 from .conventions import Stationarity as Stationarity
 from .conventions import convert_exponent as convert_exponent
@@ -34,8 +37,11 @@ from .rates import asymptotic_suboptimality as asymptotic_suboptimality
 from .rates import label_privacy_inflation as label_privacy_inflation
 from .rates import label_privacy_printed as label_privacy_printed
 from .rates import own_pairs_suboptimality as own_pairs_suboptimality
+from .rates import pessimism as pessimism
+from .rates import pessimism_suboptimality as pessimism_suboptimality
 from .rates import subgaussian_suboptimality as subgaussian_suboptimality
 from .rates import two_stage as two_stage
+from .rates import two_stage_least as two_stage_least
 from .stability import interpolation as interpolation
 from .stability import interpolation_gradient_ascent as interpolation_gradient_ascent
 from .stability import interpolation_optimum as interpolation_optimum

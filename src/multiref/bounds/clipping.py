@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 
+import torch
 from torch import Tensor
 
 from multiref._logspace import Weights, check_weights
@@ -44,6 +45,56 @@ reward_shift = Statement(
     },
     trivial=_range,
 )
+reward_shift_average = Statement(
+    name="reward-shift-average",
+    title="the same on average over policies chosen by the rollouts (PAC-Bayes)",
+    formula="E_Q|Ĵ − J*| ≤ (1 + 2βτ)(√(k_n/2n) + √(k_nK/2nK)) + √(1 + χ²) √L₂ + β E|ℓ − ℓ^τ|,  k_m = KL(Q‖P) + log(4√m/δ)",
+    rate="√(KL/n), to a floor of reward shift and clipping",
+    assumptions=(
+        *reward_shift.assumptions[:1],
+        "n prompts, K rollouts each, of every policy from the same random numbers, which depend on none of them",
+        "P does not depend on prompts and rollouts; Q, over policies, may",
+        "χ² and E|ℓ − ℓ^τ| averaged over Q",
+        *reward_shift.assumptions[3:],
+    ),
+    citation="derived; proof B in docs/bounds.md, for Theorem 2 of arXiv 2602.21765, whose constants are not available",
+    status="derived",
+    quantities="samples rollouts beta tau chi_squared squared_error clip_bias posterior_kl delta?",
+    terms=lambda n, K, β, τ, χ2, L2, bias, kl, δ: {
+        "sampling": (1 + 2 * β * τ) * sum(sqrt((kl + math.log(4 * sqrt(m) / δ)) / (2 * m)) for m in (n, n * K)),
+        "reward shift": sqrt(1 + χ2) * sqrt(L2),
+        "clipping": β * bias,
+    },
+    trivial=_range,
+    note="Q = P is a fixed policy with log √n more; uniform P over N policies: KL at most log N; SGD: `sgd_posterior_kl`",
+)
+
+
+def sgd_posterior_kl(
+    weights: Tensor, curvature: Tensor, noise: Tensor, *, learning_rate: float, batch: float, deviation: float
+) -> float:
+    r"""[d], [d, d], [d, d] → KL(Q‖N(0, s²I)), Q = N(θ̂, Σ) what constant-rate SGD settles to around θ̂ (Ornstein–Uhlenbeck).
+
+        HΣ + ΣH = (η/B) C,      KL = ½ (tr Σ/s² + ‖θ̂‖²/s² − d + d log s² − log det Σ)
+
+    Args:
+        weights: θ̂. curvature: H of the loss there, positive definite. noise: C, the covariance of one example's gradient.
+        learning_rate, batch: η and B. deviation: s of the prior.
+
+    Raises:
+        ArgumentError: a number that is not positive, an H that is not positive definite, noise that leaves a direction out.
+
+    Reference: DERIVED, to first order in η; for `reward_shift_average`.
+    """
+    _check(least=0.0, learning_rate=learning_rate, batch=batch, deviation=deviation)
+    theta, d = weights.double(), len(weights)
+    values, vectors = torch.linalg.eigh(curvature.double())
+    spread = learning_rate / batch * (vectors.mT @ noise.double() @ vectors) / (values[:, None] + values)
+    factor, failed = torch.linalg.cholesky_ex(spread)
+    if float(values[0]) <= 0 or int(failed):
+        raise ArgumentError("curvature, noise: expected positive definite matrices; leave out what is flat or has no noise.")
+    size = (spread.trace() + theta @ theta) / deviation**2
+    return float(0.5 * (size - d + d * math.log(deviation**2)) - factor.diagonal().log().sum())
 
 
 def clip_quantile(*, samples: float, rollouts: float, delta: float = 0.05) -> float:
@@ -90,6 +141,28 @@ def rollouts_per_prompt(
         return max(1.0, math.pow(prefill / decode, 2 / 3))
     _check(least=0.0, rollout_deviation=rollout_deviation, prompt_deviation=prompt_deviation)
     return max(1.0, sqrt(prefill / decode) * rollout_deviation / prompt_deviation)
+
+
+def prompts_and_pairs(
+    prompt_error: float, pair_error: float, *, prompt_cost: float, pair_cost: float, budget: float
+) -> tuple[float, float]:
+    r"""(n, N) that minimise a/√n + b/√N at the cost c₁n + c₂N: prompts to roll out, preference pairs for the reward.
+
+        n/N = (a c₂/(b c₁))^{2/3}
+
+    Args:
+        prompt_error, pair_error: a and b. prompt_cost, pair_cost: c₁ (a prompt with its rollouts) and c₂.
+
+    Raises:
+        ArgumentError: a number that is not positive.
+
+    Reference: arXiv 2602.21765 mentions the split; DERIVED.
+    """
+    _check(least=0.0, prompt_error=prompt_error, pair_error=pair_error, budget=budget)
+    _check(least=0.0, prompt_cost=prompt_cost, pair_cost=pair_cost)
+    ratio = math.pow(prompt_error * pair_cost / (pair_error * prompt_cost), 2 / 3)
+    pairs = budget / (prompt_cost * ratio + pair_cost)
+    return ratio * pairs, pairs
 
 
 def _check(*, least: float = 1.0, **values: float) -> None:

@@ -13,6 +13,8 @@ _KINDS: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "not negative": (lambda v: v >= 0, "a number that is not negative"),
     "at least one": (lambda v: v >= 1, "a number of at least 1"),
     "small": (lambda v: 0 < v <= 1, "a positive number of at most 1"),
+    "below a quarter": (lambda v: 0 < v < 0.25, "a positive number below 1/4"),
+    "below 1/256": (lambda v: 0 < v < 1 / 256, "a positive number below 1/256"),
     "probability": (lambda v: 0 < v < 1, "a probability strictly between 0 and 1"),
 }
 _RULES: Mapping[str, tuple[str, str]] = {
@@ -55,6 +57,10 @@ _RULES: Mapping[str, tuple[str, str]] = {
     "squared_error": ("not negative", "L₂: mean squared error of the reward model under its training law"),
     "clip_bias": ("not negative", "E|ℓ − ℓ^τ| under the policy: what clipping takes off, nats"),
     "deviation": ("positive", "s: the error of the reward is s-sub-Gaussian under the learnt policy"),
+    "small_beta": ("below a quarter", "β where η = 1/β > 4"),
+    "small_target": ("below 1/256", "the gap that is asked for, small enough for the lower bound"),
+    "squared_width": ("not negative", "E_π*[Γ²]: mean square under the optimum of what was taken off the reward"),
+    "posterior_kl": ("not negative", "KL(Q‖P): how far the law of the policies is from one that was chosen without data"),
     "pair_curvature": ("positive", "least eigenvalue of the covariance of feature differences of pairs"),
 }
 DEFAULTS = {"delta": 0.05, "residual": 0.0, "sampling_coverage": 1.0}

@@ -106,6 +106,55 @@ two_stage = Statement(
     trivial=_unbounded,
     note="a number of labels, not a gap",
 )
+two_stage_least = Statement(
+    name="two-stage-least",
+    title="labels that any method needs for a gap of ε",
+    formula="n = min(η log N/ε, log N/ε²), η = 1/β",
+    rate="η/ε, or 1/ε² where ε > β",
+    assumptions=("η > 4 and ε < 1/256", "of the worst of all problems", "constants are not printed: taken as 1"),
+    citation="Zhao, Ye, Gu, Zhang, arXiv 2411.04625, Theorems 3.6 and 4.6",
+    status="provisional",
+    quantities="small_beta class_size small_target",
+    terms=lambda β, N, ε: {"labels": min(log(N) / (β * ε), log(N) / ε**2)},
+    trivial=_unbounded,
+    note="a lower bound, and a number of labels, not a gap",
+)
+pessimism_suboptimality = Statement(
+    name="pessimism-suboptimality",
+    title="sub-optimality of the optimum for r̂ − Γ",
+    formula="J(π*) − J(π_{r̂−Γ}) ≤ (2/β) E_π*[Γ²]",
+    rate="1/n where Γ² falls like 1/n, with coverage of π* alone",
+    assumptions=("|r̂ − r* − b(x)| ≤ Γ for every completion, b any function of the prompt", "reverse KL"),
+    citation="derived; proof G in docs/bounds.md (half of the 4/β that arXiv 2510.13512's argument gives)",
+    status="derived",
+    quantities="beta squared_width",
+    terms=lambda β, squared_width: {"error": 2 * squared_width / β},
+    trivial=_unbounded,
+    note="Γ of a linear reward: `pessimism`",
+)
+
+
+def pessimism(features: Tensor, base_logps: Tensor, information: Tensor, *, width: float) -> Tensor:
+    r"""[*B, Y, d], [*B, Y], [d, d] → [*B, Y]: Γ = w ‖φ(x, y) − E_{π_0} φ(x, ·)‖_{Σ⁻¹}, to be taken off the estimated reward.
+
+    The most by which ⟨θ, φ − E φ⟩ may differ for parameters within ‖θ − θ̂‖_Σ ≤ w.
+
+    Args:
+        features: of a linear reward. base_logps: log π_0, normalised or not, as the geometric pool.
+        information: Σ, positive definite. width: w, the radius of the confidence set.
+
+    Raises:
+        ArgumentError: a Σ that is not positive definite, or of another size.
+
+    Reference: the linear case of arXiv 2510.13512's pessimism (DERIVED in the notation of 2502.06051).
+    """
+    factor, failed = torch.linalg.cholesky_ex(information.double())
+    if information.shape != features.shape[-1:] * 2 or int(failed):
+        raise ArgumentError("information: expected a positive definite [d, d] for features [*B, Y, d].")
+    law = base_logps.double().softmax(-1)
+    centred = features.double() - (law[..., None] * features.double()).sum(-2, keepdim=True)
+    lengths: Tensor = torch.linalg.solve_triangular(factor, centred.mT, upper=False).norm(dim=-2)
+    return width * lengths
 
 
 def asymptotic_suboptimality(variance: Tensor, information: Tensor, *, beta: float, samples: float) -> float:

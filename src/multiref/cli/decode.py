@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,12 +121,15 @@ def command(
     parts, found = [], []
     for i, text in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):
         own = seed + 7_919 * i
-        draws = sample([text], refs, rule, function, beta, method=method, seed=own, **options, **limits)
+        told = None if i else partial(print, "" if len(asked) == 1 else "Each prompt:", file=sys.stderr, flush=True)
+        draws = sample([text], refs, rule, function, beta, method=method, seed=own, say=told, **options, **limits)
         parts.append(draws)
         found.append(_show(text, draws, [draws.pick(own + place)[0] for place in range(show)]))
     if out is not None:
         every, tokens = tuple(each for draws in parts for each in draws), sum(draws.tokens for draws in parts)
-        replace(parts[0], prompts=every, tokens=tokens, reward_calls=sum(draws.reward_calls for draws in parts)).save(out)
+        calls, foretold = sum(draws.reward_calls for draws in parts), parts[-1].foretold
+        foretold = {name: sum(draws.foretold[name] for draws in parts) for name in foretold}
+        replace(parts[0], prompts=every, tokens=tokens, reward_calls=calls, foretold=foretold).save(out)
     return {"method": method, "approximate": parts[0].approximate or None, "prompts": found, "output": out and str(out)}
 
 

@@ -37,6 +37,7 @@ def sample(
     budget: Budget | None = None,
     seed: int = 0,
     twist: Callable[..., Any] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Draws:
     r"""Weighted draws of π* ∝ P_0 e^{r/β} over completions of at most `max_new_tokens` tokens (cut ones are outcomes too).
 
@@ -58,6 +59,7 @@ def sample(
         budget: what may be spent, checked before the first token.
         twist: of smc: function(prompts=…, completions=…) → a guess, for texts so far, of the reward to come, by which particles
             are resampled. It changes how well the draws fit, and nothing that they converge to.
+        say: told before the start what this may take, one step being timed for it (`Draws.foretold`).
 
     Errors: ArgumentError for what cannot work, EmptyPoolError where no completion has mass, VocabularyMismatch.
 
@@ -93,19 +95,24 @@ def sample(
         twist,
     )
     with opened(refs, request, proposal is None) as bench:
-        return _drawn(bench, rows)
+        return _drawn(bench, rows, say)
 
 
-def _drawn(bench: Bench, prompts: Sequence[Any]) -> Draws:
+def _drawn(bench: Bench, prompts: Sequence[Any], say: Callable[[str], None] | None) -> Draws:
     """Every prompt's draws, after what they cost is known."""
     request, contexts = bench.request, encode_prompts(bench.tokenizer, prompts)
     bench.scorer.check_context(contexts, request.generation.max_new_tokens)
     request.check_ends(bench.ends)
-    request.check_price(bench.models, contexts)
+    foretold = request.check_price(bench.models, contexts, timed=say is not None)
+    if say is not None:
+        say(
+            f"Up to {foretold['tokens']:,.0f} tokens read and {foretold['rewards']:,.0f} rewards; about "
+            f"{foretold['seconds']:,.1f} seconds without the reward."
+        )
     counted = request.method == "smc" or (request.method == "importance" and request.proposal in ("flat", "pool"))
     draw = walked if counted else rejected if request.method == "rejection" else weighed
     each = enumerate(zip(prompts, contexts))
     places = each_told(each, "prompts", len(prompts)) if len(prompts) > 1 else each  # of one prompt the tokens are told
     found = tuple(draw(bench, *one, request.seed + 7_919 * i) for i, one in places)
     approximate = APPROXIMATE if request.method == "token" else ""
-    return Draws(found, request.method, request.proposal, approximate, bench.tokens, bench.rewarding.calls)
+    return Draws(found, request.method, request.proposal, approximate, bench.tokens, bench.rewarding.calls, foretold)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -84,6 +84,8 @@ class Draws(Sequence[PromptDraws]):
 
     approximate: "" where the weighted draws converge to the optimum, else what they are instead.
     tokens: read by all models together. reward_calls: completions that the reward was asked about.
+    foretold: what they were to be at most, before the start (rejection takes more, as its trial says), and "seconds" where they
+        were estimated.
     """
 
     prompts: tuple[PromptDraws, ...]
@@ -92,6 +94,7 @@ class Draws(Sequence[PromptDraws]):
     approximate: str = ""
     tokens: int = 0
     reward_calls: int = 0
+    foretold: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, index: Any) -> Any:
         return self.prompts[index]

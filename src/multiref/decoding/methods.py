@@ -170,8 +170,8 @@ def _acceptance(bench: Bench, prompt: Any, context: Ids, seed: int, most: float)
             f"method: rejection accepts about {predicted:.2g} of its proposals here (Z e^(−r_max/β)); at most "
             f"{MOST_PROPOSALS:,.0f} a draw are tried. Use method='smc'."
         )
-    spent = {"tokens": bench.tokens, "rewards": bench.rewarding.calls}
-    request.check_budget(bench.models, [context], math.ceil(request.rows / predicted), **spent)
+    rows, spent = math.ceil(request.rows / predicted), bench.rewarding.calls
+    request.check_budget(bench.models, [context], rows, tokens=bench.tokens, rewards=spent)
     return predicted
 
 

@@ -14,6 +14,8 @@ from transformers import LogitsProcessor
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models.architecture import cache_argument, cache_of, takes
+from multiref.models.draws import COARSE, ROUNDING
+from multiref.models.witness import largest_gap
 from multiref.pools import power_pool
 
 # what makes tokens impossible, or normalises, and leaves the law of the other tokens as it is
@@ -39,7 +41,8 @@ class PoolLogitsProcessor(LogitsProcessor):
     r"""Scores of the next token → log P_ρ of all models, normalised: `models[0].generate(…, logits_processor=[this])`.
 
     The pool of tokens, not of completions (docs/decoding.md). The other models have caches of their own, which follow rows that
-    are reordered (beams); where a row is no continuation of one of the step before (a new call) all are read again. A token
+    are reordered (beams), unless the first step behind shows that they do not; where a row is no continuation of one of the
+    step before (a new call) all are read again. A token
     that was forbidden before (`min_new_tokens`, say) stays forbidden, and the rest has the pool's law given that, as in
     `sample(method="token")`. For ρ other than 0 that takes what the first model gave to such tokens, which scores do not say:
     it is then read here too.
@@ -61,6 +64,7 @@ class PoolLogitsProcessor(LogitsProcessor):
                 f"models, order: expected a model and a finite ρ, found {len(models)} models and order {order}."
             )
         self.models, self.weights = list(models), check_weights(weights, len(models))
+        self._full = bool((self.weights > 0).all())
         self.mask, self.order = attention_mask, order
         if wrong := [each for each in models if not hasattr(each, "config")]:
             raise ArgumentError(f"models: found {wrong[0]!r}; expected models as transformers has them: `load(path).model`.")
@@ -76,6 +80,7 @@ class PoolLogitsProcessor(LogitsProcessor):
         self._devices = [next(model.parameters()).device for model in self.models]
         self._ids = self._prompts = torch.empty(0, 0, dtype=torch.long)
         self._caches: list[Any] = []
+        self._kept: dict[int, bool | None] = {}  # whether a cache kept its rows as they were reordered; None: to be looked at
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -87,7 +92,7 @@ class PoolLogitsProcessor(LogitsProcessor):
         others = [self._said(k, input_ids, mask).to(scores) for k in range(1, len(self.models))]
         forbidden, weights = scores == -torch.inf, self.weights.to(scores)
         if self.order == 0:  # what each is normalised by cancels
-            pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None])
+            pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None], self._full)
         else:
             first = scores.log_softmax(-1)
             if bool(forbidden.any()):
@@ -135,9 +140,11 @@ class PoolLogitsProcessor(LogitsProcessor):
         kept = [cache for cache in self._caches if cache is not None]
         if not bool(same.any(-1).all()) or not all(hasattr(cache, "reorder_cache") for cache in kept):
             return False
-        for cache, device in zip(self._caches, self._devices):
-            if cache is not None:
+        for k, (cache, device) in enumerate(zip(self._caches, self._devices)):
+            if cache is not None and self._kept.setdefault(k, None) is not False:
                 cache.reorder_cache(same.int().argmax(-1).to(device))
+            else:
+                self._caches[k] = None
         return True
 
     @torch.inference_mode()
@@ -156,6 +163,12 @@ class PoolLogitsProcessor(LogitsProcessor):
         out = model(**inputs, **cache_argument(names, cache))
         self._caches[k] = cache_of(out)
         logits: Tensor = out.logits[:, -1].float()
+        if cache is not None and self._kept.get(k, True) is None:  # once, as the sampler does
+            self._caches[k] = None
+            again = self._said(k, ids, mask)
+            most = (ROUNDING if out.logits.dtype in (torch.float32, torch.float64) else COARSE)[0]
+            self._kept[k] = largest_gap(logits.log_softmax(-1), again.log_softmax(-1)) <= most
+            return again
         return logits
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -127,36 +127,42 @@ class Request:
                 "settings name an end token). Leave them out: every completion is then cut after max_new_tokens."
             )
 
-    def check_price(self, models: Sequence[Any], contexts: Sequence[Sequence[int]]) -> None:
-        """ArgumentError where tokens, rewards or the memory of caches would be more than there is. Rejection's proposals are
-        counted once its trial has said how many it takes."""
-        self.check_budget(models, contexts, self.rows + (TRIAL if self.method == "rejection" else 0))
+    def check_price(self, models: Sequence[Any], contexts: Sequence[Sequence[int]], timed: bool) -> dict[str, float]:
+        """What it takes, as `check_budget` has it. ArgumentError where tokens, rewards or the memory of caches would be more
+        than there is. Rejection's proposals are counted once its trial has said how many it takes."""
         check_memory(models, self.rows, max(map(len, contexts)) + self.generation.max_new_tokens)
+        return self.check_budget(models, contexts, self.rows + (TRIAL if self.method == "rejection" else 0), timed=timed)
 
     def check_budget(
-        self, models: Sequence[Any], contexts: Sequence[Sequence[int]], rows: int, *, tokens: int = 0, rewards: int = 0
-    ) -> None:
-        """ArgumentError where so many rows of each prompt, beside the tokens and rewards that were spent, are more than may
-        be."""
-        steps = self.generation.max_new_tokens
-        needs = {
+        self,
+        models: Sequence[Any],
+        contexts: Sequence[Sequence[int]],
+        rows: int,
+        *,
+        tokens: int = 0,
+        rewards: int = 0,
+        timed: bool = False,
+    ) -> dict[str, float]:
+        """{"tokens", "rewards"} at most, and "seconds" without the reward (of one step that is timed) where that is asked for
+        or bounded. ArgumentError where so many rows of each prompt, beside what was spent, are more than may be."""
+        steps, side = self.generation.max_new_tokens, min(rows, CHUNK)
+        needs: dict[str, float] = {
             "tokens": tokens + sum(len(models) * (len(context) + rows * (steps - 1)) for context in contexts),
             "rewards": 0 if self.reward is None else rewards + rows * len(contexts),
         }
+        self._check(needs, f"{len(contexts)} prompts, {rows:,} rows each, {steps} new tokens, {len(models)} models")
+        if timed or self.budget.seconds is not None:
+            needs["seconds"] = rows / side * len(contexts) * _seconds(models, max(contexts, key=len), side, steps)
+            self._check(needs, f"without the reward; one step of {side:,} rows was timed")
+        return needs
+
+    def _check(self, needs: Mapping[str, float], of: str) -> None:
         for name, needed in needs.items():
             allowed = getattr(self.budget, name)
             if allowed is not None and needed > allowed:
                 raise ArgumentError(
-                    f"budget: this needs up to {needed:,} {name} ({len(contexts)} prompts, {rows:,} rows each, {steps} new "
-                    f"tokens, {len(models)} models), and {allowed:,.0f} are allowed. Lower n, islands or max_new_tokens."
-                )
-        if self.budget.seconds is not None:
-            side = min(rows, CHUNK)
-            seconds = rows / side * len(contexts) * _seconds(models, max(contexts, key=len), side, steps)
-            if seconds > self.budget.seconds:
-                raise ArgumentError(
-                    f"budget: this needs about {seconds:,.0f} seconds without the reward (one step of {side:,} rows was "
-                    f"timed), and {self.budget.seconds:,.0f} are allowed. Lower n, islands or max_new_tokens."
+                    f"budget: this needs {'about' if name == 'seconds' else 'up to'} {needed:,.0f} {name} ({of}), and "
+                    f"{allowed:,.0f} are allowed. Lower n, islands or max_new_tokens."
                 )
 
 

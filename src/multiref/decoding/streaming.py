@@ -1,7 +1,7 @@
 """The per-token pool, one token of each row at a time, and the text that these tokens spell."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,12 +13,13 @@ from multiref.decoding.bench import Bench, opened
 from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.architecture import check_rows
-from multiref.models.draws import bend
+from multiref.models.draws import bend, draw_one
 from multiref.models.encoding import Encoded
 from multiref.models.forward import uncached
-from multiref.models.lockstep import Lockstep, at_rest
+from multiref.models.lockstep import Lockstep, at_rest, check_numbers
 from multiref.models.sampling import decode_behind, encode_prompts
 from multiref.models.spec import Generation
+from multiref.pools import power_mean
 from multiref.regularizers import Regularizer
 
 Ids = tuple[int, ...]
@@ -56,6 +57,7 @@ def draw_tokens(
     the escort, docs/decoding.md), at the temperature and within the cuts of `generation`.
 
     A row closes with an end token, which is the last it gives. closed: rows that the caller closes, before the next step.
+    On an accelerator every eighth step is waited for, and the steps before it are given with it.
     Errors: ArgumentError before the first token, where context or caches do not fit; EmptyPoolError where nothing can follow.
     """
     new, models, closed = generation.max_new_tokens, bench.models, set() if closed is None else closed
@@ -65,23 +67,31 @@ def draw_tokens(
     with at_rest(models):
         step = Lockstep(models, context, rows, new)
     end = torch.tensor(bench.ends, dtype=torch.long, device=step.device)
+    weights, order = bench.weights.to(step.device), bench.request.regularizer.order
+    full = None if step.patience == 1 else bool((bench.weights > 0).all())
     alive, token = list(range(rows)), torch.empty(0, 1, dtype=torch.long)
+    held: list[tuple[Tensor, ...]] = []
     for t in range(new):
         with at_rest(models):
             if t:
                 step.read(token[:, 0])
-            pool = _pooled(bench.request.regularizer, step.logps())
+            mass = power_mean(step.logps(), weights, order, full)
+            may = mass if t >= generation.min_new_tokens else mass.index_fill(-1, end, -torch.inf)
+            pool = mass.log_softmax(-1)
             bent = bend(pool, generation, end, t)
-            if bool((bent == -torch.inf).all(-1).any()):
-                raise EmptyPoolError(
-                    f"After {t} tokens nothing can follow: some reference forbids each token. "
-                    "Leave a reference out, or give it weight 0."
-                )
             greedy = generation.temperature == 0
-            token = bent.argmax(-1, keepdim=True) if greedy else torch.multinomial(bent.softmax(-1), 1, generator=generator)
-            drawn = _drawn(alive, pool, bent.log_softmax(-1), token, top)
-        yield drawn
-        closed |= {each.row for each in drawn if each.token in bench.ends}
+            token = bent.argmax(-1, keepdim=True) if greedy else draw_one(bent.softmax(-1), generator)
+            held.append((may.amax(-1), *_seen(pool, bent.log_softmax(-1), token, top)))
+        if t < new - 1 and t % step.patience != step.patience - 1:
+            continue
+        block = [torch.stack(each).tolist() for each in zip(*held)]
+        for place, (most, *seen) in enumerate(zip(*block), t + 1 - len(held)):
+            drawn = [each for each in _drawn(alive, *seen) if each.row not in closed]
+            _check_mass((one for row, one in zip(alive, most) if row not in closed), f"After {place} tokens")
+            if drawn:
+                yield drawn
+            closed |= {each.row for each in drawn if each.token in bench.ends}
+        held.clear()
         kept = [place for place, row in enumerate(alive) if row not in closed]
         if not kept:
             return
@@ -114,28 +124,33 @@ def read_tokens(bench: Bench, ids: Ids, top: int = 0, *, first: int = 1) -> list
         logits = [part[start : start + size, :width].to(each[0].device) for part in each]
         said = torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)).log_softmax(-1) for part in logits])
         here = row[0, first + start : first + start + size, None].to(said.device)
-        pool = _pooled(bench.request.regularizer, said)
-        found += _drawn([0] * len(here), pool, pool, here, top)
+        mass = power_mean(said, bench.weights.to(said.device), bench.request.regularizer.order)
+        _check_mass(mass.amax(-1).tolist(), "Somewhere in this text")
+        pool = mass.log_softmax(-1)
+        found += _drawn([0] * len(here), *(each.tolist() for each in _seen(pool, pool, here, top)))
     return found
 
 
-def _pooled(regularizer: Regularizer, logps: Tensor) -> Tensor:
-    """[K, N, V] → [N, V]: log of the pool, normalised; EmptyPoolError where it has no mass."""
-    pool = regularizer.pool(logps)
-    if bool((pool == -torch.inf).all(-1).any()):
+def _check_mass(most: Iterable[float], where: str) -> None:
+    """The largest log-mass of a next token of each row: EmptyPoolError where none has any, ModelError for NaN."""
+    least = min(most, key=lambda one: -math.inf if math.isnan(one) else one, default=0.0)
+    check_numbers(torch.tensor(least))
+    if least == -math.inf:
         raise EmptyPoolError(
-            "The references have no token in common that could follow: each is forbidden by some reference. "
+            f"{where} nothing can follow: each token is forbidden, by some reference or by min_new_tokens. "
             "Leave a reference out, or give it weight 0."
         )
-    return pool.log_softmax(-1)
 
 
-def _drawn(rows: Sequence[int], pool: Tensor, q: Tensor, token: Tensor, top: int) -> list[Drawn]:
+def _seen(pool: Tensor, q: Tensor, token: Tensor, top: int) -> tuple[Tensor, ...]:
+    """Of each row: its token, log of pool and q there, the likeliest ones of the pool, and theirs."""
     best = pool.topk(min(top, pool.shape[-1]), -1)
-    likeliest = zip(best.indices.tolist(), best.values.tolist()) if top else [((), ())] * len(rows)
-    logps, log_qs = (law.gather(-1, token)[:, 0].tolist() for law in (pool, q))
-    own = zip(rows, token[:, 0].tolist(), logps, likeliest, log_qs)
-    return [Drawn(row, index, logp, tuple(zip(*pairs)), log_q) for row, index, logp, pairs, log_q in own]
+    return (token[:, 0], *(law.gather(-1, token)[:, 0] for law in (pool, q)), best.indices, best.values)
+
+
+def _drawn(rows: Sequence[int], *seen: Sequence[Any]) -> list[Drawn]:
+    own = zip(rows, *seen)
+    return [Drawn(row, index, logp, tuple(zip(likeliest, theirs)), log_q) for row, index, logp, log_q, likeliest, theirs in own]
 
 
 @dataclass
@@ -157,7 +172,7 @@ class Transcript:
 
     def add(self, token: int) -> str:
         """The piece that is certain now, perhaps empty."""
-        self.lengths.append(len(self._text))
+        self.lengths.append(len(self._text.rstrip("�")))  # every part of a character begins where it does
         self.ids.append(token)
         (self._text,) = decode_behind(self.tokenizer, [self.context], [tuple(self.ids)], 1)
         sure = self._text.rstrip("�")  # perhaps half a character

@@ -25,17 +25,17 @@ class Comparison:
     values: Mapping[str, Tensor]
 
     def mean(self, metric: str) -> Tensor:
-        """[methods]: averages over units."""
-        return self._of(metric).mean(-1)
+        """[methods]: averages over the units of which it is known (not NaN)."""
+        return self._of(metric).nanmean(-1)
 
     def error(self, metric: str) -> Tensor:
         """[methods]: standard errors of these averages over units; NaN with a single unit."""
-        return _error(self._of(metric))
+        return torch.stack([_error(row[~row.isnan()]) for row in self._of(metric)])
 
     def difference(self, metric: str, method: str, against: str) -> tuple[float, float]:
         """(mean, standard error) of method − against, unit by unit: what they share cancels."""
-        values = self._of(metric)
-        gap = values[self.methods.index(method)] - values[self.methods.index(against)]
+        one, other = (self._of(metric)[self.methods.index(name)] for name in (method, against))
+        gap = (one - other)[~(one.isnan() | other.isnan())]
         return float(gap.mean()), float(_error(gap))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -60,9 +60,8 @@ class Comparison:
 
 
 def _error(values: Tensor) -> Tensor:
-    """[*M, units] → [*M]: standard errors; NaN of a single unit."""
-    units = values.shape[-1]
-    return values.std(-1) / math.sqrt(units) if units > 1 else torch.full_like(values[..., 0], math.nan)
+    """[units] → []: standard error of their mean; NaN of a single unit."""
+    return values.std() / math.sqrt(len(values)) if len(values) > 1 else torch.tensor(math.nan)
 
 
 def compare(

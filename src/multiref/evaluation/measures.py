@@ -22,7 +22,7 @@ def measure_texts(drawn: Drawn, rewards: Mapping[str, Tensor]) -> dict[str, Tens
         win rate     P(r > r') + ½ P(r = r') against the first contestant, over all pairs of completions but those of one place,
             whose random numbers are the same; NaN of one completion
         length       tokens; unfinished: the share that was cut
-        distinct-n   different n-grams of words over all of them, of a prompt's completions together
+        distinct-n   different n-grams of words over all of them, of a prompt's completions together; NaN where none has n words
         self-BLEU    mean BLEU-4 of each completion against the others of its prompt (higher: less diverse)
 
     Reference: distinct-n, Li et al., 2016; self-BLEU, Zhu et al., 2018, with add-one smoothing above words (Lin and Och, 2004).

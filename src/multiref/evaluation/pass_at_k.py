@@ -69,17 +69,20 @@ class PassAtK:
 
     def summary(self, ks: Sequence[int], *, resamples: int = 2000) -> dict[str, Any]:
         """{"settings", "policies": {name: {metric: [mean, low, high]}}, "differences": {"a − b": {metric: …}}}:
-        paired, against the first policy."""
+        paired, against the first policy. A mean is over the prompts of which the metric is known (not NaN)."""
         values = self.values(ks)
         names = self.policies
         return {
             "settings": {**self.settings, "prompts": len(next(iter(values.values()))[0]), "resamples": resamples},
             "policies": {
-                name: {metric: _figures(metric, each[i], resamples) for metric, each in values.items()}
+                name: {metric: _figures(metric, each[i][~each[i].isnan()], resamples) for metric, each in values.items()}
                 for i, name in enumerate(names)
             },
             "differences": {
-                f"{name} − {names[0]}": {metric: _figures("", each[i] - each[0], resamples) for metric, each in values.items()}
+                f"{name} − {names[0]}": {
+                    metric: _figures("", (each[i] - each[0])[~(each[i].isnan() | each[0].isnan())], resamples)
+                    for metric, each in values.items()
+                }
                 for i, name in enumerate(names)
                 if i
             },
@@ -89,7 +92,7 @@ class PassAtK:
 def _figures(metric: str, values: Tensor, resamples: int) -> list[float | None]:
     """[mean, low, high]; None for bounds that are not known. pass@k of prompts that all failed, or all passed:
     Wilson's interval."""
-    if bool(values.isnan().any()):
+    if not len(values) or bool(values.isnan().any()):
         return [None, None, None]
     mean, low, high = bootstrap_interval(values, resamples=resamples)
     if metric.startswith("pass@") and math.isnan(low) and mean in (0.0, 1.0):

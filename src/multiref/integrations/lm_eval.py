@@ -76,9 +76,13 @@ class _Harness(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if start is None else int(start)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A start token that the text writes itself is not put there again."""
+        """A start token that the text writes itself is not put there again. DataError for what is no text."""
         special = not has_bos_prefix(string, self.tokenizer.bos_token) if add_special_tokens is None else add_special_tokens
-        return list(self.tokenizer.encode(string, add_special_tokens=special))
+        try:
+            return list(self.tokenizer.encode(string, add_special_tokens=special))
+        except TypeError:
+            encode_many(self.tokenizer, [(string, ())])  # says where
+            raise
 
     @property
     def tokenizer_name(self) -> str:

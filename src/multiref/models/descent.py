@@ -12,7 +12,7 @@ from multiref._logspace import NEG_INF, weighted_sum
 from multiref.models.draws import draw_one
 from multiref.models.lockstep import Ids, Lockstep, at_rest, check_numbers
 from multiref.models.spec import Generation
-from multiref.pools import power_pool
+from multiref.pools import power_mean
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def descend(
     with at_rest(models):
         step = Lockstep(models, context, rows, generation.max_new_tokens)
         way = _Way(rows, len(models), weights.to(step.device), pooled, order, weighed, generator)
+        way.waits_for_nothing = step.patience == 1
         end = torch.tensor(list(ends), dtype=torch.long, device=step.device)
         room = None if patience is None else patience.to(step.device)
         for t in range(generation.max_new_tokens):
@@ -85,7 +86,9 @@ def descend(
 
 class _Way:
     """Rows on their way. alive: those that models still read; done [N]: ended or given up; logps [K, N], parts [1 or K, N]: log
-    π_k and log q so far, of each component where q is a mixture."""
+    π_k and log q so far, of each component where q is a mixture. waits_for_nothing: to look at a number costs nothing."""
+
+    waits_for_nothing = True
 
     def __init__(
         self,
@@ -114,7 +117,9 @@ class _Way:
         """[K, B, V] → [1 or K, B, V]: log q of the next token, of each component; the forbidden tokens have none of it."""
         w = self.weights
         if self.pooled:
-            q = (power_pool(said, w, self.order) if self.order else weighted_sum(said, w[:, None, None], self.full))[None]
+            known = None if self.waits_for_nothing else self.full
+            one = power_mean(said, w, self.order, known) if self.order else weighted_sum(said, w[:, None, None], self.full)
+            q = one[None]
         else:
             q, judged = said, said[self.weighed] > NEG_INF
             mass = judged.any(0) if self.order > 0 else judged.all(0)

@@ -174,10 +174,11 @@ class LocalReference:
         """The model as it scores, its adapter on: `with reference.loaded() as model`. In memory until `release`. Errors inside
         name the reference."""
         self.base.claim(self)
+        wrong = ModelError  # by this name where it is left open until the interpreter ends, which takes globals away
         try:
             with self.base.with_adapter(self.spec.adapter) as model:
                 yield model
-        except ModelError as error:
+        except wrong as error:
             named = self.spec.adapter or self.name
             raise error if named in str(error) else ModelError(f"{named}: {error}") from error
 

@@ -30,7 +30,7 @@ LARGEST, DEPTH = 1 * MIB, 16  # of a body
 HEAD = 16 * 1024  # bytes of address and headers
 AHEAD = 256  # pieces that an answer may be ahead of a client that reads slowly
 PATIENCE = 20.0  # seconds that a client may take over what it has to do
-_POSTS = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is chat
+_CHAT = {"/v1/completions": False, "/v1/chat/completions": True}  # what is posted: whether it is chat
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ENDING = BadRequest("The server is ending.", status=503)
 
@@ -127,24 +127,18 @@ class App:
         if path == "/health" and method == "GET":
             return JSONResponse({"status": "ending" if self.ending else "ok"}, 503 if self.ending else 200)
         self._check_key(request)
-        if path == "/v1/models" and method == "GET":
-            return JSONResponse({"object": "list", "data": [self._model]})
-        if path == f"/v1/models/{self.name}" and method == "GET":
-            return JSONResponse(self._model)
-        if path not in _POSTS:
-            known = path in ("/health", "/v1/models")
+        if path not in (*_CHAT, "/health", "/v1/models", f"/v1/models/{self.name}"):
             raise BadRequest(
-                f"{method} is not of this address."
-                if known
-                else "No such address. There are /v1/completions, /v1/chat/completions, /v1/models and /health.",
-                status=405 if known else 404,
+                "No such address. There are /v1/completions, /v1/chat/completions, /v1/models and /health.", status=404
             )
-        if method != "POST":
-            raise BadRequest(f"{method} is not of this address; POST is.", status=405)
+        if method != (allowed := "POST" if path in _CHAT else "GET"):
+            raise BadRequest(f"{method} is not of this address; {allowed} is.", status=405, allow=allowed)
+        if path not in _CHAT:
+            return JSONResponse({"object": "list", "data": [self._model]} if path == "/v1/models" else self._model)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise BadRequest("The body must be JSON (Content-Type: application/json).", status=415)
         body = parse_json(await _read_body(request), "The body", error=DataError, depth=DEPTH)
-        asked = read_request(body, self.name, chat=_POSTS[path])
+        asked = read_request(body, self.name, chat=_CHAT[path])
         job = self._begin(asked)
         try:
             return await self._answer(request, asked, job)
@@ -286,6 +280,7 @@ def refusal(error: Exception) -> JSONResponse:
     """The answer to a request that failed. The connection closes, for the body may not have been read."""
     status, body = _described(error)
     more = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status, {})
+    more |= {"Allow": allow} if (allow := getattr(error, "allow", None)) else {}
     return JSONResponse(body, status, {"Connection": "close", **more})
 
 

@@ -34,11 +34,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class BadRequest(MultirefError):
-    """What is asked for cannot be done. status: of HTTP; field: the one to change; code: OpenAI's word for it."""
+    """What is asked for cannot be done. status: of HTTP; field: the one to change; code: OpenAI's word for it; allow: what the
+    address has instead."""
 
-    def __init__(self, message: str, field: str | None = None, *, status: int = 400, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, field: str | None = None, *, status: int = 400, code: str | None = None, allow: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.field, self.code = status, field, code
+        self.status, self.field, self.code, self.allow = status, field, code, allow
 
 
 @dataclass(frozen=True)

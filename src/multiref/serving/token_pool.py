@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from typing import Any, Self
 
 from multiref.decoding.bench import Bench
@@ -144,10 +143,13 @@ class TokenPool:
         known = read_tokens(self.bench, context, asked.top) if len(context) > 1 else []
         drawn = [Drawn(0, context[0], math.nan), *known]
         told = [self._told(asked, context, place, each, 0) for place, each in enumerate(drawn)]
-        special = set(self.bench.tokenizer.all_special_ids)
-        sizes = [0 if each.token in special else len(_spelt(self.bench.tokenizer, context, i)) for i, each in enumerate(drawn)]
-        offsets = [0, *accumulate(sizes)]
-        return Piece(0, text, tuple(Told(each.token, each.logp, at, each.top) for each, at in zip(told, offsets)))
+        offsets, base, first = [0], 0, 0
+        for place in range(1, len(context) + 1):
+            added = _added(self.bench.tokenizer, context, first, place)
+            offsets.append(base + len(added.rstrip("�")))  # every part of a character begins where it does
+            if not added.endswith("�"):
+                base, first = offsets[-1], place
+        return Piece(0, text, tuple(replace(each, offset=at) for each, at in zip(told, offsets)))
 
     def _told(self, asked: Asked, ids: Any, place: int, drawn: Drawn, offset: int) -> Told:
         def called(index: int) -> str:
@@ -155,7 +157,10 @@ class TokenPool:
             return f"token_id:{index}" if asked.as_ids else _spelt(self.bench.tokenizer, [*before, index], len(before))
 
         top: dict[str, float] = {}
-        for index, logp in drawn.top:
+        likeliest = dict(drawn.top)
+        if likeliest and not asked.chat:  # there the drawn one is told beside the likeliest
+            likeliest.setdefault(drawn.token, drawn.logp)
+        for index, logp in likeliest.items():
             name = called(index)
             if logp > -math.inf:
                 top[f"token_id:{index}" if name in top else name] = logp
@@ -167,6 +172,11 @@ def _spelt(tokenizer: Any, ids: Any, place: int) -> str:
     """What a token adds to the text of the few before it; a special one by its name."""
     if ids[place] in tokenizer.all_special_ids:
         return str(tokenizer.decode([ids[place]]))
+    return _added(tokenizer, ids, place, place + 1)
+
+
+def _added(tokenizer: Any, ids: Any, place: int, end: int) -> str:
+    """What the tokens from one place to another add to the text of the few before them; special ones nothing."""
     begin = max(0, place - WINDOW)
-    before, after = (tokenizer.decode(list(ids[begin:end]), skip_special_tokens=True) for end in (place, place + 1))
-    return str(after[len(before) :] if after.startswith(before) else tokenizer.decode([ids[place]]))
+    before, after = (tokenizer.decode(list(ids[begin:stop]), skip_special_tokens=True) for stop in (place, end))
+    return str(after[len(before) :] if after.startswith(before) else tokenizer.decode(list(ids[place:end])))
