@@ -69,7 +69,8 @@ type(runs.read_run("iterative.yaml")).__name__  # = 'IterativeRun'
 runs.Document.read("run.yaml").values["beta"]  # = 0.1
 
 # %% evaluate
-settings = EvaluationSettings(policies={"a": "models/a"}, prompts="pairs.jsonl", rewards=[{"kind": "length"}])
+rewards = [{"kind": "length"}]
+settings = EvaluationSettings(policies={"a": "models/a"}, prompts="pairs.jsonl", rewards=rewards, max_new_tokens=16)
 _ = runs.evaluate(settings, "evaluated")
 
 # %% sweep
