@@ -16,7 +16,7 @@ from multiref._progress import tell
 from multiref.data.files import LARGEST
 from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, has_column, recognise, renamed, value_of, wanted_columns
 from multiref.data.on_ray import Told, packed_on_ray
-from multiref.data.pairs import REFUSED, USED, Pair, as_pair, list_unread, unread_columns
+from multiref.data.pairs import REFUSED, USED, Pair, as_pair, from_pandas, list_unread, unread_columns
 from multiref.data.sources import Source, open_source
 from multiref.data.spooled import SpooledPairs
 from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
@@ -186,6 +186,7 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
     for number, (origin, row) in enumerate(islice(rows(), _LOOKED_AT)):
         where = where if number else origin
         if isinstance(row, Mapping):
+            row = from_pandas(row)
             merged = {**_renamed(row, selection.columns), **merged} if number else {**renamed(row, selection.columns, origin)}
             merged = {key: value for key, value in merged.items() if value is not None}
     kind = recognise(merged, selection.columns, selection.rankings, where) if merged else None
@@ -221,7 +222,7 @@ def _pairs(
             if isinstance(row, Pair) or not isinstance(row, Mapping) or kind is None:
                 made = [as_pair(row, origin=origin)]
             else:
-                row = renamed(row, selection.columns, origin)
+                row = renamed(from_pandas(row), selection.columns, origin)
                 unread |= unread_columns(row, read)
                 made = [as_pair(each, origin=origin) for each in kind.convert(row, origin)]
         except DataError as error:
