@@ -42,12 +42,15 @@ def write_conversation(
     before = chat.write(prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
     joints = [chat.write(_merged(prompt, completion)) for completion in completions]
     _warn_of_unread(chat, options, [_merged(prompt, each) for each in completions] or [prompt], joints or [before], origin)
+    if resumed and not content_of(prompt[-1]).strip():  # of an empty beginning a template may cut the line end before it, too
+        opened = chat.tried(prompt[:-1], add_generation_prompt=True) or ""
+        before = opened if all(joint.startswith(opened) for joint in joints) else before
     if opening := chat.reopening():  # of an answer that nobody asked for
         before += "" if resumed or not prompt or before.endswith(opening) else opening
         joints = [joint.removesuffix(opening) for joint in joints]
     split = [
         (joint[: len(before)], joint[len(before) :])
-        if joint.startswith(before)
+        if joint.startswith(before) and not _is_asked(prompt, completion)
         else _begun(chat, before, joint, prompt, completion)
         for joint, completion in zip(joints, completions)
     ]
@@ -71,8 +74,11 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
 
     ModelError where more than the opened block differs.
     """
-    plain = chat.before_words((*prompt, {"role": "assistant"})) if completion and not _is_begun(prompt) else None
+    anew = completion and not _is_begun(prompt) and not _is_asked(prompt, completion)
+    plain = chat.before_words((*prompt, {"role": "assistant"})) if anew else None
     shared = commonprefix([before, plain or ""])  # noqa: RUF071  # texts, not paths
+    for text in (before, plain or ""):  # `<think>` and `</think>` have no half of a token in common
+        shared = shared.removesuffix(chat.token_across(shared, text[len(shared) :]))
     bare = chat.write(prompt) if prompt else ""
     if plain is not None and shared.startswith(bare) and shared != bare:
         opened, closed = before[len(shared) :].strip(), plain[len(shared) :].strip()
@@ -138,6 +144,11 @@ def _end_of_turn(chat: Chat, rest: str, prompt: Messages, completion: Messages) 
         return plain
     here = None if completion[-1].get("tool_calls") else chat.after(_merged(prompt, completion))
     return here if here is not None and rest.endswith(here) else None
+
+
+def _is_asked(prompt: Messages, completion: Messages) -> bool:
+    """Whether behind a prompt it begins with what no assistant says."""
+    return bool(prompt and completion) and completion[0]["role"] in ("user", "system", "developer", "tool")
 
 
 def _is_begun(prompt: Messages) -> bool:
