@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from multiref.evaluation.inspection.mixture import Contender, Step, Weighting
+from multiref.evaluation.inspection.mixture import Contender, Step, Weighting, fewest
 from multiref.evaluation.inspection.quality import Quality
-from multiref.evaluation.inspection.score_test import FEWEST, ScoreTest
+from multiref.evaluation.inspection.score_test import ScoreTest
 
 OPPOSITE = 0.05  # a hint, not a finding: shared among the references
 
@@ -50,8 +50,8 @@ def judge(
     if len(broken) == len(qualities):
         sentences.append("No reference is left to judge: mend what is broken, score again, and inspect again.")
         return Verdict("none", (), (), names, tuple(sentences))
-    if prompts < FEWEST:
-        few = f"Too few to tell: there are {prompts} different prompts, and fewer than {FEWEST} decide nothing at this level. "
+    if prompts < (least := fewest(len(qualities) - len(broken))):
+        few = f"Too few to tell: there are {prompts} different prompts, and fewer than {least} decide nothing at this level. "
         return Verdict("too few to tell", (), (), names, (*sentences, few + "Bring pairs with more different prompts."))
     known = {quality.name: quality for quality in qualities}
     refused = steps[-1] if steps and not steps[-1].accepted else None
