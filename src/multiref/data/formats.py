@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from multiref._json import parse_json
 from multiref.data.labels import Side, meaning, plain, sides, stem
+from multiref.data.pairs import QUESTIONS
 from multiref.data.text import without_nulls
 from multiref.errors import DataError
 
@@ -31,7 +32,7 @@ COLUMNS = (
     "scores",
 )
 VALUES = ("first", "second", "tie")  # of the label, where the user says what they mean
-PROMPTS = ("conversations", "conversation", "instruction", "question", "query", "input")  # what others call the prompt
+PROMPTS = ("conversations", "conversation", *QUESTIONS)
 LABELS = ("label", "labels", "winner", "preference", "preferred", "better", "choice", "better_response_id", "vote", "judgement",
           "human_preference", "preferred_response", "overall_preference")  # fmt: skip
 ANSWERS = ("completions", "responses", "answers", "outputs", "candidates", "generations")
@@ -40,8 +41,6 @@ SCORES = ("overall_score", "score", "scores", "rating", "ratings", "reward", "re
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
           "model": "assistant", "observation": "tool", "function": "tool", "system": "system"}  # fmt: skip
 _TALK = re.compile(r"""\s*(\[?)\s*\{\s*(["'])\w+\2\s*:""")  # how a conversation, or a message, begins as JSON text
-_WHO = "role", "from"
-_WHAT = "content", "value", "tool_calls"
 _NEEDED = "A preference row needs two completions of one prompt and which is better: chosen and rejected (and usually prompt)"
 _NOT_SIDES = {"model", "name", "id", "author", "annotator", "score", "rating", "prompt", "question", "source"}
 _SIDES = {"response", "output", "answer", "completion", "conversation", "text", "reply", "summary", "candidate", "generation"}
@@ -169,7 +168,7 @@ def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: 
 def _talk(text: str, where: str) -> Any:
     if (found := _TALK.match(text)) is None or not text.rstrip().endswith("]" if found[1] else "}"):
         return text
-    if not all(any(f"{found[2]}{key}{found[2]}" in text for key in keys) for keys in (_WHO, _WHAT)):
+    if not all(re.search(f"{found[2]}({keys}){found[2]}", text) for keys in ("role|from", "content|value|tool_calls")):
         return text
     if found[2] == "'":  # as pandas writes a list into a CSV
         raise DataError(f"{where}: {text[:40]!r}… is a conversation as Python prints it; expected JSON (json.dumps).")
@@ -229,13 +228,7 @@ def _two_answers(first: str, second: str, label: str, values: Mapping[str, objec
     shown = columns.get("chosen", first), columns.get("rejected", second), columns.get("label", label)
     read = frozenset({"prompt", *PROMPTS, first, second, label})
     one, other = (str(columns.get(name, side)) for name, side in (("chosen", first), ("rejected", second)))
-    return Format(
-        f"two answers ({shown[0]}, {shown[1]}) and a label ({shown[2]})", read, _unresolved, label, one, other, values
-    )
-
-
-def _unresolved(row: Row, where: str) -> Iterator[Row]:
-    raise AssertionError("labels are looked at before the first row is converted")
+    return Format(f"two answers ({shown[0]}, {shown[1]}) and a label ({shown[2]})", read, _trl, label, one, other, values)
 
 
 def _labelled(row: Row, where: str, kind: Format, means: Mapping[Hashable, Side]) -> Iterator[Row]:

@@ -20,7 +20,7 @@ REFUSED = dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"
     "functions": "give it as `tools`",
     "system_prompt": "call it `system`",
 }
-QUESTIONS = ("question", "instruction", "query", "input")  # what others call the prompt
+QUESTIONS = ("instruction", "question", "query", "input")  # what others call the prompt
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,14 @@ def from_pandas(row: Mapping[str, object]) -> Mapping[str, object]:
 def _check_lost(row: Mapping[str, object], where: str) -> None:
     """DataError for a column with content that changes what a row says, and that is not read."""
     for name, advice in REFUSED.items():
-        if row.get(name) not in (None, "", [], {}, ()) and not _is_nothing(row[name]):
+        value = row.get(name)
+        if any(part is not None for part in value) if isinstance(value, list | tuple) else value not in (None, "", {}):
             raise DataError(
                 f"{where}: the column `{name}` is not read, and this row says something there; {advice}, or remove it."
             )
-    if row.get("prompt") is None and (other := next((name for name in QUESTIONS if _is_words(row.get(name))), None)):
+    texts = {name: text for name in QUESTIONS if isinstance(text := row.get(name), str) and text.strip()}
+    if row.get("prompt") is None and (other := next(iter(texts), None)):
         raise DataError(f"{where}: no `prompt`, but `{other}`, which would be lost; rename the column to prompt, or remove it.")
-
-
-def _is_nothing(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(part is None for part in value)
 
 
 def _is_talk(value: object, name: str) -> bool:
@@ -150,10 +148,6 @@ def _is_talk(value: object, name: str) -> bool:
     if name in _USED or not isinstance(value, list | tuple):
         return False
     return bool(value) and all(isinstance(each, Mapping) and ("content" in each or "value" in each) for each in value)
-
-
-def _is_words(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _says(prompt: tuple[dict[str, object], ...], asked: str) -> bool:

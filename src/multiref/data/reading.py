@@ -141,7 +141,8 @@ def read(
         found = Reading(pairs, f"{opened.name}, {opened.kind}", name)
         found.rows = bad.rows
     if not found.pairs and not bad.reasons and selection.limit != 0:
-        raise DataError(f"{_shown(source)} has no rows; expected at least one preference pair.")
+        shown = source if isinstance(source, str | os.PathLike) else "The data"
+        raise DataError(f"{shown} has no rows; expected at least one preference pair.")
     list_unread(unread, opened.name)
     found.bad = bad.finish(opened.name, bool(found.pairs), None if skipped is None else Path(skipped), say)
     return found
@@ -187,7 +188,9 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
         where = where if number else origin
         if isinstance(row, Mapping):
             row = from_pandas(row)
-            merged = {**_renamed(row, selection.columns), **merged} if number else {**renamed(row, selection.columns, origin)}
+            named = selection.columns  # which a later row may lack
+            there = {ours: theirs for ours, theirs in named.items() if has_column(row, str(theirs))} if number else named
+            merged = {**renamed(row, there, origin), **merged}
             merged = {key: value for key, value in merged.items() if value is not None}
     kind = recognise(merged, selection.columns, selection.rankings, where) if merged else None
     if kind is not None and kind.label is not None:
@@ -201,12 +204,6 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
                 stacklevel=4,
             )
     return kind
-
-
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, object]) -> Mapping[str, Any]:
-    """A row under our names, as far as it has the columns."""
-    there = {ours: theirs for ours, theirs in columns.items() if has_column(row, str(theirs))}
-    return renamed(row, there, "")
 
 
 def _pairs(
@@ -279,7 +276,3 @@ class _BadRows:
         else:
             warnings.warn(said, MultirefWarning, stacklevel=4)
         return self.reasons
-
-
-def _shown(source: Source) -> str:
-    return str(source) if isinstance(source, str | os.PathLike) else "The data"

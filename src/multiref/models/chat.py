@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
@@ -61,23 +61,13 @@ class Chat:
         """What the template writes. Content is handed to it as it reads it: as a string, or in parts; arguments of tool calls
         as objects or as JSON text. ModelError where it refuses."""
         messages = [self._shaped(message) for message in messages]
-        try:
-            text = self._apply(messages, **opened)
-            if not _misread(messages, text):
-                return text
-        except ModelError:
-            if not any(map(_arguments, messages)):
-                raise
-            text = None
-        for form in (str, dict):
-            other = [_with_arguments(message, form) for message in messages]
-            try:
-                found = self._apply(other, **opened)
-            except ModelError:
-                continue
-            if not _misread(other, found):
-                return found
-        return self._apply(messages, **opened) if text is None else text
+        for form in ((str, dict), str, dict) if any(map(_arguments, messages)) else ():
+            given = [_with_arguments(message, form) for message in messages]
+            with suppress(ModelError):
+                text = self._apply(given, **opened)
+                if not any(odd in text for message in given for odd in _misread(message)):
+                    return text
+        return self._apply(messages, **opened)
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
         tools = {"tools": list(self.tools)} if self.tools else {}
@@ -270,30 +260,29 @@ def _arguments(message: Mapping[str, Any]) -> list[Any]:
     """Those of its tool calls: objects, or JSON text, as OpenAI's are."""
     calls = [call.get("function", call) for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
     found = [call.get("arguments") for call in calls if isinstance(call, Mapping)]
-    return [each for each in found if (each and isinstance(each, Mapping)) or _is_object(each)]
+    return [each for each in found if _is_object(each)]
 
 
 def _is_object(given: Any) -> bool:
-    return isinstance(given, str) and given.lstrip().startswith("{")
+    return given.lstrip().startswith("{") if isinstance(given, str) else isinstance(given, Mapping) and bool(given)
 
 
-def _misread(messages: Sequence[Mapping[str, Any]], text: str) -> bool:
-    """Whether arguments stand in it quoted twice, or as Python prints an object."""
-    given = [each for message in messages for each in _arguments(message)]
-    texts = [each for each in given if isinstance(each, str)]
-    odd = [*map(json.dumps, texts), *(json.dumps(each, ensure_ascii=False) for each in texts)]
-    return any(each in text for each in [*odd, *(str(each) for each in given if not isinstance(each, str))])
+def _misread(message: Mapping[str, Any]) -> list[str]:
+    """Its arguments quoted twice, or as Python prints an object."""
+    given = _arguments(message)
+    quoted = [json.dumps(each, ensure_ascii=plain) for each in given if isinstance(each, str) for plain in (True, False)]
+    return quoted + [str(each) for each in given if not isinstance(each, str)]
 
 
-def _with_arguments(message: Mapping[str, Any], form: type) -> Mapping[str, Any]:
-    """The message, arguments of its tool calls as objects (dict), or as JSON text (str)."""
+def _with_arguments(message: Mapping[str, Any], form: Any) -> Mapping[str, Any]:
+    """The message, arguments of its tool calls as objects (dict), as JSON text (str), or as they are (both)."""
     if not _arguments(message):
         return message
 
     def read(call: Any) -> Any:
         inner = call.get("function", call) if isinstance(call, Mapping) else None
         given = inner.get("arguments") if isinstance(inner, Mapping) else None
-        if inner is None or isinstance(given, form) or not (isinstance(given, Mapping) or _is_object(given)):
+        if inner is None or isinstance(given, form) or not _is_object(given):
             return call
         made = parse_json(given, "arguments of a tool call") if form is dict else json.dumps(given, ensure_ascii=False)
         made = {**inner, "arguments": made}

@@ -62,7 +62,12 @@ def write_conversation(
     if completions:
         _warn_of_lost_words(chat, completions, answers, origin)
         if tokenisation.end and not chat.closes():
-            _warn_of_no_end(chat, origin)
+            chat.warn(
+                "end",
+                f"{origin or 'A conversation'}: the chat template writes no end token behind an answer (but {chat.ending()!r}), so "
+                "none is scored, and a policy does not learn to stop. Use a template that writes one; or say that none is "
+                "meant: end=False in the tokenisation. (Said once.)",
+            )
     return before, answers
 
 
@@ -90,7 +95,12 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
                 return before, words + after
         if joint.startswith(shared) and len(shared) < len(before):
             if not chat.has_said("opening"):
-                _warn_of_opening(chat, before[len(bare) :], joint[len(bare) :][:40], _remedy(chat, prompt, joint))
+                opening, answer = before[len(bare) :], joint[len(bare) :][:40]
+                chat.warn(
+                    "opening",
+                    f"The chat template begins a new answer with {opening!r}, and writes this one as {answer!r}: it is scored "
+                    f"so, behind what the two begin with. {_remedy(chat, prompt, joint)}(Said once.)",
+                )
             return shared, joint[len(shared) :]
     if completion and (role := completion[0]["role"]) != "assistant":
         raise DataError(
@@ -199,23 +209,6 @@ def _warn_of_lost_words(chat: Chat, completions: Sequence[Messages], answers: Se
                 f"{_where(completion, origin)}: of the answer {lost[:60]!r} the chat template writes {answer[:60]!r}, and this "
                 "is what is scored and trained on. Use a template that keeps all of it. (Said once.)",
             )
-
-
-def _warn_of_no_end(chat: Chat, origin: str) -> None:
-    chat.warn(
-        "end",
-        f"{origin or 'A conversation'}: the chat template writes no end token behind an answer (but {chat.ending()!r}): none "
-        "is scored, and a policy does not learn to stop. Use a template that writes one; or say that none is meant: end=False "
-        "in the tokenisation. (Said once.)",
-    )
-
-
-def _warn_of_opening(chat: Chat, opening: str, answer: str, remedy: str) -> None:
-    chat.warn(
-        "opening",
-        f"The chat template begins a new answer with {opening!r}, and writes this one as {answer!r}: it is scored so, behind "
-        f"what the two begin with. {remedy}(Said once.)",
-    )
 
 
 def _where(messages: Messages, origin: str) -> str:

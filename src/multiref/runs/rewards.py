@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class OwnOrNamed(Arguments[T]):
-    """What a file names by its kind, or takes from a Python file. What that holds, or a lexicon, is part of the settings, and so
+    """What a file names by its kind, or takes from a Python file. What that or a lexicon holds is part of the settings, and so
     of the run's identity."""
 
     kind: str

@@ -24,6 +24,7 @@ from multiref.serving.served import Answer, Finished, Piece, Stopped, Told
 
 Ids = tuple[int, ...]
 WINDOW = 6  # tokens before one, behind which it is spelt
+PLAIN: Any = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}  # text as it was drawn
 
 
 class TokenPool:
@@ -138,7 +139,7 @@ class TokenPool:
 
     def _echo(self, asked: Asked, prompt: Any, context: Ids) -> Piece:
         """The prompt as the begin of an answer. Its tokens spell it one after another."""
-        text = prompt if isinstance(prompt, str) else _decode(self.bench.tokenizer, context)
+        text = prompt if isinstance(prompt, str) else self.bench.tokenizer.decode(list(context), **PLAIN)
         if asked.top is None:
             return Piece(0, text)
         known = read_tokens(self.bench, context, asked.top) if len(context) > 1 else []
@@ -163,15 +164,10 @@ class TokenPool:
         return Told(called(drawn.token), drawn.logp if known else None, offset, top)
 
 
-def _decode(tokenizer: Any, ids: Any) -> str:
-    """As drawn, whatever the tokenizer says about spaces."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
 def _spelt(tokenizer: Any, ids: Any, place: int) -> str:
     """What a token adds to the text of the few before it; a special one by its name."""
     if ids[place] in tokenizer.all_special_ids:
         return str(tokenizer.decode([ids[place]]))
     begin = max(0, place - WINDOW)
-    before, after = (_decode(tokenizer, ids[begin:end]) for end in (place, place + 1))
+    before, after = (tokenizer.decode(list(ids[begin:end]), **PLAIN) for end in (place, place + 1))
     return str(after[len(before) :] if after.startswith(before) else tokenizer.decode([ids[place]]))

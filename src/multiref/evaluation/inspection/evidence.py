@@ -18,8 +18,7 @@ class Evidence:
 
     logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]: pairs of one prompt (capitals,
     spaces and marks at its end aside) have one number, 0 … G−1; without a prompt, those of the same two completions. They are
-    never split between fitting and testing, and count as one cluster in every standard error. left_out: pairs with a score of
-    −inf.
+    never split between fitting and testing, and count as one cluster in every standard error. left_out: pairs scored −inf.
     """
 
     names: tuple[str, ...]
@@ -69,7 +68,7 @@ def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
     asked = [_bare(prompt) for prompt in prompts]
     alone = len(set(asked)) == 1  # data without prompts: every pair stands for itself
     number: dict[object, int] = {}
-    named = [prompt if prompt and not alone else frozenset(map(_bare, sides)) for prompt, sides in zip(asked, zip(*sides))]
+    named = (prompt if prompt and not alone else frozenset(map(_bare, both)) for prompt, both in zip(asked, zip(*sides)))
     groups = torch.tensor([number.setdefault(name, len(number)) for name in named])
     characters = torch.tensor([[len(words(text)) for text in side] for side in sides]).T
     return Evidence(
