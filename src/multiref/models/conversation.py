@@ -64,7 +64,7 @@ def write_conversation(
         if tokenisation.end and not chat.closes():
             chat.warn(
                 "end",
-                f"{origin or 'A conversation'}: the chat template writes no end token behind an answer (but {chat.ending()!r}), so "
+                f"{origin or 'A conversation'}: the chat template writes no end token behind an answer ({chat.ending()!r}): "
                 "none is scored, and a policy does not learn to stop. Use a template that writes one; or say that none is "
                 "meant: end=False in the tokenisation. (Said once.)",
             )
