@@ -281,7 +281,7 @@ def _with_arguments(message: Mapping[str, Any], form: Any) -> Mapping[str, Any]:
 
     def read(call: Any) -> Any:
         inner = call.get("function", call) if isinstance(call, Mapping) else None
-        given = inner.get("arguments") if isinstance(inner, Mapping) else None
+        given: Any = inner.get("arguments") if isinstance(inner, Mapping) else None
         if inner is None or isinstance(given, form) or not _is_object(given):
             return call
         made = parse_json(given, "arguments of a tool call") if form is dict else json.dumps(given, ensure_ascii=False)
