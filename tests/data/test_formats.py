@@ -167,6 +167,18 @@ def test_what_is_unpaired_gets_what_would_be_needed(row: dict[str, Any], words: 
     assert "A preference row needs two completions" in str(error.value) or "columns:" in str(error.value) or "score" in words
 
 
+def test_json_text_of_messages_whatever_stands_first_in_them() -> None:
+    """A conversation whose messages begin with another key, and a message alone; an answer that is an object stays text."""
+    named = {"name": "ann", **SAID[0]}
+    sides = {"chosen": json.dumps([named, *YES]), "rejected": json.dumps([named, *NO])}
+    alone = {"prompt": json.dumps(SAID[0]), "chosen": json.dumps(YES[0]), "rejected": json.dumps(NO[0])}
+    assert texts(read_pairs([sides])) == [((named,), YES, NO)] and texts(read_pairs([alone])) == [(SAID, YES, NO)]
+    for text in ('{"role": "button", "content": 1}', '{"role": "user", "content": {{x}} }', '{"role": 1}', "[{'a': 1}]"):
+        assert texts(read_pairs([{"prompt": "q", "chosen": text, "rejected": "bad"}])) == [("q", text, "bad")]
+    with pytest.raises(DataError, match="as Python prints it"):
+        read_pairs([{"prompt": "q", "chosen": str(YES[0]), "rejected": "bad"}])
+
+
 def test_two_columns_of_one_name_and_half_a_character_are_refused(tmp_path: Any) -> None:
     """Of two columns either could be meant; half of a character has no bytes, so no file and no tokenizer has it."""
     import pyarrow.parquet

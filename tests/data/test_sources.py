@@ -1,6 +1,7 @@
 """Rows from wherever they are kept: the same pairs from each place."""
 
 import bz2
+import datetime
 import gzip
 import http.server
 import json
@@ -109,6 +110,44 @@ def test_tables_in_memory_are_rows() -> None:
         *map(found.with_format, ("pandas", "arrow", "numpy")),
     ):
         assert texts(table) == one
+
+
+def test_arrays_in_a_table_are_lists(tmp_path: Any) -> None:
+    """As pandas gives lists that it reads from Parquet; and Arrow's maps are objects. Names of columns that are no text are
+    named in an error."""
+    import pandas
+    import pyarrow.parquet as pq
+
+    talk = [("conversations", [{"from": "human", "value": "q"}]), ("chosen", [{"from": "gpt", "value": "a"}])]
+    said = {name: ({"role": role, "content": content},) for name, role, content in
+            (("prompt", "user", "q"), ("chosen", "assistant", "a"), ("rejected", "assistant", "b"))}  # fmt: skip
+    maps = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    tables = {
+        "ranks": pyarrow.table({"prompt": ["q"], "responses": [["b", "a"]], "rank": [[2, 1]]}),
+        "talk": pyarrow.table({**{name: [value] for name, value in talk}, "rejected": [[{"from": "gpt", "value": "b"}]]}),
+        "maps": pyarrow.table({name: pyarrow.array([[list(turn.items()) for turn in turns]], maps) for name, turns in
+                               said.items()}),
+    }  # fmt: skip
+    for name, table in tables.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        right = [("q", "a", "b")] if name == "ranks" else [tuple(said.values())]
+        assert texts(tmp_path / f"{name}.parquet") == right == texts(pandas.read_parquet(tmp_path / f"{name}.parquet"))
+    with pytest.raises(DataError, match=r"no `chosen`.*found \('x', 'prompt'\), 3"):
+        read_pairs([{("x", "prompt"): "q", 3: "a"}])
+
+
+def test_pictures_sounds_and_times_that_nobody_reads_are_not_looked_at(tmp_path: Any) -> None:
+    """They may be broken, or need a library that is not there."""
+    held = {"shot": datasets.Image(), "sound": datasets.Audio()}
+    data = Dataset.from_list([{**row, **{name: {"bytes": b"none", "path": None} for name in held}} for row in ROWS])
+    data = data.add_column("at", [datetime.datetime(2020, 1, 1)] * len(ROWS))
+    for name, kind in held.items():
+        data = data.cast_column(name, kind)
+    data.save_to_disk(str(tmp_path / "saved"))
+    for source in (data, data.to_iterable_dataset(), tmp_path / "saved"):
+        assert texts(source) == EXPECTED
+    ranked = Dataset.from_dict({"prompt": ["q"], "responses": [["b", "a"]], "scores": [[1, 2]], "at": data["at"][:1]})
+    assert texts(ranked.to_iterable_dataset()) == [("q", "a", "b")]
 
 
 def test_the_names_of_class_labels_say_what_their_numbers_mean(tmp_path: Any) -> None:

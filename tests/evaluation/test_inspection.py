@@ -52,7 +52,7 @@ def made(logps, lengths=None, prompts=None, truncated=None):
     keys = content_keys([p.prompt for p in pairs for _ in range(2)], [side for p in pairs for side in (p.chosen, p.rejected)])
     flat = torch.from_numpy(logps.reshape(len(logps), -1).copy())
     sizes = torch.full(flat.shape, 10) if lengths is None else torch.from_numpy(np.asarray(lengths).reshape(flat.shape).copy())
-    return pairs, SequenceScores(tuple("abcd"[: len(logps)]), keys, flat, sizes, torch.zeros(flat.shape, dtype=torch.bool))
+    return pairs, SequenceScores(tuple("abcdef"[: len(logps)]), keys, flat, sizes, torch.zeros(flat.shape, dtype=torch.bool))
 
 
 def test_the_numbers_of_one_reference_on_paper():
@@ -335,3 +335,37 @@ def test_the_verdict_never_promises_a_gain_in_the_regularised_value():
     for weight, (low, high) in zip(found.weighting.weights, found.weighting.intervals, strict=True):
         assert 0 <= low <= weight <= high <= 1
     json.dumps(found.as_dict())
+
+
+def test_with_many_references_more_prompts_are_too_few():
+    """Six share the level of 1 %, and 2^−9 is above a sixth of it."""
+    for prompts, answer in ((9, "too few to tell"), (10, "one")):
+        margins = np.stack([np.linspace(1, 2, prompts), np.zeros(prompts)], axis=1) - 5
+        found = inspect(*made(np.stack([margins + k / 10 for k in range(6)])), resamples=2)
+        assert found.verdict.answer == answer, found.verdict
+    assert found.steps[0].test.p == 2**-10
+
+
+@pytest.mark.parametrize("prompt", ["", "What is {}?"])
+def test_copies_are_one_cluster(prompt):
+    """Without prompts, the same two completions, turned round too; with them, other capitals, spaces and marks at the end."""
+    pairs, _ = made(np.zeros((1, 12, 2)))
+    forms = (str, str.upper, lambda text: f" {text.rstrip('?')} ", lambda text: text + "!")
+    copies = [
+        Pair(form(prompt.format(n)), *((p.chosen, p.rejected) if k % 2 else (p.rejected, p.chosen)))
+        for n, p in enumerate(pairs)
+        for k, form in enumerate(forms if prompt else forms[:1] * 4)
+    ]
+    keys = content_keys([p.prompt for p in copies for _ in range(2)], [s for p in copies for s in (p.chosen, p.rejected)])
+    keys = np.unique(keys)
+    scores = SequenceScores(("r",), keys, torch.zeros(1, len(keys)) - 5, *torch.zeros(2, 1, len(keys)).long())
+    assert inspect(copies, scores, resamples=2).prompts == 12
+
+
+def test_pairs_without_a_prompt_stand_each_for_itself_among_others():
+    """Completions without a prompt may begin with the same words by chance, which then are the prompt of a few."""
+    pairs, scores = made(np.stack([np.linspace(1, 2, 20), np.zeros(20)], axis=1)[None] - 5)
+    some = [Pair("I " if n < 3 else "", p.chosen, p.rejected) for n, p in enumerate(pairs)]
+    keys = content_keys([p.prompt for p in some for _ in range(2)], [s for p in some for s in (p.chosen, p.rejected)])
+    found = inspect(some, SequenceScores(scores.names, keys, scores.logps, scores.lengths, scores.truncated), resamples=2)
+    assert found.prompts == 18 and found.verdict.answer == "one"

@@ -201,3 +201,14 @@ def test_the_pairs_that_a_plan_names_show_the_effect_at_its_power():
 
 def test_every_reference_broken_leaves_no_one_to_judge():
     assert judge([], [], [], None, [], [], prompts=50).answer == "none"
+
+
+@pytest.mark.parametrize("pairs", [10, 60])
+def test_a_copy_adds_nothing_to_margins_that_separate(pairs):
+    """Every margin is right, so that the fit is held by its ridge alone: less would be taken out of the copy than is there."""
+    margin = torch.linspace(1, 2, pairs, dtype=torch.float64)
+    for other in (margin, 3 * margin, torch.zeros_like(margin)):
+        (test,) = try_additions(evidence(torch.stack([margin, other])), [1], [0])
+        assert (test.z, test.p, test.p_opposite) == (0, 1, 1)
+        (size,) = plan_pairs([test], pairs=pairs, significance=0.01, gain=0.01)
+        assert size.pairs == math.inf  # and not none at all

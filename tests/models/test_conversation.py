@@ -160,6 +160,55 @@ def test_text_parts_are_read_or_joined():
         encode(byte_tokenizer(CHATML), ({"role": "user", "content": [{"type": "image", "image": "x"}]},), [says("a")])
 
 
+def test_content_of_each_role_is_given_as_the_template_reads_it():
+    """Parts of the user's and a string of the assistant's; parts that it writes with a space behind each stay parts."""
+    words = (
+        "{% if m.role == 'user' %}{% for part in m.content %}{{ part.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
+    )
+    mixed, plain = byte_tokenizer(CHATML.replace("{{ m.content }}", words)), byte_tokenizer(CHATML)
+    assert written(mixed, (USER,), says("yes")) == written(plain, (USER,), says("yes"))
+    spaced = byte_tokenizer(PARTS.replace("{{ part.text }}", "{{ part.text }} "))
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert written(spaced, ({"role": "user", "content": parts},), says("yes")) == (
+        "<|im_start|>user\na b <|im_end|>\n<|im_start|>assistant\n",
+        "yes<|im_end|>\n",
+    )
+
+
+def test_an_answer_that_was_begun_with_nothing():
+    """A template that trims it cuts the line ends before it too; the answer stands behind the generation prompt."""
+    for template in (LLAMA, CHATML):
+        tokenizer = byte_tokenizer(template)
+        for begun in ("", " ") if template is LLAMA else ("",):
+            assert written(tokenizer, (USER, *says(begun)), says("yes")) == written(tokenizer, (USER,), says("yes"))
+
+
+def test_what_is_asked_behind_a_finished_answer_is_no_answer():
+    """Two conversations that part in the second question: the question would be scored, and the end of the answer before it."""
+    turns = ({"role": "user", "content": "more"}, *says("b"))
+    for template in (CHATML, MISTRAL):
+        with pytest.raises(DataError, match="begins with a message of role 'user'"):
+            encode(byte_tokenizer(template), (USER, *says("a")), [turns])
+
+
+def test_what_a_prompt_and_an_answer_have_in_common_ends_between_tokens():
+    """DeepSeek-V3.1 writes <think> or </think>: behind "<" would be half of either."""
+    answer = "<|Assistant|></think>{{ m.content.split('</think>')[-1] }}<|end_of_sentence|>"
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}" + answer + "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|>{{ '<think>' if thinking else '</think>' }}{% endif %}"
+    )
+    tokenizer = byte_tokenizer(template, eos="<|end_of_sentence|>")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    how = Tokenisation(chat_template_kwargs={"thinking": True})
+    with pytest.warns(MultirefWarning, match="begins a new answer"):
+        assert written(tokenizer, (USER,), says("4"), how) == ("<|User|>hi<|Assistant|>", "</think>4<|end_of_sentence|>")
+    assert written(tokenizer, (USER,), says("hm</think>4"), how) == (
+        "<|User|>hi<|Assistant|><think>",
+        "hm</think>4<|end_of_sentence|>",
+    )
+
+
 def test_refusals_name_the_row():
     mistral = byte_tokenizer(MISTRAL)
     system = ({"role": "system", "content": "be"}, USER)
@@ -220,6 +269,9 @@ def test_a_template_that_opens_an_answer_unasked(asked):
         tokenizer = byte_tokenizer("{% for m in messages %}[{{m.role}}] {{m.content}}\n{% endfor %}[assistant] ")
         with pytest.warns(MultirefWarning, match="no end token"):
             assert written(tokenizer, (USER,), says("yes")) == ("[user] hi\n[assistant] ", "yes\n")
+        vicuna = "{% for m in messages %}{{ 'USER: ' if m.role == 'user' else 'ASSISTANT: ' }}{{ m.content }}</s>{% endfor %}"
+        tokenizer = byte_tokenizer(vicuna + "ASSISTANT:")  # the space is the answer's
+        assert written(tokenizer, (USER,), says("yes")) == ("USER: hi</s>ASSISTANT:", " yes</s>")
         return
     tokenizer = byte_tokenizer(TURNS + asked + OPENING + "{% endif %}" * bool(asked))
     right = byte_tokenizer(TURNS + "{% if add_generation_prompt %}" + OPENING + "{% endif %}")
@@ -264,7 +316,21 @@ def test_arguments_of_a_tool_call_that_are_json_text():
     one, other = (written(quoted, (USER,), says("", tool_calls=[call]))[1] for call in given.values())
     assert one == other and '"arguments": {"x": 1}' in one
     plain = calling(".arguments")
-    assert written(plain, (USER,), says("", tool_calls=[given["text"]]))[1] == text + "<|im_end|>\n"
+    for call in given.values():
+        assert written(plain, (USER,), says("", tool_calls=[call]))[1] == text + "<|im_end|>\n"
+    joined = byte_tokenizer(CHATML.replace("{{ m.content }}", "{{ m.content + m.tool_calls[0].function.arguments"
+                                           " if m.tool_calls else m.content }}"))  # fmt: skip
+    assert written(joined, (USER,), says("", tool_calls=[given["object"]]))[1] == text + "<|im_end|>\n"
+    said = {**USER, "content": "{'x': 1}"}  # as Python prints it, in words
+    assert written(quoted, (said,), says("", tool_calls=[given["object"]]))[1] == one
+
+
+@pytest.mark.parametrize("value", ['{"x": "é"}', {"x": "é"}])
+def test_arguments_beyond_ascii(value):
+    """Templates write é as it is: quoted twice is other text than json.dumps has it by itself."""
+    template = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}")
+    call = {"type": "function", "function": {"name": "add", "arguments": value}}
+    assert '"arguments": {"x": "é"}' in written(byte_tokenizer(template), (USER,), says("", tool_calls=[call]))[1]
 
 
 def test_an_answer_of_another_role_is_named():

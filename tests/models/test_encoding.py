@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -71,6 +71,22 @@ def test_a_token_across_the_boundary_is_cut_there():
         assert item.prompt_ids[-len(plain(tokenizer, "the do")) :] == plain(tokenizer, "the do")
         for ids, text in zip(item.completions, ["the dog", "the dog sat"]):
             assert tokenizer.decode(item.prompt_ids + ids, skip_special_tokens=True) == text
+
+
+def test_a_special_token_across_the_boundary_is_refused():
+    """Two sides whose common beginning ends within an end token: its letters would be scored in its place."""
+    for tokenizer in map(make_tokenizer, KINDS):
+        with pytest.raises(DataError, match=r"row 3: .*ends in '</', and the answer begins with 's>'"):
+            encode_many(tokenizer, [("the dog</", ["s>", " sat"])], origins=["row 3"])
+
+
+def test_an_end_token_and_a_space_behind_it():
+    """Of a tokenizer that puts a space before what follows a special token."""
+    tokenizer = make_tokenizer("bytelevel")
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    for behind in ("", "\n", " \n", "\u3000"):
+        (ids,) = encode(tokenizer, "the", [" dog" + tokenizer.eos_token + behind]).completions
+        assert ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_the_end_token_is_scored_unless_told_otherwise():

@@ -102,7 +102,9 @@ def test_two_sides_that_answer_different_prompts_are_a_bad_row():
 
 def test_an_end_that_one_side_lacks():
     """A template that writes no end is said once; beside a policy whose template writes one, the ratio is refused."""
-    open_ended = CHATML.replace("<|im_end|>\n{% endfor %}", "{{ '<|im_end|>\n' if not loop.last }}{% endfor %}")
+    open_ended = CHATML.replace(
+        "<|im_end|>\n{% endfor %}", "{{ '<|im_end|>\n' if m.role == 'user' or not loop.last }}{% endfor %}"
+    )
     pair = mr.data.Pair(USER, says(), says("It is 5."))
     tokenizers = [byte_tokenizer(template) for template in (open_ended, CHATML)]
     scores = []

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Tabular, Tokenisation, product_of, sample, score_tokens, tabular_tokenizer
 from multiref.models.sampling import decode_behind, draw
+from multiref.serving.token_pool import _spelt
 from tests.conftest import make_llama, make_tokenizer
 
 PROMPTS = ["the cat", "a dog sat on the mat and", "Once"]
@@ -205,4 +206,5 @@ def test_the_text_of_a_draw_is_what_was_drawn():
     backend.decoder = Fuse()
     for tidy in (False, True):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", clean_up_tokenization_spaces=tidy)
-        assert decode_behind(tokenizer, [(1,)], [(3, 2)], 1) == [" no ."]
+        assert decode_behind(tokenizer, [(1,)], [(3, 2)], 1) == [" no ."] == decode_behind(tokenizer, [()], [(3, 2)], 1)
+        assert _spelt(tokenizer, [3, 2], 1) == " ."

@@ -6,7 +6,7 @@ import pytest
 
 from multiref.errors import ConfigError
 from multiref.runs.document import Document
-from multiref.runs.rewards import RewardSetting, make_rewards, read_rewards
+from multiref.runs.rewards import JudgeSetting, RewardSetting, make_rewards, read_rewards
 
 TEXT = "def correct(prompts, completions, **columns):\n    return [float('4' in text) for text in completions]\nother = 3\n"
 
@@ -26,6 +26,12 @@ def test_the_function_scores_and_its_hash_is_a_part_of_the_settings(tmp_path: An
     assert len(before["sha256"]) == 64 and before["sha256"] != after["sha256"]
     with pytest.raises(ConfigError, match=r"has changed"):
         setting(path, sha256=before["sha256"])
+    words, hashes = tmp_path / "words.txt", set()
+    for values in ("good\t1\n", "good\t-1\n"):  # a lexicon's too
+        words.write_text(values)
+        for kind in (RewardSetting, JudgeSetting):
+            hashes.add(Document({"kind": "lexicon", "path": str(words)}, "run.yaml").validate(kind).model_dump()["sha256"])
+    assert len(hashes) == 2
     made = setting(path)
     path.write_text(TEXT)
     with pytest.raises(ConfigError, match=r"has changed"):  # between the reading of the settings and the run

@@ -4,6 +4,7 @@ import contextlib
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,7 +60,7 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
         first = next((line for _, line in lines), "")
         if separator == "," and "," not in first:
             separator = max(",;\t", key=first.count)  # as some spreadsheets save it
-        reader = csv.reader(_from(first, lines), delimiter=separator, strict=True)
+        reader = csv.reader(chain([first], (line for _, line in lines)), delimiter=separator, strict=True)
         header = [name.strip() for name in next(reader, [])]
         if header[:1] == [""]:
             header[0] = "Unnamed: 0"  # pandas' index, under the name that it has when pandas reads it
@@ -82,11 +83,6 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
         raise DataError(
             f"{path.name}:{number}: no row of CSV ({wrong}); expected quotes around texts with {separator!r}."
         ) from wrong
-
-
-def _from(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    yield first
-    yield from (line for _, line in lines)
 
 
 def _json_lines(path: Path, largest: int) -> Numbered:

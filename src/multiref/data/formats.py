@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from multiref._json import parse_json
 from multiref.data.labels import Side, meaning, plain, sides, stem
+from multiref.data.pairs import QUESTIONS
+from multiref.data.text import without_nulls
 from multiref.errors import DataError
 
 Row: TypeAlias = Mapping[str, Any]
@@ -30,16 +32,15 @@ COLUMNS = (
     "scores",
 )
 VALUES = ("first", "second", "tie")  # of the label, where the user says what they mean
-PROMPTS = ("conversations", "conversation", "instruction", "question", "query", "input")  # what others call the prompt
+PROMPTS = ("conversations", "conversation", *QUESTIONS)
 LABELS = ("label", "labels", "winner", "preference", "preferred", "better", "choice", "better_response_id", "vote", "judgement",
           "human_preference", "preferred_response", "overall_preference")  # fmt: skip
 ANSWERS = ("completions", "responses", "answers", "outputs", "candidates", "generations")
 TEXTS = ("response", "text", "content", "answer", "output", "completion", "generation")
 SCORES = ("overall_score", "score", "scores", "rating", "ratings", "reward", "rewards", "fine-grained_score", "rank", "ranks")
 _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-          "model": "assistant", "observation": "tool", "function": "tool"}  # fmt: skip
-_TALK = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:""")  # how a conversation begins as JSON text
-_TURNS = {"role": {"role"}, "content": {"role"}, "from": {"from", "value"}, "value": {"from", "value"}}
+          "model": "assistant", "observation": "tool", "function": "tool", "system": "system"}  # fmt: skip
+_TALK = re.compile(r"""\s*(\[?)\s*\{\s*(["'])\w+\2\s*:""")  # how a conversation, or a message, begins as JSON text
 _NEEDED = "A preference row needs two completions of one prompt and which is better: chosen and rejected (and usually prompt)"
 _NOT_SIDES = {"model", "name", "id", "author", "annotator", "score", "rating", "prompt", "question", "source"}
 _SIDES = {"response", "output", "answer", "completion", "conversation", "text", "reply", "summary", "candidate", "generation"}
@@ -151,7 +152,8 @@ def messages(value: Any, where: str) -> Any:
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return value
-    return [_message(each) if isinstance(each, Mapping) and "from" in each and "role" not in each else each for each in value]
+    turns = [without_nulls(each) if isinstance(each, list) else each for each in value]
+    return [_message(each) if isinstance(each, Mapping) and "from" in each and "role" not in each else each for each in turns]
 
 
 def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: Sequence[str]) -> list[str]:
@@ -164,12 +166,22 @@ def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: 
 
 
 def _talk(text: str, where: str) -> Any:
-    if (found := _TALK.match(text)) is None or not text.rstrip().endswith("]"):
+    if (found := _TALK.match(text)) is None or not text.rstrip().endswith("]" if found[1] else "}"):
         return text
-    if found[1] == "'":  # as pandas writes a list into a CSV
+    if not all(re.search(f"{found[2]}({keys}){found[2]}", text) for keys in ("role|from", "content|value|tool_calls")):
+        return text
+    if found[2] == "'":  # as pandas writes a list into a CSV
         raise DataError(f"{where}: {text[:40]!r}… is a conversation as Python prints it; expected JSON (json.dumps).")
-    turns = parse_json(text, f"{where}: the conversation {text[:40]!r}…")
-    return turns if all(isinstance(turn, Mapping) and _TURNS[found[2]] <= turn.keys() for turn in turns) else text
+    try:
+        turns = parse_json(text, f"{where}: the conversation {text[:40]!r}…")
+    except DataError:
+        if found[1]:
+            raise
+        return text
+    if isinstance(turns, dict):  # an answer may be an object
+        return turns if str(turns.get("role", turns.get("from"))).lower() in {*_ROLES, *_ROLES.values()} else text
+    told = all(isinstance(turn, dict) and ("role" in turn or {"from", "value"} <= turn.keys()) for turn in turns)
+    return turns if told else text
 
 
 # ---- TRL's format, and what stands in its columns elsewhere ----
@@ -216,13 +228,7 @@ def _two_answers(first: str, second: str, label: str, values: Mapping[str, objec
     shown = columns.get("chosen", first), columns.get("rejected", second), columns.get("label", label)
     read = frozenset({"prompt", *PROMPTS, first, second, label})
     one, other = (str(columns.get(name, side)) for name, side in (("chosen", first), ("rejected", second)))
-    return Format(
-        f"two answers ({shown[0]}, {shown[1]}) and a label ({shown[2]})", read, _unresolved, label, one, other, values
-    )
-
-
-def _unresolved(row: Row, where: str) -> Iterator[Row]:
-    raise AssertionError("labels are looked at before the first row is converted")
+    return Format(f"two answers ({shown[0]}, {shown[1]}) and a label ({shown[2]})", read, _trl, label, one, other, values)
 
 
 def _labelled(row: Row, where: str, kind: Format, means: Mapping[Hashable, Side]) -> Iterator[Row]:

@@ -4,9 +4,10 @@ the rewards of the paper's script, repaired."""
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -50,15 +51,7 @@ def read_gsm8k(
     """
     hub = not os.path.exists(source) and "://" not in str(source)
     with open_source(source, name=name or ("main" if hub else None), split=split or ("train" if hub else None)) as opened:
-        return _problems(opened(), source, limit)
-
-
-def _problems(rows: Iterable[tuple[str, object]], source: str | Path, limit: int | None) -> list[Problem]:
-    problems: list[Problem] = []
-    for origin, row in rows:
-        if limit is not None and len(problems) >= limit:
-            break
-        problems.append(_problem(row, origin))
+        problems = [_problem(row, origin) for origin, row in islice(opened(), limit)]
     if not problems and limit != 0:
         raise DataError(f"{source} has no problems; expected rows with question and answer.")
     return problems
@@ -74,11 +67,8 @@ def prompts(problems: Sequence[Problem], *, style: str = "chat") -> list[dict[st
         raise ArgumentError(f"style: found {style!r}, expected chat or plain.")
 
     def ask(question: str) -> Text:
-        return (
-            ({"role": "system", "content": SYSTEM}, {"role": "user", "content": question})
-            if style == "chat"
-            else f"{question}\n"
-        )
+        chat = {"role": "system", "content": SYSTEM}, {"role": "user", "content": question}
+        return chat if style == "chat" else f"{question}\n"
 
     return [{"prompt": ask(problem.question), "answer": problem.answer} for problem in problems]
 
@@ -168,6 +158,13 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
+def wilson(share: float, trials: float, z: float) -> tuple[float, float]:
+    """Wilson's interval of a share of so many independent trials."""
+    centre = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, (centre - spread) / (1 + z * z / trials)), min(1.0, (centre + spread) / (1 + z * z / trials))
+
+
 def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964) -> tuple[float, float, float]:
     """(pass@k, low, high) over problems, each with its completions right or wrong; a 95 % interval.
 
@@ -178,8 +175,7 @@ def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964)
         raise ArgumentError("pass_rate: expected at least one problem, found none.")
     n, mean = len(each), sum(each) / len(each)
     if all(value in (0.0, 1.0) for value in each):
-        centre, spread = mean + z * z / (2 * n), z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-        return mean, max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+        return mean, *wilson(mean, n, z)
     error = math.sqrt(sum((value - mean) ** 2 for value in each) / max(n - 1, 1) / n)
     return mean, max(0.0, mean - z * error), min(1.0, mean + z * error)
 

@@ -20,7 +20,7 @@ REFUSED = dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"
     "functions": "give it as `tools`",
     "system_prompt": "call it `system`",
 }
-QUESTIONS = ("question", "instruction", "query", "input")  # what others call the prompt
+QUESTIONS = ("instruction", "question", "query", "input")  # what others call the prompt
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     where = origin or "row"
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: found {type(row).__name__}, expected an object with prompt, chosen and rejected.")
-    row = _from_pandas(row)
+    row = from_pandas(row)
     _check_lost(row, where)
     chosen, rejected = (_side(row, side, where) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -99,7 +99,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
 def as_prompt(row: Mapping[str, object], *, origin: str = "") -> Text:
     """The prompt of a row that has no completions: with its `system`, `tools` and `chat_template_kwargs`, as `as_pair` has it.
     DataError naming `origin` for what is no text, and for a column with content that would be lost."""
-    where, row = origin or "row", _from_pandas(row)
+    where, row = origin or "row", from_pandas(row)
     _check_lost(row, where)
     return _with_extras(as_text(row.get("prompt"), "prompt", where), row, where)
 
@@ -118,10 +118,10 @@ def list_unread(columns: Iterable[str], source: str) -> None:
         )
 
 
-def _from_pandas(row: Mapping[str, object]) -> Mapping[str, object]:
-    """The row without numpy's kinds, and without NaN where a text or list may be missing."""
+def from_pandas(row: Mapping[str, object]) -> Mapping[str, object]:
+    """The row without numpy's kinds, and without NaN where a text or list may be missing; names of columns are texts."""
     return {
-        name: None
+        str(name): None
         if name != "margin" and isinstance(value, float) and math.isnan(value)
         else plain(value)
         if hasattr(value, "tolist") or isinstance(value, Mapping)
@@ -133,16 +133,14 @@ def _from_pandas(row: Mapping[str, object]) -> Mapping[str, object]:
 def _check_lost(row: Mapping[str, object], where: str) -> None:
     """DataError for a column with content that changes what a row says, and that is not read."""
     for name, advice in REFUSED.items():
-        if row.get(name) not in (None, "", [], {}, ()) and not _is_nothing(row[name]):
+        value = row.get(name)
+        if any(part is not None for part in value) if isinstance(value, list | tuple) else value not in (None, "", {}):
             raise DataError(
                 f"{where}: the column `{name}` is not read, and this row says something there; {advice}, or remove it."
             )
-    if row.get("prompt") is None and (other := next((name for name in QUESTIONS if _is_words(row.get(name))), None)):
+    texts = {name: text for name in QUESTIONS if isinstance(text := row.get(name), str) and text.strip()}
+    if row.get("prompt") is None and (other := next(iter(texts), None)):
         raise DataError(f"{where}: no `prompt`, but `{other}`, which would be lost; rename the column to prompt, or remove it.")
-
-
-def _is_nothing(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(part is None for part in value)
 
 
 def _is_talk(value: object, name: str) -> bool:
@@ -150,10 +148,6 @@ def _is_talk(value: object, name: str) -> bool:
     if name in _USED or not isinstance(value, list | tuple):
         return False
     return bool(value) and all(isinstance(each, Mapping) and ("content" in each or "value" in each) for each in value)
-
-
-def _is_words(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _says(prompt: tuple[dict[str, object], ...], asked: str) -> bool:
@@ -190,10 +184,11 @@ def _column(row: Mapping[str, object], name: str, where: str) -> Any:
         value = parse_json(value, f"{where}: `{name}`") if value.strip() else None
     if value is None:
         return kind()
-    if not isinstance(value, list | tuple if kind is list else Mapping):
+    value = without_nulls(value)
+    if not isinstance(value, kind):
         raise DataError(f"{where}: `{name}` is {type(value).__name__}, expected {kind.__name__} or its JSON.")
     check_json(value, name, where)
-    return without_nulls(value)
+    return value
 
 
 def _side(row: Mapping[str, object], name: str, where: str) -> Text:

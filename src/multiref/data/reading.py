@@ -16,7 +16,7 @@ from multiref._progress import tell
 from multiref.data.files import LARGEST
 from multiref.data.formats import COLUMNS, VALUES, Format, Rankings, has_column, recognise, renamed, value_of, wanted_columns
 from multiref.data.on_ray import Told, packed_on_ray
-from multiref.data.pairs import REFUSED, USED, Pair, as_pair, list_unread, unread_columns
+from multiref.data.pairs import REFUSED, USED, Pair, as_pair, from_pandas, list_unread, unread_columns
 from multiref.data.sources import Source, open_source
 from multiref.data.spooled import SpooledPairs
 from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
@@ -141,7 +141,8 @@ def read(
         found = Reading(pairs, f"{opened.name}, {opened.kind}", name)
         found.rows = bad.rows
     if not found.pairs and not bad.reasons and selection.limit != 0:
-        raise DataError(f"{_shown(source)} has no rows; expected at least one preference pair.")
+        shown = source if isinstance(source, str | os.PathLike) else "The data"
+        raise DataError(f"{shown} has no rows; expected at least one preference pair.")
     list_unread(unread, opened.name)
     found.bad = bad.finish(opened.name, bool(found.pairs), None if skipped is None else Path(skipped), say)
     return found
@@ -186,7 +187,10 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
     for number, (origin, row) in enumerate(islice(rows(), _LOOKED_AT)):
         where = where if number else origin
         if isinstance(row, Mapping):
-            merged = {**_renamed(row, selection.columns), **merged} if number else {**renamed(row, selection.columns, origin)}
+            row = from_pandas(row)
+            named = selection.columns  # which a later row may lack
+            there = {ours: theirs for ours, theirs in named.items() if has_column(row, str(theirs))} if number else named
+            merged = {**renamed(row, there, origin), **merged}
             merged = {key: value for key, value in merged.items() if value is not None}
     kind = recognise(merged, selection.columns, selection.rankings, where) if merged else None
     if kind is not None and kind.label is not None:
@@ -202,12 +206,6 @@ def _recognised(rows: Callable[[], Origins], selection: Selection, source: str) 
     return kind
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, object]) -> Mapping[str, Any]:
-    """A row under our names, as far as it has the columns."""
-    there = {ours: theirs for ours, theirs in columns.items() if has_column(row, str(theirs))}
-    return renamed(row, there, "")
-
-
 def _pairs(
     rows: Callable[[], Origins], selection: Selection, kind: Format | None, bad: "_BadRows | None", unread: set[str]
 ) -> Iterator[Pair]:
@@ -221,7 +219,7 @@ def _pairs(
             if isinstance(row, Pair) or not isinstance(row, Mapping) or kind is None:
                 made = [as_pair(row, origin=origin)]
             else:
-                row = renamed(row, selection.columns, origin)
+                row = renamed(from_pandas(row), selection.columns, origin)
                 unread |= unread_columns(row, read)
                 made = [as_pair(each, origin=origin) for each in kind.convert(row, origin)]
         except DataError as error:
@@ -278,7 +276,3 @@ class _BadRows:
         else:
             warnings.warn(said, MultirefWarning, stacklevel=4)
         return self.reasons
-
-
-def _shown(source: Source) -> str:
-    return str(source) if isinstance(source, str | os.PathLike) else "The data"

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -43,9 +44,10 @@ def open_source(
     Raises: DataError for what is not there, is none of these, or has no such split.
     """
     with ExitStack() as stack:
+        as_set = partial(_dataset, split=split, stack=stack, wanted=wanted, say=say)
         if not isinstance(source, str | os.PathLike):
             _check_name(name, "what is in memory")
-            yield _in_memory(source, split, stack, say)
+            yield _in_memory(source, split, as_set)
             return
         text = os.fspath(source)
         if (why := unusable_name(text)) is not None:
@@ -57,12 +59,12 @@ def open_source(
             text = str(fetch(text, Path(stack.enter_context(_spool())), largest, say))
         path = as_path(text)
         if path.is_dir():
-            yield _folder(path, name, split, largest, wanted) or _saved(path, name, split, stack, say)
+            yield _folder(path, name, split, largest, wanted) or _saved(path, name, as_set)
         elif path.exists() or not _is_hub_id(text):
             _check_name(name, text)
             yield cut(_files(files_of_split([path], path.parent, path.name, split), path.name, largest, wanted), split)
         else:
-            yield _dataset(_from_hub(text, name), text, split, "a data set of the hub", stack, say)
+            yield as_set(_from_hub(text, name), text, "a data set of the hub")
 
 
 def _check_name(name: str | None, what: str) -> None:
@@ -79,7 +81,7 @@ def _files(paths: Sequence[Path], name: str, largest: int, wanted: Wanted) -> Op
     return Opened(name, kind, rows, paths)
 
 
-def _saved(path: Path, name: str | None, split: str | None, stack: ExitStack, say: Callable[[str], None]) -> Opened:
+def _saved(path: Path, name: str | None, as_set: Callable[..., Opened]) -> Opened:
     """What `datasets` has to open: a folder of `save_to_disk`, or a configuration of a folder as the hub has them."""
     import datasets
 
@@ -93,7 +95,7 @@ def _saved(path: Path, name: str | None, split: str | None, stack: ExitStack, sa
             each.data.validate(full=True)  # of damaged offsets rows would be read outside the file, which ends the process
         return found
 
-    return _dataset(_theirs(load, str(path)), path.name, split, "a saved data set", stack, say)
+    return as_set(_theirs(load, str(path)), path.name, "a saved data set")
 
 
 def _folder(path: Path, name: str | None, split: str | None, largest: int, wanted: Wanted) -> Opened | None:
@@ -115,13 +117,7 @@ def _under_folder(path: Path) -> Iterator[Path]:
 
 
 def _folder_at(
-    url: str,
-    files: Sequence[str],
-    split: str | None,
-    largest: int,
-    wanted: Wanted,
-    folder: Path,
-    say: Callable[[str], None],
+    url: str, files: Sequence[str], split: str | None, largest: int, wanted: Wanted, folder: Path, say: Callable[[str], None]
 ) -> Opened:
     """A folder at a URL, however large: one file of it is here at a time."""
     heads = {each: split_url(each) for each in files}
@@ -147,7 +143,7 @@ def _spool() -> Any:
 # ---- data sets of `datasets` ----
 
 
-def _in_memory(source: Iterable[Any], split: str | None, stack: ExitStack, say: Callable[[str], None]) -> Opened:
+def _in_memory(source: Iterable[Any], split: str | None, as_set: Callable[..., Opened]) -> Opened:
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     if kind.startswith("pandas.") and hasattr(source, "to_dict"):
         source = source.to_dict("records")
@@ -155,7 +151,7 @@ def _in_memory(source: Iterable[Any], split: str | None, stack: ExitStack, say: 
         source = source.to_pylist()
     if kind.startswith("datasets."):
         named = getattr(getattr(source, "info", None), "dataset_name", None)
-        return _dataset(source, str(named or "the data set"), split, "a data set in memory", stack, say)
+        return as_set(source, str(named or "the data set"), "a data set in memory")
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"the data is a {type(source).__name__}; expected {EXPECTED}, a data set, or a list of rows.")
     check_split(parse_split(split)[0], None, "what is in memory")
@@ -163,7 +159,9 @@ def _in_memory(source: Iterable[Any], split: str | None, stack: ExitStack, say: 
     return cut(Opened("the rows", "rows in memory", lambda: ((f"row {n}", row) for n, row in enumerate(rows, 1))), split)
 
 
-def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitStack, say: Callable[[str], None]) -> Opened:
+def _dataset(
+    found: Any, name: str, kind: str, *, split: str | None, stack: ExitStack, wanted: Wanted, say: Callable[[str], None]
+) -> Opened:
     asked, _, _ = parse_split(split)
     if isinstance(found, Mapping):  # of several splits
         if asked is None and len(found) > 1:
@@ -175,20 +173,19 @@ def _dataset(found: Any, name: str, split: str | None, kind: str, stack: ExitSta
     else:
         check_split(asked, getattr(found, "split", None), name)
     named = with_label_names((getattr(found, "features", None) or {}) and found.features.to_dict())
-    if type(found).__name__ == "IterableDataset":  # which may be read slowly, and anew each time
+    streamed = type(found).__name__ == "IterableDataset"
+    if not streamed and found.format["type"] not in (None, "custom"):
+        found = found.with_format(None)  # rows as plain values, not as tensors or tables
+    if "decode=True" in repr(found.features) and (streamed or found.format["type"] is None):
+        found = (found if streamed else found.to_iterable_dataset()).decode(False)  # no picture or sound is looked at
+    if streamed:  # which may be read slowly, and anew each time
         spooled = Path(stack.enter_context(_spool())) / "rows.jsonl"
         say(f"{name} is streamed; its rows are written to disk first.")
-        _write_rows(map(named, found), spooled, name)
+        _write_rows((named({key: row[key] for key in wanted(list(row))}) for row in found), spooled, name)
         files = _files([spooled], name, LARGEST, list)
-        return cut(Opened(name, "a streamed data set, spooled to disk", lambda: _under(files(), name)), split)
-    if getattr(found, "format", {}).get("type", "custom") != "custom":
-        found = found.with_format(None)  # rows as plain values, not as tensors or tables
+        rows = lambda: ((f"{name}:{origin.rpartition(':')[2]}", row) for origin, row in files())  # noqa: E731
+        return cut(Opened(name, "a streamed data set, spooled to disk", rows), split)
     return cut(Opened(name, kind, lambda: ((f"{name}:{n}", named(row)) for n, row in enumerate(found, 1))), split)
-
-
-def _under(rows: Rows, name: str) -> Rows:
-    for origin, row in rows:
-        yield f"{name}:{origin.rpartition(':')[2]}", row
 
 
 def _write_rows(rows: Iterable[Any], path: Path, name: str) -> None:
@@ -199,9 +196,15 @@ def _write_rows(rows: Iterable[Any], path: Path, name: str) -> None:
         while (row := _theirs(lambda: next(stream, None), f"{name} after row {number}")) is not None:
             number += 1
             try:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, default=_date) + "\n")
             except (TypeError, ValueError) as wrong:
                 raise DataError(f"{name}:{number}: holds what JSON cannot ({wrong}); expected texts, numbers, lists.") from None
+
+
+def _date(value: Any) -> str:
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    raise TypeError(f"a {type(value).__name__}")
 
 
 def _theirs(load: Callable[[], Any], what: str) -> Any:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -103,8 +104,7 @@ class Joined(Made[Pair]):
         raise IndexError(place)
 
     def __iter__(self) -> Iterator[Pair]:
-        for part in self.parts:
-            yield from part
+        return chain.from_iterable(self.parts)
 
 
 class _Mapped:

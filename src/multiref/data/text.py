@@ -59,7 +59,8 @@ def as_text(value: object, name: str, where: str) -> Text:
 
 def as_message(value: object, name: str, where: str) -> Message:
     """A message with every field that it has a value for. Its content is a string, text parts, or nothing beside tool calls."""
-    message: Message = without_nulls(value) if isinstance(value, Mapping) else {}
+    found = without_nulls(value)
+    message: Message = found if isinstance(found, dict) else {}
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         message["content"] = content = ""
@@ -87,7 +88,10 @@ def _whole(text: str, name: str, where: str) -> str:
 
 
 def without_nulls(value: Any) -> Any:
-    """Without fields that are null, at any depth: columnar files have one for each field that another row has."""
+    """Without fields that are null, at any depth: columnar files have one for each field that another row has. Arrow's maps,
+    which are lists of pairs, are objects."""
+    if isinstance(value, list) and value and all(isinstance(part, tuple) and len(part) == 2 for part in value):
+        value = dict(value)
     if isinstance(value, Mapping):
         return {key: without_nulls(part) for key, part in value.items() if part is not None}
     return [without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
@@ -98,7 +102,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple) and not isinstance(value, Conversation):
-        return [plain(part) for part in value]
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
     return plain(value.tolist()) if hasattr(value, "tolist") and not isinstance(value, str) else value
 
 

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from statistics import NormalDist
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multiref.decoding.request import check_strength
@@ -134,7 +134,7 @@ def _population(
     if len(values) < 2:
         return None, ()
     each = {"value": values, "optimum": optima, "regret": optima - values}
-    reach = {name: _quantile(delta / 6) * float(one.std()) / math.sqrt(len(one)) for name, one in each.items()}
+    reach = {name: NormalDist().inv_cdf(1 - delta / 6) * float(one.std()) / math.sqrt(len(one)) for name, one in each.items()}
     wide = {name: (low - reach[name], high + reach[name]) for name, (low, high) in found.items()}
     wide["regret"] = (max(wide["regret"][0], 0.0), wide["regret"][1])
     shown = ", ".join(f"{name} in [{low:.4g}, {high:.4g}]" for name, (low, high) in wide.items())
@@ -144,17 +144,12 @@ def _population(
     return wide, (said,)
 
 
-def _quantile(delta: float) -> float:
-    """Of the standard normal law: what it exceeds with probability δ."""
-    return math.sqrt(2.0) * float(torch.erfinv(torch.tensor(1 - 2 * delta, dtype=torch.float64)))
-
-
 def _interval(values: Tensor, room: Interval | None, delta: float) -> Interval:
     """Of the mean over prompts of E, two sides with δ each: betting where the values have a known range, else normal."""
     mean = float(values.mean())
     if room is None:
         spread = float(values.var(-1).mean()) / values.numel()
-        reach = _quantile(delta) * math.sqrt(spread)
+        reach = NormalDist().inv_cdf(1 - delta) * math.sqrt(spread)
         return mean - reach, mean + reach
     # the mean over prompts of one completion each: independent over the draws, in the same range
     low, high = room
@@ -198,7 +193,7 @@ def _lacking(values: Tensor, optimum: OptimumBounds, room: Interval | None, delt
             "Raise Effort.islands." if better else "The baseline seems to be as good as the optimum: there is no share to tell."
         )
     if room is None:
-        needed = (_quantile(delta) * spread / gap) ** 2 / prompts
+        needed = (NormalDist().inv_cdf(1 - delta) * spread / gap) ** 2 / prompts
     else:
         spread /= math.sqrt(prompts)  # of the mean over prompts
         linear, square = spread * math.sqrt(2 * price), (room[1] - mean) * price

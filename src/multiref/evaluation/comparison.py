@@ -99,38 +99,23 @@ def compare(
         counts = ", ".join(f"{method}: {len(runs)}" for method, runs in seeds.items())
         raise ArgumentError(f"log_policies: expected as many seeds for every method, found {counts}.")
     optimum = exact.solve(reward, ref_logps, regularizer, beta=beta)
+
+    def measured(run: Tensor) -> dict[str, float]:
+        value = exact.value(run, reward, ref_logps, regularizer, beta=beta)
+        figures = {"J": value, "gap": optimum.value - value, "KL(π‖π*)": kl(run, optimum.log_policy)}
+        figures |= {"reward": expectation(run, reward)}
+        figures |= {f"KL(π‖{name})": kl(run, reference) for name, reference in zip(names, ref_logps)}
+        figures |= {"accuracy": expectation(run, correct)} if correct is not None else {}
+        return {metric: float(each.mean()) for metric, each in figures.items()}
+
     columns: dict[str, list[list[float]]] = {}
     for runs in seeds.values():
-        figures = [_figures(run, reward, ref_logps, regularizer, beta, optimum, names, correct) for run in runs]
+        figures = list(map(measured, runs))
         for metric in figures[0]:
             columns.setdefault(metric, []).append([figure[metric] for figure in figures])
     return Comparison(
         tuple(seeds), "seed", {metric: torch.tensor(rows, dtype=torch.float64) for metric, rows in columns.items()}
     )
-
-
-def _figures(
-    log_policy: Tensor,
-    reward: Tensor,
-    ref_logps: Tensor,
-    regularizer: Any,
-    beta: float,
-    optimum: Any,
-    names: Sequence[str],
-    correct: Tensor | None,
-) -> dict[str, float]:
-    value = exact.value(log_policy, reward, ref_logps, regularizer, beta=beta)
-    figures = {
-        "J": value,
-        "gap": optimum.value - value,
-        "KL(π‖π*)": kl(log_policy, optimum.log_policy),
-        "reward": expectation(log_policy, reward),
-    }
-    for name, reference in zip(names, ref_logps):
-        figures[f"KL(π‖{name})"] = kl(log_policy, reference)
-    if correct is not None:
-        figures["accuracy"] = expectation(log_policy, correct)
-    return {metric: float(each.mean()) for metric, each in figures.items()}
 
 
 def _seeds(method: str, given: Tensor | Sequence[Tensor], reward: Tensor) -> list[Tensor]:

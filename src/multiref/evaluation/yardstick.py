@@ -104,7 +104,8 @@ class Yardstick:
             ratio = torch.stack(rows)
         else:
             scores = scorer.completions(rollouts).view(len(self.refs.names), *earned.shape)
-            ratio = _served(rollouts) - weighted_sum(scores, self.weights[:, None, None])
+            served = [[sum(logps) for logps in each.sampled_logps or ()] for each in rollouts]  # log π as it was drawn
+            ratio = torch.tensor(served, dtype=torch.float64) - weighted_sum(scores, self.weights[:, None, None])
         if bool((ratio.abs() == torch.inf).any()):
             raise ArgumentError(f"refs: {whose} gives mass to what some reference forbids, so its J is −∞.")
         if self.room is not None and (found := float(ratio.abs().max())) > (self.log_ratio_max or 0.0):
@@ -113,11 +114,6 @@ class Yardstick:
                 "Declare more, or leave it out (the certificate is then asymptotic)."
             )
         return earned - self.beta * ratio
-
-
-def _served(rollouts: Sequence[Rollout]) -> Tensor:
-    """[P, S]: log-probabilities of completions under what they were drawn from."""
-    return torch.tensor([[sum(logps) for logps in each.sampled_logps or ()] for each in rollouts], dtype=torch.float64)
 
 
 def vocabulary_kl(

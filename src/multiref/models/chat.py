@@ -5,9 +5,10 @@ around them is its own. Nothing is searched for by an answer's letters.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
@@ -57,18 +58,16 @@ class Chat:
         return cls(tokenizer, options, tuple(getattr(prompt, "tools", ())))
 
     def write(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
-        """What the template writes. Content is handed to it as it reads it: as a string, or in parts. ModelError where it
-        refuses."""
-        parts = [isinstance(message.get("content"), list | tuple) for message in messages]
-        form = self._remembered("form", self._form)
-        if form == "parts" and not all(parts):
-            messages = [{**message, "content": _in_parts(message.get("content"))} for message in messages]
-        elif form == "strings" and any(parts):
-            messages = [{**message, "content": _joined(message.get("content"))} for message in messages]
-        text = self._apply(messages, **opened)
-        if any(json.dumps(given) in text for message in messages for given in _arguments(message)):
-            return self._apply([_with_objects(message) for message in messages], **opened)  # else quoted twice
-        return text
+        """What the template writes. Content is handed to it as it reads it: as a string, or in parts; arguments of tool calls
+        as objects or as JSON text. ModelError where it refuses."""
+        messages = [self._shaped(message) for message in messages]
+        for form in ((str, dict), str, dict) if any(map(_arguments, messages)) else ():
+            given = [_with_arguments(message, form) for message in messages]
+            with suppress(ModelError):
+                text = self._apply(given, **opened)
+                if not any(odd in text for message in given for odd in _misread(message)):
+                    return text
+        return self._apply(messages, **opened)
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
         tools = {"tools": list(self.tools)} if self.tools else {}
@@ -89,18 +88,28 @@ class Chat:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise DataError(f'Found {message!r:.60} among chat messages; expected {{"role": string, "content": string}}.')
 
-    def _form(self) -> str:
+    def _shaped(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The message, its content as the template reads that of its role."""
+        role = "assistant" if message.get("role") == "assistant" else "user"
+        form = self._remembered(f"form of {role}", lambda: self._form(role))
+        content = message.get("content")
+        if form == ("strings" if isinstance(content, list | tuple) else "parts"):
+            return {**message, "content": _joined(content) if form == "strings" else _in_parts(content)}
+        return message
+
+    def _form(self, role: str) -> str:
         """ "parts" where the template writes the words of a list of parts alone, "strings" where those of a string alone, else
-        "both"."""
+        "both": the two differ in white space at most."""
+        asked = [self._shaped({"role": "user", "content": "a"})] if role != "user" else []
 
         def written(content: Any) -> str:
             try:
-                return self._apply([{"role": "user", "content": content}])
+                return self._apply([*asked, {"role": role, "content": content}])
             except ModelError:
                 return ""
 
         plain, parts = written(_MARK), written(_in_parts(_MARK))
-        if plain == parts:
+        if _bare(plain) == _bare(parts):
             return "both"
         read = _MARK in parts and repr(_in_parts(_MARK)) not in parts  # else the list itself is written
         return "parts" if read and _MARK not in plain else "strings"
@@ -129,7 +138,7 @@ class Chat:
         asked = ({"role": "user", "content": "a"}, {"role": "assistant"})
         bare, after = self.tried(asked[:1]), self._around(asked, _behind)
         more = self.tried([asked[0], {**asked[1], "content": _MARK}, asked[0]])  # what it writes between two turns
-        if not (bare and after and more) or _MARK not in more or bare != self.before_words(asked):
+        if not (bare and after and more) or _MARK not in more or _bare(bare) != _bare(self.before_words(asked) or ""):
             return ""
         shared = commonprefix([after, _behind(more, _MARK)])  # noqa: RUF071  # texts, not paths
         first = max((token for token in self._added() if shared.lstrip().startswith(token)), key=len, default="")
@@ -159,6 +168,13 @@ class Chat:
             return after is None or any(token and token in after for token in ends)
 
         return self._remembered("closes", find)
+
+    def token_across(self, text: str, rest: str) -> str:
+        """What `text` has of a token that ends in `rest`: of a special one, or one in angle brackets; "" for none."""
+        known = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        tokens = [str(token) for token in known if token.special or re.fullmatch(r"<.+>", str(token))]
+        cuts = ((token[:cut], token[cut:]) for token in tokens for cut in range(len(token) - 1, 0, -1))
+        return next((head for head, tail in cuts if text.endswith(head) and rest.startswith(tail)), "")
 
     def _added(self) -> set[str]:
         return {str(token) for token in getattr(self.tokenizer, "added_tokens_encoder", {}) if str(token).strip()}
@@ -216,6 +232,11 @@ class Chat:
 _remembered: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
 
 
+def _bare(text: str) -> str:
+    """Without white space."""
+    return "".join(text.split())
+
+
 def _behind(text: str, mark: str) -> str:
     return text[text.rindex(mark) + len(mark) :]
 
@@ -235,23 +256,36 @@ def _joined(content: Any) -> Any:
     return "".join(part["text"] for part in content)
 
 
-def _arguments(message: Mapping[str, Any]) -> list[str]:
-    """Those of its tool calls that are given as JSON text, as OpenAI's are."""
+def _arguments(message: Mapping[str, Any]) -> list[Any]:
+    """Those of its tool calls: objects, or JSON text, as OpenAI's are."""
     calls = [call.get("function", call) for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
     found = [call.get("arguments") for call in calls if isinstance(call, Mapping)]
-    return [each for each in found if isinstance(each, str) and each.lstrip().startswith("{")]
+    return [each for each in found if _is_object(each)]
 
 
-def _with_objects(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message, arguments of its tool calls as objects: what most templates write as JSON."""
+def _is_object(given: Any) -> bool:
+    return given.lstrip().startswith("{") if isinstance(given, str) else isinstance(given, Mapping) and bool(given)
+
+
+def _misread(message: Mapping[str, Any]) -> list[str]:
+    """Its arguments quoted twice, or as Python prints an object."""
+    given = _arguments(message)
+    quoted = [json.dumps(each, ensure_ascii=plain) for each in given if isinstance(each, str) for plain in (True, False)]
+    return quoted + [str(each) for each in given if not isinstance(each, str)]
+
+
+def _with_arguments(message: Mapping[str, Any], form: Any) -> Mapping[str, Any]:
+    """The message, arguments of its tool calls as objects (dict), as JSON text (str), or as they are (both)."""
     if not _arguments(message):
         return message
 
     def read(call: Any) -> Any:
         inner = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(inner, Mapping) or not isinstance(inner.get("arguments"), str):
+        given: Any = inner.get("arguments") if isinstance(inner, Mapping) else None
+        if inner is None or isinstance(given, form) or not _is_object(given):
             return call
-        made = {**inner, "arguments": parse_json(inner["arguments"], "arguments of a tool call")}
+        made = parse_json(given, "arguments of a tool call") if form is dict else json.dumps(given, ensure_ascii=False)
+        made = {**inner, "arguments": made}
         return {**call, "function": made} if "function" in call else made
 
     return {**message, "tool_calls": [read(call) for call in message["tool_calls"]]}

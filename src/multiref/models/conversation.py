@@ -42,12 +42,15 @@ def write_conversation(
     before = chat.write(prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
     joints = [chat.write(_merged(prompt, completion)) for completion in completions]
     _warn_of_unread(chat, options, [_merged(prompt, each) for each in completions] or [prompt], joints or [before], origin)
+    if resumed and not content_of(prompt[-1]).strip():  # of an empty beginning a template may cut the line end before it, too
+        opened = chat.tried(prompt[:-1], add_generation_prompt=True) or ""
+        before = opened if all(joint.startswith(opened) for joint in joints) else before
     if opening := chat.reopening():  # of an answer that nobody asked for
         before += "" if resumed or not prompt or before.endswith(opening) else opening
         joints = [joint.removesuffix(opening) for joint in joints]
     split = [
         (joint[: len(before)], joint[len(before) :])
-        if joint.startswith(before)
+        if joint.startswith(before) and not _is_asked(prompt, completion)
         else _begun(chat, before, joint, prompt, completion)
         for joint, completion in zip(joints, completions)
     ]
@@ -59,7 +62,12 @@ def write_conversation(
     if completions:
         _warn_of_lost_words(chat, completions, answers, origin)
         if tokenisation.end and not chat.closes():
-            _warn_of_no_end(chat, origin)
+            chat.warn(
+                "end",
+                f"{origin or 'A conversation'}: the chat template writes no end token behind an answer ({chat.ending()!r}): "
+                "none is scored, and a policy does not learn to stop. Use a template that writes one; or say that none is "
+                "meant: end=False in the tokenisation. (Said once.)",
+            )
     return before, answers
 
 
@@ -71,8 +79,11 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
 
     ModelError where more than the opened block differs.
     """
-    plain = chat.before_words((*prompt, {"role": "assistant"})) if completion and not _is_begun(prompt) else None
+    anew = completion and not _is_begun(prompt) and not _is_asked(prompt, completion)
+    plain = chat.before_words((*prompt, {"role": "assistant"})) if anew else None
     shared = commonprefix([before, plain or ""])  # noqa: RUF071  # texts, not paths
+    for text in (before, plain or ""):  # `<think>` and `</think>` have no half of a token in common
+        shared = shared.removesuffix(chat.token_across(shared, text[len(shared) :]))
     bare = chat.write(prompt) if prompt else ""
     if plain is not None and shared.startswith(bare) and shared != bare:
         opened, closed = before[len(shared) :].strip(), plain[len(shared) :].strip()
@@ -84,7 +95,12 @@ def _begun(chat: Chat, before: str, joint: str, prompt: Messages, completion: Me
                 return before, words + after
         if joint.startswith(shared) and len(shared) < len(before):
             if not chat.has_said("opening"):
-                _warn_of_opening(chat, before[len(bare) :], joint[len(bare) :][:40], _remedy(chat, prompt, joint))
+                opening, answer = before[len(bare) :], joint[len(bare) :][:40]
+                chat.warn(
+                    "opening",
+                    f"The chat template begins a new answer with {opening!r}, and writes this one as {answer!r}: it is scored "
+                    f"so, behind what the two begin with. {_remedy(chat, prompt, joint)}(Said once.)",
+                )
             return shared, joint[len(shared) :]
     if completion and (role := completion[0]["role"]) != "assistant":
         raise DataError(
@@ -140,6 +156,11 @@ def _end_of_turn(chat: Chat, rest: str, prompt: Messages, completion: Messages) 
     return here if here is not None and rest.endswith(here) else None
 
 
+def _is_asked(prompt: Messages, completion: Messages) -> bool:
+    """Whether behind a prompt it begins with what no assistant says."""
+    return bool(prompt and completion) and completion[0]["role"] in ("user", "system", "developer", "tool")
+
+
 def _is_begun(prompt: Messages) -> bool:
     """Whether the prompt ends in an answer that is to go on."""
     return bool(prompt) and prompt[-1]["role"] == "assistant" and not prompt[-1].get("tool_calls")
@@ -188,23 +209,6 @@ def _warn_of_lost_words(chat: Chat, completions: Sequence[Messages], answers: Se
                 f"{_where(completion, origin)}: of the answer {lost[:60]!r} the chat template writes {answer[:60]!r}, and this "
                 "is what is scored and trained on. Use a template that keeps all of it. (Said once.)",
             )
-
-
-def _warn_of_no_end(chat: Chat, origin: str) -> None:
-    chat.warn(
-        "end",
-        f"{origin or 'A conversation'}: the chat template writes no end token behind an answer (but {chat.ending()!r}): none "
-        "is scored, and a policy does not learn to stop. Use a template that writes one; or say that none is meant: end=False "
-        "in the tokenisation. (Said once.)",
-    )
-
-
-def _warn_of_opening(chat: Chat, opening: str, answer: str, remedy: str) -> None:
-    chat.warn(
-        "opening",
-        f"The chat template begins a new answer with {opening!r}, and writes this one as {answer!r}: it is scored so, behind "
-        f"what the two begin with. {remedy}(Said once.)",
-    )
 
 
 def _where(messages: Messages, origin: str) -> str:

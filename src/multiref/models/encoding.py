@@ -139,10 +139,10 @@ def _encode_rows(tokenizer: Any, rows: Sequence[_Row], tokenisation: Tokenisatio
     ends = _Ends(tokenizer, tokenisation)
     encoded = []
     for (text, rests, name, plain), body in zip(rows, bodies):
-        ids = tuple(next(joints) if apart else _continuation(tokenizer, next(joints), rest, body) for rest in rests)
-        if plain and tokenisation.end:
-            ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
         with _named(name, text):
+            ids = tuple(next(joints) if apart else _continuation(tokenizer, next(joints), text, rest, body) for rest in rests)
+            if plain and tokenisation.end:
+                ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
             context = start + body if plain and body[: len(start)] != start else body
             context = context or _start_token(tokenizer, tokenisation)
             if not body:  # the texts may bring the start token with them
@@ -203,7 +203,8 @@ class _Ends:
     def closed(self, ids: Ids, text: str) -> Ids:
         """The completion's ids, its end token last. ModelError for a tokenizer that has none."""
         words = text.rstrip()
-        last = ids[-1 - (len(text) - len(words)) :]  # a token of the end, and what spaces the text has behind it
+        behind = len(text.encode()) - len(words.encode())
+        last = ids[-1 - (behind and behind + 1) :]  # a token of the end, what spaces the text has behind it, and a prefix space
         if words.endswith(self.strings) and not self.ids.isdisjoint(last):
             return ids
         return (*ids, self.end)
@@ -280,10 +281,15 @@ def _plain_ids(tokenizer: Any, texts: list[str], names: Sequence[str] = ()) -> l
     return [tuple(ids) for ids in found]
 
 
-def _continuation(tokenizer: Any, joint: Ids, rest: str, body: Ids) -> Ids:
-    """Token ids of `rest` after a prompt with ids `body`, where `joint` are those of both written together."""
+def _continuation(tokenizer: Any, joint: Ids, text: str, rest: str, body: Ids) -> Ids:
+    """Token ids of `rest` after the prompt `text` with ids `body`, where `joint` are those of both written together."""
     if joint[: len(body)] == body:
         return joint[len(body) :]
+    if head := Chat(tokenizer, {}).token_across(text, rest):
+        raise DataError(
+            f"A special token stands across the end of the prompt, which ends in {head!r}, and the answer begins with "
+            f"{rest[:20]!r}. Give the prompt in a column of its own; without one it is what both sides begin with."
+        )
     # A token straddles the boundary. Put something in front that no token joins to the text, and take it off again.
     for anchor in ANCHORS:
         before, after = _plain_ids(tokenizer, [anchor, anchor + rest])
@@ -308,8 +314,7 @@ def _fit(context: Ids, completions: tuple[Ids, ...], start: Ids, tokenisation: T
         if len(context) >= max_length:
             raise DataError(
                 f"The prompt has {len(context)} tokens and fills the context of {max_length}: nothing of the completion is "
-                f"left to "
-                "score. Use truncation='keep_end', or remove the row."
+                "left to score. Use truncation='keep_end', or remove the row."
             )
         return Encoded(context, tuple(ids[: max_length - len(context)] for ids in completions), over)
     kept = len(start) if start and context[: len(start)] == start else 0

@@ -40,8 +40,8 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
         if not there.any():
             names_all = ", ".join(named)
             raise StoreError(
-                f"In {store.folder} no completion has a score under all of {names_all}. Score the same data under each of "
-                f"them, or name fewer."
+                f"In {store.folder} no completion has a score under all of {names_all}. Score the same data under each, or "
+                "name fewer."
             )
         for what, values in found.items():
             values[k] = getattr(rows, what)[at]

@@ -28,19 +28,22 @@ T = TypeVar("T")
 
 
 class OwnOrNamed(Arguments[T]):
-    """What a file names by its kind, or takes from a Python file. What that holds is part of the settings, and so of the run's
-    identity."""
+    """What a file names by its kind, or takes from a Python file. What that or a lexicon holds is part of the settings, and so
+    of the run's identity."""
 
     kind: str
 
     @model_validator(mode="before")
     @classmethod
     def _hashed(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("kind") != "python" or not isinstance(values.get("path"), str):
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if kind not in ("python", "lexicon") or not isinstance(values.get("path"), str):
             return values
         try:
             found = hashlib.sha256(_content(values["path"])).hexdigest()
         except ConfigError as error:
+            if kind == "lexicon":
+                return values  # who reads it says what is wrong
             raise ValueError(f"path: {error}") from None
         if values.get("sha256") not in (None, found):
             raise ValueError(f"sha256: {values['path']} has changed: expected {values['sha256']}, found {found}.")
@@ -81,7 +84,7 @@ def load_function(path: str, name: str, sha256: str | None = None) -> Any:
 
 
 def _content(path: str) -> bytes:
-    with Unpacked(path, "a Python file with the function", largest=4 * MIB, error=ConfigError) as file:
+    with Unpacked(path, "a Python file with the function", largest=64 * MIB, error=ConfigError) as file:
         return file.rest()
 
 
@@ -99,7 +102,7 @@ class Judged(NamedTuple):
         return FunctionOracle(self.judge, world.decode)
 
 
-def _judge_by_lexicon(path: str, temperature: Temperature = 1.0) -> Judged:
+def _judge_by_lexicon(path: str, temperature: Temperature = 1.0, sha256: str | None = None) -> Judged:
     """Bradley–Terry chances of a lexicon's reward at `temperature`."""
     reward = lexicon_reward(path)
     return Judged(judge_by_reward(reward, temperature=temperature), reward)
@@ -132,7 +135,7 @@ def _gsm8k(weight: float = 1.0) -> list[Reward]:
     return [Reward(function, name, weight) for name, function in gsm8k_rewards().items()]
 
 
-def _lexicon(path: str, weight: float = 1.0) -> list[Reward]:
+def _lexicon(path: str, weight: float = 1.0, sha256: str | None = None) -> list[Reward]:
     """Valence of the words that a lexicon knows."""
     return [Reward(lexicon_reward(path), "lexicon", weight)]
 

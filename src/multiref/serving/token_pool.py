@@ -23,6 +23,7 @@ from multiref.serving.served import Answer, Finished, Piece, Stopped, Told
 
 Ids = tuple[int, ...]
 WINDOW = 6  # tokens before one, behind which it is spelt
+PLAIN: Any = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}  # text as it was drawn
 
 
 class TokenPool:
@@ -137,7 +138,7 @@ class TokenPool:
 
     def _echo(self, asked: Asked, prompt: Any, context: Ids) -> Piece:
         """The prompt as the begin of an answer. Its tokens spell it one after another."""
-        text = prompt if isinstance(prompt, str) else self.bench.tokenizer.decode(list(context), skip_special_tokens=True)
+        text = prompt if isinstance(prompt, str) else self.bench.tokenizer.decode(list(context), **PLAIN)
         if asked.top is None:
             return Piece(0, text)
         known = read_tokens(self.bench, context, asked.top) if len(context) > 1 else []
@@ -178,5 +179,5 @@ def _spelt(tokenizer: Any, ids: Any, place: int) -> str:
 def _added(tokenizer: Any, ids: Any, place: int, end: int) -> str:
     """What the tokens from one place to another add to the text of the few before them; special ones nothing."""
     begin = max(0, place - WINDOW)
-    before, after = (tokenizer.decode(list(ids[begin:stop]), skip_special_tokens=True) for stop in (place, end))
-    return str(after[len(before) :] if after.startswith(before) else tokenizer.decode(list(ids[place:end])))
+    before, after = (tokenizer.decode(list(ids[begin:stop]), **PLAIN) for stop in (place, end))
+    return str(after[len(before) :] if after.startswith(before) else tokenizer.decode(list(ids[place:end]), **PLAIN))

@@ -14,6 +14,7 @@ from multiref.data import Pair
 from multiref.errors import ConfigError, DataError
 from multiref.evaluation import Inspection, inspect, sample_each, score_samples
 from multiref.models import Generation, Tokenisation, load, sample
+from multiref.models.sampling import decode_behind
 from multiref.references import References, SequenceScores, same_vocabulary
 from multiref.training import PreferenceData
 from multiref.training.online import lexicon_reward
@@ -71,7 +72,7 @@ class StoriesBench:
         own = score_samples(model, items)
         each: dict[str, Tensor] = {"entropy": -own}
         each |= {f"kl/{name}": own - score_samples(ref, items) for name, ref in self.references.items()}
-        texts = [[self.policy.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows] for rows in draws]
+        texts = [decode_behind(self.policy.tokenizer, [()], rows, len(rows)) for rows in draws]
         each["reward"] = torch.tensor([self._rewards(row) for row in texts])
         end = self.policy.tokenizer.eos_token_id
         each["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in rows] for rows in draws])

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from multiref.data import Pair
-from multiref.data.text import words
+from multiref.data.text import Text, words
 from multiref.errors import DataError
-from multiref.references.keys import text_of
 from multiref.references.scores import SequenceScores
 
 
@@ -17,9 +16,9 @@ from multiref.references.scores import SequenceScores
 class Evidence:
     """K references on P pairs.
 
-    logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]:
-    pairs of one prompt have one number, 0 … G−1; they are never split between fitting and testing,
-    and count as one cluster in every standard error. left_out: pairs with a score of −inf.
+    logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]: pairs of one prompt (capitals,
+    spaces and marks at its end aside) have one number, 0 … G−1; without a prompt, those of the same two completions. They are
+    never split between fitting and testing, and count as one cluster in every standard error. left_out: pairs scored −inf.
     """
 
     names: tuple[str, ...]
@@ -51,6 +50,11 @@ class Evidence:
         return self.logps.shape[1]
 
 
+def _bare(text: Text) -> str:
+    """What was said, less what makes no other question of it."""
+    return "".join(words(text).casefold().split()).rstrip(".?!")
+
+
 def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
     """Pairs and their scores → evidence. `StoreError` for a pair without scores, `DataError` where nothing is left."""
     prompts = [pair.prompt for pair in pairs]
@@ -61,10 +65,11 @@ def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
     if not finite.any():
         found = f"None of the {len(pairs)} pairs has finite scores under all of {', '.join(scores.names)}"
         raise DataError(f"{found}. Look at each reference alone.")
-    number: dict[str, int] = {}
-    groups = torch.tensor([number.setdefault(text_of(prompt), len(number)) for prompt in prompts])
-    if len(number) == 1:  # data without prompts: every pair stands for itself
-        groups = torch.arange(len(prompts))
+    asked = [_bare(prompt) for prompt in prompts]
+    alone = len(set(asked)) == 1  # data without prompts: every pair stands for itself
+    number: dict[object, int] = {}
+    named = (prompt if prompt and not alone else frozenset(map(_bare, both)) for prompt, both in zip(asked, zip(*sides)))
+    groups = torch.tensor([number.setdefault(name, len(number)) for name in named])
     characters = torch.tensor([[len(words(text)) for text in side] for side in sides]).T
     return Evidence(
         scores.names,

@@ -12,9 +12,7 @@ from torch import Tensor
 from multiref.evaluation.inspection.evidence import Evidence
 
 GUESS = math.log(2**18)  # nats per token of a uniform guess over 262,144 tokens, more than vocabularies have: 12.5
-AWAY = (
-    8.0  # nats per token above the best other reference; good and merely foreign models differ by less than log V, mostly by 5
-)
+AWAY = 8.0  # nats per token above the best other one; good and merely foreign models differ by less than log V, mostly by 5
 WILD = 0.02  # share of completions worse than a guess
 UNEVEN = 2.5  # relative spread of nats per token over completions, against the median of the others
 SHORT = 4  # completions of fewer tokens are too noisy for a rate
@@ -46,8 +44,8 @@ def _signs(k: int, rates: Tensor, means: Tensor, agreement: Tensor, names: tuple
     if _alone(k, agreement, means) and uneven[k] > UNEVEN * uneven[others].median():
         signs.append(
             "its nats per token do not follow the text (rank correlation with another reference at most "
-            f"{_best(k, agreement):.2f}) "
-            f"and vary {uneven[k] / uneven[others].median():.1f} times as much as the others': {ADVICE}"
+            f"{_best(k, agreement):.2f}) and vary {uneven[k] / uneven[others].median():.1f} times as much as the others': "
+            f"{ADVICE}"
         )
     return signs
 
@@ -87,8 +85,4 @@ def _rank_correlations(rates: Tensor) -> Tensor:
     """[K, N] → [K, K], Spearman."""
     if rates.shape[1] < 3:
         return torch.eye(len(rates), dtype=torch.float64)
-    ranks = rates.argsort(-1).argsort(-1).double()
-    ranks = ranks - ranks.mean(-1, keepdim=True)
-    ranks = ranks / ranks.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    correlations: Tensor = ranks @ ranks.T
-    return correlations
+    return torch.corrcoef(rates.argsort(-1).argsort(-1).double()).reshape(len(rates), -1)

@@ -17,12 +17,13 @@ from multiref.evaluation.inspection.mixture import (
     Step,
     Weighting,
     contenders,
+    fewest,
     folds_of,
     select,
     weigh,
 )
 from multiref.evaluation.inspection.quality import Quality, quality
-from multiref.evaluation.inspection.score_test import FEWEST, SampleSize, ScoreTest, plan_pairs, try_additions
+from multiref.evaluation.inspection.score_test import SampleSize, ScoreTest, plan_pairs, try_additions
 from multiref.evaluation.inspection.verdict import Verdict, judge
 from multiref.references.scores import SequenceScores
 
@@ -112,7 +113,7 @@ def inspect(
     qualities = [quality(evidence, k, faults=faults[k]) for k in range(len(evidence.names))]
     next(stages)
     sound = [k for k, signs in enumerate(faults) if not signs]
-    enough = prompts >= FEWEST and bool(sound)
+    enough = prompts >= fewest(len(sound)) and bool(sound)
     split = folds_of(evidence.groups, min(folds, prompts // 2), seed) if enough else evidence.groups
     chosen, steps = select(evidence, sound, split, min_gain=min_gain) if enough else ([], [])
     next(stages)

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from multiref._progress import each_told
 from multiref.evaluation.inspection.evidence import Evidence
-from multiref.evaluation.inspection.score_test import ScoreTest, try_additions
+from multiref.evaluation.inspection.score_test import FEWEST, ScoreTest, try_additions
 from multiref.references.token_level import standard_error
 from multiref.weighting import arwc, fit_preferences, uniform, vaw, vdw
 
@@ -104,6 +104,11 @@ def _best_single(training: Tensor, testing: Tensor) -> Tensor:
     fits = [fit_preferences(row[None]) for row in training]
     best = min(range(len(fits)), key=lambda k: fits[k].loss)
     return fits[best].coefficients[0] * testing[best]
+
+
+def fewest(candidates: int) -> int:
+    """Prompts below which no p can reach the first level: of G sign flips none is less likely than 2^−G."""
+    return max(FEWEST, math.ceil(math.log2(max(candidates, 1) / SIGNIFICANCE)))
 
 
 def select(

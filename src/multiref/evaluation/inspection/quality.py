@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from multiref.data.gsm8k import wilson
 from multiref.evaluation.inspection.evidence import Evidence
 from multiref.references.token_level import standard_error
 from multiref.weighting import fit_preferences
@@ -18,15 +19,12 @@ BINS = 10
 class Quality:
     """What one reference's scores show.
 
-    accuracy: share of pairs with margin > 0 (a tie counts one half), with its 95 % interval (Wilson,
-    for as many independent pairs as the
-        clustered standard error is worth). Nothing is fitted, so every pair is held out.
-    log_loss: mean −log σ(margin); tempered_log_loss: mean −log σ(t · margin) at the best t ≥ 0, `temperature`.
-    A temperature far from 1 says
-        that the margin is over- (t < 1) or underconfident as a probability of preference.
+    accuracy: share of pairs with margin > 0 (a tie counts one half), with its 95 % interval (Wilson, for as many independent
+        pairs as the clustered standard error is worth). Nothing is fitted, so every pair is held out.
+    log_loss: mean −log σ(margin); tempered_log_loss: mean −log σ(t · margin) at the best t ≥ 0, `temperature`. A temperature
+        far from 1 says that the margin is over- (t < 1) or underconfident as a probability of preference.
     calibration: per bin of equal size (mean |margin|, mean σ(|margin|), share where it is right, count); calibration_error:
-    mean absolute
-        difference of the middle two, by count.
+        mean absolute difference of the middle two, by count.
     length_correlation: of the margin with the difference of lengths in tokens; nats_per_extra_token: the slope.
     shorter_accuracy: what "prefer the shorter" would score, for comparison.
     nats_per_token: over all tokens; spread: standard deviation over completions; nats_per_character.
@@ -64,15 +62,15 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
     return Quality(
         name=evidence.names[k],
         accuracy=float(right.mean()),
-        accuracy_interval=_wilson(
-            float(right.mean()), standard_error(right, evidence.groups), len(torch.unique(evidence.groups))
+        accuracy_interval=_interval(
+            float(right.mean()), standard_error(right, evidence.groups), int(evidence.groups.max()) + 1
         ),
         log_loss=float(-logsigmoid(margins).mean()),
         tempered_log_loss=fit.loss,
         temperature=fit.scale,
         calibration=bins,
         calibration_error=sum(abs(claimed - found) * count for _, claimed, found, count in bins) / len(margins),
-        length_correlation=_correlation(margins, longer),
+        length_correlation=float(torch.corrcoef(torch.stack([margins, longer]))[0, 1].nan_to_num(0.0)),
         nats_per_extra_token=slope,
         shorter_accuracy=float(shorter.mean()),
         nats_per_token=float(-evidence.logps[k].sum() / tokens.sum().clamp_min(1)),
@@ -95,16 +93,6 @@ def _bins(margins: Tensor) -> tuple[tuple[float, float, float, int], ...]:
     )
 
 
-def _wilson(p: float, error: float, clusters: int) -> tuple[float, float]:
+def _interval(p: float, error: float, clusters: int) -> tuple[float, float]:
     """95 % interval for a share, with as many independent trials as a standard error of this size is worth."""
-    trials = p * (1 - p) / error**2 if 0 < error < math.inf and 0 < p < 1 else float(max(clusters, 1))
-    z2 = 1.96**2
-    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = math.sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm > 0 else 0.0
+    return wilson(p, p * (1 - p) / error**2 if 0 < error < math.inf and 0 < p < 1 else float(max(clusters, 1)), 1.96)

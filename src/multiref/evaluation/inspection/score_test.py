@@ -19,6 +19,7 @@ FLIPS = 2**14 - 1  # drawn where there are more than can be listed
 BLOCKS = 2048  # prompts that flip apart; of more, some flip together, which is as exact
 _LISTED = 14  # prompts up to which all 2^G flips are listed
 RIDGE = 1e-2
+COPY = 1e-6  # margins that others explain but for so much, as a share, are theirs
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,10 @@ def _score_terms(margins: Tensor, chosen: list[int], candidate: int, *, tokens: 
     weight, direction = wrong * (1 - wrong), x[candidate]
     if bool(free.any()):
         basis = nuisance[free]
-        information = (basis * weight) @ basis.T + RIDGE * torch.eye(len(basis), dtype=x.dtype)
-        direction = direction - torch.linalg.solve(information, (basis * weight) @ direction) @ basis
+        inverse = torch.linalg.pinv((basis * weight) @ basis.T, hermitian=True)  # no ridge: of margins that separate it is most
+        direction = direction - inverse @ ((basis * weight) @ direction) @ basis
+        if direction.norm() < COPY * x[candidate].norm():
+            direction = torch.zeros_like(direction)
     return direction * wrong, float((direction.square() * weight).sum())
 
 
@@ -162,6 +165,8 @@ def plan_pairs(tests: Sequence[ScoreTest], *, pairs: int, significance: float, g
     def needed(test: ScoreTest) -> float:
         """P′ of one test; infinite where the effect found is none."""
         if gain is not None:
+            if test.inflation == 0:  # of margins that say nothing
+                return math.inf
             return math.ceil(test.inflation * reach**2 / (2 * gain))
         return math.ceil(pairs * (reach / test.z) ** 2) if test.z > 0 else math.inf
 

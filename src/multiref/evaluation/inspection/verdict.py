@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from multiref.evaluation.inspection.mixture import Contender, Step, Weighting
+from multiref.evaluation.inspection.mixture import Contender, Step, Weighting, fewest
 from multiref.evaluation.inspection.quality import Quality
-from multiref.evaluation.inspection.score_test import FEWEST, ScoreTest
+from multiref.evaluation.inspection.score_test import ScoreTest
 
 OPPOSITE = 0.05  # a hint, not a finding: shared among the references
 
@@ -43,15 +43,13 @@ def judge(
 ) -> Verdict:
     """Selection steps, tests, weights and faults → a verdict."""
     broken = [quality for quality in qualities if quality.faults]
-    sentences = [
-        f"{quality.name} looks broken ({'; '.join(quality.faults)}). It gets no weight." for quality in broken
-    ] + doubts
+    sentences = [f"{each.name} looks broken ({'; '.join(each.faults)}). It gets no weight." for each in broken] + doubts
     names = tuple(quality.name for quality in broken)
     if len(broken) == len(qualities):
         sentences.append("No reference is left to judge: mend what is broken, score again, and inspect again.")
         return Verdict("none", (), (), names, tuple(sentences))
-    if prompts < FEWEST:
-        few = f"Too few to tell: there are {prompts} different prompts, and fewer than {FEWEST} decide nothing at this level. "
+    if prompts < (least := fewest(len(qualities) - len(broken))):
+        few = f"Too few to tell: there are {prompts} different prompts, and fewer than {least} decide nothing at this level. "
         return Verdict("too few to tell", (), (), names, (*sentences, few + "Bring pairs with more different prompts."))
     known = {quality.name: quality for quality in qualities}
     refused = steps[-1] if steps and not steps[-1].accepted else None
@@ -101,9 +99,8 @@ def _one(step: Step, refused: Step | None, qualities: dict[str, Quality]) -> lis
     best = qualities[step.name]
     low, high = best.accuracy_interval
     sentences = [
-        f"Use {step.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs "
-        f"(95 % interval {low:.1%} to {high:.1%}), "
-        f"{step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin ({_tested(step)})."
+        f"Use {step.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to "
+        f"{high:.1%}), {step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin ({_tested(step)})."
     ]
     if refused is not None:
         sentences.append(

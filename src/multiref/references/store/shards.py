@@ -111,8 +111,7 @@ def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:
     if hashlib.sha256(content).hexdigest() != path.stem:
         raise StoreError(
             f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same "
-            f"data again: only "
-            "this shard's completions are scored anew. (Or restore the file from a copy.)"
+            "data again: only this shard's completions are scored anew. (Or restore the file from a copy.)"
         )
     file = _opened(pa.BufferReader(content), path, len(content), summed=True)
     said = file.schema_arrow.metadata or {}
