@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from multiref._progress import watched_by
 from multiref.data import read
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError, ModelError, StoreError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.audits import CHECKED, agree_on_layout, changed_tokens, set_aside
@@ -29,6 +30,7 @@ from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Damage, Rows, Store
 from multiref.references.store.shards import ABOVE
+from multiref.references.stored import as_scores, join_rows
 
 
 class References:
@@ -112,19 +114,20 @@ class References:
         with _kept(store) as keeper, _spooled(data, keeper) as rows:
             texts = Texts(rows)
             blocks = _planned(texts, shard_size)
-            table = {what: np.zeros((len(self.names), len(blocks.keys)), kind) for what, kind in _KINDS.items()}
-            for k, name in enumerate(self.names):
-                row = _Row(**{what: values[k] for what, values in table.items()}, there=np.zeros(len(blocks.keys), bool))
-                self._one(name, blocks, row, keeper, engine_named(engine), listener, audit == "all")
+            addresses = [self._one(name, blocks, keeper, engine_named(engine), listener, audit == "all") for name in self.names]
             keeper.manifest()
             if (differing := say_of_templates(self._tokenizers, (prompt for prompt, _ in texts))) is not None:
                 listener.notice(differing)
-        keys = blocks.keys
-        del texts, blocks, rows, row
-        identities = tuple(self._identities[name] for name in self.names)
-        logps, lengths, truncated, digests = table.values()
-        sums, counts, cut = map(torch.from_numpy, (logps, lengths, truncated))
-        return SequenceScores(self.names, keys, sums, counts, cut, digests, identities)
+            keys = blocks.keys
+            del texts, blocks, rows
+            with watched_by(None):  # scoring is what was told of
+                mapped, there = join_rows(keeper, addresses, keys)
+        if not there.all():
+            raise StoreError(
+                f"{int((~there).sum()):,} of {len(there):,} completions lost a score in {keeper.folder} while the others were "
+                "scored: another process set it aside, or removed it. Run the same again."
+            )
+        return as_scores(self.names, mapped, [self._identities[name] for name in self.names], there)
 
     def estimate_cost(
         self,
@@ -167,11 +170,9 @@ class References:
                 getattr(opener.opened, "release", lambda: None)()
         return Forecast(kind, found, planning if kind.local else PLANNING * found[0].wanted)
 
-    def _one(
-        self, name: str, blocks: Blocks, row: "_Row", keeper: Store, engine: Engine, listener: Listener, everything: bool
-    ) -> None:
-        """One reference's turn: fills its row with what is stored and with what is scored now."""
-        start = time.perf_counter()
+    def _one(self, name: str, blocks: Blocks, keeper: Store, engine: Engine, listener: Listener, everything: bool) -> str:
+        """One reference's turn: what is not stored is scored and stored. → its address there."""
+        start, row = time.perf_counter(), _Row.of(len(blocks.keys))
         opener = self._opener(self.named[name])
         opener.settle(keeper, say=listener.notice)
         reference = opener()
@@ -218,26 +219,23 @@ class References:
                 "its scores."
             )
         listener.end(name)
-
-
-_KINDS = {"logps": np.float64, "lengths": np.int64, "truncated": bool, "digests": np.uint64}
+        return address
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One reference's scores of U completions, in the order of their keys: arrays [U], known where `there`.
-    They are filled in place, for a job of millions has room for them once."""
+    """What is to be known of one reference's scores of U completions, in the order of their keys: arrays [U], where `there`."""
 
-    logps: np.ndarray
-    lengths: np.ndarray
     truncated: np.ndarray
     digests: np.ndarray
     there: np.ndarray
 
+    @classmethod
+    def of(cls, completions: int) -> "_Row":
+        return cls(np.zeros(completions, bool), np.zeros(completions, np.uint64), np.zeros(completions, bool))
+
     def fill(self, places: np.ndarray, rows: Rows) -> None:
-        for what in _KINDS:
-            getattr(self, what)[places] = getattr(rows, what)
-        self.there[places] = True
+        self.truncated[places], self.digests[places], self.there[places] = rows.truncated, rows.digests, True
 
     def read(self, keeper: Store, address: str, keys: np.ndarray) -> list[Damage]:
         """Begin with what is stored; of a completion that is stored twice, the first. → what is damaged."""

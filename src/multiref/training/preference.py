@@ -153,7 +153,7 @@ class PreferenceTrainer(PairTrainer):
 
     def settings(self) -> dict[str, Any]:
         """The objective too, and the references' mean log-probabilities."""
-        means = self.train_dataset.references.mean((1, 2)).tolist()  # type: ignore[union-attr]
+        means = self.train_dataset.means()  # type: ignore[union-attr]
         scored = {name: f"{mean:.4g}" for name, mean in zip(self.names, means)}
         return {**super().settings(), "objective": stated(self.objective), "references": scored}
 

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from multiref._files import as_path, is_device
 from multiref.errors import ArgumentError, OutputError
-from multiref.references.keys import KeyIndex, content_keys, sort_keys, text_of
+from multiref.references.keys import MOST_PARTITIONS, KeyIndex, as_bytes, content_keys, partition_starts, sort_keys, text_of
 from multiref.references.store.folder import Store
 from multiref.references.store.shards import Rows
 
 _VALUES = {"logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()}
-_MOST = 2**16  # partitions, which are told by so many bits of a key; and rows of a table
+_ROWS = 2**16  # of a table
 
 
 def export(store: Store, output: str | os.PathLike[str], *, references: Sequence[str] = ()) -> int:
@@ -55,8 +55,8 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
 def export_partitions(store: Store, output: str | os.PathLike[str], *, partitions: int, references: Sequence[str] = ()) -> int:
     """The same rows as a folder, here or at a URL of fsspec: <reference>/part-<number>.parquet, by the beginning of the key, so
     that part n of one reference joins part n of another. Memory for one reference's numbers. Returns the number of rows."""
-    if not 1 <= partitions <= _MOST:
-        raise ArgumentError(f"partitions is {partitions}; expected 1 to {_MOST:,}.")
+    if not 1 <= partitions <= MOST_PARTITIONS:
+        raise ArgumentError(f"partitions is {partitions}; expected 1 to {MOST_PARTITIONS:,}.")
     import fsspec
 
     schema, count = _schema(), 0
@@ -65,10 +65,9 @@ def export_partitions(store: Store, output: str | os.PathLike[str], *, partition
         system, root = fsspec.core.url_to_fs(os.fspath(output))
         for address, name in chosen.items():
             rows = _distinct(store, address)
-            bounds = np.searchsorted(_leading(rows.keys), np.arange(partitions + 1) * _MOST // partitions)
-            bounds[-1] = len(rows)
+            starts = np.searchsorted(as_bytes(rows.keys), partition_starts(partitions))
             system.makedirs(f"{root}/{_file_name(name)}", exist_ok=True)
-            for number, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
+            for number, (start, stop) in enumerate(itertools.pairwise([*starts.tolist(), len(rows)])):
                 with system.transaction, system.open(f"{root}/{_file_name(name)}/part-{number:05}.parquet", "wb") as file:
                     pq.write_table(_table(rows, name, address, slice(start, stop), schema), file)
             count += len(rows)
@@ -81,11 +80,6 @@ def export_partitions(store: Store, output: str | os.PathLike[str], *, partition
 
 def _schema() -> pa.Schema:
     return pa.schema({"reference": pa.string(), "address": pa.string(), "key": pa.string(), **_VALUES})
-
-
-def _leading(keys: np.ndarray) -> np.ndarray:
-    """The first 16 bits of each key."""
-    return np.ascontiguousarray(keys).view(">u2").reshape(-1, 8)[:, 0].astype(np.int64)
 
 
 def _file_name(name: str) -> str:
@@ -111,8 +105,8 @@ def _table(rows: Rows, name: str, address: str, part: slice, schema: pa.Schema) 
 def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     for address, name in _chosen(store, references).items():
         rows = _distinct(store, address)
-        for start in range(0, len(rows), _MOST):
-            yield _table(rows, name, address, slice(start, start + _MOST), schema)
+        for start in range(0, len(rows), _ROWS):
+            yield _table(rows, name, address, slice(start, start + _ROWS), schema)
 
 
 def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
