@@ -69,7 +69,7 @@ def test_what_is_joined_on_disk_is_what_a_dictionary_gives(on_disk, tmp_path):
     some = torch.tensor([[5, 3], [0, 5]])
     assert torch.equal(scores.at("logps", some), scores.logps[:, some])
     copy = pickle.loads(pickle.dumps(scores))  # as a process is sent it
-    assert not copy.mapped.arrays and torch.equal(copy.logps, scores.logps)
+    assert copy.mapped[0] is not scores.mapped[0] and torch.equal(copy.logps, scores.logps)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -81,9 +81,9 @@ def test_what_was_read_of_the_disk_is_no_memory_of_this_process(on_disk, tmp_pat
 
     with pytest.warns(MultirefWarning, match="19 of 6,000 texts did not fit"):
         scores = References({"a": Companion()}).score(pairs(3000), store=tmp_path)
-    assert scores.mapped is not None and resident() == 0  # the keys were read as it was made
+    assert len(scores.mapped) == 5 and resident() == 0  # the keys were read as it was made
     assert scores.of_pairs(pairs(3000))[0].shape == (1, 3000) and int(scores.cut.sum()) == 19 and resident() == 0
-    assert float(scores.logps.sum()) < 0 and resident() > 90
+    assert float(scores.logps.sum()) < 0 and resident() > 40
 
 
 def test_part_n_of_one_reference_joins_part_n_of_another():

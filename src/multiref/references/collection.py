@@ -14,7 +14,7 @@ import torch
 
 from multiref._progress import watched_by
 from multiref.data import read
-from multiref.errors import ArgumentError, ModelError, StoreError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
 from multiref.references.audits import CHECKED, agree_on_layout, changed_tokens, set_aside
@@ -30,7 +30,7 @@ from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Damage, Rows, Store
 from multiref.references.store.shards import ABOVE
-from multiref.references.stored import as_scores, join_rows
+from multiref.references.stored import join
 
 
 class References:
@@ -121,13 +121,7 @@ class References:
             keys = blocks.keys
             del texts, blocks, rows
             with watched_by(None):  # scoring is what was told of
-                mapped, there = join_rows(keeper, addresses, keys)
-        if not there.all():
-            raise StoreError(
-                f"{int((~there).sum()):,} of {len(there):,} completions lost a score in {keeper.folder} while the others were "
-                "scored: another process set it aside, or removed it. Run the same again."
-            )
-        return as_scores(self.names, mapped, [self._identities[name] for name in self.names], there)
+                return join(keeper, dict(zip(self.names, addresses)), [self._identities[name] for name in self.names], keys)
 
     def estimate_cost(
         self,

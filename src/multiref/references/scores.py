@@ -7,7 +7,7 @@ only where all vocabularies are the same mapping.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
 from multiref.models.spec import Tokenisation
 from multiref.references.keys import KeyIndex, content_key, content_keys, side_keys, text_of
-from multiref.references.mapped import Mapped
+from multiref.references.mapped import let_go
 
 __all__ = ["SequenceScores", "TokenScores", "check_names", "content_key", "content_keys", "same_vocabulary"]
 
@@ -36,7 +36,7 @@ class SequenceScores:
         truncated: [K, N] bool, where the reference's context did not hold the whole text.
         digests: [K, N] uint64, `Encoded.digest` of the token ids that were scored; 0 where they are not known.
         identities: [K] what each was computed by, and from where; nothing where that is not known.
-        mapped: what holds the arrays on disk; None where they are in memory.
+        mapped: those of these arrays that may be on disk.
 
     Joined to data by content key, never by position: `of` and `of_pairs`.
     """
@@ -48,7 +48,7 @@ class SequenceScores:
     truncated: Tensor
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     identities: tuple[Mapping[str, Any], ...] = ()
-    mapped: Mapped | None = field(default=None, repr=False)
+    mapped: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check_names(self.names)
@@ -74,15 +74,11 @@ class SequenceScores:
 
     @cached_property
     def _index(self) -> KeyIndex:
-        return KeyIndex(self.keys) if self.mapped is None else KeyIndex(self.keys, between=self.mapped.let_go)
+        return KeyIndex(self.keys, between=partial(let_go, self.mapped))
 
     def locate(self, keys: np.ndarray) -> np.ndarray:
         """[M] keys → [M] columns of `logps`; −1 where there is no score."""
         return self._index.locate(keys)
-
-    def _let_go(self) -> None:
-        if self.mapped is not None:
-            self.mapped.let_go()
 
     def at(self, what: Literal["logps", "lengths", "truncated", "digests"], columns: Tensor) -> Tensor:
         """[*E] columns → [K, *E]: what was stored of these completions; digests as int64, which torch can compare."""
@@ -90,7 +86,7 @@ class SequenceScores:
         found = values.new_empty(len(self.names), *columns.shape)
         for k, row in enumerate(values):
             found[k] = row[columns]
-            self._let_go()
+            let_go(self.mapped)
         return found
 
     @cached_property
@@ -99,7 +95,7 @@ class SequenceScores:
         found = torch.zeros(len(self.keys), dtype=torch.bool)
         for row in self.truncated:
             found |= row
-            self._let_go()
+            let_go(self.mapped)
         return found
 
     def columns(self, prompts: Sequence[Any], completions: Sequence[Any]) -> np.ndarray:

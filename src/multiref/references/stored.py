@@ -11,7 +11,7 @@ so that memory is needed for a few shards and one partition, however many comple
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import torch
 from multiref._files import MIB
 from multiref.errors import OutputError, StoreError
 from multiref.references.keys import KeyIndex, as_bytes, partition_starts, sort_keys
-from multiref.references.mapped import Mapped, unnamed_file
+from multiref.references.mapped import let_go, unnamed_file, zeros
 from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Store
 
@@ -41,58 +41,63 @@ def read_scores(store: str | os.PathLike[str] | Store, names: Sequence[str] | No
     """
     store = store if isinstance(store, Store) else Store(store, create=False)
     named, notes = _named(store, names), store.references()
+    return join(store, named, [notes[address]["identity"] for address in named.values()])
+
+
+def join(
+    store: Store, named: Mapping[str, str], identities: Sequence[Mapping[str, Any]], wanted: np.ndarray | None = None
+) -> SequenceScores:
+    """Name → address of K references: their scores of the completions with these keys, [N] ascending; None: of all that every
+    reference has. Errors as of `read_scores`, also where one of the wanted has no score."""
     check_names(list(named))
-    mapped, there = join_rows(store, list(named.values()))
-    if not there.any():
-        raise StoreError(
-            f"In {store.folder} no completion has a score under all of {', '.join(named)}. Score the same data under each of "
-            f"them, or name fewer."
-        )
-    identities = tuple(notes[address]["identity"] for address in named.values())
-    return as_scores(tuple(named), mapped, identities, there)
-
-
-def join_rows(store: Store, addresses: Sequence[str], keys: np.ndarray | None = None) -> tuple[Mapped, np.ndarray]:
-    """The scores of K references: of the completions with these keys, [N] ascending; None: of all that the first reference has.
-
-    Returns: `keys` [N], ascending, and the columns [K, N]; and [N] bool, which of them every reference has.
-    """
-    size = max(sum(path.stat().st_size for path in store.shards(address) if path.exists()) for address in addresses)
+    size = max(sum(path.stat().st_size for path in store.shards(address) if path.exists()) for address in named.values())
     starts = partition_starts(min(MOST, 1 + size // PARTITION))
-    for k, address in enumerate(addresses):
+    for k, address in enumerate(named.values()):
         files = _partitioned(store, address, starts)
         if k == 0:
-            count = sum(file.tell() for file in files) // _ROW.itemsize if keys is None else len(keys)
-            columns = {what: ((len(addresses), count), kind) for what, kind in _KINDS.items()}
-            mapped, there = Mapped(store.folder, {"keys": ((count,), "V16"), **columns}), np.zeros(count, bool)
-            wanted, cuts = mapped.arrays["keys"], [0]
-            if keys is not None:
-                wanted[:], there[:], cuts = keys, True, [*np.searchsorted(as_bytes(keys), starts).tolist(), count]
+            count = sum(file.tell() for file in files) // _ROW.itemsize if wanted is None else len(wanted)
+            keys, there = zeros(store.folder, (count,), "V16"), np.zeros(count, bool)
+            columns = {what: zeros(store.folder, (len(named), count), kind) for what, kind in _KINDS.items()}
+            mapped, cuts = (keys, *columns.values()), [0]
+            if wanted is not None:
+                keys[:], there[:], cuts = wanted, True, [*np.searchsorted(as_bytes(wanted), starts).tolist(), count]
         for number, file in enumerate(files):
-            found = _read(file)
-            if len(cuts) == number + 1:  # they are as yet the first reference's own
-                order, repeated = sort_keys(found["keys"])
-                own = found["keys"][order[~repeated]]
+            rows = _read(file)
+            if len(cuts) == number + 1:  # all of the first reference's
+                order, repeated = sort_keys(rows["keys"])
+                own = rows["keys"][order[~repeated]]
                 cuts.append(cuts[-1] + len(own))
-                wanted[cuts[-2] : cuts[-1]], there[cuts[-2] : cuts[-1]] = own, True
+                keys[cuts[-2] : cuts[-1]], there[cuts[-2] : cuts[-1]] = own, True
             part = slice(*cuts[number : number + 2])
-            at = KeyIndex(found["keys"]).locate(wanted[part])
+            at = KeyIndex(rows["keys"]).locate(keys[part])
             there[part] &= at >= 0
-            for what in _KINDS if len(found) else ():
-                mapped.arrays[what][k, part] = found[what][at]
-            mapped.let_go()
-        if not there.any():
-            break
-    return mapped, there
+            for what, values in columns.items() if len(rows) else ():
+                values[k, part] = rows[what][at]
+            let_go(mapped)
+        if wanted is None and not there.any():
+            raise StoreError(
+                f"In {store.folder} no completion has a score under all of {', '.join(named)}. Score the same data under each "
+                "of them, or name fewer."
+            )
+    if wanted is not None and not there.all():
+        raise StoreError(
+            f"{int((~there).sum()):,} of {len(there):,} completions lost a score in {store.folder} meanwhile: "
+            "another process set it aside, or removed it. Run the same again."
+        )
+    found = {"keys": keys, **columns}
+    if not there.all():
+        found = {what: _kept(values, there) for what, values in found.items()}
+    logps, lengths, truncated = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
+    return SequenceScores(tuple(named), found["keys"], logps, lengths, truncated, found["digests"], tuple(identities), mapped)
 
 
-def as_scores(
-    names: tuple[str, ...], mapped: Mapped, identities: Sequence[Mapping[str, object]], there: np.ndarray
-) -> SequenceScores:
-    """What was joined, less what is not there."""
-    keys, *columns = (mapped.kept(what, there) for what in ("keys", *_KINDS))
-    logps, lengths, truncated = map(torch.from_numpy, columns[:3])
-    return SequenceScores(names, keys, logps, lengths, truncated, columns[3], tuple(identities), mapped)
+def _kept(array: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """[..., N] less the columns that are not there: the others move up."""
+    count = int(there.sum())
+    for row in array.reshape(-1, len(there)):
+        row[:count] = row[there]
+        let_go([array])
+    return array[..., :count]
 
 
 def _partitioned(store: Store, address: str, starts: np.ndarray) -> list[IO[bytes]]:

@@ -173,16 +173,6 @@ class PreferenceData(PairData):
             kept[rows] = False
             self._keep(kept.nonzero()[:, 0])
 
-    @property
-    def references(self) -> Tensor:
-        """[K, P, 2] float64, as they are stored; for a few pairs see `batch`."""
-        return self.scores.at("logps", self.columns)
-
-    @property
-    def ref_lengths(self) -> Tensor:
-        """[K, P, 2]: tokens of each completion in the references' tokenizers."""
-        return self.scores.at("lengths", self.columns)
-
     def means(self) -> list[float]:
         """[K] the mean log-probability of a completion."""
         counts, total = (
