@@ -4,9 +4,8 @@ import re
 import shlex
 import tempfile
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,25 +21,19 @@ if TYPE_CHECKING:
     from multiref.references.engines import Engine
 
 
-class Truncation(Enum):
-    """The choices of --truncation."""
-
-    keep_start = "keep_start"
-    keep_end = "keep_end"
-    error = "error"
-
-
 COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
 
 
 def _tokenisation(
     end: Annotated[bool, "--end/--no-end", "Score the end token too, as TRL does. Default --end."] = True,
     max_length: Annotated[int | None, "Truncate to so many tokens (marked in the scores). Default the model's context."] = None,
-    truncation: Annotated[Truncation, "What stays when a text is too long; error refuses such a text."] = Truncation.keep_start,
+    truncation: Annotated[
+        Literal["keep_start", "keep_end", "error"], "What stays when a text is too long; error refuses such a text."
+    ] = "keep_start",
 ) -> "Tokenisation":
     from multiref.models import Tokenisation
 
-    return Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
+    return Tokenisation(end=end, max_length=max_length, truncation=truncation)
 
 
 def _references(
