@@ -262,11 +262,9 @@ def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _R
 
 def _missing(opener: Opener, blocks: Blocks, keeper: Store) -> Blocks:
     """What is not stored of a reference."""
-    there, index = np.zeros(len(blocks.keys), bool), KeyIndex(blocks.keys)
-    for part in keeper.parts(keeper.address(opener().identity())):
-        if not isinstance(part, Damage):
-            there[(at := index.locate(part.keys))[at >= 0]] = True
-    return blocks.without(there)
+    row = _Row.of(len(blocks.keys))
+    row.read(keeper, keeper.address(opener().identity()), blocks.keys)
+    return blocks.without(row.there)
 
 
 @contextmanager

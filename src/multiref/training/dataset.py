@@ -173,17 +173,6 @@ class PreferenceData(PairData):
             kept[rows] = False
             self._keep(kept.nonzero()[:, 0])
 
-    def means(self) -> list[float]:
-        """[K] the mean log-probability of a completion."""
-        counts, total = (
-            torch.bincount(self.columns.flatten(), minlength=len(self.scores)),
-            torch.zeros(len(self.names), dtype=torch.float64),
-        )
-        for used in counts.nonzero()[:, 0].split(2**16):  # in the order in which they are stored
-            total = total + self.scores.at("logps", used) @ counts[used].double()
-        means: list[float] = (total / self.columns.numel()).tolist()
-        return means
-
     def _keep(self, at: Tensor) -> None:
         """Only the pairs at these places. Says how many were left out."""
         warnings.warn(

@@ -23,9 +23,10 @@ from multiref.report import write_whole
 from multiref.runs import run as do_run
 from multiref.training import quiet
 from multiref.training.online import Reward
+from multiref_lab.cached import made_beside
 from multiref_lab.experiment import Experiment, Listener, read_kept, write_kept
-from multiref_lab.real.measuring import Measured, grade, measure_kls, merged
-from multiref_lab.real.model import made_beside, smollm2
+from multiref_lab.real.measuring import Measured, grade, load_merged, measure_kls
+from multiref_lab.real.model import smollm2
 from multiref_lab.real.problems import KINDS, REWARD, Problem, correct, draw_problems, pair_up, text_of
 from multiref_lab.real.settings import BASE, EXACT, ONLINE, REFERENCES, RULES, SINGLE, SPECIALISTS, RealSettings
 from multiref_lab.real.teaching import LORA, teach
@@ -90,12 +91,8 @@ class MadePolicy:
         return {"seconds/train": round(trained - began, 1), "seconds/evaluate": round(time.perf_counter() - trained, 1)}
 
 
-class _Untold:
+class _Untold(Listener):
     """A worker's listener: nobody."""
-
-    def phase(self, sentence: str) -> None: ...
-
-    def progress(self, what: str, done: int, of: int) -> None: ...
 
 
 class _Stages:
@@ -252,14 +249,14 @@ class _Stages:
         greedy, sampled = (self.output / "draws" / f"{name}-{how}.jsonl" for how in ("greedy", "sampled"))
         kept = self.output / "draws" / f"{name}-kl.json"
         if not kept.exists():
-            policy = merged(load(spec))
+            policy = load_merged(spec)
             samples = len(s.seeds) if name == BASE else 1
             seed = 1000 if trial is None else 1001 + trial.seed
             self._sample(policy, problems, sampled, samples=samples, temperature=1.0, seed=seed)
             if s.greedy and not alone:
                 self._sample(policy, problems, greedy, temperature=0.0, seed=0)
             some = [rollout for place, rollout in zip(places, read_rollouts(sampled)) if place in priced]
-            others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
+            others = {each: partial(load_merged, under) for each, under in self._references().items() if each != name}
             kls = measure_kls(policy, others, some)
             write_whole(kept, json.dumps({each: kl.tolist() for each, kl in kls.items()}))
         rollouts, kls = read_rollouts(sampled), json.loads(kept.read_text(encoding="utf-8"))
@@ -297,10 +294,6 @@ class _Stages:
     def _training(self, seed: int) -> list[Problem]:
         each = self.settings.questions // len(KINDS)
         return draw_problems([each] * len(KINDS), f"training {seed}", chat=self.chat, without=self.held_out)
-
-    @staticmethod
-    def _opened(spec: ModelSpec) -> LanguageModel:
-        return merged(load(spec))
 
     def _sample(
         self,

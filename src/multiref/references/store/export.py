@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from multiref._files import as_path, is_device
 from multiref.errors import ArgumentError, OutputError
-from multiref.references.keys import MOST_PARTITIONS, KeyIndex, as_bytes, content_keys, partition_starts, sort_keys, text_of
+from multiref.references.keys import MOST_PARTITIONS, KeyIndex, as_bytes, partition_starts, side_keys, sort_keys, text_of
 from multiref.references.store.folder import Store
 from multiref.references.store.shards import Rows
 
@@ -40,11 +40,12 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
     columns: dict[str, Any] = {
         side: [_plain(getattr(pair, side)) for pair in pairs] for side in ("prompt", "chosen", "rejected")
     }
+    keys = side_keys(pairs)
     for address, name in _chosen(store, references).items():
         rows = store.sound(address)
         index = KeyIndex(rows.keys)
-        for side in ("chosen", "rejected"):
-            at = index.locate(content_keys((pair.prompt for pair in pairs), (getattr(pair, side) for pair in pairs)))
+        for side, wanted in zip(("chosen", "rejected"), keys.T):
+            at = index.locate(wanted)
             for what, values in (("logps", rows.logps), ("length", rows.lengths)):
                 found = values[at] if len(values) else [0] * len(at)
                 columns[f"{name}/{side}_{what}"] = pa.array(found, mask=at < 0)

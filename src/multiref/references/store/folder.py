@@ -136,11 +136,8 @@ class Store:
 
         A completion may occur twice if two processes scored it at once; the first in the order of the shards counts, always.
         """
-        parts = list(self._told(address))
+        parts = list(each_told(self.parts(address), "reading the store", len(self.shards(address))))
         return Rows.concatenate([part for part in parts if isinstance(part, Rows)]), [p for p in parts if isinstance(p, Damage)]
-
-    def _told(self, address: str) -> Iterator[Rows | Damage]:
-        return each_told(self.parts(address), "reading the store", len(self.shards(address)))
 
     def parts(self, address: str) -> Iterator[Rows | Damage]:
         """The same shard by shard, in their order, with a few in memory at a time."""
@@ -161,7 +158,7 @@ class Store:
     def sound_parts(self, address: str) -> Iterator[Rows]:
         """The same shard by shard; the error comes last, for it says how many are damaged."""
         damage = list[Damage]()
-        for part in self._told(address):
+        for part in each_told(self.parts(address), "reading the store", len(self.shards(address))):
             if isinstance(part, Damage):
                 damage.append(part)
             else:
