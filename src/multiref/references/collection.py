@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -111,15 +111,15 @@ class References:
         if audit not in ("some", "all"):
             raise ArgumentError(f"audit is {audit!r}; expected 'some' or 'all'.")
         listener = progress or Listener()
-        with _kept(store) as keeper, _spooled(data, keeper) as rows:
-            texts = Texts(rows)
+        with _kept(store) as keeper:
+            texts = Texts(_spooled(data, keeper.folder))
             blocks = _planned(texts, shard_size)
             addresses = [self._one(name, blocks, keeper, engine_named(engine), listener, audit == "all") for name in self.names]
             keeper.manifest()
             if (differing := say_of_templates(self._tokenizers, (prompt for prompt, _ in texts))) is not None:
                 listener.notice(differing)
             keys = blocks.keys
-            del texts, blocks, rows
+            del texts, blocks
             with watched_by(None):  # scoring is what was told of
                 return join(keeper, dict(zip(self.names, addresses)), [self._identities[name] for name in self.names], keys)
 
@@ -147,8 +147,8 @@ class References:
         kind, began = Cluster.parse(cluster), time.perf_counter()
         if kind.local and pairs is not None:
             raise ArgumentError("pairs is for another cluster: what is measured on this machine is the data as they are.")
-        with _kept(store) as keeper, _spooled(data, None) as rows:
-            texts = Texts(rows)
+        with _kept(store) as keeper:
+            texts = Texts(_spooled(data, gettempdir()))
             blocks, found = _planned(texts, shard_size), list[CostEstimate]()
             planning = time.perf_counter() - began
             for name in self.names:
@@ -277,17 +277,9 @@ def _kept(store: str | os.PathLike[str] | Store | None) -> Iterator[Store]:
         yield store if isinstance(store, Store) else Store(store)
 
 
-@contextmanager
-def _spooled(data: Any, keeper: Store | None) -> Iterator[Any]:
-    """The rows of a call: as they were given, or, where it was said where they are, held on disk: in the store; None: in a
-    folder that lasts as long as the call."""
-    if not isinstance(data, str | os.PathLike):
-        yield data
-    elif keeper is not None:
-        yield read(data, spool=keeper.folder).pairs
-    else:
-        with TemporaryDirectory(prefix="multiref-", ignore_cleanup_errors=True) as folder:
-            yield read(data, spool=folder).pairs
+def _spooled(data: Any, folder: str | os.PathLike[str]) -> Any:
+    """The rows of a call: as they were given, or, where it was said where they are, held on disk in this folder."""
+    return read(data, spool=folder).pairs if isinstance(data, str | os.PathLike) else data
 
 
 def _planned(texts: Texts, shard_size: int | None) -> Blocks:
