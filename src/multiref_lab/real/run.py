@@ -95,19 +95,14 @@ class _Untold(Listener):
     """A worker's listener: nobody."""
 
 
+@dataclass(eq=False)
 class _Stages:
-    def __init__(
-        self,
-        settings: RealSettings,
-        output: Path,
-        model: str | None,
-        told: Listener,
-        cache: Path | None = None,
-        workers: int = 1,
-    ) -> None:
-        self.settings, self.output, self.asked, self.told = settings, output, model, told
-        self.cache, self.workers = cache, workers
-        self._clock = output / "stages.json"
+    settings: RealSettings
+    output: Path
+    asked: str | None
+    told: Listener
+    cache: Path | None = None
+    workers: int = 1
 
     def all(self) -> Findings:
         self._claim()
@@ -337,7 +332,7 @@ class _Stages:
         write_whole(place, told)
 
     def _seconds(self) -> dict[str, float]:
-        return read_kept(self._clock, before=None) or {}
+        return read_kept(self.output / "stages.json", before=None) or {}
 
     def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Do it, and add its seconds to those of earlier calls."""
@@ -347,5 +342,5 @@ class _Stages:
         finally:
             seconds = self._seconds()
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            write_kept(self._clock, seconds)
+            write_kept(self.output / "stages.json", seconds)
             self.told.phase(f"{name}: {seconds[name]:.0f} s")
