@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -63,7 +62,7 @@ def sort_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[N] keys → order [N] that sorts them, equal ones as they came; repeated [N], in that order: equal to the one before it.
     Of millions of keys few arrays are held at once, and short ones."""
     keys, repeated = as_bytes(keys), np.zeros(len(keys), bool)
-    order = np.argsort(keys, kind="stable").astype(np.int32 if len(keys) < 2**31 else np.int64)
+    order = np.argsort(keys, kind="stable").astype(_small(keys))
     for start in range(1, len(keys), _STEP):
         part = keys[order[start - 1 : start + _STEP]]
         repeated[start : start + _STEP] = part[1:] == part[:-1]
@@ -79,38 +78,34 @@ class KeyIndex:
     """
 
     def __init__(self, keys: np.ndarray, between: Callable[[], None] = lambda: None):
-        self._keys, self._between, self.ascending = as_bytes(keys), between, True
+        self._keys, self._between, ascending = as_bytes(keys), between, True
         for start in range(0, len(keys), _STEP):
             part = self._keys[start : start + _STEP + 1]
-            self.ascending &= bool((part[1:] > part[:-1]).all())
+            ascending &= bool((part[1:] > part[:-1]).all())
             between()
-        if not self.ascending:
+        if ascending:
+            self.order, self.repeated = np.arange(len(keys), dtype=_small(keys)), np.broadcast_to(np.False_, len(keys))
+        else:
+            self.order, self.repeated = sort_keys(keys)
             self._keys = self._keys[self.order]
-
-    @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        return sort_keys(self._keys)
-
-    @property
-    def order(self) -> np.ndarray:
-        return self._sorted[0]
-
-    @property
-    def repeated(self) -> np.ndarray:
-        return self._sorted[1]
 
     def locate(self, wanted: np.ndarray) -> np.ndarray:
         """[M] keys → [M] positions among the N keys, −1 where a key is not there."""
         wanted = as_bytes(wanted)
-        found = np.full(len(wanted), -1, np.int32 if len(self._keys) < 2**31 else np.int64)
+        found = np.full(len(wanted), -1, self.order.dtype)
         order = np.argsort(wanted) if len(self._keys) else found[:0]
         for start in range(0, len(order), _FEW):
             part = order[start : start + _FEW]
             place = np.minimum(np.searchsorted(self._keys, wanted[part]), len(self._keys) - 1)
             there = self._keys[place] == wanted[part]
-            found[part[there]] = place[there] if self.ascending else self.order[place[there]]
+            found[part[there]] = self.order[place[there]]
             self._between()
         return found
+
+
+def _small(keys: np.ndarray) -> type[np.signedinteger]:
+    """The type of a place among them."""
+    return np.int32 if len(keys) < 2**31 else np.int64
 
 
 def as_bytes(keys: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ class SequenceScores:
                 raise ArgumentError(
                     f"{what} has shape {found}; expected [K, N] = {expected} from {expected[0]} names and {expected[1]} keys."
                 )
-        if not self._index.ascending and self._index.repeated.any():
+        if self._index.repeated.any():
             raise ArgumentError(
                 "A content key occurs twice in these scores; each completion has one score per reference. Drop the duplicates."
             )

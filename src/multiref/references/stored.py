@@ -56,9 +56,9 @@ def join(
         files = _partitioned(store, address, starts)
         if k == 0:
             count = sum(file.tell() for file in files) // _ROW.itemsize if wanted is None else len(wanted)
-            keys, there = zeros(store.folder, (count,), "V16"), np.zeros(count, bool)
+            keys, there, cuts = zeros(store.folder, (count,), "V16"), np.zeros(count, bool), [0]
             columns = {what: zeros(store.folder, (len(named), count), kind) for what, kind in _KINDS.items()}
-            mapped, cuts = (keys, *columns.values()), [0]
+            mapped = keys, *columns.values()
             if wanted is not None:
                 keys[:], there[:], cuts = wanted, True, [*np.searchsorted(as_bytes(wanted), starts).tolist(), count]
         for number, file in enumerate(files):
@@ -84,11 +84,8 @@ def join(
             f"{int((~there).sum()):,} of {len(there):,} completions lost a score in {store.folder} meanwhile: "
             "another process set it aside, or removed it. Run the same again."
         )
-    found = {"keys": keys, **columns}
-    if not there.all():
-        found = {what: _kept(values, there) for what, values in found.items()}
-    logps, lengths, truncated = (torch.from_numpy(found[what]) for what in ("logps", "lengths", "truncated"))
-    return SequenceScores(tuple(named), found["keys"], logps, lengths, truncated, found["digests"], tuple(identities), mapped)
+    keys, *values, digests = mapped if there.all() else (_kept(each, there) for each in mapped)
+    return SequenceScores(tuple(named), keys, *map(torch.from_numpy, values), digests, tuple(identities), mapped)
 
 
 def _kept(array: np.ndarray, there: np.ndarray) -> np.ndarray:

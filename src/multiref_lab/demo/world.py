@@ -116,13 +116,8 @@ def make(
     """
     settings = settings or WorldSettings()
     folder = folder_of(settings, cache)
-    if not (folder / "world.json").is_file():
-        _make(folder, settings, progress)
-    return _load(folder, settings)
-
-
-def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
-    """Train the three models."""
+    if (folder / "world.json").is_file():
+        return _load(folder, settings)
     if settings.batch < 1 or settings.base_steps < 1 or settings.specialist_steps < 1:
         raise ArgumentError("a world needs at least one step and one problem per batch")
     with made_beside(folder) as building, one_thread():
@@ -131,6 +126,7 @@ def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
             model.save_pretrained(building / each)
             tokenizer.save_pretrained(building / each)
         (building / "world.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
+    return _load(folder, settings)
 
 
 def _load(folder: Path, settings: WorldSettings) -> World:
