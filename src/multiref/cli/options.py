@@ -25,11 +25,9 @@ Store: TypeAlias = Annotated[Path, "--store -s", "The folder of scores; `multire
 NamedReferences: TypeAlias = Annotated[
     list[str], "--reference -r", "name=PATH: a model folder, a hub id, or a server's URL. Once per reference."
 ]
-Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")]
 Seed: TypeAlias = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn: samples, folds, resampling.")
 ]
-Dtype: TypeAlias = Annotated[str | None, "float32, bfloat16, float16. Default float32; on a GPU bfloat16."]
 REWARDS = "lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file"
 Out = "--out --output -o"  # what a verb writes: one folder or file; both names, in every verb
 Device: TypeAlias = Annotated[str | None, "cpu, cuda, cuda:1, …; default a GPU if there is one."]
@@ -71,7 +69,7 @@ def selection(
         Literal["ends", "all"], "--rankings", "Of several answers with scores: best against worst, or all pairs."
     ] = "ends",
     bad_rows: Annotated[Literal["refuse", "skip"], "--bad-rows", "What becomes of rows that cannot be used."] = "refuse",
-    limit: Limit = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")] = None,
 ) -> "Selection":
     """The options of data as one value. ArgumentError for a --column that is none."""
     from multiref.data import Selection

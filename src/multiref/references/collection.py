@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -166,7 +165,7 @@ class References:
 
     def _one(self, name: str, blocks: Blocks, keeper: Store, engine: Engine, listener: Listener, everything: bool) -> str:
         """One reference's turn: what is not stored is scored and stored. → its address there."""
-        start, row = time.perf_counter(), _Row.of(len(blocks.keys))
+        start, row = time.perf_counter(), _Row(len(blocks.keys))
         opener = self._opener(self.named[name])
         opener.settle(keeper, say=listener.notice)
         reference = opener()
@@ -216,17 +215,11 @@ class References:
         return address
 
 
-@dataclass(frozen=True)
 class _Row:
     """What is to be known of one reference's scores of U completions, in the order of their keys: arrays [U], where `there`."""
 
-    truncated: np.ndarray
-    digests: np.ndarray
-    there: np.ndarray
-
-    @classmethod
-    def of(cls, completions: int) -> "_Row":
-        return cls(np.zeros(completions, bool), np.zeros(completions, np.uint64), np.zeros(completions, bool))
+    def __init__(self, completions: int) -> None:
+        self.truncated, self.digests, self.there = (np.zeros(completions, kind) for kind in (bool, np.uint64, bool))
 
     def fill(self, places: np.ndarray, rows: Rows) -> None:
         self.truncated[places], self.digests[places], self.there[places] = rows.truncated, rows.digests, True
@@ -262,7 +255,7 @@ def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _R
 
 def _missing(opener: Opener, blocks: Blocks, keeper: Store) -> Blocks:
     """What is not stored of a reference."""
-    row = _Row.of(len(blocks.keys))
+    row = _Row(len(blocks.keys))
     row.read(keeper, keeper.address(opener().identity()), blocks.keys)
     return blocks.without(row.there)
 

@@ -19,15 +19,13 @@ HELD = 16 * MIB  # bytes of an array that is in memory
 def unnamed_file(folder: Path, size: int = 0) -> IO[bytes]:
     """A file of so many bytes that is gone once it is closed, however the process ends: in this folder; where nothing can be
     written there, in the system's for temporary files. OutputError where there is no room."""
-    for place in (folder, None):
-        try:
-            file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
-            if hasattr(os, "posix_fallocate") and size:  # a mapped file that finds no room ends the process
-                os.posix_fallocate(file.fileno(), 0, size)
-            return file
-        except OSError as error:
-            why = error
-    raise OutputError(f"cannot hold scores on disk in {folder}: {why}. Free some space.") from why
+    try:
+        file = tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None)  # noqa: SIM115
+        if hasattr(os, "posix_fallocate") and size:  # a mapped file that finds no room ends the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        return file
+    except OSError as error:
+        raise OutputError(f"cannot hold scores on disk in {folder}: {error}. Free some space.") from error
 
 
 def zeros(folder: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray:

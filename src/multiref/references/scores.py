@@ -147,9 +147,9 @@ class SequenceScores:
                 f"No reference is called {unknown[0]!r} in these scores; there are {', '.join(map(repr, self.names))}."
             )
         rows = [self.names.index(name) for name in names]
+        logps, lengths, truncated = self.logps[rows], self.lengths[rows], self.truncated[rows]
         known = tuple(self.identities[row] for row in rows) if self.identities else ()
-        columns = (values[rows] for values in (self.logps, self.lengths, self.truncated, self.digests))
-        return SequenceScores(tuple(names), self.keys, *columns, identities=known)
+        return SequenceScores(tuple(names), self.keys, logps, lengths, truncated, digests=self.digests[rows], identities=known)
 
     @property
     def conventions(self) -> list[dict[str, Any]]:

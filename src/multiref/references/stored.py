@@ -84,8 +84,9 @@ def join(
             f"{int((~there).sum()):,} of {len(there):,} completions lost a score in {store.folder} meanwhile: "
             "another process set it aside, or removed it. Run the same again."
         )
-    keys, *values, digests = mapped if there.all() else (_kept(each, there) for each in mapped)
-    return SequenceScores(tuple(named), keys, *map(torch.from_numpy, values), digests, tuple(identities), mapped)
+    kept = mapped if there.all() else tuple(_kept(each, there) for each in mapped)
+    logps, lengths, truncated = map(torch.from_numpy, kept[1:4])
+    return SequenceScores(tuple(named), kept[0], logps, lengths, truncated, kept[4], tuple(identities), mapped)
 
 
 def _kept(array: np.ndarray, there: np.ndarray) -> np.ndarray:

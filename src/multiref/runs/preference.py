@@ -90,8 +90,7 @@ class PreferenceRun(PairsRun, PooledRun):
         )
         silence(trainer)
         say(f"{len(data):,} pairs, {len(held_out):,} held out; references: {', '.join(scores.names)}.")
-        names = scores.names
-        return TrainerJob(trainer, lambda: self._facts(folder, names, len(data), len(held_out)))
+        return TrainerJob(trainer, lambda: self._facts(folder, scores.names, len(data), len(held_out)))
 
     def _untruncated(self, pairs: Sequence[Pair], scores: SequenceScores, say: Say) -> Sequence[Pair]:
         """Pairs whose texts every reference saw whole."""

@@ -91,8 +91,12 @@ class MadePolicy:
         return {"seconds/train": round(trained - began, 1), "seconds/evaluate": round(time.perf_counter() - trained, 1)}
 
 
-class _Untold(Listener):
+class _Untold:
     """A worker's listener: nobody."""
+
+    def phase(self, sentence: str) -> None: ...
+
+    def progress(self, what: str, done: int, of: int) -> None: ...
 
 
 @dataclass(eq=False)

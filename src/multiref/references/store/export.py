@@ -19,7 +19,8 @@ from multiref.references.keys import MOST_PARTITIONS, KeyIndex, as_bytes, partit
 from multiref.references.store.folder import Store
 from multiref.references.store.shards import Rows
 
-_VALUES = {"logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()}
+_TEXTS = {name: pa.string() for name in ("reference", "address", "key")}
+_SCHEMA = pa.schema({**_TEXTS, "logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()})
 _ROWS = 2**16  # of a table
 
 
@@ -29,8 +30,7 @@ def export(store: Store, output: str | os.PathLike[str], *, references: Sequence
 
     Without `references` (names or beginnings of addresses), all of them.
     """
-    schema = _schema()
-    return _write(as_path(output), schema, _long(store, references, schema))
+    return _write(as_path(output), _SCHEMA, _long(store, references))
 
 
 def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[Any], *, references: Sequence[str] = ()) -> int:
@@ -38,7 +38,8 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
     `<name>/rejected_logps`, `<name>/chosen_length`, `<name>/rejected_length`; null where there is no score.
     Returns the number of rows."""
     columns: dict[str, Any] = {
-        side: [_plain(getattr(pair, side)) for pair in pairs] for side in ("prompt", "chosen", "rejected")
+        side: [text if isinstance(text := getattr(pair, side), str) else text_of(text) for pair in pairs]
+        for side in ("prompt", "chosen", "rejected")
     }
     keys = side_keys(pairs)
     for address, name in _chosen(store, references).items():
@@ -60,8 +61,7 @@ def export_partitions(store: Store, output: str | os.PathLike[str], *, partition
         raise ArgumentError(f"partitions is {partitions}; expected 1 to {MOST_PARTITIONS:,}.")
     import fsspec
 
-    schema, count = _schema(), 0
-    chosen = _chosen(store, references)
+    chosen, count = _chosen(store, references), 0
     try:
         system, root = fsspec.core.url_to_fs(os.fspath(output))
         for address, name in chosen.items():
@@ -70,17 +70,13 @@ def export_partitions(store: Store, output: str | os.PathLike[str], *, partition
             system.makedirs(f"{root}/{_file_name(name)}", exist_ok=True)
             for number, (start, stop) in enumerate(itertools.pairwise([*starts.tolist(), len(rows)])):
                 with system.transaction, system.open(f"{root}/{_file_name(name)}/part-{number:05}.parquet", "wb") as file:
-                    pq.write_table(_table(rows, name, address, slice(start, stop), schema), file)
+                    pq.write_table(_table(rows, name, address, slice(start, stop)), file)
             count += len(rows)
     except (OSError, ValueError, ImportError) as error:  # ValueError, ImportError: no such protocol
         raise OutputError(
             f"Cannot write {output}: {getattr(error, 'strerror', None) or error}. Choose a writable place."
         ) from error
     return count
-
-
-def _schema() -> pa.Schema:
-    return pa.schema({"reference": pa.string(), "address": pa.string(), "key": pa.string(), **_VALUES})
 
 
 def _file_name(name: str) -> str:
@@ -95,19 +91,19 @@ def _distinct(store: Store, address: str) -> Rows:
     return rows.take(order[~repeated])
 
 
-def _table(rows: Rows, name: str, address: str, part: slice, schema: pa.Schema) -> pa.Table:
+def _table(rows: Rows, name: str, address: str, part: slice) -> pa.Table:
     keys, raw = rows.keys[part], rows.keys[part].tobytes().hex()
     written = [raw[start : start + 32] for start in range(0, len(raw), 32)]
     values = rows.logps[part], rows.lengths[part], rows.truncated[part]
     columns = [[name] * len(keys), [address] * len(keys), written, *values]
-    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, schema)], schema=schema)
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA)], schema=_SCHEMA)
 
 
-def _long(store: Store, references: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
+def _long(store: Store, references: Sequence[str]) -> Iterator[pa.Table]:
     for address, name in _chosen(store, references).items():
         rows = _distinct(store, address)
         for start in range(0, len(rows), _ROWS):
-            yield _table(rows, name, address, slice(start, start + _ROWS), schema)
+            yield _table(rows, name, address, slice(start, start + _ROWS))
 
 
 def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
@@ -116,10 +112,6 @@ def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
     names = {address: known[address] for address in map(store.named, references)} or known
     taken = list(names.values())
     return {a: name if taken.count(name) == 1 else f"{name}-{a[:8]}" for a, name in names.items()}
-
-
-def _plain(text: Any) -> str:
-    return text if isinstance(text, str) else text_of(text)
 
 
 def _write(output: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
