@@ -26,7 +26,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -100,24 +99,21 @@ class Experiment(Generic[C, F]):
 
         Errors: ArgumentError; OutputError where the folder cannot be written or a worker is lost; whatever `measure` raises.
         """
-        self._check_folder()
-        with write_alone(self.folder):
-            return self._run(told, workers, what)
-
-    def _run(self, told: Listener | None, workers: int, what: str) -> dict[C, Record[C, F]]:
-        found = {cell: record for cell in self.cells if (record := self.record(cell)) is not None}
-        missing = [cell for cell in self.cells if cell not in found]
-        if told is not None:
-            most = min(workers, max(1, len(missing)))
-            told.phase(f"{len(self.cells)} {what}, {len(found)} of them finished before; {most} at a time.")
-            told.progress(what, len(found), len(self.cells))
+        found: dict[C, Record[C, F]] = {}
 
         def keep(record: Record[C, F]) -> None:
             found[record.cell] = record
             if told is not None:
                 told.progress(what, len(found), len(self.cells))
 
-        _in_workers(self.measure, {cell: self.path(cell) for cell in missing}, keep, workers)
+        with write_alone(self.folder):
+            found |= {cell: record for cell in self.cells if (record := self.record(cell)) is not None}
+            missing = [cell for cell in self.cells if cell not in found]
+            if told is not None:
+                most = min(workers, max(1, len(missing)))
+                told.phase(f"{len(self.cells)} {what}, {len(found)} of them finished before; {most} at a time.")
+                told.progress(what, len(found), len(self.cells))
+            _in_workers(self.measure, {cell: self.path(cell) for cell in missing}, keep, workers)
         return {cell: found[cell] for cell in self.cells}
 
     def path(self, cell: C) -> Path:
@@ -133,16 +129,6 @@ class Experiment(Generic[C, F]):
     def missing(self) -> list[C]:
         """Cells without a record."""
         return [cell for cell in self.cells if self.record(cell) is None]
-
-    def _check_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to the output folder {self.folder}: {error.strerror or error}; choose another one"
-            ) from None
 
 
 def _in_workers(

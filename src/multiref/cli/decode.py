@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from multiref._progress import each_told
-from multiref.cli.options import REWARDS, Device, Dtype, NamedReferences, Out, Seed, for_each, name_and_path
+from multiref.cli.options import REWARDS, Device, NamedReferences, Out, Seed, for_each, name_and_path
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
@@ -21,7 +21,7 @@ TOLD = ("log_partition", "error", "largest_share", "effective_size", "ancestors"
 def pooled(
     reference: NamedReferences,
     weight: Annotated[list[str] | None, "--weight -w", "name=NUMBER, of each reference; default equal ones."] = None,
-    dtype: Dtype = None,
+    dtype: Annotated[str | None, "float32, bfloat16, float16. Default float32; on a GPU bfloat16."] = None,
     device: Device = None,
 ) -> Any:
     """(references, reverse KL with the weights of --weight in their order)."""

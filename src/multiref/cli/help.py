@@ -1,6 +1,5 @@
 """`--help` as plain text for a terminal of 80 columns: grouped verbs, options with their types in plain words."""
 
-import enum
 import inspect
 import shutil
 import textwrap
@@ -81,17 +80,15 @@ def _word(hint: Any) -> str:
     """What a value is, in one word; a choice by its names."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType, list, tuple):
         return next((_word(each) for each in typing.get_args(hint) if each is not type(None)), "TEXT")
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "CHOICE"
-    return _WORDS.get(hint, "TEXT")
+    return "CHOICE" if typing.get_origin(hint) is typing.Literal else _WORDS.get(hint, "TEXT")
 
 
 def _said(option: Any) -> str:
     said = (option.help or "").strip()
-    choices = getattr(option.type_descriptor, "annotation", None) if hasattr(option, "type_descriptor") else None
-    if isinstance(choices, type) and issubclass(choices, enum.Enum):
-        said = f"{', '.join(str(each.value) for each in choices)}. {said}"
-    default = option.default.value if isinstance(option.default, enum.Enum) else option.default
+    hint = getattr(getattr(option, "type_descriptor", None), "annotation", None)
+    if typing.get_origin(hint) is typing.Literal:
+        said = f"{', '.join(typing.get_args(hint))}. {said}"
+    default = option.default
     notes = ["required"] if option.required else []
     if not isinstance(default, bool) and default not in (None, "", (), []) and option.show_default and not callable(default):
         notes.append(f"default {default}")

@@ -1,9 +1,8 @@
 """Options that several verbs have: the same name, the same letter, the same words."""
 
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -12,20 +11,6 @@ from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
     from multiref.data import Selection
-
-
-class Rankings(Enum):
-    """The choices of --rankings."""
-
-    ends = "ends"
-    all = "all"
-
-
-class BadRows(Enum):
-    """The choices of --bad-rows."""
-
-    refuse = "refuse"
-    skip = "skip"
 
 
 Data: TypeAlias = Annotated[
@@ -40,11 +25,9 @@ Store: TypeAlias = Annotated[Path, "--store -s", "The folder of scores; `multire
 NamedReferences: TypeAlias = Annotated[
     list[str], "--reference -r", "name=PATH: a model folder, a hub id, or a server's URL. Once per reference."
 ]
-Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")]
 Seed: TypeAlias = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Seed of all that is drawn: samples, folds, resampling.")
 ]
-Dtype: TypeAlias = Annotated[str | None, "float32, bfloat16, float16. Default float32; on a GPU bfloat16."]
 REWARDS = "lexicon=FILE, length=WORDS, model=FOLDER, python=FILE:FUNCTION, or a YAML file"
 Out = "--out --output -o"  # what a verb writes: one folder or file; both names, in every verb
 Device: TypeAlias = Annotated[str | None, "cpu, cuda, cuda:1, …; default a GPU if there is one."]
@@ -83,10 +66,10 @@ def selection(
         list[str] | None, "--column", "OURS=THEIRS: where prompt, chosen, rejected, label, … are called otherwise. Repeatable."
     ] = None,
     rankings: Annotated[
-        Rankings, "--rankings", "Of several answers with scores: best against worst, or all pairs."
-    ] = Rankings.ends,
-    bad_rows: Annotated[BadRows, "--bad-rows", "What becomes of rows that cannot be used."] = BadRows.refuse,
-    limit: Limit = None,
+        Literal["ends", "all"], "--rankings", "Of several answers with scores: best against worst, or all pairs."
+    ] = "ends",
+    bad_rows: Annotated[Literal["refuse", "skip"], "--bad-rows", "What becomes of rows that cannot be used."] = "refuse",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")] = None,
 ) -> "Selection":
     """The options of data as one value. ArgumentError for a --column that is none."""
     from multiref.data import Selection
@@ -97,7 +80,7 @@ def selection(
         if not equals or not theirs:
             raise ArgumentError(f"--column {text!r}: expected OURS=THEIRS, such as --column prompt=instruction.")
         columns[ours.strip()] = theirs.strip()
-    return Selection(name, split, columns, rankings.value, bad_rows.value, limit)
+    return Selection(name, split, columns, rankings, bad_rows, limit)
 
 
 def options_of(chosen: "Selection", *, name: str = "--name") -> str:
@@ -111,13 +94,7 @@ def options_of(chosen: "Selection", *, name: str = "--name") -> str:
     return "".join(f" {shlex.quote(part)}" for part in parts)
 
 
-if TYPE_CHECKING:  # what a verb gets; at run time, what it is made of
-    Chosen: TypeAlias = Selection
-    ChosenAnyRows: TypeAlias = Selection
-    ChosenOtherName: TypeAlias = Selection
-    ChosenColumns: TypeAlias = Selection
-else:
-    Chosen = Annotated[object, Made(selection)]
-    ChosenAnyRows = Annotated[object, Made(selection, without=("bad_rows",))]
-    ChosenOtherName = Annotated[object, Made(selection, without=("name",))]
-    ChosenColumns = Annotated[object, Made(selection, without=("rankings", "bad_rows", "limit"))]
+Chosen: TypeAlias = Annotated[Any, Made(selection)]  # a verb gets a `Selection`
+ChosenAnyRows: TypeAlias = Annotated[Any, Made(selection, without=("bad_rows",))]
+ChosenOtherName: TypeAlias = Annotated[Any, Made(selection, without=("name",))]
+ChosenColumns: TypeAlias = Annotated[Any, Made(selection, without=("rankings", "bad_rows", "limit"))]

@@ -4,9 +4,8 @@ import re
 import shlex
 import tempfile
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,25 +21,19 @@ if TYPE_CHECKING:
     from multiref.references.engines import Engine
 
 
-class Truncation(Enum):
-    """The choices of --truncation."""
-
-    keep_start = "keep_start"
-    keep_end = "keep_end"
-    error = "error"
-
-
 COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "completion tokens", "time")
 
 
 def _tokenisation(
     end: Annotated[bool, "--end/--no-end", "Score the end token too, as TRL does. Default --end."] = True,
     max_length: Annotated[int | None, "Truncate to so many tokens (marked in the scores). Default the model's context."] = None,
-    truncation: Annotated[Truncation, "What stays when a text is too long; error refuses such a text."] = Truncation.keep_start,
+    truncation: Annotated[
+        Literal["keep_start", "keep_end", "error"], "What stays when a text is too long; error refuses such a text."
+    ] = "keep_start",
 ) -> "Tokenisation":
     from multiref.models import Tokenisation
 
-    return Tokenisation(end=end, max_length=max_length, truncation=truncation.value)
+    return Tokenisation(end=end, max_length=max_length, truncation=truncation)
 
 
 def _references(
@@ -140,25 +133,14 @@ def command(
         return _say(_imagined(data, chosen, forecasting, shard_size))
     if references is None or store is None:
         raise ArgumentError("Expected --reference name=PATH, once per reference, and --store FOLDER.")
-    if forecasting is not None:
-        return _say(_estimated(references, data, chosen, store, shard_size, runner, forecasting))
-    return _score(references, data, chosen, store, runner, shard_size, audit)
-
-
-def _score(
-    references: "References",
-    data: str,
-    chosen: "Selection",
-    store: Path,
-    runner: "Engine | str",
-    shard_size: int | None,
-    audit: str,
-) -> "dict[str, Any]":
-    """Scores what is missing; what was done, for programs."""
     from multiref.data import read
     from multiref.data.reading import SKIPPED
     from multiref.references.progress import Tally
 
+    if forecasting is not None:
+        pairs, cluster = read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs, forecasting.cluster
+        own = {"store": store, "shard_size": shard_size, "engine": runner if cluster is None else None}
+        return _say(references.estimate_cost(pairs, cluster or "1xlocal", pairs=forecasting.pairs, **own))
     found = read(data, chosen, skipped=store / SKIPPED, say=typer.echo, spool=store, on_ray=runner != "local")
     tally = Tally(say=typer.echo)
     scores = references.score(found.pairs, store=store, engine=runner, progress=tally, shard_size=shard_size, audit=audit)
@@ -177,28 +159,6 @@ def _score(
         "references": tally.summaries,
         "next": f"multiref inspect {shlex.quote(data)}{again} --store {shlex.quote(str(store))}",
     }
-
-
-def _estimated(
-    references: "References",
-    data: str,
-    chosen: "Selection",
-    store: Path,
-    shard_size: int | None,
-    runner: "Engine | str",
-    asked: Forecasting,
-) -> "Forecast":
-    """What it would take with models that are here: measured, or reckoned for another cluster."""
-    from multiref.data import read
-
-    return references.estimate_cost(
-        read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs,
-        asked.cluster or "1xlocal",
-        store=store,
-        shard_size=shard_size,
-        engine=runner if asked.cluster is None else None,
-        pairs=asked.pairs,
-    )
 
 
 def _imagined(data: str, chosen: "Selection", asked: Forecasting, shard_size: int | None) -> "Forecast":

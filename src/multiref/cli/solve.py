@@ -122,12 +122,6 @@ def _weights(given: dict[str, float] | list[float] | None, names: list[str], nam
 def _regularizer(kind: Kind, weights: list[float] | None, alpha: float, order: float) -> "Regularizer":
     import multiref as mr
 
-    match kind:
-        case "ReverseKL":
-            return mr.ReverseKL(weights)
-        case "ForwardKL":
-            return mr.ForwardKL(weights)
-        case "AlphaDivergence":
-            return mr.AlphaDivergence(weights, alpha=alpha)
-        case "PooledKL":
-            return mr.PooledKL(weights, order=order)
+    own = {"AlphaDivergence": {"alpha": alpha}, "PooledKL": {"order": order}}
+    made: Regularizer = getattr(mr, kind)(weights, **own.get(kind, {}))
+    return made

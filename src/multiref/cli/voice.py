@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import io
 import json
 import math
 import os
@@ -175,22 +174,13 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class _Nothing(io.TextIOBase):
-    """Where what nobody is to see goes."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-
 @contextlib.contextmanager
 def _output(instead: Any, quiet: bool) -> Iterator[None]:
-    if quiet:
-        with _Nothing() as nothing, contextlib.redirect_stdout(nothing):
-            yield
-    elif instead is not None:
-        with contextlib.redirect_stdout(instead):
-            yield
-    else:
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            instead = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
+        if instead is not None:
+            stack.enter_context(contextlib.redirect_stdout(instead))
         yield
 
 

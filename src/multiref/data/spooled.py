@@ -1,7 +1,6 @@
 """Pairs on disk: one Arrow file in a folder of ours, mapped into memory and read where it is asked, so that their number costs
 no memory."""
 
-import contextlib
 import json
 import mmap
 import os
@@ -14,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from multiref._files import MIB, TEMPORARY
+from multiref._files import MIB
 from multiref._made import Made
 from multiref.data.pairs import Pair
 from multiref.data.text import Conversation, Text
@@ -49,15 +48,10 @@ class SpooledPairs(Made[Pair]):
 
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".pairs.", suffix=TEMPORARY, dir=folder)
-            try:
-                with os.fdopen(handle, "r+b") as file:
-                    starts = _write(rows, file)
-                    file.flush()
-                    return cls(_Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), starts), Path(folder))
-            finally:
-                with contextlib.suppress(OSError):  # a system that keeps open files
-                    os.unlink(name)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                starts = _write(rows, file)
+                file.flush()
+                return cls(_Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), starts), Path(folder))
         except (OSError, pyarrow.ArrowException) as error:
             why = getattr(error, "strerror", None) or error
             raise OutputError(

@@ -146,11 +146,9 @@ def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, n
         if not is_sealed(found, before=_BEFORE):
             break
         rewards = found["rewards"]
-        if not isinstance(rewards, dict) or rewards.keys() != {*names, "total"}:
-            raise others
-        if any(len(values) != samples for values in rewards.values()) or found["prompt"] != json.loads(
-            json.dumps(row["prompt"])
-        ):
+        ours = isinstance(rewards, dict) and rewards.keys() == {*names, "total"}
+        ours = ours and all(len(values) == samples for values in rewards.values())
+        if not ours or found["prompt"] != json.loads(json.dumps(row["prompt"])):
             raise others
         done.append(found)
     return done

@@ -95,8 +95,8 @@ def sample_each(
 ) -> list[Rollout]:
     """`group` completions of each prompt, the n-th prompt's drawn from a seed of its own: they do not depend on the prompts
     beside it."""
-    nothing: RewardFunction = lambda prompts, completions: [0.0] * len(completions)  # noqa: E731
-    return draw_each(policy, prompts, [nothing] * len(prompts), generation, group=group, seed=seed)
+    unasked: RewardFunction = lambda prompts, completions: [0.0] * len(completions)  # noqa: E731
+    return draw_each(policy, prompts, [unasked] * len(prompts), generation, group=group, seed=seed)
 
 
 def score_samples(model: LanguageModel, items: Sequence[Encoded]) -> Tensor:

@@ -4,14 +4,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
 import torch
 
+from multiref._progress import watched_by
 from multiref.data import read
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
@@ -29,6 +29,7 @@ from multiref.references.resolve import Opener, location
 from multiref.references.scores import SequenceScores, check_names
 from multiref.references.store import Damage, Rows, Store
 from multiref.references.store.shards import ABOVE
+from multiref.references.stored import join
 
 
 class References:
@@ -109,22 +110,17 @@ class References:
         if audit not in ("some", "all"):
             raise ArgumentError(f"audit is {audit!r}; expected 'some' or 'all'.")
         listener = progress or Listener()
-        with _kept(store) as keeper, _spooled(data, keeper) as rows:
-            texts = Texts(rows)
+        with _kept(store) as keeper:
+            texts = Texts(_spooled(data, keeper.folder))
             blocks = _planned(texts, shard_size)
-            table = {what: np.zeros((len(self.names), len(blocks.keys)), kind) for what, kind in _KINDS.items()}
-            for k, name in enumerate(self.names):
-                row = _Row(**{what: values[k] for what, values in table.items()}, there=np.zeros(len(blocks.keys), bool))
-                self._one(name, blocks, row, keeper, engine_named(engine), listener, audit == "all")
+            addresses = [self._one(name, blocks, keeper, engine_named(engine), listener, audit == "all") for name in self.names]
             keeper.manifest()
             if (differing := say_of_templates(self._tokenizers, (prompt for prompt, _ in texts))) is not None:
                 listener.notice(differing)
-        keys = blocks.keys
-        del texts, blocks, rows, row
-        identities = tuple(self._identities[name] for name in self.names)
-        logps, lengths, truncated, digests = table.values()
-        sums, counts, cut = map(torch.from_numpy, (logps, lengths, truncated))
-        return SequenceScores(self.names, keys, sums, counts, cut, digests, identities)
+            keys = blocks.keys
+            del texts, blocks
+            with watched_by(None):  # scoring is what was told of
+                return join(keeper, dict(zip(self.names, addresses)), [self._identities[name] for name in self.names], keys)
 
     def estimate_cost(
         self,
@@ -150,8 +146,8 @@ class References:
         kind, began = Cluster.parse(cluster), time.perf_counter()
         if kind.local and pairs is not None:
             raise ArgumentError("pairs is for another cluster: what is measured on this machine is the data as they are.")
-        with _kept(store) as keeper, _spooled(data, None) as rows:
-            texts = Texts(rows)
+        with _kept(store) as keeper:
+            texts = Texts(_spooled(data, gettempdir()))
             blocks, found = _planned(texts, shard_size), list[CostEstimate]()
             planning = time.perf_counter() - began
             for name in self.names:
@@ -167,11 +163,9 @@ class References:
                 getattr(opener.opened, "release", lambda: None)()
         return Forecast(kind, found, planning if kind.local else PLANNING * found[0].wanted)
 
-    def _one(
-        self, name: str, blocks: Blocks, row: "_Row", keeper: Store, engine: Engine, listener: Listener, everything: bool
-    ) -> None:
-        """One reference's turn: fills its row with what is stored and with what is scored now."""
-        start = time.perf_counter()
+    def _one(self, name: str, blocks: Blocks, keeper: Store, engine: Engine, listener: Listener, everything: bool) -> str:
+        """One reference's turn: what is not stored is scored and stored. → its address there."""
+        start, row = time.perf_counter(), _Row(len(blocks.keys))
         opener = self._opener(self.named[name])
         opener.settle(keeper, say=listener.notice)
         reference = opener()
@@ -218,26 +212,17 @@ class References:
                 "its scores."
             )
         listener.end(name)
+        return address
 
 
-_KINDS = {"logps": np.float64, "lengths": np.int64, "truncated": bool, "digests": np.uint64}
-
-
-@dataclass(frozen=True)
 class _Row:
-    """One reference's scores of U completions, in the order of their keys: arrays [U], known where `there`.
-    They are filled in place, for a job of millions has room for them once."""
+    """What is to be known of one reference's scores of U completions, in the order of their keys: arrays [U], where `there`."""
 
-    logps: np.ndarray
-    lengths: np.ndarray
-    truncated: np.ndarray
-    digests: np.ndarray
-    there: np.ndarray
+    def __init__(self, completions: int) -> None:
+        self.truncated, self.digests, self.there = (np.zeros(completions, kind) for kind in (bool, np.uint64, bool))
 
     def fill(self, places: np.ndarray, rows: Rows) -> None:
-        for what in _KINDS:
-            getattr(self, what)[places] = getattr(rows, what)
-        self.there[places] = True
+        self.truncated[places], self.digests[places], self.there[places] = rows.truncated, rows.digests, True
 
     def read(self, keeper: Store, address: str, keys: np.ndarray) -> list[Damage]:
         """Begin with what is stored; of a completion that is stored twice, the first. → what is damaged."""
@@ -270,11 +255,9 @@ def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _R
 
 def _missing(opener: Opener, blocks: Blocks, keeper: Store) -> Blocks:
     """What is not stored of a reference."""
-    there, index = np.zeros(len(blocks.keys), bool), KeyIndex(blocks.keys)
-    for part in keeper.parts(keeper.address(opener().identity())):
-        if not isinstance(part, Damage):
-            there[(at := index.locate(part.keys))[at >= 0]] = True
-    return blocks.without(there)
+    row = _Row(len(blocks.keys))
+    row.read(keeper, keeper.address(opener().identity()), blocks.keys)
+    return blocks.without(row.there)
 
 
 @contextmanager
@@ -287,17 +270,9 @@ def _kept(store: str | os.PathLike[str] | Store | None) -> Iterator[Store]:
         yield store if isinstance(store, Store) else Store(store)
 
 
-@contextmanager
-def _spooled(data: Any, keeper: Store | None) -> Iterator[Any]:
-    """The rows of a call: as they were given, or, where it was said where they are, held on disk: in the store; None: in a
-    folder that lasts as long as the call."""
-    if not isinstance(data, str | os.PathLike):
-        yield data
-    elif keeper is not None:
-        yield read(data, spool=keeper.folder).pairs
-    else:
-        with TemporaryDirectory(prefix="multiref-", ignore_cleanup_errors=True) as folder:
-            yield read(data, spool=folder).pairs
+def _spooled(data: Any, folder: str | os.PathLike[str]) -> Any:
+    """The rows of a call: as they were given, or, where it was said where they are, held on disk in this folder."""
+    return read(data, spool=folder).pairs if isinstance(data, str | os.PathLike) else data
 
 
 def _planned(texts: Texts, shard_size: int | None) -> Blocks:

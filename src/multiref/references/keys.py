@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
 
 KEY_BYTES = 16
+MOST_PARTITIONS = 2**16  # which are told by the first two bytes
+_STEP, _FEW = 2**16, 2**12  # keys that are looked at together
 _json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
@@ -57,50 +59,60 @@ def text_of(text: Any) -> str:
 
 
 def sort_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N] keys → order [N] that sorts them, equal ones as they came; repeated [N], in that order: equal to the one before.
+    """[N] keys → order [N] that sorts them, equal ones as they came; repeated [N], in that order: equal to the one before it.
     Of millions of keys few arrays are held at once, and short ones."""
-    first, second = _halves(keys)
-    order = np.argsort(first, kind="stable").astype(np.int32 if len(keys) < 2**31 else np.int64)
-    first = first[order]
-    same = np.flatnonzero(first[1:] == first[:-1])
-    before, after = second[order[same]], second[order[same + 1]]
-    if (before > after).any():  # equal in the first half alone, which takes 2^32 keys to expect
-        order = np.lexsort((second, _halves(keys)[0])).astype(order.dtype)
-        before, after = second[order[same]], second[order[same + 1]]
-    repeated = np.zeros(len(keys), bool)
-    repeated[same[before == after] + 1] = True
+    keys, repeated = as_bytes(keys), np.zeros(len(keys), bool)
+    order = np.argsort(keys, kind="stable").astype(_small(keys))
+    for start in range(1, len(keys), _STEP):
+        part = keys[order[start - 1 : start + _STEP]]
+        repeated[start : start + _STEP] = part[1:] == part[:-1]
     return order, repeated
 
 
 class KeyIndex:
-    """A sorted view of N keys, for finding M others in it: O((N + M) log N) and no Python loop.
+    """N keys, for finding M others in them without a Python loop: both are put in order, so that memory is read forwards.
 
     order [N] sorts the keys; repeated [N] marks, in that order, a key that is equal to the one before it.
-    Where a key occurs more than once, `locate` finds the occurrence that comes first.
+    Where a key occurs more than once, `locate` finds the occurrence that comes first. Of keys that ascend nothing is copied;
+    `between` is called now and then while they are read: those before are not needed any more.
     """
 
-    def __init__(self, keys: np.ndarray):
-        self.order, self.repeated = sort_keys(keys)
-        first, self._second = _halves(keys)
-        self._first = first[self.order]
+    def __init__(self, keys: np.ndarray, between: Callable[[], None] = lambda: None):
+        self._keys, self._between, ascending = as_bytes(keys), between, True
+        for start in range(0, len(keys), _STEP):
+            part = self._keys[start : start + _STEP + 1]
+            ascending &= bool((part[1:] > part[:-1]).all())
+            between()
+        if ascending:
+            self.order, self.repeated = np.arange(len(keys), dtype=_small(keys)), np.broadcast_to(np.False_, len(keys))
+        else:
+            self.order, self.repeated = sort_keys(keys)
+            self._keys = self._keys[self.order]
 
     def locate(self, wanted: np.ndarray) -> np.ndarray:
         """[M] keys → [M] positions among the N keys, −1 where a key is not there."""
-        if len(self.order) == 0:
-            return np.full(len(wanted), -1)
-        first, second = _halves(wanted)
-        last = len(self.order) - 1
-        place = np.minimum(np.searchsorted(self._first, first), last)
-        # Different keys with equal first halves lie next to each other. It takes 2^32 keys to expect one; an index should not
-        # err even then.
-        while (behind := (self._first[place] == first) & (self._second[self.order[place]] < second) & (place < last)).any():
-            place = place + behind
-        found = self.order[place]
-        return np.where((self._first[place] == first) & (self._second[found] == second), found, -1)
+        wanted = as_bytes(wanted)
+        found = np.full(len(wanted), -1, self.order.dtype)
+        order = np.argsort(wanted) if len(self._keys) else found[:0]
+        for start in range(0, len(order), _FEW):
+            part = order[start : start + _FEW]
+            place = np.minimum(np.searchsorted(self._keys, wanted[part]), len(self._keys) - 1)
+            there = self._keys[place] == wanted[part]
+            found[part[there]] = self.order[place[there]]
+            self._between()
+        return found
 
 
-def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two 64-bit halves of each key, read big-endian, so that comparing numbers compares bytes; the second as it lies
-    there, no copy."""
-    pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
-    return pairs[:, 0].astype(np.uint64), pairs[:, 1]
+def _small(keys: np.ndarray) -> type[np.signedinteger]:
+    """The type of a place among them."""
+    return np.int32 if len(keys) < 2**31 else np.int64
+
+
+def as_bytes(keys: np.ndarray) -> np.ndarray:
+    """[N] keys as NumPy compares them: byte by byte."""
+    return np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")
+
+
+def partition_starts(partitions: int) -> np.ndarray:
+    """With which bytes the keys of each partition begin, at the least: which one a key is in depends on the key alone."""
+    return (np.arange(partitions) * MOST_PARTITIONS // partitions).astype(">u2").view("S2")

@@ -7,8 +7,8 @@ only where all vocabularies are the same mapping.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from torch import Tensor
 from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
 from multiref.models.spec import Tokenisation
 from multiref.references.keys import KeyIndex, content_key, content_keys, side_keys, text_of
+from multiref.references.mapped import let_go
 
 __all__ = ["SequenceScores", "TokenScores", "check_names", "content_key", "content_keys", "same_vocabulary"]
+
+PART = 2**16  # pairs whose keys are looked for at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class SequenceScores:
         truncated: [K, N] bool, where the reference's context did not hold the whole text.
         digests: [K, N] uint64, `Encoded.digest` of the token ids that were scored; 0 where they are not known.
         identities: [K] what each was computed by, and from where; nothing where that is not known.
+        mapped: those of these arrays that may be on disk.
 
     Joined to data by content key, never by position: `of` and `of_pairs`.
     """
@@ -44,6 +48,7 @@ class SequenceScores:
     truncated: Tensor
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     identities: tuple[Mapping[str, Any], ...] = ()
+    mapped: tuple[np.ndarray, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check_names(self.names)
@@ -69,11 +74,29 @@ class SequenceScores:
 
     @cached_property
     def _index(self) -> KeyIndex:
-        return KeyIndex(self.keys)
+        return KeyIndex(self.keys, between=partial(let_go, self.mapped))
 
     def locate(self, keys: np.ndarray) -> np.ndarray:
         """[M] keys → [M] columns of `logps`; −1 where there is no score."""
         return self._index.locate(keys)
+
+    def at(self, what: Literal["logps", "lengths", "truncated", "digests"], columns: Tensor) -> Tensor:
+        """[*E] columns → [K, *E]: what was stored of these completions; digests as int64, which torch can compare."""
+        values: Tensor = torch.from_numpy(self.digests.view(np.int64)) if what == "digests" else getattr(self, what)
+        found = values.new_empty(len(self.names), *columns.shape)
+        for k, row in enumerate(values):
+            found[k] = row[columns]
+            let_go(self.mapped)
+        return found
+
+    @cached_property
+    def cut(self) -> Tensor:
+        """[N] bool: completions that some reference's context did not hold whole."""
+        found = torch.zeros(len(self.keys), dtype=torch.bool)
+        for row in self.truncated:
+            found |= row
+            let_go(self.mapped)
+        return found
 
     def columns(self, prompts: Sequence[Any], completions: Sequence[Any]) -> np.ndarray:
         """Texts [M] → columns [M]. Raises `StoreError` where a text has no score: how many, an example, and what to do."""
@@ -81,7 +104,8 @@ class SequenceScores:
 
     def pair_columns(self, pairs: Sequence[Any]) -> np.ndarray:
         """P pairs → columns [P, 2]: of their chosen and rejected completions. `StoreError` as `columns`."""
-        columns = self.locate(side_keys(pairs).reshape(-1))
+        parts = (pairs[start : start + PART] for start in range(0, len(pairs), PART))
+        columns = np.concatenate([np.empty(0, np.int32), *(self.locate(side_keys(part).reshape(-1)) for part in parts)])
         sides = ("chosen", "rejected")
         self._there(columns, lambda at: (pairs[at // 2].prompt, getattr(pairs[at // 2], sides[at % 2])), of=2)
         return columns.reshape(-1, 2)
@@ -103,17 +127,17 @@ class SequenceScores:
 
     def of(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Tensor:
         """Texts [M] → [K, M] float64: their scores, in the order asked."""
-        return self.logps[:, torch.from_numpy(self.columns(prompts, completions))]
+        return self.at("logps", torch.from_numpy(self.columns(prompts, completions)))
 
     def of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """P pairs → (chosen [K, P], rejected [K, P]), in the order of the pairs."""
-        chosen, rejected = torch.from_numpy(self.pair_columns(pairs)).unbind(1)
-        return self.logps[:, chosen], self.logps[:, rejected]
+        chosen, rejected = self.at("logps", torch.from_numpy(self.pair_columns(pairs))).unbind(-1)
+        return chosen, rejected
 
     def lengths_of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """P pairs → token counts (chosen [K, P], rejected [K, P])."""
-        chosen, rejected = torch.from_numpy(self.pair_columns(pairs)).unbind(1)
-        return self.lengths[:, chosen], self.lengths[:, rejected]
+        chosen, rejected = self.at("lengths", torch.from_numpy(self.pair_columns(pairs))).unbind(-1)
+        return chosen, rejected
 
     def select(self, names: Sequence[str]) -> "SequenceScores":
         """The scores of these references only, in this order."""

@@ -92,14 +92,13 @@ class PreferenceRun(PairsRun, PooledRun):
             callbacks=[lines(folder, say)],
         )
         say(f"{len(data):,} pairs, {len(held_out):,} held out; references: {', '.join(scores.names)}.")
-        names = scores.names  # not the scores: the data have what they need of them
-        return TrainerJob(trainer, lambda: self._facts(folder, names, len(data), len(held_out)))
+        return TrainerJob(trainer, lambda: self._facts(folder, scores.names, len(data), len(held_out)))
 
     def _untruncated(self, pairs: Sequence[Pair], scores: SequenceScores, say: Say) -> Sequence[Pair]:
         """Pairs whose texts every reference saw whole."""
         if not pairs or self.too_long == "keep":
             return pairs
-        cut = scores.truncated[:, torch.from_numpy(scores.pair_columns(pairs))].any(0).any(-1)
+        cut = scores.cut[torch.from_numpy(scores.pair_columns(pairs))].any(-1)
         return self.kept(pairs, (~cut).numpy(), "longer than a reference's context", say)
 
     def _facts(self, folder: RunFolder, scored: tuple[str, ...], pairs: int, held_out: int) -> Facts:

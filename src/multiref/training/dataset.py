@@ -162,16 +162,16 @@ class PreferenceData(PairData):
         super().__init__(pairs, tokenizer, tokenisation, counts)
         _check_ends(self.pairs, scores, tokenizer, tokenisation)
         self.names, self.identities, self.said = scores.names, scores.identities, tokenisation.identity()
-        at = torch.from_numpy(scores.pair_columns(self.pairs))
-        self.references, self.ref_lengths = scores.logps[:, at], scores.lengths[:, at]
-        truncated, digests = scores.truncated[:, at], torch.from_numpy(scores.digests.view(np.int64))[:, at]
-        self.otherwise = _scored_otherwise(self.encoded, digests)
-        cut = _cut(self.encoded, truncated, digests)
-        if bool(cut.any()) and (too_long != "drop" or bool(cut.any(0).all())):
-            _refuse(self, cut, truncated)
-        self.dropped = int(cut.any(0).sum())
+        self.scores, self.columns = scores, torch.from_numpy(scores.pair_columns(self.pairs))
+        self.otherwise = _scored_otherwise(self.encoded, scores, self.columns)
+        rows, cut = _cut(self.encoded, scores, self.columns)
+        if len(rows) and (too_long != "drop" or len(rows) == len(self)):
+            _refuse(self, scores, rows, cut)
+        self.dropped = len(rows)
         if self.dropped:
-            self._keep((~cut.any(0)).nonzero()[:, 0])
+            kept = torch.ones(len(self), dtype=torch.bool)
+            kept[rows] = False
+            self._keep(kept.nonzero()[:, 0])
 
     def _keep(self, at: Tensor) -> None:
         """Only the pairs at these places. Says how many were left out."""
@@ -179,13 +179,14 @@ class PreferenceData(PairData):
             f"Left out {self.dropped:,} of {len(self):,} pairs that are cut on one side.", MultirefWarning, stacklevel=3
         )
         self.pairs, self.encoded = select(self.pairs, at.numpy()), select(self.encoded, at.numpy())
-        self.counts, self.references, self.ref_lengths = self.counts[at], self.references[:, at], self.ref_lengths[:, at]
+        self.counts, self.columns = self.counts[at], self.columns[at]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
         at, shares = self.places(indices)
         encoded = tuple(self.encoded[i] for i in at.tolist())
-        return PairBatch(encoded, self.references[:, at], self.ref_lengths[:, at], shares)
+        columns = self.columns[at]
+        return PairBatch(encoded, self.scores.at("logps", columns), self.scores.at("lengths", columns), shares)
 
 
 def collate(items: Sequence[tuple[PairData, int]]) -> dict[str, Any]:
@@ -220,20 +221,21 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisati
     return encoded
 
 
-def _cut(encoded: Sequence[Encoded], truncated: Tensor, digests: Tensor) -> Tensor:
-    """[K, P] bool: pairs that the policy or reference k has cut, unless both kept the very same tokens of both sides.
-
-    truncated, digests: [K, P, 2] of the scores; a digest is `Encoded.digest` as int64, 0 where it is not known.
-    """
+def _cut(encoded: Sequence[Encoded], scores: SequenceScores, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs [R] that the policy or a reference has cut, unless both kept the very same tokens of both sides; and [K, R] bool,
+    for which references that is so."""
     if isinstance(encoded, EncodedRows):
         ours = torch.from_numpy(encoded.truncated)
     else:
         ours = torch.tensor([item.truncated for item in encoded])
-    cut = truncated | ours
-    kept = torch.zeros(ours.shape, dtype=torch.int64)
-    for row, side in cut.any(0).nonzero().tolist():
-        kept[row, side] = _signed(encoded[row].digest(side))
-    return (cut & ((digests != kept) | (digests == 0))).any(-1)
+    found = [torch.empty(len(scores.names), 0, dtype=torch.bool)]
+    rows = (ours | scores.cut[columns]).any(-1).nonzero()[:, 0]
+    for part in rows.split(PART):
+        cut, digests = scores.at("truncated", columns[part]) | ours[part], scores.at("digests", columns[part])
+        kept = torch.tensor([[_signed(encoded[row].digest(side)) for side in (0, 1)] for row in part.tolist()]).reshape(-1, 2)
+        found.append((cut & ((digests != kept) | (digests == 0))).any(-1))
+    differ = torch.cat(found, dim=1)
+    return rows[differ.any(0)], differ[:, differ.any(0)]
 
 
 def _check_ends(pairs: Sequence[Pair], scores: SequenceScores, tokenizer: Any, tokenisation: Tokenisation) -> None:
@@ -251,11 +253,11 @@ def _check_ends(pairs: Sequence[Pair], scores: SequenceScores, tokenizer: Any, t
             )
 
 
-def _scored_otherwise(encoded: Sequence[Encoded], digests: Tensor) -> tuple[int, ...]:
+def _scored_otherwise(encoded: Sequence[Encoded], scores: SequenceScores, columns: Tensor) -> tuple[int, ...]:
     """References that are known to have scored other token ids than the policy has: of eight rows, evenly spread."""
     rows = torch.linspace(0, len(encoded) - 1, min(8, len(encoded))).long().unique()
     ours = torch.tensor([[_signed(encoded[row].digest(side)) for side in (0, 1)] for row in rows.tolist()])
-    theirs = digests[:, rows]
+    theirs = scores.at("digests", columns[rows])
     return tuple(((theirs != ours) & (theirs != 0)).any((1, 2)).nonzero()[:, 0].tolist())
 
 
@@ -264,17 +266,18 @@ def _signed(digest: int) -> int:
     return digest - (1 << 64) if digest >> 63 else digest
 
 
-def _refuse(data: PreferenceData, cut: Tensor, truncated: Tensor) -> None:
+def _refuse(data: PreferenceData, scores: SequenceScores, rows: Tensor, cut: Tensor) -> None:
     """A text that was cut and a whole one, or two that were cut elsewhere, are different texts: their log-probabilities do not
     belong in one ratio."""
-    k, row = (int(i) for i in cut.nonzero()[0])
-    name, policy = data.names[k], data.encoded[row]
-    marks = ((f"reference {name!r}", truncated[k, row]), ("the policy", policy.truncated))
+    k, first = (int(i) for i in cut.nonzero()[0])
+    row = int(rows[first])
+    name, policy, columns = data.names[k], data.encoded[row], data.columns[row]
+    marks = ((f"reference {name!r}", scores.at("truncated", columns)[k]), ("the policy", policy.truncated))
     where = " and for ".join(side for side, is_cut in marks if any(is_cut))
     lengths = f"{max(map(len, policy.completions))} tokens of its longer side under the policy"
     raise ArgumentError(
-        f"{int(cut.any(0).sum()):,} of {len(data.pairs):,} pairs are cut differently by the policy and by the "
+        f"{len(rows):,} of {len(data.pairs):,} pairs are cut differently by the policy and by the "
         f"references' scores; the first is {data.pairs[row].origin or f'pair {row + 1}'}, cut for {where} ({lengths}, "
-        f"{int(data.ref_lengths[k, row].max())} under {name!r}). Expected the same tokens on all sides. Score again with the "
-        "tokenisation of this run and a max_length that holds them, or leave these rows out: too_long='drop'."
+        f"{int(scores.at('lengths', columns)[k].max())} under {name!r}). Expected the same tokens on all sides. Score again "
+        "with the tokenisation of this run and a max_length that holds them, or leave these rows out: too_long='drop'."
     )

@@ -153,8 +153,8 @@ class PreferenceTrainer(PairTrainer):
 
     def settings(self) -> dict[str, Any]:
         """The objective too, and the references' mean log-probabilities."""
-        means = self.train_dataset.references.mean((1, 2)).tolist()  # type: ignore[union-attr]
-        scored = {name: f"{mean:.4g}" for name, mean in zip(self.names, means)}
+        data: Any = self.train_dataset
+        scored = {name: f"{row[data.columns].mean():.4g}" for name, row in zip(self.names, data.scores.logps)}
         return {**super().settings(), "objective": stated(self.objective), "references": scored}
 
     def plain_pass(self, model: nn.Module, pairs: PairBatch) -> Callable[[], Tensor]:

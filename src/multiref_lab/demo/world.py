@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multiref.data import Pair
-from multiref.errors import ArgumentError, ModelError, OutputError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models import Tokenisation, load, word_tokenizer
 from multiref.references import References, SequenceScores
 from multiref.training import PreferenceData
+from multiref_lab.cached import cache_folder, made_beside
 from multiref_lab.demo import enumeration
 from multiref_lab.demo.authors import BASE, REFERENCES, WorldSettings, train_models
 from multiref_lab.demo.corpus import SKILLS, WORDS, Problem, draw_problems, points, split_numbers
@@ -100,9 +100,8 @@ class World:
 def folder_of(settings: WorldSettings, cache: str | os.PathLike[str] | None = None) -> Path:
     """Where a world is kept: named by the settings, by the code that makes its models, and by the versions below.
     A change in any makes another world. Without a cache: multiref/worlds in the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "worlds"
     named = digest(dataclasses.asdict(settings), "multiref_lab.demo.authors")
-    return (usual if cache is None else Path(cache)) / f"world-{named}"
+    return (cache_folder("worlds") if cache is None else Path(cache)) / f"world-{named}"
 
 
 def make(
@@ -117,33 +116,17 @@ def make(
     """
     settings = settings or WorldSettings()
     folder = folder_of(settings, cache)
-    if not (folder / "world.json").is_file():
-        _make(folder, settings, progress)
-    return _load(folder, settings)
-
-
-def _make(folder: Path, settings: WorldSettings, progress: Progress) -> None:
-    """Train the three models into a temporary folder beside the final one, then rename it."""
+    if (folder / "world.json").is_file():
+        return _load(folder, settings)
     if settings.batch < 1 or settings.base_steps < 1 or settings.specialist_steps < 1:
         raise ArgumentError("a world needs at least one step and one problem per batch")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the cache folder {folder.parent}: {error.strerror or error}; name another one"
-        ) from error
-    with scratch as name, one_thread():
-        building, tokenizer = Path(name) / "world", word_tokenizer(WORDS)
-        try:
-            for each, model in train_models(tokenizer, settings, progress).items():
-                model.save_pretrained(building / each)
-                tokenizer.save_pretrained(building / each)
-            (building / "world.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
-            os.replace(building, folder)
-        except OSError as error:
-            if not (folder / "world.json").is_file():  # not another process that was faster: something else is in the way
-                raise OutputError(f"cannot write the world to {folder}: {error.strerror or error}") from error
+    with made_beside(folder) as building, one_thread():
+        tokenizer = word_tokenizer(WORDS)
+        for each, model in train_models(tokenizer, settings, progress).items():
+            model.save_pretrained(building / each)
+            tokenizer.save_pretrained(building / each)
+        (building / "world.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
+    return _load(folder, settings)
 
 
 def _load(folder: Path, settings: WorldSettings) -> World:

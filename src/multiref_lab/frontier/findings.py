@@ -5,6 +5,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -129,10 +130,7 @@ class Findings:
 
     def generated(self, task: str) -> GeneratedBench:
         """The bench of a task whose answers are enumerated."""
-        bench = self.training.bench(task)
-        if not isinstance(bench, GeneratedBench):
-            raise TypeError(f"{task} is no task whose answers are enumerated")
-        return bench
+        return cast(GeneratedBench, self.training.bench(task))
 
 
 @functools.cache

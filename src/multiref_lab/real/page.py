@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from multiref.report import Answer, Note, Picture, Prose, Section, Settings, Table
+from multiref.report import Answer, Note, Prose, Section, Settings, Table
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, finish, mark
 from multiref_lab import page
 from multiref_lab.real.equal_kl import compare, judge
@@ -28,6 +28,13 @@ EQUAL = (
 )
 
 
+PICTURE = (
+    "Share of right, finished answers at T = 1 against KL(π‖base), nats an answer; each rule at each β. Grey: models that "
+    "were not trained here. Of several seeds the small points are single ones; the mean has the errors."
+)
+ALT = "Accuracy against KL to the base, by policy."
+
+
 def write(findings: Findings, output: Path, *, command: str = "multiref real") -> Path:
     """report.html, results.json and figures/ in `output`; returns the page."""
     rows = table(findings)
@@ -36,7 +43,7 @@ def write(findings: Findings, output: Path, *, command: str = "multiref real") -
     return page.write(
         output,
         "A real model, three references",
-        Answer(first, [*_picture(findings, output / "figures"), Note(*others)]),
+        Answer(first, [page.picture(_figure(findings), output / "figures" / "accuracy", PICTURE, ALT), Note(*others)]),
         Section("Every policy on the same questions", [rows]),
         *([Section("At equal KL", [equal_table(findings)])] if len(findings.settings.betas) > 1 else []),
         Section("What inspect said before training", found),
@@ -100,15 +107,6 @@ def sentences(findings: Findings) -> list[str]:
     if len(findings.settings.seeds) < 2:
         said.append("One seed: the errors are of the questions alone and say nothing about another training.")
     return said
-
-
-def _picture(findings: Findings, folder: Path) -> list[Picture]:
-    figure = _figure(findings)
-    caption = (
-        "Share of right, finished answers at T = 1 against KL(π‖base), nats an answer; each rule at each β. Grey: models that "
-        "were not trained here. Of several seeds the small points are single ones; the mean has the errors."
-    )
-    return [page.picture(figure, folder / "accuracy", caption, "Accuracy against KL to the base, by policy.")]
 
 
 def _figure(findings: Findings) -> Figure:

@@ -23,9 +23,10 @@ from multiref.report import write_whole
 from multiref.runs import run as do_run
 from multiref.training import quiet
 from multiref.training.online import Reward
+from multiref_lab.cached import made_beside
 from multiref_lab.experiment import Experiment, Listener, read_kept, write_kept
-from multiref_lab.real.measuring import Measured, grade, measure_kls, merged
-from multiref_lab.real.model import made_beside, smollm2
+from multiref_lab.real.measuring import Measured, grade, load_merged, measure_kls
+from multiref_lab.real.model import smollm2
 from multiref_lab.real.problems import KINDS, REWARD, Problem, correct, draw_problems, pair_up, text_of
 from multiref_lab.real.settings import BASE, EXACT, ONLINE, REFERENCES, RULES, SINGLE, SPECIALISTS, RealSettings
 from multiref_lab.real.teaching import LORA, teach
@@ -98,19 +99,14 @@ class _Untold:
     def progress(self, what: str, done: int, of: int) -> None: ...
 
 
+@dataclass(eq=False)
 class _Stages:
-    def __init__(
-        self,
-        settings: RealSettings,
-        output: Path,
-        model: str | None,
-        told: Listener,
-        cache: Path | None = None,
-        workers: int = 1,
-    ) -> None:
-        self.settings, self.output, self.asked, self.told = settings, output, model, told
-        self.cache, self.workers = cache, workers
-        self._clock = output / "stages.json"
+    settings: RealSettings
+    output: Path
+    asked: str | None
+    told: Listener
+    cache: Path | None = None
+    workers: int = 1
 
     def all(self) -> Findings:
         self._claim()
@@ -252,14 +248,14 @@ class _Stages:
         greedy, sampled = (self.output / "draws" / f"{name}-{how}.jsonl" for how in ("greedy", "sampled"))
         kept = self.output / "draws" / f"{name}-kl.json"
         if not kept.exists():
-            policy = merged(load(spec))
+            policy = load_merged(spec)
             samples = len(s.seeds) if name == BASE else 1
             seed = 1000 if trial is None else 1001 + trial.seed
             self._sample(policy, problems, sampled, samples=samples, temperature=1.0, seed=seed)
             if s.greedy and not alone:
                 self._sample(policy, problems, greedy, temperature=0.0, seed=0)
             some = [rollout for place, rollout in zip(places, read_rollouts(sampled)) if place in priced]
-            others = {each: partial(self._opened, under) for each, under in self._references().items() if each != name}
+            others = {each: partial(load_merged, under) for each, under in self._references().items() if each != name}
             kls = measure_kls(policy, others, some)
             write_whole(kept, json.dumps({each: kl.tolist() for each, kl in kls.items()}))
         rollouts, kls = read_rollouts(sampled), json.loads(kept.read_text(encoding="utf-8"))
@@ -297,10 +293,6 @@ class _Stages:
     def _training(self, seed: int) -> list[Problem]:
         each = self.settings.questions // len(KINDS)
         return draw_problems([each] * len(KINDS), f"training {seed}", chat=self.chat, without=self.held_out)
-
-    @staticmethod
-    def _opened(spec: ModelSpec) -> LanguageModel:
-        return merged(load(spec))
 
     def _sample(
         self,
@@ -344,7 +336,7 @@ class _Stages:
         write_whole(place, told)
 
     def _seconds(self) -> dict[str, float]:
-        return read_kept(self._clock, before=None) or {}
+        return read_kept(self.output / "stages.json", before=None) or {}
 
     def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Do it, and add its seconds to those of earlier calls."""
@@ -354,5 +346,5 @@ class _Stages:
         finally:
             seconds = self._seconds()
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            write_kept(self._clock, seconds)
+            write_kept(self.output / "stages.json", seconds)
             self.told.phase(f"{name}: {seconds[name]:.0f} s")

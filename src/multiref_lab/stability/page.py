@@ -2,7 +2,8 @@
 Means over seeds with their standard errors, slopes with bootstrap intervals."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,9 +144,10 @@ def _pictures(axis: Axis, found: Sequence[Entry], folder: Path) -> Iterator[Pict
     """One figure a measure: every method that has it, under one and two references; and how well influence functions
     predict."""
     by_name = {(entry.method, entry.measure): entry for entry in found}
+    curve = partial(Curve.of_seeds, x=axis.x)
     for name in (*DRAWN, *(ALONG_DATA if axis.name == "samples" else ())):
         lines = [
-            _line(axis, f"{METHODS[method]}, K = {count}", entry, number, dashed=count == 2)
+            curve(f"{METHODS[method]}, K = {count}", values=entry.values, slope=entry.slope, place=number, dashed=count == 2)
             for number, method in enumerate(METHODS)
             for count in (1, 2)
             if (entry := by_name.get((f"{method}/{count}", name)))
@@ -155,16 +157,12 @@ def _pictures(axis: Axis, found: Sequence[Entry], folder: Path) -> Iterator[Pict
         yield from _picture(axis, lines, MEASURES[name], stem, signed="gap" in name)
     influence = list(dict.fromkeys(entry.method for entry in found if entry.method.startswith("influence/")))
     lines = [
-        _line(axis, f"{method.removeprefix('influence/')}, {words}", replace(entry, slope=None), number + 2 * k)
+        curve(f"{method.removeprefix('influence/')}, {words}", values=entry.values, place=number + 2 * k)
         for number, method in enumerate(influence)
         for k, (name, words) in enumerate((("error", "influence"), ("corrected_error", "influence / (1 − leverage)")))
         if (entry := by_name.get((method, name)))
     ]
     yield from _picture(axis, lines, "‖true − predicted‖ / ‖true‖ of left-out pairs", folder / f"{axis.title}-influence")
-
-
-def _line(axis: Axis, label: str, entry: Entry, place: int, *, dashed: bool = False) -> Curve:
-    return Curve.of_seeds(label, axis.x, entry.values, slope=entry.slope, place=place, dashed=dashed)
 
 
 def _picture(axis: Axis, lines: list[Curve], ylabel: str, stem: Path, *, signed: bool = False) -> Iterator[Picture]:

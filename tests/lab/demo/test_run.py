@@ -172,7 +172,7 @@ def test_rules_are_said_to_be_lower_higher_or_not_told_apart(done) -> None:  # t
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(cache, tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").write_text("x")
     told = Told()
-    with pytest.raises(OutputError, match="cannot write to the output folder"):
+    with pytest.raises(OutputError, match="cannot write into"):
         run(SETTINGS, tmp_path / "file" / "demo", cache, told)
     assert told.sentences == []
 

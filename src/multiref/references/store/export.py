@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from multiref._files import as_path, is_device
 from multiref.errors import ArgumentError, OutputError
-from multiref.references.keys import KeyIndex, content_keys, sort_keys, text_of
+from multiref.references.keys import MOST_PARTITIONS, KeyIndex, as_bytes, partition_starts, side_keys, sort_keys, text_of
 from multiref.references.store.folder import Store
 from multiref.references.store.shards import Rows
 
-_NAMED = {name: pa.string() for name in ("reference", "address", "key")}
-SCHEMA = pa.schema({**_NAMED, "logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()})
-_MOST = 2**16  # partitions, which are told by so many bits of a key; and rows of a table
+_TEXTS = {name: pa.string() for name in ("reference", "address", "key")}
+_SCHEMA = pa.schema({**_TEXTS, "logp": pa.float64(), "length": pa.int32(), "truncated": pa.bool_()})
+_ROWS = 2**16  # of a table
 
 
 def export(store: Store, output: str | os.PathLike[str], *, references: Sequence[str] = ()) -> int:
@@ -30,7 +30,7 @@ def export(store: Store, output: str | os.PathLike[str], *, references: Sequence
 
     Without `references` (names or beginnings of addresses), all of them.
     """
-    return _write(as_path(output), SCHEMA, _long(store, references))
+    return _write(as_path(output), _SCHEMA, _long(store, references))
 
 
 def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[Any], *, references: Sequence[str] = ()) -> int:
@@ -41,11 +41,12 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
         side: [text if isinstance(text := getattr(pair, side), str) else text_of(text) for pair in pairs]
         for side in ("prompt", "chosen", "rejected")
     }
+    keys = side_keys(pairs)
     for address, name in _chosen(store, references).items():
         rows = store.sound(address)
         index = KeyIndex(rows.keys)
-        for side in ("chosen", "rejected"):
-            at = index.locate(content_keys((pair.prompt for pair in pairs), (getattr(pair, side) for pair in pairs)))
+        for side, wanted in zip(("chosen", "rejected"), keys.T):
+            at = index.locate(wanted)
             for what, values in (("logps", rows.logps), ("length", rows.lengths)):
                 found = values[at] if len(values) else [0] * len(at)
                 columns[f"{name}/{side}_{what}"] = pa.array(found, mask=at < 0)
@@ -56,19 +57,18 @@ def export_pairs(store: Store, output: str | os.PathLike[str], pairs: Sequence[A
 def export_partitions(store: Store, output: str | os.PathLike[str], *, partitions: int, references: Sequence[str] = ()) -> int:
     """The same rows as a folder, here or at a URL of fsspec: <reference>/part-<number>.parquet, by the beginning of the key, so
     that part n of one reference joins part n of another. Memory for one reference's numbers. Returns the number of rows."""
-    if not 1 <= partitions <= _MOST:
-        raise ArgumentError(f"partitions is {partitions}; expected 1 to {_MOST:,}.")
+    if not 1 <= partitions <= MOST_PARTITIONS:
+        raise ArgumentError(f"partitions is {partitions}; expected 1 to {MOST_PARTITIONS:,}.")
     import fsspec
 
-    count, chosen = 0, _chosen(store, references)
+    chosen, count = _chosen(store, references), 0
     try:
         system, root = fsspec.core.url_to_fs(os.fspath(output))
         for address, name in chosen.items():
             rows = _distinct(store, address)
-            bounds = np.searchsorted(_leading(rows.keys), np.arange(partitions + 1) * _MOST // partitions)
-            bounds[-1] = len(rows)
+            starts = np.searchsorted(as_bytes(rows.keys), partition_starts(partitions))
             system.makedirs(f"{root}/{_file_name(name)}", exist_ok=True)
-            for number, (start, stop) in enumerate(itertools.pairwise(bounds.tolist())):
+            for number, (start, stop) in enumerate(itertools.pairwise([*starts.tolist(), len(rows)])):
                 with system.transaction, system.open(f"{root}/{_file_name(name)}/part-{number:05}.parquet", "wb") as file:
                     pq.write_table(_table(rows, name, address, slice(start, stop)), file)
             count += len(rows)
@@ -77,11 +77,6 @@ def export_partitions(store: Store, output: str | os.PathLike[str], *, partition
             f"Cannot write {output}: {getattr(error, 'strerror', None) or error}. Choose a writable place."
         ) from error
     return count
-
-
-def _leading(keys: np.ndarray) -> np.ndarray:
-    """The first 16 bits of each key."""
-    return np.ascontiguousarray(keys).view(">u2").reshape(-1, 8)[:, 0].astype(np.int64)
 
 
 def _file_name(name: str) -> str:
@@ -101,14 +96,14 @@ def _table(rows: Rows, name: str, address: str, part: slice) -> pa.Table:
     written = [raw[start : start + 32] for start in range(0, len(raw), 32)]
     values = rows.logps[part], rows.lengths[part], rows.truncated[part]
     columns = [[name] * len(keys), [address] * len(keys), written, *values]
-    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA)
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA)], schema=_SCHEMA)
 
 
 def _long(store: Store, references: Sequence[str]) -> Iterator[pa.Table]:
     for address, name in _chosen(store, references).items():
         rows = _distinct(store, address)
-        for start in range(0, len(rows), _MOST):
-            yield _table(rows, name, address, slice(start, start + _MOST))
+        for start in range(0, len(rows), _ROWS):
+            yield _table(rows, name, address, slice(start, start + _ROWS))
 
 
 def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:

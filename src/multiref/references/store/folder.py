@@ -153,10 +153,18 @@ class Store:
 
     def sound(self, address: str) -> Rows:
         """All scores of one reference. `StoreError` where a shard is damaged."""
-        rows, damage = self.read(address)
+        return Rows.concatenate(list(self.sound_parts(address)))
+
+    def sound_parts(self, address: str) -> Iterator[Rows]:
+        """The same shard by shard; the error comes last, for it says how many are damaged."""
+        damage = list[Damage]()
+        for part in each_told(self.parts(address), "reading the store", len(self.shards(address))):
+            if isinstance(part, Damage):
+                damage.append(part)
+            else:
+                yield part
         if damage:
             raise StoreError(f"{damage[0]} ({len(damage)} damaged in all; `multiref store verify` lists them.)")
-        return rows
 
     def append(self, address: str, rows: Rows, *, layout: str = "", halved: int = 0) -> Path:
         """Add a shard, whose rows were laid out so in the model. Atomic; the same rows twice are one file."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from multiref._files import open_file
 from multiref.errors import StoreError
-from multiref.references.keys import KeyIndex
+from multiref.references.keys import sort_keys
 
 FORMAT = "2"  # of the shard's columns; a reader refuses a later one
 BEFORE = "1"  # had no digests and no layout; still read
@@ -192,7 +192,7 @@ def _impossible(rows: Rows, table: Any) -> str | None:
     bad = np.flatnonzero(np.isnan(rows.logps) | (rows.logps > ABOVE) | (rows.lengths < 0))
     if len(bad):
         return f"row {bad[0] + 1} has {rows.logps[bad[0]]} over {rows.lengths[bad[0]]} tokens as log-probability"
-    return "one completion stands in it twice" if KeyIndex(rows.keys).repeated.any() else None
+    return "one completion stands in it twice" if sort_keys(rows.keys)[1].any() else None
 
 
 def _rows(table: Any, found: str) -> Rows:
