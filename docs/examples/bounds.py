@@ -39,7 +39,8 @@ bounds.two_stage(beta=0.7, coverage=3, reward_max=1.7, class_size=2000, target=0
 # %% two_stage_least, pessimism_suboptimality, pessimism
 bounds.two_stage_least(small_beta=0.1, class_size=2000, small_target=0.002).value  # = 38004.5
 bounds.pessimism_suboptimality(beta=0.5, squared_width=0.01).value  # = 0.04
-bounds.pessimism(torch.eye(3).double(), pool, torch.eye(3), width=0.5)  # = tensor([0.3914, 0.4444, 0.3914], dtype=torch.float64)
+eye = torch.eye(3)
+bounds.pessimism(eye, pool, eye, width=0.5)  # = tensor([0.3914, 0.4444, 0.3914], dtype=torch.float64)
 
 # %% label_privacy_inflation, label_privacy_printed
 bounds.label_privacy_inflation(epsilon=0.6, reward_max=1.7).value  # = 22.5558

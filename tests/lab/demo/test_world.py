@@ -95,7 +95,7 @@ def test_a_damaged_or_unwritable_cache_is_one_clear_error(tmp_path, tiny_world) 
     with pytest.raises(ModelError, match="damaged; remove that folder"):
         make(tmp_path, TINY)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="cannot write .*file.*choose another place"):
+    with pytest.raises(OutputError, match=r"cannot write .*file.*choose another place"):
         make(tmp_path / "file", TINY)
 
 
