@@ -31,8 +31,8 @@ class SharedBase:
     The adapter is merged into copies of the weights that it changes while it is on, so that it scores at the base's speed: in
     float32 and wider, and on plain linear layers; elsewhere it is computed beside them. The base's own bits come back after.
 
-    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that does not go with the
-    others as it is (PEFT refuses, or their layers share what is not the same), gets a copy of the base of its own, so that
+    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that does not go with
+    the others as it is (PEFT refuses, or their layers share what is not the same), gets a copy of the base of its own, so that
     nobody else's scores move.
     """
 
@@ -150,7 +150,7 @@ def _places(model: Any, held: list[torch.Tensor]) -> list[int]:
 
 
 def _of_one_make(worn: Any) -> bool:
-    """Whether these adapters go together: LoRA's layers keep each one's settings apart, those of other kinds not all of them."""
+    """Whether these adapters go together: LoRA's layers keep each one's settings apart, those of other kinds do not."""
     configs = worn.peft_config.values()
     return len({each.peft_type if each.peft_type == "LORA" else config_fingerprint(each.to_dict()) for each in configs}) < 2
 
