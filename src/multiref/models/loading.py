@@ -172,15 +172,20 @@ def _classes(spec: ModelSpec) -> tuple[Any, Any]:
 
 def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
     """A configuration or tokenizer, under the name by which it was asked for."""
+    import transformers
+
     folder = _folder(spec)
+    settings = read_object(file) if (file := folder / "tokenizer_config.json").is_file() else {}
     with reading(spec.path):
         made = kind.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
-        if hasattr(made, "decode"):  # what its settings make impossible shows at the first text
-            made.decode(made("a b")["input_ids"])
-    if hasattr(made, "decode") and (file := folder / "tokenizer.json").is_file():
-        check_rules(made, file, spec.path)
-    if hasattr(made, "decode") and (settings := folder / "tokenizer_config.json").is_file():
-        check_program(read_object(settings).get("auto_map"), "AutoTokenizer", made, spec)
+        if hasattr(made, "decode"):
+            own = type(made).__module__.startswith("transformers.models.")
+            if own and settings.get("tokenizer_class") == "TokenizersBackend":  # the model type's class was taken all the same
+                made = transformers.TokenizersBackend.from_pretrained(folder)
+            made.decode(made("a b")["input_ids"])  # what its settings make impossible shows at the first text
+    if hasattr(made, "decode"):
+        check_rules(made, folder / "tokenizer.json", spec.path)
+        check_program(settings.get("auto_map"), "AutoTokenizer", made, spec)
     made.name_or_path = spec.path
     return made
 
