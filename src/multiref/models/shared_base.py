@@ -51,8 +51,8 @@ class SharedBase:
         return _bases.setdefault((spec, str(device)), cls(spec, device))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process it goes as its description, unless it was given its model."""
-        return (SharedBase.of, (self.spec, self.device)) if self._given is None else (SharedBase, (self.spec, None, self._given))
+        """To another process it goes as its description, and with its model only if it was given that."""
+        return SharedBase, (self.spec, self.device, self._given)
 
     def claim(self, user: Any) -> None:
         self._users.add(user)
