@@ -95,7 +95,10 @@ def some(names, quick):
     return [each if each in quick else pytest.param(each, marks=pytest.mark.slow) for each in names]
 
 
-@pytest.mark.parametrize("what", some(REFUSED, ("no head", "compiled", "a third layer", "a bias", "one head wrapped", "a weight twice")))
+QUICK = ("no head", "compiled", "a third layer", "a bias", "one head wrapped", "a weight twice")
+
+
+@pytest.mark.parametrize("what", some(REFUSED, QUICK))
 def test_what_is_not_whole_is_refused(folder, weights, what):
     change, words = REFUSED[what]
     write(folder, change(weights))

@@ -105,7 +105,6 @@ def test_one_token_for_start_and_end():
     assert item.completions[2] == item.completions[3] == (*tokenizer("the", add_special_tokens=False)["input_ids"], end)
 
 
-
 def test_a_start_token_of_a_vocabulary_without_an_a():
     """Letters of DNA alone, and tokens that no probe of ours spells: the start token is found all the same."""
     for word in ("GATTACA", "QQQQQQQ"):

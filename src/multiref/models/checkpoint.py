@@ -53,7 +53,11 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
     options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
     _forget_programs(kind)
     if spec.trust_remote_code and (said := check_files(folder).config).get("auto_map"):
-        options["config"] = _as_said(folder, path, said)
+        with reading(path):
+            options["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        # transformers 5 moves some of it (`rope_theta`), and a program for version 4 would take a default of its own
+        for name in [each for each in said if not hasattr(options["config"], each)]:
+            setattr(options["config"], name, said[name])
     model, report = _read(kind, folder, path, options)
     check_program(check_files(folder).config.get("auto_map"), kind.__name__, model, spec)
     model.name_or_path = model.config._name_or_path = path
@@ -80,16 +84,6 @@ def _forget_programs(kind: Any) -> None:
     known = getattr(getattr(kind, "_model_mapping", None), "_extra_content", {})
     for config in [each for each in known if each.__module__.startswith("transformers_modules.")]:
         del known[config]
-
-
-def _as_said(folder: Path, path: str, said: Mapping[str, Any]) -> Any:
-    """The configuration with all that config.json says under the names that it has there. transformers 5 moves some elsewhere
-    (`rope_theta` into `rope_parameters`), and a program written for version 4 would take its own default."""
-    with reading(path):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    for name in [each for each in said if not hasattr(config, each)]:
-        setattr(config, name, said[name])
-    return config
 
 
 def check_program(auto_map: Any, kind: str, made: Any, spec: ModelSpec) -> None:
@@ -153,11 +147,11 @@ def _check_strays(model: Any, strays: Sequence[str], folder: Path, path: str, cr
     """ModelError for weights that would be parameters of the modules that score; others are listed."""
     body = f"{getattr(model, 'base_model_prefix', '')}."
     own, shapes = model.state_dict().keys(), file_shapes(folder)
-    names = {key: (f"{body}{key}", key.removeprefix(body)) for key in shapes.keys() - own - set(strays)}
-    if twice := sorted(key for key, others in names.items() if any(each in own and each in shapes for each in others)):
+    others = sorted(shapes.keys() - own - set(strays))
+    if twice := [key for key in others if {f"{body}{key}", key.removeprefix(body)} & own & shapes.keys()]:
         raise ModelError(
-            f"{path} holds {len(twice)} weights twice, with {body!r} before their names and without: {first_three(twice)}. Which "
-            "of the two is meant is not said. Save the model again, or remove those."
+            f"{path} holds {len(twice)} weights twice, with {body!r} before their names and without: {first_three(twice)}. "
+            "Which of the two is meant is not said. Save the model again, or remove those."
         )
     refused, listed = _sort(model, strays, folder)
     if refused:

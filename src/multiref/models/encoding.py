@@ -308,8 +308,7 @@ def _fit(context: Ids, completions: tuple[Ids, ...], start: Ids, tokenisation: T
         if len(context) >= max_length:
             raise DataError(
                 f"The prompt has {len(context)} tokens and fills the context of {max_length}: nothing of the completion is "
-                f"left to "
-                "score. Use truncation='keep_end', or remove the row."
+                "left to score. Use truncation='keep_end', or remove the row."
             )
         return Encoded(context, tuple(ids[: max_length - len(context)] for ids in completions), over)
     kept = len(start) if start and context[: len(start)] == start else 0

@@ -31,9 +31,8 @@ class SharedBase:
     The adapter is merged into copies of the weights that it changes while it is on, so that it scores at the base's speed: in
     float32 and wider, and on plain linear layers; elsewhere it is computed beside them. The base's own bits come back after.
 
-    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that does not go with
-    the others as it is (PEFT refuses, or their layers share what is not the same), gets a copy of the base of its own, so that
-    nobody else's scores move.
+    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that PEFT does not keep
+    apart from the others, gets a copy of the base of its own, so that nobody else's scores move.
     """
 
     def __init__(self, spec: ModelSpec, device: str | torch.device | None, loaded: LanguageModel | None = None) -> None:
@@ -124,8 +123,7 @@ class SharedBase:
         self._drop()
 
     def _put_on(self, adapter: str, name: str) -> tuple[Any, bool]:
-        """The model with this adapter beside the others, and whether they and their base stay what they were; no model where it
-        cannot be put beside others."""
+        """The model with this adapter on (None where it is refused beside others), and whether all else is as it was."""
         before, others = self._peft or self.language_model().model, self._peft is not None
         held = [*before.parameters(), *before.buffers()]
         marks, places = _marks(held), _places(before, held)
@@ -136,8 +134,12 @@ class SharedBase:
             if others and isinstance(error, ModelError):
                 return None, False
             raise
-        same = _marks(held) == marks and _places(worn, held) == places
-        return worn, same and _of_one_make(worn) and _goes_off_and_on(worn, name)
+        if _marks(held) != marks or _places(worn, held) != places:
+            return worn, False
+        kinds = [(each.peft_type, config_fingerprint(each.to_dict())) for each in worn.peft_config.values()]
+        # layers of other kinds than LoRA's do not keep each adapter's settings apart
+        alike = {"LORA" if kind == "LORA" else settings for kind, settings in kinds}
+        return worn, len(alike) == 1 and _goes_off_and_on(worn, name)
 
     def _drop(self) -> None:
         self._loaded, self._peft, self._adapters = self._given, None, {}
@@ -151,12 +153,6 @@ def _places(model: Any, held: list[torch.Tensor]) -> list[int]:
     named = (model.named_parameters, model.named_buffers)
     found = Counter(id(each) for those in named for _, each in those(remove_duplicate=False))
     return [found[id(each)] for each in held]
-
-
-def _of_one_make(worn: Any) -> bool:
-    """Whether these adapters go together: LoRA's layers keep each one's settings apart, those of other kinds do not."""
-    configs = worn.peft_config.values()
-    return len({each.peft_type if each.peft_type == "LORA" else config_fingerprint(each.to_dict()) for each in configs}) < 2
 
 
 def _goes_off_and_on(worn: Any, name: str) -> bool:

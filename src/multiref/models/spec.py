@@ -140,8 +140,7 @@ class Generation:
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ArgumentError(
                 f"Found temperature {self.temperature} and top_p {self.top_p}; expected a finite temperature of at least 0, "
-                f"and "
-                "top_p above 0 and at most 1."
+                "and top_p above 0 and at most 1."
             )
         if self.min_new_tokens > self.max_new_tokens:
             raise ArgumentError(
