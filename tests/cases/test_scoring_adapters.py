@@ -101,6 +101,41 @@ def test_every_kind_beside_others_and_the_base_untouched(base, made, tiny_tokeni
     assert abs(right_other - untouched) > 1e-3
 
 
+BANK = {"kind": "VBLoRAConfig", "num_vectors": 8, "vector_length": 4}
+PAIRS = {
+    "a bank of vectors": (BANK, BANK),
+    "another function": ({"kind": "MissConfig", "r": 4}, {"kind": "MissConfig", "r": 4, "mini_r": 2, "init_weights": "mini"}),
+    "another draw": ({"kind": "RandLoraConfig"}, {"kind": "RandLoraConfig", "sparse": True}),
+    "other layers": tuple(
+        {"kind": "LNTuningConfig", "r": None, "target_modules": [name]}
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", some(PAIRS, ("a bank of vectors", "another function")))
+def test_two_of_a_kind_that_peft_keeps_together(base, made, tiny_tokenizer, kind):
+    """PEFT's layers hold one bank, one function or one draw for all adapters of a kind; the first or the second one's."""
+    (first, right, _), (second, other, _) = (made(seed, **options) for seed, options in enumerate(PAIRS[kind], 1))
+    untouched = plain(load(base).model, tiny_tokenizer)
+    on = {"adapter": first, "model": base}, {"adapter": second, "model": base}
+    got = go(first=on[0], base=base, second=on[1], again=on[0])
+    assert got == pytest.approx([right, untouched, other, right], abs=1e-3)
+    assert min(abs(right - untouched), abs(other - untouched), abs(right - other)) > 3e-3
+
+
+def test_tables_that_are_the_second_file_s_own(base, made, tiny_tokenizer, tmp_path):
+    """VeRA's two random matrices are one for all adapters of a model, and a file may bring others."""
+    (first, right, _), (second, _, model) = made(1, kind="VeraConfig"), made(2, kind="VeraConfig")
+    torch.manual_seed(0)
+    tables = {f"base_model.vera_{end}": torch.randn(model.base_model.state_dict()[f"vera_{end}.default"].shape) for end in "AB"}
+    second = damaged(second, tmp_path / "second", lambda w: w | tables)
+    other = plain(load(second).model, tiny_tokenizer)
+    on = {"adapter": first, "model": base}, {"adapter": second, "model": base}
+    assert go(first=on[0], second=on[1], again=on[0]) == pytest.approx([right, other, right], abs=1e-4)
+    assert abs(right - other) > 1e-2
+
+
 def damaged(folder, tmp_path, change):
     shutil.copytree(folder, tmp_path)
     weights = change(load_file(tmp_path / FILE))
@@ -320,6 +355,19 @@ def test_two_threads_on_one_base(base, made):
     for thread in threads:
         thread.join()
     assert all(torch.equal(each, right[name]) for name in "ab" for each in found[name]) and len(found["a"]) == 15
+
+
+def test_a_base_is_itself_after_an_adapter_that_was_refused(base, made, tiny_tokenizer, tmp_path):
+    """As where a reference is tried, left out, and the others score on: what was put on the base before the error is off."""
+    shared, (folder, right, _) = SharedBase(ModelSpec(base), "cpu"), made(1)
+    bad = damaged(folder, tmp_path / "bad", lambda w: dict(list(w.items())[1:]))
+    found = []
+    for adapter in (None, folder, None):
+        with shared.with_adapter(adapter) as model:
+            found.append(plain(model, tiny_tokenizer))
+        with pytest.raises(ModelError, match="1 that it should have"), shared.with_adapter(bad):
+            pass
+    assert found == pytest.approx([found[0], right, found[0]], abs=1e-4)
 
 
 def test_one_base_wears_one_at_a_time(base, made):

@@ -70,6 +70,10 @@ REFUSED = {
         lambda w: {k.removeprefix("model."): v for k, v in w.items()} | {"layers.2.mlp.up_proj.weight": torch.ones(3)},
         r"no place: layers\.2\.mlp",
     ),
+    "a weight twice": (
+        lambda w: w | {"layers.0.mlp.up_proj.weight": 2 * w["model.layers.0.mlp.up_proj.weight"]},
+        r"1 weights twice, with 'model\.' before their names and without: layers\.0\.mlp\.up_proj",
+    ),
     "whole numbers": (
         lambda w: w | {LAYER + "q_proj.weight": (w[LAYER + "q_proj.weight"] * 99).to(torch.int8)},
         r"q_proj\.weight holds whole numbers \(I8\)",
@@ -91,7 +95,10 @@ def some(names, quick):
     return [each if each in quick else pytest.param(each, marks=pytest.mark.slow) for each in names]
 
 
-@pytest.mark.parametrize("what", some(REFUSED, ("no head", "compiled", "a third layer", "a bias", "one head wrapped")))
+QUICK = ("no head", "compiled", "a third layer", "a bias", "one head wrapped", "a weight twice")
+
+
+@pytest.mark.parametrize("what", some(REFUSED, QUICK))
 def test_what_is_not_whole_is_refused(folder, weights, what):
     change, words = REFUSED[what]
     write(folder, change(weights))

@@ -111,6 +111,16 @@ def test_start_tokens_are_context():
         encode(tokenizer, "the", ["a"])
 
 
+def test_one_token_for_start_and_end():
+    """As GPT-2 has it: of an empty answer to an empty prompt the end is scored, not taken for the start written once more."""
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    item = encode(tokenizer, "", ["", tokenizer.eos_token, "the", f"{tokenizer.eos_token}the"])
+    assert item.prompt_ids == (end,) and item.completions[:2] == ((end,), (end,))
+    assert item.completions[2] == item.completions[3] == (*tokenizer("the", add_special_tokens=False)["input_ids"], end)
+
+
 def test_a_start_token_of_a_vocabulary_without_an_a():
     """Letters of DNA alone, and tokens that no probe of ours spells: the start token is found all the same."""
     for word in ("GATTACA", "QQQQQQQ"):

@@ -220,6 +220,19 @@ def test_each_folder_has_the_program_that_is_in_it(with_program, tiny_llama):
         assert torch.equal(loaded.model(ids).logits, factor * tiny_llama(ids).logits)
 
 
+@pytest.mark.parametrize("kind", ["llama", "own"])
+def test_a_program_finds_what_config_json_says(with_program, tiny_llama, kind):
+    """transformers 5 moves `rope_theta` into `rope_parameters`; one that asks for it by its name would take its own default."""
+    own = {"AutoConfig": "configuration.OwnConfig"} if kind == "own" else {}
+    folder = with_program("OwnForCausalLM", "getattr(self.config, 'rope_theta', 7.0)", kind, **own)
+    config = json.loads((folder / "config.json").read_text())
+    theta = config.pop("rope_parameters")["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": theta}))
+    ids = torch.tensor([[1, 5, 6]])
+    loaded = load(ModelSpec(folder, trust_remote_code=True), device="cpu")
+    assert torch.equal(loaded.model(ids).logits, theta * tiny_llama(ids).logits)
+
+
 def test_a_score_depends_on_the_program_wherever_it_is(with_program, tmp_path):
     """`place--module.Class` in auto_map: the program is in another folder, or of another hub id."""
     folder, place = with_program("Twice"), tmp_path / "elsewhere"

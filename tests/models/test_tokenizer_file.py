@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from tokenizers.trainers import BpeTrainer
 
 from multiref.errors import MultirefWarning
+from multiref.models import word_tokenizer
 from multiref.models.loading import load_tokenizer
 
 
@@ -38,6 +39,16 @@ def test_other_rules_than_the_file_has(folder):
         found = read(place, "GemmaTokenizer")
     text = "in 2023 the cat"
     assert found(text, add_special_tokens=False)["input_ids"] != backend.encode(text, add_special_tokens=False).ids
+
+
+def test_a_folder_that_says_so_has_its_tokenizer_as_it_stands(tmp_path):
+    """Of some types, such as qwen2, transformers takes its own class whatever the folder names."""
+    made = word_tokenizer(["the", "dog"])
+    made.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MultirefWarning)
+        assert load_tokenizer(tmp_path)("the dog")["input_ids"] == made("the dog")["input_ids"] == [1, 2]
 
 
 def test_the_class_that_the_warning_names(folder):

@@ -31,6 +31,10 @@ def test_a_sharded_model_saved_over_a_whole_one(tiny_tokenizer, tmp_path):
             load(tmp_path)
     with pytest.raises(ModelError, match="holds two different weights"):
         load(tmp_path)
+    other.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=rf"cannot be loaded\. Missing: {other.name}\."):
+        load(tmp_path)
+    (tmp_path / "elsewhere").rename(other)
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(ModelError, match=r"Missing: model\.safetensors\.index\.json"):
         load(tmp_path)

@@ -2,6 +2,7 @@
 is neither too wide nor too narrow."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -225,6 +226,17 @@ def test_tokens_sum_to_the_score(tiny_folder):
     assert [len(x) for x in ids] == [len(x) for x in logps] == scored.lengths.tolist()
     assert torch.allclose(torch.stack([x.double().sum() for x in logps]), scored.logps, atol=1e-5)
     assert reference.vocabulary == reference.tokenizer.get_vocab()
+
+
+def test_it_goes_to_another_process(tiny_folder, tiny_llama, tiny_tokenizer):
+    """As its description; one in memory with its model. Ray sends references so."""
+    items = [Item("the dog", (" sat", " on the log"))]
+    for what in (tiny_folder, LanguageModel(tiny_llama, tiny_tokenizer, "m")):
+        one = LocalReference(what)
+        logps = one.score(items).logps
+        other = pickle.loads(pickle.dumps(one))
+        assert torch.equal(other.score(items).logps, logps) and other.identity() == one.identity()
+        assert (one.in_memory is None) == (other.in_memory is None) == (what is tiny_folder)
 
 
 def test_a_table_is_a_reference():

@@ -87,9 +87,8 @@ class Audit:
         rounding = f"; {self.rounding:.1e} by rounding" if self.rounding is not None else ""
         rounding = f"; rounding not measured: {self.unmeasured}" if self.unmeasured else rounding
         return (
-            f"layout {self.layout}, audited on {len(self.rows)} completions of up to {self.span.longest} tokens "
-            f"(nats a token beside a plain pass, in {self.judged}: {worst or 'nothing to compare'}{rounding}), "
-            f"{self.seconds:.1f} s"
+            f"layout {self.layout}, audited on {len(self.rows)} completions of up to {self.span.longest} tokens (nats a token "
+            f"beside a plain pass, in {self.judged}: {worst or 'nothing to compare'}{rounding}), {self.seconds:.1f} s"
         )
 
 

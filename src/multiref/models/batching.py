@@ -11,9 +11,8 @@ from multiref.models.rows import row_length
 Layout = Literal["shared", "batched", "alone"]  # a prompt once for its completions; rows side by side; one row a pass
 LAYOUTS: tuple[Layout, ...] = ("shared", "batched", "alone")  # the fastest first
 ROW_LIMIT = 2048  # attention grows with the square of a row: completions beyond this start another row with the prompt again
-FEWEST = (
-    4  # rows that must fit into a pass for company to be worth its padding, and an audit of what long rows do beside others
-)
+# rows that must fit into a pass for company to be worth its padding, and an audit of what long rows do beside others
+FEWEST = 4
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from multiref._progress import doing
 from multiref.errors import ModelError, MultirefWarning
@@ -51,6 +52,12 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
     folder = local_folder(path, revision=spec.revision, code=spec.trust_remote_code)
     options |= {"trust_remote_code": spec.trust_remote_code, "use_safetensors": True}
     _forget_programs(kind)
+    if spec.trust_remote_code and (said := check_files(folder).config).get("auto_map"):
+        with reading(path):
+            options["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        # transformers 5 moves some of it (`rope_theta`), and a program for version 4 would take a default of its own
+        for name in [each for each in said if not hasattr(options["config"], each)]:
+            setattr(options["config"], name, said[name])
     model, report = _read(kind, folder, path, options)
     check_program(check_files(folder).config.get("auto_map"), kind.__name__, model, spec)
     model.name_or_path = model.config._name_or_path = path
@@ -138,6 +145,14 @@ def _check_there(model: Any, lacking: list[str], report: Mapping[str, Any], spec
 
 def _check_strays(model: Any, strays: Sequence[str], folder: Path, path: str, creates: Sequence[str]) -> None:
     """ModelError for weights that would be parameters of the modules that score; others are listed."""
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    own, shapes = model.state_dict().keys(), file_shapes(folder)
+    others = sorted(shapes.keys() - own - set(strays))
+    if twice := [key for key in others if {f"{body}{key}", key.removeprefix(body)} & own & shapes.keys()]:
+        raise ModelError(
+            f"{path} holds {len(twice)} weights twice, with {body!r} before their names and without: {first_three(twice)}. "
+            "Which of the two is meant is not said. Save the model again, or remove those."
+        )
     refused, listed = _sort(model, strays, folder)
     if refused:
         raise ModelError(

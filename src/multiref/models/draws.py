@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError
-from multiref.models.architecture import takes
+from multiref.models.architecture import evaluating, takes
 from multiref.models.spec import Generation
 
 Ids = tuple[int, ...]
@@ -138,13 +138,10 @@ def _evidence_of_copies(group: Sequence[tuple[Ids, Sequence[float]]]) -> float:
 def _look(model: Any, context: Ids, ids: Ids, at: int, generation: Generation, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
     """([T] log q of at most `TOKENS` tokens from place `at` on, [tilts] their log M_λ), float64."""
     context, ids = context + ids[:at], ids[at : at + TOKENS]
-    device, training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
     keep = {"logits_to_keep": len(ids) + 1} if "logits_to_keep" in takes(model) else {}
-    model.eval()
-    try:
+    with evaluating(model):
         logits = model(input_ids=torch.tensor([[*context, *ids]], device=device), use_cache=False, **keep).logits[0]
-    finally:
-        model.train(training)
     end, label = (torch.tensor(list(each), device=device, dtype=torch.long) for each in (ends, ids))
     logits, first, step = logits[-len(ids) - 1 : -1], max(0, generation.min_new_tokens - at), max(1, 2**24 // logits.shape[-1])
     starts = sorted({0, *range(first, len(ids), step), *range(0, min(first, len(ids)), step)})

@@ -145,8 +145,8 @@ def _encode_rows(tokenizer: Any, rows: Sequence[_Row], tokenisation: Tokenisatio
                 ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
             context = start + body if plain and body[: len(start)] != start else body
             context = context or _start_token(tokenizer, tokenisation)
-            if not body:  # the texts may bring the start token with them
-                ids = tuple(each[len(context) :] if each[: len(context)] == context else each for each in ids)
+            if not body:  # the texts may bring the start token with them; alone, where one token is both, it is the end
+                ids = tuple(each[len(context) :] if each[: len(context)] == context != each else each for each in ids)
             encoded.append(_fit(context, ids, start, tokenisation))
     return encoded
 

@@ -106,9 +106,13 @@ def explain(path: str, error: BaseException) -> str:
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
         if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
             missing += ["model.safetensors.index.json"] if list(folder.glob("model-*.safetensors")) else []
+        if (index := folder / "model.safetensors.index.json").is_file():
+            named = sorted(set(read_object(index).get("weight_map", {}).values()))
+            missing += [name for name in named if not (folder / name).is_file()]
         if not list(folder.glob("*.safetensors")):
             missing.append("*.safetensors (pickled weights are not read)")
-        lack = f"Missing: {', '.join(missing)}." if missing else "Its files are all there, so one is damaged or unsuited."
+        fault = "its program may be for another transformers" if list(folder.glob("*.py")) else "one is damaged or unsuited"
+        lack = f"Missing: {', '.join(missing)}." if missing else f"Its files are all there, so {fault}."
         return f"The model folder {path} cannot be loaded. {lack} ({_why(error)})"
     from huggingface_hub import constants
 

@@ -1,20 +1,23 @@
 """A language model and its tokenizer from a folder or hub id, with an adapter or quantised if asked."""
 
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multiref.errors import ArgumentError, ModelError
+from multiref.errors import ArgumentError, ModelError, MultirefWarning
 from multiref.models.adapters import adapter_folder, check_base, merged, on_base, own_tokenizer, put_adapter
 from multiref.models.checkpoint import check_program, load_whole
 from multiref.models.encoding import as_tokenizer
 from multiref.models.folders import check_files, local_folder, read_object, reading
 from multiref.models.quantization import check_asked, quantization_options, quantize
 from multiref.models.spec import DTYPES, ModelSpec
-from multiref.models.tokenizer_file import check_rules
+
+# digits in a row, capitals, accents, spaces in a row, other scripts, marks, line ends
+_PROBE = "In 2023 the cat's  naïve NAMES,\n\n\tx_1=65*41; (日本) don't"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,6 @@ def load(what: str | os.PathLike[str] | ModelSpec, *, device: str | torch.device
     spread = device == "auto"
     place = as_device(None if spread else device)
     tokenizer = load_tokenizer(spec)
-    moves = not spread
     if spec.adapter is not None and adapter_folder(spec.path, spec.revision):
         model = load_merged(replace(spec, adapter=None), device=device).model
     else:
@@ -84,11 +86,10 @@ def load(what: str | os.PathLike[str] | ModelSpec, *, device: str | torch.device
         if spread:
             options["device_map"] = "auto"
         model, _ = load_whole(reader, spec, **options)
-        moves = "device_map" not in options
     if spec.adapter is not None:
         check_base(spec.path, spec.adapter)
         model = put_adapter(model, spec.adapter)
-    if moves:
+    if not (spread or hasattr(model, "hf_device_map")):
         model = model.to(place)
     if spec.quantization is not None:
         model = quantize(model, spec.quantization, place, spec.path)
@@ -133,7 +134,8 @@ def load_tokenizer(what: str | os.PathLike[str] | ModelSpec) -> Any:
         tokenizer.chat_template = template or tokenizer.chat_template
         return tokenizer
     tokenizer = _read(transformers.AutoTokenizer, spec)
-    tokenizer.chat_template = tokenizer.chat_template or _old_template(spec)
+    if not tokenizer.chat_template and (old := _folder(spec) / "chat_template.json").is_file():  # as older processors have it
+        tokenizer.chat_template = read_object(old).get("chat_template")
     return tokenizer
 
 
@@ -141,12 +143,6 @@ def load_config(what: str | os.PathLike[str] | ModelSpec) -> Any:
     """The configuration alone; an adapter's is its base's."""
     spec = on_base(replace(ModelSpec.of(what), adapter=None))
     return load_config(spec) if spec.adapter is not None else _read(_classes(spec)[0], spec)
-
-
-def _old_template(spec: ModelSpec) -> str | None:
-    """Where processors of older versions have it."""
-    file = _folder(spec) / "chat_template.json"
-    return read_object(file).get("chat_template") if file.is_file() else None
 
 
 def _folder(spec: ModelSpec) -> Path:
@@ -172,17 +168,45 @@ def _classes(spec: ModelSpec) -> tuple[Any, Any]:
 
 def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
     """A configuration or tokenizer, under the name by which it was asked for."""
+    import transformers
+
     folder = _folder(spec)
+    settings = read_object(file) if (file := folder / "tokenizer_config.json").is_file() else {}
     with reading(spec.path):
         made = kind.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
-        if hasattr(made, "decode"):  # what its settings make impossible shows at the first text
-            made.decode(made("a b")["input_ids"])
-    if hasattr(made, "decode") and (file := folder / "tokenizer.json").is_file():
-        check_rules(made, file, spec.path)
-    if hasattr(made, "decode") and (settings := folder / "tokenizer_config.json").is_file():
-        check_program(read_object(settings).get("auto_map"), "AutoTokenizer", made, spec)
+        if hasattr(made, "decode"):
+            own = type(made).__module__.startswith("transformers.models.")
+            if own and settings.get("tokenizer_class") == "TokenizersBackend":  # the model type's class was taken all the same
+                made = transformers.TokenizersBackend.from_pretrained(folder)
+            made.decode(made("a b")["input_ids"])  # what its settings make impossible shows at the first text
+    if hasattr(made, "decode"):
+        _check_rules(made, folder / "tokenizer.json", spec.path)
+        check_program(settings.get("auto_map"), "AutoTokenizer", made, spec)
     made.name_or_path = spec.path
     return made
+
+
+def _check_rules(tokenizer: Any, file: Path, path: str) -> None:
+    """One warning where tokenizer.json itself gives other ids for a text than the tokenizer that was made of it. Some classes
+    build rules of their own around the file's vocabulary (transformers 5.0 to 5.8 read all of Granite so)."""
+    from tokenizers import Tokenizer
+
+    try:
+        own = Tokenizer.from_file(str(file))
+        own.no_truncation()
+        written = own.encode(_PROBE, add_special_tokens=False).ids
+        read = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    except Exception:  # a vocabulary without some of these letters, and no token for what is unknown
+        return
+    if read != written:
+        warnings.warn(
+            f"{path}: {type(tokenizer).__name__} gives other token ids than tokenizer.json itself ({read[:4]} and "
+            f"{written[:4]} for {_PROBE[:11]!r}…): transformers builds this class's own rules around the file's vocabulary. "
+            'Write "tokenizer_class": "TokenizersBackend" into tokenizer_config.json, if the model was trained with the file '
+            "as it stands.",
+            MultirefWarning,
+            stacklevel=4,
+        )
 
 
 def _causal_class(config: Any, spec: ModelSpec) -> Any:

@@ -71,7 +71,7 @@ def cache_bytes(models: Sequence[Any], rows: int, length: int) -> int:
     say."""
     total = 0
     for model in models:
-        config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        config = model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None) or 0
         kept = getattr(config, "num_key_value_heads", None) or heads
         width = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) or 0) // max(heads, 1)

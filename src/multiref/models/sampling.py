@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import cache_argument, cache_of, check_rows, takes, unwrapped, without_extras
+from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, takes, unwrapped, without_extras
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
 from multiref.models.encoding import Encoded, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
@@ -202,9 +202,7 @@ def _read_all(
     step = max(1, (generation.batch or each * len(contexts)) // each)
     lengths = sorted({len(context) for context in contexts}) if model in _apart else [None]
     rows: list[list[tuple[Ids, Logps]]] = [[] for _ in contexts]
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for length in lengths:
             places = [i for i, context in enumerate(contexts) if length in (None, len(context))]
             for start in range(0, len(places), step):
@@ -213,8 +211,6 @@ def _read_all(
                 drawn = _draw(reader, generation, ends, pad, _on(generator, reader.device))
                 for place, first in zip(some, range(0, len(drawn), each)):
                     rows[place] = drawn[first : first + each]
-    finally:
-        model.train(training)
     return [row for group in rows for row in group]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from multiref.errors import ModelError
 from multiref.models.adapters import check_base, put_adapter
+from multiref.models.fingerprint import config_fingerprint
 from multiref.models.loading import LanguageModel, load_merged
 from multiref.models.spec import ModelSpec
 
@@ -30,8 +31,8 @@ class SharedBase:
     The adapter is merged into copies of the weights that it changes while it is on, so that it scores at the base's speed: in
     float32 and wider, and on plain linear layers; elsewhere it is computed beside them. The base's own bits come back after.
 
-    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that PEFT does not put
-    beside the others, gets a copy of the base of its own, so that nobody else's scores move.
+    An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that PEFT does not keep
+    apart from the others, gets a copy of the base of its own, so that nobody else's scores move.
     """
 
     def __init__(self, spec: ModelSpec, device: str | torch.device | None, loaded: LanguageModel | None = None) -> None:
@@ -47,6 +48,10 @@ class SharedBase:
     @classmethod
     def of(cls, spec: ModelSpec, device: str | torch.device) -> "SharedBase":
         return _bases.setdefault((spec, str(device)), cls(spec, device))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process it goes as its description, and with its model only if it was given that."""
+        return SharedBase, (self.spec, self.device, self._given)
 
     def claim(self, user: Any) -> None:
         self._users.add(user)
@@ -104,25 +109,37 @@ class SharedBase:
 
     def _put(self, adapter: str) -> None:
         check_base(self.spec.path, adapter)
-        base = self.language_model().model
-        held = list(base.parameters())
-        before, places = _marks(held), _places(base, held)
-        name = f"adapter{len(self._adapters)}x"  # none of these names is part of another
-        try:
-            worn = put_adapter(base if self._peft is None else self._peft, adapter, name)
-            alone = _marks(held) != before or _places(worn, held) != places or not _goes_off_and_on(worn, name)
-        except ModelError:
-            others = bool(self._adapters)
-            self._drop()  # with whatever was done to it
-            if not others:
-                raise
-            worn, alone = put_adapter(self.language_model().model, adapter, name), True
-        if alone:
-            worn.set_adapter(name)
-            self._own[adapter] = worn.eval()
-            self._drop()
-        else:
+        name, others = f"adapter{len(self._adapters)}x", self._peft is not None  # no name is part of another
+        worn, together = self._put_on(adapter, name)
+        if together:
             self._peft, self._adapters[adapter] = worn, name
+            return
+        if others:  # what these left in its layers, or switched off, is no part of this adapter
+            worn = None
+            self._drop()
+            worn, _ = self._put_on(adapter, name)
+        worn.set_adapter(name)
+        self._own[adapter] = worn.eval()
+        self._drop()
+
+    def _put_on(self, adapter: str, name: str) -> tuple[Any, bool]:
+        """The model with this adapter on (None where it is refused beside others), and whether all else is as it was."""
+        before, others = self._peft or self.language_model().model, self._peft is not None
+        held = [*before.parameters(), *before.buffers()]
+        marks, places = _marks(held), _places(before, held)
+        try:
+            worn = put_adapter(before, adapter, name)
+        except BaseException as error:
+            self._drop()  # with whatever was done to it
+            if others and isinstance(error, ModelError):
+                return None, False
+            raise
+        if _marks(held) != marks or _places(worn, held) != places:
+            return worn, False
+        kinds = [(each.peft_type, config_fingerprint(each.to_dict())) for each in worn.peft_config.values()]
+        # layers of other kinds than LoRA's do not keep each adapter's settings apart
+        alike = {"LORA" if kind == "LORA" else settings for kind, settings in kinds}
+        return worn, len(alike) == 1 and _goes_off_and_on(worn, name)
 
     def _drop(self) -> None:
         self._loaded, self._peft, self._adapters = self._given, None, {}
@@ -131,10 +148,11 @@ class SharedBase:
             torch.cuda.empty_cache()
 
 
-def _places(model: Any, parameters: list[torch.nn.Parameter]) -> list[int]:
+def _places(model: Any, held: list[torch.Tensor]) -> list[int]:
     """In how many places of the model each stands: none where it was replaced, more where its layer is run again."""
-    found = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
-    return [found[id(each)] for each in parameters]
+    named = (model.named_parameters, model.named_buffers)
+    found = Counter(id(each) for those in named for _, each in those(remove_duplicate=False))
+    return [found[id(each)] for each in held]
 
 
 def _goes_off_and_on(worn: Any, name: str) -> bool:
@@ -189,10 +207,10 @@ def _restore(held: list[tuple[Any, torch.Tensor]]) -> None:
         layer.merged_adapters.clear()
 
 
-def _marks(parameters: list[torch.nn.Parameter]) -> list[tuple[torch.Size, int]]:
+def _marks(held: list[torch.Tensor]) -> list[tuple[torch.Size, int]]:
     """Each one's shape and the sum of its bits as whole numbers: in-place changes leave no other trace everywhere."""
     found = []
-    for each in parameters:
+    for each in held:
         bits = each.detach().contiguous().view(_WHOLE[each.element_size()]) if each.device.type != "meta" else None
         found.append((each.shape, 0 if bits is None else int(bits.sum(dtype=torch.int64))))
     return found

@@ -33,10 +33,9 @@ class Tabular(PreTrainedModel, GenerationMixin):
     """π(y_t | x, y_<t) = softmax(table[x, y_<t]): any distribution over answers of `length` tokens, for each of `prompts`
     prompts.
 
-    Token ids: 0 … V−1 are answer tokens; V + x is prompt x (so that V, prompt 0, is also the start token);
-        V + prompts is padding. A sequence is
-    a prompt and at most L answer tokens; whatever stands before the prompt (left padding) is ignored. Logits have width V: only
-    answers can be predicted. After the last token the logits are zero.
+    Token ids: 0 … V−1 are answer tokens; V + x is prompt x (so that V, prompt 0, is also the start token); V + prompts is
+    padding. A sequence is a prompt and at most L answer tokens; whatever stands before the prompt (left padding) is ignored.
+    Logits have width V: only answers can be predicted. After the last token the logits are zero.
 
     `table` is [prompts, (V^L − 1)/(V − 1), V], float64, zero (the uniform model) at first. Row of a prefix:
     0 for the empty one, V · (row of y_<t) + 1 + y_t for one token more.
@@ -87,9 +86,8 @@ class Tabular(PreTrainedModel, GenerationMixin):
 
     def answers(self) -> Tensor:
         """[V^L, L]: every answer as token ids, in the order of `sequence_logps`."""
-        return torch.tensor(
-            list(product(range(self.config.answer_tokens), repeat=self.config.length)), device=self.table.device
-        )
+        tokens = range(self.config.answer_tokens)
+        return torch.tensor(list(product(tokens, repeat=self.config.length)), device=self.table.device)
 
     def sequence_logps(self) -> Tensor:
         """[prompts, V^L]: log π(y | x) of every answer, differentiable: the exact policy, nothing sampled."""

@@ -294,8 +294,7 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store, liste
         )
         listener.notice(
             f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): {', '.join(changed)} "
-            f"changed. "
-            f"It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
+            f"changed. It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
         )
     keeper.register(identity, name=name, location=where)
     return address, identity

@@ -113,11 +113,10 @@ class LocalReference:
                     logps = score_completions(model, encoded, layout=self._obeyed, known=self._computed, **options)
                     return Scored.of(logps, encoded, halved=budget)
                 except RuntimeError as error:  # on the CPU it is no OutOfMemoryError
-                    before, full = budget or self._token_budget or token_budget_of(model), _ran_out(error)
-                    budget = before // 2
-                    if not full or budget < SMALLEST:
-                        if not full:
-                            raise
+                    if not _ran_out(error):
+                        raise
+                    before = budget or self._token_budget or token_budget_of(model)
+                    if (budget := before // 2) < SMALLEST:
                         raise ModelError(
                             f"{self.name}: no memory to score with {before} tokens in a pass. Use a smaller dtype, "
                             "quantization, another device, or a shorter max_length."
@@ -224,6 +223,5 @@ def local_reference(name: str, reference: Any) -> LocalReference:
         return reference
     raise ModelError(
         f"Reference {name!r} is a {type(reference).__name__}; token-level scores and distributions need a model on this "
-        f"machine (path or "
-        "hub id). Sequence-level scores are unaffected."
+        "machine (path or hub id). Sequence-level scores are unaffected."
     )

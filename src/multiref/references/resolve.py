@@ -27,8 +27,7 @@ class Opener:
 
     what: a model folder or hub id; a `ModelSpec`; a server's URL; a mapping with `model` and other fields of `ModelSpec`, or
         with `endpoint` and arguments of `ServerReference` and `Connection`, and perhaps `tokenisation`, in what it differs from
-        the collection's; a `LanguageModel`;
-        or an object with the protocol's two methods.
+        the collection's; a `LanguageModel`; or an object with the protocol's two methods.
     here: dtype, device, token_budget, logits_budget, as of `LocalReference`; a server has none of them.
     dtype: what `dtype: auto` is, once that is settled.
     audit: how rows are laid out, which the opened reference obeys wherever it is opened.

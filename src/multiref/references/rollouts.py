@@ -23,9 +23,8 @@ __all__ = ["Rollout", "RolloutScorer"]
 class RolloutScorer:
     """log π_k of sampled completions under K references.
 
-    A local reference whose vocabulary is the policy's mapping scores the very token ids that were sampled.
-    Any other scores the text, in its own
-    tokens: with the end token where the completion ended, without where it was cut off.
+    A local reference whose vocabulary is the policy's mapping scores the very token ids that were sampled. Any other scores the
+    text, in its own tokens: with the end token where the completion ended, without where it was cut off.
 
     Args:
         references: as of `References`, or one.
@@ -49,8 +48,7 @@ class RolloutScorer:
             if temperature != 1 and not self.aligned[name]:
                 raise ArgumentError(
                     f"temperature: {temperature} with reference {name!r}, which has another vocabulary and is scored as text, "
-                    f"at temperature 1. "
-                    "Sample at temperature 1, or use references with the policy's vocabulary."
+                    "at temperature 1. Sample at temperature 1, or use references with the policy's vocabulary."
                 )
 
     def check_context(self, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> None:
@@ -97,8 +95,7 @@ class RolloutScorer:
             if not aligned:
                 raise VocabularyMismatch(
                     f"Reference {name!r} has another vocabulary than the policy, or is no local model, so it has no score for "
-                    f"the policy's tokens. "
-                    "Use the penalty `reward` (whole completions), which works across tokenizers."
+                    "the policy's tokens. Use the penalty `reward` (whole completions), which works across tokenizers."
                 )
 
     @contextmanager
@@ -137,8 +134,7 @@ class RolloutScorer:
             if cut := int(scored.truncated.sum()):
                 raise ArgumentError(
                     f"references: {cut} of {len(ends)} completions do not fit the context of {name!r} with their prompt. "
-                    f"Shorten the "
-                    "prompts or max_new_tokens, or use another reference."
+                    "Shorten the prompts or max_new_tokens, or use another reference."
                 )
             total[ends == end] = scored.logps.double()
         return total

@@ -117,11 +117,9 @@ class SequenceScores:
             prompt, completion = text(at)
             raise StoreError(
                 f"{len(missing):,} of {len(columns):,} completions have no score under {', '.join(self.names)}; the first is "
-                f"row {at // of + 1}, prompt "
-                f"{_excerpt(prompt)}, completion {_excerpt(completion)}. Expected one score each. Score this data "
-                f"first "
-                "(References(...).score(pairs, store=...), or `multiref score`); a changed text, even by a space, is another "
-                "text."
+                f"row {at // of + 1}, prompt {_excerpt(prompt)}, completion {_excerpt(completion)}. Expected one score each. "
+                "Score this data first (References(...).score(pairs, store=...), or `multiref score`); a changed text, even "
+                "by a space, is another text."
             )
         return columns
 
@@ -233,9 +231,8 @@ def same_vocabulary(names: Sequence[str], vocabularies: Sequence[Mapping[str, in
         index = min(i for i in by_id.keys() | other.keys() if by_id.get(i) != other.get(i))
         raise VocabularyMismatch(
             f"References {first_name!r} and {name!r} have different vocabularies: id {index} is {by_id.get(index)!r} in the "
-            f"first and "
-            f"{other.get(index)!r} in the second. Token-level scores need the same mapping; sequence-level scores work across "
-            f"tokenizers."
+            f"first and {other.get(index)!r} in the second. Token-level scores need the same mapping; sequence-level scores "
+            "work across tokenizers."
         )
 
 

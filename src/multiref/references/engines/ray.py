@@ -98,9 +98,8 @@ class RayEngine:
         except ray.exceptions.RayError as error:  # a worker that died or could not start, a node that is gone
             last = str(error).strip().splitlines()[-1].strip()
             raise ModelError(
-                f"Ray workers died on {what}, {self.retries + 1} times in a row or before they could start: {last} "
-                "What was stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command "
-                "again."
+                f"Ray workers died on {what}, {self.retries + 1} times in a row or before they could start: {last} What was "
+                "stored is intact. Use fewer workers, or reserve more for each (cpus, gpus), and run the same command again."
             ) from error
 
     def _connected(self) -> Any:
