@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import multiref as mr
@@ -16,7 +17,8 @@ from multiref.data import Pair
 from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarning, StoreError, WeightsError
 from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
 from multiref.references.scores import SequenceScores, content_keys
-from multiref.training import LengthNormalised, MultiDPO, PreferenceData, PreferenceTrainer, ThompsonSampling
+from multiref.runs.objectives import WeightingSetting, weigh
+from multiref.training import LengthNormalised, MultiDPO, Preference, PreferenceData, PreferenceTrainer, ThompsonSampling
 from tests.training.letters import letter_tokenizer
 from tests.training.world import arguments
 
@@ -159,7 +161,7 @@ def test_a_killed_run_resumes_with_the_same_losses(policy, tokenizer, pairs, sco
     assert not list((tmp_path / "killed").rglob("training_args.bin"))
     split = options | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}  # steps of the same four pairs
     train(policy, tokenizer, pairs, scores, tmp_path / "killed", resume=str(tmp_path / "killed/checkpoint-4"), **split)
-    with pytest.warns(MultirefWarning, match=r"step 4 at epoch 0\.6667, where steps of 6 of 23 pairs are not"):
+    with pytest.warns(MultirefWarning, match=r"per_step: .* under 4, found 6\..* pairs come twice or not at all"):
         train(
             policy, tokenizer, pairs, scores, tmp_path / "killed", resume=str(tmp_path / "killed/checkpoint-4"),
             **options | {"per_device_train_batch_size": 3, "max_steps": 5},
@@ -323,3 +325,17 @@ def test_labels_that_are_marked_as_private_are_recognised(loss, marks, words, po
     own = mr.training.Preference.of(mr.ReverseKL(), BETA, loss=lambda a, b: loss(a, b))
     with pytest.warns(MultirefWarning, match="not ours"):
         PreferenceTrainer(policy, own, **given)
+
+
+def test_weights_of_a_run_file_are_those_of_the_margins_that_were_scored(tokenizer, pairs, scores):
+    """`convex_fit` on the log-probabilities of the held-out pairs, `vdw` on those per token, each beside its rule by hand."""
+    data = PreferenceData(pairs, scores, tokenizer)
+    logps = scores.logps.reshape(3, -1, 2)
+    each = logps / scores.lengths.reshape(3, -1, 2)
+    asked = {"convex_fit": logps, "vdw": each, "vaw": each}
+    rules = {"convex_fit": lambda m: mr.weighting.fit_preferences(m).weights, "vdw": mr.weighting.vdw, "vaw": mr.weighting.vaw}
+    for kind, values in asked.items():
+        setting = TypeAdapter(WeightingSetting).validate_python({"kind": kind})
+        found, strategy = weigh(setting, Preference.of(mr.ReverseKL([0.2, 0.3, 0.5]), 0.1), data)
+        assert strategy is None
+        assert list(found.weights) == pytest.approx(rules[kind](values[..., 0] - values[..., 1]).tolist())

@@ -156,10 +156,11 @@ def weigh(
         raise ConfigError(f"weighting: {kind} looks at held-out pairs, and `evaluation` has none.")
     if kind == "thompson":
         return objective, setting.make(validation=held_out)
+    logps = held_out.scores.at("logps", held_out.columns)
     if kind == "convex_fit":
-        return objective.reweighted(weighting.fit_preferences(_margins(held_out.references)).weights), None
+        return objective.reweighted(weighting.fit_preferences(_margins(logps)).weights), None
     rule = weighting.vdw if kind == "vdw" else weighting.vaw
-    return objective.reweighted(rule(_margins(held_out.references / held_out.ref_lengths))), None
+    return objective.reweighted(rule(_margins(logps / held_out.scores.at("lengths", held_out.columns)))), None
 
 
 def _margins(logps: Tensor) -> Tensor:

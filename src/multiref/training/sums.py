@@ -131,7 +131,9 @@ def _rank(path: Path, world: int) -> int:
 
 
 def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | str]:
-    """[bytes, XXH3 of 128 bits]; of a file of another size than `like` no sum. OutputError for what is no file."""
+    """[bytes, XXH3 of 128 bits], or SHA-256 where the sum that is to be compared is one (of a file of another size no sum);
+    OutputError for what is no file."""
+    earlier = isinstance(like, list) and len(like) == 2 and len(str(like[1])) == 64
     with open_file(path, "a file of a checkpoint", largest=_LARGEST, error=OutputError) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -139,7 +141,8 @@ def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | 
                 return [size, ""]  # another one, however long it would take to read it
             if flush:
                 os.fsync(file.fileno())
-            return [size, hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()]
+            digest = hashlib.file_digest(file, hashlib.sha256 if earlier else xxhash.xxh3_128)
+            return [size, digest.hexdigest()]
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be read ({error.strerror}); make it readable, or remove its checkpoint."

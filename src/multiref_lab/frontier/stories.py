@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from multiref.data import Pair
 from multiref.errors import ConfigError, DataError
 from multiref.evaluation import Inspection, inspect, sample_each, score_samples
 from multiref.models import Generation, Tokenisation, load, sample
-from multiref.models.sampling import decode_behind
 from multiref.references import References, SequenceScores, same_vocabulary
 from multiref.training import PreferenceData
 from multiref.training.online import lexicon_reward
@@ -72,8 +72,7 @@ class StoriesBench:
         own = score_samples(model, items)
         each: dict[str, Tensor] = {"entropy": -own}
         each |= {f"kl/{name}": own - score_samples(ref, items) for name, ref in self.references.items()}
-        texts = [decode_behind(self.policy.tokenizer, [()], rows, len(rows)) for rows in draws]
-        each["reward"] = torch.tensor([self._rewards(row) for row in texts])
+        each["reward"] = torch.tensor([self._rewards(rollout.completions) for rollout in rollouts])
         end = self.policy.tokenizer.eos_token_id
         each["unfinished"] = torch.tensor([[float(ids[-1] != end) for ids in rows] for rows in draws])
         prompts = {name: values.mean(1) for name, values in each.items()}
@@ -114,7 +113,7 @@ class StoriesBench:
         scores = References(self.folders, tokenisation=bare, device="cpu").score(found)
         return found, scores, PreferenceData(found, scores, self.policy.tokenizer, tokenisation=bare)
 
-    def _rewards(self, texts: list[str]) -> list[float]:
+    def _rewards(self, texts: Sequence[str]) -> list[float]:
         return [self.task.scale * value for value in self.lexicon([""] * len(texts), texts)]
 
     def _split(self, seed: int) -> tuple[list[str], list[str]]:

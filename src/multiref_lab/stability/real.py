@@ -66,13 +66,11 @@ def given_by_models(
 def _sampled(one: Any, prompts: Sequence[str], count: int, tokens: int, seed: int, rows: int = 64) -> list[list[str]]:
     """`count` continuations of each prompt at temperature 1, of `tokens` tokens, `rows` prompts side by side."""
     from multiref.models import Generation, sample
-    from multiref.models.sampling import decode_behind
 
     generation = Generation(tokens, min_new_tokens=tokens, batch=rows * count)
     generator = torch.Generator().manual_seed(seed)
     drawn = sample(one.model, one.tokenizer, prompts, generation, group=count, generator=generator)
-    texts = [decode_behind(one.tokenizer, [()], each.completion_ids, count) for each in drawn]
-    return [[" " + text.strip() for text in row] for row in texts]
+    return [[" " + text.strip() for text in each.completions] for each in drawn]
 
 
 def prompts_needed(axes: Sequence[Axis]) -> int:
