@@ -152,7 +152,7 @@ class _ForgetsLate(nn.Module):
         self.at = at
 
     def forward(self, module, args, kwargs, output):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values") or kwargs.get("cache")  # its name since transformers 5.24
         if cache is not None and kwargs["inputs_embeds"].shape[1] == 1 and cache.get_seq_length() > self.at:
             output.last_hidden_state = output.last_hidden_state * 0.5
         return output

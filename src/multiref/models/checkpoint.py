@@ -72,7 +72,8 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         _same_again(model, kind, folder, options)
     if check_files(folder).config.get("quantization_config") is None:
         _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
-    _check_scales(model, path)
+    else:
+        _check_scales(file_shapes(folder), path)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
     return model, created
@@ -209,15 +210,13 @@ def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable
             )
 
 
-def _check_scales(model: nn.Module, path: str) -> None:
-    """ModelError for a weight that is still of eight bits, beside which its module holds no scale."""
-    for name, module in model.named_modules():
-        held = {**module._parameters, **module._buffers}
-        kinds = {key: each.dtype for key, each in held.items() if each is not None and "scale" not in key}
-        lost = [key for key, kind in kinds.items() if kind.is_floating_point and kind.itemsize == 1]
-        if lost and not any("scale" in key for key in held):
+def _check_scales(shapes: Mapping[str, Shape], path: str) -> None:
+    """ModelError for a weight that the file of a quantised model holds in eight bits, without a scale among its module's."""
+    scaled = {key.rpartition(".")[0] for key in shapes if "scale" in key}
+    for key, (kind, *_) in shapes.items():
+        if kind.startswith("F8_") and "scale" not in key and key.rpartition(".")[0] not in scaled:
             raise ModelError(
-                f"{path}: {name}.{lost[0]} holds numbers of eight bits, and their scale is missing. Save the quantised model "
+                f"{path}: {key} holds numbers of eight bits, and their scale is missing. Save the quantised model "
                 "whole, or its weights as floating-point numbers."
             )
 

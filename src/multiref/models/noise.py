@@ -38,16 +38,30 @@ def set_evaluation_mode(model: nn.Module) -> None:
         function = getattr(module, "_gradient_checkpointing_func", None)
         if function is not None:
             if not isinstance(function, _EvaluatedInside):
-                setattr(module, "_gradient_checkpointing_func", _EvaluatedInside(module, function))  # noqa: B010
+                inside = _EvaluatedInside(module, function)
+                setattr(module, "_gradient_checkpointing_func", inside)  # noqa: B010
+                module.register_forward_pre_hook(inside.enter)
+                module.register_forward_hook(inside.leave, always_call=True)
             module.training = True
 
 
 @dataclass
 class _EvaluatedInside:
-    """A checkpointing function that runs its layer in evaluation mode, forward and again in the backward pass."""
+    """A checkpointing function that runs its layer in evaluation mode, forward and again in the backward pass.
+
+    Without gradients nothing is recomputed, so a layer may not ask for this function (transformers 5.24): it evaluates then.
+    """
 
     layer: nn.Module
     checkpoint: Callable[..., Any]
+    resting: bool = False
+
+    def enter(self, *_: Any) -> None:
+        self.resting = self.layer.training and not torch.is_grad_enabled()
+        self.layer.training = self.layer.training and not self.resting
+
+    def leave(self, *_: Any) -> None:
+        self.layer.training = self.layer.training or self.resting
 
     def __call__(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return self.checkpoint(partial(self._run, function), *args, **options)
