@@ -212,7 +212,7 @@ def test_groups_of_a_model_with_recurrent_layers_are_drawn(build, tokenizer):
 def test_a_cache_that_the_model_cannot_use(tokenizer, monkeypatch, caplog):
     """Draws are those of whole rows; what fails without a cache too is not hidden."""
     model = make_llama(len(tokenizer))
-    contexts, rows = drawn(model, tokenizer, Generation(6))
+    _, rows = drawn(model, tokenizer, Generation(6))
     plain = model.forward
 
     def forward(*given, cache=None, past_key_values=None, **options):
