@@ -28,7 +28,7 @@ def page(found: list[Finding]) -> str:
         "scores are compared with plain float64 forward passes of one sequence at a time.",
         "",
         f"{len(found)} types, {len(built)} built, {len(causal)} of them causal; {len(scored)} scored, {len(batched)} in "
-        f"batches, {len(drawn)} drawn from. "
+        f"batches, {len(drawn)} drawn from.",
         f"Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
         f"{sum(each.noisy for each in built)}.",
         "",
