@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import threading
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -307,6 +309,70 @@ def test_a_base_that_is_drawn_anew_at_each_load_is_refused(base, made):
         load(folder)
     folder, right, _ = made(3, init_lora_weights="pissa")
     assert go(a=folder, base=base)[0] == pytest.approx(right, abs=1e-4)
+
+
+def test_experts_that_were_layers_of_their_own(tiny_tokenizer, tmp_path):
+    """transformers 5 holds all experts of a layer as one tensor, and PEFT puts there what was trained on single ones. It keeps
+    W + (α/r) B A of each, but neither α/√r (rsLoRA) nor another α of one of the two that are now one: 1.7 nats a token off."""
+    import peft
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MixtralConfig(vocab_size=len(tiny_tokenizer), **sizes, **heads)).eval()
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    experts = model.model.layers[0].mlp.experts
+    places = {"w1": experts.gate_up_proj[:, :12], "w3": experts.gate_up_proj[:, 12:], "w2": experts.down_proj}
+    places = {f"experts.{e}.{name}": weights[e] for name, weights in places.items() for e in range(2)}
+    there = {f"block_sparse_moe.{name}": weight for name, weight in places.items()}
+    there["self_attn.q_proj"] = model.model.layers[0].self_attn.q_proj.weight
+    file = {}
+    for name, weight in there.items():
+        a, b = 0.5 * torch.randn(2, weight.shape[1]), 0.5 * torch.randn(weight.shape[0], 2)
+        key = f"base_model.model.model.layers.0.{name}"
+        file |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+        with torch.no_grad():
+            weight += 4 * b @ a
+    options = {"r": 2, "lora_alpha": 8, "target_modules": ["w1", "w2", "w3", "q_proj"], "task_type": "CAUSAL_LM"}
+    for number, more in enumerate(({}, {"use_rslora": True}, {"alpha_pattern": {"w1": 16}})):
+        config = peft.LoraConfig(**options, **more)
+        config.base_model_name_or_path = str(tmp_path / "base")
+        config.save_pretrained(tmp_path / str(number))
+        save_file(file, tmp_path / str(number) / FILE)
+    assert go(a=str(tmp_path / "0")) == pytest.approx([plain(model, tiny_tokenizer)], abs=1e-4)
+    for number in "12":
+        with pytest.raises(ModelError, match="experts were layers of their own"):
+            load(tmp_path / number)
+
+
+def test_experts_in_an_order_that_peft_does_not_read(made, tmp_path):
+    """Unsloth until its pull request 1269: [out, experts · rank] with the expert first, where PEFT reads the rank first."""
+    folder, _, _ = made(1, target_parameters=["mlp.gate_proj.weight"])
+    settings = json.loads(Path(folder, "adapter_config.json").read_text())
+    for mark in (True, False):
+        (place := tmp_path / str(mark)).mkdir()
+        shutil.copy(f"{folder}/{FILE}", place)
+        (place / "adapter_config.json").write_text(json.dumps(settings | {"auto_mapping": {"unsloth_fixed": mark}}))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            load(place)
+        assert any("trained by Unsloth" in str(each.message) for each in said) == mark
+
+
+def test_a_layer_whose_weight_is_read_beside_it(made, tiny_tokenizer, tmp_path):
+    """Jamba multiplies by the weight of `dt_proj` itself, whose adapter does nothing until it is merged: 1.4 nats a token."""
+    from transformers import JambaConfig, JambaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+    few = {"num_experts": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "mamba_d_state": 4, "mamba_dt_rank": 4}
+    torch.manual_seed(0)
+    config = JambaConfig(vocab_size=len(tiny_tokenizer), **sizes, **few, initializer_range=0.5, use_mamba_kernels=False)
+    JambaForCausalLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    folder, right, _ = made(1, on=str(tmp_path), target_modules=["dt_proj", "q_proj"], init_lora_weights=False)
+    assert go(one={"model": str(tmp_path), "adapter": folder}) == pytest.approx([right], abs=1e-3)
 
 
 def test_ranks_that_a_budget_has_cut(base, tiny_tokenizer, tmp_path):

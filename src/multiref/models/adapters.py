@@ -14,7 +14,7 @@ from multiref._files import read_text
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models.checkpoint import check_numbers, is_whole
 from multiref.models.folders import check_files, file_shapes, first_three, local_folder, no_larger_than, read_object, reading
-from multiref.models.forward import uncached
+from multiref.models.forward import probed
 from multiref.models.spec import ModelSpec
 
 _CONFIG = "adapter_config.json"
@@ -105,13 +105,14 @@ def put_adapter(model: Any, adapter: str, name: str = "default") -> Any:
     folder = local_folder(adapter)
     config = _trusted_config(folder, adapter)
     begins = getattr(config, "init_lora_weights", None)
+    refused = f"The adapter {adapter} cannot be put on this model."
     draws = isinstance(begins, str) and begins not in ("gaussian", "orthogonal")  # such as PiSSA: on another base
     twin: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):  # what PEFT draws is overwritten by the file
         bare = not isinstance(model, peft.PeftModel)
         if bare:
             _make_room(model, folder)
-        with reading(adapter, says=_refused(adapter)), no_larger_than(check_files(folder), adapter):
+        with reading(adapter, says=refused), no_larger_than(check_files(folder), adapter):
             if bare and draws:
                 other = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
                 twin = {key: weight.detach() for key, weight in other.named_parameters() if ".base_layer." in key}
@@ -144,10 +145,6 @@ def refuse_virtual_tokens(policy: Any) -> None:
         )
 
 
-def _refused(adapter: str) -> str:
-    return f"The adapter {adapter} cannot be put on this model."
-
-
 def _trusted_config(folder: Path, adapter: str) -> Any:
     """PEFT's configuration. ModelError where there is none, or the adapter is of a kind that is not put on models here; a
     warning for settings that this PEFT does not know."""
@@ -155,10 +152,10 @@ def _trusted_config(folder: Path, adapter: str) -> Any:
 
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelError(
-            f"{_refused(adapter)[:-1]}: expected a folder or hub id with {_CONFIG} and {_WEIGHTS} "
+            f"The adapter {adapter} cannot be put on this model: expected a folder or hub id with {_CONFIG} and {_WEIGHTS} "
             "(pickled weights are not read)."
         )
-    with reading(adapter, says=_refused(adapter)):
+    with reading(adapter, says=f"The adapter {adapter} cannot be put on this model."):
         config = peft.PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
         raise ModelError(
@@ -174,6 +171,13 @@ def _trusted_config(folder: Path, adapter: str) -> Any:
         warnings.warn(
             f"The adapter {adapter} has settings that this PEFT does not know ({first_three(unknown)}), and that it may "
             "have been trained with. Install a newer peft.",
+            MultirefWarning,
+            stacklevel=3,
+        )
+    if getattr(config, "target_parameters", None) and (config.auto_mapping or {}).get("unsloth_fixed"):
+        warnings.warn(
+            f"The adapter {adapter} changes experts and was trained by Unsloth, which until September 2026 kept their lora_B "
+            "in another order than PEFT reads it: of such a file every expert gets parts of others. Ask for the version.",
             MultirefWarning,
             stacklevel=3,
         )
@@ -204,21 +208,29 @@ def _check_fit(model: Any, adapter: str, folder: Path, name: str, report: Any) -
             f"it should have are missing: {first_three(sorted(lost) + sorted(missing))}. Give the base it was trained on, and "
             "an adapter saved without a wrapper's prefix."
         )
+    said, moved = read_adapter_config(folder), set(getattr(model.peft_config[name], "target_parameters", None) or ())
+    if moved - set(said.get("target_parameters") or ()) and (said.get("use_rslora") or said.get("alpha_pattern")):
+        raise ModelError(
+            f"The adapter {adapter} was trained on a model whose experts were layers of their own, as before transformers 5. "
+            "PEFT would scale them otherwise than they were trained: of rsLoRA and alpha_pattern it keeps nothing there. Merge "
+            "it into its base with the transformers that it was trained with, and give the merged model."
+        )
+
+
+def apart(model: Any, before: torch.Tensor) -> float:
+    """How far a model's logits are from those that it had before it was merged; 0 where that is rounding."""
+    gap, unit = float((probed(model).double() - before).abs().max()), torch.finfo(next(model.parameters()).dtype).eps
+    return 0.0 if gap <= max(1e-3, 16 * unit * float(before.abs().max())) else gap
 
 
 @torch.no_grad()
 def merged(model: Any, path: str) -> Any:
     """The base with its adapter merged in. ModelError where that is not the same model: a change of one end of a base whose
     embeddings are tied reaches the other, and a bias may have no place."""
-    size = len(model.get_input_embeddings().weight)
-    ids = torch.arange(1, 17, device=model.device)[None] * 7919 % size
-    before = model(input_ids=ids, **uncached(model)).logits.double()
+    before = probed(model)
     with reading(path, says=f"The adapter {path} cannot be merged into its base, as another one on top of it needs."):
         whole = model.merge_and_unload()
-    after = whole(input_ids=ids, **uncached(whole)).logits.double()
-    unit = torch.finfo(next(whole.parameters()).dtype).eps
-    gap = float((after - before).abs().max())
-    if not gap <= max(1e-3, 16 * unit * float(before.abs().max())):
+    if gap := apart(whole, before):
         raise ModelError(
             f"The adapter {path} merged into its base is another model (logits differ by {gap:.2g}), as where it changes one "
             "end of a model whose embeddings are tied. Train it further instead, or untie the base and save it."

@@ -61,7 +61,7 @@ def check_rows(model: Any, encoded: Sequence[Encoded], texts: Sequence[Any] = ()
     `texts`: what each item is called in it."""
     if any(not item.context(index) for item in encoded for index in range(len(item.completions))):
         raise ArgumentError("A prompt has no token; expected at least a start token, from which the first token is predicted.")
-    size, switch = _embedding_size(model), _switch(model)
+    size, switch = embedding_size(model), _switch(model)
 
     def name(number: int, ids: tuple[int, ...]) -> str:
         behind = "a completion of " * (ids in encoded[number].completions)
@@ -97,7 +97,8 @@ def _switch(model: Any) -> tuple[int, ...]:
     return tuple(tokens) if tokens and not off else ()
 
 
-def _embedding_size(model: Any) -> int | None:
+def embedding_size(model: Any) -> int | None:
+    """Rows of the input embedding; None where there is none to be found."""
     try:
         table = unwrapped(model).get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -124,11 +125,7 @@ class AtRest:
         self._modules = [
             (
                 module,
-                {
-                    name: value
-                    for name, value in module.__dict__.items()
-                    if isinstance(value, self._PLAIN) and name != "training"
-                },
+                {name: value for name, value in vars(module).items() if isinstance(value, self._PLAIN) and name != "training"},
                 {name: (value, value.clone()) for name, value in module._buffers.items() if value is not None},
             )
             for module in unwrapped(self._model).modules()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref.errors import ModelError
-from multiref.models.architecture import takes, unwrapped, with_forward, without_extras
-from multiref.models.encoding import Encoded
+from multiref.models.architecture import embedding_size, takes, unwrapped, with_forward, without_extras
+from multiref.models.encoding import Encoded, context_of
 from multiref.models.head import label_logps
 from multiref.models.rows import Rows, lay_out
 
@@ -119,6 +119,14 @@ def uncached(model: Any) -> dict[str, Any]:
     """Nothing is kept for a next token, where the model lets one say so, and nothing computed beside the logits."""
     names = takes(model)
     return ({"use_cache": False} if {"use_cache", "kwargs"} & set(names) else {}) | without_extras(names)
+
+
+@torch.no_grad()
+def probed(model: Any, most: int = 16) -> Tensor:
+    """[1, T, V]: the logits of a few tokens, as many as that where the model's context holds them."""
+    ids = torch.arange(1, 1 + min(most, context_of(model.config) or most), device=device_of(model))[None]
+    logits: Tensor = model(input_ids=ids * 7919 % (embedding_size(model) or 2), **uncached(model)).logits
+    return logits
 
 
 def inputs_of(model: nn.Module, rows: Rows) -> dict[str, Any]:

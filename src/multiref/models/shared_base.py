@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from multiref.errors import ModelError
-from multiref.models.adapters import check_base, put_adapter
+from multiref.models.adapters import apart, check_base, put_adapter
 from multiref.models.fingerprint import config_fingerprint
+from multiref.models.forward import probed
 from multiref.models.loading import LanguageModel, load_merged
 from multiref.models.spec import ModelSpec
 
@@ -29,7 +30,8 @@ class SharedBase:
     and `release` when done; with the last one the weights go. One that is given its model (`loaded`) keeps it.
 
     The adapter is merged into copies of the weights that it changes while it is on, so that it scores at the base's speed: in
-    float32 and wider, and on plain linear layers; elsewhere it is computed beside them. The base's own bits come back after.
+    float32 and wider, on plain linear layers, where that gives the same logits; elsewhere it is computed beside them. The
+    base's own bits come back after.
 
     An adapter that changes the base itself (its biases, its embeddings, its weights as PiSSA does), or that PEFT does not keep
     apart from the others, gets a copy of the base of its own, so that nobody else's scores move.
@@ -40,6 +42,7 @@ class SharedBase:
         self._users: WeakSet[Any] = WeakSet()
         self._adapters: dict[str, str] = {}
         self._own: dict[str, Any] = {}
+        self._unmerged: set[str] = set()
         self._peft: Any = None
         self._now: Any = None
         self._turn = threading.RLock()
@@ -87,7 +90,8 @@ class SharedBase:
                     yield self._now
                 else:
                     self._now = self._wearing(adapter)
-                    with _merged(self._now, self._adapters[adapter]) if adapter in self._adapters else nullcontext():
+                    merges = adapter in self._adapters and adapter not in self._unmerged
+                    with _merged(self._now, self._adapters[str(adapter)]) if merges else nullcontext():
                         yield self._now
             finally:
                 self._inside.pop()
@@ -112,7 +116,10 @@ class SharedBase:
         name, others = f"adapter{len(self._adapters)}x", self._peft is not None  # no name is part of another
         worn, together = self._put_on(adapter, name)
         if together:
-            self._peft, self._adapters[adapter] = worn, name
+            self._peft, self._adapters[adapter], before = worn, name, probed(worn.eval())
+            with _merged(worn, name):
+                if apart(worn, before):  # its code reads a layer's weight or bias beside calling the layer, as Jamba's
+                    self._unmerged.add(adapter)
             return
         if others:  # what these left in its layers, or switched off, is no part of this adapter
             worn = None
