@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models import ModelSpec, completion_logps, encode, load
@@ -146,7 +146,7 @@ def test_a_layer_that_transformers_passes_over_by_its_number_is_listed(folder, w
 def test_what_is_fine_loads_in_silence(folder, weights, tiny_tokenizer, tmp_path):
     """Whole at two seeds; the body's names without its prefix; tables of older versions; a head tied to the embeddings, in the
     file or not; GPT-2 with its masks. Loading draws nothing."""
-    right, tables = score(folder), {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    right, tables = score(folder), {f"{LAYER}rotary_emb.inv_freq": 1e4 ** (-torch.arange(4) / 4)}
     for held in (weights, {k.removeprefix("model."): v for k, v in weights.items()}, weights | tables):
         write(folder, held)
         torch.manual_seed(1)
@@ -161,6 +161,51 @@ def test_what_is_fine_loads_in_silence(folder, weights, tiny_tokenizer, tmp_path
         masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9), "transformer.h.0.attn.masked_bias": torch.ones(())}
         write(tmp_path / name, held | {"lm_head.weight": model.lm_head.weight.detach()} | (masks if name == "gpt2" else {}))
         assert score(tmp_path / name) == right
+
+
+def test_frequencies_of_another_base_than_the_configuration_has(folder, weights):
+    """As where an old file's config.json lost `rope_theta`: the version that wrote it took the table, and ours does not."""
+    right = score(folder)
+    for dtype, theta in ((torch.float16, 1e6), (torch.float32, 5e5)):
+        write(folder, weights | {f"{LAYER}rotary_emb.inv_freq": (theta ** (-torch.arange(4) / 4)).to(dtype)})
+        with pytest.warns(MultirefWarning, match=r"the bases \[10000\.0\], and the file holds a table of base (999|500),\d{3}"):
+            assert score(folder) == right
+
+
+def test_frequencies_that_the_configuration_does_not_state(tiny_tokenizer, tmp_path):
+    """transformers 5.23 and 5.24 read `rope_theta` of version 4 for the full layers of Olmo 3 alone: 0.6 nats a token."""
+    from transformers import Olmo3Config, Olmo3ForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kinds, rope = ["sliding_attention", "full_attention"], {"rope_type": "default", "rope_theta": 1e4}
+    config = Olmo3Config(vocab_size=len(tiny_tokenizer), **sizes, layer_types=kinds, rope_parameters=dict.fromkeys(kinds, rope))
+    Olmo3ForCausalLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*rotary", MultirefWarning)
+        load_whole(AutoModelForCausalLM, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"rope_theta": 1e4}))
+    if AutoConfig.from_pretrained(tmp_path).rope_parameters["sliding_attention"]["rope_theta"] == 1e4:
+        pytest.skip("this transformers reads it")
+    with pytest.warns(
+        MultirefWarning, match=r"Olmo3ForCausalLM get the bases \[10000\.0, 500000\.0\], and config\.json states \[10000\.0\]"
+    ):
+        load_whole(AutoModelForCausalLM, tmp_path)
+
+
+def test_a_head_of_its_own_beside_a_configuration_that_ties_it(folder, weights):
+    """transformers 5 takes the head of the file, 4 the embeddings; of it only a log told, which the command line silences."""
+    right = score(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
+    with pytest.warns(MultirefWarning, match=r"ties model\.embed_tokens\.weight to lm_head\.weight, .* other numbers for each"):
+        assert score(folder) == right
+    write(folder, weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*ties", MultirefWarning)
+        score(folder)
 
 
 def test_allow_keys_is_for_who_means_it(folder, weights):

@@ -140,6 +140,26 @@ def test_each_wrong_file_is_one_error(whole, kind):
     assert "\n" not in str(caught.value) and time.monotonic() - began < 20
 
 
+def test_rotary_settings_of_two_versions(whole):
+    """`rope_scaling`, as the pages of models say, written into a configuration that transformers 5 saved: it takes that
+    alone, and a base of 10,000 instead of the one in `rope_parameters`."""
+    from transformers import AutoConfig
+
+    saved = {"rope_type": "default", "rope_theta": 5e5}
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    added = {"rope_parameters": saved, "rope_scaling": yarn}
+    assert AutoConfig.from_pretrained(whole("config.json", config(**added)) / "base").rope_parameters["rope_theta"] == 1e4
+    for wrong in (added, {"rope_parameters": saved, "rope_theta": 1e6}, {**added, "rope_theta": 1e6}):
+        with pytest.raises(ModelError, match=r"'rope_theta': 500000\.0.* only a part would be read"):
+            load(whole("config.json", config(**wrong)) / "base")
+    older = {"rope_parameters": None, "rope_scaling": yarn, "rope_theta": 5e5}
+    whole_of_it = {"rope_parameters": {**saved, **yarn, "rope_type": "yarn"}, "rope_scaling": yarn, "rope_theta": 5e5}
+    for fine in (older, whole_of_it, {**added, "rope_theta": 5e5}, {"rope_parameters": saved, "rope_theta": 5e5}):
+        folder = whole("config.json", config(**fine)) / "base"
+        assert load_config(folder).rope_parameters["rope_theta"] == 5e5
+        load(folder)
+
+
 def test_what_is_not_read_may_be_anything(whole):
     """Another program's files in the folder are none of ours."""
     folder = whole() / "base"

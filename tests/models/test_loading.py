@@ -114,12 +114,15 @@ def test_what_cannot_be_loaded(tiny_folder, tmp_path):
     (copy("no-config") / "config.json").unlink()
     pickled = copy("pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    variant = copy("variant")
+    (variant / "model.safetensors").rename(variant / "model.fp16.safetensors")
     adapter = copy("adapter")
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     for folder, words in {
         "cut": r"model.safetensors is no whole safetensors file",
         "no-config": r"Missing: config.json",
         "pickled": r"Missing: \*.safetensors \(pickled weights are not read\)",
+        "variant": r"Missing: model\.safetensors\.",
         "adapter": r"does not name its base",
         "absent": r"no model folder .*absent; expected",
     }.items():

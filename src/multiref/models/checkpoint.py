@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig
 
 from multiref._progress import doing
 from multiref.errors import ModelError, MultirefWarning
 from multiref.models.buffers import fill_buffers
-from multiref.models.folders import Shape, check_files, file_shapes, first_three, local_folder, no_larger_than, reading
-from multiref.models.forward import uncached
+from multiref.models.folders import Shape, check_files, figures, file_shapes, first_three, local_folder, no_larger_than, reading
+from multiref.models.forward import probed
 from multiref.models.spec import ModelSpec
 
 # what wrappers of a training loop put into keys; weights under such a name are weights of this model that would be lost
@@ -74,6 +75,7 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
     else:
         _check_scales(file_shapes(folder), path)
+    _check_frequencies(model, folder, path)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
     return model, created
@@ -119,6 +121,13 @@ def _read(kind: Any, folder: Path, path: str, options: dict[str, Any]) -> tuple[
             made: tuple[Any, dict[str, Any]] = kind.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
+            for pair in re.findall(r"to tie (\S+) to (\S+), but both", "\n".join(tables)):
+                warnings.warn(
+                    f"{path}: its config.json ties {' to '.join(pair)}, and the file has other numbers for each, which are "
+                    "taken. Programs that go by config.json take one for both: set tie_word_embeddings to what was meant.",
+                    MultirefWarning,
+                    stacklevel=5,
+                )
             return made
     except ModelError as error:
         torn = re.findall(r"^(\w\S+).*CONVERSION", "\n".join(tables), re.M)  # such as experts, of which one is not there
@@ -221,14 +230,39 @@ def _check_scales(shapes: Mapping[str, Shape], path: str) -> None:
             )
 
 
+def _check_frequencies(model: Any, folder: Path, path: str) -> None:
+    """A warning where rotary frequencies have a base that config.json does not state (transformers gives sliding layers of
+    Olmo 3 its own), and where those of an old file, which are not read any more, have another one."""
+    found = figures(getattr(model.config.get_text_config(), "rope_parameters", None))
+    bases = {number for key, number in found if key == "rope_theta"}
+    stated = {number for key, number in figures(check_files(folder).config) if re.search("theta|emb_base|base_freq", key)}
+    said = [f"config.json states {sorted(stated)}"] if stated and bases - stated else []
+    unread = {key for key in file_shapes(folder).keys() - model.state_dict().keys() if key.endswith(".inv_freq")}
+    tables = []
+    for file in sorted(folder.glob("*.safetensors")) if bases and unread else ():
+        with safe_open(file, framework="pt") as opened:
+            tables += [opened.get_tensor(key).double() for key in sorted(unread.intersection(opened.keys()))]
+    for table in [each for each in tables if each.numel() > 1][:1]:  # of one layer
+        half = len(table) // 2  # the last ones are too small for float16
+        base = float(table[0] / table[half]) ** (len(table) / half)
+        if not any(abs(base - each) <= 0.1 * each for each in bases):
+            said.append(f"the file holds a table of base {base:,.0f}, which is not read")
+    for each in said:
+        warnings.warn(
+            f"{path}: rotary frequencies of this {type(model).__name__} get the bases {sorted(bases)}, and {each}. Write those "
+            "that the model was trained with into rope_parameters of config.json.",
+            MultirefWarning,
+            stacklevel=4,
+        )
+
+
 def _try_a_pass(model: Any, path: str) -> None:
     """A configuration may describe a model that can be built and cannot compute. ModelError where two tokens end in one's own
     words."""
     if any(weight.device.type == "meta" for weight in model.parameters()):
         return
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with reading(path), torch.no_grad():
-        model(input_ids=ids, **uncached(model))
+    with reading(path):
+        probed(model, 2)
 
 
 def _same_again(model: nn.Module, kind: Any, path: Path, options: dict[str, Any]) -> None:
@@ -236,11 +270,8 @@ def _same_again(model: nn.Module, kind: Any, path: Path, options: dict[str, Any]
     with torch.random.fork_rng(devices=[]), _without_report():
         torch.manual_seed(1 + torch.initial_seed() % 2**31)
         again = kind.from_pretrained(path, **options).state_dict()
-    differ = [
-        key
-        for key, value in model.state_dict().items()
-        if isinstance(value, torch.Tensor) and not torch.equal(value, again[key])
-    ]
+    held = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    differ = [key for key, value in held.items() if not torch.equal(value, again[key])]
     if differ:
         raise ModelError(
             f"{path}: {len(differ)} weights of {type(model).__name__} are random numbers, drawn anew at each load: "
@@ -264,9 +295,12 @@ def _sort(model: Any, keys: Iterable[str], folder: Path) -> tuple[list[str], lis
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     shapes = file_shapes(folder)
     doubled = _doubled(keys, expected, shapes)
-    places = {
-        key: max((_place(name, modules) for name in (key, f"{body}.{key}")), key=lambda p: _depth(p[0], body)) for key in keys
-    }
+
+    def depth(place: tuple[str, str]) -> int:
+        """A checkpoint of the body alone names its weights without the body: such a reading counts where it leads further."""
+        return 0 if place[0] in ("", body) else 1 + place[0].count(".")
+
+    places = {key: max((_place(name, modules) for name in (key, f"{body}.{key}")), key=depth) for key in keys}
     ahead = {_layer(*places[key]) for key in keys if _AHEAD.search(places[key][1])}
     refused: list[str] = []
     listed: list[str] = []
@@ -312,11 +346,6 @@ def _place(key: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
     return "", key
 
 
-def _depth(owner: str, body: str) -> int:
-    """A checkpoint of the body alone names its weights without the body; that reading counts only where it leads further."""
-    return 0 if owner == "" or owner == body else 1 + owner.count(".")
-
-
 def _layer(owner: str, rest: str) -> str:
     return f"{owner}.{rest.split('.')[0]}"
 
@@ -335,13 +364,13 @@ def _doubled(keys: Sequence[str], expected: dict[str, tuple[int, ...]], shapes: 
 
 @contextmanager
 def _without_report() -> Iterator[list[str]]:
-    """transformers' table of keys is not printed: what of it matters is said by us. Gives the tables."""
+    """transformers' table of keys, and that ends are not tied, is not printed: what matters is said by us. Gives the texts."""
     from transformers.utils import logging as shown
 
     tables: list[str] = []
 
     def keeps(record: Any) -> bool:
-        if table := "LOAD REPORT" in str(record.msg):
+        if table := re.search("LOAD REPORT|NOT tie", str(record.msg)) is not None:
             tables.append(re.sub(r"\x1b\[[\d;]*m", "", str(record.msg)))
         return not table and record.levelno >= shown_from
 

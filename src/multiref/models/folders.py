@@ -104,13 +104,13 @@ def explain(path: str, error: BaseException) -> str:
         return f"The model folder {path} does not fit into memory. ({_why(error)})"
     if folder.is_dir():
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
-        if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-            missing += ["model.safetensors.index.json"] if list(folder.glob("model-*.safetensors")) else []
-        if (index := folder / "model.safetensors.index.json").is_file():
-            named = sorted(set(read_object(index).get("weight_map", {}).values()))
-            missing += [name for name in named if not (folder / name).is_file()]
-        if not list(folder.glob("*.safetensors")):
+        held, index = {path.name for path in folder.glob("*.safetensors")}, folder / "model.safetensors.index.json"
+        if not held:
             missing.append("*.safetensors (pickled weights are not read)")
+        elif index.is_file():
+            missing += sorted(set(read_object(index).get("weight_map", {}).values()) - held)
+        elif "model.safetensors" not in held:
+            missing.append("model.safetensors" + ".index.json" * any(name.startswith("model-") for name in held))
         fault = "its program may be for another transformers" if list(folder.glob("*.py")) else "one is damaged or unsuited"
         lack = f"Missing: {', '.join(missing)}." if missing else f"Its files are all there, so {fault}."
         return f"The model folder {path} cannot be loaded. {lack} ({_why(error)})"
@@ -295,22 +295,36 @@ def _check_config(made: Contents, path: Path) -> None:
         raise ModelError(f"{path}: model_type is {config['model_type']!r:.80}; expected a name.")
     if config.get("quantization_config") is not None:
         check_known(config["quantization_config"], str(path))
+    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
+        _check_rotary(part, path)
     most = max(_FEW, len(made.shapes), *(size for shape in made.shapes.values() for size in shape[1:]), 0)
-    for key, value in _numbers(config):
+    for key, value in figures(config):
         if _COUNTS.search(key) and abs(value) > most:
             raise ModelError(f"{path}: {key} is {value:.4g}; the weights of this folder are of {most:,} at most.")
 
 
-def _check_adapter(config: Mapping[str, Any], shapes: Mapping[str, Shape], path: Path) -> None:
-    if not isinstance(config.get("base_model_name_or_path", ""), str | None):
+def _check_rotary(config: Mapping[str, Any], path: Path) -> None:
+    """ModelError where transformers 5 would pass over a part of what a configuration says of its rotary embeddings: beside
+    `rope_parameters`, its own, it takes nothing of `rope_theta`, and beside `rope_scaling` nothing of `rope_parameters`."""
+    own, scaling, theta = (config.get(f"rope_{name}") or {} for name in ("parameters", "scaling", "theta"))
+    if not (isinstance(own, dict) and isinstance(scaling, dict)):
+        return
+    taken = scaling.get("rope_theta", theta) if scaling else own.get("rope_theta", theta)
+    passed_over = scaling and any(isinstance(each, dict) for each in own.values())
+    if passed_over or own.get("rope_theta", taken) != taken or theta not in ({}, taken):
         raise ModelError(
-            f"{path}: base_model_name_or_path is {config['base_model_name_or_path']!r:.80}; expected a folder or hub id."
+            f"{path}: rope_parameters {own}, as transformers 5 writes it, stands beside {scaling or f'rope_theta {theta}'}, as "
+            "version 4 did, and only a part would be read. Write all of it into rope_parameters, and remove the others."
         )
-    if problem := unusable_name(config.get("base_model_name_or_path") or ""):
+
+
+def _check_adapter(config: Mapping[str, Any], shapes: Mapping[str, Shape], path: Path) -> None:
+    base = config.get("base_model_name_or_path") or ""
+    if problem := unusable_name(base) if isinstance(base, str) else f"is {base!r:.80}":
         raise ModelError(f"{path}: base_model_name_or_path {problem}; expected a folder or hub id.")
     most = max(64, *(size for shape in shapes.values() for size in shape[1:]), 0)
     ranks = ("r", "rank_pattern", "layer_replication") if shapes else ()
-    for key, value in _numbers({name: config[name] for name in ranks if name in config}):
+    for key, value in figures({name: config[name] for name in ranks if name in config}):
         if not 0 <= value <= most:
             raise ModelError(f"{path}: {key} is {value:.4g}; the weights of this adapter are of {most:,} at most.")
     for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern", "modules_to_save"):
@@ -324,14 +338,14 @@ def _check_adapter(config: Mapping[str, Any], shapes: Mapping[str, Shape], path:
                 )
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+def figures(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
     """(key, number) at every depth; a number in a list has the list's key."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _numbers(inner, str(name))
+            yield from figures(inner, str(name))
     elif isinstance(value, list):
         for inner in value:
-            yield from _numbers(inner, key)
+            yield from figures(inner, key)
     elif isinstance(value, int | float):
         yield key, value
 
