@@ -1,10 +1,12 @@
 """A tokenizer is its file: a class of transformers that builds rules of its own around the vocabulary is told."""
 
 import json
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.decoders import ByteLevel as Bytes
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -57,4 +59,78 @@ def test_the_class_that_the_warning_names(folder):
         warnings.simplefilter("error", MultirefWarning)
         found = read(place, "TokenizersBackend")
     text = "in 2023 the cat"
+    assert found(text, add_special_tokens=False)["input_ids"] == backend.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """A folder whose rules are a SentencePiece model alone."""
+    pytest.importorskip("google.protobuf")
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    proto = import_protobuf().ModelProto()
+    known = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    for place, (piece, kind) in enumerate([*known, *((each, 1) for each in ("▁t", "he", "▁the", "▁", "t", "h", "e", "a"))]):
+        proto.pieces.add(piece=piece, score=-float(place), type=kind)
+    proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = 2, True
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
+    return tmp_path
+
+
+def test_a_tokenizer_that_transformers_makes_of_sentencepiece(pieces, monkeypatch):
+    """5.23 makes "t", "h", "e" of "the" where SentencePiece has "▁the", for InternLM2, Baichuan, MiniCPM and whatever names no
+    class."""
+    monkeypatch.setattr("transformers.convert_slow_tokenizer.requires_backends", lambda *needed: None)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)  # there is none to compare with
+    made = read(pieces, "InternLM2Tokenizer")
+    for other, words in (
+        ([], None),
+        (["▁the"], r"no tokenizer\.json.* makes of tokenizer\.model cuts 'In 2023 the'… as .*, SentencePiece as \['▁the'"),
+    ):
+
+        def encode(text, out_type=int, other=other):
+            own = made(text, add_special_tokens=False)["input_ids"]
+            return own if out_type is int else other + made.convert_ids_to_tokens(own)
+
+        library = SimpleNamespace(SentencePieceProcessor=lambda **_: SimpleNamespace(encode=encode, unk_id=lambda: 0))
+        monkeypatch.setitem(sys.modules, "sentencepiece", library)
+        with warnings.catch_warnings() if words is None else pytest.warns(MultirefWarning, match=words):
+            warnings.simplefilter("error" if words is None else "always", MultirefWarning)
+            read(pieces, "InternLM2Tokenizer")
+
+
+def test_flags_of_start_and_end_tokens(tiny_tokenizer, tmp_path):
+    """transformers 4 put the start token that `add_bos_token` says, as of DeepSeek's models; 5 goes by tokenizer.json alone."""
+    tiny_tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_bos_token": True, "add_eos_token": False}
+    for change, words in (
+        ({}, None),
+        ({"add_bos_token": False}, r"says add_bos_token: False, and the TokenizersBackend puts bos_token there"),
+        ({"add_eos_token": True}, r"says add_eos_token: True, and the TokenizersBackend puts no eos_token there"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | change))
+        with warnings.catch_warnings() if words is None else pytest.warns(MultirefWarning, match=words):
+            warnings.simplefilter("error" if words is None else "always", MultirefWarning)
+            assert load_tokenizer(tmp_path)("the dog")["input_ids"] == tiny_tokenizer("the dog")["input_ids"]
+
+
+def test_a_space_behind_special_tokens(tmp_path):
+    """The files of Llama's first models put a space in front of each stretch between special tokens, as in a conversation;
+    LlamaTokenizer of transformers 5 does so at the beginning alone."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "c", "▁a"]
+    backend = Tokenizer(
+        BPE({word: place for place, word in enumerate(words)}, [("▁", "a")], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.add_special_tokens(words[:3])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.warns(MultirefWarning, match=r"LlamaTokenizer gives other token ids than tokenizer\.json.* for ' a</s> b"):
+        found = read(tmp_path, "LlamaTokenizer")
+    text = "a</s>a"
+    assert found(text, add_special_tokens=False)["input_ids"] != backend.encode(text, add_special_tokens=False).ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MultirefWarning)
+        found = read(tmp_path, "TokenizersBackend")
     assert found(text, add_special_tokens=False)["input_ids"] == backend.encode(text, add_special_tokens=False).ids

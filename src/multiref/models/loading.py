@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,33 +182,55 @@ def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
                 made = transformers.TokenizersBackend.from_pretrained(folder)
             made.decode(made("a b")["input_ids"])  # what its settings make impossible shows at the first text
     if hasattr(made, "decode"):
-        _check_rules(made, folder / "tokenizer.json", spec.path)
+        for said in _differences(made, folder, settings):
+            warnings.warn(f"{spec.path}: {said}", MultirefWarning, stacklevel=3)
         check_program(settings.get("auto_map"), "AutoTokenizer", made, spec)
     made.name_or_path = spec.path
     return made
 
 
-def _check_rules(tokenizer: Any, file: Path, path: str) -> None:
-    """One warning where tokenizer.json itself gives other ids for a text than the tokenizer that was made of it. Some classes
-    build rules of their own around the file's vocabulary (transformers 5.0 to 5.8 read all of Granite so)."""
+def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> Iterator[str]:
+    """What of a tokenizer is otherwise than its files say. Beside a tokenizer.json transformers 5 reads no flag of start and
+    end tokens; some classes build rules of their own around a file's vocabulary (5.0 to 5.8 read all of Granite so); and of a
+    SentencePiece model alone most classes of 5.23 leave out the space that belongs before a text."""
     from tokenizers import Tokenizer
 
-    try:
+    kind, file = type(tokenizer).__name__, folder / "tokenizer.json"
+    for flag, token, place in (("add_bos_token", "bos_token", 0), ("add_eos_token", "eos_token", -1)) if file.is_file() else ():
+        puts = tokenizer("a b")["input_ids"][place:][:1] == [getattr(tokenizer, f"{token}_id", None)]
+        if isinstance(said := settings.get(flag), bool) and said != puts:
+            yield (
+                f"tokenizer_config.json says {flag}: {said}, and the {kind} puts {'' if puts else 'no '}{token} there: since "
+                "version 5 transformers goes by the post_processor of tokenizer.json alone. Mend the one that is wrong; under "
+                "version 4 the flag held for Llama's, Gemma's and Cohere's classes (DeepSeek's models have the first)."
+            )
+    with suppress(Exception):  # a vocabulary without some of these letters, and no token for what is unknown
         own = Tokenizer.from_file(str(file))
         own.no_truncation()
-        written = own.encode(_PROBE, add_special_tokens=False).ids
-        read = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-    except Exception:  # a vocabulary without some of these letters, and no token for what is unknown
-        return
-    if read != written:
-        warnings.warn(
-            f"{path}: {type(tokenizer).__name__} gives other token ids than tokenizer.json itself ({read[:4]} and "
-            f"{written[:4]} for {_PROBE[:11]!r}…): transformers builds this class's own rules around the file's vocabulary. "
-            'Write "tokenizer_class": "TokenizersBackend" into tokenizer_config.json, if the model was trained with the file '
-            "as it stands.",
-            MultirefWarning,
-            stacklevel=4,
-        )
+        end = str(tokenizer.eos_token)  # behind one some put a space in front again
+        for text in (_PROBE, f" a{end} b\n{end}\nc") if own.token_to_id(end) is not None else (_PROBE,):
+            written = own.encode(text, add_special_tokens=False).ids
+            read = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            if read != written:
+                break
+        if read != written:
+            yield (
+                f"{kind} gives other token ids than tokenizer.json itself ({read[:4]} and {written[:4]} for {text[:11]!r}…): "
+                "transformers builds this class's own rules around the file's vocabulary. If the model was trained with the "
+                'file as it stands, write "tokenizer_class": "TokenizersBackend" into tokenizer_config.json.'
+            )
+    with suppress(Exception):  # no such model, or one of another kind
+        from sentencepiece import SentencePieceProcessor
+
+        models, text = [] if file.is_file() else sorted(folder.glob("*.model")), _PROBE.encode("ascii", "ignore").decode()
+        pieces = SentencePieceProcessor(model_file=str(models[0]))
+        cut, known = pieces.encode(text, out_type=str), pieces.unk_id() not in pieces.encode(text)
+        mine = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if known and mine != cut:
+            yield (
+                f"there is no tokenizer.json, and the {kind} that transformers makes of {models[0].name} cuts {text[:11]!r}… "
+                f"as {mine[:4]}, SentencePiece as {cut[:4]}. Take that file from where the model came from."
+            )
 
 
 def _causal_class(config: Any, spec: ModelSpec) -> Any:
