@@ -226,6 +226,8 @@ def test_a_string_for_a_chat_model_is_said_once():
         for _ in range(3):
             encode(tokenizer, "hi", ["yes"])
     assert len(found) == 1
+    with pytest.warns(MultirefWarning, match=f"the prompt '{39 * 'a'}…' is a string"):
+        encode(byte_tokenizer(CHATML), 41 * "a", ["yes"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(byte_tokenizer(), "hi", ["yes"])

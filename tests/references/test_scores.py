@@ -69,6 +69,4 @@ def test_vocabularies_of_equal_size_need_not_be_the_same():
     with pytest.raises(VocabularyMismatch, match=r"'x' and 'z'.*id 1 is 'a' in the first and 'c'"):
         same_vocabulary(["x", "y", "z"], [base, base, {"<s>": 0, "c": 1, "b": 2}])
     with pytest.raises(VocabularyMismatch, match=r"id 3 is None .* '<pad>'"):
-        TokenScores.checked(
-            ["x", "y"], [base, {**base, "<pad>": 3}], content_keys("", ""), torch.tensor([0]), torch.zeros(2, 0)
-        )
+        same_vocabulary(["x", "y"], [base, {**base, "<pad>": 3}])

@@ -8,6 +8,7 @@ from typing import Any
 from multiref.errors import DataError, ModelError
 from multiref.models.chat import Chat, Messages, content_of, template_of
 from multiref.models.spec import Tokenisation
+from multiref.report.shown import excerpt
 
 Answer = tuple[str, str]  # what stands before it, and the answer itself
 _PLAIN = {"role", "content"}
@@ -186,7 +187,7 @@ def _check_told_apart(completions: Sequence[Messages], answers: Sequence[Answer]
         content = content.replace("\\n", "").replace("\\t", "")
         if seen.setdefault(answer, content) != content:
             raise DataError(
-                f"Two different completions are written the same by the chat template, {answer[1][:60]!r}: it deletes what "
+                f"Two different completions are written the same by the chat template, {excerpt(answer[1])}: it deletes what "
                 "tells them apart (such as reasoning). Use a template that keeps it, or remove the row."
             )
 
@@ -206,13 +207,13 @@ def _warn_of_lost_words(chat: Chat, completions: Sequence[Messages], answers: Se
         if lost is not None:
             chat.warn(
                 "words",
-                f"{_where(completion, origin)}: of the answer {lost[:60]!r} the chat template writes {answer[:60]!r}, and this "
-                "is what is scored and trained on. Use a template that keeps all of it. (Said once.)",
+                f"{_where(completion, origin)}: of the answer {excerpt(lost)} the chat template writes {excerpt(answer)}, and "
+                "this is what is scored and trained on. Use a template that keeps all of it. (Said once.)",
             )
 
 
 def _where(messages: Messages, origin: str) -> str:
-    return origin or f"The conversation that begins {content_of(messages[0])[:40]!r}"
+    return origin or f"The conversation that begins {excerpt(content_of(messages[0]), 40)}"
 
 
 def _warn_of_unread(chat: Chat, options: Sequence[str], rows: Sequence[Messages], written: Sequence[str], origin: str) -> None:
@@ -248,6 +249,6 @@ def warn_of_strings(tokenizer: Any, texts: Iterable[Any]) -> None:
         name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
         Chat(tokenizer, {}).warn(
             "strings",
-            f"{name} has a chat template, and the prompt {prompt[:40]!r} is a string: it is used as it stands, without the "
-            "template. Give prompts as lists of messages where the model is a chat model. (Said once.)",
+            f"{name} has a chat template, and the prompt {excerpt(prompt, 40)} is a string: it is used as it stands, without "
+            "the template. Give prompts as lists of messages where the model is a chat model. (Said once.)",
         )

@@ -16,6 +16,7 @@ from multiref._files import MIB
 from multiref._json import parse_json
 from multiref.errors import ArgumentError, DataError, ReferenceUnavailable
 from multiref.references.bounded_http import Answered, Refused, check_endpoint, hide, hiding, read_key, send
+from multiref.report.shown import excerpt
 
 WORKS = (
     "What works: vLLM (prompt_logprobs, or echo with logprobs) and SGLang (echo). llama.cpp's server, Ollama and LM Studio "
@@ -378,5 +379,4 @@ def _as_object(url: str, text: bytes) -> dict[str, Any]:
 
 
 def _excerpt(text: bytes) -> str:
-    shown = text[:4096].decode("utf-8", "replace").strip() or "nothing"
-    return repr(shown if len(shown) <= 300 else shown[:297] + "...")
+    return excerpt(text[:4096].decode("utf-8", "replace").strip() or "nothing", 300)

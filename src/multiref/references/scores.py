@@ -18,6 +18,7 @@ from multiref.errors import ArgumentError, StoreError, VocabularyMismatch
 from multiref.models.spec import Tokenisation
 from multiref.references.keys import KeyIndex, content_key, content_keys, side_keys, text_of
 from multiref.references.mapped import let_go
+from multiref.report.shown import excerpt
 
 __all__ = ["SequenceScores", "TokenScores", "check_names", "content_key", "content_keys", "same_vocabulary"]
 
@@ -114,10 +115,10 @@ class SequenceScores:
         missing = np.flatnonzero(columns < 0)
         if len(missing):
             at = int(missing[0])
-            prompt, completion = text(at)
+            prompt, completion = (excerpt(each if isinstance(each, str) else text_of(each)) for each in text(at))
             raise StoreError(
                 f"{len(missing):,} of {len(columns):,} completions have no score under {', '.join(self.names)}; the first is "
-                f"row {at // of + 1}, prompt {_excerpt(prompt)}, completion {_excerpt(completion)}. Expected one score each. "
+                f"row {at // of + 1}, prompt {prompt}, completion {completion}. Expected one score each. "
                 "Score this data first (References(...).score(pairs, store=...), or `multiref score`); a changed text, even "
                 "by a space, is another text."
             )
@@ -130,11 +131,6 @@ class SequenceScores:
     def of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """P pairs → (chosen [K, P], rejected [K, P]), in the order of the pairs."""
         chosen, rejected = self.at("logps", torch.from_numpy(self.pair_columns(pairs))).unbind(-1)
-        return chosen, rejected
-
-    def lengths_of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """P pairs → token counts (chosen [K, P], rejected [K, P])."""
-        chosen, rejected = self.at("lengths", torch.from_numpy(self.pair_columns(pairs))).unbind(-1)
         return chosen, rejected
 
     def select(self, names: Sequence[str]) -> "SequenceScores":
@@ -180,8 +176,7 @@ class TokenScores:
         offsets: [N + 1] int64, from 0 to T.
         token_logps: [K, T] float, log π_k(token | prompt and earlier tokens).
 
-    Make it with `TokenScores.checked`, which compares the vocabularies; they must be the same mapping, not merely of the same
-    size.
+    The vocabularies must be the same mapping, not merely of the same size (`same_vocabulary`).
     """
 
     names: tuple[str, ...]
@@ -196,19 +191,6 @@ class TokenScores:
         expected = (len(self.names), int(self.offsets[-1]))
         if tuple(self.token_logps.shape) != expected:
             raise ArgumentError(f"token_logps has shape {tuple(self.token_logps.shape)}; expected [K, T] = {expected}.")
-
-    @classmethod
-    def checked(
-        cls,
-        names: Sequence[str],
-        vocabularies: Sequence[Mapping[str, int]],
-        keys: np.ndarray,
-        offsets: Tensor,
-        token_logps: Tensor,
-    ) -> "TokenScores":
-        """Token scores of references whose vocabularies are the same mapping; otherwise `VocabularyMismatch`."""
-        same_vocabulary(names, vocabularies)
-        return cls(tuple(names), keys, offsets, token_logps)
 
     def summed(self) -> Tensor:
         """[K, N] float64: the sums over each completion."""
@@ -243,8 +225,3 @@ def check_names(names: Sequence[str]) -> None:
         raise ArgumentError(f"Two references are called {repeated[0]!r}; expected different names. Rename one of them.")
     if not names:
         raise ArgumentError("No reference was given; expected at least one, as {name: path, hub id, URL or object}.")
-
-
-def _excerpt(text: Any, width: int = 60) -> str:
-    shown = text if isinstance(text, str) else text_of(text)
-    return repr(shown if len(shown) <= width else shown[: width - 1] + "…")

@@ -15,6 +15,11 @@ def visible(text: object) -> str:
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
+def excerpt(text: str, width: int = 60) -> str:
+    """The text in quotation marks, so many characters of it; "…" stands for the rest."""
+    return repr(text if len(text) <= width else text[: width - 1] + "…")
+
+
 def public(text: object) -> str:
     """The same for a page or a card, which others read: of a path of this machine only the last part, "…/pairs.jsonl"."""
     seen = visible(text)

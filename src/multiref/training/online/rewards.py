@@ -30,6 +30,7 @@ from multiref.models.folders import file_shapes
 from multiref.models.loading import as_device, as_dtype, load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec
 from multiref.references.rollouts import Rollout
+from multiref.report.shown import excerpt
 from multiref.training.reward.model import rewards_of
 from multiref.training.reward.rows import rewards_of_rows
 
@@ -292,5 +293,4 @@ def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]
 
 
 def _shown(completion: Any, width: int = 200) -> str:
-    text = words(completion)
-    return repr(text if len(text) <= width else text[: width - 1] + "…")
+    return excerpt(words(completion), width)
