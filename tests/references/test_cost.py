@@ -13,7 +13,7 @@ from multiref.errors import ArgumentError, StoreError
 from multiref.models import ModelSpec
 from multiref.models.precision import Precision
 from multiref.references import References, Store, cost_estimate
-from multiref.references.cost_estimate import DEVICES, EXTRAPOLATED, SHARE, START, Cluster, Work, reckon
+from multiref.references.cost_estimate import DEVICES, EXTRAPOLATED, SHARE, START, Cluster, reckon
 from tests.references.doubles import Companion, pairs
 
 
@@ -49,14 +49,14 @@ def test_workers_take_the_next_block_when_they_are_free():
 
 
 def test_a_cluster_is_reckoned_as_by_hand():
-    work, h100 = Work(completions=10_000_000, shards=128, tokens=2.5e9), DEVICES["H100"]
-    parts = reckon(work, 7e9, Cluster.parse("64xh100"))
+    work, h100 = (10_000_000, 128, 2.5e9), DEVICES["H100"]
+    parts = reckon(*work, 7e9, Cluster.parse("64xh100"))
     assert parts["score"] == pytest.approx(2 * 7e9 * 2.5e9 / (64 * SHARE * h100.flops)) and parts["start"] == 2 * START
-    odd = reckon(Work(10_000_000, 129, 2.5e9), 7e9, Cluster.parse("64xH100"))  # the last shard keeps all others waiting
+    odd = reckon(10_000_000, 129, 2.5e9, 7e9, Cluster.parse("64xH100"))  # the last shard keeps all others waiting
     assert odd["score"] == pytest.approx(parts["score"] * 3 / 129 * 64)
-    few = reckon(Work(10_000, 64, 1.0), 7e9, Cluster.parse("64xH100"))
+    few = reckon(10_000, 64, 1.0, 7e9, Cluster.parse("64xH100"))
     assert few["score"] == 10_000 * cost_estimate.STORING, "the driver cannot hand out more"
-    spread = reckon(work, 70e9, Cluster.parse("64xH100"))  # three devices a worker, of which one works
+    spread = reckon(*work, 70e9, Cluster.parse("64xH100"))  # three devices a worker, of which one works
     workers = 64 // math.ceil(1.2 * 140e9 / h100.memory)
     assert spread["score"] == pytest.approx(2 * 70e9 * 2.5e9 / (SHARE * h100.flops) * math.ceil(128 / workers) / 128)
 
@@ -68,7 +68,7 @@ def test_a_cluster_is_reckoned_as_by_hand():
 )
 def test_what_cannot_be_reckoned_says_why(cluster, said):
     with pytest.raises(ArgumentError, match=said):
-        reckon(Work(1, 1, 1.0), 70e9, Cluster.parse(cluster))
+        reckon(1, 1, 1.0, 70e9, Cluster.parse(cluster))
 
 
 def foretell(*arguments):
@@ -85,7 +85,7 @@ def test_the_command_line_reckons_models_that_are_not_here(tmp_path, tiny_folder
     one = found["references"][3]
     assert one["name"] == "7B-4" and one["missing"] == 20_000_000 and one["tokens"] == 10_000_000 * 10
     tokens = 10_000_000 * 10 + 20_000_000 / 8 * 10  # the ten rows have one prompt, of which eight completions share a row
-    expected = reckon(Work(20_000_000, one["shards"], tokens), 7e9, Cluster.parse("64xH100"))
+    expected = reckon(20_000_000, one["shards"], tokens, 7e9, Cluster.parse("64xH100"))
     assert one["parts"]["score"] == pytest.approx(expected["score"], rel=0.25)
     assert found["seconds"] == pytest.approx(found["planning"] + 16 * one["seconds"])
     here = foretell(data, "-r", f"a={tiny_folder}", "--store", tmp_path / "s", "--cluster", "2xL4", "--pairs", "1k")

@@ -98,9 +98,8 @@ def _json_rows(path: Path, largest: int) -> Numbered:
     if not first.startswith(b"["):
         yield from _json_lines(path, largest)
         return
-    with Unpacked(
-        path, f"{EXPECTED}; a list of at most 2,048 MiB, or rows one a line", largest=min(largest, 2048 * MIB)
-    ) as file:
+    expected = f"{EXPECTED}; a list of at most 2,048 MiB, or rows one a line"
+    with Unpacked(path, expected, largest=min(largest, 2048 * MIB)) as file:
         text = decode(file.rest(), path.name, first=True)
     yield from enumerate(parse_items(text, path.name), 1)
 

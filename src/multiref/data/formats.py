@@ -112,7 +112,8 @@ def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where
     values = {name: columns[name] for name in VALUES if name in columns}
     has = {name for name, value in row.items() if value is not None}
     label = "label" if "label" in columns else next((name for name in LABELS if name in has), None)
-    two = [pair for pair in sides(sorted(has)) if _is_answers(row, pair)]
+    two = [pair for pair in sides(sorted(has)) if all(isinstance(row[name], Sequence | Mapping) for name in pair)]
+    two = [pair for pair in two if stem(pair[0])[0] not in _NOT_SIDES]
     two = [pair for pair in two if stem(pair[0])[0] in _SIDES] or two
     if {"chosen", "rejected"} & has:
         if label is not None and ("label" in columns or values) and {"chosen", "rejected"} <= has:
@@ -244,11 +245,6 @@ def _labelled(row: Row, where: str, kind: Format, means: Mapping[Hashable, Side]
     better, worse = (first, second) if side == "first" else (second, first)
     rest = {key: value for key, value in row.items() if key not in (first, second, kind.label)}
     yield from _trl({**rest, "chosen": row.get(better), "rejected": row.get(worse)}, where)
-
-
-def _is_answers(row: Row, pair: tuple[str, str]) -> bool:
-    texts = all(isinstance(row[name], str | Sequence | Mapping) for name in pair)
-    return texts and stem(pair[0])[0] not in _NOT_SIDES
 
 
 # ---- one prompt, several answers, their scores ----

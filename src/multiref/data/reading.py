@@ -119,9 +119,10 @@ def read(
         say: told what is fetched, spooled and skipped; None: a notice or a warning.
     """
     unread: set[str] = set()
+    some = partial(wanted_columns, columns=selection.columns, others=(*USED, *REFUSED))
 
     def wanted(names: Sequence[str]) -> list[str]:
-        kept = _Wanted(selection.columns)(names)
+        kept = some(names)
         unread.update(set(names) - set(kept))
         return kept
 
@@ -132,14 +133,13 @@ def read(
         name, told = kind.name if kind else "nothing", Told()
         if on_ray and spool is not None and len(opened.files) > 1 and not bad.skip and selection.limit is None:
             convert = partial(_pairs_and_ends, selection, kind)
-            packed = packed_on_ray(list(map(str, opened.files)), convert, _Wanted(selection.columns), largest, told)
+            packed = packed_on_ray(list(map(str, opened.files)), convert, some, largest, told)
             pairs: Sequence[Pair] = SpooledPairs.write_packed(packed, spool)
             bad.rows, unread = told.rows, unread | told.unread
         else:
             rows = _pairs(opened, selection, kind, bad, unread)
             pairs = list(rows) if spool is None else SpooledPairs.write(rows, spool)
-        found = Reading(pairs, f"{opened.name}, {opened.kind}", name)
-        found.rows = bad.rows
+        found = Reading(pairs, f"{opened.name}, {opened.kind}", name, bad.rows)
     if not found.pairs and not bad.reasons and selection.limit != 0:
         shown = source if isinstance(source, str | os.PathLike) else "The data"
         raise DataError(f"{shown} has no rows; expected at least one preference pair.")
@@ -161,16 +161,6 @@ def as_pairs(rows: Origins, source: str) -> Iterator[Pair]:
     kind = _recognised(lambda: iter(held), selection, source)
     yield from _pairs(lambda: iter(held), selection, kind, None, unread)
     list_unread(unread, source)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Of a file's columns those that are read."""
-
-    columns: Mapping[str, object]
-
-    def __call__(self, names: Sequence[str]) -> list[str]:
-        return wanted_columns(names, self.columns, (*USED, *REFUSED))
 
 
 def _pairs_and_ends(selection: Selection, kind: Format | None, rows: Origins, unread: set[str]) -> Iterator[Pair | None]:

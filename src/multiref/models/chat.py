@@ -70,12 +70,10 @@ class Chat:
         return self._apply(messages, **opened)
 
     def _apply(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str:
-        tools = {"tools": list(self.tools)} if self.tools else {}
+        options = {**self.options, **({"tools": list(self.tools)} if self.tools else {}), **opened}
         bound_templates()
         try:
-            return str(
-                self.tokenizer.apply_chat_template(list(messages), tokenize=False, **{**self.options, **tools, **opened})
-            )
+            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
         except Exception as error:  # a template is somebody else's program: jinja's errors, TypeError, …
             raise ModelError(
                 f"The chat template refuses this conversation: {error}"
@@ -309,12 +307,9 @@ def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[Tokeni
 
     if "strftime_now" not in str(template_of(tokenizer)) or not changes(tokenisation):
         return None
-    given = tokenisation.chat_template_kwargs
-    fixed = {
-        name: replace(tokenisation, chat_template_kwargs={**given, name: "26 Jul 2024"})
-        for name in Chat(tokenizer, {}).arguments()
-    }
-    return next((name for name, how in fixed.items() if not changes(how)), "")
+    given, names = tokenisation.chat_template_kwargs, Chat(tokenizer, {}).arguments()
+    fixed = (replace(tokenisation, chat_template_kwargs={**given, name: "26 Jul 2024"}) for name in names)
+    return next((name for name, how in zip(names, fixed) if not changes(how)), "")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, NamedTuple
 
 from multiref.errors import DataError, ModelError
@@ -228,7 +229,8 @@ class _Ends:
 
 def start_ids(tokenizer: Any) -> Ids:
     """What the tokenizer puts before a text: usually the start token, or nothing."""
-    for text in _short_texts(tokenizer):
+    tokens = (tokenizer.decode([index]) for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids)
+    for text in chain(("a", *ANCHORS), tokens):  # not every vocabulary has an "a"
         try:
             (probe,) = _plain_ids(tokenizer, [text])
         except DataError:
@@ -238,12 +240,6 @@ def start_ids(tokenizer: Any) -> Ids:
             places = range(len(full) - len(probe) + 1)
             return next((full[:place] for place in places if full[place : place + len(probe)] == probe), ())
     return ()
-
-
-def _short_texts(tokenizer: Any) -> Iterator[str]:
-    """Not every vocabulary has an "a"."""
-    yield from ("a", *ANCHORS)
-    yield from (tokenizer.decode([index]) for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids)
 
 
 def _start_token(tokenizer: Any, tokenisation: Tokenisation) -> Ids:

@@ -3,6 +3,7 @@ at once, planned, audited, batched, run without gradients, put back in order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,12 +103,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, int]:
     """Token log-probabilities [n], the completion that each belongs to [n], and the number of completions."""
     audit = audited(model, batch, layout=layout, share=share)
-    logps, owner = in_order(
-        model,
-        batch,
-        audit,
-        lambda rows: forward_logps(model, rows, head=audit.head, vocabulary=audit.vocabulary, budget=budget),
-    )
+    run = partial(forward_logps, model, head=audit.head, vocabulary=audit.vocabulary, budget=budget)
+    logps, owner = in_order(model, batch, audit, run)
     return logps, owner, sum(len(item.completions) for item in batch)
 
 

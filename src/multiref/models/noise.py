@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import Encoded
 from multiref.models.forward import plain_logps
+from multiref.models.witness import largest_gap
 
 # Under the first six the first uniform number is near 0 and near 1, in torch, numpy and Python: what is decided once a pass (a
 # layer that is dropped with a small probability) must show, though under most seeds it is decided alike.
@@ -112,10 +113,10 @@ def refuse_noise(model: nn.Module, forward: Callable[[], Tensor], agreed: Callab
             return
         with zeros_moved(model):
             first, again = (_watched(model, forward, sources, 1) for _ in range(2))
-            rounding = 4 * _distance(first.values, again.values) + 1e-5 * float(first.values.abs().max())
+            rounding = 4 * largest_gap(first.values, again.values) + 1e-5 * float(first.values.abs().max())
             for seed in SEEDS:
                 other = _watched(model, forward, sources, seed)
-                if agreed(_distance(first.values, other.values) > rounding):
+                if agreed(largest_gap(first.values, other.values) > rounding):
                     break
             else:
                 return  # drawn, and nothing depends on it: a layer that is dropped with probability 0
@@ -128,7 +129,7 @@ def refuse_noise(model: nn.Module, forward: Callable[[], Tensor], agreed: Callab
     kind = type(dict(model.named_modules()).get(name, model)).__name__
     raise ModelError(
         f"{name or type(model).__name__} ({kind}) draws random numbers in {mode} mode, and the model's "
-        f"log-probabilities differ by {_distance(first.values, other.values):.2g} from pass to pass; expected a likelihood "
+        f"log-probabilities differ by {largest_gap(first.values, other.values):.2g} from pass to pass; expected a likelihood "
         "without noise. Set its dropout or jitter to zero, or remove what adds the noise."
     )
 
@@ -236,7 +237,3 @@ def _watched(model: nn.Module, forward: Callable[[], Tensor], sources: list[_Sou
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())

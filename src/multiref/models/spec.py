@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, Literal
 
@@ -101,9 +101,7 @@ class Tokenisation:
 
     def identity(self) -> dict[str, Any]:
         """All of it, for a reference's identity."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {
-            "chat_template_kwargs": dict(self.chat_template_kwargs)
-        }
+        return {**vars(self), "chat_template_kwargs": dict(self.chat_template_kwargs)}
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,8 @@ def agree_on_layout(
         weaker = max(before.layout, audit.layout, key=LAYOUTS.index)
         audit = replace(audit, layout=weaker, head=audit.head and before.head, span=audit.span.joined(before.span))
     refuted = list(LAYOUTS[: LAYOUTS.index(audit.layout)]) if record else []
-    keeper.record_audit(
-        address,
-        {"audit": audit.record(), "asked": asdict(asked), "keys": keys, "refuted": refuted, "versions": versions},
-    )
+    note = {"audit": audit.record(), "asked": asdict(asked), "keys": keys, "refuted": refuted, "versions": versions}
+    keeper.record_audit(address, note)
     return audit
 
 

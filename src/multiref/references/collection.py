@@ -155,9 +155,8 @@ class References:
                 opener.settle(keeper)
                 missing = _missing(opener, blocks, keeper)
                 if kind.local:
-                    found.append(
-                        measure_cost(name, opener, blocks, missing, engine_named(engine or kind.engine()), since=opening)
-                    )
+                    timed = engine_named(engine or kind.engine())
+                    found.append(measure_cost(name, opener, blocks, missing, timed, since=opening))
                 else:
                     found.append(reckon_cost(name, opener, blocks, missing, kind, (pairs or texts.rows) / texts.rows))
                 getattr(opener.opened, "release", lambda: None)()
@@ -285,13 +284,10 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store, liste
     """Register a reference with the store, and say so if something else was once scored from the same place."""
     identity = reference.identity()
     address = keeper.address(identity)
-    elsewhere = (
-        {} if where.startswith("<") else keeper.predecessors(address, location=where)
-    )  # objects have no place of their own
-    for other, note in elsewhere.items():
-        changed = sorted(
-            key for key in identity.keys() | note["identity"].keys() if identity.get(key) != note["identity"].get(key)
-        )
+    placed = not where.startswith("<")  # objects have no place of their own
+    for other, note in keeper.predecessors(address, location=where).items() if placed else ():
+        before = note["identity"]
+        changed = sorted(key for key in identity.keys() | before.keys() if identity.get(key) != before.get(key))
         listener.notice(
             f"What is at {where} ({name!r}) is not what was scored from there before ({other[:8]}): {', '.join(changed)} "
             f"changed. It is scored anew as {address[:8]}; the old scores stay under {other[:8]}."
@@ -302,9 +298,8 @@ def _introduce(name: str, reference: Reference, where: str, keeper: Store, liste
 
 def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
     """A block's scores as rows to store, after checking that they can be scores at all."""
-    logps, lengths, truncated = (
-        np.asarray(part.detach().cpu().numpy()) for part in (scored.logps, scored.lengths, scored.truncated)
-    )
+    parts = scored.logps, scored.lengths, scored.truncated
+    logps, lengths, truncated = (np.asarray(part.detach().cpu().numpy()) for part in parts)
     if not (logps.shape == lengths.shape == truncated.shape == (len(block),)):
         raise ModelError(
             f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in the order of "
@@ -316,8 +311,7 @@ def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
         prompt = [item.prompt for item in block.items for _ in item.completions][at]
         raise ModelError(
             f"Reference {name!r} gave {float(logps[at])} over {int(lengths[at])} tokens for a completion of the prompt "
-            f"{prompt!r:.80}; expected "
-            "a log-probability, at most 0. Check the model's weights and dtype (float16 overflows to NaN)."
+            f"{prompt!r:.80}; expected a log-probability, at most 0. Check its weights and dtype (float16 overflows to NaN)."
         )
     return Rows(
         np.frombuffer(b"".join(block.keys), "V16"),

@@ -94,17 +94,8 @@ class Cluster:
         return f"{self.count}x{self.kind}"
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be scored under one reference: completions in shards, tokens (of each prompt once, and of completions)."""
-
-    completions: int
-    shards: int
-    tokens: float
-
-
-def reckon(work: Work, parameters: float, cluster: Cluster) -> dict[str, float]:
-    """Seconds of one reference's turn on a cluster, by what they go to.
+def reckon(completions: int, shards: int, tokens: float, parameters: float, cluster: Cluster) -> dict[str, float]:
+    """Seconds of one reference's turn on a cluster, by what they go to. tokens: of each prompt once, and of completions.
 
     Scoring: 2 · parameters · tokens FLOP at `SHARE` of the peak, at least the time in which each pass reads the weights; shards
     in as many rounds as the workers need; at least what the driver needs to make them. ArgumentError where the model does not
@@ -118,12 +109,12 @@ def reckon(work: Work, parameters: float, cluster: Cluster) -> dict[str, float]:
             f"cluster {cluster}: {parameters / 1e9:.3g} B parameters in bfloat16 need {each} devices of "
             f"{device.memory / GIB:.0f} GiB; found {cluster.count}. Take more, or a larger kind."
         )
-    computing = 2 * parameters * work.tokens / (SHARE * device.flops)
-    passing = work.tokens / PASS * weights / device.bandwidth
-    rounds = math.ceil(work.shards / workers) / max(work.shards, 1)
-    scoring = max(max(computing, passing) * rounds, work.completions * STORING)
+    computing = 2 * parameters * tokens / (SHARE * device.flops)
+    passing = tokens / PASS * weights / device.bandwidth
+    rounds = math.ceil(shards / workers) / max(shards, 1)
+    scoring = max(max(computing, passing) * rounds, completions * STORING)
     # the weights are read by the worker that audits the layout and then by all
-    return {"start": 2 * START, "load": weights / HASHING + 2 * weights / READING, "score": scoring} if work.completions else {}
+    return {"start": 2 * START, "load": weights / HASHING + 2 * weights / READING, "score": scoring} if completions else {}
 
 
 def assumptions(cluster: Cluster, parameters: float) -> list[str]:
@@ -296,7 +287,7 @@ def _reckoned(
     """tokens: of prompts, each once, and of completions."""
     left = round(scale * missing.completions)
     shards = len(missing) if scale == 1 else math.ceil(left / shard_size_for(left))
-    parts = reckon(Work(left, shards, scale * sum(tokens)), parameters, cluster)
+    parts = reckon(left, shards, scale * sum(tokens), parameters, cluster)
     wanted = round(scale * wanted)
     return CostEstimate(name, wanted, wanted - left, left, shards, round(scale * tokens[1]), parts, EXTRAPOLATED, parameters)
 

@@ -92,12 +92,14 @@ class LocalReference:
 
     def identity(self) -> Mapping[str, Any]:
         """What the scores depend on beside the text: `references.identity`; `models.fingerprint` for how it is hashed."""
+        on_cpu = isinstance(self.base.device, torch.device) and self.base.device.type == "cpu"
+        quantizer = "torch dynamic" if on_cpu and self.spec.quantization == "int8" else "bitsandbytes"
         computes = file_identity(self.spec) if self._memory is None else memory_identity(self._memory.model)
         return {
             **text_identity("local", self.tokenizer, self.tokenisation),
             **computes,
             "dtype": self.dtype,
-            "quantization": self.spec.quantization and f"{self.spec.quantization} {self._quantizer}",
+            "quantization": self.spec.quantization and f"{self.spec.quantization} {quantizer}",
         }
 
     def score(self, items: Sequence[Item]) -> Scored:
@@ -153,7 +155,6 @@ class LocalReference:
     def expect(self, encoded: Sequence[Encoded]) -> None:
         """Audits these rows, as `token_logps` does: it costs nothing more for rows that they cover."""
         with self.loaded() as model:
-            check_rows(model, encoded)
             audit_layout(model, encoded, **self._options)
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
@@ -187,7 +188,7 @@ class LocalReference:
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
-        """Token → id, for `TokenScores.checked`."""
+        """Token → id, for `same_vocabulary`."""
         vocabulary: Mapping[str, int] = self.tokenizer.get_vocab()
         return vocabulary
 
@@ -204,11 +205,6 @@ class LocalReference:
     @property
     def _options(self) -> dict[str, Any]:
         return {"token_budget": self._token_budget, "logits_budget": self._logits_budget}
-
-    @property
-    def _quantizer(self) -> str:
-        on_cpu = isinstance(self.base.device, torch.device) and self.base.device.type == "cpu"
-        return "torch dynamic" if on_cpu and self.spec.quantization == "int8" else "bitsandbytes"
 
 
 def _ran_out(error: RuntimeError) -> bool:

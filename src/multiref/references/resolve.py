@@ -69,7 +69,11 @@ class Opener:
         if isinstance(what, Reference):
             return what
         if isinstance(what, Mapping):
-            tokenisation = _overridden(tokenisation, what.get("tokenisation", {}))
+            given = what.get("tokenisation", {})
+            if not isinstance(given, Tokenisation):
+                _check_keys(given, {each.name for each in fields(Tokenisation)}, "tokenisation")
+                given = replace(tokenisation, **given)
+            tokenisation = given
             here |= {name: what[name] for name in _HERE & what.keys()}
             rest = {name: value for name, value in what.items() if name not in {*_HERE, "tokenisation"}}
             if "endpoint" in what:
@@ -82,17 +86,9 @@ class Opener:
         if isinstance(what, ModelSpec | LanguageModel) or (isinstance(what, str | os.PathLike) and str(what)):
             return LocalReference(what, tokenisation=tokenisation, **here)
         raise ArgumentError(
-            f"A reference is given as {type(what).__name__}; expected a model folder or hub id, a ModelSpec, the URL of a "
-            f"completion "
-            "server, a mapping with `model` or `endpoint`, or an object with the methods identity() and score(items)."
+            f"A reference is given as {type(what).__name__}; expected a model folder or hub id, a ModelSpec, a server's URL, a "
+            "mapping with `model` or `endpoint`, or an object with the methods identity() and score(items)."
         )
-
-
-def _overridden(tokenisation: Tokenisation, given: Tokenisation | Mapping[str, Any]) -> Tokenisation:
-    if isinstance(given, Tokenisation):
-        return given
-    _check_keys(given, {each.name for each in fields(Tokenisation)}, "tokenisation")
-    return replace(tokenisation, **given)
 
 
 def _spec(given: Mapping[str, Any]) -> ModelSpec | LanguageModel | str:

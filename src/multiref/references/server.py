@@ -132,12 +132,6 @@ class ServerReference:
             )
         return matching[0]
 
-    @property
-    def _who(self) -> str:
-        """The server, and what it says it is: "vllm", "llamacpp", …"""
-        owner = self._served.get("owned_by") if "_served" in self.__dict__ else None
-        return f"{self.endpoint} ({owner!s:.60})" if owner else self.endpoint
-
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):
             choice: dict[str, Any] = {}
@@ -226,11 +220,12 @@ class ServerReference:
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
-        """Errors say which server it is."""
+        """Errors say which server it is, and what it says it is: "vllm", "llamacpp", …"""
         try:
             yield
         except ReferenceUnavailable as error:
-            raise ReferenceUnavailable(f"{self._who}: {error}") from None
+            owner = vars(self).get("_served", {}).get("owned_by")
+            raise ReferenceUnavailable(f"{self.endpoint}{f' ({owner!s:.60})' if owner else ''}: {error}") from None
 
     def _check_again(self, before: Sequence[float | None], now: Sequence[float | None]) -> None:
         """The same question after others, when its beginning may come from a cache, has the same answer."""

