@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -81,7 +82,8 @@ def pieces(tmp_path):
 def test_a_tokenizer_that_transformers_makes_of_sentencepiece(pieces, monkeypatch):
     """5.23 makes "t", "h", "e" of "the" where SentencePiece has "▁the", for InternLM2, Baichuan, MiniCPM and whatever names no
     class."""
-    monkeypatch.setattr("transformers.convert_slow_tokenizer.requires_backends", lambda *needed: None)
+    slow = import_module("transformers.convert_slow_tokenizer")  # a function has this name, too
+    monkeypatch.setattr(slow, "requires_backends", lambda *needed: None)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)  # there is none to compare with
     made = read(pieces, "InternLM2Tokenizer")
     for other, words in (
@@ -106,8 +108,9 @@ def test_flags_of_start_and_end_tokens(tiny_tokenizer, tmp_path):
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_bos_token": True, "add_eos_token": False}
     for change, words in (
         ({}, None),
-        ({"add_bos_token": False}, r"says add_bos_token: False, and the TokenizersBackend puts bos_token there"),
-        ({"add_eos_token": True}, r"says add_eos_token: True, and the TokenizersBackend puts no eos_token there"),
+        ({"add_bos_token": False}, r"says add_bos_token: False, and the TokenizersBackend does otherwise"),
+        ({"add_eos_token": True}, r"says add_eos_token: True, and the TokenizersBackend does otherwise"),
+        ({"add_prefix_space": False}, r"says add_prefix_space: False, and the TokenizersBackend does otherwise"),
     ):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | change))
         with warnings.catch_warnings() if words is None else pytest.warns(MultirefWarning, match=words):

@@ -196,13 +196,18 @@ def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> I
     from tokenizers import Tokenizer
 
     kind, file = type(tokenizer).__name__, folder / "tokenizer.json"
-    for flag, token, place in (("add_bos_token", "bos_token", 0), ("add_eos_token", "eos_token", -1)) if file.is_file() else ():
-        puts = tokenizer("a b")["input_ids"][place:][:1] == [getattr(tokenizer, f"{token}_id", None)]
-        if isinstance(said := settings.get(flag), bool) and said != puts:
+    if file.is_file():
+        ids, plain = (tokenizer("a b", add_special_tokens=put)["input_ids"] for put in (True, False))
+        does = {
+            "add_bos_token": ids[:1] == [tokenizer.bos_token_id],
+            "add_eos_token": ids[-1:] == [tokenizer.eos_token_id],
+            "add_prefix_space": str(tokenizer.convert_ids_to_tokens(plain[:1] or [0])[0]).startswith(("Ġ", "▁")),
+        }
+        for flag in [flag for flag, done in does.items() if settings.get(flag) is not None and settings[flag] != done]:
             yield (
-                f"tokenizer_config.json says {flag}: {said}, and the {kind} puts {'' if puts else 'no '}{token} there: since "
-                "version 5 transformers goes by the post_processor of tokenizer.json alone. Mend the one that is wrong; under "
-                "version 4 the flag held for Llama's, Gemma's and Cohere's classes (DeepSeek's models have the first)."
+                f"tokenizer_config.json says {flag}: {settings[flag]}, and the {kind} does otherwise: since version 5 "
+                "transformers goes by tokenizer.json alone. Mend the one that is wrong; under version 4 the flags of start and "
+                "end tokens held for Llama's, Gemma's and Cohere's classes (as of DeepSeek's models)."
             )
     with suppress(Exception):  # a vocabulary without some of these letters, and no token for what is unknown
         own = Tokenizer.from_file(str(file))
@@ -212,13 +217,12 @@ def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> I
             written = own.encode(text, add_special_tokens=False).ids
             read = list(tokenizer(text, add_special_tokens=False)["input_ids"])
             if read != written:
+                yield (
+                    f"{kind} gives other token ids than tokenizer.json itself ({read[:4]} and {written[:4]} for "
+                    f"{text[:11]!r}…): transformers builds this class's own rules around the file's vocabulary. Write "
+                    '"tokenizer_class": "TokenizersBackend" into tokenizer_config.json, if the model was trained with the file.'
+                )
                 break
-        if read != written:
-            yield (
-                f"{kind} gives other token ids than tokenizer.json itself ({read[:4]} and {written[:4]} for {text[:11]!r}…): "
-                "transformers builds this class's own rules around the file's vocabulary. If the model was trained with the "
-                'file as it stands, write "tokenizer_class": "TokenizersBackend" into tokenizer_config.json.'
-            )
     with suppress(Exception):  # no such model, or one of another kind
         from sentencepiece import SentencePieceProcessor
 

@@ -302,8 +302,7 @@ def _as_rows(name: str, block: Block, scored: Scored) -> Rows:
     logps, lengths, truncated = (np.asarray(part.detach().cpu().numpy()) for part in parts)
     if not (logps.shape == lengths.shape == truncated.shape == (len(block),)):
         raise ModelError(
-            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in the order of "
-            f"the items."
+            f"Reference {name!r} gave {logps.shape} scores for {len(block)} completions; expected one each, in their order."
         )
     bad = np.flatnonzero(np.isnan(logps) | (logps > ABOVE) | (lengths < 0))
     if len(bad):
