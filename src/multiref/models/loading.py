@@ -212,8 +212,10 @@ def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> I
     with suppress(Exception):  # a vocabulary without some of these letters, and no token for what is unknown
         own = Tokenizer.from_file(str(file))
         own.no_truncation()
-        end = str(tokenizer.eos_token)  # behind one some put a space in front again
-        for text in (_PROBE, f" a{end} b\n{end}\nc") if own.token_to_id(end) is not None else (_PROBE,):
+        end, texts = tokenizer.eos_token, [_PROBE]
+        if end in {each.content for each in own.get_added_tokens_decoder().values()}:
+            texts.append(f" a{end} b\n{end}\nc")  # behind which some put a space in front again
+        for text in texts:
             written = own.encode(text, add_special_tokens=False).ids
             read = list(tokenizer(text, add_special_tokens=False)["input_ids"])
             if read != written:
