@@ -101,10 +101,9 @@ class Chat:
         asked = [self._shaped({"role": "user", "content": "a"})] if role != "user" else []
 
         def written(content: Any) -> str:
-            try:
+            with suppress(ModelError):
                 return self._apply([*asked, {"role": role, "content": content}])
-            except ModelError:
-                return ""
+            return ""
 
         plain, parts = written(_MARK), written(_in_parts(_MARK))
         if _bare(plain) == _bare(parts):
@@ -114,10 +113,9 @@ class Chat:
 
     def tried(self, messages: Sequence[Mapping[str, Any]], **opened: bool) -> str | None:
         """What the template writes; None where it refuses."""
-        try:
+        with suppress(ModelError):
             return self.write(messages, **opened)
-        except ModelError:
-            return None
+        return None
 
     def ending(self) -> str | None:
         """What the template writes after the words of a plain answer; None where that depends on the words."""

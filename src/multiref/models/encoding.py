@@ -176,9 +176,8 @@ def _named(name: str, prompt: Text) -> Iterator[None]:
     try:
         yield
     except (DataError, ModelError) as error:
-        if name:
-            raise type(error)(f"{name}: {error}") from error.__cause__
-        raise type(error)(f"{error} The prompt begins {str(prompt)[:50]!r}.") from error.__cause__
+        said = f"{name}: {error}" if name else f"{error} The prompt begins {str(prompt)[:50]!r}."
+        raise type(error)(said) from error.__cause__
 
 
 def _write(
