@@ -30,6 +30,7 @@ from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
+from multiref.training.start import held_elsewhere
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
 SETTINGS = "settings.json"  # of a checkpoint
@@ -83,7 +84,6 @@ class PairTrainer(Trainer):
         self._sums = SumCheckpoints()
         self.add_callback(_Watch(self))
         self.add_callback(self._sums)  # behind what writes into checkpoints
-        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
 
     def check_privacy(self, loss: Any, epsilon: float | None = None) -> None:
         """DataError where labels are marked as private at another ε than `loss` takes into account: `epsilon`, or what a
@@ -133,9 +133,11 @@ class PairTrainer(Trainer):
         return {"dtype": str(dtype_of(self.model))}  # type: ignore[arg-type]
 
     def all_settings(self) -> dict[str, dict[str, Any]]:
-        """Those, the arguments that the optimizer of a checkpoint brings with it, and what decides which pairs come when."""
+        """Those, the arguments that the optimizer of a checkpoint brings with it, what its weights go with, and what decides
+        which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
         optimizer = {name: getattr(self.args, name) for name in held} | {"optim": word(self.args.optim)}
+        optimizer |= held_elsewhere(self.model)
         batches = self._batches()
         order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
         order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
@@ -260,7 +262,7 @@ class PairTrainer(Trainer):
             world=args.world_size,
             rank=args.process_index,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
+            shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
         )
 
@@ -357,16 +359,7 @@ class _Watch(TrainerCallback):
         self.trainer.examine(self.trainer.model_wrapped)
         if state.global_step == 0:
             self.trainer.check_start(self.trainer.model_wrapped)
-        self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.updates is not None:
-            groups = self.trainer.optimizer.param_groups  # type: ignore[union-attr]
-            self.updates.before(max(group["lr"] for group in groups))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.updates is not None:
-            self.updates.after(made=not self.trainer.accelerator.optimizer_step_was_skipped)
+        self.updates = LostUpdates(self.trainer.model, self.trainer.optimizer) if state.global_step == 0 else None  # type: ignore[arg-type]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.updates is not None:

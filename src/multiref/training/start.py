@@ -11,8 +11,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.fingerprint import file_weights_fingerprint, model_weights_fingerprint, tokenizer_fingerprint
 from multiref.models.witness import dtype_of
+from multiref.references.identity import file_identity
 from multiref.references.local import LocalReference
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def starts_as(
         identities: of `SequenceScores`: each reference's own, with its `location`.
         said: `Tokenisation.identity` of the policy's; a reference with another is none of these.
     """
-    if not identities or getattr(model, "quantization_method", None) is not None:
+    adapters = getattr(model, "peft_config", None) or {}
+    grown = any(getattr(config, "layer_replication", None) for config in adapters.values())
+    if not identities or grown or getattr(model, "quantization_method", None) is not None:
         return []
     tokens, weights = tokenizer_fingerprint(tokenizer), _Whole(model)
     return [
@@ -140,6 +143,21 @@ def identity_of(reference: LocalReference) -> dict[str, Any]:
         "tokenizer": tokenizer_fingerprint(reference.tokenizer),
         **{"dtype": reference.dtype, "adapter": spec.adapter, "quantization": spec.quantization},
     }
+
+
+def held_elsewhere(model: Any, references: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Digests of what no checkpoint of a model holds: the files of its weights that do not train, where it was loaded from
+    some; and references on this machine."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    folder = Path(str(getattr(getattr(base, "config", None), "_name_or_path", "") or "/dev/null"))
+    found: dict[str, Any] = {}
+    if any(folder.glob("*.safetensors")) and not all(parameter.requires_grad for parameter in model.parameters()):
+        found["weights that do not train"] = file_weights_fingerprint(folder)
+    for name, each in references.items():
+        if isinstance(each, LocalReference):
+            memory = each.in_memory
+            found[f"reference {name}"] = file_identity(each.spec) if memory is None else model_weights_fingerprint(memory)
+    return found
 
 
 def rounding_unit(model: nn.Module, identity: Mapping[str, Any], autocast: str) -> float:
