@@ -187,3 +187,26 @@ def test_what_cannot_train_the_model_is_refused(scores, tmp_path):
         with pytest.raises(ArgumentError, match=said):
             begun(scores, tmp_path, model, given)
     begun(scores, tmp_path, model, (own, torch.optim.lr_scheduler.ConstantLR(own)))
+
+
+def test_what_nobody_does_for_an_adapter_is_said(scores, tmp_path):
+    """AdaLoRA's training loop is asked to move ranks between layers; without that its target is never reached."""
+    import peft
+
+    options = peft.AdaLoraConfig(target_modules=["q_proj"], init_r=3, total_step=9, tinit=0, tfinal=1, task_type="CAUSAL_LM")
+    with pytest.warns(MultirefWarning, match="AdaLoRA's rank stays init_r = 3"):
+        begun(scores, tmp_path, peft.get_peft_model(small_llama(9, hidden=8, heads=2, layers=1), options))
+
+
+def test_adapters_that_are_active_together_are_refused(scores, tmp_path):
+    """What `save_model` leaves would come back as the first alone."""
+    import peft
+
+    first, second = (peft.LoraConfig(r=1, target_modules=[name], task_type="CAUSAL_LM") for name in ("q_proj", "o_proj"))
+    model = peft.get_peft_model(small_llama(9, hidden=8, heads=2, layers=1), first)
+    model.add_adapter("second", second)
+    model.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ArgumentError, match="adapters 'default', 'second' are active together"):
+        begun(scores, tmp_path, model)
+    model.set_adapter("default")
+    begun(scores, tmp_path, model)

@@ -12,6 +12,7 @@ from multiref.errors import ModelError
 from multiref.models import LanguageModel, ModelSpec
 from multiref.models.adapters import merged, on_base, read_adapter_config
 from multiref.models.folders import local_folder
+from multiref.training.lost_updates import all_finite
 
 FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
 _CONFIG = "adapter_config.json"
@@ -38,6 +39,12 @@ def with_trained_adapter(
         return model
     if options is None:
         _train_what_is_saved(model)
+        if not all_finite(weight for name, weight in model.named_parameters() if model.active_adapter in name.split(".")):
+            raise ModelError(
+                f"{spec.adapter or spec.path}: weights that would be trained are no numbers once loaded, as of VB-LoRA "
+                "with save_only_topk_weights, which keeps what scoring needs. Save it whole, or train a new adapter on it "
+                "(lora)."
+            )
         return model
     split = on_base(spec)
     if split.quantization is not None:
