@@ -235,3 +235,13 @@ def test_a_policy_whose_adapter_repeats_layers_is_not_its_base(folder, tmp_path)
     options = LoraConfig(target_modules=["q_proj"], layer_replication=[[0, 2], [0, 2]])
     line = trained(get_peft_model(mr.models.load(folder, device="cpu").model, options), scores, tmp_path)
     assert "start/base" not in line and abs(line["kl/base"]) > 1e-3
+
+
+def test_a_base_of_which_few_weights_were_moved_is_another_model(folder, tmp_path):
+    """As an adapter that is merged below the one that trains may have done (WaveFT moves single weights)."""
+    scores = mr.References({"base": str(folder)}, tokenisation=END).score(PAIRS)
+    moved = mr.models.load(folder, device="cpu").model
+    with torch.no_grad():
+        moved.model.layers[0].mlp.down_proj.weight[5, :40] += 0.5
+    line = trained(get_peft_model(moved, LoraConfig(target_modules=["q_proj"])), scores, tmp_path)
+    assert "start/base" not in line and abs(line["kl/base"]) > 1e-3

@@ -57,11 +57,8 @@ class PairTrainer(Trainer):
         **options: Any,
     ) -> None:
         check_arguments(args)
-        for name, asked in (("eval_strategy", args.eval_strategy != "no"), ("eval_on_start", args.eval_on_start)):
-            if eval_dataset is None and asked:
-                raise ArgumentError(
-                    f"{name}: found {getattr(args, name)!s}, without evaluation data; give some, or leave it out."
-                )
+        if eval_dataset is None and args.eval_on_start:
+            raise ArgumentError("eval_on_start: found True, without evaluation data; give some, or leave it out.")
         refuse_adapter_dropout(model)
         check_trainable(model, options.get("optimizers", (None, None)))
         adapters = set(getattr(model, "peft_config", None) or ()) - {"default"}
@@ -356,6 +353,13 @@ class _Watch(TrainerCallback):
         self.evaluated = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.load_best_model_at_end and state.best_global_step:  # of one that is gone transformers would take the last
+            best = Path(state.best_model_checkpoint or Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            if (problem := damage(best)) is not None:
+                raise OutputError(
+                    f"load_best_model_at_end: the best so far, {best}, is lost: {problem}. Leave it out, or begin anew."
+                )
+            state.best_model_checkpoint = str(best)
         self.trainer.examine(self.trainer.model_wrapped)
         if state.global_step == 0:
             self.trainer.check_start(self.trainer.model_wrapped)

@@ -23,6 +23,7 @@ _log = logging.getLogger("multiref")
 _AUTOCAST = {"no": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}  # the first: as the weights are
 _TEXT = ("start", "end", "join", "truncation", "chat_template_kwargs")
 _HASHED = 2**31  # parameters: a larger model in memory is not hashed to find out what it is
+_ROWS = 64  # of each tensor that are compared with its file: a change may be sparse
 
 
 def starts_as(
@@ -202,6 +203,6 @@ class _Whole:
                         if tuple(tensors.get_slice(name).get_shape()) != tuple(own.shape):
                             return False  # embeddings that were resized: of another softmax
                         known += 1
-                        if not torch.equal(tensors.get_slice(name)[:1].to(own.dtype), own[:1].cpu()):
+                        if not torch.equal(tensors.get_slice(name)[:_ROWS].to(own.dtype), own[:_ROWS].cpu()):
                             return False
         return known > len(self._state) / 2

@@ -383,7 +383,7 @@ class _Measure:
             found["penalty"] = log_ratio.mean()
         if self.hidden is None:
             return found
-        true = self._true(everyone, y)
+        true = self._true(self.hidden, everyone, y)
         found["hidden reward"] = true.mean()
         if pooled and self.task.regularizer.alpha == 1:
             each = true - self.task.beta * log_ratio
@@ -391,14 +391,12 @@ class _Measure:
         if state.reward is not None and not getattr(state.reward, "pairwise", False):
             found["reward error here"] = _off(state.reward(everyone, y), true)
             start = state.start.sample(everyone, self.n, torch.Generator().manual_seed(1))
-            found["reward error at start"] = _off(state.reward(everyone, start), self._true(everyone, start))
+            found["reward error at start"] = _off(state.reward(everyone, start), self._true(self.hidden, everyone, start))
         return found
 
-    def _true(self, prompts: Tensor, y: Tensor) -> Tensor:
-        if self.hidden is None:
-            return torch.full(y.shape[:2], torch.nan)
+    def _true(self, hidden: Hidden, prompts: Tensor, y: Tensor) -> Tensor:
         texts = self.world.decode(prompts.repeat_interleave(y.shape[1]), y.flatten(0, 1))
-        return torch.tensor(list(self.hidden(*texts)), dtype=torch.float32).view(y.shape[:2])
+        return torch.tensor(list(hidden(*texts)), dtype=torch.float32).view(y.shape[:2])
 
 
 def error_of_mean(each: Tensor) -> Tensor:
