@@ -14,6 +14,7 @@ from multiref.models.adapters import merged, on_base, read_adapter_config
 from multiref.models.folders import local_folder
 from multiref.training.lost_updates import all_finite
 
+MARK = "multiref_reward"  # in a reward model's config.json: how texts were encoded, so that they are encoded so again
 FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
 _CONFIG = "adapter_config.json"
 
@@ -74,9 +75,12 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None
 def complete_folder(folder: Path, model: Any, *, checkpoint: bool = False) -> None:
     """An adapter's folder as it was saved: its base becomes an absolute path (or stays a hub id); an adapter under it is copied
     into it, with the base that it was put on. Not into a checkpoint: transformers resumes from the folders that it finds in it.
+    What a reward model's configuration says of its texts stands in a file of its own, for its base's does not say it.
     """
     if not (folder / _CONFIG).is_file():
         return
+    if (said := getattr(model.config, MARK, None)) is not None:
+        (folder / f"{MARK}.json").write_text(json.dumps(said, sort_keys=True), encoding="utf-8")
     named = str(_rewrite(folder).get("base_model_name_or_path") or "")
     if named == FIRST or not Path(named).is_dir():
         return

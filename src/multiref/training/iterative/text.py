@@ -112,13 +112,13 @@ class TextPolicy:
         if self.adapter is None:
             return TextPolicy(self.world, copy.deepcopy(self.model))
         name, config = f"copy{len(self.model.peft_config)}", self.model.peft_config[self.adapter]
-        plain, some = (
-            copy.deepcopy(config),
-            (torch.tensor([0]), torch.tensor([[self.world.ids[0][: self.world.max_new_tokens]]])),
-        )
+        some = torch.tensor([0]), torch.tensor([[self.world.ids[0][: self.world.max_new_tokens]]])
+        plain = copy.deepcopy(config)
         if hasattr(config, "init_lora_weights"):
             plain.init_lora_weights = True  # PiSSA, say, would change the base a second time
         try:
+            if (bias := getattr(config, "bias", "none")) != "none":
+                raise ValueError(f"it trains the base's biases (bias={bias!r})")
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 was = self.logps(*some)
                 self.model.add_adapter(name, plain)
@@ -304,7 +304,8 @@ def text_task(
     """
     world = TextWorld(prompts, policy.tokenizer, max_new_tokens=setting.max_new_tokens, tokenisation=setting.tokenisation)
     ref_logps = frozen_references(world, references)
-    learner = TextPolicy(world, policy.model, adapter=_adapter_of(policy))
+    worn = policy.model.active_adapter if hasattr(policy.model, "peft_config") else None
+    learner = TextPolicy(world, policy.model, adapter=worn)
     if setting.lora is not None:
         learner = TextPolicy(world, with_adapter(policy.model, setting.lora, seed=setting.seed), adapter="start")
     everyone = torch.arange(len(world.prompts))
@@ -345,19 +346,6 @@ def _check_start(policy: TextPolicy, references: Mapping[str, LanguageModel], pr
     scores = {name: (alike[name], each.logps(prompts, completions)[:, 0]) for name, each in zip(alike, frozen)}
     lengths = (completions[:, 0] >= 0).sum(-1)
     check_first(policy.model, lambda: policy.logps(prompts, completions)[:, 0], scores, lengths, autocast="no")
-
-
-def _adapter_of(policy: LanguageModel) -> str | None:
-    """The adapter that the policy came with. ModelError for one that cannot be held twice, as the levels need it."""
-    if not hasattr(policy.model, "peft_config"):
-        return None
-    name: str = policy.model.active_adapter
-    if (bias := getattr(policy.model.peft_config[name], "bias", "none")) != "none":
-        raise ModelError(
-            f"The policy's adapter trains the base's biases (bias={bias!r}), of which two copies cannot share one base, as "
-            "this method needs. Put a new one on top (lora), or merge it."
-        )
-    return name
 
 
 @dataclass(frozen=True)
