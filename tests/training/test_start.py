@@ -202,8 +202,9 @@ def test_runs_of_one_process_may_differ_in_precision(folder):
 def test_a_base_or_a_reference_that_was_replaced_between_is_refused(folder, tmp_path):
     """A checkpoint holds an adapter, which belongs to its base; and online training went by references as they were."""
 
-    def on_pairs(resume):
-        policy = get_peft_model(mr.models.load(folder, device="cpu").model, LoraConfig(target_modules="all-linear"))
+    def on_pairs(resume, **options):
+        lora = LoraConfig(target_modules="all-linear", **options)
+        policy = get_peft_model(mr.models.load(folder, device="cpu").model, lora)
         trainer = word_trainer(
             policy, scores, PAIRS, tmp_path / "pairs", max_steps=1 + resume, save_steps=1, save_strategy="steps"
         )
@@ -220,6 +221,8 @@ def test_a_base_or_a_reference_that_was_replaced_between_is_refused(folder, tmp_
     other = shutil.copytree(folder, tmp_path / "other")
     scores = mr.References({"other": str(other)}, tokenisation=END).score(PAIRS)
     on_pairs(False)
+    with pytest.raises(ArgumentError, match=r"^adapter default: the checkpoint was written under"):
+        on_pairs(True, lora_alpha=99)
     online(False)
     small_llama(9, spread=0.3, seed=3).save_pretrained(other)
     with pytest.raises(ArgumentError, match=r"^reference other: the checkpoint was written under"):

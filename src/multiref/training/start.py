@@ -11,7 +11,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.fingerprint import file_weights_fingerprint, model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.fingerprint import (
+    config_fingerprint,
+    file_weights_fingerprint,
+    model_weights_fingerprint,
+    tokenizer_fingerprint,
+)
 from multiref.models.witness import dtype_of
 from multiref.references.identity import file_identity
 from multiref.references.local import LocalReference
@@ -147,11 +152,12 @@ def identity_of(reference: LocalReference) -> dict[str, Any]:
 
 
 def held_elsewhere(model: Any, references: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """Digests of what no checkpoint of a model holds: the files of its weights that do not train, where it was loaded from
-    some; and references on this machine."""
+    """Digests of what no checkpoint of a model holds: its adapters' settings; the files of its weights that do not train,
+    where it was loaded from some; and references on this machine."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     folder = Path(str(getattr(getattr(base, "config", None), "_name_or_path", "") or "/dev/null"))
-    found: dict[str, Any] = {}
+    adapters = getattr(model, "peft_config", None) or {}
+    found: dict[str, Any] = {f"adapter {name}": config_fingerprint(each.to_dict()) for name, each in adapters.items()}
     if any(folder.glob("*.safetensors")) and not all(parameter.requires_grad for parameter in model.parameters()):
         found["weights that do not train"] = file_weights_fingerprint(folder)
     for name, each in references.items():

@@ -155,7 +155,7 @@ class OnlineTrainer:
             "adaptive_beta": stated(self.rule.adaptive_beta),
             "references": list(self.names),
             **held_elsewhere(self.model, self.scorer.opened if self.scorer else {}),
-            "rewards": [reward.weight for reward in self.rewards],
+            "rewards": {reward.name: reward.weight for reward in self.rewards},
             "prompts": digest_of([self.weights, *self._contexts]),
             **{name: getattr(self.args, name) for name in names},
             "prompts_per_step": self.args.prompts_per_step * self.accelerator.num_processes,  # of all of them
