@@ -14,7 +14,8 @@ import multiref as mr
 from multiref.errors import ArgumentError, ModelError, MultirefWarning, OutputError
 from multiref.models import Encoded, LanguageModel, score_completions
 from multiref.models.small import small_llama, word_tokenizer
-from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
+from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, RewardModel, Rule
+from multiref.training.reward import open_reward_model
 from multiref.training.start import check_start, rounding_unit
 from multiref.training.sums import SUMS
 from tests.models.templates import CHATML, byte_tokenizer
@@ -199,8 +200,9 @@ def test_runs_of_one_process_may_differ_in_precision(folder):
     assert max(kls["none"], kls["fp16"]) < 1e-5 < kls["bf16"]
 
 
-def test_a_base_or_a_reference_that_was_replaced_between_is_refused(folder, tmp_path):
-    """A checkpoint holds an adapter, which belongs to its base; and online training went by references as they were."""
+def test_a_base_a_reference_or_a_reward_model_that_was_replaced_between_is_refused(folder, tmp_path):
+    """A checkpoint holds an adapter, which belongs to its base; and online training went by references and rewards as they
+    were."""
 
     def on_pairs(resume, **options):
         lora = LoraConfig(target_modules="all-linear", **options)
@@ -211,7 +213,8 @@ def test_a_base_or_a_reference_that_was_replaced_between_is_refused(folder, tmp_
         trainer.train(resume_from_checkpoint=resume)
 
     def online(resume):
-        options = {"beta": 0.1, "references": {"other": str(other)}, "prompts": ["w1 w2"], "rewards": lambda **_: [0.0, 1.0]}
+        judge = RewardModel(str(tmp_path / "judge"), device="cpu")
+        options = {"beta": 0.1, "references": {"other": str(other)}, "prompts": ["w1 w2"], "rewards": judge}
         args = OnlineArguments(steps=1 + resume, prompts_per_step=1, max_new_tokens=2, save_every=1)
         trainer = OnlineTrainer(
             mr.models.load(folder, device="cpu"), mr.ReverseKL(), args=args, rule=Rule(RLOO(group=2)), **options
@@ -219,11 +222,20 @@ def test_a_base_or_a_reference_that_was_replaced_between_is_refused(folder, tmp_
         trainer.train(folder=tmp_path / "online", resume=resume)
 
     other = shutil.copytree(folder, tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "judge")
+    opened = open_reward_model(str(folder), device="cpu").model
+    opened.save_pretrained(tmp_path / "judge")
     scores = mr.References({"other": str(other)}, tokenisation=END).score(PAIRS)
     on_pairs(False)
     with pytest.raises(ArgumentError, match=r"^adapter default: the checkpoint was written under"):
         on_pairs(True, lora_alpha=99)
     online(False)
+    torch.nn.init.ones_(opened.score.weight)
+    opened.save_pretrained(tmp_path / "judge")
+    with pytest.raises(ArgumentError, match=r"^reward judge: the checkpoint was written under"):
+        online(True)
+    torch.nn.init.zeros_(opened.score.weight)
+    opened.save_pretrained(tmp_path / "judge")
     small_llama(9, spread=0.3, seed=3).save_pretrained(other)
     with pytest.raises(ArgumentError, match=r"^reference other: the checkpoint was written under"):
         online(True)

@@ -493,7 +493,6 @@ def test_forward_kl_counts_the_references_samples_as_the_method_counts_tokens(no
         ({"prompts": ["x1", "x0"]}, "prompts"),
         ({"rewards": 2.0}, "rewards"),
         ({"regularizer": mr.ReverseKL((0.5, 0.5))}, "regularizer"),
-        ({"named": "another"}, "rewards"),
         ({"args": {"seed": 3}}, "seed"),
         ({"args": {"weight_decay": 0.1}}, "weight_decay"),
         ({"args": {"adam_betas": (0.8, 0.9)}}, "adam_betas"),
@@ -504,8 +503,8 @@ def test_forward_kl_counts_the_references_samples_as_the_method_counts_tokens(no
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(changed, name, tmp_path):
     def run(steps, resume=False, **options):
-        policy, options = random_table(1), {"regularizer": mr.ReverseKL(W), "rewards": 1.0, "named": "r", "args": {}, **options}
-        reward = Reward(reward_function(policy, reward_table(policy)), options.pop("named"), options.pop("rewards"))
+        policy, options = random_table(1), {"regularizer": mr.ReverseKL(W), "rewards": 1.0, "args": {}, **options}
+        reward = Reward(reward_function(policy, reward_table(policy)), "r", options.pop("rewards"))
         args = {"save_every": 1} | options.pop("args")
         return make_trainer(policy, TABLES, rewards=reward, steps=steps, args=args, **options).train(
             folder=tmp_path, resume=resume
