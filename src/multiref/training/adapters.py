@@ -42,9 +42,8 @@ def with_trained_adapter(
         _train_what_is_saved(model)
         if not all_finite(weight for name, weight in model.named_parameters() if model.active_adapter in name.split(".")):
             raise ModelError(
-                f"{spec.adapter or spec.path}: weights that would be trained are no numbers once loaded, as of VB-LoRA "
-                "with save_only_topk_weights, which keeps what scoring needs. Save it whole, or train a new adapter on it "
-                "(lora)."
+                f"{spec.adapter or spec.path}: weights that would be trained are no numbers once loaded, as of a VB-LoRA of "
+                "which only the largest were saved. Save it whole, or train a new adapter on it (lora)."
             )
         return model
     split = on_base(spec)

@@ -19,8 +19,8 @@ from multiref.training.iterative.task import Task
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.sums import newest_whole
 
-LEARNS = ("steps", "prompts", "rollouts", "reward_steps", "reward_rate", "reward_batch")  # read of the plan by those that fit a
-FITS = ("steps", "batch")  # reward, and by those that fit the policy to labels
+LEARNS = ("steps", "prompts", "rollouts", "reward_steps", "reward_rate", "reward_batch")  # of the plan, to fit a reward
+FITS = ("steps", "batch")  # to fit the policy to labels
 OF_METHODS = (*LEARNS, "batch", "reward_decay")
 
 

@@ -30,7 +30,8 @@ from multiref.models.folders import file_shapes, read_object
 from multiref.models.loading import as_device, as_dtype, load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec
 from multiref.references.rollouts import Rollout
-from multiref.training.reward.model import MARK, rewards_of
+from multiref.training.adapters import MARK
+from multiref.training.reward.model import rewards_of
 from multiref.training.reward.rows import rewards_of_rows
 
 
