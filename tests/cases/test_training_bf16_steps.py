@@ -50,22 +50,20 @@ def test_weights_that_move_are_not_warned_of(dtype, options, tmp_path):
 
 
 def test_what_is_counted():
-    """Of four weights one has no gradient, one is too large for its step; nothing is counted at rate zero or for a step that
-    was left out. Two of three moved: no warning; and where the large ones are two of three, one."""
+    """Of four weights one has no gradient, one is too large for its step; nothing is counted at rate zero. Two of three moved:
+    no warning; and where the large ones are two of three, one."""
     model = torch.nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 1e8, 1.0, 1.0]]))
-    watch = LostUpdates(model)
+    optimizer = torch.optim.SGD(model.parameters())
+    watch = LostUpdates(model, optimizer)
 
-    def step(rate, made=True):
+    def step(rate):
         model.weight.grad = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
-        watch.before(rate)
-        with torch.no_grad():
-            model.weight -= rate * model.weight.grad * made
-        watch.after(made=made)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
 
     step(0.0)
-    step(0.5, made=False)
     assert (watch._lost, watch._all) == (0, 0)
     for _ in range(4):
         step(0.5)
@@ -84,12 +82,13 @@ def test_what_is_counted():
 
 def test_steps_without_any_gradient_are_said():
     model = torch.nn.Linear(2, 1)
-    watch = LostUpdates(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, waiting = LostUpdates(model, optimizer), LostUpdates(model, optimizer, waits=True)
     for _ in range(10):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        watch.before(0.1)
-        watch.after()
+        optimizer.step()
+    assert waiting.conclude(last=True) is None
     with pytest.warns(MultirefNotice, match="No weight had a gradient in the first 10 steps"):
         assert watch.conclude() is None
 

@@ -10,7 +10,7 @@ import torch
 from multiref.training.checkpoint import read_plain
 
 CLOCKS = re.compile(r"wall|processor|seconds|runtime|_per_second|since|^sum$|timing")
-IGNORED = {"timing.json", "stages.json", "sums.json", ".sums"}
+IGNORED = {"timing.json", "stages.json", "sums.json"}
 _SECTION = re.compile(r"<summary><h2>Time</h2></summary>.*?</table>", re.DOTALL)
 _TIME = re.compile(r"\d+(\.\d+)? ?(s|ms|min|seconds)\b|\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
 

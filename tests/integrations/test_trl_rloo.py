@@ -218,6 +218,15 @@ def test_what_bends_grpo_is_refused_by_the_name_of_its_flag(given, word):
         check_grpo(trl.GRPOConfig(**settings("out", **{**exact, **given})), temperature=1.0)
 
 
+@pytest.mark.parametrize("given", [{"num_iterations": 2}, {"steps_per_generation": 2}])
+def test_rloo_on_samples_of_an_older_policy_is_refused_too(given):
+    """Its ratios of whole completions are clipped, and the penalty in its reward is the older policy's."""
+    from multiref.integrations.trl_conditions import check_arguments
+
+    with pytest.raises(ArgumentError, match=f"^{next(iter(given))}: found 2, expected at most 1"):
+        check_arguments(trl.RLOOConfig(**settings("out", beta=BETA, **given)), beta=BETA, temperature=1.0)
+
+
 def test_a_reference_that_trl_reloads_from_elsewhere_is_refused(folders, tmp_path):
     """The policy comes from `second`, so TRL's reference is `second`, not `base` as the user believes."""
     with pytest.raises(ArgumentError, match=r"reloaded its reference from .*second"):

@@ -270,3 +270,22 @@ def test_a_table_is_compared_too(world):
     tokenizer = tabular_tokenizer(table)
     rollouts = sample(table, tokenizer, ["x0", "x1"], Generation(2), generator=torch.Generator().manual_seed(0))
     assert rows_of_rollouts(rollouts, tokenizer).remember(table, tokenizer).spread < 1e-6
+
+
+def test_an_adapter_that_was_kept_for_scoring_alone_is_not_trained(config, world, tmp_path):
+    """VB-LoRA's logits that were left out of the file are infinite once it is loaded: refused before a step."""
+    import peft
+
+    options = peft.VBLoRAConfig(
+        r=2,
+        num_vectors=8,
+        vector_length=4,
+        topk=2,
+        save_only_topk_weights=True,
+        target_modules=["q_proj"],
+        task_type="CAUSAL_LM",
+    )
+    peft.get_peft_model(load(world / "policy", device="cpu").model, options).save_pretrained(tmp_path / "kept")
+    with pytest.raises(ModelError, match="weights that would be trained are no numbers once loaded"):
+        do({**config, "model": {"path": str(world / "policy"), "adapter": str(tmp_path / "kept")}})
+    assert not (tmp_path / "run" / "checkpoints").exists()

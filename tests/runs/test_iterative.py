@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.errors import ConfigError, DataError
+from multiref.errors import ConfigError, DataError, MultirefNotice
 from multiref.runs import read_run
 from multiref.training.iterative import LabelsLate
 from tests.chaos.compare import difference
@@ -44,7 +45,8 @@ def test_a_run_leaves_a_folder_and_run_again_changes_nothing(config, tmp_path):
     path = do({**config, "labels": {"each": 8, "rounds": 2}}, say=said.append)
     assert [line.split()[0] for line in said if "/16 labels" in line] == ["8/16", "16/16"] and "true objective" in said[-2]
     files = {file.name for file in path.iterdir()}
-    assert files == {"config.yaml", "versions.json", "timing.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
+    texts = {"config.yaml", "versions.json", "models.json", "timing.json", "metrics.jsonl", "report.html"}
+    assert files == texts | {"checkpoints", "model"}
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["labels"] for line in lines] == [0, 8, 16] and {"kl/other", "true objective", "sigma"} <= set(lines[-1])
     assert (path / "model" / "adapter_model.safetensors").exists()
@@ -182,3 +184,16 @@ def test_on_the_command_line_a_mistake_is_one_message(config, tmp_path):
 @pytest.mark.parametrize("name", ["bilevel", "iterative", "nash-stories"])
 def test_the_recipes_are_readable(name):
     assert read_run(RECIPES / f"{name}.yaml").task == "iterative"
+
+
+def test_what_a_method_does_not_read_of_the_plan_is_said(config):
+    """DPO on labels fits no reward; a reward that is fitted has no outer step."""
+    for method, idle in (("online-dpo", {"prompts": 3, "reward_rate": 0.1}), ("iterative", {"batch": 7, "reward_decay": 2.0})):
+        plan = {"steps": 2, "learning_rate": 1e-3, **idle}
+        with pytest.warns(MultirefNotice) as said:
+            settings(config, method=method, plan=plan)
+        assert {str(each.message).split(":")[0] for each in said} == set(idle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings(config, method="gshf", plan={"steps": 2, "prompts": 3, "rollouts": 2, "reward_steps": 4, "reward_batch": 8})
+        settings(config, plan={"steps": 2, "prompts": 3, "rollouts": 2, "reward_rate": 0.1, "reward_decay": 2.0})

@@ -351,3 +351,43 @@ def test_prompts_and_the_texts_that_follow_them(config, tmp_path):
 def test_recipes_are_complete(name):
     run = read_run(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
     assert run.task in ("online", "distill") and run.method.make().group >= 1 and run.training.make().steps >= 20
+
+
+def test_a_model_that_was_replaced_between_is_named(config, folders, tmp_path, monkeypatch):
+    """A LoRA's base, a reference, a reward model, a judge: what training went on with would be another run. Put back, it goes
+    on."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from multiref.training.online import OnlineTrainer
+    from multiref.training.reward import open_reward_model
+
+    reward = open_reward_model(folders["policy"], device="cpu")
+    for name in ("base", "first", "second", "scorer", "judge"):
+        shutil.copytree(folders["policy"], tmp_path / name)
+        if name in ("scorer", "judge"):
+            reward.model.save_pretrained(tmp_path / name)
+    del config["evaluation"]
+    given = config | {
+        "model": str(tmp_path / "base"), "lora": {"r": 1},
+        "references": [{"name": name, "model": str(tmp_path / name)} for name in ("first", "second")],
+        "rewards": [
+            {"kind": "model", "path": str(tmp_path / "scorer")},
+            {"kind": "win_rate", "judge": {"kind": "reward_model", "path": str(tmp_path / "judge")}},
+        ],
+    }  # fmt: skip
+    monkeypatch.setattr(OnlineTrainer, "train", lambda self, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        do(given)
+    for name in ("base", "second", "scorer", "judge"):
+        file = tmp_path / name / "model.safetensors"
+        kept, weights = file.read_bytes(), load_file(file)
+        key = next(key for key in sorted(weights) if "mlp" in key)
+        save_file(weights | {key: weights[key] + torch.ones(1)}, file, metadata={"format": "pt"})
+        with pytest.raises(ConfigError, match=rf"began with another .*/{name} \(weights\)"):
+            do(given)
+        file.write_bytes(kept)
+    with pytest.raises(KeyboardInterrupt):
+        do(given)

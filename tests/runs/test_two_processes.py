@@ -50,6 +50,7 @@ def test_two_processes_leave_one_folder(config, tmp_path):
     files = {
         "config.yaml",
         "versions.json",
+        "models.json",
         "timing.json",
         "metrics.jsonl",
         "evaluation.json",

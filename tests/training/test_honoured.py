@@ -1,13 +1,14 @@
 """Every field of `transformers.TrainingArguments` is decided: honoured, without an effect on what is trained and reported, or
 refused by name. A field of a later release fails here until somebody decides."""
 
+import shutil
 from dataclasses import fields
 
 import pytest
 import torch
 from transformers import TrainingArguments
 
-from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning
+from multiref.errors import ArgumentError, MultirefNotice, MultirefWarning, OutputError
 from multiref.models import LanguageModel
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.references import References
@@ -146,7 +147,7 @@ def begun(scores, folder, model=None, optimizers=(None, None), **options):
     return PreferenceTrainer(
         small_llama(9, hidden=8, heads=2, layers=1) if model is None else model, regularizer=ReverseKL(), beta=0.1,
         scores=scores, train_dataset=PAIRS, eval_dataset=options.pop("eval_dataset", None), tokenisation=END,
-        processing_class=word_tokenizer(WORDS), optimizers=optimizers, args=arguments(folder, max_steps=1, **options),
+        processing_class=word_tokenizer(WORDS), optimizers=optimizers, args=arguments(folder, **({"max_steps": 1} | options)),
     )  # fmt: skip
 
 
@@ -187,3 +188,51 @@ def test_what_cannot_train_the_model_is_refused(scores, tmp_path):
         with pytest.raises(ArgumentError, match=said):
             begun(scores, tmp_path, model, given)
     begun(scores, tmp_path, model, (own, torch.optim.lr_scheduler.ConstantLR(own)))
+
+
+def test_what_nobody_does_for_an_adapter_is_said(scores, tmp_path):
+    """AdaLoRA's training loop is asked to move ranks between layers; without that its target is never reached."""
+    import peft
+
+    options = peft.AdaLoraConfig(target_modules=["q_proj"], init_r=3, total_step=9, tinit=0, tfinal=1, task_type="CAUSAL_LM")
+    with pytest.warns(MultirefWarning, match="AdaLoRA's rank stays init_r = 3"):
+        begun(scores, tmp_path, peft.get_peft_model(small_llama(9, hidden=8, heads=2, layers=1), options))
+
+
+def test_adapters_that_are_active_together_are_refused(scores, tmp_path):
+    """What `save_model` leaves would come back as the first alone."""
+    import peft
+
+    first, second = (peft.LoraConfig(r=1, target_modules=[name], task_type="CAUSAL_LM") for name in ("q_proj", "o_proj"))
+    model = peft.get_peft_model(small_llama(9, hidden=8, heads=2, layers=1), first)
+    model.add_adapter("second", second)
+    model.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ArgumentError, match="adapters 'default', 'second' are active together"):
+        begun(scores, tmp_path, model)
+    model.set_adapter("default")
+    begun(scores, tmp_path, model)
+
+
+def test_a_run_whose_best_so_far_is_lost_does_not_end_with_the_last_in_its_place(scores, tmp_path):
+    """Margins grow, so the smallest is the first. A folder that was moved has it; one where it is damaged or gone has not."""
+    best = {
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1,
+        "load_best_model_at_end": True, "metric_for_best_model": "rewards/margins", "greater_is_better": False,
+    }  # fmt: skip
+
+    def run(where, steps):
+        model = small_llama(9, hidden=8, heads=2, layers=1)
+        trainer = begun(scores, tmp_path / where, model, eval_dataset=PAIRS, max_steps=steps, learning_rate=1e-2, **best)
+        trainer.train(resume_from_checkpoint=steps > 2)
+        return trainer.model.state_dict()
+
+    first = run("was", 2)
+    (tmp_path / "was").rename(tmp_path / "is")
+    assert all(torch.equal(first[name], value) for name, value in run("is", 4).items())
+    file = tmp_path / "is" / "checkpoint-1" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(OutputError, match=r"best so far, .*checkpoint-1, is lost: model.safetensors has changed"):
+        run("is", 5)
+    shutil.rmtree(file.parent)
+    with pytest.raises(OutputError, match=r"best so far, .*checkpoint-1, is lost"):
+        run("is", 5)

@@ -2,6 +2,7 @@
 matter of a policy that is another model, was trained, or is tokenised otherwise."""
 
 import copy
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ import multiref as mr
 from multiref.errors import ArgumentError, ModelError, MultirefWarning, OutputError
 from multiref.models import Encoded, LanguageModel, score_completions
 from multiref.models.small import small_llama, word_tokenizer
-from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, Rule
+from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, RewardModel, Rule
+from multiref.training.reward import open_reward_model
 from multiref.training.start import check_start, rounding_unit
 from multiref.training.sums import SUMS
 from tests.models.templates import CHATML, byte_tokenizer
@@ -196,3 +198,65 @@ def test_runs_of_one_process_may_differ_in_precision(folder):
         assert any("'fp16' has no effect: on a CPU" in str(each.message) for each in said) == (precision == "fp16")
         kls[precision] = abs(trainer.train()[0]["kl"])
     assert max(kls["none"], kls["fp16"]) < 1e-5 < kls["bf16"]
+
+
+def test_a_base_a_reference_or_a_reward_model_that_was_replaced_between_is_refused(folder, tmp_path):
+    """A checkpoint holds an adapter, which belongs to its base; and online training went by references and rewards as they
+    were."""
+
+    def on_pairs(resume, **options):
+        lora = LoraConfig(target_modules="all-linear", **options)
+        policy = get_peft_model(mr.models.load(folder, device="cpu").model, lora)
+        trainer = word_trainer(
+            policy, scores, PAIRS, tmp_path / "pairs", max_steps=1 + resume, save_steps=1, save_strategy="steps"
+        )
+        trainer.train(resume_from_checkpoint=resume)
+
+    def online(resume):
+        judge = RewardModel(str(tmp_path / "judge"), device="cpu")
+        options = {"beta": 0.1, "references": {"other": str(other)}, "prompts": ["w1 w2"], "rewards": judge}
+        args = OnlineArguments(steps=1 + resume, prompts_per_step=1, max_new_tokens=2, save_every=1)
+        trainer = OnlineTrainer(
+            mr.models.load(folder, device="cpu"), mr.ReverseKL(), args=args, rule=Rule(RLOO(group=2)), **options
+        )
+        trainer.train(folder=tmp_path / "online", resume=resume)
+
+    other = shutil.copytree(folder, tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "judge")
+    opened = open_reward_model(str(folder), device="cpu").model
+    opened.save_pretrained(tmp_path / "judge")
+    scores = mr.References({"other": str(other)}, tokenisation=END).score(PAIRS)
+    on_pairs(False)
+    with pytest.raises(ArgumentError, match=r"^adapter default: the checkpoint was written under"):
+        on_pairs(True, lora_alpha=99)
+    online(False)
+    torch.nn.init.ones_(opened.score.weight)
+    opened.save_pretrained(tmp_path / "judge")
+    with pytest.raises(ArgumentError, match=r"^reward judge: the checkpoint was written under"):
+        online(True)
+    torch.nn.init.zeros_(opened.score.weight)
+    opened.save_pretrained(tmp_path / "judge")
+    small_llama(9, spread=0.3, seed=3).save_pretrained(other)
+    with pytest.raises(ArgumentError, match=r"^reference other: the checkpoint was written under"):
+        online(True)
+    small_llama(9, spread=0.3, seed=2).save_pretrained(folder)
+    with pytest.raises(ArgumentError, match=r"^weights that do not train: the checkpoint was written under"):
+        on_pairs(True)
+
+
+def test_a_policy_whose_adapter_repeats_layers_is_not_its_base(folder, tmp_path):
+    """It is another model from the start, so a log-ratio that is not 0 is right."""
+    scores = mr.References({"base": str(folder)}, tokenisation=END).score(PAIRS)
+    options = LoraConfig(target_modules=["q_proj"], layer_replication=[[0, 2], [0, 2]])
+    line = trained(get_peft_model(mr.models.load(folder, device="cpu").model, options), scores, tmp_path)
+    assert "start/base" not in line and abs(line["kl/base"]) > 1e-3
+
+
+def test_a_base_of_which_few_weights_were_moved_is_another_model(folder, tmp_path):
+    """As an adapter that is merged below the one that trains may have done (WaveFT moves single weights)."""
+    scores = mr.References({"base": str(folder)}, tokenisation=END).score(PAIRS)
+    moved = mr.models.load(folder, device="cpu").model
+    with torch.no_grad():
+        moved.model.layers[0].mlp.down_proj.weight[5, :40] += 0.5
+    line = trained(get_peft_model(moved, LoraConfig(target_modules=["q_proj"])), scores, tmp_path)
+    assert "start/base" not in line and abs(line["kl/base"]) > 1e-3

@@ -24,9 +24,10 @@ def command(
 ) -> dict[str, Any] | None:
     """Do what a run's file says: preference, reward, online, distillation or iterative training.
 
-    Writes a run folder: config.yaml (resolved), versions.json, metrics.jsonl, model/ (safetensors, tokenizer, model card),
-    report.html. Interrupted, the same command goes on exactly where the last checkpoint stands. With report_to: tensorboard in
-    the file, the metrics go there too; with push_to_hub: owner/name, model and card go to the hub at the end.
+    Writes a run folder: config.yaml (resolved), versions.json, models.json (what each model was), metrics.jsonl, model/
+    (safetensors, tokenizer, model card), report.html. Interrupted, the same command goes on exactly where the last checkpoint
+    stands. With report_to: tensorboard in the file, the metrics go there too; with push_to_hub: owner/name, model and card go
+    to the hub at the end.
 
     Example: multiref train --config run.yaml --set beta=0.2 --set output=runs/beta-0.2
     """

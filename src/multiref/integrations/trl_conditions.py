@@ -64,11 +64,12 @@ def check_grpo(args: Any, *, temperature: float) -> None:
         "temperature": (1.0, "the policy is scored at temperature 1"),
         "scale_rewards": ("none", "advantages are divided by a deviation, so that β means another strength for every prompt"),
         "loss_type": ("dr_grpo", "others weigh a completion by lengths, or move where ratios are not one"),
-        "num_iterations": (1, "later passes over a batch clip ratios of tokens"),
         "top_entropy_quantile": (1.0, "tokens are left out"),
         "entropy_coef": (0.0, "entropy is another term of the objective"),
         "use_adaptive_entropy": (False, "entropy is another term of the objective"),
         "multi_objective_aggregation": ("sum_then_normalize", "the penalty would be normalised apart from the reward"),
+        "mask_truncated_completions": (False, "what is long is dropped from the objective"),
+        "off_policy_mask_threshold": (None, "completions are dropped by their likelihood"),
     }
     for name, (wanted, why) in expected.items():
         found = getattr(args, name, wanted)
@@ -76,20 +77,7 @@ def check_grpo(args: Any, *, temperature: float) -> None:
             raise ArgumentError(f"{name}: found {found!r}, expected {wanted!r}: {why}. Set GRPOConfig({name}={wanted!r}).")
     if temperature != 1:
         raise ArgumentError(f"temperature: expected 1 for reference_reward under GRPO, found {temperature}.")
-    steps, kept = getattr(args, "steps_per_generation", None), args.gradient_accumulation_steps
-    if steps is not None and steps > kept:
-        raise ArgumentError(
-            f"steps_per_generation: found {steps}, expected at most gradient_accumulation_steps = {kept}: later steps would "
-            "train on samples of an older policy, with clipped ratios. Remove it."
-        )
     _check_sampling(args)
-    _refuse_set(
-        args,
-        {
-            "mask_truncated_completions": "drops what is long from the objective",
-            "off_policy_mask_threshold": "drops completions by their likelihood",
-        },
-    )
 
 
 def _refuse_set(args: Any, wrong: dict[str, str]) -> None:
@@ -103,20 +91,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {"top_p": (1, None), "top_k": (0, -1, Non
 
 
 def _check_sampling(args: Any) -> None:
+    """Every step is on samples of the policy as it is."""
     bent = "samples another policy than the one whose log-probabilities are taken"
     names = ("min_p", "vllm_structured_outputs_regex", *_NEUTRAL)
     _refuse_set(args, {**dict.fromkeys(names, bent), "generation_kwargs": "may change the distribution that is sampled"})
+    for name, most in (("num_iterations", 1), ("steps_per_generation", args.gradient_accumulation_steps)):
+        if (found := getattr(args, name, None)) is not None and found > most:
+            raise ArgumentError(
+                f"{name}: found {found}, expected at most {most}: later steps would train on samples of an older policy, with "
+                "clipped ratios and with that policy's penalty. Remove it."
+            )
 
 
 def check_trainer(trainer: Any) -> None:
     """The policy draws every token of a completion, and TRL adds no loss of its own. ArgumentError, naming what is not so."""
-    _refuse_set(
-        trainer,
-        {
-            "tools": "puts tokens that the policy did not draw into completions, and the references would score them",
-            "rollout_func": "may draw from another policy, and put tokens that it did not draw into completions",
-        },
-    )
+    foreign = "may put tokens that the policy did not draw into completions, and the references would score them"
+    _refuse_set(trainer, dict.fromkeys(("tools", "rollout_func"), foreign))
     if getattr(trainer, "aux_loss_enabled", False):
         raise ArgumentError(
             f"router_aux_loss_coef: found {trainer.router_aux_loss_coef}, expected 0.0: the balance of a router is another "

@@ -99,7 +99,8 @@ def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any, to
     encoded = encode_many(tokenizer, texts, tokenisation, origins=origins)
     for item, origin in zip(encoded, origins):
         check_one_prompt(item, origin)
-    agree = [[_agree(item, row, k) for item, row in zip(encoded, digests)] for k in range(len(digests[0][0]))]
+    both = [([item.digest(side) for side in (0, 1)], row) for item, row in zip(encoded, digests)]
+    agree = [[ours == [int(theirs[k]) for theirs in row] for ours, row in both] for k in range(len(digests[0][0]))]
     for k, rows in enumerate(agree):
         if any(rows) and not all(rows):
             raise ArgumentError(
@@ -114,7 +115,3 @@ def _as_scored(pairs: Sequence[Pair], digests: Sequence[Any], tokenizer: Any, to
             stacklevel=2,
         )
     return encoded
-
-
-def _agree(item: Encoded, row: Any, k: int) -> bool:
-    return all(item.digest(side) == int(row[side][k]) for side in (0, 1))

@@ -92,16 +92,13 @@ class ReferenceReward:
     def log_ratios(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[N] float64: Σ_k w_k log π_k − log π_0; under GRPO, which has no penalty of its own in the reward,
         Σ_k w_k log π_k − log π. References of weight zero are not asked."""
-        if self.policy is not None:
-            asked = [name for name, w in zip(self.scorer.names, self.weights.tolist()) if w > 0]
-            own = score_completions(self.policy, [rollout.encoded() for rollout in rollouts])
-            return self.weights[self.weights > 0].double() @ self.scorer.completions(rollouts, asked) - own
-        names = [name for name, w in zip(self.scorer.names, self.weights.tolist()) if w > 0 or name == self.policy_reference]
+        base = self.policy_reference if self.policy is None else None
+        names = [name for name, w in zip(self.scorer.names, self.weights.tolist()) if w > 0 or name == base]
         coefficients = torch.tensor(
-            [float(self.weights[self.scorer.names.index(name)]) - (name == self.policy_reference) for name in names],
-            dtype=torch.float64,
+            [float(self.weights[self.scorer.names.index(name)]) - (name == base) for name in names], dtype=torch.float64
         )
-        return coefficients @ self.scorer.completions(rollouts, names)
+        own = 0 if self.policy is None else score_completions(self.policy, [rollout.encoded() for rollout in rollouts])
+        return coefficients @ self.scorer.completions(rollouts, names) - own
 
     def rollouts(self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any]) -> list[Rollout]:
         """TRL's batch as rollouts; neighbours with the same prompt share it."""

@@ -140,7 +140,7 @@ def refuse_virtual_tokens(policy: Any) -> None:
     config = getattr(policy, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
         raise ModelError(
-            f"The policy carries a {config.peft_type} adapter, which prepends virtual tokens; expected one that changes "
+            f"The policy carries a {config.peft_type.value} adapter, which prepends virtual tokens; expected one that changes "
             "layers. Use LoRA."
         )
 
@@ -159,8 +159,8 @@ def _trusted_config(folder: Path, adapter: str) -> Any:
         config = peft.PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
         raise ModelError(
-            f"The adapter {adapter} is {config.peft_type}, which puts tokens of its own before the text; expected one that "
-            "changes weights, such as LoRA."
+            f"The adapter {adapter} is {config.peft_type.value}, which puts tokens of its own before the text; expected one "
+            "that changes weights, such as LoRA."
         )
     if others := getattr(config, "adapters", None):  # X-LoRA: no identity of this folder covers theirs
         raise ModelError(

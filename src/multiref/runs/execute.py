@@ -16,16 +16,19 @@ from typing import Any, TypeVar
 
 import torch
 
-from multiref.errors import ModelError, MultirefError, OutputError
+from multiref.errors import ConfigError, ModelError, MultirefError, OutputError
+from multiref.models import ModelSpec
+from multiref.references.identity import file_identity
 from multiref.report import versions
 from multiref.runs.base import BaseRun, Facts, Job, Say
-from multiref.runs.folder import RunFolder
+from multiref.runs.folder import RunFolder, difference
 from multiref.runs.page import model_card, write_report
 from multiref.runs.trackers import check_trackers, open_trackers
 from multiref.runs.waiting import main_first
 from multiref.training.saved import Kept, saved_as
 
 T = TypeVar("T")
+_MODELS = "models.json"  # what each model was when training began
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -86,6 +89,7 @@ def _claimed(folder: RunFolder, settings: dict[str, Any], take_over: bool) -> It
         if folder.main:
             try:
                 began = held.enter_context(folder.claimed(settings, take_over=take_over))
+                _check_models(folder, settings)
             except MultirefError as error:
                 problem = error
         (refused,) = _agreed([problem is not None])
@@ -99,12 +103,14 @@ def _claimed(folder: RunFolder, settings: dict[str, Any], take_over: bool) -> It
 
 def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say], Job], began: bool, say: Say) -> None:
     """Train, on from where it stopped; write the model, the card and the page."""
-    main = folder.main
-    trusted = sorted(set(_trusted(run.model_dump())))
+    main, named = folder.main, _named(run.plain())
+    trusted = sorted({spec.path for spec in named.values() if spec.trust_remote_code})
     folder.write("versions.json", json.dumps(versions() | ({"trust_remote_code": trusted} if trusted else {}), indent=1))
     clock = _Clock()
     torch.manual_seed(run.first_seed)  # new weights are the run's, whatever this process did before
     job = start(folder, say)
+    if main:  # now that all of them could be loaded
+        folder.write(_MODELS, json.dumps({name: file_identity(spec) for name, spec in named.items()}, indent=1))
     clock.lap("preparation")
     (checkpoint,) = _agreed([folder.last_checkpoint(say) if began and main else None])
     if main:
@@ -136,15 +142,28 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
             job.release()
 
 
-def _trusted(settings: Any) -> Iterator[str]:
-    """The models whose own code the run is allowed to run."""
+def _named(settings: Any) -> dict[str, ModelSpec]:
+    """Every model that a run's settings name (policy, references, rewards, judges), by its path and adapter."""
+    found: dict[str, ModelSpec] = {}
     if isinstance(settings, dict):
-        if settings.get("trust_remote_code") is True:
-            yield str(settings.get("path"))
+        if "trust_remote_code" in settings or settings.get("kind") in ("model", "reward_model"):
+            spec = ModelSpec(settings["path"]) if "kind" in settings else ModelSpec(**settings)
+            found[" + ".join(filter(None, (spec.path, spec.adapter)))] = spec
         settings = list(settings.values())
-    if isinstance(settings, list | tuple):
-        for each in settings:
-            yield from _trusted(each)
+    for each in settings if isinstance(settings, list) else ():
+        found |= _named(each)
+    return found
+
+
+def _check_models(folder: RunFolder, settings: dict[str, Any]) -> None:
+    """ConfigError where a model that the settings name is no more what it was when training began."""
+    known = folder.read(_MODELS, dict)
+    for name, spec in _named(settings).items() if known and not folder.finished else ():
+        if (changed := difference(known.get(name, {}), file_identity(spec))) is not None:
+            raise ConfigError(
+                f"output: {folder.path} holds a run that began with another {name} ({changed[0]}). Put that one back, choose "
+                "another folder, or remove this one."
+            )
 
 
 def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts) -> None:

@@ -17,13 +17,13 @@ from multiref._locks import Held, Lock, alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 from multiref.runs.yaml_values import PlainLoader
-from multiref.training.sums import SUMS, newest_whole, set_aside, step_of
+from multiref.training.sums import newest_whole, set_aside, step_of
 
 T = TypeVar("T", list[Any], dict[str, Any])
 
 
 class RunFolder:
-    """config.yaml, versions.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html.
+    """config.yaml, versions.json, models.json, timing.json, metrics.jsonl, checkpoints/, and at the end model/ and report.html.
     One process writes it, `main`, while it holds the lock (`claimed`); the others may read."""
 
     def __init__(self, path: str | Path, *, main: bool = True) -> None:
@@ -77,7 +77,7 @@ class RunFolder:
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
         skipped = dict.fromkeys(("check_saved", "report_to", "push_to_hub"))  # who looks at it makes no other run
-        different = _difference(self.settings() | skipped, resolved | skipped)
+        different = difference(self.settings() | skipped, resolved | skipped)
         if different:
             key, was, now = different
             raise ConfigError(
@@ -141,8 +141,6 @@ class RunFolder:
         for path, problem in bad.items():
             say(f"{path.name} is not used: {problem}.")
         set_aside(bad)
-        if found is not None and not (found / SUMS).exists():
-            say(f"{found.name} is of an earlier version, without sums: whether it is whole cannot be verified.")
         return found
 
     def keep_metrics_until(self, checkpoint: Path | None) -> int:
@@ -196,13 +194,14 @@ class RunFolder:
             self._lock.check()
 
 
-def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first key whose value is another one, with both; None where there is none."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(key for key in now if key not in was)]:
-            found = _difference(was.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+            found = difference(was.get(key), now.get(key), f"{path}.{key}" if path else str(key))
             if found:
                 return found
         return None
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        return next((found for k, (a, b) in enumerate(zip(was, now)) if (found := _difference(a, b, f"{path}[{k}]"))), None)
+        return next((found for k, (a, b) in enumerate(zip(was, now)) if (found := difference(a, b, f"{path}[{k}]"))), None)
     return None if was == now else (path, was, now)

@@ -22,6 +22,7 @@ from multiref.runs.pairs import Privacy
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import JUDGES, Judged, OwnOrNamed
 from multiref.runs.strict import Arguments, arguments_of, one_of
+from multiref.training.checks import say_idle
 from multiref.training.iterative import (
     METHODS,
     HumanLabels,
@@ -36,7 +37,7 @@ from multiref.training.iterative import (
     train,
     with_adapter,
 )
-from multiref.training.iterative.loop import Method
+from multiref.training.iterative.loop import LEARNS, OF_METHODS, Method
 from multiref.training.saved import ROWS, Kept, rows_of_rollouts
 
 SHOWN = {
@@ -113,8 +114,7 @@ class IterativeRun(PooledRun):
 
     @model_validator(mode="after")
     def _planned(self) -> Self:
-        self.planned()
-        method, rounds = self.method.make(), [b - a for a, b in pairwise([0, *self.labels])]
+        plan, method, rounds = self.planned(), self.method.make(), [b - a for a, b in pairwise([0, *self.labels])]
         least = getattr(method, "least", 1)
         if odd := [labels for labels in rounds if labels % least]:
             raise ValueError(
@@ -124,6 +124,8 @@ class IterativeRun(PooledRun):
             raise ValueError(f"privacy: {method.name} has a loss of its own, which takes labels as they are, flips and all.")
         if any(each.tokenisation is not None for each in self.references):
             raise ValueError("references: tokenisation: they score the token ids that the policy sampled; leave it out.")
+        reads = getattr(method, "reads", LEARNS)
+        say_idle(plan, [(name, name not in reads, f"{method.name} does not read it") for name in OF_METHODS])
         return self
 
     @property

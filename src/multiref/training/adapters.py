@@ -12,7 +12,9 @@ from multiref.errors import ModelError
 from multiref.models import LanguageModel, ModelSpec
 from multiref.models.adapters import merged, on_base, read_adapter_config
 from multiref.models.folders import local_folder
+from multiref.training.lost_updates import all_finite
 
+MARK = "multiref_reward"  # in a reward model's config.json: how texts were encoded, so that they are encoded so again
 FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
 _CONFIG = "adapter_config.json"
 
@@ -38,6 +40,11 @@ def with_trained_adapter(
         return model
     if options is None:
         _train_what_is_saved(model)
+        if not all_finite(weight for name, weight in model.named_parameters() if model.active_adapter in name.split(".")):
+            raise ModelError(
+                f"{spec.adapter or spec.path}: weights that would be trained are no numbers once loaded, as of a VB-LoRA of "
+                "which only the largest were saved. Save it whole, or train a new adapter on it (lora)."
+            )
         return model
     split = on_base(spec)
     if split.quantization is not None:
@@ -67,9 +74,12 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None
 def complete_folder(folder: Path, model: Any, *, checkpoint: bool = False) -> None:
     """An adapter's folder as it was saved: its base becomes an absolute path (or stays a hub id); an adapter under it is copied
     into it, with the base that it was put on. Not into a checkpoint: transformers resumes from the folders that it finds in it.
+    What a reward model's configuration says of its texts stands in a file of its own, for its base's does not say it.
     """
     if not (folder / _CONFIG).is_file():
         return
+    if (said := getattr(model.config, MARK, None)) is not None:
+        (folder / f"{MARK}.json").write_text(json.dumps(said, sort_keys=True), encoding="utf-8")
     named = str(_rewrite(folder).get("base_model_name_or_path") or "")
     if named == FIRST or not Path(named).is_dir():
         return

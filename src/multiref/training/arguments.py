@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from multiref._progress import tell
 from multiref.training.checks import check_seed
-from multiref.training.sums import begin_with_sums, remove_old, write_sums
+from multiref.training.sums import remove_old, write_sums
 
 __all__ = ["DEFAULTS", "LogLines", "SumCheckpoints", "TrainingArguments", "quiet", "silence", "training_arguments", "with_lora"]
 
@@ -68,10 +68,6 @@ class SumCheckpoints(TrainerCallback):
         finally:
             args.save_total_limit = self._keep
             wait([self._open] if self._open else [])
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.should_save and args.save_strategy != "no" and state.global_step == 0:
-            begin_with_sums(Path(args.output_dir))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._finish()

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from multiref.errors import ArgumentError, MultirefWarning
+from multiref.models.adapters import refuse_virtual_tokens
 from multiref.training.arguments import DEFAULTS
 from multiref.training.checks import check_at_least, say_idle
 
@@ -41,7 +42,7 @@ def check_arguments(args: TrainingArguments) -> None:
     """ArgumentError, naming the argument, for one under which a step or a figure would not be what it says.
     What cannot be resumed is said."""
     for name, (neutral, instead) in IGNORED.items():
-        found = getattr(args, name, neutral)
+        found = getattr(args, name)
         if found is not None and getattr(found, "value", found) != neutral:
             raise ArgumentError(f"{name}: found {found!r}, which would be ignored; {instead}.")
     for name in ("split_batches", "dispatch_batches"):
@@ -52,8 +53,7 @@ def check_arguments(args: TrainingArguments) -> None:
             f"{args.n_gpu} devices are visible to one process, which transformers would train on by replication; expected one "
             "device a process. Start it with `accelerate launch`, or show it one device (CUDA_VISIBLE_DEVICES=0)."
         )
-    sampling = getattr(args, "train_sampling_strategy", "random")
-    if sampling not in ("random", "sequential"):
+    if (sampling := args.train_sampling_strategy) not in ("random", "sequential"):
         raise ArgumentError(
             f"train_sampling_strategy: expected random or sequential, found {sampling!r}. Pairs of a step are sorted by "
             "length anyway; grouping whole steps by length would weigh a pair by the length of its neighbours."
@@ -85,10 +85,22 @@ def check_arguments(args: TrainingArguments) -> None:
 
 def check_trainable(model: nn.Module, optimizers: tuple[Any, Any] = (None, None)) -> None:
     """ArgumentError where no weight of the model trains, or none by an optimizer (of this model, and of the schedule) that was
-    given."""
+    given. What an adapter's settings promise and nobody does is said."""
+    refuse_virtual_tokens(model)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if not trained:
         raise ArgumentError("model: no weight of it requires a gradient, so nothing would be trained. Unfreeze what should be.")
+    if isinstance(active := getattr(model, "active_adapters", None), list) and len(active) > 1:
+        raise ArgumentError(
+            f"model: the adapters {', '.join(map(repr, active))} are active together; a folder comes back with one of them. "
+            "Merge the others into the base, and train one."
+        )
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        if config.peft_type == "ADALORA":
+            said = (
+                f"adapter {name!r}: AdaLoRA's rank stays init_r = {config.init_r}; nothing here moves it to target_r. Use LoRA."
+            )
+            warnings.warn(said, MultirefWarning, stacklevel=3)
     optimizer, schedule = optimizers
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"optimizers: expected an optimizer on the model's weights, found {optimizer!r:.80}.")

@@ -20,35 +20,36 @@ class LostUpdates:
 
         lost = #{i : g_i ≠ 0, w_i + Δ_i = w_i} / #{i : g_i ≠ 0}
 
-    `before` and `after` stand around each step of the optimizer, `conclude` behind the last one. Where the optimizer keeps
+    It looks on at each step that the optimizer makes, and `conclude` stands behind the last one. Where an optimizer keeps
     gradients elsewhere (DeepSpeed), nothing is seen and nothing is said.
+
+    Args:
+        waits: steps without any gradient are not counted.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._left = model, UPDATES
+    def __init__(self, model: nn.Module, optimizer: Any, *, waits: bool = False) -> None:
+        self._model, self._left, self._waits = model, UPDATES, waits
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lost = self._all = self._steps = 0
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's holds the one that makes steps
+        if isinstance(inner, torch.optim.Optimizer):
+            inner.register_step_pre_hook(self._before)
+            inner.register_step_post_hook(self._after)
 
-    @property
-    def open(self) -> bool:
-        """Whether steps are still looked at."""
-        return self._left > 0
-
-    def before(self, rate: float) -> None:
+    def _before(self, optimizer: Any, *_: Any) -> None:
         """Gradients are there, the step is not made."""
-        if self.open and rate > 0:
+        if self._left <= 0 or not max(group["lr"] for group in optimizer.param_groups) > 0:
+            return
+        found = [(p, p.grad) for p in self._model.parameters() if p.grad is not None and p.numel()]
+        if not self._waits or any(bool(gradient.any()) for _, gradient in found):
             self._left -= 1
-            for parameter in self._model.parameters():
-                if parameter.grad is not None and parameter.numel():
-                    self._kept.append((parameter, _some(parameter).clone(), _some(parameter.grad) != 0))
+            self._kept = [(p, _some(p).clone(), _some(gradient) != 0) for p, gradient in found]
 
-    def after(self, *, made: bool = True) -> None:
-        """The step is made, or was left out."""
-        for parameter, was, moved in self._kept if made else ():
+    def _after(self, *_: Any) -> None:
+        for parameter, was, moved in self._kept:
             self._lost += int(((_some(parameter) == was) & moved).sum())
             self._all += int(moved.sum())
-        self._steps += made and bool(self._kept)
-        self._left += bool(self._kept) and not made
+        self._steps += bool(self._kept)
         self._kept = []
 
     def conclude(self, summed: Callable[[Tensor], Tensor] = lambda counts: counts, *, last: bool = False) -> float | None:

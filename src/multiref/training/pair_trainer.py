@@ -30,6 +30,7 @@ from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
+from multiref.training.start import held_elsewhere
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
 SETTINGS = "settings.json"  # of a checkpoint
@@ -56,11 +57,8 @@ class PairTrainer(Trainer):
         **options: Any,
     ) -> None:
         check_arguments(args)
-        for name, asked in (("eval_strategy", args.eval_strategy != "no"), ("eval_on_start", args.eval_on_start)):
-            if eval_dataset is None and asked:
-                raise ArgumentError(
-                    f"{name}: found {getattr(args, name)!s}, without evaluation data; give some, or leave it out."
-                )
+        if eval_dataset is None and args.eval_on_start:
+            raise ArgumentError("eval_on_start: found True, without evaluation data; give some, or leave it out.")
         refuse_adapter_dropout(model)
         check_trainable(model, options.get("optimizers", (None, None)))
         adapters = set(getattr(model, "peft_config", None) or ()) - {"default"}
@@ -83,7 +81,6 @@ class PairTrainer(Trainer):
         self._sums = SumCheckpoints()
         self.add_callback(_Watch(self))
         self.add_callback(self._sums)  # behind what writes into checkpoints
-        self.model_accepts_loss_kwargs = True  # older releases ask this where newer ask `loss_is_scaled_for_ga`
 
     def check_privacy(self, loss: Any, epsilon: float | None = None) -> None:
         """DataError where labels are marked as private at another ε than `loss` takes into account: `epsilon`, or what a
@@ -133,9 +130,11 @@ class PairTrainer(Trainer):
         return {"dtype": str(dtype_of(self.model))}  # type: ignore[arg-type]
 
     def all_settings(self) -> dict[str, dict[str, Any]]:
-        """Those, the arguments that the optimizer of a checkpoint brings with it, and what decides which pairs come when."""
+        """Those, the arguments that the optimizer of a checkpoint brings with it, what its weights go with, and what decides
+        which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
         optimizer = {name: getattr(self.args, name) for name in held} | {"optim": word(self.args.optim)}
+        optimizer |= held_elsewhere(self.model)
         batches = self._batches()
         order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
         order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
@@ -260,7 +259,7 @@ class PairTrainer(Trainer):
             world=args.world_size,
             rank=args.process_index,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
+            shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
         )
 
@@ -354,19 +353,17 @@ class _Watch(TrainerCallback):
         self.evaluated = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.load_best_model_at_end and state.best_global_step:  # of one that is gone transformers would take the last
+            best = Path(state.best_model_checkpoint or Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            if (problem := damage(best)) is not None:
+                raise OutputError(
+                    f"load_best_model_at_end: the best so far, {best}, is lost: {problem}. Leave it out, or begin anew."
+                )
+            state.best_model_checkpoint = str(best)
         self.trainer.examine(self.trainer.model_wrapped)
         if state.global_step == 0:
             self.trainer.check_start(self.trainer.model_wrapped)
-        self.updates = LostUpdates(self.trainer.model) if state.global_step == 0 else None  # type: ignore[arg-type]
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.updates is not None:
-            groups = self.trainer.optimizer.param_groups  # type: ignore[union-attr]
-            self.updates.before(max(group["lr"] for group in groups))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.updates is not None:
-            self.updates.after(made=not self.trainer.accelerator.optimizer_step_was_skipped)
+        self.updates = LostUpdates(self.trainer.model, self.trainer.optimizer) if state.global_step == 0 else None  # type: ignore[arg-type]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.updates is not None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from multiref.errors import ArgumentError
-from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
 from multiref.models.encoding import Encoded, as_tokenizer, context_of
 from multiref.models.logps import ONE_PASS
@@ -89,7 +88,6 @@ class PreferenceTrainer(PairTrainer):
         self.objective: Objective = _resolve(objective, regularizer, beta)
         self.token_budget = token_budget
         limited = tokenisation.within(context_of(getattr(model, "config", None)))
-        refuse_virtual_tokens(model)
         tokenizer = as_tokenizer(processing_class)
 
         def ready(data: Any) -> PreferenceData:

@@ -11,8 +11,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
+from multiref.models.fingerprint import (
+    config_fingerprint,
+    file_weights_fingerprint,
+    model_weights_fingerprint,
+    tokenizer_fingerprint,
+)
 from multiref.models.witness import beyond_rounding, dtype_of
+from multiref.references.identity import file_identity
 from multiref.references.local import LocalReference
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ _log = logging.getLogger("multiref")
 _AUTOCAST = {"no": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}  # the first: as the weights are
 _TEXT = ("start", "end", "join", "truncation", "chat_template_kwargs")
 _HASHED = 2**31  # parameters: a larger model in memory is not hashed to find out what it is
+_ROWS = 64  # of each tensor that are compared with its file: a change may be sparse
 
 
 def starts_as(
@@ -34,7 +41,9 @@ def starts_as(
         identities: of `SequenceScores`: each reference's own, with its `location`.
         said: `Tokenisation.identity` of the policy's; a reference with another is none of these.
     """
-    if not identities or getattr(model, "quantization_method", None) is not None:
+    adapters = getattr(model, "peft_config", None) or {}
+    grown = any(getattr(config, "layer_replication", None) for config in adapters.values())
+    if not identities or grown or getattr(model, "quantization_method", None) is not None:
         return []
     tokens, weights = tokenizer_fingerprint(tokenizer), _Whole(model)
     return [
@@ -132,6 +141,22 @@ def identity_of(reference: LocalReference) -> dict[str, Any]:
     }
 
 
+def held_elsewhere(model: Any, references: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Digests of what no checkpoint of a model holds: its adapters' settings; the files of its weights that do not train,
+    where it was loaded from some; and references on this machine."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    folder = Path(str(getattr(getattr(base, "config", None), "_name_or_path", "") or "/dev/null"))
+    adapters = getattr(model, "peft_config", None) or {}
+    found: dict[str, Any] = {f"adapter {name}": config_fingerprint(each.to_dict()) for name, each in adapters.items()}
+    if any(folder.glob("*.safetensors")) and not all(parameter.requires_grad for parameter in model.parameters()):
+        found["weights that do not train"] = file_weights_fingerprint(folder)
+    for name, each in references.items():
+        if isinstance(each, LocalReference):
+            memory = each.in_memory
+            found[f"reference {name}"] = file_identity(each.spec) if memory is None else model_weights_fingerprint(memory)
+    return found
+
+
 def rounding_unit(model: nn.Module, identity: Mapping[str, Any], autocast: str) -> float:
     """ε of the coarsest format in which policy (under this autocast) or reference is computed; that of bfloat16 where one is
     not known."""
@@ -174,6 +199,6 @@ class _Whole:
                         if tuple(tensors.get_slice(name).get_shape()) != tuple(own.shape):
                             return False  # embeddings that were resized: of another softmax
                         known += 1
-                        if not torch.equal(tensors.get_slice(name)[:1].to(own.dtype), own[:1].cpu()):
+                        if not torch.equal(tensors.get_slice(name)[:_ROWS].to(own.dtype), own[:_ROWS].cpu()):
                             return False
         return known > len(self._state) / 2

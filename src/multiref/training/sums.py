@@ -19,7 +19,6 @@ from multiref._json import parse_json
 from multiref.errors import OutputError
 
 SUMS = "sums.json"
-_WRITES_SUMS = ".sums"  # in a folder of checkpoints: one without sums was not written to its end
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
 _RANK = re.compile(r"(?:rng_state_|rank_?|__)(\d+)\D")  # rng_state_1.pth, …_rank1.pt, __1_0.distcp: written by rank 1
 _LARGEST = 2**50
@@ -35,11 +34,6 @@ def step_of(path: Path) -> int:
     """The step of a checkpoint's folder; −1 of any other."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match and path.is_dir() else -1
-
-
-def begin_with_sums(folder: Path) -> None:
-    """Note that what is written here gets sums, before the first of it is written."""
-    write_whole(folder / _WRITES_SUMS, "")
 
 
 def write_sums(folder: Path, *, rank: int = 0, world: int = 1, known: Mapping[str, bytes] = {}) -> None:
@@ -60,7 +54,7 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, by its sums; None where it is whole."""
     path = folder / SUMS
     if not path.exists():
-        return "sums.json is missing: it was not written to its end, or by an earlier version"
+        return "sums.json is missing: it was not written to its end"
     try:
         known = parse_json(read_text(path, "sums of a checkpoint", error=OutputError), SUMS, error=OutputError)
         if not isinstance(known, dict) or not known:
@@ -74,21 +68,13 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """(the newest checkpoint whose sums agree, newer ones with what is wrong with them).
-
-    Where no checkpoint has sums, an earlier version wrote them: the newest that looks complete stands, unverified.
-    """
-    found = sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of, reverse=True)
+    """(the newest checkpoint whose sums agree, newer ones with what is wrong with them)."""
     bad: dict[Path, str] = {}
-    for path in found:
+    for path in sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of, reverse=True):
         problem = damage(path)
         if problem is None:
             return path, bad
         bad[path] = problem
-    if not (folder / _WRITES_SUMS).exists() and not any((path / SUMS).exists() for path in found):
-        for path in found:
-            if _looks_complete(path):
-                return path, {newer: problem for newer, problem in bad.items() if step_of(newer) > step_of(path)}
     return None, bad
 
 
@@ -131,9 +117,7 @@ def _rank(path: Path, world: int) -> int:
 
 
 def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | str]:
-    """[bytes, XXH3 of 128 bits], or SHA-256 where the sum that is to be compared is one (of a file of another size no sum);
-    OutputError for what is no file."""
-    earlier = isinstance(like, list) and len(like) == 2 and len(str(like[1])) == 64
+    """[bytes, XXH3 of 128 bits], of a file of another size than `like` no sum; OutputError for what is no file."""
     with open_file(path, "a file of a checkpoint", largest=_LARGEST, error=OutputError) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -141,22 +125,11 @@ def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | 
                 return [size, ""]  # another one, however long it would take to read it
             if flush:
                 os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, hashlib.sha256 if earlier else xxhash.xxh3_128)
-            return [size, digest.hexdigest()]
+            return [size, hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()]
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be read ({error.strerror}); make it readable, or remove its checkpoint."
             ) from error
-
-
-def _looks_complete(folder: Path) -> bool:
-    """Ours is one file, written whole; transformers writes its state last, but not at once."""
-    if (folder / "state.safetensors").is_file():
-        return True
-    try:
-        return bool(parse_json(read_text(folder / "trainer_state.json", "a state", error=OutputError), "", error=OutputError))
-    except OutputError:
-        return False
 
 
 def check_pickled(checkpoint: Path) -> None:

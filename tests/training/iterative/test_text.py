@@ -1,12 +1,13 @@
 """Hugging Face models behind the interface: scores are the model's, samples end where they say,
 adapters share one base and nothing else."""
 
+import peft
 import pytest
 import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError, MultirefWarning, StoreError, VocabularyMismatch
-from multiref.models import LanguageModel
+from multiref.models import LanguageModel, load
 from multiref.training.iterative import (
     FunctionOracle,
     Plan,
@@ -227,6 +228,37 @@ def test_methods_spend_their_labels_and_go_on_exactly(name, options, tokenizer, 
     again, later = train(made_task(tokenizer), method_named(name, **options), plan, folder=tmp_path / "half")
     assert [line["hidden reward"] for line in later.lines] == [line["hidden reward"] for line in history.lines]
     assert all(torch.equal(a, b) for a, b in zip(state.policy.parameters(), again.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("begins", ["pissa", "olora"])
+def test_a_copy_of_an_adapter_that_changed_its_base_is_the_same_policy(begins, world, tokenizer, tmp_path):
+    """PEFT would change the base again, and with it the policy that is copied; what is saved still says how it began."""
+    for part in (language_model(tokenizer).model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    base = load(tmp_path / "base", device="cpu").model
+    options = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=begins, task_type="CAUSAL_LM")
+    policy = TextPolicy(world, peft.get_peft_model(base, options), adapter="default")
+    x = torch.arange(3)
+    y = policy.sample(x, 2, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.05)
+        before = policy.logps(x, y)
+        other = policy.copy()
+        assert torch.equal(other.logps(x, y), before) and torch.equal(policy.logps(x, y), before)
+        for parameter in other.parameters():
+            parameter.add_(0.05)
+        after = other.logps(x, y)
+        save_policy(other, tmp_path / "saved")
+        again = TextPolicy(world, load(tmp_path / "saved", device="cpu").model).logps(x, y)
+    assert torch.allclose(again, after, atol=1e-4) and not torch.allclose(after, before, atol=1e-2)
+
+
+def test_an_adapter_that_cannot_be_held_twice_is_refused(world, tokenizer):
+    ada = peft.AdaLoraConfig(target_modules=["q_proj"], total_step=4, tinit=0, tfinal=1, task_type="CAUSAL_LM")
+    policy = TextPolicy(world, peft.get_peft_model(language_model(tokenizer).model, ada), adapter="default")
+    with pytest.raises(ModelError, match=r"adapter \(ADALORA\) cannot be held twice on one base"):
+        policy.copy()
 
 
 @pytest.mark.parametrize("lora", [LORA, None])

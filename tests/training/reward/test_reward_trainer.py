@@ -16,7 +16,9 @@ from multiref.models import ModelSpec, Tokenisation
 from multiref.models.small import word_tokenizer
 from multiref.training import RewardData, RewardTrainer
 from multiref.training.dataset import collate
+from multiref.training.online import RewardModel
 from multiref.training.reward import open_reward_model, rewards_of
+from multiref.training.reward.model import with_lora
 from tests.models.templates import byte_tokenizer
 from tests.training.world import arguments
 
@@ -202,6 +204,25 @@ def test_texts_are_encoded_as_they_were_in_training(tmp_path):
     assert rewards_of(made.model, tokenizer, ["ab"], [" c"]).tolist() == pytest.approx(expected.tolist(), rel=1e-9)
     with pytest.raises(ArgumentError, match="tokenisation: found another than that of train_dataset"):
         RewardTrainer(made.model, tokenisation=Tokenisation(join="tokens"), **given)
+
+
+def test_an_adapter_that_is_saved_reads_texts_as_they_were_in_training(tiny_folder, tmp_path):
+    """Its base's configuration does not say that an end token closed each of them."""
+    opened = open_reward_model(tiny_folder, device="cpu")
+    model = with_lora(opened.model, {"r": 2, "target_modules": ["q_proj"]})
+    pairs = [
+        {"prompt": "the cat", "chosen": " sat", "rejected": " on the mat"},
+        {"prompt": "a", "chosen": " b", "rejected": " c"},
+    ]
+    options = {"processing_class": opened.tokenizer, "train_dataset": pairs}
+    made = RewardTrainer(model, args=arguments(tmp_path, max_steps=3, learning_rate=1e-1), **options)
+    made.train()
+    made.save_model(tmp_path / "saved")
+    opened.tokenizer.save_pretrained(tmp_path / "saved")
+    given = ["the cat", "a"], [" sat", " b c"]
+    expected = rewards_of(made.model, opened.tokenizer, *given)
+    assert RewardModel(str(tmp_path / "saved"), device="cpu")(*given) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert float((rewards_of(made.model, opened.tokenizer, *given, end=False) - expected).abs().min()) > 1e-3
 
 
 @pytest.mark.parametrize(

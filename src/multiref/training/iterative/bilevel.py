@@ -105,6 +105,13 @@ class Bilevel:
         """Labels of one prompt: a round takes a multiple of them."""
         return self.pairs * (2 if self.objective == "debiased" else 1)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What it reads of the plan, beside what every method does."""
+        apart = self.objective != "stop_gradient" and self.estimator == "two_policies"
+        inner = ("steps", "prompts", "rollouts") if self.loop == "double" else ("rollouts",) if apart else ()
+        return inner if self.outer == "newton" else (*inner, "reward_rate", "reward_decay")
+
     def sigma_at(self, round: int) -> float:
         """σ_k."""
         return self.sigma * float(max(0.1, (round + 1) ** -self.sigma_decay))

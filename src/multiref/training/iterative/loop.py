@@ -19,9 +19,13 @@ from multiref.training.iterative.task import Task
 from multiref.training.lost_updates import LostUpdates
 from multiref.training.sums import newest_whole
 
+LEARNS = ("steps", "prompts", "rollouts", "reward_steps", "reward_rate", "reward_batch")  # of the plan, to fit a reward
+FITS = ("steps", "batch")  # to fit the policy to labels
+OF_METHODS = (*LEARNS, "batch", "reward_decay")
+
 
 class Method(Protocol):
-    """Which pairs to have labelled, and how to learn from them."""
+    """Which pairs to have labelled, and how to learn from them. It reads `LEARNS` of the plan, or what its `reads` says."""
 
     @property
     def name(self) -> str:
@@ -122,7 +126,9 @@ def train(
     if not history.lines:
         history.lines.append({"labels": state.labels_used, "wall": state.wall, **_measured(task, state)})
     total = list(plan.labels)
-    updates = None if state.round else _watched(state)
+    model: Any = getattr(state.policy, "model", None)  # of a language model; a reward that is still zero may give no gradient
+    watched = state.round == 0 and isinstance(model, torch.nn.Module)
+    updates = LostUpdates(model, state.optimizer, waits=True) if watched else None
     while state.round < len(total):
         tell("labels", state.labels_used, total[-1])
         began, busy, good = time.perf_counter(), time.process_time(), state.kept()
@@ -151,24 +157,6 @@ def train(
             listener(line)
     tell("labels", total[-1], total[-1])
     return state, history
-
-
-def _watched(state: State) -> LostUpdates | None:
-    """Whether the first steps with a gradient (a reward that is still zero may give none) move the weights of a policy that is
-    a language model."""
-    if not isinstance(model := getattr(state.policy, "model", None), torch.nn.Module):
-        return None
-    updates = LostUpdates(model)
-
-    def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if updates.open and any(
-            p.grad is not None and bool(p.grad.any()) for group in optimizer.param_groups for p in group["params"]
-        ):
-            updates.before(optimizer.param_groups[0]["lr"])
-
-    state.optimizer.register_step_pre_hook(before)
-    state.optimizer.register_step_post_hook(lambda *_: updates.after())
-    return updates
 
 
 def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, Any]:

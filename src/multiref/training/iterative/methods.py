@@ -3,7 +3,7 @@ fit a reward to all labels so far and improve the policy on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from multiref.errors import ArgumentError, ConfigError
 from multiref.training.checks import check_at_least, check_choice, check_whole
 from multiref.training.iterative.bilevel import Bilevel
-from multiref.training.iterative.loop import Plan
+from multiref.training.iterative.loop import FITS, Plan
 from multiref.training.iterative.nash import Nash
 from multiref.training.iterative.state import State
 from multiref.training.iterative.steps import ask, buy, learn, preference_step, refuse_private, some_prompts
@@ -33,6 +33,7 @@ class OfflineDPO:
     """DPO under K references on pairs of the starting policy: all labels could have been bought beforehand."""
 
     name: str = "offline DPO"
+    reads: ClassVar = FITS
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""
@@ -45,6 +46,7 @@ class OnlineDPO:
     """DPO on pairs of the current policy, all labels so far kept."""
 
     name: str = "online DPO"
+    reads: ClassVar = FITS
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
         """Buys `labels` labels, learns, returns what to log."""
@@ -61,6 +63,7 @@ class XPO:
 
     optimism: float = 1e-3
     name: str = "XPO"
+    reads: ClassVar = FITS
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "optimism")
@@ -95,6 +98,7 @@ class SAIL:
     design: Literal["DP", "PP", "PR"] = "PR"
     mixture: float = 0.3
     extra: float = 0.1
+    reads: ClassVar = FITS
 
     def __post_init__(self) -> None:
         check_choice("design", self.design, ("DP", "PP", "PR"))

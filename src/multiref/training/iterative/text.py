@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, completion_logps
+from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
 from multiref.models.sampling import Rollout, decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
@@ -29,7 +30,7 @@ from multiref.training.checks import digest_of
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Policy, Task
 from multiref.training.reward.rows import pad_rows
-from multiref.training.start import check_first, identity_of, refuse_the_policy, starts_as
+from multiref.training.start import check_first, held_elsewhere, identity_of, refuse_the_policy, starts_as
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 _REMEMBERED = 100_000
@@ -106,17 +107,31 @@ class TextPolicy:
         return [p for p in self.parameters() if p.ndim == 2 and id(p) not in ends]
 
     def copy(self) -> "TextPolicy":
-        """Without an adapter a whole model; with one, another adapter on the same base."""
+        """Without an adapter a whole model; with one, another adapter on the same base. ModelError where that is not the same
+        policy, or this one is another then."""
         if self.adapter is None:
             return TextPolicy(self.world, copy.deepcopy(self.model))
-        name = f"copy{len(self.model.peft_config)}"
-        with torch.random.fork_rng(devices=[]):
-            self.model.add_adapter(name, self.model.peft_config[self.adapter])
-        self.model.eval()  # the new modules as the others: no dropout
-        other = TextPolicy(self.world, self.model, adapter=name)
-        put_back(zip(other.parameters(), self.parameters(), strict=True))
-        for parameter in other.parameters():
-            parameter.requires_grad_(True)
+        name, config = f"copy{len(self.model.peft_config)}", self.model.peft_config[self.adapter]
+        some = torch.tensor([0]), torch.tensor([[self.world.ids[0][: self.world.max_new_tokens]]])
+        plain = copy.deepcopy(config)
+        if hasattr(config, "init_lora_weights"):
+            plain.init_lora_weights = True  # PiSSA, say, would change the base a second time
+        try:
+            if (bias := getattr(config, "bias", "none")) != "none":
+                raise ValueError(f"it trains the base's biases (bias={bias!r})")
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                was = self.logps(*some)
+                self.model.add_adapter(name, plain)
+                self.model.peft_config[name] = copy.deepcopy(config)
+                other = TextPolicy(self.world, self.model, adapter=name)
+                put_back(zip(other.parameters(), self.parameters(), strict=True))
+                if not all(torch.allclose(was, each.logps(*some), atol=1e-3) for each in (self, other)):
+                    raise ValueError("the second is not as the first")
+        except ValueError as error:
+            raise ModelError(
+                f"The policy's adapter ({config.peft_type.value}) cannot be held twice on one base, as this method needs: "
+                f"{error}. Put a new one on top (lora), or merge it."
+            ) from None
         return other
 
     def logps(self, prompts: Tensor, completions: Tensor) -> Tensor:
@@ -289,11 +304,13 @@ def text_task(
     """
     world = TextWorld(prompts, policy.tokenizer, max_new_tokens=setting.max_new_tokens, tokenisation=setting.tokenisation)
     ref_logps = frozen_references(world, references)
-    learner = TextPolicy(world, policy.model, adapter=_adapter_of(policy))
+    worn = policy.model.active_adapter if hasattr(policy.model, "peft_config") else None
+    learner = TextPolicy(world, policy.model, adapter=worn)
     if setting.lora is not None:
         learner = TextPolicy(world, with_adapter(policy.model, setting.lora, seed=setting.seed), adapter="start")
     everyone = torch.arange(len(world.prompts))
     refuse_adapter_dropout(learner.model)
+    refuse_virtual_tokens(learner.model)
     calibration = (everyone, learner.sample(everyone, 2, torch.Generator().manual_seed(setting.seed)))
     refuse_noise(learner.model, plain_rows(learner.model, world.encoded(everyone[:2], calibration[1][:2])))
     _check_start(learner, references, everyone[:8], calibration[1][:8, :1])
@@ -309,6 +326,7 @@ def text_task(
             "prompts": digest_of(world.ids),
             "max_new_tokens": setting.max_new_tokens,
             "references": list(references),
+            **held_elsewhere(learner.model, {name: LocalReference(each) for name, each in references.items()}),
             "dtype": str(dtype_of(policy.model)),
         },
     )
@@ -328,19 +346,6 @@ def _check_start(policy: TextPolicy, references: Mapping[str, LanguageModel], pr
     scores = {name: (alike[name], each.logps(prompts, completions)[:, 0]) for name, each in zip(alike, frozen)}
     lengths = (completions[:, 0] >= 0).sum(-1)
     check_first(policy.model, lambda: policy.logps(prompts, completions)[:, 0], scores, lengths, autocast="no")
-
-
-def _adapter_of(policy: LanguageModel) -> str | None:
-    """The adapter that the policy came with. ModelError for one that cannot be held twice, as the levels need it."""
-    if not hasattr(policy.model, "peft_config"):
-        return None
-    name: str = policy.model.active_adapter
-    if (bias := getattr(policy.model.peft_config[name], "bias", "none")) != "none":
-        raise ModelError(
-            f"The policy's adapter trains the base's biases (bias={bias!r}), of which two copies cannot share one base, as "
-            "this method needs. Put a new one on top (lora), or merge it."
-        )
-    return name
 
 
 @dataclass(frozen=True)
@@ -366,7 +371,7 @@ class _Measure:
             found["penalty"] = log_ratio.mean()
         if self.hidden is None:
             return found
-        true = self._true(everyone, y)
+        true = self._true(self.hidden, everyone, y)
         found["hidden reward"] = true.mean()
         if pooled and self.task.regularizer.alpha == 1:
             each = true - self.task.beta * log_ratio
@@ -374,14 +379,12 @@ class _Measure:
         if state.reward is not None and not getattr(state.reward, "pairwise", False):
             found["reward error here"] = _off(state.reward(everyone, y), true)
             start = state.start.sample(everyone, self.n, torch.Generator().manual_seed(1))
-            found["reward error at start"] = _off(state.reward(everyone, start), self._true(everyone, start))
+            found["reward error at start"] = _off(state.reward(everyone, start), self._true(self.hidden, everyone, start))
         return found
 
-    def _true(self, prompts: Tensor, y: Tensor) -> Tensor:
-        if self.hidden is None:
-            return torch.full(y.shape[:2], torch.nan)
+    def _true(self, hidden: Hidden, prompts: Tensor, y: Tensor) -> Tensor:
         texts = self.world.decode(prompts.repeat_interleave(y.shape[1]), y.flatten(0, 1))
-        return torch.tensor(list(self.hidden(*texts)), dtype=torch.float32).view(y.shape[:2])
+        return torch.tensor(list(hidden(*texts)), dtype=torch.float32).view(y.shape[:2])
 
 
 def error_of_mean(each: Tensor) -> Tensor:

@@ -150,14 +150,10 @@ def _weights(trainer: OnlineTrainer, rows: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _cut(trainer: OnlineTrainer, row: Mapping[str, Any]) -> list[Encoded]:
-    items = encode_many(
-        trainer.tokenizer,
-        [(row["prompt"], (row["text"],))],
-        replace(trainer.args.tokenisation, end=not row.get("unfinished", False)),
-    )
-    return [
-        Encoded(e.prompt_ids, (e.completions[0][: trainer.args.max_new_tokens],), (False,)) for e in items if e.completions[0]
-    ]
+    tokenisation = replace(trainer.args.tokenisation, end=not row.get("unfinished", False))
+    (item,) = encode_many(trainer.tokenizer, [(row["prompt"], (row["text"],))], tokenisation)
+    ids = item.completions[0][: trainer.args.max_new_tokens]
+    return [Encoded(item.prompt_ids, (ids,), (False,))] if ids else []
 
 
 def _interval(values: torch.Tensor, mean: float | None = None) -> Interval:

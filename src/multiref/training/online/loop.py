@@ -19,8 +19,8 @@ from multiref._files import as_path
 from multiref._progress import tell
 from multiref.errors import ArgumentError, MultirefNotice
 from multiref.models import LanguageModel
-from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.audit import audit_layout
+from multiref.models.fingerprint import model_weights_fingerprint
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import check_policy_context, encode_prompts
@@ -39,9 +39,9 @@ from multiref.training.online.batch import Batch, rollout_metrics, sample
 from multiref.training.online.checks import as_rows, asked, resolve_penalty, resolve_weights
 from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
-from multiref.training.online.rewards import as_rewards, reward_rollouts, warn_of_odd_completions
+from multiref.training.online.rewards import RewardModel, as_rewards, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
-from multiref.training.start import check_first, identity_of, refuse_the_policy, starts_as
+from multiref.training.start import check_first, held_elsewhere, identity_of, refuse_the_policy, starts_as
 from multiref.training.strategies import over_ranks
 from multiref.training.sums import newest_whole
 
@@ -88,7 +88,6 @@ class OnlineTrainer:
         self.accelerator = _accelerator(args.autocast(device), cpu=device.type == "cpu")
         refuse_adapter_dropout(policy.model)
         check_trainable(policy.model)
-        refuse_virtual_tokens(policy.model)
         self.model = policy.model.to(self.accelerator.device).eval()
         self.rewards, self.rows = as_rewards(rewards), as_rows(prompts)
         for reward in self.rewards:
@@ -150,12 +149,15 @@ class OnlineTrainer:
     def _settings(self) -> dict[str, Any]:
         """What a run that goes on from a checkpoint must share with the one that wrote it."""
         choices = {"regularizer": self.regularizer, "method": self.method, "penalty": self.penalty}
+        judges = {each.name: each.function.model for each in self.rewards if isinstance(each.function, RewardModel)}
         names = "seed", "max_new_tokens", "adam_betas", "weight_decay"
         return {
             "beta": self._asked_beta,
             **{name: stated(choice) for name, choice in choices.items()},
             "adaptive_beta": stated(self.rule.adaptive_beta),
             "references": list(self.names),
+            **{f"reward {name}": model_weights_fingerprint(model) for name, model in judges.items()},
+            **held_elsewhere(self.model, self.scorer.opened if self.scorer else {}),
             "rewards": [reward.weight for reward in self.rewards],
             "prompts": digest_of([self.weights, *self._contexts]),
             **{name: getattr(self.args, name) for name in names},
@@ -186,7 +188,7 @@ class OnlineTrainer:
             self.step, self.beta, self._lines = state["step"], state["beta"], state["lines"]
             if self.accelerator.scaler is not None and "scaler" in state:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._updates = LostUpdates(self.model) if self.step == 0 else None
+        self._updates = LostUpdates(self.model, self.optimizer) if self.step == 0 else None
         while self.step < self.args.steps:
             tell("training", self.step, self.args.steps)
             self._lines.append(self._one_step())  # the same on every process, as a checkpoint keeps it
@@ -318,11 +320,7 @@ class OnlineTrainer:
             raise diverged(f"gradient's norm is {figures['grad_norm']}", self.step + 1)
         if penalty.needs == "vocabulary":
             figures["divergence/per_token"] = divergence / float(batch.lengths.sum())
-        if self._updates is not None:
-            self._updates.before(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
-        if self._updates is not None:
-            self._updates.after(made=not self.optimizer.step_was_skipped)
         return seen, figures
 
     def _reduced_norm(self) -> float:

@@ -26,11 +26,12 @@ from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarnin
 from multiref.models.adapters import on_base, put_adapter
 from multiref.models.chat import Chat
 from multiref.models.checkpoint import load_whole
-from multiref.models.folders import file_shapes
+from multiref.models.folders import file_shapes, read_object
 from multiref.models.loading import as_device, as_dtype, load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec
 from multiref.references.rollouts import Rollout
 from multiref.report.shown import excerpt
+from multiref.training.adapters import MARK
 from multiref.training.reward.model import rewards_of
 from multiref.training.reward.rows import rewards_of_rows
 
@@ -132,6 +133,8 @@ class RewardModel:
         model, made = load_whole(kind, spec, creates=heads, num_labels=1, dtype=as_dtype(dtype))
         if spec.adapter:
             model = put_adapter(model, spec.adapter)
+            if (said := Path(spec.adapter) / f"{MARK}.json").is_file():
+                setattr(model.config, MARK, read_object(said))
             if made and not any(".score." in key or ".classifier." in key for key in file_shapes(Path(spec.adapter))):
                 raise ModelError(f"{path_or_id}: neither the adapter nor its base has the reward's head ({made[0]}).")
         self.tokenizer = load_tokenizer(path_or_id)
@@ -143,7 +146,7 @@ class RewardModel:
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        if getattr(self.model.config, "multiref_reward", None) is not None:
+        if getattr(self.model.config, MARK, None) is not None:
             return rewards_of(self.model, self.tokenizer, prompts, completions, batch=self.batch).tolist()
         texts = [
             p + c if isinstance(p, str) else Chat.of(self.tokenizer, p, TOKENISATION).write([*p, *c])

@@ -92,10 +92,7 @@ class WinRate:
             orders = orders + [(-1.0, [(j, i) for i, j in pairs])] * self.votes
         total = [0.0] * len(pairs)
         for sign, ordered in orders if pairs else ():
-            answers = self._asked(prompts, completions, ordered)
+            first, second = ([completions[pair[side]] for pair in ordered] for side in (0, 1))
+            answers = read_chances(self.judge([prompts[i] for i, _ in ordered], first, second), len(ordered), "WinRate")
             total = [t + (a if sign > 0 else 1 - a) for t, a in zip(total, answers)]
         return [t / len(orders) for t in total]
-
-    def _asked(self, prompts: Sequence[Any], completions: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> list[float]:
-        first, second = [completions[i] for i, _ in pairs], [completions[j] for _, j in pairs]
-        return read_chances(self.judge([prompts[i] for i, _ in pairs], first, second), len(pairs), "WinRate")

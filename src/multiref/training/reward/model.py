@@ -14,9 +14,9 @@ from multiref.models.checkpoint import load_whole
 from multiref.models.encoding import as_tokenizer
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_tokenizer
 from multiref.training import arguments
+from multiref.training.adapters import MARK
 from multiref.training.reward.rows import rewards_of_rows
 
-MARK = "multiref_reward"  # in config.json: how texts were encoded, so that they are encoded so again
 _KEPT = ("start", "end", "join", "chat_template_kwargs")  # of a `Tokenisation`; a limit of tokens was of the training data
 
 

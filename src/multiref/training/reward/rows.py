@@ -26,7 +26,7 @@ def rewards_of_rows(model: Any, rows: Sequence[Sequence[int]], pad: int, *, batc
     if not rows:
         return torch.zeros(0)
     together = stands_padded(model, rows, pad, batch=batch)
-    return torch.cat(list(_passes(model, rows, pad, batch if together else 1)))
+    return torch.cat(list(passes(model, rows, pad, batch if together else 1)))
 
 
 def stands_padded(model: Any, rows: Sequence[Sequence[int]], pad: int, *, batch: int) -> bool:
@@ -80,12 +80,13 @@ def stands_padded(model: Any, rows: Sequence[Sequence[int]], pad: int, *, batch:
 def _error(model: Any, rows: Sequence[Sequence[int]], pad: int) -> float:
     """The largest difference of a reward, over the largest reward, of the shortest and the two longest."""
     some = sorted({0, len(rows) - 2, len(rows) - 1} & set(range(len(rows))))
-    together = torch.cat(list(_passes(model, rows, pad, len(rows))))[some].double()
-    alone = torch.cat(list(_passes(model, [rows[n] for n in some], pad, 1))).double()
+    together = torch.cat(list(passes(model, rows, pad, len(rows))))[some].double()
+    alone = torch.cat(list(passes(model, [rows[n] for n in some], pad, 1))).double()
     return float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-30))
 
 
-def _passes(model: Any, rows: Sequence[Sequence[int]], pad: int, batch: int) -> Iterator[Tensor]:
+def passes(model: Any, rows: Sequence[Sequence[int]], pad: int, batch: int) -> Iterator[Tensor]:
+    """The rewards of so many rows at a time, differentiable."""
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch):
         ids, mask = pad_rows(rows[start : start + batch], pad)

@@ -18,35 +18,24 @@ from multiref.training.metrics import reward_metrics
 from multiref.training.pair_trainer import PairTrainer
 from multiref.training.reward.calibration import Calibration, calibration
 from multiref.training.reward.model import head_of, mark
-from multiref.training.reward.rows import pad_rows, stands_padded
+from multiref.training.reward.rows import passes, stands_padded
 
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """B pairs as 2B rows, the chosen ones first, padded on the right. input_ids, attention_mask [2B, T];
-    margins, shares [B] float64.
+    """B pairs as 2B rows of token ids, the chosen ones first; margins, shares [B] float64.
 
     shares: how much each pair counts in the average; 0 for one that only fills a rank's last batch.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    rows: list[tuple[int, ...]]
     margins: Tensor
     shares: Tensor
 
     @property
     def row_lengths(self) -> list[int]:
         """[2B] tokens of each row."""
-        return [int(length) for length in self.attention_mask.sum(1)]
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """[2B] token ids of each row."""
-        return [ids[:length] for ids, length in zip(self.input_ids.tolist(), self.row_lengths)]
-
-    def to(self, device: Any) -> "RewardBatch":
-        """The same on another device."""
-        return RewardBatch(*(getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "margins", "shares")))
+        return list(map(len, self.rows))
 
 
 class RewardData(PairData):
@@ -94,9 +83,8 @@ class RewardData(PairData):
     def batch(self, indices: Sequence[int]) -> RewardBatch:
         """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
         at, shares = self.places(indices)
-        rows = [self.rows(i) for i in at.tolist()]
-        ids, mask = pad_rows([chosen for chosen, _ in rows] + [rejected for _, rejected in rows], self.pad)
-        return RewardBatch(ids, mask, self.margins[at], shares)
+        chosen, rejected = zip(*(self.rows(i) for i in at.tolist()))
+        return RewardBatch([*chosen, *rejected], self.margins[at], shares)
 
 
 class RewardTrainer(PairTrainer):
@@ -209,12 +197,9 @@ class RewardTrainer(PairTrainer):
 
     def _rewards(self, model: nn.Module, pairs: RewardBatch) -> Tensor:
         """[2B]: the rewards of the chosen completions, then of the rejected ones."""
-        pairs = pairs.to(self.args.device)
-        whole = [(slice(None), pairs.input_ids.shape[1])]
-        parts = whole if self._padded else [(slice(n, n + 1), length) for n, length in enumerate(pairs.row_lengths)]
+        data: RewardData = self.train_dataset  # type: ignore[assignment]
         with self.accelerator.autocast():
-            taken = [(pairs.input_ids[rows, :width], pairs.attention_mask[rows, :width]) for rows, width in parts]
-            rewards = torch.cat([model(input_ids=ids, attention_mask=mask).logits[:, 0] for ids, mask in taken])
+            rewards = torch.cat(list(passes(model, pairs.rows, data.pad, len(pairs.rows) if self._padded else 1)))
         return rewards.to(torch.promote_types(rewards.dtype, torch.float32))
 
     # ---- evaluation and logs ----
