@@ -211,6 +211,7 @@ def test_the_verb(models, tokenizer, tmp_path):
     assert len(Draws.load(tmp_path / "draws.jsonl")) == 1 and json.loads((tmp_path / "draws.jsonl").read_text().split("\n")[1])
     streamed = CliRunner().invoke(app, [*given, *short, "--method", "token"])
     assert streamed.exit_code == 0 and "approximate" in streamed.output
+    assert streamed.output.index("tokens read and 0 rewards; about") < streamed.output.index("the cat")
     for method in ("smc", "token"):
         found = json.loads(CliRunner().invoke(app, [*given, *short, "--method", method, "--show", "2", "--json"]).stdout)
         assert len(found["prompts"][0]["completions"]) == 2 and bool(found["approximate"]) == (method == "token")

@@ -13,10 +13,10 @@ from multiref.decoding.bench import Bench, opened
 from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.architecture import check_rows
-from multiref.models.draws import bend, draw_one
+from multiref.models.draws import bend, check_numbers, draw_one
 from multiref.models.encoding import Encoded
 from multiref.models.forward import uncached
-from multiref.models.lockstep import Lockstep, at_rest, check_numbers
+from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import decode_behind, encode_prompts
 from multiref.models.spec import Generation
 from multiref.pools import power_mean
@@ -247,14 +247,24 @@ def spell_tokens(
 
 
 def stream_tokens(
-    prompt: Any, refs: Any, regularizer: Regularizer, max_new_tokens: int, *, min_new_tokens: int = 0, seed: int = 0
+    prompt: Any,
+    refs: Any,
+    regularizer: Regularizer,
+    max_new_tokens: int,
+    *,
+    min_new_tokens: int = 0,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """One completion of the per-token pool, piece by piece; a piece that is half a character waits for the rest.
 
-    A reader that stops ends it within one token. Approximate: not a draw of the escort (docs/decoding.md).
+    A reader that stops ends it within one token. say: told before the start what it may take, one step being timed for it. Approximate: not a draw of the escort (docs/decoding.md).
     """
     generation = Generation(max_new_tokens, min_new_tokens=min_new_tokens)
     with open_pool(refs, regularizer) as bench:
         (context,) = encode_prompts(bench.tokenizer, [prompt])
+        if say is not None:
+            bench.scorer.check_context([context], max_new_tokens)
+            replace(bench.request, generation=generation).check_price(bench.models, [context], say)
         spelt = spell_tokens(bench, context, generation, generator=bench.generator(seed))
         yield from (each.piece for each in spelt if each.piece)

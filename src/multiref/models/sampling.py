@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, takes, unwrapped, without_extras
-from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
+from multiref.models.draws import COARSE, ROUNDING, bend, check_draws, check_numbers, draw_one
 from multiref.models.encoding import Encoded, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 from multiref.models.witness import largest_gap
@@ -30,6 +30,7 @@ _lost: WeakSet[nn.Module] = WeakSet()  # those whose cache goes wrong
 _log = logging.getLogger("multiref")
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
 _checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those whose draws were looked at → the longest row by then
+SELDOM = 8  # on an accelerator every question (has all ended? resample?) waits for it: asked every so many tokens
 Ids = tuple[int, ...]
 Logps = tuple[float, ...]
 
@@ -63,6 +64,7 @@ def sample(
     group: int = 1,
     generator: torch.Generator,
     tokenisation: Tokenisation = TOKENISATION,
+    ends: Ids | None = None,
 ) -> list[Rollout]:
     """`group` completions of each prompt, in evaluation mode and without gradients; the same generator's state gives the same
     completions.
@@ -70,11 +72,12 @@ def sample(
     Args:
         prompts: strings or tuples of chat messages, as `encode` has them.
         generator: on the model's device, or on the CPU, from which one for the device is then seeded by one draw.
+        ends: token ids that end a completion; None: the tokenizer's and the model's own.
 
     Errors: ArgumentError where prompt and completion may not fit the model's context.
     """
     tokenizer = as_tokenizer(tokenizer)
-    contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer)
+    contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer) if ends is None else ends
     check_policy_context(model, contexts, generation.max_new_tokens)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     rows = draw(model, contexts, generation, group=group, ends=ends, pad=pad, generator=generator)
@@ -217,24 +220,32 @@ def _read_all(
 def _draw(
     reader: "Reader", generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
 ) -> list[tuple[Ids, Logps]]:
+    """Token by token, until all rows have ended. An accelerator is asked whether they have at every eighth token; the generator
+    is then left where it was behind the last one that was needed."""
     logits = reader.read_prompts()
     end = torch.tensor(list(ends), device=logits.device, dtype=torch.long)
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     drawn: list[Tensor] = []
     logps: list[Tensor] = []
-    while True:
-        probabilities = bend(logits.float(), generation, end, len(drawn)).softmax(-1)
-        if generation.temperature == 0:
-            token = probabilities.argmax(-1, keepdim=True)
-        else:
-            token = torch.multinomial(probabilities, 1, generator=generator)
-        logps.append(probabilities.gather(-1, token)[:, 0].log())
+    over: list[Tensor] = []  # since it was last asked: whether all had ended
+    states: list[Tensor] = []  # and of the generator
+    for t in range(generation.max_new_tokens):
+        logits = reader.read(drawn[-1]) if t else logits
+        probabilities = bend(logits.float(), generation, end, t).softmax(-1)
+        token = probabilities.argmax(-1, keepdim=True) if generation.temperature == 0 else draw_one(probabilities, generator)
+        logps.append((probabilities.gather(-1, token).log() + 0 * logits.gather(-1, token))[:, 0])  # what is NaN stays it
         drawn.append(token[:, 0].masked_fill(done, pad))
-        done |= torch.isin(drawn[-1], end)
-        if len(drawn) == generation.max_new_tokens or bool(done.all()):
-            break
-        logits = reader.read(drawn[-1])
-    rows = zip(torch.stack(drawn, 1).tolist(), torch.stack(logps, 1).tolist())
+        done = done | torch.isin(drawn[-1], end)
+        over.append(done.all())
+        states.append(generator.get_state())
+        if t % reader.patience == reader.patience - 1 or t == generation.max_new_tokens - 1:
+            if any(ended := torch.stack(over).tolist()):
+                generator.set_state(states[ended.index(True)])
+                break
+            over, states = [], []
+    said = torch.stack(logps, 1)
+    check_numbers(said)
+    rows = zip(torch.stack(drawn, 1).tolist(), said.tolist())
     return [(tuple(ids[:stop]), tuple(row[:stop])) for ids, row in rows for stop in [_length(ids, set(ends))]]
 
 
@@ -246,6 +257,7 @@ class Reader:
         check_rows(model, [Encoded(context, (), ()) for context in contexts])
         self.model, self.group = model, group
         self.device = next(model.parameters()).device
+        self.patience = 1 if self.device.type == "cpu" else SELDOM
         inner: Any = unwrapped(model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         self.takes = takes(model)

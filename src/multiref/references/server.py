@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -18,9 +19,12 @@ from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.bounded_http import Refused
 from multiref.references.completion_api import (
     CONNECTION,
+    LIKELIEST,
+    UNCUT,
     WORKS,
     CompletionApi,
     Connection,
+    check_drawn,
     check_logps,
     check_repeated,
     match_tokens,
@@ -31,7 +35,7 @@ from multiref.references.identity import text_identity
 from multiref.references.protocol import Item, Scored
 
 MODES = ("auto", "prompt_logprobs", "echo")
-LIKELIEST = 5  # tokens of a place, as many as OpenAI tells of
+DRAWN, LONG = 4, 64  # completions that are drawn once, and their tokens
 
 
 class ServerReference:
@@ -78,7 +82,7 @@ class ServerReference:
         self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
         self._api = CompletionApi(endpoint, connection)
         self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
-        self._likeliest_told = False
+        self._likeliest_told = self._drew = False
 
     def identity(self) -> Mapping[str, Any]:
         """What a stored score depends on: the server's model, its weights as declared, tokenizer and text."""
@@ -98,6 +102,7 @@ class ServerReference:
         found = self._side_by_side(ask, jobs)
         with self._naming():
             check_repeated(jobs, found, ask)
+            self._check_drawn(jobs)
         return Scored.of(torch.tensor(list(map(_sum, found)), dtype=torch.float64), encoded)
 
     @cached_property
@@ -191,6 +196,8 @@ class ServerReference:
                 f"Conversations are written by a chat template: give the tokenizer of {self.endpoint} (tokenizer=…)."
             )
         parts = self._side_by_side(lambda job: self._completion_logps(*job), jobs)
+        with self._naming():
+            self._check_drawn(jobs)
         sums = torch.tensor([_sum(part) for part in parts], dtype=torch.float64)
         return Scored(sums, torch.tensor([len(part) for part in parts]), torch.zeros(len(parts), dtype=torch.bool))
 
@@ -232,6 +239,27 @@ class ServerReference:
         except ReferenceUnavailable as error:
             raise ReferenceUnavailable(f"{self._who}: {error}") from None
 
+    def _check_drawn(self, jobs: Sequence[tuple[Any, Any]]) -> None:
+        """Once: what it draws after a prompt comes as often as it says, and it says the same of it when it is sent. A server that
+        does not draw, or says nothing of the likeliest tokens, is let be."""
+        if self._drew or not jobs:
+            return
+        self._drew, prompt = True, jobs[0][0] or jobs[0][1]
+        sent = prompt if isinstance(prompt, str) else list(prompt)
+        longest = LONG if isinstance(sent, str) or self.max_length is None else min(LONG, self.max_length - len(sent))
+        asked = {"model": self.model, "prompt": sent, "n": DRAWN, "max_tokens": longest, **UNCUT, "logprobs": LIKELIEST}
+        once = replace(self._api, connection=replace(self._api.connection, attempts=1))
+        choices: list[dict[str, Any]] = []
+        for more in ({"return_tokens_as_token_ids": True}, {}):
+            with suppress(Refused, ReferenceUnavailable):
+                choices = choices or once.choices(**asked, **more)
+        check_drawn(choices)
+        block: Any = choices[0].get("logprobs") if choices and isinstance(sent, list) else None
+        tokens, logps = (block.get(key) if isinstance(block, Mapping) else None for key in ("tokens", "token_logprobs"))
+        if tokens and isinstance(logps, list) and all(str(each).startswith("token_id:") for each in tokens):
+            ids = [int(str(each).removeprefix("token_id:")) for each in tokens[: longest - 1]]
+            self._check_again(check_logps(logps[: len(ids)], "token_logprobs"), self._token_logps([*sent, *ids])[len(sent) :])
+
     def _check_again(self, before: Sequence[float | None], now: Sequence[float | None]) -> None:
         """The same question after others, when its beginning may come from a cache, has the same answer."""
         gaps = [abs(b - a) for a, b in zip(before, now, strict=False) if a is not None and b is not None]
@@ -239,8 +267,8 @@ class ServerReference:
         if len(before) != len(now) or (gaps and (max(gaps) > most or sum(gaps) / len(gaps) > mean)):
             raise ReferenceUnavailable(
                 f"It was asked the same twice, and its log-probabilities differ by {max(gaps, default=0.0):.3g} nats at a "
-                f"token, where rounding is {most:g}: its cache goes wrong (vLLM: --no-enable-prefix-caching), or it serves "
-                "several models under one name."
+                f"token, where rounding is {most:g}: its cache goes wrong (vLLM: --no-enable-prefix-caching), it serves "
+                "several models under one name, or says other numbers of what it draws than of what it is sent."
             )
 
 

@@ -20,22 +20,9 @@ from multiref.models.encoding import Encoded
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
 from multiref.models.spec import Generation
 from multiref.references.bounded_http import Refused
-from multiref.references.completion_api import CompletionApi, Connection, check_logps
+from multiref.references.completion_api import UNCUT, CompletionApi, Connection, check_logps
 from multiref.references.rollouts import Rollout
 from multiref.training.checks import check_whole
-
-# All said, for what is not said vLLM takes from the model's generation_config.json;
-# and it gives the log-probabilities before any of these, so that π/μ would not tell.
-UNCUT = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-
 
 class AdapterPush:
     """Gives a vLLM server the policy's LoRA adapter, through its endpoints load_lora_adapter and unload_lora_adapter.
