@@ -186,12 +186,47 @@ def hybrid(vocabulary):
     ).eval()  # fmt: skip
 
 
-def test_groups_of_a_model_with_recurrent_layers_are_drawn(tokenizer):
+def parallel(vocabulary):
+    """Attention and a recurrence in one layer, whose cache holds both."""
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    torch.manual_seed(0)
+    return FalconH1ForCausalLM(
+        FalconH1Config(
+            vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=2,
+            head_dim=8, num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
+            mamba_chunk_size=4, initializer_range=0.3, pad_token_id=2,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [hybrid, parallel])
+def test_groups_of_a_model_with_recurrent_layers_are_drawn(build, tokenizer):
     """One reading of the prompt serves its group though such layers cannot be repeated, only re-ordered."""
-    model = hybrid(len(tokenizer))
+    model = build(len(tokenizer))
     contexts, rows = drawn(model, tokenizer, Generation(12), group=3)
     check_draws(model, contexts, rows, Generation(12))
     assert model not in _lost
+
+
+def test_a_cache_that_the_model_cannot_use(tokenizer, monkeypatch, caplog):
+    """Draws are those of whole rows; what fails without a cache too is not hidden."""
+    model = make_llama(len(tokenizer))
+    _, rows = drawn(model, tokenizer, Generation(6))
+    plain = model.forward
+
+    def forward(*given, cache=None, past_key_values=None, **options):
+        if cache is not None or past_key_values is not None:
+            raise RuntimeError("sizes must match")
+        return plain(*given, **options)
+
+    monkeypatch.setattr(model, "forward", forward)
+    _checked.pop(model), _lost.discard(model)
+    assert [ids for ids, _ in drawn(model, tokenizer, Generation(6))[1]] == [ids for ids, _ in rows]
+    assert model in _lost and "cannot use its cache (sizes must match)" in caplog.text
+    monkeypatch.setattr(model, "forward", lambda **options: plain(**options | {"input_ids": None}))
+    with pytest.raises(ValueError, match="exactly one of input_ids"):
+        drawn(model, tokenizer, Generation(6))
 
 
 def test_a_cache_that_loses_its_rows_is_given_up(tokenizer, monkeypatch):

@@ -19,6 +19,7 @@ def page(found: list[Finding]) -> str:
     scored = [each for each in built if "chosen" in (each.errors or {})]
     causal = [each for each in built if each.causal]
     batched = [each for each in scored if "batched" in (each.errors or {})]
+    drawn = [each for each in built if "drawn" in (each.errors or {})]
     lines = [
         "# The zoo",
         "",
@@ -27,22 +28,26 @@ def page(found: list[Finding]) -> str:
         "scores are compared with plain float64 forward passes of one sequence at a time.",
         "",
         f"{len(found)} types, {len(built)} built, {len(causal)} of them causal; {len(scored)} scored, {len(batched)} in "
-        f"batches. Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
+        f"batches, {len(drawn)} drawn from. Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
         f"{sum(each.noisy for each in built)}.",
         "",
         "Errors are of a token's log-probability, float32 beside float64, the largest over the layout that stands and the",
-        "slower ones; the last column is after saving and loading. Independent: a padded batch of plain passes gives each row",
-        "what it has alone. A type that is not causal is refused.",
+        "slower ones; loaded: after saving and loading. Independent: a padded batch of plain passes gives each row what it has",
+        "alone. A type that is not causal is refused. Drawn: how groups of three are drawn (with the model's cache, or by passes",
+        "over whole rows where the cache goes wrong), and how far what the sampler says of them is from plain passes.",
         "",
-        "| type | causal | independent | layout | error | loaded |",
-        "|---|---|---|---|---|---|",
+        "| type | causal | independent | layout | error | loaded | drawn |",
+        "|---|---|---|---|---|---|---|",
     ]
     for each in built:
         errors = dict(each.errors or {})
         again = f"{errors.pop('loaded'):.0e}" if "loaded" in errors else each.loaded
+        said = f"{each.drawn}, {errors.pop('drawn'):.0e}" if "drawn" in errors else each.drawn
         worst = f"{max(errors.values()):.0e}" if errors else ""
         marks = ["yes" if flag else "no" for flag in (each.causal, each.independent)]
-        lines.append(f"| {each.kind} | {marks[0]} | {marks[1]} | {_cell(each.layout)} | {worst} | {_cell(again)} |")
+        lines.append(
+            f"| {each.kind} | {marks[0]} | {marks[1]} | {_cell(each.layout)} | {worst} | {_cell(again)} | {_cell(said)} |"
+        )
     lines += ["", "Not built, with the reason that transformers gives:", ""]
     lines += [f"- {each.kind}: {_cell(each.built, 90)}" for each in found if each.built]
     return "\n".join(lines) + "\n"

@@ -44,6 +44,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4,
+        "n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1,
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {"text_config.head_dim": 16},
     "dots3_note_text": {"head_dim": 16},
@@ -54,6 +58,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention"]},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
+    "inkling2_loop_text": {"unpadded_vocab_size": VOCABULARY},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {"qk_head_dim": 16},

@@ -1,4 +1,5 @@
-"""One model of the zoo: its scores in each layout, and after saving and loading, against plain passes of one sequence."""
+"""One model of the zoo: its scores in each layout and after saving and loading, and what a sampler says of its draws, against
+plain passes of one sequence."""
 
 import copy
 import tempfile
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from multiref.errors import MultirefWarning
-from multiref.models import Encoded, load, score_tokens, word_tokenizer
+from multiref.models import Encoded, Generation, draw, load, score_tokens, word_tokenizer
 from multiref.models.audit import audit_layout
 from multiref.models.batching import LAYOUTS
+from multiref.models.sampling import _lost
 from tests.zoo.build import VOCABULARY, build
 
 TOLERANCE = 2e-3  # a token, of float32 scores against float64 ones
@@ -27,7 +29,8 @@ class Finding:
     built: no error, or the error's text. causal, independent: whether plain passes show that a later token leaves earlier
         ones alone, and that what is beside a row leaves it alone. noisy: whether two seeds give two answers.
     layout: what the audit chose, or the refusal's text. errors: layout → largest error of a token, of the one that was chosen
-        and those below it; "loaded" after saving and loading. loaded: the error's text where that failed.
+        and those below it; "loaded" after saving and loading, "drawn" of groups that a sampler drew. loaded: the error's text
+        where that failed. drawn: "cache", "whole rows" where the model's cache is given up, or the error's text.
     """
 
     kind: str
@@ -39,6 +42,7 @@ class Finding:
     layout: str = ""
     errors: dict[str, float] | None = None
     loaded: str = ""
+    drawn: str = ""
 
     @property
     def wrong(self) -> list[str]:
@@ -78,7 +82,20 @@ def measure(kind: str, name: str) -> Finding:
             errors["loaded"] = apart(score_tokens(saved_and_loaded(model, Path(folder)), rows(), layout="alone"), exact)
         except Exception as error:
             loaded = f"{type(error).__name__}: {' '.join(str(error).split())[:300].replace(folder, 'the folder')}"
-    return Finding(kind, name, "", causal, independent, noisy, layout, errors, loaded)
+    try:
+        errors["drawn"] = apart(*draws(model))
+        drawn = "whole rows" if model in _lost else "cache"
+    except Exception as error:
+        drawn = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return Finding(kind, name, "", causal, independent, noisy, layout, errors, loaded, drawn)
+
+
+def draws(model: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities of the tokens of three draws a prompt, as the sampler says, and by plain passes."""
+    prompts = [item.prompt_ids for item in rows()]
+    found = draw(model, prompts, Generation(14), group=3, ends=(), generator=torch.Generator().manual_seed(3))
+    read = [Encoded(prompts[place // 3], (ids,), (False,)) for place, (ids, _) in enumerate(found)]
+    return [torch.tensor(said) for _, said in found], plainly(model, read)
 
 
 def saved_and_loaded(model: Any, folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""No wrong row in any causal language model that transformers has: scored, saved, loaded and scored again."""
+"""No wrong row in any causal language model that transformers has: scored, saved, loaded and scored again, drawn from."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def faults(finding: Finding) -> list[str]:
 @pytest.mark.parametrize("kind", HANDFUL)
 def test_a_handful(kind):
     finding = measure(kind, names()[kind])
-    assert not finding.built and not faults(finding), finding
+    assert not finding.built and not faults(finding) and finding.drawn == "cache", finding
 
 
 @pytest.mark.slow
@@ -36,5 +36,7 @@ def test_the_whole_zoo():
     wrong = {each.kind: faults(each) for each in built if faults(each)}
     scored = [each for each in built if "chosen" in (each.errors or {})]
     batched = [each for each in scored if "batched" in (each.errors or {})]
+    drawn = [each for each in built if "drawn" in (each.errors or {})]
+    assert len(drawn) >= 0.95 * len(built)
     assert len(built) >= 170 and not wrong, wrong
     assert len(scored) >= 0.95 * len(built) and len(batched) >= 0.9 * len(built)

@@ -18,6 +18,7 @@ from .precision import choose_precision as choose_precision
 from .product import Product as Product
 from .product import ProductConfig as ProductConfig
 from .product import product_of as product_of
+from .sampling import Reader as Reader
 from .sampling import Rollout as Rollout
 from .sampling import draw as draw
 from .sampling import sample as sample

@@ -286,9 +286,9 @@ class Reader:
         copies = torch.arange(len(self.ids), device=self.device).repeat_interleave(self.group)
         self._repeat()
         try:
-            if all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(self.cache, "layers", ())):
+            if "batch_repeat_interleave" in vars(type(self.cache)):  # a cache of the model's own
                 self.cache.batch_repeat_interleave(self.group)
-            else:  # of recurrent layers
+            else:  # which beams need too: recurrent and compressed states follow only there
                 self.cache.reorder_cache(copies)
         except (AttributeError, IndexError, NotImplementedError):
             self.cache = None
@@ -328,6 +328,21 @@ class Reader:
         self.mask = None if self.mask is None else self.mask.repeat_interleave(self.group, 0)
 
     def _forward(self, ids: Tensor) -> Tensor:
+        """The last logits; of whole rows where the model cannot use what its cache holds. Memory that is full says nothing of
+        that."""
+        try:
+            return self._pass(ids)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the model's own code meets there
+            if self.static or not self.caching:
+                raise
+            _log.warning("%s cannot use its cache (%s); it reads whole rows.", type(self.model).__name__, f"{error!s:.80}")
+            _lost.add(self.model)
+            self.cache, self.caching = None, False
+            return self._pass(self.ids)
+
+    def _pass(self, ids: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.caching, **cache_argument(self.takes, self.cache)}
         if self.mask is not None:
             seen = self.ids.shape[1]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.errors import ModelError
+from multiref.models import Generation, Reader
 
 
 @torch.no_grad()
@@ -28,15 +28,9 @@ def answer_logps(model: Any, prompt_ids: Tensor, *, prompts_at_once: int = 128) 
 
 
 def _block(model: Any, prompt_ids: Tensor) -> Tensor:
-    read = model(input_ids=prompt_ids, use_cache=True)
-    first = read.logits[:, -1].double().log_softmax(-1)
-    count, size = first.shape
-    memory = read.past_key_values
-    if memory is None:
-        raise ModelError(
-            "this model keeps no memory of its prompt; expected one that returns past_key_values with use_cache=True"
-        )
-    memory.batch_repeat_interleave(size)
-    tokens = torch.arange(size, device=prompt_ids.device).repeat(count)[:, None]
-    second: Tensor = model(input_ids=tokens, past_key_values=memory, use_cache=True).logits[:, -1].double().log_softmax(-1)
-    return torch.flatten(first[:, :, None] + second.view(count, size, size), 1)
+    size = model.config.vocab_size
+    reader = Reader(model, prompt_ids.tolist(), size, Generation(2), 0)
+    first = reader.read_prompts()[::size].double().log_softmax(-1)
+    tokens = torch.arange(size, device=prompt_ids.device).repeat(len(first))
+    second = reader.read(tokens).double().log_softmax(-1)
+    return torch.flatten(first[:, :, None] + second.view(len(first), size, size), 1)
