@@ -48,7 +48,7 @@ def test_a_right_model_shares_prompts_in_every_dtype(dtype, caplog):
 
 def test_without_memory_for_a_copy_padding_is_the_yardstick(monkeypatch):
     """A right bfloat16 model is still accepted; one that ignores the mask differs by more than padding does."""
-    monkeypatch.setattr(witness, "_free_memory", lambda device: 0)
+    monkeypatch.setattr(witness, "free_memory", lambda device: 0)
     audit = audit_layout(make_llama(VOCABULARY).bfloat16(), random_batch())
     assert audit.layout == "shared" and audit.rounding is None and "rounding not measured: no memory" in audit.summary()
     assert audit_layout(of(NoMask).bfloat16(), random_batch()).layout == "batched"

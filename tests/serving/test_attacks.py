@@ -262,7 +262,7 @@ def test_answers_side_by_side_do_not_take_the_same_memory(monkeypatch):
     with TokenPool(tiny_references(), mr.ReverseKL((0.3, 0.7))) as pool:
         asked = read_request({**json.loads(LONG), "logprobs": 0}, "multiref", chat=False)
         one = cache_bytes(pool.bench.models, 1, 103)
-        monkeypatch.setattr(request, "free_bytes", lambda device: int(1.5 * one))
+        monkeypatch.setattr(request, "free_memory", lambda device: int(1.5 * one))
         first, second, third = (pool.answer(asked, threading.Event()) for _ in range(3))
         next(first)
         with pytest.raises(ArgumentError, match=f"need {2 * one:,} bytes"):

@@ -1,12 +1,10 @@
 """What is asked for, checked before any model is read: method, proposal, how many, of what length, at which price."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 from multiref.errors import ArgumentError
 from multiref.models.lockstep import Lockstep, at_rest, cache_bytes
 from multiref.models.spec import Generation
+from multiref.models.witness import free_memory
 from multiref.regularizers import Regularizer, check_beta, check_weights
 
 # method → its proposals, the default first; None: a reference's name
@@ -194,8 +193,8 @@ def check_whole(name: str, value: object, least: int) -> int:
 def check_memory(models: Sequence[Any], rows: int, length: int, *, more: int = 0) -> None:
     """ArgumentError where the caches of so many rows of so many tokens, and `more` bytes, are more than the device has free."""
     needed = cache_bytes(models, rows, length) + more
-    free = free_bytes(next(models[0].parameters()).device)
-    if free is not None and needed > free:
+    free = free_memory(next(models[0].parameters()).device)
+    if needed > free:
         raise ArgumentError(
             f"n, islands: {rows:,} rows of {length:,} tokens need {needed:,} bytes (caches and logits), and {free:,} are free. "
             "Lower n, islands or max_new_tokens, or call several times with different seeds."
@@ -211,18 +210,3 @@ def _seconds(models: Sequence[Any], context: Sequence[int], rows: int, steps: in
         step.read(torch.zeros(rows, dtype=torch.long, device=step.device))
         float(step.logps()[0, 0, 0])  # waits for an accelerator
     return read - begin + (steps - 1) * (time.perf_counter() - read)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Of this device's memory; None where that is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:  # where the system says what it could free, that; unused pages alone are too few where files are cached
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024 * int(fields["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -27,6 +27,7 @@ __all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "d
 
 _kept: WeakSet[nn.Module] = WeakSet()  # models whose cache was right behind rows that were re-ordered
 _lost: WeakSet[nn.Module] = WeakSet()  # those whose cache goes wrong
+_used: WeakSet[nn.Module] = WeakSet()  # those that have gone on from one
 _log = logging.getLogger("multiref")
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
 _checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those whose draws were looked at → the longest row by then
@@ -298,6 +299,8 @@ class Reader:
     def read(self, tokens: Tensor) -> Tensor:
         """The logits after one more token of each row."""
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        if self.mask is not None and self.mask.shape[1] < self.ids.shape[1]:
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         logits = self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
         if self._doubted and self.cache is not None:
             held, self.cache, self.caching, self._doubted = self.cache, None, False, False
@@ -329,18 +332,19 @@ class Reader:
 
     def _forward(self, ids: Tensor) -> Tensor:
         """The last logits; of whole rows where the model cannot use what its cache holds. Memory that is full says nothing of
-        that."""
+        that, nor does what happens once it was used, or happens to whole rows as well."""
         try:
             return self._pass(ids)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the model's own code meets there
-            if self.static or not self.caching:
+            if self.static or not self.caching or self.model in _used:
                 raise
+            self.cache, self.caching = None, False
+            logits = self._pass(self.ids)
             _log.warning("%s cannot use its cache (%s); it reads whole rows.", type(self.model).__name__, f"{error!s:.80}")
             _lost.add(self.model)
-            self.cache, self.caching = None, False
-            return self._pass(self.ids)
+            return logits
 
     def _pass(self, ids: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.caching, **cache_argument(self.takes, self.cache)}
@@ -353,6 +357,8 @@ class Reader:
             inputs["logits_to_keep"] = 1
         inputs |= without_extras(self.takes)
         out = self.model(**inputs)
+        if self.cache is not None:
+            _used.add(self.model)
         self.cache = cache_of(out) if self.caching else None
         logits: Tensor = out.logits[:, -1]
         return logits

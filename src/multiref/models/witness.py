@@ -43,7 +43,7 @@ class Witness:
         if is_sharded(self.model):
             raise NoCopy("the model is sharded")
         need = dtype.itemsize * sum(each.numel() for each in parameters)
-        if len({each.device for each in parameters}) > 1 or 1.5 * need > _free_memory(device_of(self.model)):
+        if len({each.device for each in parameters}) > 1 or 1.5 * need > free_memory(device_of(self.model)):
             raise NoCopy("no memory")
         try:
             return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget, self.most)
@@ -141,7 +141,8 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(each, "ds_id") or type(each).__name__ == "DTensor" for each in model.parameters())
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be had on this device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil  # type: ignore[import-untyped]  # accelerate brings it

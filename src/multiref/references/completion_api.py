@@ -205,9 +205,7 @@ def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list
                 f"{list(entry)[:3]!r:.200}: it adds a start token of its own, leaves one out, or has another vocabulary."
             )
         values.append(known.get("logprob") if isinstance(known, Mapping) else known)
-    checked = check_logps(values, "prompt_logprobs", first=True)
-    _check_places(listed, "prompt_logprobs")
-    return checked
+    return check_logps(values, "prompt_logprobs", first=True)
 
 
 def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -221,21 +219,7 @@ def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
             "The server echoed no logprobs (logprobs.tokens and logprobs.token_logprobs of one length); it must support `echo` "
             f"with `logprobs`, or `prompt_logprobs`, to be a reference. Found {found}. {WORKS}"
         )
-    _check_places(isinstance(block, Mapping) and block.get("top_logprobs"), "top_logprobs")
     return [str(token) for token in tokens], values
-
-
-def _check_places(listed: object, name: str) -> None:
-    """ReferenceUnavailable where the tokens that are told of one place have more probability than 1.1 together: as in another
-    base, or as plain probabilities, they would."""
-    for place, entry in enumerate(listed if isinstance(listed, list) else ()):
-        told = _numbers(entry)
-        whole = sum(map(math.exp, told))
-        if len(told) > 1 and whole > 1.1:
-            raise ReferenceUnavailable(
-                f"The server's {name} give {len(told)} tokens of place {place} the probability {whole:.3g} together; expected "
-                "natural logarithms, by which they have at most 1."
-            )
 
 
 def _numbers(entry: object) -> list[float]:
@@ -246,7 +230,8 @@ def _numbers(entry: object) -> list[float]:
 
 
 def check_drawn(choices: Sequence[Mapping[str, Any]]) -> None:
-    r"""ReferenceUnavailable where what a server draws says that its log-probabilities s are in base 2, or lowered throughout.
+    r"""ReferenceUnavailable where the likeliest tokens that a server tells of have more than 1.1 together, as in base 10; and where
+    what it draws says that its log-probabilities s are in base 2, or lowered throughout.
 
         r(s) > s: another reading;    S, R: what the tokens likelier than the fifth of a place have together, as told and as read
         under honest numbers  Π_t e^{r(s_t) − s_t} (a likely token), (1 − R)/(1 − S) (any other)  has mean 1, so  P(≥ 1/δ) ≤ δ
@@ -257,9 +242,13 @@ def check_drawn(choices: Sequence[Mapping[str, Any]]) -> None:
     evidence, seen = [0.0] * len(READINGS), 0
     for block in (choice.get("logprobs") for choice in choices):
         drawn, listed = (block.get(key) if isinstance(block, Mapping) else None for key in ("token_logprobs", "top_logprobs"))
-        _check_places(listed, "top_logprobs")
         for logp, entry in zip(drawn, listed) if isinstance(drawn, list) and isinstance(listed, list) else ():
             told = _numbers(entry)
+            if (whole := sum(map(math.exp, told))) > 1.1:
+                raise ReferenceUnavailable(
+                    f"The server's top_logprobs give {len(told)} tokens the probability {whole:.3g} together; expected natural "
+                    "logarithms, by which they have at most 1."
+                )
             if len(told) < LIKELIEST or not isinstance(logp, int | float) or any(not key or "\ufffd" in key for key in entry):
                 continue  # two half characters are spelt alike, and one of them is lost
             likely, seen = [each for each in told if each > told[LIKELIEST - 1]], seen + 1

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -35,6 +34,7 @@ from multiref.references.identity import text_identity
 from multiref.references.protocol import Item, Scored
 
 MODES = ("auto", "prompt_logprobs", "echo")
+AS_IDS = {"return_tokens_as_token_ids": True}  # of vLLM: no spelling is to be compared
 DRAWN, LONG = 4, 64  # completions that are drawn once, and their tokens
 
 
@@ -82,7 +82,7 @@ class ServerReference:
         self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
         self._api = CompletionApi(endpoint, connection)
         self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
-        self._likeliest_told = self._drew = False
+        self._drew = False
 
     def identity(self) -> Mapping[str, Any]:
         """What a stored score depends on: the server's model, its weights as declared, tokenizer and text."""
@@ -146,9 +146,9 @@ class ServerReference:
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):
             choice: dict[str, Any] = {}
-            asked = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0}
+            asked = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
             try:
-                choice = self._complete(asked, "prompt_logprobs", 0)
+                choice = self._api.complete(**asked)
             except Refused as error:
                 if self.mode == "prompt_logprobs":
                     raise ReferenceUnavailable(f"{error}. The server refuses prompt_logprobs.") from None
@@ -160,34 +160,21 @@ class ServerReference:
         self.mode = "echo"
         return check_logps(logps[: len(ids)], "token_logprobs", first=True)
 
-    def _complete(self, body: Mapping[str, Any], option: str, least: int) -> dict[str, Any]:
-        """The answer where `option` asks for so many tokens of each place: once for the likeliest, to see what they have
-        together, unless the server tells of fewer; then for as few as there may be."""
-        if self._likeliest_told:
-            return self._api.complete(**body, **{option: least})
-        try:
-            answer = self._api.complete(**body, **{option: LIKELIEST})
-        except Refused as error:
-            if "logprobs" not in str(error):
-                raise
-            answer = self._api.complete(**body, **{option: least})
-        self._likeliest_told = True
-        return answer
-
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
-        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True}
-        as_ids = {"return_tokens_as_token_ids": True}  # of vLLM: no spelling is to be compared
-        said = ""
-        for body in ({**asked, **as_ids}, asked) if isinstance(prompt, list) else (asked,):
-            try:
-                return self._complete(body, "logprobs", 1)
-            except Refused as error:
-                said = str(error)
-                if "return_tokens_as_token_ids" not in said:
-                    break
-        raise ReferenceUnavailable(
-            f"{said}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
-        )
+        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
+        try:
+            return self._tried(*([{**asked, **AS_IDS}] if isinstance(prompt, list) else []), asked)[0]
+        except Refused as error:
+            raise ReferenceUnavailable(
+                f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
+            ) from None
+
+    def _tried(self, *bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The choices of the first that is not refused."""
+        for body in bodies[:-1]:
+            with suppress(Refused):
+                return self._api.choices(**body)
+        return self._api.choices(**bodies[-1])
 
     def _score_text(self, items: Sequence[Item]) -> Scored:
         jobs = [(item.prompt, completion) for item in items for completion in item.completions]
@@ -247,12 +234,11 @@ class ServerReference:
         self._drew, prompt = True, jobs[0][0] or jobs[0][1]
         sent = prompt if isinstance(prompt, str) else list(prompt)
         longest = LONG if isinstance(sent, str) or self.max_length is None else min(LONG, self.max_length - len(sent))
-        asked = {"model": self.model, "prompt": sent, "n": DRAWN, "max_tokens": longest, **UNCUT, "logprobs": LIKELIEST}
-        once = replace(self._api, connection=replace(self._api.connection, attempts=1))
+        plain = {"model": self.model, "prompt": sent, "n": DRAWN, "max_tokens": longest, "logprobs": LIKELIEST}
+        uncut, standard = plain | UNCUT, plain | {"temperature": 1.0, "top_p": 1.0}
         choices: list[dict[str, Any]] = []
-        for more in ({"return_tokens_as_token_ids": True}, {}):
-            with suppress(Refused, ReferenceUnavailable):
-                choices = choices or once.choices(**asked, **more)
+        with suppress(Refused, ReferenceUnavailable):
+            choices = self._tried(uncut | AS_IDS, uncut, standard)
         check_drawn(choices)
         block: Any = choices[0].get("logprobs") if choices and isinstance(sent, list) else None
         tokens, logps = (block.get(key) if isinstance(block, Mapping) else None for key in ("tokens", "token_logprobs"))
