@@ -28,13 +28,14 @@ def page(found: list[Finding]) -> str:
         "scores are compared with plain float64 forward passes of one sequence at a time.",
         "",
         f"{len(found)} types, {len(built)} built, {len(causal)} of them causal; {len(scored)} scored, {len(batched)} in "
-        f"batches, {len(drawn)} drawn from. Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
+        f"batches, {len(drawn)} drawn from.",
+        f"Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
         f"{sum(each.noisy for each in built)}.",
         "",
         "Errors are of a token's log-probability, float32 beside float64, the largest over the layout that stands and the",
         "slower ones; loaded: after saving and loading. Independent: a padded batch of plain passes gives each row what it has",
-        "alone. A type that is not causal is refused. Drawn: how groups of three are drawn (with the model's cache, or by passes",
-        "over whole rows where the cache goes wrong), and how far what the sampler says of them is from plain passes.",
+        "alone. A type that is not causal is refused. Drawn: how groups of three are drawn (with the model's cache, or by",
+        "passes over whole rows where the cache goes wrong), and how far what the sampler says is from plain passes.",
         "",
         "| type | causal | independent | layout | error | loaded | drawn |",
         "|---|---|---|---|---|---|---|",
