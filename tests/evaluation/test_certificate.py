@@ -169,7 +169,9 @@ def test_hoelder_draws_what_ends_as_the_pool_does():
     pool = sum(w * torch.tensor([logps(table, row) for row in ids]) for w, table in zip(W, made))
     optimum = beta * float((pool + torch.tensor([(row[-1] == 2) / beta for row in ids])).logsumexp(0))
     effort = Effort(islands=8, particles=4, samples=400)
-    found = certificate(ending["p"], refs, RULE, asked, beta, ["x0"], reward_max=1.0, generation=Generation(LENGTH), effort=effort)
+    found = certificate(
+        ending["p"], refs, RULE, asked, beta, ["x0"], reward_max=1.0, generation=Generation(LENGTH), effort=effort
+    )
     assert found.optimum[0] < optimum < found.optimum[1] and "by Hölder" in str(found)
 
 

@@ -181,7 +181,8 @@ def test_repeating_every_pair_does_not_make_evidence():
     copies = [Pair(p.prompt, f"{p.chosen} {n}", f"{p.rejected} {n}") for n in range(10) for p in pairs]
     chosen, rejected = scores.of_pairs(pairs)
     logps = torch.stack([chosen.repeat(1, 10), rejected.repeat(1, 10)], dim=-1).flatten(1)
-    lengths = torch.stack([side.repeat(1, 10) for side in scores.lengths_of_pairs(pairs)], dim=-1).flatten(1)
+    counted = scores.at("lengths", torch.from_numpy(scores.pair_columns(pairs))).unbind(-1)
+    lengths = torch.stack([side.repeat(1, 10) for side in counted], dim=-1).flatten(1)
     keys = content_keys([p.prompt for p in copies for _ in range(2)], [s for p in copies for s in (p.chosen, p.rejected)])
     many = inspect(
         copies, SequenceScores(scores.names, keys, logps, lengths, torch.zeros_like(lengths, dtype=torch.bool)), resamples=2

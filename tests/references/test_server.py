@@ -222,8 +222,9 @@ def test_what_is_said_of_draws_and_of_what_is_sent_is_the_same(tiny, monkeypatch
     """Only the numbers of a prompt are lowered: the draws, sent as a prompt, are told otherwise than when they were drawn."""
     answering(monkeypatch, lambda value, n, at: value - 0.5)
     with serving(tiny.model, tiny.tokenizer, supports=("prompt_logprobs",)) as server:
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
         with pytest.raises(ReferenceUnavailable, match=r"differ by .*of what it draws than of what it is sent"):
-            ServerReference(server.endpoint, tokenizer=tiny.tokenizer).score(ITEMS)
+            reference.score(ITEMS)
 
 
 @pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",)], ids=["prompt_logprobs", "echo"])

@@ -258,7 +258,8 @@ def stream_tokens(
 ) -> Iterator[str]:
     """One completion of the per-token pool, piece by piece; a piece that is half a character waits for the rest.
 
-    A reader that stops ends it within one token. say: told before the start what it may take, one step being timed for it. Approximate: not a draw of the escort (docs/decoding.md).
+    A reader that stops ends it within one token. say: told before the start what it may take, one step being timed for it.
+    Approximate: not a draw of the escort (docs/decoding.md).
     """
     generation = Generation(max_new_tokens, min_new_tokens=min_new_tokens)
     with open_pool(refs, regularizer) as bench:

@@ -93,8 +93,8 @@ class Yardstick:
         ends = end_ids(policy.model, policy.tokenizer)
         if set(ends) != set(self.ends):
             raise ArgumentError(
-                f"{whose} ends completions with the tokens {sorted(ends)}, and the references with {sorted(self.ends)}: J and J* "
-                "would be of other completions. Give the models one tokenizer and one generation_config.eos_token_id."
+                f"{whose} ends completions with the tokens {sorted(ends)}, and the references with {sorted(self.ends)}: J and "
+                "J* would be of other completions. Give the models one tokenizer and one generation_config.eos_token_id."
             )
         rollouts = sample_each(policy, self.prompts, self.generation, group=self.effort.samples, seed=self.effort.seed)
         earned = self.rewards(rollouts)

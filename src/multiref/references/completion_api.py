@@ -4,6 +4,7 @@ answer."""
 import http.client
 import json
 import math
+import re
 import struct
 import time
 from collections import Counter
@@ -229,11 +230,20 @@ def _numbers(entry: object) -> list[float]:
     return sorted((each for each in numbers if isinstance(each, int | float) and -1000 < each < 1), reverse=True)
 
 
-def check_drawn(choices: Sequence[Mapping[str, Any]]) -> None:
-    r"""ReferenceUnavailable where the likeliest tokens that a server tells of have more than 1.1 together, as in base 10; and where
-    what it draws says that its log-probabilities s are in base 2, or lowered throughout.
+def ids_of(choice: Mapping[str, Any]) -> Any:
+    """The ids of what was generated: `token_ids` (vLLM), or those by which the tokens are called; None where nothing says."""
+    block = choice.get("logprobs")
+    tokens = block.get("tokens") if isinstance(block, Mapping) else None
+    if isinstance(tokens, list) and all(re.fullmatch(r"token_id:\d{1,9}", str(token)) for token in tokens):
+        return choice.get("token_ids") or [int(token.partition(":")[2]) for token in tokens]
+    return choice.get("token_ids")
 
-        r(s) > s: another reading;    S, R: what the tokens likelier than the fifth of a place have together, as told and as read
+
+def check_drawn(choices: Sequence[Mapping[str, Any]]) -> None:
+    r"""ReferenceUnavailable where the likeliest tokens that a server tells of have more than 1.1 together, as in base 10; and
+    where what it draws says that its log-probabilities s are in base 2, or lowered throughout.
+
+        r(s) > s: another reading;    S, R: what the tokens likelier than the fifth of a place have together, told and so read
         under honest numbers  Π_t e^{r(s_t) − s_t} (a likely token), (1 − R)/(1 − S) (any other)  has mean 1, so  P(≥ 1/δ) ≤ δ
 
     A reading that gives the tokens of some place more than 1 together is none. So draws that something sharpens refuse nobody:

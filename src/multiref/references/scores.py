@@ -132,11 +132,6 @@ class SequenceScores:
         chosen, rejected = self.at("logps", torch.from_numpy(self.pair_columns(pairs))).unbind(-1)
         return chosen, rejected
 
-    def lengths_of_pairs(self, pairs: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """P pairs → token counts (chosen [K, P], rejected [K, P])."""
-        chosen, rejected = self.at("lengths", torch.from_numpy(self.pair_columns(pairs))).unbind(-1)
-        return chosen, rejected
-
     def select(self, names: Sequence[str]) -> "SequenceScores":
         """The scores of these references only, in this order."""
         unknown = [name for name in names if name not in self.names]

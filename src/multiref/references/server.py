@@ -26,6 +26,7 @@ from multiref.references.completion_api import (
     check_drawn,
     check_logps,
     check_repeated,
+    ids_of,
     match_tokens,
     token_logps_of_prompt,
     tokens_of_echo,
@@ -227,8 +228,8 @@ class ServerReference:
             raise ReferenceUnavailable(f"{self._who}: {error}") from None
 
     def _check_drawn(self, jobs: Sequence[tuple[Any, Any]]) -> None:
-        """Once: what it draws after a prompt comes as often as it says, and it says the same of it when it is sent. A server that
-        does not draw, or says nothing of the likeliest tokens, is let be."""
+        """Once: what it draws after a prompt comes as often as it says, and it says the same of it when it is sent. A server
+        that does not draw, or says nothing of the likeliest tokens, is let be."""
         if self._drew or not jobs:
             return
         self._drew, prompt = True, jobs[0][0] or jobs[0][1]
@@ -240,11 +241,12 @@ class ServerReference:
         with suppress(Refused, ReferenceUnavailable):
             choices = self._tried(uncut | AS_IDS, uncut, standard)
         check_drawn(choices)
-        block: Any = choices[0].get("logprobs") if choices and isinstance(sent, list) else None
-        tokens, logps = (block.get(key) if isinstance(block, Mapping) else None for key in ("tokens", "token_logprobs"))
-        if tokens and isinstance(logps, list) and all(str(each).startswith("token_id:") for each in tokens):
-            ids = [int(str(each).removeprefix("token_id:")) for each in tokens[: longest - 1]]
-            self._check_again(check_logps(logps[: len(ids)], "token_logprobs"), self._token_logps([*sent, *ids])[len(sent) :])
+        first = choices[0] if choices else {}
+        ids, block = ids_of(first), first.get("logprobs")
+        stated = block.get("token_logprobs") if isinstance(block, Mapping) else None
+        if isinstance(sent, list) and isinstance(ids, list) and isinstance(stated, list):
+            known = check_logps(stated[: longest - 1], "token_logprobs")
+            self._check_again(known, self._token_logps([*sent, *ids[: longest - 1]])[len(sent) :])
 
     def _check_again(self, before: Sequence[float | None], now: Sequence[float | None]) -> None:
         """The same question after others, when its beginning may come from a cache, has the same answer."""
