@@ -183,19 +183,17 @@ class Transcript:
         if sure != self._text:
             return ""
         waits = max((n for stop in self.stops for n in range(1, len(stop)) if self._text.endswith(stop[:n])), default=0)
-        return self._show(self._text[: len(self._text) - waits])
+        certain = self._text[: len(self._text) - waits]
+        if not certain.startswith(self.shown):
+            return ""
+        piece, self.shown = certain[len(self.shown) :], certain
+        return piece
 
     def close(self) -> str:
         """What waited; behind what a decoder has rewritten since it was shown, all from there on."""
         pairs = enumerate(zip(self.shown, self._text))
         same = next((place for place, (one, other) in pairs if one != other), min(len(self.shown), len(self._text)))
         piece, self.shown = self._text[same:], self._text
-        return piece
-
-    def _show(self, text: str) -> str:
-        if not text.startswith(self.shown):
-            return ""
-        piece, self.shown = text[len(self.shown) :], text
         return piece
 
 

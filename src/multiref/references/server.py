@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -164,18 +165,11 @@ class ServerReference:
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
         asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
         try:
-            return self._tried(*([{**asked, **AS_IDS}] if isinstance(prompt, list) else []), asked)[0]
+            return _tried(self._api, *([{**asked, **AS_IDS}] if isinstance(prompt, list) else []), asked)[0]
         except Refused as error:
             raise ReferenceUnavailable(
                 f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
             ) from None
-
-    def _tried(self, *bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The choices of the first that is not refused."""
-        for body in bodies[:-1]:
-            with suppress(Refused):
-                return self._api.choices(**body)
-        return self._api.choices(**bodies[-1])
 
     def _score_text(self, items: Sequence[Item]) -> Scored:
         jobs = [(item.prompt, completion) for item in items for completion in item.completions]
@@ -237,9 +231,10 @@ class ServerReference:
         longest = LONG if isinstance(sent, str) or self.max_length is None else min(LONG, self.max_length - len(sent))
         plain = {"model": self.model, "prompt": sent, "n": DRAWN, "max_tokens": longest, "logprobs": LIKELIEST}
         uncut, standard = plain | UNCUT, plain | {"temperature": 1.0, "top_p": 1.0}
+        once = replace(self._api, connection=replace(self._api.connection, attempts=1))  # a slow one is not waited for
         choices: list[dict[str, Any]] = []
         with suppress(Refused, ReferenceUnavailable):
-            choices = self._tried(uncut | AS_IDS, uncut, standard)
+            choices = _tried(once, uncut | AS_IDS, uncut, standard)
         check_drawn(choices)
         first = choices[0] if choices else {}
         ids, block = ids_of(first), first.get("logprobs")
@@ -258,6 +253,14 @@ class ServerReference:
                 f"token, where rounding is {most:g}: its cache goes wrong (vLLM: --no-enable-prefix-caching), it serves "
                 "several models under one name, or says other numbers of what it draws than of what it is sent."
             )
+
+
+def _tried(api: CompletionApi, *bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The choices of the first that is not refused."""
+    for body in bodies[:-1]:
+        with suppress(Refused):
+            return api.choices(**body)
+    return api.choices(**bodies[-1])
 
 
 def _sum(logps: Sequence[float | None]) -> float:
