@@ -48,6 +48,11 @@ def truth(opened, rows):
     return dict(zip(items, naive_logps(opened.model, encoded).tolist()))
 
 
+def texts(rows):
+    """Prompts and completions, for `SequenceScores.of`."""
+    return list(zip(*((row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected"))))
+
+
 def agree(scores, expected):
     found = scores.of([prompt for prompt, _ in expected], [completion for _, completion in expected])
     return torch.allclose(found[0], torch.tensor(list(expected.values()), dtype=torch.float64), atol=2e-3)
@@ -153,6 +158,31 @@ def test_other_token_ids_than_were_scored_set_all_aside(tmp_path, monkeypatch):
         changed = References({"a": opened}).score(rows, store=tmp_path)
     assert not torch.allclose(changed.logps, again.logps, atol=0.1) and (changed.digests != again.digests).all()
     assert len(list((tmp_path / "damaged").iterdir())) == 1
+
+
+def test_scores_of_other_versions_are_compared(tmp_path, monkeypatch):
+    """A library that computes otherwise than the one that scored: of two halves that would be of two models, one is made
+    again. One that computes the same keeps them."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from multiref.references import audits as kept
+
+    rows, plain = pairs_of(20), LlamaRMSNorm.forward
+    opened = LanguageModel(make_llama(len(TOKENIZER), context=512), TOKENIZER, "m")
+    first = References({"a": opened}).score(rows[:6], store=tmp_path)
+    monkeypatch.setattr(kept, "version", lambda name: "9.1")
+    same = References({"a": opened}).score(rows[:9], store=tmp_path)  # nothing to say
+    assert torch.equal(same.of(*texts(rows[:6])), first.of(*texts(rows[:6]))) and not (tmp_path / "damaged").exists()
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, states: 1.02 * plain(self, states))
+    References({"a": opened}).score(rows[:9], store=tmp_path)  # all is stored: no model is read
+    monkeypatch.setattr(kept, "version", lambda name: "9.2")
+    with pytest.warns(
+        MultirefWarning, match=r"'a' was scored with torch 9\.1, transformers 9\.1, and with torch 9\.2.* nats for"
+    ):
+        again = References({"a": opened}).score(rows, store=tmp_path)
+    fresh = References({"a": opened}).score(rows)
+    assert torch.allclose(again.of(*texts(rows)), fresh.of(*texts(rows)), atol=1e-4)
+    assert not torch.allclose(again.of(*texts(rows[:6])), first.of(*texts(rows[:6])), atol=1e-2)
 
 
 def test_token_ids_beyond_the_embedding_name_the_prompt(tmp_path):

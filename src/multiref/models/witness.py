@@ -204,3 +204,20 @@ def _by_worth(batches: Sequence[Batch]) -> Iterator[Encoded]:
         yield company[-1][-1]
     yield telling(widest)
     yield telling(longest)
+
+
+def beyond_rounding(logps: Tensor, others: Tensor, lengths: Tensor, unit: float) -> tuple[Tensor, int | None]:
+    """[N] of completions of [N] tokens under one model, computed twice → how far apart they are a token; and the place of the
+    worst of those that are further apart than rounding:
+
+        16 ε min(1, max(4, |log π| / T) / 2√T) a token, and 1e-4 in any case
+
+    for T tokens in a format with unit ε: what each token is off by grows with the size of its logits and half cancels in the
+    sum. (Measured in bfloat16 and float16, trained and random models, likely and unlikely texts of 5 to 200 tokens: at most a
+    third of it.)
+    """
+    tokens, others = lengths.cpu().clamp_min(1).double(), others.double().cpu()
+    each = (logps.double().cpu() - others).abs() / tokens
+    size = (others.abs() / tokens).clamp_min(4) / (2 * tokens.sqrt())
+    over = each / (16 * unit * size.clamp_max(1)).clamp_min(1e-4)
+    return each, None if bool((over <= 1).all()) else int(over.nan_to_num(torch.inf).argmax())

@@ -2,22 +2,27 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 
 from multiref.errors import MultirefWarning, StoreError
 from multiref.models.audit import Audit
 from multiref.models.batching import LAYOUTS, Span
 from multiref.models.encoding import Encoded
+from multiref.models.witness import beyond_rounding
 from multiref.references.engines import Engine, LocalEngine
+from multiref.references.keys import KeyIndex
 from multiref.references.plan import Block, Blocks
 from multiref.references.protocol import Item, Reference
+from multiref.references.resolve import Opener
 from multiref.references.store import Damage, Store
 
-CHECKED = 8  # stored rows that are encoded again, to compare
+CHECKED = 8  # stored rows that are encoded, or scored, again, to compare
 
 
 def agree_on_layout(
@@ -39,8 +44,7 @@ def agree_on_layout(
     chosen = list(blocks) if everything else blocks.telling()
     encoded = [each for block in chosen for each in reference.encode(block.items)]
     asked = Span.around(encoded)
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    record = keeper.audit(address)
+    versions, record = _versions(), keeper.audit(address)
     before, told, compared = _read(record) if record else (None, asked, [])
     if before and not everything and record["versions"] == versions and asked in told:
         return replace(before, seconds=0.0)
@@ -66,6 +70,43 @@ def _read(record: Mapping[str, Any]) -> tuple[Audit, Span, list[str]]:
         raise StoreError(
             f"A record in audits/ is of another version ({error}). Remove it: the reference is audited anew."
         ) from error
+
+
+def changed_scores(opener: Opener, address: str, blocks: Blocks, keeper: Store, engine: Engine) -> str | None:
+    """Scores the longest of some stored rows again where torch or transformers are other versions than when they were audited:
+    a sentence where the numbers have become others by more than rounding."""
+    record = keeper.audit(address)
+    if not record or record["versions"] == _versions():
+        return None
+    opener.audit, index, kept = _read(record)[0], KeyIndex(blocks.keys), dict[int, float]()
+    for part in keeper.parts(address):
+        if isinstance(part, Damage):
+            continue
+        places = index.locate(part.keys)
+        some = np.flatnonzero(places >= 0)
+        some = some[np.argsort(-part.lengths[some], kind="stable")][:CHECKED]
+        kept = dict(zip(places[some].tolist(), part.logps[some].tolist()))
+        if kept:
+            break
+    again = blocks.without(~np.isin(np.arange(len(blocks.keys)), list(kept)))
+    unit = torch.finfo(getattr(torch, str(opener().identity().get("dtype")), torch.bfloat16)).eps
+    with closing(engine.run(opener, again)) as results:
+        for place, scored in results if kept else ():
+            before = torch.tensor([kept[each] for each in again[place].places.tolist()])
+            _, worst = beyond_rounding(scored.logps, before, scored.lengths, unit)
+            if worst is not None:
+                was, now = (
+                    ", ".join(f"{name} {number}" for name, number in each.items()) for each in (record["versions"], _versions())
+                )
+                return (
+                    f"was scored with {was}, and with {now} a completion of {int(scored.lengths[worst])} tokens has "
+                    f"{float(scored.logps[worst]):.6g} nats for {float(before[worst]):.6g}."
+                )
+    return None
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def changed_tokens(reference: Any, texts: Mapping[bytes, tuple[Any, Any]], digests: Mapping[bytes, int]) -> str | None:

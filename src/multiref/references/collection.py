@@ -16,7 +16,7 @@ from multiref.data import read
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
-from multiref.references.audits import CHECKED, agree_on_layout, changed_tokens, set_aside
+from multiref.references.audits import CHECKED, agree_on_layout, changed_scores, changed_tokens, set_aside
 from multiref.references.cost_estimate import PLANNING, Cluster, CostEstimate, Forecast, measure_cost, reckon_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
@@ -180,6 +180,8 @@ class References:
             stack.callback(getattr(reference, "obey", lambda audit: None), None)
             if everything or not row.there.all():
                 stack.enter_context(keeper.alone(address, waiting=listener.notice))
+                if why := changed_scores(opener, address, blocks, keeper, engine):
+                    _set_aside(name, why, address, keeper, listener)
                 opener.audit = agree_on_layout(opener, address, blocks, keeper, engine, everything)
                 _read(name, reference, address, blocks, row, keeper, listener)  # less what the audit refuted
             missing, layout = blocks.without(row.there), opener.audit.layout if opener.audit else ""
@@ -248,9 +250,13 @@ def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _R
     if some and hasattr(reference, "encode"):
         digests = {bytes(blocks.keys[at]): int(row.digests[at]) for at in some}
         if why := changed_tokens(reference, {bytes(blocks.keys[at]): blocks.text_of(at) for at in some}, digests):
-            count = set_aside(keeper, address, why)
-            listener.notice(f"{name!r} {why} All its {count:,} shards were set aside (damaged/), and it is scored again.")
+            _set_aside(name, why, address, keeper, listener)
             row.there[:] = False
+
+
+def _set_aside(name: str, why: str, address: str, keeper: Store, listener: Listener) -> None:
+    count = set_aside(keeper, address, why)
+    listener.notice(f"{name!r} {why} All its {count:,} shards were set aside (damaged/), and it is scored again.")
 
 
 def _missing(opener: Opener, blocks: Blocks, keeper: Store) -> Blocks:

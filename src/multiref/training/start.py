@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.fingerprint import model_weights_fingerprint, tokenizer_fingerprint
-from multiref.models.witness import dtype_of
+from multiref.models.witness import beyond_rounding, dtype_of
 from multiref.references.local import LocalReference
 
 if TYPE_CHECKING:
@@ -65,26 +65,16 @@ def check_ids(data: "PreferenceData", tokenizer: Any, starts_as: Sequence[int]) 
 def check_start(
     policy: Tensor, references: Mapping[str, Tensor], lengths: Tensor, *, unit: float, rows: Sequence[str] = ()
 ) -> dict[str, float]:
-    """{reference: the largest |log π − log π_k| a token}. ModelError where that is more than rounding:
-
-        16 ε min(1, max(4, |log π_k| / T) / 2√T) a token, and 1e-4 in any case
-
-    for T tokens in a format with unit ε: what each token is off by grows with the size of its logits and half cancels in the
-    sum. (Measured in bfloat16 and float16, trained and random models, likely and unlikely texts of 5 to 200 tokens: at most a
-    third of it.)
+    """{reference: the largest |log π − log π_k| a token}. ModelError where that is more than rounding (`beyond_rounding`).
 
     Args:
         policy, references: [N] of whole completions; lengths: [N] tokens. unit: of `rounding_unit`. rows: [N] their names.
     """
-    tokens = lengths.cpu().clamp_min(1).double()
     found = {}
     for name, reference in references.items():
-        each = (policy.double().cpu() - reference.double().cpu()).abs() / tokens
-        size = (reference.double().cpu().abs() / tokens).clamp_min(4) / (2 * tokens.sqrt())
-        over = each / (16 * unit * size.clamp_max(1)).clamp_min(1e-4)
+        each, at = beyond_rounding(policy, reference, lengths, unit)
         found[name] = float(each.max())
-        if not bool((over <= 1).all()):
-            at = int(over.nan_to_num(torch.inf).argmax())
+        if at is not None:
             where = f" in {rows[at]}" if rows else ""
             raise ModelError(
                 f"The policy has the weights of reference {name!r}, but before the first step its log-probabilities differ by "
