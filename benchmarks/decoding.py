@@ -32,6 +32,7 @@ def main():
 
     from multiref.decoding import PoolLogitsProcessor
     from multiref.models import Generation, load, small_llama
+    from multiref.models.architecture import cache_argument, cache_of, takes
     from multiref.models.descent import descend
     from multiref.models.particles import walk
 
@@ -71,7 +72,8 @@ def main():
     def bare(rows):
         ids, cache = torch.tensor([context] * rows), None
         for _ in range(TOKENS):
-            cache = models[1](input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            handed = cache_argument(takes(models[1]), cache)
+            cache = cache_of(models[1](input_ids=ids, use_cache=True, logits_to_keep=1, **handed))
             ids = ids[:, -1:]
 
     sides = {

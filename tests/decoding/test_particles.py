@@ -12,10 +12,12 @@ from multiref.decoding.bench import Bench
 from multiref.decoding.request import Budget, Request
 from multiref.decoding.streaming import draw_tokens, open_pool
 from multiref.errors import ModelError
+from multiref.models import sampling
 from multiref.models.descent import descend
 from multiref.models.draws import draw_one
 from multiref.models.lockstep import Lockstep
 from multiref.models.particles import walk
+from multiref.models.sampling import Reader
 from multiref.models.spec import Generation
 from multiref.regularizers import AlphaDivergence, ReverseKL
 from multiref.weighting.particles import effective_size, resample, thin
@@ -94,11 +96,12 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "kind", ["walk", "pool", "pool of order 1", "pool of order 0.01", "mixture", "stream", "stream of order 1"]
+    "kind", ["walk", "pool", "pool of order 1", "pool of order 0.01", "mixture", "stream", "stream of order 1", "sample"]
 )
 def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
     """Sixteen more tokens of two models: what has to be asked is asked at every eighth."""
-    monkeypatch.setattr(Lockstep, "patience", property(lambda self: 8, lambda self, value: None), raising=False)
+    for one in (Lockstep, Reader):
+        monkeypatch.setattr(one, "patience", property(lambda self: 8, lambda self, value: None), raising=False)
     models, w = [make_llama(24, seed=seed, std=0.02) for seed in (0, 1)], torch.tensor(W, dtype=torch.float64)
     found, order = [], float(kind.partition(" of order ")[2] or 0)
     for tokens in (9, 25):
@@ -107,6 +110,8 @@ def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
         with Waits() as waits:
             if kind == "walk":
                 walk(models, (3,), w, particles=(2, 3), **given)
+            elif kind == "sample":
+                sampling._draw(Reader(models[0], [(3,), (4,)], 3, length, 0), length, (0,), 0, generator)
             elif kind.startswith("stream"):
                 scorer = SimpleNamespace(check_context=lambda contexts, new: None)
                 rule = AlphaDivergence(W, alpha=1 - order)

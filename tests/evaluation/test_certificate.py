@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import multiref as mr
 from multiref.errors import ArgumentError, VocabularyMismatch
@@ -15,7 +16,7 @@ from multiref.evaluation.yardstick import vocabulary_kl
 from multiref.models import Generation, LanguageModel
 from multiref.models.sampling import Rollout
 from tests.conftest import make_llama, make_tokenizer
-from tests.decoding.worlds import BETA, LENGTH, Truth, W, completions, references, reward, tables
+from tests.decoding.worlds import BETA, LENGTH, Truth, W, completions, logps, references, reward, tables
 
 RULE = mr.ReverseKL(W)
 
@@ -153,6 +154,25 @@ def test_hoelder_bounds_the_optimum_where_islands_cannot():
     exact = sum(w * beta * float((row + truth.rewards / beta).logsumexp(0)) for w, row in zip(W, truth.each))
     found = certified(made, beta=beta, baseline=None, log_ratio_max=None, effort=Effort(islands=8, particles=4, samples=800))
     assert beta * truth.log_partition < exact < found.optimum[1] < 1.0 and "Hölder" in str(found)
+
+
+def test_hoelder_draws_what_ends_as_the_pool_does():
+    """q ends a completion with y2 too, so the pool does; p alone would go on. A reward of what ends so is 1 for every y2, and
+    p that went on would hardly ever earn it: its bound would lie below J*."""
+    made, beta = tables(spread=0.1), 0.2
+    for table in made:
+        table.generation_config = GenerationConfig(eos_token_id=[0, 2])
+    alone, ending = references(tables(spread=0.1))["p"], references(made)
+    refs = mr.References({"p": alone, "q": ending["q"]})
+    asked = lambda prompts, completions: [float(text.endswith("y2")) for text in completions]  # noqa: E731
+    ids = [(*(1,) * t, end) for t in range(LENGTH) for end in (0, 2)] + [(1,) * LENGTH]
+    pool = sum(w * torch.tensor([logps(table, row) for row in ids]) for w, table in zip(W, made))
+    optimum = beta * float((pool + torch.tensor([(row[-1] == 2) / beta for row in ids])).logsumexp(0))
+    effort = Effort(islands=8, particles=4, samples=400)
+    found = certificate(
+        ending["p"], refs, RULE, asked, beta, ["x0"], reward_max=1.0, generation=Generation(LENGTH), effort=effort
+    )
+    assert found.optimum[0] < optimum < found.optimum[1] and "by Hölder" in str(found)
 
 
 def test_an_outer_interval_for_a_population_of_prompts():

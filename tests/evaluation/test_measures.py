@@ -37,6 +37,13 @@ def test_measures_of_texts_by_hand():
     assert measure_texts({"one": drawn["one"]}, {"one": torch.zeros(1, 1)})["win rate"].isnan().all()
 
 
+def test_two_vetoes_are_a_tie():
+    """−∞, −∞, 1 against itself, the pairs of one place aside: two ties of the vetoes, two wins and two losses."""
+    veto = torch.tensor([[-math.inf, -math.inf, 1.0]])
+    rollout = Rollout("x", ("a", "b", "c"), (1,), ((3,), (4,), (5,)), (True,) * 3)
+    assert float(measure_texts({"p": [rollout]}, {"p": veto})["win rate"]) == 0.5
+
+
 def test_a_prompt_answered_by_single_words_does_not_hide_the_others():
     """It has no pairs of words: distinct-2 is over the other two prompts, (3/6 + 1)/2, here and in `evaluate`; what is known of
     no prompt stays unknown, and so does −∞ − (−∞)."""

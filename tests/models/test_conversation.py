@@ -95,6 +95,15 @@ def test_a_conversation_without_a_prompt_starts_once():
     assert item.prompt_ids == (tokenizer.bos_token_id,) and tokenizer.bos_token_id not in item.completions[0]
 
 
+def test_turns_that_the_model_does_not_write_are_said_once():
+    """A completion of several turns holds the user's words too, and they are scored."""
+    tokenizer = byte_tokenizer(LLAMA, bos=True)
+    rows = [((USER,), [(*says("yes"), {"role": "user", "content": "sure?"}, *says("no"))])]
+    with pytest.warns(MultirefWarning, match=r"row 3: .*does not write \(assistant, user, assistant\): they are scored"):
+        (item,) = encode_many(tokenizer, rows, origins=["row 3"])
+    assert "sure?" in tokenizer.decode(list(item.completions[0]))
+
+
 def test_earlier_turns_and_begun_answers():
     tokenizer = byte_tokenizer(QWEN)
     turns = (USER, *says("<think>\nhm\n</think>\n\nyes"), {"role": "user", "content": "sure?"})

@@ -11,7 +11,7 @@ from torch import nn
 from multiref.errors import ModelError
 from multiref.models import Generation, Tabular, sample, tabular_tokenizer
 from multiref.models.draws import TILTS, _evidence_of_copies, _look, check_draws
-from multiref.models.sampling import Reader, _checked, _kept, _lost
+from multiref.models.sampling import Reader, _checked, _kept, _lost, _used
 from tests.conftest import make_llama, make_tokenizer
 
 PROMPTS = ["the cat", "a dog sat on the mat and", "Once"]
@@ -221,12 +221,29 @@ def test_a_cache_that_the_model_cannot_use(tokenizer, monkeypatch, caplog):
         return plain(*given, **options)
 
     monkeypatch.setattr(model, "forward", forward)
-    _checked.pop(model), _lost.discard(model)
+    _checked.pop(model), _lost.discard(model), _used.discard(model)
     assert [ids for ids, _ in drawn(model, tokenizer, Generation(6))[1]] == [ids for ids, _ in rows]
     assert model in _lost and "cannot use its cache (sizes must match)" in caplog.text
     monkeypatch.setattr(model, "forward", lambda **options: plain(**options | {"input_ids": None}))
     with pytest.raises(ValueError, match="exactly one of input_ids"):
         drawn(model, tokenizer, Generation(6))
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_what_ends_a_draw_says_nothing_of_the_cache(after, tokenizer):
+    """As a server ends one whose client has gone: the next draws have the cache, from the first pass with it on."""
+    model, passes = make_llama(len(tokenizer)), []
+
+    def look(*_):
+        passes.append(1)
+        if len(passes) > after:
+            raise RuntimeError("gone")
+
+    hook = model.register_forward_pre_hook(look)
+    with pytest.raises(RuntimeError, match="gone"):
+        drawn(model, tokenizer, Generation(6))
+    hook.remove()
+    assert model not in _lost and len(passes) <= after + 1 + (after == 1)
 
 
 def test_a_cache_that_loses_its_rows_is_given_up(tokenizer, monkeypatch):

@@ -12,9 +12,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models import Generation, Tabular, Tokenisation, product_of, sample, score_tokens, tabular_tokenizer
-from multiref.models.sampling import decode_behind, draw
+from multiref.models.sampling import Reader, decode_behind, draw
 from multiref.serving.token_pool import _spelt
 from tests.conftest import make_llama, make_tokenizer
 
@@ -95,6 +95,29 @@ def test_how_it_is_computed_has_no_effect(options, model, tokenizer):
     plain = drawn(model.double(), tokenizer, prompts=PROMPTS[:1] if "batch" in options else PROMPTS)
     other = drawn(model, tokenizer, replace(Generation(8), **options), prompts=PROMPTS[:1] if "batch" in options else PROMPTS)
     assert [each.completion_ids for each in plain] == [each.completion_ids for each in other]
+
+
+@pytest.mark.parametrize("tokens", [7, 8, 30])
+def test_an_accelerator_that_is_asked_seldom_draws_the_same(tokens, tokenizer, monkeypatch):
+    """Rows that end early and rows that are cut; and the generator goes on from where it would be."""
+    model, found = make_llama(len(tokenizer), seed=3, std=0.3), []
+    for patience in (1, 8):
+        monkeypatch.setattr(Reader, "patience", property(lambda self, n=patience: n, lambda self, value: None), raising=False)
+        for seed in range(4):
+            generator = torch.Generator().manual_seed(seed)
+            rows = draw(model, [(3, 4), (5,)], Generation(tokens), group=2, ends=range(200), generator=generator)
+            found.append((patience, rows, float(torch.rand((), generator=generator))))
+    assert [each[1:] for each in found[:4]] == [each[1:] for each in found[4:]]
+    assert min(max(map(len, (ids for ids, _ in rows))) for _, rows, _ in found) < 7
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_said(temperature, tokenizer):
+    broken = make_llama(len(tokenizer))
+    with torch.no_grad():
+        broken.lm_head.weight[7] = float("nan")
+    with pytest.raises(ModelError, match="logits are NaN"):
+        drawn(broken, tokenizer, Generation(3, temperature=temperature))
 
 
 @pytest.mark.parametrize("kind", ["llama", "product", "peft", "table"])

@@ -27,6 +27,7 @@ class CompletionServer(ThreadingHTTPServer):
         self.model, self.tokenizer, self.supports, self.context = model, tokenizer, supports, context
         self.names, self.script = ["tiny"], list[str]()
         self.requests: list[dict[str, Any]] = []
+        self.sharpness, self.dice = 1.0, torch.Generator().manual_seed(0)
         self.lock = threading.Lock()
 
     @property
@@ -76,7 +77,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]:
-    """One choice: the prompt's log-probabilities in the form that was asked for, and one greedy token after it."""
+    """One choice: the prompt's log-probabilities in the form that was asked for, and one greedy token after it; or several that
+    are drawn."""
     ids = body["prompt"] if isinstance(body["prompt"], list) else server.tokenizer(body["prompt"])["input_ids"]
     if "prompt_logprobs" in body and "prompt_logprobs" not in server.supports and "strict" in server.supports:
         return {"error": "unknown field prompt_logprobs"}
@@ -86,6 +88,8 @@ def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]
         return {"error": "echo is not supported"}
     if server.context is not None and len(ids) >= server.context:  # vLLM 0.32.0: a token is always generated, and has to fit
         return {"error": {"message": "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "code": 400}}
+    if "n" in body:
+        return {"choices": [{"index": i, "text": "…", "logprobs": drawn(server, ids, body)} for i in range(body["n"])]}
     with torch.inference_mode():
         logps = server.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     values = [None] + [logps[t, token].item() for t, token in enumerate(ids[1:])]
@@ -106,6 +110,20 @@ def completion(server: CompletionServer, body: dict[str, Any]) -> dict[str, Any]
         tops = [{f"token_id:{i}": logps[t, i].item() for i in {token, *best[t]}} for t, token in enumerate(ids[1:])]
         choice["logprobs"] = {"tokens": tokens, "token_logprobs": values, "top_logprobs": [None, *tops]}
     return {"choices": [choice]}
+
+
+@torch.inference_mode()
+def drawn(server: CompletionServer, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
+    """What `sharpness` makes of the model is drawn; what is said of it is what the model says."""
+    ids, first, values, tops = list(ids), len(ids), [], []
+    while len(ids) < first + body["max_tokens"]:
+        logps = server.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        ids.append(int(torch.multinomial((server.sharpness * logps).softmax(-1), 1, generator=server.dice)))
+        values.append(logps[ids[-1]].item())
+        tops.append({f"token_id:{i}": logps[i].item() for i in {ids[-1], *logps.topk(body["logprobs"]).indices.tolist()}})
+        if ids[-1] == server.tokenizer.eos_token_id:
+            break
+    return {"tokens": [f"token_id:{i}" for i in ids[first:]], "token_logprobs": values, "top_logprobs": tops}
 
 
 @contextmanager

@@ -181,6 +181,52 @@ def test_other_numbers_than_natural_logarithms_are_no_score(tiny, supports, base
             ServerReference(server.endpoint, tokenizer=tiny.tokenizer, mode=supports[0]).score([ITEMS[0]])
 
 
+LOWERED = {"base 2": lambda x: x / math.log(2), "half of it": lambda x: x - math.log(2), "as it is": lambda x: x}
+
+
+@pytest.mark.parametrize("whose", ["the likeliest four", "all"])
+@pytest.mark.parametrize("kind", LOWERED)
+def test_lowered_numbers_are_found_by_what_is_drawn(tiny, kind, whose, monkeypatch):
+    """Likely tokens come more often than such numbers say. A server that sharpens its draws and says what the model says is
+    believed: other readings of that would give some place more than 1. By value, then, and by the place of what was drawn."""
+    lower, sharp = LOWERED[kind], make_llama(len(tiny.tokenizer), std=0.6)
+
+    def told(server, body):
+        reply = completion(server, body)
+        for choice in reply["choices"]:
+            for entry in choice.get("prompt_logprobs", ()):
+                for each in (entry or {}).values():
+                    each["logprob"] = lower(each["logprob"])
+            block = choice.get("logprobs", {"token_logprobs": [], "top_logprobs": []})
+            block["token_logprobs"] = [lower(x) for x in block["token_logprobs"]]
+            block["top_logprobs"] = [{k: lower(x) for k, x in e.items()} for e in block["top_logprobs"]]
+            if whose != "all":  # SGLang tells of no others
+                block["top_logprobs"] = [dict(sorted(e.items(), key=lambda i: -i[1])[:5]) for e in block["top_logprobs"]]
+        return reply
+
+    monkeypatch.setattr("tests.references.completion_server.completion", told)
+    with serving(sharp, tiny.tokenizer, supports=("prompt_logprobs",)) as server:
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
+        if kind != "as it is":
+            with pytest.raises(ReferenceUnavailable, match=r"draws likely tokens more often.*in base 2"):
+                reference.score(ITEMS)
+            return
+        server.sharpness = 1.4
+        reference.score(ITEMS)
+        assert [request.get("n") for request in server.requests].count(4) == 1
+        reference.score(ITEMS)
+        assert [request.get("n") for request in server.requests].count(4) == 1
+
+
+def test_what_is_said_of_draws_and_of_what_is_sent_is_the_same(tiny, monkeypatch):
+    """Only the numbers of a prompt are lowered: the draws, sent as a prompt, are told otherwise than when they were drawn."""
+    answering(monkeypatch, lambda value, n, at: value - 0.5)
+    with serving(tiny.model, tiny.tokenizer, supports=("prompt_logprobs",)) as server:
+        reference = ServerReference(server.endpoint, tokenizer=tiny.tokenizer)
+        with pytest.raises(ReferenceUnavailable, match=r"differ by .*of what it draws than of what it is sent"):
+            reference.score(ITEMS)
+
+
 @pytest.mark.parametrize("supports", [("prompt_logprobs",), ("echo",)], ids=["prompt_logprobs", "echo"])
 def test_a_cache_that_goes_wrong_is_found_by_asking_again(tiny, supports, monkeypatch):
     """What was asked before comes back without the log-probabilities of its beginning, as from a cache of prefixes that holds
@@ -242,7 +288,7 @@ def test_an_echo_that_lies_is_refused(tiny, kind, as_ids, monkeypatch):
     def spelt(server, body):
         reply = completion(server, body)
         block = reply["choices"][0]["logprobs"]
-        if as_ids:
+        if as_ids and "n" not in body:
             assert body["return_tokens_as_token_ids"]
             block["tokens"] = [f"token_id:{i}" for i in [*body["prompt"], 7]]
         return reply
@@ -277,6 +323,8 @@ def answering(monkeypatch, change):
 
     def changed(server, body):
         reply = completion(server, body)
+        if "n" in body:  # what is drawn is told as it is
+            return reply
         choice, ids = reply["choices"][0], body["prompt"]
         block = choice.get("logprobs", {}).get("token_logprobs")
         for at in range(1, len(ids)):

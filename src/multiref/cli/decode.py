@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,12 +147,16 @@ def _stream(refs: Any, rule: Any, prompts: list[str], limits: dict[str, int], sh
     from multiref.decoding import stream_tokens
 
     approximate, found = "the references pooled token by token, another distribution than the optimum", []
-    print(f"approximate: {approximate}", file=sys.stderr)
+    note = partial(print, file=sys.stderr, flush=True)
+    note(f"approximate: {approximate}")
     for i, text in enumerate(prompts):
         said = ["" for _ in range(show)]
         for place in range(show):
+            told = None if i or place else partial(note, "" if len(prompts) * show == 1 else "Each completion:")
+            pieces = stream_tokens(text, refs, rule, **limits, seed=seed + 7_919 * i + place, say=told)
+            first = next(pieces, "")  # what it may take is told by then
             print(text, end="", flush=True)
-            for piece in stream_tokens(text, refs, rule, **limits, seed=seed + 7_919 * i + place):
+            for piece in chain([first], pieces):
                 print(piece, end="", flush=True)
                 said[place] += piece
             print(flush=True)

@@ -69,12 +69,12 @@ def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str],
     models = {key: where for key, where in map(name_and_path, given) if key in found.sound}
     if len(models) < 2:
         why = "Not measured: give the models themselves, --reference name=PATH for at least two sound references of the store."
-        return found.without_token_level(why)
+        return replace(found, not_measured=why)
     try:
-        found = found.with_token_level(measure_token_level(References(models), pairs, completions=sample))
+        found = replace(found, token_level=measure_token_level(References(models), pairs, completions=sample))
         return _with_escort(found, pairs, models, seed)
     except ModelError as error:
-        return found.without_token_level(f"Not measured: {error}")
+        return replace(found, not_measured=f"Not measured: {error}")
 
 
 def _with_escort(found: "Inspection", pairs: Sequence["Pair"], models: dict[str, str], seed: int) -> "Inspection":

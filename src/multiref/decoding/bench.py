@@ -75,17 +75,17 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
             f"proposal: {request.proposal!r} with method 'smc' is for references of other vocabularies; these have one. Leave "
             "it out, or use method='importance'."
         )
-    component = request.component(probe.names, weights)
+    component, rewarding = request.component(probe.names, weights), Rewarding(request.reward, request.reward_max)
     if not foreign:
         with probe.models() as models:
             ends = pooled_ends(probe, models, weights)
-            yield Bench(request, probe, _first_local(refs).tokenizer, models, weights, component, ends, _asked(request))
+            yield Bench(request, probe, _first_local(refs).tokenizer, models, weights, component, ends, rewarding)
         return
     proposer = local_reference(request.proposal, probe.opened[request.proposal])
     scorer = RolloutScorer(refs, proposer.tokenizer)
     with proposer.loaded() as model:
         ends = end_ids(model, proposer.tokenizer)
-        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), ends, _asked(request))
+        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), ends, rewarding)
 
 
 def pooled_ends(scorer: RolloutScorer, models: Sequence[Any], weights: Tensor) -> Ids:
@@ -93,10 +93,6 @@ def pooled_ends(scorer: RolloutScorer, models: Sequence[Any], weights: Tensor) -
     tokenizers = [local_reference(*each).tokenizer for each in scorer.opened.items()]
     weighed = [end_ids(*each) for each, w in zip(zip(models, tokenizers), weights.tolist()) if w > 0]
     return tuple(dict.fromkeys(end for each in weighed for end in each))
-
-
-def _asked(request: Request) -> Rewarding:
-    return Rewarding(request.reward, request.reward_max)
 
 
 def _first_local(refs: Any) -> LocalReference:

@@ -103,12 +103,7 @@ def _drawn(bench: Bench, prompts: Sequence[Any], say: Callable[[str], None] | No
     request, contexts = bench.request, encode_prompts(bench.tokenizer, prompts)
     bench.scorer.check_context(contexts, request.generation.max_new_tokens)
     request.check_ends(bench.ends)
-    foretold = request.check_price(bench.models, contexts, timed=say is not None)
-    if say is not None:
-        say(
-            f"Up to {foretold['tokens']:,.0f} tokens read and {foretold['rewards']:,.0f} rewards; about "
-            f"{foretold['seconds']:,.1f} seconds without the reward."
-        )
+    foretold = request.check_price(bench.models, contexts, say)
     counted = request.method == "smc" or (request.method == "importance" and request.proposal in ("flat", "pool"))
     draw = walked if counted else rejected if request.method == "rejection" else weighed
     each = enumerate(zip(prompts, contexts))

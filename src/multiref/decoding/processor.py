@@ -13,9 +13,8 @@ from transformers import LogitsProcessor
 
 from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
-from multiref.models.architecture import cache_argument, cache_of, takes
-from multiref.models.draws import COARSE, ROUNDING
-from multiref.models.witness import largest_gap
+from multiref.models.sampling import Reader
+from multiref.models.spec import Generation
 from multiref.pools import power_pool
 
 # what makes tokens impossible, or normalises, and leaves the law of the other tokens as it is
@@ -76,30 +75,26 @@ class PoolLogitsProcessor(LogitsProcessor):
         self._pad = getattr(models[0].generation_config, "pad_token_id", None)
         if self._pad is None:
             self._pad = models[0].config.get_text_config().pad_token_id
-        self._takes = [takes(model) for model in self.models]
-        self._devices = [next(model.parameters()).device for model in self.models]
         self._ids = self._prompts = torch.empty(0, 0, dtype=torch.long)
-        self._caches: list[Any] = []
-        self._kept: dict[int, bool | None] = {}  # whether a cache kept its rows as they were reordered; None: to be looked at
+        self._readers: list[Reader | None] = []
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, T], [B, V] → [B, V]."""
         if not self._follow(input_ids):
-            self._caches = [None] * len(self.models)
+            self._readers = [None] * len(self.models)
             self._begin(input_ids)
-        mask = None if self.mask is None else _whole(self.mask, input_ids)  # without: positions as the model counts them
-        others = [self._said(k, input_ids, mask).to(scores) for k in range(1, len(self.models))]
+        others = [self._said(k, input_ids).to(scores) for k in range(1, len(self.models))]
         forbidden, weights = scores == -torch.inf, self.weights.to(scores)
         if self.order == 0:  # what each is normalised by cancels
             pool = weighted_sum(torch.stack([scores, *others]), weights[:, None, None], self._full)
         else:
             first = scores.log_softmax(-1)
             if bool(forbidden.any()):
-                own = self._said(0, input_ids, mask).to(scores).log_softmax(-1)
+                own = self._said(0, input_ids).to(scores).log_softmax(-1)
                 first = first + own.masked_fill(forbidden, -torch.inf).logsumexp(-1, keepdim=True)
             else:
-                self._caches[0] = None
+                self._readers[0] = None
             pool = power_pool(torch.stack([first, *(each.log_softmax(-1) for each in others)]), weights, self.order)
         self._ids = input_ids.clone()
         return pool.masked_fill(forbidden, -torch.inf).log_softmax(-1)  # beams add them up
@@ -137,39 +132,21 @@ class PoolLogitsProcessor(LogitsProcessor):
         if self.mask is not None:  # rows of different prompts may look alike, and be padded differently
             prompt = torch.arange(len(ids), device=ids.device) * len(self.mask) // len(ids)
             same &= prompt[:, None] == prompt
-        kept = [cache for cache in self._caches if cache is not None]
-        if not bool(same.any(-1).all()) or not all(hasattr(cache, "reorder_cache") for cache in kept):
+        if not bool(same.any(-1).all()):
             return False
-        for k, (cache, device) in enumerate(zip(self._caches, self._devices)):
-            if cache is not None and self._kept.setdefault(k, None) is not False:
-                cache.reorder_cache(same.int().argmax(-1).to(device))
-            else:
-                self._caches[k] = None
+        for reader in filter(None, self._readers):
+            reader.keep(same.int().argmax(-1).to(reader.device))
         return True
 
     @torch.inference_mode()
-    def _said(self, k: int, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _said(self, k: int, ids: Tensor) -> Tensor:
         """[B, V]: logits of the next token under one of the models."""
-        model, names, cache = self.models[k], self._takes[k], self._caches[k]
-        device = self._devices[k]
-        new = ids if cache is None else ids[:, -1:]
-        inputs: dict[str, Any] = {"input_ids": new.to(device), "use_cache": True}
-        if mask is not None:
-            inputs["attention_mask"] = mask.to(device)
-            if "position_ids" in names:
-                inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)[:, -new.shape[1] :]
-        if "logits_to_keep" in names:
-            inputs["logits_to_keep"] = 1
-        out = model(**inputs, **cache_argument(names, cache))
-        self._caches[k] = cache_of(out)
-        logits: Tensor = out.logits[:, -1].float()
-        if cache is not None and self._kept.get(k, True) is None:  # once, as the sampler does
-            self._caches[k] = None
-            again = self._said(k, ids, mask)
-            most = (ROUNDING if out.logits.dtype in (torch.float32, torch.float64) else COARSE)[0]
-            self._kept[k] = largest_gap(logits.log_softmax(-1), again.log_softmax(-1)) <= most
-            return again
-        return logits
+        if (reader := self._readers[k]) is not None:
+            return reader.read(ids[:, -1].to(reader.device)).float()
+        shown = torch.ones_like(ids) if self.mask is None else _whole(self.mask, ids)
+        rows = [tuple(row[told].tolist()) for row, told in zip(ids, shown.bool())]
+        self._readers[k] = reader = Reader(self.models[k], rows, 1, Generation(1), 0)
+        return reader.read_prompts().float()
 
 
 def _whole(mask: Tensor, ids: Tensor) -> Tensor:

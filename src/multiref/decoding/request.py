@@ -126,11 +126,20 @@ class Request:
                 "settings name an end token). Leave them out: every completion is then cut after max_new_tokens."
             )
 
-    def check_price(self, models: Sequence[Any], contexts: Sequence[Sequence[int]], timed: bool) -> dict[str, float]:
-        """What it takes, as `check_budget` has it. ArgumentError where tokens, rewards or the memory of caches would be more
-        than there is. Rejection's proposals are counted once its trial has said how many it takes."""
+    def check_price(
+        self, models: Sequence[Any], contexts: Sequence[Sequence[int]], say: Callable[[str], None] | None
+    ) -> dict[str, float]:
+        """What it takes, as `check_budget` has it, and said. ArgumentError where tokens, rewards or the memory of caches would
+        be more than there is. Rejection's proposals are counted once its trial has said how many it takes."""
         check_memory(models, self.rows, max(map(len, contexts)) + self.generation.max_new_tokens)
-        return self.check_budget(models, contexts, self.rows + (TRIAL if self.method == "rejection" else 0), timed=timed)
+        rows = self.rows + (TRIAL if self.method == "rejection" else 0)
+        needs = self.check_budget(models, contexts, rows, timed=say is not None)
+        if say is not None:
+            say(
+                f"Up to {needs['tokens']:,.0f} tokens read and {needs['rewards']:,.0f} rewards; about "
+                f"{needs['seconds']:,.1f} seconds without the reward."
+            )
+        return needs
 
     def check_budget(
         self,

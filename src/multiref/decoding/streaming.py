@@ -13,10 +13,10 @@ from multiref.decoding.bench import Bench, opened
 from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.architecture import check_rows
-from multiref.models.draws import bend, draw_one
+from multiref.models.draws import bend, check_numbers, draw_one
 from multiref.models.encoding import Encoded
 from multiref.models.forward import uncached
-from multiref.models.lockstep import Lockstep, at_rest, check_numbers
+from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import decode_behind, encode_prompts
 from multiref.models.spec import Generation
 from multiref.pools import power_mean
@@ -183,19 +183,17 @@ class Transcript:
         if sure != self._text:
             return ""
         waits = max((n for stop in self.stops for n in range(1, len(stop)) if self._text.endswith(stop[:n])), default=0)
-        return self._show(self._text[: len(self._text) - waits])
+        certain = self._text[: len(self._text) - waits]
+        if not certain.startswith(self.shown):
+            return ""
+        piece, self.shown = certain[len(self.shown) :], certain
+        return piece
 
     def close(self) -> str:
         """What waited; behind what a decoder has rewritten since it was shown, all from there on."""
         pairs = enumerate(zip(self.shown, self._text))
         same = next((place for place, (one, other) in pairs if one != other), min(len(self.shown), len(self._text)))
         piece, self.shown = self._text[same:], self._text
-        return piece
-
-    def _show(self, text: str) -> str:
-        if not text.startswith(self.shown):
-            return ""
-        piece, self.shown = text[len(self.shown) :], text
         return piece
 
 
@@ -247,14 +245,25 @@ def spell_tokens(
 
 
 def stream_tokens(
-    prompt: Any, refs: Any, regularizer: Regularizer, max_new_tokens: int, *, min_new_tokens: int = 0, seed: int = 0
+    prompt: Any,
+    refs: Any,
+    regularizer: Regularizer,
+    max_new_tokens: int,
+    *,
+    min_new_tokens: int = 0,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """One completion of the per-token pool, piece by piece; a piece that is half a character waits for the rest.
 
-    A reader that stops ends it within one token. Approximate: not a draw of the escort (docs/decoding.md).
+    A reader that stops ends it within one token. say: told before the start what it may take, one step being timed for it.
+    Approximate: not a draw of the escort (docs/decoding.md).
     """
     generation = Generation(max_new_tokens, min_new_tokens=min_new_tokens)
     with open_pool(refs, regularizer) as bench:
         (context,) = encode_prompts(bench.tokenizer, [prompt])
+        if say is not None:
+            bench.scorer.check_context([context], max_new_tokens)
+            replace(bench.request, generation=generation).check_price(bench.models, [context], say)
         spelt = spell_tokens(bench, context, generation, generator=bench.generator(seed))
         yield from (each.piece for each in spelt if each.piece)

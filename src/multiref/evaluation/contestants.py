@@ -1,7 +1,7 @@
 """Who can be compared beside a policy: the references' token pool, best-of-n of a policy, and the optimum itself."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -52,7 +52,7 @@ class BestOf:
         model, tokenizer = self.policy.model, self.policy.tokenizer
         (all_of,) = sample(model, tokenizer, [prompt], generation, group=group * self.n, generator=generator)
         best = Rewarding(reward, None)(prompt, all_of.completions).view(group, self.n).argmax(-1)
-        return _chosen(all_of, (best + self.n * torch.arange(group)).tolist(), None)
+        return _chosen(all_of, (best + self.n * torch.arange(group)).tolist())
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Optimum:
         places = torch.multinomial(found.weights, group, replacement=True, generator=chooser(seed)).tolist()
         tokenizer = local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer
         (context,) = encode_prompts(tokenizer, [prompt])
-        picked = _chosen(Rollout(prompt, found.completions, context, found.ids, found.ended), places, None)
+        picked = _chosen(Rollout(prompt, found.completions, context, found.ids, found.ended), places)
         scores = RolloutScorer(self.refs, tokenizer).completions([picked])
         log_pool = weighted_sum(scores, check_weights(self.regularizer.weights, len(scores))[:, None])
         own = log_pool + found.rewards[places] / self.beta - found.log_partition
-        return _chosen(picked, range(group), [(value,) for value in own.tolist()])
+        return replace(picked, sampled_logps=tuple((value,) for value in own.tolist()))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def draw_each(
     return found
 
 
-def _chosen(rollout: Rollout, places: Sequence[int], logps: Sequence[tuple[float, ...]] | None) -> Rollout:
+def _chosen(rollout: Rollout, places: Sequence[int]) -> Rollout:
     completions = tuple(rollout.completions[i] for i in places)
     ids, ended = tuple(rollout.completion_ids[i] for i in places), tuple(rollout.ended[i] for i in places)
-    return Rollout(rollout.prompt, completions, rollout.prompt_ids, ids, ended, None if logps is None else tuple(logps))
+    return Rollout(rollout.prompt, completions, rollout.prompt_ids, ids, ended)

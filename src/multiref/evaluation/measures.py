@@ -82,9 +82,9 @@ def measure_divergences(
 
 def _wins(mine: Tensor, theirs: Tensor) -> float:
     """[S], [S'] → share of pairs that are won, ties by half."""
-    gap = mine[:, None] - theirs
-    apart = ~torch.eye(*gap.shape, dtype=torch.bool)
-    return float(((gap > 0).double() + (gap == 0).double() / 2)[apart].mean())
+    won, even = mine[:, None] > theirs, mine[:, None] == theirs  # no difference, which of two vetoes is NaN
+    apart = ~torch.eye(*won.shape, dtype=torch.bool)
+    return float((won.double() + even.double() / 2)[apart].mean())
 
 
 def _text(completion: Any) -> str:

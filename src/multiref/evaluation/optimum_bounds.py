@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiref.decoding import sample
-from multiref.evaluation.samples import sample_each
+from multiref.decoding import sample as sample_optimum
 from multiref.evaluation.yardstick import Interval, Yardstick
-from multiref.models import LanguageModel
+from multiref.models.sampling import sample
 from multiref.models.spec import Generation
 from multiref.references.local import local_reference
 from multiref.weighting.intervals import islands_needed, log_mean_bounds
@@ -27,7 +27,7 @@ class OptimumBounds:
 def bound_optimum(asked: Yardstick, delta: float) -> OptimumBounds:
     """Each side with confidence 1 − δ; the upper one shares its δ between the islands and Hölder's inequality."""
     beta, effort, reward_max = asked.beta, asked.effort, asked.reward_max
-    draws = sample(
+    draws = sample_optimum(
         asked.prompts, asked.refs, asked.regularizer, asked.reward, beta, method="smc", proposal="pool", n=effort.particles,
         islands=effort.islands, max_new_tokens=asked.generation.max_new_tokens, min_new_tokens=asked.generation.min_new_tokens,
         reward_max=reward_max, seed=effort.seed + 1,
@@ -57,7 +57,8 @@ def bound_optimum(asked: Yardstick, delta: float) -> OptimumBounds:
 def _holder(asked: Yardstick, delta: float) -> float:
     r"""Z ≤ ∏_k (E_{π_k} e^{r/β})^{w_k}: an upper bound of J* from completions of each reference, with confidence 1 − δ.
 
-    Where `min_new_tokens` forbids early ends π_k is drawn without them, which makes no allowed completion rarer.
+    Where `min_new_tokens` forbids early ends π_k is drawn without them, which makes no allowed completion rarer. A completion
+    ends where the pool's ends, whatever else π_k would go on after.
     """
     total, effort, most = 0.0, asked.effort, float(asked.reward_max or 0.0)
     used = [(k, float(w)) for k, w in enumerate(asked.weights) if w > 0]
@@ -66,8 +67,9 @@ def _holder(asked: Yardstick, delta: float) -> float:
         name = asked.refs.names[k]
         reference = local_reference(name, asked.refs.open(name))
         with reference.loaded() as model:
-            one = LanguageModel(model, reference.tokenizer, name)
-            rollouts = sample_each(one, asked.prompts, generation, group=effort.samples, seed=effort.seed + 2 + k)
+            dice = torch.Generator().manual_seed(effort.seed + 2 + k)
+            given: Any = {"group": effort.samples, "generator": dice, "ends": asked.ends}
+            rollouts = [sample(model, reference.tokenizer, [each], generation, **given)[0] for each in asked.prompts]
         logs = asked.rewards(rollouts) / asked.beta
         total += weight * asked.beta * log_mean_bounds(logs, most / asked.beta, delta=delta / len(used))[1]
     return total

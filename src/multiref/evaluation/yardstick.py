@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import Rollout, end_ids
 from multiref.models.spec import Generation
 from multiref.references.collection import References
+from multiref.references.local import local_reference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ReverseKL
 
@@ -65,6 +67,13 @@ class Yardstick:
         """[K] float64."""
         return check_weights(self.regularizer.weights, len(self.refs.names)).detach()
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """What ends a completion of the pool, and of which J* therefore is the optimum."""
+        scorer = RolloutScorer(self.refs, local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer)
+        with scorer.models() as models:
+            return pooled_ends(scorer, models, self.weights)
+
     def rewards(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[P, S], at most reward_max where that is declared; −∞ is a veto."""
         ask = Rewarding(self.reward, self.reward_max)
@@ -81,12 +90,11 @@ class Yardstick:
         if not all(scorer.aligned.values()):
             other = next(name for name, same in scorer.aligned.items() if not same)
             raise VocabularyMismatch(f"{whose} and reference {other!r} have different vocabularies; a certificate needs one.")
-        with scorer.models() as models:
-            ends, asked = end_ids(policy.model, policy.tokenizer), pooled_ends(scorer, models, self.weights)
-        if set(ends) != set(asked):
+        ends = end_ids(policy.model, policy.tokenizer)
+        if set(ends) != set(self.ends):
             raise ArgumentError(
-                f"{whose} ends completions with the tokens {sorted(ends)}, and the references with {sorted(asked)}: J and J* "
-                "would be of other completions. Give the models one tokenizer and one generation_config.eos_token_id."
+                f"{whose} ends completions with the tokens {sorted(ends)}, and the references with {sorted(self.ends)}: J and "
+                "J* would be of other completions. Give the models one tokenizer and one generation_config.eos_token_id."
             )
         rollouts = sample_each(policy, self.prompts, self.generation, group=self.effort.samples, seed=self.effort.seed)
         earned = self.rewards(rollouts)

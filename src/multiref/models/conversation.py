@@ -62,6 +62,13 @@ def write_conversation(
     _check_told_apart(completions, answers)
     if completions:
         _warn_of_lost_words(chat, completions, answers, origin)
+        if several := next((each for each in completions for one in each[1:] if one["role"] != "assistant"), None):
+            chat.warn(
+                "turns",
+                f"{_where(several, origin)}: a completion holds turns that the model does not write "
+                f"({', '.join(one['role'] for one in several)}): they are scored and trained on like its own. Put what stands "
+                "before its last answer into the prompt, where that alone is meant. (Said once.)",
+            )
         if tokenisation.end and not chat.closes():
             chat.warn(
                 "end",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, weighted_sum
-from multiref.models.draws import draw_one
-from multiref.models.lockstep import Ids, Lockstep, at_rest, check_numbers
+from multiref.models.draws import check_numbers, draw_one
+from multiref.models.lockstep import Ids, Lockstep, at_rest
 from multiref.models.spec import Generation
 from multiref.pools import power_mean
 

@@ -60,6 +60,15 @@ def draw_one(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     return (probabilities / waits.clamp_min(torch.finfo(waits.dtype).tiny)).argmax(-1, keepdim=True)  # 0/0 is never drawn
 
 
+def check_numbers(found: Tensor) -> None:
+    """ModelError for NaN among log-probabilities that models gave. At the end: to look at each step would wait for it."""
+    if bool(found.isnan().any()):
+        raise ModelError(
+            "A model's logits are NaN: it overflows in its dtype, or its weights are damaged. Use dtype='float32', or load it "
+            "anew."
+        )
+
+
 def check_draws(
     model: nn.Module,
     contexts: Sequence[Ids],

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.errors import ModelError
 from multiref.models.architecture import evaluating
 from multiref.models.sampling import Reader
 from multiref.models.spec import Generation
 
 Ids = tuple[int, ...]
-SELDOM = 8  # on an accelerator every question (has all ended? resample?) waits for it: asked every so many tokens
 
 
 class Lockstep:
@@ -26,7 +24,7 @@ class Lockstep:
         generation = Generation(new_tokens)
         self.readers = [Reader(model, [context], rows, generation, 0) for model in models]
         self.rows, self.tokens, self.device = rows, len(models) * len(context), self.readers[0].device
-        self.patience = 1 if self.device.type == "cpu" else SELDOM
+        self.patience = self.readers[0].patience
         self._logits = [reader.read_prompts() for reader in self.readers]
 
     def logps(self) -> Tensor:
@@ -55,15 +53,6 @@ def at_rest(models: Sequence[Any]) -> Iterator[None]:
         for model in models:
             stack.enter_context(evaluating(model))
         yield
-
-
-def check_numbers(found: Tensor) -> None:
-    """ModelError for NaN among log-probabilities that models gave. At the end: to look at each step would wait for it."""
-    if bool(found.isnan().any()):
-        raise ModelError(
-            "A model's logits are NaN: it overflows in its dtype, or its weights are damaged. Use dtype='float32', or load it "
-            "anew."
-        )
 
 
 def cache_bytes(models: Sequence[Any], rows: int, length: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, takes, unwrapped, without_extras
-from multiref.models.draws import COARSE, ROUNDING, bend, check_draws
+from multiref.models.draws import COARSE, ROUNDING, bend, check_draws, check_numbers, draw_one
 from multiref.models.encoding import Encoded, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 from multiref.models.witness import largest_gap
@@ -27,9 +27,11 @@ __all__ = ["Generation", "Reader", "Rollout", "as_rollouts", "decode_behind", "d
 
 _kept: WeakSet[nn.Module] = WeakSet()  # models whose cache was right behind rows that were re-ordered
 _lost: WeakSet[nn.Module] = WeakSet()  # those whose cache goes wrong
+_used: WeakSet[nn.Module] = WeakSet()  # those that have gone on from one
 _log = logging.getLogger("multiref")
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
 _checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those whose draws were looked at → the longest row by then
+SELDOM = 8  # on an accelerator every question (has all ended? resample?) waits for it: asked every so many tokens
 Ids = tuple[int, ...]
 Logps = tuple[float, ...]
 
@@ -63,6 +65,7 @@ def sample(
     group: int = 1,
     generator: torch.Generator,
     tokenisation: Tokenisation = TOKENISATION,
+    ends: Ids | None = None,
 ) -> list[Rollout]:
     """`group` completions of each prompt, in evaluation mode and without gradients; the same generator's state gives the same
     completions.
@@ -70,11 +73,12 @@ def sample(
     Args:
         prompts: strings or tuples of chat messages, as `encode` has them.
         generator: on the model's device, or on the CPU, from which one for the device is then seeded by one draw.
+        ends: token ids that end a completion; None: the tokenizer's and the model's own.
 
     Errors: ArgumentError where prompt and completion may not fit the model's context.
     """
     tokenizer = as_tokenizer(tokenizer)
-    contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer)
+    contexts, ends = encode_prompts(tokenizer, prompts, tokenisation), end_ids(model, tokenizer) if ends is None else ends
     check_policy_context(model, contexts, generation.max_new_tokens)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     rows = draw(model, contexts, generation, group=group, ends=ends, pad=pad, generator=generator)
@@ -217,24 +221,32 @@ def _read_all(
 def _draw(
     reader: "Reader", generation: Generation, ends: Sequence[int], pad: int, generator: torch.Generator
 ) -> list[tuple[Ids, Logps]]:
+    """Token by token, until all rows have ended. An accelerator is asked whether they have at every eighth token; the generator
+    is then left where it was behind the last one that was needed."""
     logits = reader.read_prompts()
     end = torch.tensor(list(ends), device=logits.device, dtype=torch.long)
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     drawn: list[Tensor] = []
     logps: list[Tensor] = []
-    while True:
-        probabilities = bend(logits.float(), generation, end, len(drawn)).softmax(-1)
-        if generation.temperature == 0:
-            token = probabilities.argmax(-1, keepdim=True)
-        else:
-            token = torch.multinomial(probabilities, 1, generator=generator)
-        logps.append(probabilities.gather(-1, token)[:, 0].log())
+    over: list[Tensor] = []  # since it was last asked: whether all had ended
+    states: list[Tensor] = []  # and of the generator
+    for t in range(generation.max_new_tokens):
+        logits = reader.read(drawn[-1]) if t else logits
+        probabilities = bend(logits.float(), generation, end, t).softmax(-1)
+        token = probabilities.argmax(-1, keepdim=True) if generation.temperature == 0 else draw_one(probabilities, generator)
+        logps.append((probabilities.gather(-1, token).log() + 0 * logits.gather(-1, token))[:, 0])  # what is NaN stays it
         drawn.append(token[:, 0].masked_fill(done, pad))
-        done |= torch.isin(drawn[-1], end)
-        if len(drawn) == generation.max_new_tokens or bool(done.all()):
-            break
-        logits = reader.read(drawn[-1])
-    rows = zip(torch.stack(drawn, 1).tolist(), torch.stack(logps, 1).tolist())
+        done = done | torch.isin(drawn[-1], end)
+        over.append(done.all())
+        states.append(generator.get_state())
+        if t % reader.patience == reader.patience - 1 or t == generation.max_new_tokens - 1:
+            if any(ended := torch.stack(over).tolist()):
+                generator.set_state(states[ended.index(True)])
+                break
+            over, states = [], []
+    said = torch.stack(logps, 1)
+    check_numbers(said)
+    rows = zip(torch.stack(drawn, 1).tolist(), said.tolist())
     return [(tuple(ids[:stop]), tuple(row[:stop])) for ids, row in rows for stop in [_length(ids, set(ends))]]
 
 
@@ -246,6 +258,7 @@ class Reader:
         check_rows(model, [Encoded(context, (), ()) for context in contexts])
         self.model, self.group = model, group
         self.device = next(model.parameters()).device
+        self.patience = 1 if self.device.type == "cpu" else SELDOM
         inner: Any = unwrapped(model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         self.takes = takes(model)
@@ -286,6 +299,8 @@ class Reader:
     def read(self, tokens: Tensor) -> Tensor:
         """The logits after one more token of each row."""
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        if self.mask is not None and self.mask.shape[1] < self.ids.shape[1]:
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         logits = self._forward(self.ids[:, -1:] if self.cache is not None else self.ids)
         if self._doubted and self.cache is not None:
             held, self.cache, self.caching, self._doubted = self.cache, None, False, False
@@ -317,18 +332,19 @@ class Reader:
 
     def _forward(self, ids: Tensor) -> Tensor:
         """The last logits; of whole rows where the model cannot use what its cache holds. Memory that is full says nothing of
-        that."""
+        that, nor does what happens once it was used, or happens to whole rows as well."""
         try:
             return self._pass(ids)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the model's own code meets there
-            if self.static or not self.caching:
+            if self.static or not self.caching or self.model in _used:
                 raise
+            self.cache, self.caching = None, False
+            logits = self._pass(self.ids)
             _log.warning("%s cannot use its cache (%s); it reads whole rows.", type(self.model).__name__, f"{error!s:.80}")
             _lost.add(self.model)
-            self.cache, self.caching = None, False
-            return self._pass(self.ids)
+            return logits
 
     def _pass(self, ids: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": self.caching, **cache_argument(self.takes, self.cache)}
@@ -341,6 +357,8 @@ class Reader:
             inputs["logits_to_keep"] = 1
         inputs |= without_extras(self.takes)
         out = self.model(**inputs)
+        if self.cache is not None:
+            _used.add(self.model)
         self.cache = cache_of(out) if self.caching else None
         logits: Tensor = out.logits[:, -1]
         return logits

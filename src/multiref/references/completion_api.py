@@ -4,6 +4,7 @@ answer."""
 import http.client
 import json
 import math
+import re
 import struct
 import time
 from collections import Counter
@@ -18,6 +19,21 @@ from multiref.errors import ArgumentError, DataError, ReferenceUnavailable
 from multiref.references.bounded_http import Answered, Refused, check_endpoint, hide, hiding, read_key, send
 from multiref.report.shown import excerpt
 
+LIKELIEST = 5  # tokens of a place, as many as OpenAI tells of
+# log p = factor · s + more: log-probabilities s in another base, or with something taken off
+READINGS = ((1 / 1.1, 0.0), (1 / 1.2, 0.0), (math.log(2), 0.0), (1.0, 0.05), (1.0, 0.1), (1.0, 0.2), (1.0, 0.4))
+DELTA = 1e-6  # share of honest servers whose draws would be refused
+# All said, for what is not said vLLM takes from the model's generation_config.json;
+# and it gives the log-probabilities before any of these, so that π/μ would not tell.
+UNCUT = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 WORKS = (
     "What works: vLLM (prompt_logprobs, or echo with logprobs) and SGLang (echo). llama.cpp's server, Ollama and LM Studio "
     "give log-probabilities of generated tokens only; TGI speaks another protocol (/generate)."
@@ -191,9 +207,7 @@ def token_logps_of_prompt(choice: Mapping[str, Any], ids: Sequence[int]) -> list
                 f"{list(entry)[:3]!r:.200}: it adds a start token of its own, leaves one out, or has another vocabulary."
             )
         values.append(known.get("logprob") if isinstance(known, Mapping) else known)
-    checked = check_logps(values, "prompt_logprobs", first=True)
-    _check_places(listed, "prompt_logprobs")
-    return checked
+    return check_logps(values, "prompt_logprobs", first=True)
 
 
 def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -207,22 +221,63 @@ def tokens_of_echo(choice: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
             "The server echoed no logprobs (logprobs.tokens and logprobs.token_logprobs of one length); it must support `echo` "
             f"with `logprobs`, or `prompt_logprobs`, to be a reference. Found {found}. {WORKS}"
         )
-    _check_places(isinstance(block, Mapping) and block.get("top_logprobs"), "top_logprobs")
     return [str(token) for token in tokens], values
 
 
-def _check_places(listed: object, name: str) -> None:
-    """ReferenceUnavailable where the tokens that are told of one place have more probability than 1.1 together: as in another
-    base, or as plain probabilities, they would."""
-    for place, entry in enumerate(listed if isinstance(listed, list) else ()):
-        told = list(entry.values()) if isinstance(entry, Mapping) else []
-        numbers = [each.get("logprob") if isinstance(each, Mapping) else each for each in told]
-        whole = sum(math.exp(each) for each in numbers if isinstance(each, int | float) and -1000 < each < 1)
-        if len(told) > 1 and whole > 1.1:
-            raise ReferenceUnavailable(
-                f"The server's {name} give {len(told)} tokens of place {place} the probability {whole:.3g} together; expected "
-                "natural logarithms, by which they have at most 1."
-            )
+def _numbers(entry: object) -> list[float]:
+    """What is told of one place, the likeliest first."""
+    told = list(entry.values()) if isinstance(entry, Mapping) else []
+    numbers = (each.get("logprob") if isinstance(each, Mapping) else each for each in told)
+    return sorted((each for each in numbers if isinstance(each, int | float) and -1000 < each < 1), reverse=True)
+
+
+def ids_of(choice: Mapping[str, Any]) -> Any:
+    """The ids of what was generated: `token_ids` (vLLM), or those by which the tokens are called; None where nothing says."""
+    block = choice.get("logprobs")
+    tokens = block.get("tokens") if isinstance(block, Mapping) else None
+    if isinstance(tokens, list) and all(re.fullmatch(r"token_id:\d{1,9}", str(token)) for token in tokens):
+        return choice.get("token_ids") or [int(token.partition(":")[2]) for token in tokens]
+    return choice.get("token_ids")
+
+
+def check_drawn(choices: Sequence[Mapping[str, Any]]) -> None:
+    r"""ReferenceUnavailable where the likeliest tokens that a server tells of have more than 1.1 together, as in base 10; and
+    where what it draws says that its log-probabilities s are in base 2, or lowered throughout.
+
+        r(s) > s: another reading;    S, R: what the tokens likelier than the fifth of a place have together, told and so read
+        under honest numbers  Π_t e^{r(s_t) − s_t} (a likely token), (1 − R)/(1 − S) (any other)  has mean 1, so  P(≥ 1/δ) ≤ δ
+
+    A reading that gives the tokens of some place more than 1 together is none. So draws that something sharpens refuse nobody:
+    honest numbers are somewhere as large as they may be.
+    """
+    evidence, seen = [0.0] * len(READINGS), 0
+    for block in (choice.get("logprobs") for choice in choices):
+        drawn, listed = (block.get(key) if isinstance(block, Mapping) else None for key in ("token_logprobs", "top_logprobs"))
+        for logp, entry in zip(drawn, listed) if isinstance(drawn, list) and isinstance(listed, list) else ():
+            told = _numbers(entry)
+            if (whole := sum(map(math.exp, told))) > 1.1:
+                raise ReferenceUnavailable(
+                    f"The server's top_logprobs give {len(told)} tokens the probability {whole:.3g} together; expected natural "
+                    "logarithms, by which they have at most 1."
+                )
+            if len(told) < LIKELIEST or not isinstance(logp, int | float) or any(not key or "\ufffd" in key for key in entry):
+                continue  # two half characters are spelt alike, and one of them is lost
+            likely, seen = [each for each in told if each > told[LIKELIEST - 1]], seen + 1
+            rest = max(1e-9, 1 - sum(map(math.exp, likely)))
+            for i, (factor, more) in enumerate(READINGS):
+                if sum(math.exp(factor * each + more) for each in told) > 1.001:
+                    evidence[i] = -math.inf
+                elif logp > told[LIKELIEST - 1]:
+                    evidence[i] += factor * logp + more - logp
+                else:
+                    evidence[i] += math.log(max(1e-9, 1 - sum(math.exp(factor * each + more) for each in likely)) / rest)
+    found = max(evidence) - math.log(len(READINGS))
+    if found >= -math.log(DELTA):
+        raise ReferenceUnavailable(
+            f"The server draws likely tokens more often than it says that they come: {seen} tokens look like these with "
+            f"probability at most {math.exp(-found):.1g}. Its log-probabilities are lowered, or in base 2; expected natural "
+            "logarithms of the probabilities at temperature 1."
+        )
 
 
 def match_tokens(tokens: Sequence[str], ids: Sequence[int], tokenizer: Any) -> None:

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -18,11 +19,15 @@ from multiref.models.spec import TOKENISATION, ModelSpec, Tokenisation
 from multiref.references.bounded_http import Refused
 from multiref.references.completion_api import (
     CONNECTION,
+    LIKELIEST,
+    UNCUT,
     WORKS,
     CompletionApi,
     Connection,
+    check_drawn,
     check_logps,
     check_repeated,
+    ids_of,
     match_tokens,
     token_logps_of_prompt,
     tokens_of_echo,
@@ -31,7 +36,8 @@ from multiref.references.identity import text_identity
 from multiref.references.protocol import Item, Scored
 
 MODES = ("auto", "prompt_logprobs", "echo")
-LIKELIEST = 5  # tokens of a place, as many as OpenAI tells of
+AS_IDS = {"return_tokens_as_token_ids": True}  # of vLLM: no spelling is to be compared
+DRAWN, LONG = 4, 64  # completions that are drawn once, and their tokens
 
 
 class ServerReference:
@@ -78,7 +84,7 @@ class ServerReference:
         self.endpoint, self.mode, self.weights, self._asked = endpoint, mode, weights, tokenisation
         self._api = CompletionApi(endpoint, connection)
         self._concurrency, self._tokenizer, self._model = connection.concurrency, tokenizer, model
-        self._likeliest_told = False
+        self._drew = False
 
     def identity(self) -> Mapping[str, Any]:
         """What a stored score depends on: the server's model, its weights as declared, tokenizer and text."""
@@ -98,6 +104,7 @@ class ServerReference:
         found = self._side_by_side(ask, jobs)
         with self._naming():
             check_repeated(jobs, found, ask)
+            self._check_drawn(jobs)
         return Scored.of(torch.tensor(list(map(_sum, found)), dtype=torch.float64), encoded)
 
     @cached_property
@@ -135,9 +142,9 @@ class ServerReference:
     def _token_logps(self, ids: list[int]) -> list[float | None]:
         if self.mode in ("auto", "prompt_logprobs"):
             choice: dict[str, Any] = {}
-            asked = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0}
+            asked = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
             try:
-                choice = self._complete(asked, "prompt_logprobs", 0)
+                choice = self._api.complete(**asked)
             except Refused as error:
                 if self.mode == "prompt_logprobs":
                     raise ReferenceUnavailable(f"{error}. The server refuses prompt_logprobs.") from None
@@ -149,34 +156,14 @@ class ServerReference:
         self.mode = "echo"
         return check_logps(logps[: len(ids)], "token_logprobs", first=True)
 
-    def _complete(self, body: Mapping[str, Any], option: str, least: int) -> dict[str, Any]:
-        """The answer where `option` asks for so many tokens of each place: once for the likeliest, to see what they have
-        together, unless the server tells of fewer; then for as few as there may be."""
-        if self._likeliest_told:
-            return self._api.complete(**body, **{option: least})
-        try:
-            answer = self._api.complete(**body, **{option: LIKELIEST})
-        except Refused as error:
-            if "logprobs" not in str(error):
-                raise
-            answer = self._api.complete(**body, **{option: least})
-        self._likeliest_told = True
-        return answer
-
     def _echo(self, prompt: list[int] | str) -> dict[str, Any]:
-        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True}
-        as_ids = {"return_tokens_as_token_ids": True}  # of vLLM: no spelling is to be compared
-        said = ""
-        for body in ({**asked, **as_ids}, asked) if isinstance(prompt, list) else (asked,):
-            try:
-                return self._complete(body, "logprobs", 1)
-            except Refused as error:
-                said = str(error)
-                if "return_tokens_as_token_ids" not in said:
-                    break
-        raise ReferenceUnavailable(
-            f"{said}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
-        )
+        asked = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
+        try:
+            return _tried(self._api, *([{**asked, **AS_IDS}] if isinstance(prompt, list) else []), asked)[0]
+        except Refused as error:
+            raise ReferenceUnavailable(
+                f"{error}. It must support `echo` with `logprobs`, or `prompt_logprobs`, to be a reference. {WORKS}"
+            ) from None
 
     def _score_text(self, items: Sequence[Item]) -> Scored:
         jobs = [(item.prompt, completion) for item in items for completion in item.completions]
@@ -185,6 +172,8 @@ class ServerReference:
                 f"Conversations are written by a chat template: give the tokenizer of {self.endpoint} (tokenizer=…)."
             )
         parts = self._side_by_side(lambda job: self._completion_logps(*job), jobs)
+        with self._naming():
+            self._check_drawn(jobs)
         sums = torch.tensor([_sum(part) for part in parts], dtype=torch.float64)
         return Scored(sums, torch.tensor([len(part) for part in parts]), torch.zeros(len(parts), dtype=torch.bool))
 
@@ -227,6 +216,28 @@ class ServerReference:
             owner = vars(self).get("_served", {}).get("owned_by")
             raise ReferenceUnavailable(f"{self.endpoint}{f' ({owner!s:.60})' if owner else ''}: {error}") from None
 
+    def _check_drawn(self, jobs: Sequence[tuple[Any, Any]]) -> None:
+        """Once: what it draws after a prompt comes as often as it says, and it says the same of it when it is sent. A server
+        that does not draw, or says nothing of the likeliest tokens, is let be."""
+        if self._drew or not jobs:
+            return
+        self._drew, prompt = True, jobs[0][0] or jobs[0][1]
+        sent = prompt if isinstance(prompt, str) else list(prompt)
+        longest = LONG if isinstance(sent, str) or self.max_length is None else min(LONG, self.max_length - len(sent))
+        plain = {"model": self.model, "prompt": sent, "n": DRAWN, "max_tokens": longest, "logprobs": LIKELIEST}
+        uncut, standard = plain | UNCUT, plain | {"temperature": 1.0, "top_p": 1.0}
+        once = replace(self._api, connection=replace(self._api.connection, attempts=1))  # a slow one is not waited for
+        choices: list[dict[str, Any]] = []
+        with suppress(Refused, ReferenceUnavailable):
+            choices = _tried(once, uncut | AS_IDS, uncut, standard)
+        check_drawn(choices)
+        first = choices[0] if choices else {}
+        ids, block = ids_of(first), first.get("logprobs")
+        stated = block.get("token_logprobs") if isinstance(block, Mapping) else None
+        if isinstance(sent, list) and isinstance(ids, list) and isinstance(stated, list):
+            known = check_logps(stated[: longest - 1], "token_logprobs")
+            self._check_again(known, self._token_logps([*sent, *ids[: longest - 1]])[len(sent) :])
+
     def _check_again(self, before: Sequence[float | None], now: Sequence[float | None]) -> None:
         """The same question after others, when its beginning may come from a cache, has the same answer."""
         gaps = [abs(b - a) for a, b in zip(before, now, strict=False) if a is not None and b is not None]
@@ -234,9 +245,17 @@ class ServerReference:
         if len(before) != len(now) or (gaps and (max(gaps) > most or sum(gaps) / len(gaps) > mean)):
             raise ReferenceUnavailable(
                 f"It was asked the same twice, and its log-probabilities differ by {max(gaps, default=0.0):.3g} nats at a "
-                f"token, where rounding is {most:g}: its cache goes wrong (vLLM: --no-enable-prefix-caching), or it serves "
-                "several models under one name."
+                f"token, where rounding is {most:g}: its cache goes wrong (vLLM: --no-enable-prefix-caching), it serves "
+                "several models under one name, or says other numbers of what it draws than of what it is sent."
             )
+
+
+def _tried(api: CompletionApi, *bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The choices of the first that is not refused."""
+    for body in bodies[:-1]:
+        with suppress(Refused):
+            return api.choices(**body)
+    return api.choices(**bodies[-1])
 
 
 def _sum(logps: Sequence[float | None]) -> float:

@@ -88,7 +88,13 @@ class App:
     """
 
     def __init__(
-        self, served: Served, *, name: str, key: str | None, concurrency: int, hosts: Collection[str] | None = None
+        self,
+        served: Served,
+        *,
+        name: str = "multiref",
+        key: str | None = None,
+        concurrency: int = 4,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.served, self.name, self.concurrency, self.hosts = served, name, concurrency, hosts
         self.key = None if key is None else hashlib.sha256(f"Bearer {key}".encode()).digest()
@@ -298,13 +304,4 @@ def _described(error: Exception) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": str(known), "type": kind, "param": known.field, "code": known.code}}
 
 
-def make_app(
-    served: Served,
-    *,
-    name: str = "multiref",
-    key: str | None = None,
-    concurrency: int = 4,
-    hosts: Collection[str] | None = None,
-) -> App:
-    """The application for what is served; see `App`."""
-    return App(served, name=name, key=key, concurrency=concurrency, hosts=hosts)
+make_app = App

@@ -14,7 +14,7 @@ from multiref.decoding.drawing import APPROXIMATE
 from multiref.decoding.request import check_memory
 from multiref.decoding.streaming import Drawn, Spelt, open_pool, read_tokens, spell_tokens
 from multiref.models.lockstep import cache_bytes
-from multiref.models.sampling import encode_prompts
+from multiref.models.sampling import decode_behind, encode_prompts
 from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.regularizers import Regularizer
@@ -178,6 +178,4 @@ def _spelt(tokenizer: Any, ids: Any, place: int) -> str:
 
 def _added(tokenizer: Any, ids: Any, place: int, end: int) -> str:
     """What the tokens from one place to another add to the text of the few before them; special ones nothing."""
-    begin = max(0, place - WINDOW)
-    before, after = (tokenizer.decode(list(ids[begin:stop]), **PLAIN) for stop in (place, end))
-    return str(after[len(before) :] if after.startswith(before) else tokenizer.decode(list(ids[place:end]), **PLAIN))
+    return decode_behind(tokenizer, [tuple(ids[max(0, place - WINDOW) : place])], [tuple(ids[place:end])], 1)[0]

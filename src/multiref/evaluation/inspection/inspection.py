@@ -61,18 +61,10 @@ class Inspection:
         """The names of the references that do not look broken."""
         return tuple(quality.name for quality in self.references if not quality.faults)
 
-    def with_token_level(self, measured: "TokenLevel") -> "Inspection":
-        """The same, with what was measured per token."""
-        return replace(self, token_level=measured)
-
     def with_escort(self, measured: "Escort") -> "Inspection":
         """The same, its verdict saying where the optimum under these references would go."""
         verdict = replace(self.verdict, sentences=(*self.verdict.sentences, *measured.sentences))
         return replace(self, escort=measured, verdict=verdict)
-
-    def without_token_level(self, reason: str) -> "Inspection":
-        """The same, saying why nothing was measured per token."""
-        return replace(self, not_measured=reason)
 
     def plan(self, gain: float | None = None) -> list[SampleSize]:
         """How many pairs would show what each sound reference adds, at the size found or at `gain` nats a pair."""

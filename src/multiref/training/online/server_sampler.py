@@ -1,7 +1,6 @@
 """Completions sampled by a server that speaks OpenAI's completion protocol as vLLM does,
 with the log-probabilities they were sampled with."""
 
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,9 @@ from multiref.models.encoding import Encoded
 from multiref.models.sampling import as_rollouts, encode_prompts, end_ids
 from multiref.models.spec import Generation
 from multiref.references.bounded_http import Refused
-from multiref.references.completion_api import CompletionApi, Connection, check_logps
+from multiref.references.completion_api import UNCUT, CompletionApi, Connection, check_logps, ids_of
 from multiref.references.rollouts import Rollout
 from multiref.training.checks import check_whole
-
-# All said, for what is not said vLLM takes from the model's generation_config.json;
-# and it gives the log-probabilities before any of these, so that π/μ would not tell.
-UNCUT = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 
 
 class AdapterPush:
@@ -168,9 +155,7 @@ class ServerSampler:
 def _ids_and_logps(choice: Mapping[str, Any], ends: Sequence[int], limit: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     found = choice.get("logprobs")
     block = found if isinstance(found, Mapping) else {}
-    ids, logps, tokens = choice.get("token_ids"), block.get("token_logprobs"), block.get("tokens")
-    if ids is None and isinstance(tokens, list) and all(re.fullmatch(r"token_id:\d{1,9}", str(token)) for token in tokens):
-        ids = [int(token.partition(":")[2]) for token in tokens]
+    ids, logps = ids_of(choice), block.get("token_logprobs")
     listed = isinstance(ids, list) and all(type(each) is int and 0 <= each < 2**31 for each in ids)
     if not ids or not listed or not isinstance(logps, list) or len(ids) != len(logps):
         raise ReferenceUnavailable(
