@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import ChosenOtherName, Data, Seed, Store, name_and_path
+from multiref.cli.options import ChosenOtherName, Data, Seed, Store, by_name, options_of
+from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
     from multiref.data import Pair
@@ -45,8 +46,11 @@ def command(
     from multiref.references import read_scores
     from multiref.report import print_table
 
+    models, scores = by_name("--reference", reference), read_scores(store, name)
+    if strange := [each for each in models if each not in scores.names]:
+        raise ArgumentError(f"--reference {strange[0]}: the scores are of {', '.join(scores.names)}; name it as they do.")
     pairs = read(data, replace(chosen, name=data_name), say=typer.echo).pairs
-    found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
+    found = _with_tokens(inspect(pairs, scores, seed=seed), pairs, models, sample, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
     for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
         print_table(table)
@@ -54,19 +58,20 @@ def command(
     if html is not None:
         write_page(html, found, data=str(data), store=str(store))
         print(f"Page: {html}")
-    held = " ".join(f"--reference {each}=MODEL" for each in found.verdict.use or found.sound)
-    where = f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}"
+    held = " ".join(f"--reference {shlex.quote(each)}=MODEL" for each in found.verdict.use or found.sound)
+    same = options_of(replace(chosen, name=data_name, rankings="ends", bad_rows="refuse", limit=None))  # as `init` has them
+    where = f"--data {shlex.quote(str(data))}{same} --store {shlex.quote(str(store))}"
     planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
     return {**found.as_dict(), **planned, "next": f"multiref init run.yaml --model MODEL {held} {where}"}
 
 
-def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str], sample: int, seed: int) -> "Inspection":
+def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], models: dict[str, str], sample: int, seed: int) -> "Inspection":
     """Add what needs the models themselves, where they were given and have one vocabulary; else say why it is missing."""
     from multiref.errors import ModelError
     from multiref.references import References
     from multiref.references.token_level import measure_token_level
 
-    models = {key: where for key, where in map(name_and_path, given) if key in found.sound}
+    models = {name: where for name, where in models.items() if name in found.sound}
     if len(models) < 2:
         why = "Not measured: give the models themselves, --reference name=PATH for at least two sound references of the store."
         return found.without_token_level(why)

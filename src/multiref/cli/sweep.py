@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import REWARDS, Out, Seed, name_and_path
+from multiref.cli.options import REWARDS, Out, Seed, belong, by_name
 from multiref.cli.voice import Made, say
 from multiref.errors import ArgumentError
 
 Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references."]
+Rewards = Annotated[
+    list[str] | None,
+    "--reward -r",
+    f"A reward to report at every point: {REWARDS}, as an online run has. Repeatable; several add up.",
+]
 
 
 def _settings(
@@ -43,15 +48,16 @@ def _references(
     without_training: Untrained = False,
     reference: Annotated[list[str] | None, "--reference", "name=PATH, once per reference; --without-training only."] = None,
     beta: Annotated[list[float] | None, "Strengths of π*; repeatable, default 0.1; --without-training only."] = None,
+    reward: Rewards = None,
 ) -> tuple[dict[str, str], list[float]] | None:
     """References by name, and strengths; None where runs have them."""
+    belong("--without-training", without_training, reference=reference, beta=beta)
     if not without_training:
-        if reference or beta:
-            raise ArgumentError("--reference, --beta: expected with --without-training only; the runs name theirs.")
         return None
-    named = dict(map(name_and_path, reference or []))
-    if len(named) < 2 or len(named) < len(reference or []):
-        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
+    belong("--reward", reward, beta=beta)
+    named = by_name("--reference", reference)
+    if len(named) < 2:
+        raise ArgumentError("--reference: expected at least two, such as --reference base=./base --reference math=./math.")
     return named, beta or [0.1]
 
 
@@ -68,11 +74,7 @@ def command(
     ] = None,
     *,
     settings: Annotated[Any, Made(_settings)],
-    reward: Annotated[
-        list[str] | None,
-        "--reward -r",
-        f"A reward to report at every point: {REWARDS}, as an online run has. Repeatable; several add up.",
-    ] = None,
+    reward: Rewards = None,
     untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:
     """Change the weights after training. The optimum at weights w is the normalised geometric mean of the K single-reference
@@ -92,15 +94,17 @@ def command(
     Example: multiref sweep --without-training --reference a=./a --reference b=./b --beta 0.1 --beta 0.5 --prompts pairs.jsonl
     --reward lexicon=AFINN-en-165.txt --out runs/curve
     """
+    from multiref.report import write_alone
     from multiref.runs.rewards import make_rewards, read_rewards
     from multiref.runs.sweeping import sweep, sweep_untrained
     from multiref.training.arguments import quiet
 
     quiet()
     rewards = make_rewards(read_rewards(reward or [], answers=False))
-    if untrained is None:
-        found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=say)
-    else:
-        named, betas = untrained
-        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=say)
+    with write_alone(out):
+        if untrained is None:
+            found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=say)
+        else:
+            named, betas = untrained
+            found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=say)
     return {"output": str(out), "points": found, "next": f"open {shlex.quote(str(out / 'sweep.json'))}"}

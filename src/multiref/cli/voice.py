@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from multiref._files import as_path
 from multiref._progress import watched_by
 from multiref.cli.bars import Bars
 from multiref.errors import MultirefError, MultirefNotice, MultirefWarning
@@ -119,10 +120,19 @@ def _options(function: Callable[..., Any], without: tuple[str, ...] = ()) -> dic
 def _filled(function: Callable[..., Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Its arguments: values of options, and what is made of them."""
     return {
-        each.name: values[each.name] if made is None else made.function(**_filled(made.function, values, made.without))
+        each.name: _at_home(values[each.name])
+        if made is None
+        else made.function(**_filled(made.function, values, made.without))
         for each, made in _parts(function)
         if each.name not in without
     }
+
+
+def _at_home(value: Any) -> Any:
+    """A path, or each of several, with the home folder for `~`, which shells leave in `--out=~/x`."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return as_path(value) if isinstance(value, Path) else value
 
 
 @contextlib.contextmanager

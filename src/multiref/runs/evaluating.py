@@ -65,6 +65,8 @@ class EvaluationSettings(Strict):
     def _within(self) -> Self:
         if bool(self.references) != (self.beta is not None):
             raise ValueError("references, beta: expected both or neither; J = reward − β Σ_k w_k KL(π‖π_k).")
+        if self.references:
+            _weights(self)
         for each in self.beside:
             if not re.fullmatch(r"references|token-pool|optimum|best-of-[1-9]\d{0,3}", each) or not self.references:
                 raise ValueError(

@@ -12,8 +12,15 @@ from multiref.runs.yaml_values import parse
 
 Task: TypeAlias = Literal["preference", "reward", "online", "distill", "iterative"]
 TASKS: tuple[Task, ...] = get_args(Task)
-WITH_PAIRS = "preference", "reward"
+WITH_PAIRS: tuple[Task, ...] = ("preference", "reward")
 SCHEMA = "run.schema.json"
+_READ_BY: dict[tuple[str, ...], tuple[Task, ...]] = {
+    ("reference", "beta"): ("preference", "online", "distill", "iterative"),
+    ("reward",): ("online", "iterative"),
+    ("store",): ("preference",),
+    ("columns",): WITH_PAIRS,
+    ("name", "split"): ("preference", "reward", "online", "distill"),
+}
 _ORACLES = {"lexicon": "lexicon", "model": "reward_model"}  # a reward → the oracle that judges two completions by it
 
 _TRAINING = {
@@ -51,22 +58,24 @@ def new_run(
     references: Mapping[str, str],
     data: Mapping[str, object],
     output: str,
-    beta: float = 0.1,
+    beta: float | None = None,
     reward: Sequence[Mapping[str, object]] = (),
     store: str | None = None,
 ) -> str:
     """The file's text.
 
     Args:
-        references: name → model; none for a reward model. data: keys of `data`, or of one of the `prompts`. reward: of online
-            runs the rewards, of iterative ones the oracle. store: of scores that `multiref score` keeps, for preference runs.
+        references: name → model; none for a reward model, nor β (0.1). data: keys of `data`, or of one of the `prompts`.
+            reward: of online runs the rewards, of iterative ones the oracle. store: of scores that `multiref score` keeps, for
+            preference runs.
 
     Raises: ConfigError for what is missing or cannot be meant.
     """
-    _refuse(task, references, reward, store)
+    _refuse(task, references, reward)
+    _refuse_idle(task, {"reference": references, "beta": beta, "reward": reward, "store": store, **data})
     parts = [f"# yaml-language-server: $schema={SCHEMA}", "# Check it: multiref train --config FILE --dry-run", f"task: {task}"]
     parts += ["", "# what is trained: a folder or a hub id; {path: …, dtype: bfloat16} says more", f"model: {_flow(model)}", ""]
-    parts += _held_to(references, beta) if task != "reward" else []
+    parts += _held_to(references, 0.1 if beta is None else beta) if task != "reward" else []
     parts += _data(task, data)
     if store is not None:
         parts += [
@@ -89,7 +98,7 @@ def new_run(
     return text
 
 
-def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[str, object]], store: str | None) -> None:
+def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[str, object]]) -> None:
     if task != "reward" and not references:
         raise ConfigError("a run needs at least one reference: --reference NAME=MODEL, once per reference.")
     if task in ("online", "iterative") and not reward:
@@ -102,8 +111,13 @@ def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[
             f"--reward: found {', '.join(kinds)}; task iterative has one oracle, expected lexicon=FILE or model=FOLDER. A "
             "judge of two completions of your own is written into the file: oracle: {kind: python, path: FILE, name: FUNCTION}."
         )
-    if store is not None and task != "preference":
-        raise ConfigError(f"store: task {task} reads no stored scores of pairs; leave it out.")
+
+
+def _refuse_idle(task: Task, given: Mapping[str, object]) -> None:
+    """ConfigError for what would not stand in the file."""
+    for names, tasks in _READ_BY.items():
+        if task not in tasks and (idle := [name for name in names if given.get(name)]):
+            raise ConfigError(f"{idle[0]}: a run of task {task} has none, only {', '.join(tasks)}; leave it out.")
 
 
 def _held_to(references: Mapping[str, str], beta: float) -> list[str]:
@@ -115,7 +129,7 @@ def _held_to(references: Mapping[str, str], beta: float) -> list[str]:
         "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}",
         "regularizer: ReverseKL",
         "# the strength: small follows the reward, large stays with the references",
-        f"beta: {beta:g}",
+        f"beta: {beta}",
         "",
     ]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from multiref.errors import ConfigError, MultirefWarning
-from multiref.runs.yaml_values import Plain
+from multiref.report.blocks import dotted
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"]
 Line = Mapping[str, Any]
@@ -80,9 +80,6 @@ def check_trackers(names: list[TrackerName]) -> None:
             raise ConfigError(f"report_to: {name} is not installed; run `pip install {package}`, or leave it out.")
 
 
-def _flat(values: Plain, place: str = "") -> dict[str, Any]:
-    """{a.b.0: value}: what trackers take as settings."""
-    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    if not isinstance(values, dict | list):
-        return {place: str(values) if values is None else values}
-    return {key: value for name, each in parts for key, value in _flat(each, f"{place}.{name}" if place else str(name)).items()}
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """What trackers take: {a.b: value}, with text for a list or nothing."""
+    return {key: str(value) if value is None or isinstance(value, list) else value for key, value in dotted(settings)}
