@@ -175,7 +175,12 @@ def test_a_curve_that_cannot_be_drawn(options, words, runs):
         (runs / "two" / "config.yaml").write_text(yaml.safe_dump(config))
         options, words = (str(runs / "two"),), "'three' is none"
     result = call_without_training(runs, *(each.replace("{pairs}", str(runs / "pairs.jsonl")) for each in options))
-    assert result.exit_code == 2 and "samples of each" not in result.output and words in " ".join(result.output.split()) and result.output.count("Error") == 1
+    assert (
+        result.exit_code == 2
+        and "samples of each" not in result.output
+        and words in " ".join(result.output.split())
+        and result.output.count("Error") == 1
+    )
 
 
 def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):

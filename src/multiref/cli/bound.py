@@ -1,4 +1,4 @@
-"""`multiref bound`: a theorem of the papers, or of ours, on your numbers."""
+"""`multiref bound`: evaluate a bound of the theory on your numbers."""
 
 import difflib
 from pathlib import Path

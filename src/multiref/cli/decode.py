@@ -1,4 +1,4 @@
-"""`multiref decode`: draws from the optimum without training, prompt by prompt as they are made."""
+"""`multiref decode`: draw from the optimum without training: weighted samples of the references' pool, with a reward."""
 
 import sys
 from collections.abc import Iterator

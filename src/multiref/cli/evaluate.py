@@ -1,5 +1,7 @@
-"""`multiref evaluate`: pass@k and mean rewards of policies on the same prompts, with intervals and paired differences; with
-references also J, KL to each, win rates and diversity, beside the token pool, best-of-n and the optimum."""
+"""`multiref evaluate`: compare policies under one yardstick, with intervals.
+
+pass@k and mean rewards with paired differences; with references also J, KL to each, win rates and diversity, beside the token
+pool, best-of-n and the optimum."""
 
 import os
 import shlex
@@ -100,13 +102,20 @@ def command(
 
     Example: multiref evaluate -p base=./base -p trained=runs/gsm8k/model --problems test.jsonl --k 1 --k 4 --out runs/eval
     """
+    from multiref.report import print_table
     from multiref.runs.document import Document
     from multiref.runs.evaluating import EvaluationSettings
     from multiref.runs.evaluating import evaluate as carry_out
+    from multiref.runs.evaluation_page import figures_table
     from multiref.training.arguments import quiet
 
     quiet()
     document = Document({**policies, **prompts, **sampling, **compared}, "multiref evaluate")
     settings = document.validate(EvaluationSettings)
     found = carry_out(settings, out, device=device, say=say, take_over=take_over)
+    for figures in filter(None, (found["policies"], found["differences"])):
+        print_table(figures_table(figures))
+    scope = "{prompts} prompts × {samples} samples at temperature {temperature:g}, at most {max_new_tokens} tokens, seed {seed}"
+    strength = "; J at β {beta:g} and weights {weights}" if compared else ""
+    say(f"{scope}; 95 % intervals by {{resamples}} resamples of the prompts{strength}".format_map(found["settings"]))
     return {"output": str(out), "summary": found, "next": f"open {shlex.quote(str(out / 'report.html'))}"}

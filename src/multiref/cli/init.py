@@ -1,4 +1,4 @@
-"""`multiref init`: write a run file."""
+"""`multiref init`: write a run file: asks, or takes --task, --model, --reference, --data."""
 
 import json
 import os

@@ -1,9 +1,10 @@
-"""`multiref inspect`: does a second reference help me?"""
+"""`multiref inspect`: does a second reference help me? The evidence in your scores, and a verdict."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from multiref.data import Pair
     from multiref.evaluation import Inspection
 
-ESCORT_PROMPTS = 3  # after which the escort is measured
+ESCORT_PROMPTS = 3  # after which the escort is measured, of those that fit among so many pairs
+LOOKED_AT = 1000
 
 
 def command(
@@ -49,7 +51,7 @@ def command(
     models, scores = by_name("--reference", reference), read_scores(store, name)
     if strange := [each for each in models if each not in scores.names]:
         raise ArgumentError(f"--reference {strange[0]}: the scores are of {', '.join(scores.names)}; name it as they do.")
-    pairs = read(data, replace(chosen, name=data_name), say=typer.echo).pairs
+    pairs = read(data, replace(chosen, name=data_name), say=typer.echo, spool=gettempdir()).pairs
     found = _with_tokens(inspect(pairs, scores, seed=seed), pairs, models, sample, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
     for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
@@ -96,9 +98,10 @@ def _with_escort(found: "Inspection", pairs: Sequence["Pair"], models: dict[str,
     opened = [local_reference(name, references.open(name)) for name in references.names]
     held = [each.max_length for each in opened if each.max_length is not None]
     new_tokens = max(8, min(LONGEST, 2 * round(found.length), *(length // 2 for length in held)))
-    unique = {repr(pair.prompt): pair.prompt for pair in pairs}
+    some = pairs[:: max(1, len(pairs) // LOOKED_AT)]
+    unique = list({repr(pair.prompt): pair.prompt for pair in some}.values())
     room = min(held, default=2**31) - new_tokens
-    encoded = zip(unique.values(), opened[0].encode([Item(prompt, ()) for prompt in unique.values()]))
+    encoded = zip(unique, opened[0].encode([Item(prompt, ()) for prompt in unique]))
     fitting = [prompt for prompt, ids in encoded if len(ids.prompt_ids) <= room]
     if not fitting:
         return found

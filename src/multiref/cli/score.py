@@ -1,4 +1,4 @@
-"""`multiref score`: a file of preference pairs under K references, once, into a store."""
+"""`multiref score`: score preference pairs under K references, once, into a store."""
 
 import re
 import shlex

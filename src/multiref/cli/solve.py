@@ -1,4 +1,4 @@
-"""`multiref solve`: the exact optimum of a problem given as numbers."""
+"""`multiref solve`: solve a multi-reference problem given as numbers, exactly."""
 
 import math
 import sys

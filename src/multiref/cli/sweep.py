@@ -1,5 +1,7 @@
-"""`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples; with
---without-training over β and weights, from the references alone. Reverse KL only."""
+"""`multiref sweep`: change the weights after training, by the merge that is exact for reverse KL.
+
+Of K converged single-reference runs, by re-weighted samples; with --without-training over β and weights, from the references
+alone. Reverse KL only."""
 
 import shlex
 from pathlib import Path
