@@ -13,7 +13,7 @@ import yaml
 
 from multiref._files import MIB, as_path, open_file, read_text
 from multiref._json import parse_json
-from multiref._locks import Held, Lock, alone
+from multiref._locks import Lock, write_alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
 from multiref.report.blocks import dotted
@@ -55,28 +55,19 @@ class RunFolder:
         Raises: OutputError where it cannot be written, or another process is writing it; ConfigError where it belongs to a run
         with other settings, naming the first difference, or to one of multiref 0.1.
         """
-        lock = alone(self.path / ".lock", take_over=take_over)
-        try:
-            self._lock = lock.__enter__()
-        except Held as error:
-            raise OutputError(f"output: {error}. Wait for it or choose another folder; --take-over makes it stop.") from None
-        except OSError as error:
-            raise OutputError(
-                f"output: cannot write into {self.path}: {error.strerror or error}. Choose a folder that can be written."
-            ) from None
-        began = True  # by another run, if that is what it says
-        try:
-            began = self._begun(resolved)
-            yield began
-        except Exception:
-            if not began and {path.name for path in self.path.iterdir()} <= {"config.yaml", "versions.json", ".lock"}:
-                with suppress(OutputError):  # another process took it over
-                    self.check()
-                    self.config.unlink()  # the run never began: other settings may have the folder
-            raise
-        finally:
-            self._lock = None
-            lock.__exit__(None, None, None)
+        with write_alone(self.path, take_over=take_over) as self._lock:
+            began = True  # by another run, if that is what it says
+            try:
+                began = self._begun(resolved)
+                yield began
+            except Exception:
+                if not began and {path.name for path in self.path.iterdir()} <= {"config.yaml", "versions.json", ".lock"}:
+                    with suppress(OutputError):  # another process took it over
+                        self.check()
+                        self.config.unlink()  # the run never began: other settings may have the folder
+                raise
+            finally:
+                self._lock = None
 
     def _begun(self, resolved: dict[str, Any]) -> bool:
         if not self.config.exists():

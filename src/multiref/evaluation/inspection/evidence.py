@@ -60,7 +60,7 @@ def _bare(text: Text) -> str:
 def _key(pair: Pair, alone: bool) -> int:
     """The same for pairs of one prompt; without a prompt, for those of the same two completions."""
     prompt = _bare(pair.prompt)
-    said = ["prompt", prompt] if prompt and not alone else sorted({_bare(pair.chosen), _bare(pair.rejected)})
+    said = prompt if prompt and not alone else sorted({_bare(pair.chosen), _bare(pair.rejected)})
     return int.from_bytes(blake2b(repr(said).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
