@@ -32,7 +32,10 @@ __all__ = ["app", "main", "tell"]  # tell: for other packages' verbs, how far th
 # Each is a file of the same name beside this one; `help.GROUPS` says under which heading it stands. What follows the colon in
 # the first line of its docstring is what `multiref --help` says. Other packages add verbs by an entry point of the group
 # `multiref.verbs`: verb = module. Nobody can take the name of a verb of ours, or keep the others from being listed.
-VERBS = ["init", "doctor", "data", "score", "store", "inspect", "train", "sweep", "decode", "serve", "evaluate", "bound", "solve"]
+VERBS = [
+    *("init", "doctor", "data", "score", "store", "inspect"),
+    *("train", "sweep", "decode", "serve", "evaluate", "bound", "solve"),
+]
 
 
 class Verbs(TyperGroup):
