@@ -93,7 +93,7 @@ class Document:
                 held = {SHORT: held}  # a text stands for one of its keys; which one, the model knows
             elif held is None:
                 held = {}
-            here[key] = held  # type: ignore[index,call-overload]
+            here[key] = held  # type: ignore[index]
             here = held
             place.append(key)
         return tuple(place)
