@@ -13,12 +13,10 @@ from multiref.cli.options import REWARDS, Out, Seed, belong, by_name
 from multiref.cli.voice import Made, say
 from multiref.errors import ArgumentError
 
-Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references."]
-Rewards = Annotated[
-    list[str] | None,
-    "--reward -r",
-    f"A reward to report at every point: {REWARDS}, as an online run has. Repeatable; several add up.",
+Reward = Annotated[
+    list[str] | None, "--reward -r", f"Reported at every point: {REWARDS}, as an online run has. Repeatable; several add up."
 ]
+Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references."]
 
 
 def _settings(
@@ -50,16 +48,16 @@ def _references(
     without_training: Untrained = False,
     reference: Annotated[list[str] | None, "--reference", "name=PATH, once per reference; --without-training only."] = None,
     beta: Annotated[list[float] | None, "Strengths of π*; repeatable, default 0.1; --without-training only."] = None,
-    reward: Rewards = None,
+    reward: Reward = None,
 ) -> tuple[dict[str, str], list[float]] | None:
     """References by name, and strengths; None where runs have them."""
     belong("--without-training", without_training, reference=reference, beta=beta)
     if not without_training:
         return None
-    belong("--reward", reward, beta=beta)
     named = by_name("--reference", reference)
     if len(named) < 2:
         raise ArgumentError("--reference: expected at least two, such as --reference base=./base --reference math=./math.")
+    belong("--reward", reward, beta=beta)
     return named, beta or [0.1]
 
 
@@ -76,7 +74,7 @@ def command(
     ] = None,
     *,
     settings: Annotated[Any, Made(_settings)],
-    reward: Rewards = None,
+    reward: Reward = None,
     untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:
     """Change the weights after training. The optimum at weights w is the normalised geometric mean of the K single-reference

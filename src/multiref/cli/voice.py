@@ -66,7 +66,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
                 _bars(quiet, verb),
                 _libraries(quiet, verbose),
             ):
-                result = function(**_filled(function, values))
+                result = function(**_filled(function, {name: _at_home(value) for name, value in values.items()}))
         except MultirefError as error:
             if verbose:
                 traceback.print_exception(error)
@@ -120,9 +120,7 @@ def _options(function: Callable[..., Any], without: tuple[str, ...] = ()) -> dic
 def _filled(function: Callable[..., Any], values: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Its arguments: values of options, and what is made of them."""
     return {
-        each.name: _at_home(values[each.name])
-        if made is None
-        else made.function(**_filled(made.function, values, made.without))
+        each.name: values[each.name] if made is None else made.function(**_filled(made.function, values, made.without))
         for each, made in _parts(function)
         if each.name not in without
     }
