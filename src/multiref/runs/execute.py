@@ -18,7 +18,6 @@ import torch
 
 from multiref.errors import ModelError, MultirefError, OutputError
 from multiref.report import versions
-from multiref.report.blocks import dotted
 from multiref.runs.base import BaseRun, Facts, Job, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.page import model_card, write_report
@@ -101,8 +100,7 @@ def _claimed(folder: RunFolder, settings: dict[str, Any], take_over: bool) -> It
 def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say], Job], began: bool, say: Say) -> None:
     """Train, on from where it stopped; write the model, the card and the page."""
     main = folder.main
-    said, own_code = dict(dotted(run.plain())), ".trust_remote_code"
-    trusted = sorted({str(said[key.removesuffix(own_code) + ".path"]) for key in said if key.endswith(own_code) and said[key]})
+    trusted = sorted(set(_trusted(run.model_dump())))
     folder.write("versions.json", json.dumps(versions() | ({"trust_remote_code": trusted} if trusted else {}), indent=1))
     clock = _Clock()
     torch.manual_seed(run.first_seed)  # new weights are the run's, whatever this process did before
@@ -136,6 +134,17 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
             say(f"Model: {folder.model}\nReport: {folder.report}")
         else:
             job.release()
+
+
+def _trusted(settings: Any) -> Iterator[str]:
+    """The models whose own code the run is allowed to run."""
+    if isinstance(settings, dict):
+        if settings.get("trust_remote_code") is True:
+            yield str(settings.get("path"))
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        for each in settings:
+            yield from _trusted(each)
 
 
 def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts) -> None:

@@ -74,7 +74,7 @@ class RunFolder:
             self.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
             return False
         skipped = dict.fromkeys(("check_saved", "report_to", "push_to_hub"))  # who looks at it makes no other run
-        different = _difference(self.settings() | skipped, resolved | skipped)
+        different = difference(self.settings() | skipped, resolved | skipped)
         if different:
             key, was, now = different
             raise ConfigError(
@@ -193,7 +193,8 @@ class RunFolder:
             self._lock.check()
 
 
-def _difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
+def difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key whose value is another one, with both; None where there is none."""
     before, after = dict(dotted(was)), dict(dotted(now))
     different = (key for key in before | after if before.get(key) != after.get(key))
     return next(((key, before.get(key), after.get(key)) for key in different), None)
