@@ -84,7 +84,7 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     lacking = ask("init", str(tmp_path / "x.yaml"), *given[:6], *reward)  # no reference, and nobody to ask
     assert ("References, as name=PATH" in lacking.stderr) == (task != "reward") == (lacking.exit_code == 2)
     stored = ask("init", str(tmp_path / "s.yaml"), *given, *reward, "--store", "scores/")
-    assert (stored.exit_code == 0) == (task == "preference") or "store: a run of task" in stored.stderr
+    assert (stored.exit_code == 0) == (task == "preference") or "store: unknown key" in stored.stderr
     if task == "preference":
         assert read_run(tmp_path / "s.yaml").store == "scores/"
     if reward:
@@ -192,9 +192,11 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
         ("decode -r a=x -p hi --split test", "--split: expected with --prompts only"),
         ("decode -r a=x --prompts p.txt --split test", "--split: expected with rows only"),
         ("init r.yaml --model m -r a=x -r a=y --data d", "each name once"),
-        ("init r.yaml --model m -r a=x --data d --reward length=3", "reward: a run of task preference has none"),
-        ("init r.yaml --task reward --model m --data d --beta 1", "beta: a run of task reward has none"),
-        ("init r.yaml --task distill --model m -r a=x --data d --column prompt=q", "columns: a run of task distill has none"),
+        ("init r.yaml --model m -r a=x --data d --reward length=3", "rewards: unknown key"),
+        ("init r.yaml --task reward --model m --data d --beta 1", "beta: unknown key"),
+        ("init r.yaml --task distill --model m -r a=x --data d --column prompt=q", "columns: unknown key"),
+        ("init r.yaml --task reward --model m --data d -r a=x", "references: unknown key"),
+        ("init r.yaml --task iterative --model m -r a=x --data d --reward model=r --split test", "prompts: found {"),
         ("evaluate -p a=x --prompts p.txt --reward length=3 --style chat --out o", "--style: expected with --problems only"),
     ],
 )

@@ -38,7 +38,6 @@ def bound(
 
     Example: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1 --coverage 4 --reward-max 1 --class-size 2000
     """
-
     belong("--from-scores", from_scores, weights=weights)
     belong("--solve", solve, target=target)
     belong("a statement and its quantities", name and context.args, solve=solve, plot=plot)

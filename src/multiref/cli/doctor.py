@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,8 +72,6 @@ def command(
 
 def _bf16_speed(device: str) -> float:
     """Of a product of matrices, as a multiple of float32's."""
-    import time
-
     import torch
 
     seconds = []

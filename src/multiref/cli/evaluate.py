@@ -1,7 +1,4 @@
-"""`multiref evaluate`: compare policies under one yardstick, with intervals.
-
-pass@k and mean rewards with paired differences; with references also J, KL to each, win rates and diversity, beside the token
-pool, best-of-n and the optimum."""
+"""`multiref evaluate`: compare policies under one yardstick, with intervals."""
 
 import os
 import shlex

@@ -52,11 +52,9 @@ def command(
     while not references and kind != "reward":
         references = by_name("--reference", _ask("References, as name=PATH, spaces between", f"base={model}").split())
     data = data or _ask("Preference pairs" if kind in WITH_PAIRS else "Prompts")
-    source = {key: value for key, value in {"path": data, "name": chosen.name, "split": chosen.split}.items() if value}
-    columns = {"columns": dict(chosen.columns)} if chosen.columns else {}
+    source = {"path": data} | {key: value for key in ("name", "split", "columns") if (value := getattr(chosen, key))}
     paid, where = _rewards(kind, reward), output or f"runs/{file.stem}"
-    text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=paid, beta=beta, output=where,
-                   store=store)  # fmt: skip
+    text = new_run(kind, model=model, references=references, data=source, reward=paid, beta=beta, output=where, store=store)
     write_whole(file, text)
     write_whole(file.parent / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"Wrote {file} and {file.parent / SCHEMA}.")
@@ -77,10 +75,8 @@ def _rewards(kind: str, given: list[str] | None) -> list[dict[str, Any]]:
 
     if kind in ("online", "iterative") and not given:
         given = [_ask("Reward, such as lexicon=FILE or model=FOLDER")]
-    rewards = [{"kind": each.kind, **each.given()} for each in read_rewards(given or [], answers=True)]
-    for each in rewards:
-        each.pop("sha256", None)  # the run's own record has it
-    return rewards
+    own = {"sha256"}  # which the run's own record has
+    return [each.model_dump(include={"kind", *each.given()} - own) for each in read_rewards(given or [], answers=True)]
 
 
 def _ask(question: str, default: str | None = None) -> str:

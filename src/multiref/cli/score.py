@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multiref.data import Selection
     from multiref.models import Tokenisation
     from multiref.references import References
-    from multiref.references.cost_estimate import CostEstimate, Forecast
+    from multiref.references.cost_estimate import Forecast
     from multiref.references.engines import Engine
 
 
@@ -194,7 +194,9 @@ def _say(found: "Forecast") -> "dict[str, Any]":
 
     rows: dict[tuple[str, ...], list[str]] = {}
     for each in found.references:  # of those that cost the same, one row
-        rows.setdefault(tuple(_row(each)), []).append(each.name)
+        counts = [f"{count:,}" for count in (each.wanted, each.stored, each.missing, each.shards)]
+        row = (*counts, f"{each.bytes / 1e6:,.1f}", f"{each.tokens:,}", _span(each.seconds))
+        rows.setdefault(row, []).append(each.name)
     named = [[names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, each", *row] for row, names in rows.items()]
     print_table(Table(COLUMNS, named, f"{found.cluster}: {found.basis}. Nothing is stored: --dry-run"))
     parts = {"planning": found.planning}
@@ -207,11 +209,6 @@ def _say(found: "Forecast") -> "dict[str, Any]":
     for line in found.assumptions:
         typer.echo(f"  {line}.")
     return {"dry_run": True, **found.facts()}
-
-
-def _row(o: "CostEstimate") -> list[str]:
-    counts = [f"{count:,}" for count in (o.wanted, o.stored, o.missing, o.shards)]
-    return [*counts, f"{o.bytes / 1e6:,.1f}", f"{o.tokens:,}", _span(o.seconds)]
 
 
 def _span(seconds: float) -> str:

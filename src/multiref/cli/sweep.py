@@ -1,7 +1,4 @@
-"""`multiref sweep`: change the weights after training, by the merge that is exact for reverse KL.
-
-Of K converged single-reference runs, by re-weighted samples; with --without-training over β and weights, from the references
-alone. Reverse KL only."""
+"""`multiref sweep`: change the weights after training, by the merge that is exact for reverse KL."""
 
 import shlex
 from pathlib import Path

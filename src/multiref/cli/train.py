@@ -1,6 +1,4 @@
-"""`multiref train`: do what a run's file says: preference, reward, online, distill or iterative.
-
-The same command again resumes."""
+"""`multiref train`: do what a run's file says: preference, reward, online, distill or iterative."""
 
 import json
 import os

@@ -14,13 +14,6 @@ Task: TypeAlias = Literal["preference", "reward", "online", "distill", "iterativ
 TASKS: tuple[Task, ...] = get_args(Task)
 WITH_PAIRS: tuple[Task, ...] = ("preference", "reward")
 SCHEMA = "run.schema.json"
-_READ_BY: dict[tuple[str, ...], tuple[Task, ...]] = {
-    ("reference", "beta"): ("preference", "online", "distill", "iterative"),
-    ("reward",): ("online", "iterative"),
-    ("store",): ("preference",),
-    ("columns",): WITH_PAIRS,
-    ("name", "split"): ("preference", "reward", "online", "distill"),
-}
 _ORACLES = {"lexicon": "lexicon", "model": "reward_model"}  # a reward → the oracle that judges two completions by it
 
 _TRAINING = {
@@ -62,7 +55,7 @@ def new_run(
     reward: Sequence[Mapping[str, object]] = (),
     store: str | None = None,
 ) -> str:
-    """The file's text.
+    """The file's text. What is given beyond what the task reads is an error of the file's, as in any other.
 
     Args:
         references: name → model; none for a reward model, nor β (0.1). data: keys of `data`, or of one of the `prompts`.
@@ -72,10 +65,9 @@ def new_run(
     Raises: ConfigError for what is missing or cannot be meant.
     """
     _refuse(task, references, reward)
-    _refuse_idle(task, {"reference": references, "beta": beta, "reward": reward, "store": store, **data})
     parts = [f"# yaml-language-server: $schema={SCHEMA}", "# Check it: multiref train --config FILE --dry-run", f"task: {task}"]
     parts += ["", "# what is trained: a folder or a hub id; {path: …, dtype: bfloat16} says more", f"model: {_flow(model)}", ""]
-    parts += _held_to(references, 0.1 if beta is None else beta) if task != "reward" else []
+    parts += _held_to(references, 0.1 if beta is None and task != "reward" else beta)
     parts += _data(task, data)
     if store is not None:
         parts += [
@@ -83,7 +75,7 @@ def new_run(
             f"store: {_flow(store)}",
             "",
         ]
-    if reward and task == "online":
+    if reward and task != "iterative":
         parts += ["rewards:", *(f"  - {_flow(each)}" for each in reward), "method: {name: rloo, group: 4}", ""]
     if reward and task == "iterative":
         parts += [f"oracle: {_flow({**reward[0], 'kind': _ORACLES[str(reward[0]['kind'])], 'temperature': 1.0})}", ""]
@@ -113,32 +105,24 @@ def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[
         )
 
 
-def _refuse_idle(task: Task, given: Mapping[str, object]) -> None:
-    """ConfigError for what would not stand in the file."""
-    for names, tasks in _READ_BY.items():
-        if task not in tasks and (idle := [name for name in names if given.get(name)]):
-            raise ConfigError(f"{idle[0]}: a run of task {task} has none, only {', '.join(tasks)}; leave it out.")
-
-
-def _held_to(references: Mapping[str, str], beta: float) -> list[str]:
-    return [
+def _held_to(references: Mapping[str, str], beta: float | None) -> list[str]:
+    held = [
         "# what it is held to; give all of them a weight (they sum to one), or none: then they weigh the same",
         "references:",
         *(f"  - {{name: {_flow(name)}, model: {_flow(where)}}}" for name, where in references.items()),
         "",
         "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}",
         "regularizer: ReverseKL",
-        "# the strength: small follows the reward, large stays with the references",
-        f"beta: {beta}",
-        "",
     ]
+    strength = ["# the strength: small follows the reward, large stays with the references", f"beta: {beta}", ""]
+    return (held if references else []) + ([] if beta is None else strength)
 
 
 def _data(task: Task, data: Mapping[str, object]) -> list[str]:
     if task in WITH_PAIRS:
         held_out = ["# held-out pairs: a share of the prompts, or a path", "evaluation: {fraction: 0.05}"]
         return ["# preference pairs: a file, a folder, a URL or a hub id", f"data: {_flow(data)}", *held_out, ""]
-    what = _flow(data["path"]) if task == "iterative" else f"[{_flow(data)}]"
+    what = f"[{_flow(data)}]" if task != "iterative" else _flow(data["path"] if len(data) == 1 else data)
     return ["# prompts: rows with `prompt` or `text`, or a .txt", f"prompts: {what}", ""]
 
 

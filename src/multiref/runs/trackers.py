@@ -42,7 +42,10 @@ def open_trackers(
             if hasattr(made, "start"):
                 made.start()
             if after < 0:
-                made.store_init_configuration(_flat(settings))
+                plain = {
+                    key: str(value) if value is None or isinstance(value, list) else value for key, value in dotted(settings)
+                }
+                made.store_init_configuration(plain)
         except Exception as error:  # each library has its own
             raise ConfigError(
                 f"report_to: {name} could not be opened: {type(error).__name__}: {error}"
@@ -78,8 +81,3 @@ def check_trackers(names: list[TrackerName]) -> None:
         if name not in there:
             package = {"comet_ml": "comet-ml"}.get(name, name)
             raise ConfigError(f"report_to: {name} is not installed; run `pip install {package}`, or leave it out.")
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """What trackers take: {a.b: value}, with text for a list or nothing."""
-    return {key: str(value) if value is None or isinstance(value, list) else value for key, value in dotted(settings)}
