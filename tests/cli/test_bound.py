@@ -104,5 +104,7 @@ def test_a_store_fills_in_disagreement_and_coverage(tmp_path):
     )
     refused = run("bound", "--from-scores", str(tmp_path), "--weights", "0.25;0.75")
     assert refused.exit_code == 2 and "--weights" in refused.stderr
+    References({"c": Companion("c")}).score(pairs(4), store=tmp_path / "one")
+    assert "-0" not in run("bound", "--from-scores", str(tmp_path / "one")).output
     nothing = run("bound", "--from-scores", str(tmp_path / "absent"))
     assert nothing.exit_code == 2 and "absent" in nothing.stderr

@@ -198,6 +198,8 @@ def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
     found = json.loads(run("inspect", data, "--store", scores, "--json").stdout)
     assert found["verdict"]["answer"] == "none" and [q["name"] for q in found["references"]] == ["base", "math"]
     assert "--reference name=PATH" in found["not_measured"]
+    few = run("inspect", data, "--store", scores, "--limit", "3", "--plan")
+    assert "Too few to tell" in few.output and "Pairs that would show" not in few.output
     strange = run("inspect", data, "--store", scores, "--reference", "maths=./math")
     assert strange.exit_code == 2 and "--reference maths: the scores are of base, math" in strange.output
     part = run("inspect", data, "--store", scores, "--split", "train", "--limit", "9").output.splitlines()[-1]

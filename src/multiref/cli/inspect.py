@@ -54,7 +54,7 @@ def command(
     pairs = read(data, replace(chosen, name=data_name), say=typer.echo, spool=gettempdir()).pairs
     found = _with_tokens(inspect(pairs, scores, seed=seed), pairs, models, sample, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
-    for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
+    for table in [*tables(found), *([plan_table(sizes, gain)] if sizes else [])]:
         print_table(table)
     print("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
     if html is not None:
