@@ -122,17 +122,22 @@ def alone(path: Path, *, waiting: Callable[[str], None] | None = None, take_over
 
 
 @contextmanager
-def write_alone(folder: Path) -> Iterator[None]:
+def write_alone(folder: Path, *, take_over: bool | None = None) -> Iterator[Lock]:
     """Write a folder while no other process does that asks for the same. OutputError where another does, or where nothing can
-    be written."""
+    be written.
+
+    Args:
+        take_over: whether the other one is told to stop; None: nobody can ask for that.
+    """
+    or_stop = "" if take_over is None else "; --take-over makes it stop"
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(alone(folder / ".lock"))
+            lock = held.enter_context(alone(folder / ".lock", take_over=bool(take_over)))
         except Held as error:
-            raise OutputError(f"{error}. Wait for it, or choose another folder.") from None
+            raise OutputError(f"output: {error}. Wait for it, or choose another folder{or_stop}.") from None
         except OSError as error:
-            raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from None
-        yield
+            raise OutputError(f"output: cannot write into {folder}: {error.strerror or error}; choose another folder") from None
+        yield lock
 
 
 def _kernel_locks(folder: Path) -> bool:

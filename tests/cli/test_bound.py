@@ -53,6 +53,14 @@ def test_bound_explains_itself():
         (("maximum-likelihood", "--samples"), "expected a number"),
         (("maximum-likelihood", "--samples", "10", "--reward-max", "1", "--class-size", "9", "--delta", "1"), "delta"),
         (("maximum-likelihood", "--samples", "10"), "no reward_max"),
+        (("maximum-likelihood", "--samples", "10", "--samples", "20"), "'--samples', expected one of"),
+        (("maximum-likelihood", "--samples", "10", "--target", "1"), "--target: expected with --solve only"),
+        (("maximum-likelihood", "--samples", "10", "--weights", "1"), "--weights: expected with --from-scores only"),
+        (("maximum-likelihood", "--plot", "x.png"), "--plot: expected with a statement and its quantities only"),
+        (
+            ("maximum-likelihood", "--samples", "9", "--reward-max", "1", "--solve", "class-size", "--target", "1e-9"),
+            "class_size moves the bound only between",
+        ),
         (("maximum-likelihood", "--reward-max", "1", "--class-size", "9", "--solve", "samples"), "--target"),
         (("interpolation-optimum", "--radius", "6", "--feature-norm", "1", "--residual", "0.1", "--plot", "x.png"), "--plot"),
     ],
@@ -96,5 +104,7 @@ def test_a_store_fills_in_disagreement_and_coverage(tmp_path):
     )
     refused = run("bound", "--from-scores", str(tmp_path), "--weights", "0.25;0.75")
     assert refused.exit_code == 2 and "--weights" in refused.stderr
+    References({"c": Companion("c")}).score(pairs(4), store=tmp_path / "one")
+    assert "-0" not in run("bound", "--from-scores", str(tmp_path / "one")).output
     nothing = run("bound", "--from-scores", str(tmp_path / "absent"))
     assert nothing.exit_code == 2 and "absent" in nothing.stderr

@@ -2,16 +2,19 @@
 
 import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from multiref.cli import VERBS, app
+from multiref.cli.decode import _read
 from multiref.cli.help import GROUPS
 from multiref.cli.voice import show_notes, voiced
 from multiref.errors import ConfigError
 from multiref.runs import read_run
+from multiref.runs.folder import RunFolder
 from multiref.runs.new import TASKS, new_run
 
 LAB = ("demo", "frontier", "real", "stability", "verify")
@@ -67,7 +70,8 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     (tmp_path / "p.jsonl").write_text((json.dumps({"prompt": "once", "chosen": " a", "rejected": " b"}) + "\n") * 4)
     (tmp_path / "l.txt").write_text("good\t1\n")
     run = str(tmp_path / "run.yaml")
-    given = ["--task", task, "--model", str(tiny_folder), "-r", f"no={tiny_folder}", "--data", str(tmp_path / "p.jsonl")]
+    given = ["--task", task, "--model", str(tiny_folder), "--data", str(tmp_path / "p.jsonl")]
+    given += ["-r", f"no={tiny_folder}"] if task != "reward" else []
     reward = ["--reward", f"lexicon={tmp_path / 'l.txt'}"] if task in ("online", "iterative") else []
     made = ask("init", run, *given, *reward, "--output", str(tmp_path / "out"))
     assert made.exit_code == 0 and made.stdout.endswith("--dry-run\n"), made.output
@@ -77,10 +81,10 @@ def test_init_writes_a_valid_commented_file_that_dry_run_understands(task: str, 
     assert read_run(run).task == task
     again = ask("init", run, *given)
     assert again.exit_code == 2 and "--force" in again.stderr
-    lacking = ask("init", str(tmp_path / "x.yaml"), *given[:4], *given[6:], *reward)  # no reference, and nobody to ask
+    lacking = ask("init", str(tmp_path / "x.yaml"), *given[:6], *reward)  # no reference, and nobody to ask
     assert ("References, as name=PATH" in lacking.stderr) == (task != "reward") == (lacking.exit_code == 2)
     stored = ask("init", str(tmp_path / "s.yaml"), *given, *reward, "--store", "scores/")
-    assert (stored.exit_code == 0) == (task == "preference") or "reads no stored scores" in stored.stderr
+    assert (stored.exit_code == 0) == (task == "preference") or "store: unknown key" in stored.stderr
     if task == "preference":
         assert read_run(tmp_path / "s.yaml").store == "scores/"
     if reward:
@@ -178,3 +182,52 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
     assert bad.exit_code == 1 and "absent cannot be written" in bad.output and "127.0.0.1:9/models" in bad.output
     bad = ask("doctor", "--folder", str(tmp_path / "absent"), "--json")
     assert bad.exit_code == 1 and len(json.loads(bad.stdout)["problems"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("decode -r a=x -r a=y -p hi", "--reference 'a=y': expected name=PATH, each name once"),
+        ("decode -r a=x -p hi --beta 1 --reward-max 2", "--beta, --reward-max: expected with --reward only"),
+        ("decode -r a=x -p hi --split test", "--split: expected with --prompts only"),
+        ("decode -r a=x --prompts p.txt --split test", "--split: expected with rows only"),
+        ("init r.yaml --model m -r a=x -r a=y --data d", "each name once"),
+        ("init r.yaml --model m -r a=x --data d --reward length=3", "rewards: unknown key"),
+        ("init r.yaml --task reward --model m --data d --beta 1", "beta: unknown key"),
+        ("init r.yaml --task distill --model m -r a=x --data d --column prompt=q", "columns: unknown key"),
+        ("init r.yaml --task reward --model m --data d -r a=x", "references: unknown key"),
+        ("init r.yaml --task iterative --model m -r a=x --data d --reward model=r --split test", "prompts: found {"),
+        ("evaluate -p a=x --prompts p.txt --reward length=3 --style chat --out o", "--style: expected with --problems only"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(line: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("one\n\ntwo\n")
+    done = ask(*line.split())
+    assert done.exit_code == 2 and said in done.stderr and not (tmp_path / "r.yaml").exists()
+
+
+def test_a_strength_is_written_as_it_was_given(tmp_path: Any) -> None:
+    run = str(tmp_path / "run.yaml")
+    assert ask("init", run, "--model", "m", "-r", "a=x", "--data", "d", "--beta", "0.123456789").exit_code == 0
+    assert read_run(run).beta == 0.123456789
+
+
+def test_an_empty_line_is_no_prompt(tmp_path: Any) -> None:
+    (tmp_path / "p.txt").write_text("one\n\n two \n  \n")
+    assert list(_read(str(tmp_path / "p.txt"), None, None)) == ["one", " two "]
+
+
+def test_the_home_folder_of_every_path_that_is_an_option(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--store=~/x` is not opened by a shell: nothing may land in a folder called ~, and all of a folder in one place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found: dict[str, Any] = {}
+
+    def command(out: Path, several: list[Path] | None = None, text: str = "") -> None:
+        found.update(out=out, several=several, text=text)
+
+    voiced(command)(out=Path("~/a"), several=[Path("~"), Path("b~")], text="~")
+    assert found == {"out": tmp_path / "home" / "a", "several": [tmp_path / "home", Path("b~")], "text": "~"}
+    with RunFolder("~/run").claimed({"format": 2}):
+        assert (tmp_path / "home" / "run" / ".lock").exists() and not (tmp_path / "~").exists()

@@ -113,7 +113,7 @@ def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, double
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("-r", "base=./a", "-r", "base=./b"), "Two references are called 'base'"),
+        (("-r", "base=./a", "-r", "base=./b"), "'base=./b': expected name=PATH, each name once"),
         (("-r", "./a"), "expected name=PATH"),
         (("-r", "base="), "expected name=PATH"),
         (("-r", "base=./nowhere"), "nowhere"),
@@ -181,6 +181,7 @@ def test_folders_that_are_no_store(tmp_path):
         result = run("store", verb, tmp_path)
         assert result.exit_code == 2 and "no store of scores" in result.output
     assert "does not exist" in run("store", "ls", tmp_path / "nowhere").output
+    assert "is no folder" in run("store", "ls", __file__).output
 
 
 def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
@@ -197,6 +198,12 @@ def test_inspect_prints_a_verdict_a_page_and_json(tmp_path, data, doubles):
     found = json.loads(run("inspect", data, "--store", scores, "--json").stdout)
     assert found["verdict"]["answer"] == "none" and [q["name"] for q in found["references"]] == ["base", "math"]
     assert "--reference name=PATH" in found["not_measured"]
+    few = run("inspect", data, "--store", scores, "--limit", "3", "--plan")
+    assert "Too few to tell" in few.output and "Pairs that would show" not in few.output
+    strange = run("inspect", data, "--store", scores, "--reference", "maths=./math")
+    assert strange.exit_code == 2 and "--reference maths: the scores are of base, math" in strange.output
+    part = run("inspect", data, "--store", scores, "--split", "train", "--limit", "9").output.splitlines()[-1]
+    assert part.startswith("Next: multiref init") and f"--data {data} --split train --store" in part
     missing = run("inspect", data, "--store", scores, "--name", "nobody")
     assert missing.exit_code == 2 and "no reference is called 'nobody'" in missing.output
 

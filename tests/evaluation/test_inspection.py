@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref._made import Made
 from multiref.data import Pair
 from multiref.errors import DataError
 from multiref.evaluation.inspection import inspect
@@ -17,6 +19,7 @@ from multiref.evaluation.inspection.evidence import gather
 from multiref.evaluation.inspection.faults import doubts, find_faults
 from multiref.evaluation.inspection.mixture import folds_of, held_out
 from multiref.evaluation.inspection.quality import quality
+from multiref.references.keys import side_keys
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.references.token_level import standard_error
 from multiref.weighting import fit_preferences
@@ -369,3 +372,44 @@ def test_pairs_without_a_prompt_stand_each_for_itself_among_others():
     keys = content_keys([p.prompt for p in some for _ in range(2)], [s for p in some for s in (p.chosen, p.rejected)])
     found = inspect(some, SequenceScores(scores.names, keys, scores.logps, scores.lengths, scores.truncated), resamples=2)
     assert found.prompts == 18 and found.verdict.answer == "one"
+
+
+class Prompt(str):
+    """A text that can be watched."""
+
+
+class Read(Made[Pair]):
+    """Pairs that are made when they are read: a prompt of three, in two spellings; none; one of its own."""
+
+    def __init__(self, count):
+        self.count, self.held, self.most = count, 0, 0
+
+    def __len__(self):
+        return self.count
+
+    def let_go(self):
+        self.held -= 1
+
+    def made(self, place):
+        asked = [f"Is it {place // 3 % 2}?", f"is it {place // 3 % 2}", ""][place % 3]
+        prompt = Prompt(asked if place % 7 else f"once {place}")
+        self.held += 1
+        self.most = max(self.most, self.held)
+        weakref.finalize(prompt, self.let_go)
+        return Pair(prompt, f"a {place % 5}", f"b {place % 5}")
+
+
+def test_pairs_are_read_one_after_the_other_and_grouped_as_they_come(monkeypatch):
+    """However many they are, few are held at a time. By brute force: pairs of one question have one number, those without a
+    question the number of their two answers, in the order in which they come."""
+    monkeypatch.setattr("multiref.references.scores.PART", 4)
+    pairs = Read(60)
+    keys = np.unique(side_keys(list(pairs)).reshape(-1).view("V16"))
+    shape, pairs.most = (1, len(keys)), 0
+    scores = SequenceScores(("a",), keys, torch.randn(shape).double(), torch.ones(shape).long(), torch.zeros(shape).bool())
+    found = gather(pairs, scores)
+    assert pairs.most < 20
+    same = [p.prompt.lower().rstrip("?").replace(" ", "") or (p.chosen, p.rejected) for p in pairs]
+    assert found.groups.tolist() == [list(dict.fromkeys(same)).index(each) for each in same]
+    assert found.characters.tolist() == [[3, 3]] * 60
+    assert torch.equal(found.logps[0, 7], scores.of([pairs[7].prompt] * 2, [pairs[7].chosen, pairs[7].rejected])[0])

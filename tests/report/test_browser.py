@@ -31,6 +31,10 @@ CONTRAST = """(() => {
   return Math.min(...[...document.querySelectorAll('p, td, th, figcaption, caption, text, summary')]
     .map(e => { const s = getComputedStyle(e); return against(light(e.tagName == 'text' ? s.fill : s.color)) })) })()"""
 
+# How far to the right the text of a table's caption reaches.
+CAPTIONS = """(() => { const range = document.createRange(); return Math.max(0, ...[...document.querySelectorAll('caption')]
+  .map(e => { range.selectNodeContents(e); return range.getBoundingClientRect().right })) })()"""
+
 
 class Plain(BaseRun):
     """A run that has no more than a name."""
@@ -72,6 +76,7 @@ def test_a_page_is_whole_on_a_phone_silent_and_readable_light_and_dark(name: str
         tab.open(pages[name], width=375, dark=dark)
         tab.value("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert tab.value("document.documentElement.scrollWidth") <= 375
+        assert tab.value(CAPTIONS) <= 375, "a caption is cut where its table is"
         assert tab.value(CONTRAST) >= 4.5
         assert tab.complaints() == []
 

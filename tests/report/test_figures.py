@@ -96,6 +96,8 @@ def test_the_numbers_below_a_figure_are_those_that_it_shows() -> None:
     """One table for every kind: curves side by side with their bands, points with their errors, named rows, and long curves
     thinned, which is said."""
     curves = [Curve.of_seeds("a", [1, 2], [[1.0, 3.0], [4.0, 4.0]]), Curve("b", [1, 2], [5.0, 6.0])]
+    steps = Plot("step", "loss", [Curve("c", [1, 2, 3], [3.0, 2.0, 1.0])], log_x=False).figure()
+    assert all(float(place).is_integer() for place in steps.axes[0].get_xticks())
     found = read_numbers(Plot("pairs", "loss", curves).figure())
     assert found == (["pairs", "a", "b"], [["1", "2 [1, 3]", "5"], ["2", "4 [4, 4]", "6"]], "")
     points = [

@@ -102,10 +102,11 @@ def test_nothing_is_loaded_from_outside() -> None:
 
 def test_the_answer_stands_open_and_sections_are_folded() -> None:
     """What stands before the first fold is the answer alone; every section and every table of numbers is folded."""
-    text = page("t", Answer("Yes, by 3 ± 1."), Section("Rest", [Prose("more")]), Section("Open", [], unfolded=True))
+    rest = [Section("Rest", [Prose("more")]), Section("Nothing"), Section("Open", [Prose("x")], unfolded=True)]
+    text = page("t", Answer("Yes, by 3 ± 1."), *rest)
     before, *folds = text.split("<details")
     assert "Yes, by 3 ± 1." in before and "more" not in before
-    assert [" open>" in fold.split("<summary>")[0] for fold in folds] == [False, True]
+    assert [" open>" in fold.split("<summary>")[0] for fold in folds] == [False, True] and "Nothing" not in text
 
 
 def test_a_drawing_takes_the_page_s_colours_and_its_letters_are_text() -> None:
@@ -126,7 +127,9 @@ def test_a_table_keeps_its_cells_in_place() -> None:
 
 
 def test_settings_are_flattened_by_dots() -> None:
-    assert read(page("t", Settings({"a": {"b": {"c": 1}}, "d": "e"}))).rows == [["a.b.c", "1"], ["d", "e"]]
+    values = {"a": {"b": {"c": 1}}, "d": "e", "f": [{"g": 2}, "h"], "i": [3]}
+    expected = [["a.b.c", "1"], ["d", "e"], ["f.0.g", "2"], ["f.1", "h"], ["i", "[3]"]]
+    assert read(page("t", Settings(values))).rows == expected
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,22 @@
 """A run's file is read strictly; every mistake is one sentence of ours that names file and line of the key, or the `--set`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 import multiref as mr
+from multiref import runs
 from multiref.cli import app
 from multiref.errors import ConfigError
 from multiref.runs import BaseRun, read_run
+from multiref.runs.document import Document
 from multiref.runs.dry_run import dry_run
 from multiref.runs.folder import RunFolder
+from multiref.runs.new import new_run
+from multiref.runs.yaml_values import parse
 
 FILE = """\
 model: policy
@@ -60,6 +65,7 @@ def test_shorthands_and_defaults_are_written_out_and_read_back(tmp_path):
         ("dtype: bfloat16", "dtipe: bfloat16", "run.yaml:7: references[1].model.dtipe: unknown key; did you mean `dtype`?"),
         ("dtype: bfloat16", "dtype: half", "run.yaml:7: references[1].model.dtype: dtype is 'half'; expected one of"),
         ("weight: 0.5\nbeta", "wait: 0.5\nbeta", "run.yaml:8: references[1].wait: unknown key; did you mean `weight`?"),
+        ("num_train_epochs", "num-train-epochs", "run.yaml:14: training.num-train-epochs: unknown key; did you mean"),
         ("num_train_epochs", "num_train_epoch", "run.yaml:14: training.num_train_epoch: unknown key; did you mean"),
         ("5e-7", "fast", "run.yaml:13: training.learning_rate: found 'fast' (text), expected a number."),
         ("output: run", "output: run\noutput: b", "run.yaml:12: output: a second time, first in line 11"),
@@ -89,6 +95,7 @@ def test_a_mistake_is_one_sentence_with_the_line_of_its_key(old, new, said, tmp_
         ("training.learning_rate=true", "--set training.learning_rate=…: training.learning_rate: found true"),
         ("references.0.wight=1", "--set references.0.wight=…: references[0].wight: unknown key; did you mean `weight`?"),
         ("references.5.weight=1", "--set references.5.weight=1: '5' is no place in a list of 2"),
+        ("references[0].weight=1", "--set references[0].weight=…: references[0]: unknown key; did you mean `references`?"),
         ("beta.x=1", "--set beta.x=1: beta is 0.1 there, which has no keys"),
         ("model.dtipe=bfloat16", "--set model.dtipe=…: model.dtipe: unknown key; did you mean `dtype`?"),
         ("output.x=1", "--set output.x=…: output.x: output is 'run' there, which has no keys."),
@@ -143,6 +150,59 @@ def test_the_schema_completes_a_recipe():
     assert {"prompts_per_step", "max_new_tokens"} <= set(models["OnlineArguments"]["properties"])
     assert "learning_rate" in models["Plan"]["properties"] and "labels" not in models["Plan"]["properties"]
     assert {"path", "adapter", "quantization"} <= set(models["ModelSpec"]["properties"])
+
+
+KINDS = {
+    "string": str,
+    "integer": int,
+    "number": int | float,
+    "boolean": bool,
+    "null": type(None),
+    "array": list,
+    "object": dict,
+}
+
+
+def fits(value, schema, models):
+    """Whether a value is one that a JSON schema allows: as far as ours goes."""
+    if "$ref" in schema:
+        return fits(value, models[schema["$ref"].rpartition("/")[2]], models)
+    for arms in (schema.get("anyOf"), schema.get("oneOf")):
+        if arms is not None and not any(fits(value, each, models) for each in arms):
+            return False
+    kind = schema.get("type")
+    if kind and (not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return False
+    if value not in schema.get("enum", [value]) or schema.get("const", value) != value:
+        return False
+    if isinstance(value, list):
+        return all(fits(each, schema.get("items", {}), models) for each in value)
+    if not isinstance(value, dict) or kind != "object":
+        return True
+    known, other = schema.get("properties", {}), schema.get("additionalProperties", True)
+    unknown = [value[key] for key in value.keys() - known.keys()]
+    return (
+        set(schema.get("required", ())) <= value.keys()
+        and all(fits(value[key], known[key], models) for key in value.keys() & known.keys())
+        and (
+            not unknown or (other is not False and all(fits(each, {} if other is True else other, models) for each in unknown))
+        )
+    )
+
+
+def test_what_a_file_may_say_an_editor_does_not_underline():
+    """Every recipe of a run, with its shorthands, fits the schema; the same with a key too many, or a wrong name, does not."""
+    schema = runs.schema()
+    recipes = [path for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml") if "figure" not in path.name]
+    for path in recipes:
+        values = Document.read(path).values
+        assert fits(values, schema, schema["$defs"]), path.name
+        assert not fits({**values, "betta": 1}, schema, schema["$defs"])
+        assert not fits({**values, "model": {"path": "m", "dtipe": "float32"}}, schema, schema["$defs"])
+    assert len(recipes) > 15
+    made = parse(new_run("preference", model="m", references={"a": "b"}, data={"path": "p"}, output="o"), "")[0]
+    assert fits(made | {"report_to": "wandb", "push_to_hub": "me/it"}, schema, schema["$defs"])
+    assert not fits(made | {"regularizer": "ReversKL"}, schema, schema["$defs"])
 
 
 def test_a_run_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path):

@@ -131,7 +131,11 @@ def test_the_page_s_first_sentence_says_no_more_than_the_interval(tmp_path, diff
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-p", "a=x", "--beta", "1"], "expected both or neither"),
+        (["-p", "a=x", "--beta", "1", "--beside", "optimum"], "--beta, --beside: expected with --reference only"),
+        (["-p", "a=x", "--reference", "b=y"], "expected both or neither"),
+        (["-p", "a=x", "--reference", "b=y", "--beta", "1", "--weight", "b=0.5"], "weights: expected a sum of one, found 0.5"),
+        (["-p", "a=x", "--words", "3"], "--words: expected with --prompts only"),
+        (["-p", "a=x", "-p", "a=y"], "each name once"),
         (["-p", "optimum=x", "--reference", "b=y", "--beta", "1", "--beside", "optimum"], "choose another"),
         (["-p", "a=x", "--reference", "b=y", "--beta", "1", "--beside", "best"], "best-of-N"),
         (["-p", "a=x", "--reference", "b=y", "--weight", "b=much", "--beta", "1"], "name=NUMBER"),

@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from multiref.errors import OutputError
+from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.runs.folder import RunFolder
 from tests.chaos.jobs import JOBS, make_world
 
@@ -43,6 +43,26 @@ def test_a_folder_that_is_held_is_refused_and_one_that_was_taken_over_is_left(tm
                 with pytest.raises(OutputError, match="was taken over by process"):
                     write()
     assert (tmp_path / "run" / "a.txt").read_text() == "1" and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_run_that_never_began_leaves_the_folder_to_other_settings(tmp_path):
+    """Its model was not there, say. Once there is anything but the settings, the folder is that run's."""
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ModelError), folder.claimed({"format": 2, "model": "wrong"}):
+        folder.write("versions.json", "{}")
+        raise ModelError("no such model")
+    with pytest.raises(ModelError), folder.claimed({"format": 2, "model": "right"}) as began:
+        assert not began
+        folder.append_metrics({"step": 1})
+        raise ModelError("too late")
+    with (
+        pytest.raises(ConfigError, match="model was 'right' and is now 'wrong'"),
+        folder.claimed({"format": 2, "model": "wrong"}),
+    ):
+        pass
+    (tmp_path / "run" / "metrics.jsonl").unlink()  # of a killed run: another's settings do not remove it
+    with pytest.raises(ConfigError, match="is now 'wrong'"), folder.claimed({"format": 2, "model": "wrong"}):
+        pass
 
 
 def test_a_model_folder_has_the_rights_that_the_umask_leaves(tmp_path):

@@ -159,8 +159,14 @@ def test_the_curve_without_training(runs, drawn):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--beta", "0"), "positive"), (("--reference", "one=x"), "each name once"), (("{two}",), "is none")],
-    ids=["beta", "twice", "other"],
+    [
+        (("--beta", "0", "--reward", "length=3"), "positive"),
+        (("--beta", "1"), "--beta: expected with --reward only"),
+        (("--reference", "one=x"), "each name once"),
+        (("{two}",), "is none"),
+        (("--out", "{pairs}/x"), "cannot write into"),
+    ],
+    ids=["beta", "idle", "twice", "other", "out"],
 )
 def test_a_curve_that_cannot_be_drawn(options, words, runs):
     if options[0] == "{two}":
@@ -168,8 +174,13 @@ def test_a_curve_that_cannot_be_drawn(options, words, runs):
         config["references"][0]["name"] = "three"
         (runs / "two" / "config.yaml").write_text(yaml.safe_dump(config))
         options, words = (str(runs / "two"),), "'three' is none"
-    result = call_without_training(runs, *options)
-    assert result.exit_code == 2 and words in " ".join(result.output.split()) and result.output.count("Error") == 1
+    result = call_without_training(runs, *(each.replace("{pairs}", str(runs / "pairs.jsonl")) for each in options))
+    assert (
+        result.exit_code == 2
+        and "samples of each" not in result.output
+        and words in " ".join(result.output.split())
+        and result.output.count("Error") == 1
+    )
 
 
 def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):

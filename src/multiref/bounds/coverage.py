@@ -177,7 +177,7 @@ def coverage_from_scores(ref_logps: Tensor, weights: Weights = None) -> Coverage
     return CoverageEstimate(
         references=ref_logps.shape[0],
         weights=tuple(float(x) for x in w.reshape(-1)),
-        disagreement=max(-log_f, 0.0),
+        disagreement=max(0.0, -log_f),
         disagreement_error=error,
         coverage_at_least=max(float(relative.max()), 1.0),
         effective_samples=float(relative.sum() ** 2 / (relative**2).sum().clamp_min(1e-300)),

@@ -29,25 +29,13 @@ from multiref.report.shown import visible
 
 __all__ = ["app", "main", "tell"]  # tell: for other packages' verbs, how far they are
 
-# verb → what `multiref --help` says about it. Add a line here and a file of the same name beside this one; `help.GROUPS` says
-# under which heading it stands.
-# Other packages add verbs by an entry point of the group `multiref.verbs`: verb = module. What follows the colon in the first
-# line of its docstring is the help line. Nobody can take the name of a verb of ours, or keep the others from being listed.
-VERBS = {
-    "init": "Write a run file: asks, or takes --task, --model, --reference, --data.",
-    "doctor": "What this machine has, and what is missing for which verb.",
-    "data": "What a data set of preferences is: format, rows, lengths, duplicates, bad rows.",
-    "solve": "Solve a multi-reference problem given as numbers, exactly.",
-    "score": "Score preference pairs under K references, once, into a store.",
-    "store": "Look after a store of scores: ls, verify, prune, export.",
-    "inspect": "Does a second reference help me? The evidence in your scores, and a verdict.",
-    "train": "Do what a run's file says: preference, reward, online, distill or iterative.",
-    "sweep": "Change the weights after training, by the merge that is exact for reverse KL.",
-    "decode": "Draw from the optimum without training: weighted samples of the references' pool, with a reward.",
-    "serve": "Answer any OpenAI client: the references' pool token by token, or draws of the optimum.",
-    "evaluate": "Compare policies under one yardstick, with intervals.",
-    "bound": "Evaluate a bound of the theory on your numbers.",
-}
+# Each is a file of the same name beside this one; `help.GROUPS` says under which heading it stands. What follows the colon in
+# the first line of its docstring is what `multiref --help` says. Other packages add verbs by an entry point of the group
+# `multiref.verbs`: verb = module. Nobody can take the name of a verb of ours, or keep the others from being listed.
+VERBS = [
+    *("init", "doctor", "data", "score", "store", "inspect"),
+    *("train", "sweep", "decode", "serve", "evaluate", "bound", "solve"),
+]
 
 
 class Verbs(TyperGroup):
@@ -57,8 +45,8 @@ class Verbs(TyperGroup):
         super().__init__(**kwargs)
         self.homes = {entry.name: entry.module for entry in entry_points(group="multiref.verbs")}
         self.homes |= {verb: f"{__name__}.{verb}" for verb in VERBS}
-        for verb in (*VERBS, *sorted(self.homes.keys() - VERBS.keys())):
-            self.commands[verb] = _stand_in(verb, VERBS.get(verb) or _first_line(self.homes[verb]))
+        for verb in (*VERBS, *sorted(self.homes.keys() - set(VERBS))):
+            self.commands[verb] = _stand_in(verb, _first_line(self.homes[verb]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

@@ -1,4 +1,4 @@
-"""`multiref bound`: a theorem of the papers, or of ours, on your numbers."""
+"""`multiref bound`: evaluate a bound of the theory on your numbers."""
 
 import difflib
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.errors import ArgumentError, OutputError, StoreError, WeightsError
+from multiref.cli.options import belong
+from multiref.errors import ArgumentError, StoreError, WeightsError
 
 if TYPE_CHECKING:
     from multiref.bounds import Bound, CoverageEstimate, Statement
@@ -37,7 +38,9 @@ def bound(
 
     Example: multiref bound reverse-kl-suboptimality --samples 1e5 --beta 0.1 --coverage 4 --reward-max 1 --class-size 2000
     """
-
+    belong("--from-scores", from_scores, weights=weights)
+    belong("--solve", solve, target=target)
+    belong("a statement and its quantities", name and context.args, solve=solve, plot=plot)
     estimate = _estimate(from_scores, weights) if from_scores else None
     if estimate:
         print(estimate, end="\n\n")
@@ -56,6 +59,7 @@ def bound(
     if not given:
         print(statement)
         return {"name": name, "quantities": list(statement.parameters)}
+    solve = solve and solve.replace("-", "_")
     if solve and solve not in given and solve in statement.parameters:
         given[solve] = 0.5 if solve == "delta" else 1.0  # a place to start from; the solution does not depend on it
     result = statement(**given)
@@ -104,8 +108,8 @@ def _quantities(statement: "Statement", arguments: list[str]) -> dict[str, float
     given: dict[str, float] = {}
     for option, value in zip(words[::2], [*words[1::2], ""]):
         quantity = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or quantity not in statement.parameters:
-            raise ArgumentError(f"{statement.name}: found {option!r}, expected one of {expected}")
+        if not option.startswith("--") or quantity not in statement.parameters or quantity in given:
+            raise ArgumentError(f"{statement.name}: found {option!r}, expected one of {expected}, each once")
         try:
             given[quantity] = float(value)
         except ValueError:
@@ -118,7 +122,6 @@ def _quantities(statement: "Statement", arguments: list[str]) -> dict[str, float
 def _solved(result: "Bound", quantity: str, target: float | None) -> "Bound":
     if target is None:
         raise ArgumentError("--solve: found no --target, expected the value that the bound should reach, as in --target 0.01")
-    quantity = quantity.replace("-", "_")
     solution = result.solve_for(quantity, target=target)
     print(f"{quantity} = {solution:,.6g} for a bound of {target:g}", end="\n\n")
     return result.at(**{quantity: solution})
@@ -137,12 +140,7 @@ def _plot(result: "Bound", path: Path) -> None:
         Curve("trivial range", x, (result.trivial,) * len(x), "trivial"),
         Curve("here", (result.quantities[axis],), (result.value,), "measured"),
     )
-    try:
-        draw(Plot(axis, "bound", curves), path, title=result.statement.formula)
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{path}: cannot write the figure ({error}); give a path that ends in .png in a writable folder"
-        ) from error
+    draw(Plot(axis, "bound", curves), path, title=result.statement.formula)
 
 
 def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":

@@ -1,4 +1,4 @@
-"""`multiref data`: what a data set of preferences is, before anything is scored or trained."""
+"""`multiref data`: what a data set of preferences is: format, rows, lengths, duplicates, bad rows."""
 
 import shlex
 from pathlib import Path

@@ -1,6 +1,5 @@
-"""`multiref decode`: draws from the optimum without training, prompt by prompt as they are made."""
+"""`multiref decode`: draw from the optimum without training: weighted samples of the references' pool, with a reward."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from multiref._progress import each_told
-from multiref.cli.options import REWARDS, Device, NamedReferences, Out, Seed, for_each, name_and_path
+from multiref.cli.options import REWARDS, Device, NamedReferences, Out, Seed, belong, by_name, weights_of
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
@@ -31,15 +30,8 @@ def pooled(
     from multiref.training.arguments import quiet
 
     quiet()
-    named = dict(map(name_and_path, reference))
-    given = for_each("--weight", weight, list(named))
-    if given and given.keys() != named.keys():
-        raise ArgumentError(f"--weight: expected one of each reference ({', '.join(named)}), found {', '.join(given)}.")
-    try:
-        rule = ReverseKL(tuple(float(given[name]) for name in named) if given else None)
-    except ValueError as error:
-        raise ArgumentError(f"--weight: expected name=NUMBER ({error}).") from None
-    return References(named, device=device, dtype=dtype or "auto"), rule
+    named = by_name("--reference", reference)
+    return References(named, device=device, dtype=dtype or "auto"), ReverseKL(weights_of(list(named), weight))
 
 
 def drawing(
@@ -51,6 +43,7 @@ def drawing(
 ) -> Any:
     """(the rewards as one function of prompts and completions or None, β, the other options of a draw)."""
     function = None
+    belong("--reward", reward, beta=beta, reward_max=reward_max)
     if reward:
         from multiref.runs.rewards import make_rewards, read_rewards
         from multiref.training.online.rewards import total_reward
@@ -69,6 +62,7 @@ def _prompts(
     name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
     split: Annotated[str | None, "--split", "Split of a data set, or a part: 'train[:5%]'."] = None,
 ) -> list[str]:
+    belong("--prompts", prompts, name=name, split=split)
     asked = [*(prompt or []), *([] if prompts is None else _read(prompts, name, split))]
     if not asked:
         raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
@@ -77,13 +71,15 @@ def _prompts(
 
 def _read(prompts: str, name: str | None, split: str | None) -> Iterator[str]:
     """A text a line, or a row's. ArgumentError for a conversation."""
-    from multiref._files import read_lines
+    from multiref._files import as_path, read_lines
     from multiref.data.files import is_rows
     from multiref.data.prompts import prompt_text
     from multiref.data.sources import open_source
 
-    if is_rows(prompts) is None and (Path(prompts).suffix == ".txt" or os.path.isfile(prompts)):
-        yield from (line.rstrip("\r\n") for _, line in read_lines(prompts, "a file with one prompt a line"))
+    path = as_path(prompts)
+    if is_rows(prompts) is None and (path.suffix == ".txt" or path.is_file()):
+        belong("rows", False, name=name, split=split)
+        yield from (line.rstrip("\r\n") for _, line in read_lines(path, "a file with one prompt a line") if line.strip())
         return
     with open_source(prompts, name=name, split=split) as rows:
         for where, row in rows():

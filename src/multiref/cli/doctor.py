@@ -4,6 +4,7 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from timeit import repeat
 from typing import Annotated, Any
 
 # package → (what it is for, how it is had)
@@ -71,19 +72,14 @@ def command(
 
 def _bf16_speed(device: str) -> float:
     """Of a product of matrices, as a multiple of float32's."""
-    import time
-
     import torch
 
-    seconds = []
-    for kind in (torch.float32, torch.bfloat16):
+    def seconds(kind: torch.dtype) -> float:
+        """Of four products, after a first one."""
         matrix = torch.ones(512, 512, device=device, dtype=kind)
-        float((matrix @ matrix)[0, 0])
-        began = time.perf_counter()
-        for _ in range(4):
-            float((matrix @ matrix)[0, 0])
-        seconds.append(time.perf_counter() - began)
-    return seconds[0] / seconds[1]
+        return min(repeat(lambda: float((matrix @ matrix)[0, 0]), repeat=2, number=4))
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def _ask(url: str) -> tuple[str, str]:

@@ -1,13 +1,13 @@
-"""`multiref evaluate`: pass@k and mean rewards of policies on the same prompts, with intervals and paired differences; with
-references also J, KL to each, win rates and diversity, beside the token pool, best-of-n and the optimum."""
+"""`multiref evaluate`: compare policies under one yardstick, with intervals."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import REWARDS, Out, Seed, TakeOver, for_each, name_and_path
+from multiref.cli.options import REWARDS, Out, Seed, TakeOver, belong, by_name, weights_of
 from multiref.cli.voice import Made, say
 from multiref.errors import ConfigError
 
@@ -17,9 +17,9 @@ Values = dict[str, Any]  # of a run's file
 def _policies(
     policy: Annotated[list[str], "--policy -p", "name=PATH, once per policy; differences are against the first."],
 ) -> Values:
-    named = dict(text.partition("=")[::2] for text in policy)
-    if len(named) < len(policy) or any(not name or not path or "/" in name for name, path in named.items()):
-        raise ConfigError("--policy: expected name=PATH, each name once, such as --policy base=./base.")
+    named = by_name("--policy", policy)
+    if wrong := [name for name in named if "/" in name]:
+        raise ConfigError(f"--policy {wrong[0]}=…: expected a name without /, for it names a file of samples.")
     return {"policies": named}
 
 
@@ -34,7 +34,9 @@ def _prompts(
         "--reward -r",
         f"gsm8k, {REWARDS}. Repeatable; default gsm8k for --problems.",
     ] = None,
-    style: Annotated[str, "How problems are written: chat (a conversation that asks for <answer>) or plain."] = "chat",
+    style: Annotated[
+        str | None, "How problems are written: chat (a conversation that asks for <answer>; the default) or plain."
+    ] = None,
     name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
     split: Annotated[str | None, "Split, or a part: 'train[:5%]'. Default test for --problems of the hub."] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
@@ -43,10 +45,12 @@ def _prompts(
 
     if (problems is None) == (prompts is None):
         raise ConfigError("--problems, --prompts: expected one of the two.")
+    belong("--prompts", prompts, words=words)
+    belong("--problems", problems, style=style)
     if problems is None and not reward:
         raise ConfigError("--reward: expected at least one with --prompts: lexicon=FILE, length=WORDS or model=FOLDER.")
     default = None if os.path.isfile(os.path.expanduser(problems or "")) else "test"
-    source: Values = {"path": problems, "kind": "gsm8k", "style": style, "split": split or default}
+    source: Values = {"path": problems, "kind": "gsm8k", "style": style or "chat", "split": split or default}
     if problems is None:
         source = {"path": prompts, "words": words, "split": split}
     rewards = read_rewards(reward or ["gsm8k"], answers=problems is not None)
@@ -75,16 +79,10 @@ def _compared(
     beside: Annotated[list[str] | None, "references, token-pool, best-of-N or optimum: compared too. Repeatable."] = None,
 ) -> Values:
     """References, weights, β and who stands beside; nothing where none is named."""
-    named = dict(map(name_and_path, reference or []))
-    given = for_each("--weight", weight, list(named)) if named else dict(map(name_and_path, weight or []))
-    if len(named) < len(reference or []) or (given and given.keys() != named.keys()):
-        raise ConfigError("--reference, --weight: expected name=PATH once of each, and a weight of each or of none.")
-    try:
-        weights = [float(given[name]) for name in named] if given else None
-    except ValueError as error:
-        raise ConfigError(f"--weight: expected name=NUMBER ({error}).") from None
-    found: Values = {"references": named, "weights": weights, "beta": beta, "beside": beside or []}
-    return found if any(found.values()) else {}
+    belong("--reference", reference, weight=weight, beta=beta, beside=beside)
+    named = by_name("--reference", reference)
+    found = {"references": named, "weights": weights_of(list(named), weight), "beta": beta, "beside": beside or []}
+    return found if named else {}
 
 
 def command(
@@ -101,13 +99,20 @@ def command(
 
     Example: multiref evaluate -p base=./base -p trained=runs/gsm8k/model --problems test.jsonl --k 1 --k 4 --out runs/eval
     """
+    from multiref.report import print_table
     from multiref.runs.document import Document
     from multiref.runs.evaluating import EvaluationSettings
     from multiref.runs.evaluating import evaluate as carry_out
+    from multiref.runs.evaluation_page import figures_table
     from multiref.training.arguments import quiet
 
     quiet()
     document = Document({**policies, **prompts, **sampling, **compared}, "multiref evaluate")
     settings = document.validate(EvaluationSettings)
     found = carry_out(settings, out, device=device, say=say, take_over=take_over)
-    return {"output": str(out), "summary": found, "next": f"open {out / 'report.html'}"}
+    for figures in filter(None, (found["policies"], found["differences"])):
+        print_table(figures_table(figures))
+    scope = "{prompts} prompts × {samples} samples at temperature {temperature:g}, at most {max_new_tokens} tokens, seed {seed}"
+    strength = "; J at β {beta:g} and weights {weights}" if compared else ""
+    say(f"{scope}; 95 % intervals by {{resamples}} resamples of the prompts{strength}".format_map(found["settings"]))
+    return {"output": str(out), "summary": found, "next": f"open {shlex.quote(str(out / 'report.html'))}"}

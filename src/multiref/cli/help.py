@@ -32,7 +32,6 @@ def verbs_help(verbs: Mapping[str, str], usage: str, about: str, options: Sequen
 
 def verb_help(command: Any, name: str) -> str:
     """A verb's help, from its parameters and the docstring of its function."""
-    hints = _hints(command.callback)
     arguments = [each for each in command.params if not each.opts[0].startswith("-")]
     options = [each for each in command.params if each.opts[0].startswith("-")]
     own = [each for each in options if each.name not in COMMON]
@@ -45,7 +44,7 @@ def verb_help(command: Any, name: str) -> str:
     if rows := [(each.name.upper(), getattr(each, "help", "") or "") for each in arguments]:
         parts.append(_columns(rows, 12))
     for title, group in (("Options", own), (_KEPT, [*common])):
-        rows = [(_shown(each, hints), _said(each)) for each in group]
+        rows = [(_shown(each), _said(each)) for each in group]
         if title == _KEPT:
             rows.append(("-h, --help", "Show this and stop."))
         if rows:
@@ -61,19 +60,12 @@ def group_help(command: Any, name: str) -> str:
     return "\n\n".join([*parts, f"Help of one of them: {name} VERB --help"]) + "\n"
 
 
-def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):
-        return {name: each.annotation for name, each in inspect.signature(function).parameters.items()}
-
-
-def _shown(option: Any, hints: Mapping[str, Any]) -> str:
+def _shown(option: Any) -> str:
     """-r, --reference TEXT; a switch has no type."""
     names = ", ".join(sorted(option.opts, key=len))
     if option.secondary_opts:
         names += f"/{option.secondary_opts[0]}"
-    return names if option.is_flag else f"{names} {_word(hints.get(option.name, str))}"
+    return names if option.is_flag else f"{names} {_word(option.type_descriptor.annotation)}"
 
 
 def _word(hint: Any) -> str:
@@ -85,7 +77,7 @@ def _word(hint: Any) -> str:
 
 def _said(option: Any) -> str:
     said = (option.help or "").strip()
-    hint = getattr(getattr(option, "type_descriptor", None), "annotation", None)
+    hint = option.type_descriptor.annotation
     if typing.get_origin(hint) is typing.Literal:
         said = f"{', '.join(typing.get_args(hint))}. {said}"
     default = option.default

@@ -1,4 +1,4 @@
-"""`multiref init`: write a run file."""
+"""`multiref init`: write a run file: asks, or takes --task, --model, --reference, --data."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiref._progress import rest
-from multiref.cli.options import REWARDS, ChosenColumns, Out, name_and_path
+from multiref.cli.options import REWARDS, ChosenColumns, Out, by_name
 from multiref.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def command(
         list[str] | None, "--reward", f"For online: gsm8k, {REWARDS}. For iterative: lexicon=FILE or model=FOLDER."
     ] = None,
     store: Annotated[str | None, "--store -s", "Where `multiref score` put the references' scores."] = None,
-    beta: Annotated[float, "The strength: how much the references count."] = 0.1,
+    beta: Annotated[float | None, "The strength: how much the references count. Default 0.1."] = None,
     output: Annotated[str | None, Out, "The run's folder. Default runs/ and the file's name."] = None,
     force: Annotated[bool, "--force", "Write over a file that is there."] = False,
 ) -> dict[str, Any]:
@@ -48,15 +48,13 @@ def command(
         raise OutputError(f"{file} is there already; choose another name, or --force to write over it.")
     kind = _task(task)
     model = model or _ask("Model to train (a folder or a hub id)")
-    references = dict(map(name_and_path, reference or []))
+    references = by_name("--reference", reference)
     while not references and kind != "reward":
-        references = dict(map(name_and_path, _ask("References, as name=PATH, spaces between", f"base={model}").split()))
+        references = by_name("--reference", _ask("References, as name=PATH, spaces between", f"base={model}").split())
     data = data or _ask("Preference pairs" if kind in WITH_PAIRS else "Prompts")
-    source = {key: value for key, value in {"path": data, "name": chosen.name, "split": chosen.split}.items() if value}
-    columns = {"columns": dict(chosen.columns)} if chosen.columns and kind in WITH_PAIRS else {}
+    source = {"path": data} | {key: value for key in ("name", "split", "columns") if (value := getattr(chosen, key))}
     paid, where = _rewards(kind, reward), output or f"runs/{file.stem}"
-    text = new_run(kind, model=model, references=references, data={**source, **columns}, reward=paid, beta=beta, output=where,
-                   store=store)  # fmt: skip
+    text = new_run(kind, model=model, references=references, data=source, reward=paid, beta=beta, output=where, store=store)
     write_whole(file, text)
     write_whole(file.parent / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"Wrote {file} and {file.parent / SCHEMA}.")
@@ -77,10 +75,8 @@ def _rewards(kind: str, given: list[str] | None) -> list[dict[str, Any]]:
 
     if kind in ("online", "iterative") and not given:
         given = [_ask("Reward, such as lexicon=FILE or model=FOLDER")]
-    rewards = [{"kind": each.kind, **each.given()} for each in read_rewards(given or [], answers=True)]
-    for each in rewards:
-        each.pop("sha256", None)  # the run's own record has it
-    return rewards
+    own = {"sha256"}  # which the run's own record has
+    return [each.model_dump(include={"kind", *each.given()} - own) for each in read_rewards(given or [], answers=True)]
 
 
 def _ask(question: str, default: str | None = None) -> str:

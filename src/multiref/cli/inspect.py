@@ -1,20 +1,23 @@
-"""`multiref inspect`: does a second reference help me?"""
+"""`multiref inspect`: does a second reference help me? The evidence in your scores, and a verdict."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import ChosenOtherName, Data, Seed, Store, name_and_path
+from multiref.cli.options import ChosenOtherName, Data, Seed, Store, by_name, options_of
+from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
     from multiref.data import Pair
     from multiref.evaluation import Inspection
 
-ESCORT_PROMPTS = 3  # after which the escort is measured
+ESCORT_PROMPTS = 3  # after which the escort is measured, of those that fit among so many pairs
+LOOKED_AT = 1000
 
 
 def command(
@@ -45,28 +48,32 @@ def command(
     from multiref.references import read_scores
     from multiref.report import print_table
 
-    pairs = read(data, replace(chosen, name=data_name), say=typer.echo).pairs
-    found = _with_tokens(inspect(pairs, read_scores(store, name), seed=seed), pairs, reference or [], sample, seed)
+    models, scores = by_name("--reference", reference), read_scores(store, name)
+    if strange := [each for each in models if each not in scores.names]:
+        raise ArgumentError(f"--reference {strange[0]}: the scores are of {', '.join(scores.names)}; name it as they do.")
+    pairs = read(data, replace(chosen, name=data_name), say=typer.echo, spool=gettempdir()).pairs
+    found = _with_tokens(inspect(pairs, scores, seed=seed), pairs, models, sample, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
-    for table in [*tables(found), *([] if sizes is None else [plan_table(sizes, gain)])]:
+    for table in [*tables(found), *([plan_table(sizes, gain)] if sizes else [])]:
         print_table(table)
     print("\n".join((*token_lines(found), "\nVerdict", *found.verdict.sentences)))
     if html is not None:
         write_page(html, found, data=str(data), store=str(store))
         print(f"Page: {html}")
-    held = " ".join(f"--reference {each}=MODEL" for each in found.verdict.use or found.sound)
-    where = f"--data {shlex.quote(str(data))} --store {shlex.quote(str(store))}"
+    held = " ".join(f"--reference {shlex.quote(each)}=MODEL" for each in found.verdict.use or found.sound)
+    same = options_of(replace(chosen, name=data_name, rankings="ends", bad_rows="refuse", limit=None))  # as `init` has them
+    where = f"--data {shlex.quote(str(data))}{same} --store {shlex.quote(str(store))}"
     planned = {} if sizes is None else {"plan": [vars(size) for size in sizes]}
     return {**found.as_dict(), **planned, "next": f"multiref init run.yaml --model MODEL {held} {where}"}
 
 
-def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], given: list[str], sample: int, seed: int) -> "Inspection":
+def _with_tokens(found: "Inspection", pairs: Sequence["Pair"], models: dict[str, str], sample: int, seed: int) -> "Inspection":
     """Add what needs the models themselves, where they were given and have one vocabulary; else say why it is missing."""
     from multiref.errors import ModelError
     from multiref.references import References
     from multiref.references.token_level import measure_token_level
 
-    models = {key: where for key, where in map(name_and_path, given) if key in found.sound}
+    models = {name: where for name, where in models.items() if name in found.sound}
     if len(models) < 2:
         why = "Not measured: give the models themselves, --reference name=PATH for at least two sound references of the store."
         return replace(found, not_measured=why)
@@ -91,9 +98,10 @@ def _with_escort(found: "Inspection", pairs: Sequence["Pair"], models: dict[str,
     opened = [local_reference(name, references.open(name)) for name in references.names]
     held = [each.max_length for each in opened if each.max_length is not None]
     new_tokens = max(8, min(LONGEST, 2 * round(found.length), *(length // 2 for length in held)))
-    unique = {repr(pair.prompt): pair.prompt for pair in pairs}
+    some = pairs[:: max(1, len(pairs) // LOOKED_AT)]
+    unique = list({repr(pair.prompt): pair.prompt for pair in some}.values())
     room = min(held, default=2**31) - new_tokens
-    encoded = zip(unique.values(), opened[0].encode([Item(prompt, ()) for prompt in unique.values()]))
+    encoded = zip(unique, opened[0].encode([Item(prompt, ()) for prompt in unique]))
     fitting = [prompt for prompt, ids in encoded if len(ids.prompt_ids) <= room]
     if not fitting:
         return found

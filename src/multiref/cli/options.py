@@ -51,12 +51,33 @@ def for_each(option: str, given: list[str] | None, names: list[str]) -> dict[str
     return values
 
 
-def name_and_path(text: str) -> tuple[str, str]:
-    """'name=PATH' → (name, PATH)."""
-    name, equals, where = text.partition("=")
-    if not equals or not name.strip() or not where.strip():
-        raise ArgumentError(f"--reference {text!r}: expected name=PATH, such as base=./models/base.")
-    return name.strip(), where.strip()
+def by_name(option: str, given: list[str] | None) -> dict[str, str]:
+    """['name=PATH', …] → {name: PATH}. ArgumentError for what is not so, and for a name that stands twice."""
+    found: dict[str, str] = {}
+    for text in given or []:
+        name, _, where = map(str.strip, text.partition("="))
+        if not name or not where or name in found:
+            raise ArgumentError(f"{option} {text!r}: expected name=PATH, each name once, such as {option} base=./models/base.")
+        found[name] = where
+    return found
+
+
+def weights_of(names: list[str], given: list[str] | None) -> tuple[float, ...] | None:
+    """The weights of --weight in the order of the references; None where none is given."""
+    found = for_each("--weight", given, names)
+    if found and found.keys() != set(names):
+        raise ArgumentError(f"--weight: expected one of each reference ({', '.join(names)}), found {', '.join(found)}.")
+    try:
+        return tuple(float(found[name]) for name in names) if found else None
+    except ValueError as error:
+        raise ArgumentError(f"--weight: expected name=NUMBER ({error}).") from None
+
+
+def belong(to: str, there: object, **options: object) -> None:
+    """ArgumentError for options that say nothing where something else is not there."""
+    idle = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if idle and not there:
+        raise ArgumentError(f"{', '.join(idle)}: expected with {to} only. Add it, or leave {', '.join(idle)} out.")
 
 
 def selection(

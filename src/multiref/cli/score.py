@@ -1,4 +1,4 @@
-"""`multiref score`: a file of preference pairs under K references, once, into a store."""
+"""`multiref score`: score preference pairs under K references, once, into a store."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from multiref.cli.options import Chosen, Data, Device, NamedReferences, for_each, name_and_path, options_of
+from multiref.cli.options import Chosen, Data, Device, NamedReferences, belong, by_name, for_each, options_of
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multiref.data import Selection
     from multiref.models import Tokenisation
     from multiref.references import References
-    from multiref.references.cost_estimate import CostEstimate, Forecast
+    from multiref.references.cost_estimate import Forecast
     from multiref.references.engines import Engine
 
 
@@ -57,12 +57,14 @@ def _references(
 
     if not reference:
         return None
-    places = [name_and_path(text) for text in reference]
-    local = [name for name, at in places if "://" not in at]  # a server has its own quantization, attention and template
+    places = by_name("--reference", reference)
+    local = [
+        name for name, at in places.items() if "://" not in at
+    ]  # a server has its own quantization, attention and template
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
     asked: list[tuple[str, Any]] = []
-    for called, at in places:
+    for called, at in places.items():
         written = parse_json(options.get(called, "{}"), "--chat-template-kwargs", error=ArgumentError)
         if not isinstance(written, dict):
             raise ArgumentError(f'--chat-template-kwargs {options[called]!r}: expected a JSON object, such as {{"a": true}}.')
@@ -83,8 +85,7 @@ def _engine(
         from multiref.references.engines.ray import RayEngine
 
         return RayEngine(workers=workers, gpus=gpus_per_worker, address=address)
-    if workers is not None or gpus_per_worker or address is not None:
-        raise ArgumentError("--workers, --gpus-per-worker and --address belong to --engine ray. Add it, or leave them out.")
+    belong("--engine ray", False, workers=workers, gpus_per_worker=gpus_per_worker, address=address)
     return engine
 
 
@@ -106,8 +107,7 @@ def _forecasting(
     """None where nothing is to be forecast."""
     if dry_run:
         return Forecasting(cluster, parameters, None if pairs is None else round(_number(pairs, "--pairs")))
-    if cluster or parameters or pairs:
-        raise ArgumentError("--cluster, --parameters and --pairs belong to --dry-run. Add it, or leave them out.")
+    belong("--dry-run", False, cluster=cluster, parameters=parameters, pairs=pairs)
     return None
 
 
@@ -147,7 +147,7 @@ def command(
     for name, summary in tally.summaries.items():
         typer.echo(f"{name}: {summary}")
     counts = f"{len(found.pairs):,} pairs, {len(scores):,} different completions"
-    typer.echo(f"{counts}, {len(references.names)} references in {store}")
+    typer.echo(f"{counts}, {len(references.names)} reference{'s' * (len(references.names) > 1)} in {store}")
     again = options_of(chosen, name="--data-name")
     return {
         "store": str(store),
@@ -194,7 +194,9 @@ def _say(found: "Forecast") -> "dict[str, Any]":
 
     rows: dict[tuple[str, ...], list[str]] = {}
     for each in found.references:  # of those that cost the same, one row
-        rows.setdefault(tuple(_row(each)), []).append(each.name)
+        counts = [f"{count:,}" for count in (each.wanted, each.stored, each.missing, each.shards)]
+        row = (*counts, f"{each.bytes / 1e6:,.1f}", f"{each.tokens:,}", _span(each.seconds))
+        rows.setdefault(row, []).append(each.name)
     named = [[names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, each", *row] for row, names in rows.items()]
     print_table(Table(COLUMNS, named, f"{found.cluster}: {found.basis}. Nothing is stored: --dry-run"))
     parts = {"planning": found.planning}
@@ -207,11 +209,6 @@ def _say(found: "Forecast") -> "dict[str, Any]":
     for line in found.assumptions:
         typer.echo(f"  {line}.")
     return {"dry_run": True, **found.facts()}
-
-
-def _row(o: "CostEstimate") -> list[str]:
-    counts = [f"{count:,}" for count in (o.wanted, o.stored, o.missing, o.shards)]
-    return [*counts, f"{o.bytes / 1e6:,.1f}", f"{o.tokens:,}", _span(o.seconds)]
 
 
 def _span(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`multiref serve`: the references' pool, or draws of the optimum, behind OpenAI's completion protocol."""
+"""`multiref serve`: answer any OpenAI client: the references' pool token by token, or draws of the optimum."""
 
 import importlib.util
 from typing import Annotated, Any

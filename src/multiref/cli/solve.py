@@ -1,4 +1,4 @@
-"""`multiref solve`: the exact optimum of a problem given as numbers."""
+"""`multiref solve`: solve a multi-reference problem given as numbers, exactly."""
 
 import math
 import sys
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from multiref.exact import Solution
-    from multiref.regularizers import Regularizer
     from multiref.runs.yaml_values import Plain
 
 EXAMPLE = '{"reward": [0, 1], "references": {"base": [0.7, 0.3], "math": [0.2, 0.8]}, "weights": [0.5, 0.5], "beta": 1.0}'
@@ -52,7 +51,8 @@ def command(file: Annotated[Path, typer.Argument(help="A JSON file, or - for sta
     asked = Document(_read(file, name), name).validate(Problem)
     reward, logps = _tensors(asked.reward, asked.references, name)
     weights = _weights(asked.weights, list(asked.references), name)
-    regularizer = _regularizer(asked.regularizer, weights, asked.alpha, asked.order)
+    own = {"AlphaDivergence": {"alpha": asked.alpha}, "PooledKL": {"order": asked.order}}
+    regularizer = getattr(mr, asked.regularizer)(weights, **own.get(asked.regularizer, {}))
     solution = mr.exact.solve(reward, logps, regularizer, beta=asked.beta)
     _check_solved(solution, name)
     value, multiplier = float(solution.value), float(solution.multiplier)
@@ -117,11 +117,3 @@ def _weights(given: dict[str, float] | list[float] | None, names: list[str], nam
         expected = f"Expected names among {', '.join(names)}."
         raise DataError(f"{name}: a weight is given for {who!r}, which is no reference. {expected}")
     return [given.get(who, 0.0) for who in names]
-
-
-def _regularizer(kind: Kind, weights: list[float] | None, alpha: float, order: float) -> "Regularizer":
-    import multiref as mr
-
-    own = {"AlphaDivergence": {"alpha": alpha}, "PooledKL": {"order": order}}
-    made: Regularizer = getattr(mr, kind)(weights, **own.get(kind, {}))
-    return made

@@ -1,4 +1,4 @@
-"""`multiref store`: look after a store of scores."""
+"""`multiref store`: look after a store of scores: ls, verify, prune, export."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,5 +1,4 @@
-"""`multiref sweep`: the whole curve over weights from K converged single-reference runs, by re-weighted samples; with
---without-training over β and weights, from the references alone. Reverse KL only."""
+"""`multiref sweep`: change the weights after training, by the merge that is exact for reverse KL."""
 
 import shlex
 from pathlib import Path
@@ -7,10 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import REWARDS, Out, Seed, name_and_path
+from multiref.cli.options import REWARDS, Out, Seed, belong, by_name
 from multiref.cli.voice import Made, say
 from multiref.errors import ArgumentError
 
+Reward = Annotated[
+    list[str] | None, "--reward -r", f"Reported at every point: {REWARDS}, as an online run has. Repeatable; several add up."
+]
 Untrained = Annotated[bool, "--without-training", "π* ∝ ∏ π_k^{w_k} e^{r/β} itself, from draws of the references."]
 
 
@@ -43,15 +45,16 @@ def _references(
     without_training: Untrained = False,
     reference: Annotated[list[str] | None, "--reference", "name=PATH, once per reference; --without-training only."] = None,
     beta: Annotated[list[float] | None, "Strengths of π*; repeatable, default 0.1; --without-training only."] = None,
+    reward: Reward = None,
 ) -> tuple[dict[str, str], list[float]] | None:
     """References by name, and strengths; None where runs have them."""
+    belong("--without-training", without_training, reference=reference, beta=beta)
     if not without_training:
-        if reference or beta:
-            raise ArgumentError("--reference, --beta: expected with --without-training only; the runs name theirs.")
         return None
-    named = dict(map(name_and_path, reference or []))
-    if len(named) < 2 or len(named) < len(reference or []):
-        raise ArgumentError("--reference: expected name=PATH at least twice, each name once, such as --reference base=./base.")
+    named = by_name("--reference", reference)
+    if len(named) < 2:
+        raise ArgumentError("--reference: expected at least two, such as --reference base=./base --reference math=./math.")
+    belong("--reward", reward, beta=beta)
     return named, beta or [0.1]
 
 
@@ -68,11 +71,7 @@ def command(
     ] = None,
     *,
     settings: Annotated[Any, Made(_settings)],
-    reward: Annotated[
-        list[str] | None,
-        "--reward -r",
-        f"A reward to report at every point: {REWARDS}, as an online run has. Repeatable; several add up.",
-    ] = None,
+    reward: Reward = None,
     untrained: Annotated[Any, Made(_references)],
 ) -> dict[str, Any]:
     """Change the weights after training. The optimum at weights w is the normalised geometric mean of the K single-reference
@@ -92,15 +91,17 @@ def command(
     Example: multiref sweep --without-training --reference a=./a --reference b=./b --beta 0.1 --beta 0.5 --prompts pairs.jsonl
     --reward lexicon=AFINN-en-165.txt --out runs/curve
     """
+    from multiref.report import write_alone
     from multiref.runs.rewards import make_rewards, read_rewards
     from multiref.runs.sweeping import sweep, sweep_untrained
     from multiref.training.arguments import quiet
 
     quiet()
     rewards = make_rewards(read_rewards(reward or [], answers=False))
-    if untrained is None:
-        found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=say)
-    else:
-        named, betas = untrained
-        found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=say)
+    with write_alone(out):
+        if untrained is None:
+            found = sweep(runs or [], prompts, out, settings, rewards=rewards, say=say)
+        else:
+            named, betas = untrained
+            found = sweep_untrained(named, runs or [], prompts, out, settings, betas=betas, rewards=rewards, say=say)
     return {"output": str(out), "points": found, "next": f"open {shlex.quote(str(out / 'sweep.json'))}"}

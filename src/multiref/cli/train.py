@@ -1,4 +1,4 @@
-"""`multiref train --config run.yaml`: what a run's file says. The same command again resumes."""
+"""`multiref train`: do what a run's file says: preference, reward, online, distill or iterative."""
 
 import json
 import os

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from multiref._files import as_path
 from multiref._progress import watched_by
 from multiref.cli.bars import Bars
 from multiref.errors import MultirefError, MultirefNotice, MultirefWarning
@@ -65,7 +66,7 @@ def voiced(function: Callable[..., Any]) -> Callable[..., Any]:
                 _bars(quiet, verb),
                 _libraries(quiet, verbose),
             ):
-                result = function(**_filled(function, values))
+                result = function(**_filled(function, {name: _at_home(value) for name, value in values.items()}))
         except MultirefError as error:
             if verbose:
                 traceback.print_exception(error)
@@ -123,6 +124,13 @@ def _filled(function: Callable[..., Any], values: Mapping[str, Any], without: tu
         for each, made in _parts(function)
         if each.name not in without
     }
+
+
+def _at_home(value: Any) -> Any:
+    """A path, or each of several, with the home folder for `~`, which shells leave in `--out=~/x`."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return as_path(value) if isinstance(value, Path) else value
 
 
 @contextlib.contextmanager

@@ -184,6 +184,7 @@ class LocalReference:
 
     @cached_property
     def tokenizer(self) -> Any:
+        """The model's, read when it is first asked for."""
         return load_tokenizer(self.spec) if self._memory is None else self._memory.tokenizer
 
     @property

@@ -109,6 +109,7 @@ class ServerReference:
 
     @cached_property
     def tokenizer(self) -> Any:
+        """Of the served model as far as it is known here; None where none was given."""
         by_name = isinstance(self._tokenizer, str | os.PathLike | ModelSpec)
         return load_tokenizer(self._tokenizer) if by_name else self._tokenizer
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from multiref._files import write_whole as write_whole
 from multiref._locks import write_alone as write_alone
@@ -102,14 +102,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Settings:
-    """Names and values; nested mappings become dotted names."""
+    """Names and values; nested mappings, and lists of them, become dotted names."""
 
     kind: ClassVar[str] = "settings"
     values: Mapping[str, object]
 
     def rows(self) -> list[tuple[str, str]]:
         """(dotted name, value)."""
-        return [(key, str(value)) for key, value in _flat(self.values)]
+        return [(key, str(value)) for key, value in dotted(self.values)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, folded until it is opened or printed."""
+    """A heading and what stands under it, folded until it is opened or printed; nothing where nothing does."""
 
     kind: ClassVar[str] = "section"
     title: str
@@ -156,11 +156,12 @@ def write_page(path: str | os.PathLike[str], title: str, *blocks: Block, subtitl
     return write_whole(path, page(title, *blocks, subtitle=subtitle))
 
 
-def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = []
+def dotted(values: Mapping[Any, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(a.0.c, value) of nested mappings, and of lists of them."""
     for key, value in values.items():
+        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
+            yield f"{prefix}{key}", value

@@ -74,7 +74,9 @@ class Job(Protocol):
         """Lets go of model and optimiser; nothing else is asked of the job afterwards."""
 
 
-ModelSetting = Annotated[ModelSpec, BeforeValidator(lambda given: open_short(given, "path"))]
+ModelSetting = Annotated[
+    ModelSpec, BeforeValidator(lambda given: open_short(given, "path"), json_schema_input_type=str | ModelSpec)
+]
 
 
 class Lora(Strict):
@@ -113,9 +115,12 @@ class BaseRun(Strict, ABC):
     output: str
     title: str | None = None
     check_saved: bool = True
-    report_to: Annotated[list[TrackerName], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)] = (
-        Field(default_factory=list)
-    )
+    report_to: Annotated[
+        list[TrackerName],
+        BeforeValidator(
+            lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=TrackerName | list[TrackerName]
+        ),
+    ] = Field(default_factory=list)
     push_to_hub: HubSetting | None = None
     format: Literal[2] = 2
 

@@ -52,7 +52,8 @@ class Document:
         """File and line of the key at a place (of the nearest one around it, where there is none),
         or the `--set` that gave it."""
         around = (place[:length] for length in range(len(place), 0, -1))
-        return next((self._origins[each] for each in around if each in self._origins), self.source)
+        made = (origin for known, origin in self._origins.items() if place and known[: len(place)] == place)  # by `--set`
+        return next((self._origins[each] for each in around if each in self._origins), next(made, self.source))
 
     def validate(self, kind: type[T]) -> T:
         """The values as a model, a dataclass or a union of them; `~` is the home folder, and what YAML reads as another kind
@@ -75,28 +76,24 @@ class Document:
         here: Plain = self.values
         place: list[str | int] = []
         for depth, part in enumerate(path):
-            last = depth == len(path) - 1
             if isinstance(here, list):
                 if not (part.isdecimal() and len(part) < 10) or int(part) >= len(here):
                     known = f"0 to {len(here) - 1}" if here else "an index of a list that is not empty"
                     raise ConfigError(f"{assignment}: {part!r} is no place in a list of {len(here)}; expected {known}.")
-                place.append(int(part))
-                if last:
-                    here[int(part)] = value
-                elif isinstance(found := here[int(part)], str):
-                    here[int(part)] = {SHORT: found}
-                here = here[int(part)]
-            elif isinstance(here, dict):
-                place.append(part)
-                if last or here.get(part) is None:
-                    here[part] = value if last else {}
-                if isinstance(found := here[part], str) and not last:
-                    here[part] = {SHORT: found}  # a text stands for one of its keys; which one, the model knows
-                here = here[part]
-            else:
+            elif not isinstance(here, dict):
                 above = ".".join(path[:depth])
                 raise ConfigError(
                     f"{assignment}: {above} is {here!r} there, which has no keys; set the whole of it, "
                     f"as --set '{above}={{…}}'."
                 )
+            key, held = (int(part), here[int(part)]) if isinstance(here, list) else (part, here.get(part))
+            if depth == len(path) - 1:
+                held = value
+            elif isinstance(held, str):
+                held = {SHORT: held}  # a text stands for one of its keys; which one, the model knows
+            elif held is None:
+                held = {}
+            here[key] = held  # type: ignore[index]
+            here = held
+            place.append(key)
         return tuple(place)

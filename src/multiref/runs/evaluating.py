@@ -1,4 +1,4 @@
-"""What `multiref evaluate` does: each policy in turn samples the same prompts; the figures and a table at the end."""
+"""What `multiref evaluate` does: each policy in turn samples the same prompts; the figures at the end."""
 
 import json
 import re
@@ -27,14 +27,12 @@ from multiref.references.rollouts import RolloutScorer
 from multiref.references.scores import same_vocabulary
 from multiref.regularizers import ReverseKL, check_weights
 from multiref.runs.base import FORMAT, Say
-from multiref.runs.evaluation_page import figure_text, write_evaluation_page
+from multiref.runs.evaluation_page import write_evaluation_page
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
 from multiref.runs.strict import Strict
 from multiref.training.online.rewards import Reward
-
-WIDE = 5  # metrics: with more of them a table has one a line
 
 
 class EvaluationSettings(Strict):
@@ -65,6 +63,8 @@ class EvaluationSettings(Strict):
     def _within(self) -> Self:
         if bool(self.references) != (self.beta is not None):
             raise ValueError("references, beta: expected both or neither; J = reward − β Σ_k w_k KL(π‖π_k).")
+        if self.references:
+            _weights(self)
         for each in self.beside:
             if not re.fullmatch(r"references|token-pool|optimum|best-of-[1-9]\d{0,3}", each) or not self.references:
                 raise ValueError(
@@ -124,7 +124,6 @@ def _compare(
     summary = PassAtK(found, right, shown, measured).summary(sorted(set(settings.k)), resamples=settings.resamples)
     folder.write("evaluation.json", json.dumps(summary, indent=1, ensure_ascii=False))
     write_evaluation_page(folder.path / "report.html", summary)
-    say(table(summary))
     return summary
 
 
@@ -171,24 +170,3 @@ def _measured(
 def _under(folder: RunFolder, say: Say, name: str, text: str) -> None:
     folder.check()
     say(f"{name}: {text}")
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """Policies and their paired differences, one a line: mean [low, high] of every metric; many metrics: one of them a line."""
-    lines = {**summary["policies"], **summary["differences"]}
-    metrics = list(next(iter(lines.values())))
-    rows = [["", *metrics], *([name, *(figure_text(*figures[m]) for m in metrics)] for name, figures in lines.items())]
-    rows = list(map(list, zip(*rows))) if len(metrics) > WIDE else rows
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    body = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    s = summary["settings"]
-    objective = (
-        ""
-        if "beta" not in s
-        else f"; J at β {s['beta']:g} and weights " + ", ".join(f"{n} {w:g}" for n, w in s["weights"].items())
-    )
-    foot = (
-        f"{s['prompts']} prompts × {s['samples']} samples at temperature {s['temperature']:g}, at most {s['max_new_tokens']} "
-        f"tokens, seed {s['seed']}; 95 % intervals by {s['resamples']} resamples of the prompts{objective}"
-    )
-    return "\n".join([*body, foot])

@@ -32,8 +32,8 @@ def write_evaluation_page(path: Path, summary: Mapping[str, Any]) -> None:
         path,
         f"{' · '.join(policies)}: the same prompts",
         Answer(_sentence(policies, differences, metric), [picture, Note(*notes)]),
-        Section("Every figure", [_table(policies)], unfolded=True),
-        Section("Paired differences", [_table(differences)] if differences else []),
+        Section("Every figure", [figures_table(policies)], unfolded=True),
+        Section("Paired differences", [figures_table(differences)] if differences else []),
         Section("Settings", [Settings(asked)]),
         Section("Versions", [Settings(versions())]),
     )
@@ -71,7 +71,8 @@ def _picture(policies: Figures, metric: str) -> Picture:
     return Picture(figure, alt=f"{metric} of each with its 95 % interval", caption=f"{metric}, mean and 95 % interval.")
 
 
-def _table(figures: Figures) -> Table:
+def figures_table(figures: Figures) -> Table:
+    """A row a metric, a column a policy or a difference of two."""
     names = list(figures)
     metrics = list(figures[names[0]])
     return Table(("metric", *names), [[metric, *(figure_text(*figures[name][metric]) for name in names)] for metric in metrics])

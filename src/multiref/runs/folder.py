@@ -5,17 +5,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from multiref._files import MIB, open_file, read_text
+from multiref._files import MIB, as_path, open_file, read_text
 from multiref._json import parse_json
-from multiref._locks import Held, Lock, alone
+from multiref._locks import Lock, write_alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
+from multiref.report.blocks import dotted
 from multiref.runs.yaml_values import PlainLoader
 from multiref.training.sums import newest_whole, set_aside, step_of
 
@@ -27,7 +28,7 @@ class RunFolder:
     One process writes it, `main`, while it holds the lock (`claimed`); the others may read."""
 
     def __init__(self, path: str | Path, *, main: bool = True) -> None:
-        self.path, self.main = Path(path), main
+        self.path, self.main = as_path(path), main
         self.config, self.metrics, self.report = (self.path / name for name in ("config.yaml", "metrics.jsonl", "report.html"))
         self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
         self._lock: Lock | None = None
@@ -54,23 +55,19 @@ class RunFolder:
         Raises: OutputError where it cannot be written, or another process is writing it; ConfigError where it belongs to a run
         with other settings, naming the first difference, or to one of multiref 0.1.
         """
-        lock = alone(self.path / ".lock", take_over=take_over)
-        try:
-            self._lock = lock.__enter__()
-        except Held as error:
-            raise OutputError(
-                f"output: {error}. Wait for it or choose another folder (--set output=…); --take-over makes it stop."
-            ) from None
-        except OSError as error:
-            raise OutputError(
-                f"output: cannot write into {self.path}: {error.strerror or error}. "
-                "Choose a folder that can be written (--set output=…)."
-            ) from None
-        try:
-            yield self._begun(resolved)
-        finally:
-            self._lock = None
-            lock.__exit__(None, None, None)
+        with write_alone(self.path, take_over=take_over) as self._lock:
+            began = True  # by another run, if that is what it says
+            try:
+                began = self._begun(resolved)
+                yield began
+            except Exception:
+                if not began and {path.name for path in self.path.iterdir()} <= {"config.yaml", "versions.json", ".lock"}:
+                    with suppress(OutputError):  # another process took it over
+                        self.check()
+                        self.config.unlink()  # the run never began: other settings may have the folder
+                raise
+            finally:
+                self._lock = None
 
     def _begun(self, resolved: dict[str, Any]) -> bool:
         if not self.config.exists():

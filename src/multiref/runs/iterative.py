@@ -104,7 +104,7 @@ class IterativeRun(PooledRun):
     prompts: str
     oracle: OracleSetting
     method: MethodSetting
-    labels: Annotated[list[int], BeforeValidator(_counts)]
+    labels: Annotated[list[int], BeforeValidator(_counts, json_schema_input_type=list[int] | dict[str, int])]
     plan: PlanSetting = Field(default_factory=PlanSetting)
     prompt_words: int = Field(default=12, gt=0)
     limit: int = Field(default=64, gt=0)

@@ -12,7 +12,7 @@ from multiref.runs.yaml_values import parse
 
 Task: TypeAlias = Literal["preference", "reward", "online", "distill", "iterative"]
 TASKS: tuple[Task, ...] = get_args(Task)
-WITH_PAIRS = "preference", "reward"
+WITH_PAIRS: tuple[Task, ...] = ("preference", "reward")
 SCHEMA = "run.schema.json"
 _ORACLES = {"lexicon": "lexicon", "model": "reward_model"}  # a reward → the oracle that judges two completions by it
 
@@ -51,22 +51,23 @@ def new_run(
     references: Mapping[str, str],
     data: Mapping[str, object],
     output: str,
-    beta: float = 0.1,
+    beta: float | None = None,
     reward: Sequence[Mapping[str, object]] = (),
     store: str | None = None,
 ) -> str:
-    """The file's text.
+    """The file's text. What is given beyond what the task reads is an error of the file's, as in any other.
 
     Args:
-        references: name → model; none for a reward model. data: keys of `data`, or of one of the `prompts`. reward: of online
-            runs the rewards, of iterative ones the oracle. store: of scores that `multiref score` keeps, for preference runs.
+        references: name → model; none for a reward model, nor β (0.1). data: keys of `data`, or of one of the `prompts`.
+            reward: of online runs the rewards, of iterative ones the oracle. store: of scores that `multiref score` keeps, for
+            preference runs.
 
     Raises: ConfigError for what is missing or cannot be meant.
     """
-    _refuse(task, references, reward, store)
+    _refuse(task, references, reward)
     parts = [f"# yaml-language-server: $schema={SCHEMA}", "# Check it: multiref train --config FILE --dry-run", f"task: {task}"]
     parts += ["", "# what is trained: a folder or a hub id; {path: …, dtype: bfloat16} says more", f"model: {_flow(model)}", ""]
-    parts += _held_to(references, beta) if task != "reward" else []
+    parts += _held_to(references, 0.1 if beta is None and task != "reward" else beta)
     parts += _data(task, data)
     if store is not None:
         parts += [
@@ -74,7 +75,7 @@ def new_run(
             f"store: {_flow(store)}",
             "",
         ]
-    if reward and task == "online":
+    if reward and task != "iterative":
         parts += ["rewards:", *(f"  - {_flow(each)}" for each in reward), "method: {name: rloo, group: 4}", ""]
     if reward and task == "iterative":
         parts += [f"oracle: {_flow({**reward[0], 'kind': _ORACLES[str(reward[0]['kind'])], 'temperature': 1.0})}", ""]
@@ -89,7 +90,7 @@ def new_run(
     return text
 
 
-def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[str, object]], store: str | None) -> None:
+def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[str, object]]) -> None:
     if task != "reward" and not references:
         raise ConfigError("a run needs at least one reference: --reference NAME=MODEL, once per reference.")
     if task in ("online", "iterative") and not reward:
@@ -102,29 +103,26 @@ def _refuse(task: Task, references: Mapping[str, str], reward: Sequence[Mapping[
             f"--reward: found {', '.join(kinds)}; task iterative has one oracle, expected lexicon=FILE or model=FOLDER. A "
             "judge of two completions of your own is written into the file: oracle: {kind: python, path: FILE, name: FUNCTION}."
         )
-    if store is not None and task != "preference":
-        raise ConfigError(f"store: task {task} reads no stored scores of pairs; leave it out.")
 
 
-def _held_to(references: Mapping[str, str], beta: float) -> list[str]:
-    return [
+def _held_to(references: Mapping[str, str], beta: float | None) -> list[str]:
+    held = [
         "# what it is held to; give all of them a weight (they sum to one), or none: then they weigh the same",
         "references:",
         *(f"  - {{name: {_flow(name)}, model: {_flow(where)}}}" for name, where in references.items()),
         "",
         "# the divergence: ReverseKL, ForwardKL, {kind: AlphaDivergence, alpha: 0.5}",
         "regularizer: ReverseKL",
-        "# the strength: small follows the reward, large stays with the references",
-        f"beta: {beta:g}",
-        "",
     ]
+    strength = ["# the strength: small follows the reward, large stays with the references", f"beta: {beta}", ""]
+    return (held if references else []) + ([] if beta is None else strength)
 
 
 def _data(task: Task, data: Mapping[str, object]) -> list[str]:
     if task in WITH_PAIRS:
         held_out = ["# held-out pairs: a share of the prompts, or a path", "evaluation: {fraction: 0.05}"]
         return ["# preference pairs: a file, a folder, a URL or a hub id", f"data: {_flow(data)}", *held_out, ""]
-    what = _flow(data["path"]) if task == "iterative" else f"[{_flow(data)}]"
+    what = f"[{_flow(data)}]" if task != "iterative" else _flow(data["path"] if len(data) == 1 else data)
     return ["# prompts: rows with `prompt` or `text`, or a .txt", f"prompts: {what}", ""]
 
 

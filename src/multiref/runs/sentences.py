@@ -95,7 +95,8 @@ def meant(error: ValidationError, values: Plain) -> list[tuple[Place, Plain]]:
 
 def _own(said: str, place: Place, found: Plain) -> tuple[Place, str]:
     """Our own words: where they begin with a key of the value (`steps: expected …`, `dtype is …`), that key is the place."""
-    while isinstance(found, dict) and (match := re.match(r"(\w+)(: | is )", said)) and (match[2] == ": " or match[1] in found):
+    key = r"([\w\[\]-]+)(: | is )"
+    while isinstance(found, dict) and (match := re.match(key, said)) and (match[2] == ": " or match[1] in found):
         place, found = (*place, match[1]), found.get(match[1])
         said = said.removeprefix(f"{match[1]}: ")
         if match[2] == " is ":

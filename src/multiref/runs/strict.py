@@ -33,6 +33,12 @@ class Strict(BaseModel):
                 raise ValueError(f"{key}: unknown key{nearest(key, cls.model_fields)}")
         return values
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """As an editor should know it: with the bare text that stands for a key."""
+        schema: dict[str, Any] = handler(core_schema)
+        return schema if cls.SHORT is None else {"anyOf": [{"type": "string"}, schema]}
+
 
 class Arguments(Strict, Generic[T]):
     """A constructor's arguments as settings. With `CHECK`, what the constructor refuses is refused as soon as it is read."""
@@ -98,6 +104,9 @@ def one_of(tag: str, constructors: Mapping[str, Callable[..., Any]], *, renamed:
 def union(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, str] = {}) -> Any:
     """The same of models that have the tag already. renamed: old tags, with what they are called now."""
 
+    one: Any = Annotated[Union[tuple(models)], Field(discriminator=tag)]  # noqa: UP007
+    names: Any = Union[tuple(each.model_fields[tag].annotation for each in models)]  # noqa: UP007
+
     def opened(value: Any) -> Any:
         value = open_short(value, tag)
         old = value.get(tag) if isinstance(value, dict) else None
@@ -105,7 +114,7 @@ def union(tag: str, models: Collection[type[Strict]], *, renamed: Mapping[str, s
             raise ValueError(f"{tag}: {old} is called {renamed[old]} now.")
         return value
 
-    return Annotated[Union[tuple(models)], Field(discriminator=tag), BeforeValidator(opened)]  # noqa: UP007
+    return Annotated[one, BeforeValidator(opened, json_schema_input_type=names | one)]
 
 
 def open_short(value: Any, short: str | None) -> Any:

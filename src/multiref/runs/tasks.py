@@ -61,5 +61,6 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a run's file."""
     adapter: TypeAdapter[BaseRun] = TypeAdapter(Run)
     found = adapter.json_schema()
+    found |= found.pop("anyOf")[-1]  # less the bare text, which no file is
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return found

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from multiref.errors import ConfigError, MultirefWarning
-from multiref.runs.yaml_values import Plain
+from multiref.report.blocks import dotted
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"]
 Line = Mapping[str, Any]
@@ -42,7 +42,10 @@ def open_trackers(
             if hasattr(made, "start"):
                 made.start()
             if after < 0:
-                made.store_init_configuration(_flat(settings))
+                plain = {
+                    key: str(value) if value is None or isinstance(value, list) else value for key, value in dotted(settings)
+                }
+                made.store_init_configuration(plain)
         except Exception as error:  # each library has its own
             raise ConfigError(
                 f"report_to: {name} could not be opened: {type(error).__name__}: {error}"
@@ -78,11 +81,3 @@ def check_trackers(names: list[TrackerName]) -> None:
         if name not in there:
             package = {"comet_ml": "comet-ml"}.get(name, name)
             raise ConfigError(f"report_to: {name} is not installed; run `pip install {package}`, or leave it out.")
-
-
-def _flat(values: Plain, place: str = "") -> dict[str, Any]:
-    """{a.b.0: value}: what trackers take as settings."""
-    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    if not isinstance(values, dict | list):
-        return {place: str(values) if values is None else values}
-    return {key: value for name, each in parts for key, value in _flat(each, f"{place}.{name}" if place else str(name)).items()}

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,28 +57,35 @@ def _bare(text: Text) -> str:
     return "".join(words(text).casefold().split()).rstrip(".?!")
 
 
+def _key(pair: Pair, alone: bool) -> int:
+    """The same for pairs of one prompt; without a prompt, for those of the same two completions."""
+    prompt = _bare(pair.prompt)
+    said = prompt if prompt and not alone else sorted({_bare(pair.chosen), _bare(pair.rejected)})
+    return int.from_bytes(blake2b(repr(said).encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
 def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
     """Pairs and their scores → evidence. `StoreError` for a pair without scores, `DataError` where nothing is left."""
-    prompts = [pair.prompt for pair in pairs]
-    sides = [[getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
-    columns = torch.stack([torch.from_numpy(scores.columns(prompts, side)) for side in sides], dim=-1)
-    logps = scores.logps[:, columns].double()
+    columns = torch.from_numpy(scores.pair_columns(pairs))
+    logps = scores.at("logps", columns).double()
     finite = torch.isfinite(logps).all(-1).all(0)
     if not finite.any():
         found = f"None of the {len(pairs)} pairs has finite scores under all of {', '.join(scores.names)}"
         raise DataError(f"{found}. Look at each reference alone.")
-    asked = [_bare(prompt) for prompt in prompts]
-    alone = len(set(asked)) == 1  # data without prompts: every pair stands for itself
-    number: dict[object, int] = {}
-    named = (prompt if prompt and not alone else frozenset(map(_bare, both)) for prompt, both in zip(asked, zip(*sides)))
-    groups = torch.tensor([number.setdefault(name, len(number)) for name in named])
-    characters = torch.tensor([[len(words(text)) for text in side] for side in sides]).T
+    first = _bare(pairs[0].prompt)
+    alone = all(_bare(pair.prompt) == first for pair in pairs)  # data without prompts: every pair stands for itself
+    keys, characters = np.empty(len(pairs), np.uint64), np.empty((len(pairs), 2), np.int64)
+    for place, pair in enumerate(pairs):
+        keys[place] = _key(pair, alone)
+        characters[place] = len(words(pair.chosen)), len(words(pair.rejected))
+    _, earliest, number = np.unique(keys, return_index=True, return_inverse=True)
+    groups = torch.from_numpy(np.argsort(np.argsort(earliest))[number])  # as they come
     return Evidence(
         scores.names,
         logps[:, finite],
-        scores.lengths[:, columns][:, finite],
-        scores.truncated[:, columns][:, finite],
-        characters[finite],
+        scores.at("lengths", columns)[:, finite],
+        scores.at("truncated", columns)[:, finite],
+        torch.from_numpy(characters)[finite],
         torch.unique(groups[finite], return_inverse=True)[1],
         int((~finite).sum()),
     )

@@ -49,7 +49,7 @@ class Store:
         self.folder = as_path(folder)
         try:
             found, there = (self.folder / "shards").is_dir(), "is no store of scores (it has no folder `shards`)"
-            there = there if self.folder.is_dir() else "does not exist"
+            there = there if self.folder.is_dir() else "is no folder" if self.folder.exists() else "does not exist"
         except OSError as error:  # a name that is too long, say
             found, there = False, f"cannot be read ({error.strerror})"
         if not create and not found:

@@ -79,6 +79,8 @@ class Plot:
         for number, curve in enumerate(self.curves):
             _draw(axes, curve, number if curve.place is None else curve.place)
         finish(figure, axes, self.x_label, self.y_label, title, log_x=self.log_x, log_y=self.log_y)
+        if not self.log_x and all(float(x).is_integer() for curve in self.curves for x in curve.x):
+            axes.locator_params(axis="x", integer=True)  # no half of a step
         if self.ticks:
             axes.set_xticks(list(self.ticks), [f"{tick:,.0f}" for tick in self.ticks])
             axes.set_xticks([], minor=True)

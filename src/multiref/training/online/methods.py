@@ -94,6 +94,7 @@ class Reinforce(Method):
     group: int = 1
 
     def advantages(self, returns: Tensor) -> Tensor:
+        """[P, G, *T] → [P, G, *T]: each return less the mean of all others of the pass; of a single one the return itself."""
         flat = returns.flatten(0, 1)[None]
         return (leave_one_out(flat) if flat.shape[1] > 1 else flat)[0].reshape(returns.shape)
 
@@ -115,6 +116,7 @@ class GRPO(Method):
     ratio: ClassVar[str] = "token"
 
     def advantages(self, returns: Tensor) -> Tensor:
+        """[P, G, *T] → [P, G, *T]: each return less the mean of its group's others, or standardised in its group."""
         return standardised(returns) if self.standardise else leave_one_out(returns)
 
     def notes(self) -> list[str]:
