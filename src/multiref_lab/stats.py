@@ -4,6 +4,7 @@
     fit_slope(x, values)          [P], [S, P] → slope in log-log on the top decade, as an `Estimate`
     measured_curve(label, x, …)   [P], [S, P] → a curve of means with intervals, for a figure
     log_spaced(low, high, count)  whole numbers, evenly spaced in log
+    resample(count, generator)    [resamples, count] → how often each is drawn, for other statistics of a bootstrap
     Measure.of(values)            mean ± one standard error, as pages show it
     paired(values, against)       the mean difference over the same seeds, and whether it is more than noise, as a `Difference`
 
@@ -22,7 +23,7 @@ from multiref.report.figures import Curve
 
 __all__ = ["Difference", "Estimate", "Measure", "bootstrap_mean", "fit_slope", "log_spaced", "measured_curve", "paired"]
 
-_RESAMPLES = 1000
+RESAMPLES = 1000
 
 
 def log_spaced(low: float, high: float, count: int) -> list[int]:
@@ -30,14 +31,16 @@ def log_spaced(low: float, high: float, count: int) -> list[int]:
     return sorted({round(10**x) for x in torch.linspace(torch.tensor(low).log10(), torch.tensor(high).log10(), count).tolist()})
 
 
+def resample(count: int, generator: torch.Generator) -> Tensor:
+    """[resamples, count]: how often each of `count` things is among as many that are drawn with replacement."""
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
+    counts = torch.zeros(RESAMPLES, count, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
 def _resample(values: Tensor) -> Tensor:
     """[S, P] → [resamples, P]: means over seeds drawn with replacement."""
-    seeds = values.shape[0]
-    drawn = torch.randint(seeds, (_RESAMPLES, seeds), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(_RESAMPLES, seeds, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones_like(drawn, dtype=torch.float64)
-    )
-    return counts @ values.double() / seeds
+    return resample(len(values), torch.Generator().manual_seed(0)) @ values.double() / len(values)
 
 
 def _interval(resampled: Tensor) -> Tensor:

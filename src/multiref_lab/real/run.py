@@ -336,7 +336,7 @@ class _Stages:
         write_whole(place, told)
 
     def _seconds(self) -> dict[str, float]:
-        return read_kept(self.output / "stages.json", before=None) or {}
+        return read_kept(self.output / "stages.json") or {}
 
     def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Do it, and add its seconds to those of earlier calls."""
