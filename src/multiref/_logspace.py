@@ -86,6 +86,12 @@ def broadcast(*shapes: torch.Size) -> torch.Size:
     return torch.Size(torch.broadcast_shapes(*shapes))
 
 
+def align(ref_logps: Tensor, axes: int) -> Tensor:
+    """[K, *E] → [K, 1, …, *E] with at least so many axes after the first: who has fewer has the last ones, as in every
+    broadcast, and the references are no batch."""
+    return ref_logps.reshape(len(ref_logps), *[1] * (axes + 1 - ref_logps.ndim), *ref_logps.shape[1:])
+
+
 def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
     """[K] or [K, *E] → broadcastable to `like` [K, *E, …]. Axes are matched from the left:
     [K, B] weighs prompts of [K, B, Y]."""

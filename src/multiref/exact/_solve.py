@@ -7,7 +7,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_beta, check_logps, expectation
+from multiref._logspace import NEG_INF, align, check_beta, check_logps, expectation
 from multiref.exact._nested import solve_nested
 from multiref.exact._problem import check_mass, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
@@ -80,6 +80,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     """
     check_beta(beta)
     shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    ref_logps = align(ref_logps, len(shape))
     if isinstance(regularizer, FDivergence):
         log_policy, multiplier = solve_nested(reward.expand(shape), ref_logps, regularizer, beta)
         received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
