@@ -266,7 +266,6 @@ class _Stages:
             grade(problems, rollouts),
             torch.tensor([sum(each.ended) / len(each.ended) for each in rollouts], dtype=torch.float64),
             torch.tensor([sum(map(len, r.completion_ids)) / len(r.ended) for r in rollouts], dtype=torch.float64),
-            torch.tensor(priced),
             {each: torch.tensor(kls.get(each, [0.0] * len(priced)), dtype=torch.float64) for each in REFERENCES},
         )
 
