@@ -61,8 +61,8 @@ def test_bounds_refuse_by_name(call, says):
 
 
 def test_budgets_and_the_asymptotic_constant_by_hand():
-    assert bounds.rollouts_per_prompt(27.0, 1.0) == pytest.approx(9.0) and bounds.rollouts_per_prompt(0.1, 1.0) == 1.0
-    assert bounds.rollouts_per_prompt(16.0, 1.0, rollout_deviation=0.5, prompt_deviation=1.0) == pytest.approx(2.0)
+    assert bounds.rollouts_per_prompt(81.0, 3.0) == pytest.approx(9.0) and bounds.rollouts_per_prompt(0.1, 1.0) == 1.0
+    assert bounds.rollouts_per_prompt(32.0, 2.0, rollout_deviation=0.5, prompt_deviation=1.0) == pytest.approx(2.0)
     V, H = torch.tensor([[2.0, 0.5], [0.5, 1.0]]), torch.tensor([[0.5, 0.1], [0.1, 0.25]])
     by_hand = (2 * 0.25 - 2 * 0.5 * 0.1 + 1 * 0.5) / (0.125 - 0.01)  # tr(V adj H)/det H
     assert bounds.asymptotic_suboptimality(V, H, beta=0.5, samples=100) == pytest.approx(by_hand / 100)

@@ -48,7 +48,7 @@ def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling
     one_sided = torch.where(alive, ~torch.isfinite(estimate - reward), (pool_logps > NEG_INF) & (estimate != NEG_INF))
     if bool(one_sided.any()):
         raise ArgumentError("reward, estimate: expected finite numbers, or −inf in both where a completion is out of play.")
-    base = torch.where(alive, pool_logps + torch.where(alive, reward, 0.0) / beta, NEG_INF)
+    base = torch.where(alive, pool_logps + reward / beta, NEG_INF)
     g = torch.where(alive, estimate, 0.0) - torch.where(alive, reward, 0.0)
     top = _last(torch.ones_like(g), lambda s: g > expectation(_tilted(base, g, s, beta), g.unsqueeze(-2)))
     best = torch.diagonal(_tilted(base, g, top, beta), dim1=-2, dim2=-1)  # entry y: log π_{s(y)}(y)
