@@ -3,6 +3,8 @@
     bootstrap_mean(values)        [S] → mean with a 95 % interval over seeds, as an `Estimate`
     fit_slope(x, values)          [P], [S, P] → slope in log-log on the top decade, as an `Estimate`
     measured_curve(label, x, …)   [P], [S, P] → a curve of means with intervals, for a figure
+    fitted(label, x, values)      both: the slope, and the curve that it stands at
+    along(label, bound, x)        a bound as a line, with its real constants; flat, bars: a level, intervals at a few places
     log_spaced(low, high, count)  whole numbers, evenly spaced in log
     resample(count, generator)    [resamples, count] → how often each is drawn, for other statistics of a bootstrap
     Measure.of(values)            mean ± one standard error, as pages show it
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from multiref.bounds import Bound
 from multiref.errors import ArgumentError
 from multiref.report import Difference, Estimate, Measure, paired
 from multiref.report.figures import Curve
@@ -80,3 +83,27 @@ def measured_curve(label: str, x: Sequence[float], values: Tensor, *, slope: Est
     low, high = _interval(_resample(values)).tolist()
     mean = values.double().mean(0).tolist()
     return Curve(label, tuple(map(float, x)), tuple(mean), "measured", tuple(low), tuple(high), slope)
+
+
+def fitted(label: str, x: Sequence[float], values: Tensor, *, decade: float = 10.0) -> tuple[Estimate, Curve]:
+    """[P], [S, P] → the slope of log(mean over seeds) against log x over the last decade,
+    and the measured curve that it stands at.
+    """
+    slope = fit_slope(x, values, decade=decade)
+    return slope, measured_curve(label, x, values, slope=slope)
+
+
+def along(label: str, bound: Bound, x: Sequence[float], quantity: str = "samples") -> Curve:
+    """A bound as a line: its value at each x of one of its quantities."""
+    return Curve(label, tuple(map(float, x)), tuple(bound.at(**{quantity: float(n)}).value for n in x), "bound")
+
+
+def flat(label: str, x: Sequence[float], level: float) -> Curve:
+    """What is true without any statement: the trivial range, at every x."""
+    return Curve(label, tuple(map(float, x)), (level,) * len(x), "trivial")
+
+
+def bars(label: str, x: Sequence[float], estimates: Sequence[Estimate]) -> Curve:
+    """Estimates with their intervals."""
+    value, low, high = zip(*((e.value, e.low, e.high) for e in estimates))
+    return Curve(label, tuple(x), value, "measured", low, high)

@@ -6,9 +6,8 @@ from torch import Tensor
 from multiref._logspace import NEG_INF, align, broadcast, check_beta, check_logps, expectation
 from multiref.errors import ArgumentError
 from multiref.exact._interior import find_interior
-from multiref.exact._objective import value
 from multiref.exact._problem import check_policy_shape, check_shapes
-from multiref.exact._solve import Solution, solve
+from multiref.exact._solve import Solution, solve, value
 from multiref.regularizers import FDivergence, Regularizer
 
 TOLERANCE = 1e-6  # of P + Pᵀ = 1: probabilities may come in float32; what is off is averaged away

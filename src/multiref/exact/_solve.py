@@ -1,4 +1,4 @@
-"""The optimum of the regularised objective under K references, exactly."""
+"""The regularised objective under K references and its optimum, exactly; optima under single references merged into it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, align, check_beta, check_logps, expectation
+from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps, expectation
 from multiref.exact._nested import solve_nested
-from multiref.exact._problem import check_mass, check_reward, check_shapes
+from multiref.exact._problem import check_mass, check_policy_shape, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
+from multiref.pools import power_pool
 from multiref.regularizers import FDivergence, Regularizer
 
 BLOCK = 2**17  # numbers in an array [rows, Y] that is worked on at once
@@ -97,6 +98,40 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     rows = torch.split(reward, n), torch.split(log_pool, n), torch.split(refs, n, dim=1)
     parts = [_rooted(*block, beta) for block in zip(*rows, _split(regularizer, n, shape[0]))]
     return Solution(*(torch.cat([getattr(part, name) for part in parts]) for name in ("log_policy", "value", "multiplier")))
+
+
+def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: float = 0.1) -> Tensor:
+    r"""[*B, Y], [*B, Y], [K, *B, Y] → [*B]: the objective at a policy, per prompt, in units of the reward.
+
+        J(π) = E_π[r] − β Σ_k w_k D(π‖π_k)
+
+    For reverse KL, J* − J(π) = β KL(π‖π*), whatever π is (docs/theory.md 1 a).
+
+    Raises:
+        ArgumentError: NaN or +inf rewards, log-probabilities above zero, shapes that do not match, β ≤ 0.
+    """
+    check_beta(beta)
+    check_logps(log_policy, "log_policy")
+    shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    check_policy_shape(log_policy, shape)
+    return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, ref_logps)
+
+
+def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
+    r"""[K, *B, Y] → [*B, Y]: log π*_w from log π*_k ∝ π_k e^{r/β}, the optima under each reference alone (same r, same β).
+
+        π*_w ∝ Π_k (π*_k)^{w_k}
+
+    Holds for reverse KL and whole completions only: merging per token optimises another objective (docs/theory.md 5).
+
+    Raises:
+        EmptyPoolError: rows in which no completion has mass under every weighted policy.
+
+    Reference: DERIVED (docs/theory.md 1 c).
+    """
+    pooled = power_pool(log_policies, weights, order=0.0)
+    check_mass(pooled, torch.zeros_like(pooled), "merge")
+    return pooled.log_softmax(-1)
 
 
 def _split(regularizer: Regularizer, n: int, rows: int) -> Iterator[Regularizer]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from multiref.bilevel import Likelihood, Upper
-from multiref_lab.preferences import pair_information
 from multiref_lab.races.quasi_newton import minimise, with_gradient
 from multiref_lab.races.world import LinearWorld
 
@@ -61,7 +60,9 @@ def _fisher(world: LinearWorld, phi: Tensor, log_policy: Tensor) -> Tensor:
     reward, policy = world.reward_of(phi), log_policy.exp()
     p = torch.sigmoid(reward.unsqueeze(-1) - reward.unsqueeze(-2))
     weight = policy.unsqueeze(-1) * policy.unsqueeze(-2) * p * (1 - p)
-    return pair_information(world.features, weight).mean(1)
+    own = torch.einsum("sxyd,sxyz,sxye->sde", world.features, weight, world.features)
+    other = torch.einsum("sxyd,sxyz,sxze->sde", world.features, weight, world.features)
+    return 2 * (own - other) / reward.shape[-2]
 
 
 def _newton(world: LinearWorld, law: Callable[[Tensor], Tensor], steps: int, tolerance: float) -> Audit:

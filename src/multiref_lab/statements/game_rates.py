@@ -9,11 +9,10 @@ from multiref import exact
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, claim, near
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import Games, bilinear_games
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import fitted, log_spaced
 
 _game = partial(claim, group="preference games", order=1)
 _RULE, _BETA = ReverseKL((0.5, 0.5)), 0.2

@@ -13,12 +13,11 @@ from multiref.losses import randomised_response, robust
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, at_least, at_most, claim, near
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, pair_information, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
 from multiref_lab.procedure import plug_in
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import fitted, log_spaced
 
 _private = partial(claim, group="private labels")
 _WEIGHTS, _BETA = (0.6, 0.4), 0.5

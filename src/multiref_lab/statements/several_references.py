@@ -13,12 +13,11 @@ from multiref.divergences import expectation
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL, check_weights
 from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Effort, Measurement, Rule, Verdict, claim
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
 from multiref_lab.procedure import learning_curve, linear_fit
-from multiref_lab.stats import bootstrap_mean, log_spaced
+from multiref_lab.stats import bootstrap_mean, fitted, log_spaced
 
 _COMPLETIONS = 6
 _BETA, _PAIRS = 0.2, 200

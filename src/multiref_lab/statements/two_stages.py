@@ -12,12 +12,12 @@ from multiref.divergences import kl
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, at_least, claim, exactly, near
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import linear_bandits
 from multiref_lab.procedure import linear_fit, plug_in
 from multiref_lab.statements.private_labels import constant, first_order
+from multiref_lab.stats import fitted
 
 _two = partial(claim, group="sharp rates")
 _ARMS = 8
