@@ -49,11 +49,12 @@ def test_what_cannot_be_evaluated_is_refused(change, says):
         (lambda: bounds.rollouts_per_prompt(0.0, 1.0), "prefill"),
         (lambda: bounds.rollouts_per_prompt(1.0, 1.0, rollout_deviation=1.0), "both"),
         (lambda: bounds.chi_squared_from_scores(torch.zeros(3), torch.zeros(2, 4)), "ref_logps"),
+        (lambda: bounds.chi_squared_from_scores(torch.full((3,), 0.4), torch.zeros(2, 3)), "policy_logps.*logarithm"),
         (lambda: bounds.asymptotic_suboptimality(torch.eye(2), torch.eye(3), beta=1.0, samples=9), r"\[d, d\]"),
         (lambda: bounds.asymptotic_suboptimality(torch.eye(2), BLIND, beta=1.0, samples=9), "say nothing"),
         (lambda: bounds.label_privacy_printed(small_epsilon=2.0), "at most 1"),
     ],
-    ids=["few", "delta", "rollouts", "prefill", "one deviation", "scores", "shapes", "blind", "printed"],
+    ids=["few", "delta", "rollouts", "prefill", "one deviation", "scores", "probabilities", "shapes", "blind", "printed"],
 )  # fmt: skip
 def test_bounds_refuse_by_name(call, says):
     with pytest.raises(ArgumentError, match=says):

@@ -60,7 +60,7 @@ def _compare(effort: Effort, probabilities: list[list[float]], *, beta: float, m
     relation, side = ("< 1", "below") if mixing_wins else ("> 1", "above")
     apart = difference.high < 0 if mixing_wins else difference.low > 0
     checks = (
-        Check("mean coverage, both / one", relation, cover, (covers[1] < covers[0]) == mixing_wins),
+        Check("mean coverage, both / one", relation, cover, (cover < 1) == mixing_wins),
         Check("loss at the largest n, both / one", relation, ratio, (ratio < 1) == mixing_wins),
         Check("difference of losses, both − one", f"interval {side} 0", difference, apart),
     )
