@@ -57,6 +57,8 @@ def check_weights(weights: Weights, n_references: int) -> Tensor:
     Raises:
         WeightsError: NaN, negative, of the wrong length, or off the simplex.
     """
+    if n_references < 1:
+        raise WeightsError("weights: found no reference, expected at least one.")
     if weights is None:
         return torch.full((n_references,), 1.0 / n_references, dtype=torch.float64)
     try:

@@ -52,6 +52,12 @@ def test_weights_of_the_array_functions(call, weights):
         call(weights)
 
 
+@pytest.mark.parametrize("weights", [None, (), (1.0,)])
+def test_no_reference_at_all_is_refused_by_name(weights):
+    with pytest.raises(WeightsError, match="weights: found no reference"):
+        mr.pools.power_pool(torch.zeros(0, 4), weights)
+
+
 def test_weights_that_nearly_sum_to_one_are_taken():
     """float32 weights sum to one within 1e-7."""
     weights = torch.tensor([0.1, 0.2, 0.7])
