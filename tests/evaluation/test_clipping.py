@@ -67,7 +67,9 @@ def test_budgets_and_the_asymptotic_constant_by_hand():
     V, H = torch.tensor([[2.0, 0.5], [0.5, 1.0]]), torch.tensor([[0.5, 0.1], [0.1, 0.25]])
     by_hand = (2 * 0.25 - 2 * 0.5 * 0.1 + 1 * 0.5) / (0.125 - 0.01)  # tr(V adj H)/det H
     assert bounds.asymptotic_suboptimality(V, H, beta=0.5, samples=100) == pytest.approx(by_hand / 100)
-    assert bounds.asymptotic_suboptimality(V, 1e-9 * H, beta=0.5, samples=1e11) == pytest.approx(by_hand / 100)  # in other units
+    assert bounds.asymptotic_suboptimality(V, 1e-9 * H, beta=0.5, samples=1e11) == pytest.approx(
+        by_hand / 100
+    )  # in other units
 
 
 def test_chi_squared_is_an_estimate_and_says_so():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps, expectation
+from multiref.errors import ArgumentError
 from multiref.exact._nested import solve_nested
 from multiref.exact._problem import check_mass, check_policy_shape, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
@@ -69,6 +70,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
 
     Raises:
         ArgumentError: NaN, +inf, log-probabilities above zero, shapes that do not match, β ≤ 0.
+            An α so far from 1 that powers of the references overflow.
         EmptyPoolError: rows in which the pool has no mass, named.
 
     Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED
@@ -147,6 +149,11 @@ def _rooted(reward: Tensor, log_pool: Tensor, ref_logps: Tensor, regularizer: Re
     shape = reward.shape
     rows = (reward.reshape(-1, shape[-1]), log_pool.reshape(-1, shape[-1]))
     log_policy, multiplier = _by_root(*rows, alpha=regularizer.alpha, beta=beta)
+    if bool(log_policy.isnan().any()):
+        alpha, kind = regularizer.alpha, str(log_policy.dtype).removeprefix("torch.")
+        raise ArgumentError(
+            f"alpha: found {alpha:g}, at which powers of these references leave {kind}; expected one nearer to 1."
+        )
     log_policy = log_policy.reshape(shape)
     received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
     return Solution(
