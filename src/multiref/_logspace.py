@@ -57,6 +57,8 @@ def check_weights(weights: Weights, n_references: int) -> Tensor:
     Raises:
         WeightsError: NaN, negative, of the wrong length, or off the simplex.
     """
+    if n_references < 1:
+        raise WeightsError("weights: found no reference, expected at least one.")
     if weights is None:
         return torch.full((n_references,), 1.0 / n_references, dtype=torch.float64)
     try:
@@ -84,6 +86,12 @@ def check_weights(weights: Weights, n_references: int) -> Tensor:
 def broadcast(*shapes: torch.Size) -> torch.Size:
     """The shape that they have together. RuntimeError where they have none."""
     return torch.Size(torch.broadcast_shapes(*shapes))
+
+
+def align(ref_logps: Tensor, axes: int) -> Tensor:
+    """[K, *E] → [K, 1, …, *E] with at least so many axes after the first: who has fewer has the last ones, as in every
+    broadcast, and the references are no batch."""
+    return ref_logps.reshape(len(ref_logps), *[1] * (axes + 1 - ref_logps.ndim), *ref_logps.shape[1:])
 
 
 def expand_weights(weights: Tensor, like: Tensor) -> Tensor:

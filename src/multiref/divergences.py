@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multiref._logspace import (
     Weights,
-    broadcast,
+    align,
     check_logps,
     check_weights,
     expand_weights,
@@ -85,7 +85,7 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights: We
         raise ArgumentError(
             f"ref_logps: expected [K, *B, Y] against log_policy {tuple(log_policy.shape)}, found {tuple(ref_logps.shape)}."
         )
-    log_policy = log_policy.expand(broadcast(log_policy.shape, ref_logps.shape[1:]))
+    ref_logps = align(ref_logps, log_policy.ndim)
     w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps[..., 0])
     if bool((w == 0).any()):  # an absent reference at infinite distance is not to be looked at, not even by the gradient
         with torch.no_grad():
@@ -137,7 +137,7 @@ def k2(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
 
     Reference: Schulman's k2; DERIVED for several references (docs/theory.md 6).
     """
-    ratio, w = _log_ratios(policy_logps, ref_logps, weights)
+    ratio, w = log_ratios(policy_logps, ref_logps, weights)
     return (w * 0.5 * ratio**2).sum(0)
 
 
@@ -152,11 +152,12 @@ def k3(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
 
     Reference: Schulman's k3; DERIVED for several references (docs/theory.md 6).
     """
-    ratio, w = _log_ratios(policy_logps, ref_logps, weights)
+    ratio, w = log_ratios(policy_logps, ref_logps, weights)
     return (w * (torch.expm1(-ratio) + ratio)).sum(0)
 
 
-def _log_ratios(policy_logps: Tensor, ref_logps: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+def log_ratios(policy_logps: Tensor, ref_logps: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """ℓ_k [K, *E] and weights; an absent reference that gives no mass is not looked at, not even by the gradient."""
+    ref_logps = align(ref_logps, policy_logps.ndim)
     w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
     return policy_logps - torch.where((w == 0) & torch.isinf(ref_logps), policy_logps.detach(), ref_logps), w

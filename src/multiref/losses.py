@@ -21,8 +21,7 @@ def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoot
     Reference: Rafailov et al., 2023, eq. 7; Mitchell, 2023 (conservative DPO).
     """
     epsilon = _flip_rate(label_smoothing)
-    margin = chosen_reward - rejected_reward
-    return -(1 - epsilon) * logsigmoid(margin) - epsilon * logsigmoid(-margin)
+    return _cross_entropy(chosen_reward - rejected_reward, 1 - epsilon, epsilon)
 
 
 def robust(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -34,8 +33,13 @@ def robust(chosen_reward: Tensor, rejected_reward: Tensor, *, label_smoothing: f
     Reference: Chowdhury et al., 2024 (robust DPO), eq. 8.
     """
     epsilon = _flip_rate(label_smoothing)
-    margin = chosen_reward - rejected_reward
-    return (-(1 - epsilon) * logsigmoid(margin) + epsilon * logsigmoid(-margin)) / (1 - 2 * epsilon)
+    return _cross_entropy(chosen_reward - rejected_reward, 1 - epsilon, -epsilon) / (1 - 2 * epsilon)
+
+
+def _cross_entropy(margin: Tensor, right: float, wrong: float) -> Tensor:
+    """−right · log σ(m) − wrong · log σ(−m), 0 · (−inf) = 0: a rejected answer that the policy cannot give costs nothing."""
+    loss = -right * logsigmoid(margin)
+    return loss - wrong * logsigmoid(-margin) if wrong else loss
 
 
 def ipo(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def power_mean(ref_logps: Tensor, weights: Tensor, order: float, full: bool | No
     """`power_pool` of arguments that were checked. full: whether no weight is zero; where it is given no number is looked at,
     for to look waits for an accelerator."""
     w = expand_weights(weights, ref_logps)
+    ref_logps = ref_logps.to(w.dtype)  # at least float32: half of the digits of a half would go in the sum
     if order == 0:
         return weighted_sum(ref_logps, w, full)
     if abs(order) >= NEAR_GEOMETRIC:

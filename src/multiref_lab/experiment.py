@@ -180,13 +180,10 @@ def write_kept(place: Path, value: Mapping[str, Any]) -> None:
     write_whole(place, json.dumps({**kept, "sum": _sum(kept)}, indent=1) + "\n")
 
 
-def read_kept(place: Path, *, before: frozenset[str] | None = frozenset()) -> dict[str, Any] | None:
-    """What `write_kept` wrote; None where there is nothing, or not as it was written. before: the keys of a file that was
-    written when there were no sums; None: any."""
+def read_kept(place: Path) -> dict[str, Any] | None:
+    """What `write_kept` wrote; None where there is nothing, or not as it was written."""
     try:
         kept = dict(json.loads(place.read_text(encoding="utf-8")))
-        if "sum" not in kept:
-            return kept if before is None or kept.keys() == before else None
         return kept if kept.pop("sum") == _sum(kept) else None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None

@@ -27,11 +27,21 @@ class PairCounts:
     wins: Tensor
     losses: Tensor
 
+    def __add__(self, other: "PairCounts") -> "PairCounts":
+        """Both data sets as one."""
+        return PairCounts(self.first, self.second, self.wins + other.wins, self.losses + other.losses)
+
 
 def pair_indices(completions: int) -> tuple[Tensor, Tensor]:
     """[P], [P]: all unordered pairs of completions, P = Y(Y − 1)/2."""
     first, second = torch.triu_indices(completions, completions, offset=1)
     return first, second
+
+
+def pair_information(features: Tensor, weight: Tensor) -> Tensor:
+    r"""[*E, Y, d], [*E, Y, Y] symmetric → [*E, d, d]: Σ_{y, y'} w(y, y') Δφ Δφᵀ, Δφ = φ(y) − φ(y'), a pair in both orders."""
+    own = features.mT @ (weight.sum(-1, keepdim=True) * features)
+    return 2 * (own - features.mT @ weight @ features)
 
 
 def multinomial_counts(total: Tensor, probs: Tensor, *, generator: torch.Generator) -> Tensor:

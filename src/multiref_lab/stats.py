@@ -3,7 +3,10 @@
     bootstrap_mean(values)        [S] → mean with a 95 % interval over seeds, as an `Estimate`
     fit_slope(x, values)          [P], [S, P] → slope in log-log on the top decade, as an `Estimate`
     measured_curve(label, x, …)   [P], [S, P] → a curve of means with intervals, for a figure
+    fitted(label, x, values)      both: the slope, and the curve that it stands at
+    along(label, bound, x)        a bound as a line, with its real constants; flat, bars: a level, intervals at a few places
     log_spaced(low, high, count)  whole numbers, evenly spaced in log
+    resample(count, generator)    [resamples, count] → how often each is drawn, for other statistics of a bootstrap
     Measure.of(values)            mean ± one standard error, as pages show it
     paired(values, against)       the mean difference over the same seeds, and whether it is more than noise, as a `Difference`
 
@@ -16,13 +19,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from multiref.bounds import Bound
 from multiref.errors import ArgumentError
 from multiref.report import Difference, Estimate, Measure, paired
 from multiref.report.figures import Curve
 
 __all__ = ["Difference", "Estimate", "Measure", "bootstrap_mean", "fit_slope", "log_spaced", "measured_curve", "paired"]
 
-_RESAMPLES = 1000
+RESAMPLES = 1000
 
 
 def log_spaced(low: float, high: float, count: int) -> list[int]:
@@ -30,14 +34,16 @@ def log_spaced(low: float, high: float, count: int) -> list[int]:
     return sorted({round(10**x) for x in torch.linspace(torch.tensor(low).log10(), torch.tensor(high).log10(), count).tolist()})
 
 
+def resample(count: int, generator: torch.Generator) -> Tensor:
+    """[resamples, count]: how often each of `count` things is among as many that are drawn with replacement."""
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
+    counts = torch.zeros(RESAMPLES, count, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
 def _resample(values: Tensor) -> Tensor:
     """[S, P] → [resamples, P]: means over seeds drawn with replacement."""
-    seeds = values.shape[0]
-    drawn = torch.randint(seeds, (_RESAMPLES, seeds), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(_RESAMPLES, seeds, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones_like(drawn, dtype=torch.float64)
-    )
-    return counts @ values.double() / seeds
+    return resample(len(values), torch.Generator().manual_seed(0)) @ values.double() / len(values)
 
 
 def _interval(resampled: Tensor) -> Tensor:
@@ -77,3 +83,27 @@ def measured_curve(label: str, x: Sequence[float], values: Tensor, *, slope: Est
     low, high = _interval(_resample(values)).tolist()
     mean = values.double().mean(0).tolist()
     return Curve(label, tuple(map(float, x)), tuple(mean), "measured", tuple(low), tuple(high), slope)
+
+
+def fitted(label: str, x: Sequence[float], values: Tensor, *, decade: float = 10.0) -> tuple[Estimate, Curve]:
+    """[P], [S, P] → the slope of log(mean over seeds) against log x over the last decade,
+    and the measured curve that it stands at.
+    """
+    slope = fit_slope(x, values, decade=decade)
+    return slope, measured_curve(label, x, values, slope=slope)
+
+
+def along(label: str, bound: Bound, x: Sequence[float], quantity: str = "samples") -> Curve:
+    """A bound as a line: its value at each x of one of its quantities."""
+    return Curve(label, tuple(map(float, x)), tuple(bound.at(**{quantity: float(n)}).value for n in x), "bound")
+
+
+def flat(label: str, x: Sequence[float], level: float) -> Curve:
+    """What is true without any statement: the trivial range, at every x."""
+    return Curve(label, tuple(map(float, x)), (level,) * len(x), "trivial")
+
+
+def bars(label: str, x: Sequence[float], estimates: Sequence[Estimate]) -> Curve:
+    """Estimates with their intervals."""
+    value, low, high = zip(*((e.value, e.low, e.high) for e in estimates))
+    return Curve(label, tuple(x), value, "measured", low, high)

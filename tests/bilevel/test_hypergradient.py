@@ -188,6 +188,14 @@ def test_sigma_must_be_positive(sigma):
         penalised_gradient(problem, reward, UPPERS["likelihood"], sigma=sigma)
 
 
+@pytest.mark.parametrize("objective", UPPERS)
+def test_a_problem_without_prompts_has_an_empty_gradient(objective):
+    problem, reward = small()
+    nothing = Problem(problem.preference[:0], problem.ref_logps[:, :0], problem.regularizer, 1.0)
+    assert hypergradient(nothing, reward[:0], UPPERS[objective]).shape == (0, 4)
+    assert penalised_gradient(nothing, reward[:0], UPPERS[objective], sigma=0.1).shape == (0, 4)
+
+
 def test_bad_problems_are_refused():
     problem, _ = small()
     with pytest.raises(ArgumentError, match="preference: found shape"):

@@ -171,4 +171,10 @@ def test_refusals():
         bounds.ball_coverage(torch.zeros(3), -1.0)
     with pytest.raises(ArgumentError, match="direction"):
         bounds.ball_coverage(torch.zeros(3), 1.0, direction="backward")
+    for nothing in (torch.full((2, 3), -math.inf), torch.tensor([-1.0, math.nan, -1.0])):
+        with pytest.raises(ArgumentError, match="pool_logps: found NaN or a row without mass"):
+            bounds.ball_coverage(nothing, 0.1)
+    reward, law = torch.tensor([0.0, 1.0, 0.5]), torch.full((3,), 1 / 3).log()
+    pool = torch.tensor([-1.0, math.nan, -1.0])  # is not taken for a completion that is out of play
+    assert bounds.path_coverage(reward, reward, pool, law, beta=1.0).isnan()
     bounds.check_reward_range(torch.tensor([0.0, 1.0, -torch.inf]), 1.0)

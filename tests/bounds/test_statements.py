@@ -143,6 +143,13 @@ def test_solving_for_samples_gives_the_sample_complexity(bound, target, expected
     assert bound.at(samples=samples).value <= target * (1 + 1e-9) < bound.at(samples=samples - 2).value * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("bound", [bound for bound, _ in HAND_WORKED], ids=lambda bound: bound.statement.name)
+def test_solving_for_samples_gives_back_a_whole_number(bound):
+    """What n gives is reached at n and not at n + 1 only: the root is known to more digits than a number of pairs has."""
+    for samples in (7.0, 1000.0, 123_457.0):
+        assert bound.solve_for("samples", target=bound.at(samples=samples).value) == samples
+
+
 def test_solving_for_another_quantity_reaches_the_target():
     bound = HAND_WORKED[2][0]
     for quantity, target in (("beta", 0.3), ("coverage", 0.5), ("reward_max", 1.0), ("delta", 0.3), ("class_size", 0.3)):
@@ -195,7 +202,7 @@ def test_what_sgd_settles_to_against_two_other_ways():
     as η → 0 (a thousandth off at η = 0.001)."""
     mix = torch.tensor([[1.0, 0.3], [-0.2, 0.8]]).double()
     H, C = mix @ mix.T + torch.eye(2), torch.tensor([[0.5, 0.1], [0.1, 0.3]]).double()
-    theta, eta, batch, s = torch.tensor([0.4, -0.7]).double(), 0.001, 8.0, 0.5
+    theta, eta, batch, s = torch.tensor([0.4, -0.7]).double(), 0.001, 8.0, 0.6
     settled = torch.as_tensor(solve_continuous_lyapunov(H.numpy(), eta / batch * C.numpy()))
     step = torch.eye(2) - eta * H
     turned = torch.as_tensor(solve_discrete_lyapunov(step.numpy(), eta**2 / batch * C.numpy()))

@@ -49,11 +49,12 @@ def test_what_cannot_be_evaluated_is_refused(change, says):
         (lambda: bounds.rollouts_per_prompt(0.0, 1.0), "prefill"),
         (lambda: bounds.rollouts_per_prompt(1.0, 1.0, rollout_deviation=1.0), "both"),
         (lambda: bounds.chi_squared_from_scores(torch.zeros(3), torch.zeros(2, 4)), "ref_logps"),
+        (lambda: bounds.chi_squared_from_scores(torch.full((3,), 0.4), torch.zeros(2, 3)), "policy_logps.*logarithm"),
         (lambda: bounds.asymptotic_suboptimality(torch.eye(2), torch.eye(3), beta=1.0, samples=9), r"\[d, d\]"),
         (lambda: bounds.asymptotic_suboptimality(torch.eye(2), BLIND, beta=1.0, samples=9), "say nothing"),
         (lambda: bounds.label_privacy_printed(small_epsilon=2.0), "at most 1"),
     ],
-    ids=["few", "delta", "rollouts", "prefill", "one deviation", "scores", "shapes", "blind", "printed"],
+    ids=["few", "delta", "rollouts", "prefill", "one deviation", "scores", "probabilities", "shapes", "blind", "printed"],
 )  # fmt: skip
 def test_bounds_refuse_by_name(call, says):
     with pytest.raises(ArgumentError, match=says):
@@ -61,11 +62,14 @@ def test_bounds_refuse_by_name(call, says):
 
 
 def test_budgets_and_the_asymptotic_constant_by_hand():
-    assert bounds.rollouts_per_prompt(27.0, 1.0) == pytest.approx(9.0) and bounds.rollouts_per_prompt(0.1, 1.0) == 1.0
-    assert bounds.rollouts_per_prompt(16.0, 1.0, rollout_deviation=0.5, prompt_deviation=1.0) == pytest.approx(2.0)
+    assert bounds.rollouts_per_prompt(81.0, 3.0) == pytest.approx(9.0) and bounds.rollouts_per_prompt(0.1, 1.0) == 1.0
+    assert bounds.rollouts_per_prompt(32.0, 2.0, rollout_deviation=0.5, prompt_deviation=1.0) == pytest.approx(2.0)
     V, H = torch.tensor([[2.0, 0.5], [0.5, 1.0]]), torch.tensor([[0.5, 0.1], [0.1, 0.25]])
     by_hand = (2 * 0.25 - 2 * 0.5 * 0.1 + 1 * 0.5) / (0.125 - 0.01)  # tr(V adj H)/det H
     assert bounds.asymptotic_suboptimality(V, H, beta=0.5, samples=100) == pytest.approx(by_hand / 100)
+    assert bounds.asymptotic_suboptimality(V, 1e-9 * H, beta=0.5, samples=1e11) == pytest.approx(
+        by_hand / 100
+    )  # in other units
 
 
 def test_chi_squared_is_an_estimate_and_says_so():

@@ -52,6 +52,20 @@ def test_weights_of_the_array_functions(call, weights):
         call(weights)
 
 
+@pytest.mark.parametrize("alpha", [-1000.0, 1000.0])
+def test_an_alpha_whose_powers_overflow_is_refused_and_not_answered_by_nan(alpha):
+    """6^±1000 is no float."""
+    refs, reward = torch.full((1, 6), 1 / 6).double().log(), torch.arange(6.0).double()
+    with pytest.raises(ArgumentError, match=f"alpha: found {alpha:g}.*float64.*nearer to 1"):
+        mr.exact.solve(reward, refs, mr.AlphaDivergence(alpha=alpha), beta=0.1)
+
+
+@pytest.mark.parametrize("weights", [None, (), (1.0,)])
+def test_no_reference_at_all_is_refused_by_name(weights):
+    with pytest.raises(WeightsError, match="weights: found no reference"):
+        mr.pools.power_pool(torch.zeros(0, 4), weights)
+
+
 def test_weights_that_nearly_sum_to_one_are_taken():
     """float32 weights sum to one within 1e-7."""
     weights = torch.tensor([0.1, 0.2, 0.7])

@@ -93,6 +93,35 @@ def test_one_reward_row_for_many_prompts(family):
     torch.testing.assert_close(shared.value, expanded.value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("family", [*REGULARIZERS.values(), mr.FDivergence.jensen_shannon], ids=[*REGULARIZERS, "js"])
+@pytest.mark.parametrize("rows", [3, 4])
+def test_many_rows_under_one_prompt_s_references(family, rows):
+    """References [K, Y] serve every row of [B, Y]: K is no batch, not even where B = K (3 here)."""
+    reward, ref_logps = problem(rows, 5)
+    refs, policy, rule = (
+        ref_logps[:, 0],
+        torch.linspace(-1, 1, rows * 5).double().view(rows, 5).sin().log_softmax(-1),
+        family(WEIGHTS),
+    )
+    preference = torch.sigmoid(reward[..., :, None] - reward[..., None, :])
+
+    def found(row):
+        solution = mr.exact.solve(reward[row], refs, rule, beta=0.3)
+        yield from (solution.policy, solution.value)
+        yield mr.exact.value(solution.log_policy, reward[row], refs, rule, beta=0.3)
+        yield mr.exact.nash(preference[row], refs, rule, beta=0.3).policy
+        yield mr.exact.duality_gap(solution.log_policy, preference[row], refs, rule, beta=0.3)
+        yield rule.penalty(solution.log_policy, refs)
+        yield rule.implicit_reward(policy[row], refs, beta=0.3)
+        yield from (
+            each(policy[row], ref_logps[:, 0], WEIGHTS) for each in (mr.divergences.k1, mr.divergences.k2, mr.divergences.k3)
+        )
+        yield mr.divergences.forward_kl(policy[row], refs, WEIGHTS)
+
+    for together, *single in zip(found(slice(None)), *(found(row) for row in range(rows)), strict=True):
+        torch.testing.assert_close(together, torch.stack(single), rtol=1e-9, atol=1e-11, equal_nan=True)
+
+
 @every_family
 def test_weights_per_prompt(family):
     """Weights [K, B] weigh each row by its own column; [K, B, Y] with equal columns is the same."""
@@ -124,8 +153,13 @@ def test_weights_of_zero_in_some_rows(family):
 def test_no_rows(family, shape):
     """An empty batch has an empty solution."""
     reward, ref_logps = torch.zeros(shape, dtype=torch.float64), torch.zeros((2, *shape), dtype=torch.float64)
-    solution = mr.exact.solve(reward, ref_logps, family(None), beta=0.3)
-    assert solution.log_policy.shape == shape and solution.value.shape == shape[:-1]
+    preference = torch.zeros(*shape, shape[-1], dtype=torch.float64)
+    for solution in (
+        mr.exact.solve(reward, ref_logps, family(None), beta=0.3),
+        mr.exact.nash(preference, ref_logps, family(None), beta=0.3),
+    ):
+        assert solution.log_policy.shape == shape and solution.value.shape == shape[:-1]
+    assert mr.exact.duality_gap(reward, preference, ref_logps, family(None), beta=0.3).shape == shape[:-1]
 
 
 @every_family

@@ -140,6 +140,19 @@ def test_the_implicit_reward_is_the_reward_and_derivatives_are_differences(made)
         assert found == pytest.approx(difference.tolist(), abs=1e-8)
 
 
+def test_the_implicit_reward_at_the_ends_of_f():
+    """f' at t = ∞, 0 and, where neither has mass, 1; Jensen–Shannon: ½ log 2, −∞ and 0; Jeffreys: ∞, −∞ and 0. Under two
+    references each counts by its weight, and one of weight zero not at all; gradients are finite wherever the value is."""
+    policy = torch.tensor([-1.0, -math.inf, -math.inf]).double().requires_grad_()
+    refs = torch.tensor([[-math.inf, -1.0, -math.inf], [-1.0, -1.0, -math.inf]]).double()
+    for made, most in ((JS, 0.5 * math.log(2)), (mr.FDivergence.jeffreys, math.inf)):
+        for weights, share in (((1.0, 0.0), 1.0), ((0.25, 0.75), 0.25)):
+            found = made(weights).implicit_reward(policy, refs, beta=2.0)
+            assert found.tolist() == pytest.approx([2 * share * most, -math.inf, 0.0])
+        (slope,) = torch.autograd.grad(made((0.0, 1.0)).implicit_reward(policy, refs, beta=2.0)[0], policy)
+        assert slope.isfinite().all()
+
+
 def test_preference_takes_it_and_says_where_it_goes_on_straight():
     """JS: t f'' = ½/(1 + t), from ½ at 0 down to factor 1 + R/β = 11 of ¼ at t = 21; it never rises above 2 · ¼."""
     objective = Preference(JS((1.0, 0.0)), 1.0)

@@ -114,6 +114,19 @@ def test_a_shift_of_the_reward_shifts_the_value(instance, shift):
     same(dataclasses.replace(instance, reward=reward), dataclasses.replace(instance, reward=reward + shift), shift)
 
 
+def test_where_no_strength_is_given_it_is_a_tenth():
+    """β = 0.1 is every function's own, so that a value is that of its optimum."""
+    refs, reward = torch.tensor([[0.7, 0.2, 0.1]]).double().log(), torch.tensor([0.0, 1.0, 0.3]).double()
+    preference = torch.sigmoid(reward[:, None] - reward)
+    for call in (
+        lambda **given: mr.exact.solve(reward, refs, mr.ReverseKL(), **given).value,
+        lambda **given: mr.exact.value(refs[0].roll(1), reward, refs, mr.ReverseKL(), **given),
+        lambda **given: mr.exact.nash(preference, refs, mr.ReverseKL(), **given).value,
+        lambda **given: mr.exact.duality_gap(refs[0].roll(1), preference, refs, mr.ReverseKL(), **given),
+    ):
+        assert float(call()) == float(call(beta=0.1)) != float(call(beta=0.2))
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0, 0.999])
 def test_ties_at_the_corner_share_evenly(alpha):
     """Two completions that no reference supports, equally rewarded: half of the left-over mass each,

@@ -11,7 +11,7 @@ from multiref.errors import ArgumentError, OutputError
 from multiref.report import write_whole
 from multiref_lab import statements
 from multiref_lab.claim import Claim, Effort, Measurement, Rule, all_hold, claim, exactly, near
-from multiref_lab.stats import bootstrap_mean, fit_slope
+from multiref_lab.stats import bootstrap_mean, fit_slope, resample
 
 NOT_VERIFIED = {
     "forward-kl-learns-slower": "refuted",
@@ -107,8 +107,11 @@ def test_slopes_are_recovered_with_their_uncertainty():
     assert 2 * 1.5 * error < slope.high - slope.low < 2 * 2.6 * error
     with_knee = torch.where(x < 9_000, torch.full_like(x, 100.0), x**-1.0).expand(30, -1)
     assert fit_slope(x.tolist(), with_knee).value == pytest.approx(-1, abs=1e-9)
-    with pytest.raises(ArgumentError, match="slope"):
-        fit_slope([1.0, 100.0], torch.ones(5, 2))
+    for x, y in (([1.0, 100.0], torch.ones(5, 2)), ([1.0, 2.0, 4.0, 8.0], torch.tensor([[3.0, 2.0, 1.0, 0.0]]))):
+        with pytest.raises(ArgumentError, match="slope"):
+            fit_slope(x, y)
+    drawn = resample(7, torch.Generator().manual_seed(3))
+    assert (drawn.sum(1) == 7).all() and abs(float((drawn[:, 0] == 0).double().mean()) - (6 / 7) ** 7) < 0.06
     mean = bootstrap_mean(noise[:, 0])
     assert mean.low < noise[:, 0].mean() < mean.high and 0.15 < mean.high - mean.low < 0.25
 

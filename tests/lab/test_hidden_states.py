@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
+from multiref.models import encode_many
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.hidden_states import hidden_state_features, principal_features
 from multiref_lab.preferences import sample_pairs
@@ -23,6 +24,23 @@ def test_principal_features_are_centred_uncorrelated_and_keep_the_largest_direct
     assert abs(torch.corrcoef(torch.stack((flat[:, 0], centred[:, 0])))[0, 1]) > 0.95
     with pytest.raises(ArgumentError, match="at most 1"):
         principal_features(torch.stack((states[:, :1, :], 2 * states[:, :1, :]), 1)[:1, :, 0], 2)
+
+
+def test_features_of_seventy_rows_are_the_states_of_each_row_alone(tiny_llama, tiny_tokenizer):
+    """35 prompts, two completions of different lengths each: more rows than one batch, against one row at a time, unpadded."""
+    prompts = [f"the cat sat on {i}" for i in range(35)]
+    completions = [(" the mat.", f" the dog and {i} logs, and Max") for i in range(35)]
+    features = hidden_state_features(tiny_llama, tiny_tokenizer, prompts, completions, dimension=4)
+    alone = []
+    for item in encode_many(tiny_tokenizer, list(zip(prompts, completions, strict=True))):
+        for i, ids in enumerate(item.completions):
+            with torch.inference_mode():
+                out = tiny_llama(input_ids=torch.tensor([[*item.context(i), *ids]]), output_hidden_states=True)
+            alone.append(out.hidden_states[-1][0, -1].double())
+    torch.testing.assert_close(features, principal_features(torch.stack(alone).view(35, 2, -1), 4), atol=1e-4, rtol=1e-4)
+    for wrong in (completions[:-1], [*completions[:-1], completions[0] * 2]):
+        with pytest.raises(ArgumentError, match="one list a prompt"):
+            hidden_state_features(tiny_llama, tiny_tokenizer, prompts, wrong, dimension=2)
 
 
 @pytest.mark.shared

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from multiref.errors import ArgumentError
-from multiref_lab.preferences import multinomial_counts, pair_indices, sample_pairs
+from multiref_lab.preferences import PairCounts, multinomial_counts, pair_indices, pair_information, sample_pairs
 from multiref_lab.problems import random_bandits
 
 
@@ -57,6 +57,20 @@ def test_sizes_per_seed_and_prompt_law():
     total = (counts.wins + counts.losses).sum(-1)
     assert (total[:, 1] == 0).all() and total[0, 0] <= 10
     assert abs(total[1, 0] / 1_000_000 - 2 / 3) < 0.005  # one draw in three shows a completion against itself
+
+
+def test_the_information_of_pairs_is_a_sum_over_both_orders():
+    """Σ_{y, y'} w Δφ Δφᵀ, pair by pair; and two data sets are one whose labels are those of both."""
+    generator = torch.Generator().manual_seed(5)
+    features, weight = torch.randn(2, 4, 3, generator=generator), torch.rand(2, 4, 4, generator=generator)
+    weight = weight + weight.mT
+    expected = torch.zeros(2, 3, 3)
+    for x, y, z in itertools.product(range(2), range(4), range(4)):
+        apart = features[x, y] - features[x, z]
+        expected[x] += weight[x, y, z] * torch.outer(apart, apart)
+    torch.testing.assert_close(pair_information(features, weight), expected)
+    one, two = (PairCounts(*pair_indices(3), torch.tensor([[n, 0.0, 1.0]]), torch.tensor([[2.0, n, 0.0]])) for n in (3.0, 5.0))
+    assert (one + two).wins.tolist() == [[8, 0, 2]] and (one + two).losses.tolist() == [[4, 8, 0]]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def test_bradley_terry_far_out():
     assert slope.tolist() == [0.0, -1.0]
 
 
+@pytest.mark.parametrize("loss", [bradley_terry, robust])
+def test_an_answer_without_mass_is_infinitely_far(loss):
+    """r = −∞ for what the policy cannot give: as the rejected side it costs −log σ(∞) = 0, as the chosen side ∞."""
+    assert loss(numbers(0.0, -math.inf), numbers(-math.inf, 0.0)).tolist() == [0.0, math.inf]
+
+
 def test_ipo_by_hand():
     """(m − ½)²: m = ½ is where it rests; m = 2 costs 9/4; m = −1 costs 9/4."""
     assert ipo(numbers(0.5, 2.0, -1.0), numbers(0.0, 0.0, 0.0)).tolist() == [0.0, 2.25, 2.25]

@@ -108,6 +108,16 @@ def test_summed_log_probabilities_of_whole_completions():
     assert pool(logps, [0.25, 0.75], -1)[0] == pytest.approx(-5300 - math.log(0.75), abs=1e-12)
 
 
+@pytest.mark.parametrize("order", [-1.0, 0.0, 0.01, 1.0])
+@pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (0.6, 0.4, 0.0)])
+def test_half_precision_is_rounded_on_the_way_in_alone(order, weights):
+    """bfloat16 has three digits: weights and sums in it were a quarter of a nat off at −50. Float32 is the pool."""
+    logps = (-50 * torch.rand(3, 40, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    found = mr.pools.power_pool(logps, weights, order)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), mr.pools.power_pool(logps.double(), weights, order), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("order", [-3.0, -1.0, 0.01, 2.0])
 def test_an_absent_reference_far_above_the_others_in_few_bits(order, dtype):

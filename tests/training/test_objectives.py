@@ -38,6 +38,21 @@ def test_multi_dpo_is_at_least_the_loss_of_the_geometric_pool():
     )
 
 
+def test_multi_dpo_does_not_see_an_absent_reference_that_gives_no_mass():
+    """Weight 0 and log-probability −∞: the loss, its gradient and the rewards are those of the others alone."""
+    pairs = random_pairs(2)
+    absent = torch.where(torch.arange(40)[:, None] < torch.tensor([30, 20]), -torch.inf, pairs.references[1])
+    every = PairLogps(
+        pairs.policy.requires_grad_(), torch.stack((pairs.references[0], absent)), pairs.lengths, pairs.ref_lengths
+    )
+    alone = PairLogps(pairs.policy, pairs.references[:1], pairs.lengths, pairs.ref_lengths[:1])
+    for name in ("losses", "rewards"):
+        found, expected = (getattr(o, name)(p) for o, p in ((MultiDPO(BETA, (1.0, 0.0)), every), (MultiDPO(BETA), alone)))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        slopes = [torch.autograd.grad(each.sum(), pairs.policy)[0] for each in (found, expected)]
+        torch.testing.assert_close(*slopes, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize(
     "objective", [Preference(mr.ReverseKL(), BETA), MultiDPO(BETA), mrpo(BETA)], ids=["dpo", "mdpo", "mrpo"]
 )

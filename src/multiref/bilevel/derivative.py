@@ -83,7 +83,7 @@ def perturbed_policy(problem: Problem, reward: Tensor, upper: Upper, *, sigma: f
     damping, before = 1.0, math.inf
     for _ in range(_STEPS):
         target = problem.lower(reward - sigma * upper.payoff(problem, log_policy, reward))
-        change = float((target.exp() - log_policy.exp()).abs().max())
+        change = float((target.exp() - log_policy.exp()).abs().max()) if reward.numel() else 0.0
         if change <= tolerance:
             return target
         if change > before:

@@ -61,11 +61,11 @@ class Problem:
                 f"preference: found shape {tuple(self.preference.shape)}, expected {expected} for ref_logps "
                 f"{tuple(self.ref_logps.shape)}; give P(y ≻ y') for every pair of completions"
             )
-        gap = float((self.preference + self.preference.transpose(-1, -2) - 1).abs().max()) if self.preference.numel() else 0.0
-        if not gap <= 1e-6 or float(self.preference.min()) < 0:
+        off = (self.preference + self.preference.mT - 1).abs()
+        if not bool(((off <= 1e-6) & (self.preference >= 0)).all()):
             raise ArgumentError(
-                f"preference: found P(y ≻ y') + P(y' ≻ y) off one by {gap:.3g}, expected probabilities; give one table for "
-                "both orders"
+                f"preference: found P(y ≻ y') + P(y' ≻ y) off one by {float(off.max()):.3g}, expected probabilities; give one "
+                "table for both orders"
             )
         if self.comparator_logps is None:
             object.__setattr__(self, "comparator_logps", self.regularizer.pool(self.ref_logps).log_softmax(-1))

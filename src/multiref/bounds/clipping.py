@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from multiref._logspace import Weights, check_weights
+from multiref._logspace import Weights, check_logps, check_weights
 from multiref.bounds.statement import Statement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -199,13 +199,14 @@ def chi_squared_from_scores(policy_logps: Tensor, ref_logps: Tensor, weights: We
     r"""[N] log π, [K, N] log π_k of completions that the policy drew → χ²(π‖μ) = E_π[π/μ] − 1, μ = Σ_k w_k π_k.
 
     Raises:
-        ArgumentError: shapes that do not match, or no completion.
+        ArgumentError: shapes that do not match, no completion, NaN or log-probabilities above zero.
     """
     if ref_logps.ndim != 2 or policy_logps.shape != ref_logps.shape[1:] or not policy_logps.numel():
         raise ArgumentError(
             f"ref_logps: expected [K, N] against policy_logps [N], N ≥ 1, found {tuple(ref_logps.shape)} and "
             f"{tuple(policy_logps.shape)}."
         )
+    check_logps(policy_logps, "policy_logps")
     log_ratio = policy_logps.double() - power_pool(ref_logps.double(), check_weights(weights, len(ref_logps)), order=1.0)
     n = log_ratio.numel()
     if bool((missed := log_ratio == math.inf).any()):

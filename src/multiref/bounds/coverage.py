@@ -44,11 +44,11 @@ def path_coverage(reward: Tensor, estimate: Tensor, pool_logps: Tensor, sampling
     """
     shape = broadcast(reward.shape, estimate.shape, pool_logps.shape, sampling_logps.shape)
     reward, estimate = reward.expand(shape), estimate.expand(shape)
-    alive = (pool_logps > NEG_INF) & (reward > NEG_INF)
-    one_sided = torch.where(alive, ~torch.isfinite(estimate - reward), (pool_logps > NEG_INF) & (estimate != NEG_INF))
+    alive = (pool_logps != NEG_INF) & (reward > NEG_INF)
+    one_sided = torch.where(alive, ~torch.isfinite(estimate - reward), (pool_logps != NEG_INF) & (estimate != NEG_INF))
     if bool(one_sided.any()):
         raise ArgumentError("reward, estimate: expected finite numbers, or −inf in both where a completion is out of play.")
-    base = torch.where(alive, pool_logps + torch.where(alive, reward, 0.0) / beta, NEG_INF)
+    base = torch.where(alive, pool_logps + reward / beta, NEG_INF)
     g = torch.where(alive, estimate, 0.0) - torch.where(alive, reward, 0.0)
     top = _last(torch.ones_like(g), lambda s: g > expectation(_tilted(base, g, s, beta), g.unsqueeze(-2)))
     best = torch.diagonal(_tilted(base, g, top, beta), dim1=-2, dim2=-1)  # entry y: log π_{s(y)}(y)
@@ -69,7 +69,7 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
     R1's path stays in the reverse ball of radius min(R/β, R²/(8β²)) (docs/bounds.md).
 
     Raises:
-        ArgumentError: a radius that is negative or NaN, a direction that is neither.
+        ArgumentError: a radius that is negative or NaN, a direction that is neither, a pool that is NaN or has no mass.
 
     Reference: our reading of the papers' local coverage constants, whose definition's text is not available; DERIVED.
     """
@@ -80,6 +80,8 @@ def ball_coverage(pool_logps: Tensor, radius: float, *, direction: Literal["reve
     if direction not in ("reverse", "forward"):
         raise ArgumentError(f"direction: found {direction!r}, expected 'reverse' (KL(π‖pool)) or 'forward' (KL(pool‖π)).")
     log_p = pool_logps.log_softmax(-1)
+    if bool(log_p.isnan().any()):
+        raise ArgumentError("pool_logps: found NaN or a row without mass, expected log-masses of which some are above −inf.")
     odds = log_p.exp() / -torch.expm1(log_p)
 
     def inside(gain: Tensor) -> Tensor:

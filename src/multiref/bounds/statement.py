@@ -152,8 +152,7 @@ class Bound:
             ) from None
         if not counted:
             return found
-        count = float(math.ceil(found * (1 - 1e-12)))  # a closed form that is an integer must not be rounded up to the next one
-        return count if value(count) <= target * (1 + 1e-9) else count + 1
+        return float(math.ceil(found * (1 - 1e-12)))  # a closed form that is an integer must not be rounded up to the next one
 
     def __str__(self) -> str:
         vacuous = f"   VACUOUS: the trivial range is {_short(self.trivial)}" if self.vacuous else ""

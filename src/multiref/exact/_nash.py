@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, broadcast, check_beta, check_logps, expectation
+from multiref._logspace import NEG_INF, align, broadcast, check_beta, check_logps, expectation
 from multiref.errors import ArgumentError
 from multiref.exact._interior import find_interior
-from multiref.exact._objective import value
 from multiref.exact._problem import check_policy_shape, check_shapes
-from multiref.exact._solve import Solution, solve
+from multiref.exact._solve import Solution, solve, value
 from multiref.regularizers import FDivergence, Regularizer
 
 TOLERANCE = 1e-6  # of P + Pᵀ = 1: probabilities may come in float32; what is off is averaged away
@@ -52,10 +51,10 @@ def nash(preference: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, bet
     """
     check_beta(beta)
     shape = check_preference(preference, check_logps(ref_logps, "ref_logps"))
-    preference = preference.double().expand(*shape, shape[-1])
+    preference, refs = preference.double().expand(*shape, shape[-1]), align(ref_logps, len(shape)).double()
     with torch.no_grad():
-        reward = 0.5 + _equilibrium(preference, ref_logps.double(), regularizer, beta)
-        return solve(reward, ref_logps.double(), regularizer, beta=beta)
+        reward = 0.5 + _equilibrium(preference, refs, regularizer, beta)
+        return solve(reward, refs, regularizer, beta=beta)
 
 
 def duality_gap(
@@ -109,12 +108,12 @@ def check_preference(preference: Tensor, ref_logps: Tensor) -> torch.Size:
     values = preference.detach().double()
     if not bool(((values >= -TOLERANCE) & (values <= 1 + TOLERANCE)).all()):
         raise ArgumentError("preference: expected probabilities in [0, 1], found NaN or a number outside.")
-    if (off := (values.diagonal(dim1=-2, dim2=-1) - 0.5).abs().max()) > TOLERANCE:
+    if bool(((off := (values.diagonal(dim1=-2, dim2=-1) - 0.5).abs()) > TOLERANCE).any()):
         raise ArgumentError(
-            f"preference: expected ½ on the diagonal (a completion against itself), found ½ ± {float(off):.3g}."
+            f"preference: expected ½ on the diagonal (a completion against itself), found ½ ± {float(off.max()):.3g}."
         )
     off = (values + values.mT - 1).abs()
-    if off.max() > TOLERANCE:
+    if bool((off > TOLERANCE).any()):
         *row, i, j = [int(each[0]) for each in torch.nonzero(off == off.max(), as_tuple=True)]
         raise ArgumentError(
             f"preference: expected P + Pᵀ = 1, found {float(values[(*row, i, j)]):.4g} and {float(values[(*row, j, i)]):.4g} "
@@ -144,7 +143,7 @@ def _equilibrium(preference: Tensor, ref_logps: Tensor, regularizer: Regularizer
             break
         reward, policy = torch.where(better, moved, reward), torch.where(better, answer, policy)
         residual = torch.where(better, new, residual)
-    if bool((size := residual.abs().amax(-1)).amax() > _ACCEPTED):
+    if bool(((size := residual.abs().amax(-1)) > _ACCEPTED).any()):
         raise ArgumentError(
             f"nash: {int((size > _ACCEPTED).sum())} of {size.numel()} games did not settle at β = {beta:g} (left: "
             f"{float(size.max()):.2g}); expected a larger beta."

@@ -1,4 +1,4 @@
-"""The optimum of the regularised objective under K references, exactly."""
+"""The regularised objective under K references and its optimum, exactly; optima under single references merged into it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_beta, check_logps, expectation
+from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps, expectation
+from multiref.errors import ArgumentError
 from multiref.exact._nested import solve_nested
-from multiref.exact._problem import check_mass, check_reward, check_shapes
+from multiref.exact._problem import check_mass, check_policy_shape, check_reward, check_shapes
 from multiref.exact._root import LARGEST, Family, find_root, normalise
+from multiref.pools import power_pool
 from multiref.regularizers import FDivergence, Regularizer
 
 BLOCK = 2**17  # numbers in an array [rows, Y] that is worked on at once
@@ -68,6 +70,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
 
     Raises:
         ArgumentError: NaN, +inf, log-probabilities above zero, shapes that do not match, β ≤ 0.
+            An α so far from 1 that powers of the references overflow.
         EmptyPoolError: rows in which the pool has no mass, named.
 
     Reference: arXiv 2502.01203, Theorems 5.1 and 6.1 (FOUND); the α-family, truncation and corner are DERIVED
@@ -80,6 +83,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     """
     check_beta(beta)
     shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    ref_logps = align(ref_logps, len(shape))
     if isinstance(regularizer, FDivergence):
         log_policy, multiplier = solve_nested(reward.expand(shape), ref_logps, regularizer, beta)
         received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
@@ -98,6 +102,40 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     return Solution(*(torch.cat([getattr(part, name) for part in parts]) for name in ("log_policy", "value", "multiplier")))
 
 
+def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: float = 0.1) -> Tensor:
+    r"""[*B, Y], [*B, Y], [K, *B, Y] → [*B]: the objective at a policy, per prompt, in units of the reward.
+
+        J(π) = E_π[r] − β Σ_k w_k D(π‖π_k)
+
+    For reverse KL, J* − J(π) = β KL(π‖π*), whatever π is (docs/theory.md 1 a).
+
+    Raises:
+        ArgumentError: NaN or +inf rewards, log-probabilities above zero, shapes that do not match, β ≤ 0.
+    """
+    check_beta(beta)
+    check_logps(log_policy, "log_policy")
+    shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
+    check_policy_shape(log_policy, shape)
+    return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, ref_logps)
+
+
+def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
+    r"""[K, *B, Y] → [*B, Y]: log π*_w from log π*_k ∝ π_k e^{r/β}, the optima under each reference alone (same r, same β).
+
+        π*_w ∝ Π_k (π*_k)^{w_k}
+
+    Holds for reverse KL and whole completions only: merging per token optimises another objective (docs/theory.md 5).
+
+    Raises:
+        EmptyPoolError: rows in which no completion has mass under every weighted policy.
+
+    Reference: DERIVED (docs/theory.md 1 c).
+    """
+    pooled = power_pool(log_policies, weights, order=0.0)
+    check_mass(pooled, torch.zeros_like(pooled), "merge")
+    return pooled.log_softmax(-1)
+
+
 def _split(regularizer: Regularizer, n: int, rows: int) -> Iterator[Regularizer]:
     """The regularizer of each block of n prompts: another one only where weights differ per prompt."""
     if not isinstance(regularizer.weights, Tensor) or regularizer.weights.ndim == 1:
@@ -111,6 +149,11 @@ def _rooted(reward: Tensor, log_pool: Tensor, ref_logps: Tensor, regularizer: Re
     shape = reward.shape
     rows = (reward.reshape(-1, shape[-1]), log_pool.reshape(-1, shape[-1]))
     log_policy, multiplier = _by_root(*rows, alpha=regularizer.alpha, beta=beta)
+    if bool(log_policy.isnan().any()):
+        alpha, kind = regularizer.alpha, str(log_policy.dtype).removeprefix("torch.")
+        raise ArgumentError(
+            f"alpha: found {alpha:g}, at which powers of these references leave {kind}; expected one nearer to 1."
+        )
     log_policy = log_policy.reshape(shape)
     received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
     return Solution(

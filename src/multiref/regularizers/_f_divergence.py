@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref._logspace import Weights, broadcast, check_beta, check_weights, expand_weights
+from multiref._logspace import Weights, align, check_beta, check_weights, expand_weights
 from multiref._slope import Slope
 from multiref.errors import ArgumentError
 from multiref.regularizers._regularizer import Regularizer
@@ -108,21 +108,21 @@ class FDivergence(Regularizer):
         """
         check_beta(beta)
         low, high, beyond = tame
-        w = expand_weights(check_weights(self.weights, ref_logps.shape[0]), ref_logps).double()
-        each = _log_ratio_or_limit(policy_logps.double(), ref_logps.double())
+        refs = align(ref_logps, policy_logps.ndim).double()
+        w = expand_weights(check_weights(self.weights, len(refs)), refs)
+        each = _log_ratio_or_limit(policy_logps.double(), refs)
         kept = each.clamp(low, high)
         values = self.slope(kept) + (0.0 if low == -math.inf and high == math.inf else beyond * (each - kept))
         return beta * torch.where(w > 0, w * values, 0.0).sum(0)
 
     def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k Σ_y π_k f(π/π_k), f by quadrature of f'."""
-        log_policy = log_policy.expand(broadcast(log_policy.shape, ref_logps.shape[1:])).double()
-        refs = ref_logps.double()
-        w = expand_weights(check_weights(self.weights, refs.shape[0]), refs)
-        nothing = torch.maximum(log_policy.expand_as(refs), refs) == -math.inf
+        log_policy, refs = log_policy.double(), align(ref_logps, log_policy.ndim).double()
+        w = expand_weights(check_weights(self.weights, len(refs)), refs)
+        larger = torch.maximum(log_policy, refs)
         mean = self.slope.mean(_log_ratio_or_limit(log_policy, refs))
-        scale = torch.where(nothing, 0.0, torch.maximum(log_policy.expand_as(refs), refs)).exp()
-        return torch.where(nothing | (w == 0), 0.0, w * scale * mean).sum((0, -1))
+        scale = torch.where(larger == -math.inf, 0.0, larger).exp()
+        return torch.where((larger == -math.inf) | (w == 0), 0.0, w * scale * mean).sum((0, -1))
 
     def _key(self) -> tuple[object, ...]:
         weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
@@ -137,7 +137,6 @@ class FDivergence(Regularizer):
 
 def _log_ratio_or_limit(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p − log q, broadcast; 0 where neither has mass, ±inf where one has."""
-    log_p = log_p.expand(broadcast(log_p.shape, log_q.shape))
     nothing = (log_p == -math.inf) & (log_q == -math.inf)
     return torch.where(nothing, 0.0, log_p) - torch.where(nothing, 0.0, log_q)
 

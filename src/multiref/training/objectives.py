@@ -14,6 +14,7 @@ from torch import Tensor
 
 from multiref import losses as preference_losses
 from multiref._logspace import expand_weights
+from multiref.divergences import log_ratios
 from multiref.errors import ArgumentError
 from multiref.regularizers import FDivergence, Regularizer, Weights, check_beta, check_weights
 
@@ -182,16 +183,14 @@ class MultiDPO:
 
     def rewards(self, pairs: PairLogps) -> Tensor:
         """[B, 2]: β Σ_k w_k (log π − log π_k)."""
-        return self.beta * (self._weights(pairs)[..., None] * (pairs.policy - pairs.references)).sum(0)
+        ratios, w = log_ratios(pairs.policy, pairs.references, self.weights)
+        return self.beta * (w * ratios).sum(0)
 
     def losses(self, pairs: PairLogps) -> Tensor:
         """[B]: Σ_k w_k loss_k."""
-        rewards = self.beta * (pairs.policy - pairs.references)
-        return (self._weights(pairs) * self.loss(rewards[..., 0], rewards[..., 1])).sum(0)
+        ratios, w = log_ratios(pairs.policy, pairs.references, self.weights)
+        return (w[..., 0] * self.loss(self.beta * ratios[..., 0], self.beta * ratios[..., 1])).sum(0)
 
     def reweighted(self, weights: Weights) -> "MultiDPO":
         """The same objective under other weights."""
         return replace(self, weights=weights)
-
-    def _weights(self, pairs: PairLogps) -> Tensor:
-        return expand_weights(check_weights(self.weights, len(pairs.references)), pairs.references[..., 0])

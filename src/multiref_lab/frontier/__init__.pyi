@@ -1,11 +1,8 @@
 from .findings import Findings as Findings
-from .grid import Cell as Cell
-from .grid import cells as cells
 from .page import write as write
 from .settings import FrontierSettings as FrontierSettings
 from .settings import Generated as Generated
 from .settings import Offline as Offline
 from .settings import Online as Online
-from .settings import Stories as Stories
 from .sweep import Training as Training
 from .sweep import sweep as sweep

@@ -27,9 +27,7 @@ def optimum(
     return exact.solve(reward, ref_logps, regularizer(rule, weights), beta=beta).log_policy
 
 
-def multi_dpo_optimum(
-    reward: Tensor, ref_logps: Tensor, weights: tuple[float, ...], *, beta: float, steps: int = 50, tolerance: float = 1e-10
-) -> Tensor:
+def multi_dpo_optimum(reward: Tensor, ref_logps: Tensor, weights: tuple[float, ...], *, beta: float) -> Tensor:
     r"""[N, Y], [K, N, Y] → [N, Y]: log π that minimises Multi-DPO's population loss, prompt by prompt.
 
         min_θ  Σ_{a≠b} m_ab Σ_k w_k CE(σ(r_a − r_b), σ(β (θ_a − θ_b − (s_ka − s_kb)))),     π = softmax(θ),  s_k = log π_k
@@ -42,18 +40,16 @@ def multi_dpo_optimum(
     kept = check_weights(weights, len(ref_logps))
     start = exact.solve(reward, ref_logps, ReverseKL(weights), beta=beta).log_policy
     prompts = zip(reward, ref_logps.unbind(1), start, strict=True)
-    return torch.stack([_one_prompt(r, s, kept, first, beta, steps, tolerance) for r, s, first in prompts])
+    return torch.stack([_one_prompt(r, s, kept, first, beta) for r, s, first in prompts])
 
 
-def _one_prompt(
-    reward: Tensor, ref_logps: Tensor, weights: Tensor, start: Tensor, beta: float, steps: int, tolerance: float
-) -> Tensor:
+def _one_prompt(reward: Tensor, ref_logps: Tensor, weights: Tensor, start: Tensor, beta: float) -> Tensor:
     mu = ref_logps.exp().mean(0)
     mass = mu[:, None] * mu[None, :] * (1 / (1 - mu[:, None]) + 1 / (1 - mu[None, :])) / 2
     mass.fill_diagonal_(0.0)
     preferred = torch.sigmoid(reward[:, None] - reward[None, :])
     theta = start
-    for _ in range(steps):
+    for _ in range(50):
         gradient, curvature = torch.zeros_like(mu), torch.zeros_like(mass)
         for weight, logps in zip(weights.tolist(), ref_logps, strict=True):
             score = theta - logps
@@ -62,7 +58,7 @@ def _one_prompt(
             curvature += weight * mass * said * (1 - said)
         step = _newton(gradient / beta, curvature).clamp(-1, 1)
         theta = theta - step
-        if float(step.abs().max()) < tolerance:
+        if float(step.abs().max()) < 1e-10:
             break
     return theta.log_softmax(0)
 

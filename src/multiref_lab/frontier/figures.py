@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from multiref.report.figures import GREY, INK, MARKERS, PALETTE, Curve, Plot, canvas, finish, mark
 from multiref_lab.frontier.findings import Findings, Place, Plane, Trained
-from multiref_lab.frontier.rules import LABELS, label
+from multiref_lab.frontier.rules import LABELS, alone
 
 STYLES = {"exact": 0, "mrpo": 1, "multi-dpo": 2, "authors": 3}  # place in the palette of a rule, the same in every figure
 BETAS = [2.0 ** (step / 3) for step in range(-9, 16)]  # times β: the curve of exact optima
@@ -22,7 +22,7 @@ def objective(findings: Findings, plane: Plane) -> Figure:
     for end in SINGLES:
         single = findings.trained(plane, "exact", end)
         values = [single.measure("J", at=weight).mean for weight in findings.weights]
-        name = label("single", end, findings.names(plane.task))
+        name = alone(end, findings.names(plane.task))
         curves.append(Curve(name, findings.weights, values, "trivial", dashed=not end))
     best = [place.J for weight in FINE if (place := findings.best(plane, weight)) is not None]
     curves += [Curve("best value J*_α (exact)", FINE, best, "theory")] if best else []
@@ -60,7 +60,7 @@ def plane_of_reward(findings: Findings, plane: Plane) -> Figure:
             for place, trained in enumerate(t for t in path if 0 < t.weight < 1):
                 _mark(axes, trained, colour, marker, 4 + 4 * trained.weight, None if number or place else LABELS[rule])
         for end, marker in zip(SINGLES, "Xp", strict=True):
-            named = None if number else label("single", end, findings.names(plane.task))
+            named = None if number else alone(end, findings.names(plane.task))
             _mark(axes, findings.trained(each, "exact", end), GREY, marker, 8, named)
     title = f"β = {', '.join(f'{p.beta:g}' for p in planes)}"
     return finish(

@@ -32,9 +32,9 @@ REGULARIZERS: dict[str, Callable[[tuple[float, float]], Regularizer]] = {
 }
 
 
-def label(rule: str, weight: float, names: Sequence[str]) -> str:
-    """The rule's name on a page; of a single reference, whose."""
-    return f"{names[0] if weight == 1 else names[1]} alone" if rule == SINGLE else LABELS[rule]
+def alone(weight: float, names: Sequence[str]) -> str:
+    """The name of a single reference's rule on a page."""
+    return f"{names[0] if weight == 1 else names[1]} alone"
 
 
 def regularizer(rule: str, weights: tuple[float, float]) -> Regularizer:

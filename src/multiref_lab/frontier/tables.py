@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from multiref.report import Table
 from multiref_lab.frontier.findings import Findings, Plane, Trained
 from multiref_lab.frontier.grid import OWN_ENDS
-from multiref_lab.frontier.rules import LABELS, label
+from multiref_lab.frontier.rules import LABELS, alone
 from multiref_lab.stats import Difference, Measure, paired
 
 
@@ -121,7 +121,7 @@ def _rows(findings: Findings, plane: Plane, at: float) -> Iterator[tuple[str, Tr
         if 0 < at < 1 or rule in OWN_ENDS:
             yield LABELS[rule] + ("" if 0 < at < 1 else ", one reference"), findings.trained(plane, rule, at)
     for end in (1.0, 0.0):
-        yield label("single", end, names), findings.trained(plane, "exact", end)
+        yield alone(end, names), findings.trained(plane, "exact", end)
 
 
 def _to_the_best(trained: Trained, at: float) -> list[str]:

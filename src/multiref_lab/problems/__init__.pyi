@@ -1,9 +1,9 @@
 from .bandits import Bandits as Bandits
 from .bandits import bandits_of_seed as bandits_of_seed
 from .bandits import random_bandits as random_bandits
+from .bandits import random_class as random_class
 from .bandits import random_logps as random_logps
-from .finite_class import random_class as random_class
-from .finite_class import refined_class as refined_class
+from .bandits import refined_class as refined_class
 from .games import Games as Games
 from .games import bilinear_games as bilinear_games
 from .language import accumulate as accumulate

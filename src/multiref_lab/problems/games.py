@@ -1,12 +1,10 @@
 """Preferences that no reward explains: generalised bilinear ones, whose cycles a Bradley–Terry model cannot see."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multiref.regularizers import check_weights
 from multiref_lab.preferences import pair_indices
 from multiref_lab.problems.bandits import random_logps
 
@@ -19,13 +17,11 @@ class Games:
         features: [S, Y, d].
         theta: [S, d(d − 1)/2], Θ above its diagonal.
         ref_logps: [K, S, Y].
-        weights: [K].
     """
 
     features: Tensor
     theta: Tensor
     ref_logps: Tensor
-    weights: Tensor
 
     @property
     def preference(self) -> Tensor:
@@ -52,18 +48,9 @@ class Games:
         return (one[..., i] * two[..., j] - one[..., j] * two[..., i]).unsqueeze(-3)
 
 
-def bilinear_games(
-    seeds: int,
-    *,
-    completions: int = 8,
-    dimension: int = 4,
-    references: int = 2,
-    weights: Sequence[float] | None = None,
-    scale: float = 4.0,
-    generator: torch.Generator,
-) -> Games:
-    """Random directions as features, normal Θ times `scale`, random references."""
-    features = torch.randn(seeds, completions, dimension, generator=generator, dtype=torch.float64)
-    theta = torch.randn(seeds, dimension * (dimension - 1) // 2, generator=generator, dtype=torch.float64)
-    logps = random_logps(references, seeds, completions, generator=generator)
-    return Games(features / features.norm(dim=-1, keepdim=True), scale * theta, logps, check_weights(weights, references))
+def bilinear_games(seeds: int, *, generator: torch.Generator) -> Games:
+    """8 completions with random directions in 4 dimensions as features, a normal Θ times 4, two random references."""
+    features = torch.randn(seeds, 8, 4, generator=generator, dtype=torch.float64)
+    theta = torch.randn(seeds, 6, generator=generator, dtype=torch.float64)
+    logps = random_logps(2, seeds, 8, generator=generator)
+    return Games(features / features.norm(dim=-1, keepdim=True), 4 * theta, logps)

@@ -1,7 +1,5 @@
-from .enumerable_world import EnumerableWorld as EnumerableWorld
 from .enumerable_world import enumerable_world as enumerable_world
 from .enumerable_world import price_of_labels as price_of_labels
-from .quasi_newton import minimise as minimise
 from .restricted import Restricted as Restricted
 from .restricted import exact_hypergradient as exact_hypergradient
 from .restricted import expected_estimates as expected_estimates
@@ -17,6 +15,5 @@ from .upper_ends import Audit as Audit
 from .upper_ends import audit as audit
 from .upper_ends import best_in_class as best_in_class
 from .upper_ends import offline_fit as offline_fit
-from .upper_ends import on_policy_fit as on_policy_fit
 from .world import LinearWorld as LinearWorld
 from .world import linear_world as linear_world

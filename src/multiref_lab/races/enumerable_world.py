@@ -15,6 +15,7 @@ from multiref.errors import ArgumentError
 from multiref.regularizers import ReverseKL
 from multiref.training.iterative import State, Task
 from multiref_lab import toys
+from multiref_lab.preferences import pair_information
 from multiref_lab.toys import Size, ToyPolicy
 
 PolicyKind = Literal["transformer", "log-linear", "tabular"]
@@ -178,6 +179,6 @@ def price_of_labels(world: EnumerableWorld) -> Tensor:
         spread += torch.einsum("wy,wyd,wye->wde", p, f, f)
         won = torch.sigmoid(r[:, :, None] - r[:, None, :])
         weight = won * (1 - won) * p[:, :, None] * p[:, None, :]
-        information += 2 * (torch.einsum("wy,wyd,wye->wde", weight.sum(-1), f, f) - f.mT @ weight @ f)
+        information += pair_information(f, weight)
     trace = torch.linalg.solve(information, spread).diagonal(dim1=-2, dim2=-1).sum(-1)
     return torch.div(trace, 2 * world.task.beta)

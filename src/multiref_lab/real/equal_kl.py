@@ -7,9 +7,7 @@ from torch import Tensor
 
 from multiref_lab.real.run import Findings
 from multiref_lab.real.settings import BASE, EXACT, REFERENCES
-from multiref_lab.stats import Measure
-
-RESAMPLES = 1000
+from multiref_lab.stats import RESAMPLES, Measure, resample
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,10 @@ def compare(findings: Findings) -> tuple[float, list[Level]]:
 
 def _resample(has_price: Tensor) -> Tensor:
     """[RESAMPLES, Q]: how often each question is drawn, as many of either kind as there are."""
-    counts = torch.zeros(RESAMPLES, len(has_price), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    for kind in (True, False):
-        places = (has_price == kind).nonzero()[:, 0]
-        if len(places):
-            drawn = places[torch.randint(len(places), (RESAMPLES, len(places)), generator=generator)]
-            counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    counts, generator = torch.zeros(RESAMPLES, len(has_price), dtype=torch.float64), torch.Generator().manual_seed(0)
+    for kind in (has_price, ~has_price):
+        if bool(kind.any()):
+            counts[:, kind] = resample(int(kind.sum()), generator)
     return counts
 
 

@@ -16,7 +16,7 @@ from multiref_lab.real.problems import Problem, correct
 class Measured:
     """A policy on held-out questions, [Q] each: their places among all, their kinds; how often the sampled answers are right
     and finished, their tokens; correctness of the greedy one (None: not asked).
-    kls: KL(π‖π_k), nats an answer, [N] of the questions at `priced`."""
+    kls: KL(π‖π_k), nats an answer, [N] of the few questions on which it is measured."""
 
     places: Tensor
     kinds: tuple[str, ...]
@@ -24,7 +24,6 @@ class Measured:
     sampled: Tensor
     ended: Tensor
     tokens: Tensor
-    priced: Tensor
     kls: Mapping[str, Tensor]
 
 

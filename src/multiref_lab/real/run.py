@@ -266,7 +266,6 @@ class _Stages:
             grade(problems, rollouts),
             torch.tensor([sum(each.ended) / len(each.ended) for each in rollouts], dtype=torch.float64),
             torch.tensor([sum(map(len, r.completion_ids)) / len(r.ended) for r in rollouts], dtype=torch.float64),
-            torch.tensor(priced),
             {each: torch.tensor(kls.get(each, [0.0] * len(priced)), dtype=torch.float64) for each in REFERENCES},
         )
 
@@ -336,7 +335,7 @@ class _Stages:
         write_whole(place, told)
 
     def _seconds(self) -> dict[str, float]:
-        return read_kept(self.output / "stages.json", before=None) or {}
+        return read_kept(self.output / "stages.json") or {}
 
     def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Do it, and add its seconds to those of earlier calls."""

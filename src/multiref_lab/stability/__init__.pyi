@@ -1,7 +1,4 @@
-from .fit import agreement as agreement
 from .fit import fit as fit
-from .fit import influence as influence
-from .grid import WORLDS as WORLDS
 from .grid import Axis as Axis
 from .grid import Cell as Cell
 from .grid import Measuring as Measuring
@@ -9,11 +6,8 @@ from .grid import axes as axes
 from .grid import experiment as experiment
 from .linear_cell import measure_linear as measure_linear
 from .page import write as write
-from .real import given_by_models as given_by_models
 from .real import kept_given as kept_given
 from .real import prompts_needed as prompts_needed
 from .real import read_prompts as read_prompts
 from .sample import Given as Given
 from .sample import LinearSettings as LinearSettings
-from .transformer_cell import TransformerSettings as TransformerSettings
-from .transformer_cell import measure_transformer as measure_transformer

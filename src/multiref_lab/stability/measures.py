@@ -42,7 +42,7 @@ def distances(log_policy: Tensor, parameter: Tensor, sample: Sample, references:
         for each of `replace`, `leave_out` and `rerun`: parameter (Euclidean), value (mean over prompts of |f − f'|),
         worst_value (largest), tv, kl (KL(π‖π') to the run on all data).
     """
-    refs, runs = sample.fresh.references(references).unsqueeze(2), sample.runs
+    refs, runs = sample.fresh.ref_logps[:references].unsqueeze(2), sample.runs
     each = sample.fresh.reward.unsqueeze(1).expand_as(log_policy)
     value = exact.value(log_policy, each, refs.expand(-1, -1, log_policy.shape[1], -1, -1), ReverseKL(), beta=beta)
     found: dict[str, list[float]] = {}

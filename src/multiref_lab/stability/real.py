@@ -30,19 +30,10 @@ def read_prompts(path: str | Path, count: int, *, words: int = 8) -> list[str]:
     return found[:count]
 
 
-def given_by_models(
-    model: str,
-    reference: str,
-    prompts: Sequence[str],
-    *,
-    completions: int = 8,
-    tokens: int = 10,
-    dimension: int = 48,
-    seed: int = 0,
-) -> Given:
-    """P prompts with Y completions, half of them sampled by each model → features [P, Y, D] and ref_logps [2, P, Y].
+def given_by_models(model: str, reference: str, prompts: Sequence[str], *, seed: int) -> Given:
+    """P prompts with 8 completions, half of them sampled by each model → features [P, 8, 48] and ref_logps [2, P, 8].
 
-    Features are the first model's last hidden states at a completion's last token, the D principal directions.
+    Features are the first model's last hidden states at a completion's last token, the 48 principal directions.
     The laws over a prompt's Y candidates are the models' log-probabilities of the whole completions,
     divided by one number that gives them standard deviation one: as they are, a law over eight sampled texts is almost all on
     one of them.
@@ -53,9 +44,9 @@ def given_by_models(
     opened = [load(path) for path in (model, reference)]
     texts: list[list[str]] = [[] for _ in prompts]
     for k, one in enumerate(opened):
-        for own, sampled in zip(texts, _sampled(one, prompts, completions // 2, tokens, seed + k), strict=True):
+        for own, sampled in zip(texts, _sampled(one, prompts, 4, seed + k), strict=True):
             own += sampled
-    states = hidden_state_features(opened[0].model, opened[0].tokenizer, prompts, texts, dimension=dimension)
+    states = hidden_state_features(opened[0].model, opened[0].tokenizer, prompts, texts, dimension=48)
     flat = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
     scores = References({"first": model, "second": reference}).score(flat)
     logps = scores.of([p for p, _ in flat], [c for _, c in flat]).unflatten(-1, (len(prompts), -1)).double()
@@ -63,11 +54,11 @@ def given_by_models(
     return Given(states, (logps / spread).log_softmax(-1))
 
 
-def _sampled(one: Any, prompts: Sequence[str], count: int, tokens: int, seed: int, rows: int = 64) -> list[list[str]]:
-    """`count` continuations of each prompt at temperature 1, of `tokens` tokens, `rows` prompts side by side."""
+def _sampled(one: Any, prompts: Sequence[str], count: int, seed: int) -> list[list[str]]:
+    """`count` continuations of each prompt at temperature 1, of 10 tokens, 64 prompts side by side."""
     from multiref.models import Generation, sample
 
-    generation = Generation(tokens, min_new_tokens=tokens, batch=rows * count)
+    generation = Generation(10, min_new_tokens=10, batch=64 * count)
     generator = torch.Generator().manual_seed(seed)
     drawn = sample(one.model, one.tokenizer, prompts, generation, group=count, generator=generator)
     return [[" " + text.strip() for text in each.completions] for each in drawn]

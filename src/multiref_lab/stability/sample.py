@@ -22,17 +22,13 @@ class Prompts:
     reward: Tensor
     ref_logps: Tensor
 
-    def references(self, count: int) -> Tensor:
-        """[K, S, F, Y]: the first alone, or both."""
-        return self.ref_logps[:count]
-
     def pool(self, count: int) -> Tensor:
         """[S, F, Y]: normalised escort of the first `count` references, weighted alike."""
-        return pools.power_pool(self.references(count), None, order=0.0).log_softmax(-1)
+        return pools.power_pool(self.ref_logps[:count], None, order=0.0).log_softmax(-1)
 
     def optimum(self, count: int, beta: float) -> Tensor:
         """[S, F, Y]: log π* for the true reward."""
-        return exact.solve(self.reward, self.references(count), ReverseKL(), beta=beta).log_policy
+        return exact.solve(self.reward, self.ref_logps[:count], ReverseKL(), beta=beta).log_policy
 
     def take(self, rows: slice) -> "Prompts":
         """Some of the prompts."""

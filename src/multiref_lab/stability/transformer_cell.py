@@ -115,7 +115,7 @@ class _Trained:
 
         def gibbs(parameters: Tensor, prompts: Prompts) -> Tensor:
             rewards = _everywhere(settings.reward.all_rewards, parameters, prompts)
-            refs = prompts.references(references).unsqueeze(2).expand(-1, -1, rewards.shape[1], -1, -1)
+            refs = prompts.ref_logps[:references].unsqueeze(2).expand(-1, -1, rewards.shape[1], -1, -1)
             return exact.solve(rewards, refs, ReverseKL(), beta=beta).log_policy
 
         network = partial(_everywhere, shape.all_logps)

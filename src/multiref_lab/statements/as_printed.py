@@ -5,8 +5,7 @@ and what numbers on a table cannot decide: said so, instead of left out.
 from multiref import bounds
 from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Claim, Effort, Measurement, claim, near
-from multiref_lab.curves import along, flat
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import along, flat, log_spaced
 
 
 @claim(

@@ -11,7 +11,6 @@ from multiref.bilevel import implicit_hypergradient
 from multiref.report import Estimate
 from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Effort, Measurement, at_least, at_most, claim, near
-from multiref_lab.curves import fitted
 from multiref_lab.races import (
     ROLLOUTS,
     LinearWorld,
@@ -25,7 +24,7 @@ from multiref_lab.races import (
     settle,
     small_transformer,
 )
-from multiref_lab.stats import bootstrap_mean
+from multiref_lab.stats import bootstrap_mean, fitted
 
 _PROMPTS, _PAIRS = 4, 32
 _estimated = partial(claim, group="bilevel", order=1, source="DERIVED, docs/theory.md 9")

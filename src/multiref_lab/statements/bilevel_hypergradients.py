@@ -22,9 +22,9 @@ from multiref.bilevel import (
 from multiref.regularizers import AlphaDivergence, ForwardKL, Regularizer, ReverseKL
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, all_within, at_most, claim, near
-from multiref_lab.curves import fitted
 from multiref_lab.problems import random_logps
 from multiref_lab.races import LinearWorld, linear_world
+from multiref_lab.stats import fitted
 
 _WEIGHTS, _STEP = (0.6, 0.4), 1e-3
 _bilevel = partial(claim, group="bilevel")

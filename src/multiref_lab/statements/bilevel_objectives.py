@@ -9,9 +9,8 @@ from multiref.bilevel import Debiased, Likelihood, StopGradient, Upper, WinRate
 from multiref.report import Estimate
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, at_least, at_most, claim
-from multiref_lab.curves import bars
 from multiref_lab.races import Audit, LinearWorld, audit, best_in_class, linear_world, offline_fit
-from multiref_lab.stats import bootstrap_mean
+from multiref_lab.stats import bars, bootstrap_mean
 
 _BETAS = (2.0, 0.5, 0.1)
 _SEEDS = 24

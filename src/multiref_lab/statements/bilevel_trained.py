@@ -12,9 +12,8 @@ from multiref.report import Estimate
 from multiref.report.figures import Curve, Plot
 from multiref.training.iterative import Bilevel, Iterative, Plan, train
 from multiref_lab.claim import Effort, Measurement, at_least, at_most, claim, near
-from multiref_lab.curves import bars, fitted
 from multiref_lab.races import enumerable_world, price_of_labels
-from multiref_lab.stats import bootstrap_mean
+from multiref_lab.stats import bars, bootstrap_mean, fitted
 from multiref_lab.toys import Size
 
 Objective = Literal["likelihood", "stop_gradient", "debiased", "win_rate"]

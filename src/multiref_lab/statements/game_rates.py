@@ -9,11 +9,10 @@ from multiref import exact
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, claim, near
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import Games, bilinear_games
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import fitted, log_spaced
 
 _game = partial(claim, group="preference games", order=1)
 _RULE, _BETA = ReverseKL((0.5, 0.5)), 0.2
@@ -79,7 +78,7 @@ def greedy_regret(effort: Effort) -> Measurement:
         counts = _draw(games, first, pool, mark - done, generator)
         gap = exact.duality_gap(first, games.preference, games.ref_logps, _RULE, beta=_BETA)
         regret = regret + (mark - done) * gap
-        total = counts if total is None else _added(total, counts)
+        total = counts if total is None else total + counts
         start = logistic_mle(None, total, differences=games.differences, ridge=0.1, start=start).theta
         first = exact.nash(games.preference_of(start), games.ref_logps, _RULE, beta=_BETA).log_policy
         done = mark
@@ -90,7 +89,3 @@ def greedy_regret(effort: Effort) -> Measurement:
     checks = (Check("step of the last half decade over the one before", "1 ± 0.3", ratio, abs(ratio - 1) <= 0.3),)
     curve = Curve("mean regret of the policy", tuple(map(float, marks)), tuple(path))
     return Measurement(checks, Plot("labels T", "Σ gap(π_t)", (curve,)), f"Steps {steps[1]:.3g} and {steps[0]:.3g}.")
-
-
-def _added(one: PairCounts, other: PairCounts) -> PairCounts:
-    return PairCounts(one.first, one.second, one.wins + other.wins, one.losses + other.losses)

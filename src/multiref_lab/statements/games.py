@@ -17,11 +17,9 @@ _WEIGHTS = (0.5, 0.3, 0.2)
 _game = partial(claim, group="preference games", source="DERIVED, docs/theory.md 11")
 
 
-def random_games(
-    seeds: int, completions: int, *, generator: torch.Generator, scale: float = 2.0, references: int = 3
-) -> tuple[Tensor, Tensor]:
-    """P [S, Y, Y] with independent log-odds of deviation about `scale`, cycles and all; references [K, S, Y]."""
-    odds = scale * torch.randn(seeds, completions, completions, generator=generator, dtype=torch.float64)
+def random_games(seeds: int, completions: int, *, generator: torch.Generator, references: int = 3) -> tuple[Tensor, Tensor]:
+    """P [S, Y, Y] with independent log-odds of deviation about 2, cycles and all; references [K, S, Y]."""
+    odds = 2 * torch.randn(seeds, completions, completions, generator=generator, dtype=torch.float64)
     return torch.sigmoid((odds - odds.mT) / 2**0.5), random_logps(references, seeds, completions, generator=generator)
 
 

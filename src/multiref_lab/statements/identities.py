@@ -185,8 +185,8 @@ def pool_order(effort: Effort) -> Measurement:
     return Measurement(
         (
             exactly("entries out of order, ρ = −4 … 4", 0, wrong),
-            at_most("largest harmonic − min over references, nats", limit, float(harmonic.max())),
-            at_most("largest max over references − arithmetic, nats", limit, float(arithmetic.max())),
+            all_within("largest harmonic − min over references, nats", limit, harmonic),
+            all_within("largest max over references − arithmetic, nats", limit, arithmetic),
         ),
         note="At whole-completion log-probabilities (sd 10 nats) the harmonic pool is the minimum and the arithmetic one the "
         "maximum, up to −log min w.",

@@ -7,9 +7,8 @@ import torch
 from multiref import bounds
 from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Effort, Measurement, all_within, at_least, at_most, claim, exactly, near
-from multiref_lab.curves import along, fitted
 from multiref_lab.problems import KnownReward, known_reward
-from multiref_lab.stats import log_spaced, measured_curve
+from multiref_lab.stats import along, fitted, log_spaced, measured_curve
 
 _known = partial(claim, group="stability")
 _SOURCE = "DERIVED, theory, online-and-generalisation 5."

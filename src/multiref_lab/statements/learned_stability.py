@@ -9,11 +9,10 @@ from multiref import bounds, exact
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, claim, exactly, near
-from multiref_lab.curves import along, fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import along, fitted, log_spaced
 
 _learned = partial(claim, group="stability", source="DERIVED, theory, online-and-generalisation 5.6")
 

@@ -13,12 +13,11 @@ from multiref.losses import randomised_response, robust
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, at_least, at_most, claim, near
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
-from multiref_lab.preferences import PairCounts, pair_indices, sample_pairs
+from multiref_lab.preferences import PairCounts, pair_information, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
 from multiref_lab.procedure import plug_in
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import fitted, log_spaced
 
 _private = partial(claim, group="private labels")
 _WEIGHTS, _BETA = (0.6, 0.4), 0.5
@@ -55,18 +54,20 @@ def _world(seeds: int, seed: int) -> tuple[LinearBandits, torch.Generator]:
 def constant(problem: LinearBandits, law_logps: Tensor, beta: float, epsilon: float, seed: int = 0) -> float:
     """tr(V H_ε⁻¹)/(2β) of one of the problems: V the features' covariance under π*, H_ε the Fisher information of a flipped
     label about θ (ε = ∞: of a label)."""
-    features, reward = problem.features[seed], problem.reward[seed]
+    reward, law = problem.reward[seed], law_logps[seed].exp()
     best = exact.solve(reward, problem.ref_logps[:, seed], ReverseKL(_WEIGHTS), beta=beta).policy
-    centred = features - torch.einsum("xy,xyd->xd", best, features)[:, None]
-    variance = torch.einsum("xy,xyd,xye->de", best, centred, centred) / len(features)
-    first, second = pair_indices(features.shape[1])
-    law, difference = law_logps[seed].exp(), features[:, first] - features[:, second]
-    shown = 2 * law[:, first] * law[:, second] / len(features)
-    p = torch.sigmoid(reward[:, first] - reward[:, second])
+    p = torch.sigmoid(reward[:, :, None] - reward[:, None, :])
     q = kept(epsilon) * p + (1 - kept(epsilon)) * (1 - p)
     known = ((2 * kept(epsilon) - 1) * p * (1 - p)) ** 2 / (q * (1 - q))
-    information = torch.einsum("xp,xpd,xpe->de", shown * known, difference, difference)
-    return bounds.asymptotic_suboptimality(variance, information, beta=beta, samples=1)
+    return first_order(problem.features[seed], best, law[:, :, None] * law[:, None, :] * known, beta)
+
+
+def first_order(features: Tensor, best: Tensor, weight: Tensor, beta: float) -> float:
+    """[X, Y, d], π* [X, Y], [X, Y, Y] → tr(V H⁻¹)/(2β): weight is how often a pair is shown (in either order) times what its
+    label tells."""
+    centred = features - torch.einsum("xy,xyd->xd", best, features)[:, None]
+    variance = torch.einsum("xy,xyd,xye->de", best, centred, centred) / len(features)
+    return bounds.asymptotic_suboptimality(variance, pair_information(features, weight).mean(0), beta=beta, samples=1)
 
 
 @_private(

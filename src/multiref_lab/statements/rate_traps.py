@@ -5,6 +5,7 @@ For the worst case two arms are compared n times, P(first wins) = σ(Δ), estima
 every expectation is a sum over the number of wins.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -18,7 +19,7 @@ from multiref_lab.claim import Effort, Measurement, at_most, claim, exactly, nea
 from multiref_lab.estimators import finite_class_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import random_bandits, random_class
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import fit_slope, log_spaced
 
 _CLASS_SIZE, _COMPLETIONS = 2000, 12
 _LARGEST = 3.0
@@ -89,17 +90,12 @@ def _regularised(n: int, gap: Tensor, eta: float) -> Tensor:
     return (p * kl).sum(-1) / eta
 
 
-def _slope(sizes: list[int], values: list[float]) -> float:
-    x, y = torch.tensor(sizes).double().log(), torch.tensor(values).double().log()
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-
-
 def _worst(effort: Effort, loss: Callable[[int, Tensor], Tensor]) -> tuple[list[int], list[float], float]:
     """Numbers of comparisons, the loss at the worst gap for each, and its slope."""
     sizes = log_spaced(100, effort.choose(3_000, 100_000), effort.choose(4, 10))
     gaps = torch.logspace(-3.5, 0.4, effort.choose(60, 120), dtype=torch.float64)
     values = [float(loss(n, gaps).max()) for n in sizes]
-    return sizes, values, _slope(sizes, values)
+    return sizes, values, fit_slope(sizes, torch.tensor([values], dtype=torch.float64), decade=math.inf).value
 
 
 def _curve(label: str, sizes: list[int], values: list[float], slope: float | None = None) -> Curve:
@@ -119,8 +115,8 @@ def _curve(label: str, sizes: list[int], values: list[float], slope: float | Non
 def worst_case(effort: Effort) -> Measurement:
     sizes, values, worst = _worst(effort, _greedy)
     single = [float(_greedy(n, torch.tensor([0.2], dtype=torch.float64))) for n in sizes]
-    kept = [i for i, v in enumerate(single) if v > 1e-30]
-    steep = _slope([sizes[i] for i in kept], [single[i] for i in kept])
+    x, y = zip(*((n, value) for n, value in zip(sizes, single) if value > 1e-30))
+    steep = fit_slope(x, torch.tensor([y], dtype=torch.float64), decade=math.inf).value
     checks = (
         near("slope, worst case over Δ", -0.5, worst, 0.03),
         at_most("slope on one instance, Δ = 0.2 (no evidence of a rate)", -0.9, steep),

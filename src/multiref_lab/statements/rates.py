@@ -14,10 +14,9 @@ from multiref import bounds
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.report.figures import Curve, Plot
 from multiref_lab.claim import Check, Effort, Measurement, claim, near
-from multiref_lab.curves import along, fitted, flat
 from multiref_lab.problems import Bandits, linear_bandits, random_bandits, refined_class
 from multiref_lab.procedure import LearningCurve, Loss, finite_fit, learning_curve, linear_fit
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import along, fitted, flat, log_spaced
 
 _BETA, _WEIGHTS, _CLASS_SIZE = 1 / 3, (0.6, 0.4), 2000
 _LAW = {"reverse KL": "escort", "forward KL": "mixture"}

@@ -13,12 +13,11 @@ from multiref.divergences import expectation
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL, check_weights
 from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Effort, Measurement, Rule, Verdict, claim
-from multiref_lab.curves import fitted
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
 from multiref_lab.procedure import learning_curve, linear_fit
-from multiref_lab.stats import bootstrap_mean, log_spaced
+from multiref_lab.stats import bootstrap_mean, fitted, log_spaced
 
 _COMPLETIONS = 6
 _BETA, _PAIRS = 0.2, 200
@@ -61,7 +60,7 @@ def _compare(effort: Effort, probabilities: list[list[float]], *, beta: float, m
     relation, side = ("< 1", "below") if mixing_wins else ("> 1", "above")
     apart = difference.high < 0 if mixing_wins else difference.low > 0
     checks = (
-        Check("mean coverage, both / one", relation, cover, (covers[1] < covers[0]) == mixing_wins),
+        Check("mean coverage, both / one", relation, cover, (cover < 1) == mixing_wins),
         Check("loss at the largest n, both / one", relation, ratio, (ratio < 1) == mixing_wins),
         Check("difference of losses, both − one", f"interval {side} 0", difference, apart),
     )

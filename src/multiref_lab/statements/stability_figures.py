@@ -6,10 +6,9 @@ import torch
 
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, at_least, at_most, claim, exactly, near
-from multiref_lab.curves import fitted
 from multiref_lab.problems import known_reward
 from multiref_lab.statements.zipf import missing_mass, zipf_draws
-from multiref_lab.stats import log_spaced, measured_curve
+from multiref_lab.stats import fitted, log_spaced, measured_curve
 
 _figure = partial(
     claim,

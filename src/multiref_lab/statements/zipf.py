@@ -5,8 +5,7 @@ from torch import Tensor
 
 from multiref.report.figures import Plot
 from multiref_lab.claim import Effort, Measurement, claim, near
-from multiref_lab.curves import fitted
-from multiref_lab.stats import log_spaced
+from multiref_lab.stats import fitted, log_spaced
 
 
 def zipf_draws(exponent: float, rows: int, columns: int, *, generator: torch.Generator) -> Tensor:

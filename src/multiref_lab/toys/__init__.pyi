@@ -13,4 +13,3 @@ from .enumerable import completion_index as completion_index
 from .enumerable import every_completion as every_completion
 from .enumerated_rules import enumerated_samples as enumerated_samples
 from .enumerated_rules import expected_surrogate as expected_surrogate
-from .enumerated_rules import standardised_fixed_point as standardised_fixed_point

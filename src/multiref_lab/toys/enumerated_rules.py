@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multiref.pools import power_pool
 from multiref.regularizers import Regularizer
-from multiref.training.online import Penalty, PerTokenReverseKL, Samples, disagreements, path_tokens, sequence_logps
+from multiref.training.online import Penalty, PerTokenReverseKL, Samples, disagreements, path_tokens
 
 Levels = Sequence[Tensor]
 
@@ -76,30 +76,3 @@ def expected_surrogate(
     if loss is not None:
         total = total - beta * (probability[:, None] * loss).sum()
     return total
-
-
-def standardised_fixed_point(
-    penalty: Penalty, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float, steps: int = 400
-) -> tuple[list[Tensor], float] | None:
-    r"""Where a rule with the penalty as loss settles if advantages are divided by their standard deviation:
-    (levels, σ), or None if nowhere inside.
-
-        π = fixed point of the rule at strength β σ,      σ = standard deviation of r under π
-
-    The largest σ that solves it, found by iterating downwards from the largest that the reward allows:
-    σ ↦ sd_r(π_{βσ}) grows with σ in all that we have seen. None: σ falls to zero,
-    that is the rule has no interior fixed point and collapses onto the best completion:
-    with small β dividing by the deviation makes the penalty vanish just as the policy becomes certain.
-
-    Reference: DERIVED, docs/theory.md 6.
-    """
-    sigma = float(reward.max() - reward.min()) / 2
-    for _ in range(steps):
-        if beta * sigma < 1e-6:
-            return None
-        levels = penalty.fixed_point(reward, ref_levels, regularizer, beta=beta * sigma)
-        p = sequence_logps(levels).exp()
-        before, sigma = sigma, float(((p * reward**2).sum() - (p * reward).sum() ** 2).clamp_min(0).sqrt())
-        if abs(before - sigma) < 1e-15:
-            break
-    return levels, sigma

@@ -9,7 +9,7 @@ import torch
 import multiref as mr
 from multiref.models import Tokenisation
 from multiref.references import References
-from multiref.training import PreferenceData
+from multiref.training import PairLogps, PreferenceData
 from multiref_lab.demo.preferences import PairLaw, draw_pairs
 from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.frontier.ends import multi_dpo_optimum, optimum
@@ -84,6 +84,34 @@ def test_the_exact_rule_maximises_the_objective_among_the_rules(tmp_path):
         reached[rule] = float((logps.exp() * world.reward).sum() - beta * price)
     assert reached["exact"] == pytest.approx(best, abs=1e-5)
     assert all(reached[rule] < best - 5e-4 for rule in ("mrpo", "multi-dpo")), reached
+
+
+def test_multi_dpos_computed_optimum_has_no_slope():
+    """`MultiDPO`'s own loss on every ordered pair, weighed by how often it is shown (the second answer drawn without the first,
+    both orders alike) and by σ(r_a − r_b), has gradient zero there, and not at the exact rule's optimum."""
+    generator, beta, weights = torch.Generator().manual_seed(0), 0.8, (0.3, 0.7)
+    refs = (1.5 * torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    reward = 2 * torch.rand(3, 6, generator=generator, dtype=torch.float64)
+    mu = refs.exp().mean(0)
+    shown = mu[:, :, None] * mu[:, None, :] / (1 - mu[:, :, None])
+    a, b = (~torch.eye(6, dtype=torch.bool)).nonzero(as_tuple=True)
+    counts = ((shown + shown.mT) / 2 * torch.sigmoid(reward[:, :, None] - reward[:, None, :]))[:, a, b]
+    lengths = torch.ones(len(a), 2)
+
+    def slope(log_policy):
+        theta = log_policy.clone().requires_grad_()
+        sides = (torch.stack((each[..., a], each[..., b]), -1) for each in (theta, refs))
+        pairs = zip(*(side.unbind(-3) for side in sides), counts, strict=True)
+        each = [
+            (
+                mass * mr.training.MultiDPO(beta, weights).losses(PairLogps(policy, both, lengths, lengths.expand(2, -1, -1)))
+            ).sum()
+            for policy, both, mass in pairs
+        ]
+        return torch.autograd.grad(sum(each), theta)[0].abs().max()
+
+    assert slope(multi_dpo_optimum(reward, refs, weights, beta=beta)) < 1e-10
+    assert slope(mr.exact.solve(reward, refs, mr.ReverseKL(weights), beta=beta).log_policy) > 1e-4
 
 
 @pytest.mark.slow

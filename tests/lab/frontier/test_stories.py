@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from multiref.errors import DataError
+from multiref.evaluation import sample_each
+from multiref.models import Generation
 from multiref_lab.frontier.grid import Cell
 from multiref_lab.frontier.settings import Offline, Stories
 from multiref_lab.frontier.stories import StoriesBench
@@ -51,6 +53,16 @@ def test_kl_from_samples_carries_its_error(bench):
     assert abs(numbers["kl/self"]) < 1e-4 and numbers["kl/self±"] < 1e-4
     assert numbers["kl/other"] > 4 * numbers["kl/other±"] > 0
     assert {name for name in numbers if not name.endswith("±")} == {name[:-1] for name in numbers if name.endswith("±")}
+
+
+def test_unfinished_are_those_that_were_cut(bench):
+    """The share that a sampler itself says were cut, of the same draws; five tokens are enough for some only."""
+    generation = Generation(5)
+    held, model = bench._split(0)[0], bench.policy
+    rollouts = sample_each(model, held, generation, group=8, seed=0)
+    cut = [1 - sum(rollout.ended) / 8 for rollout in rollouts]
+    assert 0 < sum(cut) < len(cut)
+    assert bench.measure(model.model, 0)["unfinished"] == pytest.approx(sum(cut) / len(cut))
 
 
 def test_a_seeds_held_out_openings_are_none_of_its_training_openings(bench):

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 import multiref as mr
 from multiref.cli import app
 from multiref.errors import MultirefError
+from multiref.evaluation import inspect
 from multiref_lab.demo.yardstick import Answers, Yardstick
 from multiref_lab.experiment import Record
-from multiref_lab.frontier import tables
+from multiref_lab.frontier import findings, tables
+from multiref_lab.frontier.ends import multi_dpo_optimum
 from multiref_lab.frontier.findings import Findings
 from multiref_lab.frontier.generated import GeneratedBench
 from multiref_lab.frontier.grid import Cell, cells
@@ -112,17 +114,43 @@ def test_pairs_are_measured_by_the_loss_that_trains(bench):
     """The loss on enumerated pairs equals −log σ(β Δ) computed from the texts, for the untouched base model, at α = 0.3."""
     shared = bench.shared(64, 0)
     found = shared.train.measure(bench.world.base, Cell("generated", "offline", "exact", 0.3, 1.0, 64, 0), "train")
-    losses, problems = [], shared.train.problems
+    losses, margins, problems = [], [], shared.train.problems
     laws, ref_laws = bench.world.logps(bench.world.base, problems), bench.world.ref_logps(problems)
     for pair in shared.pairs:
         (place,) = [i for i, problem in enumerate(problems) if problem.prompt == pair.prompt]
         at = [bench.world.answers.index(side) for side in (pair.chosen, pair.rejected)]
         policy, refs = laws[place, at], ref_laws[:, place, at]
         score = policy - (0.3 * refs[0] + 0.7 * refs[1])
+        margins.append(float(score[0] - score[1]))
         losses.append(float(-torch.nn.functional.logsigmoid(score[0] - score[1])))
     assert found["loss/train"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert found["margin/train"] == pytest.approx(sum(margins) / len(margins), abs=1e-6)
+    assert found["ranked/train"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins))
     train, test = ({problem.prompt for problem in part.problems} for part in (shared.train, shared.test))
     assert train != test and len(test) > len(train)
+
+
+def test_the_inspection_shown_is_that_of_the_first_seeds_pairs(bench):
+    first, second = (bench.shared(64, seed) for seed in (0, 1))
+    shown, *others = (
+        str(found.verdict) for found in (bench.inspection(64), *(inspect(s.pairs, s.scores) for s in (first, second)))
+    )
+    assert shown == others[0] != others[1]
+
+
+def test_ends_are_means_over_all_prompts_but_multi_dpos(bench, settings, cache, monkeypatch):
+    """Multi-DPO's own optimum is found on the first `FEW` prompts alone; every other end is closed and takes them all."""
+    monkeypatch.setattr(findings, "FEW", 2)
+    numbers = bench.measure(bench.answers.ref_logps[0])
+    found = Findings(Training(settings, cache), tuple(Record(cell, numbers, 0.0) for cell in cells(settings)))
+    (plane,), answers, weights = found.planes, bench.answers, (0.5, 0.5)
+    ends = {"exact": mr.ReverseKL(weights), "mrpo": mr.PooledKL(weights, order=-1)}
+    laws = {rule: mr.exact.solve(answers.reward, answers.ref_logps, each, beta=1.0).policy for rule, each in ends.items()}
+    laws["multi-dpo"] = multi_dpo_optimum(answers.reward[:2], answers.ref_logps[:, :2], weights, beta=1.0).exp()
+    for rule, law in laws.items():
+        expected = float((law * answers.reward[: len(law)]).sum(-1).mean())
+        assert len(law) == (2 if rule == "multi-dpo" else 6)
+        assert found.end(plane, rule, 0.5).reward == pytest.approx(expected, abs=1e-9), rule
 
 
 # ---- resuming ----
@@ -181,11 +209,12 @@ def made_up(settings: FrontierSettings, j: dict[str, list[float]]) -> Findings:
 
 def test_a_rival_that_wins_is_said_to_win(settings, bench, monkeypatch):
     monkeypatch.setattr(Findings, "enumerated", lambda self, task: False)
-    found = made_up(settings, {"exact": [1.0, 1.1], "mrpo": [2.0, 2.1], "multi-dpo": [0.5, 0.6], "single": [0.0, 3.0]})
+    found = made_up(settings, {"exact": [1.0, 1.1], "mrpo": [1.2, 1.3], "multi-dpo": [0.5, 0.6], "single": [0.0, 3.0]})
     said = tables.sentences(found, found.planes[0])
-    assert "MRPO's pool: J_α is HIGHER than the exact rule's (+1.000 ± 0.000)" in said[0]
+    assert "MRPO's pool: J_α is HIGHER than the exact rule's (+0.200 ± 0.000)" in said[0]
     assert "Multi-DPO: J_α is lower than the exact rule's (−0.500 ± 0.000)" in said[1]
     assert "adder alone: J_α is not told apart" in said[2]
+    assert "Of 4 comparisons" in (told := tables.answer(found)) and "lower in 1, higher in 1 and not told apart in 2" in told
 
 
 def config(folder: Path, **more: object) -> Path:

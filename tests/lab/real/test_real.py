@@ -133,7 +133,7 @@ def _measured(right: Sequence[float], kl: float, places: range, priced: range) -
     ones = torch.ones(len(right), dtype=torch.float64)
     kls = {name: torch.full((len(priced),), kl * (1 if name == "base" else 3)).double() for name in settings.REFERENCES}
     shares = torch.tensor(right, dtype=torch.float64)
-    return Measured(torch.tensor(places), ("sum",) * len(right), None, shares, ones, ones, torch.tensor(priced), kls)
+    return Measured(torch.tensor(places), ("sum",) * len(right), None, shares, ones, ones, kls)
 
 
 def test_rules_are_compared_at_one_kl_on_the_same_questions() -> None:

@@ -1,6 +1,7 @@
 """The experiment as a folder: what is there is not measured again, half a record is; the page; a real model's features;
 the command; refusals."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -78,6 +79,18 @@ def test_two_axes_share_a_cell(tmp_path):
     assert len(of(tmp_path, axis(), axis(name="twin")).cells) == 3
     base = [cell for a in axes(["linear", "features", "transformer"]) for cell in a.cells]
     assert len(set(base)) == len({cell.name for cell in base})  # a name stands for one cell
+
+
+def test_sizes_are_doubled_and_shares_rise_from_none():
+    """On every axis; where the dimension grows with the data it is a sixteenth of it."""
+    for each in axes(["linear", "features", "transformer"]):
+        if each.logarithmic:
+            assert [after / before for before, after in itertools.pairwise(each.x)] == [2.0] * (len(each.x) - 1), each.title
+        else:
+            steps = [after - before for before, after in itertools.pairwise(each.x)]
+            assert each.x[0] == 0 and min(steps) > 0 and max(steps) <= 2 * min(steps) + 1e-9, each.title
+        if each.name == "proportional":
+            assert [cell.settings.samples / cell.settings.dimension for cell in each.cells] == [16.0] * len(each.cells)
 
 
 def test_the_page_says_what_the_records_say(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """DPO, Gibbs, PPO and RLOO in a log-linear class: what they end at, what is the same about them,
 and what exchanging nothing moves."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.optimize import minimize
 
 from multiref import ReverseKL, exact
 from multiref_lab.stability.gradient import PPO, RLOO, draws
-from multiref_lab.stability.linear_cell import _loss_gap
+from multiref_lab.stability.linear_cell import _loss_gap, measure_linear
 from multiref_lab.stability.log_linear import climb, dpo, gibbs, reward_model
 from multiref_lab.stability.measures import close_kl, distances, total_variation
 from multiref_lab.stability.runs import Runs
@@ -142,6 +143,15 @@ def test_policy_gradients_end_at_the_best_of_their_class(ascent):
     assert loss(two) - best.fun < 0.02 * (loss(np.zeros(3)) - best.fun)
 
 
+@pytest.mark.parametrize("references", [1, 2])
+def test_a_policy_gradient_that_takes_no_step_stays_at_the_first_reference(references):
+    """Whatever it is regularised to: the class is π_1 e^{⟨w, φ⟩}, w = 0."""
+    sample = draw(SMALL)
+    still = climb(sample, reward_model(sample, ridge=0.1), references, replace(RLOO, steps=1, rate=0.0), beta=BETA, seed=1)
+    expected = sample.fresh.ref_logps[0].unsqueeze(1).expand(-1, sample.runs.count, -1, -1)
+    torch.testing.assert_close(still.log_policy(sample.fresh), expected, rtol=0, atol=1e-13)
+
+
 def test_exchanging_a_pair_for_itself_moves_nothing_and_other_random_numbers_do():
     """Common random numbers: with every spare equal to what it replaces, all replaced runs are run 0 to the last bit,
     whatever the method; the rerun isn't."""
@@ -244,6 +254,30 @@ def test_loss_gap_is_fresh_loss_less_training_loss():
     assert found == pytest.approx((torch.stack(losses).mean(0) - seen).tolist(), abs=0.01)
 
 
+@pytest.mark.parametrize("references", [1, 2])
+def test_the_loss_gap_of_dpo_by_enumeration(references):
+    """The implicit reward β log(π/P) of the policy itself on every ordered pair of fresh completions, (y, y') shown with
+    μ(y) μ(y')/(1 − μ(y)) and labelled by Bradley–Terry, a tenth of the labels flipped; less that on the training pairs."""
+    settings = replace(SMALL, noise=0.1, fresh=3)
+    sample, softplus = draw(settings), torch.nn.functional.softplus
+    policy = dpo(sample, references, beta=BETA, ridge=settings.ridge)
+    implicit, trained = (
+        BETA * (policy.log_policy(prompts)[:, 0] - prompts.pool(references)) for prompts in (sample.fresh, sample.prompts)
+    )
+    mu, reward = sample.fresh.ref_logps.exp().mean(0), sample.fresh.reward
+    found = measure_linear(replace(settings, ascent_steps=1))[f"dpo/{references}"]["loss_gap"]
+    for s in range(2):
+        fresh = 0.0
+        for f, y, z in itertools.product(range(3), range(5), range(5)):
+            if y != z:
+                right = float(torch.sigmoid(reward[s, f, y] - reward[s, f, z])) * 0.8 + 0.1
+                margin = implicit[s, f, y] - implicit[s, f, z]
+                shown = float(mu[s, f, y] * mu[s, f, z] / (1 - mu[s, f, y])) / 3
+                fresh += shown * float(right * softplus(-margin) + (1 - right) * softplus(margin))
+        seen = float(softplus(-sample.difference(trained)[s, :60]).mean())
+        assert found[s] == pytest.approx(fresh - seen, rel=1e-9)
+
+
 def test_whitened_advantages_not_clipping_cost_ppo_its_stability():
     """The control of docs/stability.md, small: leave-one-out advantages make the clipped update as stable as RLOO."""
     from multiref_lab.stability.controls import VARIANTS, controls
@@ -252,3 +286,6 @@ def test_whitened_advantages_not_clipping_cost_ppo_its_stability():
     found = controls(replace(SMALL, samples=512, seeds=8, replaced=4, left_out=0), few)
     _, ppo, ppo_loo, rloo, _ = (measures["replace/tv"].mean for measures in found.values())
     assert ppo > 1.5 * ppo_loo and ppo_loo < 1.5 * rloo
+    measured = measure_linear(small := replace(SMALL, left_out=0, ascent_steps=1))["gibbs/1"]
+    for key, shown in controls(small, {})["Gibbs, exact"].items():  # the same policies as the page's, one reference
+        assert shown.mean == pytest.approx(sum(measured[key]) / 2)

@@ -12,7 +12,13 @@ from multiref_lab.stability.gradient import PPO, RLOO
 from multiref_lab.stability.sample import Prompts, Sample
 from multiref_lab.stability.training import Fit, climb, fit_pairs, pair_margins
 from multiref_lab.stability.transformer import Shape
-from multiref_lab.stability.transformer_cell import TransformerSettings, draw_transformer, measure_transformer
+from multiref_lab.stability.transformer_cell import (
+    TransformerSettings,
+    _influence,
+    _per_pair,
+    draw_transformer,
+    measure_transformer,
+)
 
 SHAPE = Shape(width=8)
 TINY = TransformerSettings(samples=20, width=8, seeds=2, replaced=2, left_out=1, fresh=5, fit_steps=12, ascent_steps=8)
@@ -170,6 +176,35 @@ def test_a_cell_measures_every_method_and_the_rerun_alone_differs_where_nothing_
             assert all(v > 0 for v in measured["replace/tv"]) and all(v > 0 for v in measured["rerun/tv"])
     with pytest.raises(ArgumentError, match="multiple of 2"):
         Shape(width=7)
+
+
+def test_gradients_pair_by_pair_are_differences():
+    """∂m_i/∂w of every pair by itself, against central differences along a direction; a pair does not see how many others."""
+    sample, start = draw_transformer(TINY)
+    completions, margins = SHAPE.completions(), pair_margins(SHAPE, beta=0.5)
+    rows = [
+        sample.prompts.features[0, :7, 0],
+        completions[sample.preferred[0, :7]],
+        completions[sample.other[0, :7]],
+        torch.zeros(7, dtype=torch.float64),
+    ]
+    values, jacobian = _per_pair(margins, start[0], *rows)
+    along = torch.randn(start.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = [_per_pair(margins, start[0] + step * along, *rows)[0] for step in (1e-6, -1e-6)]
+    torch.testing.assert_close(jacobian @ along, (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(_per_pair(margins, start[0], *(row[:2] for row in rows))[1], jacobian[:2])
+    torch.testing.assert_close(values, margins(start[:1], *(row[None] for row in rows))[0])
+
+
+def test_influence_looks_at_the_full_run_and_at_those_that_leave_a_pair_out():
+    """Runs with a pair replaced, and the rerun, may be anything."""
+    sample, start = draw_transformer(TINY)
+    runs, tilt = sample.runs, torch.zeros_like(sample.preferred, dtype=torch.float64)
+    parameters = start[:, None] + 0.01 * torch.randn(2, runs.count, start.shape[1], generator=torch.Generator().manual_seed(1))
+    spoilt = parameters.clone()
+    spoilt[:, [*range(1, 1 + runs.replaced), -1]] = torch.nan
+    found, same = (_influence(TINY, sample, each, SHAPE, 0.5, tilt) for each in (parameters, spoilt))
+    assert found == same and all(np.isfinite(values).all() for values in found.values())
 
 
 def test_the_ridge_pulls_towards_the_start():

@@ -7,8 +7,8 @@ import torch
 import multiref as mr
 from multiref.training import online
 from multiref.training.online.backward_induction import conditionals, path_tokens, sequence_logps
-from multiref_lab.toys import expected_surrogate, standardised_fixed_point
-from tests.training.online.language import design_world, small_world
+from multiref_lab.toys import expected_surrogate
+from tests.training.online.language import design_world, small_world, standardised_fixed_point
 
 UNIFORM = mr.ReverseKL()
 WORLD = design_world()

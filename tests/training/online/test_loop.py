@@ -32,7 +32,7 @@ from multiref.training.online import (
     levels_of,
     sequence_logps,
 )
-from multiref_lab.toys import standardised_fixed_point
+from tests.training.online.language import standardised_fixed_point
 from tests.training.online.tables import (
     as_reference,
     kl_to,
