@@ -16,7 +16,6 @@ from multiref._json import parse_json
 from multiref._locks import Lock, write_alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
-from multiref.report.blocks import dotted
 from multiref.runs.yaml_values import PlainLoader
 from multiref.training.sums import newest_whole, set_aside, step_of
 
