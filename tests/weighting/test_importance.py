@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import multiref as mr
+from multiref.errors import EmptyPoolError
 from multiref.weighting import importance_weights
 
 
@@ -28,3 +29,10 @@ def test_equal_policies_need_no_weights_and_a_vertex_never_exceeds_k():
     u, ess = importance_weights(logps.expand(2, -1, -1), torch.tensor([0.3, 0.7], dtype=torch.float64))
     torch.testing.assert_close(u, torch.full_like(u, 1 / 50))
     torch.testing.assert_close(ess, torch.full_like(ess, 50.0))
+
+
+def test_samples_without_mass_are_no_weights():
+    logps = torch.zeros(2, 3, 4, dtype=torch.float64)
+    logps[0, 1, :2], logps[1, 1, 2:] = -torch.inf, -torch.inf
+    with pytest.raises(EmptyPoolError, match="prompt 2: no sample has mass"):
+        importance_weights(logps, torch.tensor([0.5, 0.5], dtype=torch.float64))

@@ -94,3 +94,9 @@ def test_nothing_at_all():
     assert fit_preferences(torch.zeros(2, 5)).scale == 0
     with pytest.raises(ArgumentError, match="ridge is 0"):
         fit_preferences(torch.zeros(2, 5), ridge=0)
+
+
+@pytest.mark.parametrize("counts", [torch.tensor([1.0, -1, 1]), torch.tensor([1.0, torch.nan, 1]), torch.ones(2)])
+def test_counts_that_are_none(counts):
+    with pytest.raises(ArgumentError, match="one ≥ 0 for each of 3 pairs"):
+        fit_preferences(torch.ones(1, 3), counts=counts)

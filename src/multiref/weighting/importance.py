@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import check_weights, weighted_sum
+from multiref.errors import EmptyPoolError
 from multiref.weighting.particles import effective_size
 
 
@@ -27,7 +28,11 @@ def importance_weights(log_policies: Tensor, weights: Tensor, log_tilt: Tensor |
     r"""As `log_importance_weights` → normalised weights u [B, K·n] and effective sample sizes [B], (Σ u)² / Σ u².
 
     Self-normalised: biased by O(1/n), consistent. At a vertex without a tilt it is that policy, with u ≤ K before
-    normalisation.
+    normalisation. EmptyPoolError where no sample of a prompt has mass: some policy or the tilt forbids each.
     """
     log_w = log_importance_weights(log_policies, weights, log_tilt)
+    if bool((empty := (log_w == -math.inf).all(-1)).any()):
+        raise EmptyPoolError(
+            f"prompt {int(empty.int().argmax()) + 1}: no sample has mass, some policy or the tilt forbids each."
+        )
     return log_w.softmax(-1), effective_size(log_w)

@@ -54,7 +54,8 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
         ridge: > 0.
 
     Raises:
-        ArgumentError: margins that are not [K, P] and finite, a ridge that is not positive.
+        ArgumentError: margins that are not [K, P] and finite, counts that are not [P] and finite ≥ 0, a ridge that is not
+            positive.
 
     Reference: DERIVED; logistic regression with a sign constraint; projected Newton: Bertsekas, 1982.
     """
@@ -62,6 +63,10 @@ def fit_preferences(margins: Tensor, *, counts: Tensor | None = None, ridge: flo
     if not ridge > 0:
         raise ArgumentError(f"ridge is {ridge}; expected a positive number.")
     counts = torch.ones_like(margins[0]) if counts is None else counts.double()
+    if counts.shape != margins.shape[1:] or not bool(((counts >= 0) & counts.isfinite()).all()):
+        raise ArgumentError(
+            f"counts: found {tuple(counts.shape)} numbers, expected one ≥ 0 for each of {margins.shape[1]} pairs."
+        )
     spread = margins.square().mean(-1).sqrt() if margins.shape[1] else margins.new_ones(len(margins))
     spread = torch.where(spread > 0, spread, torch.ones_like(spread))
     scaled = margins / spread[:, None]  # coefficients of order one, whatever the margins' unit
