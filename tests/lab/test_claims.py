@@ -129,7 +129,7 @@ def test_ledger_resumes_replaces_and_tells_older_code(tmp_path):
     again = lab.Ledger(tmp_path)
     assert again.has("merge-identity", full=False) and not again.has("merge-identity", full=True)
     page = (tmp_path / "claims.md").read_text()
-    assert page.index("### merge-identity") < page.index("### prompt-sampling-noise")
+    assert page.index("### merge-identity") < page.index("### prompt-sampling-noise") < page.index("No learning happens here")
     assert (
         "**verified**" in page
         and "quick form" in page

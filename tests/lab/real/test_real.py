@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributions import Categorical, kl_divergence
 
 from multiref.data import Pair
 from multiref.errors import ModelError, OutputError
@@ -183,6 +184,11 @@ def test_kl_along_an_answer_is_the_mean_log_ratio_of_drawn_answers() -> None:
     noise = (plain - along).std() / len(plain) ** 0.5
     assert abs(float((plain - along).mean())) < 4 * float(noise)
     assert float(along.std()) < 0.7 * float(plain.std()), "and less noisy"
+    item = rollouts[0].encoded()
+    ids, count = torch.tensor([[*item.context(0), *item.completions[0]]]), len(item.completions[0])
+    with torch.no_grad():
+        laws = [Categorical(logits=each.model(input_ids=ids).logits[0, -count - 1 : -1]) for each in (policy, other)]
+    assert float(along[0]) == pytest.approx(float(kl_divergence(*laws).sum()), rel=1e-4), "from the policy to the other"
 
 
 def test_a_missing_or_old_package_is_one_line_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
