@@ -1,5 +1,6 @@
 """`multiref decode`: draw from the optimum without training: weighted samples of the references' pool, with a reward."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,7 +78,7 @@ def _read(prompts: str, name: str | None, split: str | None) -> Iterator[str]:
     from multiref.data.sources import open_source
 
     path = as_path(prompts)
-    if is_rows(prompts) is None and (path.suffix == ".txt" or path.is_file()):
+    if is_rows(prompts) is None and (path.suffix == ".txt" or os.path.isfile(path)):
         belong("rows", False, name=name, split=split)
         yield from (line.rstrip("\r\n") for _, line in read_lines(path, "a file with one prompt a line") if line.strip())
         return

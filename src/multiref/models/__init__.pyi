@@ -30,3 +30,4 @@ from .spec import Tokenisation as Tokenisation
 from .tabular import Tabular as Tabular
 from .tabular import TabularConfig as TabularConfig
 from .tabular import tabular_tokenizer as tabular_tokenizer
+from .witness import free_memory as free_memory

@@ -73,7 +73,7 @@ def _read(record: Mapping[str, Any]) -> tuple[Audit, Span, list[str]]:
 def changed_scores(opener: Opener, address: str, blocks: Blocks, keeper: Store, engine: Engine) -> str | None:
     """Scores the longest of some stored rows again where torch or transformers are other versions than when they were audited:
     a sentence where the numbers have become others by more than rounding."""
-    record = keeper.audit(address)
+    record = keeper.audit(address) if hasattr(opener(), "audit") else None
     if not record or record["versions"] == _versions():
         return None
     opener.audit, index, kept = _read(record)[0], KeyIndex(blocks.keys), dict[int, float]()

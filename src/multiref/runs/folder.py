@@ -16,6 +16,7 @@ from multiref._json import parse_json
 from multiref._locks import Lock, write_alone
 from multiref.errors import ConfigError, ModelError, OutputError
 from multiref.report import write_whole
+from multiref.report.blocks import dotted
 from multiref.runs.yaml_values import PlainLoader
 from multiref.training.sums import newest_whole, set_aside, step_of
 
@@ -190,14 +191,8 @@ class RunFolder:
             self._lock.check()
 
 
-def difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """The first key whose value is another one, with both; None where there is none."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in [*was, *(key for key in now if key not in was)]:
-            found = difference(was.get(key), now.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        return next((found for k, (a, b) in enumerate(zip(was, now)) if (found := difference(a, b, f"{path}[{k}]"))), None)
-    return None if was == now else (path, was, now)
+    before, after = dict(dotted(was)), dict(dotted(now))
+    different = (key for key in before | after if before.get(key) != after.get(key))
+    return next(((key, before.get(key), after.get(key)) for key in different), None)

