@@ -37,7 +37,7 @@ def standardised(returns: Tensor, epsilon: float = 1e-4) -> Tensor:
     """[P, G, *T] → [P, G, *T]: (R_i − mean)/(standard deviation + ε) over the group: GRPO's usual habit.
 
     β then means β σ_x, σ_x the deviation of the group: with the penalty in the loss that is another optimum per prompt,
-    and for small β none but the greedy policy (`standardised_fixed_point`); with the penalty in the reward the noise grows
+    and for small β none but the greedy policy; with the penalty in the reward the noise grows
     without bound as the optimum is neared, where all returns are equal.
 
     Reference: arXiv 2402.03300 for the rule; its optimum DERIVED (docs/theory.md 6).
