@@ -41,12 +41,21 @@ ends, generator = [opened.tokenizer.eos_token_id], torch.Generator().manual_seed
 drawn = models.draw(opened.model, [pair.prompt_ids], models.Generation(5), group=2, ends=ends, generator=generator)
 ids, sampled_logps = drawn[0]
 
+# %% Reader
+reader = models.Reader(opened.model, [pair.prompt_ids], 2, models.Generation(5), 0)  # two rows of one prompt
+logits = reader.read_prompts()  # [2, V], of the next token; with a cache from here on
+logits = reader.read(logits.argmax(-1))
+reader.ids.shape[1] - len(pair.prompt_ids)  # = 1
+
 # %% audit_layout, Audit
 audit = models.audit_layout(opened.model, [pair])
 print(audit.summary())  # which layout of a batch scores as a completion alone does
 
 # %% choose_precision, Precision
 models.choose_precision(models.ModelSpec("models/a")).dtype  # "float32" or "bfloat16": what was faster, within its tolerance
+
+# %% free_memory
+models.free_memory(torch.device("cpu")) > 0  # = True
 
 # %% context_of
 models.context_of(opened.model.config)  # = 128
