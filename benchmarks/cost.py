@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from record import record
-from scoring import SIZES, build, make_pairs, matmul_peak, useful_flops
+from scoring import SIZES, build, make_pairs, matmul_peak, shape_of, useful_flops
 from sides import run_side
 
-VOCABULARY = 32000
 
-
-def prepare(folder: Path, size: str, pairs: int) -> None:
-    model, tokenizer = build(VOCABULARY, size, "float32", "cpu")
+def prepare(folder: Path, given: argparse.Namespace) -> None:
+    model, tokenizer = build(given)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    rows = make_pairs("hh", pairs, VOCABULARY)
+    rows = make_pairs("hh", given.pairs, shape_of(given)["vocab_size"])
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -80,13 +78,15 @@ def main() -> None:
         if importlib.util.find_spec("ray")
         else [1]
     )
+    plain = argparse.Namespace(**vars(given), model=None, vocabulary=None, dtype="float32", device="cpu")  # as `scoring` has it
     with tempfile.TemporaryDirectory() as temporary:
-        prepare(Path(temporary), given.size, given.pairs)
-        flops = useful_flops(make_pairs("hh", given.pairs, VOCABULARY), given.size, VOCABULARY)
+        prepare(Path(temporary), plain)
+        shape = shape_of(plain)
+        flops = useful_flops(make_pairs("hh", given.pairs, shape["vocab_size"]), shape)
         for workers in counts:
             told, took = (run_side(__file__, name, given, folder=temporary, workers=workers) for name in ("foretell", "run"))
             ratio = told["seconds"] / took["seconds"]
-            peaks = matmul_peak(argparse.Namespace(threads=given.threads, device="cpu", dtype="float32"))
+            peaks = matmul_peak(plain)
             peak = peaks[given.clock == "processor"]
             share = flops / told["parts"]["score"] / workers / peak
             figures = {

@@ -14,6 +14,7 @@ from multiref.models import ModelSpec
 from multiref.models.precision import Precision
 from multiref.references import References, Store, cost_estimate
 from multiref.references.cost_estimate import DEVICES, EXTRAPOLATED, SHARE, START, Cluster, reckon
+from multiref.references.engines import LocalEngine
 from tests.references.doubles import Companion, pairs
 
 
@@ -41,6 +42,48 @@ def test_the_time_foretold_is_the_time_it_takes(tmp_path, monkeypatch):
     assert told.seconds == pytest.approx(run_by.now, rel=0.02) and told.basis == "measured here"
     assert told.references[0].parts["start"] == pytest.approx(20, rel=0.05) and told_by.now < 0.6 * run_by.now
     assert told.references[0].tokens == pytest.approx(int(scores.lengths.sum()), rel=0.1)
+
+
+class Two:
+    """Two workers by one clock: 20 and 26 s to open, then 4 ms a character; each takes the next block when it is free."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def count(self, blocks):
+        return 2
+
+    def audit(self, opener, blocks, everything):
+        return LocalEngine().audit(opener, blocks, everything)
+
+    def run(self, opener, blocks):
+        reference, places, busy = opener(), iter(range(len(blocks))), []
+
+        def start(worker, opening=0.0):
+            if (place := next(places, None)) is not None:
+                block = blocks[place]
+                characters = sum(len(item.prompt) + sum(map(len, item.completions)) for item in block.items)
+                busy.append((self.now + opening + 4e-3 * characters, worker, place, block))
+
+        start(0, 20.0)
+        start(1, 26.0)
+        while busy:
+            self.now, worker, place, block = min(busy, key=lambda each: each[:3])
+            busy.remove((self.now, worker, place, block))
+            start(worker)
+            yield place, reference.score(block.items)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not fit")
+@pytest.mark.parametrize("asked", [500, 600, 700])
+def test_of_two_workers_neither_start_nor_what_is_under_way_counts_as_slowness(asked, tmp_path, monkeypatch):
+    told_by, run_by = Two(), Two()
+    for module in ("cost_estimate", "collection"):
+        monkeypatch.setattr(f"multiref.references.{module}.time", SimpleNamespace(perf_counter=lambda: told_by.now))
+    monkeypatch.setattr(Cluster, "engine", lambda _: told_by)
+    told = References({"a": Companion()}).estimate_cost(pairs(asked), "2xlocal", shard_size=100)
+    References({"a": Companion()}).score(pairs(asked), store=tmp_path, shard_size=100, engine=run_by)
+    assert told.seconds == pytest.approx(run_by.now, rel=0.03)
 
 
 def test_workers_take_the_next_block_when_they_are_free():

@@ -211,22 +211,24 @@ def measure_cost(name: str, opener: Opener, blocks: Blocks, missing: Blocks, eng
     with TemporaryDirectory(prefix="multiref-", ignore_cleanup_errors=True) as folder:
         address = Store.address(reference.identity())
         opener.audit = agree_on_layout(opener, address, blocks, Store(folder), engine, False)
-    audited, whole, timed = time.perf_counter(), missing.size(), 0
-    pieces, done = _Pieces(missing, workers), list[tuple[float, int, int]]()  # when, its characters, its tokens
+    audited, whole, timed, spent = time.perf_counter(), missing.size(), 0, 0.0
+    pieces, done, up = _Pieces(missing, workers), list[tuple[int, int]](), list[tuple[float, int]]()
     with closing(engine.run(opener, pieces)) as results:
         for index, scored in results:
-            now = time.perf_counter()
-            done.append((now, pieces.characters.pop(index), int(scored.lengths.sum())))
-            if len(done) <= 2 * workers:  # the first of each worker loads the model; the second says how large others are to be
-                began = now
+            characters, seconds = pieces.end(index)
+            done.append((characters, int(scored.lengths.sum())))
+            if index < workers:  # the first of each worker loads the model
+                up.append((time.perf_counter(), characters))
                 continue
-            timed += done[-1][1]
-            pieces.resize((now - began) / (len(done) - 2 * workers) * workers)
-            if (now - began > _SECONDS or timed > whole) and len(done) >= 4 * workers:
+            pieces.resize(seconds)
+            if index >= 2 * workers:  # the second of each said how large others are to be
+                timed, spent = timed + characters, spent + seconds
+            enough = timed > whole or time.perf_counter() - up[-1][0] > _SECONDS
+            if enough and len(up) == workers and len(done) >= 4 * workers:
                 break
-    speed = timed / (done[-1][0] - began)  # characters a second, of all workers
-    tokens = round(whole * sum(each[2] for each in done) / max(1, sum(each[1] for each in done)))
-    started = done[workers - 1][0] - audited - sum(each[1] for each in done[:workers]) / speed
+    speed = workers * timed / spent  # characters a second
+    tokens = round(whole * sum(each[1] for each in done) / max(1, sum(each[0] for each in done)))
+    started = up[-1][0] - audited - up[-1][1] * workers / speed
     parts = {
         "open, audit": audited - since,
         "start": max(0.0, started),
@@ -304,14 +306,14 @@ def _cut(block: Block, start: int, most: int) -> Block:
 
 class _Pieces(Made[Block]):
     """Pieces of blocks, far more than are asked for, from blocks all over the job: each made when it is asked for, as large as
-    is told by then. characters: of those that are under way, by index."""
+    is told by then."""
 
     MANY: ClassVar = 100_000
 
     def __init__(self, blocks: Blocks, workers: int) -> None:
         self._blocks, self._limit, self._at = blocks, _FIRST, dict[int, int]()
+        self._under_way: dict[int, tuple[int, float]] = {}  # characters, and since when
         self._stride = max(1, len(blocks) // (8 * workers))
-        self.characters: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self.MANY
@@ -321,11 +323,16 @@ class _Pieces(Made[Block]):
         block, start = self._blocks[number], self._at.get(number, 0)
         piece = _cut(block, start, self._limit)
         self._at[number] = (start + len(piece.items)) % len(block.items)
-        self.characters[place] = piece.size()
+        self._under_way[place] = piece.size(), time.perf_counter()
         return piece
 
+    def end(self, place: int) -> tuple[int, float]:
+        """A piece's characters, and the seconds that it took."""
+        characters, began = self._under_way.pop(place)
+        return characters, time.perf_counter() - began
+
     def resize(self, seconds: float) -> None:
-        """Pieces took so long on average: the next are to take `_PIECE`."""
+        """A piece took so long: the next are to take `_PIECE`."""
         self._limit = int(np.clip(self._limit * _PIECE / max(seconds, 1e-9), self._limit / 4, 4 * self._limit + 1))
         self._limit = max(_FIRST, min(_MOST, self._limit))
 

@@ -1,14 +1,20 @@
 """`multiref real`: a real language model from a package, end to end, a page."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from multiref.errors import ArgumentError
+
 
 def command(
     quick: Annotated[bool, "--quick", "A few of everything: minutes, no claim about accuracy."] = False,
     full: Annotated[bool, "--full", "Three seeds, every rule, two strengths: hours."] = False,
+    singles: Annotated[bool, "--singles", "Three seeds, the exact rule and each reference alone: an hour."] = False,
+    mixed: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the other kind that specialists are taught.")] = 0.0,
+    seeds: Annotated[list[int] | None, "--seed", "Seeds instead of the usual ones; once for each."] = None,
     output: Annotated[Path, "--out --output -o", "Folder of the page and of every finished stage."] = Path("runs/real"),
     model: Annotated[str | None, "A model folder or hub id instead of SmolLM2-135M-Instruct."] = None,
     cache: Annotated[Path | None, "Folder for the model folder; by default in the user's cache."] = None,
@@ -26,10 +32,16 @@ def command(
     from multiref_lab.real import page, settings
     from multiref_lab.real.run import run
 
-    chosen = settings.QUICK if quick else settings.FULL if full else settings.STANDARD
+    sizes = {"--quick": quick, "--full": full, "--singles": singles}
+    asked = [name for name, given in sizes.items() if given]
+    if len(asked) > 1:
+        raise ArgumentError(f"{' and '.join(asked)} are different sizes of one run; give one of them.")
+    size = getattr(settings, asked[0].removeprefix("--").upper()) if asked else settings.STANDARD
+    chosen = dataclasses.replace(size, mixed=mixed, seeds=tuple(seeds or size.seeds))
     narrator = Narrator()
     findings = run(chosen, output, model, cache, narrator, workers=workers)
-    words = [*(["--quick"] if quick else []), *(["--full"] if full else []), *([f"--model {model}"] if model else [])]
+    words = [*asked, *([f"--mixed {mixed:g}"] if mixed else []), *(f"--seed {seed}" for seed in seeds or ())]
+    words += [f"--model {model}"] if model else []
     report = page.write(findings, output, command=" ".join(["multiref real", *words]))
     rows = page.table(findings)
     narrator.table(rows, (1, 2, 3, 4))

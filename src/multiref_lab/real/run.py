@@ -110,12 +110,11 @@ class _Stages:
 
     def all(self) -> Findings:
         self._claim()
-        s = self.settings
-        stage, specialists = self._stage, [(name, [s.taught * (name == kind) for kind in KINDS]) for name in SPECIALISTS]
+        s, stage = self.settings, self._stage
         stage("model", getattr, self, "start")
         stage("warm up", self._teach, BASE, self.start, [s.warm] * len(KINDS))
-        for name, counts in specialists:
-            stage(f"teach {name}", self._teach, name, str(self.output / BASE), counts)
+        for name in SPECIALISTS:
+            stage(f"teach {name}", self._teach, name, str(self.output / BASE), s.lesson(name))
         given = {name: stage(f"evaluate {name}", self._evaluate, name, self._spec(name)) for name in REFERENCES}
         pairs: dict[int, int] = {}
         inspections: dict[int, Inspection] = {}

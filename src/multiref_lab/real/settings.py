@@ -21,7 +21,8 @@ RULES = {
 
 @dataclass(frozen=True)
 class RealSettings:
-    """warm, taught: worked answers that the base is warmed up on (of each kind), and each specialist is taught (of its own).
+    """warm, taught: worked answers that the base is warmed up on (of each kind), and each specialist is taught.
+    mixed: of these the share of the other kind: at 0 the specialists are complementary, at ½ they were taught alike.
     questions, draws, most: for the pairs: training questions, the base's answers to each, pairs of each at most.
     held_out: questions that the base and the exact rule are judged on; compared: every so many of them all policies;
         few: every so many of these the KLs are measured on, and the specialists. Each divides the one before it.
@@ -36,6 +37,7 @@ class RealSettings:
     seeds: tuple[int, ...] = (0,)
     warm: int = 24
     taught: int = 56
+    mixed: float = 0.0
     questions: int = 240
     draws: int = 4
     most: int = 2
@@ -53,6 +55,11 @@ class RealSettings:
     group: int = 8
     max_new_tokens: int = 20
 
+    def lesson(self, specialist: str) -> list[int]:
+        """How many answers of each kind it is taught."""
+        other = round(self.mixed * self.taught)
+        return [self.taught - other if kind == specialist else other for kind in KINDS]
+
     def places(self, count: int) -> range:
         """Of the held-out questions so many, evenly spread."""
         return range(0, self.held_out, self.held_out // count)
@@ -68,3 +75,4 @@ FULL = dataclasses.replace(
     compared=200,
     greedy=False,
 )
+SINGLES = dataclasses.replace(FULL, rules=(EXACT, *REFERENCES), betas=(0.05,))

@@ -90,6 +90,14 @@ TINY = dataclasses.replace(
 )
 
 
+def test_what_specialists_are_taught() -> None:
+    """56 answers: at 0 all of the own kind, at ¼ fourteen of the other, at ½ both specialists the same."""
+    lessons = [
+        [dataclasses.replace(settings.FULL, mixed=mixed).lesson(name) for name in ("sum", "bags")] for mixed in (0, 0.25, 0.5)
+    ]
+    assert lessons == [[[56, 0], [0, 56]], [[42, 14], [14, 42]], [[28, 28], [28, 28]]]
+
+
 ALL = dataclasses.replace(TINY, rules=(settings.EXACT, *TINY.rules, "MRPO's pool", "forward KL"))
 
 
