@@ -154,7 +154,7 @@ def main() -> None:
     above = (many["peak_mib"] - few["peak_mib"]) * 2**20 / (given.pairs - FEW)
     minutes = many["seconds"] / 60 * 1e6 / given.pairs
     figures = {"bytes_a_pair": round(above, 1), "minutes_a_million": round(minutes, 2), "peak_mib": round(many["peak_mib"])}
-    where = "" if given.engine == "local" else ", two Ray workers and their store"
+    where = "" if given.engine == "local" else ", Ray with its store"
     record(f"{given.pairs:,} pairs{where}: memory a pair above 10,000", above / 200, against="200 bytes", at_most=1, **figures)
     same = all(many["digest"] == each["digest"] for each in again)
     said = f"after {given.kills} kills {'the same' if same else 'OTHER'} bits" if again else "nothing was killed"
