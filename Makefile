@@ -24,7 +24,7 @@ BENCHMARKS := exact scoring preference online store bilevel decoding
 help:
 	@echo "make demo       align a small model against two references and open the report (about five minutes)"
 	@echo "make real       the same steps on a real model of 135 M parameters (fifteen minutes on two quiet cores)"
-	@echo "make real-full  three seeds, seven rules, two strengths (two hours and more on two cores)"
+	@echo "make real-full  three seeds, seven rules, two strengths (an hour and three quarters on two quiet cores)"
 	@echo "make test       the tests (minutes)      make test-full   the slow ones too, and the library's coverage"
 	@echo "make fuzz       10 000 nearly right inputs at every door: files, arguments, checkpoints (an hour at most)"
 	@echo "make chaos      every verb killed at ten moments, and one run ten times in a row (under an hour; VERB=score for one)"
