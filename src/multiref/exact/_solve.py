@@ -11,7 +11,7 @@ from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps,
 from multiref.errors import ArgumentError
 from multiref.exact._nested import solve_nested
 from multiref.exact._problem import check_mass, check_policy_shape, check_reward, check_shapes
-from multiref.exact._root import LARGEST, Family, find_root, normalise
+from multiref.exact._root import EPS, LARGEST, Family, find_root, normalise
 from multiref.pools import power_pool
 from multiref.regularizers import FDivergence, Regularizer
 
@@ -116,7 +116,7 @@ def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Re
     check_logps(log_policy, "log_policy")
     shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
     check_policy_shape(log_policy, shape)
-    return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, ref_logps)
+    return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, align(ref_logps, len(shape)))
 
 
 def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
@@ -194,6 +194,9 @@ def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> 
     log_policy = torch.where(positive, log_pool - log_mass[:, None], NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
     if leftover is not None:
         log_policy = torch.where(leftover > NEG_INF, leftover, log_policy)
+    if alpha > 1 and not family.near:
+        base = (x[:, None] - family.a * gap * stretch[:, None]).detach()
+        log_policy = _at_the_kink(log_policy, base, log_pool - log_mass[:, None], family.a)
     # the root leaves a mass of 1 ± (rounding of x − a·g): what it is short of, the value would be off by to first order
     return log_policy - torch.logsumexp(log_policy, -1, keepdim=True), best[:, 0] - beta * family.to_c(x, log_mass)
 
@@ -211,8 +214,21 @@ def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tenso
         terms = torch.where(alive, log_pool, NEG_INF) + safe / family.a
         h, p = torch.logsumexp(terms, -1), terms.softmax(-1)
         step = torch.expm1(-family.a * h) / (p * (-safe).exp()).sum(-1)
-        x = x + (step / family.a if family.near else step)
+        x = x + (step - step.detach()) / (family.a if family.near else 1.0)
     return x
+
+
+def _at_the_kink(log_policy: Tensor, base: Tensor, log_pool: Tensor, a: float) -> Tensor:
+    """α > 1: next to its kink a completion's mass P b^{1/a} turns on digits of b that are not there (at a = 40, b = 1e-16 is
+    mass 0.4 P). There it takes what the others leave."""
+    size = torch.where(log_pool > NEG_INF, base.abs(), torch.inf)
+    least, top = size.amin(-1, keepdim=True), base.amax(-1, keepdim=True)
+    kink = (size == least) & (log_pool > NEG_INF)
+    own = torch.where(kink, log_pool, NEG_INF).logsumexp(-1, keepdim=True)
+    steep = a * least < (own + least.clamp_min(EPS * top).log() / a).exp() * top
+    left = 1 - torch.where(kink, NEG_INF, log_policy).logsumexp(-1, keepdim=True).exp()
+    share = torch.where(left > 8 * EPS, left.clamp_min(EPS).log() + log_pool - own, NEG_INF)
+    return torch.where(kink & steep, share, log_policy)
 
 
 def _corner(
