@@ -143,6 +143,12 @@ def test_a_completion_next_to_its_kink(alpha, ulps):
         assert mr.exact.solve(given, refs, rule, beta=1.0).policy.tolist() == pytest.approx(truth, rel=0, abs=1e-13)
 
 
+def test_what_is_out_of_play_takes_nothing_at_the_kink():
+    """α = 1.5, one completion in play, the other padded by its reward alone."""
+    reward, refs = torch.tensor([0.3, -torch.inf]).double(), torch.full((2, 2), 0.5).double().log()
+    assert mr.exact.solve(reward, refs, mr.AlphaDivergence(alpha=1.5), beta=0.2).policy.tolist() == [1.0, 0.0]
+
+
 def test_a_best_reward_of_tiny_mass():
     """The mode has the least reward, the best reward 1e-27 of the mass: the multiplier is far from what decides,
     and mass and value still hold to the mark."""

@@ -125,10 +125,6 @@ class FDivergence(Regularizer):
         scale = torch.where(larger == -math.inf, 0.0, larger).exp()
         return torch.where(larger == -math.inf, 0.0, w * scale * mean).sum((0, -1))
 
-    def _key(self) -> tuple[object, ...]:
-        weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
-        return (type(self), weights, self.f_prime, self.at_zero, self.at_infinity)
-
     def __repr__(self) -> str:
         return f"{self.name}(weights={self.weights})"
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -100,16 +100,11 @@ class Regularizer(ABC):
 
     def with_weights(self: R, weights: Weights) -> R:
         """The same regularizer under other weights: of a sweep, or of a batch whose weights differ per example."""
-        changed = object.__new__(type(self))
-        for field, value in self.__dict__.items():
-            object.__setattr__(changed, field, value)
-        object.__setattr__(changed, "weights", weights)
-        changed.__post_init__()
-        return changed
+        return replace(self, weights=weights)
 
     def _key(self) -> tuple[object, ...]:
-        weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
-        return (type(self), weights, self.alpha, self.order)
+        values = (getattr(self, field.name) for field in fields(self))
+        return (type(self), *(id(value) if isinstance(value, Tensor) else value for value in values))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Regularizer) and self._key() == other._key()
