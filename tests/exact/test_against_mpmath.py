@@ -128,7 +128,7 @@ def test_a_completion_next_to_its_kink(alpha, ulps):
         return [pool * max(b, mp.mpf(0)) ** (1 / a) for b in bases]
 
     low, high = -(mp.mpf(4) ** a), mp.mpf(0)
-    for _ in range(300):
+    for _ in range(600):
         middle = (low + high) / 2
         low, high = (middle, high) if mp.fsum(masses(mp.mpf(0), middle)) > 1 else (low, middle)
     reward[3] = float(low)
