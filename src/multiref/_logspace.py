@@ -10,6 +10,7 @@ Three rules, and everything above calls them by name:
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TypeAlias
 
 import torch
@@ -38,13 +39,12 @@ def check_logps(logps: Tensor, argument: str) -> Tensor:
 
 
 def check_beta(beta: float | Tensor) -> float | Tensor:
-    """Refuse a strength that is not positive and finite."""
-    if isinstance(beta, bool | str):
-        raise ArgumentError(f"beta: the strength of the regularizer is a number, found {beta!r}; expected one such as 0.1.")
-    value = torch.as_tensor(beta, dtype=torch.float64)
-    if not bool(((value > 0) & torch.isfinite(value)).all()):
+    """Refuse a strength that is not one positive, finite number: several would be taken for one of each completion."""
+    number = isinstance(beta, Tensor | Real) and not isinstance(beta, bool)
+    value = torch.as_tensor(beta if number else math.nan, dtype=torch.float64)
+    if value.ndim or not 0 < float(value) < math.inf:
         raise ArgumentError(
-            f"beta: the strength of the regularizer is positive and finite, found {beta}; expected one such as 0.1."
+            f"beta: the strength of the regularizer is one positive, finite number, found {beta!r}; expected one such as 0.1."
         )
     return beta
 
@@ -91,6 +91,9 @@ def broadcast(*shapes: torch.Size) -> torch.Size:
 def align(ref_logps: Tensor, axes: int) -> Tensor:
     """[K, *E] → [K, 1, …, *E] with at least so many axes after the first: who has fewer has the last ones, as in every
     broadcast, and the references are no batch."""
+    if not isinstance(ref_logps, Tensor) or not ref_logps.ndim:
+        found = "a scalar" if isinstance(ref_logps, Tensor) else _kind(ref_logps)
+        raise ArgumentError(f"ref_logps: expected a tensor with the references along the first axis, found {found}.")
     return ref_logps.reshape(len(ref_logps), *[1] * (axes + 1 - ref_logps.ndim), *ref_logps.shape[1:])
 
 
@@ -116,6 +119,7 @@ def weighted_sum(logps: Tensor, weights: Tensor, full: bool | None = None) -> Te
 
     full: whether no weight is zero, where that is known; to look waits for an accelerator.
     """
+    logps = logps.to(torch.promote_types(logps.dtype, torch.float32))  # half of the digits of a half would go in the sum
     whole = logps.ndim and weights.numel() == logps.shape[0] and not weights.requires_grad
     if whole and (not bool((weights == 0).any()) if full is None else full):
         total: Tensor = torch.tensordot(weights.reshape(-1).to(logps.dtype), logps, dims=1)

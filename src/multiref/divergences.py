@@ -86,7 +86,7 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights: We
             f"ref_logps: expected [K, *B, Y] against log_policy {tuple(log_policy.shape)}, found {tuple(ref_logps.shape)}."
         )
     ref_logps = align(ref_logps, log_policy.ndim)
-    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps[..., 0])
+    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps.new_empty(ref_logps.shape[:-1]))
     if bool((w == 0).any()):  # an absent reference at infinite distance is not to be looked at, not even by the gradient
         with torch.no_grad():
             far = (w == 0) & torch.isinf(alpha_divergence(log_policy, ref_logps, alpha))
@@ -123,8 +123,8 @@ def k1(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
 
     Reference: Schulman's k1; the table for several references is DERIVED (docs/theory.md 6).
     """
-    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
-    return policy_logps - weighted_sum(ref_logps, w)
+    ref_logps = align(ref_logps, policy_logps.ndim)
+    return policy_logps - weighted_sum(ref_logps, expand_weights(check_weights(weights, len(ref_logps)), ref_logps))
 
 
 def k2(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tensor:
@@ -153,6 +153,7 @@ def k3(policy_logps: Tensor, ref_logps: Tensor, weights: Weights = None) -> Tens
     Reference: Schulman's k3; DERIVED for several references (docs/theory.md 6).
     """
     ratio, w = log_ratios(policy_logps, ref_logps, weights)
+    ratio = torch.where((w == 0) & torch.isinf((-ratio).exp()), 0.0, ratio)  # an absent reference's weight may be no number
     return (w * (torch.expm1(-ratio) + ratio)).sum(0)
 
 
@@ -160,4 +161,5 @@ def log_ratios(policy_logps: Tensor, ref_logps: Tensor, weights: Weights) -> tup
     """ℓ_k [K, *E] and weights; an absent reference that gives no mass is not looked at, not even by the gradient."""
     ref_logps = align(ref_logps, policy_logps.ndim)
     w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps)
+    ref_logps = ref_logps.to(w.dtype)  # at least float32
     return policy_logps - torch.where((w == 0) & torch.isinf(ref_logps), policy_logps.detach(), ref_logps), w

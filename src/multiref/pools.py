@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, Weights, check_logps, check_weights, expand_weights, weighted_sum
+from multiref._logspace import NEG_INF, Weights, align, check_logps, check_weights, expand_weights, weighted_sum
 from multiref.errors import ArgumentError
 
 __all__ = ["power_pool"]
@@ -40,9 +40,7 @@ def power_pool(ref_logps: Tensor, weights: Weights = None, order: float = 0.0) -
     """
     if not order == order or order in (float("inf"), NEG_INF):
         raise ArgumentError(f"order: expected a finite number, found {order}.")
-    check_logps(ref_logps, "ref_logps")
-    if ref_logps.ndim == 0:
-        raise ArgumentError("ref_logps: expected the references along the first axis, found a scalar.")
+    ref_logps = align(check_logps(ref_logps, "ref_logps"), 0)
     return power_mean(ref_logps, check_weights(weights, ref_logps.shape[0]), order)
 
 
@@ -50,7 +48,7 @@ def power_mean(ref_logps: Tensor, weights: Tensor, order: float, full: bool | No
     """`power_pool` of arguments that were checked. full: whether no weight is zero; where it is given no number is looked at,
     for to look waits for an accelerator."""
     w = expand_weights(weights, ref_logps)
-    ref_logps = ref_logps.to(w.dtype)  # at least float32: half of the digits of a half would go in the sum
+    ref_logps = ref_logps.to(w.dtype)  # at least float32
     if order == 0:
         return weighted_sum(ref_logps, w, full)
     if abs(order) >= NEAR_GEOMETRIC:

@@ -189,6 +189,12 @@ def test_bad_shapes():
         weighted_alpha_divergence(policy, refs, alpha=0.5)
     with pytest.raises(ArgumentError, match="log_policy"):
         weighted_alpha_divergence(policy.exp() + 1, refs, alpha=0.5)
+    estimators = (mr.divergences.k1, mr.divergences.k3, reverse_kl)
+    for call in (mr.pools.power_pool, *(lambda refs, each=each: each(policy, refs) for each in estimators)):
+        for wrong in (torch.tensor(-1.0), [-1.0, -2.0]):
+            with pytest.raises(ArgumentError, match="ref_logps: expected"):
+                call(wrong)
+    assert reverse_kl(policy[:, :0], refs[..., :0]).tolist() == [0.0, 0.0]  # no completion, no divergence
 
 
 @every_alpha

@@ -9,6 +9,7 @@ other.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from multiref.divergences import k1, k2, k3
+from multiref.training.online import K3Loss, Samples
 
 TOKENS, WEIGHTS = 3, (0.3, 0.7)
 PATHS = torch.tensor(list(itertools.product(range(TOKENS), repeat=2)))  # [9, 2]
@@ -237,6 +239,28 @@ def test_a_reference_of_weight_zero_is_absent(name):
     torch.testing.assert_close(found, estimator(policy, REF_TOKENS, WEIGHTS), rtol=0, atol=1e-14)
     (gradient,) = torch.autograd.grad(found.sum(), policy)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_absent_reference_far_above_the_policy_is_absent(dtype):
+    """e^{−ℓ} of 900 nats is no number, and 0 · ∞ was NaN, in value and gradient: of k3, and of the penalty of its name."""
+    policy = torch.tensor([[-900.0, -1.0]], dtype=dtype, requires_grad=True)
+    refs = torch.tensor([[[-0.5, -2.0]], [[-900.5, -1.5]]], dtype=dtype)
+    samples = Samples(policy, torch.ones(1, 2, dtype=torch.bool), refs.sum(-1), (0.0, 1.0), ref_token_logps=refs)
+    for found in (k3(policy, refs, (0.0, 1.0)), K3Loss().loss_terms(samples)):
+        torch.testing.assert_close(found, torch.full_like(policy, math.exp(-0.5) - 0.5))
+        (gradient,) = torch.autograd.grad(found.sum(), policy)
+        torch.testing.assert_close(gradient, torch.full_like(policy, 1 - math.exp(-0.5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64], ids=str)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_few_bits_and_whole_numbers_are_rounded_on_the_way_in_alone(name, dtype):
+    """Weights of ¼ and ¾ are no whole numbers: k1 was log π alone; in bfloat16 it was 0.1 off at −40."""
+    policy, refs = torch.tensor([-39.0, -41.25]).to(dtype), torch.tensor([[-37.5, -40.0], [-40.25, -43.0]]).to(dtype)
+    found = ESTIMATORS[name](policy, refs, (0.3, 0.7))
+    expected = ESTIMATORS[name](policy.double(), refs.double(), (0.3, 0.7))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -67,6 +67,15 @@ def test_intervals_are_those_of_the_mean_over_prompts():
     assert math.isnan(bootstrap_interval(values[:1])[1])
 
 
+def test_a_prompt_of_minus_infinity_leaves_an_interval():
+    """One veto among four prompts: a resample misses it with probability (3/4)⁴ = 0.32, so that the upper end is a number and
+    the lower one −∞. Between the two there is nothing, and quantiles in between were NaN."""
+    mean, low, high = bootstrap_interval(torch.tensor([1.0, 2.0, 3.0, -math.inf]))
+    assert mean == low == -math.inf and 2.0 < high <= 3.0
+    mean, low, high = bootstrap_interval(torch.tensor([1.0, -math.inf, -math.inf, -math.inf]))
+    assert mean == low == high == -math.inf  # (1/4)⁴ is below 2.5 %
+
+
 def test_prompts_that_all_failed_are_no_certainty():
     """0 of 16: Wilson's interval reaches z²/(n + z²) = 0.1936; a bootstrap of sixteen zeros would say [0, 0]."""
     none = evaluation({"a": torch.zeros(16, 4, dtype=torch.bool), "b": torch.zeros(16, 4, dtype=torch.bool)}).summary([1, 4])

@@ -110,6 +110,45 @@ def test_references_hundreds_of_nats_apart(alpha):
         check_instance(Instance(reward, logps, np.array([0.3, 0.7]), float(10 ** rng.uniform(-2, 1)), alpha, "deep"))
 
 
+@pytest.mark.parametrize("alpha", [3.0, 6.0, 13.0, 41.0, 201.0])
+@pytest.mark.parametrize("ulps", [0, 3, 2000])
+def test_a_completion_next_to_its_kink(alpha, ulps):
+    """Where b is 1e-16, b^{1/40} is 0.4: digits of b that no float64 has decide the mass, so that it must come from the others.
+    α = 13 was 0.17 off, α = 201 0.34.
+
+    One flat reference P, β = 1, a = α − 1. The last completion has b = u, the others u + a (r − r_last): found here in log u,
+    so that u has all its digits. Its reward is a few units in the last place from where its mass begins.
+    """
+    mp, a = witness.MP, witness.MP.mpf(alpha - 1)
+    pool = mp.exp(mp.mpf(float(np.log(0.25))))
+    reward = np.array([0.0, -0.5 / float(a), -0.5 / float(a), 0.0])
+
+    def masses(u, last):
+        bases = [u + a * (mp.mpf(float(r)) - last) for r in reward[:3]] + [u]
+        return [pool * max(b, mp.mpf(0)) ** (1 / a) for b in bases]
+
+    low, high = -(mp.mpf(4) ** a), mp.mpf(0)
+    for _ in range(600):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mp.fsum(masses(mp.mpf(0), middle)) > 1 else (low, middle)
+    reward[3] = float(low)
+    reward[3] += ulps * np.spacing(abs(reward[3]))
+    low, high = mp.mpf(-30_000), mp.mpf(300)
+    for _ in range(300):
+        middle = (low + high) / 2
+        low, high = (low, middle) if mp.fsum(masses(mp.exp(middle), mp.mpf(float(reward[3])))) > 1 else (middle, high)
+    refs, rule = torch.full((1, 4), 0.25).double().log(), mr.AlphaDivergence(alpha=alpha)
+    truth = [float(p) for p in masses(mp.exp(low), mp.mpf(float(reward[3])))]
+    for given in (torch.from_numpy(reward), torch.from_numpy(reward).requires_grad_()):
+        assert mr.exact.solve(given, refs, rule, beta=1.0).policy.tolist() == pytest.approx(truth, rel=0, abs=1e-13)
+
+
+def test_what_is_out_of_play_takes_nothing_at_the_kink():
+    """α = 1.5, one completion in play, the other padded by its reward alone."""
+    reward, refs = torch.tensor([0.3, -torch.inf]).double(), torch.full((2, 2), 0.5).double().log()
+    assert mr.exact.solve(reward, refs, mr.AlphaDivergence(alpha=1.5), beta=0.2).policy.tolist() == [1.0, 0.0]
+
+
 def test_a_best_reward_of_tiny_mass():
     """The mode has the least reward, the best reward 1e-27 of the mass: the multiplier is far from what decides,
     and mass and value still hold to the mark."""

@@ -31,6 +31,8 @@ every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__nam
         ((1.0,), "2 references"),
         ((), "weights"),
         (("a", "b"), "weights"),
+        (0.5, "found 0.5"),
+        (torch.tensor(0.5), "shape ()"),
     ],
 )
 def test_weights(family, weights, says):
@@ -74,8 +76,11 @@ def test_weights_that_nearly_sum_to_one_are_taken():
 
 
 @every_family
-@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "beta", [0.0, -1.0, math.nan, math.inf, None, 1j, [0.1], torch.full((3,), 0.1), torch.full((2, 1), 0.1)], ids=str
+)
 def test_beta(family, beta):
+    """Of three numbers, three completions would each have had their own: one strength is meant."""
     for call in (
         lambda: mr.exact.solve(REWARD, REFS, family(), beta=beta),
         lambda: mr.exact.value(REFS[0], REWARD, REFS, family(), beta=beta),
@@ -98,6 +103,19 @@ def test_log_probabilities(family, wrong, says):
         lambda: mr.exact.merge(bad),
     ):
         with pytest.raises(ArgumentError, match="(?i)" + says):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 0.7])
+def test_an_f_divergence_looks_at_its_log_probabilities(wrong):
+    bad, rule = REFS.clone(), mr.FDivergence.jensen_shannon()
+    bad[1, 0, 2] = wrong
+    for call in (
+        lambda: rule.penalty(REFS[0], bad),
+        lambda: rule.penalty(bad[1], REFS),
+        lambda: rule.implicit_reward(REFS[0], bad, beta=1.0),
+    ):
+        with pytest.raises(ArgumentError, match="at most zero"):
             call()
 
 

@@ -135,6 +135,23 @@ def test_weights_per_prompt(family):
     assert merged.shape == (4, 6)
 
 
+@pytest.mark.parametrize("family", [*REGULARIZERS.values(), mr.FDivergence.jensen_shannon], ids=[*REGULARIZERS, "js"])
+def test_weights_per_prompt_never_weigh_completions(family):
+    """[K, B] beside references [K, Y] that all prompts share: where B = Y they were taken for weights of completions."""
+    reward, ref_logps = problem(3, 3)
+    refs, rule = ref_logps[:, 0], family(torch.tensor([[0.2, 0.5, 0.3], [0.5, 0.3, 0.2], [0.3, 0.2, 0.5]]))
+    policy = reward.log_softmax(-1)
+    for call in (
+        lambda: rule.penalty(policy, refs),
+        lambda: rule.implicit_reward(policy, refs, beta=0.3),
+        lambda: mr.exact.value(policy, reward, refs, rule, beta=0.3),
+        lambda: mr.exact.solve(reward, refs, rule, beta=0.3),
+        *((lambda each=each: each(policy, refs, rule.weights)) for each in (mr.divergences.k1, mr.divergences.k3)),
+    ):
+        with pytest.raises(mr.errors.WeightsError, match="does not match"):
+            call()
+
+
 @every_family
 def test_weights_of_zero_in_some_rows(family):
     """A reference absent from one prompt and present in the next, veto and all."""

@@ -168,6 +168,17 @@ def test_preference_takes_it_and_says_where_it_goes_on_straight():
     assert clipped is not None and clipped.tolist() == [[False, True]]
 
 
+def test_what_an_absent_reference_forbids_reaches_no_gradient():
+    """Weight 0 and f'(∞) = ∞: 0 · ∞ made the gradient of both weights NaN."""
+    refs = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).double().log()
+    policy = torch.tensor([0.4, 0.4, 0.2]).double().log()
+    for ask in (lambda rule: rule.penalty(policy, refs), lambda rule: rule.implicit_reward(policy, refs, beta=1.0).sum()):
+        weights = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+        found = ask(mr.FDivergence.jeffreys(weights))
+        assert found.item() == pytest.approx(ask(mr.FDivergence.jeffreys(torch.tensor([0.0, 1.0]))).item(), abs=1e-15)
+        assert bool(torch.autograd.grad(found, weights)[0].isfinite().all())
+
+
 def test_whatever_asks_for_a_pool_is_refused_by_name():
     refs = torch.zeros(1, 2).double().log_softmax(-1)
     for ask in (lambda: JS().pool(refs), lambda: JS().alpha, lambda: JS().order, lambda: Preference(JS(), 1.0).log_ratio_limit):

@@ -31,6 +31,17 @@ def test_equal_policies_need_no_weights_and_a_vertex_never_exceeds_k():
     torch.testing.assert_close(ess, torch.full_like(ess, 50.0))
 
 
+def test_weights_of_each_prompt():
+    """[K, B] weighs each prompt by its own column; for one prompt, [K, 1], every policy's own samples came back."""
+    logps = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64).log_softmax(-1)
+    weights = torch.tensor([[0.3, 1.0, 0.5], [0.7, 0.0, 0.5]], dtype=torch.float64)
+    for prompts in ([0], [0, 1, 2]):
+        u, ess = importance_weights(logps[:, prompts], weights[:, prompts])
+        for row, prompt in enumerate(prompts):
+            single = importance_weights(logps[:, prompt : prompt + 1], weights[:, prompt])
+            torch.testing.assert_close((u[row], ess[row]), (single[0][0], single[1][0]))
+
+
 def test_samples_without_mass_are_no_weights():
     logps = torch.zeros(2, 3, 4, dtype=torch.float64)
     logps[0, 1, :2], logps[1, 1, 2:] = -torch.inf, -torch.inf

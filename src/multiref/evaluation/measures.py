@@ -73,7 +73,7 @@ def measure_divergences(
         if tokenwise:
             padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(logps).double() for logps in owns], batch_first=True)
             ratio = padded - scores.double()  # 0 where both are padded
-            third = ((-ratio).exp() - 1 + ratio).sum(-1).view_as(gap)
+            third = (torch.expm1(-ratio) + ratio).sum(-1).view_as(gap)
         for k, reference in enumerate(scorer.names):
             columns.setdefault(f"KL(π‖{reference})", []).append(gap[k].mean(-1))
             columns.setdefault(f"k3(π‖{reference})", []).append(third[k].mean(-1))

@@ -27,7 +27,8 @@ def bootstrap_interval(values: Tensor, *, resamples: int = 2000) -> Interval:
         return mean, float("nan"), float("nan")
     draws = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(0))
     means = values.double()[draws].mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    between = "linear" if bool(means.isfinite().all()) else "nearest"  # between −∞ and a number there is nothing
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation=between).tolist()
     return mean, low, high
 
 

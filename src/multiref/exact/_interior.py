@@ -60,7 +60,7 @@ def find_interior(skew: Tensor, ref_logps: Tensor, regularizer: Regularizer, bet
     at = _Point(torch.where(alive, even, 1.0), torch.ones_like(one), torch.zeros_like(one[..., :1]))
     for _ in range(_STEPS):
         price, steep = _price(at.policy, alive, refs, regularizer, beta)
-        lost = torch.where(alive, price - _times(skew, at.policy * one) + at.shift - at.slack, 0.0)
+        lost = torch.where(alive, price - times(skew, at.policy * one) + at.shift - at.slack, 0.0)
         excess = (at.policy * one).sum(-1, keepdim=True) - 1
         mean = at.mean(one)
         error = torch.maximum(lost.abs().amax(-1, keepdim=True), excess.abs())
@@ -85,7 +85,7 @@ def find_interior(skew: Tensor, ref_logps: Tensor, regularizer: Regularizer, bet
         if not bool(open_.any()):
             break
         at = _Point(*(torch.where(open_, *each) for each in zip(new, at)))
-    return _times(skew, at.policy * one)
+    return times(skew, at.policy * one)
 
 
 def _change(at: _Point, factors: tuple[Tensor, Tensor], lost: Tensor, excess: Tensor, alive: Tensor, target: Tensor) -> _Point:
@@ -106,5 +106,6 @@ def _price(policy: Tensor, alive: Tensor, refs: Tensor, regularizer: Regularizer
     return price.detach(), torch.where(alive, slope.nan_to_num(), 0.0) / policy
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """[*B, Y, Y], [*B, Y] → [*B, Y]."""
     return (matrix @ vector[..., None])[..., 0]

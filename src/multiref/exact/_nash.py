@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, align, broadcast, check_beta, check_logps, expectation
+from multiref._logspace import align, broadcast, check_beta, check_logps, expectation, log_ratio
 from multiref.errors import ArgumentError
-from multiref.exact._interior import find_interior
+from multiref.exact._interior import find_interior, times
 from multiref.exact._problem import check_policy_shape, check_shapes
 from multiref.exact._solve import Solution, solve, value
 from multiref.regularizers import FDivergence, Regularizer
@@ -77,23 +77,13 @@ def duality_gap(
     shape = check_preference(preference, check_logps(ref_logps, "ref_logps"))
     check_policy_shape(check_logps(log_policy, "log_policy"), shape)
     log_policy = log_policy.double().expand(shape)
-    reward = against(preference.double().expand(*shape, shape[-1]), log_policy)
+    reward = times(preference.double().expand(*shape, shape[-1]), log_policy.exp())
     best = solve(reward, ref_logps.double(), regularizer, beta=beta)
     if isinstance(regularizer, FDivergence) or regularizer.alpha != 1:
         return (best.value - value(log_policy, reward, ref_logps.double(), regularizer, beta=beta)).clamp_min(0)
-    nothing = log_policy == NEG_INF
-    ratio = torch.where(nothing, 0.0, log_policy) - torch.where(nothing, 0.0, best.log_policy)
-    return beta * expectation(log_policy, torch.expm1(-ratio) + ratio) + beta * _missing(log_policy, best.log_policy)
-
-
-def _missing(log_policy: Tensor, log_best: Tensor) -> Tensor:
-    """KL(π‖q) = Σ π (e^{−ℓ} − 1 + ℓ) + what q has where π has nothing."""
-    return torch.where(log_policy == NEG_INF, log_best.exp(), 0.0).sum(-1)
-
-
-def against(preference: Tensor, log_policy: Tensor) -> Tensor:
-    """[*B, Y, Y], [*B, Y] → [*B, Y]: Pπ, the chance of each completion to be preferred to one of the policy's."""
-    return (preference @ log_policy.exp()[..., None])[..., 0]
+    ratio = log_ratio(log_policy, best.log_policy, under=log_policy)
+    missing = torch.where(log_policy.exp() == 0, best.policy, 0.0).sum(-1)  # what q has where π has nothing
+    return beta * (expectation(log_policy, torch.expm1(-ratio) + ratio) + missing)
 
 
 def check_preference(preference: Tensor, ref_logps: Tensor) -> torch.Size:
@@ -129,7 +119,7 @@ def _equilibrium(preference: Tensor, ref_logps: Tensor, regularizer: Regularizer
     reward = find_interior(skew, ref_logps, regularizer, beta)
     eye = torch.eye(skew.shape[-1], dtype=torch.float64)
     policy = solve(reward, ref_logps, regularizer, beta=beta).policy
-    residual = reward - (skew @ policy[..., None])[..., 0]
+    residual = reward - times(skew, policy)
     for _ in range(_NEWTON):
         size = residual.abs().amax(-1)
         if not bool((size > _SETTLED).any()):
@@ -137,7 +127,7 @@ def _equilibrium(preference: Tensor, ref_logps: Tensor, regularizer: Regularizer
         slope = skew @ _response(reward, policy, ref_logps, regularizer, beta)
         moved = reward - torch.linalg.solve(eye - slope, residual[..., None])[..., 0]
         answer = solve(moved, ref_logps, regularizer, beta=beta).policy
-        new = moved - (skew @ answer[..., None])[..., 0]
+        new = moved - times(skew, answer)
         better = (new.abs().amax(-1) < size)[..., None]
         if not bool(better.any()):
             break

@@ -1,8 +1,6 @@
 """The regularised objective under K references and its optimum, exactly; optima under single references merged into it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -11,11 +9,11 @@ from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps,
 from multiref.errors import ArgumentError
 from multiref.exact._nested import solve_nested
 from multiref.exact._problem import check_mass, check_policy_shape, check_reward, check_shapes
-from multiref.exact._root import LARGEST, Family, find_root, normalise
+from multiref.exact._root import EPS, LARGEST, Family, find_root, normalise
 from multiref.pools import power_pool
 from multiref.regularizers import FDivergence, Regularizer
 
-BLOCK = 2**17  # numbers in an array [rows, Y] that is worked on at once
+BLOCK = 2**17  # numbers in an array [rows, Y] whose roots are found at once: its temporaries stay in the cache
 NO_MASS = 600.0  # a mass P^|α−1| below e^−600 of the largest is outside the support for the root, so that no base underflows
 
 
@@ -93,13 +91,18 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     check_mass(log_pool, reward, regularizer.name)
     if regularizer.alpha == 1:
         return _tilted(reward, log_pool, beta)
-    if len(shape) == 1:
-        return _rooted(reward, log_pool, ref_logps, regularizer, beta)
-    n = max(1, BLOCK // max(1, reward[:1].numel()))
-    refs = ref_logps.expand(ref_logps.shape[0], *shape)
-    rows = torch.split(reward, n), torch.split(log_pool, n), torch.split(refs, n, dim=1)
-    parts = [_rooted(*block, beta) for block in zip(*rows, _split(regularizer, n, shape[0]))]
-    return Solution(*(torch.cat([getattr(part, name) for part in parts]) for name in ("log_policy", "value", "multiplier")))
+    flat = [each.reshape(-1, shape[-1]).split(max(1, BLOCK // shape[-1])) for each in (reward, log_pool)]
+    parts = [_by_root(*block, alpha=regularizer.alpha, beta=beta) for block in zip(*flat)]
+    log_policy, multiplier = (torch.cat(each) for each in zip(*parts))
+    if bool(log_policy.isnan().any()):
+        alpha, kind = regularizer.alpha, str(log_policy.dtype).removeprefix("torch.")
+        raise ArgumentError(
+            f"alpha: found {alpha:g}, at which powers of these references leave {kind}; expected one nearer to 1."
+        )
+    log_policy = log_policy.reshape(shape)
+    received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
+    penalty = regularizer.penalty_given_pool(log_policy, log_pool, ref_logps)
+    return Solution(log_policy, received - beta * penalty, multiplier.reshape(shape[:-1]))
 
 
 def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: float = 0.1) -> Tensor:
@@ -116,7 +119,7 @@ def value(log_policy: Tensor, reward: Tensor, ref_logps: Tensor, regularizer: Re
     check_logps(log_policy, "log_policy")
     shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
     check_policy_shape(log_policy, shape)
-    return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, ref_logps)
+    return expectation(log_policy, reward) - beta * regularizer.penalty(log_policy, align(ref_logps, len(shape)))
 
 
 def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
@@ -134,33 +137,6 @@ def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
     pooled = power_pool(log_policies, weights, order=0.0)
     check_mass(pooled, torch.zeros_like(pooled), "merge")
     return pooled.log_softmax(-1)
-
-
-def _split(regularizer: Regularizer, n: int, rows: int) -> Iterator[Regularizer]:
-    """The regularizer of each block of n prompts: another one only where weights differ per prompt."""
-    if not isinstance(regularizer.weights, Tensor) or regularizer.weights.ndim == 1:
-        return repeat(regularizer)
-    weights = regularizer.weights.expand(-1, rows, *regularizer.weights.shape[2:])
-    return (regularizer.with_weights(part) for part in torch.split(weights, n, dim=1))
-
-
-def _rooted(reward: Tensor, log_pool: Tensor, ref_logps: Tensor, regularizer: Regularizer, beta: float) -> Solution:
-    """α ≠ 1: a block of prompts, small enough for its temporaries to stay in the cache."""
-    shape = reward.shape
-    rows = (reward.reshape(-1, shape[-1]), log_pool.reshape(-1, shape[-1]))
-    log_policy, multiplier = _by_root(*rows, alpha=regularizer.alpha, beta=beta)
-    if bool(log_policy.isnan().any()):
-        alpha, kind = regularizer.alpha, str(log_policy.dtype).removeprefix("torch.")
-        raise ArgumentError(
-            f"alpha: found {alpha:g}, at which powers of these references leave {kind}; expected one nearer to 1."
-        )
-    log_policy = log_policy.reshape(shape)
-    received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
-    return Solution(
-        log_policy,
-        received - beta * regularizer.penalty_given_pool(log_policy, log_pool, ref_logps),
-        multiplier.reshape(shape[:-1]),
-    )
 
 
 def _tilted(reward: Tensor, log_pool: Tensor, beta: float) -> Solution:
@@ -194,6 +170,9 @@ def _by_root(reward: Tensor, log_pool: Tensor, *, alpha: float, beta: float) -> 
     log_policy = torch.where(positive, log_pool - log_mass[:, None], NEG_INF) + torch.where(positive, log_base, 0.0) / family.a
     if leftover is not None:
         log_policy = torch.where(leftover > NEG_INF, leftover, log_policy)
+    if alpha > 1 and not family.near:
+        base = (x[:, None] - family.a * gap * stretch[:, None]).detach()
+        log_policy = _at_the_kink(log_policy, base, torch.where(allowed, log_pool - log_mass[:, None], NEG_INF), family.a)
     # the root leaves a mass of 1 ± (rounding of x − a·g): what it is short of, the value would be off by to first order
     return log_policy - torch.logsumexp(log_policy, -1, keepdim=True), best[:, 0] - beta * family.to_c(x, log_mass)
 
@@ -211,8 +190,21 @@ def _attached(x: Tensor, log_pool: Tensor, gap: Tensor, family: Family) -> Tenso
         terms = torch.where(alive, log_pool, NEG_INF) + safe / family.a
         h, p = torch.logsumexp(terms, -1), terms.softmax(-1)
         step = torch.expm1(-family.a * h) / (p * (-safe).exp()).sum(-1)
-        x = x + (step / family.a if family.near else step)
+        x = x + (step - step.detach()) / (family.a if family.near else 1.0)
     return x
+
+
+def _at_the_kink(log_policy: Tensor, base: Tensor, log_pool: Tensor, a: float) -> Tensor:
+    """α > 1: next to its kink a completion's mass P b^{1/a} turns on digits of b that are not there (at a = 40, b = 1e-16 is
+    mass 0.4 P). There it takes what the others leave."""
+    size = torch.where(log_pool > NEG_INF, base.abs(), torch.inf)
+    least, top = size.amin(-1, keepdim=True), base.amax(-1, keepdim=True)
+    kink = (size == least) & (log_pool > NEG_INF)
+    own = torch.where(kink, log_pool, NEG_INF).logsumexp(-1, keepdim=True)
+    steep = a * least < (own + least.clamp_min(EPS * top).log() / a).exp() * top
+    left = 1 - torch.where(kink, NEG_INF, log_policy).logsumexp(-1, keepdim=True).exp()
+    share = torch.where(left > 8 * EPS, left.clamp_min(EPS).log() + log_pool - own, NEG_INF)
+    return torch.where(kink & steep, share, log_policy)
 
 
 def _corner(

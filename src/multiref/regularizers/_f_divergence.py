@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref._logspace import Weights, align, check_beta, check_weights, expand_weights
+from multiref._logspace import Weights, align, check_beta, check_logps, check_weights, expand_weights
 from multiref._slope import Slope
 from multiref.errors import ArgumentError
 from multiref.regularizers._regularizer import Regularizer
@@ -108,25 +108,22 @@ class FDivergence(Regularizer):
         """
         check_beta(beta)
         low, high, beyond = tame
-        refs = align(ref_logps, policy_logps.ndim).double()
+        refs = align(check_logps(ref_logps, "ref_logps"), policy_logps.ndim).double()
         w = expand_weights(check_weights(self.weights, len(refs)), refs)
         each = _log_ratio_or_limit(policy_logps.double(), refs)
         kept = each.clamp(low, high)
         values = self.slope(kept) + (0.0 if low == -math.inf and high == math.inf else beyond * (each - kept))
-        return beta * torch.where(w > 0, w * values, 0.0).sum(0)
+        return beta * (w * _seen(values, w)).sum(0)
 
     def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k Σ_y π_k f(π/π_k), f by quadrature of f'."""
-        log_policy, refs = log_policy.double(), align(ref_logps, log_policy.ndim).double()
+        refs = align(check_logps(ref_logps, "ref_logps"), log_policy.ndim).double()
+        log_policy = check_logps(log_policy, "log_policy").double()
         w = expand_weights(check_weights(self.weights, len(refs)), refs)
         larger = torch.maximum(log_policy, refs)
-        mean = self.slope.mean(_log_ratio_or_limit(log_policy, refs))
+        mean = _seen(self.slope.mean(_log_ratio_or_limit(log_policy, refs)), w)
         scale = torch.where(larger == -math.inf, 0.0, larger).exp()
-        return torch.where((larger == -math.inf) | (w == 0), 0.0, w * scale * mean).sum((0, -1))
-
-    def _key(self) -> tuple[object, ...]:
-        weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
-        return (type(self), weights, self.f_prime, self.at_zero, self.at_infinity)
+        return torch.where(larger == -math.inf, 0.0, w * scale * mean).sum((0, -1))
 
     def __repr__(self) -> str:
         return f"{self.name}(weights={self.weights})"
@@ -139,6 +136,11 @@ def _log_ratio_or_limit(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p − log q, broadcast; 0 where neither has mass, ±inf where one has."""
     nothing = (log_p == -math.inf) & (log_q == -math.inf)
     return torch.where(nothing, 0.0, log_p) - torch.where(nothing, 0.0, log_q)
+
+
+def _seen(values: Tensor, w: Tensor) -> Tensor:
+    """What is infinite of an absent reference is not looked at, not even by the gradient of its weight."""
+    return torch.where((w == 0) & values.isinf(), 0.0, values)
 
 
 def _jensen_shannon(t: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """What every regularizer is: an f, a pool, and the formulas that follow from the two."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sized
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from multiref._logspace import Weights, check_beta, check_weights, expectation, log_ratio
-from multiref.divergences import NEAR_ZERO, f_prime, weighted_alpha_divergence
+from multiref._logspace import Weights, align, check_beta, check_weights
+from multiref.divergences import NEAR_ZERO, alpha_divergence, f_prime, weighted_alpha_divergence
 from multiref.pools import power_pool
 
 R = TypeVar("R", bound="Regularizer")
@@ -29,8 +29,8 @@ class Regularizer(ABC):
     def __post_init__(self) -> None:
         if self.weights is None:
             return
-        n = self.weights.shape[0] if isinstance(self.weights, Tensor) and self.weights.ndim else len(self.weights)
-        checked = check_weights(self.weights, n)
+        counted = isinstance(self.weights, Sized) and getattr(self.weights, "ndim", 1) > 0
+        checked = check_weights(self.weights, len(self.weights) if counted else 1)
         plain = checked.ndim == 1 and not checked.requires_grad
         object.__setattr__(self, "weights", tuple(checked.tolist()) if plain else checked)
 
@@ -83,11 +83,12 @@ class Regularizer(ABC):
         Reference: Rafailov et al., 2023, eq. 5, with the reference replaced by the pool; DERIVED (docs/theory.md 3).
         """
         check_beta(beta)
-        return beta * f_prime(policy_logps - self.pool(ref_logps), self.alpha)
+        return beta * f_prime(policy_logps - self.pool(align(ref_logps, policy_logps.ndim)), self.alpha)
 
     def penalty(self, log_policy: Tensor, ref_logps: Tensor) -> Tensor:
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β.
         References are distributions over it."""
+        ref_logps = align(ref_logps, log_policy.ndim)
         return self.penalty_given_pool(log_policy, None if self.alpha < NEAR_ZERO else self.pool(ref_logps), ref_logps)
 
     def penalty_given_pool(self, log_policy: Tensor, log_pool: Tensor | None, ref_logps: Tensor) -> Tensor:
@@ -95,23 +96,15 @@ class Regularizer(ABC):
         there it is summed reference by reference."""
         if log_pool is None or self.alpha < NEAR_ZERO:
             return weighted_alpha_divergence(log_policy, ref_logps, self.weights, alpha=self.alpha)
-        ratio = log_ratio(log_policy, log_pool, under=log_policy)
-        if self.alpha == 1:
-            return expectation(log_policy, ratio)
-        return expectation(log_policy, torch.expm1((self.alpha - 1) * ratio)) / (self.alpha * (self.alpha - 1))
+        return alpha_divergence(log_policy, log_pool, self.alpha)
 
     def with_weights(self: R, weights: Weights) -> R:
         """The same regularizer under other weights: of a sweep, or of a batch whose weights differ per example."""
-        changed = object.__new__(type(self))
-        for field, value in self.__dict__.items():
-            object.__setattr__(changed, field, value)
-        object.__setattr__(changed, "weights", weights)
-        changed.__post_init__()
-        return changed
+        return replace(self, weights=weights)
 
     def _key(self) -> tuple[object, ...]:
-        weights = id(self.weights) if isinstance(self.weights, Tensor) else self.weights
-        return (type(self), weights, self.alpha, self.order)
+        values = (getattr(self, field.name) for field in fields(self))
+        return (type(self), *(id(value) if isinstance(value, Tensor) else value for value in values))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Regularizer) and self._key() == other._key()

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from multiref import losses as preference_losses
-from multiref._logspace import expand_weights
 from multiref.divergences import log_ratios
 from multiref.errors import ArgumentError
-from multiref.regularizers import FDivergence, Regularizer, Weights, check_beta, check_weights
+from multiref.regularizers import FDivergence, Regularizer, Weights, check_beta
 
 __all__ = ["Loss", "MultiDPO", "Objective", "PairLogps", "Preference", "Weights"]
 
@@ -135,8 +134,7 @@ class Preference:
         """[B, 2] bool: which implicit rewards go on with a constant slope; None where none can."""
         if isinstance(self.regularizer, FDivergence):
             low, high, _ = self._tame
-            w = expand_weights(check_weights(self.weights, len(pairs.references)), pairs.references)
-            ratios = pairs.policy - pairs.references
+            ratios, w = log_ratios(pairs.policy, pairs.references, self.weights)
             return ((w > 0) & ((ratios < low) | (ratios > high))).any(0)
         return None if self.log_ratio_limit == math.inf else self.log_ratios(pairs).abs() > self.log_ratio_limit
 

@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_weights, weighted_sum
+from multiref._logspace import check_weights
 from multiref.errors import EmptyPoolError
+from multiref.pools import power_mean
 from multiref.weighting.particles import effective_size
 
 
 def log_importance_weights(log_policies: Tensor, weights: Tensor, log_tilt: Tensor | None = None) -> Tensor:
-    r"""[K, B, K·n], [K], [B, K·n] → [B, K·n]: log w of samples of prompt b, n from each of the K policies.
+    r"""[K, B, K·n], [K] or [K, B], [B, K·n] → [B, K·n]: log w of samples of prompt b, n from each of the K policies.
 
         w_i = ∏_k π_k(y_i)^{w_k} e^{tilt_i} / q(y_i),     q = (1/K) Σ_k π_k
 
@@ -20,7 +21,7 @@ def log_importance_weights(log_policies: Tensor, weights: Tensor, log_tilt: Tens
     Reference: docs/theory.md 1(c) (DERIVED) for the target; balance heuristic, Veach and Guibas, 1995.
     """
     mixture = torch.logsumexp(log_policies, 0) - math.log(len(log_policies))
-    log_w = weighted_sum(log_policies, check_weights(weights, len(log_policies))[:, None, None]) - mixture
+    log_w = power_mean(log_policies, check_weights(weights, len(log_policies)), 0.0) - mixture
     return log_w if log_tilt is None else log_w + log_tilt
 
 

@@ -47,10 +47,7 @@ def arwc(margins: Tensor) -> Tensor:
 
 def _shares(parts: Tensor) -> Tensor:
     """[K, …] ≥ 0 → divided by the sum over K; uniform where the sum is zero."""
-    total = parts.sum(0, keepdim=True)
-    return torch.where(
-        total > 0, parts / torch.where(total > 0, total, torch.ones_like(total)), torch.full_like(parts, 1 / len(parts))
-    )
+    return (parts / parts.sum(0)).nan_to_num(1 / len(parts))  # 0/0
 
 
 def check_margins(margins: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from multiref.divergences import k1
 from multiref.errors import VocabularyMismatch
 from multiref.models import Encoded, Generation, Rollout, Tokenisation, sampling, token_logps
 from multiref.models.spec import TOKENISATION
 from multiref.references.rollouts import RolloutScorer
-from multiref.regularizers import FDivergence, Regularizer, check_weights
+from multiref.regularizers import FDivergence, Regularizer
 from multiref.training.batching import cut_into_microbatches
 from multiref.training.online.penalty import Penalty, Samples
 from multiref.training.online.vocabulary import vocabulary_terms
@@ -196,12 +197,9 @@ def rollout_metrics(
     if "completions" not in batch.refs:
         return values
     ref_logps = batch.refs["completions"].double()
-    w = check_weights(batch.weights, len(ref_logps))
-    w = w if w.ndim == 2 else w[:, None]
-    each = logps - ref_logps
-    log_ratio = (w * torch.where(w > 0, each, 0.0)).sum(0)
+    log_ratio = k1(logps, ref_logps, batch.weights)
     values["kl"] = float(log_ratio.mean())
-    values |= {f"kl/{name}": float(each[k].mean()) for k, name in enumerate(names)}
+    values |= {f"kl/{name}": float((logps - theirs).mean()) for name, theirs in zip(names, ref_logps)}
     group = batch.group
     values["disagreement"] = float(-(torch.logsumexp(-log_ratio.reshape(-1, group), 1) - math.log(group)).mean())
     if beta > 0 and not isinstance(regularizer, FDivergence) and regularizer.alpha == 1:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, expectation
+from multiref._logspace import NEG_INF, expectation, log_ratio
 from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL, Regularizer, ReverseKL
 from multiref.training.online.backward_induction import Levels, conditionals, sequence_logps
@@ -138,8 +138,7 @@ class ClipObjective(Clip):
 
 def clipped_objective(log_policy: Tensor, reward: Tensor, log_pool: Tensor, *, beta: float, tau: float) -> Tensor:
     """[*B, Y] three times → [*B]: E_π[r − β c(log π/P)], exactly."""
-    nothing = log_policy == NEG_INF
-    ratio = torch.where(nothing, 0.0, log_policy) - torch.where(nothing, 0.0, log_pool)
+    ratio = log_ratio(log_policy, log_pool, under=log_policy)
     return expectation(log_policy, reward - beta * ratio.clamp(-tau, tau))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from multiref import exact
-from multiref.divergences import kl
+from multiref.divergences import k3, kl
 from multiref.errors import ArgumentError
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.training.checks import check_choice
@@ -159,10 +159,8 @@ class K3Loss(Penalty):
     optimum = "state by state β m/(Z − Q), m the arithmetic mixture: forward KL, not the reverse KL that k3 estimates"
 
     def loss_terms(self, samples: Samples) -> Tensor:
-        log_ratio = samples.token_logps - samples.needed("ref_token_logps").detach()
-        w = samples.token_weights()
-        each = torch.where(w > 0, torch.expm1(-log_ratio) + log_ratio, 0.0)
-        return torch.where(samples.mask, (w * each).sum(0), 0.0)
+        refs = samples.needed("ref_token_logps").detach()
+        return torch.where(samples.mask, k3(samples.token_logps, refs, samples.weights), 0.0)
 
     def fixed_point(self, reward: Tensor, ref_levels: Levels, regularizer: Regularizer, *, beta: float) -> list[Tensor]:
         return backward(reward, ref_levels, ForwardKL(regularizer.weights), beta=beta)

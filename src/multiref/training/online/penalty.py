@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_weights, expectation, weighted_sum
+from multiref._logspace import expectation
+from multiref.divergences import k1
 from multiref.errors import ArgumentError
 from multiref.regularizers import Regularizer, ReverseKL
 from multiref.training.online.backward_induction import Levels
@@ -68,19 +69,13 @@ class Samples:
         """[N, T], token log-probabilities of the policy that sampled, without gradient."""
         return (self.token_logps if self.old_token_logps is None else self.old_token_logps).detach()
 
-    def token_weights(self) -> Tensor:
-        """[K, N or 1, 1] weights beside `ref_token_logps`."""
-        w = check_weights(self.weights, self.ref_logps.shape[0]).to(self.token_logps)
-        return w.reshape(*w.shape, *([1] * (3 - w.ndim)))
-
     def detached(self) -> "Samples":
         """The same without gradient."""
         return replace(self, token_logps=self.token_logps.detach())
 
     def token_log_ratio(self) -> Tensor:
         """[N, T]: log π − Σ_k w_k log π_k of each token; zero where padded."""
-        refs = self.needed("ref_token_logps").detach()
-        return torch.where(self.mask, self.token_logps - weighted_sum(refs, self.token_weights()), 0.0)
+        return torch.where(self.mask, k1(self.token_logps, self.needed("ref_token_logps").detach(), self.weights), 0.0)
 
     def needed(self, name: str) -> Tensor:
         """What there is under this name, zero where padded. ArgumentError where there is none."""
@@ -88,11 +83,6 @@ class Samples:
         if found is None:
             raise ArgumentError(_MISSING[name])
         return torch.where(self.mask, found, 0.0)
-
-
-def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
-    """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
-    return expectation(logps, logps - pool)
 
 
 @dataclass(frozen=True)
@@ -110,8 +100,8 @@ class Penalty(ABC):
 
     @staticmethod
     def at_state(logps: Tensor, pool: Tensor) -> Tensor:
-        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]."""
-        return reverse_to_pool(logps, pool)
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
+        return expectation(logps, logps - pool)
 
     def check(self, regularizer: Regularizer) -> None:
         """ArgumentError for a regularizer that this penalty is no estimator of."""
