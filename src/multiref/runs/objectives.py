@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +12,7 @@ from multiref.errors import ConfigError
 from multiref.regularizers import FDivergence, ReverseKL
 from multiref.runs.base import PooledRun
 from multiref.runs.sentences import nearest
-from multiref.runs.strict import Arguments, arguments_of, one_of, union
+from multiref.runs.strict import Arguments, ReadAs, arguments_of, one_of, union
 from multiref.training import (
     AdaptiveWeights,
     LengthNormalised,
@@ -133,12 +133,9 @@ class Rule(Weighting):
 
 SLIDING_WINDOW = arguments_of(SlidingWindow, base=Weighting, tag=("kind", "sliding_window"))
 THOMPSON = arguments_of(ThompsonSampling, base=Weighting, tag=("kind", "thompson"), without={"validation"})
-if TYPE_CHECKING:
-    ObjectiveSetting = PairObjective
-    WeightingSetting = Weighting
-else:
-    ObjectiveSetting = one_of("kind", OBJECTIVES, base=PairObjective, without={"run", "loss"}, check=False)
-    WeightingSetting = union("kind", [Rule, SLIDING_WINDOW, THOMPSON])
+_OBJECTIVE = one_of("kind", OBJECTIVES, base=PairObjective, without={"run", "loss"}, check=False)
+ObjectiveSetting = Annotated[PairObjective, ReadAs(_OBJECTIVE)]
+WeightingSetting = Annotated[Weighting, ReadAs(union("kind", [Rule, SLIDING_WINDOW, THOMPSON]))]
 
 
 def weigh(

@@ -25,7 +25,7 @@ from multiref.models.witness import dtype_of
 from multiref.training.adapters import complete_folder
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
-from multiref.training.checks import check_same
+from multiref.training.checks import check_same, stated
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
@@ -61,6 +61,8 @@ class PairTrainer(Trainer):
             raise ArgumentError("eval_on_start: found True, without evaluation data; give some, or leave it out.")
         refuse_adapter_dropout(model)
         check_trainable(model, options.get("optimizers", (None, None)))
+        groups = getattr(options.get("optimizers", (None,))[0], "param_groups", ())
+        self._own_optimizer = [{name: stated(value) for name, value in group.items() if name != "params"} for group in groups]
         adapters = set(getattr(model, "peft_config", None) or ()) - {"default"}
         if adapters and args.load_best_model_at_end:
             raise ArgumentError(
@@ -134,7 +136,7 @@ class PairTrainer(Trainer):
         which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
         optimizer = {name: getattr(self.args, name) for name in held} | {"optim": word(self.args.optim)}
-        optimizer |= held_elsewhere(self.model)
+        optimizer |= held_elsewhere(self.model) | ({"optimizers": self._own_optimizer} if self._own_optimizer else {})
         batches = self._batches()
         order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
         order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
@@ -303,7 +305,8 @@ class PairTrainer(Trainer):
         Gradients are averaged over ranks, hence the number of ranks."""
         count = shares.sum() if pairs_of_step is None else pairs_of_step
         ranks = 1 if pairs_of_step is None else self.accelerator.num_processes
-        return ((losses * shares).sum() / count * ranks).float()
+        counted = torch.where(shares > 0, losses * shares, 0.0).sum()
+        return (counted / count.clamp_min(torch.finfo(count.dtype).tiny) * ranks).float()  # 0 of a step whose pairs count 0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads; an adapter's

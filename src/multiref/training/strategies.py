@@ -86,6 +86,10 @@ class SlidingWindow(WeightStrategy):
         self.window, self.statistic = window, statistic
         check_whole(self, 1, "window")
         check_choice("statistic", statistic, ("discrimination", "accuracy"))
+        self.start(())
+
+    def start(self, names: Sequence[str]) -> None:
+        super().start(names)
         self.steps: list[list[float]] = []  # per step: Σ over pairs of each reference's statistic, then the number of pairs
         self._open: list[float] = []
 
@@ -134,14 +138,18 @@ class ThompsonSampling(WeightStrategy):
         if hold < 1 or not prior > 0 or pairs < 1:
             raise ArgumentError(f"ThompsonSampling: expected hold, pairs ≥ 1 and prior > 0, found {hold}, {pairs}, {prior}.")
         self.hold, self.prior, self.seed, self.pairs = hold, prior, seed, pairs
+        self._validation = validation
+        self._forget()
+
+    def _forget(self) -> None:
         self.counts: list[list[float]] = []  # per arm [a, b]
         self.arm, self.draws, self.held = 0, 0, 0
         self.before: float | None = None
-        self._validation = validation
         self._objective: Objective | None = None
 
     def start(self, names: Sequence[str]) -> None:
         super().start(names)
+        self._forget()  # what it saw of another run
         if self._validation is None:
             raise ArgumentError("ThompsonSampling: expected `validation`, pairs to judge an arm by, found None.")
         if self._validation.names != tuple(names):

@@ -90,11 +90,6 @@ class Samples:
         return torch.where(self.mask, found, 0.0)
 
 
-def reverse_to_pool(logps: Tensor, pool: Tensor) -> Tensor:
-    """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
-    return expectation(logps, logps - pool)
-
-
 @dataclass(frozen=True)
 class Penalty(ABC):
     """Abstract. `needs` says which scores: of whole "completions", of "tokens" (one vocabulary),
@@ -110,8 +105,8 @@ class Penalty(ABC):
 
     @staticmethod
     def at_state(logps: Tensor, pool: Tensor) -> Tensor:
-        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]."""
-        return reverse_to_pool(logps, pool)
+        """[*S, V] log π(·|s), [*S, V] Σ_k w_k log π_k(·|s) → [*S]: Σ_k w_k KL(π_t‖π_{k,t}), at least −log F_t."""
+        return expectation(logps, logps - pool)
 
     def check(self, regularizer: Regularizer) -> None:
         """ArgumentError for a regularizer that this penalty is no estimator of."""

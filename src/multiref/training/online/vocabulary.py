@@ -14,7 +14,7 @@ from multiref.models.encoding import Encoded
 from multiref.models.forward import LOGITS_BUDGET, head_of, inputs_of
 from multiref.models.logps import audited, in_order
 from multiref.models.rows import Rows
-from multiref.training.online.penalty import reverse_to_pool
+from multiref.training.online.penalty import Penalty
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,7 +25,7 @@ def vocabulary_terms(
     batch: Sequence[Encoded],
     weights: Any = None,
     *,
-    divergence: Divergence = reverse_to_pool,
+    divergence: Divergence = Penalty.at_state,
     logits_budget: int = LOGITS_BUDGET,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""At each token of the N completions of `batch`, [n] each, in order:
