@@ -110,14 +110,6 @@ def test_the_figures_of_a_run_are_of_the_model_that_is_saved(config):
     assert f"| eval\\_rewards/margins | {margins[-1]:.6g} |" in (folder / "model" / "README.md").read_text()
 
 
-def test_the_last_evaluation_is_of_the_last_step(config):
-    """Where eval_steps leaves steps behind the last evaluation: what the page says of held-out pairs is of the saved model."""
-    config["training"] |= {"eval_steps": 5, "learning_rate": 1e-2}
-    found = [json.loads(line) for line in (do(config) / "metrics.jsonl").read_text().splitlines()]
-    at = {line["step"]: line["eval_rewards/margins"] for line in found if "eval_rewards/margins" in line}
-    assert list(at) == [5, 10, 12] and at[12] != pytest.approx(at[10], abs=1e-3)
-
-
 def test_an_interrupted_run_goes_on_exactly_and_a_finished_one_is_left_alone(config, tmp_path):
     whole = do({**config, "output": str(tmp_path / "whole")}, say=lambda _: None)
     with pytest.raises(Killed):

@@ -320,7 +320,9 @@ def test_an_adapter_whose_base_is_another_at_each_load_is_refused(folder):
     policy = replace(loaded, model=get_peft_model(loaded.model, options))
     shared = {"beta": 0.1, "prompts": ["w1 w2"]}
     with pytest.raises(ArgumentError, match=r"^adapter .default.: init_lora_weights=.pissa_niter_2. takes a part out"):
-        OnlineTrainer(policy, mr.ReverseKL(), references={"other": str(folder)}, args=OnlineArguments(), **shared)
+        OnlineTrainer(
+            policy, mr.ReverseKL(), references={"other": str(folder)}, args=OnlineArguments(max_new_tokens=2), **shared
+        )
     with pytest.raises(ArgumentError, match=r"^adapter .default.: init_lora_weights=.pissa_niter_2. takes a part out"):
         iterative.text_task(policy, {"other": other}, mr.ReverseKL(), oracle=lambda world: None, **shared)
 

@@ -266,10 +266,8 @@ class TrainerJob:
         return self.facts(), save
 
     def conclude(self) -> None:
-        """What is to be done once it is trained: an evaluation of what is written, where the last one was of another model."""
-        state = self.trainer.state
-        evaluated = any("eval_loss" in line and line["step"] == state.global_step for line in state.log_history)
-        if self.trainer.eval_dataset is not None and (self.trainer.args.load_best_model_at_end or not evaluated):
+        """What is to be done once it is trained: the last evaluation was not of the best model."""
+        if self.trainer.args.load_best_model_at_end:
             self.trainer.evaluate()
 
     @property
