@@ -154,11 +154,8 @@ def weigh(
     if kind == "thompson":
         return objective, setting.make(validation=held_out)
     logps = held_out.scores.at("logps", held_out.columns)
+    each = logps if kind == "convex_fit" else logps / held_out.scores.at("lengths", held_out.columns)
+    margins = each[..., 0] - each[..., 1]
     if kind == "convex_fit":
-        return objective.reweighted(weighting.fit_preferences(_margins(logps)).weights), None
-    rule = weighting.vdw if kind == "vdw" else weighting.vaw
-    return objective.reweighted(rule(_margins(logps / held_out.scores.at("lengths", held_out.columns)))), None
-
-
-def _margins(logps: Tensor) -> Tensor:
-    return logps[..., 0] - logps[..., 1]
+        return objective.reweighted(weighting.fit_preferences(margins).weights), None
+    return objective.reweighted((weighting.vdw if kind == "vdw" else weighting.vaw)(margins)), None
