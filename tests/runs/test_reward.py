@@ -12,10 +12,12 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 from typer.testing import CliRunner
 
 from multiref.cli import app
+from multiref.models import ModelSpec
 from multiref.runs import read_run, reward
 from multiref.runs.folder import RunFolder
 from multiref.training.pair_trainer import PairTrainer
-from tests.runs.doing import WORDS, do
+from multiref.training.reward import open_reward_model, rewards_of
+from tests.runs.doing import WORDS, do, settings
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
 
@@ -96,6 +98,22 @@ def test_an_adapter_is_merged_into_what_is_written(config, tmp_path):
     assert train(config, tmp_path).exit_code == 0
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert found.score.weight.abs().max() > 0 and not (tmp_path / "run" / "model" / "adapter_config.json").exists()
+
+
+def test_the_figures_of_an_adapter_are_of_what_it_is_merged_into(config, tmp_path):
+    """In bfloat16 the merged weights are rounded to another model than the one that was trained: that one is reported."""
+    config |= {"model": {"path": config["model"], "dtype": "bfloat16"}, "lora": {"r": 2, "lora_alpha": 64}}
+    held_out = settings(config).read()[1]
+    folder = do(config)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    saved = open_reward_model(ModelSpec(str(folder / "model"), dtype="bfloat16"), device="cpu")
+    prompts, tokenizer = [pair.prompt for pair in held_out], saved.tokenizer
+    sides = ([pair.chosen for pair in held_out], [pair.rejected for pair in held_out])
+    chosen, rejected = (rewards_of(saved.model, tokenizer, prompts, side, batch=1) for side in sides)
+    found = [line["eval_rewards/chosen"] for line in lines if "eval_rewards/chosen" in line]
+    assert found[-1] == pytest.approx(float(chosen.mean()), abs=1e-4), (found, chosen)
+    found = [line["eval_rewards/margins"] for line in lines if "eval_rewards/margins" in line]
+    assert found[-1] == pytest.approx(float((chosen - rejected).mean()), abs=1e-4), (found, chosen - rejected)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,13 @@ def test_a_reward_that_is_none_is_refused_by_name(given, runs):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"), [("beta", 0.2, "same reward"), ("regularizer", {"kind": "ForwardKL"}, "reverse KL only")]
+    ("key", "value", "words"),
+    [
+        ("beta", 0.2, "same reward"),
+        ("regularizer", {"kind": "ForwardKL"}, "reverse KL only"),
+        ("objective", {"kind": "preference", "loss": "ipo"}, "same reward"),
+        ("privacy", {"epsilon": 1.0}, "same reward"),
+    ],
 )
 def test_runs_that_cannot_be_merged_are_refused(key, value, words, runs):
     path = runs / "two" / "config.yaml"

@@ -234,6 +234,20 @@ def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
 
 
+def test_a_step_whose_pairs_count_nothing_moves_nothing(policy, tokenizer, pairs, scores, tmp_path):
+    """One pair a step: that of count 0 leaves the weights where they are, as if it was not there."""
+    plain = {"optim": "sgd", "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "num_train_epochs": 1}
+    data = [
+        PreferenceData(pairs[:3], scores, tokenizer, counts=[1, 0, 1]),
+        PreferenceData([pairs[0], pairs[2]], scores, tokenizer),
+    ]
+    counted, without = (
+        [line["loss"] for line in train(policy, tokenizer, each, None, tmp_path, per_device_train_batch_size=1, **plain)[0]]
+        for each in data
+    )
+    assert counted == pytest.approx([without[0], 0.0, without[1]], rel=1e-6)
+
+
 def test_counts_weigh_pairs_of_an_evaluation_and_of_an_arms_judge(policy, tokenizer, pairs, scores, tmp_path):
     """The same, where nothing is trained; it is the average that a count is of."""
     once = PreferenceData([*pairs[:3], pairs[0]], scores, tokenizer)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref.models import LanguageModel, Tabular, Tokenisation, load, tabular_tokenizer
+from multiref.data import Pair
+from multiref.models import LanguageModel, Tabular, Tokenisation, encode_many, load, tabular_tokenizer
 from multiref.training import Preference, PreferenceData, mrpo
 from multiref.training.renormalised import renormalised_scores
+from tests.conftest import make_llama, make_tokenizer
 from tests.training.names import names_world
 from tests.training.world import random_world, train_to_the_end
 
@@ -77,6 +79,22 @@ def test_the_renormalised_token_mixture_ends_at_its_own_fixed_point(tmp_path):
     optimum = mr.exact.solve(world.reward, world.ref_logps, mr.ReverseKL(weights), beta=BETA).log_policy
     assert world.kl_to(policy, torch.from_numpy(np.log(target / target.sum()))) < 1e-3
     assert world.kl_to(policy, optimum) > 0.01
+
+
+def test_the_token_mixture_of_models_of_different_width_is_over_the_tokens_that_all_have():
+    """Rows behind the vocabulary, as models are padded with, count nowhere, and a reference of weight zero is absent."""
+    tokenizer = make_tokenizer()
+    widths, weights = (len(tokenizer), len(tokenizer) + 5, len(tokenizer)), (0.4, 0.6, 0.0)
+    models = [LanguageModel(make_llama(width, seed=k, std=0.2), tokenizer, f"m{k}") for k, width in enumerate(widths)]
+    scores = renormalised_scores(models, weights, [Pair("the cat", " sat", " is two plus three")])
+    for side in (" sat", " is two plus three"):
+        (item,) = encode_many(tokenizer, [("the cat", (side,))])
+        row, start = torch.tensor([[*item.prompt_ids, *item.completions[0]]]), len(item.prompt_ids) - 1
+        with torch.no_grad():
+            logits = [model.model(row).logits[0, start:-1, : widths[0]].double().log_softmax(-1) for model in models]
+        mixed = sum(weight * each for weight, each in zip(weights, logits)).log_softmax(-1)
+        expected = float(mixed.gather(-1, torch.tensor(item.completions[0])[:, None]).sum())
+        assert float(scores.of(["the cat"], [side])[0, 0]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_beyond_alpha_one_a_truncated_optimum_is_not_what_preferences_reach(tmp_path):

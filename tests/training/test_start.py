@@ -11,10 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import multiref as mr
-from multiref.errors import ArgumentError, ModelError, MultirefWarning, OutputError
+from multiref.errors import ArgumentError, ModelError, MultirefWarning, OutputError, StoreError
 from multiref.models import Encoded, LanguageModel, score_completions
 from multiref.models.small import small_llama, word_tokenizer
-from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, RewardModel, Rule
+from multiref.training import PreferenceTrainer, iterative
+from multiref.training.online import RLOO, OnlineArguments, OnlineTrainer, RewardModel, Rule, WinRate, judge_by_reward
 from multiref.training.reward import open_reward_model
 from multiref.training.start import check_start, rounding_unit
 from multiref.training.sums import SUMS
@@ -242,6 +243,88 @@ def test_a_base_a_reference_or_a_reward_model_that_was_replaced_between_is_refus
     small_llama(9, spread=0.3, seed=2).save_pretrained(folder)
     with pytest.raises(ArgumentError, match=r"^weights that do not train: the checkpoint was written under"):
         on_pairs(True)
+
+
+def test_who_trains_once_more_does_not_begin_at_the_reference(folder, tmp_path):
+    """The second call begins where the first one ended, which is no reference's weights."""
+    scores = mr.References({"self": str(folder)}, tokenisation=END).score(PAIRS)
+    trainer = word_trainer(mr.models.load(folder, device="cpu").model, scores, PAIRS, tmp_path, max_steps=1, learning_rate=1e-2)
+    trainer.train()
+    assert "start/self" in trainer.state.log_history[0]
+    trainer.train()
+    assert "start/self" not in trainer.state.log_history[0]
+
+
+def test_an_optimizer_of_ones_own_does_not_go_on_at_the_rate_it_had(folder, tmp_path):
+    """A checkpoint's optimizer brings its numbers with it, whoever made it."""
+    scores = mr.References({"other": str(folder)}, tokenisation=END).score(PAIRS)
+
+    def run(rate, steps):
+        model = mr.models.load(folder, device="cpu").model
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        trainer = PreferenceTrainer(
+            model, regularizer=mr.ReverseKL(), beta=0.1, scores=scores, train_dataset=PAIRS, tokenisation=END,
+            processing_class=word_tokenizer(WORDS), optimizers=(optimizer, schedule),
+            args=arguments(tmp_path, max_steps=steps, save_strategy="steps", save_steps=1),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=steps > 1)
+
+    run(0.1, 1)
+    run(0.1, 2)
+    with pytest.raises(ArgumentError, match=r"^optimizers: the checkpoint was written under"):
+        run(0.3, 3)
+
+
+def test_a_judge_within_a_win_rate_or_an_oracle_is_compared_too(folder, tmp_path):
+    """The policy plays by it, or labels are bought from it."""
+
+    def judge():
+        return RewardModel(str(tmp_path / "judge"), device="cpu")
+
+    def online(resume):
+        wins = WinRate(judge_by_reward(judge()), group=2)
+        args = OnlineArguments(steps=1 + resume, prompts_per_step=1, max_new_tokens=2, save_every=1)
+        options = {"beta": 0.1, "references": {"other": str(folder)}, "prompts": ["w1 w2"], "rewards": wins}
+        policy = mr.models.load(folder, device="cpu")
+        trainer = OnlineTrainer(policy, mr.ReverseKL(), args=args, rule=Rule(RLOO(group=2)), **options)
+        trainer.train(folder=tmp_path / "online", resume=resume)
+
+    def bought(labels):
+        policy, other = (mr.models.load(folder, device="cpu") for _ in range(2))
+        task = iterative.text_task(
+            policy, {"other": other}, mr.ReverseKL(), beta=0.1, prompts=["w1 w2"],
+            oracle=lambda world: iterative.RewardOracle(judge(), world.decode),
+            setting=iterative.TextSetting(max_new_tokens=2),
+        )  # fmt: skip
+        plan = iterative.Plan(labels=labels, steps=1, batch=2)
+        iterative.train(task, iterative.OnlineDPO(), plan, folder=tmp_path / "bought")
+
+    opened = open_reward_model(str(folder), device="cpu").model
+    shutil.copytree(folder, tmp_path / "judge")
+    opened.save_pretrained(tmp_path / "judge")
+    online(False)
+    bought([2])
+    torch.nn.init.ones_(opened.score.weight)
+    opened.save_pretrained(tmp_path / "judge")
+    with pytest.raises(ArgumentError, match=r"^reward win_rate: the checkpoint was written under"):
+        online(True)
+    with pytest.raises(StoreError, match=r"cannot be resumed .oracle: the checkpoint was written under"):
+        bought([2, 4])
+
+
+def test_an_adapter_whose_base_is_another_at_each_load_is_refused(folder):
+    """What PEFT took out of the base by a random decomposition stands in no checkpoint."""
+    options = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa_niter_2", task_type="CAUSAL_LM")
+    loaded, other = (mr.models.load(folder, device="cpu") for _ in range(2))
+    policy = replace(loaded, model=get_peft_model(loaded.model, options))
+    shared = {"beta": 0.1, "prompts": ["w1 w2"]}
+    with pytest.raises(ArgumentError, match=r"^adapter .default.: init_lora_weights=.pissa_niter_2. takes a part out"):
+        OnlineTrainer(
+            policy, mr.ReverseKL(), references={"other": str(folder)}, args=OnlineArguments(max_new_tokens=2), **shared
+        )
+    with pytest.raises(ArgumentError, match=r"^adapter .default.: init_lora_weights=.pissa_niter_2. takes a part out"):
+        iterative.text_task(policy, {"other": other}, mr.ReverseKL(), oracle=lambda world: None, **shared)
 
 
 def test_a_policy_whose_adapter_repeats_layers_is_not_its_base(folder, tmp_path):

@@ -54,6 +54,17 @@ def test_a_window_forgets_and_fillers_do_not_count():
     assert strategy.weights(ONE).tolist() == pytest.approx([3 / 4, 1 / 4])
 
 
+@pytest.mark.parametrize("kind", ["window", "thompson"])
+def test_a_second_trainer_begins_anew(kind, policy, tokenizer, pairs, scores, tmp_path):  # noqa: F811
+    """One strategy under two trainers, as in a loop over β: what it saw of the first is nothing to the second."""
+    held_out = PreferenceData(pairs[:4], scores, tokenizer)
+    strategy = SlidingWindow(window=4) if kind == "window" else ThompsonSampling(held_out, hold=1)
+    options = {"strategy": strategy, "num_train_epochs": 1, "per_device_train_batch_size": 2}
+    first, second = (train(policy, tokenizer, pairs, scores, tmp_path, **options)[0] for _ in range(2))
+    assert [line["weights/a"] for line in first] == [line["weights/a"] for line in second]
+    assert len({line["weights/a"] for line in first}) > 1
+
+
 def test_thompson_credits_the_arm_that_was_held(policy, tokenizer, pairs, scores, tmp_path):  # noqa: F811
     """Every judgement adds one to exactly one count, and each step follows one reference alone."""
     held_out = PreferenceData(pairs[:4], scores, tokenizer)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -19,7 +19,7 @@ from multiref.regularizers import AlphaDivergence, FDivergence, ForwardKL, Poole
 from multiref.report import Block
 from multiref.runs.folder import RunFolder
 from multiref.runs.hub import HubSetting
-from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of, open_short
+from multiref.runs.strict import Arguments, KeyPlace, ReadAs, Strict, arguments_of, one_of, open_short
 from multiref.runs.trackers import TrackerName
 from multiref.runs.waiting import main_first
 from multiref.training.adapters import with_trained_adapter
@@ -187,12 +187,8 @@ REGULARIZERS: dict[str, Callable[..., Regularizer]] = {
     "JensenShannon": FDivergence.jensen_shannon,
     "Jeffreys": FDivergence.jeffreys,
 }
-if TYPE_CHECKING:
-    RegularizerSetting = Arguments[Regularizer]
-    TokenisationSetting = Arguments[Tokenisation]
-else:
-    RegularizerSetting = one_of("kind", REGULARIZERS, without={"weights"})
-    TokenisationSetting = arguments_of(Tokenisation)
+RegularizerSetting = Annotated[Arguments[Regularizer], ReadAs(one_of("kind", REGULARIZERS, without={"weights"}))]
+TokenisationSetting = Annotated[Arguments[Tokenisation], ReadAs(arguments_of(Tokenisation))]
 
 
 class ReferenceSetting(Strict):

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from multiref.runs.folder import RunFolder, difference
 from multiref.runs.page import model_card, write_report
 from multiref.runs.trackers import check_trackers, open_trackers
 from multiref.runs.waiting import main_first
-from multiref.training.saved import Kept, saved_as
+from multiref.training.saved import Kept
 
 T = TypeVar("T")
 _MODELS = "models.json"  # what each model was when training began
@@ -176,7 +177,7 @@ def _check(run: BaseRun, job: Job, kept: Kept | None, target: Path, facts: Facts
         facts.checks.append("The saved model was not compared with the trained one (check_saved: false).")
         return
     try:
-        facts.checks.append(kept.compare(saved_as(run.model, target)))
+        facts.checks.append(kept.compare(replace(run.model, path=str(target.resolve()), adapter=None, revision=None)))
     except ModelError as error:
         raise ModelError(
             f"{error} The folder is kept as model.refused and the checkpoints stay; run again to save from the last one, or "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -21,8 +21,7 @@ from multiref.runs.folder import RunFolder
 from multiref.runs.pairs import Privacy
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import JUDGES, Judged, OwnOrNamed
-from multiref.runs.strict import Arguments, arguments_of, one_of
-from multiref.training.checks import say_idle
+from multiref.runs.strict import Arguments, ReadAs, arguments_of, one_of
 from multiref.training.iterative import (
     METHODS,
     HumanLabels,
@@ -37,7 +36,7 @@ from multiref.training.iterative import (
     train,
     with_adapter,
 )
-from multiref.training.iterative.loop import LEARNS, OF_METHODS, Method
+from multiref.training.iterative.loop import Method
 from multiref.training.saved import ROWS, Kept, rows_of_rollouts
 
 SHOWN = {
@@ -67,14 +66,10 @@ class People:
 
 Answers = Judged | People  # who answers, and the hidden reward behind it, to be reported and never shown to the method
 ORACLES: dict[str, Callable[..., Any]] = {**JUDGES, "human_labels": People}
-if TYPE_CHECKING:
-    MethodSetting = Arguments[Method]
-    PlanSetting = Arguments[Plan]
-    OracleSetting = OwnOrNamed[Answers]
-else:
-    MethodSetting = one_of("name", METHODS, without={"name"})
-    PlanSetting = arguments_of(Plan, without={"labels"}, check=False)
-    OracleSetting = one_of("kind", ORACLES, base=OwnOrNamed, check=False, renamed={"exchange": "human_labels"})
+MethodSetting = Annotated[Arguments[Method], ReadAs(one_of("name", METHODS, without={"name"}))]
+PlanSetting = Annotated[Arguments[Plan], ReadAs(arguments_of(Plan, without={"labels"}, check=False))]
+_ORACLE = one_of("kind", ORACLES, base=OwnOrNamed, check=False, renamed={"exchange": "human_labels"})
+OracleSetting = Annotated[OwnOrNamed[Answers], ReadAs(_ORACLE)]
 
 
 def _counts(labels: Any) -> Any:
@@ -105,7 +100,7 @@ class IterativeRun(PooledRun):
     oracle: OracleSetting
     method: MethodSetting
     labels: Annotated[list[int], BeforeValidator(_counts, json_schema_input_type=list[int] | dict[str, int])]
-    plan: PlanSetting = Field(default_factory=PlanSetting)
+    plan: PlanSetting = Field(default={}, validate_default=True)
     prompt_words: int = Field(default=12, gt=0)
     limit: int = Field(default=64, gt=0)
     max_new_tokens: int = Field(default=24, gt=0)
@@ -114,7 +109,8 @@ class IterativeRun(PooledRun):
 
     @model_validator(mode="after")
     def _planned(self) -> Self:
-        plan, method, rounds = self.planned(), self.method.make(), [b - a for a, b in pairwise([0, *self.labels])]
+        self.planned()  # refuses labels and numbers that no plan has
+        method, rounds = self.method.make(), [b - a for a, b in pairwise([0, *self.labels])]
         least = getattr(method, "least", 1)
         if odd := [labels for labels in rounds if labels % least]:
             raise ValueError(
@@ -124,8 +120,6 @@ class IterativeRun(PooledRun):
             raise ValueError(f"privacy: {method.name} has a loss of its own, which takes labels as they are, flips and all.")
         if any(each.tokenisation is not None for each in self.references):
             raise ValueError("references: tokenisation: they score the token ids that the policy sampled; leave it out.")
-        reads = getattr(method, "reads", LEARNS)
-        say_idle(plan, [(name, name not in reads, f"{method.name} does not read it") for name in OF_METHODS])
         return self
 
     @property
@@ -202,7 +196,6 @@ class IterativeJob:
         self.say("  ".join([f"{line['labels']}/{self.run.labels[-1]} labels", f"{line['wall']:.0f} s", *said]))
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
-        """What the page and the card say of the run, and how its model is written."""
         run, lines = self.run, self.folder.read_metrics()
         error = "true objective, standard error"
         first, last = (lines[n].get(error, float("nan")) for n in (0, -1))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +12,7 @@ from multiref.errors import ConfigError
 from multiref.regularizers import FDivergence, ReverseKL
 from multiref.runs.base import PooledRun
 from multiref.runs.sentences import nearest
-from multiref.runs.strict import Arguments, arguments_of, one_of, union
+from multiref.runs.strict import Arguments, ReadAs, arguments_of, one_of, union
 from multiref.training import (
     AdaptiveWeights,
     LengthNormalised,
@@ -133,12 +133,9 @@ class Rule(Weighting):
 
 SLIDING_WINDOW = arguments_of(SlidingWindow, base=Weighting, tag=("kind", "sliding_window"))
 THOMPSON = arguments_of(ThompsonSampling, base=Weighting, tag=("kind", "thompson"), without={"validation"})
-if TYPE_CHECKING:
-    ObjectiveSetting = PairObjective
-    WeightingSetting = Weighting
-else:
-    ObjectiveSetting = one_of("kind", OBJECTIVES, base=PairObjective, without={"run", "loss"}, check=False)
-    WeightingSetting = union("kind", [Rule, SLIDING_WINDOW, THOMPSON])
+_OBJECTIVE = one_of("kind", OBJECTIVES, base=PairObjective, without={"run", "loss"}, check=False)
+ObjectiveSetting = Annotated[PairObjective, ReadAs(_OBJECTIVE)]
+WeightingSetting = Annotated[Weighting, ReadAs(union("kind", [Rule, SLIDING_WINDOW, THOMPSON]))]
 
 
 def weigh(
@@ -157,11 +154,8 @@ def weigh(
     if kind == "thompson":
         return objective, setting.make(validation=held_out)
     logps = held_out.scores.at("logps", held_out.columns)
+    each = logps if kind == "convex_fit" else logps / held_out.scores.at("lengths", held_out.columns)
+    margins = each[..., 0] - each[..., 1]
     if kind == "convex_fit":
-        return objective.reweighted(weighting.fit_preferences(_margins(logps)).weights), None
-    rule = weighting.vdw if kind == "vdw" else weighting.vaw
-    return objective.reweighted(rule(_margins(logps / held_out.scores.at("lengths", held_out.columns)))), None
-
-
-def _margins(logps: Tensor) -> Tensor:
-    return logps[..., 0] - logps[..., 1]
+        return objective.reweighted(weighting.fit_preferences(margins).weights), None
+    return objective.reweighted((weighting.vdw if kind == "vdw" else weighting.vaw)(margins)), None

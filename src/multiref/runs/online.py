@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ from multiref.runs.evaluation_page import figure_text
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
-from multiref.runs.strict import Arguments, KeyPlace, Strict, arguments_of, one_of
+from multiref.runs.strict import Arguments, KeyPlace, ReadAs, Strict, arguments_of, one_of
 from multiref.training.adapters import save_whole
 from multiref.training.arguments import with_lora
 from multiref.training.online import (
@@ -54,18 +54,11 @@ Figures = dict[str, tuple[float, float, float]]
 SHOWN = {"reward": "reward", "divergence/per_token": "divergence per token", "kl": "kl", "objective": "objective", "ess": "ess"}
 METHODS = {"rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce}
 CLIPS = {"reward": ClipReward, "objective": ClipObjective}
-if TYPE_CHECKING:
-    ClipSetting = Arguments[Penalty]
-    MethodSetting = Arguments[Method]
-    TrainingSetting = Arguments[OnlineArguments]
-    AdaptiveBetaSetting = Arguments[AdaptiveBeta]
-    PenaltyName = str
-else:
-    ClipSetting = one_of("rule", CLIPS)
-    MethodSetting = one_of("name", METHODS)
-    TrainingSetting = arguments_of(OnlineArguments)
-    AdaptiveBetaSetting = arguments_of(AdaptiveBeta)
-    PenaltyName = Literal[tuple(PENALTIES)]
+ClipSetting = Annotated[Arguments[Penalty], ReadAs(one_of("rule", CLIPS))]
+MethodSetting = Annotated[Arguments[Method], ReadAs(one_of("name", METHODS))]
+TrainingSetting = Annotated[Arguments[OnlineArguments], ReadAs(arguments_of(OnlineArguments))]
+AdaptiveBetaSetting = Annotated[Arguments[AdaptiveBeta], ReadAs(arguments_of(AdaptiveBeta))]
+PenaltyName = Annotated[str, ReadAs(Literal[tuple(PENALTIES)])]
 
 
 class ServerSetting(Strict):
@@ -114,7 +107,7 @@ class RolloutRun(PooledRun):
     adaptive_beta: AdaptiveBetaSetting | None = None
     server: ServerSetting | None = None
     too_long: Literal["drop", "error"] = "drop"
-    training: TrainingSetting = Field(default_factory=TrainingSetting)
+    training: TrainingSetting = Field(default={}, validate_default=True)
     evaluation: Any = None
 
     @model_validator(mode="after")
@@ -265,7 +258,6 @@ class OnlineJob:
         self.folder.write("evaluation.json", json.dumps(self.figures, indent=1))
 
     def finish(self) -> tuple[Facts, Callable[[Path], None]]:
-        """What the page and the card say of the run, and how its model is written."""
         run, trainer = self.run, self.trainer
         rule, *more = trainer.describe().splitlines()
         routed = any(source.weights for source in run.prompts)
@@ -363,10 +355,6 @@ class OnlineRun(RolloutRun):
         named = [key for key in ("penalty", "adaptive_beta", "clip") if getattr(self, key) is not None]
         if self.beta == 0 and named:
             raise ValueError(f"{named[0]}: found it beside beta: 0, at which there is no penalty; leave it out, or raise beta.")
-        return self
-
-    @model_validator(mode="after")
-    def _clipped(self) -> Self:
         if self.clip is None:
             return self
         if self.penalty is not None:
@@ -374,11 +362,9 @@ class OnlineRun(RolloutRun):
         made = self.clip.make()
         try:
             made.check(self.pool())
-            made.check_strength(self.beta)
+            made.check_strength(self.beta, moves=self.adaptive_beta is not None)
         except ValueError as error:
             raise ValueError(f"clip: tau: {error}" if "τ" in str(error) else f"regularizer: {error}") from None
-        if self.adaptive_beta is not None and made.exact:
-            raise ValueError("clip: adaptive_beta moves β, and with it the τ that is safe; expected biased: true beside it.")
         return self
 
     def estimator(self) -> Penalty | str | None:

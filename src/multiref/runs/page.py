@@ -95,16 +95,13 @@ def _answer(facts: Facts, lines: Lines) -> tuple[str, str]:
     series = {names[0]: [line[names[0]] for line in lines if line.get(names[0]) is not None] for names in facts.curves.values()}
     for name, values in sorted(series.items(), key=lambda each: len(set(each[1])) == 1):  # what never moved says least
         if values:
-            early, late = (Measure.of(part).text() for part in (values[: _fifth(values)], values[-_fifth(values) :]))
+            fifth = max(1, len(values) // 5)
+            early, late = (Measure.of(part).text() for part in (values[:fifth], values[-fifth:]))
             return name, (
                 f"{name}: {late} over the last fifth of the logged steps, after {early} over the first "
                 "(± one standard error over steps)."
             )
     return "", f"{facts.asked}: trained; no metric was logged."
-
-
-def _fifth(values: Sequence[float]) -> int:
-    return max(1, len(values) // 5)
 
 
 def _final(lines: Lines) -> dict[str, float]:

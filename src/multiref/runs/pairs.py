@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from multiref.data.reading import SKIPPED
 from multiref.data.spooled import select
 from multiref.errors import ConfigError, MultirefNotice, MultirefWarning
 from multiref.models import Tokenisation, encode_many
-from multiref.references.keys import KeyIndex, content_keys, side_keys
+from multiref.references.keys import KeyIndex, as_bytes, content_keys, side_keys
 from multiref.report import public
 from multiref.runs.base import BaseRun, Facts, Say
 from multiref.runs.folder import RunFolder
-from multiref.runs.strict import Arguments, Strict, arguments_of
+from multiref.runs.strict import Arguments, ReadAs, Strict, arguments_of
 from multiref.training.adapters import save_whole
 from multiref.training.arguments import DEFAULTS, LogLines, TrainingArguments, silence, training_arguments
 from multiref.training.dataset import PART
@@ -120,10 +120,7 @@ def _plain(hint: Any) -> Any:
     return hint if named or origin is Literal else None
 
 
-if TYPE_CHECKING:
-    TrainingSetting = Arguments[TrainingArguments]
-else:
-    TrainingSetting = _arguments()
+TrainingSetting = Annotated[Arguments[TrainingArguments], ReadAs(_arguments())]
 
 
 class Privacy(Strict):
@@ -147,7 +144,7 @@ class PairsRun(BaseRun):
 
     data: DataSource
     evaluation: Evaluation | None = None
-    training: TrainingSetting = Field(default_factory=TrainingSetting)
+    training: TrainingSetting = Field(default={}, validate_default=True)
     tokenisation: Tokenisation = Tokenisation()
     too_long: Literal["drop", "keep", "error"] = "drop"
     privacy: Privacy | None = None
@@ -315,12 +312,8 @@ def _prompt_keys(pairs: Sequence[Pair]) -> np.ndarray:
 
 def _split(pairs: Sequence[Pair], fraction: float, seed: int) -> Sides:
     """By prompt, so that no prompt is on both sides; prompts in the order in which they come."""
-    index = KeyIndex(_prompt_keys(pairs))
-    first = index.order[~index.repeated]
-    number = np.empty(len(first), np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
-    group = np.empty(len(pairs), np.int64)
-    group[index.order] = number[np.cumsum(~index.repeated) - 1]
+    _, first, group = np.unique(as_bytes(_prompt_keys(pairs)), return_index=True, return_inverse=True)
+    group = np.argsort(np.argsort(first))[group]
     order = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed)).numpy()
     out = np.isin(group, order[: max(1, round(fraction * len(order)))])
     by_prompt = np.argsort(group, kind="stable")

@@ -93,7 +93,7 @@ class RewardRun(PairsRun):
 
 
 class RewardJob(TrainerJob):
-    """With an evaluation at the end, and an adapter merged into what is written."""
+    """With an adapter merged into what is written, and an evaluation of that at the end."""
 
     rewards = True
 
@@ -102,7 +102,7 @@ class RewardJob(TrainerJob):
         self.merge = merge
 
     def conclude(self) -> None:
+        if self.merge:  # first: in half precision what is merged, and written, is another model
+            self.trainer.model_wrapped = self.trainer.model = self.model.merge_and_unload()
         if self.trainer.eval_dataset is not None:
             self.trainer.evaluate()
-        if self.merge:
-            self.trainer.model_wrapped = self.trainer.model = self.model.merge_and_unload()

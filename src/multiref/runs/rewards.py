@@ -6,15 +6,16 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
 from multiref._files import MIB, Unpacked
 from multiref.data.gsm8k import rewards as gsm8k_rewards
+from multiref.data.text import words
 from multiref.errors import ConfigError
 from multiref.runs.document import Document
-from multiref.runs.strict import Arguments, Strict, one_of
+from multiref.runs.strict import Arguments, ReadAs, Strict, one_of
 from multiref.training.iterative import FunctionOracle, Oracle, TextWorld
 from multiref.training.online import Judge, Reward, RewardModel, WinRate, judge_by_reward, lexicon_reward
 
@@ -121,10 +122,7 @@ def _own_judge(path: str, name: str, sha256: str | None = None) -> Judged:
 
 
 JUDGES: dict[str, Callable[..., Judged]] = {"lexicon": _judge_by_lexicon, "reward_model": _judge_by_model, "python": _own_judge}
-if TYPE_CHECKING:
-    JudgeSetting = OwnOrNamed[Judged]
-else:
-    JudgeSetting = one_of("kind", JUDGES, base=OwnOrNamed, check=False)
+JudgeSetting = Annotated[OwnOrNamed[Judged], ReadAs(one_of("kind", JUDGES, base=OwnOrNamed, check=False))]
 
 
 # ---- rewards ----
@@ -149,8 +147,7 @@ def _length(target: Annotated[int, Field(gt=0)] = 50, weight: float = 1.0) -> li
     """−|words − target|/target."""
 
     def length(prompts: Any, completions: Any) -> list[float]:
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [-abs(len(text.split()) - target) / target for text in texts]
+        return [-abs(len(words(each).split()) - target) / target for each in completions]
 
     return [Reward(length, "length", weight)]
 
@@ -195,10 +192,7 @@ KINDS: dict[str, Callable[..., list[Reward]]] = {
     "python": _own_reward,
     "win_rate": _win_rate,
 }
-if TYPE_CHECKING:
-    RewardSetting = NamedReward
-else:
-    RewardSetting = one_of("kind", KINDS, base=NamedReward, check=False, without={"group"})
+RewardSetting = Annotated[NamedReward, ReadAs(one_of("kind", KINDS, base=NamedReward, check=False, without={"group"}))]
 
 
 class _Rewards(Strict):

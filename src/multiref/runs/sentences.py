@@ -156,6 +156,8 @@ def _at(values: Plain, place: Place) -> Plain:
 
 def _fields(kind: object, place: Place) -> set[str]:
     """The keys that are known at a place of a type."""
+    if (read := getattr(kind, "kind", None)) is not None and dataclasses.is_dataclass(kind):  # `strict.ReadAs`
+        return _fields(read, place)
     if typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
         return {name for each in typing.get_args(kind) for name in _fields(each, place)}
     if place and typing.get_origin(kind) is list:

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
 
 from multiref.runs.sentences import nearest
 from multiref.runs.yaml_values import SHORT
@@ -61,6 +61,16 @@ class Arguments(Strict, Generic[T]):
         if self.CHECK:
             self.make()
         return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReadAs:
+    """`Annotated[Arguments[Plan], ReadAs(kind)]`: a program sees the first, a file's value is read as `kind`."""
+
+    kind: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return handler.generate_schema(self.kind)
 
 
 def arguments_of(

@@ -213,9 +213,9 @@ def _mergeable(runs: Sequence[str | Path]) -> list[str]:
             raise ConfigError(f"{run}: {len(used)} references; expected one (or weight 1 on one of them).")
         configs.append(config)
         names += used
-    for key in ("beta", "data"):
-        if any(config[key] != configs[0][key] for config in configs):
-            differ = ", ".join(str(config[key]) for config in configs)
+    for key in ("beta", "data", "objective", "privacy"):
+        if any(config.get(key) != configs[0].get(key) for config in configs):
+            differ = ", ".join(str(config.get(key)) for config in configs)
             raise ConfigError(f"{key}: the runs differ ({differ}); the merge needs the same reward and β.")
     return names if len(set(names)) == len(names) else [f"{name} of {run}" for name, run in zip(names, runs)]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter
 
@@ -14,7 +14,7 @@ from multiref.runs.iterative import IterativeRun
 from multiref.runs.online import OnlineRun
 from multiref.runs.preference import PreferenceRun
 from multiref.runs.reward import RewardRun
-from multiref.runs.strict import union
+from multiref.runs.strict import ReadAs, union
 from multiref.training.arguments import quiet
 
 TASKS: dict[str, type[BaseRun]] = {
@@ -30,10 +30,8 @@ def _with_task(values: Any) -> Any:
     return {"task": "preference", **values} if isinstance(values, dict) else values
 
 
-if TYPE_CHECKING:
-    Run = BaseRun
-else:
-    Run = Annotated[union("task", TASKS.values(), renamed={"labels": "iterative"}), BeforeValidator(_with_task)]
+_TASK = union("task", TASKS.values(), renamed={"labels": "iterative"})
+Run = Annotated[BaseRun, ReadAs(_TASK), BeforeValidator(_with_task)]
 
 
 def run(path: str | Path, set: Iterable[str] = (), *, say: Say = print, take_over: bool = False) -> Path:

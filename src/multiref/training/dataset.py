@@ -182,7 +182,6 @@ class PreferenceData(PairData):
         self.counts, self.columns = self.counts[at], self.columns[at]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
-        """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
         at, shares = self.places(indices)
         encoded = tuple(self.encoded[i] for i in at.tolist())
         columns = self.columns[at]

@@ -101,6 +101,11 @@ def check_trainable(model: nn.Module, optimizers: tuple[Any, Any] = (None, None)
                 f"adapter {name!r}: AdaLoRA's rank stays init_r = {config.init_r}; nothing here moves it to target_r. Use LoRA."
             )
             warnings.warn(said, MultirefWarning, stacklevel=3)
+        if str(begins := getattr(config, "init_lora_weights", None)).startswith("pissa_niter"):
+            raise ArgumentError(
+                f"adapter {name!r}: init_lora_weights={begins!r} takes a part out of the base that is drawn at random, another "
+                "at each load, and that neither a checkpoint nor the saved folder holds. Use 'pissa', which draws nothing."
+            )
     optimizer, schedule = optimizers
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(f"optimizers: expected an optimizer on the model's weights, found {optimizer!r:.80}.")

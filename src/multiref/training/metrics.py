@@ -64,4 +64,4 @@ class Averages:
             return {}
         sums, self._sums = self._sums, {}
         totals = reduce(torch.stack(list(sums.values())))
-        return {name: float(total / totals[0]) for name, total in zip(sums, totals) if name}
+        return {name: float(total / totals[0]) for name, total in zip(sums, totals) if name and totals[0] > 0}

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,13 +26,13 @@ from multiref.models.witness import dtype_of
 from multiref.training.adapters import complete_folder
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.batching import StepBatches
-from multiref.training.checks import check_same
+from multiref.training.checks import check_same, stated
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
 from multiref.training.start import held_elsewhere
-from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
+from multiref.training.sums import SUMS, damage, newest_whole
 
 SETTINGS = "settings.json"  # of a checkpoint
 
@@ -61,6 +62,8 @@ class PairTrainer(Trainer):
             raise ArgumentError("eval_on_start: found True, without evaluation data; give some, or leave it out.")
         refuse_adapter_dropout(model)
         check_trainable(model, options.get("optimizers", (None, None)))
+        groups = getattr(options.get("optimizers", (None,))[0], "param_groups", ())
+        self._own_optimizer = [{name: stated(value) for name, value in group.items() if name != "params"} for group in groups]
         adapters = set(getattr(model, "peft_config", None) or ()) - {"default"}
         if adapters and args.load_best_model_at_end:
             raise ArgumentError(
@@ -111,7 +114,6 @@ class PairTrainer(Trainer):
         if at and (Path(at) / SUMS).exists() and (problem := damage(Path(at))):
             raise OutputError(f"{at} is damaged: {problem}; remove it and go on from the one before.")
         if at:
-            check_pickled(Path(at))
             self._check_settings(Path(at))
         if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
             raise ArgumentError(
@@ -121,6 +123,11 @@ class PairTrainer(Trainer):
         try:
             with self._sums.in_charge(self.args):
                 return super().train(str(at) if at else resume_from_checkpoint, *arguments, **options)
+        except (UnpicklingError, EOFError) as error:  # transformers reads data alone (weights_only)
+            raise OutputError(
+                f"{at} holds a file that would run code when it is read, or is no state; nothing of it was run. Remove it, or "
+                f"go on from another checkpoint. ({error})"
+            ) from error
         finally:
             self.model.eval()  # type: ignore[union-attr]
 
@@ -134,7 +141,7 @@ class PairTrainer(Trainer):
         which pairs come when."""
         held = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
         optimizer = {name: getattr(self.args, name) for name in held} | {"optim": word(self.args.optim)}
-        optimizer |= held_elsewhere(self.model)
+        optimizer |= held_elsewhere(self.model) | ({"optimizers": self._own_optimizer} if self._own_optimizer else {})
         batches = self._batches()
         order = {name: getattr(batches, name) for name in ("seed", "per_step", "shuffle", "drop_last")}
         order["data"] = self.train_dataset.digest  # type: ignore[union-attr]
@@ -303,7 +310,8 @@ class PairTrainer(Trainer):
         Gradients are averaged over ranks, hence the number of ranks."""
         count = shares.sum() if pairs_of_step is None else pairs_of_step
         ranks = 1 if pairs_of_step is None else self.accelerator.num_processes
-        return ((losses * shares).sum() / count * ranks).float()
+        counted = torch.where(shares > 0, losses * shares, 0.0).sum()
+        return (counted / count.clamp_min(torch.finfo(count.dtype).tiny) * ranks).float()  # 0 of a step whose pairs count 0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads; an adapter's

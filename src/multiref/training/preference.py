@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from multiref.errors import ArgumentError
 from multiref.models.audit import audit_layout
-from multiref.models.encoding import Encoded, as_tokenizer, context_of
+from multiref.models.encoding import as_tokenizer, context_of
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows
 from multiref.models.rows import row_length
@@ -127,9 +127,7 @@ class PreferenceTrainer(PairTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, in as many passes as the token budget asks; every rank makes equally many."""
-        pairs = inputs["pairs"]
-        merged, members, _ = merge_pairs(pairs.encoded)  # pairs of one prompt stay together
-        groups = [[i for row in rows for i in members[row]] for rows in self._passes(merged)]
+        groups = self._groups(inputs["pairs"])
         if len(groups) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         losses, last = [], self.accelerator.sync_gradients
@@ -190,27 +188,29 @@ class PreferenceTrainer(PairTrainer):
             rows=[data.pairs[i].origin or f"pair {i + 1}" for i in chosen for _ in range(2)],
         )
         self.once_logged |= {f"start/{name}": value for name, value in found.items()}
+        self._starts_as = []  # who trains once more begins elsewhere
 
     def _logps(self, model: nn.Module, pairs: PairBatch) -> PairLogps:
         with self.accelerator.autocast():
             return pairs.logps(model)
 
-    def _passes(self, rows: Sequence[Encoded]) -> list[list[int]]:
+    def _groups(self, pairs: PairBatch) -> list[list[int]]:
+        """Pairs of each pass, in as many as the token budget asks; every rank makes equally many."""
+        rows, members, _ = merge_pairs(pairs.encoded)  # pairs of one prompt stay together
         lengths = [row_length(row, shared=True) for row in rows]
-        groups = cut_into_microbatches(lengths, self.token_budget)
-        if self.token_budget is None or self.args.world_size == 1:
-            return groups
-        counts = self.accelerator.gather(torch.tensor([[len(groups), len(rows)]], device=self.args.device))
-        most, fewest = int(counts[:, 0].max()), int(counts[:, 1].min())
-        if most > fewest:
-            return cut_into_microbatches(lengths, None)
-        return cut_into_microbatches(lengths, self.token_budget, at_least=most)
+        cuts = cut_into_microbatches(lengths, self.token_budget)
+        if self.token_budget is not None and self.args.world_size > 1:
+            counts = self.accelerator.gather(torch.tensor([[len(cuts), len(rows)]], device=self.args.device))
+            most, fewest = int(counts[:, 0].max()), int(counts[:, 1].min())
+            one = most > fewest
+            cuts = cut_into_microbatches(lengths, None if one else self.token_budget, at_least=1 if one else most)
+        return [[i for row in cut for i in members[row]] for cut in cuts]
 
     # ---- evaluation and logs ----
 
     def measure(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """In as many passes as the token budget asks."""
-        groups = cut_into_microbatches(inputs["pairs"].row_lengths, self.token_budget)
+        groups = self._groups(inputs["pairs"])
         parts = [PairTrainer.measure(self, model, _part(inputs, group)) for group in groups]
         back = torch.tensor([i for group in groups for i in group]).argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}

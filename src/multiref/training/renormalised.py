@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiref._logspace import check_weights
+from multiref._logspace import check_weights, weighted_sum
 from multiref.errors import ArgumentError
 from multiref.models.encoding import Encoded, encode_many
 from multiref.models.logps import completion_logits
@@ -51,9 +51,10 @@ def renormalised_scores(
 
 @torch.inference_mode()
 def renormalised_logps(models: Sequence[nn.Module], weights: Any, item: Encoded) -> Tensor:
-    """The log-probability (float64, scalar) of an item's first completion under the token mixture."""
-    w = check_weights(weights, len(models)).double()
-    mixed = torch.zeros((), dtype=torch.float64)
-    for k, model in enumerate(models):
-        mixed = mixed + w[k] * completion_logits(model, item).double().log_softmax(-1).cpu()
+    """The log-probability (float64, scalar) of an item's first completion under the token mixture, over the columns that all
+    have."""
+    logits = [completion_logits(model, item).double().cpu() for model in models]
+    width = min(each.shape[-1] for each in logits)
+    logps = torch.stack([each[:, :width].log_softmax(-1) for each in logits])
+    mixed = weighted_sum(logps, check_weights(weights, len(models))[:, None, None])
     return mixed.log_softmax(-1).gather(-1, torch.tensor(item.completions[0])[:, None]).sum()

@@ -97,11 +97,17 @@ class TrustRegion(_Wrapper):
 
 @dataclass(frozen=True)
 class AdaptiveWeights(_Wrapper):
-    """Weights per pair from the raw references, `adaptive_weights`: MRPO's ARWC.
-    Outermost, so that they are computed before any clipping."""
+    """Weights per pair from the raw references, uniform where none discriminates: MRPO's ARWC.
+    Outermost, so that they are computed before any clipping.
+
+        w_k ∝ |log π_k(y_w) − log π_k(y_l)|
+
+    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (docs/theory.md 7;
+    kept, because it is the rival).
+    """
 
     def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
-        return self.inner.reweighted(adaptive_weights(pairs.references)), pairs
+        return self.inner.reweighted(arwc(pairs.references[..., 0] - pairs.references[..., 1])), pairs
 
 
 def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
@@ -125,12 +131,3 @@ def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
     eta = rate * size / size.sum(-1, keepdim=True).clamp_min(1e-12)
     centre = ref_logps[anchor]
     return torch.minimum(torch.maximum(ref_logps, (1 + eta) * centre), (1 - eta) * centre)
-
-
-def adaptive_weights(ref_logps: Tensor) -> Tensor:
-    r"""[K, B, 2] → [K, B]: w_k ∝ |log π_k(y_w) − log π_k(y_l)|, per pair; uniform where no reference discriminates.
-
-    The sign is ignored: a reference that confidently prefers the rejected side gets a large weight (docs/theory.md 7;
-    kept, because it is the rival).
-    """
-    return arwc(ref_logps[..., 0] - ref_logps[..., 1])

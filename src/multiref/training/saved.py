@@ -7,8 +7,7 @@ on the way, by the same rows in another shape.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -154,8 +153,3 @@ def _plain_logps(model: Any, encoded: Sequence[Encoded], *, more: int) -> list[T
 def _ids(item: Encoded) -> str:
     rows = [[*item.context(k), "|", *ids] for k, ids in enumerate(item.completions)]
     return "; ".join(" ".join(map(str, row[:24])) + (" …" if len(row) > 24 else "") for row in rows)
-
-
-def saved_as(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The folder, as a run with this `model` loads it."""
-    return replace(spec, path=str(folder.resolve()), adapter=None, revision=None)

@@ -81,13 +81,17 @@ class SlidingWindow(WeightStrategy):
     """
 
     made_of, kept = ("window", "statistic"), ("steps",)
+    steps: Sequence[list[float]] = ()  # per step: Σ over pairs of each reference's statistic, then the number of pairs
+    _open: Sequence[float] = ()
 
     def __init__(self, window: int = 16, statistic: str = "discrimination") -> None:
         self.window, self.statistic = window, statistic
         check_whole(self, 1, "window")
         check_choice("statistic", statistic, ("discrimination", "accuracy"))
-        self.steps: list[list[float]] = []  # per step: Σ over pairs of each reference's statistic, then the number of pairs
-        self._open: list[float] = []
+
+    def start(self, names: Sequence[str]) -> None:
+        super().start(names)
+        self.steps, self._open = [], []
 
     def weights(self, pairs: PairLogps) -> Tensor:
         like = pairs.policy.detach()
@@ -127,6 +131,10 @@ class ThompsonSampling(WeightStrategy):
     """
 
     made_of, kept = ("hold", "prior", "seed", "pairs"), ("counts", "arm", "draws", "held", "before")
+    counts: Sequence[list[float]] = ()  # per arm [a, b]
+    arm = draws = held = 0
+    before: float | None = None
+    _objective: Objective | None = None
 
     def __init__(
         self, validation: PreferenceData | None = None, hold: int = 8, prior: float = 1.0, seed: int = 0, pairs: int = 64
@@ -134,14 +142,11 @@ class ThompsonSampling(WeightStrategy):
         if hold < 1 or not prior > 0 or pairs < 1:
             raise ArgumentError(f"ThompsonSampling: expected hold, pairs ≥ 1 and prior > 0, found {hold}, {pairs}, {prior}.")
         self.hold, self.prior, self.seed, self.pairs = hold, prior, seed, pairs
-        self.counts: list[list[float]] = []  # per arm [a, b]
-        self.arm, self.draws, self.held = 0, 0, 0
-        self.before: float | None = None
         self._validation = validation
-        self._objective: Objective | None = None
 
     def start(self, names: Sequence[str]) -> None:
         super().start(names)
+        self.draws, self.held, self.before, self._objective = 0, 0, None, None
         if self._validation is None:
             raise ArgumentError("ThompsonSampling: expected `validation`, pairs to judge an arm by, found None.")
         if self._validation.names != tuple(names):

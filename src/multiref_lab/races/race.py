@@ -2,10 +2,12 @@
 as an experiment of the laboratory's engine.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from multiref.errors import MultirefNotice
 from multiref.training.iterative import (
     GSHF,
     SAIL,
@@ -169,7 +171,9 @@ def run_start(start: Start) -> list[dict[str, Any]]:
         policy=entry.policy,
         reward_model=entry.reward_model,
     )
-    _, history = train(made.task, entry.method, plan_for(entry, start.labels, start.work))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MultirefNotice)  # one plan for all methods, of which each reads its part
+        _, history = train(made.task, entry.method, plan_for(entry, start.labels, start.work))
     kept, processor = [], 0.0
     for line in history.lines:
         processor += line.pop("processor", 0.0)

@@ -1,12 +1,13 @@
 """Nash as a method, private labels as an oracle, and which pairs the second stage buys."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 
 import multiref as mr
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, StoreError
 from multiref.training.iterative import Nash, PairwiseRewardModel, Plan, PrivateOracle, TwoStage, method_named, train
 from multiref_lab.races import enumerable_world
 from multiref_lab.toys import Size, at
@@ -102,6 +103,17 @@ def test_private_labels_are_fitted_by_their_likelihood():
     plan = Plan(labels=[60_000], steps=1, prompts=2, rollouts=2, reward_steps=150, reward_batch=60_000, reward_rate=5e-2)
     _, history = train(made.task, method_named("two-stage"), plan)
     assert history.lines[-1]["reward error at start"][0] < 0.2 * history.lines[0]["reward error at start"][0]
+
+
+def test_a_run_goes_on_at_the_privacy_that_its_labels_were_flipped_at(tmp_path):
+    """The loss takes the flips of all labels into account, those of the rounds before too."""
+    plan, made = {"steps": 1, "prompts": 2, "rollouts": 2, "reward_steps": 1}, enumerable_world(1, **SMALL)
+    asked = made.task.oracle
+    for labels, epsilon in (([4], 1.0), ([4, 8], 1.0), ([4, 8, 12], 3.0)):
+        made.task.oracle = PrivateOracle(asked, epsilon, simulate=True)
+        refused = pytest.raises(StoreError, match=r"epsilon: the checkpoint was written under 1.0, found 3.0")
+        with refused if epsilon > 1 else contextlib.nullcontext():
+            train(made.task, method_named("iterative"), Plan(labels=labels, **plan), folder=tmp_path)
 
 
 def test_methods_with_losses_of_their_own_refuse_private_labels():

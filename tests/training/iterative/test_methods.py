@@ -125,6 +125,17 @@ def test_options_that_nothing_reads_are_said(options, name):
         Bilevel(**options)
 
 
+@pytest.mark.parametrize("method", ["online-dpo", "iterative"])
+def test_numbers_of_a_plan_that_a_method_does_not_read_are_said(method):
+    """In Python as in a run's file: online DPO fits no reward, iterative RLHF takes no steps on labels; it says no others."""
+    given = {"reward_steps": 7, "batch": 5}
+    idle, read = list(given) if method == "online-dpo" else list(given)[::-1]
+    with pytest.warns(MultirefNotice) as said:
+        train(world().task, method_named(method), Plan(labels=[4], **(QUICK | given)))
+    found = " ".join(str(each.message) for each in said)
+    assert f"{idle}: {given[idle]} has no effect" in found and f"{read}:" not in found
+
+
 @pytest.mark.parametrize(
     ("changed", "name"), [({"seed": 1}, "seed"), ({"labels": [8, 16]}, "labels"), ({}, "method"), ({"beta": 2.0}, "beta")]
 )

@@ -152,6 +152,20 @@ def test_a_conversation_among_texts_is_sampled():
     assert text.completions == (" sat",) and said.prompt == talk and 0 < len(said.completion_ids[0]) <= 3
 
 
+@pytest.mark.parametrize("penalty", [None, "full_vocabulary", "k2"])
+def test_states_of_texts_are_no_samples_for_other_rules(penalty):
+    """Whatever asks how likely the policy was to sample what it sees would end elsewhere, without a word."""
+    tables = [random_table(5), random_table(6)]
+    states = TextStates(table_texts(), share=0.5, max_new_tokens=3, end=False)
+    shared = {"beta": 1.0, "method": Reinforce(), "sampler": states}
+    with pytest.raises(ArgumentError, match=r"^sampler: found TextStates with"):
+        make_trainer(random_table(3), tables, mr.ReverseKL(W), penalty=penalty, **shared)
+    with pytest.raises(ArgumentError, match=r"^sampler: found TextStates with PerTokenReverseKL and 1 rewards"):
+        rewards = [lambda prompts, completions: [0.0] * len(prompts)]
+        make_trainer(random_table(3), tables, mr.ReverseKL(W), penalty="per_token_reverse_kl", rewards=rewards, **shared)
+    make_trainer(random_table(3), tables, mr.ReverseKL(W), penalty="per_token_reverse_kl", **shared)
+
+
 def test_figures_that_there_are_none_of():
     """Where every prompt is routed to one teacher the floor is zero and nothing a multiple of it; a context that holds no row
     has no loss."""

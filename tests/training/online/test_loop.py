@@ -337,6 +337,9 @@ def test_bad_input():
         make_trainer(policy, TABLES, mr.ReverseKL(W), prompts=[{"text": "x0"}])
     with pytest.raises(ArgumentError, match="in the regularizer alone"):
         make_trainer(policy, TABLES, mr.ReverseKL(W), prompts=[{"prompt": "x0", "weights": [1.0, 0.0]}])
+    rows = [{"prompt": "x0", "weights": [1.0, 0.0]}, {"prompt": "x1", "weights": [0.5, 0.5]}]
+    with pytest.raises(ArgumentError, match=r"^weights: found them in rows of prompts"):
+        make_trainer(policy, TABLES, mr.ForwardKL(), penalty="reference_samples", prompts=rows)
     other = [random_table(1), random_table(2, vocabulary=4)]
     with pytest.raises(VocabularyMismatch, match="another vocabulary"):
         make_trainer(policy, other, mr.ReverseKL(W), penalty="ratio_k3")

@@ -13,15 +13,15 @@ import torch
 from multiref._files import as_path, write_whole
 from multiref._progress import tell
 from multiref.errors import ArgumentError, StoreError
-from multiref.training.checks import check_at_least, check_choice, check_seed, check_whole, stated
+from multiref.training.checks import check_at_least, check_choice, check_seed, check_whole, say_idle, stated
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
 from multiref.training.lost_updates import LostUpdates
+from multiref.training.online.rewards import model_behind
 from multiref.training.sums import newest_whole
 
 LEARNS = ("steps", "prompts", "rollouts", "reward_steps", "reward_rate", "reward_batch")  # of the plan, to fit a reward
 FITS = ("steps", "batch")  # to fit the policy to labels
-OF_METHODS = (*LEARNS, "batch", "reward_decay")
 
 
 class Method(Protocol):
@@ -114,6 +114,7 @@ def train(
     """
     if state is None and hasattr(method, "prepare"):  # `Nash` learns a pairwise reward
         task = method.prepare(task)
+    say_unread(plan, method)
     state = state or begin(task, plan)
     history, where = History(method.name), None if folder is None else as_path(folder)
     if where is not None:
@@ -159,6 +160,14 @@ def train(
     return state, history
 
 
+def say_unread(plan: Plan, method: Method) -> None:
+    """A notice for every number of the plan that the method does not read."""
+    reads = getattr(method, "reads", LEARNS)
+    say_idle(
+        plan, [(name, name not in reads, f"{method.name} does not read it") for name in (*LEARNS, "batch", "reward_decay")]
+    )
+
+
 def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, Any]:
     """What a run that goes on after so many rounds must share with the one that made them."""
     return {
@@ -166,6 +175,8 @@ def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, 
         "regularizer": stated(task.regularizer),
         **{"beta": task.beta, "prompts": task.prompts, "seed": plan.seed, "optimizer": plan.optimizer},
         "labels": list(plan.labels)[:rounds],
+        "epsilon": getattr(task.oracle, "epsilon", None),
+        **({} if (judge := model_behind(task.oracle)) is None else {"oracle": judge}),
         **task.settings,
     }
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, completion_logps
-from multiref.models.adapters import refuse_virtual_tokens
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
 from multiref.models.sampling import Rollout, decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
@@ -27,6 +26,7 @@ from multiref.training.adapters import save_whole
 from multiref.training.arguments import with_lora
 from multiref.training.checkpoint import put_back
 from multiref.training.checks import digest_of
+from multiref.training.honoured import check_trainable
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Policy, Task
 from multiref.training.reward.rows import pad_rows
@@ -310,7 +310,7 @@ def text_task(
         learner = TextPolicy(world, with_adapter(policy.model, setting.lora, seed=setting.seed), adapter="start")
     everyone = torch.arange(len(world.prompts))
     refuse_adapter_dropout(learner.model)
-    refuse_virtual_tokens(learner.model)
+    check_trainable(learner.worn())
     calibration = (everyone, learner.sample(everyone, 2, torch.Generator().manual_seed(setting.seed)))
     refuse_noise(learner.model, plain_rows(learner.model, world.encoded(everyone[:2], calibration[1][:2])))
     _check_start(learner, references, everyone[:8], calibration[1][:8, :1])

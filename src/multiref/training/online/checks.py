@@ -100,6 +100,8 @@ def resolve_penalty(
         scorer.require_aligned()
     if chosen.needs == "vocabulary":
         check_apart(scorer.opened)
+    if chosen.needs == "references" and weights.ndim > 1:
+        raise ArgumentError("weights: found them in rows of prompts; samples of the references have one weight a reference.")
     return chosen
 
 

@@ -14,6 +14,8 @@ import torch
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Rollout, Tokenisation, encode_many
 from multiref.training.online.batch import sample
+from multiref.training.online.penalties import PerTokenForwardKL, PerTokenReverseKL
+from multiref.training.online.penalty import Penalty
 
 
 class TextStates:
@@ -47,6 +49,15 @@ class TextStates:
         self.texts = {prompt: (text,) if isinstance(text, str) else tuple(text) for prompt, text in texts.items()}
         self.share, self.max_new_tokens, self.end, self.unfinished = share, max_new_tokens, end, frozenset(unfinished)
         self._generation = Generation(max_new_tokens)
+
+    def check(self, penalty: Penalty, rewards: Sequence[Any]) -> None:
+        """ArgumentError for a rule that takes these completions for samples of the policy."""
+        if self.share and (rewards or not isinstance(penalty, PerTokenReverseKL | PerTokenForwardKL)):
+            raise ArgumentError(
+                f"sampler: found TextStates with {type(penalty).__name__} and {len(rewards)} rewards; completions that the "
+                "policy did not sample are for per_token_reverse_kl or per_token_forward_kl, without a reward. Others would be "
+                "biased."
+            )
 
     def __call__(self, model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Rollout]:
         given = [isinstance(prompt, str) and prompt in self.texts and float(torch.rand(())) < self.share for prompt in prompts]

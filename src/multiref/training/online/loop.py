@@ -20,7 +20,6 @@ from multiref._progress import tell
 from multiref.errors import ArgumentError, MultirefNotice
 from multiref.models import LanguageModel
 from multiref.models.audit import audit_layout
-from multiref.models.fingerprint import model_weights_fingerprint
 from multiref.models.logps import ONE_PASS
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
 from multiref.models.sampling import check_policy_context, encode_prompts
@@ -37,9 +36,10 @@ from multiref.training.online import checks
 from multiref.training.online.arguments import OnlineArguments
 from multiref.training.online.batch import Batch, rollout_metrics, sample
 from multiref.training.online.checks import as_rows, asked, resolve_penalty, resolve_weights
+from multiref.training.online.distill import TextStates
 from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
-from multiref.training.online.rewards import RewardModel, as_rewards, reward_rollouts, warn_of_odd_completions
+from multiref.training.online.rewards import as_rewards, model_behind, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
 from multiref.training.start import check_first, held_elsewhere, identity_of, refuse_the_policy, starts_as
 from multiref.training.strategies import over_ranks
@@ -95,6 +95,8 @@ class OnlineTrainer:
                 check(self.method)
         self._open(references)
         self.sampler = self.rule.sampler or self._sample
+        if isinstance(self.sampler, TextStates):
+            self.sampler.check(self.penalty, self.rewards)
         opened = self.scorer.opened if self.scorer is not None else {}
         known = [identity_of(each) if isinstance(each, LocalReference) else {} for each in opened.values()]
         self._starts_as = {k: known[k] for k in starts_as(policy.model, self.tokenizer, known)}
@@ -149,14 +151,14 @@ class OnlineTrainer:
     def _settings(self) -> dict[str, Any]:
         """What a run that goes on from a checkpoint must share with the one that wrote it."""
         choices = {"regularizer": self.regularizer, "method": self.method, "penalty": self.penalty}
-        judges = {each.name: each.function.model for each in self.rewards if isinstance(each.function, RewardModel)}
+        judges = {each.name: model_behind(each) for each in self.rewards}
         names = "seed", "max_new_tokens", "adam_betas", "weight_decay"
         return {
             "beta": self._asked_beta,
             **{name: stated(choice) for name, choice in choices.items()},
             "adaptive_beta": stated(self.rule.adaptive_beta),
             "references": list(self.names),
-            **{f"reward {name}": model_weights_fingerprint(model) for name, model in judges.items()},
+            **{f"reward {name}": model for name, model in judges.items() if model is not None},
             **held_elsewhere(self.model, self.scorer.opened if self.scorer else {}),
             "rewards": [reward.weight for reward in self.rewards],
             "prompts": digest_of([self.weights, *self._contexts]),

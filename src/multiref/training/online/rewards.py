@@ -26,6 +26,7 @@ from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarnin
 from multiref.models.adapters import on_base, put_adapter
 from multiref.models.chat import Chat
 from multiref.models.checkpoint import load_whole
+from multiref.models.fingerprint import model_weights_fingerprint
 from multiref.models.folders import file_shapes, read_object
 from multiref.models.loading import as_device, as_dtype, load_tokenizer
 from multiref.models.spec import TOKENISATION, ModelSpec
@@ -155,6 +156,15 @@ class RewardModel:
         # a template writes the start token itself
         rows = [self.tokenizer(text, add_special_tokens=isinstance(p, str))["input_ids"] for text, p in zip(texts, prompts)]
         return rewards_of_rows(self.model, rows, int(self.tokenizer.pad_token_id), batch=self.batch).double().tolist()
+
+
+def model_behind(asked: Any) -> str | None:
+    """A digest of the `RewardModel` that a reward, a judge or an oracle goes by; None where none of ours is found."""
+    for _ in range(8):  # a reward's function, which asks a judge, which …
+        if asked is None or isinstance(asked, RewardModel):
+            break
+        asked = next((getattr(asked, name) for name in ("function", "judge", "oracle", "reward") if hasattr(asked, name)), None)
+    return model_weights_fingerprint(asked.model) if isinstance(asked, RewardModel) else None
 
 
 def as_rewards(rewards: Any) -> tuple[Reward, ...]:

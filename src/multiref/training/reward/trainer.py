@@ -81,7 +81,6 @@ class RewardData(PairData):
         return chosen, rejected
 
     def batch(self, indices: Sequence[int]) -> RewardBatch:
-        """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
         at, shares = self.places(indices)
         chosen, rejected = zip(*(self.rows(i) for i in at.tolist()))
         return RewardBatch([*chosen, *rejected], self.margins[at], shares)
