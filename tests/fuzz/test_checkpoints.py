@@ -8,16 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import multiref as mr
 from multiref.errors import OutputError
-from multiref.models.small import small_llama, word_tokenizer
 from multiref.training import sums
 from multiref.training.arguments import SumCheckpoints
 from multiref.training.checkpoint import read_state, save_state
 from multiref.training.iterative import Plan, method_named, train
-from multiref.training.sums import SUMS, damage, newest_whole, set_aside, write_sums
+from multiref.training.sums import SUMS, check_pickled, damage, newest_whole, set_aside, write_sums
 from tests.training.iterative.test_methods import QUICK, world
-from tests.training.world import END, WORDS, word_trainer
 
 
 def flip(path, bit=9):
@@ -154,29 +151,34 @@ def test_old_ones_go_when_the_newer_one_has_sums_and_not_before(tmp_path):
         sums.on_save(args, SimpleNamespace(global_step=9, best_model_checkpoint=None), None)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_what_would_run_where_trainer_reads_a_state_is_refused_and_does_not_run(name, tmp_path):
-    """Each file that a real checkpoint has pickled, in turn with a program in it, under sums that say nothing of it."""
+def test_what_trainer_pickles_passes_and_what_would_run_does_not(tmp_path):
+    """Every file of a real checkpoint is on the list; each in turn with a program in it is refused, and the program not run."""
+    import os
+    import pickle
+
+    from transformers import Trainer, TrainingArguments
 
     class Trap:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
-    def trainer():
-        model = mr.models.load(tmp_path / "model", device="cpu").model
-        return word_trainer(model, scores, rows, tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
-
-    word_tokenizer(WORDS).save_pretrained(tmp_path / "model")
-    small_llama(9, spread=0.3).save_pretrained(tmp_path / "model")
-    rows = [{"prompt": "w1", "chosen": " w1 w2", "rejected": " w3"}]
-    scores = mr.References({"other": str(tmp_path / "model")}, tokenisation=END).score(rows)
-    trainer().train()
+    model = torch.nn.Linear(2, 1)
+    model.forward = lambda x, labels: {"loss": (x @ model.weight.T - labels).square().mean()}
+    args = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    Trainer(model, args, train_dataset=[{"x": torch.ones(2), "labels": torch.ones(1)}] * 8).train()
     checkpoint = tmp_path / "checkpoint-1"
-    torch.save({"state": Trap()}, checkpoint / name)
-    (checkpoint / SUMS).unlink()
-    with pytest.raises(OutputError, match=r"(?s)would run code when it is read.*posix.system"):
-        trainer().train(resume_from_checkpoint=str(checkpoint))
-    (checkpoint / name).write_bytes(b"")
-    with pytest.raises(OutputError, match="is no state"):
-        trainer().train(resume_from_checkpoint=str(checkpoint))
+    check_pickled(checkpoint)
+    written = {file.name for file in checkpoint.iterdir()} & {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert len(written) == 3
+    for name in written:
+        whole = (checkpoint / name).read_bytes()
+        torch.save({"state": Trap()}, checkpoint / name)
+        with pytest.raises(OutputError, match=f"{name} would run code .*posix.system"):
+            check_pickled(checkpoint)
+        for content in (pickle.dumps(Trap()), b"", whole[:-99]):
+            (checkpoint / name).write_bytes(content)
+            with pytest.raises(OutputError, match=f"{name} is no state"):
+                check_pickled(checkpoint)
+        (checkpoint / name).write_bytes(whole)
+    check_pickled(checkpoint)
     assert not (tmp_path / "ran").exists()

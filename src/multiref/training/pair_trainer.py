@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from multiref.training.honoured import check_arguments, check_metric, check_trai
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
 from multiref.training.metrics import Averages
 from multiref.training.start import held_elsewhere
-from multiref.training.sums import SUMS, damage, newest_whole
+from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
 SETTINGS = "settings.json"  # of a checkpoint
 
@@ -114,6 +113,7 @@ class PairTrainer(Trainer):
         if at and (Path(at) / SUMS).exists() and (problem := damage(Path(at))):
             raise OutputError(f"{at} is damaged: {problem}; remove it and go on from the one before.")
         if at:
+            check_pickled(Path(at))
             self._check_settings(Path(at))
         if at and not any(hit for name in ("optimizer*", "global_step*", "*.distcp") for hit in Path(at).rglob(name)):
             raise ArgumentError(
@@ -123,11 +123,6 @@ class PairTrainer(Trainer):
         try:
             with self._sums.in_charge(self.args):
                 return super().train(str(at) if at else resume_from_checkpoint, *arguments, **options)
-        except (UnpicklingError, EOFError) as error:  # transformers reads data alone (weights_only)
-            raise OutputError(
-                f"{at} holds a file that would run code when it is read, or is no state; nothing of it was run. Remove it, or "
-                f"go on from another checkpoint. ({error})"
-            ) from error
         finally:
             self.model.eval()  # type: ignore[union-attr]
 

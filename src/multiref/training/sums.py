@@ -1,4 +1,5 @@
-"""Which checkpoint is whole: the sums of its files, written once they all are, and compared before any of them is read."""
+"""Which checkpoint is whole: the sums of its files, written once they all are, and compared before any of them is read; and
+whether what `transformers.Trainer` pickles beside the weights is state (optimizer, schedule, random numbers), no program."""
 
 import hashlib
 import json
@@ -7,9 +8,11 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
 import xxhash
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from multiref._files import open_file, read_text, write_whole
 from multiref._json import parse_json
@@ -19,6 +22,12 @@ SUMS = "sums.json"
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
 _RANK = re.compile(r"(?:rng_state_|rank_?|__)(\d+)\D")  # rng_state_1.pth, …_rank1.pt, __1_0.distcp: written by rank 1
 _LARGEST = 2**50
+_PICKLES = ("optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "pytorch_model*.bin", "adapter_model*.bin")
+# numpy's state of random numbers, beside the tensors and plain values that `weights_only` takes
+_ALLOWED = {
+    "_codecs.encode", "numpy.ndarray", "numpy.dtype", "numpy.dtypes.UInt32DType", "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+}  # fmt: skip
 
 
 def step_of(path: Path) -> int:
@@ -121,3 +130,17 @@ def _sum(path: Path, *, flush: bool = False, like: object = None) -> list[int | 
             raise OutputError(
                 f"{path} cannot be read ({error.strerror}); make it readable, or remove its checkpoint."
             ) from error
+
+
+def check_pickled(checkpoint: Path) -> None:
+    """OutputError for a file that Trainer would unpickle and that names anything else, before any of it is read: sums find
+    damage, not malice."""
+    for file in sorted(file for pattern in _PICKLES for file in checkpoint.glob(pattern)):
+        try:
+            names = set(get_unsafe_globals_in_checkpoint(str(file))) - _ALLOWED
+        except (OSError, ValueError, RuntimeError, BadZipFile, EOFError) as error:
+            raise OutputError(f"{file} is no state that a run writes ({error}); go on from another checkpoint.") from error
+        if names:
+            raise OutputError(
+                f"{file} would run code when it is read ({', '.join(sorted(names)[:3])}); it is not read. Remove it."
+            )
