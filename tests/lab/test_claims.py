@@ -67,11 +67,16 @@ def test_a_rule_gives_the_verdict_that_its_words_open_with():
 
 
 NEW = """
-from multiref_lab.claim import Measurement, claim, exactly
+from multiref.report.figures import Plot
+from multiref_lab.claim import claim, exactly
 
 @claim("two-and-two", group="MRPO", statement="2 + 2 = 4.", source="DERIVED, arithmetic", predicts="4")
 def two_and_two(effort):
-    return Measurement([exactly("sum", 4, 2 + 2)])
+    yield exactly("sum", 4, 2 + 2)
+    yield "By hand."
+    yield Plot("n", "sum", ())
+    yield exactly("product", 4, 2 * 2)
+    yield "Twice."
 """
 
 
@@ -86,6 +91,9 @@ def test_a_claim_is_a_function_in_a_file_that_nothing_lists(tmp_path, monkeypatc
         lab.claims.cache_clear()
         sys.modules.pop("multiref_lab.statements.sums")
     assert outcome.verdict == "verified" and outcome.claim.status == "derived" and outcome.claim.source == "arithmetic"
+    found = outcome.measurement
+    assert [check.what for check in found.checks] == ["sum", "product"] and found.note == "By hand. Twice."
+    assert found.figure is not None and found.figure.x_label == "n"
     assert names[names.index("two-and-two") - 1].startswith("mrpo-")
     with pytest.raises(ArgumentError, match="DERIVED, where"):
         claim("three", group="MRPO", statement="", source="a paper", predicts="")

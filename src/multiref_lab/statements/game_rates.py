@@ -8,7 +8,7 @@ from torch import Tensor
 from multiref import exact
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
-from multiref_lab.claim import Check, Effort, Measurement, claim, near
+from multiref_lab.claim import Check, Effort, Findings, claim, near
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import Games, bilinear_games
@@ -42,7 +42,7 @@ def _draw(games: Games, first: Tensor, second: Tensor, size: int, generator: tor
     predicts="slope −1 ± 0.15; Bradley–Terry 0 ± 0.1",
     rule="verified if both slopes are",
 )
-def bilinear_rate(effort: Effort) -> Measurement:
+def bilinear_rate(effort: Effort) -> Findings:
     generator = torch.Generator().manual_seed(76)
     games = bilinear_games(effort.choose(24, 200), generator=generator)
     sizes = log_spaced(effort.choose(10_000, 3_000), effort.choose(100_000, 300_000), effort.choose(3, 7))
@@ -57,8 +57,9 @@ def bilinear_rate(effort: Effort) -> Measurement:
         plain.append(_gap(games, torch.sigmoid(r[..., :, None] - r[..., None, :])))
     slope, curve = fitted("bilinear, maximum likelihood", sizes, torch.stack(bilinear, -1))
     flat, floor = fitted("Bradley–Terry on the same pairs", sizes, torch.stack(plain, -1))
-    checks = (near("slope, bilinear", -1, slope, 0.15), near("slope, Bradley–Terry", 0, flat, 0.1))
-    return Measurement(checks, Plot("pairs n", "gap of the equilibrium", (curve, floor)))
+    yield near("slope, bilinear", -1, slope, 0.15)
+    yield near("slope, Bradley–Terry", 0, flat, 0.1)
+    yield Plot("pairs n", "gap of the equilibrium", (curve, floor))
 
 
 @_game(
@@ -67,7 +68,7 @@ def bilinear_rate(effort: Effort) -> Measurement:
     source="FOUND, arXiv 2602.23116, Theorem 4.2",
     predicts="equal steps per half decade, within 30 % over the last decade",
 )
-def greedy_regret(effort: Effort) -> Measurement:
+def greedy_regret(effort: Effort) -> Findings:
     generator = torch.Generator().manual_seed(77)
     games = bilinear_games(effort.choose(24, 100), generator=generator)
     marks = log_spaced(100, effort.choose(10_000, 100_000), effort.choose(25, 49))
@@ -86,6 +87,6 @@ def greedy_regret(effort: Effort) -> Measurement:
     halves = [path[-1 - (len(marks) - 1) * k // (effort.choose(4, 6))] for k in range(3)]
     steps = [halves[0] - halves[1], halves[1] - halves[2]]
     ratio = steps[0] / steps[1]
-    checks = (Check("step of the last half decade over the one before", "1 ± 0.3", ratio, abs(ratio - 1) <= 0.3),)
-    curve = Curve("mean regret of the policy", tuple(map(float, marks)), tuple(path))
-    return Measurement(checks, Plot("labels T", "Σ gap(π_t)", (curve,)), f"Steps {steps[1]:.3g} and {steps[0]:.3g}.")
+    yield Check("step of the last half decade over the one before", "1 ± 0.3", ratio, abs(ratio - 1) <= 0.3)
+    yield Plot("labels T", "Σ gap(π_t)", (Curve("mean regret of the policy", tuple(map(float, marks)), tuple(path)),))
+    yield f"Steps {steps[1]:.3g} and {steps[0]:.3g}."

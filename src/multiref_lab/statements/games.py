@@ -10,7 +10,7 @@ from torch import Tensor
 from multiref import exact
 from multiref.regularizers import ForwardKL, ReverseKL
 from multiref.training.online import RLOO, WinRate
-from multiref_lab.claim import Check, Effort, Measurement, all_within, at_least, claim, exactly
+from multiref_lab.claim import Check, Effort, Findings, all_within, at_least, claim, exactly
 from multiref_lab.problems import bilinear_games, random_logps
 
 _WEIGHTS = (0.5, 0.3, 0.2)
@@ -28,7 +28,7 @@ def random_games(seeds: int, completions: int, *, generator: torch.Generator, re
     statement="The equilibrium under K references (reverse KL) is that under their normalised pool alone, and its gap is zero.",
     predicts="differences and gaps ≤ 1e-12 for β from 1 to 0.001",
 )
-def collapses(effort: Effort) -> Measurement:
+def collapses(effort: Effort) -> Findings:
     preference, refs = random_games(effort.choose(20, 200), 10, generator=torch.Generator().manual_seed(71))
     rule = ReverseKL(_WEIGHTS)
     pool = rule.pool(refs).log_softmax(-1)[None]
@@ -38,12 +38,8 @@ def collapses(effort: Effort) -> Measurement:
         alone = exact.nash(preference, pool, ReverseKL(), beta=beta)
         apart.append((several.policy - alone.policy).abs().max())
         gaps.append(exact.duality_gap(several.log_policy, preference, refs, rule, beta=beta).max())
-    return Measurement(
-        (
-            all_within("largest |π*(K references) − π*(their pool)|", 1e-12, torch.stack(apart)),
-            all_within("largest gap(π*)", 1e-12, torch.stack(gaps)),
-        )
-    )
+    yield all_within("largest |π*(K references) − π*(their pool)|", 1e-12, torch.stack(apart))
+    yield all_within("largest gap(π*)", 1e-12, torch.stack(gaps))
 
 
 @_game(
@@ -51,7 +47,7 @@ def collapses(effort: Effort) -> Measurement:
     statement="gap(π) = max_q J(q, π) − J(π, π) = β KL(π‖BR(π)) at every π, half of the saddle-point gap max − min.",
     predicts="both identities to 1e-12",
 )
-def gap_identity(effort: Effort) -> Measurement:
+def gap_identity(effort: Effort) -> Findings:
     generator = torch.Generator().manual_seed(72)
     preference, refs = random_games(effort.choose(100, 1000), 10, generator=generator)
     policy = random_logps(len(preference), 10, generator=generator, spread=2.0)
@@ -67,12 +63,8 @@ def gap_identity(effort: Effort) -> Measurement:
             other = exact.solve(-(preference.mT @ policy.exp()[..., None])[..., 0], refs, rule, beta=beta)
             least = -other.value - beta * rule.penalty(policy, refs)
             halves.append(plain - 0.5 * (most - least))
-    return Measurement(
-        (
-            all_within("largest |β KL(π‖BR(π)) − (solve(Pπ).value − value(π, Pπ))|", 1e-12, torch.stack(errors)),
-            all_within("largest |gap − half of (max − min)|", 1e-12, torch.stack(halves)),
-        )
-    )
+    yield all_within("largest |β KL(π‖BR(π)) − (solve(Pπ).value − value(π, Pπ))|", 1e-12, torch.stack(errors))
+    yield all_within("largest |gap − half of (max − min)|", 1e-12, torch.stack(halves))
 
 
 @_game(
@@ -82,7 +74,7 @@ def gap_identity(effort: Effort) -> Measurement:
     source="DERIVED, docs/theory.md 11; the bound: arXiv 2602.23116, Theorem 3.1 (FOUND)",
     predicts="equality to 1e-6, relative; no violation of either bound",
 )
-def gap_of_an_estimate(effort: Effort) -> Measurement:
+def gap_of_an_estimate(effort: Effort) -> Findings:
     generator = torch.Generator().manual_seed(78)
     games = bilinear_games(effort.choose(50, 1000), generator=generator)
     size = torch.logspace(-2, 0, len(games.theta), dtype=torch.float64)[:, None]
@@ -101,13 +93,9 @@ def gap_of_an_estimate(effort: Effort) -> Measurement:
         loose.append(printed / gap)
         above += int((gap > torch.minimum(ours, printed) * (1 + 1e-9)).sum())
     middle = float(torch.cat(loose).median())
-    return Measurement(
-        (
-            all_within("largest |gap / (β log E_π̂ e^{e/β}) − 1|", 1e-6, torch.cat(apart)),
-            exactly(f"gaps above a bound, of {4 * len(error):,}", 0, above),
-            Check("median printed bound / gap", "≥ 1, recorded", middle, middle >= 1),
-        )
-    )
+    yield all_within("largest |gap / (β log E_π̂ e^{e/β}) − 1|", 1e-6, torch.cat(apart))
+    yield exactly(f"gaps above a bound, of {4 * len(error):,}", 0, above)
+    yield Check("median printed bound / gap", "≥ 1, recorded", middle, middle >= 1)
 
 
 @_game(
@@ -116,7 +104,7 @@ def gap_of_an_estimate(effort: Effort) -> Measurement:
     "away from the equilibrium; against itself a policy ends at it.",
     predicts="shares of the pool's gap that are left: U3 the most, the mixture less, itself none",
 )
-def fixed_opponents(effort: Effort) -> Measurement:
+def fixed_opponents(effort: Effort) -> Findings:
     preference, refs = random_games(effort.choose(100, 1000), 8, generator=torch.Generator().manual_seed(79))
     beta, rule = 0.1, ReverseKL(_WEIGHTS)
     pool = rule.pool(refs).log_softmax(-1)
@@ -129,16 +117,12 @@ def fixed_opponents(effort: Effort) -> Measurement:
             u = u + 0.05 * (pool + (preference @ opponent[..., None])[..., 0] / beta - u)
         left.append(exact.duality_gap(u.log_softmax(-1), preference, refs, rule, beta=beta) / start)
     over_pool, mixed, itself = left
-    return Measurement(
-        (
-            at_least("median share left, win rate over the pool", 0.3, float(over_pool.median())),
-            at_least("median share left, mixture of ½", 0.05, float(mixed.median())),
-            at_least("median of the first less the second", 0.0, float((over_pool - mixed).median())),
-            all_within("largest share left against itself", 1e-9, itself),
-        ),
-        note="A prototype on other games had 0.84 and 0.27 (theory, online-and-generalisation 11.4): how much is left is the "
-        "games'.",
-    )
+    yield at_least("median share left, win rate over the pool", 0.3, float(over_pool.median()))
+    yield at_least("median share left, mixture of ½", 0.05, float(mixed.median()))
+    yield at_least("median of the first less the second", 0.0, float((over_pool - mixed).median()))
+    yield all_within("largest share left against itself", 1e-9, itself)
+    yield "A prototype on other games had 0.84 and 0.27 (theory, online-and-generalisation 11.4):"
+    yield "how much is left is the games'."
 
 
 def _rate(preference: Tensor, refs: Tensor, start: Tensor, best: Tensor, beta: float, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +149,7 @@ def _rate(preference: Tensor, refs: Tensor, start: Tensor, best: Tensor, beta: f
     "μ < 1; damped by 1/(1 + μ²) they always do, at rate μ/√(1 + μ²) on the logits.",
     predicts="every plain iteration decided by μ < 1; damped rates within 0.01",
 )
-def iteration(effort: Effort) -> Measurement:
+def iteration(effort: Effort) -> Findings:
     generator = torch.Generator().manual_seed(73)
     preference, refs = random_games(effort.choose(20, 200), 8, generator=generator, references=1)
     decided, errors = [], []
@@ -182,12 +166,8 @@ def iteration(effort: Effort) -> Measurement:
         rate, _ = _rate(preference, refs, start, best, beta, 1 / (1 + mu**2))
         errors.append((rate.exp() - mu / (1 + mu**2).sqrt())[mu > 0.3])
     agree = torch.cat(decided)
-    return Measurement(
-        (
-            exactly(f"plain iterations, of {len(agree)} with |μ − 1| > 0.03, that μ does not decide", 0, float((~agree).sum())),
-            all_within("largest |damped rate − μ/√(1 + μ²)|", 0.01, torch.cat(errors)),
-        )
-    )
+    yield exactly(f"plain iterations, of {len(agree)} with |μ − 1| > 0.03, that μ does not decide", 0, float((~agree).sum()))
+    yield all_within("largest |damped rate − μ/√(1 + μ²)|", 0.01, torch.cat(errors))
 
 
 @_game(
@@ -195,23 +175,15 @@ def iteration(effort: Effort) -> Measurement:
     statement="Unlike for a reward, merging the K equilibria under single references is not the equilibrium.",
     predicts="gap of the merged policy > 0, between the equilibrium's and the pool's",
 )
-def merge_fails(effort: Effort) -> Measurement:
+def merge_fails(effort: Effort) -> Findings:
     preference, refs = random_games(effort.choose(100, 1000), 8, generator=torch.Generator().manual_seed(74))
     beta, rule = 0.1, ReverseKL(_WEIGHTS)
     each = [exact.nash(preference, ref[None], ReverseKL(), beta=beta).log_policy for ref in refs]
-    merged = exact.merge(torch.stack(each), _WEIGHTS)
-    gaps = {
-        name: exact.duality_gap(policy, preference, refs, rule, beta=beta)
-        for name, policy in (("merged", merged), ("pool", rule.pool(refs).log_softmax(-1)))
-    }
-    median = {name: float(gap.median()) for name, gap in gaps.items()}
-    return Measurement(
-        (
-            at_least("least gap of the merged equilibria", 1e-6, float(gaps["merged"].min())),
-            at_least("its median", 1e-4, median["merged"]),
-            Check("median gap of the pool, for comparison", "larger", median["pool"], median["pool"] > median["merged"]),
-        )
-    )
+    laws = exact.merge(torch.stack(each), _WEIGHTS), rule.pool(refs).log_softmax(-1)
+    merged, pool = (exact.duality_gap(law, preference, refs, rule, beta=beta) for law in laws)
+    yield at_least("least gap of the merged equilibria", 1e-6, float(merged.min()))
+    yield at_least("its median", 1e-4, float(merged.median()))
+    yield Check("median gap of the pool, for comparison", "larger", float(pool.median()), bool(pool.median() > merged.median()))
 
 
 @_game(
@@ -220,7 +192,7 @@ def merge_fails(effort: Effort) -> Measurement:
     "at strength β(G − 1)/G; divided by G, at β.",
     predicts="expected update zero at either equilibrium, ≤ 1e-10",
 )
-def group_baseline(effort: Effort) -> Measurement:
+def group_baseline(effort: Effort) -> Findings:
     seeds, completions = effort.choose(20, 50), 4
     preference, refs = random_games(seeds, completions, generator=torch.Generator().manual_seed(75), references=2)
     rule = ReverseKL()
@@ -234,11 +206,10 @@ def group_baseline(effort: Effort) -> Measurement:
         for name, (strength, factor) in places.items():
             best = exact.nash(preference, refs, rule, beta=strength).log_policy
             found[name].append(_expected_update(preference, refs, best, group, beta, factor))
-    checks = [all_within(f"largest expected update, divided {name}", 1e-10, torch.cat(found[name])) for name in list(found)[:2]]
+    for name in ("by G, β", "by G − 1, β(G − 1)/G"):
+        yield all_within(f"largest expected update, divided {name}", 1e-10, torch.cat(found[name]))
     wrong = torch.cat(found["by G − 1, β"]).abs().amax(-1)
-    return Measurement(
-        (*checks, at_least("median of it, divided by G − 1, at the equilibrium of β", 1e-5, float(wrong.median())))
-    )
+    yield at_least("median of it, divided by G − 1, at the equilibrium of β", 1e-5, float(wrong.median()))
 
 
 def _expected_update(preference: Tensor, refs: Tensor, log_policy: Tensor, group: int, beta: float, factor: float) -> Tensor:
