@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import multiref_lab as lab
+from multiref import bounds
 from multiref.errors import ArgumentError, OutputError
 from multiref.report import write_whole
 from multiref_lab import statements
 from multiref_lab.claim import Claim, Effort, Measurement, Rule, all_hold, claim, exactly, near
-from multiref_lab.stats import bootstrap_mean, fit_slope, resample
+from multiref_lab.stats import bootstrap_mean, bound_values, fit_slope, resample
 
 NOT_VERIFIED = {
     "forward-kl-learns-slower": "refuted",
@@ -122,6 +123,13 @@ def test_slopes_are_recovered_with_their_uncertainty():
     assert (drawn.sum(1) == 7).all() and abs(float((drawn[:, 0] == 0).double().mean()) - (6 / 7) ** 7) < 0.06
     mean = bootstrap_mean(noise[:, 0])
     assert mean.low < noise[:, 0].mean() < mean.high and 0.15 < mean.high - mean.low < 0.25
+
+
+def test_a_bound_at_each_of_several_instances():
+    deviation = torch.tensor([0.5, 1.0, 2.0])
+    found = bound_values(bounds.subgaussian_suboptimality, deviation=deviation, beta=0.5)
+    assert found.tolist() == [0.25, 1.0, 4.0]  # s²/(2β)
+    assert found.tolist() == [bounds.subgaussian_suboptimality(deviation=s, beta=0.5).value for s in (0.5, 1.0, 2.0)]
 
 
 def test_unknown_claims_are_refused_with_the_nearest():

@@ -16,8 +16,7 @@ from multiref.training import Preference, PreferenceData, quiet
 from multiref_lab.demo.authors import BASE
 from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.preferences import draw_pairs
-from multiref_lab.demo.rules import Rule, rules
-from multiref_lab.demo.settings import DemoSettings
+from multiref_lab.demo.settings import DemoSettings, Rule, rules
 from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.demo.world import World, make
 from multiref_lab.demo.yardstick import Answers, Yardstick

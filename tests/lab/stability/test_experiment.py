@@ -183,10 +183,14 @@ def test_the_command_resumes_and_refuses(tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr(Measuring, "__call__", None)  # would fail if called
     second = CliRunner().invoke(app, command)
     assert second.exit_code == 0 and "3 cells, 3 of them" in second.output
+    assert "multiref stability --world linear --seed 0" in (tmp_path / "report.html").read_text(encoding="utf-8")
     shown = [text[text.index("linear-samples (24") : text.index("Figures:")] for text in (first.output, second.output)]
     assert shown[0] == shown[1]
     refused = CliRunner().invoke(app, ["stability", "--world", "features", "--out", str(tmp_path)])
     assert refused.exit_code == 2 and "found no --model, --reference, --prompts" in refused.stderr
+    for own in (["--reference", "b"], ["--world", "linear", "--model", "a"]):  # of a world that is not asked for, or in part
+        refused = CliRunner().invoke(app, ["stability", *own, "--out", str(tmp_path)])
+        assert refused.exit_code == 2 and "--model" in refused.stderr
     help_text = CliRunner().invoke(app, ["stability", "--help"])
     assert help_text.exit_code == 0 and "Example" in help_text.output
 
