@@ -3,12 +3,13 @@
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from multiref import bounds
 from multiref.report.figures import Plot
 from multiref_lab.claim import Check, Effort, Findings, all_within, at_least, at_most, claim, exactly, near
 from multiref_lab.problems import KnownReward, known_reward
-from multiref_lab.stats import along, bound_values, fitted, log_spaced, measured_curve
+from multiref_lab.stats import along, bound_values, fit_slope, fitted, log_spaced, measured_curve
 
 _known = partial(claim, group="stability")
 _SOURCE = "DERIVED, theory, online-and-generalisation 5."
@@ -65,7 +66,7 @@ def derived_bound(effort: Effort) -> Findings:
         along_each = torch.einsum("sxad,sde->sxae", problem.features, vectors)
         residual = torch.where(inside[:, None, None, :], 0.0, along_each).norm(dim=-1).amax((-1, -2))
         least = torch.where(inside, values, torch.inf).amin(-1)
-        given = {"feature_norm": 1.0, "radius": 6.0, "residual": residual, "sigma_min": least}
+        given: dict[str, Tensor | float] = {"feature_norm": 1.0, "radius": 6.0, "residual": residual, "sigma_min": least}
         distance = (theta - problem.theta).norm(dim=-1)
         bound = bound_values(bounds.interpolation, gradient_norm=gradient, distance=distance, **given)
         sigmas = {"sigma_max": values[:, -1], "sigma_min_other": least}
@@ -122,7 +123,7 @@ def gradient_ascent(effort: Effort) -> Findings:
         reached = problem.ascend(everything, steps, curvature=values[:, -1:])
         found = torch.stack([problem.regret(theta).mean(-1) for theta in reached], -1)
         label = f"condition number {float((values[:, -1] / values[:, 0]).median()):.2g}"
-        slope, _ = fitted(label, steps, found)
+        slope = fit_slope(steps, found)
         curves.append(measured_curve(f"gradient ascent, {label}", steps, found.clamp_min(1e-32), slope=slope))
         derived = bounds.interpolation_gradient_ascent(
             iterations=1, radius=6, feature_norm=1, sigma_min=float(values[:, 0].min())
