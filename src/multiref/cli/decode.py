@@ -36,7 +36,7 @@ def pooled(
 
 
 def drawing(
-    reward: Annotated[list[str] | None, f"For the optimum: {REWARDS}. Repeatable; default none: the escort."] = None,
+    reward: Annotated[list[str] | None, f"For the optimum: {REWARDS}. Repeatable; default none: their pool itself."] = None,
     beta: Annotated[float | None, "Strength of the regularizer, in units of the reward; needed with a reward."] = None,
     reward_max: Annotated[float | None, "The largest reward that there is; rejection needs it."] = None,
     particles: Annotated[
@@ -117,10 +117,11 @@ def command(
     from multiref.references import References
 
     (opened, rule), (function, beta, options) = pool, drawn
+    streams = method == "token" and function is None and out is None
+    belong("--reward, --out or another --method", not streams, particles=options.get("n"), islands=options.get("islands"))
     refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-    if method == "token" and function is None and out is None:
-        belong("--reward, --out or another --method", False, particles=options.get("n"), islands=options.get("islands"))
+    if streams:
         return _stream(refs, rule, asked, limits, show, seed)
     parts, found = [], []
     for i, text in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):

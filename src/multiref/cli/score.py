@@ -104,7 +104,7 @@ def _forecasting(
     dry_run: Annotated[bool, "--dry-run", "Say what it would take; store nothing."] = False,
     cluster: Annotated[str | None, "Dry run: 2xlocal (measured), 64xH100 (reckoned)."] = None,
     parameters: Annotated[str | None, "Dry run: models that are not here: 7B, 16x7B."] = None,
-    pairs: Annotated[str | None, "Dry run: for this many pairs like those of DATA: 10M."] = None,
+    pairs: Annotated[str | None, "Dry run: for 10M pairs, say, like those of DATA."] = None,
 ) -> Forecasting | None:
     """None where nothing is to be forecast."""
     if dry_run:

@@ -11,7 +11,7 @@ def command(
     world: Annotated[
         list[str] | None,
         "--world -w",
-        "linear, features (needs --model, --reference and --prompts) or transformer. Default all that can be. Repeatable.",
+        "linear, features (needs --model, --reference and --prompts) or transformer. Default all whose options are given. Repeatable.",
     ] = None,
     model: Annotated[str | None, "A model folder: the first reference, whose frozen hidden states are the features."] = None,
     reference: Annotated[str | None, "A second model folder: the second reference."] = None,
@@ -24,8 +24,8 @@ def command(
     """Measure stability by retraining: how far DPO, and a reward model with its Gibbs optimum, PPO or RLOO,
     move when one pair is exchanged.
 
-    As functions of data, features, label noise and nonlinearity, under one and two references, with influence functions beside.
-    One record a finished cell: the same command goes on where it was interrupted. The default takes minutes on two cores.
+    The page shows this along data, features, label noise and nonlinearity, under one and two references, beside what influence
+    functions predict. A finished cell is kept: the same command goes on where it was interrupted. The default takes minutes.
 
     Example: multiref stability --out runs/stability --model models/a --reference models/b --prompts stories.jsonl
     """
