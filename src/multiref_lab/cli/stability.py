@@ -11,7 +11,7 @@ def command(
     world: Annotated[
         list[str] | None,
         "--world -w",
-        "linear, features (needs --model, --reference and --prompts) or transformer. Default all whose options are given. Repeatable.",
+        "linear, features (needs --model, --reference and --prompts) or transformer; default all that can be. Repeatable.",
     ] = None,
     model: Annotated[str | None, "A model folder: the first reference, whose frozen hidden states are the features."] = None,
     reference: Annotated[str | None, "A second model folder: the second reference."] = None,
