@@ -17,7 +17,7 @@ from multiref_lab.claim import Check, Effort, Findings, at_least, at_most, claim
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, pair_information, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits, random_logps
-from multiref_lab.procedure import plug_in
+from multiref_lab.procedure import plug_in, table_fit
 from multiref_lab.stats import fitted, log_spaced
 
 _private = partial(claim, group="private labels")
@@ -129,7 +129,6 @@ def dpo_table(effort: Effort) -> Findings:
     reward = (1.5 * torch.randn(9, generator=generator, dtype=torch.float64)).repeat(seeds, 1, 1)
     refs = random_logps(2, 1, 1, 9, generator=generator).expand(-1, seeds, -1, -1)
     epsilon, beta, rule = 1.0, 1.0, ReverseKL(_WEIGHTS)
-    features = torch.eye(9, dtype=torch.float64)[:, :-1].expand(1, 9, 8)
     law = torch.zeros_like(reward).log_softmax(-1)
     counts = flipped(sample_pairs(reward, law, 200_000, generator=generator), epsilon, generator=generator)
     rate = 1 - kept(epsilon)
@@ -139,14 +138,9 @@ def dpo_table(effort: Effort) -> Findings:
         losses=(1 - rate) * counts.losses + rate * counts.wins,
     )
     best = exact.solve(reward, refs, rule, beta=beta).log_policy
-    fits = (
-        logistic_mle(features, counts, ridge=1e-6, kept=kept(epsilon)),
-        logistic_mle(features, counts, ridge=1e-6),
-        logistic_mle(features, smooth, ridge=1e-6),
-    )
+    fits = (table_fit(counts, ridge=1e-6, kept=kept(epsilon)), *(table_fit(each, ridge=1e-6) for each in (counts, smooth)))
     private, plain, smoothed = (
-        float(kl(exact.solve(estimate, refs, rule, beta=beta).log_policy, best).mean())
-        for estimate in (torch.einsum("xyd,sd->sxy", features, fit.theta) for fit in fits)
+        float(kl(exact.solve(estimate, refs, rule, beta=beta).log_policy, best).mean()) for estimate in fits
     )
     yield at_most("KL(π̂‖π*), randomised_response", 2e-3, private)
     yield at_least("plain loss, times that", 50, plain / private)

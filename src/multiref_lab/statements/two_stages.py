@@ -15,12 +15,13 @@ from multiref_lab.claim import Effort, Findings, at_least, claim, exactly, near
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import linear_bandits
-from multiref_lab.procedure import linear_fit, plug_in
+from multiref_lab.procedure import linear_fit, plug_in, table_fit
 from multiref_lab.statements.private_labels import constant, first_order
 from multiref_lab.stats import bound_values, fitted
 
 _two = partial(claim, group="sharp rates")
 _ARMS = 8
+_fit_arms = partial(table_fit, ridge=1e-4)
 # Set-up of two-stage-coverage, fixed in the commit before its run, on seeds that no earlier run had: the coverages that the
 # question named, and a first stage of 1,000 labels for each unit of the largest.
 _COVERAGES = (2.5, 7.7, 24.0, 74.0, 229.0, 708.0)
@@ -43,12 +44,6 @@ def arms(seeds: int, coverage: float) -> tuple[Tensor, Tensor, float]:
     return reward.expand(seeds, 1, -1).contiguous(), law.log().expand(seeds, 1, -1).contiguous(), beta
 
 
-def fit_arms(counts: PairCounts) -> Tensor:
-    """[S, 1, 8]: maximum likelihood, one parameter an arm."""
-    features = torch.eye(_ARMS, dtype=torch.float64)[:, :-1].unsqueeze(0)
-    return torch.einsum("xyd,sd->sxy", features, logistic_mle(features, counts, ridge=1e-4).theta)
-
-
 def learn(
     reward: Tensor,
     law: Tensor,
@@ -56,7 +51,7 @@ def learn(
     size: int,
     design: str,
     generator: torch.Generator,
-    fit: Callable[[PairCounts], Tensor] = fit_arms,
+    fit: Callable[[PairCounts], Tensor] = _fit_arms,
 ) -> Tensor:
     """[S]: what is lost after `size` labels: "offline"; or a quarter of them from the reference, then pairs of that policy
     ("own") or of it and the reference ("mixed"), one fit to all."""
