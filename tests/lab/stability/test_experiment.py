@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.errors import ArgumentError, DataError, OutputError
+from multiref.errors import ArgumentError, ConfigError, DataError, OutputError
 from multiref.report import Measure
 from multiref.report.figures import Plot, canvas
 from multiref_lab import stability
@@ -164,6 +164,9 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"texts\.jsonl:2"):
         read_prompts(tmp_path / "texts.jsonl", 1)
+    (tmp_path / "texts.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"texts\.txt has none\.$"):
+        read_prompts(tmp_path / "texts.txt", 1)
     with pytest.raises(ArgumentError, match="world: found 'moon'"):
         axes(["moon"])
     for world in ("linear", "features", "transformer"):
