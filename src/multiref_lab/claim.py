@@ -1,7 +1,8 @@
 """A claim as a value: what is said, where, what number it predicts, how that is measured, and by which rule it is decided."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Literal, TypeVar, get_args
 
 from torch import Tensor
@@ -57,6 +58,9 @@ class Check:
         return str(self.measured) if isinstance(self.measured, Estimate) else f"{self.measured:.4g}"
 
 
+Findings = Iterable[Check | Plot | str]  # what a claim's function yields: its checks, at most one figure, and notes
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What an experiment found."""
@@ -64,6 +68,14 @@ class Measurement:
     checks: Sequence[Check]
     figure: Plot | None = None
     note: str = ""
+
+    @classmethod
+    def of(cls, findings: Findings) -> "Measurement":
+        """Carry the experiment out: the checks in their order, the figure, the notes as one text."""
+        found = list(findings)
+        figure = next((each for each in found if isinstance(each, Plot)), None)
+        note = " ".join(each for each in found if isinstance(each, str))
+        return cls([each for each in found if isinstance(each, Check)], figure, note)
 
 
 @dataclass(frozen=True)
@@ -118,8 +130,10 @@ class Claim:
 
 def claim(
     name: str, *, group: str, statement: str, source: str, predicts: str, rule: Rule | str = all_hold, order: int = 0
-) -> Callable[[Callable[[Effort], Measurement]], Claim]:
+) -> Callable[[Callable[[Effort], Findings]], Claim]:
     """Make the function below it the experiment that decides this claim; a file of `statements` needs nothing else.
+
+    The function yields its checks, and where there are some a figure (`Plot`) and notes (text).
 
     Args:
         group: of `GROUPS`, the sections of the ledger.
@@ -135,7 +149,12 @@ def claim(
     if status not in ("FOUND", "DERIVED"):
         raise ArgumentError(f"source of {name}: found {source!r}, expected 'FOUND, where' or 'DERIVED, where'")
     decided = rule if isinstance(rule, Rule) else Rule(rule)
-    return lambda measure: Claim(name, group, statement, status.lower(), where, predicts, decided, measure, order)
+
+    def made(experiment: Callable[[Effort], Findings]) -> Claim:
+        measure = wraps(experiment)(lambda effort: Measurement.of(experiment(effort)))
+        return Claim(name, group, statement, status.lower(), where, predicts, decided, measure, order)
+
+    return made
 
 
 def near(what: str, predicted: float, measured: float | Estimate, tolerance: float) -> Check:

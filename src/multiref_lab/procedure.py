@@ -89,6 +89,12 @@ def linear_fit(problem: LinearBandits) -> Callable[[int, PairCounts], Tensor]:
     return lambda i, counts: problem.reward_of(logistic_mle(problem.features, counts, ridge=1e-6).theta)
 
 
+def table_fit(counts: PairCounts, *, ridge: float, kept: float = 1.0) -> Tensor:
+    """[S, 1, Y]: the likeliest reward of pairs of one prompt, a number for each completion, 0 for the last."""
+    features = torch.eye(int(counts.second.max()) + 1, dtype=torch.float64)[None, :, :-1]
+    return torch.einsum("xyd,sd->sxy", features, logistic_mle(features, counts, ridge=ridge, kept=kept).theta)
+
+
 def finite_fit(classes: Sequence[Tensor]) -> Callable[[int, PairCounts], Tensor]:
     """The likeliest reward of a finite class [S, M, X, Y], one class for each number of pairs."""
     return lambda i, counts: likeliest(classes[i], counts)

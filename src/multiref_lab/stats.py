@@ -5,6 +5,7 @@
     measured_curve(label, x, …)   [P], [S, P] → a curve of means with intervals, for a figure
     fitted(label, x, values)      both: the slope, and the curve that it stands at
     along(label, bound, x)        a bound as a line, with its real constants; flat, bars: a level, intervals at a few places
+    bound_values(statement, …)    [S]: a bound at each of S instances
     log_spaced(low, high, count)  whole numbers, evenly spaced in log
     resample(count, generator)    [resamples, count] → how often each is drawn, for other statistics of a bootstrap
     Measure.of(values)            mean ± one standard error, as pages show it
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multiref.bounds import Bound
+from multiref.bounds import Bound, Statement
 from multiref.errors import ArgumentError
 from multiref.report import Difference, Estimate, Measure, paired
 from multiref.report.figures import Curve
@@ -96,6 +97,14 @@ def fitted(label: str, x: Sequence[float], values: Tensor, *, decade: float = 10
 def along(label: str, bound: Bound, x: Sequence[float], quantity: str = "samples") -> Curve:
     """A bound as a line: its value at each x of one of its quantities."""
     return Curve(label, tuple(map(float, x)), tuple(bound.at(**{quantity: float(n)}).value for n in x), "bound")
+
+
+def bound_values(statement: Statement, **quantities: Tensor | float) -> Tensor:
+    """[S] float64: the bound's value at each instance, from quantities [S], or one number for all instances."""
+    varying = {name: each.tolist() for name, each in quantities.items() if isinstance(each, Tensor)}
+    rows = zip(*varying.values(), strict=True)
+    values = [statement(**{**quantities, **dict(zip(varying, row))}).value for row in rows]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def flat(label: str, x: Sequence[float], level: float) -> Curve:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import multiref_lab as lab
+from multiref import bounds
 from multiref.errors import ArgumentError, OutputError
 from multiref.report import write_whole
 from multiref_lab import statements
 from multiref_lab.claim import Claim, Effort, Measurement, Rule, all_hold, claim, exactly, near
-from multiref_lab.stats import bootstrap_mean, fit_slope, resample
+from multiref_lab.stats import bootstrap_mean, bound_values, fit_slope, resample
 
 NOT_VERIFIED = {
     "forward-kl-learns-slower": "refuted",
@@ -67,11 +68,16 @@ def test_a_rule_gives_the_verdict_that_its_words_open_with():
 
 
 NEW = """
-from multiref_lab.claim import Measurement, claim, exactly
+from multiref.report.figures import Plot
+from multiref_lab.claim import claim, exactly
 
 @claim("two-and-two", group="MRPO", statement="2 + 2 = 4.", source="DERIVED, arithmetic", predicts="4")
 def two_and_two(effort):
-    return Measurement([exactly("sum", 4, 2 + 2)])
+    yield exactly("sum", 4, 2 + 2)
+    yield "By hand."
+    yield Plot("n", "sum", ())
+    yield exactly("product", 4, 2 * 2)
+    yield "Twice."
 """
 
 
@@ -86,6 +92,9 @@ def test_a_claim_is_a_function_in_a_file_that_nothing_lists(tmp_path, monkeypatc
         lab.claims.cache_clear()
         sys.modules.pop("multiref_lab.statements.sums")
     assert outcome.verdict == "verified" and outcome.claim.status == "derived" and outcome.claim.source == "arithmetic"
+    found = outcome.measurement
+    assert [check.what for check in found.checks] == ["sum", "product"] and found.note == "By hand. Twice."
+    assert found.figure is not None and found.figure.x_label == "n"
     assert names[names.index("two-and-two") - 1].startswith("mrpo-")
     with pytest.raises(ArgumentError, match="DERIVED, where"):
         claim("three", group="MRPO", statement="", source="a paper", predicts="")
@@ -114,6 +123,13 @@ def test_slopes_are_recovered_with_their_uncertainty():
     assert (drawn.sum(1) == 7).all() and abs(float((drawn[:, 0] == 0).double().mean()) - (6 / 7) ** 7) < 0.06
     mean = bootstrap_mean(noise[:, 0])
     assert mean.low < noise[:, 0].mean() < mean.high and 0.15 < mean.high - mean.low < 0.25
+
+
+def test_a_bound_at_each_of_several_instances():
+    deviation = torch.tensor([0.5, 1.0, 2.0])
+    found = bound_values(bounds.subgaussian_suboptimality, deviation=deviation, beta=0.5)
+    assert found.tolist() == [0.25, 1.0, 4.0]  # s²/(2β)
+    assert found.tolist() == [bounds.subgaussian_suboptimality(deviation=s, beta=0.5).value for s in (0.5, 1.0, 2.0)]
 
 
 def test_unknown_claims_are_refused_with_the_nearest():
@@ -187,7 +203,10 @@ def test_a_verdict_depends_on_the_files_it_reaches_and_on_no_others():
     (claim,) = lab.find(["online-fixed-points"])
     reached = {"/".join(file.parts[-2:]) for file in dependencies(claim.measure.__module__)}
     assert {"statements/online_fixed_points.py", "exact/_solve.py", "multiref/pools.py", "toys/enumerated_rules.py"} <= reached
-    assert not {"statements/zipf.py", "statements/__init__.py", "multiref_lab/ledger.py", "multiref_lab/figures.py"} & reached
-    (other,) = lab.find(["figure-suboptimality-against-n"])
-    assert "statements/zipf.py" in {"/".join(file.parts[-2:]) for file in dependencies(other.measure.__module__)}
+    assert (
+        not {"statements/private_labels.py", "statements/__init__.py", "multiref_lab/ledger.py", "multiref_lab/figures.py"}
+        & reached
+    )
+    (other,) = lab.find(["two-stage-coverage"])
+    assert "statements/private_labels.py" in {"/".join(file.parts[-2:]) for file in dependencies(other.measure.__module__)}
     assert fingerprint(claim.measure.__module__) != fingerprint(other.measure.__module__)

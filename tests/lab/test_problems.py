@@ -6,7 +6,7 @@ import torch
 
 from multiref.training.online import sequence_logps
 from multiref_lab.problems import accumulate, bilinear_games, known_reward, linear_bandits, random_language
-from multiref_lab.statements.zipf import missing_mass, zipf_draws
+from multiref_lab.statements.stability_figures import missing_mass, zipf_draws
 
 
 def test_language_completions_are_products_along_the_tree():

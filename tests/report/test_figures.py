@@ -1,6 +1,7 @@
 """What a figure draws is what it was given; the same figure gives the same bytes."""
 
 import pytest
+from matplotlib.collections import LineCollection
 
 from multiref.errors import ArgumentError
 from multiref.report import Estimate
@@ -36,6 +37,13 @@ def test_frontier_draws_each_policy_at_its_place() -> None:
     assert (lines["π* (exact optimum)"].get_xdata()[0], lines["π* (exact optimum)"].get_ydata()[0]) == (0.55, 0.95)
     assert {"exact", "base"} <= labels(figure)
     assert lines["J as at π* (slope β)"].get_slope() == 0.2
+
+
+def test_the_legend_shows_marks_without_the_bars_that_would_cover_them() -> None:
+    figure = frontier([Point("a", Measure(0.5, 0.1, 3), Measure(0.9, 0.02, 3)), Point("b", Measure(0.1, 0.2, 3), Measure(0.2))])
+    (legend,) = figure.legends
+    assert [mark.get_marker() for mark in legend.legend_handles] == ["o", "s"]  # type: ignore[union-attr]
+    assert not legend.findobj(LineCollection) and figure.axes[0].findobj(LineCollection)
 
 
 def test_methods_stand_in_the_order_given_with_means() -> None:

@@ -36,13 +36,17 @@ def pooled(
 
 
 def drawing(
-    reward: Annotated[list[str] | None, f"For the optimum: {REWARDS}. Repeatable; default none: the escort."] = None,
+    reward: Annotated[list[str] | None, f"For the optimum: {REWARDS}. Repeatable; default none: their pool itself."] = None,
     beta: Annotated[float | None, "Strength of the regularizer, in units of the reward; needed with a reward."] = None,
     reward_max: Annotated[float | None, "The largest reward that there is; rejection needs it."] = None,
-    n: Annotated[int, typer.Option("--particles", "-n", min=1, help="For the optimum: particles of an island.")] = 64,
-    islands: Annotated[int, typer.Option(min=1, help="For the optimum: independent islands; their spread is the error.")] = 8,
+    particles: Annotated[
+        int | None, typer.Option("--particles", "-n", min=1, help="For the optimum: particles of an island. Default 64.")
+    ] = None,
+    islands: Annotated[
+        int | None, typer.Option(min=1, help="For the optimum: independent islands; their spread is the error. Default 8.")
+    ] = None,
 ) -> Any:
-    """(the rewards as one function of prompts and completions or None, β, the other options of a draw)."""
+    """(the rewards as one function of prompts and completions or None, β, the other options of a draw that were given)."""
     function = None
     belong("--reward", reward, beta=beta, reward_max=reward_max)
     if reward:
@@ -54,7 +58,8 @@ def drawing(
         def function(prompts: Any, completions: Any) -> Any:
             return total_reward(rewards, prompts, completions, {})[0].tolist()
 
-    return function, beta, {"reward_max": reward_max, "n": n, "islands": islands}
+    options = {"reward_max": reward_max, "n": particles, "islands": islands}
+    return function, beta, {name: value for name, value in options.items() if value is not None}
 
 
 def _prompts(
@@ -98,7 +103,7 @@ def command(
     drawn: Annotated[Any, Made(drawing)],
     method: Annotated[str, "smc, importance, rejection: the optimum; token: the per-token pool."] = "smc",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 64,
-    min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions of at least so many tokens.")] = 0,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="Only completions of at least NUMBER tokens.")] = 0,
     show: Annotated[int, typer.Option(min=1, help="Completions that are shown of each prompt, drawn by weight.")] = 1,
     out: Annotated[Path | None, Out, "Also keep all draws and weights, as JSON lines."] = None,
     seed: Seed = 0,
@@ -112,9 +117,11 @@ def command(
     from multiref.references import References
 
     (opened, rule), (function, beta, options) = pool, drawn
+    streams = method == "token" and function is None and out is None
+    belong("--reward, --out or another --method", not streams, particles=options.get("n"), islands=options.get("islands"))
     refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-    if method == "token" and function is None and out is None:
+    if streams:
         return _stream(refs, rule, asked, limits, show, seed)
     parts, found = [], []
     for i, text in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):

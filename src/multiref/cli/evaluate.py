@@ -28,7 +28,7 @@ def _prompts(
         str | None, "GSM8K-style problems: .jsonl with question and answer, or a hub id. Their reward says right or wrong."
     ] = None,
     prompts: Annotated[str | None, "Prompts instead: rows, pairs, or a .txt with an empty line between texts."] = None,
-    words: Annotated[int | None, "Only the first so many words of each prompt."] = None,
+    words: Annotated[int | None, "Only the first NUMBER words of each prompt."] = None,
     reward: Annotated[
         list[str] | None,
         "--reward -r",
@@ -39,7 +39,7 @@ def _prompts(
     ] = None,
     name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
     split: Annotated[str | None, "Split, or a part: 'train[:5%]'. Default test for --problems of the hub."] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first NUMBER prompts.")] = None,
 ) -> Values:
     from multiref.runs.rewards import read_rewards
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import ChosenOtherName, Data, Seed, Store, by_name, options_of
+from multiref.cli.options import ChosenOtherName, Data, Seed, Store, belong, by_name, options_of
 from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def command(
         "name=PATH: also measure KL and disagreement per token on a sample, and where the optimum would go. Once per "
         "reference.",
     ] = None,
-    sample: Annotated[int, typer.Option(min=2, help="Completions in the sample of --reference.")] = 64,
+    sample: Annotated[int | None, typer.Option(min=2, help="Completions in the sample of --reference. Default 64.")] = None,
     data_name: Annotated[str | None, "Configuration of a data set that has several."] = None,
     plan: Annotated[bool, "--plan", "Also say how many pairs would show each reference's effect."] = False,
     gain: Annotated[float | None, "With --plan: an effect of this size, nats a pair, instead of the one found."] = None,
@@ -48,11 +48,12 @@ def command(
     from multiref.references import read_scores
     from multiref.report import print_table
 
+    belong("--reference", reference, sample=sample)
     models, scores = by_name("--reference", reference), read_scores(store, name)
     if strange := [each for each in models if each not in scores.names]:
         raise ArgumentError(f"--reference {strange[0]}: the scores are of {', '.join(scores.names)}; name it as they do.")
     pairs = read(data, replace(chosen, name=data_name), say=typer.echo, spool=gettempdir()).pairs
-    found = _with_tokens(inspect(pairs, scores, seed=seed), pairs, models, sample, seed)
+    found = _with_tokens(inspect(pairs, scores, seed=seed), pairs, models, sample or 64, seed)
     sizes = found.plan(gain) if plan or gain is not None else None
     for table in [*tables(found), *([plan_table(sizes, gain)] if sizes else [])]:
         print_table(table)

@@ -90,7 +90,7 @@ def selection(
         Literal["ends", "all"], "--rankings", "Of several answers with scores: best against worst, or all pairs."
     ] = "ends",
     bad_rows: Annotated[Literal["refuse", "skip"], "--bad-rows", "What becomes of rows that cannot be used."] = "refuse",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first NUMBER pairs or prompts.")] = None,
 ) -> "Selection":
     """The options of data as one value. ArgumentError for a --column that is none."""
     from multiref.data import Selection

@@ -26,7 +26,7 @@ COLUMNS = ("reference", "wanted", "already there", "to score", "shards", "MB", "
 
 def _tokenisation(
     end: Annotated[bool, "--end/--no-end", "Score the end token too, as TRL does. Default --end."] = True,
-    max_length: Annotated[int | None, "Truncate to so many tokens (marked in the scores). Default the model's context."] = None,
+    max_length: Annotated[int | None, "Truncate to NUMBER tokens (marked in the scores). Default the model's context."] = None,
     truncation: Annotated[
         Literal["keep_start", "keep_end", "error"], "What stays when a text is too long; error refuses such a text."
     ] = "keep_start",
@@ -55,6 +55,8 @@ def _references(
     from multiref.models import ModelSpec
     from multiref.references import References
 
+    own = {"quantization": quantization, "attention": attention, "chat_template_kwargs": chat_template_kwargs}
+    belong("--reference", reference, dtype=dtype, device=device, **own)
     if not reference:
         return None
     places = by_name("--reference", reference)
@@ -102,7 +104,7 @@ def _forecasting(
     dry_run: Annotated[bool, "--dry-run", "Say what it would take; store nothing."] = False,
     cluster: Annotated[str | None, "Dry run: 2xlocal (measured), 64xH100 (reckoned)."] = None,
     parameters: Annotated[str | None, "Dry run: models that are not here: 7B, 16x7B."] = None,
-    pairs: Annotated[str | None, "Dry run: for so many pairs like those of DATA: 10M."] = None,
+    pairs: Annotated[str | None, "Dry run: for 10M pairs, say, like those of DATA."] = None,
 ) -> Forecasting | None:
     """None where nothing is to be forecast."""
     if dry_run:

@@ -7,6 +7,7 @@ import typer
 
 from multiref._progress import rest
 from multiref.cli.decode import drawing, pooled
+from multiref.cli.options import belong
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
@@ -42,6 +43,8 @@ def command(
         served = Optimum(refs, rule, function, beta, most=max_new_tokens, method=method, **options)
     elif function is not None:
         raise ArgumentError("--reward needs the optimum; choose --method smc, importance or rejection.")
+    else:
+        belong("another --method", False, particles=options.get("n"), islands=options.get("islands"))
     for notice in notices(refs):
         typer.echo(f"Note: {notice}", err=True)
 

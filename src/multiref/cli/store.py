@@ -102,7 +102,7 @@ def export(
     ],
     data: Annotated[str | None, "Pairs, as for score: write one row per pair, with its text and its scores."] = None,
     reference: Annotated[list[str] | None, "Only this reference (name, or beginning of its address). Repeatable."] = None,
-    partitions: Annotated[int | None, "Write a folder: so many files for each reference, by the beginning of the key."] = None,
+    partitions: Annotated[int | None, "Write a folder: NUMBER files for each reference, by the beginning of the key."] = None,
 ) -> dict[str, Any]:
     """Write scores to one Parquet file with plain columns: one row per completion and reference, or
     (with --data) one row per pair.

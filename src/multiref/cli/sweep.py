@@ -26,7 +26,7 @@ def _settings(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Completions per prompt from each model. Default 8; 64 without training.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Only the first so many prompts.")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first NUMBER prompts.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 128,
     seed: Seed = 0,
     name: Annotated[str | None, "--name", "Configuration of the prompts' data set."] = None,

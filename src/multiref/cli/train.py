@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiref.cli.options import TakeOver
+from multiref.cli.options import TakeOver, belong
 from multiref.cli.voice import say
 
 
@@ -38,6 +38,7 @@ def command(
         return None
     if config is None:
         raise typer.BadParameter("expected a run's file, such as --config recipes/two-references.yaml")
+    belong("a run that trains", not dry_run, take_over=take_over)
     if dry_run:
         from multiref.runs.dry_run import dry_run as look
 

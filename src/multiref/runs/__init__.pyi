@@ -7,6 +7,7 @@ from .folder import RunFolder as RunFolder
 from .iterative import IterativeRun as IterativeRun
 from .online import OnlineRun as OnlineRun
 from .preference import PreferenceRun as PreferenceRun
+from .prompts import Prompts as Prompts
 from .reward import RewardRun as RewardRun
 from .sentences import nearest as nearest
 from .sweeping import sweep as sweep

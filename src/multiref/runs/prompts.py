@@ -68,7 +68,8 @@ class Prompts(Strict):
             self._problems() if self.kind == "gsm8k" else [self._split(text, self.pieces is not None) for text in self._texts()]
         )
         if not rows:
-            raise ConfigError(f"prompts: {self.path} has none beyond the {self.skip} that are skipped; make skip smaller.")
+            skipped = f" beyond the {self.skip} that are skipped; make skip smaller" if self.skip else ""
+            raise ConfigError(f"prompts: {self.path} has none{skipped}.")
         if self.weights is None:
             return rows
         if unknown := [name for name in self.weights if name not in references]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiref.cli import tell
+from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -35,6 +36,8 @@ def command(
     console = Console(highlight=False)
     chosen = lab.find(names or [])
     if show:
+        if full or again:
+            raise ArgumentError("--full, --again: expected without --list, which runs nothing.")
         for claim in chosen:
             console.print(Text.assemble((claim.name, "bold"), f" ({claim.status}): {claim.statement}"))
         return {"claims": {each.name: {"status": each.status, "statement": each.statement} for each in chosen}}

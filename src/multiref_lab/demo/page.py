@@ -37,32 +37,22 @@ def write(findings: Findings, output: Path, *, command: str = "multiref demo") -
 
 
 OWN = (
-    "Each rule is also held to its own standard: its own objective, the best value that objective can have, "
-    "and the difference (own regret), "
-    "which is what training left undone. The last columns say where the rule would lead if training were perfect, "
-    "by the yardstick above."
+    "Each rule is also held to its own standard: its own objective, the best value that objective can have, and the difference "
+    "(own regret), which is what training left undone. The last columns say where the rule would lead if training were "
+    "perfect, by the yardstick above."
 )
 
 
 def _question(findings: Findings) -> list[str]:
-    s, explore = findings.settings, findings.settings.law.explore
-    law = (
-        f"from the references' mean ({1 - explore:.0%}) or uniformly ({explore:.0%})"
-        if explore
-        else "from the references' mean"
-    )
     return [
-        "A small language model that answers two kinds of word problems badly is trained on preferences. "
-        "Two frozen references, each good at one "
-        "kind and confused about the other, say what it must stay near. An answer is two words, so all "
-        f"{findings.answers} answers to a prompt are enumerated and every number below is exact for the policy it describes: "
-        "nothing is sampled, "
-        "nothing renormalised.",
-        f"Reward: {s.law.scale:g} for each answer digit that is right. Preferences: two different answers, each drawn {law}; "
-        "the first "
-        "is preferred with probability σ(difference of rewards).",
-        f"The references disagree by −log F = {findings.disagreement:.3f} nats per completion: "
-        "no policy has a smaller weighted KL than that.",
+        "A small language model that answers two kinds of word problems badly is trained on preferences. Two frozen "
+        "references, each good at one kind and confused about the other, say what it must stay near. An answer is two words, "
+        f"so all {findings.answers} answers to a prompt are enumerated and every number below is exact for the policy it "
+        "describes: nothing is sampled, nothing renormalised.",
+        f"Reward: {findings.settings.law.scale:g} for each answer digit that is right. Preferences: two different answers, "
+        "each drawn from the references' mean; the first is preferred with probability σ(difference of rewards).",
+        f"The references disagree by −log F = {findings.disagreement:.3f} nats per completion: no policy has a smaller "
+        "weighted KL than that.",
     ]
 
 
@@ -76,9 +66,8 @@ def limits(findings: Findings) -> list[str]:
         "not corrected for several comparisons, sees no difference."
     )
     return [
-        f"{test} A seed changes prompts, answers, labels and the order of training; "
-        "the world (base and references) is one and the same, so the "
-        "errors say nothing about other worlds."
+        f"{test} A seed changes prompts, answers, labels and the order of training; the world (base and references) is one and "
+        "the same, so the errors say nothing about other worlds."
     ]
 
 

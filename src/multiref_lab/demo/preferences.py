@@ -13,29 +13,24 @@ from multiref_lab.demo.world import World
 class PairLaw:
     """How pairs are drawn and labelled.
 
-    Each answer comes from μ = (1 − explore) · mean of the references + explore · uniform over all V² answers;
-    a pair holds two different answers (the second is drawn from μ without the first).
-    The first is preferred with probability σ(scale · (points(first) − points(second))).
-
-    The references of the demo give every answer now and then, so `explore` may be zero;
-    where they do not, nothing is ever said about the answers that none gives, and a policy drifts there unpunished.
+    A pair holds two different answers, from the references' mean (the second without the first). The first is preferred with
+    probability σ(scale · (points(first) − points(second))).
     """
 
     prompts: int = 2400
     pairs_per_prompt: int = 10
-    explore: float = 0.0
     scale: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.prompts < 1 or self.pairs_per_prompt < 1 or not 0 <= self.explore <= 1 or not self.scale > 0:
-            raise ArgumentError(f"expected prompts, pairs_per_prompt ≥ 1, explore in [0, 1], scale > 0; found {self}")
+        if self.prompts < 1 or self.pairs_per_prompt < 1 or not self.scale > 0:
+            raise ArgumentError(f"expected prompts, pairs_per_prompt ≥ 1, scale > 0; found {self}")
 
 
 def draw_pairs(world: World, law: PairLaw, seed: int) -> list[Pair]:
     """prompts × pairs_per_prompt pairs; the seed decides prompts, answers and labels."""
     problems = world.problems(law.prompts, seed)
     chance = torch.Generator().manual_seed(seed)
-    mixture = (1 - law.explore) * world.ref_logps(problems).exp().mean(0) + law.explore / len(world.answers)
+    mixture = world.ref_logps(problems).exp().mean(0)
     rewards = law.scale * world.rewards(problems)
     pairs: list[Pair] = []
     for _ in range(law.pairs_per_prompt):

@@ -16,8 +16,7 @@ from multiref.training import Preference, PreferenceData, quiet
 from multiref_lab.demo.authors import BASE
 from multiref_lab.demo.corpus import Problem
 from multiref_lab.demo.preferences import draw_pairs
-from multiref_lab.demo.rules import Rule, rules
-from multiref_lab.demo.settings import DemoSettings
+from multiref_lab.demo.settings import DemoSettings, Rule, rules
 from multiref_lab.demo.training import train_on_pairs
 from multiref_lab.demo.world import World, make
 from multiref_lab.demo.yardstick import Answers, Yardstick
@@ -49,8 +48,7 @@ class Measured(TypedDict):
 class Findings:
     """All that the report shows. `runs`: by rule, seed after seed; `given`: untouched models and the exact optimum; `ends`:
     each rule's own exact optimum, on the common yardstick; `missed`: by rule and seed, the reward that the same weighted KL
-    could have bought less
-    the reward reached."""
+    could have bought less the reward reached."""
 
     settings: DemoSettings
     rules: list[Rule]
@@ -115,9 +113,8 @@ class _Training:
     @cached_property
     def world(self) -> World:
         self.told.phase(
-            "Making the world: a base model that answers two kinds of word problems badly, and two specialists, "
-            "each good at one kind "
-            "(kept for the next time)."
+            "Making the world: a base model that answers two kinds of word problems badly, and two specialists, each good at "
+            "one kind (kept for the next time)."
         )
         return make(self.cache, self.settings.world, progress=self.told.progress)
 
@@ -129,9 +126,7 @@ class _Training:
     def full(self) -> Yardstick:
         """On all held-out prompts."""
         world = self.world
-        self.told.phase(
-            "Solving the problem exactly on held-out prompts: every answer is enumerated, so the optimum π* is known."
-        )
+        self.told.phase("Solving the problem exactly on held-out prompts: every answer is enumerated, so π* is known.")
         return self._yardstick(world, self.problems)
 
     @cached_property

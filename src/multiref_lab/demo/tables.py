@@ -3,8 +3,8 @@
 from multiref.report import Table
 from multiref_lab.demo.authors import REFERENCES
 from multiref_lab.demo.corpus import SKILLS
-from multiref_lab.demo.rules import EXACT
 from multiref_lab.demo.run import OPTIMUM, Findings
+from multiref_lab.demo.settings import EXACT
 from multiref_lab.stats import Difference, Measure, paired
 
 

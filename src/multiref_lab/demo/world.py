@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multiref.data import Pair
 from multiref.errors import ArgumentError, ModelError
-from multiref.models import Tokenisation, load, word_tokenizer
+from multiref.models import Generation, Reader, Tokenisation, load, word_tokenizer
 from multiref.references import References, SequenceScores
 from multiref.training import PreferenceData
 from multiref_lab.cached import cache_folder, made_beside
-from multiref_lab.demo import enumeration
 from multiref_lab.demo.authors import BASE, REFERENCES, WorldSettings, train_models
 from multiref_lab.demo.corpus import SKILLS, WORDS, Problem, draw_problems, points, split_numbers
 from multiref_lab.experiment import digest, one_thread
@@ -75,7 +75,7 @@ class World:
     def logps(self, model: PreTrainedModel, problems: Sequence[Problem]) -> Tensor:
         """[N, V²] float64: log π(answer | prompt) of every answer, exact."""
         ids = torch.tensor(self.tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"])
-        return enumeration.answer_logps(model, ids)
+        return answer_logps(model, ids)
 
     def ref_logps(self, problems: Sequence[Problem]) -> Tensor:
         """[K, N, V²] float64: the same under each reference, in the order of `references`."""
@@ -136,3 +136,30 @@ def _load(folder: Path, settings: WorldSettings) -> World:
         raise ModelError(f"the cached world {folder} is damaged; remove that folder and it is made anew. {error}") from error
     references = {name: models[name].model for name in REFERENCES}
     return World(folder, settings, models[BASE].tokenizer, models[BASE].model, references)
+
+
+@torch.no_grad()
+def answer_logps(model: Any, prompt_ids: Tensor) -> Tensor:
+    r"""[N, T] prompts of one length → [N, V²] float64: log π(y₁ y₂ | x) of every answer of two tokens, the second of which
+    runs fastest.
+
+        log π(y₁ y₂ | x) = log π(y₁ | x) + log π(y₂ | x, y₁)
+
+    The prompt is read once, then each of the V first tokens after it; log-softmax in float64, so that the V² probabilities sum
+    to one to rounding.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([_block(model, block) for block in prompt_ids.split(128)])
+    finally:
+        model.train(training)
+
+
+def _block(model: Any, prompt_ids: Tensor) -> Tensor:
+    size = model.config.vocab_size
+    reader = Reader(model, prompt_ids.tolist(), size, Generation(2), 0)
+    first = reader.read_prompts()[::size].double().log_softmax(-1)
+    tokens = torch.arange(size, device=prompt_ids.device).repeat(len(first))
+    second = reader.read(tokens).double().log_softmax(-1)
+    return torch.flatten(first[:, :, None] + second.view(len(first), size, size), 1)

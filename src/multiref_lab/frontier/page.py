@@ -45,25 +45,21 @@ def write(findings: Findings, output: Path, *, command: str) -> Path:
 def _question(findings: Findings) -> list[str]:
     s = findings.settings
     lines = [
-        f"Two references and one weight α, {len(findings.weights)} values of it from 0 to 1, {s.seeds} seeds. "
-        "Every rule is trained at each α "
-        "and measured by the objective of that α, beside both single references, "
-        "which are trained once and are the ends of the curves."
+        f"Two references and one weight α, {len(findings.weights)} values of it from 0 to 1, {s.seeds} seeds. Every rule is "
+        "trained at each α and measured by the objective of that α, beside both single references, which are trained once and "
+        "are the ends of the curves."
     ]
     if s.generated is not None:
         lines.append(
             "Task “generated”: word problems whose answers are all enumerated, so J, reward and KL are exact for each policy; "
-            "errors are over "
-            "seeds, which change prompts, answers, labels and order, not the world."
+            "errors are over seeds, which change prompts, answers, labels and order, not the world."
         )
-    if s.stories is not None:
-        t = s.stories
+    if (t := s.stories) is not None:
         lines.append(
-            f"Task “stories”: a small real language model, openings of {t.prompt_words} words, "
-            f"completions cut at {t.new_tokens} tokens, "
-            f"reward {t.scale:g} · Σ valence / √words. Everything is estimated, "
-            f"from {t.samples} samples of each of {t.held_out} prompts a seed; "
-            "errors are over seeds, which change prompts, pairs and samples. The best value J* is not known there."
+            f"Task “stories”: a small real language model, openings of {t.prompt_words} words, completions cut at "
+            f"{t.new_tokens} tokens, reward {t.scale:g} · Σ valence / √words. Everything is estimated, from {t.samples} "
+            f"samples of each of {t.held_out} prompts a seed; errors are over seeds, which change prompts, pairs and samples. "
+            "The best value J* is not known there."
         )
     return lines
 
@@ -84,9 +80,8 @@ def _pictures(findings: Findings, plane: Plane, folder: Path) -> list[Picture]:
     drawn = {
         "objective": (
             figures.objective,
-            "The objective of each α, reached by each rule; bands are one standard error over seeds. "
-            "A single reference is a straight line: "
-            "J is linear in α.",
+            "The objective of each α, reached by each rule; bands are one standard error over seeds. A single reference is a "
+            "straight line: J is linear in α.",
         ),
         "gap": (
             figures.gap,
@@ -95,9 +90,8 @@ def _pictures(findings: Findings, plane: Plane, folder: Path) -> list[Picture]:
         "reward": (figures.reward, "Expected reward by α."),
         "plane": (
             figures.plane_of_reward,
-            "Reward against the mean KL to both references. A line joins a rule's weights, larger marks a larger α; "
-            "the black curve is the "
-            "best there is at α = ½, so rules trained at another α aim beside it.",
+            "Reward against the mean KL to both references. A line joins a rule's weights, larger marks a larger α; the black "
+            "curve is the best there is at α = ½, so rules trained at another α aim beside it.",
         ),
     }
     if not findings.enumerated(plane.task):
@@ -111,11 +105,8 @@ def _values(findings: Findings, plane: Plane) -> dict[str, Any]:
     rows = []
     for rule in findings.settings.chosen:
         for weight in findings.weights:
-            trained, best, end = (
-                findings.trained(plane, rule, weight),
-                findings.best(plane, weight),
-                findings.end(plane, rule, weight),
-            )
+            trained, end = findings.trained(plane, rule, weight), findings.end(plane, rule, weight)
+            best = findings.best(plane, weight)
             rows.append(
                 {
                     "rule": rule,

@@ -18,9 +18,8 @@ FORMULAS = {
     "mrpo": "E_π[r] − β KL(π‖P), P = 1 / Σ_k (w_k / π_k): a bound of it; the pool is harmonic (without clipping and adaptive "
     "weights)",
     "multi-dpo": "Σ_k w_k DPO loss against π_k: the weighted sum of K losses",
-    "authors": "k3 to the mixture renormalised at each token, differentiated as a loss: "
-    "it follows forward KL to that mixture, also "
-    "where one reference is left",
+    "authors": "k3 to the mixture renormalised at each token, differentiated as a loss: it follows forward KL to that mixture, "
+    "also where one reference is left",
     "single": "E_π[r] − β KL(π‖π_k): one reference; the ends of the other curves",
 }
 

@@ -29,9 +29,8 @@ def objective_table(findings: Findings, plane: Plane) -> Table:
             cells += [trained.measure(f"kl/{reference}").text() for reference in (one, two)]
             rows.append([name, f"{at:g}", *cells, *_to_the_best(trained, at)])
     caption = (
-        f"Means over {findings.settings.seeds} seeds ± one standard error; KL in nats per completion. Grey: "
-        "a single reference, trained "
-        "without the other, by the objective of this α."
+        f"Means over {findings.settings.seeds} seeds ± one standard error; KL in nats per completion. Grey: a single "
+        "reference, trained without the other, by the objective of this α."
     )
     return Table(header, rows, caption, frozenset(quiet))
 
@@ -108,9 +107,9 @@ def _convexity(findings: Findings, plane: Plane) -> list[str]:
     if not best:
         return []
     return [
-        f"The best value J*_α itself: {best}. It is convex in α (theorem 5.1 of arXiv 2502.01203 and what follows from it), "
-        "so on that number mixing "
-        "cannot beat the better single reference: each α is another objective, and what can be compared is rules at one α."
+        f"The best value J*_α itself: {best}. It is convex in α (theorem 5.1 of arXiv 2502.01203 and what follows from it), so "
+        "on that number mixing cannot beat the better single reference: each α is another objective, and what can be "
+        "compared is rules at one α."
     ]
 
 

@@ -23,9 +23,8 @@ def _draw(log_policy: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _perturb(world: LinearWorld, reward: Tensor, still: Tensor, sigma: float) -> Tensor:
-    """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π,
-    reverse KL only (`perturbed_policy` serves the family).
-    """
+    """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π, reverse KL only
+    (`perturbed_policy` serves the family, in twice the time)."""
     problem, policy = world.problem, still
     base = problem.log_pool + reward / problem.beta
     payoff, upper = torch.zeros_like(reward), Likelihood()
@@ -56,10 +55,9 @@ def sampled_gradient(
     """[S, d] → [S, d]: an estimate of ∇ψ for the likelihood from `pairs` labelled pairs a prompt;
     inner solutions at `sigma` are exact.
 
-    Pairs are drawn from π_σ for "two_policies" (the papers' step) and from π_0 for the others.
-    For a Gibbs lower level conjugate gradients with
-    the exact Hessian are the covariance, term by term: the inverse of β Cov(∇log π) applied to a sampled score is the sample
-    covariance.
+    Pairs are drawn from π_σ for "two_policies" (the papers' step) and from π_0 for the others. For a Gibbs lower level
+    conjugate gradients with the exact Hessian are the covariance, term by term: the inverse of β Cov(∇log π) applied to a
+    sampled score is the sample covariance.
 
     Raises:
         ArgumentError: an unknown estimator, a lower level that is not reverse KL, σ ≤ 0 where it is used.

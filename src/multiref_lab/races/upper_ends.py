@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref.bilevel import Likelihood, Upper
+from multiref.bilevel import Likelihood, Upper, preference_table
+from multiref_lab.preferences import pair_information
 from multiref_lab.races.quasi_newton import minimise, with_gradient
 from multiref_lab.races.world import LinearWorld
 
@@ -40,7 +41,7 @@ def _search(
 def audit(world: LinearWorld, upper: Upper, *, starts: int = 3, scale: float = 1.0, generator: torch.Generator) -> Audit:
     """The minimiser of ψ, best of several local searches; for the stop-gradient, which minimises nothing, its fixed point."""
     if not upper.follows_policy:
-        return on_policy_fit(world)
+        return _newton(world, world.policy_of)  # maximum likelihood on pairs of the policy that it induces
     return _search(
         world, lambda wide, phi: (wide.upper_value(phi, upper), wide.upper_gradient(phi, upper)), starts, scale, generator
     )
@@ -57,22 +58,19 @@ def best_in_class(world: LinearWorld, *, starts: int = 3, generator: torch.Gener
 
 def _fisher(world: LinearWorld, phi: Tensor, log_policy: Tensor) -> Tensor:
     """[S, d, d]: curvature of the pair likelihood at φ, pairs from π ⊗ π."""
-    reward, policy = world.reward_of(phi), log_policy.exp()
-    p = torch.sigmoid(reward.unsqueeze(-1) - reward.unsqueeze(-2))
+    p, policy = preference_table(world.reward_of(phi)), log_policy.exp()
     weight = policy.unsqueeze(-1) * policy.unsqueeze(-2) * p * (1 - p)
-    own = torch.einsum("sxyd,sxyz,sxye->sde", world.features, weight, world.features)
-    other = torch.einsum("sxyd,sxyz,sxze->sde", world.features, weight, world.features)
-    return 2 * (own - other) / reward.shape[-2]
+    return pair_information(world.features, weight).mean(1)
 
 
-def _newton(world: LinearWorld, law: Callable[[Tensor], Tensor], steps: int, tolerance: float) -> Audit:
+def _newton(world: LinearWorld, law: Callable[[Tensor], Tensor]) -> Audit:
     """Fisher scoring on the pair likelihood under `law(φ)`, held fixed in each step."""
     likelihood, dimension = Likelihood(), world.features.shape[-1]
     phi = torch.zeros(world.features.shape[0], dimension, dtype=torch.float64)
-    for _ in range(steps):
+    for _ in range(300):
         log_policy = law(phi)
         field = world.chain(likelihood.direct(world.problem, log_policy, world.reward_of(phi)))
-        if float(field.norm(dim=-1).max()) <= tolerance:
+        if float(field.norm(dim=-1).max()) <= 1e-11:
             break
         curvature = _fisher(world, phi, log_policy) + 1e-12 * torch.eye(dimension, dtype=torch.float64)
         step = torch.linalg.solve(curvature, field)
@@ -80,12 +78,7 @@ def _newton(world: LinearWorld, law: Callable[[Tensor], Tensor], steps: int, tol
     return Audit(phi, world.upper_value(phi, likelihood), field.norm(dim=-1), world.policy_of(phi))
 
 
-def on_policy_fit(world: LinearWorld, *, steps: int = 300, tolerance: float = 1e-11) -> Audit:
-    """The stop-gradient's fixed point: maximum likelihood on pairs of the policy that it induces."""
-    return _newton(world, world.policy_of, steps, tolerance)
-
-
-def offline_fit(world: LinearWorld, *, steps: int = 200, tolerance: float = 1e-11) -> Audit:
+def offline_fit(world: LinearWorld) -> Audit:
     """Maximum likelihood on infinitely many pairs of the pool: what an offline data set can teach."""
     law = world.pool
-    return _newton(world, lambda phi: law, steps, tolerance)
+    return _newton(world, lambda phi: law)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from multiref_lab.estimators.newton import damped_newton
+from multiref_lab.estimators import damped_newton
 
 _STEPS = 80
 _TOLERANCE = 1e-13

@@ -26,9 +26,8 @@ class Runs:
         least = self.replaced + self.left_out + 1
         if self.samples < least or self.replaced < 1 or self.left_out < 0:
             raise ArgumentError(
-                f"samples: found {self.samples} with {self.replaced} replaced and {self.left_out} left out, "
-                f"expected at least {least} samples "
-                "and one replacement"
+                f"samples: found {self.samples} with {self.replaced} replaced and {self.left_out} left out, expected at least "
+                f"{least} samples and one replacement"
             )
 
     @property
@@ -55,14 +54,9 @@ class Runs:
     @property
     def weights(self) -> Tensor:
         """[M, N] float64: 1 where the run trains on the row."""
-        weights = torch.zeros(self.count, self.rows, dtype=torch.float64)
-        weights[:, : self.samples] = 1
-        for run, (gone, new) in enumerate(zip(self.changed.tolist(), self.instead.tolist(), strict=True)):
-            if gone >= 0:
-                weights[run, gone] = 0
-            if new >= 0:
-                weights[run, new] = 1
-        return weights
+        row = torch.arange(self.rows)
+        kept = (row < self.samples) & (row != self.changed[:, None]) | (row == self.instead[:, None])
+        return kept.double()
 
     def rows_of(self, drawn: Tensor, second: Tensor) -> Tensor:
         """[*, 1, B] examples drawn for all runs alike → [*, M, B] rows: a replaced example becomes its spare,

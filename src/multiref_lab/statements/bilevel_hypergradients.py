@@ -21,7 +21,7 @@ from multiref.bilevel import (
 )
 from multiref.regularizers import AlphaDivergence, ForwardKL, Regularizer, ReverseKL
 from multiref.report.figures import Plot
-from multiref_lab.claim import Effort, Measurement, all_within, at_most, claim, near
+from multiref_lab.claim import Effort, Findings, all_within, at_most, claim, near
 from multiref_lab.problems import random_logps
 from multiref_lab.races import LinearWorld, linear_world
 from multiref_lab.stats import fitted
@@ -76,10 +76,9 @@ def _numeric(problem: Problem, reward: Tensor, upper: Upper) -> Tensor:
     rule="verified if it differs from sixth-order finite differences by at most 1e-8 for each regularizer (quick: two, full: "
     "four) and four upper objectives",
 )
-def closed_form(effort: Effort) -> Measurement:
+def closed_form(effort: Effort) -> Findings:
     family: tuple[Regularizer, ...] = (ReverseKL(_WEIGHTS), ForwardKL(_WEIGHTS))
     family += effort.choose((), (AlphaDivergence(_WEIGHTS, alpha=2.0), AlphaDivergence(_WEIGHTS, alpha=0.5)))
-    checks = []
     for regularizer in family:
         generator, shape = torch.Generator().manual_seed(7), (effort.choose(20, 40), 4, 5)
         refs = random_logps(2, *shape, generator=generator)
@@ -92,12 +91,11 @@ def closed_form(effort: Effort) -> Measurement:
         ]
         where = f"{regularizer.name} (α = {regularizer.alpha:g})"
         what = f"{where}: largest |closed form − differences|, likelihood, debiased, win rate"
-        checks.append(all_within(what, 1e-8, torch.cat(errors)))
-    return Measurement(
-        checks,
-        note="Two references, weights 0.6 and 0.4; the policy is recomputed by the exact solver at each displaced reward. "
+        yield all_within(what, 1e-8, torch.cat(errors))
+    yield "Two references, weights 0.6 and 0.4; the policy is recomputed by the exact solver at each displaced reward."
+    yield (
         "Where a completion enters or leaves the truncated support (α > 1) within the differences' reach, the optimum has a "
-        "kink and the prompt is left out.",
+        "kink and the prompt is left out."
     )
 
 
@@ -108,7 +106,7 @@ def closed_form(effort: Effort) -> Measurement:
     predicts="slope 1 in σ, for the gradient and for the value",
     rule="verified if both slopes are within 0.05 of 1 and ψ_σ never exceeds ψ",
 )
-def penalty_bias(effort: Effort) -> Measurement:
+def penalty_bias(effort: Effort) -> Findings:
     world, phi = _world(effort.choose(20, 40), 8)
     reward, upper = world.reward_of(phi), Likelihood()
     exact, value = world.upper_gradient(phi, upper), world.upper_value(phi, upper)
@@ -119,13 +117,11 @@ def penalty_bias(effort: Effort) -> Measurement:
     of_gradient, first = fitted("gradient", sigmas, gradients, decade=100)
     of_value, second = fitted("value", sigmas, values, decade=100)
     dropped = float((world.upper_gradient(phi, StopGradient()) - exact).norm(dim=-1).mean())
-    checks = (
-        near("slope of ‖∇ψ_σ − ∇ψ‖ in σ", 1.0, of_gradient, 0.05),
-        near("slope of ψ − ψ_σ in σ", 1.0, of_value, 0.05),
-        at_most("largest ψ_σ − ψ (never above)", 1e-12, float((-values).max())),
-    )
-    note = f"Leaving the response out altogether (stop-gradient) is off by {dropped:.3g} on these problems, at every σ."
-    return Measurement(checks, Plot("σ", "error", (first, second)), note)
+    yield near("slope of ‖∇ψ_σ − ∇ψ‖ in σ", 1.0, of_gradient, 0.05)
+    yield near("slope of ψ − ψ_σ in σ", 1.0, of_value, 0.05)
+    yield at_most("largest ψ_σ − ψ (never above)", 1e-12, float((-values).max()))
+    yield Plot("σ", "error", (first, second))
+    yield f"Leaving the response out altogether (stop-gradient) is off by {dropped:.3g} on these problems, at every σ."
 
 
 def _implicit(world: LinearWorld, seed: int, phi: Tensor, upper: Upper) -> ImplicitGradient:
@@ -152,13 +148,11 @@ def _implicit(world: LinearWorld, seed: int, phi: Tensor, upper: Upper) -> Impli
     predicts="equal to the closed form",
     rule="verified if it differs by at most 1e-6 on 20 problems for the likelihood (quick), debiased and win rate",
 )
-def conjugate_gradients(effort: Effort) -> Measurement:
+def conjugate_gradients(effort: Effort) -> Findings:
     world, phi = _world(20, 10)
     uppers: dict[str, Upper] = {"likelihood": Likelihood(), "debiased": Debiased(), "win rate": WinRate()}
-    checks = []
     for name in effort.choose(("likelihood",), tuple(uppers)):
         exact = world.upper_gradient(phi, uppers[name])
         found = [_implicit(world, seed, phi, uppers[name]) for seed in range(20)]
         what = f"{name}: largest |conjugate gradients − closed form| (at most {max(each.steps for each in found)} steps)"
-        checks.append(all_within(what, 1e-6, torch.stack([each.gradient for each in found]) - exact))
-    return Measurement(checks)
+        yield all_within(what, 1e-6, torch.stack([each.gradient for each in found]) - exact)

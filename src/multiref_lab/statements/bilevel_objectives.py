@@ -8,7 +8,7 @@ from torch import Tensor
 from multiref.bilevel import Debiased, Likelihood, StopGradient, Upper, WinRate
 from multiref.report import Estimate
 from multiref.report.figures import Plot
-from multiref_lab.claim import Effort, Measurement, at_least, at_most, claim
+from multiref_lab.claim import Effort, Findings, at_least, at_most, claim
 from multiref_lab.races import Audit, LinearWorld, audit, best_in_class, linear_world, offline_fit
 from multiref_lab.stats import bars, bootstrap_mean
 
@@ -41,11 +41,11 @@ def _lost(upper: Upper, beta: float, starts: int, scale: float = 1.0) -> Tensor:
     rule="verified if the mean share lost over 24 problems is at least 3 % at β = 2 and 20 % at β = 0.5 and 0.1 "
     "(lower ends of 95 % intervals)",
 )
-def likelihood_loses(effort: Effort) -> Measurement:
+def likelihood_loses(effort: Effort) -> Findings:
     shares = [bootstrap_mean(_lost(Likelihood(), beta, effort.choose(1, 3))) for beta in _BETAS]
-    lost = "share of the attainable gain lost at β = {:g}"
-    checks = [at_least(lost.format(beta), least, each) for beta, least, each in zip(_BETAS, (0.03, 0.2, 0.2), shares)]
-    return Measurement(checks, Plot("β", "share of J* − J(pool) lost", [bars("likelihood", _BETAS, shares)], log_y=False))
+    for beta, least, share in zip(_BETAS, (0.03, 0.2, 0.2), shares):
+        yield at_least(f"share of the attainable gain lost at β = {beta:g}", least, share)
+    yield Plot("β", "share of J* − J(pool) lost", [bars("likelihood", _BETAS, shares)], log_y=False)
 
 
 @_objective(
@@ -55,9 +55,9 @@ def likelihood_loses(effort: Effort) -> Measurement:
     predicts="nothing lost",
     rule="verified if the share lost is at most 1e-9 on 24 problems at β = 2, 0.5 and 0.1",
 )
-def stop_gradient(effort: Effort) -> Measurement:
-    lost = {beta: float(_lost(StopGradient(), beta, 1).max()) for beta in _BETAS}
-    return Measurement([at_most(f"largest share lost at β = {beta:g}", 1e-9, share) for beta, share in lost.items()])
+def stop_gradient(effort: Effort) -> Findings:
+    for beta in _BETAS:
+        yield at_most(f"largest share lost at β = {beta:g}", 1e-9, float(_lost(StopGradient(), beta, 1).max()))
 
 
 @_objective(
@@ -68,21 +68,18 @@ def stop_gradient(effort: Effort) -> Measurement:
     rule="verified if mixed pairs lose at most 1e-9 (median) and at least 10 % of the problems end degenerate with own pairs, "
     "at most 5 % with mixed ones",
 )
-def two_labels(effort: Effort) -> Measurement:
+def two_labels(effort: Effort) -> Findings:
     def degenerate(upper: Upper, beta: float) -> float:
         return float((_lost(upper, beta, effort.choose(2, 3), scale=3.0) > 0.05).double().mean())
 
-    median = "from zero, β = {:g}: median share lost, mixed pairs"
-    checks = [at_most(median.format(beta), 1e-9, float(_lost(_MIXED, beta, 1).median())) for beta in _BETAS]
+    for beta in _BETAS:
+        yield at_most(f"from zero, β = {beta:g}: median share lost, mixed pairs", 1e-9, float(_lost(_MIXED, beta, 1).median()))
     own = [degenerate(Debiased(), beta) for beta in _BETAS]
-    checks.append(at_least("share of searches' best ends that are degenerate at β = 0.1, own pairs", 0.1, own[2]))
-    checks.append(at_most("the same with mixed pairs", 0.05, degenerate(_MIXED, 0.1)))
+    yield at_least("share of searches' best ends that are degenerate at β = 0.1, own pairs", 0.1, own[2])
+    yield at_most("the same with mixed pairs", 0.05, degenerate(_MIXED, 0.1))
     note = "; ".join(f"β = {beta:g}: {share:.0%} of problems end degenerate" for beta, share in zip(_BETAS, own))
-    return Measurement(
-        checks,
-        note=f"Own pairs, best of a search from zero and searches from afar: {note} (more than 5 % lost): "
-        "a collapsed policy hides its errors.",
-    )
+    yield f"Own pairs, best of a search from zero and searches from afar: {note} (more than 5 % lost):"
+    yield "a collapsed policy hides its errors."
 
 
 @_objective(
@@ -91,17 +88,15 @@ def two_labels(effort: Effort) -> Measurement:
     predicts="win rate less penalty never below the stop-gradient's; at most 15 % of the attainable gain lost in J",
     rule="verified if both hold at β = 2, 0.5 and 0.1",
 )
-def win_rate(effort: Effort) -> Measurement:
-    checks = []
+def win_rate(effort: Effort) -> Findings:
     for beta in _BETAS:
         world = _realisable(beta)
         ends = [_end(world, upper, effort.choose(1, 3)) for upper in (StopGradient(), WinRate())]
         stopped, own = (WinRate().value(world.problem, e.log_policy, world.reward_of(e.phi)).mean(-1) for e in ends)
         measure = f"β = {beta:g}: least advantage over stop-gradient in its own measure (win rate less penalty)"
-        checks.append(at_least(measure, -1e-9, float((stopped - own).min())))
+        yield at_least(measure, -1e-9, float((stopped - own).min()))
         lost = world.gap(ends[1].log_policy) / world.gap(world.pool)
-        checks.append(at_most(f"β = {beta:g}: mean share of J* − J(pool) lost", 0.15, bootstrap_mean(lost)))
-    return Measurement(checks)
+        yield at_most(f"β = {beta:g}: mean share of J* − J(pool) lost", 0.15, bootstrap_mean(lost))
 
 
 def _gains(beta: float, starts: int) -> dict[str, Tensor]:
@@ -128,8 +123,8 @@ def _gains(beta: float, starts: int) -> dict[str, Tensor]:
     predicts="stop-gradient above the likelihood and above offline, more so at small β",
     rule="verified if the median difference over 24 problems is not negative at β = 2, 0.5 and 0.1 (quick: 0.5)",
 )
-def misspecified(effort: Effort) -> Measurement:
-    checks, notes = [], []
+def misspecified(effort: Effort) -> Findings:
+    notes = []
     shares: dict[str, list[Estimate]] = {}
     betas = effort.choose((0.5,), _BETAS)
     for beta in betas:
@@ -138,8 +133,8 @@ def misspecified(effort: Effort) -> Measurement:
             shares.setdefault(name, []).append(bootstrap_mean(gain))
         for rival, share in (("likelihood", ", share of the best gain"), ("offline", "")):
             ahead = float((gains["stop-gradient"] - gains[rival]).median())
-            checks.append(at_least(f"β = {beta:g}: median advantage of stop-gradient over {rival}{share}", 0.0, ahead))
+            yield at_least(f"β = {beta:g}: median advantage of stop-gradient over {rival}{share}", 0.0, ahead)
         notes.append(f"β = {beta:g}: " + ", ".join(f"{name} {float(gain.median()):.2f}" for name, gain in gains.items()))
     curves = [bars(name, betas, estimates) for name, estimates in shares.items()]
-    figure = Plot("β", "share of the best-in-class gain", curves, log_y=False)
-    return Measurement(checks, figure, note="Medians: " + "; ".join(notes))
+    yield Plot("β", "share of the best-in-class gain", curves, log_y=False)
+    yield "Medians: " + "; ".join(notes)

@@ -11,7 +11,7 @@ from torch import Tensor
 from multiref.report import Estimate
 from multiref.report.figures import Curve, Plot
 from multiref.training.iterative import Bilevel, Iterative, Plan, train
-from multiref_lab.claim import Effort, Measurement, at_least, at_most, claim, near
+from multiref_lab.claim import Effort, Findings, at_least, at_most, claim, near
 from multiref_lab.races import enumerable_world, price_of_labels
 from multiref_lab.stats import bars, bootstrap_mean, fitted
 from multiref_lab.toys import Size
@@ -42,7 +42,7 @@ def _share_left(objective: Objective, beta: float, size: Size, effort: Effort) -
     return torch.tensor(history.lines[-1]["gap"]).double() / torch.tensor(history.lines[0]["gap"]).double()
 
 
-def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: float) -> Measurement:
+def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: float) -> Findings:
     """By β: what each objective leaves, and that the likelihood leaves at least `more_left` more than the stop-gradient at β ≤
     ½.
     """
@@ -50,7 +50,7 @@ def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: fl
     names: tuple[Objective, ...] = ("likelihood", "stop_gradient", "debiased", "win_rate")
     size = effort.choose(Size(8, 3, 2, 12, 4, seen[0]), Size(16, 4, 3, 16, 8, seen[1]))
     ends: dict[str, list[Estimate]] = {}
-    checks, notes = [], []
+    notes = []
     for beta in betas:
         shares = {name: _share_left(name, beta, size, effort) for name in names[: effort.choose(2, 4)]}
         said = []
@@ -61,12 +61,9 @@ def _compared(effort: Effort, seen: tuple[int | None, int | None], more_left: fl
         notes.append(f"β = {beta:g}: " + ", ".join(said))
         if beta <= 0.5:
             more = bootstrap_mean(shares["likelihood"] - shares["stop_gradient"])
-            checks.append(
-                at_least(f"β = {beta:g}: share of the gap that likelihood leaves beyond stop gradient", more_left, more)
-            )
-    note = f"Share of J* − J(start) left, means over {_SEEDS} worlds: " + "; ".join(notes) + "."
-    curves = [bars(label, betas, each) for label, each in ends.items()]
-    return Measurement(checks, Plot("β", "share of the gap left", curves, log_y=False), note)
+            yield at_least(f"β = {beta:g}: share of the gap that likelihood leaves beyond stop gradient", more_left, more)
+    yield Plot("β", "share of the gap left", [bars(label, betas, each) for label, each in ends.items()], log_y=False)
+    yield f"Share of J* − J(start) left, means over {_SEEDS} worlds: {'; '.join(notes)}."
 
 
 transformers = _bilevel(
@@ -100,7 +97,7 @@ transformers_misspecified = _bilevel(
     rule="verified if the upper ends of the 95 % intervals are at most 0.05, every slope is within 0.15 of −1 and the price "
     "within 30 % (0.4 and 50 % in the quick form, whose worlds are small)",
 )
-def labels_close_the_gap(effort: Effort) -> Measurement:
+def labels_close_the_gap(effort: Effort) -> Findings:
     seeds, size = effort.choose((20, Size(8, 3, 2, 16, 6)), (5, Size(64, 6, 4, 64, 32)))
     labels, rounds, steps, rollouts = effort.choose((2_000, 40, 8, 8), (10_000, 80, 25, 16))
     counts = [round(labels * (k + 1) / rounds) for k in range(rounds)]
@@ -120,21 +117,19 @@ def labels_close_the_gap(effort: Effort) -> Measurement:
     seed = effort.choose(3, 5)  # rates, steps and rollouts were chosen on worlds of seeds 0 to 2
     world = enumerable_world(seeds, size, worlds=seeds, world_seed=seed)
     price = price_of_labels(world)
-    checks, curves, paid = [], [], []
+    curves, paid = [], []
     for method in (Bilevel("stop_gradient", outer="newton"), Iterative()):
         _, history = train(world.task, method, plan)
         at, gaps = history.series("gap")
         start = torch.tensor(gaps[0], dtype=torch.float64)
         share = torch.tensor(gaps[1:], dtype=torch.float64).T / start[:, None]
         slope, curve = fitted(method.name, at[1:], share, decade=10.5)
-        checks += [
-            at_most(f"{method.name}: share of the gap left", 0.05, bootstrap_mean(share[:, -1])),
-            near(f"{method.name}: slope over the last decade of labels", -1.0, slope, effort.choose(0.4, 0.15)),
-        ]
+        yield at_most(f"{method.name}: share of the gap left", 0.05, bootstrap_mean(share[:, -1]))
+        yield near(f"{method.name}: slope over the last decade of labels", -1.0, slope, effort.choose(0.4, 0.15))
         curves.append(curve)
         paid.append(torch.tensor(history.series("gap of the reward")[1][-1], dtype=torch.float64) * at[-1] / price)
     theory = [float((price / n / start).mean()) for n in at[1:]]
     curves.append(Curve("price of the labels, tr(V H⁻¹)/(2βn)", at[1:], theory, "theory"))
     cost = bootstrap_mean(torch.cat(paid))
-    checks.append(near("gap of the learnt rewards over the price of their labels", 1.0, cost, effort.choose(0.5, 0.3)))
-    return Measurement(checks, Plot("labels", "share of J* − J(start) left", curves))
+    yield near("gap of the learnt rewards over the price of their labels", 1.0, cost, effort.choose(0.5, 0.3))
+    yield Plot("labels", "share of J* − J(start) left", curves)

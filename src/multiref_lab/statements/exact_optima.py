@@ -9,7 +9,7 @@ from multiref.divergences import kl
 from multiref.exact import Solution
 from multiref.pools import power_pool
 from multiref.regularizers import AlphaDivergence, ForwardKL, Regularizer, ReverseKL
-from multiref_lab.claim import Effort, Measurement, all_within, claim, exactly
+from multiref_lab.claim import Effort, Findings, all_within, claim, exactly
 from multiref_lab.problems import Bandits, bandits_of_seed, random_logps
 
 _BETA, _WEIGHTS = 0.4, (0.5, 0.3, 0.2)
@@ -42,7 +42,7 @@ def _solved(seed: int, effort: Effort, regularizer: Regularizer) -> tuple[Bandit
     predicts="errors of rounding size; no better policy",
     rule=_RULE.format("1e-10"),
 )
-def reverse_kl_optimum(effort: Effort) -> Measurement:
+def reverse_kl_optimum(effort: Effort) -> Findings:
     regularizer = ReverseKL(_WEIGHTS)
     problem, best, generator = _solved(1, effort, regularizer)
     escort = problem.law("escort").exp() * (problem.reward / _BETA).exp()
@@ -50,13 +50,9 @@ def reverse_kl_optimum(effort: Effort) -> Measurement:
     powers = problem.ref_logps.exp() ** torch.tensor(_WEIGHTS, dtype=torch.float64)[:, None, None, None]
     printed = _BETA * (powers.prod(0) * (problem.reward / _BETA).exp()).sum(-1).log()
     reached = exact.value(best.log_policy, problem.reward, problem.ref_logps, regularizer, beta=_BETA)
-    return Measurement(
-        (
-            all_within("largest |π* − escort e^{γr}/Z|", 1e-10, policy - best.policy),
-            all_within("largest |J(π*) − (1/γ) log Σ Π π_k^{w_k} e^{γr}|", 1e-10, printed - reached),
-            exactly("policies that do better", 0, _better(problem, regularizer, best, generator)),
-        )
-    )
+    yield all_within("largest |π* − escort e^{γr}/Z|", 1e-10, policy - best.policy)
+    yield all_within("largest |J(π*) − (1/γ) log Σ Π π_k^{w_k} e^{γr}|", 1e-10, printed - reached)
+    yield exactly("policies that do better", 0, _better(problem, regularizer, best, generator))
 
 
 @_exact(
@@ -67,7 +63,7 @@ def reverse_kl_optimum(effort: Effort) -> Measurement:
     predicts="errors of rounding size; no better policy",
     rule=_RULE.format("1e-10"),
 )
-def forward_kl_optimum(effort: Effort) -> Measurement:
+def forward_kl_optimum(effort: Effort) -> Findings:
     regularizer = ForwardKL(_WEIGHTS)
     problem, best, generator = _solved(2, effort, regularizer)
     mixture, reward = problem.law("mixture").exp(), problem.reward
@@ -85,17 +81,13 @@ def forward_kl_optimum(effort: Effort) -> Measurement:
     tilt, least = best.policy / mixture, 1 / (1 + (top - reward.amin(-1)) / _BETA)
     most = 1 / mixture.gather(-1, at.unsqueeze(-1)).squeeze(-1)
     far = int(((tilt.amin(-1) < least * (1 - 1e-12)) | (tilt.amax(-1) > most * (1 + 1e-12))).sum())
-    return Measurement(
-        (
-            all_within("largest |π* − π̄/(γ(Z − r))|", 1e-10, policy - best.policy),
-            all_within("largest |E_π*[r] − (Z − 1/γ)|", 1e-10, (best.policy * reward).sum(-1) - root + _BETA),
-            all_within("largest error of the value", 1e-10, value - best.value),
-            all_within("largest error of J* − J(π) = (1/γ) E_π̄[φ(π/π*)]", 1e-10, identity - phi),
-            exactly("roots outside their bracket", 0, outside),
-            exactly("tilts π*/π̄ outside their range", 0, far),
-            exactly("policies that do better", 0, _better(problem, regularizer, best, generator)),
-        )
-    )
+    yield all_within("largest |π* − π̄/(γ(Z − r))|", 1e-10, policy - best.policy)
+    yield all_within("largest |E_π*[r] − (Z − 1/γ)|", 1e-10, (best.policy * reward).sum(-1) - root + _BETA)
+    yield all_within("largest error of the value", 1e-10, value - best.value)
+    yield all_within("largest error of J* − J(π) = (1/γ) E_π̄[φ(π/π*)]", 1e-10, identity - phi)
+    yield exactly("roots outside their bracket", 0, outside)
+    yield exactly("tilts π*/π̄ outside their range", 0, far)
+    yield exactly("policies that do better", 0, _better(problem, regularizer, best, generator))
 
 
 @_exact(
@@ -106,7 +98,7 @@ def forward_kl_optimum(effort: Effort) -> Measurement:
     predicts="errors of rounding size at α = −½, ¼, ½, 3/2, 2, 3",
     rule=_RULE.format("1e-8"),
 )
-def alpha_family(effort: Effort) -> Measurement:
+def alpha_family(effort: Effort) -> Findings:
     problem, generator = bandits_of_seed(3, effort.choose(200, 2000), weights=_WEIGHTS, completions=6)
     apart, uneven, better = [], [], 0
     for alpha in (-0.5, 0.25, 0.5, 1.5, 2.0, 3.0):
@@ -122,10 +114,6 @@ def alpha_family(effort: Effort) -> Measurement:
         slope = problem.reward - _BETA * (ratio ** (alpha - 1) - 1) / (alpha - 1) - best.multiplier.unsqueeze(-1)
         uneven.append(torch.where(best.policy > 1e-8, slope, 0.0))
         better += _better(problem, regularizer, best, generator, tries=8)
-    return Measurement(
-        (
-            all_within("largest relative |Σ w_k D_α(π‖π_k) − its form in the pool of order 1 − α|", 1e-10, torch.stack(apart)),
-            all_within("largest |r − β f'(π*/P) − λ| on the support", 1e-8, torch.stack(uneven)),
-            exactly("policies that do better", 0, better),
-        )
-    )
+    yield all_within("largest relative |Σ w_k D_α(π‖π_k) − its form in the pool of order 1 − α|", 1e-10, torch.stack(apart))
+    yield all_within("largest |r − β f'(π*/P) − λ| on the support", 1e-8, torch.stack(uneven))
+    yield exactly("policies that do better", 0, better)

@@ -8,11 +8,11 @@ from torch import Tensor
 from multiref import bounds, exact
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Plot
-from multiref_lab.claim import Effort, Measurement, claim, exactly, near
+from multiref_lab.claim import Effort, Findings, claim, exactly, near
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, sample_pairs
 from multiref_lab.problems import LinearBandits, linear_bandits
-from multiref_lab.stats import along, fitted, log_spaced
+from multiref_lab.stats import along, fit_slope, fitted, log_spaced
 
 _learned = partial(claim, group="stability", source="DERIVED, theory, online-and-generalisation 5.6")
 
@@ -42,18 +42,16 @@ def _replacements(effort: Effort) -> tuple[list[int], dict[str, Tensor], LinearB
     problem = linear_bandits(effort.choose(60, 2000), prompts=4, completions=6, dimension=5, generator=generator)
     law = problem.law("uniform")
     sizes = log_spaced(effort.choose(1_000, 100), 10_000, effort.choose(4, 9))
-    columns: dict[str, list[Tensor]] = {"parameter": [], "sup": [], "mean": [], "error": []}
+    rows = []
     for size in sizes:
         counts = sample_pairs(problem.reward, law, size, generator=generator)
         first = logistic_mle(problem.features, counts, ridge=1e-3).theta
         other = replace_one(problem, counts, law, generator=generator)
         second = logistic_mle(problem.features, other, ridge=1e-3, start=first).theta
         moved = (_value(problem, first) - _value(problem, second)).abs()
-        columns["parameter"].append((first - second).norm(dim=-1))
-        columns["sup"].append(moved.amax(-1))
-        columns["mean"].append(moved.mean(-1))
-        columns["error"].append((first - problem.theta).norm(dim=-1))
-    return sizes, {name: torch.stack(parts, -1) for name, parts in columns.items()}, problem
+        off = (first - problem.theta).norm(dim=-1)
+        rows.append(torch.stack(((first - second).norm(dim=-1), moved.amax(-1), moved.mean(-1), off)))
+    return sizes, dict(zip(("parameter", "largest", "mean", "error"), torch.stack(rows, -1))), problem
 
 
 def _value(problem: LinearBandits, theta: Tensor) -> Tensor:
@@ -75,7 +73,7 @@ def _pair_curvature(problem: LinearBandits) -> float:
     predicts="slope −1; within 4L/(μn)",
     rule="verified if the slope is within 0.1 and no replacement is above the bound",
 )
-def learned_parameter(effort: Effort) -> Measurement:
+def learned_parameter(effort: Effort) -> Findings:
     sizes, found, problem = _replacements(effort)
     slope, curve = fitted("one pair replaced", sizes, found["parameter"])
     norm = float(problem.features.norm(dim=-1).max())
@@ -83,8 +81,9 @@ def learned_parameter(effort: Effort) -> Measurement:
     bound = bounds.learned_reward_parameter(samples=1, feature_norm=norm, radius=radius, pair_curvature=curvature)
     line = along("4L/(μn) (derived), worst problem", bound, sizes)
     above = int((found["parameter"] > torch.tensor(line.y, dtype=torch.float64)).sum())
-    checks = (near("slope", -1, slope, effort.choose(0.2, 0.1)), exactly("replacements above the bound", 0, above))
-    return Measurement(checks, Plot("preference pairs n", "‖θ̂_S − θ̂_S'‖", (curve, line)))
+    yield near("slope", -1, slope, effort.choose(0.2, 0.1))
+    yield exactly("replacements above the bound", 0, above)
+    yield Plot("preference pairs n", "‖θ̂_S − θ̂_S'‖", (curve, line))
 
 
 @_learned(
@@ -93,16 +92,13 @@ def learned_parameter(effort: Effort) -> Measurement:
     predicts="slope −3/2, at the worst prompt and on average",
     rule="verified if both slopes are within 0.15 and the error's is −½ within 0.1",
 )
-def learned_value(effort: Effort) -> Measurement:
+def learned_value(effort: Effort) -> Findings:
     sizes, found, _ = _replacements(effort)
-    sup, worst = fitted("largest over prompts", sizes, found["sup"])
-    mean, average = fitted("mean over prompts", sizes, found["mean"])
-    error, _ = fitted("error", sizes, found["error"])
-    tolerance = effort.choose(0.25, 0.15)
-    checks = (
-        near("slope of the largest over prompts", -1.5, sup, tolerance),
-        near("slope of the mean over prompts", -1.5, mean, tolerance),
-        near("slope of ‖θ̂ − θ*‖", -0.5, error, effort.choose(0.15, 0.1)),
-    )
-    note = "Log-linear DPO is this maximum likelihood in another letter: its stability is the same number."
-    return Measurement(checks, Plot("preference pairs n", "|f_S(x) − f_S'(x)|", (worst, average)), note)
+    curves = []
+    for name in ("largest", "mean"):
+        slope, curve = fitted(f"{name} over prompts", sizes, found[name])
+        yield near(f"slope of the {name} over prompts", -1.5, slope, effort.choose(0.25, 0.15))
+        curves.append(curve)
+    yield near("slope of ‖θ̂ − θ*‖", -0.5, fit_slope(sizes, found["error"]), effort.choose(0.15, 0.1))
+    yield Plot("preference pairs n", "|f_S(x) − f_S'(x)|", curves)
+    yield "Log-linear DPO is this maximum likelihood in another letter: its stability is the same number."

@@ -15,7 +15,7 @@ from multiref.divergences import kl
 from multiref.pools import power_pool
 from multiref.regularizers import ReverseKL
 from multiref.training.online import K2Loss, K3Loss, K3PoolLoss, K3RenormalisedLoss, Penalty, levels_of, sequence_logps
-from multiref_lab.claim import Effort, Measurement, at_most, claim, near
+from multiref_lab.claim import Effort, Findings, at_most, claim, near
 from multiref_lab.toys import expected_surrogate
 
 _BETA, _RULE, _VOCABULARY, _LENGTH = 0.5, ReverseKL((0.5, 0.5)), 4, 4
@@ -44,7 +44,7 @@ def _expected_update(penalty: Penalty, levels: list[Tensor], ref_levels: list[Te
     predicts="KL to the optimum 0 for the exact rule; 0.118, 0.55, 0.163, 2.2 for the named others",
     rule="verified if every distance is within 0.005 of its predicted value and no rule moves at its fixed point",
 )
-def online_fixed_points(effort: Effort) -> Measurement:
+def online_fixed_points(effort: Effort) -> Findings:
     """4 tokens, length 4, K = 2, logits 2 N(0, 1), rewards U(0, 1), seed 0."""
     generator = torch.Generator().manual_seed(0)
     rows = sum(_VOCABULARY**t for t in range(_LENGTH))
@@ -60,14 +60,13 @@ def online_fixed_points(effort: Effort) -> Measurement:
         "k1 in reward, harmonic pool (MRPO's)": (0.163, power_pool(whole, _RULE.weights, order=-1.0)),
         "k1 in reward, one reference": (2.19, whole[0]),
     }
-    checks, worst = [], 0.0
     for name, (predicted, pool) in in_reward.items():
         end = (pool + reward / _BETA).log_softmax(-1)
-        checks.append(near(f"{name}: KL(end‖π*)", predicted, float(kl(end, best)), 0.005 if predicted else 1e-12))
+        yield near(f"{name}: KL(end‖π*)", predicted, float(kl(end, best)), 0.005 if predicted else 1e-12)
+    worst = 0.0
     for name, (predicted, penalty) in _AS_LOSS.items():
         settled = penalty.fixed_point(reward, levels, _RULE, beta=_BETA)
-        checks.append(near(f"{name}: KL(end‖π*)", predicted, float(kl(sequence_logps(settled), best)), 0.005))
+        yield near(f"{name}: KL(end‖π*)", predicted, float(kl(sequence_logps(settled), best)), 0.005)
         worst = max(worst, _expected_update(penalty, settled, levels, reward))
-    checks.append(at_most("largest expected update at the four fixed points found by backward induction", 1e-9, worst))
-    note = "KL in nats per completion, direction KL(end‖optimum); only the first rule ends at the optimum."
-    return Measurement(checks, note=note)
+    yield at_most("largest expected update at the four fixed points found by backward induction", 1e-9, worst)
+    yield "KL in nats per completion, direction KL(end‖optimum); only the first rule ends at the optimum."

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from multiref import bounds, exact
+from multiref.bilevel import preference_table
 from multiref.divergences import kl
 from multiref.losses import randomised_response, robust
 from multiref.regularizers import ReverseKL
 from multiref.report.figures import Curve, Plot
-from multiref_lab.claim import Check, Effort, Measurement, at_least, at_most, claim, near
+from multiref_lab.claim import Check, Effort, Findings, at_least, at_most, claim, near
 from multiref_lab.estimators import logistic_mle
 from multiref_lab.preferences import PairCounts, pair_information, sample_pairs
-from multiref_lab.problems import LinearBandits, linear_bandits
-from multiref_lab.procedure import plug_in
+from multiref_lab.problems import LinearBandits, linear_bandits, random_logps
+from multiref_lab.procedure import plug_in, table_fit
 from multiref_lab.stats import fitted, log_spaced
 
 _private = partial(claim, group="private labels")
@@ -56,18 +57,17 @@ def constant(problem: LinearBandits, law_logps: Tensor, beta: float, epsilon: fl
     label about θ (ε = ∞: of a label)."""
     reward, law = problem.reward[seed], law_logps[seed].exp()
     best = exact.solve(reward, problem.ref_logps[:, seed], ReverseKL(_WEIGHTS), beta=beta).policy
-    p = torch.sigmoid(reward[:, :, None] - reward[:, None, :])
-    q = kept(epsilon) * p + (1 - kept(epsilon)) * (1 - p)
-    known = ((2 * kept(epsilon) - 1) * p * (1 - p)) ** 2 / (q * (1 - q))
-    return first_order(problem.features[seed], best, law[:, :, None] * law[:, None, :] * known, beta)
+    return first_order(problem.features[seed], reward, best, law[:, :, None] * law[:, None, :], beta, epsilon)
 
 
-def first_order(features: Tensor, best: Tensor, weight: Tensor, beta: float) -> float:
-    """[X, Y, d], π* [X, Y], [X, Y, Y] → tr(V H⁻¹)/(2β): weight is how often a pair is shown (in either order) times what its
-    label tells."""
+def first_order(features: Tensor, reward: Tensor, best: Tensor, shown: Tensor, beta: float, epsilon: float = math.inf) -> float:
+    """[X, Y, d], [X, Y], π* [X, Y], how often a pair is shown, in either order [X, Y, Y] → tr(V H_ε⁻¹)/(2β)."""
     centred = features - torch.einsum("xy,xyd->xd", best, features)[:, None]
     variance = torch.einsum("xy,xyd,xye->de", best, centred, centred) / len(features)
-    return bounds.asymptotic_suboptimality(variance, pair_information(features, weight).mean(0), beta=beta, samples=1)
+    p = preference_table(reward)
+    q = kept(epsilon) * p + (1 - kept(epsilon)) * (1 - p)
+    known = ((2 * kept(epsilon) - 1) * p * (1 - p)) ** 2 / (q * (1 - q))
+    return bounds.asymptotic_suboptimality(variance, pair_information(features, shown * known).mean(0), beta=beta, samples=1)
 
 
 @_private(
@@ -76,17 +76,15 @@ def first_order(features: Tensor, best: Tensor, weight: Tensor, beta: float) -> 
     source="DERIVED, docs/bounds.md, A",
     predicts="within 10 % at every ε from ¼ to 8",
 )
-def private_constant(effort: Effort) -> Measurement:
+def private_constant(effort: Effort) -> Findings:
     problem, generator = _world(effort.choose(1200, 6000), 81)
     law, size = problem.law("mixture"), 200_000
-    checks = []
     for epsilon in _EPSILONS:
         counts = flipped(sample_pairs(problem.reward, law, size, generator=generator), epsilon, generator=generator)
         fit = logistic_mle(problem.features, counts, ridge=1e-6, start=problem.theta, kept=kept(epsilon))
         lost = plug_in(problem, problem.reward_of(fit.theta), ReverseKL(_WEIGHTS), beta=_BETA).regularised
         ratio = float(lost.mean()) * size / constant(problem, law, _BETA, epsilon)
-        checks.append(near(f"measured / exact constant, ε = {epsilon:g}", 1, ratio, 0.1))
-    return Measurement(checks)
+        yield near(f"measured / exact constant, ε = {epsilon:g}", 1, ratio, 0.1)
 
 
 @_private(
@@ -96,7 +94,7 @@ def private_constant(effort: Effort) -> Measurement:
     source="DERIVED, docs/bounds.md, A",
     predicts="slope 0; rescaling the reward by c leaves ≤ 3 % of the floor (small margins: rewards of 0.3 standard deviations)",
 )
-def plain_loss(effort: Effort) -> Measurement:
+def plain_loss(effort: Effort) -> Findings:
     problem, generator = _world(effort.choose(20, 100), 82)
     problem = replace(problem, reward=0.3 * problem.reward, theta=0.3 * problem.theta)
     law, epsilon, rule = problem.law("mixture"), 1.0, ReverseKL(_WEIGHTS)
@@ -112,20 +110,10 @@ def plain_loss(effort: Effort) -> Measurement:
     best = exact.solve(problem.reward, problem.ref_logps, rule, beta=_BETA).log_policy
     at_weaker = float(_BETA * kl(weaker, best).mean())
     floor = float(losses[-1].mean())
-    checks = (
-        near("slope in n", 0, slope, 0.05),
-        at_most("what rescaling by c leaves of the floor", 0.03, float(rescaled[-1].mean()) / floor),
-        near("floor / loss of the optimum at cβ", 1, floor / at_weaker, 0.15),
-    )
-    return Measurement(checks, Plot("private pairs n", "J(π*) − J(π_r̂)", (curve,)))
-
-
-def _table(effort: Effort) -> tuple[Tensor, Tensor, torch.Generator]:
-    generator = torch.Generator().manual_seed(83)
-    seeds = effort.choose(20, 100)
-    reward = 1.5 * torch.randn(1, 1, 9, generator=generator, dtype=torch.float64).expand(seeds, -1, -1)
-    refs = torch.randn(2, 1, 1, 9, generator=generator, dtype=torch.float64).log_softmax(-1).expand(-1, seeds, -1, -1)
-    return reward.contiguous(), refs, generator
+    yield near("slope in n", 0, slope, 0.05)
+    yield at_most("what rescaling by c leaves of the floor", 0.03, float(rescaled[-1].mean()) / floor)
+    yield near("floor / loss of the optimum at cβ", 1, floor / at_weaker, 0.15)
+    yield Plot("private pairs n", "J(π*) − J(π_r̂)", (curve,))
 
 
 @_private(
@@ -135,11 +123,12 @@ def _table(effort: Effort) -> tuple[Tensor, Tensor, torch.Generator]:
     source="DERIVED, docs/private-preferences.md",
     predicts="KL ≤ 2e-3; plain ≥ 50 times that; label_smoothing above plain",
 )
-def dpo_table(effort: Effort) -> Measurement:
+def dpo_table(effort: Effort) -> Findings:
     """On a table DPO is maximum likelihood of one reward a completion, plugged into the closed form."""
-    reward, refs, generator = _table(effort)
+    generator, seeds = torch.Generator().manual_seed(83), effort.choose(20, 100)
+    reward = (1.5 * torch.randn(9, generator=generator, dtype=torch.float64)).repeat(seeds, 1, 1)
+    refs = random_logps(2, 1, 1, 9, generator=generator).expand(-1, seeds, -1, -1)
     epsilon, beta, rule = 1.0, 1.0, ReverseKL(_WEIGHTS)
-    features = torch.eye(9, dtype=torch.float64)[:, :-1].expand(1, 9, 8)
     law = torch.zeros_like(reward).log_softmax(-1)
     counts = flipped(sample_pairs(reward, law, 200_000, generator=generator), epsilon, generator=generator)
     rate = 1 - kept(epsilon)
@@ -149,23 +138,14 @@ def dpo_table(effort: Effort) -> Measurement:
         losses=(1 - rate) * counts.losses + rate * counts.wins,
     )
     best = exact.solve(reward, refs, rule, beta=beta).log_policy
-    fits = {
-        "randomised_response": logistic_mle(features, counts, ridge=1e-6, kept=kept(epsilon)),
-        "bradley_terry": logistic_mle(features, counts, ridge=1e-6),
-        "label_smoothing": logistic_mle(features, smooth, ridge=1e-6),
-    }
-    distance = {}
-    for name, fit in fits.items():
-        estimate = torch.einsum("xyd,sd->sxy", features, fit.theta)
-        distance[name] = float(kl(exact.solve(estimate, refs, rule, beta=beta).log_policy, best).mean())
-    private, plain = distance["randomised_response"], distance["bradley_terry"]
-    checks = (
-        at_most("KL(π̂‖π*), randomised_response", 2e-3, private),
-        at_least("plain loss, times that", 50, plain / private),
-        Check("KL(π̂‖π*), label_smoothing at the flip rate", f"above the plain loss's {plain:.3g}", distance["label_smoothing"],
-              distance["label_smoothing"] > plain),
-    )  # fmt: skip
-    return Measurement(checks)
+    fits = (table_fit(counts, ridge=1e-6, kept=kept(epsilon)), *(table_fit(each, ridge=1e-6) for each in (counts, smooth)))
+    private, plain, smoothed = (
+        float(kl(exact.solve(estimate, refs, rule, beta=beta).log_policy, best).mean()) for estimate in fits
+    )
+    yield at_most("KL(π̂‖π*), randomised_response", 2e-3, private)
+    yield at_least("plain loss, times that", 50, plain / private)
+    above = f"above the plain loss's {plain:.3g}"
+    yield Check("KL(π̂‖π*), label_smoothing at the flip rate", above, smoothed, smoothed > plain)
 
 
 @_private(
@@ -175,7 +155,7 @@ def dpo_table(effort: Effort) -> Measurement:
     source="DERIVED, docs/private-preferences.md",
     predicts="300 pairs of 100 features, ε = ½: unbounded in every data set; the likelihood's least ≥ −log α",
 )
-def robust_loss(effort: Effort) -> Measurement:
+def robust_loss(effort: Effort) -> Findings:
     """Along tθ, t → ∞, a pair costs t (1 − ρ) m₋/(1 − 2ρ) where θ gets it wrong and −t ρ m₊/(1 − 2ρ) where it gets it right,
     ρ = 1 − α. θ: least squares to the flipped labels, which one in three of the dimensions lets it follow."""
     generator, epsilon = torch.Generator().manual_seed(84), 0.5
@@ -189,12 +169,8 @@ def robust_loss(effort: Effort) -> Measurement:
     near_by, far = (robust(t * margin, zero, label_smoothing=1 - kept(epsilon)).mean(-1) for t in (1e3, 1e6))
     least = float(randomised_response(1e6 * margin, zero, epsilon=epsilon).min())
     falls = float(((far < 100 * near_by) & (near_by < 0)).double().mean())
-    return Measurement(
-        (
-            at_least(f"share of {seeds} data sets on which it falls below zero, and on in proportion to t", 1, falls),
-            at_least("the private likelihood there, least over pairs, plus log α", -1e-12, least + math.log(kept(epsilon))),
-        )
-    )
+    yield at_least(f"share of {seeds} data sets on which it falls below zero, and on in proportion to t", 1, falls)
+    yield at_least("the private likelihood there, least over pairs, plus log α", -1e-12, least + math.log(kept(epsilon)))
 
 
 @_private(
@@ -204,7 +180,7 @@ def robust_loss(effort: Effort) -> Measurement:
     predicts="n · gap · (e^ε − 1)² within a factor of two over ε from ¼ to 8",
     rule="verified if it is, else refuted",
 )
-def advertised_factor(effort: Effort) -> Measurement:
+def advertised_factor(effort: Effort) -> Findings:
     printed, ours, ranges = [], [], []
     for seed in range(effort.choose(20, 100)):
         problem, _ = _world(1, 81 + seed)
@@ -215,10 +191,10 @@ def advertised_factor(effort: Effort) -> Measurement:
     curves = (Curve("times (e^ε − 1)² (printed)", _EPSILONS, printed[0]), Curve("over c(ε)²", _EPSILONS, ours[0]))
     spread = [[max(each) / min(each) for each in family] for family in (printed, ours)]
     limit = bounds.label_privacy_inflation(epsilon=1.0, reward_max=ranges[0]).value
-    checks = (at_most(f"largest / least of n · gap · (e^ε − 1)², least of {len(printed)} worlds", 2, min(spread[0])),)
-    note = (
+    yield at_most(f"largest / least of n · gap · (e^ε − 1)², least of {len(printed)} worlds", 2, min(spread[0]))
+    yield Plot("ε", "n · gap, rescaled", curves)
+    yield (
         f"In the first world n · gap · (e^ε − 1)² runs from {printed[0][0]:.3g} to {printed[0][-1]:.3g}; over c(ε)² it stays "
         f"within a factor {max(spread[1]):.2f} in every world (c = (e^ε + 1)/(e^ε − 1); in the first at most c²/(4σ'(R)) = "
         f"{limit:.3g} times the plain information's at ε = 1)."
     )
-    return Measurement(checks, Plot("ε", "n · gap, rescaled", curves), note)

@@ -13,7 +13,7 @@ from torch import Tensor
 from multiref import bounds
 from multiref.regularizers import ForwardKL, Regularizer, ReverseKL
 from multiref.report.figures import Curve, Plot
-from multiref_lab.claim import Check, Effort, Measurement, claim, near
+from multiref_lab.claim import Check, Effort, Findings, claim, exactly, near
 from multiref_lab.problems import Bandits, linear_bandits, random_bandits, refined_class
 from multiref_lab.procedure import LearningCurve, Loss, finite_fit, learning_curve, linear_fit
 from multiref_lab.stats import along, fitted, flat, log_spaced
@@ -71,38 +71,32 @@ def _refined(name: str, effort: Effort) -> tuple[LearningCurve, list[Curve]]:
     return found, [*drawn, flat("trivial range", sizes, next(iter(lines.values())).trivial)]
 
 
-def _regularised(name: str, effort: Effort) -> Measurement:
+def _regularised(name: str, effort: Effort) -> Findings:
     linear, (refined, lines) = _linear(name, effort), _refined(name, effort)
     slope, curve = fitted("linear class", linear.sizes, linear.regularised)
     second, other = fitted("finite class refined with n", refined.sizes, refined.regularised)
-    tolerance = effort.choose(0.2, 0.1)
-    return Measurement(
-        (near("slope, linear class", -1, slope, tolerance), near("slope, refined finite class", -1, second, tolerance)),
-        Plot("preference pairs n", f"J(π*) − J(π_r̂), {name}", (curve, other, *lines)),
-    )
+    yield near("slope, linear class", -1, slope, effort.choose(0.2, 0.1))
+    yield near("slope, refined finite class", -1, second, effort.choose(0.2, 0.1))
+    yield Plot("preference pairs n", f"J(π*) − J(π_r̂), {name}", (curve, other, *lines))
 
 
-def _plain(name: str, effort: Effort) -> Measurement:
+def _plain(name: str, effort: Effort) -> Findings:
     linear = _linear(name, effort)
     slope, curve = fitted("linear class", linear.sizes, linear.plain)
-    return Measurement(
-        (near("slope, linear class", -0.5, slope, effort.choose(0.2, 0.1)),),
-        Plot("preference pairs n", f"|E_π* r* − E_π_r̂ r*|, {name}, same β", (curve,)),
-        "Against the optimum of the same strength: the sign of the first-order error is not controlled, so the square root "
-        "stays.",
-    )
+    yield near("slope, linear class", -0.5, slope, effort.choose(0.2, 0.1))
+    yield Plot("preference pairs n", f"|E_π* r* − E_π_r̂ r*|, {name}, same β", (curve,))
+    yield "Against the optimum of the same strength:"
+    yield "the sign of the first-order error is not controlled, so the square root stays."
 
 
-def _procedure(name: str, effort: Effort) -> Measurement:
+def _procedure(name: str, effort: Effort) -> Findings:
     refined, lines = _refined(name, effort)
     slope, curve = fitted("maximum likelihood in a finite class, plugged in", refined.sizes, refined.regularised)
-    below = int((refined.regularised > torch.tensor(lines[0].y, dtype=torch.float64)).sum())
-    checks = (
-        near("slope", -1, slope, effort.choose(0.25, 0.15)),
-        Check("runs above the printed bound", "0", float(below), below == 0),
-    )
-    figure = Plot("preference pairs n", f"J(π*) − J(π_r̂), {name}", (curve, *lines))
-    return Measurement(checks, figure, "Our reading of the paper's algorithm, whose text is not available.")
+    yield near("slope", -1, slope, effort.choose(0.25, 0.15))
+    printed = torch.tensor(lines[0].y, dtype=torch.float64)
+    yield exactly("runs above the printed bound", 0, int((refined.regularised > printed).sum()))
+    yield Plot("preference pairs n", f"J(π*) − J(π_r̂), {name}", (curve, *lines))
+    yield "Our reading of the paper's algorithm, whose text is not available."
 
 
 reverse_rate = _reverse(
@@ -172,16 +166,14 @@ forward_procedure = _forward(
     predicts="forward slope −½, difference of slopes ½",
     rule="verified if all three hold, else refuted",
 )
-def forward_slower(effort: Effort) -> Measurement:
+def forward_slower(effort: Effort) -> Findings:
     losses = {name: _linear(name, effort) for name in ("reverse KL", "forward KL")}
     (reverse, first), (forward, second) = (fitted(name, each.sizes, each.regularised) for name, each in losses.items())
     difference = forward.value - reverse.value
     last = {name: each.regularised[:, -1].mean() for name, each in losses.items()}
     ratio = float(last["forward KL"] / last["reverse KL"])
-    checks = (
-        Check("forward slope", "−0.5 if the printed rate is the problem's", forward, forward.high > -0.75),
-        Check("forward slope − reverse slope", "+0.5 if so", difference, difference > 0.25),
-        Check("forward / reverse loss at the largest n", "> 1 if so", ratio, ratio > 1),
-    )
-    note = "Both fall like 1/n at fixed β: the printed 1/√n of forward KL is the proof's, not the problem's."
-    return Measurement(checks, Plot("preference pairs n", "J(π*) − J(π_r̂)", (first, second)), note)
+    yield Check("forward slope", "−0.5 if the printed rate is the problem's", forward, forward.high > -0.75)
+    yield Check("forward slope − reverse slope", "+0.5 if so", difference, difference > 0.25)
+    yield Check("forward / reverse loss at the largest n", "> 1 if so", ratio, ratio > 1)
+    yield Plot("preference pairs n", "J(π*) − J(π_r̂)", (first, second))
+    yield "Both fall like 1/n at fixed β: the printed 1/√n of forward KL is the proof's, not the problem's."

@@ -23,24 +23,20 @@ def enumerated_samples(
     """Levels [V^t, V], [K, V^t, V] → `Samples` of all V^L completions, one each.
     divergence: (log π_t, Σ_k w_k log π_{k,t}) → D_t.
     """
-    tokens = path_tokens(levels)
-    refs = path_tokens(ref_levels)
-    vocabulary, length = levels[0].shape[-1], len(levels)
-    prices = [
-        price.repeat_interleave(vocabulary ** (length - t), -1) for t, price in enumerate(disagreements(ref_levels, weights))
-    ]
-    divergences = [
-        divergence(level, power_pool(ref, weights, order=0.0)).repeat_interleave(vocabulary ** (length - t), -1)
-        for t, (level, ref) in enumerate(zip(levels, ref_levels))
-    ]
+    tokens, refs = path_tokens(levels), path_tokens(ref_levels)
+
+    def along(numbers: Sequence[Tensor]) -> Tensor:  # [V^t] per level → [V^L, L]
+        return path_tokens([each.unsqueeze(-1).expand_as(level) for each, level in zip(numbers, levels)])
+
+    divergences = [divergence(level, power_pool(ref, weights, order=0.0)) for level, ref in zip(levels, ref_levels)]
     return Samples(
         tokens,
         torch.ones_like(tokens, dtype=torch.bool),
         refs.sum(-1),
         weights,
         ref_token_logps=refs,
-        disagreements=torch.stack(prices, -1),
-        divergences=torch.stack(divergences, -1),
+        disagreements=along(disagreements(ref_levels, weights)),
+        divergences=along(divergences),
     )
 
 

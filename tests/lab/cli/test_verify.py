@@ -25,5 +25,6 @@ def test_verify_writes_a_ledger_and_goes_on_where_it_stopped(tmp_path):
 
 def test_verify_lists_and_refuses(tmp_path):
     assert "found" in run("verify", "--list").output
+    assert "expected without --list" in run("verify", "--list", "--full").stderr
     refused = run("verify", "no-such-claim", "--out", str(tmp_path))
     assert refused.exit_code == 2 and "no-such-claim" in refused.stderr and not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from multiref_lab.demo.preferences import PairLaw, draw_pairs
 
 def test_labels_follow_bradley_terry(tiny_world) -> None:  # type: ignore[no-untyped-def]
     """Among pairs whose points differ by one, the better is chosen with probability σ(scale); by binomial error, 4 sigma."""
-    law = PairLaw(prompts=300, pairs_per_prompt=20, explore=0.2, scale=1.5)
+    law = PairLaw(prompts=300, pairs_per_prompt=20, scale=1.5)
     by_margin: dict[int, list[bool]] = {1: [], 2: []}
     for pair in draw_pairs(tiny_world, law, 3):
         margin = points(pair.prompt, pair.chosen) - points(pair.prompt, pair.rejected)
@@ -28,13 +28,13 @@ def test_labels_follow_bradley_terry(tiny_world) -> None:  # type: ignore[no-unt
 def test_answers_come_from_the_mixture_stated(tiny_world) -> None:  # type: ignore[no-untyped-def]
     """One prompt, many pairs: how often each answer occurs is P(y first) + P(y second) = μ(y) + Σ_{z ≠ y} μ(z) μ(y) / (1 −
     μ(z))."""
-    law = PairLaw(prompts=1, pairs_per_prompt=4000, explore=0.4)
+    law = PairLaw(prompts=1, pairs_per_prompt=4000)
     (problem,) = tiny_world.problems(1, 9)
     peaked = (3 * torch.randn(2, 1, 529, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).log_softmax(-1)
     world = SimpleNamespace(
         problems=tiny_world.problems, rewards=tiny_world.rewards, answers=tiny_world.answers, ref_logps=lambda problems: peaked
     )
-    mixture = 0.6 * (peaked[0, 0].exp() + peaked[1, 0].exp()) / 2 + 0.4 / 529
+    mixture = (peaked[0, 0].exp() + peaked[1, 0].exp()) / 2
     ratio = mixture / (1 - mixture)
     expected = mixture + mixture * (ratio.sum() - ratio)
     place = {text: i for i, text in enumerate(tiny_world.answers)}
@@ -45,7 +45,7 @@ def test_answers_come_from_the_mixture_stated(tiny_world) -> None:  # type: igno
         found[place[pair.rejected]] += 1 / 4000
     error = (expected / 4000).sqrt()
     assert float(((found - expected) / error).abs().max()) < 5
-    rare = peaked.exp().mean(0)[0] < 1e-3  # what exploration alone brings: together, where one answer at a time tells little
+    rare = mixture < 1e-3  # together, where one answer at a time tells little
     assert abs(float((found - expected)[rare].sum())) < 4 * float((expected[rare].sum() / 4000).sqrt())
 
 
@@ -55,7 +55,7 @@ def test_the_seed_decides_everything(tiny_world) -> None:  # type: ignore[no-unt
     assert len(draw_pairs(tiny_world, law, 1)) == 15
 
 
-@pytest.mark.parametrize("bad", [{"explore": 1.5}, {"scale": 0.0}, {"prompts": 0}, {"explore": math.nan}])
+@pytest.mark.parametrize("bad", [{"scale": 0.0}, {"prompts": 0}, {"scale": math.nan}])
 def test_a_law_that_cannot_be_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ArgumentError):
         PairLaw(**bad)  # type: ignore[arg-type]

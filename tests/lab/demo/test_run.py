@@ -10,9 +10,8 @@ from multiref.errors import OutputError
 from multiref.report import Measure
 from multiref_lab.demo import page, tables
 from multiref_lab.demo.preferences import PairLaw
-from multiref_lab.demo.rules import EXACT
 from multiref_lab.demo.run import Findings, run
-from multiref_lab.demo.settings import FULL
+from multiref_lab.demo.settings import EXACT, FULL
 from tests.lab.conftest import TINY
 from tests.report.test_page import read
 

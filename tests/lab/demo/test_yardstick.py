@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import multiref as mr
-from multiref_lab.demo.rules import rules
+from multiref_lab.demo.settings import rules
 from multiref_lab.demo.yardstick import Answers, Yardstick
 
 WEIGHTS, BETA, SCALE = (0.7, 0.3), 1.7, 2.0

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from multiref.cli import app
-from multiref.errors import ArgumentError, DataError, OutputError
+from multiref.errors import ArgumentError, ConfigError, DataError, OutputError
 from multiref.report import Measure
 from multiref.report.figures import Plot, canvas
 from multiref_lab import stability
@@ -164,6 +164,9 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"texts\.jsonl:2"):
         read_prompts(tmp_path / "texts.jsonl", 1)
+    (tmp_path / "texts.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"texts\.txt has none\.$"):
+        read_prompts(tmp_path / "texts.txt", 1)
     with pytest.raises(ArgumentError, match="world: found 'moon'"):
         axes(["moon"])
     for world in ("linear", "features", "transformer"):
@@ -183,10 +186,14 @@ def test_the_command_resumes_and_refuses(tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr(Measuring, "__call__", None)  # would fail if called
     second = CliRunner().invoke(app, command)
     assert second.exit_code == 0 and "3 cells, 3 of them" in second.output
+    assert "multiref stability --world linear --seed 0" in (tmp_path / "report.html").read_text(encoding="utf-8")
     shown = [text[text.index("linear-samples (24") : text.index("Figures:")] for text in (first.output, second.output)]
     assert shown[0] == shown[1]
     refused = CliRunner().invoke(app, ["stability", "--world", "features", "--out", str(tmp_path)])
     assert refused.exit_code == 2 and "found no --model, --reference, --prompts" in refused.stderr
+    for own in (["--reference", "b"], ["--world", "linear", "--model", "a"]):  # of a world that is not asked for, or in part
+        refused = CliRunner().invoke(app, ["stability", *own, "--out", str(tmp_path)])
+        assert refused.exit_code == 2 and "--model" in refused.stderr
     help_text = CliRunner().invoke(app, ["stability", "--help"])
     assert help_text.exit_code == 0 and "Example" in help_text.output
 

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from multiref._files import write_whole
@@ -55,10 +56,12 @@ def mark(axes: Axes, x: Measure, y: Measure, **style: Any) -> None:
 
 
 def finish(figure: Figure, axes: Axes, x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> Figure:
-    """Names and scales of the axes, the title, and the legend below."""
+    """Names and scales of the axes, the title, and the legend below: marks alone, which error bars would cover there."""
     axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
     axes.set_title(title, fontsize=10, color=GREY)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    found, names = axes.get_legend_handles_labels()
+    marks = [each[0] if isinstance(each, ErrorbarContainer) else each for each in found]
+    figure.legend(marks, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

@@ -1,5 +1,9 @@
-"""Maximum likelihood for linear rewards under Bradley–Terry: Newton's method on every data set at once."""
+"""Maximum likelihood from preference counts, thousands of fits on one tensor axis.
 
+A finite class of rewards (the papers' setting) and linear rewards (batched Newton: damped steps on every data set at once).
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +11,35 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
-from multiref_lab.estimators.newton import damped_newton
 from multiref_lab.preferences import PairCounts
 
+_CHUNK = 1 << 26  # doubles held at once
 _STEPS = 60
 _TOLERANCE = 1e-13
 _FLAT = 1e-10  # least curvature per pair; separable data run away until there is none
+_HALVINGS = 30
+
+
+def finite_class_mle(candidates: Tensor, counts: PairCounts) -> Tensor:
+    r"""[M, X, Y] (one class for all) or [S, M, X, Y] (one each), counts [S, X, P] → [S]: index of the likeliest candidate;
+    ties go to the first.
+
+    log L_m = Σ_{x,p} N log σ(D_m) − losses · D_m,     D_m = r_m(x, first_p) − r_m(x, second_p),  N = wins + losses
+    """
+    losses = counts.losses.flatten(-2)
+    shown = counts.wins.flatten(-2) + losses
+    difference = (candidates[..., counts.first] - candidates[..., counts.second]).flatten(-2).double()
+    if candidates.ndim == 3:
+        log_odds, slope = logsigmoid(difference).T.contiguous(), difference.T.contiguous()
+        rows = max(1, _CHUNK // len(difference))
+        return torch.cat([(n @ log_odds - l @ slope).argmax(-1) for n, l in zip(shown.split(rows), losses.split(rows))])
+    likelihood = torch.einsum("smc,sc->sm", logsigmoid(difference), shown) - torch.einsum("smc,sc->sm", difference, losses)
+    return likelihood.argmax(-1)
+
+
+def likeliest(candidates: Tensor, counts: PairCounts) -> Tensor:
+    """[S, M, X, Y] → [S, X, Y]: each data set's likeliest candidate."""
+    return candidates[torch.arange(len(candidates)), finite_class_mle(candidates, counts)]
 
 
 @dataclass(frozen=True)
@@ -87,3 +114,47 @@ def _check_span(difference: Tensor, ridge: float) -> None:
             f"features: found differences of rank {rank}, expected {dimension}; remove features that are constant across the "
             f"completions of a prompt or depend on others, or give ridge > 0"
         )
+
+
+def damped_newton(
+    objective: Callable[[Tensor], tuple[Tensor, Tensor]],
+    derivatives: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    *,
+    steps: int,
+    tolerance: float,
+    rounding: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Damped Newton steps on many small convex problems at once; each stops on its own.
+
+    [*R, d] → minimisers [*R, d], which of them were reached [*R], the last curvature [*R, d, d].
+
+    Args:
+        objective: θ → (loss [*R], what the derivatives need beside θ: the margins).
+        derivatives: (θ, margins) → (gradient [*R, d], Hessian [*R, d, d]).
+        tolerance: of the Newton decrement, relative.
+        rounding: of the loss, relative: a step is halved where the loss would rise by more, and is the end where halving
+            does not help.
+    """
+    theta, (loss, margin) = start, objective(start)
+    for _ in range(steps):
+        gradient, hessian = derivatives(theta, margin)
+        step = torch.linalg.solve(hessian, gradient)
+        stopped = (step * gradient).sum(-1).abs() <= tolerance**2 * (1 + loss.abs())
+        if bool(stopped.all()):
+            break
+        length = torch.ones_like(loss)
+        for _ in range(_HALVINGS):
+            proposal = theta - length.unsqueeze(-1) * step
+            new_loss, new_margin = objective(proposal)
+            worse = ~(new_loss <= loss + rounding * (1 + loss.abs())) & ~stopped
+            if not bool(worse.any()):
+                break
+            length = torch.where(worse, 0.5 * length, length)
+        stopped = stopped | worse
+        keep = stopped.unsqueeze(-1)
+        theta, margin = torch.where(keep, theta, proposal), torch.where(keep, margin, new_margin)
+        loss = torch.where(stopped, loss, new_loss)
+        if bool(stopped.all()):
+            break
+    return theta, stopped, hessian
