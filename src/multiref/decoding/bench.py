@@ -57,8 +57,13 @@ class Bench:
 @contextmanager
 def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     """The references that have weight (and the one that is proposed from). free: no proposal was named."""
-    probe = RolloutScorer(refs, _first_local(refs).tokenizer)
-    weights = request.weights(len(probe.names))
+    collection = refs if isinstance(refs, References) else References(refs)
+    weighed = zip(collection.names, request.weights(len(collection.names)).tolist())
+    given = {name: w for name, w in weighed if w > 0 or name == request.proposal}  # a weight of zero is an absent reference
+    refs = References({name: collection.open(name) for name in given})
+    request = replace(request, regularizer=request.regularizer.with_weights(tuple(given.values())))
+    tokenizer, weights = refs.local()[0].tokenizer, request.weights(len(given))
+    probe = RolloutScorer(refs, tokenizer)
     foreign = [name for name in probe.names if not probe.aligned[name]]
     if foreign:
         local = next(name for name in probe.names if isinstance(probe.opened[name], LocalReference))
@@ -79,7 +84,7 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     if not foreign:
         with probe.models() as models:
             ends = pooled_ends(probe, models, weights)
-            yield Bench(request, probe, _first_local(refs).tokenizer, models, weights, component, ends, rewarding)
+            yield Bench(request, probe, tokenizer, models, weights, component, ends, rewarding)
         return
     proposer = local_reference(request.proposal, probe.opened[request.proposal])
     scorer = RolloutScorer(refs, proposer.tokenizer)
@@ -93,10 +98,3 @@ def pooled_ends(scorer: RolloutScorer, models: Sequence[Any], weights: Tensor) -
     tokenizers = [local_reference(*each).tokenizer for each in scorer.opened.items()]
     weighed = [end_ids(*each) for each, w in zip(zip(models, tokenizers), weights.tolist()) if w > 0]
     return tuple(dict.fromkeys(end for each in weighed for end in each))
-
-
-def _first_local(refs: Any) -> LocalReference:
-    collection = refs if isinstance(refs, References) else References(refs)
-    opened = [collection.open(name) for name in collection.names]
-    local = [each for each in opened if isinstance(each, LocalReference)]
-    return local[0] if local else local_reference(collection.names[0], opened[0])

@@ -158,13 +158,14 @@ class Request:
             "tokens": tokens + sum(len(models) * (len(context) + rows * (steps - 1)) for context in contexts),
             "rewards": 0 if self.reward is None else rewards + rows * len(contexts),
         }
-        self._check(needs, f"{len(contexts)} prompts, {rows:,} rows each, {steps} new tokens, {len(models)} models")
+        self.check_spent(needs, f"{len(contexts)} prompts, {rows:,} rows each, {steps} new tokens, {len(models)} models")
         if timed or self.budget.seconds is not None:
             needs["seconds"] = rows / side * len(contexts) * _seconds(models, max(contexts, key=len), side, steps)
-            self._check(needs, f"without the reward; one step of {side:,} rows was timed")
+            self.check_spent(needs, f"without the reward; one step of {side:,} rows was timed")
         return needs
 
-    def _check(self, needs: Mapping[str, float], of: str) -> None:
+    def check_spent(self, needs: Mapping[str, float], of: str) -> None:
+        """ArgumentError where one of these ("tokens", "rewards", "seconds") is more than may be."""
         for name, needed in needs.items():
             allowed = getattr(self.budget, name)
             if allowed is not None and needed > allowed:

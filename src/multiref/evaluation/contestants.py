@@ -17,7 +17,6 @@ from multiref.models import LanguageModel
 from multiref.models.sampling import Rollout, as_rollouts, encode_prompts, sample
 from multiref.models.spec import Generation
 from multiref.references.collection import References
-from multiref.references.local import local_reference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ReverseKL, check_weights
 
@@ -72,7 +71,7 @@ class Optimum:
             max_new_tokens=generation.max_new_tokens, min_new_tokens=generation.min_new_tokens,
         )[0]  # fmt: skip
         places = torch.multinomial(found.weights, group, replacement=True, generator=chooser(seed)).tolist()
-        tokenizer = local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer
+        tokenizer = self.refs.local()[0].tokenizer
         (context,) = encode_prompts(tokenizer, [prompt])
         picked = _chosen(Rollout(prompt, found.completions, context, found.ids, found.ended), places)
         scores = RolloutScorer(self.refs, tokenizer).completions([picked])

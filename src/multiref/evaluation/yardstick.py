@@ -20,7 +20,6 @@ from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import Rollout, end_ids
 from multiref.models.spec import Generation
 from multiref.references.collection import References
-from multiref.references.local import local_reference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ReverseKL
 
@@ -70,7 +69,7 @@ class Yardstick:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """What ends a completion of the pool, and of which J* therefore is the optimum."""
-        scorer = RolloutScorer(self.refs, local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer)
+        scorer = RolloutScorer(self.refs, self.refs.local()[0].tokenizer)
         with scorer.models() as models:
             return pooled_ends(scorer, models, self.weights)
 
