@@ -51,6 +51,7 @@ class ReferenceReward:
         self.policy_reference, self.tokenizer = policy_reference, tokenizer
         self.__name__ = "reference_reward"
         self.options: Mapping[str, Any] = {}  # for the chat template; the trainer's, once it is known
+        self.ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}  # and what else ends the trainer's completions
         self.policy: Any = None  # under GRPO: whose own log-probabilities the reward needs
         self._checked = False
 
@@ -69,6 +70,7 @@ class ReferenceReward:
                 raise ArgumentError(
                     f"reward_weights: expected 1 for reference_reward, found {float(weights[index])}; β already scales it."
                 )
+        self.ends |= set(getattr(trainer, "eos_token_ids", ()))
         self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
         check_generation(getattr(trainer, "model", None))
         if self.policy is None:
@@ -102,13 +104,12 @@ class ReferenceReward:
 
     def rollouts(self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any]) -> list[Rollout]:
         """TRL's batch as rollouts; neighbours with the same prompt share it."""
-        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         texts = zip(map(_frozen, prompts), map(_frozen, completions), completion_ids, strict=True)
         made = []
         for prompt, group in groupby(texts, key=itemgetter(0)):
             _, said, given = zip(*group)
             rows = tuple(tuple(map(int, ids)) for ids in given)
-            ended = tuple(bool(ids) and ids[-1] in ends for ids in rows)
+            ended = tuple(bool(ids) and ids[-1] in self.ends for ids in rows)
             made.append(Rollout(prompt, said, _prompt_ids(self.tokenizer, prompt, self.options), rows, ended))
         return made
 
