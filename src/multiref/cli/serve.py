@@ -7,6 +7,7 @@ import typer
 
 from multiref._progress import rest
 from multiref.cli.decode import drawing, pooled
+from multiref.cli.options import belong
 from multiref.cli.voice import Made
 from multiref.errors import ArgumentError
 
@@ -37,11 +38,10 @@ def command(
     from multiref.serving.served import notices
 
     key, (refs, rule), (function, beta, options) = read_key(api_key), pool, drawn
+    belong("a --method of the optimum", method != "token", reward=function, proposal=options["proposal"])
     served: Served = TokenPool(refs, rule, most=max_new_tokens)
     if method != "token":
         served = Optimum(refs, rule, function, beta, most=max_new_tokens, method=method, **options)
-    elif function is not None:
-        raise ArgumentError("--reward needs the optimum; choose --method smc, importance or rejection.")
     for notice in notices(refs):
         typer.echo(f"Note: {notice}", err=True)
 
