@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.decoding.request import METHODS, Request
+from multiref.decoding.request import METHODS, Request, flat_weights
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.models.sampling import decode_behind, end_ids
@@ -58,11 +58,11 @@ class Bench:
 def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     """The references that have weight (and the one that is proposed from). free: no proposal was named."""
     collection = refs if isinstance(refs, References) else References(refs)
-    weighed = zip(collection.names, request.weights(len(collection.names)).tolist())
+    weighed = zip(collection.names, flat_weights(request.regularizer.weights, len(collection.names)).tolist())
     given = {name: w for name, w in weighed if w > 0 or name == request.proposal}  # a weight of zero is an absent reference
     refs = References({name: collection.open(name) for name in given})
     request = replace(request, regularizer=request.regularizer.with_weights(tuple(given.values())))
-    tokenizer, weights = refs.local()[0].tokenizer, request.weights(len(given))
+    tokenizer, weights = refs.local()[0].tokenizer, flat_weights(request.regularizer.weights, len(given))
     probe = RolloutScorer(refs, tokenizer)
     foreign = [name for name in probe.names if not probe.aligned[name]]
     if foreign:

@@ -100,13 +100,6 @@ class Request:
         """How many draws are asked for."""
         return self.n * self.islands
 
-    def weights(self, references: int) -> Tensor:
-        """[K] float64."""
-        found = check_weights(self.regularizer.weights, references).detach()
-        if found.ndim != 1:
-            raise ArgumentError(f"weights: expected one number a reference here, found shape {tuple(found.shape)}.")
-        return found
-
     def component(self, names: Sequence[str], weights: Tensor) -> Tensor:
         """[K] weights of the mixture that is proposed from: the references', or one-hot where one was named."""
         if self.proposal in METHODS[self.method]:
@@ -181,6 +174,14 @@ def check_strength(beta: object) -> float:
         found = float(check_beta(beta))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"beta: expected one positive, finite number, found {beta!r}.") from None
+    return found
+
+
+def flat_weights(weights: Any, references: int) -> Tensor:
+    """[K] float64. ArgumentError for weights per example, which what follows a prompt cannot have."""
+    found = check_weights(weights, references).detach()
+    if found.ndim != 1:
+        raise ArgumentError(f"weights: expected one number a reference here, found shape {tuple(found.shape)}.")
     return found
 
 

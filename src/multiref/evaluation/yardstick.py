@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_weights, weighted_sum
+from multiref._logspace import NEG_INF, weighted_sum
 from multiref.decoding.bench import pooled_ends
-from multiref.decoding.request import check_whole
+from multiref.decoding.request import check_whole, flat_weights
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.evaluation.samples import sample_each
@@ -64,7 +64,7 @@ class Yardstick:
     @property
     def weights(self) -> Tensor:
         """[K] float64."""
-        return check_weights(self.regularizer.weights, len(self.refs.names)).detach()
+        return flat_weights(self.regularizer.weights, len(self.refs.names))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:

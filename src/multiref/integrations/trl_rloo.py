@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.decoding.request import flat_weights
 from multiref.errors import ArgumentError
 from multiref.integrations.trl_conditions import (
     check_arguments,
@@ -35,7 +36,7 @@ from multiref.models.encoding import as_tokenizer
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
-from multiref.regularizers import ReverseKL, check_beta, check_weights
+from multiref.regularizers import ReverseKL, check_beta
 
 
 class ReferenceReward:
@@ -153,11 +154,7 @@ def reference_reward(
     collection = references if isinstance(references, References) else References(references, **{"dtype": "float32", **options})
     if policy_reference not in collection.names:
         raise ArgumentError(f"policy_reference: found {policy_reference!r}, expected one of {', '.join(collection.names)}.")
-    weights = check_weights(regularizer.weights, len(collection.names))
-    if weights.ndim != 1:
-        raise ArgumentError(
-            "weights: expected one weight a reference, found weights per example, which TRL's batches do not carry."
-        )
+    weights = flat_weights(regularizer.weights, len(collection.names))
     tokenizer = tokenizer if tokenizer is not None else getattr(collection.open(policy_reference), "tokenizer", None)
     if tokenizer is None:
         raise ArgumentError("tokenizer: expected the policy's tokenizer, for its reference is no local model.")
