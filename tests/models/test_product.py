@@ -31,6 +31,14 @@ def test_it_is_the_pool_renormalised_at_the_token(tied, tmp_path):
     assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
 
 
+def test_half_precision_is_pooled_in_float32():
+    """Of logits in bfloat16, whose logarithms of small probabilities are 0.06 apart."""
+    teachers = [make_llama(160, seed=seed, std=0.2).bfloat16() for seed in (1, 2)]
+    with torch.no_grad():
+        expected = sum(w * teacher(IDS).logits.float().log_softmax(-1) for w, teacher in zip(W, teachers))
+        torch.testing.assert_close(product_of(teachers, W)(IDS).logits, expected)
+
+
 def test_its_cache_is_every_experts():
     """Completions drawn with the cache are those without, id for id, in float64 and with prompts read once for a group."""
     tokenizer = make_tokenizer()
@@ -91,6 +99,7 @@ def test_a_cache_of_fixed_size(make):
     assert drawn[0] == drawn[1]
 
 
-def test_experts_of_another_depth():
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+def test_experts_of_another_depth(make):
     with pytest.raises(ArgumentError, match="one num_hidden_layers, found"):
-        product_of([make_llama(20), make_llama(20, layers=1)])
+        product_of([make(20), make(20, layers=1)])
