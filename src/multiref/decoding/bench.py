@@ -83,18 +83,12 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     component, rewarding = request.component(probe.names, weights), Rewarding(request.reward, request.reward_max)
     if not foreign:
         with probe.models() as models:
-            ends = pooled_ends(probe, models, weights)
-            yield Bench(request, probe, tokenizer, models, weights, component, ends, rewarding)
+            pooled = [each for each in zip(models, probe.opened.items(), weights.tolist()) if each[-1] > 0]
+            ends = [end for model, each, _ in pooled for end in end_ids(model, local_reference(*each).tokenizer)]
+            yield Bench(request, probe, tokenizer, models, weights, component, tuple(dict.fromkeys(ends)), rewarding)
         return
     proposer = local_reference(request.proposal, probe.opened[request.proposal])
     scorer = RolloutScorer(refs, proposer.tokenizer)
     with proposer.loaded() as model:
-        ends = end_ids(model, proposer.tokenizer)
-        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), ends, rewarding)
-
-
-def pooled_ends(scorer: RolloutScorer, models: Sequence[Any], weights: Tensor) -> Ids:
-    """What ends a completion of the pool: what ends one of any reference that has weight, in their order."""
-    tokenizers = [local_reference(*each).tokenizer for each in scorer.opened.items()]
-    weighed = [end_ids(*each) for each, w in zip(zip(models, tokenizers), weights.tolist()) if w > 0]
-    return tuple(dict.fromkeys(end for each in weighed for end in each))
+        own = end_ids(model, proposer.tokenizer)
+        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), own, rewarding)

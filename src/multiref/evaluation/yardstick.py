@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import NEG_INF, weighted_sum
-from multiref.decoding.bench import pooled_ends
 from multiref.decoding.request import check_whole, flat_weights
 from multiref.decoding.rewarding import Rewarding
+from multiref.decoding.streaming import open_pool
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.evaluation.samples import sample_each
 from multiref.models import LanguageModel
@@ -69,9 +69,8 @@ class Yardstick:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """What ends a completion of the pool, and of which J* therefore is the optimum."""
-        scorer = RolloutScorer(self.refs, self.refs.local()[0].tokenizer)
-        with scorer.models() as models:
-            return pooled_ends(scorer, models, self.weights)
+        with open_pool(self.refs, self.regularizer) as bench:
+            return bench.ends
 
     def rewards(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[P, S], at most reward_max where that is declared; −∞ is a veto."""
