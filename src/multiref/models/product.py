@@ -71,8 +71,8 @@ class Product(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """[B, T] → logits [B, T, V]: Σ_k w_k log π_k, not normalised. The cache goes by either name that transformers has for
-        it."""
+        """[B, T] → logits [B, T, V], float32 at least: Σ_k w_k log π_k, not normalised. The cache goes by either name
+        that transformers has for it."""
         if any(isinstance(value, Cache) for value in others.values()):
             raise ArgumentError(
                 f"A product has one cache, as `cache` or `past_key_values`; found it among {', '.join(others)}."
@@ -90,7 +90,7 @@ class Product(PreTrainedModel, GenerationMixin):
                 own.layers = whole.layers[k * depth : (k + 1) * depth]
             handed = cache_argument(takes(expert), own)
             logits = expert(input_ids=input_ids, use_cache=own is not None, **handed, **given).logits
-            pooled = pooled + weight * logits.log_softmax(-1)
+            pooled = pooled + weight * logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             layers += own.layers if own is not None else []
         if whole is not None:
             whole.layers = layers
@@ -107,8 +107,9 @@ def product_of(models: Sequence[Any], weights: Any = None) -> Product:
     """The product of copies of `models`, of one vocabulary and depth. weights: [K] on the simplex; None is uniform."""
     configs = [model.config.to_dict() for model in models]
     for name in ("vocab_size", "num_hidden_layers"):
-        if len({config.get(name) for config in configs}) > 1:
-            raise ArgumentError(f"product_of: expected models of one {name}, found {[config.get(name) for config in configs]}.")
+        found = [getattr(model.config.get_text_config(), name, None) for model in models]
+        if len(set(found)) > 1:
+            raise ArgumentError(f"product_of: expected models of one {name}, found {found}.")
     first = models[0].config
     ids = {name: getattr(first, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
     product = Product(ProductConfig(configs, check_weights(weights, len(models)).tolist(), **ids))
