@@ -213,6 +213,15 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; choose a folder that can be written") from error
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """OutputError, before the work that is to be kept there, where `write_whole` could not write a file."""
+    target = as_path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
+    if not is_device(target):
+        write_whole(target.with_name(f".{target.name}{TEMPORARY}"), b"").unlink()
+
+
 def replace_whole(path: Path, content: bytes | str) -> Path:
     """The same with the system's own error: a temporary file in the same folder, flushed, renamed, the rename flushed too.
     What is a device or a pipe (/dev/stdout) is written to, not replaced."""

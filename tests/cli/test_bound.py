@@ -37,6 +37,11 @@ def test_bound_prints_the_value_and_solves(tmp_path):
     assert printed == pytest.approx(closed, rel=1e-5) and figure.stat().st_size > 5_000
 
 
+def test_a_figure_is_a_png(tmp_path):
+    refused = run("bound", "reverse-kl-suboptimality", "--samples", "1e5", *QUANTITIES, "--plot", str(tmp_path / "x.txt"))
+    assert refused.exit_code == 2 and "ends in .png" in refused.output and not (tmp_path / "x.txt").exists()
+
+
 def test_bound_explains_itself():
     listing = run("bound").output
     assert all(name in listing for name in bounds.statements())

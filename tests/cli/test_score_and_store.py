@@ -86,6 +86,8 @@ def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, double
 
     exported = tmp_path / "long.parquet"
     assert run("store", "export", scores, exported).exit_code == 0
+    refused = run("store", "export", scores, tmp_path / "long.csv")
+    assert refused.exit_code == 2 and "ends in .parquet" in refused.output and not (tmp_path / "long.csv").exists()
     table = pq.read_table(exported)
     assert table.num_rows == 160 and set(table["reference"].to_pylist()) == {"base", "math"}
     wide = tmp_path / "wide.parquet"

@@ -156,6 +156,18 @@ def test_references_of_other_vocabularies_score_the_text():
             sample(["the cat"], refs, RULE, method=method, max_new_tokens=3)
 
 
+@pytest.mark.parametrize("method", ["smc", "importance", "rejection", "token"])
+def test_who_has_no_weight_is_absent(method):
+    """Of another vocabulary too: the draws are those without it."""
+    refs, foreign = references(tables()), make_tokenizer()
+    more = {"foreign": LanguageModel(make_llama(len(foreign)), foreign, "foreign"), **refs}
+    one, other = (
+        sample(["x0"], given, mr.ReverseKL(w), reward, BETA, method=method, reward_max=1.0, max_new_tokens=LENGTH, n=8)
+        for given, w in ((refs, W), (more, (0.0, *W)))
+    )
+    assert one[0].completions == other[0].completions and torch.equal(one[0].log_weights, other[0].log_weights)
+
+
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple], ids=["numpy", "torch", "tuple"])
 def test_a_reward_may_be_awaited_and_give_any_numbers(kind):
     """The same draws as of a plain list."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from contextlib import nullcontext
 
@@ -224,6 +225,24 @@ def test_the_verb(models, tokenizer, tmp_path):
         ["--prompts", str(tmp_path / "none.txt")],
         ["--method", "best"],
         ["--reward", "length=5"],
+        ["--out", str(tmp_path / "a")],
+        ["--out", str(tmp_path / "draws.jsonl" / "more.jsonl")],
+        ["--method", "token", "--proposal", "pool"],
     ):
         refused = CliRunner().invoke(app, [*given, *short, *wrong])
-        assert refused.exit_code == 2 and refused.output.count("Error") == 1
+        assert refused.exit_code == 2 and refused.output.count("Error") == 1 and "the cat" not in refused.output
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "draws.jsonl"]  # nothing is left of looking whether there is room
+
+
+def test_the_verb_proposes_from_one_of_other_vocabularies(models, tokenizer, tmp_path):
+    """What the refusal advises is an option of the verb."""
+    foreign = make_tokenizer("bytelevel")
+    for name, (model, own) in {"a": (models[0], tokenizer), "b": (make_llama(len(foreign)), foreign)}.items():
+        model.save_pretrained(tmp_path / name)
+        own.save_pretrained(tmp_path / name)
+    given = ["decode", "-r", f"a={tmp_path / 'a'}", "-r", f"b={tmp_path / 'b'}", "--prompt", "the cat", "--device", "cpu"]
+    given += ["--max-new-tokens", "2", "-n", "16", "--islands", "2"]
+    refused = CliRunner().invoke(app, given)
+    assert refused.exit_code == 2 and "with proposal='a'" in " ".join(refused.output.split())
+    found = CliRunner().invoke(app, [*given, "--proposal", "a"])
+    assert found.exit_code == 0 and "Draws by smc from a" in found.output

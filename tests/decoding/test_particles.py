@@ -96,7 +96,8 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "kind", ["walk", "pool", "pool of order 1", "pool of order 0.01", "mixture", "stream", "stream of order 1", "sample"]
+    "kind",
+    ["walk", "pool", "pool of order 1", "pool of order 0.01", "mixture", "stream", "stream of order 1", "sample", "padded"],
 )
 def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
     """Sixteen more tokens of two models: what has to be asked is asked at every eighth."""
@@ -110,8 +111,9 @@ def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
         with Waits() as waits:
             if kind == "walk":
                 walk(models, (3,), w, particles=(2, 3), **given)
-            elif kind == "sample":
-                sampling._draw(Reader(models[0], [(3,), (4,)], 3, length, 0), length, (0,), 0, generator)
+            elif kind in ("sample", "padded"):
+                second = (4, 5) if kind == "padded" else (4,)
+                sampling._draw(Reader(models[0], [(3,), second], 3, length, 0), length, (0,), 0, generator)
             elif kind.startswith("stream"):
                 scorer = SimpleNamespace(check_context=lambda contexts, new: None)
                 rule = AlphaDivergence(W, alpha=1 - order)

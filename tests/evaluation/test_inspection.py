@@ -200,6 +200,8 @@ def test_a_reference_ten_nats_away_is_broken_and_gets_no_weight():
     found = inspect(pairs, SequenceScores(scores.names, scores.keys, logps, scores.lengths, scores.truncated), resamples=2)
     assert found.verdict.broken == ("good",) and found.verdict.answer == "none"
     assert "check template, tokenizer, padding" in str(found.verdict) and "10.0 above" in str(found.verdict)
+    first, last = found.verdict.sentences[0], found.verdict.sentences[-1]
+    assert first.startswith("No reference predicts") and last.startswith("good looks broken")  # on the page too
 
 
 def test_a_merely_foreign_reference_is_not_broken():

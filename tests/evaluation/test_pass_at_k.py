@@ -76,6 +76,13 @@ def test_a_prompt_of_minus_infinity_leaves_an_interval():
     assert mean == low == high == -math.inf  # (1/4)⁴ is below 2.5 %
 
 
+def test_a_reward_that_does_not_apply_to_every_completion():
+    """None (NaN) of one of two: the prompt has the other's, and stays; of both: it is left out."""
+    rows = torch.tensor([[1.0, math.nan], [2.0, 4.0], [math.nan, math.nan]])
+    said = PassAtK({"p": {"r": rows}}, {}, {}).summary(())["policies"]["p"]["reward/r"]
+    assert said[0] == 2.0 and said[1] is not None
+
+
 def test_prompts_that_all_failed_are_no_certainty():
     """0 of 16: Wilson's interval reaches z²/(n + z²) = 0.1936; a bootstrap of sixteen zeros would say [0, 0]."""
     none = evaluation({"a": torch.zeros(16, 4, dtype=torch.bool), "b": torch.zeros(16, 4, dtype=torch.bool)}).summary([1, 4])

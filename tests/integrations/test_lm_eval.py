@@ -196,6 +196,22 @@ def test_a_context_without_a_token_is_like_none():
     assert one == other and one[0] < 0
 
 
+def test_a_tokenizer_that_puts_an_end_behind_every_text():
+    """It is no part of a context, nor of what is scored behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    plain, ending = make_tokenizer("bytelevel"), make_tokenizer("bytelevel")
+    ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A <s>", special_tokens=[("<s>", 1)])
+    assert ending("the")["input_ids"][-1] == 1 != plain("the")["input_ids"][-1]
+    model, found = make_llama(len(plain), std=0.2), []
+    for tokenizer in (plain, ending):
+        lm = PoolLM({"a": LanguageModel(model, tokenizer, "a")})
+        ask = lambda *pair: [SimpleNamespace(args=pair, task_name=None)]  # noqa: E731
+        told = lm.loglikelihood(ask("the cat", " sat on")), lm.loglikelihood_rolling(ask("the cat sat"))
+        found.append((*told, lm.generate_until(ask("the cat", {"max_gen_toks": 6}))))
+    assert found[0] == found[1]
+
+
 def test_a_context_that_does_not_fit_loses_its_begin(models, tokenizer, refs, monkeypatch):
     """Scored behind the last max_length tokens, and answered behind as many as leave room for what is new."""
     lm, product, text = PoolLM(refs, mr.ReverseKL(W)), product_of(models, W), "the cat sat on the mat. is it raining? " * 60

@@ -109,6 +109,16 @@ def test_advantages_are_those_of_direct_pooling(folders, tmp_path):
     torch.testing.assert_close(output["advantages"].double(), truth.double(), atol=1e-5, rtol=0)
 
 
+def test_every_end_of_the_trainer_s_ends_a_completion(folders, tmp_path):
+    """The policy's generation_config may name several: a reference that scores text is asked for its end behind each."""
+    trainer = build(folders, tmp_path)
+    (reward,) = (each for each in trainer.reward_funcs if hasattr(each, "log_ratios"))
+    trainer.eos_token_ids = [*trainer.eos_token_ids, 7]
+    reward.check(trainer)
+    (rollout,) = reward.rollouts(["the cat"] * 3, ["x"] * 3, [[5, 7], [5, trainer.processing_class.eos_token_id], [7, 5]])
+    assert rollout.ended == (True, True, False)
+
+
 def test_at_another_temperature(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.integrations.test_trl_rloo.WEIGHTS", (0.4, 0.6))
     aligned = {name: folders[name] for name in ("base", "second")}

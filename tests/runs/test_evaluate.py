@@ -73,6 +73,18 @@ def test_the_greedy_policy_on_prompts(world, tmp_path):
     assert "pass@1" not in done.output and "reward/length" in done.output
 
 
+def test_a_prompt_that_stands_there_twice_is_one(world, tmp_path):
+    """Intervals are over prompts: two copies of each would make them narrower by √2, and everything as long again."""
+    (tmp_path / "twice.txt").write_text("the cat sat on\n\nOnce upon a time\n\nthe cat sat on\n")
+    given = ["-p", f"a={world / 'a'}", "--reward", "length=3", "--samples", 2, "--max-new-tokens", 3]
+    found = []
+    for name, path in (("once", world / "prompts.txt"), ("twice", tmp_path / "twice.txt")):
+        done = call(*given, "--prompts", path, "--out", tmp_path / name)
+        assert done.exit_code == 0 and ("1 of 3 prompts stand there again" in done.output) == (name == "twice"), done.output
+        found.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
+    assert found[0] == found[1] and found[0]["settings"]["prompts"] == 2
+
+
 def test_policies_beside_their_references_and_the_optimum(world, tmp_path):
     """One table of everyone: J, KL (k1, k3), win rate, length, diversity; π* draws by particles, best-of-3 has no J; from the
     samples that are kept, and the same again from the folder."""
@@ -141,6 +153,7 @@ def test_the_page_s_first_sentence_says_no_more_than_the_interval(tmp_path, diff
         (["-p", "a=x", "--reference", "b=y", "--weight", "b=much", "--beta", "1"], "name=NUMBER"),
         (["-p", "a"], "expected name=PATH"),
         (["-p", "a=x", "--k", "9"], "k: expected from 1 to samples = 8, found 9"),
+        (["-p", "a=x", "--reward", "length=5", "--k", "1"], "no reward here says what is right"),
         (["-p", "a=x", "--reward", "length=long"], "length=WORDS"),
         (["-p", "a=x", "--reward", "charm"], "--reward charm: expected lexicon=FILE"),
         (["-p", "a=x", "--prompts", "y.txt"], "expected one of the two"),

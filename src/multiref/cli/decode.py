@@ -39,6 +39,9 @@ def drawing(
     reward: Annotated[list[str] | None, f"For the optimum: {REWARDS}. Repeatable; default none: their pool itself."] = None,
     beta: Annotated[float | None, "Strength of the regularizer, in units of the reward; needed with a reward."] = None,
     reward_max: Annotated[float | None, "The largest reward that there is; rejection needs it."] = None,
+    proposal: Annotated[
+        str | None, "For the optimum: what it proposes from. Where vocabularies differ, the name of the reference that does."
+    ] = None,
     particles: Annotated[
         int | None, typer.Option("--particles", "-n", min=1, help="For the optimum: particles of an island. Default 64.")
     ] = None,
@@ -58,7 +61,7 @@ def drawing(
         def function(prompts: Any, completions: Any) -> Any:
             return total_reward(rewards, prompts, completions, {})[0].tolist()
 
-    options = {"reward_max": reward_max, "n": particles, "islands": islands}
+    options = {"reward_max": reward_max, "proposal": proposal, "n": particles, "islands": islands}
     return function, beta, {name: value for name, value in options.items() if value is not None}
 
 
@@ -113,12 +116,16 @@ def command(
 
     Example: multiref decode -r a=./a -r b=./b --prompt "Once upon a time" --show 3
     """
+    from multiref._files import check_writable
     from multiref.decoding import sample
     from multiref.references import References
 
     (opened, rule), (function, beta, options) = pool, drawn
     streams = method == "token" and function is None and out is None
     belong("--reward, --out or another --method", not streams, particles=options.get("n"), islands=options.get("islands"))
+    belong("a --method of the optimum", method != "token", proposal=options.get("proposal"))
+    if out is not None:
+        check_writable(out)
     refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
     if streams:

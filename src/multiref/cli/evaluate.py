@@ -67,7 +67,7 @@ def _sampling(
     seed: Seed = 0,
     dtype: Annotated[str, "float32, bfloat16, float16."] = "float32",
 ) -> Values:
-    return {**locals(), "k": k or [1]}
+    return {name: value for name, value in locals().items() if value is not None}
 
 
 def _compared(

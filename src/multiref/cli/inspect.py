@@ -43,12 +43,15 @@ def command(
 
     Example: multiref inspect pairs.jsonl --store scores/ --html inspect.html
     """
+    from multiref._files import check_writable
     from multiref.data import read
     from multiref.evaluation.inspection import inspect, plan_table, tables, token_lines, write_page
     from multiref.references import read_scores
     from multiref.report import print_table
 
     belong("--reference", reference, sample=sample)
+    if html is not None:
+        check_writable(html)
     models, scores = by_name("--reference", reference), read_scores(store, name)
     if strange := [each for each in models if each not in scores.names]:
         raise ArgumentError(f"--reference {strange[0]}: the scores are of {', '.join(scores.names)}; name it as they do.")

@@ -31,22 +31,20 @@ def command(
     Example: multiref serve -r a=./a -r b=./b --weight a=0.3 --weight b=0.7 --port 8000
     """
     from multiref.references.bounded_http import read_key
+    from multiref.references.identity import say_of_templates
 
     if missing := [package for package in ("starlette", "uvicorn") if importlib.util.find_spec(package) is None]:
         raise ArgumentError(f"serve needs {' and '.join(missing)}, not installed. Install: pip install 'multiref[serve]'.")
     from multiref.serving import Optimum, Served, TokenPool, serve
-    from multiref.serving.served import notices
 
     key, (refs, rule), (function, beta, options) = read_key(api_key), pool, drawn
+    own = {"proposal": options.get("proposal"), "particles": options.get("n"), "islands": options.get("islands")}
+    belong("a --method of the optimum", method != "token", reward=function, **own)
     served: Served = TokenPool(refs, rule, most=max_new_tokens)
     if method != "token":
         served = Optimum(refs, rule, function, beta, most=max_new_tokens, method=method, **options)
-    elif function is not None:
-        raise ArgumentError("--reward needs the optimum; choose --method smc, importance or rejection.")
-    else:
-        belong("another --method", False, particles=options.get("n"), islands=options.get("islands"))
-    for notice in notices(refs):
-        typer.echo(f"Note: {notice}", err=True)
+    if differing := say_of_templates({name: getattr(refs.open(name), "tokenizer", None) for name in refs.names}, [()]):
+        typer.echo(f"Note: {differing} Here the first reference's template writes the prompt.", err=True)
 
     def listening(line: str) -> None:
         rest()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.decoding.request import METHODS, Request
+from multiref.decoding.request import METHODS, Request, flat_weights
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.models.sampling import decode_behind, end_ids
@@ -57,8 +57,13 @@ class Bench:
 @contextmanager
 def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     """The references that have weight (and the one that is proposed from). free: no proposal was named."""
-    probe = RolloutScorer(refs, _first_local(refs).tokenizer)
-    weights = request.weights(len(probe.names))
+    collection = refs if isinstance(refs, References) else References(refs)
+    weighed = zip(collection.names, flat_weights(request.regularizer.weights, len(collection.names)).tolist())
+    given = {name: w for name, w in weighed if w > 0 or name == request.proposal}  # a weight of zero is an absent reference
+    refs = References({name: collection.open(name) for name in given})
+    request = replace(request, regularizer=request.regularizer.with_weights(tuple(given.values())))
+    tokenizer, weights = refs.local()[0].tokenizer, flat_weights(request.regularizer.weights, len(given))
+    probe = RolloutScorer(refs, tokenizer)
     foreign = [name for name in probe.names if not probe.aligned[name]]
     if foreign:
         local = next(name for name in probe.names if isinstance(probe.opened[name], LocalReference))
@@ -78,25 +83,12 @@ def opened(refs: Any, request: Request, free: bool) -> Iterator[Bench]:
     component, rewarding = request.component(probe.names, weights), Rewarding(request.reward, request.reward_max)
     if not foreign:
         with probe.models() as models:
-            ends = pooled_ends(probe, models, weights)
-            yield Bench(request, probe, _first_local(refs).tokenizer, models, weights, component, ends, rewarding)
+            pooled = [each for each in zip(models, probe.opened.items(), weights.tolist()) if each[-1] > 0]
+            ends = [end for model, each, _ in pooled for end in end_ids(model, local_reference(*each).tokenizer)]
+            yield Bench(request, probe, tokenizer, models, weights, component, tuple(dict.fromkeys(ends)), rewarding)
         return
     proposer = local_reference(request.proposal, probe.opened[request.proposal])
     scorer = RolloutScorer(refs, proposer.tokenizer)
     with proposer.loaded() as model:
-        ends = end_ids(model, proposer.tokenizer)
-        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), ends, rewarding)
-
-
-def pooled_ends(scorer: RolloutScorer, models: Sequence[Any], weights: Tensor) -> Ids:
-    """What ends a completion of the pool: what ends one of any reference that has weight, in their order."""
-    tokenizers = [local_reference(*each).tokenizer for each in scorer.opened.items()]
-    weighed = [end_ids(*each) for each, w in zip(zip(models, tokenizers), weights.tolist()) if w > 0]
-    return tuple(dict.fromkeys(end for each in weighed for end in each))
-
-
-def _first_local(refs: Any) -> LocalReference:
-    collection = refs if isinstance(refs, References) else References(refs)
-    opened = [collection.open(name) for name in collection.names]
-    local = [each for each in opened if isinstance(each, LocalReference)]
-    return local[0] if local else local_reference(collection.names[0], opened[0])
+        own = end_ids(model, proposer.tokenizer)
+        yield Bench(request, scorer, proposer.tokenizer, [model], weights, torch.ones(1).double(), own, rewarding)

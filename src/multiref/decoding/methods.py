@@ -16,7 +16,7 @@ from multiref.decoding.request import CHUNK, TRIAL, Request
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.descent import Descent, descend
-from multiref.models.encoding import encode_many
+from multiref.models.encoding import Ids, encode_many
 from multiref.models.particles import Filed, Twist, walk
 from multiref.models.sampling import as_rollouts
 from multiref.models.spec import TOKENISATION
@@ -26,7 +26,6 @@ MOST_PROPOSALS = 1e5  # a draw: beyond it rejection is refused
 SEGMENT = 8  # tokens between two scores of the text so far, where vocabularies differ
 FAR = 50.0  # nats below the best at most, in a guess: what forbids a text so far may allow the whole
 APART = 104_729  # thinning has a seed of its own
-Ids = tuple[int, ...]
 
 
 def walked(bench: Bench, prompt: Any, context: Ids, seed: int) -> PromptDraws:
@@ -65,12 +64,10 @@ def _walk(bench: Bench, prompt: Any, context: Ids, generator: torch.Generator) -
     """Particles of the pool; of the proposer alone where the others have other vocabularies and score its text at the end of
     every segment."""
     request = bench.request
-    present = bench.weights > 0
-    models = bench.models if bench.foreign else [model for model, here in zip(bench.models, present.tolist()) if here]
     filed = walk(
-        models,
+        bench.models,
         context,
-        torch.ones(1).double() if bench.foreign else bench.weights[present],
+        torch.ones(1).double() if bench.foreign else bench.weights,
         ends=bench.ends,
         generation=request.generation,
         particles=(request.islands, request.n),
@@ -197,12 +194,8 @@ def _accept(
                 ended.append(drawn.ended[i])
                 rewards.append(value)
         proposed += rows
-        for name, used in (("tokens", bench.tokens), ("rewards", bench.rewarding.calls)):
-            if len(ids) < request.rows and (allowed := getattr(request.budget, name)) is not None and used > allowed:
-                raise ArgumentError(
-                    f"budget: rejection took {used:,} {name} for {len(ids)} draws, and {allowed:,.0f} are allowed. "
-                    "Allow more, lower n or islands, or take method smc."
-                )
+        if len(ids) < request.rows:
+            request.check_spent({"tokens": bench.tokens, "rewards": bench.rewarding.calls}, f"rejection has {len(ids)} draws")
         if proposed > 10 * MOST_PROPOSALS * request.rows:
             raise ArgumentError(f"method: rejection found {len(ids)} draws in {proposed:,} proposals. Use method='smc'.")
     return ids, ended, rewards, proposed

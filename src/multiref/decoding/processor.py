@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from multiref._logspace import check_weights, weighted_sum
+from multiref._logspace import weighted_sum
+from multiref.decoding.request import flat_weights
 from multiref.errors import ArgumentError, MultirefWarning, VocabularyMismatch
 from multiref.models.sampling import Reader
 from multiref.models.spec import Generation
@@ -62,7 +63,7 @@ class PoolLogitsProcessor(LogitsProcessor):
             raise ArgumentError(
                 f"models, order: expected a model and a finite ρ, found {len(models)} models and order {order}."
             )
-        self.models, self.weights = list(models), check_weights(weights, len(models))
+        self.models, self.weights = list(models), flat_weights(weights, len(models))
         self._full = bool((self.weights > 0).all())
         self.mask, self.order = attention_mask, order
         if wrong := [each for each in models if not hasattr(each, "config")]:

@@ -100,13 +100,6 @@ class Request:
         """How many draws are asked for."""
         return self.n * self.islands
 
-    def weights(self, references: int) -> Tensor:
-        """[K] float64."""
-        found = check_weights(self.regularizer.weights, references).detach()
-        if found.ndim != 1:
-            raise ArgumentError(f"weights: expected one number a reference here, found shape {tuple(found.shape)}.")
-        return found
-
     def component(self, names: Sequence[str], weights: Tensor) -> Tensor:
         """[K] weights of the mixture that is proposed from: the references', or one-hot where one was named."""
         if self.proposal in METHODS[self.method]:
@@ -158,13 +151,14 @@ class Request:
             "tokens": tokens + sum(len(models) * (len(context) + rows * (steps - 1)) for context in contexts),
             "rewards": 0 if self.reward is None else rewards + rows * len(contexts),
         }
-        self._check(needs, f"{len(contexts)} prompts, {rows:,} rows each, {steps} new tokens, {len(models)} models")
+        self.check_spent(needs, f"{len(contexts)} prompts, {rows:,} rows each, {steps} new tokens, {len(models)} models")
         if timed or self.budget.seconds is not None:
             needs["seconds"] = rows / side * len(contexts) * _seconds(models, max(contexts, key=len), side, steps)
-            self._check(needs, f"without the reward; one step of {side:,} rows was timed")
+            self.check_spent(needs, f"without the reward; one step of {side:,} rows was timed")
         return needs
 
-    def _check(self, needs: Mapping[str, float], of: str) -> None:
+    def check_spent(self, needs: Mapping[str, float], of: str) -> None:
+        """ArgumentError where one of these ("tokens", "rewards", "seconds") is more than may be."""
         for name, needed in needs.items():
             allowed = getattr(self.budget, name)
             if allowed is not None and needed > allowed:
@@ -180,6 +174,14 @@ def check_strength(beta: object) -> float:
         found = float(check_beta(beta))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"beta: expected one positive, finite number, found {beta!r}.") from None
+    return found
+
+
+def flat_weights(weights: Any, references: int) -> Tensor:
+    """[K] float64. ArgumentError for weights per example, which what follows a prompt cannot have."""
+    found = check_weights(weights, references).detach()
+    if found.ndim != 1:
+        raise ArgumentError(f"weights: expected one number a reference here, found shape {tuple(found.shape)}.")
     return found
 
 

@@ -14,7 +14,7 @@ from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.architecture import check_rows
 from multiref.models.draws import bend, check_numbers, draw_one
-from multiref.models.encoding import Encoded
+from multiref.models.encoding import Encoded, Ids
 from multiref.models.forward import uncached
 from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import decode_behind, encode_prompts
@@ -22,7 +22,6 @@ from multiref.models.spec import Generation
 from multiref.pools import power_mean
 from multiref.regularizers import Regularizer
 
-Ids = tuple[int, ...]
 _BLOCK = 2**24  # log-probabilities of a block of the prompt, of one model
 
 
@@ -68,7 +67,7 @@ def draw_tokens(
         step = Lockstep(models, context, rows, new)
     end = torch.tensor(bench.ends, dtype=torch.long, device=step.device)
     weights, order = bench.weights.to(step.device), bench.request.regularizer.order
-    full = None if step.patience == 1 else bool((bench.weights > 0).all())
+    full = None if step.patience == 1 else True  # who has no weight is not here
     alive, token = list(range(rows)), torch.empty(0, 1, dtype=torch.long)
     held: list[tuple[Tensor, ...]] = []
     for t in range(new):

@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from multiref._logspace import weighted_sum
 from multiref._progress import tell
 from multiref.decoding import sample as sample_optimum
 from multiref.decoding.draws import CHOOSING, chooser
@@ -17,9 +16,8 @@ from multiref.models import LanguageModel
 from multiref.models.sampling import Rollout, as_rollouts, encode_prompts, sample
 from multiref.models.spec import Generation
 from multiref.references.collection import References
-from multiref.references.local import local_reference
 from multiref.references.rollouts import RolloutScorer
-from multiref.regularizers import ReverseKL, check_weights
+from multiref.regularizers import ReverseKL
 
 RewardFunction = Callable[..., Sequence[float]]  # (prompts=…, completions=…) → numbers
 
@@ -72,11 +70,10 @@ class Optimum:
             max_new_tokens=generation.max_new_tokens, min_new_tokens=generation.min_new_tokens,
         )[0]  # fmt: skip
         places = torch.multinomial(found.weights, group, replacement=True, generator=chooser(seed)).tolist()
-        tokenizer = local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer
+        tokenizer = self.refs.local()[0].tokenizer
         (context,) = encode_prompts(tokenizer, [prompt])
         picked = _chosen(Rollout(prompt, found.completions, context, found.ids, found.ended), places)
-        scores = RolloutScorer(self.refs, tokenizer).completions([picked])
-        log_pool = weighted_sum(scores, check_weights(self.regularizer.weights, len(scores))[:, None])
+        log_pool = self.regularizer.pool(RolloutScorer(self.refs, tokenizer).completions([picked]))
         own = log_pool + found.rewards[places] / self.beta - found.log_partition
         return replace(picked, sampled_logps=tuple((value,) for value in own.tolist()))
 

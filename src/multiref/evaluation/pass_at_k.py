@@ -55,7 +55,7 @@ class PassAtK:
 
     def values(self, ks: Sequence[int]) -> dict[str, Tensor]:
         """{metric: [policies, P]}: "pass@k" (unbiased: 1 − C(n−c, k)/C(n, k) of c right ones), "reward/<name>" (mean over
-        samples).
+        samples to which it applies).
 
         pass@k says whether one of k independent completions at the stated temperature is right, a number of the policy and not
         of n.
@@ -65,7 +65,7 @@ class PassAtK:
             rows = [[pass_at_k(int(row.sum()), len(row), k) for row in self.correct[name]] for name in self.policies]
             found[f"pass@{k}"] = torch.tensor(rows, dtype=torch.float64)
         for reward in self.rewards[self.policies[0]]:
-            found[f"reward/{reward}"] = torch.stack([self.rewards[name][reward].double().mean(1) for name in self.policies])
+            found[f"reward/{reward}"] = torch.stack([self.rewards[name][reward].double().nanmean(1) for name in self.policies])
         return {**found, **self.measured}
 
     def summary(self, ks: Sequence[int], *, resamples: int = 2000) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref.decoding.request import check_strength, check_whole
+from multiref.decoding.request import check_strength, check_whole, flat_weights
 from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError
 from multiref.evaluation.comparison import Comparison
@@ -19,7 +19,6 @@ from multiref.models.sampling import Rollout
 from multiref.models.spec import Generation
 from multiref.references.rollouts import RolloutScorer
 from multiref.references.scores import same_vocabulary
-from multiref.regularizers import check_weights
 
 Judge = Callable[[Any, str], float]  # (prompt, decoded completion) → number
 
@@ -84,7 +83,7 @@ def compare_samples(
         for judge, function in judges.items()
     }
     scorer = RolloutScorer(dict(references), next(iter(references.values())).tokenizer)
-    w = check_weights(weights, len(references)).double()
+    w = flat_weights(weights, len(references))
     metrics = measure_divergences(drawn, found["reward"], scorer, w, beta)
     metrics |= {judge: torch.stack([each.mean(-1) for each in values.values()]) for judge, values in found.items()}
     return Comparison(tuple(policies), "prompt", metrics | measure_texts(drawn, found["reward"]))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, check_weights, weighted_sum
-from multiref.decoding.bench import pooled_ends
-from multiref.decoding.request import check_whole
+from multiref._logspace import NEG_INF, weighted_sum
+from multiref.decoding.request import check_whole, flat_weights
 from multiref.decoding.rewarding import Rewarding
+from multiref.decoding.streaming import open_pool
 from multiref.errors import ArgumentError, VocabularyMismatch
 from multiref.evaluation.samples import sample_each
 from multiref.models import LanguageModel
@@ -20,7 +20,6 @@ from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.sampling import Rollout, end_ids
 from multiref.models.spec import Generation
 from multiref.references.collection import References
-from multiref.references.local import local_reference
 from multiref.references.rollouts import RolloutScorer
 from multiref.regularizers import ReverseKL
 
@@ -65,14 +64,13 @@ class Yardstick:
     @property
     def weights(self) -> Tensor:
         """[K] float64."""
-        return check_weights(self.regularizer.weights, len(self.refs.names)).detach()
+        return flat_weights(self.regularizer.weights, len(self.refs.names))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """What ends a completion of the pool, and of which J* therefore is the optimum."""
-        scorer = RolloutScorer(self.refs, local_reference(self.refs.names[0], self.refs.open(self.refs.names[0])).tokenizer)
-        with scorer.models() as models:
-            return pooled_ends(scorer, models, self.weights)
+        with open_pool(self.refs, self.regularizer) as bench:
+            return bench.ends
 
     def rewards(self, rollouts: Sequence[Rollout]) -> Tensor:
         """[P, S], at most reward_max where that is declared; −∞ is a veto."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -25,10 +25,9 @@ from multiref.decoding.rewarding import Rewarding
 from multiref.decoding.streaming import open_pool, read_tokens, spell_tokens
 from multiref.errors import ArgumentError, EmptyPoolError
 from multiref.models.chat import Chat
-from multiref.models.encoding import as_tokenizer, encode_many
+from multiref.models.encoding import as_tokenizer, encode_many, start_ids
 from multiref.models.spec import TOKENISATION, Generation
 from multiref.references.collection import References
-from multiref.references.local import LocalReference
 from multiref.references.protocol import Item
 from multiref.regularizers import Regularizer, ReverseKL, check_beta
 
@@ -49,14 +48,9 @@ class _Harness(TemplateLM):  # type: ignore[misc]
         super().__init__()
         collection = refs if isinstance(refs, References) else References(refs)
         self.refs = References({name: collection.open(name) for name in collection.names})
-        self.local = [each for each in map(self.refs.open, self.refs.names) if isinstance(each, LocalReference)]
-        if not self.local:
-            raise ArgumentError(
-                "refs: none is a model on this machine. "
-                "Expected at least one folder or hub id: its tokenizer is the task's, and completions are drawn from it."
-            )
-        self.tokenizer, self.seed, self.asked = as_tokenizer(self.local[0].tokenizer), seed, 0
-        limits = [each.max_length for each in self.local if each.max_length is not None]
+        local = self.refs.local()
+        self.tokenizer, self.seed, self.asked = as_tokenizer(local[0].tokenizer), seed, 0
+        limits = [each.max_length for each in local if each.max_length is not None]
         self.max_length = min(limits, default=LONGEST)
 
     @property
@@ -76,10 +70,11 @@ class _Harness(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if start is None else int(start)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A start token that the text writes itself is not put there again. DataError for what is no text."""
-        special = not has_bos_prefix(string, self.tokenizer.bos_token) if add_special_tokens is None else add_special_tokens
+        """A start token is not put where the text writes it, an end token nowhere. DataError for what is no text."""
+        start = list(() if add_special_tokens is False else start_ids(self.tokenizer))
         try:
-            return list(self.tokenizer.encode(string, add_special_tokens=special))
+            ids = list(self.tokenizer.encode(string, add_special_tokens=False))
+            return ids if ids[: len(start)] == start else [*start, *ids]
         except TypeError:
             encode_many(self.tokenizer, [(string, ())])  # says where
             raise

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.decoding.request import flat_weights
 from multiref.errors import ArgumentError
 from multiref.integrations.trl_conditions import (
     check_arguments,
@@ -35,7 +36,7 @@ from multiref.models.encoding import as_tokenizer
 from multiref.models.sampling import encode_prompts
 from multiref.references import References
 from multiref.references.rollouts import Rollout, RolloutScorer
-from multiref.regularizers import ReverseKL, check_beta, check_weights
+from multiref.regularizers import ReverseKL, check_beta
 
 
 class ReferenceReward:
@@ -51,6 +52,7 @@ class ReferenceReward:
         self.policy_reference, self.tokenizer = policy_reference, tokenizer
         self.__name__ = "reference_reward"
         self.options: Mapping[str, Any] = {}  # for the chat template; the trainer's, once it is known
+        self.ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}  # and what else ends the trainer's completions
         self.policy: Any = None  # under GRPO: whose own log-probabilities the reward needs
         self._checked = False
 
@@ -69,6 +71,7 @@ class ReferenceReward:
                 raise ArgumentError(
                     f"reward_weights: expected 1 for reference_reward, found {float(weights[index])}; β already scales it."
                 )
+        self.ends |= set(getattr(trainer, "eos_token_ids", ()))
         self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
         check_generation(getattr(trainer, "model", None))
         if self.policy is None:
@@ -102,13 +105,12 @@ class ReferenceReward:
 
     def rollouts(self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any]) -> list[Rollout]:
         """TRL's batch as rollouts; neighbours with the same prompt share it."""
-        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         texts = zip(map(_frozen, prompts), map(_frozen, completions), completion_ids, strict=True)
         made = []
         for prompt, group in groupby(texts, key=itemgetter(0)):
             _, said, given = zip(*group)
             rows = tuple(tuple(map(int, ids)) for ids in given)
-            ended = tuple(bool(ids) and ids[-1] in ends for ids in rows)
+            ended = tuple(bool(ids) and ids[-1] in self.ends for ids in rows)
             made.append(Rollout(prompt, said, _prompt_ids(self.tokenizer, prompt, self.options), rows, ended))
         return made
 
@@ -152,11 +154,7 @@ def reference_reward(
     collection = references if isinstance(references, References) else References(references, **{"dtype": "float32", **options})
     if policy_reference not in collection.names:
         raise ArgumentError(f"policy_reference: found {policy_reference!r}, expected one of {', '.join(collection.names)}.")
-    weights = check_weights(regularizer.weights, len(collection.names))
-    if weights.ndim != 1:
-        raise ArgumentError(
-            "weights: expected one weight a reference, found weights per example, which TRL's batches do not carry."
-        )
+    weights = flat_weights(regularizer.weights, len(collection.names))
     tokenizer = tokenizer if tokenizer is not None else getattr(collection.open(policy_reference), "tokenizer", None)
     if tokenizer is None:
         raise ArgumentError("tokenizer: expected the policy's tokenizer, for its reference is no local model.")

@@ -25,8 +25,10 @@ class ProductConfig(PreTrainedConfig):
 
     def __init__(self, experts: Sequence[dict[str, Any]] = (), weights: Sequence[float] = (), **options: Any) -> None:
         self.experts, self.weights = list(experts), list(weights)
-        for name in ("vocab_size", "num_hidden_layers", "max_position_embeddings"):
-            options.setdefault(name, min((expert[name] for expert in self.experts), default=0))
+        made = [AutoConfig.for_model(**expert).get_text_config() for expert in self.experts]
+        for name in ("vocab_size", "max_position_embeddings"):
+            options.setdefault(name, min((known for each in made if (known := getattr(each, name, None))), default=0))
+        options["num_hidden_layers"] = sum(each.num_hidden_layers for each in made)  # of its one cache
         super().__init__(**options)
 
 
@@ -69,8 +71,8 @@ class Product(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """[B, T] → logits [B, T, V]: Σ_k w_k log π_k, not normalised. The cache goes by either name that transformers has for
-        it."""
+        """[B, T] → logits [B, T, V], float32 at least: Σ_k w_k log π_k, not normalised. The cache goes by either name
+        that transformers has for it."""
         if any(isinstance(value, Cache) for value in others.values()):
             raise ArgumentError(
                 f"A product has one cache, as `cache` or `past_key_values`; found it among {', '.join(others)}."
@@ -78,21 +80,26 @@ class Product(PreTrainedModel, GenerationMixin):
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": logits_to_keep, **others}
         whole = cache if cache is not None else past_key_values
         whole = DynamicCache() if whole is None and use_cache else whole
-        seen = whole.layers if whole is not None and whole.get_seq_length() else []
+        depth = 0 if whole is None else len(whole.layers) // len(self.experts)
         pooled: Any = 0.0
         layers: list[Any] = []
         for k, (weight, expert) in enumerate(zip(self.config.weights, self.experts)):
             own = None
             if whole is not None:
-                own, depth = DynamicCache(), len(seen) // len(self.experts)
-                own.layers = seen[k * depth : (k + 1) * depth]
+                own = DynamicCache()
+                own.layers = whole.layers[k * depth : (k + 1) * depth]
             handed = cache_argument(takes(expert), own)
             logits = expert(input_ids=input_ids, use_cache=own is not None, **handed, **given).logits
-            pooled = pooled + weight * logits.log_softmax(-1)
+            pooled = pooled + weight * logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             layers += own.layers if own is not None else []
         if whole is not None:
             whole.layers = layers
         return CausalLMOutputWithPast(logits=pooled, **cache_argument(_OUTPUTS, whole))
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """The mask as it is, for `generate` with a static cache: each expert makes its own of it."""
+        return attention_mask
 
 
 @torch.no_grad()
@@ -100,8 +107,9 @@ def product_of(models: Sequence[Any], weights: Any = None) -> Product:
     """The product of copies of `models`, of one vocabulary and depth. weights: [K] on the simplex; None is uniform."""
     configs = [model.config.to_dict() for model in models]
     for name in ("vocab_size", "num_hidden_layers"):
-        if len({config.get(name) for config in configs}) > 1:
-            raise ArgumentError(f"product_of: expected models of one {name}, found {[config.get(name) for config in configs]}.")
+        found = [getattr(model.config.get_text_config(), name, None) for model in models]
+        if len(set(found)) > 1:
+            raise ArgumentError(f"product_of: expected models of one {name}, found {found}.")
     first = models[0].config
     ids = {name: getattr(first, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
     product = Product(ProductConfig(configs, check_weights(weights, len(models)).tolist(), **ids))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, takes, unwrapped, without_extras
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws, check_numbers, draw_one
-from multiref.models.encoding import Encoded, as_tokenizer, context_of, encode_many
+from multiref.models.encoding import Encoded, Ids, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
 from multiref.models.witness import largest_gap
 
@@ -32,7 +32,6 @@ _log = logging.getLogger("multiref")
 _apart: WeakSet[nn.Module] = WeakSet()  # those that padding on the left changes
 _checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # those whose draws were looked at → the longest row by then
 SELDOM = 8  # on an accelerator every question (has all ended? resample?) waits for it: asked every so many tokens
-Ids = tuple[int, ...]
 Logps = tuple[float, ...]
 
 
@@ -360,6 +359,9 @@ class Reader:
         if self.cache is not None:
             _used.add(self.model)
         self.cache = cache_of(out) if self.caching else None
+        for layer in getattr(self.cache, "layers", ()) if self.mask is not None else ():
+            if getattr(type(layer), "is_compileable", None) is False:  # else transformers looks at the mask, and waits for it
+                layer.is_compileable = True
         logits: Tensor = out.logits[:, -1]
         return logits
 

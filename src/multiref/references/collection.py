@@ -22,6 +22,7 @@ from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
 from multiref.references.identity import say_of_templates
 from multiref.references.keys import KeyIndex
+from multiref.references.local import LocalReference
 from multiref.references.plan import Block, Blocks, Texts, plan
 from multiref.references.progress import Listener
 from multiref.references.protocol import Reference, Scored
@@ -81,6 +82,16 @@ class References:
     def open(self, name: str) -> Reference:
         """The reference of this name, opened."""
         return self._opener(self.named[name])()
+
+    def local(self) -> list[LocalReference]:
+        """Those that are models on this machine, opened. ArgumentError where none is: texts are encoded and drawn with one."""
+        found = [each for each in map(self.open, self.names) if isinstance(each, LocalReference)]
+        if not found:
+            raise ArgumentError(
+                "references: none is a model on this machine, and completions are drawn from one. "
+                "Give a folder or a hub id beside the servers."
+            )
+        return found
 
     def score(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from multiref.errors import ConfigError
 from multiref.evaluation import (
     BestOf,
     Contestant,
@@ -85,10 +86,15 @@ def evaluate(
     A second call with the same settings samples
     what is missing; k and resamples may change. take_over: from a process that is doing it."""
     rows, rewards, folder = settings.prompts.rows(), make_rewards(settings.rewards), RunFolder(out)
+    if "k" in settings.model_fields_set and not any(reward.name == "correctness" for reward in rewards):
+        raise ConfigError("k: pass@k counts right answers, and no reward here says what is right. Leave it out, or use gsm8k.")
     later = {"k", "resamples"} | (set() if settings.references else {"references", "weights", "beta", "beside"})
     asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude=later)}
+    once = list({repr(row): row for row in rows}.values())
+    if len(once) < len(rows):
+        say(f"{len(rows) - len(once):,} of {len(rows):,} prompts stand there again; each counts once in what follows.")
     with folder.claimed(asked, take_over=take_over):
-        return _compare(settings, rows, rewards, folder, device, say)
+        return _compare(settings, once, rewards, folder, device, say)
 
 
 def _compare(

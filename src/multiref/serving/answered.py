@@ -49,10 +49,7 @@ class Answered:
     def event(self, event: Piece | Finished) -> list[dict[str, Any]]:
         """The objects of a stream that say this."""
         if isinstance(event, Finished):
-            told = _usage(event)
-            if not self.asked.usage:
-                del told["usage"]
-            return [{**self.head, "choices": [], **told}] if self.asked.usage else []
+            return [{**self.head, "choices": [], **_usage(event)}] if self.asked.usage else []
         if not self.asked.chat:
             logprobs = self._logprobs(event.tokens)
             choice = {"index": event.choice, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish}

@@ -16,7 +16,6 @@ from multiref.decoding.rewarding import Rewarding
 from multiref.errors import ArgumentError, MultirefError
 from multiref.models.sampling import encode_prompts
 from multiref.references.collection import References
-from multiref.references.local import LocalReference
 from multiref.regularizers import Regularizer
 from multiref.serving.asked import Asked, BadRequest
 from multiref.serving.served import Answer, Finished, Mistake, Piece, Stopped
@@ -49,12 +48,7 @@ class Optimum:
         self.about = "draws of the optimum" if reward is not None else "draws of the escort, the optimum without a reward"
 
     def __enter__(self) -> Self:
-        local = [each for each in map(self.refs.open, self.refs.names) if isinstance(each, LocalReference)]
-        if not local:
-            raise ArgumentError(
-                "references: none is a model on this machine, and completions are drawn from one. "
-                "Give a folder or a hub id beside the servers."
-            )
+        local = self.refs.local()
         self.tokenizer = local[0].tokenizer
         self.models = []
         for each in local:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from multiref.errors import MultirefError
-from multiref.references.collection import References
-from multiref.references.identity import say_of_templates
 from multiref.serving.asked import Asked
 
 
@@ -66,10 +64,3 @@ class Mistake(MultirefError):
 
 class Stopped(Exception):
     """Nobody waits for this any more."""
-
-
-def notices(refs: References) -> list[str]:
-    """What whoever starts a server should know of its references."""
-    tokenizers = {name: getattr(refs.open(name), "tokenizer", None) for name in refs.names}
-    differing = say_of_templates(tokenizers, [()])
-    return [] if differing is None else [f"{differing} Here the first reference's template writes the prompt."]

@@ -41,28 +41,26 @@ def judge(
     *,
     prompts: int,
 ) -> Verdict:
-    """Selection steps, tests, weights and faults → a verdict."""
+    """Selection steps, tests, weights and faults → a verdict: the answer first, then what is to be known of it."""
     broken = [quality for quality in qualities if quality.faults]
-    sentences = [f"{each.name} looks broken ({'; '.join(each.faults)}). It gets no weight." for each in broken] + doubts
-    names = tuple(quality.name for quality in broken)
+    warned = [f"{each.name} looks broken ({'; '.join(each.faults)}). It gets no weight." for each in broken] + doubts
+
+    def verdict(answer: str, said: list[str], use: tuple[str, ...] = (), weights: tuple[float, ...] = ()) -> Verdict:
+        return Verdict(answer, use, weights, tuple(quality.name for quality in broken), (*said, *warned))
+
     if len(broken) == len(qualities):
-        sentences.append("No reference is left to judge: mend what is broken, score again, and inspect again.")
-        return Verdict("none", (), (), names, tuple(sentences))
+        return verdict("none", ["No reference is left to judge: mend what is broken, score again, and inspect again."])
     if prompts < (least := fewest(len(qualities) - len(broken))):
         few = f"Too few to tell: there are {prompts} different prompts, and fewer than {least} decide nothing at this level. "
-        return Verdict("too few to tell", (), (), names, (*sentences, few + "Bring pairs with more different prompts."))
+        return verdict("too few to tell", [few + "Bring pairs with more different prompts."])
     known = {quality.name: quality for quality in qualities}
     refused = steps[-1] if steps and not steps[-1].accepted else None
-    accepted = {step.name: step for step in steps if step.accepted}
     if weighting is None:
-        sentences += [*(_none(known[refused.name], refused) if refused else []), *_opposite(additions, known)]
-        return Verdict("none", (), (), names, tuple(sentences))
-    used = [step for name, step in accepted.items() if name in weighting.names]
+        return verdict("none", [*(_none(known[refused.name], refused) if refused else []), *_opposite(additions, known)])
+    used = [step for step in steps if step.accepted and step.name in weighting.names]
     if len(used) == 1:
-        sentences += _one(used[0], refused, known)
-        return Verdict("one", weighting.names, (1.0,), names, tuple(sentences))
-    sentences += _several(used, refused, weighting, table)
-    return Verdict("several", weighting.names, weighting.weights, names, tuple(sentences))
+        return verdict("one", _one(used[0], refused, known), weighting.names, (1.0,))
+    return verdict("several", _several(used, refused, weighting, table), weighting.names, weighting.weights)
 
 
 def _tested(step: Step) -> str:

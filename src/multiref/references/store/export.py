@@ -117,6 +117,8 @@ def _chosen(store: Store, references: Sequence[str]) -> dict[str, str]:
 def _write(output: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
     if is_device(output):
         raise OutputError(f"{output} is a device or a pipe; expected the name of a Parquet file.")
+    if output.suffix.lower() not in (".parquet", ".pq", ""):
+        raise OutputError(f"{output}: scores are written as Parquet. Expected a name that ends in .parquet.")
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     count = 0
     try:

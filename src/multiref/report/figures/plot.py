@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from multiref._files import write_whole
+from multiref._files import as_path, write_whole
 from multiref.errors import ArgumentError
 from multiref.report.noise import Estimate, Measure
 
@@ -88,7 +88,9 @@ class Plot:
 
 
 def draw(plot: Plot, path: str | os.PathLike[str], *, title: str = "") -> None:
-    """Write the plot as PNG, in one step (a reader never sees half of it)."""
+    """Write the plot as PNG, in one step (a reader never sees half of it). ArgumentError for a name of another kind of file."""
+    if as_path(path).suffix.lower() not in (".png", ""):
+        raise ArgumentError(f"{os.fspath(path)}: figures are written as PNG. Expected a name that ends in .png.")
     from multiref.report.figures.canvas import png
 
     write_whole(path, png(plot.figure(title), dots_per_inch=110))
