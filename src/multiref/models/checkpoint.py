@@ -73,9 +73,11 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         _same_again(model, kind, folder, options)
     if check_files(folder).config.get("quantization_config") is None:
         _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
+        _check_taken(model, folder, path)
     else:
         _check_scales(file_shapes(folder), path)
     _check_frequencies(model, folder, path)
+    _check_window(model, check_files(folder).config, path)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
     return model, created
@@ -219,6 +221,25 @@ def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable
             )
 
 
+def _check_taken(model: nn.Module, folder: Path, path: str) -> None:
+    """ModelError where a weight of a model whose code is none of transformers' is not as the file has it: transformers 5 lets
+    such code begin anew with what it has just loaded (`_init_weights` of a module that has a buffer in no file). Of each weight
+    64 rows are compared."""
+    if type(model).__module__.startswith(("transformers.", "multiref.")):
+        return
+    own = {key: weight for key, weight in model.state_dict().items() if isinstance(weight, torch.Tensor) and weight.ndim}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for key in sorted(own.keys() & set(opened.keys())):
+                part = opened.get_slice(key)
+                alike = tuple(part.get_shape()) == own[key].shape and not own[key].is_meta
+                if alike and not torch.equal(part[:64].to(own[key]), own[key][:64]):
+                    raise ModelError(
+                        f"{path}: {key} of this {type(model).__name__} is not what {file.name} holds: the model's code sets it "
+                        "once more behind loading. Let its _init_weights leave alone what is loaded (torch.nn.init does)."
+                    )
+
+
 def _check_scales(shapes: Mapping[str, Shape], path: str) -> None:
     """ModelError for a weight that the file of a quantised model holds in eight bits, without a scale among its module's."""
     scaled = {key.rpartition(".")[0] for key in shapes if "scale" in key}
@@ -253,6 +274,27 @@ def _check_frequencies(model: Any, folder: Path, path: str) -> None:
             "that the model was trained with into rope_parameters of config.json.",
             MultirefWarning,
             stacklevel=4,
+        )
+
+
+def _check_window(model: Any, said: Mapping[str, Any], path: str) -> None:
+    """A warning where config.json has a sliding window of Qwen's kind and does not say which layers it is of: versions of
+    transformers have read that in three ways."""
+    config, said = model.config.get_text_config(), said.get("text_config") or said
+    size, kinds = said.get("sliding_window"), getattr(config, "layer_types", None)
+    if (
+        said.get("layer_types")
+        or said.get("use_sliding_window") is False
+        or not (kinds and hasattr(config, "max_window_layers"))
+    ):
+        return
+    if size and size < config.max_position_embeddings:
+        slide = [place for place, kind in enumerate(kinds) if kind == "sliding_attention"]
+        warnings.warn(
+            f"{path}: config.json has sliding_window: {size}, and not for which layers. In this {type(model).__name__} it is "
+            f"for the layers {slide} of {len(kinds)}. Write layer_types and use_sliding_window as it was trained.",
+            MultirefWarning,
+            stacklevel=3,
         )
 
 
