@@ -204,7 +204,7 @@ def test_a_pickle_is_never_opened(whole, tmp_path):
     shutil.copytree(folder / "base", tmp_path / "named")
     config = json.loads((tmp_path / "named" / "config.json").read_text()) | {"transformers_weights": "adapter_model.bin"}
     (tmp_path / "named" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="transformers_weights is 'adapter_model.bin'; expected safetensors"):
+    with pytest.raises(ModelError, match=r"transformers_weights is 'adapter_model\.bin'; expected safetensors"):
         load(tmp_path / "named")
     assert not (tmp_path / "ran").exists()
 

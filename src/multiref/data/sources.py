@@ -200,15 +200,9 @@ def _write_rows(rows: Iterable[Any], path: Path, name: str) -> None:
         while (row := _theirs(lambda: next(stream, None), f"{name} after row {number}")) is not None:
             number += 1
             try:
-                file.write(json.dumps(row, default=_date) + "\n")
-            except (TypeError, ValueError) as wrong:
+                file.write(json.dumps(row, default=lambda value: value.isoformat()) + "\n")
+            except (TypeError, ValueError, AttributeError) as wrong:
                 raise DataError(f"{name}:{number}: holds what JSON cannot ({wrong}); expected texts, numbers, lists.") from None
-
-
-def _date(value: Any) -> str:
-    if hasattr(value, "isoformat"):
-        return str(value.isoformat())
-    raise TypeError(f"a {type(value).__name__}")
 
 
 def _theirs(load: Callable[[], Any], what: str) -> Any:
