@@ -63,8 +63,8 @@ def as_tokenizer(given: Any) -> Any:
             f"Found {type(given).__name__} where a tokenizer is expected; give transformers' tokenizer of the model "
             "(of a processor: processor.tokenizer)."
         )
-    backend, pieces = getattr(given, "backend_tokenizer", None), getattr(given, "sp_model_kwargs", None) or {}
-    if (backend is not None and getattr(backend.model, "dropout", None)) or pieces.get("enable_sampling"):
+    rules = getattr(getattr(given, "backend_tokenizer", None), "model", None)
+    if getattr(rules, "dropout", None) or (getattr(given, "sp_model_kwargs", None) or {}).get("enable_sampling"):
         raise ModelError(
             "This tokenizer cuts words at random, another way each time (dropout in tokenizer.json, or SentencePiece's "
             "sampling), and scores would be of other tokens each time. Set dropout to null, or enable_sampling to false."

@@ -222,7 +222,8 @@ def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> I
         )
     with suppress(Exception):  # a vocabulary without some of these letters, and no token for what is unknown
         own = Tokenizer.from_file(str(file))
-        own.no_truncation(), own.no_padding()
+        own.no_truncation()
+        own.no_padding()
         end, texts = tokenizer.eos_token, [_PROBE]
         if end in {each.content for each in own.get_added_tokens_decoder().values()}:
             texts.append(f" a{end} b\n{end}\nc")  # behind which some put a space in front again
