@@ -190,7 +190,7 @@ def look_at(folder, scores):
     for read in (
         lambda: ask(folder / "s"),
         lambda: read_scores(folder / "s", ["a"]),
-        lambda: _read(Store(folder / "s").audit(ADDRESS)),
+        lambda: _read(Store(folder / "s").record("audits", ADDRESS)),
     ):
         try:
             again = read()
