@@ -229,3 +229,14 @@ def test_real_data(shared: Any, name: str, count: int, kind: str) -> None:
     found = read(shared / "data" / name, Selection(bad_rows="skip"), say=lambda _: None)
     assert len(found.pairs) + len(found.bad) == count and re.search(kind, found.format), found.format
     assert len(found.bad) < 20
+
+
+def test_a_row_without_the_prompt_that_others_have() -> None:
+    """Its sides share no beginning, so its prompt would be empty. What both begin with is one still."""
+    rows = [{"prompt": "q", "chosen": "good", "rejected": "bad"}, {"prompt": None, "chosen": "r good", "rejected": "r bad"}]
+    assert [pair.prompt for pair in read_pairs(rows)] == ["q", "r"]
+    for lost in ({"prompt": None}, {}):
+        with pytest.raises(DataError, match="row 3: no prompt, and other rows have one"):
+            read_pairs([*rows, {**lost, "chosen": "good", "rejected": "bad"}])
+    assert read_pairs([*rows, {"prompt": "", "chosen": "good", "rejected": "bad"}])[2].prompt == ""
+    assert read_pairs([{"chosen": "good", "rejected": "bad"}])[0].prompt == ""

@@ -16,7 +16,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from multiref.data import read, read_pairs
-from multiref.errors import ArgumentError, DataError, MultirefNotice
+from multiref.data.urls import show
+from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
 from multiref.runs.prompts import Prompts
 
 ROWS = [{"prompt": f"q{k}", "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(12)]
@@ -65,6 +66,26 @@ def test_folders_data_sets_and_urls_have_the_same_pairs(tmp_path: Any) -> None:
         assert len(texts(tmp_path / source, split=part)) == (1 if source == "splits" else 3 if source == "a.csv" else count)
     with pytest.raises(DataError, match="splits has the splits train, test; say which one"):
         read_pairs(tmp_path / "splits")
+
+
+def test_files_that_say_that_there_are_more(tmp_path: Any) -> None:
+    """A copy that was cut off read as the whole, and a data set saved over another as both."""
+    name, text = "train-{:05}-of-{:05}.jsonl", lines(ROWS[:3])
+    (tmp_path / name.format(0, 2)).write_text(text)
+    with pytest.warns(MultirefWarning, match=r"has 1 of 2 files train-…-of-00002\.jsonl: only their rows"):
+        assert len(texts(tmp_path)) == 3
+    assert len(texts(tmp_path / name.format(0, 2))) == 3  # which was asked for alone
+    (tmp_path / name.format(1, 2)).write_text(text)
+    assert len(texts(tmp_path)) == 6
+    (tmp_path / name.format(0, 1)).write_text(text)
+    with pytest.raises(DataError, match=r"of two data sets \(-of-00001, -of-00002\)"):
+        texts(tmp_path)
+    with pytest.raises(DataError, match=r"of two data sets"):
+        texts(f"file://{tmp_path}")
+
+
+def test_a_url_is_shown_with_its_port_and_without_its_password() -> None:
+    assert show("https://me:secret@Host:9000/a.jsonl?token=secret") == "https://Host:9000/a.jsonl"
 
 
 def test_percents_are_those_of_datasets() -> None:

@@ -47,7 +47,7 @@ def whole(tmp_path_factory):
     """A store, and the scores in it."""
     folder = tmp_path_factory.mktemp("whole")
     scores = ask(folder / "store")
-    Store(folder / "store").record_audit(ADDRESS, AUDIT)
+    Store(folder / "store").keep("audits", ADDRESS, AUDIT)
     Store(folder / "store").manifest()
     return folder / "store", scores
 
@@ -190,7 +190,7 @@ def look_at(folder, scores):
     for read in (
         lambda: ask(folder / "s"),
         lambda: read_scores(folder / "s", ["a"]),
-        lambda: _read(Store(folder / "s").audit(ADDRESS)),
+        lambda: _read(Store(folder / "s").record("audits", ADDRESS)),
     ):
         try:
             again = read()

@@ -89,6 +89,28 @@ def test_a_random_table_in_no_file(saved):
         load_whole(Foreign, str(folder))
 
 
+class Gated(Foreign):
+    """Its own code fills a weight of a module that has a buffer in no file, as it is built and once more behind loading."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.positions.scale = nn.Parameter(torch.full((WIDTH,), 2.0))
+
+    def _init_weights(self, module):
+        if hasattr(module, "scale"):
+            module.scale.data.zero_()
+
+
+def test_a_weight_that_the_models_code_sets_anew(tiny_tokenizer, tmp_path):
+    Gated(LlamaConfig(vocab_size=len(tiny_tokenizer), kind="buffer")).save_pretrained(tmp_path)
+    assert (Gated.from_pretrained(tmp_path).positions.scale == 0).all(), "transformers loads what was saved: leave this out"
+    with (
+        pytest.warns(MultirefWarning, match="did not hold their numbers"),
+        pytest.raises(ModelError, match=r"positions\.scale of this Gated is not what model\.safetensors holds"),
+    ):
+        load_whole(Gated, str(tmp_path))
+
+
 def test_a_model_in_memory_that_somebody_else_loaded(saved, tiny_tokenizer):
     """Its numbers are its owner's: it is scored as it stands, and told."""
     _, folder = saved("buffer")

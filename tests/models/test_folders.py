@@ -109,7 +109,7 @@ WRONG = {
     "a type without sense": ("config.json", lambda: config(rms_norm_eps="x"), "base cannot be loaded"),
     "an unknown quantisation": ("config.json", lambda: config(quantization_config={"quant_method": "x"}), "quantised by 'x'"),
     "a quantisation that is none": ("config.json", lambda: config(quantization_config=[4]), "quantised by None"),
-    "weights elsewhere": ("config.json", lambda: config(transformers_weights="../adapter/model.bin"), "cannot be loaded"),
+    "weights elsewhere": ("config.json", lambda: config(transformers_weights="../adapter/model.bin"), "are not read"),
     "a header without end": ("model.safetensors", lambda: (2**62).to_bytes(8, "little") + b"{}", "no whole safetensors"),
     "a tensor beyond the file": ("model.safetensors", lambda: header(data_offsets=[0, 10**9]), "no whole safetensors"),
     "tensors that overlap": ("model.safetensors", lambda: header(data_offsets=[0, 32]), "no whole safetensors"),
@@ -201,6 +201,11 @@ def test_a_pickle_is_never_opened(whole, tmp_path):
     (tmp_path / "again" / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
     with pytest.raises(ModelError, match="pickled weights are not read"):
         load(tmp_path / "again")
+    shutil.copytree(folder / "base", tmp_path / "named")
+    config = json.loads((tmp_path / "named" / "config.json").read_text()) | {"transformers_weights": "adapter_model.bin"}
+    (tmp_path / "named" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"transformers_weights is 'adapter_model\.bin'; expected safetensors"):
+        load(tmp_path / "named")
     assert not (tmp_path / "ran").exists()
 
 

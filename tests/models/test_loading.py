@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 
 import pytest
 import torch
@@ -247,3 +248,33 @@ def test_a_score_depends_on_the_program_wherever_it_is(with_program, tmp_path):
     before = file_identity(spec)
     (place / "own.py").write_text((place / "own.py").read_text().replace("* 2", "* 3"))
     assert {name for name, value in file_identity(spec).items() if value != before[name]} == {"code"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("Qwen2Moe", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, r"for the layers \[0\] of 4"),
+        ("Qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, r"for the layers \[2, 3\] of 4"),
+        ("Qwen2", {"sliding_window": 8}, r"for the layers \[\] of 4"),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 999}, None),
+        ("Qwen2", {"use_sliding_window": False, "sliding_window": 8}, None),
+        ("Qwen3Moe", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, None),
+    ],
+)
+def test_a_window_whose_layers_are_not_said(kind, settings, words, tiny_tokenizer, tmp_path):
+    """Version 4 wrote no layer_types: its Qwen2Moe had the window below max_window_layers, or behind, by its version; version 5
+    gives it to every other layer. Its own files say which."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    small |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "eos_token_id": 1}
+    if "Moe" in kind:
+        small |= {"num_experts": 4, "num_experts_per_tok": 2}
+        small |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tiny_tokenizer), **small, **settings)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    load(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    old = {name: said[name] for name in said if name not in ("layer_types", "use_sliding_window", "sliding_window")}
+    (tmp_path / "config.json").write_text(json.dumps(old | settings))
+    with warnings.catch_warnings() if words is None else pytest.warns(MultirefWarning, match=words):
+        load(tmp_path)

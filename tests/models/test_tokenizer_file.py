@@ -1,6 +1,7 @@
 """A tokenizer is its file: a class of transformers that builds rules of its own around the vocabulary is told."""
 
 import json
+import shutil
 import sys
 import warnings
 from importlib import import_module
@@ -13,9 +14,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from tokenizers.trainers import BpeTrainer
 
-from multiref.errors import MultirefWarning
-from multiref.models import word_tokenizer
+from multiref.errors import ModelError, MultirefWarning
+from multiref.models import encode, word_tokenizer
 from multiref.models.loading import load_tokenizer
+from tests.conftest import make_tokenizer
 
 
 @pytest.fixture
@@ -116,6 +118,65 @@ def test_flags_of_start_and_end_tokens(tiny_tokenizer, tmp_path):
         with warnings.catch_warnings() if words is None else pytest.warns(MultirefWarning, match=words):
             warnings.simplefilter("error" if words is None else "always", MultirefWarning)
             assert load_tokenizer(tmp_path)("the dog")["input_ids"] == tiny_tokenizer("the dog")["input_ids"]
+
+
+def change(file, change):
+    found = json.loads(file.read_text())
+    change(found)
+    file.write_text(json.dumps(found))
+
+
+def test_words_cut_at_random(tmp_path):
+    """BPE dropout, of training a vocabulary's user: other ids of one text at each call, and nobody says so."""
+    made = make_tokenizer("bytelevel")
+    made.save_pretrained(tmp_path)
+    change(tmp_path / "tokenizer.json", lambda rules: rules["model"].update(dropout=0.5))
+    with pytest.raises(ModelError, match=r"cuts words at random.*dropout in tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    made.backend_tokenizer.model.dropout = 0.5
+    assert len({tuple(made("the cat sat on the mat")["input_ids"]) for _ in range(9)}) > 1
+    with pytest.raises(ModelError, match="cuts words at random"):
+        encode(made, "the cat", [" sat"])
+
+
+@pytest.mark.parametrize("place", ["added_tokens_decoder", "added_tokens.json"])
+def test_a_token_that_has_another_id_than_the_files_say(place, tmp_path):
+    """transformers gives a token that tokenizer.json lacks the next free id, or none: the row of another token is read."""
+    made = make_tokenizer("bytelevel")
+    for far, words in ((0, None), (5, rf"the token '<x>' the id {len(made) + 5}, and the TokenizersBackend gives it \d+")):
+        made.save_pretrained(tmp_path)
+        if place == "added_tokens.json":
+            (tmp_path / place).write_text(json.dumps({"<x>": len(made) + far}))
+        else:
+            token = {"content": "<x>", "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            listed = {place: {str(len(made) + far): token}}
+            change(tmp_path / "tokenizer_config.json", lambda settings, listed=listed: settings.update(listed))
+        with warnings.catch_warnings() if words is None else pytest.warns(MultirefWarning, match=words):
+            warnings.simplefilter("error" if words is None else "always", MultirefWarning)
+            assert load_tokenizer(tmp_path).convert_tokens_to_ids("<x>") == len(made)
+
+
+def test_padding_in_the_file_is_no_other_rule(tmp_path):
+    """As a tokenizer is saved that padded its last batch: transformers pads when it is asked to."""
+    made = make_tokenizer("bytelevel")
+    made.save_pretrained(tmp_path)
+    padding = {"strategy": {"Fixed": 40}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0,
+               "pad_token": "</s>"}  # fmt: skip
+    change(tmp_path / "tokenizer.json", lambda rules: rules.update(padding=padding))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MultirefWarning)
+        assert load_tokenizer(tmp_path)("the cat")["input_ids"] == made("the cat")["input_ids"]
+
+
+def test_sentencepiece_that_is_not_installed_is_named(tiny_folder, tmp_path, monkeypatch):
+    """transformers names tiktoken, which reads no such file."""
+    monkeypatch.setattr("multiref.models.folders.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    with pytest.raises(ModelError, match="for which the package sentencepiece is needed"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_space_behind_special_tokens(tmp_path):

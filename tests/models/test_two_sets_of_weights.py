@@ -38,6 +38,18 @@ def test_a_sharded_model_saved_over_a_whole_one(tiny_tokenizer, tmp_path):
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(ModelError, match=r"Missing: model\.safetensors\.index\.json"):
         load(tmp_path)
+    shutil.copy(tmp_path / "other" / "model.safetensors.index.json", tmp_path)
+    shutil.copy(one, tmp_path / "shard-00001-model-00001-of-00001.safetensors")  # of several ranks: needs no index, goes first
+    with pytest.raises(ModelError, match=r"holds two sets of weights, with model-00001-of-.* and with shard-00001-model-00001"):
+        load(tmp_path)
+
+
+def test_parts_without_an_index_beside_a_whole_model(tiny_folder, tmp_path):
+    """transformers reads the whole one and passes over the parts; which was saved last nobody knows."""
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    shutil.copy(tmp_path / "m" / "model.safetensors", tmp_path / "m" / "model-00002-of-00002.safetensors")
+    with pytest.raises(ModelError, match=r"two sets of weights, with model\.safetensors and with model-00002-of-00002"):
+        load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("module", ["lm_head", "embed_tokens", "q_proj"])

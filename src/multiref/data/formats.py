@@ -48,7 +48,8 @@ _SIDES = {"response", "output", "answer", "completion", "conversation", "text", 
 
 @dataclass(frozen=True)
 class Format:
-    """name: in words. reads: the columns that it looks at. label: the column whose values have to be known first."""
+    """name: in words. reads: the columns that it looks at. label: the column whose values have to be known first. asks: whether
+    rows have a prompt of their own."""
 
     name: str
     reads: frozenset[str]
@@ -57,6 +58,7 @@ class Format:
     first: str = ""
     second: str = ""
     values: Mapping[str, object] | None = None
+    asks: bool = False
 
     def knowing(self, labels: Iterator[object], where: str) -> "Format":
         """The format, once every label of the data set is seen."""
@@ -118,7 +120,7 @@ def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where
     if {"chosen", "rejected"} & has:
         if label is not None and ("label" in columns or values) and {"chosen", "rejected"} <= has:
             return _two_answers("chosen", "rejected", label, values, columns)
-        return Format(_kind(row), frozenset({*COLUMNS[:3], *PROMPTS}), _trl)
+        return Format(_kind(row), frozenset({*COLUMNS[:3], *PROMPTS}), _trl, asks=not has.isdisjoint(("prompt", *PROMPTS)))
     if label is not None and two:
         if len(two) > 1:
             raise DataError(

@@ -53,10 +53,6 @@ class PrivatePairs(Made[Pair]):
     def made(self, place: int) -> Pair:
         return self.pairs[place]
 
-    def stretch(self, places: range) -> tuple[Pair, ...]:
-        """The pairs at these places, at once."""
-        return tuple(map(self.made, places))
-
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -212,6 +212,8 @@ def _pairs(
                 row = renamed(from_pandas(row), selection.columns, origin)
                 unread |= unread_columns(row, read)
                 made = [as_pair(each, origin=origin) for each in kind.convert(row, origin)]
+                if kind.asks and row.get("prompt") is None and not all(pair.prompt for pair in made):
+                    raise DataError(f"{origin}: no prompt, and other rows have one; give this row its own, or remove it.")
         except DataError as error:
             if bad is None:
                 raise

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from multiref._files import as_path, unusable_name
 from multiref.data.files import ENDINGS, EXPECTED, LARGEST, Rows, Wanted, file_rows, is_rows, with_label_names
-from multiref.data.splits import Opened, check_split, cut, files_of_split, in_order, is_hidden, parse_split
+from multiref.data.splits import Opened, check_split, cut, files_of_split, in_order, is_hidden, parse_split, say_what_lacks
 from multiref.data.urls import fetch, first_line, list_files, show, split_url
 from multiref.errors import DataError
 
@@ -105,7 +105,9 @@ def _folder(path: Path, name: str | None, split: str | None, largest: int, wante
     found = sorted((each for each in _under_folder(path) if is_rows(each.name) and not is_hidden(each, path)), key=in_order)
     if not found:
         raise DataError(f"{path} is a folder without any of {', '.join(ENDINGS)}; expected {EXPECTED}.")
-    return cut(_files(files_of_split(found, path, str(path), split), path.name, largest, wanted), split)
+    chosen = files_of_split(found, path, str(path), split)
+    say_what_lacks(chosen, str(path))
+    return cut(_files(chosen, path.name, largest, wanted), split)
 
 
 def _under_folder(path: Path) -> Iterator[Path]:
@@ -123,7 +125,9 @@ def _folder_at(
     heads = {each: split_url(each) for each in files}
     paths = {PurePosixPath(head.netloc + head.path): each for each, head in heads.items()}
     root = PurePosixPath(os.path.commonpath([path.parent for path in paths]))
-    chosen = [paths[path] for path in files_of_split(list(paths), root, show(url), split)]
+    files_here = files_of_split(list(paths), root, show(url), split)
+    say_what_lacks(files_here, show(url))
+    chosen = [paths[path] for path in files_here]
     say(f"Reading {len(chosen):,} files at {show(url)}, one at a time.")
 
     def rows() -> Rows:
@@ -196,15 +200,9 @@ def _write_rows(rows: Iterable[Any], path: Path, name: str) -> None:
         while (row := _theirs(lambda: next(stream, None), f"{name} after row {number}")) is not None:
             number += 1
             try:
-                file.write(json.dumps(row, default=_date) + "\n")
-            except (TypeError, ValueError) as wrong:
+                file.write(json.dumps(row, default=lambda value: value.isoformat()) + "\n")
+            except (TypeError, ValueError, AttributeError) as wrong:
                 raise DataError(f"{name}:{number}: holds what JSON cannot ({wrong}); expected texts, numbers, lists.") from None
-
-
-def _date(value: Any) -> str:
-    if hasattr(value, "isoformat"):
-        return str(value.isoformat())
-    raise TypeError(f"a {type(value).__name__}")
 
 
 def _theirs(load: Callable[[], Any], what: str) -> Any:

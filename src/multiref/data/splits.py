@@ -2,12 +2,14 @@
 
 import re
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import TypeVar
 
 from multiref.data.files import Rows
-from multiref.errors import DataError
+from multiref.errors import DataError, MultirefWarning
 
 P = TypeVar("P", bound=PurePath)
 _SPLIT = re.compile(r"(\w[\w.-]*)?(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?")
@@ -42,6 +44,29 @@ def files_of_split(found: Sequence[P], root: PurePath, name: str, split: str | N
         known = ", ".join(sorted(filter(None, by))) or "none that names one: such files are train"
         raise DataError(f"{name} has no files of the split {asked!r}; found {known}.")
     return by.get(asked or "", found) if asked in by else found
+
+
+def say_what_lacks(files: Sequence[PurePath], name: str) -> None:
+    """A warning where files say that they are some of more (train-00000-of-00002.parquet) than there are. DataError where they
+    say two numbers, as where a data set was saved over another."""
+    there: dict[tuple[str, str], Counter[str]] = {}
+    for each in files:
+        if found := re.fullmatch(r"(.*?)\d+-of-(\d+)(\..*)", str(each)):
+            there.setdefault((found[1], found[3]), Counter())[found[2]] += 1
+    for (begin, end), counts in there.items():
+        if len(counts) > 1:
+            raise DataError(
+                f"{name} holds files {PurePath(begin).name}…{end} of two data sets (-of-{', -of-'.join(sorted(counts))}), one "
+                "saved over the other. Remove those that are not meant."
+            )
+        ((total, count),) = counts.items()
+        if count < int(total):
+            warnings.warn(
+                f"{name} has {count} of {int(total)} files {PurePath(begin).name}…-of-{total}{end}: only their rows are read. "
+                "Copy or download the others, if all of it is meant.",
+                MultirefWarning,
+                stacklevel=2,
+            )
 
 
 def is_hidden(each: PurePath, under: PurePath) -> bool:

@@ -16,7 +16,7 @@ from multiref.errors import DataError
 def show(url: str) -> str:
     """Without a password or a token."""
     parts = split_url(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def split_url(url: str) -> SplitResult:

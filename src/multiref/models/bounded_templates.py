@@ -253,10 +253,7 @@ def _size_of_join(parts: Any, between: int) -> float:
 
 def _size_of_format(pattern: str, given: Iterable[Any]) -> float:
     """Every mark may be the longest value, or as wide as the largest number in the pattern."""
-    digits, widest = 0, 0
-    for mark in pattern:
-        digits = digits + 1 if mark.isdigit() else 0
-        widest = max(widest, digits)
+    widest = max(map(len, re.findall(r"\d+", pattern)), default=0)
     given = list(given)
     longest: float = max((_length(_print(value)) for value in given), default=0)
     if "*" in pattern or re.search(r"\{[^{}]*\{", pattern):  # a width is among what is given

@@ -80,12 +80,6 @@ class Chat:
                 ". Expected the roles and the order that it was written for; mend the rows, or give another template."
             ) from error
 
-    def check(self, messages: Messages) -> None:
-        """DataError for what are no messages."""
-        for message in messages:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise DataError(f'Found {message!r:.60} among chat messages; expected {{"role": string, "content": string}}.')
-
     def _shaped(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """The message, its content as the template reads that of its role."""
         role = "assistant" if message.get("role") == "assistant" else "user"

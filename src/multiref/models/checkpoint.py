@@ -73,9 +73,11 @@ def load_whole(kind: Any, what: str | ModelSpec, *, creates: Sequence[str] = (),
         _same_again(model, kind, folder, options)
     if check_files(folder).config.get("quantization_config") is None:
         _check_kinds(model, file_shapes(folder), report["unexpected_keys"], path)
+        _check_taken(model, folder, path)
     else:
         _check_scales(file_shapes(folder), path)
-    _check_frequencies(model, folder, path)
+    for said_otherwise in _said_otherwise(model, folder):
+        warnings.warn(f"{path}: {said_otherwise}", MultirefWarning, stacklevel=3)
     check_numbers(model.named_parameters(), path)
     _try_a_pass(model, path)
     return model, created
@@ -219,6 +221,25 @@ def _check_kinds(model: nn.Module, shapes: Mapping[str, Shape], unused: Iterable
             )
 
 
+def _check_taken(model: nn.Module, folder: Path, path: str) -> None:
+    """ModelError where a weight of a model whose code is none of transformers' is not as the file has it: transformers 5 lets
+    such code begin anew with what it has just loaded (`_init_weights` of a module that has a buffer in no file). Of each weight
+    64 rows are compared."""
+    if type(model).__module__.startswith(("transformers.", "multiref.")):
+        return
+    own = {key: weight for key, weight in model.state_dict().items() if isinstance(weight, torch.Tensor) and weight.ndim}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for key in sorted(own.keys() & set(opened.keys())):
+                part = opened.get_slice(key)
+                alike = tuple(part.get_shape()) == own[key].shape and not own[key].is_meta
+                if alike and not torch.equal(part[:64].to(own[key]), own[key][:64]):
+                    raise ModelError(
+                        f"{path}: {key} of this {type(model).__name__} is not what {file.name} holds: the model's code sets it "
+                        "once more behind loading. Let its _init_weights leave alone what is loaded (torch.nn.init does)."
+                    )
+
+
 def _check_scales(shapes: Mapping[str, Shape], path: str) -> None:
     """ModelError for a weight that the file of a quantised model holds in eight bits, without a scale among its module's."""
     scaled = {key.rpartition(".")[0] for key in shapes if "scale" in key}
@@ -230,13 +251,14 @@ def _check_scales(shapes: Mapping[str, Shape], path: str) -> None:
             )
 
 
-def _check_frequencies(model: Any, folder: Path, path: str) -> None:
-    """A warning where rotary frequencies have a base that config.json does not state (transformers gives sliding layers of
-    Olmo 3 its own), and where those of an old file, which are not read any more, have another one."""
-    found = figures(getattr(model.config.get_text_config(), "rope_parameters", None))
-    bases = {number for key, number in found if key == "rope_theta"}
-    stated = {number for key, number in figures(check_files(folder).config) if re.search("theta|emb_base|base_freq", key)}
-    said = [f"config.json states {sorted(stated)}"] if stated and bases - stated else []
+def _said_otherwise(model: Any, folder: Path) -> Iterator[str]:
+    """Where rotary frequencies have a base that config.json does not state (transformers gives sliding layers of Olmo 3 its
+    own), or those of an old file, which are not read any more, have another one; and where config.json has a sliding window of
+    Qwen's kind and does not say which layers it is of: versions of transformers have read that in three ways."""
+    config, said, name = model.config.get_text_config(), check_files(folder).config, type(model).__name__
+    bases = {number for key, number in figures(getattr(config, "rope_parameters", None)) if key == "rope_theta"}
+    stated = {number for key, number in figures(said) if re.search("theta|emb_base|base_freq", key)}
+    others = [f"config.json states {sorted(stated)}"] if stated and bases - stated else []
     unread = {key for key in file_shapes(folder).keys() - model.state_dict().keys() if key.endswith(".inv_freq")}
     tables = []
     for file in sorted(folder.glob("*.safetensors")) if bases and unread else ():
@@ -246,13 +268,19 @@ def _check_frequencies(model: Any, folder: Path, path: str) -> None:
         half = len(table) // 2  # the last ones are too small for float16
         base = float(table[0] / table[half]) ** (len(table) / half)
         if not any(abs(base - each) <= 0.1 * each for each in bases):
-            said.append(f"the file holds a table of base {base:,.0f}, which is not read")
-    for each in said:
-        warnings.warn(
-            f"{path}: rotary frequencies of this {type(model).__name__} get the bases {sorted(bases)}, and {each}. Write those "
-            "that the model was trained with into rope_parameters of config.json.",
-            MultirefWarning,
-            stacklevel=4,
+            others.append(f"the file holds a table of base {base:,.0f}, which is not read")
+    for each in others:
+        yield (
+            f"rotary frequencies of this {name} get the bases {sorted(bases)}, and {each}. Write those that the model was "
+            "trained with into rope_parameters of config.json."
+        )
+    said, kinds = said.get("text_config") or said, getattr(config, "layer_types", None)
+    size, unsaid = said.get("sliding_window"), not said.get("layer_types") and said.get("use_sliding_window") is not False
+    if size and unsaid and kinds and hasattr(config, "max_window_layers") and size < config.max_position_embeddings:
+        slide = [place for place, kind in enumerate(kinds) if kind == "sliding_attention"]
+        yield (
+            f"config.json has sliding_window: {size}, and not for which layers. In this {name} it is for the layers {slide} of "
+            f"{len(kinds)}. Write layer_types and use_sliding_window as it was trained."
         )
 
 

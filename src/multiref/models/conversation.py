@@ -1,7 +1,8 @@
 """Conversations as text: what a chat template writes for a prompt, what it adds for an answer, and where that answer ends."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from os.path import commonprefix
 from typing import Any
 
@@ -37,8 +38,9 @@ def write_conversation(
         )
     chat = Chat.of(tokenizer, prompt, tokenisation)
     options = tuple(getattr(prompt, "chat_template_kwargs", ()))
-    for messages in (prompt, *completions):
-        chat.check(messages)
+    for message in chain(prompt, *completions):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise DataError(f'Found {message!r:.60} among chat messages; expected {{"role": string, "content": string}}.')
     resumed = _is_begun(prompt)
     before = chat.write(prompt, add_generation_prompt=not resumed, continue_final_message=resumed) if prompt else ""
     joints = [chat.write(_merged(prompt, completion)) for completion in completions]

@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from itertools import chain
 from typing import Any, NamedTuple
@@ -63,6 +62,12 @@ def as_tokenizer(given: Any) -> Any:
         raise ModelError(
             f"Found {type(given).__name__} where a tokenizer is expected; give transformers' tokenizer of the model "
             "(of a processor: processor.tokenizer)."
+        )
+    rules = getattr(getattr(given, "backend_tokenizer", None), "model", None)
+    if getattr(rules, "dropout", None) or (getattr(given, "sp_model_kwargs", None) or {}).get("enable_sampling"):
+        raise ModelError(
+            "This tokenizer cuts words at random, another way each time (dropout in tokenizer.json, or SentencePiece's "
+            "sampling), and scores would be of other tokens each time. Set dropout to null, or enable_sampling to false."
         )
     return given
 
@@ -137,13 +142,14 @@ def _encode_rows(tokenizer: Any, rows: Sequence[_Row], tokenisation: Tokenisatio
     texts = [rest if apart else row.text + rest for row in rows for rest in row.rests]
     joints = iter(_plain_ids(tokenizer, texts, [row.name for row in rows for _ in row.rests]))
     start = start_ids(tokenizer) if tokenisation.start else ()
-    ends = _Ends(tokenizer, tokenisation)
+    closes = tokenisation.end and any(row.plain for row in rows)
+    ends = Chat.of(tokenizer, (), tokenisation).ends() if closes else ()
     encoded = []
     for (text, rests, name, plain), body in zip(rows, bodies):
         with _named(name, text):
             ids = tuple(next(joints) if apart else _continuation(tokenizer, next(joints), text, rest, body) for rest in rests)
             if plain and tokenisation.end:
-                ids = tuple(ends.closed(each, rest) for each, rest in zip(ids, rests))
+                ids = tuple(_ended(tokenizer, ends, each, rest) for each, rest in zip(ids, rests))
             context = start + body if plain and body[: len(start)] != start else body
             context = context or _start_token(tokenizer, tokenisation)
             if not body:  # the texts may bring the start token with them; alone, where one token is both, it is the end
@@ -194,36 +200,17 @@ def _write(
     return write_conversation(tokenizer, prompt, completions, tokenisation, origin=name)
 
 
-class _Ends:
-    """The end token behind plain completions, unless one ends their text already."""
-
-    def __init__(self, tokenizer: Any, tokenisation: Tokenisation) -> None:
-        self.tokenizer, self.tokenisation = tokenizer, tokenisation
-
-    def closed(self, ids: Ids, text: str) -> Ids:
-        """The completion's ids, its end token last. ModelError for a tokenizer that has none."""
-        words = text.rstrip()
-        behind = len(text.encode()) - len(words.encode())
-        last = ids[-1 - (behind and behind + 1) :]  # a token of the end, what spaces the text has behind it, and a prefix space
-        if words.endswith(self.strings) and not self.ids.isdisjoint(last):
-            return ids
-        return (*ids, self.end)
-
-    @cached_property
-    def end(self) -> int:
-        if (end := self.tokenizer.eos_token_id) is None:
-            raise ModelError(
-                "The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False."
-            )
-        return int(end)
-
-    @cached_property
-    def strings(self) -> tuple[str, ...]:
-        return Chat.of(self.tokenizer, (), self.tokenisation).ends()
-
-    @cached_property
-    def ids(self) -> set[int]:
-        return {int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.strings}
+def _ended(tokenizer: Any, ends: tuple[str, ...], ids: Ids, text: str) -> Ids:
+    """The completion's ids, the end token last, unless one of these ends its text already. ModelError for a tokenizer that has
+    none."""
+    words = text.rstrip()
+    behind = len(text.encode()) - len(words.encode())
+    last = ids[-1 - (behind and behind + 1) :]  # a token of the end, what spaces the text has behind it, and a prefix space
+    if words.endswith(ends) and any(tokenizer.convert_tokens_to_ids(token) in last for token in ends):
+        return ids
+    if (end := tokenizer.eos_token_id) is None:
+        raise ModelError("The end token is to be scored, and this tokenizer has none (eos_token); set one, or use end=False.")
+    return (*ids, int(end))
 
 
 def start_ids(tokenizer: Any) -> Ids:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _COUNTS = re.compile(r"(layers?|blocks?|experts?|depths?|num_labels)$")
 _GROUP_AGAIN = re.compile(r"(?<!\\)\)[+*{]")  # (a+)+ takes for ever on what it does not match
 _REPEATED = re.compile(r"[*+{]|(?<![(*+}])\?")
 _FEW_REPEATED = 8
+_PART = r"model-\d+-of-\d+\.safetensors"  # which transformers reads by an index; behind "shard-…-" without
 _GROWTH = 1000
 _FEW = 4096
 _TEXT = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -98,6 +100,8 @@ def explain(path: str, error: BaseException) -> str:
     folder = Path(path)
     if "trust_remote_code" in str(error):
         return f"{path} brings a program of its own, without which it cannot be read; it is not run without trust_remote_code."
+    if folder.is_dir() and "tiktoken" in str(error) and list(folder.glob("*.model")) and find_spec("sentencepiece") is None:
+        return f"The tokenizer of {path} is a SentencePiece model, for which the package sentencepiece is needed. Install it."
     if folder.is_dir() and isinstance(error, ImportError):
         return f"The model folder {path} needs a package that is not installed, or a device that is not here. ({_why(error)})"
     if folder.is_dir() and (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
@@ -186,15 +190,15 @@ def _check(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Cont
             decode(_without_mark(path), str(path), first=True, error=ModelError)
         elif path.name.endswith(".index.json"):
             _check_index(objects[path.name], path)
-    index, whole = objects.get("model.safetensors.index.json"), "model.safetensors"
-    if index is not None and whole in {path.name for path in paths} and whole not in index.get("weight_map", {}).values():
+    named = set(objects.get("model.safetensors.index.json", {}).get("weight_map", {}).values())
+    parts, shards = ({name for name in held if re.fullmatch(kind + _PART, name)} for kind in ("", r"shard-\d+-"))
+    sets = [sorted(each) for each in ({"model.safetensors"} & held.keys() - named, named or parts, shards) if each]
+    if len(sets) > 1:
         raise ModelError(
-            f"{folder} holds two sets of weights: model.safetensors, and the files of model.safetensors.index.json, as where a "
-            "model was saved over another. Remove those that are not meant."
+            f"{folder} holds two sets of weights, with {sets[0][0]} and with {sets[1][0]}, as where a model was saved over "
+            "another. Remove those that are not meant."
         )
-    if index is not None:
-        named = set(index.get("weight_map", {}).values())
-        _check_once(folder, {name: own for name, own in held.items() if name in named})
+    _check_once(folder, {name: own for name, own in held.items() if name in named})
     made = Contents(objects.get("config.json", {}), shapes)
     _check_config(made, folder / "config.json")
     _check_adapter(objects.get("adapter_config.json", {}), shapes, folder / "adapter_config.json")
@@ -293,6 +297,8 @@ def _check_config(made: Contents, path: Path) -> None:
         raise ModelError(f"{path}: architectures is {named!r:.80}; expected a list of names.")
     if not isinstance(config.get("model_type", ""), str):
         raise ModelError(f"{path}: model_type is {config['model_type']!r:.80}; expected a name.")
+    if not str(elsewhere := config.get("transformers_weights") or ".safetensors").endswith((".safetensors", ".index.json")):
+        raise ModelError(f"{path}: transformers_weights is {elsewhere!r:.80}; expected safetensors (pickles are not read).")
     if config.get("quantization_config") is not None:
         check_known(config["quantization_config"], str(path))
     for part in (config, *(each for each in config.values() if isinstance(each, dict))):

@@ -182,6 +182,7 @@ def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
                 made = transformers.TokenizersBackend.from_pretrained(folder)
             made.decode(made("a b")["input_ids"])  # what its settings make impossible shows at the first text
     if hasattr(made, "decode"):
+        as_tokenizer(made)
         for said in _differences(made, folder, settings):
             warnings.warn(f"{spec.path}: {said}", MultirefWarning, stacklevel=3)
         check_program(settings.get("auto_map"), "AutoTokenizer", made, spec)
@@ -209,9 +210,20 @@ def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> I
                 "transformers goes by tokenizer.json alone. Mend the one that is wrong; under version 4 the flags of start and "
                 "end tokens held for Llama's, Gemma's and Cohere's classes (as of DeepSeek's models)."
             )
+    listed = {each["content"]: int(at) for at, each in (settings.get("added_tokens_decoder") or {}).items()}
+    if (old := folder / "added_tokens.json").is_file():
+        listed = read_object(old) | listed
+    if moved := [(token, at) for token, at in listed.items() if tokenizer.convert_tokens_to_ids(token) != at]:
+        token, at = moved[0]
+        yield (
+            f"the files give the token {token!r} the id {at}, and the {kind} gives it {tokenizer.convert_tokens_to_ids(token)} "
+            f"({len(moved)} such tokens): tokenizer.json lacks it, or has it elsewhere, and the model learnt one. "
+            "Take all files of the tokenizer from where the model came from."
+        )
     with suppress(Exception):  # a vocabulary without some of these letters, and no token for what is unknown
         own = Tokenizer.from_file(str(file))
         own.no_truncation()
+        own.no_padding()
         end, texts = tokenizer.eos_token, [_PROBE]
         if end in {each.content for each in own.get_added_tokens_decoder().values()}:
             texts.append(f" a{end} b\n{end}\nc")  # behind which some put a space in front again

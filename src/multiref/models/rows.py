@@ -1,6 +1,5 @@
 """How completions are laid into rows of token ids: with the prompt shared, or each on its own."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,16 +65,22 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: t
             rows += [(prompt, members)] if shared else [(prompt, [member]) for member in members]
         count += len(encoded.completions)
 
-    pieces = _Pieces.of(rows)
-    width = int(pieces.widths.max(initial=width))
-    shape = (len(rows), width)
-    input_ids, position_ids, attention_mask, segments = (np.zeros(shape, dtype=np.int64) for _ in range(4))
-    at = (pieces.row, pieces.column)
-    input_ids[at], position_ids[at], attention_mask[at], segments[at] = pieces.ids, pieces.position, 1, pieces.segment
-
-    chosen = np.flatnonzero(pieces.segment)
-    chosen = chosen[np.argsort(pieces.owner[chosen], kind="stable")]  # the order of the completions, whatever shares a row
-    before = np.where(pieces.first, pieces.prompt_length, pieces.column) - 1  # the column whose hidden state predicts the token
+    lengths = [len(prompt) + sum(len(ids) for _, ids in members) for prompt, members in rows]
+    width = max([width, *lengths])
+    input_ids, position_ids, attention_mask, segments = np.zeros((4, len(rows), width), dtype=np.int64)
+    where, labels = ([np.zeros(0, np.int64) for _ in range(count)] for _ in range(2))  # in the order of the completions
+    for row, (prompt, members) in enumerate(rows):
+        attention_mask[row, : lengths[row]] = 1
+        column = begin = len(prompt)
+        input_ids[row, :begin], position_ids[row, :begin] = prompt, np.arange(begin)
+        for segment, (owner, ids) in enumerate(members, 1):
+            part = slice(column, column + len(ids))
+            input_ids[row, part], segments[row, part] = ids, segment
+            position_ids[row, part] = np.arange(begin, begin + len(ids))
+            labels[owner] = input_ids[row, part]
+            where[owner] = row * width + np.arange(column - 1, part.stop - 1)
+            where[owner][:1] = row * width + begin - 1
+            column = part.stop
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -85,60 +90,12 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: t
         position_ids=tensor(position_ids),
         attention_mask=tensor(attention_mask),
         mask=_mask(tensor(segments)) if shared else None,
-        where=tensor((pieces.row * width + before)[chosen]),
-        labels=tensor(pieces.ids[chosen]),
-        owner=tensor(pieces.owner[chosen]),
+        where=tensor(np.concatenate([np.zeros(0, np.int64), *where])),
+        labels=tensor(np.concatenate([np.zeros(0, np.int64), *labels])),
+        owner=tensor(np.repeat(np.arange(count), list(map(len, labels)))),
         completions=count,
-        padded=bool((pieces.widths < width).any()),
+        padded=any(length < width for length in lengths),
     )
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """Every token of every row, row after row, as arrays: no Python work per token or per completion.
-
-    A piece is a prompt (segment 0) or the row's k-th completion (segment k). first: the first token of its piece.
-    """
-
-    ids: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
-    position: np.ndarray
-    segment: np.ndarray
-    owner: np.ndarray
-    first: np.ndarray
-    prompt_length: np.ndarray
-    widths: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Sequence[_Row]) -> "_Pieces":
-        """The prompts and completions of rows, one after another, with whose they are."""
-        texts = [ids for prompt, members in rows for ids in (prompt, *(ids for _, ids in members))]
-        owners = [owner for _, members in rows for owner in (-1, *(owner for owner, _ in members))]
-        members = np.array([len(members) for _, members in rows], dtype=np.int64)
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-        heads = np.cumsum(members + 1) - (members + 1)  # the prompt's place among the pieces of its row
-        row_of = np.repeat(np.arange(len(rows)), members + 1)
-        segment_of = np.arange(len(texts)) - heads[row_of]
-        starts = np.cumsum(lengths) - lengths
-        prompt_of = lengths[heads][row_of]
-
-        def spread(values: np.ndarray) -> np.ndarray:
-            return np.repeat(values, lengths)
-
-        total = int(lengths.sum())
-        within = np.arange(total) - spread(starts)
-        return cls(
-            ids=np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int64, count=total),
-            row=spread(row_of),
-            column=np.arange(total) - spread(starts[heads][row_of]),
-            position=within + spread(np.where(segment_of > 0, prompt_of, 0)),
-            segment=spread(segment_of),
-            owner=spread(np.array(owners, dtype=np.int64)),
-            first=within == 0,
-            prompt_length=spread(prompt_of),
-            widths=np.bincount(row_of, weights=lengths, minlength=len(rows)).astype(np.int64),
-        )
 
 
 def _mask(segments: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def agree_on_layout(
     chosen = list(blocks) if everything else blocks.telling()
     encoded = [each for block in chosen for each in reference.encode(block.items)]
     asked = Span.around(encoded)
-    versions, record = _versions(), keeper.audit(address)
+    versions, record = _versions(), keeper.record("audits", address)
     before, told, compared = _read(record) if record else (None, asked, [])
     if before and not everything and record["versions"] == versions and asked in told:
         return replace(before, seconds=0.0)
@@ -56,7 +56,7 @@ def agree_on_layout(
         audit = replace(audit, layout=weaker, head=audit.head and before.head, span=audit.span.joined(before.span))
     refuted = list(LAYOUTS[: LAYOUTS.index(audit.layout)]) if record else []
     note = {"audit": audit.record(), "asked": asdict(asked), "keys": keys, "refuted": refuted, "versions": versions}
-    keeper.record_audit(address, note)
+    keeper.keep("audits", address, note)
     return audit
 
 
@@ -73,7 +73,7 @@ def _read(record: Mapping[str, Any]) -> tuple[Audit, Span, list[str]]:
 def changed_scores(opener: Opener, address: str, blocks: Blocks, keeper: Store, engine: Engine) -> str | None:
     """Scores the longest of some stored rows again where torch or transformers are other versions than when they were audited:
     a sentence where the numbers have become others by more than rounding."""
-    record = keeper.audit(address) if hasattr(opener(), "audit") else None
+    record = keeper.record("audits", address) if hasattr(opener(), "audit") else None
     if not record or record["versions"] == _versions():
         return None
     opener.audit, index, kept = _read(record)[0], KeyIndex(blocks.keys), dict[int, float]()
@@ -119,14 +119,6 @@ def changed_tokens(reference: Any, texts: Mapping[bytes, tuple[Any, Any]], diges
                 f"of the prompt {prompt!r:.60})."
             )
     return None
-
-
-def set_aside(keeper: Store, address: str, why: str) -> int:
-    """All shards of a reference go to `damaged/`; how many."""
-    shards = keeper.shards(address)
-    for path in shards:
-        keeper.quarantine(Damage(path, f"The shard {path} {why}"))
-    return len(shards)
 
 
 def _keys_of(audit: Audit, blocks: Sequence[Block], encoded: Sequence[Encoded]) -> list[str]:

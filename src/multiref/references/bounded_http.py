@@ -5,17 +5,16 @@ urllib, for httpx has no time in all either, and no name that every version of t
 
 import base64
 import http.client
-import io
 import os
 import re
-import socket
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
+from threading import Thread
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, unquote, urlsplit
@@ -48,11 +47,27 @@ def send(url: str, body: bytes | None, *, key: str | None, seconds: float, large
         ReferenceUnavailable for an answer that is too large or packed, for a redirect to another host, and for a certificate
         that does not hold.
     """
-    until = time.monotonic() + seconds
+    answer: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(_answer(url, body, key, seconds, largest))
+        except BaseException as error:  # for whoever waits
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()  # a server that is never silent for long is left behind
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise TimeoutError("timed out") from None
+
+
+def _answer(url: str, body: bytes | None, key: str | None, seconds: float, largest: int) -> bytes:
+    """The same, where `seconds` are those of each wait on the socket."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")  # never by way of a proxy
     proxies = [urllib.request.ProxyHandler({})] if local else []
-    opener = urllib.request.build_opener(_Http(until), _Https(until), _SameHost(), *proxies)
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_context()), _SameHost(), *proxies)
     try:
         with opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=seconds) as response:
             return _read(response, url, largest)
@@ -83,89 +98,6 @@ def _read(response: http.client.HTTPResponse, url: str, largest: int) -> bytes:
     if response.length:  # it said that there is more
         raise http.client.IncompleteRead(b"", response.length)
     return bytes(content)
-
-
-class _Timed(io.RawIOBase):
-    """A socket's bytes, each wait for some within what is left of the time in all."""
-
-    def __init__(self, raw: Any, sock: Any, until: float) -> None:
-        self._raw, self._sock, self._until = raw, sock, until
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, room: Any) -> int | None:
-        self._sock.settimeout(_left(self._until))
-        count: int | None = self._raw.readinto(room)
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _timed(kind: Any, until: float) -> Any:
-    """The connection's class: it connects, sends and reads within one time in all; by way of a proxy too."""
-
-    class Answer(http.client.HTTPResponse):
-        def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
-            super().__init__(sock, *args, **options)
-            raw: Any = self.fp
-            self.fp = io.BufferedReader(_Timed(raw.detach(), sock, until))
-
-    class Timed(kind):  # type: ignore[misc]
-        response_class = Answer
-
-        def connect(self) -> None:
-            self._create_connection = partial(_connected, until)
-            super().connect()
-
-        def send(self, data: Any) -> None:
-            if self.sock is None:
-                self.connect()
-            self.sock.settimeout(_left(until))  # of `sendall`, for all that it sends
-            super().send(data)
-
-    return Timed
-
-
-def _left(until: float) -> float:
-    if (left := until - time.monotonic()) <= 0:
-        raise TimeoutError("timed out")
-    return left
-
-
-def _connected(until: float, address: tuple[str, int], *given: Any) -> socket.socket:
-    """A socket to the first of a name's addresses that answers, all of them within what is left of the time."""
-    trouble: OSError = ConnectionError(f"{address[0]} has no address")
-    for family, kind, protocol, _, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(_left(until))
-            sock.connect(place)
-            return sock
-        except OSError as error:
-            sock.close()
-            trouble = error
-    raise trouble
-
-
-class _Http(urllib.request.HTTPHandler):
-    def __init__(self, until: float) -> None:
-        super().__init__()
-        self._kind = _timed(http.client.HTTPConnection, until)
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._kind, req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, until: float) -> None:
-        super().__init__(context=_context())
-        self._kind = _timed(http.client.HTTPSConnection, until)
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._kind, req, context=_context())
 
 
 @cache

@@ -16,7 +16,7 @@ from multiref.data import read
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.spec import TOKENISATION, Tokenisation
-from multiref.references.audits import CHECKED, agree_on_layout, changed_scores, changed_tokens, set_aside
+from multiref.references.audits import CHECKED, agree_on_layout, changed_scores, changed_tokens
 from multiref.references.cost_estimate import PLANNING, Cluster, CostEstimate, Forecast, measure_cost, reckon_cost
 from multiref.references.engines import Engine
 from multiref.references.engines import engine as engine_named
@@ -265,8 +265,11 @@ def _read(name: str, reference: Reference, address: str, blocks: Blocks, row: _R
 
 
 def _set_aside(name: str, why: str, address: str, keeper: Store, listener: Listener) -> None:
-    count = set_aside(keeper, address, why)
-    listener.notice(f"{name!r} {why} All its {count:,} shards were set aside (damaged/), and it is scored again.")
+    """All shards of a reference go to `damaged/`."""
+    shards = keeper.shards(address)
+    for path in shards:
+        keeper.quarantine(Damage(path, f"The shard {path} {why}"))
+    listener.notice(f"{name!r} {why} All its {len(shards):,} shards were set aside (damaged/), and it is scored again.")
 
 
 def _missing(opener: Opener, blocks: Blocks, keeper: Store) -> Blocks:

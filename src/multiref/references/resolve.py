@@ -56,11 +56,11 @@ class Opener:
         if not isinstance(spec, ModelSpec) or spec.dtype != "auto":
             return
         address = Store.address(file_identity(on_base(spec)))
-        kept = keeper.precision(address)
+        kept = keeper.record("precisions", address)
         if not kept and say is not None:
             found = choose_precision(on_base(spec))
             kept = {"dtype": found.dtype, "why": str(found)}
-            keeper.record_precision(address, kept)
+            keeper.keep("precisions", address, kept)
             say(f"{spec.path}: {found}.")
         self.dtype = kept.get("dtype")
 

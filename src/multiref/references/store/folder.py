@@ -20,7 +20,10 @@ from multiref.errors import MultirefError, StoreError
 from multiref.references.store import atomic, manifest, shards
 from multiref.references.store.shards import Rows
 
-_AUDITED = frozenset({"audit", "asked", "keys", "refuted", "versions"})  # of a record, before it had a sum
+_RECORDS = {  # what is kept, and what happens once it is gone
+    "audits": ("the record of a reference's audit", "the reference is audited anew"),
+    "precisions": ("the precision chosen for a model", "it is chosen anew"),
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Store:
 
     def parts(self, address: str) -> Iterator[Rows | Damage]:
         """The same shard by shard, in their order, with a few in memory at a time."""
-        refuted, workers = self.audit(address).get("refuted", []), min(8, os.cpu_count() or 1)
+        refuted, workers = self.record("audits", address).get("refuted", []), min(8, os.cpu_count() or 1)
         ahead: deque[Future[Rows | Damage]] = deque()
         with ThreadPoolExecutor(max_workers=workers) as pool:
             for path in self.shards(address):
@@ -174,46 +177,24 @@ class Store:
             atomic.write(path, content)
         return path
 
-    def audit(self, address: str) -> dict[str, Any]:
-        """What was found of a reference's layout; empty where it was never audited. "refuted": layouts whose shards do not
-        count any more."""
-        what = "the record of a reference's audit", "the reference is audited anew"
-        record = self._record("audits", address, what, before=_AUDITED)
-        if record and not isinstance(record.get("refuted"), list):
-            raise self._changed("audits", address, what)
-        return record
+    def record(self, room: str, address: str) -> dict[str, Any]:
+        """What is kept of a reference beside its scores; empty where nothing is.
 
-    def record_audit(self, address: str, record: Mapping[str, Any]) -> None:
-        """Keep what an audit found, beside the reference's note."""
-        self._keep("audits", address, record)
-
-    def precision(self, address: str) -> dict[str, Any]:
-        """What `dtype: auto` became for the model with this address (of an identity without a dtype): {"dtype", "why"}; empty
-        where nothing was chosen."""
-        return self._record("precisions", address, ("the precision chosen for a model", "it is chosen anew"))
-
-    def record_precision(self, address: str, record: Mapping[str, Any]) -> None:
-        """Keep what was chosen, so that whoever goes on scores in the same precision."""
-        self._keep("precisions", address, record)
-
-    def _record(
-        self, room: str, address: str, what: tuple[str, str], *, before: frozenset[str] = frozenset()
-    ) -> dict[str, Any]:
+        "audits": what was found of its layout; "refuted" are layouts whose shards do not count any more. "precisions": what
+        `dtype: auto` became for the model with this address (of an identity without a dtype), and why.
+        """
+        what, again = _RECORDS[room]
         path = self.folder / room / f"{address}.json"
         if not os.path.lexists(path):
             return {}
-        again = f"Remove it: {what[1]}."
-        text = read_text(path, f"{what[0]}. {again[:-1]}", largest=256 * MIB, error=StoreError)
-        record = parse_json(text, str(path), error=StoreError, constants=True, expected=again)
-        if not is_sealed(record, before=before):
-            raise self._changed(room, address, what)
+        text = read_text(path, f"{what}. Remove it: {again}", largest=256 * MIB, error=StoreError)
+        record = parse_json(text, str(path), error=StoreError, constants=True, expected=f"Remove it: {again}.")
+        if not is_sealed(record) or (room == "audits" and not isinstance(record.get("refuted"), list)):
+            raise StoreError(f"{path}, {what}, has changed since it was written. Remove it: {again}.")
         return dict(record)
 
-    def _changed(self, room: str, address: str, what: tuple[str, str]) -> StoreError:
-        path = self.folder / room / f"{address}.json"
-        return StoreError(f"{path}, {what[0]}, has changed since it was written. Remove it: {what[1]}.")
-
-    def _keep(self, room: str, address: str, record: Mapping[str, Any]) -> None:
+    def keep(self, room: str, address: str, record: Mapping[str, Any]) -> None:
+        """Keep it, so that whoever goes on scores in the same way."""
         text = json.dumps(seal(record), ensure_ascii=False, indent=1, sort_keys=True)
         atomic.write(self.folder / room / f"{address}.json", (text + "\n").encode())
 
@@ -249,7 +230,7 @@ class Store:
                 damage.append(Damage(self.folder / "audits" / f"{address}.json", str(error)))
         for path in sorted((self.folder / "precisions").glob("*.json")):
             try:
-                self.precision(path.stem)
+                self.record("precisions", path.stem)
             except StoreError as error:
                 damage.append(Damage(path, str(error)))
         for name in manifest.read(self.folder):

@@ -92,28 +92,21 @@ def encode(rows: Rows, identity: str, layout: str = "", halved: int = 0) -> byte
 def sound(path: Path) -> bool:
     """Whether the file is there and its bytes still have the checksum that is its name."""
     try:
-        return hashlib.sha256(_content(path)).hexdigest() == path.stem
+        return bool(_content(path))
     except StoreError:
         return False
 
 
 def count_rows(path: Path) -> tuple[int, int]:
-    """(rows, bytes) of a shard, by its footer alone. StoreError where it has none that can be right."""
-    with open_file(path, "a shard of a store", largest=_LARGEST, error=StoreError) as file:
-        size = path.stat().st_size
-        return int(_opened(file, path, size, summed=False).metadata.num_rows), size
+    """(rows, bytes) of a shard. StoreError for a damaged one."""
+    content = _content(path)
+    return int(_opened(content, path).metadata.num_rows), len(content)
 
 
 def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:
     """The rows of a shard, after checking its checksum, its columns and its values. `StoreError` names a shard that is damaged,
     belongs to something else, was written by something else, or was scored in a layout that an audit refuted later."""
-    content = _content(path)
-    if hashlib.sha256(content).hexdigest() != path.stem:
-        raise StoreError(
-            f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same "
-            "data again: only this shard's completions are scored anew. (Or restore the file from a copy.)"
-        )
-    file = _opened(pa.BufferReader(content), path, len(content), summed=True)
+    file = _opened(_content(path), path)
     said = file.schema_arrow.metadata or {}
     metadata = {
         key: said.get(f"multiref.{key}".encode(), b"").decode(errors="replace") for key in ("format", "layout", "reference")
@@ -148,33 +141,37 @@ def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:
 
 
 def _content(path: Path) -> bytes:
+    """Its bytes, which have the checksum that is its name: asking a damaged footer ends the process (pyarrow 26)."""
     with open_file(path, "a shard of a store", largest=_LARGEST, error=StoreError) as file:
         try:
-            return file.read()
+            content = file.read()
         except OSError as error:
             raise StoreError(
                 f"Cannot read the shard {path}: {error.strerror or error}. "
                 "Make it readable, or remove it: its completions are then scored again."
             ) from error
+    if hashlib.sha256(content).hexdigest() != path.stem:
+        raise StoreError(
+            f"The shard {path} is damaged: its {len(content):,} bytes do not have the checksum in its name. Score the same "
+            "data again: only this shard's completions are scored anew. (Or restore the file from a copy.)"
+        )
+    return content
 
 
-def _opened(source: Any, path: Path, size: int, *, summed: bool) -> Any:
-    """The Parquet file, once its footer is what a shard's can be: plain columns, with room for its rows.
-
-    summed: its sum was checked. Else nothing is asked of its columns: a damaged footer ends the process there (pyarrow 26).
-    """
+def _opened(content: bytes, path: Path) -> Any:
+    """The Parquet file, once its footer is what a shard's can be: plain columns, with room for its rows."""
     try:
-        file = pq.ParquetFile(source)
+        file = pq.ParquetFile(pa.BufferReader(content))
         metadata = file.metadata
-        places = product(range(metadata.num_row_groups), range(metadata.num_columns)) if summed else ()
+        places = product(range(metadata.num_row_groups), range(metadata.num_columns))
         parts = [metadata.row_group(i).column(j) for i, j in places]
         plain = all(p.compression == "UNCOMPRESSED" and set(p.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"} for p in parts)
     except Exception as error:  # as above
         raise _foreign(path, f"Parquet's reader says: {error}") from error
     if not plain:
         raise _foreign(path, "its columns are compressed")
-    if not 0 <= metadata.num_rows * ROW_BYTES <= size:
-        raise _foreign(path, f"{metadata.num_rows:,} rows do not fit into its {size:,} bytes")
+    if not 0 <= metadata.num_rows * ROW_BYTES <= len(content):
+        raise _foreign(path, f"{metadata.num_rows:,} rows do not fit into its {len(content):,} bytes")
     return file
 
 
