@@ -132,6 +132,17 @@ def test_a_job_whose_items_are_long_is_shown_between_two_of_them(clock, monkeypa
         assert said("claims: 1/4, 30 s each, 1:15 left")
 
 
+def test_a_verb_counts_from_its_own_beginning(clock, monkeypatch):
+    """30 s of a job and 40 s of which nothing is told: the verb has taken 1:10, not 0:40."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr(bars.Bars, "_tick", lambda self: None)
+    with bars.Bars("real") as watch, watched_by(watch):
+        work(clock, 3, 10)
+        clock[0] += 40
+        watch._show(clock[0])
+    assert sys.stderr.getvalue().endswith("real: 1:10 so far\n")
+
+
 def test_every_verb_is_seen_from_its_third_second_on(monkeypatch):
     """A planted wait in the place of each verb's work, of which nothing is told: the time gone by, as a bar and as plain lines,
     and nothing under --quiet, or while a person is waited for."""

@@ -28,6 +28,7 @@ class Bars:
         self.what, self.done, self.of, self.first = "", 0, 0, 0
         self.began = self.said = self.heard = 0.0
         self._nothing()
+        self.start = self.began
         self.drawn = self.within = False  # the bar is on the terminal; something else is in the middle of a line
         self.terminal = sys.stderr if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else None
         self.marks = "━·" if "utf" in (getattr(sys.stderr, "encoding", None) or "utf-8").lower() else "#-"
@@ -103,7 +104,7 @@ class Bars:
         passed = self.heard - self.began
         rate = (self.done - self.first) / passed if passed > 0 else 0.0
         if not (self.done or self.of):
-            return f"{_clock(now - self.began)} so far"
+            return f"{_clock(now - (self.began if self.what else self.start))} so far"
         parts = [f"{self.done:,}{f'/{self.of:,}' if self.of else ''}"]
         if rate:
             parts.append(_per_second(rate))
