@@ -191,7 +191,7 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
         ("decode -r a=x -p hi --beta 1 --reward-max 2", "--beta, --reward-max: expected with --reward only"),
         ("decode -r a=x -p hi --split test", "--split: expected with --prompts only"),
         ("decode -r a=x -p hi --method token --islands 4", "--islands: expected with --reward, --out or another --method only"),
-        ("serve -r a=x --particles 9", "--particles: expected with another --method only"),
+        ("serve -r a=x --particles 9", "--particles: expected with a --method of the optimum only"),
         ("inspect p.txt --store s --sample 9", "--sample: expected with --reference only"),
         ("score p.txt --dry-run --parameters 7B --cluster 1xlocal --dtype auto", "--dtype: expected with --reference only"),
         ("train --config r.yaml --dry-run --take-over", "--take-over: expected with a run that trains only"),

@@ -207,16 +207,17 @@ def test_the_verb(models, tokenizer, tmp_path):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     given = ["decode", "-r", f"a={tmp_path / 'a'}", "-r", f"b={tmp_path / 'b'}", "--prompt", "the cat", "--device", "cpu"]
-    short = ["--max-new-tokens", "4", "-n", "4", "--islands", "2"]
+    given += ["--max-new-tokens", "4"]
+    short = ["-n", "4", "--islands", "2"]
     out = CliRunner().invoke(app, [*given, *short, "--show", "2", "--out", str(tmp_path / "draws.jsonl")])
     assert out.exit_code == 0 and out.output.count("the cat") >= 2 and "log Z" in out.output
     assert out.output.index("tokens read and 0 rewards; about") < out.output.index("the cat")
     assert len(Draws.load(tmp_path / "draws.jsonl")) == 1 and json.loads((tmp_path / "draws.jsonl").read_text().split("\n")[1])
-    streamed = CliRunner().invoke(app, [*given, *short, "--method", "token"])
+    streamed = CliRunner().invoke(app, [*given, "--method", "token"])
     assert streamed.exit_code == 0 and "approximate" in streamed.output
     assert streamed.output.index("tokens read and 0 rewards; about") < streamed.output.index("the cat")
-    for method in ("smc", "token"):
-        found = json.loads(CliRunner().invoke(app, [*given, *short, "--method", method, "--show", "2", "--json"]).stdout)
+    for method, own in (("smc", short), ("token", [])):
+        found = json.loads(CliRunner().invoke(app, [*given, *own, "--method", method, "--show", "2", "--json"]).stdout)
         assert len(found["prompts"][0]["completions"]) == 2 and bool(found["approximate"]) == (method == "token")
         assert (found["prompts"][0].get("log_partition", -1) < 0) and found["verb"] == "decode"
     for wrong in (
@@ -228,8 +229,9 @@ def test_the_verb(models, tokenizer, tmp_path):
         ["--out", str(tmp_path / "a")],
         ["--out", str(tmp_path / "draws.jsonl" / "more.jsonl")],
         ["--method", "token", "--proposal", "pool"],
+        ["--method", "token", "--particles", "9"],
     ):
-        refused = CliRunner().invoke(app, [*given, *short, *wrong])
+        refused = CliRunner().invoke(app, [*given, *(short if "token" not in wrong else []), *wrong])
         assert refused.exit_code == 2 and refused.output.count("Error") == 1 and "the cat" not in refused.output
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "draws.jsonl"]  # nothing is left of looking whether there is room
 

@@ -14,7 +14,7 @@ def command(
     full: Annotated[bool, "--full", "Three seeds, every rule, two strengths: hours."] = False,
     singles: Annotated[bool, "--singles", "Three seeds, the exact rule and each reference alone: an hour."] = False,
     mixed: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the other kind that specialists are taught.")] = 0.0,
-    seeds: Annotated[list[int] | None, "--seed", "Seeds instead of the usual ones; once for each."] = None,
+    seeds: Annotated[list[int] | None, "--seed", "Once for each seed [default 0]; where there are three: 0, 1, 2."] = None,
     output: Annotated[Path, "--out --output -o", "Folder of the page and of every finished stage."] = Path("runs/real"),
     model: Annotated[str | None, "A model folder or hub id instead of SmolLM2-135M-Instruct."] = None,
     cache: Annotated[Path | None, "Folder for the model folder; by default in the user's cache."] = None,
