@@ -82,7 +82,7 @@ def run(
         os.setsid()
         for stream, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            setattr(sys, name, open(stream, "w", encoding="utf-8", closefd=False))  # pytest's own writes elsewhere
+            setattr(sys, name, os.fdopen(stream, "w", encoding="utf-8", closefd=False))  # pytest's own writes elsewhere
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["multiref", *argv]
         sys.addaudithook(Watch(folder, log / "writes", at, how))
