@@ -83,3 +83,7 @@ sorted(runs.schema())[:3]  # JSON schema of a run file, for editors
 
 # %% nearest
 runs.nearest("refrences", ["references", "rewards"])  # = '; did you mean `references`?'
+
+# %% Prompts
+_ = Path("prompts.txt").write_text("Once upon a time\n\nThe cat sat", encoding="utf-8")
+[row["prompt"] for row in runs.Prompts(path="prompts.txt", words=2).rows()]  # = ['Once upon', 'The cat']

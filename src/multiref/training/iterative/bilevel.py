@@ -94,6 +94,7 @@ class Bilevel:
 
     @property
     def name(self) -> str:
+        """As tables and races list it."""
         said = [self.objective] if self.objective == "stop_gradient" else [self.objective, self.estimator]
         outer = "" if self.outer == "adam" else ", Newton"
         loop = "" if self.loop == "double" else f", {self.loop} loop"
@@ -116,6 +117,7 @@ class Bilevel:
         return self.sigma * float(max(0.1, (round + 1) ** -self.sigma_decay))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         refuse_private(task, self.name)
         reward, optimizer = state.learner()
         if self.loop == "double":

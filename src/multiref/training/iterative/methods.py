@@ -36,6 +36,7 @@ class OfflineDPO:
     reads: ClassVar = FITS
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.start)
         return _fit(task, state, plan)
 
@@ -48,6 +49,7 @@ class OnlineDPO:
     reads: ClassVar = FITS
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.policy)
         return _fit(task, state, plan)
 
@@ -67,6 +69,7 @@ class XPO:
         check_at_least(self, 0, "optimism")
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.policy, state.start)
 
         def optimism() -> Tensor:
@@ -105,9 +108,11 @@ class SAIL:
 
     @property
     def name(self) -> str:
+        """As tables and races list it."""
         return f"SAIL-{self.design}"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         refuse_private(task, self.name)
         buy(task, state, labels, state.policy if self.design == "PR" else state.start)
         return _fit(task, state, plan, lambda: self._online(task, state, plan))
@@ -146,6 +151,7 @@ class Iterative:
     name: str = "iterative RLHF"
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         buy(task, state, labels, state.policy)
         return learn(task, state, plan)
 
@@ -170,6 +176,7 @@ class GSHF:
             raise ArgumentError(f"ridge: expected a number above 0, found {self.ridge!r}.")
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         x = some_prompts(task, labels, state.generator)
         y = state.policy.sample(x, self.candidates, state.generator)
         far = self._uncertainty(state, x, y)[..., 1:].argmax(-1) + 1  # [*S, M]
@@ -218,6 +225,7 @@ class TwoStage:
             raise ArgumentError(f"first_stage: expected a share from 0 to 1, found {self.first_stage!r}.")
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         first = state.labels_used < self.first_stage * plan.labels[-1]
         if not first and state.middle is None:
             state.middle = state.policy.copy()

@@ -71,6 +71,7 @@ class Nash:
 
     @property
     def name(self) -> str:
+        """As tables and races list it."""
         return f"Nash, {self.design} pairs"
 
     def prepare(self, task: Task) -> Task:
@@ -89,6 +90,7 @@ class Nash:
         return replace(task, reward_model=PairwiseRewardModel(features, phi.shape))
 
     def round(self, task: Task, state: State, labels: int, plan: Plan) -> dict[str, float]:
+        """Buys `labels` labels, learns, returns what to log."""
         if not isinstance(reward := state.learner()[0], PairwiseRewardModel):
             raise ArgumentError(f"{self.name}: found a state with {type(reward).__name__}; begin with `prepare(task)`.")
         buy(task, state, labels, state.policy, None if self.design == "own" else state.start)
