@@ -24,6 +24,21 @@ def test_gradcheck(budget, with_bias):
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
     assert torch.allclose(fused(*inputs), plain(*inputs), atol=1e-12)
     assert torch.autograd.gradcheck(fused, inputs)
+    fixed = [each.detach() for each in inputs[1:]]  # under an adapter the gradient is found in the forward pass
+    assert torch.autograd.gradcheck(lambda h: fused(h, *fixed), (hidden,))
+
+
+@pytest.mark.parametrize("budget", [4, 10_000])
+def test_a_confident_label_keeps_its_small_gradient_in_half_precision(budget):
+    """1 − p = 1e-4 is below bfloat16's steps near 1: W_label − Σ_v p_v W_v would be rounded away."""
+    torch.manual_seed(0)
+    hidden, weight = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True), torch.randn(6, 1, dtype=torch.bfloat16)
+    weight[2] = 11.0
+    label_logps(hidden, weight, None, torch.tensor([2]), budget=budget).backward()
+    z = weight.double()[:, 0]
+    expected = z[2] - (z.softmax(0) * z).sum()
+    assert 0 < expected < 2e-3
+    assert torch.allclose(hidden.grad.double(), expected, rtol=0.02)
 
 
 def test_only_what_needs_a_gradient_gets_one():

@@ -1,5 +1,5 @@
-"""log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks, recomputed in the backward
-pass."""
+"""log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks. Where W and b are fixed (under
+an adapter) the gradient is found on the way; elsewhere the blocks are recomputed in the backward pass."""
 
 from typing import Any
 
@@ -64,27 +64,39 @@ class _LabelLogps(torch.autograd.Function):
         room = hidden.new_empty(rows * columns, dtype=wide)
         log_normaliser = hidden.new_empty(len(labels), dtype=wide)
         chosen = hidden.new_zeros(len(labels), dtype=wide)
+        slope = torch.zeros_like(hidden, dtype=wide) if ctx.needs_input_grad[:3] == (True, False, False) else None
         for a in range(0, len(labels), rows):
             h, here = hidden[a : a + rows], labels[a : a + rows]
             top = hidden.new_full((len(h),), -torch.inf, dtype=wide)
-            mass = hidden.new_zeros(len(h), dtype=wide)
+            mass, others = hidden.new_zeros(2, len(h), dtype=wide)
             for v in range(0, len(weight), columns):
                 logits = _logits(h, weight[v : v + columns], None if bias is None else bias[v : v + columns], wide, room)
                 inside = (here >= v) & (here < v + columns)
-                picked = logits.gather(1, (here - v).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-                chosen[a : a + rows] = torch.where(inside, picked, chosen[a : a + rows])
+                place = (here - v).clamp(0, logits.shape[1] - 1)[:, None]
+                chosen[a : a + rows] = torch.where(inside, logits.gather(1, place)[:, 0], chosen[a : a + rows])
                 higher = torch.maximum(top, logits.amax(1))
-                mass = mass * (top - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(1)
+                shrink = (top - higher).exp()
+                mass = mass * shrink + logits.sub_(higher[:, None]).exp_().sum(1)
+                if slope is not None:
+                    logits.scatter_(1, place, logits.gather(1, place).masked_fill_(inside[:, None], 0))
+                    others = others * shrink + logits.sum(1)
+                    _add_product(slope[a : a + rows].mul_(shrink[:, None]), logits, weight[v : v + columns].to(dtype))
                 top = higher
             log_normaliser[a : a + rows] = top + mass.log()
             chosen[a : a + rows] = (chosen[a : a + rows] - top) - mass.log()  # in this order nothing large is rounded
-        ctx.save_for_backward(hidden, weight, bias, labels, log_normaliser)
-        ctx.budget, ctx.wide = budget, wide
+            if slope is not None:  # ∂logp/∂h = (1 − p) W_label − Σ over the others p_v W_v; 1 − p of the others, not rounded away
+                part = slope[a : a + rows]
+                part.copy_((weight[here].to(wide) * others[:, None] - part) / mass[:, None])
+        ctx.save_for_backward(*((slope,) if slope is not None else (hidden, weight, bias, labels, log_normaliser)))
+        ctx.budget, ctx.wide, ctx.dtype = budget, wide, dtype
         return chosen
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """∂/∂z_v = g (1[v = label] − p_v), blockwise; the products with W and h follow from it."""
+        if len(ctx.saved_tensors) == 1:
+            (slope,) = ctx.saved_tensors
+            return (slope * grad.to(ctx.wide)[:, None]).to(ctx.dtype), None, None, None, None
         hidden, weight, bias, labels, log_normaliser = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad = grad.to(ctx.wide)
