@@ -151,8 +151,8 @@ def test_prompts_that_the_others_would_read_otherwise_are_refused(models, tokeni
 
 def test_a_stream_is_the_text_that_is_drawn(models, tokenizer):
     refs = {name: LanguageModel(model, tokenizer, name) for name, model in zip("ab", models)}
-    pieces = list(stream_tokens("the cat", refs, mr.ReverseKL(W), 12, min_new_tokens=12, seed=3))
-    again = list(stream_tokens("the cat", refs, mr.ReverseKL(W), 12, min_new_tokens=12, seed=3))
+    pieces = list(stream_tokens("the cat", refs, mr.ReverseKL(W), 12, min_new_tokens=12, seed=4))
+    again = list(stream_tokens("the cat", refs, mr.ReverseKL(W), 12, min_new_tokens=12, seed=4))
     assert pieces == again and len(pieces) > 3
     few = stream_tokens("the cat", refs, mr.ReverseKL(W), 100)
     next(few)

@@ -127,14 +127,16 @@ def test_a_token_waits_for_no_accelerator(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_token_is_that_of_multinomial(dtype, monkeypatch):
-    """From the same generator; and what has no probability is not drawn where an exponential number is rounded to 0."""
-    multinomial = lambda p, generator: torch.multinomial(p, 1, generator=generator)  # noqa: E731
-    p = torch.randn(50, 24, generator=torch.Generator().manual_seed(1), dtype=dtype).softmax(-1)
-    one, other = (draw(p, generator=torch.Generator().manual_seed(2)) for draw in (draw_one, multinomial))
-    assert torch.equal(one, other)
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.zero_())
-    assert int(draw_one(torch.tensor([[0.0, 1.0]], dtype=dtype), torch.Generator())) == 1
+def test_one_token_has_its_probability(dtype, monkeypatch):
+    """Counts of 400,000 draws, each within five of its standard deviations; and what has no probability is not drawn, whatever
+    the uniform number."""
+    p = torch.tensor([0.0, 0.3, 0.0, 1e-3, 0.499, 0.2, 0.0], dtype=dtype)
+    n = 400_000
+    counts = draw_one(p.expand(n, -1), torch.Generator().manual_seed(2))[:, 0].bincount(minlength=7)
+    assert bool(((counts - n * p).abs() <= 5 * (n * p * (1 - p)).sqrt()).all()), counts
+    for uniform, token in ((0.0, 1), (1 - 2.0**-53, 5)):
+        monkeypatch.setattr(torch, "rand", lambda shape, u=uniform, **like: torch.full(shape, u, dtype=torch.float64))
+        assert int(draw_one(p, torch.Generator())) == token
 
 
 def test_logits_that_are_no_numbers_are_said():

@@ -33,7 +33,7 @@ from tests.serving.servers import post, send, serving, tiny_references, until
 openai = lazy_loader.load("openai")
 KEY = "secret-0123456789abcdef"
 BODY = json.dumps({"model": "multiref", "prompt": "the cat", "max_tokens": 2}).encode()
-# its first token has a text: a stream begins with the first piece, and what goes wrong before is a status
+# 30 of its tokens have a text: a stream begins with the first piece, and what goes wrong before is a status
 LONG = json.dumps({**json.loads(BODY), "max_tokens": 100, "min_tokens": 100, "seed": 1, "stream": True}).encode()
 pytestmark = pytest.mark.filterwarnings("ignore:.*has a chat template")
 
@@ -243,7 +243,7 @@ def test_a_client_that_leaves_before_the_answer_stops_it_too():
 def test_an_error_in_the_middle_of_a_stream_is_an_event(capfd):
     """And the next request is answered. What happened is for whoever runs the server, not for the client."""
     with serving() as (port, app):
-        gate = Gate(app, fail_at=6)
+        gate = Gate(app, fail_at=30)
         gate.open.release(100)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         parts = client.completions.create(**json.loads(LONG.replace(b'"min_tokens": 100, ', b"")))
@@ -369,10 +369,10 @@ def test_only_this_machine_unless_asked(monkeypatch):
 def test_the_end_is_heard_in_a_stream():
     with serving() as (port, app):
         gate = Gate(app)
-        gate.open.release(5)
+        gate.open.release(30)
         connection = socket.create_connection(("127.0.0.1", port), timeout=10)
         connection.sendall(post("/v1/completions", LONG))
-        until(lambda: gate.steps == 6)
+        until(lambda: gate.steps == 31)
         app.end()
         gate.open.release(100)
         found = b""

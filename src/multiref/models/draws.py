@@ -54,10 +54,16 @@ def bend(logits: Tensor, generation: Generation, end: Tensor, drawn: int) -> Ten
 
 
 def draw_one(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """[*, V] → [*, 1]: a token of each row, in proportion; the one that `torch.multinomial` draws, which at every token waits
-    for an accelerator to say that these are probabilities."""
-    waits = torch.empty_like(probabilities).exponential_(generator=generator)
-    return (probabilities / waits.clamp_min(torch.finfo(waits.dtype).tiny)).argmax(-1, keepdim=True)  # 0/0 is never drawn
+    """[*, V] → [*, 1]: a token of each row, in proportion, by one uniform number and the distribution function in float64.
+
+    Nothing waits for an accelerator, as `torch.multinomial` does at every token; nor are there V random numbers a row to make.
+    """
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # which that device lacks
+    reached = probabilities.to(wide).cumsum(-1)
+    total = reached[..., -1:]
+    at = torch.rand(total.shape, dtype=wide, device=total.device, generator=generator) * total
+    at = at.minimum(total.nextafter(total.new_zeros(())))  # below the end: the token has a probability
+    return torch.searchsorted(reached, at, right=True).clamp_max_(probabilities.shape[-1] - 1)  # NaN is found by `check_numbers`
 
 
 def check_numbers(found: Tensor) -> None:
