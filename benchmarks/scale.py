@@ -83,8 +83,8 @@ def score(folder: Path, pairs: int, engine: str) -> dict[str, Any]:
 
 
 class _Together(threading.Thread):
-    """Meanwhile, what the driver, Ray's workers and its object store hold, at most at any one time; a page of the store that the
-    driver looks at is counted once. peak: bytes."""
+    """Meanwhile, what the driver, Ray's workers and its object store hold, at most at any one time; a page of the store that
+    the driver looks at is counted once. peak: bytes."""
 
     def __init__(self, there: bool) -> None:
         super().__init__(daemon=True)
