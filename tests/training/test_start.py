@@ -307,9 +307,9 @@ def test_a_judge_within_a_win_rate_or_an_oracle_is_compared_too(folder, tmp_path
     bought([2])
     torch.nn.init.ones_(opened.score.weight)
     opened.save_pretrained(tmp_path / "judge")
-    with pytest.raises(ArgumentError, match=r"^reward win_rate: the checkpoint was written under"):
+    with pytest.raises(ArgumentError, match=r"^reward functions: the checkpoint was written under"):
         online(True)
-    with pytest.raises(StoreError, match=r"cannot be resumed .oracle: the checkpoint was written under"):
+    with pytest.raises(StoreError, match=r"cannot be resumed .judge: the checkpoint was written under"):
         bought([2, 4])
 
 
