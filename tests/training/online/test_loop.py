@@ -496,7 +496,6 @@ def test_forward_kl_counts_the_references_samples_as_the_method_counts_tokens(no
         ({"prompts": ["x1", "x0"]}, "prompts"),
         ({"prompts": [{"prompt": "x0", "answer": "1"}, {"prompt": "x1"}]}, "columns"),
         ({"rewards": 2.0}, "rewards"),
-        ({"name": "other"}, "reward functions"),
         ({"regularizer": mr.ReverseKL((0.5, 0.5))}, "regularizer"),
         ({"args": {"seed": 3}}, "seed"),
         ({"args": {"weight_decay": 0.1}}, "weight_decay"),
@@ -509,7 +508,7 @@ def test_forward_kl_counts_the_references_samples_as_the_method_counts_tokens(no
 def test_a_checkpoint_of_another_run_is_refused_by_name(changed, name, tmp_path):
     def run(steps, resume=False, **options):
         policy, options = random_table(1), {"regularizer": mr.ReverseKL(W), "rewards": 1.0, "args": {}, **options}
-        reward = Reward(reward_function(policy, reward_table(policy)), options.pop("name", "r"), options.pop("rewards"))
+        reward = Reward(reward_function(policy, reward_table(policy)), "r", options.pop("rewards"))
         args = {"save_every": 1} | options.pop("args")
         return make_trainer(policy, TABLES, rewards=reward, steps=steps, args=args, **options).train(
             folder=tmp_path, resume=resume

@@ -91,7 +91,7 @@ def test_a_run_that_goes_on_asks_its_judge_in_the_same_way(changed, tmp_path):
         trainer.train(folder=tmp_path, resume=resume)
 
     run(1)
-    with pytest.raises(ArgumentError, match=r"^reward functions: the checkpoint was written under"):
+    with pytest.raises(ArgumentError, match=r"^reward models and judges: the checkpoint was written under"):
         run(2, **changed, resume=True)
     run(2, resume=True)
 

@@ -159,7 +159,7 @@ class OnlineTrainer:
             "references": list(self.names),
             **held_elsewhere(self.model, self.scorer.opened if self.scorer else {}),
             "rewards": [reward.weight for reward in self.rewards],
-            "reward functions": {reward.name: judged_by(reward.function) for reward in self.rewards},
+            "reward models and judges": [judged_by(reward.function) for reward in self.rewards],
             "columns": digest_of(stated(column) for column in columns_of(self.rows, 1).items()),
             "sampler": stated(self.sampler) if isinstance(self.sampler, TextStates) else None,
             "prompts": digest_of([self.weights, *self._contexts]),
