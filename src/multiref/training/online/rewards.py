@@ -240,7 +240,7 @@ def reward_rollouts(
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
     ids = [list(each) for rollout in rollouts for each in rollout.completion_ids]  # by the name that TRL has for them
     ended = [end for rollout in rollouts for end in rollout.ended]
-    columns = {"ended": ended, "completion_ids": ids, **columns_of(rows, group)}
+    columns: dict[str, list[Any]] = {"ended": ended, "completion_ids": ids, **columns_of(rows, group)}
     return total_reward(rewards, prompts, completions, columns)
 
 
