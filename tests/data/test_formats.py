@@ -240,3 +240,19 @@ def test_a_row_without_the_prompt_that_others_have() -> None:
             read_pairs([*rows, {**lost, "chosen": "good", "rejected": "bad"}])
     assert read_pairs([*rows, {"prompt": "", "chosen": "good", "rejected": "bad"}])[2].prompt == ""
     assert read_pairs([{"chosen": "good", "rejected": "bad"}])[0].prompt == ""
+
+
+def test_no_part_of_a_prompt_is_lost_beside_another() -> None:
+    """An instruction for all rows, and the question: one column alone would be half of the prompt."""
+    sides = {"chosen": "good", "rejected": "bad"}
+    both = {"instruction": "Answer briefly.", "question": "Two and two?"}
+    for row, lost in (
+        (both, "question"),
+        ({"question": "q", "input": "x"}, "question"),
+        ({"question": "q", "query": "r"}, "query"),
+    ):
+        with pytest.raises(DataError, match=f"row 1: `{lost}` would be lost beside (instruction|input|question);"):
+            read_pairs([{**row, **sides}])
+    assert read_pairs([{"instruction": "Answer: q", "question": "q", **sides}])[0].prompt == "Answer: q"
+    with pytest.warns(MultirefNotice, match="columns that are not read: 'instruction', 'question'"):
+        assert read_pairs([{"prompt": "p", **both, **sides}])[0].prompt == "p"

@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from multiref.data import read, read_pairs
+from multiref.data import Conversation, read, read_pairs
 from multiref.data.urls import show
 from multiref.errors import ArgumentError, DataError, MultirefNotice, MultirefWarning
 from multiref.runs.prompts import Prompts
@@ -279,7 +279,8 @@ def test_prompts_from_the_same_places(tmp_path: Any) -> None:
     talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     (tmp_path / "talk.jsonl").write_text(lines([{"conversations": talk}, {"chosen": "q yes", "rejected": "q no"}]))
     assert [row["prompt"] for row in Prompts(path=str(tmp_path / "a.jsonl"), skip=1, limit=2).rows()] == ["q1", "q2"]
-    assert Prompts(path=str(tmp_path / "saved"), words=2).rows() == [{"prompt": "a b", "text": " c", "unfinished": False}]
+    row = {"prompt": "a b", "text": " c", "unfinished": False, "output": "d"}
+    assert Prompts(path=str(tmp_path / "saved"), words=2).rows() == [row]
     assert [row["prompt"] for row in Prompts(path=str(tmp_path / "talk.jsonl")).rows()] == [
         ({"role": "user", "content": "q"},),
         "q",
@@ -312,6 +313,38 @@ def test_bad_csv(tmp_path: Any, text: str, words: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         read_pairs(tmp_path / "a.csv")
+
+
+def test_quotes_that_would_join_rows_of_a_tsv(tmp_path: Any) -> None:
+    """Written without quoting, a text may begin with one, and the next row's close it: two rows would be one pair. A quoted
+    cell that has lines, or tabs, is one."""
+    (tmp_path / "a.tsv").write_text('prompt\tchosen\trejected\nq0\t"Hi\tno\nq1\tyes"\tnah\n')
+    with pytest.raises(DataError, match=r"a.tsv:2: a quote is open over 2 lines that have 3 cells each"):
+        read_pairs(tmp_path / "a.tsv")
+    (tmp_path / "a.tsv").write_text('prompt\tchosen\trejected\nq0\t"a\tb\nc"\td\nq1\t"e\n\nf"\tg\n')
+    assert texts(tmp_path / "a.tsv") == [("q0", "a\tb\nc", "d"), ("q1", "e\n\nf", "g")]
+
+
+def test_prompts_keep_what_else_their_rows_say(tmp_path: Any) -> None:
+    """Rewards are given the other columns; the template what belongs to a conversation; and what would be lost is refused,
+    as of pairs."""
+    talk, asks = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], {"chat_template_kwargs": {"x": 1}}
+    (tmp_path / "a.jsonl").write_text(lines([
+        {"prompt": "one two", "answer": "3", "label": 1, "chosen": "x", "rejected": "y", "weights": [1], "text": "z"},
+        {"question": "r", "answer": "4"}, {"messages": talk, "id": "k", **asks},
+    ]))  # fmt: skip
+    first, second, third = Prompts(path=str(tmp_path / "a.jsonl"), words=1).rows()
+    assert first == {"prompt": "one", "text": " two", "unfinished": False, "answer": "3", "label": 1}
+    assert second == {"prompt": "r", "answer": "4"} and (third["prompt"], third["id"]) == (Conversation(talk[:1], **asks), "k")
+    for row, words in (
+        ({"messages": talk, "functions": [{"name": "f"}]}, "`functions` is not read"),
+        ({"question": "q", "system_prompt": "s"}, "`system_prompt` is not read"),
+        ({"text": "t", "images": ["x"]}, "`images` is not read"),
+        ({"text": "t", "system": "s"}, "has `system`, which only a chat template can write"),
+    ):
+        (tmp_path / "b.jsonl").write_text(lines([row]))
+        with pytest.raises(DataError, match=f"b.jsonl:1: .*{words}"):
+            Prompts(path=str(tmp_path / "b.jsonl")).rows()
 
 
 def test_a_file_of_one_column_may_have_semicolons(tmp_path: Any) -> None:

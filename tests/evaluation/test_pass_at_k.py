@@ -1,6 +1,7 @@
 """pass@k against its enumeration, intervals against the normal law, evaluations that are resumed against those that were
 not."""
 
+import contextlib
 import json
 import math
 
@@ -48,7 +49,7 @@ def test_a_policy_whose_answers_can_be_enumerated():
     assert bool(
         ((values["pass@3"][0] - truth).abs() < 4 * 3 * (1 - p) ** 2 * error).all()
     )  # the derivative of 1 − (1 − p)³ is 3 (1 − p)²
-    assert torch.equal(values["pass@1"][0], values["reward/correctness"][0])
+    torch.testing.assert_close(values["pass@1"][0], values["reward/correctness"][0], rtol=1e-12, atol=0)
 
 
 def test_intervals_are_those_of_the_mean_over_prompts():
@@ -126,3 +127,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):
     assert (tmp_path / "cut.jsonl").read_text().startswith(written) and len(read_rollouts(tmp_path / "cut.jsonl")) == 6
     with pytest.raises(OutputError, match="other settings"):
         sample_rewards(policy, rows, [Reward(long, "long")], Generation(3), samples=4, block=2, store=tmp_path / "cut.jsonl")
+
+    for answer in ("1", "2"):  # one that was mended: what it was rewarded by is another
+        told = [{**row, "answer": answer} for row in rows[:2]]
+        with pytest.raises(OutputError, match="other settings") if answer == "2" else contextlib.nullcontext():
+            sample_rewards(policy, told, [Reward(long, "long")], Generation(3), samples=2, store=tmp_path / "told.jsonl")

@@ -160,6 +160,16 @@ def test_rotary_settings_of_two_versions(whole):
         load(folder)
 
 
+def test_another_configuration_in_its_place(whole):
+    """transformers reads the file of the list that suits its version: what is checked, and what names the model in a store,
+    would be another."""
+    folder = whole("config.json", config(configuration_files=["config.4.0.0.json"])) / "base"
+    (folder / "config.4.0.0.json").write_bytes(config(rms_norm_eps=0.5))
+    with pytest.raises(ModelError, match=r"config\.json: configuration_files is \['config\.4\.0\.0\.json'\], of which transf"):
+        load(folder)
+    load(whole("config.json", config(configuration_files=["config.json"])) / "base")
+
+
 def test_what_is_not_read_may_be_anything(whole):
     """Another program's files in the folder are none of ours."""
     folder = whole() / "base"

@@ -233,7 +233,7 @@ def test_a_base_a_reference_or_a_reward_model_that_was_replaced_between_is_refus
     online(False)
     torch.nn.init.ones_(opened.score.weight)
     opened.save_pretrained(tmp_path / "judge")
-    with pytest.raises(ArgumentError, match=r"^reward judge: the checkpoint was written under"):
+    with pytest.raises(ArgumentError, match=r"^reward models and judges: the checkpoint was written under"):
         online(True)
     torch.nn.init.zeros_(opened.score.weight)
     opened.save_pretrained(tmp_path / "judge")
@@ -307,9 +307,9 @@ def test_a_judge_within_a_win_rate_or_an_oracle_is_compared_too(folder, tmp_path
     bought([2])
     torch.nn.init.ones_(opened.score.weight)
     opened.save_pretrained(tmp_path / "judge")
-    with pytest.raises(ArgumentError, match=r"^reward win_rate: the checkpoint was written under"):
+    with pytest.raises(ArgumentError, match=r"^reward models and judges: the checkpoint was written under"):
         online(True)
-    with pytest.raises(StoreError, match=r"cannot be resumed .oracle: the checkpoint was written under"):
+    with pytest.raises(StoreError, match=r"cannot be resumed .judge: the checkpoint was written under"):
         bought([2, 4])
 
 

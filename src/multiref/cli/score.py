@@ -60,9 +60,8 @@ def _references(
     if not reference:
         return None
     places = by_name("--reference", reference)
-    local = [
-        name for name, at in places.items() if "://" not in at
-    ]  # a server has its own quantization, attention and template
+    # a server has its own quantization, attention and template
+    local = [name for name, at in places.items() if "://" not in at]
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
     asked: list[tuple[str, Any]] = []

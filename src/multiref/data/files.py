@@ -72,6 +72,12 @@ def _csv_rows(path: Path, largest: int, separator: str) -> Numbered:
                 return
             if not cells:
                 continue
+            held = "\t".join(cells).split("\n") if separator == "\t" else []
+            if len(held) > 1 and {line.count("\t") for line in held} == {len(header) - 1} != {0}:
+                raise DataError(
+                    f"{path.name}:{number}: a quote is open over {len(held)} lines that have {len(header)} cells each, as rows "
+                    "have. Double a quote that is part of a text (and put quotes around that text), or give .jsonl."
+                )
             if len(cells) != len(header):
                 raise DataError(f"{path.name}:{number}: {len(cells)} cells; expected {len(header)}, as the header has.")
             found: dict[str, Any] = dict(zip(header, cells))

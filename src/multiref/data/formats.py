@@ -129,7 +129,7 @@ def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where
             )
         return _two_answers(*two[0], label, values, columns)
     answers = next((name for name in ANSWERS if isinstance(row.get(name), Sequence) and not isinstance(row[name], str)), None)
-    if answers is not None and _has_scores(row, answers):
+    if answers is not None and _score_of(row, row[answers]) is not None:
         read = frozenset({"prompt", *PROMPTS, answers, *SCORES})
         which = "the best against the worst" if rankings == "ends" else "all pairs"
         return Format(f"rankings with scores, {which}", read, lambda row, where: _ranked(row, where, answers, rankings))
@@ -137,13 +137,19 @@ def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where
 
 
 def prompt_of(row: Row, where: str) -> Any:
-    """The prompt of a row that has no column of this name; None where it has none at all."""
+    """The prompt of a row that has no column of this name; None where it has none at all. DataError for two of them."""
     for name in ("conversations", "conversation"):
         if not isinstance(talk := messages(row.get(name), where), str | None):
             return talk
-    said = [row[name] for name in ("instruction", "input") if isinstance(row.get(name), str) and row[name].strip()]
-    other = next((row[name] for name in ("question", "query") if isinstance(row.get(name), str) and row[name].strip()), None)
-    return "\n".join(said) or other
+    texts = {name: row[name] for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()}
+    said = "\n".join(texts[name] for name in ("instruction", "input") if name in texts)
+    prompt = said or texts.get("question", texts.get("query"))
+    if lost := [name for name, text in texts.items() if text.strip() not in str(prompt)]:
+        raise DataError(
+            f"{where}: `{lost[0]}` would be lost beside {' and '.join(texts.keys() - {*lost})}; write the whole prompt into a "
+            "column `prompt`, or say which column it is: columns: {prompt: …}."
+        )
+    return prompt
 
 
 def messages(value: Any, where: str) -> Any:
@@ -252,11 +258,11 @@ def _labelled(row: Row, where: str, kind: Format, means: Mapping[Hashable, Side]
 # ---- one prompt, several answers, their scores ----
 
 
-def _has_scores(row: Row, answers: str) -> bool:
-    items = row[answers]
+def _score_of(row: Row, items: Sequence[Any]) -> str | None:
+    """The name of the answers' scores, which each of them has if they are objects; else of a column beside them."""
     if items and all(isinstance(item, Mapping) for item in items):
-        return any(name in item for item in items for name in SCORES)
-    return any(isinstance(row.get(name), Sequence) and not isinstance(row[name], str) for name in SCORES)
+        return next((name for name in SCORES if any(item.get(name) is not None for item in items)), None)
+    return next((name for name in SCORES if isinstance(row.get(name), Sequence) and not isinstance(row[name], str)), None)
 
 
 def _ranked(row: Row, where: str, answers: str, rankings: Rankings) -> Iterator[Row]:
@@ -278,14 +284,13 @@ def _ranked(row: Row, where: str, answers: str, rankings: Rankings) -> Iterator[
 def _scored(row: Row, where: str, answers: str) -> tuple[list[Any], list[float], bool]:
     """Answers, numbers of which the higher is better, and whether they are ranks."""
     items = row[answers]
+    score = _score_of(row, items)
     if items and all(isinstance(item, Mapping) for item in items):
-        score = next((name for name in SCORES if any(item.get(name) is not None for item in items)), None)
         text = next((name for name in TEXTS if all(item.get(name) is not None for item in items)), None)
         if text is None:
             raise DataError(f"{where}: `{answers}` has no text; expected one of {', '.join(TEXTS)} in each of them.")
         texts, values = [item[text] for item in items], [item.get(score) for item in items] if score else []
     else:
-        score = next((name for name in SCORES if isinstance(row.get(name), Sequence) and not isinstance(row[name], str)), None)
         texts, values = list(items), list(row[score] if score else ())
     if score is None or len(texts) != len(values) or len(texts) < 2:
         raise DataError(f"{where}: {len(texts)} answers and {len(values)} scores; expected two or more, and a score for each.")

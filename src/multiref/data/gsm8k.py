@@ -135,13 +135,7 @@ def marks(completions: Completions, **_: object) -> list[float]:
 def rewards() -> dict[str, Callable[..., list[float]]]:
     """The five rewards of the paper's script, which are summed. Repaired: the formats see over line breaks,
     and the count of marks is bounded, so that their sum is in [0, 4]; correctness compares numbers, not strings."""
-    return {
-        "correctness": correctness,
-        "integer": integer,
-        "strict_format": strict_format,
-        "soft_format": soft_format,
-        "marks": marks,
-    }
+    return {each.__name__: each for each in (correctness, integer, strict_format, soft_format, marks)}
 
 
 # ---- pass rates ----

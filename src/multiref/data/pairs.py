@@ -105,8 +105,11 @@ def as_prompt(row: Mapping[str, object], *, origin: str = "") -> Text:
 
 
 def unread_columns(row: object, read: Set[str] = _USED) -> set[str]:
-    """The columns of a row that hold something and that nothing here reads."""
-    return {str(name) for name in row.keys() - read if row[name] is not None} if isinstance(row, Mapping) else set()
+    """The columns of a row that hold something and that nothing here reads: of several prompts `prompt` is read."""
+    if not isinstance(row, Mapping):
+        return set()
+    read = read if row.get("prompt") is None else read - set(QUESTIONS)
+    return {str(name) for name in row.keys() - read if row[name] is not None}
 
 
 def list_unread(columns: Iterable[str], source: str) -> None:

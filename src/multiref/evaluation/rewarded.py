@@ -1,9 +1,8 @@
 """Completions of a policy on prompts, with their rewards, kept on disk block by block, so that a killed evaluation goes on
 where it was."""
 
-import inspect
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from multiref.evaluation.contestants import Contestant, RewardFunction, draw_eac
 from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout, sample
 from multiref.models.spec import Generation
-from multiref.training.online.rewards import Reward, total_reward
+from multiref.training.checks import digest_of, stated
+from multiref.training.online.rewards import Reward, columns_of, named_by, reward_rollouts, total_reward
 
 _BEFORE = frozenset({"prompt", "completions", "rewards"})  # of a line, before it had a sum
 
@@ -40,7 +40,8 @@ def sample_rewards(
     """{reward's name: [P, samples] float64, "total": their weighted sum}.
 
     Args:
-        rows: with `prompt` and whatever columns the rewards read; they are also given `ended`: whether a completion is whole.
+        rows: with `prompt` and whatever columns the rewards read; they are also given `ended` (whether a completion is
+            whole) and `completion_ids`.
         block: prompts sampled side by side. Each block has its own seed, (seed, its place), so a resumed evaluation is the one
             that was not interrupted.
         store: a file of one JSON line a prompt (completions, rewards; their ids, for `read_rollouts`), appended to; what it
@@ -75,43 +76,35 @@ def sample_rewards(
 
 def _of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
     """The sum of the rewards as a function of completions of this row's prompt: of their texts, by which best-of-n and the
-    optimum choose. ArgumentError for a reward that reads `ended`."""
+    optimum choose. ArgumentError for a reward that reads `ended` or `completion_ids`."""
 
     def total(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        if blind := [each.name for each in rewards if "ended" in _parameters(each.function)]:
+        if blind := [each.name for each in rewards if {"ended", "completion_ids"} & (named_by(each.function) or {}).keys()]:
             raise ArgumentError(
-                f"rewards: {blind[0]!r} reads `ended`, and best-of-n and the optimum choose by the text alone: they would be "
-                "of another reward than the one that is measured. Leave them out, or judge by the text."
+                f"rewards: {blind[0]!r} reads `ended` or `completion_ids`, and best-of-n and the optimum choose by the text "
+                "alone: they would be of another reward than the one that is measured. Leave them out, or judge by the text."
             )
-        columns = {name: [value] * len(completions) for name, value in row.items() if name not in ("prompt", "weights")}
-        found: list[float] = total_reward(rewards, prompts, completions, columns)[0].tolist()
+        found: list[float] = total_reward(rewards, prompts, completions, columns_of([row], len(completions)))[0].tolist()
         return found
 
     return total
 
 
-def _parameters(function: Callable[..., Any]) -> Collection[str]:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return ()
-
-
 def _rewarded(
     rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], rewards: Sequence[Reward], samples: int
 ) -> list[dict[str, Any]]:
-    names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
-    columns = {name: [row.get(name) for row in rows for _ in range(samples)] for name in names}
-    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], **columns}
-    prompts = [rollout.prompt for rollout in rollouts for _ in range(samples)]
-    completions = [completion for rollout in rollouts for completion in rollout.completions]
-    total, each = total_reward(rewards, prompts, completions, columns)
+    total, each = reward_rollouts(rewards, rows, rollouts, samples)
     lines = []
-    for i, rollout in enumerate(rollouts):
+    for i, (row, rollout) in enumerate(zip(rows, rollouts)):
         here = slice(i * samples, (i + 1) * samples)
         values = {name: found[here].tolist() for name, found in {**each, "total": total}.items()}
-        lines.append(seal({**vars(rollout), "rewards": values}))
+        lines.append(seal({**vars(rollout), "rewards": values, "columns": _digest(row)}))
     return lines
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    """Of what its rewards were given beside the prompt, such as the right answer."""
+    return digest_of([stated(columns_of([row], 1))])
 
 
 def read_rollouts(store: str | Path) -> list[Rollout]:
@@ -148,6 +141,7 @@ def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, n
         rewards = found["rewards"]
         ours = isinstance(rewards, dict) and rewards.keys() == {*names, "total"}
         ours = ours and all(len(values) == samples for values in rewards.values())
+        ours = ours and found.get("columns", "") in ("", _digest(row))
         if not ours or found["prompt"] != json.loads(json.dumps(row["prompt"])):
             raise others
         done.append(found)

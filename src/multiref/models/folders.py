@@ -299,6 +299,11 @@ def _check_config(made: Contents, path: Path) -> None:
         raise ModelError(f"{path}: model_type is {config['model_type']!r:.80}; expected a name.")
     if not str(elsewhere := config.get("transformers_weights") or ".safetensors").endswith((".safetensors", ".index.json")):
         raise ModelError(f"{path}: transformers_weights is {elsewhere!r:.80}; expected safetensors (pickles are not read).")
+    if (files := config.get("configuration_files")) not in (None, [], [path.name]):
+        raise ModelError(
+            f"{path}: configuration_files is {files!r:.80}, of which transformers would read one in place of this file, by its "
+            "own version. Write what is meant into this one, and remove the key."
+        )
     if config.get("quantization_config") is not None:
         check_known(config["quantization_config"], str(path))
     for part in (config, *(each for each in config.values() if isinstance(each, dict))):

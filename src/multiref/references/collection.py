@@ -45,9 +45,8 @@ class References:
         tokenisation: what is scored, of every reference that is opened here.
         dtype, device, token_budget, logits_budget: as of `LocalReference`, for those on this machine.
 
-    One reference is in memory at a time, unless they are objects that are there already. Errors:
-        `ArgumentError` for two references
-    with one name; `ModelError` for one that cannot be opened.
+    One reference is in memory at a time, unless they are objects that are there already. Errors: `ArgumentError` for two
+    references with one name; `ModelError` for one that cannot be opened.
     """
 
     def __init__(

@@ -59,9 +59,8 @@ class RolloutScorer:
             limit = getattr(reference, "max_length", None)
             if self.aligned[name] and limit is not None and limit < longest:
                 raise ArgumentError(
-                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} ({longest - new_tokens} of "
-                    f"the longest prompt and "
-                    f"{new_tokens} new ones). Shorten the prompts or max_new_tokens, or use another reference."
+                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} (a prompt of "
+                    f"{longest - new_tokens} and {new_tokens} new ones). Shorten the prompts or max_new_tokens, or use another."
                 )
 
     def completions(self, rollouts: Sequence[Rollout], names: Sequence[str] | None = None) -> Tensor:

@@ -57,13 +57,8 @@ class DataLook:
         tables = [Table(("what", "number"), counts, f"{self.source}: {self.format}")]
         if lengths:
             tables.append(Table((f"{self.unit} of", "least", "median", "mean", "95 %", "most"), lengths, "Lengths"))
-            tables.append(
-                Table(
-                    (self.unit, "pairs", ""),
-                    _histogram(self.lengths["prompt + longer side"]),
-                    "Lengths of prompt + longer side",
-                )
-            )
+            spread = _histogram(self.lengths["prompt + longer side"])
+            tables.append(Table((self.unit, "pairs", ""), spread, "Lengths of prompt + longer side"))
         return tables
 
     def blocks(self) -> list[Block]:

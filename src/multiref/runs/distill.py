@@ -18,10 +18,9 @@ from multiref.training.online.evaluate import floor_figures, floors, text_losses
 
 
 class WarmUpSetting(Strict):
-    """Distillation's first `share` of the steps at the states of the texts that follow the prompts,
-    for a share `text_share` of them, and else at the student's own, under `penalty` (docs/distillation.md).
-    max_new_tokens: where texts are cut there,
-    if not as completions are."""
+    """Distillation's first `share` of the steps at the states of the texts that follow the prompts, for a share `text_share` of
+    them, and else at the student's own, under `penalty` (docs/distillation.md). max_new_tokens: where texts are cut there, if
+    not as completions are."""
 
     share: float = Field(default=0.8, ge=0, le=1)
     max_new_tokens: int | None = Field(default=None, gt=0)
@@ -30,10 +29,9 @@ class WarmUpSetting(Strict):
 
 
 class DistillEvaluation(Strict):
-    """Held-out prompts, before and after: nats per token of the texts that follow them, cut at `max_new_tokens`,
-    under the student and under each teacher; and where `floor` is above 0, on that many prompts of each source Σ_k w_k
-    KL(π‖π_k) of `samples` sampled completions beside its floor
-    −log F by sequential Monte Carlo with `particles`."""
+    """Held-out prompts, before and after: nats per token of the texts that follow them, cut at `max_new_tokens`, under the
+    student and under each teacher; and where `floor` is above 0, on that many prompts of each source Σ_k w_k KL(π‖π_k) of
+    `samples` sampled completions beside its floor −log F by sequential Monte Carlo with `particles`."""
 
     prompts: list[Prompts] = Field(min_length=1)
     samples: int = Field(default=4, gt=0)

@@ -48,7 +48,7 @@ def dry_run(run: BaseRun) -> Look:
     for name, spec in models.items():
         counts[name] = count = count_parameters(spec)
         size = "unknown size" if count is None else f"{count / 1e6:,.4g} M parameters"
-        context = getattr(load_config(spec), "max_position_embeddings", None)
+        context = context_of(load_config(spec))
         words = len(tokenizers[name].get_vocab())
         found.add(name, f"{spec.path}: {size}, vocabulary {words:,}, context {context or 'unknown'}", {
             "path": spec.path, "parameters": counts[name], "vocabulary": words, "context": context})  # fmt: skip

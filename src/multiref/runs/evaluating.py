@@ -90,7 +90,7 @@ def evaluate(
         raise ConfigError("k: pass@k counts right answers, and no reward here says what is right. Leave it out, or use gsm8k.")
     later = {"k", "resamples"} | (set() if settings.references else {"references", "weights", "beta", "beside"})
     asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude=later)}
-    once = list({repr(row): row for row in rows}.values())
+    once = list({repr((row["prompt"], row.get("text"), row.get("answer"))): row for row in rows}.values())
     if len(once) < len(rows):
         say(f"{len(rows) - len(once):,} of {len(rows):,} prompts stand there again; each counts once in what follows.")
     with folder.claimed(asked, take_over=take_over):

@@ -120,9 +120,8 @@ OBJECTIVES = {"preference": _preference, "multi_dpo": _multi_dpo, "mrpo": _mrpo,
 
 
 class Weighting(Arguments[WeightStrategy]):
-    """Who chooses the weights: uniform; vdw, vaw or convex_fit, once, from held-out pairs;
-    arwc, for each pair from its own references; or a
-    strategy that changes them while training."""
+    """Who chooses the weights: uniform; vdw, vaw or convex_fit, once, from held-out pairs; arwc, for each pair from its own
+    references; or a strategy that changes them while training."""
 
     kind: str
 

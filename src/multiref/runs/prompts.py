@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from multiref._files import MIB, read_text
-from multiref.data import Text
+from multiref.data.formats import PROMPTS
 from multiref.data.gsm8k import prompts, read_gsm8k
+from multiref.data.pairs import USED
 from multiref.data.prompts import prompt_text
 from multiref.data.sources import open_source
 from multiref.errors import ConfigError, MultirefNotice
@@ -19,6 +20,8 @@ from multiref.runs.strict import Strict
 
 Row = dict[str, Any]
 LARGEST = 1024 * MIB
+# columns that the prompt is made of, sides of pairs, and what else has a name of ours
+_OURS = {*USED, *PROMPTS, "messages", "text", "unfinished", "weights", "prompts", "completions", "completion_ids", "ended"}
 
 
 class Prompts(Strict):
@@ -27,14 +30,11 @@ class Prompts(Strict):
     path: a file, a folder of files or of `save_to_disk`, a URL, or the id of a hub data set.
     kind: text (rows with `prompt` or `text`, a conversation or a question, or pairs; or .txt with one text a blank-line
     paragraph) or gsm8k.
-    words: the prompt is only the first so many, and the rest the text that follows it;
-    of gsm8k, question and solution are one text then.
-    pieces: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that do not
-    end.
-    style: of gsm8k, chat or plain. name, split: of a data set that has several ("train[:5%]"); of gsm8k, by default, main and
-    train. skip, limit: so many are left out at the start,
-    and at most so many taken.
-    weights: {reference: weight} for these prompts: routing.
+    words: the prompt is only the first so many, and the rest the text that follows it; of gsm8k, question and solution are one
+    text then. pieces: paragraphs of a .txt are joined to pieces of at least so many characters, stretches of a longer text that
+    do not end. style: of gsm8k, chat or plain. name, split: of a data set that has several ("train[:5%]"); of gsm8k, by
+    default, main and train. skip, limit: so many are left out at the start, and at most so many taken.
+    weights: {reference: weight} for these prompts: routing. Other columns of the rows (answer, label, …) go to the rewards.
     """
 
     SHORT: ClassVar = "path"
@@ -64,9 +64,7 @@ class Prompts(Strict):
 
         Raises: DataError for a file that cannot be read, ConfigError where nothing is left of it or a name is no reference's.
         """
-        rows = (
-            self._problems() if self.kind == "gsm8k" else [self._split(text, self.pieces is not None) for text in self._texts()]
-        )
+        rows = self._problems() if self.kind == "gsm8k" else self._asked()
         if not rows:
             skipped = f" beyond the {self.skip} that are skipped; make skip smaller" if self.skip else ""
             raise ConfigError(f"prompts: {self.path} has none{skipped}.")
@@ -83,11 +81,11 @@ class Prompts(Strict):
     def _problems(self) -> list[Row]:
         problems = read_gsm8k(self.path, name=self.name, split=self.split, limit=self._end)[self.skip :]
         if self.words is not None:
-            return [self._split(f"{problem.question}\n{problem.solution}") for problem in problems]
+            return [self._split({"prompt": f"{problem.question}\n{problem.solution}"}) for problem in problems]
         return [{**row, "text": problem.solution} for row, problem in zip(prompts(problems, style=self.style), problems)]
 
-    def _texts(self) -> list[Text]:
-        path, texts = Path(self.path), list[Text]()
+    def _asked(self) -> list[Row]:
+        path, texts = Path(self.path), list[str]()
         if path.suffix == ".txt":
             whole = read_text(path, ".jsonl with `prompt` or `text`, or .txt", largest=LARGEST)
             parts = [part.strip() for part in whole.split("\n\n") if part.strip()]
@@ -99,17 +97,20 @@ class Prompts(Strict):
                     stacklevel=2,
                 )
             texts += parts if self.pieces is None else _joined(parts, self.pieces)
-            return texts[self.skip : self._end]
+            return [self._split({"prompt": text}, self.pieces is not None) for text in texts[self.skip : self._end]]
         with open_source(self.path, name=self.name, split=self.split, largest=LARGEST) as opened:
-            return [prompt_text(row, where) for where, row in islice(opened(), self.skip, self._end)]
+            return [
+                self._split({"prompt": prompt_text(row, where), **{name: row[name] for name in row if name not in _OURS}})
+                for where, row in islice(opened(), self.skip, self._end)
+            ]
 
-    def _split(self, text: Text, unfinished: bool = False) -> Row:
+    def _split(self, row: Row, unfinished: bool = False) -> Row:
         """The first words as prompt, the rest as the text that follows it; a conversation is a prompt as it stands."""
-        if self.words is None or not isinstance(text, str):
-            return {"prompt": text}
+        if self.words is None or not isinstance(text := row["prompt"], str):
+            return row
         parts = text.split(" ")
         prompt, rest = " ".join(parts[: self.words]), " ".join(parts[self.words :])
-        return {"prompt": prompt, "text": " " + rest, "unfinished": unfinished} if rest else {"prompt": prompt}
+        return {**row, "prompt": prompt, **({"text": " " + rest, "unfinished": unfinished} if rest else {})}
 
 
 def _joined(paragraphs: list[str], characters: int) -> list[str]:

@@ -59,14 +59,12 @@ def sentence(error: ValidationError, values: Plain, kind: object) -> tuple[Place
             context = first["ctx"]
             tag = context["discriminator"].strip("'")
             known = [name.strip("'") for name in context.get("expected_tags", "").split(", ") if name]
+            place = (*place, tag)
+            if "tag" not in context and isinstance(found, dict):
+                return place, "missing; it says which of them is meant."
             if "tag" not in context:
-                return (*place, tag), "missing; it says which of them is meant." if isinstance(found, dict) else _found(
-                    found, ["keys and values"]
-                )
-            return (
-                *place,
-                tag,
-            ), f"found {context['tag']!r}, expected one of {', '.join(known)}{_close(context['tag'], known) or '.'}"
+                return place, _found(found, ["keys and values"])
+            return place, f"found {context['tag']!r}, expected one of {', '.join(known)}{_close(context['tag'], known) or '.'}"
         case "value_error":
             return _own(str(first["ctx"]["error"]), place, found)
     if isinstance(found, dict) and SHORT in found and len(found) > 1:  # `--set` laid a key beside a text

@@ -35,9 +35,8 @@ MANY = 0.1  # of the prompts: a point with more of them below ten effective samp
 
 
 class SweepSettings(Strict):
-    """points: weights on the first of two runs, from 0 to 1 (for more runs the vertices and the middle).
-    samples: completions a prompt from each
-    run's policy, of at most max_new_tokens. limit: how many prompts. name, split: of their data set."""
+    """points: weights on the first of two runs, from 0 to 1 (for more runs the vertices and the middle). samples: completions a
+    prompt from each run's policy, of at most max_new_tokens. limit: how many prompts. name, split: of their data set."""
 
     points: int = Field(default=5, ge=2)
     samples: int = Field(default=8, gt=0)

@@ -11,6 +11,7 @@ from multiref.models import LanguageModel, load
 from multiref.training.iterative import (
     FunctionOracle,
     Plan,
+    RewardOracle,
     TextPolicy,
     TextReward,
     TextSetting,
@@ -301,7 +302,7 @@ def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
     assert float(estimates) == pytest.approx(float(drawn.mean((-1, -2)).std()), rel=0.04)
 
 
-@pytest.mark.parametrize("name", ["prompts", "dtype", "references", "max_new_tokens"])
+@pytest.mark.parametrize("name", ["prompts", "dtype", "references", "max_new_tokens", "judge"])
 def test_a_state_of_other_texts_or_models_is_refused_by_name(name, tokenizer, tmp_path):
     """Labels are kept by the number of their prompt: as many other prompts would get them."""
 
@@ -309,7 +310,8 @@ def test_a_state_of_other_texts_or_models_is_refused_by_name(name, tokenizer, tm
         policy, prompts = language_model(tokenizer), PROMPTS[::-1] if changed == "prompts" else PROMPTS
         policy.model.to(torch.bfloat16 if changed == "dtype" else torch.float32)
         references = {"second" if changed == "references" else "first": language_model(tokenizer, 1)}
-        oracle = lambda world: FunctionOracle(lambda prompts, first, second: [0.5] * len(prompts), world.decode)  # noqa: E731
+        temperature = 2.0 if changed == "judge" else 1.0
+        oracle = lambda world: RewardOracle(lambda _, said: [0.0] * len(said), world.decode, temperature=temperature)  # noqa: E731
         setting = TextSetting(max_new_tokens=4 if changed == "max_new_tokens" else 5)
         task = text_task(policy, references, mr.ReverseKL(), beta=0.2, prompts=prompts, oracle=oracle, setting=setting)
         train(task, method_named("online-dpo"), Plan(labels=labels, steps=1, batch=4), folder=tmp_path)

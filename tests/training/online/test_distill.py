@@ -1,6 +1,7 @@
 """Distillation: a warm-up and what it leaves, texts as states, held-out losses, and the floor by sequential Monte Carlo beside
 what is reached."""
 
+import contextlib
 import math
 
 import pytest
@@ -240,3 +241,23 @@ def test_what_is_reached_beside_its_floor():
     found = floor_figures(trainer, rows, floors(trainer, rows, particles=800), samples=800)
     assert found["floor"][0] == pytest.approx(floor, rel=0.1) and found["kl"][0] == pytest.approx(kl, rel=0.1)
     assert found["kl/floor"][0] == pytest.approx(kl / floor, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [({"share": 0.8}, "warm_up"), ({"penalty": "per_token_reverse_kl"}, "warm_up"), ({"end": True}, "warm_up"),
+     ({"texts": table_texts(length=2)}, "warm_up"), ({"sampler": 0.5}, "sampler"), ({}, None)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_run_that_goes_on_has_the_same_warm_up_and_texts(changed, name, tmp_path):
+    def run(steps, share=0.5, penalty="per_token_forward_kl", end=False, texts=None, sampler=0.3, resume=False):
+        warm = WarmUp(share, TextStates(texts or table_texts(), share=1.0, max_new_tokens=3, end=end), penalty)
+        states = TextStates(table_texts(), share=sampler, max_new_tokens=3, end=False)
+        make_trainer(
+            random_table(3), [random_table(5), random_table(6)], mr.ReverseKL(W), steps=steps, penalty="per_token_reverse_kl",
+            method=Reinforce(), warm_up=warm, sampler=states, args={"save_every": 1},
+        ).train(folder=tmp_path, resume=resume)  # fmt: skip
+
+    run(1)
+    with pytest.raises(ArgumentError, match=f"^{name}: the checkpoint") if name else contextlib.nullcontext():
+        run(2, **changed, resume=True)

@@ -494,6 +494,7 @@ def test_forward_kl_counts_the_references_samples_as_the_method_counts_tokens(no
         ({"method": RLOO(group=8)}, "method"),
         ({"penalty": "k2"}, "penalty"),
         ({"prompts": ["x1", "x0"]}, "prompts"),
+        ({"prompts": [{"prompt": "x0", "answer": "1"}, {"prompt": "x1"}]}, "columns"),
         ({"rewards": 2.0}, "rewards"),
         ({"regularizer": mr.ReverseKL((0.5, 0.5))}, "regularizer"),
         ({"args": {"seed": 3}}, "seed"),

@@ -7,7 +7,7 @@ import torch
 
 import multiref as mr
 from multiref.errors import ArgumentError
-from multiref.training.online import GRPO, RLOO, Reinforce, WinRate
+from multiref.training.online import GRPO, RLOO, Reinforce, WinRate, judge_by_reward
 from tests.training.online.tables import make_trainer, random_table
 
 CHANCES = {("a", "b"): 0.9, ("a", "c"): 0.2, ("b", "c"): 0.6}
@@ -74,6 +74,26 @@ def test_groups_have_to_fit():
         WinRate(judge, group=1)
     with pytest.raises(ArgumentError, match="votes"):
         WinRate(judge, group=2, votes=0)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"temperature": 2.0}, {"votes": 2}, {"both_orders": True}], ids=lambda value: next(iter(value))
+)
+def test_a_run_that_goes_on_asks_its_judge_in_the_same_way(changed, tmp_path):
+    def run(steps, temperature=1.0, resume=False, **options):
+        wins = WinRate(
+            judge_by_reward(lambda _, said: [float(len(text)) for text in said], temperature=temperature), group=2, **options
+        )
+        trainer = make_trainer(
+            random_table(0), [random_table(1)], mr.ReverseKL(), rewards=wins, method=RLOO(group=2), steps=steps,
+            args={"save_every": 1},
+        )  # fmt: skip
+        trainer.train(folder=tmp_path, resume=resume)
+
+    run(1)
+    with pytest.raises(ArgumentError, match=r"^reward models and judges: the checkpoint was written under"):
+        run(2, **changed, resume=True)
+    run(2, resume=True)
 
 
 @pytest.mark.slow

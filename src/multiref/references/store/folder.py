@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,15 +202,12 @@ class Store:
     def alone(self, address: str, *, waiting: Callable[[str], None]) -> Iterator[None]:
         """Score under this reference while no other process does: who comes second waits (`waiting` is told for whom), and is
         to read again. StoreError, now rather than after an hour of work, where nothing can be written here."""
-        lock = alone(self.folder / "shards" / f".{address}.lock", waiting=waiting)
-        try:
-            lock.__enter__()
-        except OSError as error:
-            raise StoreError(atomic.unwritable(self.folder, error)) from error
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(alone(self.folder / "shards" / f".{address}.lock", waiting=waiting))
+            except OSError as error:
+                raise StoreError(atomic.unwritable(self.folder, error)) from error
             yield
-        finally:
-            lock.__exit__(None, None, None)
 
     # -- looking after it ------------------------------------------------------------------------------------------
 
@@ -258,10 +255,8 @@ def _note(path: Path) -> dict[str, Any] | None:
     """Who has an address, and as what it was used; None for a file that does not say it of the address in its name."""
     try:
         found = parse_json(read_text(path, "the note of a reference", largest=64 * MIB, error=StoreError), str(path))
-        identity, seen = (
-            dict(found["identity"]),
-            [{what: str(each[what]) for what in ("name", "location")} for each in found["seen"]],
-        )
+        identity, names = dict(found["identity"]), ("name", "location")
+        seen = [{what: str(each[what]) for what in names} for each in found["seen"]]
         return {"identity": identity, "seen": seen} if Store.address(identity) == path.stem else None
     except (MultirefError, LookupError, TypeError, ValueError):
         return None

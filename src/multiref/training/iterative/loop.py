@@ -17,7 +17,7 @@ from multiref.training.checks import check_at_least, check_choice, check_seed, c
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Task
 from multiref.training.lost_updates import LostUpdates
-from multiref.training.online.rewards import model_behind
+from multiref.training.online.rewards import judged_by
 from multiref.training.sums import newest_whole
 
 LEARNS = ("steps", "prompts", "rollouts", "reward_steps", "reward_rate", "reward_batch")  # of the plan, to fit a reward
@@ -176,7 +176,7 @@ def _settings(task: Task, method: Method, plan: Plan, rounds: int) -> dict[str, 
         **{"beta": task.beta, "prompts": task.prompts, "seed": plan.seed, "optimizer": plan.optimizer},
         "labels": list(plan.labels)[:rounds],
         "epsilon": getattr(task.oracle, "epsilon", None),
-        **({} if (judge := model_behind(task.oracle)) is None else {"oracle": judge}),
+        "judge": judged_by(task.oracle),
         **task.settings,
     }
 

@@ -13,6 +13,7 @@ import torch
 
 from multiref.errors import ArgumentError
 from multiref.models import Generation, Rollout, Tokenisation, encode_many
+from multiref.training.checks import digest_of
 from multiref.training.online.batch import sample
 from multiref.training.online.penalties import PerTokenForwardKL, PerTokenReverseKL
 from multiref.training.online.penalty import Penalty
@@ -49,6 +50,11 @@ class TextStates:
         self.texts = {prompt: (text,) if isinstance(text, str) else tuple(text) for prompt, text in texts.items()}
         self.share, self.max_new_tokens, self.end, self.unfinished = share, max_new_tokens, end, frozenset(unfinished)
         self._generation = Generation(max_new_tokens)
+
+    def __repr__(self) -> str:
+        """By which a resumed run is compared: the texts by their digest."""
+        texts = digest_of([*sorted(map(repr, self.texts.items())), *sorted(map(repr, self.unfinished))])
+        return f"TextStates({texts}, share={self.share}, max_new_tokens={self.max_new_tokens}, end={self.end})"
 
     def check(self, penalty: Penalty, rewards: Sequence[Any]) -> None:
         """ArgumentError for a rule that takes these completions for samples of the policy."""

@@ -39,7 +39,7 @@ from multiref.training.online.checks import as_rows, asked, resolve_penalty, res
 from multiref.training.online.distill import TextStates
 from multiref.training.online.penalties import FromReferences
 from multiref.training.online.penalty import Penalty
-from multiref.training.online.rewards import as_rewards, model_behind, reward_rollouts, warn_of_odd_completions
+from multiref.training.online.rewards import as_rewards, columns_of, judged_by, reward_rollouts, warn_of_odd_completions
 from multiref.training.online.rule import Rule, compute_surrogate, describe, normalised
 from multiref.training.start import check_first, held_elsewhere, identity_of, refuse_the_policy, starts_as
 from multiref.training.strategies import over_ranks
@@ -151,16 +151,17 @@ class OnlineTrainer:
     def _settings(self) -> dict[str, Any]:
         """What a run that goes on from a checkpoint must share with the one that wrote it."""
         choices = {"regularizer": self.regularizer, "method": self.method, "penalty": self.penalty}
-        judges = {each.name: model_behind(each) for each in self.rewards}
+        choices |= {"adaptive_beta": self.rule.adaptive_beta, "warm_up": self.warm_up}
         names = "seed", "max_new_tokens", "adam_betas", "weight_decay"
         return {
             "beta": self._asked_beta,
             **{name: stated(choice) for name, choice in choices.items()},
-            "adaptive_beta": stated(self.rule.adaptive_beta),
             "references": list(self.names),
-            **{f"reward {name}": model for name, model in judges.items() if model is not None},
             **held_elsewhere(self.model, self.scorer.opened if self.scorer else {}),
             "rewards": [reward.weight for reward in self.rewards],
+            "reward models and judges": [judged_by(reward.function) for reward in self.rewards],
+            "columns": digest_of(stated(column) for column in columns_of(self.rows, 1).items()),
+            "sampler": stated(self.sampler) if isinstance(self.sampler, TextStates) else None,
             "prompts": digest_of([self.weights, *self._contexts]),
             **{name: getattr(self.args, name) for name in names},
             "prompts_per_step": self.args.prompts_per_step * self.accelerator.num_processes,  # of all of them

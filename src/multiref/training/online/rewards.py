@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -158,30 +158,28 @@ class RewardModel:
         return rewards_of_rows(self.model, rows, int(self.tokenizer.pad_token_id), batch=self.batch).double().tolist()
 
 
-def model_behind(asked: Any) -> str | None:
-    """A digest of the `RewardModel` that a reward, a judge or an oracle goes by; None where none of ours is found."""
+def judged_by(asked: Any) -> dict[str, Any]:
+    """What a reward, a judge or an oracle goes by: how its judge is asked, and a digest of its `RewardModel`, if it is ours."""
+    found: dict[str, Any] = {}
     for _ in range(8):  # a reward's function, which asks a judge, which …
-        if asked is None or isinstance(asked, RewardModel):
-            break
+        numbers = ((name, getattr(asked, name, None)) for name in ("temperature", "votes", "both_orders"))
+        found |= {name: value for name, value in numbers if isinstance(value, int | float)}
+        if isinstance(asked, RewardModel):
+            return found | {"model": model_weights_fingerprint(asked.model)}
         asked = next((getattr(asked, name) for name in ("function", "judge", "oracle", "reward") if hasattr(asked, name)), None)
-    return model_weights_fingerprint(asked.model) if isinstance(asked, RewardModel) else None
+    return found
 
 
 def as_rewards(rewards: Any) -> tuple[Reward, ...]:
     """A function, a list of functions or `Reward`s, or {name: function or Reward} → `Reward`s with different names."""
-    items = (
-        list(rewards.items())
-        if isinstance(rewards, Mapping)
-        else [("", r) for r in (rewards if isinstance(rewards, Sequence) else [rewards])]
-    )
+    if not isinstance(rewards, Mapping | Sequence):
+        rewards = [rewards]
     made = []
-    for name, given in items:
+    for name, given in rewards.items() if isinstance(rewards, Mapping) else [("", each) for each in rewards]:
         reward = given if isinstance(given, Reward) else Reward(given)
         if not callable(reward.function):
             raise ArgumentError(f"rewards: expected functions of prompts and completions, found {reward.function!r}.")
-        made.append(
-            Reward(reward.function, name or reward.name or getattr(reward.function, "__name__", "reward"), reward.weight)
-        )
+        made.append(replace(reward, name=name or reward.name or getattr(reward.function, "__name__", "reward")))
     names = [reward.name for reward in made]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -211,21 +209,17 @@ def total_reward(
 
 def _awaited(rewards: Sequence[Reward], begun: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
     """What functions returned, the async ones' awaited side by side."""
-    waiting = [place for place, values in enumerate(begun) if inspect.isawaitable(values)]
+
+    async def one(reward: Reward, values: Any) -> Any:
+        try:
+            return await values if inspect.isawaitable(values) else values
+        except Exception as error:
+            raise reward.raised(error, completions) from error
 
     async def together() -> list[Any]:
-        async def one(place: int) -> Any:
-            try:
-                return await begun[place]
-            except Exception as error:
-                raise rewards[place].raised(error, completions) from error
+        return await asyncio.gather(*map(one, rewards, begun))
 
-        return await asyncio.gather(*map(one, waiting))
-
-    if not waiting:
-        return list(begun)
-    found = dict(zip(waiting, wait_for(together())))
-    return [found.get(place, values) for place, values in enumerate(begun)]
+    return wait_for(together()) if any(map(inspect.isawaitable, begun)) else list(begun)
 
 
 def reward_rollouts(
@@ -244,11 +238,16 @@ def reward_rollouts(
             f"{', some of no token' if empty else ''}; expected {group} each of at least one token."
         )
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.completions]
-    names = {name for row in rows for name in row} - {"prompt", "weights"}
-    columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows for _ in range(group)] for name in sorted(names)}
     ids = [list(each) for rollout in rollouts for each in rollout.completion_ids]  # by the name that TRL has for them
-    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], "completion_ids": ids, **columns}
+    ended = [end for rollout in rollouts for end in rollout.ended]
+    columns: dict[str, list[Any]] = {"ended": ended, "completion_ids": ids, **columns_of(rows, group)}
     return total_reward(rewards, prompts, completions, columns)
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], times: int) -> dict[str, list[Any]]:
+    """What rows hand to reward functions beside their prompts, by name, each so many times in a row."""
+    names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
+    return {name: [row.get(name) for row in rows for _ in range(times)] for name in names}
 
 
 def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: bool, limit: int) -> None:
@@ -295,14 +294,19 @@ def lexicon_reward(path: str | Path) -> Callable[[Sequence[Any], Sequence[Any]],
     return reward
 
 
-def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+def named_by(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a reward function; None where it does not say."""
     try:
-        parameters = inspect.signature(function).parameters
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
+        return None
+
+
+def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    named = named_by(function)
+    if named is None or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in named.values()):
         return dict(columns)
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(columns)
-    return {name: values for name, values in columns.items() if name in parameters}
+    return {name: values for name, values in columns.items() if name in named}
 
 
 def _shown(completion: Any, width: int = 200) -> str:

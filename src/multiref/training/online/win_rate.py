@@ -20,7 +20,7 @@ def judge_by_reward(reward: Callable[..., Sequence[float]], *, temperature: floa
         chances: list[float] = torch.sigmoid(torch.tensor(margins, dtype=torch.float64) / temperature).tolist()
         return chances
 
-    judge.reward = reward  # type: ignore[attr-defined]
+    judge.reward, judge.temperature = reward, temperature  # type: ignore[attr-defined]
     return judge
 
 
