@@ -161,7 +161,6 @@ def _captured_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) 
     Going through the model, not around it, keeps what hangs on its forward: DistributedDataParallel, FSDP, gradient
     checkpointing, PEFT, autocast, devices of the layers.
     """
-
     head = head_of(model)
     original = head.forward
     hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
