@@ -2,7 +2,7 @@
 length and method, one run, in turn.
 
     python benchmarks/online.py                                             a random Llama of 20 M parameters, vocabulary 32,000
-    python benchmarks/online.py --size 135M --lora 8 --prompts-per-step 2 --tokens 16 --steps 1 --repeats 1 [--base FOLDER]
+    python benchmarks/online.py --size 135M --lora 8 --prompts-per-step 4 --group 8 --tokens 20 --steps 4 --repeats 1
     python benchmarks/online.py --model path/to/stories260K --more path/to/stories260K-gsm8k path/to/stories-xs-280K \\
         --prompts path/to/stories.jsonl
 
@@ -212,10 +212,11 @@ def main():
                 length = f", {tokens:.1f} tokens a completion" if side == "multiref" else ""
                 print(f"{side:9} {clock:.3f} s a step, {work:.3f} s of processor time{length}", flush=True)
         sampler = against_generate(options, models[0], prompts)
-    record(f"sampling, {options.size}, processor time", sampler, against="our speed (plain batched generate)", at_least=0.9)
+    asked = f"{options.prompts_per_step} × {options.group} × {options.tokens}, {options.size}"
+    record(f"sampling, {asked}, processor time", sampler, against="our speed (plain batched generate)", at_least=0.9)
     medians = {side: [statistics.median(column) for column in zip(*steps)] for side, steps in found.items()}
     (a, b), (c, d) = medians["multiref"], medians["trl"]
-    case = f"a step with {len(models)} references{f', LoRA {options.lora}' if options.lora else ''}, {options.size}"
+    case = f"a step with {len(models)} references{f', LoRA {options.lora}' if options.lora else ''}, {asked}"
     peer, steps = "TRL's RLOO with 1", len(found["trl"])
     record(case, a / c, against=peer, ours_s=round(a, 3), trl_s=round(c, 3), steps=steps)
     record(f"{case}, processor time", b / d, against=peer, at_most=0.3, ours_s=round(b, 3), trl_s=round(d, 3), steps=steps)

@@ -72,24 +72,25 @@ def score(folder: Path, pairs: int, engine: str) -> dict[str, Any]:
         runner = RayEngine(workers=2)
     imports = peak_mib()
     start = time.perf_counter()
-    with _Others(engine == "ray") as others:
+    with _Together(engine == "ray") as together:
         scores = References({"constant": Constant()}).score(
             str(folder / f"pairs-{pairs}.jsonl"), store=folder / f"scores-{pairs}", engine=runner
         )
     seconds = time.perf_counter() - start
-    peak = peak_mib() + others.peak / 2**20
+    peak = together.peak / 2**20 if together.there else peak_mib()
     digest = hashlib.sha256(scores.keys.tobytes() + scores.logps.numpy().tobytes()).hexdigest()
     return {"seconds": seconds, "peak_mib": peak, "imports_mib": imports, "digest": digest, "completions": len(scores)}
 
 
-class _Others(threading.Thread):
-    """Meanwhile, what Ray's workers and its object store hold, at most at any one time. peak: bytes."""
+class _Together(threading.Thread):
+    """Meanwhile, what the driver, Ray's workers and its object store hold, at most at any one time; a page of the store that
+    the driver looks at is counted once. peak: bytes."""
 
     def __init__(self, there: bool) -> None:
         super().__init__(daemon=True)
         self.there, self.peak, self._done = there, 0, threading.Event()
 
-    def __enter__(self) -> "_Others":
+    def __enter__(self) -> "_Together":
         self.start()
         return self
 
@@ -98,8 +99,13 @@ class _Others(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while self.there and not self._done.wait(0.1):
-            self.peak = max(self.peak, self._workers() + self._store())
+        while self.there and not self._done.wait(0.05):
+            self.peak = max(self.peak, self._driver() + self._workers() + self._store())
+
+    def _driver(self) -> int:
+        status = Path("/proc/self/status").read_text()
+        held, stored = (int(status.split(f"{key}:")[1].split()[0]) for key in ("VmRSS", "RssShmem"))
+        return 1024 * (held - stored)
 
     def _workers(self) -> int:
         total = 0

@@ -137,6 +137,7 @@ def test_one_token_has_its_probability(dtype, monkeypatch):
     for uniform, token in ((0.0, 1), (1 - 2.0**-53, 5)):
         monkeypatch.setattr(torch, "rand", lambda shape, u=uniform, **like: torch.full(shape, u, dtype=torch.float64))
         assert int(draw_one(p, torch.Generator())) == token
+    assert draw_one(torch.tensor([[0.0, 0.0], [math.nan, 1.0]], dtype=dtype), torch.Generator()).tolist() == [[0], [0]]
 
 
 def test_logits_that_are_no_numbers_are_said():

@@ -63,7 +63,8 @@ def draw_one(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     total = reached[..., -1:]
     at = torch.rand(total.shape, dtype=wide, device=total.device, generator=generator) * total
     at = at.minimum(total.nextafter(total.new_zeros(())))  # below the end: the token has a probability
-    return torch.searchsorted(reached, at, right=True).clamp_max_(probabilities.shape[-1] - 1)  # NaN is found by `check_numbers`
+    # of a row of zeros or NaN the first: the callers say what is wrong with it
+    return torch.searchsorted(reached, at, right=True).remainder_(probabilities.shape[-1])
 
 
 def check_numbers(found: Tensor) -> None:

@@ -1,5 +1,5 @@
-"""log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks. Where W and b are fixed (under
-an adapter) the gradient is found on the way; elsewhere the blocks are recomputed in the backward pass."""
+"""log softmax(W h + b) at one label, without the array [tokens × vocabulary]: computed in blocks. Where W and b are fixed
+(under an adapter) the gradient is found on the way; elsewhere the blocks are recomputed in the backward pass."""
 
 from typing import Any
 
@@ -87,7 +87,7 @@ class _LabelLogps(torch.autograd.Function):
                 top = higher
             log_normaliser[a : a + rows] = top + mass.log()
             chosen[a : a + rows] = (chosen[a : a + rows] - top) - mass.log()  # in this order nothing large is rounded
-            if slope is not None:  # ∂logp/∂h = (1 − p) W_label − Σ over the others p_v W_v; 1 − p of the others, not rounded away
+            if slope is not None:  # ∂logp/∂h = (1 − p) W_label − Σ_v p_v W_v over the others; 1 − p is their sum, not rounded
                 part = slope[a : a + rows]
                 part.copy_((weight[here].to(wide) * others[:, None] - part) / mass[:, None])
         ctx.save_for_backward(*((slope,) if slope is not None else (hidden, weight, bias, labels, log_normaliser)))
