@@ -17,8 +17,8 @@ def label_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Ten
 
     logp = z_label − log Σ_v exp z_v,   z = W h + b
 
-    Differentiable in hidden, weight and bias, once. No array of more than `budget` logits exists at any time, forward or backward
-    (budget counts elements; a block is at least one token wide and one vocabulary entry deep).
+    Differentiable once, in hidden, weight and bias. No array of more than `budget` logits exists at any time, forward or
+    backward (budget counts elements; a block is at least one token wide and one vocabulary entry deep).
     """
     logps: Tensor = _LabelLogps.apply(hidden, weight, bias, labels, budget)  # type: ignore[no-untyped-call]
     return logps
