@@ -45,7 +45,8 @@ def plain_logps(
     """
     model = unwrapped(model)
     head = head_of(model)
-    original, seen = getattr(head, "forward", None), list[Tensor]()
+    original: Any = getattr(head, "forward", None)
+    seen: list[Tensor] = []
 
     def watched(hidden: Tensor, *others: Any) -> Tensor:
         seen.append(original(hidden if at is None else hidden[:, [first + place for place in at]], *others))
