@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
+from multiref.errors import ArgumentError
 from multiref.models.head import label_logps
 
 
@@ -65,3 +67,47 @@ def test_autocast_multiplies_in_half_precision_and_returns_single():
     assert logps.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
     expected = torch.nn.functional.linear(hidden, weight).log_softmax(-1).gather(1, labels[:, None])[:, 0]
     assert torch.allclose(logps, expected, atol=0.1) and not torch.equal(logps, expected)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_saved_tensors_are_asked_for_once(fixed):
+    """What recomputes them (a checkpoint around the whole model) or moves them (offloading) gives them no second time."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=not fixed)
+
+    def loss(h):
+        return label_logps(h, weight, None, torch.arange(6), budget=20).sum()
+
+    (expected,) = torch.autograd.grad(loss(hidden), hidden)
+    torch.utils.checkpoint.checkpoint(loss, hidden, use_reentrant=False).backward()
+    assert torch.equal(hidden.grad, expected)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_second_derivative_is_refused(fixed):
+    """The gradient is a number by then: that it depends on the hidden state would be left out without a word."""
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=not fixed)
+    logps = label_logps(hidden, weight, None, torch.arange(3), budget=100)
+    with pytest.raises(ArgumentError, match="no second derivative"):
+        torch.autograd.grad(logps.square().sum(), hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_first_block_that_is_forbidden(fixed):
+    """Biases of −∞ on all of the block that comes first: its largest logit is no number to subtract."""
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 12))
+    bias, labels = torch.tensor([-torch.inf] * 6 + [0.0] * 6, dtype=torch.float64), torch.tensor([6, 7, 11, 2])
+    logps = label_logps(hidden, weight.detach() if fixed else weight, bias, labels, budget=8)
+    plain = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    assert torch.allclose(logps, plain) and logps[3] == -torch.inf
+    found, expected = (torch.autograd.grad(each[:3].sum(), hidden)[0] for each in (logps, plain))
+    assert torch.allclose(found, expected)
+
+
+def test_autocast_leaves_float64_alone():
+    """As it does in a linear layer."""
+    hidden, weight, labels = torch.randn(3, 4).double(), torch.randn(7, 4).double(), torch.arange(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = torch.nn.functional.linear(hidden, weight).log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        assert torch.allclose(label_logps(hidden, weight, None, labels, budget=100), plain, atol=1e-12)

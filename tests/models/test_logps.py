@@ -3,12 +3,15 @@ same."""
 
 import copy
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multiref.errors import ArgumentError
+from multiref.errors import ArgumentError, ModelError
 from multiref.models import completion_logps, score_completions, score_tokens, token_logps
 from multiref.models.encoding import Encoded
 from tests.conftest import make_gpt2, make_llama
@@ -249,3 +252,31 @@ def test_completions_with_contexts_of_their_own(layout):
 def test_a_context_without_tokens_is_refused():
     with pytest.raises(ArgumentError, match=r"at least a start token"):
         completion_logps(make_llama(VOCABULARY), [Encoded((), ((1,),), (False,))])
+
+
+def test_threads_that_score_with_one_model_get_their_own_rows():
+    """Two were given the second one's scores, up to 16 nats off, and the head was left as the first had replaced it."""
+    model, batches = make_llama(VOCABULARY), [random_batch(seed, items=2) for seed in (10, 11)]
+    expected = [score_completions(model, batch) for batch in batches]
+    both = threading.Barrier(2)
+
+    def meet(*_):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # until the other has replaced the head too, or waits for its turn
+
+    model.model.embed_tokens.register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda batch: score_completions(model, batch), batches))
+    assert all(map(torch.equal, found, expected)) and "forward" not in vars(model.lm_head)
+
+
+def test_a_token_that_the_model_reads_and_does_not_predict():
+    """An embedding of 97 rows and 90 logits (Mllama has such). The token was scored as one whose logit is zero."""
+    model = make_llama(VOCABULARY)
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, 90, bias=False)
+    batch = [Encoded((95, n % 90), (tuple(range(1, 2 + n % 40)),), (False,)) for n in range(100)]
+    assert len(score_completions(model, batch)) == 100
+    batch[9] = Encoded((95, 9), ((5, 6, 95, 7, 8),), (False,))
+    for score in (score_completions, completion_logps):
+        with pytest.raises(ModelError, match="Token id 95 occurs in a completion, and LlamaForCausalLM has logits of 90"):
+            score(model, batch)

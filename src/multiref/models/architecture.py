@@ -2,15 +2,19 @@
 cache, by the name that its version of transformers has for it: `past_key_values`, or `cache` since 5.24."""
 
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import Encoded
+
+_turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def unwrapped(model: Any) -> Any:
@@ -34,16 +38,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def with_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within it the module's own forward is this one."""
-    saved = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if saved is None:
+    """Within it the module's own forward is this one. Another thread that wants another waits for its turn."""
+    with _turns.setdefault(module, threading.RLock()):
+        own = {name: value for name, value in vars(module).items() if name == "forward"}
+        module.forward = forward
+        try:
+            yield
+        finally:
             del module.forward
-        else:
-            module.forward = saved
+            vars(module).update(own)
 
 
 @contextmanager

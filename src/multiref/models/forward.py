@@ -1,7 +1,7 @@
 """One forward pass over rows as they are laid out, and one over a single sequence as plainly as can be."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -45,13 +45,14 @@ def plain_logps(
     """
     model = unwrapped(model)
     head = head_of(model)
+    original: Any = getattr(head, "forward", None)
     seen: list[Tensor] = []
-    with ExitStack() as hooks:
-        if head is not None:
-            hooks.callback(head.register_forward_hook(lambda module, inputs, output: seen.append(output)).remove)
-            if at is not None:
-                some = [first + place for place in at]
-                hooks.callback(head.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, some],)).remove)
+
+    def watched(hidden: Tensor, *others: Any) -> Tensor:
+        seen.append(original(hidden if at is None else hidden[:, [first + place for place in at]], *others))
+        return seen[-1]
+
+    with with_forward(head, watched) if head is not None else nullcontext():
         try:
             logits = getattr(model(input_ids=torch.tensor([row], device=device_of(model)), **uncached(model)), "logits", None)
         except torch.OutOfMemoryError:
@@ -72,11 +73,7 @@ def plain_logps(
         of_head = torch.equal(seen[0].to(logits), logits)
     here = logits[0, first : first + len(labels)] if at is None else logits[0]
     labels = labels if at is None else tuple(labels[place] for place in at)
-    if max(labels, default=0) >= logits.shape[-1]:
-        raise ModelError(
-            f"Token id {max(labels)} occurs in a completion, and {type(model).__name__} has logits of {logits.shape[-1]} "
-            "tokens. Expected the tokenizer that belongs to the model."
-        )
+    check_labels(model, [labels], logits.shape[-1])
     logps = gather(here, torch.tensor(labels, device=here.device))
     if bool(logps.isnan().any()):
         raise ModelError(
@@ -85,6 +82,15 @@ def plain_logps(
         )
     largest = max(map(abs, map(float, here.aminmax()))) if here.numel() else 0.0
     return Plain(logps.cpu(), logits.shape[-1], largest, of_head, at)
+
+
+def check_labels(model: Any, completions: Iterable[Sequence[int]], vocabulary: int) -> None:
+    """ModelError for a token that has no logit: some models read more tokens than they predict."""
+    if (largest := max((token for ids in completions for token in ids), default=-1)) >= vocabulary:
+        raise ModelError(
+            f"Token id {largest} occurs in a completion, and {type(unwrapped(model)).__name__} has logits of {vocabulary} "
+            "tokens. Expected the tokenizer that belongs to the model."
+        )
 
 
 def forward_logps(model: nn.Module, rows: Rows, *, head: bool, vocabulary: int, budget: int) -> Tensor:
@@ -156,7 +162,6 @@ def _captured_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) 
     Going through the model, not around it, keeps what hangs on its forward: DistributedDataParallel, FSDP, gradient
     checkpointing, PEFT, autocast, devices of the layers.
     """
-
     head = head_of(model)
     original = head.forward
     hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
@@ -199,5 +204,4 @@ def _whole_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) -> 
         ).logits
         logps.append(gather(logits.flatten(0, 1)[(rows.where[inside] - a * width).to(logits.device)], rows.labels[inside]))
         order.append(inside)
-    back = torch.cat(order).argsort()
-    return torch.cat(logps)[back]
+    return torch.cat(logps)[torch.cat(order).argsort()]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref.errors import ArgumentError
+
 CACHED = 2**20  # elements of a block on a CPU: 4 MiB in float32
 COLUMNS = 2048  # vocabulary entries of it: with twice as many a product of 256 by 256 takes an eighth longer (measured)
 
@@ -15,8 +17,8 @@ def label_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Ten
 
     logp = z_label − log Σ_v exp z_v,   z = W h + b
 
-    Differentiable in hidden, weight and bias. No array of more than `budget` logits exists at any time, forward or backward
-    (budget counts elements; a block is at least one token wide and one vocabulary entry deep).
+    Differentiable once, in hidden, weight and bias. No array of more than `budget` logits exists at any time, forward or
+    backward (budget counts elements; a block is at least one token wide and one vocabulary entry deep).
     """
     logps: Tensor = _LabelLogps.apply(hidden, weight, bias, labels, budget)  # type: ignore[no-untyped-call]
     return logps
@@ -57,7 +59,8 @@ class _LabelLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, budget: int) -> Tensor:
         kind = hidden.device.type  # a custom function must ask for autocast's dtype itself
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        cast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(kind) if cast else hidden.dtype
         wide = torch.promote_types(dtype, torch.float32)
         hidden = hidden.detach().to(dtype)
         rows, columns = _blocks(hidden, len(weight), budget)
@@ -67,7 +70,7 @@ class _LabelLogps(torch.autograd.Function):
         slope = torch.zeros_like(hidden, dtype=wide) if ctx.needs_input_grad[:3] == (True, False, False) else None
         for a in range(0, len(labels), rows):
             h, here = hidden[a : a + rows], labels[a : a + rows]
-            top = hidden.new_full((len(h),), -torch.inf, dtype=wide)
+            top = hidden.new_full((len(h),), torch.finfo(wide).min, dtype=wide)  # a first block may be −∞ throughout
             mass, others = hidden.new_zeros(2, len(h), dtype=wide)
             for v in range(0, len(weight), columns):
                 logits = _logits(h, weight[v : v + columns], None if bias is None else bias[v : v + columns], wide, room)
@@ -88,18 +91,21 @@ class _LabelLogps(torch.autograd.Function):
                 part = slope[a : a + rows]
                 part.copy_((weight[here].to(wide) * others[:, None] - part) / mass[:, None])
         ctx.save_for_backward(*((slope,) if slope is not None else (hidden, weight, bias, labels, log_normaliser)))
-        ctx.budget, ctx.wide, ctx.dtype = budget, wide, dtype
+        ctx.budget, ctx.wide = budget, wide
         return chosen
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """∂/∂z_v = g (1[v = label] − p_v), blockwise; the products with W and h follow from it."""
-        if len(ctx.saved_tensors) == 1:
-            (slope,) = ctx.saved_tensors
-            return (slope * grad.to(ctx.wide)[:, None]).to(ctx.dtype), None, None, None, None
-        hidden, weight, bias, labels, log_normaliser = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise ArgumentError(
+                "create_graph: these log-probabilities have no second derivative. Take them from the model's own logits."
+            )
+        saved, grad = ctx.saved_tensors, grad.to(ctx.wide)  # asked for once: what recomputes them has them no second time
+        if len(saved) == 1:
+            return saved[0] * grad[:, None], None, None, None, None
+        hidden, weight, bias, labels, log_normaliser = saved
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad = grad.to(ctx.wide)
         grad_hidden = torch.zeros_like(hidden, dtype=ctx.wide) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=ctx.wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=ctx.wide) if needs_bias and bias is not None else None
@@ -119,10 +125,4 @@ class _LabelLogps(torch.autograd.Function):
                     _add_product(grad_weight[v : v + columns], signal.T, h)
                 if grad_bias is not None:
                     grad_bias[v : v + columns] += signal.sum(0)
-        return (
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+        return grad_hidden, grad_weight, grad_bias, None, None

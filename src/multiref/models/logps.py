@@ -15,7 +15,7 @@ from multiref.models.architecture import AtRest, check_rows, evaluating
 from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
-from multiref.models.forward import LOGITS_BUDGET, batch_logps, device_of, forward_logps, uncached
+from multiref.models.forward import LOGITS_BUDGET, batch_logps, check_labels, device_of, forward_logps, uncached
 from multiref.models.rows import Rows, lay_out
 from multiref.models.witness import Scores
 
@@ -75,6 +75,7 @@ def audited(model: nn.Module, batch: Sequence[Encoded], *, layout: Layout | None
     """What stands for this batch, run in one pass: what is known, or an audit of its rows."""
     check_rows(model, batch)
     audit = audit_layout(model, batch, token_budget=ONE_PASS, always=True)
+    check_labels(model, (ids for item in batch for ids in item.completions), audit.vocabulary)
     if layout is None:
         layout = "batched" if audit.layout == "shared" and not share else audit.layout
     return replace(audit, layout=layout)
@@ -152,6 +153,7 @@ def score_tokens(
     else:
         audit, within = audit_layout(model, encoded, token_budget=budget, logits_budget=logits_budget, scores=known), None
         audit = replace(audit, layout=layout or audit.layout)
+    check_labels(model, (ids for item in encoded for ids in item.completions), audit.vocabulary)
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
     with torch.inference_mode(), evaluating(model):
         rest, done = AtRest(model) if audit.stateful else None, 0

@@ -134,8 +134,9 @@ class _Particles:
         """The completions that end after t tokens; which end closes each is drawn in proportion."""
         closing = pool[:, self.end] if t >= self.generation.min_new_tokens else pool[:, self.end].fill_(NEG_INF)
         self.mass.append(self.live + closing.logsumexp(-1).double().view_as(self.live))
-        drawn = (closing + _gumbel(closing, self.generator)).argmax(-1) if len(self.end) else None
-        self.closed.append(torch.zeros_like(self.rows) if drawn is None else self.end[drawn])
+        self.closed.append(self.rows.new_zeros(len(self.rows)))
+        if len(self.end):  # where none has mass one of them is named, and weighs nothing
+            self.closed[-1] = self.end[draw_one(closing.softmax(-1), self.generator)[:, 0]]
         self.guesses.append(self.guess)
         self.total = torch.logaddexp(self.total, self.mass[-1].logsumexp(-1))
 
@@ -197,8 +198,3 @@ def propose(pool: Tensor, flat: float, generator: torch.Generator) -> tuple[Tens
         proposal = (1 - flat) * proposal + flat * (shape / 2).softmax(-1)
     token = draw_one(proposal, generator)
     return token[:, 0], (pool.gather(1, token) - proposal.gather(1, token).log())[:, 0]
-
-
-def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(like.shape, generator=generator, dtype=torch.float64, device=like.device)
-    return -(-uniform.clamp_min(1e-300).log()).log()

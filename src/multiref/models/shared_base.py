@@ -193,28 +193,25 @@ def _merged(model: Any, adapter: str) -> Iterator[None]:
         and not layer.fan_in_fan_out
         for layer in layers
     )
-    if not plain or not layers or model.peft_config[adapter].peft_type != "LORA":
-        yield
-        return
-    held = [(layer, layer.weight.data) for layer in layers]
+    plain = plain and model.peft_config[adapter].peft_type == "LORA"
+    held = [(layer, layer.weight.data) for layer in layers if plain]
+    whole = []
     try:
-        try:
-            with torch.inference_mode(False), torch.no_grad():  # a third of the time of PEFT's `merge`
-                for layer, weight in held:
-                    up, down = (each.get_parameter(f"{adapter}.weight").to(weight) for each in (layer.lora_B, layer.lora_A))
-                    layer.weight.data = torch.addmm(weight, up, down, alpha=layer.scaling[adapter])
-                    layer.merged_adapters.append(adapter)
-        except RuntimeError:  # no memory for the copies
-            _restore(held)
+        with torch.inference_mode(False), torch.no_grad():  # a third of the time of PEFT's `merge`
+            for layer, weight in held:
+                up, down = (each.get_parameter(f"{adapter}.weight").to(weight) for each in (layer.lora_B, layer.lora_A))
+                whole.append(torch.addmm(weight, up, down, alpha=layer.scaling[adapter]))
+    except RuntimeError:  # no memory for the copies
+        held, whole = [], []
+    try:
+        for (layer, _), weight in zip(held, whole):
+            layer.weight.data = weight
+            layer.merged_adapters.append(adapter)
         yield
     finally:
-        _restore(held)
-
-
-def _restore(held: list[tuple[Any, torch.Tensor]]) -> None:
-    for layer, weight in held:
-        layer.weight.data = weight
-        layer.merged_adapters.clear()
+        for layer, weight in held:
+            layer.weight.data = weight
+            layer.merged_adapters.clear()
 
 
 def _marks(held: list[torch.Tensor]) -> list[tuple[torch.Size, int]]:

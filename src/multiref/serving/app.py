@@ -33,6 +33,7 @@ PATIENCE = 20.0  # seconds that a client may take over what it has to do
 _CHAT = {"/v1/completions": False, "/v1/chat/completions": True}  # what is posted: whether it is chat
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ENDING = BadRequest("The server is ending.", status=503)
+_TOO_LARGE = BadRequest(f"The body has more than {LARGEST:,} bytes.", status=413)
 
 
 class Left(Exception):
@@ -262,7 +263,7 @@ async def _read_body(request: Request) -> bytes:
     with suppress(ValueError):
         size = int(request.headers.get("content-length", "0")[:20])
     if size > LARGEST and "expect" in request.headers:
-        raise _too_large()
+        raise _TOO_LARGE
     try:
         async with asyncio.timeout(PATIENCE):
             size = 0
@@ -274,12 +275,8 @@ async def _read_body(request: Request) -> bytes:
     except TimeoutError:
         raise BadRequest(f"The body did not come within {PATIENCE:g} seconds.", status=408) from None
     if size > LARGEST:
-        raise _too_large()
+        raise _TOO_LARGE
     return bytes(content)
-
-
-def _too_large() -> BadRequest:
-    return BadRequest(f"The body has more than {LARGEST:,} bytes.", status=413)
 
 
 def refusal(error: Exception) -> JSONResponse:
