@@ -81,7 +81,7 @@ def compared():
         "optimum": Optimum(References(dict(refs)), RULE, BETA, n=60, islands=4),
     }
     judges = {"reward": lambda prompt, text: reward([], [text])[0]}
-    found = compare_samples(policies, refs, ["x0"] * 6, judges, Generation(LENGTH), weights=W, beta=BETA, samples=100, seed=1)
+    found = compare_samples(policies, refs, ["x0"] * 6, judges, Generation(LENGTH), weights=W, beta=BETA, samples=100, seed=2)
     return Truth(made), found
 
 
