@@ -63,7 +63,7 @@ def test_the_share_is_told_once_there_are_so_many_completions_as_the_refusal_say
         shares.append(found.share)
     assert shares[1][1] - shares[1][0] < shares[0][1] - shares[0][0]
     hard = {"beta": beta, "log_ratio_max": 40.0} if known else {"log_ratio_max": None}
-    made, few = (made, 20) if known else (tables(), 16)
+    made, few = (made, 20) if known else (tables(), 8)
     refused = certified(made, **hard, effort=Effort(100, 1, few))
     needed = int(re.search(r"about ([\d,]+) completions a prompt", str(refused))[1].replace(",", ""))
     assert refused.share is None and few < needed
