@@ -48,7 +48,7 @@ def test_a_policy_whose_answers_can_be_enumerated():
     assert bool(
         ((values["pass@3"][0] - truth).abs() < 4 * 3 * (1 - p) ** 2 * error).all()
     )  # the derivative of 1 − (1 − p)³ is 3 (1 − p)²
-    assert torch.equal(values["pass@1"][0], values["reward/correctness"][0])
+    torch.testing.assert_close(values["pass@1"][0], values["reward/correctness"][0])
 
 
 def test_intervals_are_those_of_the_mean_over_prompts():
@@ -126,3 +126,23 @@ def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):
     assert (tmp_path / "cut.jsonl").read_text().startswith(written) and len(read_rollouts(tmp_path / "cut.jsonl")) == 6
     with pytest.raises(OutputError, match="other settings"):
         sample_rewards(policy, rows, [Reward(long, "long")], Generation(3), samples=4, block=2, store=tmp_path / "cut.jsonl")
+
+
+def test_a_file_of_samples_is_of_its_settings_and_of_what_the_rewards_read(tmp_path):
+    """Another seed, cut, block or answer is another evaluation; rewards get the ids that they get in training."""
+    table = random_table(3, prompts=2)
+    policy, store = LanguageModel(table, tabular_tokenizer(table), "table"), tmp_path / "kept.jsonl"
+
+    def close(prompts, completions, target, completion_ids, **_):
+        return [float(len(ids) == wanted) for ids, wanted in zip(completion_ids, target)]
+
+    def ask(target=3, length=3, **options):
+        rows = [{"prompt": "x0", "target": target}, {"prompt": "x1", "target": target}]
+        given = {"samples": 2, "seed": 4, "block": 2, "store": store} | options
+        return sample_rewards(policy, rows, [Reward(close, "close")], Generation(length), **given)["close"]
+
+    first = ask()
+    assert torch.equal(ask(), first) and torch.equal(first, torch.ones(2, 2).double())
+    for other in ({"target": 2}, {"seed": 5}, {"length": 2}, {"block": 1}):
+        with pytest.raises(OutputError, match="other settings"):
+            ask(**other)

@@ -20,7 +20,8 @@ from multiref.evaluation.contestants import Contestant, RewardFunction, draw_eac
 from multiref.models.loading import LanguageModel
 from multiref.models.sampling import Rollout, sample
 from multiref.models.spec import Generation
-from multiref.training.online.rewards import Reward, total_reward
+from multiref.training.checks import digest_of
+from multiref.training.online.rewards import Reward, reward_rollouts, total_reward
 
 _BEFORE = frozenset({"prompt", "completions", "rewards"})  # of a line, before it had a sum
 
@@ -46,9 +47,10 @@ def sample_rewards(
         store: a file of one JSON line a prompt (completions, rewards; their ids, for `read_rollouts`), appended to; what it
             holds is not sampled again.
 
-    Errors: OutputError for a file that belongs to something else.
+    Errors: OutputError for a file of other prompts, columns, rewards or settings; whose draws they are it does not know.
     """
-    done = _read(store, rows, samples, [reward.name for reward in rewards])
+    asked = [digest_of([seed, block, generation, *(row[name] for name in sorted(row) if name != "prompt")]) for row in rows]
+    done = _read(store, rows, samples, [reward.name for reward in rewards], asked)
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
         if len(done) >= start + len(part):
@@ -65,7 +67,7 @@ def sample_rewards(
                     group=samples, seed=own,
                 )  # fmt: skip
         del done[start:]  # a block is whole or not there
-        done += _rewarded(part, rollouts, rewards, samples)
+        done += [seal(line | {"asked": own}) for line, own in zip(_rewarded(part, rollouts, rewards, samples), asked[start:])]
         _write(store, done[start:], start)
         tell("sampling", min(start + block, len(rows)), len(rows))
         say(f"{min(start + block, len(rows))}/{len(rows)} prompts")
@@ -100,17 +102,12 @@ def _parameters(function: Callable[..., Any]) -> Collection[str]:
 def _rewarded(
     rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], rewards: Sequence[Reward], samples: int
 ) -> list[dict[str, Any]]:
-    names = sorted({name for row in rows for name in row} - {"prompt", "weights"})
-    columns = {name: [row.get(name) for row in rows for _ in range(samples)] for name in names}
-    columns = {"ended": [end for rollout in rollouts for end in rollout.ended], **columns}
-    prompts = [rollout.prompt for rollout in rollouts for _ in range(samples)]
-    completions = [completion for rollout in rollouts for completion in rollout.completions]
-    total, each = total_reward(rewards, prompts, completions, columns)
+    total, each = reward_rollouts(rewards, rows, rollouts, samples)
     lines = []
     for i, rollout in enumerate(rollouts):
         here = slice(i * samples, (i + 1) * samples)
         values = {name: found[here].tolist() for name, found in {**each, "total": total}.items()}
-        lines.append(seal({**vars(rollout), "rewards": values}))
+        lines.append({**vars(rollout), "rewards": values})
     return lines
 
 
@@ -132,13 +129,16 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, names: Sequence[str]) -> list[dict[str, Any]]:
+def _read(
+    store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, names: Sequence[str], asked: Sequence[str]
+) -> list[dict[str, Any]]:
     """What is there, up to a line that was cut short or has changed since it was written."""
     if store is None or not store.exists():
         return []
     done: list[dict[str, Any]] = []
     others = OutputError(f"{store} holds samples of other settings; choose another folder, or remove it.")
-    for (number, text), row in zip(read_lines(store, "samples that `multiref evaluate` kept", error=OutputError), rows):
+    lines = read_lines(store, "samples that `multiref evaluate` kept", error=OutputError)
+    for (number, text), row, own in zip(lines, rows, asked):
         try:
             found = parse_json(text, f"{store}:{number}", constants=True)
         except MultirefError:
@@ -147,7 +147,7 @@ def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, n
             break
         rewards = found["rewards"]
         ours = isinstance(rewards, dict) and rewards.keys() == {*names, "total"}
-        ours = ours and all(len(values) == samples for values in rewards.values())
+        ours = ours and all(len(values) == samples for values in rewards.values()) and found.get("asked", own) == own
         if not ours or found["prompt"] != json.loads(json.dumps(row["prompt"])):
             raise others
         done.append(found)
